@@ -1,0 +1,44 @@
+# Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SOURCES := client common server simulation tests benchmarks
+
+.PHONY: help demo test test-slow lint format install clean
+
+help:
+	@echo "make demo       train over virtual hospitals on phantom images and name the report"
+	@echo "make test       lint, types and the tests"
+	@echo "make test-slow  the long tests"
+	@echo "make install    only set up $(VENV)"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("pneumofed needs Python 3.11 or 3.12, this is " + sys.version.split()[0] + "; call make PYTHON=/path/to/python3.11" if not (3, 11) <= sys.version_info[:2] <= (3, 12) else 0)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 torchvision==0.28.0 -e '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/pneumofed demo --out runs/demo
+
+lint: install
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy $(SOURCES)
+
+format: install
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

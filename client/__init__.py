@@ -1,0 +1,1 @@
+"""Runs inside a hospital: the ClientApp, local training and what the site keeps to itself."""

@@ -1,0 +1,153 @@
+"""The ClientApp: what a hospital answers to each message of the coordinator.
+
+Each handler is a function (instruction, site configuration) -> reply content; `_answer` gives it the site and turns every failure
+into a reply without details, so that a site that fails is named and the run goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from client.local_norms import LocalNorms
+from client.site import Site, class_number, find_site_config, load_site, site_log
+from client.training import RoundPlan, build_setup, train_locally
+from common.compute import Compute, build_compute
+from common.config import ExperimentConfig, ModelConfig, SiteConfig, TaskName
+from common.errors import EmptySiteError, MessageError
+from common.evaluation.predictions import Predictions
+from common.evaluation.statistics import FEDERATED_GRID, Statistics
+from common.inference import predict
+from common.layout import ArraysLayout
+from common.messages import (
+    Evaluation,
+    Instruction,
+    ModelArrays,
+    Presence,
+    Update,
+    build_failure,
+    pack_evaluation,
+    pack_presence,
+    pack_update,
+    unpack_instruction,
+)
+from common.models import build_model
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Instruction, SiteConfig], RecordDict]
+
+app = ClientApp()
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    return _answer(message, context, answer_roll_call)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    return _answer(message, context, train_round)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    return _answer(message, context, evaluate_round)
+
+
+def answer_roll_call(instruction: Instruction, config: SiteConfig) -> RecordDict:
+    """Who the site is and what data it has for the experiment, in counts; decodes the images on the way."""
+    site = load_site(config, instruction.experiment)
+    layout = ArraysLayout.of(_model(instruction.experiment.model, instruction.experiment.task))
+    return pack_presence(_presence(site, layout))
+
+
+def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
+    """Trains the global model on the site's training patients for one round."""
+    experiment = instruction.experiment
+    compute = build_compute(config.device, experiment.training.precision, config.threads)
+    site = load_site(config, experiment)
+    if not len(site.train.labels):
+        raise EmptySiteError(f"{site.name}: no training image")
+    model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
+    plan = RoundPlan(experiment, instruction.round, site.name)
+    setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
+    result = train_locally(setup, site.train, plan)
+    arrays = ModelArrays(*layout.flatten(model))
+    if experiment.strategy.name == "fedbn":
+        LocalNorms.of(config.work_dir, instruction.run, layout).keep(arrays, instruction.round)
+    logger.info("round %d: trained %d steps, loss %.4f", instruction.round, result.steps, result.loss)
+    return pack_update(Update(_presence(site, layout), arrays, len(site.train.labels), result.metrics()))
+
+
+def evaluate_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
+    """Judges the global model on the site's validation patients; only sums leave (see `common.evaluation.statistics`)."""
+    started = time.perf_counter()
+    experiment = instruction.experiment
+    compute = build_compute(config.device, "fp32", config.threads)
+    site = load_site(config, experiment)
+    model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
+    statistics = judge(compute.place(model), site, experiment, compute)
+    metrics = {"evaluate_sec": time.perf_counter() - started}
+    return pack_evaluation(Evaluation(_presence(site, layout), len(site.validation.labels), metrics, statistics.to_numbers()))
+
+
+def judge(model: nn.Module, site: Site, experiment: ExperimentConfig, compute: Compute) -> Statistics:
+    """Mergeable statistics of `model` on the site's validation patients; those of nothing where it has none."""
+    classes = class_number(experiment)
+    if not len(site.validation.labels):
+        return Statistics.zero(classes, FEDERATED_GRID)
+    probabilities = predict(model, site.validation, compute, experiment.model.in_channels, experiment.evaluation.batch_size)
+    return Statistics.of(Predictions(probabilities, site.validation.labels, site.validation.patients), FEDERATED_GRID)
+
+
+def _answer(message: Message, context: Context, handler: Handler) -> Message:
+    config: SiteConfig | None = None
+    try:
+        config = find_site_config(context.node_config, context.run_config)
+        with site_log(config):
+            return _handle(message, config, handler)
+    except Exception as error:
+        if config is None:
+            logger.exception("the site's configuration cannot be used")
+        return build_failure(error, config.name if config else None, message)
+
+
+def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
+    try:
+        return Message(handler(unpack_instruction(message.content), config), reply_to=message)
+    except Exception:
+        logger.exception("a message of type %s could not be answered", message.metadata.message_type)
+        raise
+
+
+def _presence(site: Site, layout: ArraysLayout) -> Presence:
+    return Presence(site.name, layout.digest, {**site.public_report, "train": len(site.train.labels), "validation": len(site.validation.labels)})
+
+
+def _model_with(instruction: Instruction, config: SiteConfig, norms_before_round: int) -> tuple[nn.Module, ArraysLayout]:
+    """The experiment's model with the instruction's weights, and under FedBN the site's own norm layers of an earlier round."""
+    experiment = instruction.experiment
+    if instruction.arrays is None:
+        raise MessageError("the instruction holds no arrays")
+    model = _model(experiment.model, experiment.task)
+    layout = ArraysLayout.of(model)
+    arrays = instruction.arrays
+    if experiment.strategy.name == "fedbn":
+        arrays = LocalNorms.of(config.work_dir, instruction.run, layout).restore(arrays, norms_before_round)
+    layout.load(model, arrays.parameters, arrays.statistics)
+    return model, layout
+
+
+@lru_cache(maxsize=1)
+def _model(cfg: ModelConfig, task: TaskName) -> nn.Module:
+    """The network without its first weights, which come with each message. Kept for the process: building it costs 0.2 s."""
+    return build_model(cfg.without_weights(), task, seed=0)
+
+

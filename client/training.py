@@ -1,0 +1,200 @@
+"""Local training: one setup, one loop.
+
+    setup  = build_setup(model, site's class counts, experiment, round)     model, optimizer, loss
+    result = train_locally(setup, data, plan)                               for each batch: augment, step
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.compute import Compute
+from common.config import ExperimentConfig, TrainingConfig
+from common.data.dataset import Dataset
+from common.losses import build_loss
+from common.models import freeze_in_round, set_trainable, train_mode
+from common.seeds import derive_seed, numpy_generator, torch_generator
+from common.transforms import augment, draw_parameters, normalize, to_model_input
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What one round of local training steps with. A private setup has the same parts, wrapped by its mechanism."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: nn.Module
+    compute: Compute
+    scaler: torch.amp.GradScaler
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """Where in the run a round stands; all randomness of the round comes from it."""
+
+    experiment: ExperimentConfig
+    round: int
+    site: str
+
+    def seed_parts(self) -> tuple[int, int, str]:
+        return self.experiment.seed, self.round, self.site
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Sums of one round's training; `loss` and `accuracy` are means over the images seen, with augmentation."""
+
+    loss: float
+    accuracy: float
+    steps: int
+    images: int
+    learning_rate: float
+    duration_sec: float
+
+    def metrics(self) -> dict[str, float]:
+        speed = self.images / self.duration_sec if self.duration_sec else 0.0
+        return {
+            "train_loss": self.loss,
+            "train_accuracy": self.accuracy,
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "train_sec": self.duration_sec,
+            "images_per_sec": speed,
+        }
+
+
+def build_setup(model: nn.Module, class_counts: list[int], plan: RoundPlan, compute: Compute) -> TrainingSetup:
+    """The plain setup: the model's trainable parameters under the experiment's optimizer and loss.
+
+    With FedProx the optimizer pulls toward the weights that `model` holds now, which are the global ones.
+    """
+    experiment = plan.experiment
+    freeze, factor = freeze_in_round(experiment.model, plan.round)
+    set_trainable(model, freeze)
+    model = compute.place(model)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _build_optimizer(trainable, experiment.training, experiment.training.learning_rate * factor)
+    if experiment.proximal_mu > 0:
+        pull_toward(optimizer, [parameter.detach().clone() for parameter in trainable], experiment.proximal_mu)
+    loss = build_loss(experiment.loss, class_counts).to(compute.device)
+    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.needs_scaler)
+    return TrainingSetup(model, optimizer, loss, compute, scaler)
+
+
+def pull_toward(optimizer: torch.optim.Optimizer, anchors: list[torch.Tensor], mu: float) -> None:
+    """Adds the gradient of mu/2 * ||w - w_global||^2 (Li et al. 2020, FedProx, eq. 2) before each optimizer step.
+
+    In the step and not in the loss: under Opacus the private optimizer writes `grad` anew from the per-sample gradients, which
+    would drop a term of the loss without a word.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def pull(*_: Any) -> None:
+        for parameter, anchor in zip(parameters, anchors, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=mu)
+
+    optimizer.register_step_pre_hook(pull)
+
+
+def schedule_factor(cfg: TrainingConfig, progress: float) -> float:
+    """Learning rate at `progress` in [0, 1) of the whole run, as a share of `learning_rate`.
+
+    `one_cycle` rises by half a cosine from 1/25 over `warmup_fraction`, then falls by half a cosine to `final_factor`
+    (Smith and Topin 2018; the shape and the 25 are torch's `OneCycleLR` defaults). `cosine` falls from 1 to `final_factor`.
+    """
+    if cfg.schedule == "constant":
+        return 1.0
+    if cfg.schedule == "one_cycle" and progress < cfg.warmup_fraction:
+        return _half_cosine(1.0 / 25.0, 1.0, progress / cfg.warmup_fraction)
+    start = cfg.warmup_fraction if cfg.schedule == "one_cycle" else 0.0
+    return _half_cosine(1.0, cfg.final_factor, (progress - start) / (1.0 - start) if start < 1.0 else 1.0)
+
+
+def draw_batches(images: int, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """One epoch's indices in random order, int64 [batch] each; every image once.
+
+    A last batch of one joins the one before it, since BatchNorm cannot normalise a single value; a site's only image stands twice.
+    """
+    order = generator.permutation(images)
+    if images == 1:
+        return [np.repeat(order, 2)]
+    batches = [order[start : start + batch_size] for start in range(0, images, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def train_locally(setup: TrainingSetup, data: Dataset, plan: RoundPlan) -> TrainingResult:
+    """Trains `setup.model` in place on `data` for one round and returns what happened.
+
+    Pure in (weights, data, plan): the same call gives the same weights on the same machine and number of threads.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(derive_seed(*plan.seed_parts(), "dropout"))
+    train_mode(setup.model)
+    base_rates = [float(group["lr"]) for group in setup.optimizer.param_groups]
+    loss_sum, correct, images, steps, factor = 0.0, 0, 0, 0, 1.0
+    for progress, batch, labels in _batches(data, plan):
+        factor = schedule_factor(plan.experiment.training, progress)
+        for group, rate in zip(setup.optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor
+        loss, right = _step(setup, batch, labels, plan.experiment)
+        loss_sum, correct, images, steps = loss_sum + loss * len(labels), correct + right, images + len(labels), steps + 1
+    duration = time.perf_counter() - started
+    return TrainingResult(loss_sum / images, correct / images, steps, images, base_rates[0] * factor, duration)
+
+
+def _batches(data: Dataset, plan: RoundPlan) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
+    """(progress of the run, augmented images float32 [N, 1, S, S] in [0, 1], labels int64 [N]) for each step of the round."""
+    cfg = plan.experiment.training
+    size_px = cfg.early_size_px if plan.round <= cfg.early_rounds else plan.experiment.image.size_px
+    order = numpy_generator(*plan.seed_parts(), "batches")
+    draws = torch_generator(*plan.seed_parts(), "augmentation")
+    for epoch in range(cfg.local_epochs):
+        batches = draw_batches(len(data.labels), cfg.batch_size, order)
+        for number, index in enumerate(batches):
+            done_epochs = (plan.round - 1) * cfg.local_epochs + epoch + number / len(batches)
+            images = _shrink(to_model_input(data.pixels[np.sort(index)]), size_px)
+            images = augment(images, draw_parameters(len(index), plan.experiment.augmentation, draws))
+            yield done_epochs / (plan.experiment.rounds * cfg.local_epochs), images, torch.from_numpy(data.labels[np.sort(index)])
+
+
+def _shrink(images: torch.Tensor, size_px: int) -> torch.Tensor:
+    if images.shape[-1] == size_px:
+        return images
+    return nn.functional.interpolate(images, size=(size_px, size_px), mode="bilinear", antialias=True)
+
+
+def _step(setup: TrainingSetup, images: torch.Tensor, labels: torch.Tensor, experiment: ExperimentConfig) -> tuple[float, int]:
+    compute = setup.compute
+    inputs, targets = compute.move(normalize(images, experiment.model.in_channels)), labels.to(compute.device)
+    setup.optimizer.zero_grad(set_to_none=True)
+    with compute.autocast():
+        logits = setup.model(inputs)
+    loss = setup.loss(logits.float(), targets)
+    setup.scaler.scale(loss).backward()
+    if experiment.training.max_grad_norm > 0:
+        setup.scaler.unscale_(setup.optimizer)
+        nn.utils.clip_grad_norm_(setup.model.parameters(), experiment.training.max_grad_norm)
+    setup.scaler.step(setup.optimizer)
+    setup.scaler.update()
+    return float(loss.detach()), int((logits.argmax(dim=1) == targets).sum())
+
+
+def _build_optimizer(parameters: list[nn.Parameter], cfg: TrainingConfig, learning_rate: float) -> torch.optim.Optimizer:
+    if cfg.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=cfg.weight_decay)
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

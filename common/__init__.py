@@ -1,0 +1,1 @@
+"""What the coordinator and every hospital must agree on; imports nothing else of ours."""

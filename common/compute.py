@@ -1,0 +1,81 @@
+"""Where and in which number type a model runs: device, mixed precision, memory format, threads."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from common.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A resolved device and number type. `dtype` is None where everything is float32."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    @property
+    def needs_scaler(self) -> bool:
+        """float16 has five exponent bits: small gradients vanish unless the loss is scaled (Micikevicius et al. 2018, section 3.2)."""
+        return self.dtype is torch.float16
+
+    def place(self, model: torch.nn.Module) -> torch.nn.Module:
+        """`model` on the device in channels_last, which convolutions of these networks run faster in."""
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def move(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+
+
+def build_compute(device: str, precision: Precision, threads: int = 0) -> Compute:
+    """The device and number type that this machine can give; `threads` > 0 fixes torch's CPU threads for the process.
+
+    Raises:
+        ConfigError: the device or the precision is asked for by name and not there.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    resolved = _resolve_device(device)
+    return Compute(resolved, _resolve_dtype(resolved, precision))
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(f"device '{name}' is not here: torch sees {torch.cuda.device_count()} CUDA devices; use device=auto or cpu")
+    return device
+
+
+def _resolve_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
+    if precision == "fp32":
+        return None
+    if precision == "bf16":
+        return torch.bfloat16
+    if precision == "fp16":
+        if device.type == "cpu":
+            raise ConfigError("training.precision fp16 needs a CUDA device; use auto, fp32 or bf16 on a CPU")
+        return torch.float16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if _cpu_multiplies_bf16() else None
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether bfloat16 products run in the CPU's own instructions; emulated ones are slower than float32."""
+    return torch.backends.cpu.get_cpu_capability() != "DEFAULT" and (
+        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    )

@@ -1,0 +1,382 @@
+"""The one typed schema of the project.
+
+`ExperimentConfig` is the run's: public, sent to every site with each message. `SiteConfig` is the hospital's own and never leaves
+it. `CoordinatorConfig` is the coordinator's own. YAML files in `configs/` hold only what differs from the defaults below.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+TaskName = Literal["binary", "three_class"]
+ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn"]
+StrategyName = Literal[
+    "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"
+]
+ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
+
+
+class Section(BaseModel):
+    """A part of a configuration: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ImageConfig(Section):
+    """How a radiograph becomes the model's input."""
+
+    size_px: Annotated[int, Field(ge=32, le=1024)] = 128
+    fit: Literal["pad", "crop"] = "pad"
+    """`pad` keeps the whole image and adds black bars; `crop` fills the square and cuts the longer side."""
+
+
+class AugmentationConfig(Section):
+    """Ranges of the random training transforms; each is drawn uniformly. Zero switches one off."""
+
+    rotation_deg: Annotated[float, Field(ge=0.0, le=45.0)] = 10.0
+    shift_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.06
+    scale_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.10
+    brightness: Annotated[float, Field(ge=0.0, le=0.5)] = 0.10
+    contrast: Annotated[float, Field(ge=0.0, le=0.9)] = 0.20
+    noise_std: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02
+    horizontal_flip_probability: Fraction = 0.0
+    """Zero by default: a mirrored chest has its heart on the wrong side. There is no vertical flip."""
+
+
+class ModelConfig(Section):
+    """The network, its input and where its first weights come from."""
+
+    name: ModelName = "resnet18"
+    in_channels: Literal[1, 3] = 1
+    norm: Literal["batch", "group"] = "batch"
+    weights: Annotated[str, Field(min_length=1)] = "none"
+    """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator) or the path of a local weights file."""
+    freeze: Literal["none", "head_only", "last_block"] = "none"
+    """What is trained: everything, the classifier alone, or the classifier and the last block."""
+    head_first_rounds: Annotated[int, Field(ge=0)] = 0
+    """Two-phase schedule: so many rounds with `head_only`, then `freeze` with `fine_tune_factor` times the learning rate."""
+    fine_tune_factor: Positive = 0.1
+
+    def without_weights(self) -> ModelConfig:
+        """The same network with random first weights, for those who load all weights afterwards."""
+        return self.model_copy(update={"weights": "none"})
+
+
+class LossConfig(Section):
+    """Training loss. Class weights come from each site's own counts."""
+
+    name: Literal["cross_entropy", "focal"] = "cross_entropy"
+    class_weights: Literal["none", "balanced", "effective"] = "balanced"
+    """`balanced`: n / (classes * n_class); `effective`: Cui et al. 2019 with beta = 0.999. Classes that a site lacks weigh nothing."""
+    max_class_weight: Positive = 4.0
+    """A ceiling on class weights, since a hospital with three normals must not let each count a hundredfold."""
+    focal_gamma: NonNegative = 2.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+
+
+class TrainingConfig(Section):
+    """Local training at each site in each round."""
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Positive = 1.0e-3
+    weight_decay: NonNegative = 0.05
+    momentum: Fraction = 0.9
+    """Of SGD alone."""
+    batch_size: Count = 32
+    local_epochs: Count = 1
+    schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
+    """Of the learning rate over all steps of the run: the site continues it from round to round."""
+    warmup_fraction: Fraction = 0.25
+    final_factor: Fraction = 0.01
+    proximal_mu: NonNegative | None = None
+    """FedProx: strength of the pull toward the global weights (Li et al. 2020, eq. 2). Unset it is 0.01 under the strategy
+    `fedprox` and 0, which is FedAvg, under the others."""
+    max_grad_norm: NonNegative = 0.0
+    """Gradient clipping by global norm; 0 is off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    """Share of each site's patients kept for validation."""
+    early_rounds: Annotated[int, Field(ge=0)] = 0
+    """So many first rounds train on images shrunk to `early_size_px`; the later ones on `image.size_px` (progressive resizing)."""
+    early_size_px: Annotated[int, Field(ge=32, le=1024)] = 64
+
+
+class StrategyConfig(Section):
+    """How the coordinator draws sites, checks their replies and combines them."""
+
+    name: StrategyName = "fedavg"
+    fraction_train: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    min_sites: Count | None = None
+    """A round with fewer good replies fails. Unset it is 2f + 3 for Krum (Blanchard et al. 2017, proposition 1), else 1."""
+    wait_for_sites: Annotated[int, Field(ge=0)] = 0
+    """Sites that must be connected before the first round; 0 means `min_sites`. After `wait_timeout_sec` the run starts with
+    those that are there, if they are `min_sites` at least."""
+    wait_timeout_sec: Positive = 300.0
+    round_timeout_sec: Positive = 3600.0
+    max_update_norm_factor: Positive = 10.0
+    """A reply whose update is longer than this many times the median update of its round is left out."""
+    server_learning_rate: Positive | None = None
+    """Of the server's optimizer; unset it is 1 for fedavgm and 0.01 for fedadam and fedyogi."""
+    server_momentum: Fraction = 0.9
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.99
+    tau: Positive = 1.0e-3
+    trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
+    malicious_sites: Annotated[int, Field(ge=0)] = 0
+    """Krum's f: how many sites may be hostile."""
+
+    @property
+    def replies_needed(self) -> int:
+        """`min_sites`, or the strategy's own minimum where it is unset."""
+        if self.min_sites is not None:
+            return self.min_sites
+        return 2 * self.malicious_sites + 3 if self.name == "krum" else 1
+
+
+class EvaluationConfig(Section):
+    """Central and federated evaluation."""
+
+    every_rounds: Count = 1
+    """The central sets are judged after each so many rounds, and always after the last."""
+    fraction_sites: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the sites that judge the new model on their validation patients after each round."""
+    bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    batch_size: Count = 64
+    threshold_policy: ThresholdPolicyName = "youden"
+    """Chosen on the sites' pooled validation statistics, then applied to the test and external sets."""
+    target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.95
+    """The sensitivity or specificity that the policies of these names hold."""
+
+
+class EarlyStoppingConfig(Section):
+    """Stops a run whose validation AUROC no longer grows."""
+
+    patience_rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds without improvement before the run stops; 0 is off."""
+    min_delta: NonNegative = 0.001
+
+
+class ExperimentConfig(Section):
+    """Everything that defines a run for all parties; holds nothing of any site."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)] = "pneumonia"
+    task: TaskName = "binary"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    rounds: Count = 12
+    image: ImageConfig = ImageConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+
+    @property
+    def proximal_mu(self) -> float:
+        """`training.proximal_mu`, or the strategy's own value where it is unset."""
+        if self.training.proximal_mu is not None:
+            return self.training.proximal_mu
+        return 0.01 if self.strategy.name == "fedprox" else 0.0
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ExperimentConfig:
+        needed = 2 * self.strategy.malicious_sites + 3
+        if self.strategy.name == "krum" and self.strategy.replies_needed < needed:
+            raise ValueError(
+                f"strategy.min_sites: Krum against {self.strategy.malicious_sites} hostile sites needs {needed} replies a round "
+                f"(2f + 3), got {self.strategy.min_sites}"
+            )
+        if self.strategy.name == "fedbn" and self.model.norm != "batch":
+            raise ValueError("strategy.name is 'fedbn' but model.norm is 'group'; FedBN keeps BatchNorm layers local, set model.norm to 'batch'")
+        if self.training.early_rounds and self.training.early_size_px > self.image.size_px:
+            raise ValueError("training.early_size_px must not exceed image.size_px")
+        if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
+            raise ValueError("model.head_first_rounds must be smaller than rounds")
+        return self
+
+
+class SiteConfig(Section):
+    """What one hospital keeps to itself. It is never sent."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    """The site's name as the coordinator knows it."""
+    manifest: str
+    """CSV with one row an image; see `common.data.manifest`."""
+    work_dir: str
+    """The site's own folder: decoded cache, local state, log. Nothing is written elsewhere."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the training process; 0 leaves torch's choice. Fix it where runs must repeat bit for bit."""
+
+
+class CoordinatorConfig(Section):
+    """What the coordinator keeps to itself: its run folder and the held-out sets it judges the model on."""
+
+    run_dir: str
+    test_manifest: str | None = None
+    external_manifest: str | None = None
+    cache_dir: str | None = None
+    resume: bool = False
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0
+
+
+T = TypeVar("T", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-5` as text; this loader reads it as the number it is (YAML 1.2)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """The YAML value of `text`, e.g. `3` -> 3, `1e-5` -> 1e-05, `fedprox` -> 'fedprox'."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in the YAML file `path`; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or holds something other than a mapping.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"configuration file {path}: expected keys and values, got {type(content).__name__}")
+    return content
+
+
+def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
+    """Puts `value` at the dotted `path` in the nested dictionary `values`, making sections on the way."""
+    *sections, key = path.split(".")
+    for section in sections:
+        child = values.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{path}: '{section}' is a value, not a section")
+        values = child
+    values[key] = value
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Nested dictionary of overrides given as `section.key=value`.
+
+    Raises:
+        ConfigError: an override lacks its `=`.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path.strip():
+            raise ConfigError(f"override '{override}': expected key=value, e.g. training.learning_rate=1e-3")
+        set_by_path(values, path.strip(), parse_value(text))
+    return values
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section; neither is changed."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def build_config(schema: type[T], values: Mapping[str, Any], source: str = "configuration") -> T:
+    """A checked `schema` built from plain `values`.
+
+    Raises:
+        ConfigError: each problem on its own line with the key's path, what was expected, what came, and for an unknown key the
+            nearest known one.
+    """
+    try:
+        return schema.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [_explain(schema, problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+
+
+def load_experiment(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """The experiment in the YAML file `path` (defaults alone if None) with nested `overrides` laid over it."""
+    values = read_yaml(path) if path else {}
+    return build_config(ExperimentConfig, merge(values, overrides or {}), str(path or "experiment"))
+
+
+def experiment_from_json(text: str) -> ExperimentConfig:
+    """The experiment that `ExperimentConfig.model_dump_json` wrote.
+
+    Raises:
+        ConfigError: the text was written by another version of the schema or was altered.
+    """
+    try:
+        return ExperimentConfig.model_validate_json(text)
+    except ValidationError as error:
+        problems = [_explain(ExperimentConfig, problem) for problem in error.errors()]
+        raise ConfigError("experiment of the run: " + "; ".join(problems)) from None
+
+
+def _explain(schema: type[Section], problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(schema, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return f"{path}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{path}: is required"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not path:
+        return message
+    came = problem["input"]
+    hint = ""
+    if problem["type"] == "literal_error" and isinstance(came, str):
+        near = difflib.get_close_matches(came, _choices_at(schema, problem["loc"]), n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{path}: {message[0].lower()}{message[1:]}, got {came!r}{hint}"
+
+
+def _schema_at(schema: type[Section], location: Sequence[Any]) -> type[Section]:
+    for part in location:
+        field = schema.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return schema
+        schema = field.annotation
+    return schema
+
+
+def _keys_at(schema: type[Section], location: Sequence[Any]) -> list[str]:
+    return list(_schema_at(schema, location).model_fields)
+
+
+def _choices_at(schema: type[Section], location: Sequence[Any]) -> list[str]:
+    field = _schema_at(schema, location[:-1]).model_fields.get(str(location[-1]))
+    return [str(choice) for choice in get_args(field.annotation)] if field else []

@@ -1,0 +1,116 @@
+"""The project's exceptions: one class per reaction of the caller.
+
+    PneumofedError
+    ├── ConfigError            the user mends the configuration or the command line
+    ├── DataError              the user mends the data of one site or of the coordinator
+    │   ├── ImageError         one file is left out and counted; the site goes on
+    │   └── EmptySiteError     the site has nothing to train on and says so
+    ├── WeightsError           model weights cannot be had or do not fit the model
+    ├── MessageError           a message from the other side is not what was agreed; the reply is left out
+    ├── RoundError             a round had fewer than `min_sites` good replies; the run fails and says who and why
+    └── CheckpointError        a checkpoint cannot be read or belongs to another run; `--resume` refuses
+
+An exception's own text may name files and thus patients, so it stays where it was raised. What may cross the wire is the
+class name and `public_message`, a fixed sentence without any detail (see `describe_for_wire`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class PneumofedError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    public_message = "the site failed; the reason is in the site's own log"
+
+
+class ConfigError(PneumofedError):
+    """The configuration or the command line is wrong; the text says where, what was expected and what came."""
+
+    public_message = "the site's configuration does not fit this run"
+
+
+class DataError(PneumofedError):
+    """The data of one party cannot be used; the text says what to do."""
+
+    public_message = "the site's data cannot be used"
+
+
+class SkipReason(StrEnum):
+    """Why one image was left out. The value is the sentence in the data report; it never names the file."""
+
+    MISSING = "file not found"
+    EMPTY = "file is empty"
+    UNREADABLE = "file cannot be opened"
+    UNKNOWN_FORMAT = "not a DICOM, JPEG or PNG file"
+    CORRUPT = "image data truncated or corrupt"
+    NO_PIXEL_DATA = "DICOM without pixel data"
+    UNSUPPORTED_COMPRESSION = "DICOM transfer syntax cannot be decoded"
+    UNSUPPORTED_BITS = "pixels of fewer than 8 or more than 16 bits"
+    COLOUR = "colour image where greyscale is expected"
+    MULTI_FRAME = "multi-frame image"
+    TOO_LARGE = "image dimensions beyond the limit"
+    TOO_SMALL = "image smaller than 16 pixels a side"
+    CONSTANT = "image without any contrast"
+    NO_LABEL = "no label known for this image"
+    UNKNOWN_LABEL = "label is none of the task's classes"
+    UNCERTAIN_LABEL = "uncertain label left out by policy"
+    NO_PATIENT = "patient unknown"
+    NOT_FRONTAL = "not a frontal view"
+    DUPLICATE = "same image content seen before"
+
+
+class ImageError(DataError):
+    """One image cannot be used.
+
+    Attributes:
+        reason: the kind of failure, safe to count and to show outside the site.
+    """
+
+    public_message = "an image cannot be used"
+
+    def __init__(self, reason: SkipReason, detail: str = "") -> None:
+        super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
+        self.reason = reason
+
+
+class EmptySiteError(DataError):
+    """A site has no usable image for this task."""
+
+    public_message = "the site has no usable image for this task"
+
+
+class WeightsError(PneumofedError):
+    """Model weights cannot be downloaded, read or loaded into this model."""
+
+    public_message = "the model's weights cannot be loaded at the site"
+
+
+class MessageError(PneumofedError):
+    """A message of the other side breaks the agreement in `common.messages`."""
+
+    public_message = "the message does not follow the agreed format"
+
+
+class RoundError(PneumofedError):
+    """A round could not be completed; the text names each site and its reason."""
+
+
+class CheckpointError(PneumofedError):
+    """A checkpoint is damaged or belongs to another experiment."""
+
+
+def describe_for_wire(error: BaseException) -> tuple[str, str]:
+    """(class name, fixed sentence) of `error`: all that may leave a site about a failure.
+
+    Never uses `str(error)`, which may hold a path and with it a patient's name. A class of another library is reported by its
+    name alone, and only if it comes from the standard library or one of the declared dependencies (a class name is code, not data).
+    """
+    if isinstance(error, PneumofedError):
+        return type(error).__name__, error.public_message
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return type(error).__name__, "the site ran out of memory; a smaller batch size may help"
+    if isinstance(error, OSError):
+        return type(error).__name__, "the site could not read or write a file; see the site's own log"
+    return type(error).__name__, PneumofedError.public_message

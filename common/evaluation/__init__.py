@@ -1,0 +1,1 @@
+"""Mergeable statistics, metrics with intervals, thresholds and plots."""

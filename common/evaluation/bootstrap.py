@@ -1,0 +1,148 @@
+"""Confidence intervals by the percentile bootstrap over patients.
+
+Images of one patient are alike, so patients are drawn, each with all its images (Rutter 2000, "Bootstrap Estimation of Diagnostic
+Accuracy with Patient-clustered Data", Academic Radiology 7:413). Every statistic is a sum over images, so that of a resample is
+the same sum, each image weighted by how often its patient was drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from common.errors import DataError
+from common.evaluation.curves import auroc
+from common.evaluation.metrics import Tally, metrics_of
+from common.evaluation.predictions import Predictions
+from common.evaluation.statistics import Statistics, image_terms
+
+Counts = npt.NDArray[np.int64]
+Reals = npt.NDArray[np.float64]
+
+CELLS_AT_ONCE = 2**20  # resamples times images held in memory together: some 100 MB at the peak
+
+
+class Interval(TypedDict):
+    """A metric with its confidence interval; `low` and `high` are NaN where no resample had the metric defined."""
+
+    value: float
+    low: float
+    high: float
+    resamples: int
+    """Resamples in which the metric was defined."""
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """How intervals are made: number of resamples (0: no interval), confidence in (0, 1), and the seed of the draws."""
+
+    resamples: int = 1000
+    confidence: float = 0.95
+    seed: int = 0
+
+
+def bootstrap(predictions: Predictions, threshold: float, settings: Bootstrap | None = None) -> dict[str, Interval]:
+    """Each metric of `metrics_of` with its interval; `threshold` is held fixed, being chosen elsewhere. Pure in its arguments."""
+    settings = settings or Bootstrap()
+    values = metrics_of(Tally.of(Statistics.of(predictions), threshold))
+    patient, patients = _patient_index(predictions)
+    views = [_View.of(scores, positive, patient) for scores, positive in zip(*predictions.views, strict=True)]
+    first_positive = int(np.searchsorted(views[0].scores, threshold))
+    terms = [_by_patient(term, patient, patients) for term in image_terms(predictions)]
+    parts = [
+        metrics_of(Tally([view.histograms(draws) for view in views], first_positive, *(_weighted(draws, term) for term in terms)))
+        for draws in draw_patients(patients, settings, rows_at_once(len(predictions)))
+    ]
+    return {name: _interval(value, [part[name] for part in parts], settings.confidence) for name, value in values.items()}
+
+
+def bootstrap_difference(first: Predictions, second: Predictions, settings: Bootstrap | None = None) -> Interval:
+    """AUROC of `first` minus that of `second` on the same images, with its interval; both models see the same draws.
+
+    Raises:
+        DataError: the two are not of the same images in the same order.
+    """
+    settings = settings or Bootstrap()
+    if (first.images, first.patients) != (second.images, second.patients) or not np.array_equal(first.labels, second.labels):
+        raise DataError("paired bootstrap: expected two models' predictions of the same images in the same order, got others")
+    patient, patients = _patient_index(first)
+    views = [_View.of(model.scores, model.labels != 0, patient) for model in (first, second)]
+    once = np.ones((1, patients), np.int64)
+    parts = [_auroc_difference(views, draws) for draws in draw_patients(patients, settings, rows_at_once(len(first)))]
+    return _interval(_auroc_difference(views, once)[0], parts, settings.confidence)
+
+
+def draw_patients(patients: int, settings: Bootstrap, rows: int) -> Iterator[Counts]:
+    """How often each patient is in each resample, as int64 [<= rows, patients] arrays of `settings.resamples` rows in all.
+
+    Each resample draws as many patients as there are, with replacement. The draws do not depend on `rows`.
+    """
+    generator = np.random.default_rng(settings.seed)
+    for start in range(0, settings.resamples if patients else 0, rows):
+        count = min(rows, settings.resamples - start)
+        drawn = generator.integers(patients, size=(count, patients)) + patients * np.arange(count)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=count * patients).reshape(count, patients)
+
+
+def rows_at_once(images: int) -> int:
+    """Resamples of `images` images that fit in `CELLS_AT_ONCE`."""
+    return max(1, CELLS_AT_ONCE // max(1, images))
+
+
+@dataclass(frozen=True)
+class _View:
+    """One two-class question, images sorted by score: patient and truth [N], first image and value of each distinct score [B]."""
+
+    patient: Counts
+    positive: Counts
+    start: Counts
+    scores: Reals
+
+    @classmethod
+    def of(cls, scores: Reals, positive: npt.NDArray[np.bool_], patient: Counts) -> _View:
+        order = np.argsort(scores, kind="stable")
+        distinct, start = np.unique(scores[order], return_index=True)
+        return cls(patient[order], positive[order].astype(np.int64), start, distinct)
+
+    def histograms(self, draws: Counts) -> Counts:
+        """[R, 2, B] images by truth and score in each of R resamples."""
+        weights = draws[:, self.patient]
+        positives = weights * self.positive
+        if len(self.start) < len(self.patient):
+            weights, positives = (np.add.reduceat(array, self.start, axis=1) for array in (weights, positives))
+        return np.stack([weights - positives, positives], axis=1)
+
+
+def _patient_index(predictions: Predictions) -> tuple[Counts, int]:
+    names, index = np.unique(np.array(predictions.patients, dtype=str), return_inverse=True)
+    return index.astype(np.int64), len(names)
+
+
+def _by_patient(terms: Counts, patient: Counts, patients: int) -> Counts:
+    sums = np.zeros((patients, *terms.shape[1:]), np.int64)
+    np.add.at(sums, patient, terms)
+    return sums
+
+
+def _weighted(draws: Counts, terms: Counts) -> Counts:
+    """Sum over patients of `draws` [R, P] times `terms` [P, ...]; in float64 for speed, exact up to 2**53."""
+    sums = draws.astype(np.float64) @ terms.reshape(len(terms), -1).astype(np.float64)
+    return np.rint(sums).astype(np.int64).reshape(len(draws), *terms.shape[1:])
+
+
+def _auroc_difference(views: list[_View], draws: Counts) -> Reals:
+    first, second = (auroc(*np.moveaxis(view.histograms(draws), 1, 0)) for view in views)
+    return first - second
+
+
+def _interval(value: npt.ArrayLike, parts: list[Reals], confidence: float) -> Interval:
+    """The percentile interval (Efron and Tibshirani 1993, section 13.3) of the resamples in which the metric is defined."""
+    resampled = np.concatenate([np.empty(0), *parts])
+    valid = resampled[~np.isnan(resampled)]
+    tail = (1.0 - confidence) / 2
+    low, high = np.quantile(valid, [tail, 1.0 - tail]) if len(valid) else (np.nan, np.nan)
+    return Interval(value=float(np.asarray(value)), low=float(low), high=float(high), resamples=len(valid))

@@ -1,0 +1,248 @@
+"""Radiographs as greyscale arrays: `read_image` for DICOM, JPEG and PNG, `fit_square` for the model's input size.
+
+Whatever is in a file, `read_image` gives an `Image` or raises an `ImageError`, so that one bad file costs a site one file. The
+text of that error holds kinds and numbers of pixels, never a path or the value of another tag.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+from PIL import ImageOps
+
+from common.errors import ConfigError, ImageError, SkipReason
+
+MIN_SIDE_PX = 16
+MAX_SIDE_PX = 16_384
+MAX_PIXELS = 100_000_000
+"""About five times the largest detector of today (43 x 43 cm at 0.1 mm: 18 million pixels)."""
+MAX_FILE_BYTES = 512 * 2**20
+"""More than twice `MAX_PIXELS` of 16 bits."""
+
+Format = Literal["dicom", "jpeg", "png"]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A range of grey values: `width` around `center`, in the units after the modality LUT (Hounsfield units in CT)."""
+
+    center: float
+    width: float
+
+    def __post_init__(self) -> None:
+        """Refuses a window that cannot be applied.
+
+        Raises:
+            ConfigError: a value is not finite or the width is not positive.
+        """
+        if not (math.isfinite(self.center) and math.isfinite(self.width) and self.width > 0):
+            raise ConfigError(f"window: expected a finite center and a width above 0, got {self.center} and {self.width}")
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    """What the file says about an image; nothing in it identifies a patient.
+
+    Attributes:
+        format: by content, whatever the file's name.
+        height_px: rows of the pixels as they were read, EXIF orientation applied.
+        width_px: columns likewise.
+        bits: bits that carry the grey value: Bits Stored of DICOM, 8 or 16 otherwise.
+        modality: DICOM Modality, e.g. `DX`, `CR`, `CT`.
+        view: DICOM View Position, e.g. `PA`, `AP`, `LL`.
+        sex: DICOM Patient's Sex where it is M or F.
+        age_years: DICOM Patient's Age.
+        manufacturer: DICOM Manufacturer and Manufacturer's Model Name.
+        photometric: DICOM Photometric Interpretation.
+        window: the window that was applied, if one was.
+        inverted: whether the stored values were shown white to black and have been turned round.
+    """
+
+    format: Format
+    height_px: int
+    width_px: int
+    bits: int
+    modality: str | None = None
+    view: str | None = None
+    sex: Literal["M", "F"] | None = None
+    age_years: float | None = None
+    manufacturer: str | None = None
+    photometric: str | None = None
+    window: Window | None = None
+    inverted: bool = False
+
+
+@dataclass(frozen=True)
+class Image:
+    """One radiograph: `pixels` float32 [H, W] in [0, 1], C-contiguous, 0 is black (air); `info` tells where they come from."""
+
+    pixels: np.ndarray
+    info: ImageInfo
+
+
+def read_image(path: str | PathLike[str], *, window: Window | None = None) -> Image:
+    """The radiograph in the file `path`, whose format is told by its content.
+
+    DICOM is brought to display values as in `common.dicom.reader`. JPEG and PNG keep their values: 8 bits are divided by 255,
+    16 bits by 65535; colour becomes luma (ITU-R BT.601), transparent parts become black, the EXIF orientation is applied.
+
+    Args:
+        path: the file.
+        window: for DICOM alone: replaces the file's own window or VOI LUT.
+
+    Raises:
+        ImageError: the file is missing, damaged, without contrast, too small, too large or of a kind that is not read; its
+            `reason` says which. Sizes are checked before anything is decoded.
+    """
+    data = _read_bytes(Path(path))
+    try:
+        with _quiet():
+            return _decode(data, window)
+    except ImageError:
+        raise
+    except (MemoryError, PIL.Image.DecompressionBombError):
+        raise ImageError(SkipReason.TOO_LARGE) from None
+    except Exception as error:  # hostile bytes make the parsers raise nearly any class
+        # Its text may quote tag values, so the class's name alone is kept.
+        raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
+
+
+def check_size(height_px: int, width_px: int) -> None:
+    """Refuses an image by its declared size, to be called before memory is taken for it.
+
+    Raises:
+        ImageError: TOO_SMALL below `MIN_SIDE_PX`, TOO_LARGE above `MAX_SIDE_PX` or `MAX_PIXELS`.
+    """
+    if min(height_px, width_px) < MIN_SIDE_PX:
+        raise ImageError(SkipReason.TOO_SMALL, f"{height_px} x {width_px}")
+    if max(height_px, width_px) > MAX_SIDE_PX or height_px * width_px > MAX_PIXELS:
+        raise ImageError(SkipReason.TOO_LARGE, f"{height_px} x {width_px}")
+
+
+def fit_square(pixels: np.ndarray, size_px: int, fit: Literal["pad", "crop"]) -> np.ndarray:
+    """`pixels` float32 [H, W] in [0, 1] as a square, float32 [size_px, size_px] in [0, 1], with the aspect ratio kept.
+
+    `pad` scales the longer side to `size_px` and puts black on both sides of the shorter one; `crop` cuts the longer side at
+    both ends and scales what is left. Scaling is bilinear, with a kernel as wide as the reduction so that nothing aliases
+    (a triangle filter, as `torch.nn.functional.interpolate(..., antialias=True)`). Deterministic; a constant stays constant.
+
+    Raises:
+        ConfigError: `size_px` or `fit` is none of the above, or `pixels` is not an image.
+    """
+    if fit not in ("pad", "crop") or size_px < 1 or pixels.ndim != 2 or not pixels.size:
+        raise ConfigError(f"fit_square: expected [H, W], a size and pad or crop, got {pixels.shape}, {size_px}, {fit!r}")
+    if fit == "crop":
+        side = min(pixels.shape)
+        top, left = ((length - side) // 2 for length in pixels.shape)
+        return _resize(pixels[top : top + side, left : left + side], size_px, size_px)
+    scale = size_px / max(pixels.shape)
+    height, width = (max(1, round(length * scale)) for length in pixels.shape)
+    top, left = (size_px - height) // 2, (size_px - width) // 2
+    square = np.zeros((size_px, size_px), np.float32)
+    square[top : top + height, left : left + width] = _resize(pixels, height, width)
+    return square
+
+
+def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    image = PIL.Image.fromarray(np.ascontiguousarray(pixels, np.float32))
+    resized = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized), 0.0, 1.0)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if not path.is_file():  # a named pipe would block for ever
+            raise ImageError(SkipReason.UNREADABLE if path.exists() else SkipReason.MISSING)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(SkipReason.TOO_LARGE, f"file of more than {MAX_FILE_BYTES} bytes")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(SkipReason.MISSING) from None
+    except OSError as error:
+        raise ImageError(SkipReason.UNREADABLE, type(error).__name__) from None
+    if not data:
+        raise ImageError(SkipReason.EMPTY)
+    return data
+
+
+def _find_format(data: bytes) -> Format:
+    """The format by its first bytes. DICOM: `DICM` after 128 bytes (PS3.10, 7.1), or a first tag of group 0002 or 0008."""
+    if data[128:132] == b"DICM":
+        return "dicom"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith((b"\x02\x00", b"\x08\x00", b"\x00\x08\x00")):
+        return "dicom"
+    raise ImageError(SkipReason.UNKNOWN_FORMAT)
+
+
+def _decode(data: bytes, window: Window | None) -> Image:
+    kind = _find_format(data)
+    if kind != "dicom":
+        return _decode_raster(data, kind)
+    from common.dicom.reader import decode_dicom  # pydicom takes a third of a second to import: only those who have DICOM pay
+
+    return decode_dicom(data, window)
+
+
+def _decode_raster(data: bytes, kind: Literal["jpeg", "png"]) -> Image:
+    with PIL.Image.open(BytesIO(data), formats=[kind]) as image:
+        check_size(image.height, image.width)
+        image.load()
+        grey, levels = _to_grey(ImageOps.exif_transpose(image))
+    pixels = np.asarray(grey, np.float32) / np.float32(levels)
+    if pixels.min() == pixels.max():
+        raise ImageError(SkipReason.CONSTANT)
+    info = ImageInfo(format=kind, height_px=pixels.shape[0], width_px=pixels.shape[1], bits=levels.bit_length())
+    return Image(pixels, info)
+
+
+def _to_grey(image: PIL.Image.Image) -> tuple[PIL.Image.Image, int]:
+    """(image of one channel, its largest possible value)."""
+    if image.mode.startswith("I"):
+        return image, 65_535
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "black"), image)
+    return image.convert("L"), 255  # Pillow's L is the luma of ITU-R BT.601-2: 0.299 R + 0.587 G + 0.114 B
+
+
+_quiet_lock = threading.Lock()
+_quiet_users = 0
+_quiet_filters: warnings.catch_warnings[None] | None = None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences warnings, which quote tag values, while any thread reads an image.
+
+    Counted under a lock, because `warnings.catch_warnings` alone leaves the wrong filters behind when two threads leave it in
+    the order in which they came.
+    """
+    global _quiet_users, _quiet_filters
+    with _quiet_lock:
+        if _quiet_users == 0:
+            _quiet_filters = warnings.catch_warnings()
+            _quiet_filters.__enter__()
+            warnings.simplefilter("ignore")
+        _quiet_users += 1
+    try:
+        yield
+    finally:
+        with _quiet_lock:
+            _quiet_users -= 1
+            if _quiet_users == 0 and _quiet_filters is not None:
+                _quiet_filters.__exit__(None, None, None)

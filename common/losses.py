@@ -1,0 +1,109 @@
+"""Training losses with class weights from a site's own counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from common.config import LossConfig
+from common.errors import EmptySiteError
+
+EFFECTIVE_NUMBER_BETA = 0.999
+"""One of the values tried by Cui et al. 2019, section 5.1 (0.9, 0.99, 0.999, 0.9999)."""
+
+_SMALLEST_MISS = 1e-8
+"""Floor of 1 - p in the focal factor: the derivative of (1 - p)^gamma at p = 1 is infinite for gamma below 1."""
+
+
+class WeightedLoss(nn.Module):
+    """Focal loss with class weights and label smoothing; gamma = 0 is cross-entropy.
+
+    For a sample with logits z, p = softmax(z) and target q, the one-hot label smoothed to (1 - e) q + e / C, the loss is
+    sum_c q_c w_c (1 - p_c)^gamma (-log p_c): Lin et al. 2017, eq. 5, summed over the classes of a smoothed target.
+
+    The result is the mean over samples, sum_i loss_i / N, and not torch's mean over weights, sum_i loss_i / sum_i w_(y_i): so the
+    gradient is a mean of per-sample gradients, none of which depends on another sample (differential privacy needs this), and a
+    batch of weightless samples gives 0 and not NaN.
+
+    Attributes:
+        class_weights: float32 [C].
+    """
+
+    class_weights: Tensor
+
+    def __init__(self, class_weights: Tensor, gamma: float = 0.0, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("class_weights", class_weights.to(torch.float32))
+        self.gamma = gamma
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Scalar mean of the loss over `logits` [N, C] and int64 `labels` [N], N at least 1; computed in float32."""
+        logits = logits.float()
+        if self.gamma == 0.0:
+            total = functional.cross_entropy(
+                logits, labels, self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
+            )
+            return total / labels.numel()
+        return self._focal(logits, labels).sum() / labels.numel()
+
+    def _focal(self, logits: Tensor, labels: Tensor) -> Tensor:
+        log_p = functional.log_softmax(logits, dim=1)
+        target = functional.one_hot(labels, logits.shape[1]).to(log_p)
+        target = target * (1.0 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
+        miss = (-torch.expm1(log_p)).clamp_min(_SMALLEST_MISS)
+        return -(target * self.class_weights * miss**self.gamma * log_p).sum(dim=1)
+
+
+def build_loss(cfg: LossConfig, class_counts: Sequence[int]) -> WeightedLoss:
+    """The loss that `cfg` asks for at a site with `class_counts` training samples of each class.
+
+    Raises:
+        EmptySiteError: the site has no sample at all.
+    """
+    weights = class_weights(cfg, class_counts)
+    gamma = cfg.focal_gamma if cfg.name == "focal" else 0.0
+    return WeightedLoss(weights, gamma, cfg.label_smoothing)
+
+
+def class_weights(cfg: LossConfig, class_counts: Sequence[int]) -> Tensor:
+    """float32 [C]: the weight of each class by the rule `cfg.class_weights`.
+
+    `none` gives ones. Else a class without samples weighs 0, no class weighs more than `cfg.max_class_weight`, and the mean
+    weight over the site's samples is 1, so that gradient and learning rate mean the same at all sites. (A ceiling below 1 does
+    not allow this: then every class weighs the ceiling.)
+
+    Raises:
+        EmptySiteError: the site has no sample at all.
+    """
+    counts = torch.tensor(class_counts, dtype=torch.float64)
+    if counts.sum() <= 0:
+        raise EmptySiteError(f"class counts {list(class_counts)}: expected at least one training sample, check the manifest")
+    if cfg.class_weights == "none":
+        return torch.ones(len(class_counts))
+    rule = _effective_number if cfg.class_weights == "effective" else torch.clone
+    weights = torch.where(counts > 0, 1.0 / rule(counts), 0.0)
+    return _with_unit_mean(weights, counts, cfg.max_class_weight).float()
+
+
+def _effective_number(counts: Tensor) -> Tensor:
+    """Cui et al. 2019, eq. 2: (1 - beta^n) / (1 - beta)."""
+    return (1.0 - EFFECTIVE_NUMBER_BETA**counts) / (1.0 - EFFECTIVE_NUMBER_BETA)
+
+
+def _with_unit_mean(weights: Tensor, counts: Tensor, ceiling: float) -> Tensor:
+    """min(s * weights, ceiling) with the scale s for which the mean over samples is 1, found by capping class after class."""
+    capped = torch.zeros_like(weights, dtype=torch.bool)
+    while True:
+        free = ~capped & (weights > 0)
+        if not free.any():
+            return torch.where(capped, torch.full_like(weights, ceiling), 0.0)
+        left = counts.sum() - ceiling * counts[capped].sum()
+        scaled = weights * left / (weights * counts)[free].sum()
+        beyond = free & (scaled > ceiling)
+        if not beyond.any():
+            return torch.where(capped, ceiling, scaled)
+        capped |= beyond

@@ -1,0 +1,233 @@
+"""The wire: every record and key of a Flower message between coordinator and site, packed and unpacked here alone.
+
+    instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
+    roll call     (no arrays)                                                config {experiment, run, round, protocol}
+    update        arrays  as above                     metrics {num-examples, loss, ...}      site {name, layout, report}
+    evaluation    metrics {num-examples, loss, seconds}   statistics {...}                    site {name, layout, report}
+    presence      site {name, layout, report}
+    failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
+
+`parameters` and `statistics` (BatchNorm's running mean and variance) are flat vectors; both sides derive the layout from the model and
+compare its digest, since 122 small arrays a message cost three times as long as one vector.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from common.config import ExperimentConfig, experiment_from_json
+from common.errors import MessageError, describe_for_wire
+
+PROTOCOL = 1
+"""Raised when the meaning of any key changes; a site of another protocol is refused with a sentence that says so."""
+
+ARRAYS, CONFIG, METRICS, STATISTICS, SITE = "arrays", "config", "metrics", "statistics", "site"
+PARAMETERS, BUFFERS = "parameters", "statistics"
+NUM_EXAMPLES = "num-examples"
+SITE_FAILURE_CODE = 1000
+"""Flower reserves 0 to 99 for its own error codes."""
+
+
+@dataclass(frozen=True)
+class ModelArrays:
+    """A model's weights as they travel: float32 [P] parameters and float32 [B] normalisation statistics."""
+
+    parameters: np.ndarray
+    statistics: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.parameters.nbytes + self.statistics.nbytes)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the coordinator asks of a site. `arrays` is None in the roll call.
+
+    `run` is the run's token: the same after a resume, and no other run's, so that a site can tell its own state of this run.
+    """
+
+    experiment: ExperimentConfig
+    run: str
+    round: int
+    arrays: ModelArrays | None = None
+
+
+@dataclass(frozen=True)
+class Presence:
+    """A site's answer to the roll call: who it is, the layout of its model, and counts about its data."""
+
+    site: str
+    layout: str
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Update:
+    """A site's answer to a training instruction."""
+
+    presence: Presence
+    arrays: ModelArrays
+    num_examples: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A site's answer to an evaluation instruction; `statistics` are the plain numbers of `common.evaluation.statistics`."""
+
+    presence: Presence
+    num_examples: int
+    metrics: Mapping[str, float]
+    statistics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a site may say about its own failure."""
+
+    site: str | None
+    error: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.error}: {self.sentence}"
+
+
+def pack_arrays(arrays: ModelArrays) -> ArrayRecord:
+    return ArrayRecord({PARAMETERS: Array(arrays.parameters), BUFFERS: Array(arrays.statistics)})
+
+
+def unpack_arrays(record: ArrayRecord) -> ModelArrays:
+    """The flat vectors of `record`.
+
+    Raises:
+        MessageError: other names, another number type, or more than one dimension.
+    """
+    if set(record) != {PARAMETERS, BUFFERS}:
+        raise MessageError(f"expected arrays {PARAMETERS} and {BUFFERS}, got {sorted(record)[:4]}")
+    parameters, statistics = record[PARAMETERS].numpy(), record[BUFFERS].numpy()
+    for name, values in ((PARAMETERS, parameters), (BUFFERS, statistics)):
+        if values.dtype != np.float32 or values.ndim != 1:
+            raise MessageError(f"{name}: expected float32 [N], got {values.dtype} {list(values.shape)}")
+    return ModelArrays(parameters, statistics)
+
+
+def pack_instruction(instruction: Instruction) -> RecordDict:
+    experiment = instruction.experiment.model_dump_json()
+    config = {"experiment": experiment, "run": instruction.run, "round": instruction.round, "protocol": PROTOCOL}
+    content = RecordDict({CONFIG: ConfigRecord(config)})
+    if instruction.arrays is not None:
+        content[ARRAYS] = pack_arrays(instruction.arrays)
+    return content
+
+
+def unpack_instruction(content: RecordDict) -> Instruction:
+    """What the coordinator asks.
+
+    Raises:
+        MessageError: another protocol, or a record or key is missing.
+        ConfigError: the experiment does not fit this version's schema.
+    """
+    config = _record(content.config_records, CONFIG)
+    if config.get("protocol") != PROTOCOL:
+        raise MessageError(f"this site speaks protocol {PROTOCOL}, the coordinator {config.get('protocol')}; install the same version")
+    arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
+    return Instruction(experiment_from_json(str(config["experiment"])), str(config["run"]), int(str(config["round"])), arrays)
+
+
+def pack_presence(presence: Presence) -> RecordDict:
+    return RecordDict({SITE: _site_record(presence)})
+
+
+def unpack_presence(content: RecordDict) -> Presence:
+    """Who answers.
+
+    Raises:
+        MessageError: the site record is missing or malformed.
+    """
+    record = _record(content.config_records, SITE)
+    try:
+        report = json.loads(str(record["report"]))
+        return Presence(str(record["name"]), str(record["layout"]), report)
+    except (KeyError, ValueError) as error:
+        raise MessageError(f"site record malformed: {error}") from error
+
+
+def pack_update(update: Update) -> RecordDict:
+    metrics = MetricRecord({NUM_EXAMPLES: update.num_examples, **update.metrics})
+    return RecordDict({ARRAYS: pack_arrays(update.arrays), METRICS: metrics, SITE: _site_record(update.presence)})
+
+
+def unpack_update(content: RecordDict) -> Update:
+    """A site's update; the values are checked by `server.checks`.
+
+    Raises:
+        MessageError: a record or key is missing or of the wrong type.
+    """
+    if ARRAYS not in content.array_records:
+        raise MessageError("the update holds no arrays")
+    num_examples, metrics = _unpack_metrics(content)
+    return Update(unpack_presence(content), unpack_arrays(content.array_records[ARRAYS]), num_examples, metrics)
+
+
+def pack_evaluation(evaluation: Evaluation) -> RecordDict:
+    metrics = MetricRecord({NUM_EXAMPLES: evaluation.num_examples, **evaluation.metrics})
+    statistics = MetricRecord(dict(evaluation.statistics))
+    return RecordDict({METRICS: metrics, STATISTICS: statistics, SITE: _site_record(evaluation.presence)})
+
+
+def unpack_evaluation(content: RecordDict) -> Evaluation:
+    """A site's evaluation; the statistics are checked when they are rebuilt.
+
+    Raises:
+        MessageError: a record or key is missing or of the wrong type.
+    """
+    num_examples, metrics = _unpack_metrics(content)
+    statistics = dict(_record(content.metric_records, STATISTICS))
+    return Evaluation(unpack_presence(content), num_examples, metrics, statistics)
+
+
+def build_failure(error: BaseException, site: str | None, request: Message) -> Message:
+    """The reply that tells the coordinator of a failure without any detail (see `common.errors.describe_for_wire`)."""
+    name, sentence = describe_for_wire(error)
+    reason = json.dumps({"site": site, "error": name, "sentence": sentence})
+    return Message(Error(code=SITE_FAILURE_CODE, reason=reason), reply_to=request)
+
+
+def read_failure(message: Message) -> Failure:
+    """What an error reply says: a site's own words, or Flower's code where the site could not speak any more."""
+    if message.error.code == SITE_FAILURE_CODE:
+        try:
+            told = json.loads(message.error.reason or "")
+            return Failure(told["site"], str(told["error"]), str(told["sentence"]))
+        except (ValueError, KeyError, TypeError):
+            return Failure(None, "MessageError", "the site's failure could not be read")
+    return Failure(None, f"Flower error {message.error.code}", "the site was lost or its process died while it worked")
+
+
+def _site_record(presence: Presence) -> ConfigRecord:
+    return ConfigRecord({"name": presence.site, "layout": presence.layout, "report": json.dumps(dict(presence.report))})
+
+
+def _record(records: Mapping[str, Any], name: str) -> Any:
+    if name not in records:
+        raise MessageError(f"record '{name}' is missing")
+    return records[name]
+
+
+def _unpack_metrics(content: RecordDict) -> tuple[int, dict[str, float]]:
+    record = dict(_record(content.metric_records, METRICS))
+    num_examples = record.pop(NUM_EXAMPLES, None)
+    if not isinstance(num_examples, int) or num_examples < 0:
+        raise MessageError(f"{NUM_EXAMPLES}: expected a count, got {num_examples!r}")
+    if not all(isinstance(value, int | float) for value in record.values()):
+        raise MessageError("a metric is not a number")
+    return num_examples, {name: float(value) if math.isfinite(value) else math.nan for name, value in record.items()}

@@ -1,0 +1,138 @@
+"""First weights of a network: torchvision's ImageNet weights or a local file."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.architectures import Architecture, architecture_of
+from common.config import ModelConfig
+from common.errors import WeightsError
+from common.torchvision_shim import import_torchvision
+
+IMAGENET_CLASSES = 1000
+
+_OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+"""Keys of torchvision's DenseNet files, older than the rule against dots in names; `torchvision.models.densenet`."""
+
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+log = logging.getLogger(__name__)
+
+
+def load_weights(model: nn.Module, cfg: ModelConfig) -> None:
+    """Loads the weights that `cfg.weights` names into `model`, a network of `build_architecture`, in place.
+
+    Every tensor must fit by name and shape, but for three differences:
+
+    - a classifier of 1000 classes is left out and the model's own random one stays;
+    - a three-channel first convolution is summed over colour for a one-channel model, which gives the response to the grey image
+      repeated three times (as `timm.models.adapt_input_conv` does);
+    - running statistics of BatchNorm are left out where the model has GroupNorm, which keeps the scale and offset.
+
+    Raises:
+        WeightsError: the weights cannot be downloaded or read, or do not fit; the model may not be used then.
+    """
+    source = "torchvision's ImageNet weights" if cfg.weights == "imagenet" else cfg.weights
+    state = _download(cfg.name, architecture_of(model)) if cfg.weights == "imagenet" else read_state(Path(cfg.weights))
+    left_out = load_state(model, state, source)
+    log.info("%s: %d tensors loaded, %d left out", source, len(state) - len(left_out), len(left_out))
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The state dict in the file `path` (written by `torch.save`, as it is or under the key `state_dict`), on the CPU.
+
+    Only tensors are unpickled: no code of the file runs.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or holds something else.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(
+            f"weights file {path} does not exist; give an existing file, 'imagenet' or 'none' as model.weights"
+        ) from None
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"weights file {path} cannot be read as a state dict saved by torch.save: {reason}") from error
+    return _as_state(content, str(path))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
+    """Loads `state` into `model` as `load_weights` says; returns the names of the tensors left out.
+
+    Raises:
+        WeightsError: with the number and the first of the missing, the unexpected and the misshapen tensors.
+    """
+    own = model.state_dict()
+    renamed = {_OLD_DENSENET_KEY.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
+    fitted = _fit(renamed, own, architecture_of(model))
+    head = f"{architecture_of(model).head}."
+    headless = len(fitted) < len(renamed) and not any(name.startswith(head) for name in fitted)
+    needed = {name for name in own if not (name.endswith("num_batches_tracked") or (headless and name.startswith(head)))}
+    _check(fitted, own, needed, source)
+    model.load_state_dict(fitted, strict=False)
+    return tuple(name for name in renamed if name not in fitted)
+
+
+def _download(name: str, architecture: Architecture) -> dict[str, Tensor]:
+    if architecture.imagenet is None:
+        raise WeightsError(f"there are no ImageNet weights for {name}; set model.weights to 'none' or a local file")
+    weights = import_torchvision().models.get_model_weights(architecture.imagenet).DEFAULT
+    try:
+        return _as_state(weights.get_state_dict(progress=False, check_hash=True, weights_only=True), weights.url)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise WeightsError(
+            f"ImageNet weights for {name} cannot be downloaded ({type(error).__name__}: {error}); "
+            f"fetch {weights.url} elsewhere and put it into {folder}, or set model.weights to the file's path, or to 'none'"
+        ) from error
+
+
+def _as_state(content: object, source: str) -> dict[str, Tensor]:
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{source}: expected a state dict, which maps names to tensors, got {type(content).__name__}")
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+    left_out = tuple(name for name in state if _is_running_statistic(name) and name not in own)
+    if any(_is_imagenet_head(name, tensor, architecture) for name, tensor in state.items()):
+        left_out += tuple(name for name in state if name.startswith(architecture.replaced))
+    fitted = {name: tensor for name, tensor in state.items() if name not in left_out}
+    first = f"{architecture.first}.weight"
+    if first in fitted and first in own and fitted[first].ndim == 4 and own[first].shape[1] == 1 < fitted[first].shape[1]:
+        fitted[first] = fitted[first].sum(dim=1, keepdim=True)
+    return fitted
+
+
+def _is_running_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in _RUNNING
+
+
+def _is_imagenet_head(name: str, tensor: Tensor, architecture: Architecture) -> bool:
+    return name.startswith(architecture.replaced) and tensor.ndim == 2 and tensor.shape[0] == IMAGENET_CLASSES
+
+
+def _check(fitted: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: set[str], source: str) -> None:
+    missing = [name for name in own if name in needed and name not in fitted]
+    unexpected = [name for name in fitted if name not in own]
+    misshapen = [name for name in own if name in fitted and fitted[name].shape != own[name].shape]
+    kinds = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    problems = [f"{len(names)} {kind}, the first is {names[0]}" for kind, names in kinds.items() if names]
+    if misshapen:
+        came, expected = list(fitted[misshapen[0]].shape), list(own[misshapen[0]].shape)
+        problems[-1] += f" (expected {expected}, got {came})"
+    if problems:
+        raise WeightsError(
+            f"{source} does not fit the model, tensors: {'; '.join(problems)}; check model.name, in_channels, norm and the task"
+        )

@@ -1,0 +1,1 @@
+"""Runs at the coordinator: the ServerApp, strategies, checkpoints, central evaluation and reports."""

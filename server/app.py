@@ -1,0 +1,50 @@
+"""The ServerApp: what Flower starts at the coordinator."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import CoordinatorConfig, ExperimentConfig, build_config, experiment_from_json, load_experiment, read_yaml
+from common.errors import ConfigError
+from server.study import run_study
+
+EXPERIMENT_KEY = "experiment"
+"""Key of the run config: the path of a YAML file, or the whole experiment as JSON."""
+COORDINATOR_KEY = "coordinator"
+"""Key of the run config: the path of the coordinator's own YAML file."""
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("server").setLevel(logging.INFO)
+    run_study(grid, read_experiment(context.run_config), read_coordinator(context.run_config))
+
+
+def read_experiment(run_config: Mapping[str, Any]) -> ExperimentConfig:
+    """The experiment that the run config names; the defaults where it names none."""
+    value = str(run_config.get(EXPERIMENT_KEY, ""))
+    return experiment_from_json(value) if value.lstrip().startswith("{") else load_experiment(value or None)
+
+
+def read_coordinator(run_config: Mapping[str, Any]) -> CoordinatorConfig:
+    """The coordinator's settings.
+
+    Raises:
+        ConfigError: the run config names no file.
+    """
+    path = str(run_config.get(COORDINATOR_KEY, ""))
+    if not path:
+        raise ConfigError(
+            "the run config names no coordinator file: start the run with `pneumofed simulate` or `flower-simulation`, "
+            "or give --run-config 'coordinator=\"/path/coordinator.yaml\"'"
+        )
+    return build_config(CoordinatorConfig, read_yaml(Path(path)), path)

@@ -1,0 +1,83 @@
+"""Central evaluation: the coordinator judges the global model on sets that no hospital has seen."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from common.compute import Compute, build_compute
+from common.config import CoordinatorConfig, ExperimentConfig
+from common.data.dataset import Dataset, load_dataset
+from common.data.manifest import read_manifest
+from common.evaluation.bootstrap import Bootstrap, Interval, bootstrap
+from common.evaluation.metrics import metrics
+from common.evaluation.predictions import Predictions
+from common.evaluation.statistics import Statistics
+from common.inference import predict
+from common.seeds import derive_seed
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """The central sets, ready to be predicted. `sets` maps `test` and `external` to what the coordinator holds of them."""
+
+    experiment: ExperimentConfig
+    sets: Mapping[str, Dataset]
+    compute: Compute
+
+    def predict(self, model: nn.Module) -> dict[str, Predictions]:
+        """Predictions of `model` on each set. Images and patients carry opaque ids."""
+        cfg = self.experiment
+        placed = self.compute.place(model)
+        results = {}
+        for name, dataset in self.sets.items():
+            probabilities = predict(placed, dataset, self.compute, cfg.model.in_channels, cfg.evaluation.batch_size)
+            images = tuple(digest[:16] for digest in dataset.digests)
+            results[name] = Predictions(probabilities, dataset.labels, opaque_patients(dataset.patients), images)
+        return results
+
+    def results(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, dict[str, float]]:
+        """Metrics of each set at `threshold`, without intervals."""
+        return {name: metrics(Statistics.of(found), threshold) for name, found in predictions.items()}
+
+    def intervals(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, dict[str, Interval]]:
+        """Metrics of each set at `threshold` with bootstrap intervals by patient."""
+        return {name: bootstrap(found, threshold, bootstrap_settings(self.experiment, name)) for name, found in predictions.items()}
+
+    def data_reports(self) -> dict[str, Mapping[str, Any]]:
+        return {name: dataset.report.public() for name, dataset in self.sets.items()}
+
+
+def build_judge(experiment: ExperimentConfig, coordinator: CoordinatorConfig) -> Judge:
+    """The judge over the coordinator's own sets; a set that is not configured is left out.
+
+    Raises:
+        DataError: a set is configured but cannot be used.
+    """
+    manifests = {"test": coordinator.test_manifest, "external": coordinator.external_manifest}
+    cache = Path(coordinator.cache_dir or Path(coordinator.run_dir) / "cache")
+    sets = {
+        name: load_dataset(read_manifest(Path(path)), experiment.task, experiment.image, cache / name)
+        for name, path in manifests.items()
+        if path
+    }
+    return Judge(experiment, sets, build_compute(coordinator.device, "fp32", coordinator.threads))
+
+
+def bootstrap_settings(experiment: ExperimentConfig, name: str) -> Bootstrap:
+    """The bootstrap of the set `name`: the same draws of patients for every model judged on it."""
+    cfg = experiment.evaluation
+    return Bootstrap(cfg.bootstrap_samples, cfg.confidence, derive_seed(experiment.seed, name, "bootstrap"))
+
+
+def opaque_patients(patients: tuple[str, ...]) -> tuple[str, ...]:
+    """Running numbers in the order of first appearance, since a patient's own name must not stand in a run folder."""
+    numbers: dict[str, str] = {}
+    return tuple(numbers.setdefault(patient, f"p{len(numbers) + 1:05d}") for patient in patients)

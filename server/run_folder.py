@@ -1,0 +1,170 @@
+"""The folder that every run leaves, and the only place where its file names stand.
+
+    config.yaml        the resolved experiment
+    environment.json   versions, machine, git state
+    history.jsonl      one line a round
+    checkpoints/       last.pt and best.pt
+    predictions/       the final model on each central set: test.csv, external.csv
+    summary.json       status and results, for scripts
+    report.html        the same for people
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from common.config import ExperimentConfig, build_config, read_yaml
+from common.data.atomic import atomic_write
+from common.errors import CheckpointError
+from common.evaluation.metrics import without_nan
+
+PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "pydicom", "opacus", "pydantic", "ray")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    def predictions(self, name: str) -> Path:
+        return self.path / "predictions" / f"{name}.csv"
+
+    def prepare(self) -> None:
+        for folder in (self.path, self.path / "checkpoints", self.path / "predictions"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, experiment: ExperimentConfig) -> None:
+        text = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
+        write_text(self.config, text)
+
+    def read_config(self) -> ExperimentConfig:
+        return build_config(ExperimentConfig, read_yaml(self.config), str(self.config))
+
+    def write_environment(self) -> None:
+        write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+
+    def append_history(self, line: Mapping[str, Any]) -> None:
+        """Adds one round. Flushed to the disk: a line that is there survives a power cut."""
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(without_nan(dict(line)), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_history(self) -> list[dict[str, Any]]:
+        """Every complete line; a last line that a crash cut short is left out."""
+        lines: list[dict[str, Any]] = []
+        if not self.history.exists():
+            return lines
+        for text in self.history.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+        return lines
+
+    def keep_history_until(self, round_number: int) -> None:
+        """Removes what was written after `round_number`, which a resumed run will write again."""
+        lines = [line for line in self.read_history() if line["round"] <= round_number]
+        write_text(self.history, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        write_text(self.summary, json.dumps(without_nan(dict(summary)), indent=2, allow_nan=False) + "\n")
+
+    def read_summary(self) -> dict[str, Any]:
+        """The summary; empty if there is none yet.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        if not self.summary.exists():
+            return {}
+        try:
+            content: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
+            return content
+        except ValueError as error:
+            raise CheckpointError(f"{self.summary} is no JSON ({error}); restore it or start a new run in another folder") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole of `text` or nothing."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def describe_environment() -> dict[str, Any]:
+    """What the run ran on: versions, machine, git commit and whether the working tree was clean."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "accelerator": accelerator,
+        "git": _git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the code and whether it has uncommitted changes; None where the code is no git checkout."""
+    source = os.environ.get("PNEUMOFED_SOURCE") or str(Path(__file__).resolve().parents[1])
+    commands = (["git", "-C", source, "rev-parse", "HEAD"], ["git", "-C", source, "status", "--porcelain"])
+    try:
+        commit, status = (subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout for command in commands)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.strip(), "dirty": bool(status.strip())}

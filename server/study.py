@@ -1,0 +1,153 @@
+"""A run from its first message to its summary, also when it fails or goes on from a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from common.config import CoordinatorConfig, ExperimentConfig
+from common.data.manifest import CLASSES
+from common.errors import CheckpointError, PneumofedError
+from common.layout import ArraysLayout
+from common.messages import ModelArrays
+from common.models import build_model
+from common.seeds import derive_seed
+from server.checkpoints import Checkpoint, check_same_experiment, read_checkpoint, write_checkpoint
+from server.judge import build_judge
+from server.progress import best_round, stalled
+from server.rounds import Coordinator
+from server.run_folder import RunFolder
+from server.strategies import build_strategy, restore_state, strategy_state
+
+logger = logging.getLogger(__name__)
+
+SUCCEEDED, FAILED, STOPPED, RUNNING = "succeeded", "failed", "stopped", "running"
+
+
+def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig) -> dict[str, Any]:
+    """Runs or resumes the study and returns its summary, which also lies in the run folder with the history and checkpoints.
+
+    Raises:
+        PneumofedError: the run cannot start or a round failed; the summary then says `failed` and why.
+        CheckpointError: the folder holds another run, or `resume` is asked for and there is nothing to resume.
+    """
+    folder = RunFolder(Path(settings.run_dir))
+    checkpoint = _start_or_resume(folder, experiment, settings.resume)
+    started = time.perf_counter()
+    before = float(folder.read_summary().get("seconds", 0.0)) if checkpoint else 0.0
+    summary: dict[str, Any] = {"status": RUNNING, "name": experiment.name, "seed": experiment.seed}
+    try:
+        coordinator = _build_coordinator(grid, experiment, settings, checkpoint)
+        summary["data"] = coordinator.judge.data_reports()
+        coordinator.assemble()
+        _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
+        summary.update(_final_results(coordinator, folder), status=SUCCEEDED)
+    except BaseException as error:
+        summary.update(status=FAILED if isinstance(error, Exception) else STOPPED, error=_sentence(error))
+        raise
+    finally:
+        folder.write_summary({**summary, **course(folder), "seconds": before + time.perf_counter() - started})
+    return folder.read_summary()
+
+
+def course(folder: RunFolder) -> dict[str, Any]:
+    """What the history alone tells of a run, at any time."""
+    history = folder.read_history()
+    sums = {way: sum(line["bytes"][way] for line in history) for way in ("down", "up")}
+    return {
+        "rounds_completed": len(history),
+        "best_round": best_round(history),
+        "bytes": {**sums, "total": sum(sums.values())},
+    }
+
+
+def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bool) -> Checkpoint | None:
+    folder.prepare()
+    if not resume:
+        if folder.read_history():
+            raise CheckpointError(f"{folder.path} already holds a run; use --resume to go on with it, or another folder")
+        folder.write_config(experiment)
+        folder.write_environment()
+        return None
+    checkpoint = read_checkpoint(folder.last_checkpoint)
+    check_same_experiment(checkpoint, experiment)
+    folder.keep_history_until(checkpoint.round)
+    return checkpoint
+
+
+def _build_coordinator(
+    grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, checkpoint: Checkpoint | None
+) -> Coordinator:
+    strategy = build_strategy(experiment.strategy)
+    judge = build_judge(experiment, settings)
+    network_config = experiment.model.without_weights() if checkpoint else experiment.model
+    network = build_model(network_config, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    arrays = ModelArrays(*ArraysLayout.of(network).flatten(network))
+    run = secrets.token_hex(8)
+    if checkpoint:
+        arrays, run = checkpoint.arrays, checkpoint.run
+        restore_state(strategy, checkpoint.strategy_state)
+    return Coordinator(grid, experiment, run, strategy, arrays, network, judge)
+
+
+def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:
+    experiment = coordinator.experiment
+    for number in range(completed + 1, experiment.rounds + 1):
+        if stalled(folder.read_history(), experiment.early_stopping):
+            logger.info("stopped after round %d: validation AUROC no longer grows", number - 1)
+            break
+        line = coordinator.run_round(number)
+        _remember(coordinator, folder, line)
+        _log_round(line, experiment.rounds)
+
+
+def _remember(coordinator: Coordinator, folder: RunFolder, line: dict[str, Any]) -> None:
+    """History first, then the checkpoint: a run that dies between them repeats the round and writes the same line again."""
+    checkpoint = Checkpoint(
+        coordinator.experiment, coordinator.run, line["round"], coordinator.arrays, strategy_state(coordinator.strategy)
+    )
+    folder.append_history(line)
+    if best_round(folder.read_history()) == line["round"]:
+        write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
+    write_checkpoint(folder.last_checkpoint, checkpoint, coordinator.network)
+
+
+def _final_results(coordinator: Coordinator, folder: RunFolder) -> dict[str, Any]:
+    """The best round's model on the central sets with intervals, at the threshold that validation chose in that round."""
+    best = read_checkpoint(folder.best_checkpoint)
+    coordinator.arrays = best.arrays
+    line = next(line for line in folder.read_history() if line["round"] == best.round)
+    predictions = coordinator.judge.predict(coordinator.load_network())
+    for name, found in predictions.items():
+        found.write_csv(folder.predictions(name))
+    results: Mapping[str, Any] = coordinator.judge.intervals(predictions, line["threshold"]["value"])
+    return {
+        "threshold": line["threshold"],
+        "validation": line["validation"],
+        "classes": CLASSES[coordinator.experiment.task],
+        "sites": {name: dict(presence.report) for name, presence in sorted(coordinator.roster.presences.items())},
+        "absent": coordinator.roster.absences(),
+        **results,
+    }
+
+
+def _log_round(line: Mapping[str, Any], rounds: int) -> None:
+    shown = {name: line[name]["auroc"] for name in ("validation", "test", "external") if name in line}
+    areas = "  ".join(f"{name} AUROC {value:.4f}" for name, value in shown.items())
+    counts = f"{len(line['drawn']) - len(line['left_out'])} of {len(line['drawn'])} sites"
+    logger.info("round %d/%d  %s  %s  %.1f s", line["round"], rounds, counts, areas, line["seconds"]["total"])
+
+
+def _sentence(error: BaseException) -> str:
+    """Why the run ended. Ours are written for people; of others the class is told, since their text may name files."""
+    if isinstance(error, PneumofedError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "stopped by the user; --resume goes on after the last completed round"
+    return f"{type(error).__name__} in the coordinator's process; its log has the details"

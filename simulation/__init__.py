@@ -1,0 +1,1 @@
+"""N virtual hospitals on one machine: partitions, phantom data and the runner."""

@@ -1,0 +1,193 @@
+"""What federation is measured against: all images in one place, and each hospital alone.
+
+Each baseline is a federation of one: the same recipe, the same number of passes over its own training images, the same local loop,
+the same rule for the best round and the threshold, judged on the same central sets. `pooled` joins the sites' training images and
+their validation images, so that no patient changes sides.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.app import judge as judge_validation
+from client.site import Site, class_number, load_site, read_site_config
+from client.training import RoundPlan, build_setup, train_locally
+from common.compute import build_compute
+from common.config import CoordinatorConfig, ExperimentConfig, SiteConfig, build_config, experiment_from_json, read_yaml
+from common.data.dataset import Dataset
+from common.data.report import DataReport
+from common.errors import PneumofedError
+from common.evaluation.bootstrap import bootstrap_difference
+from common.evaluation.metrics import metrics, without_nan
+from common.evaluation.predictions import Predictions
+from common.evaluation.thresholds import choose_threshold
+from common.layout import ArraysLayout
+from common.models import build_model
+from common.seeds import derive_seed
+from server.judge import Judge, bootstrap_settings, build_judge
+from server.progress import best_round
+from server.run_folder import RunFolder, write_text
+
+POOLED = "pooled"
+COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One baseline: a name, the sites whose images it trains on, and where its result is written. Plain text, to cross processes."""
+
+    name: str
+    site_files: tuple[str, ...]
+    coordinator_file: str
+    experiment: str
+    folder: str
+
+    @property
+    def result(self) -> Path:
+        return Path(self.folder) / f"{self.name}.json"
+
+    def predictions(self, central_set: str) -> Path:
+        return Path(self.folder) / f"{self.name}-{central_set}.csv"
+
+
+def run_baselines(
+    run_dir: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Trains every baseline that has no result yet, as many at once as there are CPUs, and returns them all beside each other."""
+    folder = run_dir / "baselines"
+    folder.mkdir(exist_ok=True)
+    jobs = _jobs(folder, experiment, site_files, coordinator_file)
+    missing = [job for job in jobs if not job.result.exists()]
+    with ProcessPoolExecutor(min(os.cpu_count() or 1, max(len(missing), 1)), mp_context=get_context("spawn")) as pool:
+        running = {pool.submit(run_job, job): job for job in missing}
+        for done in as_completed(running):
+            done.result()
+            tell(f"baseline {running[done].name} is done")
+    return compare(RunFolder(run_dir), jobs, experiment)
+
+
+def run_job(job: Job) -> None:
+    """Trains and judges one baseline and writes its result; a site without usable images gets a result that says so."""
+    experiment = experiment_from_json(job.experiment)
+    configs = [read_site_config(Path(path)) for path in job.site_files]
+    try:
+        site = pool_sites([load_site(config, experiment) for config in configs], job.name)
+        result = _train_and_judge(job, site, experiment)
+    except PneumofedError as error:
+        result = {"error": f"{type(error).__name__}: {error.public_message}"}
+    write_text(job.result, json.dumps(without_nan(result), allow_nan=False))
+
+
+def pool_sites(sites: Sequence[Site], name: str) -> Site:
+    """One site with the images of all `sites`; training and validation patients stay apart."""
+    first = sites[0].config
+    config = SiteConfig(name=name, manifest=first.manifest, work_dir=first.work_dir, device=first.device, threads=first.threads)
+    return Site(config, _join([site.train for site in sites]), _join([site.validation for site in sites]), {})
+
+
+def compare(folder: RunFolder, jobs: Sequence[Job], experiment: ExperimentConfig) -> dict[str, Any]:
+    """All baselines: each one's results, the mean, best and worst hospital alone, and the federated model's lead with its interval."""
+    results = {job.name: json.loads(job.result.read_text(encoding="utf-8")) for job in jobs}
+    alone = {name: result for name, result in results.items() if name != POOLED}
+    table: dict[str, Any] = {POOLED: results[POOLED], "alone": alone}
+    for central_set in ("test", "external"):
+        trained = {name: result[central_set] for name, result in alone.items() if central_set in result}
+        if trained:
+            table.setdefault("alone_summary", {})[central_set] = {metric: _spread(trained, metric) for metric in COMPARED}
+            table.setdefault("lead", {})[central_set] = _leads(folder, jobs, trained, central_set, experiment)
+    return table
+
+
+def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path) -> list[Job]:
+    """The pooled one first: it takes as long as all others together."""
+    files = tuple(str(path) for path in site_files)
+    names = {read_site_config(Path(path)).name: (path,) for path in files}
+    text = experiment.model_dump_json()
+    return [Job(name, paths, str(coordinator_file), text, str(folder)) for name, paths in {POOLED: files, **names}.items()]
+
+
+def _train_and_judge(job: Job, site: Site, experiment: ExperimentConfig) -> dict[str, Any]:
+    lines, states = _train(site, experiment)
+    best = lines[best_round(lines) - 1]
+    model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
+    ArraysLayout.of(model).load(model, *states[best["round"]])
+    judge = _judge(job, experiment)
+    predictions = judge.predict(model)
+    for name, found in predictions.items():
+        found.write_csv(job.predictions(name))
+    threshold = best["threshold"]
+    central = judge.intervals(predictions, threshold["value"])
+    counts = {"train": len(site.train), "validation": len(site.validation)}
+    return {**counts, "best_round": best["round"], "threshold": threshold, "validation": best["validation"], **central}
+
+
+def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[dict[str, Any]], dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """Each round's validation, and the weights of the best round so far (alone, to bound memory)."""
+    compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
+    exact = build_compute(site.config.device, "fp32", site.config.threads)
+    model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    layout = ArraysLayout.of(model)
+    lines: list[dict[str, Any]] = []
+    states: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    for number in range(1, experiment.rounds + 1):
+        plan = RoundPlan(experiment, number, site.name)
+        setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
+        train_locally(setup, site.train, plan)
+        statistics = judge_validation(exact.place(model), site, experiment, exact)
+        threshold = choose_threshold(statistics, experiment.evaluation.threshold_policy, experiment.evaluation.target)
+        lines.append({"round": number, "threshold": vars(threshold), "validation": metrics(statistics, threshold.value)})
+        if best_round(lines) == number:
+            states = {number: layout.flatten(model)}
+    return lines, states
+
+
+def _judge(job: Job, experiment: ExperimentConfig) -> Judge:
+    settings = build_config(CoordinatorConfig, read_yaml(job.coordinator_file), job.coordinator_file)
+    return build_judge(experiment, settings.model_copy(update={"threads": 1}))
+
+
+def _join(parts: Sequence[Dataset]) -> Dataset:
+    return Dataset(
+        np.concatenate([part.pixels for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        tuple(patient for part in parts for patient in part.patients),
+        tuple(digest for part in parts for digest in part.digests),
+        sum((part.report for part in parts), DataReport()),
+    )
+
+
+def _spread(results: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """Mean, best and worst over hospitals of a metric, and over how many it was defined."""
+    values = [result[metric]["value"] for result in results.values() if result[metric]["value"] is not None]
+    if not values:
+        return {"mean": math.nan, "best": math.nan, "worst": math.nan, "hospitals": 0}
+    return {"mean": float(np.mean(values)), "best": max(values), "worst": min(values), "hospitals": len(values)}
+
+
+def _leads(
+    folder: RunFolder, jobs: Sequence[Job], trained: Mapping[str, Any], central_set: str, experiment: ExperimentConfig
+) -> dict[str, Any]:
+    """AUROC of the federated model minus that of the pooled one and of the best hospital, by paired bootstrap over patients."""
+    by_name = {job.name: job for job in jobs}
+    best = max(trained, key=lambda name: trained[name]["auroc"]["value"] or 0.0)
+    settings = bootstrap_settings(experiment, central_set)
+    federated = Predictions.read_csv(folder.predictions(central_set))
+    others = {"over_pooled": POOLED, "over_best_alone": best}
+    leads: dict[str, Any] = {"best_alone": best}
+    for key, name in others.items():
+        path = by_name[name].predictions(central_set)
+        if path.exists():
+            leads[key] = bootstrap_difference(federated, Predictions.read_csv(path), settings)
+    return leads
+
+

@@ -1,0 +1,238 @@
+"""The command `pneumofed`. Nothing heavy is imported before a command needs it: `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from common.errors import ConfigError, PneumofedError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+class PartitionOption(StrEnum):
+    iid = "iid"
+    dirichlet = "dirichlet"
+    quantity = "quantity"
+    scanner = "scanner"
+
+
+class StrategyOption(StrEnum):
+    fedavg = "fedavg"
+    fedprox = "fedprox"
+    fedavgm = "fedavgm"
+    fedadam = "fedadam"
+    fedyogi = "fedyogi"
+    fedbn = "fedbn"
+    fedmedian = "fedmedian"
+    fedtrimmedavg = "fedtrimmedavg"
+    krum = "krum"
+
+
+class EngineOption(StrEnum):
+    flower = "flower"
+    local = "local"
+
+
+Data = Annotated[Path | None, typer.Option("--data", help="Folder in the Kaggle layout (train/, test/). Without it, phantoms are drawn.")]
+External = Annotated[Path | None, typer.Option(help="Held-out external set: a folder with labels.csv, or a CSV file.")]
+Hospitals = Annotated[int | None, typer.Option(min=1, help="Number of virtual hospitals.  [default: 5]")]
+Partition = Annotated[PartitionOption | None, typer.Option(help="How patients are dealt to hospitals.  [default: dirichlet]")]
+Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet draws; small is uneven.  [default: 0.5]")]
+Strategy = Annotated[StrategyOption | None, typer.Option(help="Federated strategy.  [default: fedavg]")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds.  [default: 12]")]
+ImageSize = Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the model's input in pixels.  [default: 128]")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.  [default: 0]")]
+Baselines = Annotated[bool, typer.Option("--baselines", help="Also train on pooled images and in each hospital alone.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out after its last completed round.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<date>-<time>]")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file that holds what differs from the defaults, e.g. configs/fedprox.yaml.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Any key of the experiment: --set training.learning_rate=1e-3. May stand more than once.")]
+Engine = Annotated[EngineOption, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each hospital's training.  [default: 1]")]
+Gpus = Annotated[float, typer.Option(min=0.0, help="Share of a GPU for each hospital, e.g. 0.25.")]
+RayAddress = Annotated[str | None, typer.Option(help="Run on the Ray cluster at this address instead of this machine alone.")]
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False) -> None:
+    """Federated learning across hospitals for pneumonia on chest X-rays."""
+    if version:
+        from importlib.metadata import version as installed
+
+        console.print(f"pneumofed {installed('pneumofed')}")
+        raise typer.Exit
+
+
+@app.command(rich_help_panel="Research")
+def simulate(
+    data: Data = None,
+    external: External = None,
+    hospitals: Hospitals = None,
+    partition: Partition = None,
+    alpha: Alpha = None,
+    strategy: Strategy = None,
+    rounds: Rounds = None,
+    image_size: ImageSize = None,
+    seed: Seed = None,
+    baselines: Baselines = False,
+    resume: Resume = False,
+    out: Out = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    engine: Engine = EngineOption.flower,
+    threads: Threads = None,
+    gpus: Gpus = 0.0,
+    ray_address: RayAddress = None,
+) -> None:
+    """Train one model over N virtual hospitals on this machine, judge it on held-out data, and write a report."""
+    from common.config import merge, parse_overrides
+    from simulation.options import default_run_dir
+
+    shortcuts: dict[str, Any] = {}
+    if strategy:
+        shortcuts["strategy"] = {"name": strategy.value}
+    if image_size:
+        shortcuts["image"] = {"size_px": image_size}
+    shortcuts |= _given(rounds=rounds, seed=seed)
+    virtual = _given(
+        data=str(data) if data else None,
+        external=str(external) if external else None,
+        hospitals=hospitals,
+        partition=partition.value if partition else None,
+        alpha=alpha,
+        threads=threads,
+    )
+    run_dir = out or default_run_dir(resume)
+    _simulate(
+        run_dir,
+        merge(shortcuts, parse_overrides(set_ or [])),
+        virtual,
+        config_file=config,
+        resume=resume,
+        baselines=baselines,
+        engine=engine,
+        gpus=gpus,
+        ray_address=ray_address,
+    )
+
+
+@app.command(rich_help_panel="Research")
+def demo(out: Annotated[Path, typer.Option(help="Run folder; an earlier demo there is replaced.")] = Path("runs/demo")) -> None:
+    """The whole way on drawn images in minutes: phantoms, three hospitals, a few rounds, baselines, report."""
+    import shutil
+
+    from common.config import read_yaml
+    from simulation.demo import DEMO_EXPERIMENT, DEMO_SIMULATION
+
+    if (out / "simulation.yaml").exists() and read_yaml(out / "simulation.yaml").get("data") is None:
+        shutil.rmtree(out)
+    _simulate(out, DEMO_EXPERIMENT, DEMO_SIMULATION, baselines=True)
+
+
+@app.command(rich_help_panel="Research")
+def phantom(
+    folder: Annotated[Path, typer.Argument(help="Folder to draw into.")],
+    patients: Annotated[int, typer.Option(min=3, help="Patients of the training set.")] = 240,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")] = 0,
+    size: Annotated[int, typer.Option(min=64, max=1024, help="Longer side in pixels.")] = 144,
+) -> None:
+    """Draw a set of phantom radiographs in the Kaggle layout, with an external set."""
+    from simulation.phantom import write_phantoms
+
+    manifest = write_phantoms(folder, patients, seed, size)
+    console.print(f"{len(manifest.records)} training images of {patients} phantom patients in {folder}")
+
+
+@app.command(rich_help_panel="Study")
+def report(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write the report of a run anew, whatever state the run is in."""
+    from server.report import write_report
+
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run} is no run folder: it holds no config.yaml")
+    console.print(f"report: {write_report(run)}")
+
+
+@app.command(rich_help_panel="Study")
+def config(
+    file: Annotated[Path | None, typer.Argument(help="YAML file; the defaults alone without one.")] = None,
+    set_: Set = None,
+) -> None:
+    """Check a configuration and show it in full, as YAML."""
+    import yaml
+
+    from common.config import load_experiment, parse_overrides
+
+    experiment = load_experiment(file, parse_overrides(set_ or []))
+    console.print(yaml.safe_dump(experiment.model_dump(), sort_keys=False), end="", markup=False)
+
+
+def main() -> None:
+    """Runs the command line. Our errors are one sentence on standard error; others keep their trace, since they are bugs."""
+    try:
+        app()
+    except ConfigError as error:
+        errors.print(f"pneumofed: {error}", style="red", markup=False)
+        sys.exit(USAGE_ERROR)
+    except PneumofedError as error:
+        errors.print(f"pneumofed: {error}", style="red", markup=False)
+        sys.exit(FAILURE)
+    except KeyboardInterrupt:
+        errors.print("pneumofed: stopped; --resume goes on after the last completed round", style="yellow")
+        sys.exit(INTERRUPTED)
+
+
+def _simulate(run_dir: Path, experiment: dict[str, Any], virtual: dict[str, Any], **options: Any) -> None:
+    from simulation.runner import Plan, build_plan, simulate
+    from simulation.superlink import Resources
+
+    resume = options.get("resume", False)
+    built = build_plan(run_dir, experiment, virtual, config_file=options.get("config_file"), resume=resume)
+    resources = Resources(
+        nodes=built[1].hospitals,
+        client_cpus=built[1].threads,
+        client_gpus=options.get("gpus", 0.0),
+        ray_address=options.get("ray_address"),
+    )
+    engine = options.get("engine", EngineOption.flower).value
+    plan = Plan(*built, run_dir=run_dir, resources=resources, engine=engine, resume=resume, baselines=options.get("baselines", False))
+    console.print(f"run folder: {run_dir}")
+    summary = simulate(plan, lambda text: console.print(text, markup=False))
+    _show(summary, run_dir)
+
+
+def _show(summary: dict[str, Any], run_dir: Path) -> None:
+    """The result in a few lines."""
+    for name in ("test", "external"):
+        if name in summary:
+            auroc, accuracy = summary[name]["auroc"], summary[name]["accuracy"]
+            console.print(
+                f"{name}: AUROC {_number(auroc['value'])} ({_number(auroc['low'])} to {_number(auroc['high'])}), "
+                f"accuracy {_number(accuracy['value'])} at the threshold {summary['threshold']['value']:.3f}"
+            )
+    if summary.get("phantom"):
+        console.print("these are drawn images: the numbers say nothing about patients")
+    console.print(f"{summary['status']} after {summary['rounds_completed']} rounds and {summary['seconds']:.0f} s")
+    console.print(f"report: {run_dir / 'report.html'}")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Lays out N virtual hospitals in a run folder: each with its own archive folder, manifest and configuration, as real ones have.
+
+    RUN/sites/0.yaml ...                    SiteConfig of each virtual hospital, by partition number
+    RUN/sites/hospital-00/manifest.csv      its images
+    RUN/sites/hospital-00/                  its work folder: cache, log, local state
+    RUN/coordinator/                        the coordinator's settings, its held-out manifests and their cache
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from common.config import CoordinatorConfig, ExperimentConfig, Section, SiteConfig
+from common.data.manifest import Manifest, write_manifest
+from common.data.sources.kaggle import read_kaggle
+from common.data.sources.table import read_csv
+from common.errors import ConfigError, DataError
+from common.seeds import derive_seed
+from simulation.partition import partition
+from simulation.phantom import is_phantom, write_phantoms
+from simulation.scanners import draw_scanner, render_archive
+
+PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
+
+
+class SimulationConfig(Section):
+    """What makes the virtual hospitals: the data, how it is dealt out, and what each hospital may use of the machine."""
+
+    data: str | None = None
+    """Folder in the Kaggle layout: train/ (and val/) is dealt to the hospitals, test/ is the coordinator's. Unset, phantoms are drawn
+    into the run folder, and their external set is used."""
+    phantom_patients: Annotated[int, Field(ge=3, le=100_000)] = 240
+    """Training patients of the phantom set."""
+    external: str | None = None
+    """Folder with a labels.csv (or the CSV itself): the held-out external set."""
+    hospitals: Annotated[int, Field(ge=1, le=10_000)] = 5
+    partition: PartitionKind = "dirichlet"
+    alpha: Annotated[float, Field(gt=0.0)] = 0.5
+    """Concentration of the Dirichlet draws: 0.1 is very uneven, 100 nearly even. Of `dirichlet` and `quantity` alone."""
+    threads: Annotated[int, Field(ge=1)] = 1
+    """CPU threads of each hospital's training; part of what makes a run repeat bit for bit."""
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Where the virtual hospitals lie and what each one holds."""
+
+    sites_dir: Path
+    coordinator_file: Path
+    manifests: tuple[Manifest, ...]
+    phantom: bool
+    """Whether the images are drawn."""
+
+    @property
+    def hospitals(self) -> int:
+        return len(self.manifests)
+
+    @property
+    def site_files(self) -> list[Path]:
+        return [self.sites_dir / f"{number}.yaml" for number in range(self.hospitals)]
+
+
+def hospital_name(number: int, hospitals: int) -> str:
+    """`hospital-07` of 10 to 100, `hospital-007` of more: sorted by name they are sorted by number."""
+    return f"hospital-{number:0{max(2, len(str(hospitals - 1)))}d}"
+
+
+def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, resume: bool) -> Federation:
+    """Writes the virtual hospitals of `cfg` into `run_dir`. Pure in (data, cfg, experiment.seed): a resumed run gets the same ones.
+
+    Hospitals are numbered from the largest to the smallest, since Flower hands out messages by number and the largest should start
+    first.
+
+    Raises:
+        DataError: the data folder is missing or holds nothing usable.
+        ConfigError: more hospitals than patients, or a resumed run was started with other hospitals.
+    """
+    run_dir = run_dir.resolve()
+    _check_same_simulation(cfg, run_dir, resume)
+    data, external = _find_data(cfg, experiment.seed, run_dir)
+    manifest, _ = read_kaggle(data)
+    parts = partition(manifest, cfg.hospitals, cfg.partition, cfg.alpha, derive_seed(experiment.seed, "partition"))
+    parts = sorted(parts, key=lambda part: -len(part.records))
+    if cfg.partition == "scanner":
+        parts = _through_scanners(parts, experiment.seed, run_dir)
+    for number, part in enumerate(parts):
+        _write_site(run_dir, number, part, cfg)
+    coordinator = _write_coordinator(data, external, run_dir, resume=resume, device=cfg.device)
+    return Federation(run_dir / "sites", coordinator, tuple(parts), is_phantom(data))
+
+
+def external_manifest(folder: Path) -> Manifest:
+    """The external set in `folder`, which holds a labels.csv or is a CSV file.
+
+    Raises:
+        DataError: there is no such table.
+    """
+    table = folder / "labels.csv" if folder.is_dir() else folder
+    if not table.is_file():
+        raise DataError(f"external set: {table} does not exist; expected a folder with labels.csv, or a CSV with columns path, patient, label")
+    manifest, _ = read_csv(table)
+    return manifest
+
+
+def _check_same_simulation(cfg: SimulationConfig, run_dir: Path, resume: bool) -> None:
+    path = run_dir / "simulation.yaml"
+    values = cfg.model_dump()
+    if resume and path.exists():
+        old: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        different = [f"{key} was {old.get(key)!r}, now {values[key]!r}" for key in values if old.get(key) != values[key]]
+        if different:
+            raise ConfigError(f"the run to resume was started with other hospitals: {'; '.join(different)}")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def _through_scanners(parts: Sequence[Manifest], seed: int, run_dir: Path) -> list[Manifest]:
+    """Each hospital's images as its own scanner would have taken them, in its own archive folder."""
+    return [
+        render_archive(
+            part,
+            draw_scanner(number, derive_seed(seed, "scanner")),
+            run_dir / "sites" / hospital_name(number, len(parts)) / "archive",
+            derive_seed(seed, "scanner noise", number),
+        )
+        for number, part in enumerate(parts)
+    ]
+
+
+def _write_site(run_dir: Path, number: int, manifest: Manifest, cfg: SimulationConfig) -> None:
+    name = hospital_name(number, cfg.hospitals)
+    folder = run_dir / "sites" / name
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_manifest(manifest, folder / "manifest.csv")
+    site = SiteConfig(name=name, manifest=str(folder / "manifest.csv"), work_dir=str(folder), device=cfg.device, threads=cfg.threads)
+    _write_yaml(run_dir / "sites" / f"{number}.yaml", site)
+
+
+def _find_data(cfg: SimulationConfig, seed: int, run_dir: Path) -> tuple[Path, Path | None]:
+    """The data folder and the external set."""
+    if cfg.data is not None:
+        return Path(cfg.data).resolve(), Path(cfg.external).resolve() if cfg.external else None
+    folder = run_dir / "phantoms"
+    write_phantoms(folder, cfg.phantom_patients, derive_seed(seed, "phantoms"))
+    return folder, folder / "external"
+
+
+def _write_coordinator(data: Path, external: Path | None, run_dir: Path, *, resume: bool, device: str) -> Path:
+    folder = run_dir / "coordinator"
+    folder.mkdir(parents=True, exist_ok=True)
+    test, _ = read_kaggle(data, splits=("test",))
+    write_manifest(test, folder / "test.csv")
+    if external:
+        write_manifest(external_manifest(external), folder / "external.csv")
+    settings = CoordinatorConfig(
+        run_dir=str(run_dir),
+        test_manifest=str(folder / "test.csv"),
+        external_manifest=str(folder / "external.csv") if external else None,
+        cache_dir=str(folder / "cache"),
+        resume=resume,
+        device=device,
+    )
+    _write_yaml(folder / "coordinator.yaml", settings)
+    return folder / "coordinator.yaml"
+
+
+def _write_yaml(path: Path, section: Section) -> None:
+    path.write_text(yaml.safe_dump(json.loads(section.model_dump_json()), sort_keys=False), encoding="utf-8")

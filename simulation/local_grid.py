@@ -1,0 +1,66 @@
+"""A Flower grid in one process: messages are answered by the ClientApp here and now, one after the other.
+
+For tests, for debugging with breakpoints, and for machines without Ray. The apps cannot tell the difference; a test holds that the
+weights are those of Flower's own simulation bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+RUN_ID = 1
+SERVER_NODE_ID = 1
+FIRST_NODE_ID = 1000
+
+
+class LocalGrid(Grid):
+    """`len(node_configs)` nodes that run `client_app`."""
+
+    def __init__(self, client_app: ClientApp, node_configs: Sequence[Mapping[str, Any]], run_config: Mapping[str, Any]) -> None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE_ID
+        self._client_app = client_app
+        self._replies: dict[str, Message] = {}
+        self._contexts = {
+            FIRST_NODE_ID + number: Context(RUN_ID, FIRST_NODE_ID + number, dict(node_config), RecordDict(), dict(run_config))
+            for number, node_config in enumerate(node_configs)
+        }
+        self._run = Run.create_empty(RUN_ID)
+
+    def set_run(self, run: Run) -> None:
+        self._run = run
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    def create_message(  # the abstract signature is Flower's
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Answers each message at once; its id finds the reply."""
+        return [self._answer(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        return self.pull_messages(self.push_messages(messages))
+
+    def _answer(self, message: Message) -> str:
+        message_id = str(uuid4())
+        message.metadata.__dict__["_message_id"] = message_id  # Flower's own grids set it so; there is no setter
+        self._replies[message_id] = self._client_app(message, self._contexts[message.metadata.dst_node_id])
+        return message_id

@@ -1,0 +1,24 @@
+"""Where runs lie when nobody says: `runs/<date>-<time>`, and the newest of them for `--resume`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+
+from common.errors import CheckpointError
+
+RUNS = Path("runs")
+
+
+def default_run_dir(resume: bool) -> Path:
+    """A new folder below `runs/`, or with `resume` the one that was changed last.
+
+    Raises:
+        CheckpointError: there is no run to resume.
+    """
+    if not resume:
+        return RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
+    runs = sorted(RUNS.glob("*/simulation.yaml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise CheckpointError(f"--resume: no run below {RUNS.resolve()}; name its folder with --out")
+    return runs[-1].parent

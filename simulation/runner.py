@@ -1,0 +1,202 @@
+"""`simulate`: virtual hospitals are laid out, the two Flower apps run over them, baselines and report follow.
+
+    plan = build_plan(options)          what was asked, checked
+    simulate(plan, tell)                lay out -> run -> baselines -> report; returns the summary
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+
+from common.config import ExperimentConfig, build_config, load_experiment, merge, read_yaml
+from common.errors import CheckpointError, ConfigError, PneumofedError
+from server.report import write_report
+from server.run_folder import RunFolder
+from server.study import FAILED, RUNNING, STOPPED, SUCCEEDED, course
+from simulation.baselines import run_baselines
+from simulation.bundle import write_app
+from simulation.federation import Federation, SimulationConfig, lay_out
+from simulation.partition import describe_partition
+from simulation.superlink import FlowerError, Resources, private_superlink, submit
+
+Engine = Literal["flower", "local"]
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A simulation that was asked for."""
+
+    experiment: ExperimentConfig
+    simulation: SimulationConfig
+    run_dir: Path
+    resources: Resources
+    engine: Engine = "flower"
+    resume: bool = False
+    baselines: bool = False
+
+
+def build_plan(
+    run_dir: Path,
+    experiment_values: Mapping[str, Any],
+    simulation_values: Mapping[str, Any],
+    *,
+    config_file: Path | None = None,
+    resume: bool = False,
+) -> tuple[ExperimentConfig, SimulationConfig]:
+    """The two configurations of a simulation. A resumed run keeps its own; only what is given on top must agree with it.
+
+    Raises:
+        ConfigError: a key or value is wrong, or the strategy needs more hospitals.
+        CheckpointError: nothing to resume in `run_dir`.
+    """
+    run_dir = run_dir.resolve()
+    simulation_values = {**simulation_values, **_absolute(simulation_values)}
+    if resume:
+        if not (run_dir / "simulation.yaml").exists():
+            raise CheckpointError(f"{run_dir} holds no simulation to resume; check --out")
+        stored = RunFolder(run_dir).read_config().model_dump()
+        experiment = build_config(ExperimentConfig, merge(stored, experiment_values), "the run to resume")
+        simulation = build_config(SimulationConfig, merge(read_yaml(run_dir / "simulation.yaml"), simulation_values), "simulation")
+        return experiment, simulation
+    simulation = build_config(SimulationConfig, simulation_values, "simulation")
+    experiment = load_experiment(config_file, merge({"strategy": {"wait_for_sites": simulation.hospitals}}, experiment_values))
+    if experiment.strategy.replies_needed > simulation.hospitals:
+        raise ConfigError(
+            f"the strategy {experiment.strategy.name} needs {experiment.strategy.replies_needed} replies a round, "
+            f"there are {simulation.hospitals} hospitals; take more hospitals or another strategy"
+        )
+    return experiment, simulation
+
+
+def _absolute(values: Mapping[str, Any]) -> dict[str, str]:
+    """Paths that hold in every folder: Flower's processes start elsewhere, and a run may be resumed from elsewhere."""
+    return {key: str(Path(values[key]).resolve()) for key in ("data", "external") if values.get(key)}
+
+
+def simulate(plan: Plan, tell: Tell) -> dict[str, Any]:
+    """Runs `plan` and returns the summary that the run folder holds.
+
+    Raises:
+        PneumofedError: the run could not start or failed; the summary says the same.
+    """
+    folder = RunFolder(plan.run_dir)
+    if folder.read_history() and not plan.resume:
+        raise CheckpointError(f"{plan.run_dir} already holds a run; go on with --resume or name another folder with --out")
+    plan.resources.check()
+    federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume)
+    tell(f"{federation.hospitals} hospitals, {sum(len(part.records) for part in federation.manifests)} images")
+    try:
+        _run_apps(plan, federation, tell)
+        if plan.baselines:
+            _add(folder, baselines=_baselines(plan, federation, tell))
+    except BaseException as error:
+        _tell_the_end(folder, error)
+        raise
+    finally:
+        _add(folder, phantom=federation.phantom, partition=_partition_table(plan, federation))
+        write_report(folder.path)
+    return folder.read_summary()
+
+
+def _run_apps(plan: Plan, federation: Federation, tell: Tell) -> None:
+    if plan.engine == "local":
+        _run_here(plan, federation, tell)
+        return
+    watch = _Watch(RunFolder(plan.run_dir), plan.experiment.rounds, tell)
+    with tempfile.TemporaryDirectory(prefix="pneumofed-app-") as folder:
+        app = write_app(Path(folder) / "pneumofed")
+        log = plan.run_dir / "flower.log"
+        with private_superlink(log, environment(plan.resources)) as superlink, log.open("ab") as output:
+            try:
+                submit(superlink, app, run_config(plan, federation), plan.resources, output, watch)
+            except FlowerError as error:
+                raise _reason(RunFolder(plan.run_dir), error, log) from error
+
+
+def run_config(plan: Plan, federation: Federation) -> dict[str, str]:
+    """What the apps are told: the experiment, and where the coordinator's and the sites' own files lie."""
+    return {
+        "experiment": plan.experiment.model_dump_json(),
+        "coordinator": str(federation.coordinator_file),
+        "sites": str(federation.sites_dir),
+    }
+
+
+def environment(resources: Resources) -> dict[str, str]:
+    """Of the SuperLink and so of Ray, which joins the cluster at RAY_ADDRESS if it is set."""
+    source = {"PNEUMOFED_SOURCE": str(Path(__file__).resolve().parents[1])}
+    return {**source, "RAY_ADDRESS": resources.ray_address} if resources.ray_address else source
+
+
+def _run_here(plan: Plan, federation: Federation, tell: Tell) -> None:
+    """Both apps in this process, one hospital after the other."""
+    from client.app import app as client_app
+    from server.app import read_coordinator, read_experiment
+    from server.study import run_study
+    from simulation.local_grid import LocalGrid
+
+    config = run_config(plan, federation)
+    nodes = [{"partition-id": number, "num-partitions": federation.hospitals} for number in range(federation.hospitals)]
+    grid = LocalGrid(client_app, nodes, config)
+    run_study(grid, read_experiment(config), read_coordinator(config))
+    _Watch(RunFolder(plan.run_dir), plan.experiment.rounds, tell)()
+
+
+def _baselines(plan: Plan, federation: Federation, tell: Tell) -> dict[str, Any]:
+    tell(f"baselines: all images in one place, and each of {federation.hospitals} hospitals alone")
+    return run_baselines(plan.run_dir.resolve(), plan.experiment, federation.site_files, federation.coordinator_file, tell)
+
+
+def _partition_table(plan: Plan, federation: Federation) -> dict[str, Any]:
+    table = describe_partition(federation.manifests, [f"hospital {number}" for number in range(federation.hospitals)])
+    return {"kind": plan.simulation.partition, "alpha": plan.simulation.alpha, **table}
+
+
+def _tell_the_end(folder: RunFolder, error: BaseException) -> None:
+    """Writes how the run ended where the apps could not: they were killed, or never started."""
+    summary = folder.read_summary()
+    if summary.get("status") in (None, RUNNING, SUCCEEDED):
+        stopped = isinstance(error, KeyboardInterrupt)
+        sentence = "stopped by the user; --resume goes on after the last completed round" if stopped else str(error)
+        _add(folder, status=STOPPED if stopped else FAILED, error=sentence, **course(folder))
+
+
+def _add(folder: RunFolder, **values: Any) -> None:
+    folder.write_summary({**folder.read_summary(), **values})
+
+
+def _reason(folder: RunFolder, error: FlowerError, log: Path) -> PneumofedError:
+    """The apps' own sentence where they left one; Flower knows only that the run failed."""
+    sentence = folder.read_summary().get("error")
+    return PneumofedError(sentence) if sentence else FlowerError(f"{error}; the log is {log}")
+
+
+class _Watch:
+    """Tells of each round as soon as its line is in the history."""
+
+    def __init__(self, folder: RunFolder, rounds: int, tell: Tell) -> None:
+        self._folder, self._rounds, self._tell = folder, rounds, tell
+        self._told = 0 if not folder.history.exists() else len(folder.read_history())
+
+    def __call__(self) -> None:
+        lines = self._folder.read_history()
+        for line in lines[self._told :]:
+            self._tell(describe_round(line, self._rounds))
+        self._told = max(self._told, len(lines))
+
+
+def describe_round(line: Mapping[str, Any], rounds: int) -> str:
+    """One line of text about a round."""
+    shown = [f"{name} {line[name]['auroc']:.4f}" for name in ("validation", "test", "external") if (line.get(name) or {}).get("auroc")]
+    good = len(line["drawn"]) - len(line["failures"]) - len(line["left_out"])
+    trouble = "".join(f"\n    {site}: {reason}" for site, reason in {**line["failures"], **line["left_out"], **line["absent"]}.items())
+    text = f"round {line['round']:>3}/{rounds}  {good}/{len(line['drawn'])} sites  AUROC {'  '.join(shown)}  {line['seconds']['total']:.1f} s"
+    return text + trouble
+
+

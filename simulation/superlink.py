@@ -1,0 +1,211 @@
+"""A private Flower SuperLink that simulates, for the time of one run, and the supported commands that submit to it.
+
+`flwr run` alone would start a detached SuperLink that never stops, and it exits with 0 also when the run failed. So each run gets a
+SuperLink of its own in a temporary FLWR_HOME, is asked for its status when it has ended, and is cleaned up whatever happens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from common.errors import ConfigError, PneumofedError
+
+CONNECTION = "private"
+START_SEC = 60.0
+STATUS_SEC = 20.0
+SWITCHES = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs our dependencies anew, and fails offline
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+class FlowerError(PneumofedError):
+    """Flower did not start, or could not take or finish a run; the text says what it said."""
+
+
+@dataclass(frozen=True)
+class Superlink:
+    """A running SuperLink: its environment, and the neutral folder that it and its workers start in."""
+
+    environment: Mapping[str, str]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the simulation may use. `ray_address` names a running Ray cluster; then `cpus` and `gpus` are the cluster's own."""
+
+    nodes: int
+    client_cpus: float = 1
+    client_gpus: float = 0.0
+    cpus: int | None = None
+    gpus: float | None = None
+    ray_address: str | None = None
+    verbose: bool = False
+
+    def check(self) -> None:
+        """Refuses what would hang: Ray waits for ever for an actor that is larger than the machine.
+
+        Raises:
+            ConfigError: a client needs more than there is.
+        """
+        available = self.cpus or os.cpu_count() or 1
+        if self.ray_address is None and self.client_cpus > available:
+            raise ConfigError(f"each hospital asks for {self.client_cpus:g} CPUs but {available} are there; lower client_resources.num_cpus")
+
+    def federation_config(self) -> str:
+        """The value of `flwr run --federation-config`."""
+        values = {
+            "num-supernodes": self.nodes,
+            "client-resources-num-cpus": self.client_cpus,
+            "client-resources-num-gpus": float(self.client_gpus),
+            "init-args-num-cpus": self.cpus,
+            "init-args-num-gpus": self.gpus,
+            "verbose": "true" if self.verbose else None,
+        }
+        return " ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+
+
+@contextmanager
+def private_superlink(log: Path, extra_environment: Mapping[str, str]) -> Iterator[Superlink]:
+    """Starts a SuperLink on a free port of the loopback interface, and stops it with all its children at the end.
+
+    Raises:
+        FlowerError: it does not come up; the text ends with its last words.
+    """
+    with tempfile.TemporaryDirectory(prefix="pneumofed-flower-") as name, log.open("ab") as output:
+        folder, port = Path(name), _free_port()
+        environment = {**os.environ, **SWITCHES, **extra_environment, "FLWR_HOME": name, "PATH": _search_path()}
+        (folder / "config.toml").write_text(
+            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+            encoding="utf-8",
+        )
+        command = [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+        process = subprocess.Popen(
+            [*command, "--disable-runtime-dependency-installation"],
+            env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            _wait_until_up(process, port, log)
+            yield Superlink(environment, folder)
+        finally:
+            stop_group(process)
+
+
+def submit(
+    superlink: Superlink, app: Path, run_config: Mapping[str, Any], resources: Resources, output: IO[Any] | None, watch: Callable[[], None]
+) -> None:
+    """Runs the Flower app in `app` and waits for its end, calling `watch` about twice a second.
+
+    Raises:
+        FlowerError: the run was refused or failed.
+    """
+    settings = superlink.folder / "run_config.toml"
+    settings.write_text("".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in run_config.items()), encoding="utf-8")
+    command = [_tool("flwr"), "run", str(app), CONNECTION, "--stream", "--federation-config", resources.federation_config()]
+    if run_config:
+        command += ["--run-config", str(settings)]
+    process = subprocess.Popen(
+        command, env=superlink.environment, cwd=superlink.folder, stdout=output, stderr=subprocess.STDOUT if output else None,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        while process.poll() is None:
+            time.sleep(0.5)
+            watch()
+    finally:
+        stop_group(process)
+    watch()
+    _check_status(superlink)
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """Asks the process and its children to stop, and makes them after ten seconds."""
+    for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=patience)
+        except ProcessLookupError:
+            process.wait()
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _check_status(superlink: Superlink) -> None:
+    """Flower writes the status a few seconds after the stream of logs has ended."""
+    deadline = time.monotonic() + STATUS_SEC
+    status = "unknown"
+    while time.monotonic() < deadline:
+        command = [_tool("flwr"), "list", CONNECTION, "--format", "json"]
+        listed = subprocess.run(command, env=superlink.environment, cwd=superlink.folder, capture_output=True, text=True, check=False)
+        status = _status_in(listed.stdout)
+        if status == "finished:completed":
+            return
+        if status.startswith("finished"):
+            break
+        time.sleep(1.0)
+    raise FlowerError(f"Flower ended the run as '{status}'")
+
+
+def _status_in(text: str) -> str:
+    try:
+        runs = json.loads(text)["runs"]
+    except (ValueError, KeyError):
+        return "unknown"
+    return str(runs[0]["status"]) if runs else "refused"
+
+
+def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SEC
+    while time.monotonic() < deadline and process.poll() is None:
+        with socket.socket() as probe:
+            probe.settimeout(1.0)
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+    raise FlowerError(f"the SuperLink did not start within {START_SEC:g} s: {' '.join(last) or 'it said nothing'}")
+
+
+def _toml(value: Any) -> str:
+    """A TOML scalar; JSON's strings, numbers and booleans are TOML's."""
+    return json.dumps(value)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _tool(name: str) -> str:
+    """The command of this Python's own environment.
+
+    Raises:
+        FlowerError: Flower is not installed beside this Python.
+    """
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise FlowerError(f"{name} is not installed beside {sys.executable}; install with pip install 'flwr[simulation]'")
+    return str(path)
+
+
+def _search_path() -> str:
+    """PATH with this Python's commands first: the SuperLink starts `flwr-simulation` by its name."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -1,0 +1,146 @@
+"""The bootstrap equals the plain one with the same draws, and draws patients, not images."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from common.errors import DataError
+from common.evaluation import bootstrap as module
+from common.evaluation.bootstrap import Bootstrap, bootstrap, bootstrap_difference, draw_patients
+from common.evaluation.metrics import metrics
+from common.evaluation.predictions import Predictions
+from common.evaluation.statistics import Statistics
+from tests.common.evaluation.draws import any_task, binary, of_scores, take
+
+few = Bootstrap(resamples=20, confidence=0.8, seed=3)
+quick = settings(max_examples=25, deadline=None)
+
+
+def plain_resamples(predictions: Predictions, settings_: Bootstrap) -> list[Predictions]:
+    """The resamples one by one: for each draw of a patient all images of that patient."""
+    patients = sorted(set(predictions.patients))
+    images = [np.flatnonzero(np.array(predictions.patients) == patient) for patient in patients]
+    draws = np.concatenate(list(draw_patients(len(patients), settings_, 1000)))
+    return [take(predictions, np.concatenate([np.tile(i, count) for i, count in zip(images, row, strict=True)])) for row in draws]
+
+
+def resample(n: int, seed: int) -> Predictions:
+    draw = np.random.default_rng(seed)
+    labels = draw.integers(0, 2, n)
+    return of_scores((draw.random(n) * 0.7 + 0.3 * labels).round(2).tolist(), labels.tolist(), draw.integers(0, n // 2, n).tolist())
+
+
+@quick
+@given(any_task.filter(len))
+def test_intervals_equal_the_plain_bootstrap_with_the_same_draws(predictions: Predictions) -> None:
+    fast = bootstrap(predictions, 0.4, few)
+    plain = [metrics(Statistics.of(one), 0.4) for one in plain_resamples(predictions, few)]
+    value = metrics(Statistics.of(predictions), 0.4)
+    for name, interval in fast.items():
+        resampled = np.array([one[name] for one in plain])
+        resampled = resampled[~np.isnan(resampled)]
+        assert interval["value"] == pytest.approx(value[name], abs=1e-12, nan_ok=True)
+        assert interval["resamples"] == len(resampled)
+        low, high = np.quantile(resampled, [0.1, 0.9]) if len(resampled) else (math.nan, math.nan)
+        assert (interval["low"], interval["high"]) == pytest.approx((low, high), abs=1e-9, nan_ok=True), name
+
+
+def test_each_resample_draws_as_many_patients_as_there_are() -> None:
+    draws = np.concatenate(list(draw_patients(7, Bootstrap(4000), 1000)))
+    assert draws.shape == (4000, 7)
+    assert np.all(draws.sum(axis=1) == 7)
+    np.testing.assert_allclose(draws.mean(axis=0), 1.0, atol=5 * math.sqrt(6 / 7 / 4000))
+    np.testing.assert_allclose(draws.var(axis=0), 6 / 7, rtol=0.15)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 1000])
+def test_draws_do_not_depend_on_how_many_are_held_at_once(rows: int) -> None:
+    once = np.concatenate(list(draw_patients(11, few, few.resamples)))
+    np.testing.assert_array_equal(np.concatenate(list(draw_patients(11, few, rows))), once)
+
+
+def test_intervals_do_not_depend_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictions = resample(60, 0)
+    at_once = bootstrap(predictions, 0.5, few)
+    monkeypatch.setattr(module, "CELLS_AT_ONCE", 100)
+    assert bootstrap(predictions, 0.5, few) == at_once
+
+
+def test_the_seed_alone_decides() -> None:
+    predictions = resample(60, 0)
+    assert bootstrap(predictions, 0.5, few) == bootstrap(predictions, 0.5, few)
+    assert bootstrap(predictions, 0.5, few)["auroc"] != bootstrap(predictions, 0.5, Bootstrap(20, 0.8, 4))["auroc"]
+
+
+def test_copies_of_images_do_not_narrow_the_interval() -> None:
+    once = resample(100, 1)
+    copied = take(once, np.tile(np.arange(100), 10))
+    as_patients = Predictions(copied.probabilities, copied.labels, tuple(map(str, range(1000))))
+    widths = []
+    for predictions in (once, copied, as_patients):
+        interval = bootstrap(predictions, 0.5, Bootstrap(400))["auroc"]
+        widths.append(interval["high"] - interval["low"])
+    assert widths[1] == pytest.approx(widths[0])
+    assert widths[2] < widths[0] / 2
+
+
+def test_resamples_of_one_class_are_left_out_and_counted() -> None:
+    interval = bootstrap(of_scores([0.2, 0.8], [0, 1]), 0.5, Bootstrap(1000))["auroc"]
+    assert 400 < interval["resamples"] < 600
+    assert (interval["low"], interval["high"]) == (1.0, 1.0)
+
+
+@quick
+@given(binary())
+def test_undefined_metrics_have_no_interval_and_raise_nothing(predictions: Predictions) -> None:
+    for interval in bootstrap(predictions, 0.5, few).values():
+        assert math.isnan(interval["low"]) == math.isnan(interval["high"]) == (interval["resamples"] == 0)
+        assert interval["resamples"] == 0 or interval["low"] <= interval["high"]
+
+
+def test_no_resamples_give_the_value_alone() -> None:
+    interval = bootstrap(resample(30, 0), 0.5, Bootstrap(resamples=0))["auroc"]
+    assert interval["value"] > 0.5
+    assert math.isnan(interval["low"])
+    assert interval["resamples"] == 0
+
+
+def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    truth, covered = 0.7602499389065233, 0  # P(Z > -1 / sqrt(2)) for two normal distributions one deviation apart
+    for seed in range(100):
+        draw = np.random.default_rng(seed)
+        labels = np.arange(100) % 2
+        score = 1.0 / (1.0 + np.exp(-draw.normal(labels, 1.0)))
+        interval = bootstrap(of_scores(score.tolist(), labels.tolist()), 0.5, Bootstrap(100, 0.9, seed))["auroc"]
+        covered += interval["low"] <= truth <= interval["high"]
+    assert 80 <= covered <= 98  # 90 expected, give or take three standard deviations of 3, less what few resamples cost
+
+
+@quick
+@given(binary(min_size=1))
+def test_a_model_does_not_differ_from_itself(predictions: Predictions) -> None:
+    interval = bootstrap_difference(predictions, predictions, few)
+    assert interval["resamples"] == 0 or (interval["low"], interval["high"]) == (0.0, 0.0)
+
+
+def test_the_difference_equals_the_plain_paired_bootstrap() -> None:
+    first = resample(80, 1)
+    second = Predictions(resample(80, 2).probabilities, first.labels, first.patients)
+    interval = bootstrap_difference(first, second, few)
+    pairs = zip(plain_resamples(first, few), plain_resamples(second, few), strict=True)
+    differences = [np.subtract(*(metrics(Statistics.of(one), 0.5)["auroc"] for one in pair)) for pair in pairs]
+    assert (interval["low"], interval["high"]) == pytest.approx(tuple(np.quantile(differences, [0.1, 0.9])), abs=1e-12)
+    assert interval["value"] == bootstrap(first, 0.5, few)["auroc"]["value"] - bootstrap(second, 0.5, few)["auroc"]["value"]
+    backwards = bootstrap_difference(second, first, few)
+    assert (backwards["low"], backwards["high"]) == pytest.approx((-interval["high"], -interval["low"]), abs=1e-12)
+
+
+def test_models_of_other_images_are_not_compared() -> None:
+    first = resample(10, 1)
+    for other in (take(first, np.arange(10)[::-1]), resample(10, 2), take(first, np.arange(9))):
+        with pytest.raises(DataError):
+            bootstrap_difference(first, other, few)

@@ -1,0 +1,31 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _data_dir(name: str, marker: str) -> Path:
+    candidates = [Path(os.environ["PNEUMOFED_DATA"])] if "PNEUMOFED_DATA" in os.environ else []
+    candidates.append(ROOT.parent / "shared" / "data")
+    for candidate in candidates:
+        if (candidate / name / marker).exists():
+            return candidate / name
+    pytest.skip(f"needs the real data: no {name}/{marker} under $PNEUMOFED_DATA or ../shared/data")
+
+
+@pytest.fixture(scope="session")
+def kaggle_dir() -> Path:
+    """Folder of the Kaggle pediatric chest X-ray set, or a skip that says what is missing."""
+    return _data_dir("chest_xray", "train")
+
+
+@pytest.fixture(scope="session")
+def external_dir() -> Path:
+    """Folder of the external set with its `labels.csv`, or a skip that says what is missing."""
+    return _data_dir("external_covid_cxr", "labels.csv")

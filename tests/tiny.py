@@ -1,0 +1,82 @@
+"""A federation small enough for a second: 32-pixel images in which pneumonia is a bright patch, and a small network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import yaml
+from flwr.clientapp import ClientApp
+
+from client.app import app as client_app
+from common.config import CoordinatorConfig, ExperimentConfig, build_config, merge
+from common.data.manifest import ImageRecord, Manifest, write_manifest
+from server.study import run_study
+from simulation.local_grid import LocalGrid
+
+logging.getLogger("flwr").setLevel(logging.ERROR)
+
+TINY = {
+    "rounds": 2,
+    "image": {"size_px": 32},
+    "model": {"name": "small_cnn"},
+    "training": {"batch_size": 8, "validation_fraction": 0.25, "precision": "fp32", "learning_rate": 5e-3},
+    "evaluation": {"bootstrap_samples": 20},
+}
+
+
+def tiny_experiment(**changes: Any) -> ExperimentConfig:
+    return build_config(ExperimentConfig, merge(TINY, changes))
+
+
+def draw_image(path: Path, label: str, generator: np.random.Generator) -> None:
+    """A grey 32-pixel PNG; pneumonia adds a bright patch, so that a few steps learn something."""
+    pixels = generator.integers(20, 120, (32, 32)).astype(np.uint8)
+    if label != "normal":
+        row, column = generator.integers(4, 18, 2)
+        pixels[row : row + 10, column : column + 10] += 110
+    PIL.Image.fromarray(pixels).save(path)
+
+
+def draw_manifest(folder: Path, patients: int, seed: int, labels: tuple[str, ...] = ("normal", "pneumonia")) -> Manifest:
+    """`patients` patients with two images each, labels in turn."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator, records = np.random.default_rng(seed), []
+    for number in range(patients):
+        label = labels[number % len(labels)]
+        for view in range(2):
+            path = folder / f"{number}-{view}.png"
+            draw_image(path, label, generator)
+            records.append(ImageRecord(path, f"patient-{seed}-{number}", label))
+    return Manifest(tuple(records))
+
+
+class TinyFederation:
+    """`sites` hospitals of `patients` patients below `folder`, and a coordinator with a test set."""
+
+    def __init__(self, folder: Path, sites: int = 3, patients: int = 8) -> None:
+        self.folder = folder
+        self.sites = folder / "sites"
+        for number in range(sites):
+            self.add_site(number, draw_manifest(folder / f"images-{number}", patients, seed=number))
+        write_manifest(draw_manifest(folder / "test", 8, seed=1000), folder / "test.csv")
+
+    def add_site(self, number: int, manifest: Manifest) -> None:
+        work = self.sites / f"site-{number}"
+        work.mkdir(parents=True, exist_ok=True)
+        write_manifest(manifest, work / "manifest.csv")
+        site = {"name": f"site-{number}", "manifest": str(work / "manifest.csv"), "work_dir": str(work), "threads": 1, "device": "cpu"}
+        (self.sites / f"{number}.yaml").write_text(yaml.safe_dump(site))
+
+    def grid(self, app: ClientApp = client_app) -> LocalGrid:
+        nodes = [{"partition-id": int(path.stem)} for path in sorted(self.sites.glob("*.yaml"))]
+        return LocalGrid(app, nodes, {"sites": str(self.sites)})
+
+    def run(self, name: str, experiment: ExperimentConfig, *, grid: LocalGrid | None = None, resume: bool = False) -> Mapping[str, Any]:
+        """Runs the study in `folder/name` and returns its summary."""
+        settings = CoordinatorConfig(run_dir=str(self.folder / name), test_manifest=str(self.folder / "test.csv"), resume=resume, device="cpu")
+        return run_study(grid or self.grid(), experiment, settings)
