@@ -119,7 +119,7 @@ def draw_anatomy(ranges: dict[str, tuple[float, float]], rng: np.random.Generato
 
 
 def draw_chest(x: Map, y: Map, anatomy: Anatomy, rng: np.random.Generator) -> Chest:
-    """The chest of `anatomy` on the coordinates `x`, `y`; `rng` draws only the course of the vessels."""
+    """The chest of `anatomy` on the coordinates `x`, `y`; `rng` draws the texture of tissue and vessels alone."""
     x = x - anatomy.scoliosis * np.sin(2.5 * y)
     side, across = np.where(x < 0, np.float32(-1), np.float32(1)), np.abs(x)
     inside = _lung_distance(across, y, side, anatomy)
@@ -127,11 +127,11 @@ def draw_chest(x: Map, y: Map, anatomy: Anatomy, rng: np.random.Generator) -> Ch
     heart = _heart(x, y, anatomy)
     air = anatomy.lung_air * lung * (1.0 - 0.45 * np.exp(np.maximum(inside, 0.0) * -12.0)) * (1.0 - 1.8 * heart)
     trunk = anatomy.trunk_attenuation * _trunk(across, y, anatomy) * (1.0 + 0.04 * smooth_noise(x.shape, (6, 6), rng))
-    bones = anatomy.bone * (_spine(x, y) + _ribs(across, y - anatomy.rib_asymmetry * side, anatomy) + _clavicles(across, y, anatomy))
-    bones += anatomy.bone * _arm_bones(across, y, anatomy)
+    bones = _spine(x, y) + _clavicles(across, y, anatomy) + _arm_bones(across, y, anatomy)
+    bones += _ribs(across, y - anatomy.rib_asymmetry * side, anatomy)
     organs = heart + _mediastinum(x, y, anatomy) - _stomach(x, y, anatomy)
     return Chest(
-        body=(trunk + bones + organs).astype(np.float32),
+        body=(trunk + anatomy.bone * bones + organs).astype(np.float32),
         air=air.astype(np.float32),
         lung=lung,
         vessels=_vessels(across, y, side, rng),
@@ -195,8 +195,15 @@ def _ribs(across: Map, y: Map, anatomy: Anatomy) -> Map:
     bend = 0.22 * np.square(np.square(np.clip(across / wall, 0.0, 1.1)))
     posterior = _rib_rows(y - anatomy.rib_slope * u - anatomy.rib_curvature * u * u - bend, anatomy.rib_spacing, 0.22)
     anterior = _rib_rows(y + 0.75 * u - 0.5 * u * u + bend, 1.05 * anatomy.rib_spacing, 0.26)
-    cage = soft_step(wall - across, 0.008) * soft_step(y - anatomy.lung_apex - 1.6 * np.square(across - 0.25), 0.03) * soft_step(0.85 - y, 0.08)
-    return cage * (posterior * soft_step(u, 0.01) + 0.45 * anterior * soft_step(across - 0.34, 0.06)) + 0.7 * bump(across - wall, 0.022) * cage
+    cage = (
+        soft_step(wall - across, 0.008)
+        * soft_step(y - anatomy.lung_apex - 1.6 * np.square(across - 0.25), 0.03)
+        * soft_step(0.85 - y, 0.08)
+    )
+    return (
+        cage * (posterior * soft_step(u, 0.01) + 0.45 * anterior * soft_step(across - 0.34, 0.06))
+        + 0.7 * bump(across - wall, 0.022) * cage
+    )
 
 
 def _rib_rows(height: Map, spacing: float, half_width: float) -> Map:
@@ -207,7 +214,9 @@ def _rib_rows(height: Map, spacing: float, half_width: float) -> Map:
 
 
 def _clavicles(across: Map, y: Map, anatomy: Anatomy) -> Map:
-    course = anatomy.lung_apex + 0.20 - anatomy.clavicle_rise * np.sin(np.clip((across - 0.08) / 0.6, 0.0, 1.0) * 2.6) - 0.15 * across
+    course = (
+        anatomy.lung_apex + 0.20 - anatomy.clavicle_rise * np.sin(np.clip((across - 0.08) / 0.6, 0.0, 1.0) * 2.6) - 0.15 * across
+    )
     band = soft_step(0.030 - np.abs(y - course), 0.008) + 0.4 * bump(np.abs(y - course) - 0.03, 0.012)
     return 1.1 * band * soft_step(across - 0.08, 0.012) * soft_step(0.74 - across, 0.02)
 

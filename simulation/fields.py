@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Map = NDArray[np.float32]
+Map = NDArray[Any]
+"""float32 [H, W]; not said to the type checker, to whom a float32 array times a Python float is float64."""
 
 
 def soft_step(depth: Map, width: float) -> Map:

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -79,7 +80,7 @@ def _check(patients: int, hospitals: int, kind: str, alpha: float) -> None:
         raise ConfigError(f"hospitals: expected at least 1, got {hospitals}")
     if hospitals > patients:
         raise ConfigError(
-            f"hospitals: {hospitals} hospitals asked for but the data have {patients} patients, and a patient's images stay together; "
+            f"hospitals: {hospitals} asked for, but the data have {patients} patients, whose images stay together; "
             f"ask for at most {patients} hospitals or give more data"
         )
 
@@ -127,13 +128,13 @@ def _deal_by_shares(strata: Strata, shares: Sequence[NDArray[np.float64]]) -> De
     for stratum, share in zip(strata, shares, strict=True):
         ends = np.rint(np.cumsum(share)[:-1] * len(stratum)).astype(int)
         cuts = [0, *ends.tolist(), len(stratum)]
-        for hospital, (start, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        for hospital, (start, end) in enumerate(pairwise(cuts)):
             deal[hospital] += stratum[start:end]
     return deal
 
 
 def _fill_empty(deal: Deal) -> None:
-    """Gives each empty hospital a patient of the then largest one; ends since there are at least as many patients as hospitals."""
+    """Gives each empty hospital a patient of the then largest one, which has two or more while there are enough."""
     for site in deal:
         if not site:
             site.append(max(deal, key=len).pop())

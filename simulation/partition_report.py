@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial.distance import jensenshannon
 
 from common.data.manifest import LABELS, Manifest
+from common.evaluation.figures import FAINT, TEXT_PT, colour_of, legend_above, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = {"normal": "#56B4E9", "pneumonia": "#D55E00", "bacterial": "#E69F00", "viral": "#009E73"}
-"""Okabe and Ito's palette, told apart by colour-blind readers."""
-_OTHER_COLOUR = "#999999"
+_COLOURS = {label: colour_of(i) for i, label in enumerate(LABELS)}
+_MAX_ANNOTATED = 20
 
 
 @dataclass(frozen=True)
@@ -61,33 +60,24 @@ def label_skew(rows: Sequence[HospitalRow]) -> float:
     return float(np.mean([jensenshannon(count, pooled, base=2.0) ** 2 for count in counts]))
 
 
-def plot_partition(rows: Sequence[HospitalRow], title: str = "Images per hospital") -> Figure:
-    """Stacked bars of the label counts, a bar a hospital, with the images' and patients' numbers above where there is room."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(min(14.0, 3.0 + 0.55 * len(rows)), 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    places, base = np.arange(len(rows)), np.zeros(len(rows))
-    for label in rows[0].classes:
+def plot_partition(rows: Sequence[HospitalRow]) -> Figure:
+    """Stacked bars of the images of each label, a bar a hospital; above it, where there is room, its images and patients."""
+    figure, (axes,) = new_figure()
+    labels, base = _labels(rows), np.zeros(len(rows))
+    for label in labels:
         heights = np.array([row.classes[label] for row in rows], dtype=np.float64)
-        axes.bar(places, heights, bottom=base, label=label, color=_COLOURS.get(label, _OTHER_COLOUR), width=0.8)
+        axes.bar([row.hospital for row in rows], heights, bottom=base, label=label, color=_COLOURS.get(label, FAINT), width=0.8)
         base += heights
-    if len(rows) <= 20:
-        for row in rows:
-            axes.annotate(f"{row.images}\n({row.patients})", (row.hospital, row.images), ha="center", va="bottom", fontsize=7)
-    axes.set(xlabel="hospital", ylabel="images", title=f"{title} (patients in brackets), label skew {label_skew(rows):.3f} bits")
-    axes.set_xticks(places if len(rows) <= 30 else places[:: len(rows) // 15])
-    axes.margins(y=0.15)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    for row in rows if len(rows) <= _MAX_ANNOTATED else ():
+        text = f"{row.images}\n({row.patients})"
+        axes.annotate(text, (row.hospital, row.images), (0, 2), textcoords="offset points", ha="center", fontsize=TEXT_PT - 2)
+    axes.set(xlabel=f"hospital (label skew {label_skew(rows):.3f} bits)", ylabel="images (patients)")
+    axes.set_xticks([row.hospital for row in rows][:: max(1, len(rows) // _MAX_ANNOTATED)])
+    axes.margins(y=0.12)
+    axes.grid(visible=False, axis="x")
+    legend_above(figure, max(1, len(labels)))
     return figure
 
 
-def render_figure(figure: Figure, format: Literal["png", "svg"]) -> bytes:
-    """The bytes of `figure` as PNG (150 dpi) or SVG; the same figure gives the same bytes."""
-    import matplotlib as mpl
-
-    buffer = io.BytesIO()
-    with mpl.rc_context({"svg.hashsalt": "pneumofed"}):
-        figure.savefig(buffer, format=format, dpi=150, metadata={"Date": None} if format == "svg" else {"Software": None})
-    return buffer.getvalue()
+def _labels(rows: Sequence[HospitalRow]) -> list[str]:
+    return list(rows[0].classes) if rows else []

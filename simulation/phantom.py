@@ -33,6 +33,9 @@ IMAGES_PER_PATIENT = {1: 0.6, 2: 0.3, 3: 0.1}
 """Share of the patients with so many images."""
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 1024
 
+_VERSION = 1
+"""To be raised whenever the drawing changes, so that an older set is not taken for the new one."""
+
 _CAUSES = {"bacterial": "bacteria", "viral": "virus"}
 _FINDINGS = {"normal": "No Finding", "bacterial": "Lobar consolidation (drawn)", "viral": "Interstitial opacities (drawn)"}
 
@@ -70,7 +73,7 @@ def write_phantoms(folder: Path, patients: int, seed: int, size_px: int = 144) -
     """
     folder = folder.absolute()
     _check(patients, size_px)
-    if _claim(folder, f"patients {patients}, seed {seed}, size {size_px} px, version 1\n"):
+    if _claim(folder, f"patients {patients}, seed {seed}, size {size_px} px, version {_VERSION}\n"):
         return read_manifest(folder / "manifest.csv")
     train = _write_kaggle(folder / "train", patients, seed, size_px)
     _write_kaggle(folder / "test", max(3, patients // 4), seed, size_px)
@@ -93,8 +96,12 @@ def _claim(folder: Path, details: str) -> bool:
         mark_folder(folder, details)
     if not is_phantom(folder):
         raise ConfigError(f"{folder} holds files that are no phantoms; give an empty or new folder, so that the two never mix")
-    if read_details(folder) != details:
-        raise ConfigError(f"{folder} holds other phantoms ({read_details(folder).strip()}); delete it or give another folder")
+    found = read_details(folder)
+    if found != details:
+        came = found.strip() if found else "a part of a larger set"
+        raise ConfigError(
+            f"{folder} holds other phantoms ({came}) than asked for ({details.strip()}); give an empty or new folder"
+        )
     return (folder / "manifest.csv").is_file()
 
 
@@ -123,7 +130,7 @@ def _write_kaggle(folder: Path, patients: int, seed: int, size_px: int) -> Manif
     """The images of one split; its name is the folder's."""
     for name in ("NORMAL", "PNEUMONIA"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    records = []
+    records: list[ImageRecord] = []
     for patient in _draw_patients(folder.name, patients, seed):
         for k in range(1, patient.images + 1):
             person, path = _kaggle_names(patient, k, serial=len(records) + 1)

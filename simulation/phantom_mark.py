@@ -36,9 +36,10 @@ def mark_folder(folder: Path, details: str = "") -> None:
     (folder / MARKER_FILE).write_text(_WARNING + details, encoding="utf-8")
 
 
-def read_details(folder: Path) -> str:
-    """The `details` that `mark_folder` wrote into `folder`, where it did."""
-    return (folder / MARKER_FILE).read_text(encoding="utf-8").removeprefix(_WARNING)
+def read_details(folder: Path) -> str | None:
+    """The `details` that `mark_folder` wrote into `folder` itself, or None where it did not."""
+    file = folder / MARKER_FILE
+    return file.read_text(encoding="utf-8").removeprefix(_WARNING) if file.is_file() else None
 
 
 def is_phantom(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,8 @@ from server.run_folder import RunFolder
 from server.study import FAILED, RUNNING, STOPPED, SUCCEEDED, course
 from simulation.baselines import run_baselines
 from simulation.bundle import write_app
-from simulation.federation import Federation, SimulationConfig, lay_out
-from simulation.partition import describe_partition
+from simulation.federation import Federation, SimulationConfig, hospital_name, lay_out
+from simulation.partition_report import label_skew, summarise
 from simulation.superlink import FlowerError, Resources, private_superlink, submit
 
 Engine = Literal["flower", "local"]
@@ -154,8 +154,11 @@ def _baselines(plan: Plan, federation: Federation, tell: Tell) -> dict[str, Any]
 
 
 def _partition_table(plan: Plan, federation: Federation) -> dict[str, Any]:
-    table = describe_partition(federation.manifests, [f"hospital {number}" for number in range(federation.hospitals)])
-    return {"kind": plan.simulation.partition, "alpha": plan.simulation.alpha, **table}
+    """How the patients were dealt, in counts: a row a hospital, and the skew of labels in bits."""
+    rows = summarise(federation.manifests)
+    hospitals = [{"name": hospital_name(row.hospital, federation.hospitals), **asdict(row)} for row in rows]
+    kind, alpha = plan.simulation.partition, plan.simulation.alpha
+    return {"kind": kind, "alpha": alpha, "label_skew_bits": label_skew(rows), "hospitals": hospitals}
 
 
 def _tell_the_end(folder: RunFolder, error: BaseException) -> None:

@@ -143,7 +143,7 @@ def _magnify(pixels: Map, zoom: float) -> Map:
 
 
 def _tone(image: Map, scanner: Scanner) -> Map:
-    """Gamma, then v + c v (1 - v) (2 v - 1), which is monotone for c in [-2, 1] with slope 1 + c / 2 in the middle, then brightness."""
+    """Gamma, then v + c v (1 - v) (2 v - 1), monotone for c in [-2, 1] with slope 1 + c / 2 in the middle, then brightness."""
     curved = image**scanner.gamma
     curved = curved + scanner.contrast * curved * (1.0 - curved) * (2.0 * curved - 1.0)
     return np.clip(curved + scanner.brightness, 0.0, 1.0)
@@ -159,17 +159,21 @@ def _geometry(height: int, width: int) -> tuple[Map, Map]:
 
 
 def _render(record: ImageRecord, scanner: Scanner, folder: Path, seed: int, phantoms: set[Path]) -> ImageRecord:
+    """`record` with its picture rendered into `folder`, or as it was if its file cannot be read."""
+    is_drawn = record.path.parent in phantoms
     try:
         digest = hashlib.sha256(record.path.read_bytes()).hexdigest()
-        name = hashlib.sha256(f"{digest} {_scanner_text(scanner, seed)}".encode()).hexdigest()[:24]
-        target = folder / f"{name}.png"
-        if not target.exists():
-            pixels = apply(_shrink(read_image(record.path).pixels, scanner.longest_side_px), scanner, numpy_generator(seed, digest))
-            _write_png(burn_in(pixels) if record.path.parent in phantoms else pixels, target)
-    except ImageError:
+    except OSError:
         return record
-    maker = f"{MANUFACTURER}, {scanner.name}" if record.path.parent in phantoms else scanner.name
-    return replace(record, path=target, manufacturer=maker)
+    target = folder / f"{hashlib.sha256((digest + _scanner_text(scanner, seed)).encode()).hexdigest()[:24]}.png"
+    if not target.exists():
+        try:
+            pixels = read_image(record.path).pixels
+        except ImageError:
+            return record
+        shown = apply(_shrink(pixels, scanner.longest_side_px), scanner, numpy_generator("noise", seed, digest))
+        _write_png(burn_in(shown) if is_drawn else shown, target)
+    return replace(record, path=target, manufacturer=f"{MANUFACTURER}, {scanner.name}" if is_drawn else scanner.name)
 
 
 def _shrink(pixels: Map, longest_side_px: int) -> Map:

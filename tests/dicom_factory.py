@@ -27,6 +27,14 @@ PATIENT_NAME = "Doe^Jane"
 PATIENT_ID = "HOSPITAL-4711"
 
 
+def draw_radiograph(dtype: str = "u2", bits: int = 12) -> np.ndarray:
+    """Stored values [40, 36] of the type `dtype`: a smooth blob with noise that uses the whole range of `bits` bits."""
+    rows, columns = np.indices((40, 36))
+    blob = np.exp(-((rows - 20) ** 2 + (columns - 16) ** 2) / 200) + np.random.default_rng(0).random((40, 36)) / 20
+    values = np.round(blob / blob.max() * (2**bits - 1)).astype(np.int64)
+    return (values - 2 ** (bits - 1) if dtype.startswith("i") else values).astype(dtype)
+
+
 def write_dicom(path: Path, stored: np.ndarray, **options: Any) -> Path:
     """Writes `dicom_bytes(stored, **options)` to `path` and returns it."""
     path.write_bytes(dicom_bytes(stored, **options))

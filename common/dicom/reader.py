@@ -120,18 +120,22 @@ def _lookup_table(dataset: FileDataset, keyword: str, inputs: np.ndarray) -> Loo
     count = count % CODES or CODES  # 0 stands for 65536
     if first >= CODES // 2 and inputs.min() < 0:
         first -= CODES  # a negative number in an unsigned tag
-    entries = _lut_entries(value_of(items[0], "LUTData"), count, dataset.original_encoding[1] is not False)
+    word = "<u2" if dataset.original_encoding[1] else ">u2"
+    entries = _lut_entries(value_of(items[0], "LUTData"), word, 2 * count if bits <= 8 else 0)[:count]
     return LookupTable(first, entries, min(max(bits, 8), 16)) if entries.size and np.isfinite(entries).all() else None
 
 
-def _lut_entries(data: Any, count: int, little_endian: bool) -> np.ndarray:
-    """Up to `count` entries of LUT Data (0028,3006), float64: numbers (VR US), or bytes (VR OW) of 8 or 16 bits each."""
+def _lut_entries(data: Any, word: str, min_bytes: int) -> np.ndarray:
+    """LUT Data (0028,3006) as float64: numbers (VR US), or bytes (VR OW) with an entry in each `word`.
+
+    Fewer than `min_bytes` bytes are entries of 8 bits, one in each byte (PS3.3, C.11.1.1.1).
+    """
     if data is None:
         return np.empty(0)
     if isinstance(data, bytes):
-        wide = "<u2" if little_endian else ">u2"
-        data = np.frombuffer(data[: len(data) // 2 * 2], wide) if len(data) >= 2 * count else np.frombuffer(data, np.uint8)
-    return np.atleast_1d(np.asarray(data, np.float64))[:count]
+        is_wide = len(data) >= min_bytes
+        data = np.frombuffer(data[: len(data) // 2 * 2], word) if is_wide else np.frombuffer(data, np.uint8)
+    return np.atleast_1d(np.asarray(data, np.float64))
 
 
 def _describe(dataset: Dataset, layout: PixelLayout, window: Window | None, inverted: bool) -> ImageInfo:

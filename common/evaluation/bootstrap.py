@@ -23,7 +23,7 @@ from common.evaluation.statistics import Statistics, image_terms
 Counts = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
 
-CELLS_AT_ONCE = 2**20  # resamples times images held in memory together: some 100 MB at the peak
+CELLS_AT_ONCE = 2**20  # resamples times images held in memory together: 70 MiB at the peak
 
 
 class Interval(TypedDict):
@@ -55,7 +55,7 @@ def bootstrap(predictions: Predictions, threshold: float, settings: Bootstrap | 
     terms = [_by_patient(term, patient, patients) for term in image_terms(predictions)]
     parts = [
         metrics_of(Tally([view.histograms(draws) for view in views], first_positive, *(_weighted(draws, term) for term in terms)))
-        for draws in draw_patients(patients, settings, rows_at_once(len(predictions)))
+        for draws in draw_patients(patients, settings, _rows_at_once(len(predictions)))
     ]
     return {name: _interval(value, [part[name] for part in parts], settings.confidence) for name, value in values.items()}
 
@@ -72,7 +72,7 @@ def bootstrap_difference(first: Predictions, second: Predictions, settings: Boot
     patient, patients = _patient_index(first)
     views = [_View.of(model.scores, model.labels != 0, patient) for model in (first, second)]
     once = np.ones((1, patients), np.int64)
-    parts = [_auroc_difference(views, draws) for draws in draw_patients(patients, settings, rows_at_once(len(first)))]
+    parts = [_auroc_difference(views, draws) for draws in draw_patients(patients, settings, _rows_at_once(len(first)))]
     return _interval(_auroc_difference(views, once)[0], parts, settings.confidence)
 
 
@@ -88,7 +88,7 @@ def draw_patients(patients: int, settings: Bootstrap, rows: int) -> Iterator[Cou
         yield np.bincount(drawn.ravel(), minlength=count * patients).reshape(count, patients)
 
 
-def rows_at_once(images: int) -> int:
+def _rows_at_once(images: int) -> int:
     """Resamples of `images` images that fit in `CELLS_AT_ONCE`."""
     return max(1, CELLS_AT_ONCE // max(1, images))
 

@@ -74,7 +74,8 @@ def sites(
 
 def _name_rows(ax: Axes, names: Sequence[str], metric: str) -> None:
     ax.grid(visible=False, axis="y")
-    ax.set_ylim(-0.7, max(len(names), 1) - 0.3)
+    margin = max(0.7, len(names) / 50)
+    ax.set_ylim(-margin, max(len(names), 1) - 1 + margin)
     if len(names) <= MAX_NAMED_SITES:
         ax.set_yticks(range(len(names)), names)
         return

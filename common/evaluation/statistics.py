@@ -23,9 +23,7 @@ CALIBRATION_BINS = 15  # Guo et al. 2017, "On Calibration of Modern Neural Netwo
 FIXED_POINT = 2**32  # units in 1.0: the mean of rounded numbers is within 1.2e-10 of the true mean
 MAX_IMAGES = 2**25  # with more, a sum of log losses could pass 2**63
 MAX_SITE_IMAGES = 2**20  # in one message, so that no single site's claim can make the sum of all too large
-PROBABILITY_FLOOR = float(
-    np.finfo(np.float64).eps
-)  # scores of 0 and 1 are moved so far inside for the log loss, as in scikit-learn
+PROBABILITY_FLOOR = float(np.finfo(np.float64).eps)  # the log loss moves 0 and 1 so far inside, as scikit-learn
 MAX_LOG_LOSS = -float(np.log(PROBABILITY_FLOOR))
 
 COUNT, POSITIVE, SCORE_SUM = range(3)  # columns of `calibration`
@@ -109,10 +107,10 @@ class Statistics:
     def to_numbers(self) -> dict[str, int | list[int]]:
         """Plain numbers for the wire: `classes`, `bins`, and `index` and `value` of every count that is not zero.
 
-        They hold the scores and labels of images to the grid's resolution, unlinked to any image or patient.
+        They are linked to no image or patient, but where few images share a bin, single scores and labels can be read from them.
 
         Raises:
-            DataError: the grid is not `FEDERATED_GRID`; an exact grid would carry each image's exact score.
+            DataError: the grid is not `FEDERATED_GRID`, the only one that the other side knows and that merges.
         """
         if self.grid != FEDERATED_GRID:
             raise DataError("statistics: only those on FEDERATED_GRID may be sent")

@@ -17,6 +17,7 @@ import pytest
 
 from common.errors import ConfigError, ImageError, SkipReason
 from common.images import Image, Window, read_image
+from tests.hostile import mutate, read_or_reason
 
 ORIENTATION = 0x0112
 Save = Callable[[bytes], Path]
@@ -117,7 +118,7 @@ def test_the_format_is_told_by_content_not_by_name(tmp_path: Path) -> None:
         (b"", SkipReason.EMPTY),
         (b"a letter to the radiologist", SkipReason.UNKNOWN_FORMAT),
         (encode(draw_ramp(), "GIF"), SkipReason.UNKNOWN_FORMAT),
-        (encode(draw_ramp())[:-200], SkipReason.CORRUPT),
+        (encode(draw_ramp())[:-60], SkipReason.CORRUPT),
         (encode(draw_ramp(), "JPEG")[:-200], SkipReason.CORRUPT),
         (encode(draw_ramp(), "JPEG")[:20], SkipReason.CORRUPT),
         (encode(np.full((20, 30), 7, np.uint8)), SkipReason.CONSTANT),
@@ -142,13 +143,13 @@ def test_a_decompression_bomb_is_refused_by_its_header(save: Save, width: int, h
 
 
 def test_a_file_beyond_the_limit_is_not_read(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.images.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("common.images.MAX_FILE_BYTES", 50)
     assert reason_of(save(encode(draw_ramp()))) == SkipReason.TOO_LARGE
 
 
 def test_an_error_names_no_file(tmp_path: Path) -> None:
     path = tmp_path / "DOE_JANE.png"
-    path.write_bytes(encode(draw_ramp())[:-200])
+    path.write_bytes(encode(draw_ramp())[:-60])
     with pytest.raises(ImageError) as caught:
         read_image(path)
     assert "DOE" not in str(caught.value)
@@ -172,37 +173,18 @@ def test_reading_in_threads_leaves_the_warning_filters_as_they_were(save: Save) 
     assert list(warnings.filters) == before
 
 
-def mutate(data: bytes, generator: np.random.Generator) -> bytes:
-    """`data` with a few bytes changed or cut out, in one of five cases cut off somewhere."""
-    mutated = bytearray(data)
-    if generator.random() < 0.2:
-        del mutated[generator.integers(1, len(mutated)) :]
-    for _ in range(generator.integers(1, 8)):
-        position = int(generator.integers(len(mutated)))
-        if generator.random() < 0.25 and len(mutated) > 1:
-            del mutated[position]
-        else:
-            mutated[position] = generator.integers(256)
-    return bytes(mutated)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_mutated_files_give_an_image_or_an_image_error(save: Save, kind: str, dtype: type) -> None:
-    values = draw_ramp() if dtype is np.uint8 or kind == "JPEG" else draw_ramp().astype(np.uint16) * 257
-    data, generator = encode(values, kind), np.random.default_rng(0)
-    outcomes = [read_or_reason(save(mutate(data, generator))) for _ in range(200)]
+@pytest.mark.parametrize(
+    "data",
+    [encode(draw_ramp()), encode(draw_ramp().astype(np.uint16)), encode(draw_ramp(), "JPEG")],
+    ids=["png", "png16", "jpeg"],
+)
+def test_mutated_files_give_an_image_or_an_image_error(save: Save, data: bytes) -> None:
+    generator = np.random.default_rng(0)
+    outcomes = [read_or_reason(save(mutate(data, generator))) for _ in range(120)]
     assert any(isinstance(outcome, SkipReason) for outcome in outcomes)
     for outcome in outcomes:
         if isinstance(outcome, Image):
             assert 0 <= outcome.pixels.min() < outcome.pixels.max() <= 1
-
-
-def read_or_reason(path: Path) -> Image | SkipReason:
-    try:
-        return read_image(path)
-    except ImageError as error:
-        return error.reason
 
 
 @pytest.mark.parametrize("width", [0.0, -5.0, float("nan"), float("inf")])

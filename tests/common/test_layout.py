@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -14,19 +14,20 @@ from torch import nn
 
 from common.config import ModelConfig, ModelName
 from common.errors import MessageError
-from common.layout import ArraysLayout
+from common.layout import ArraysLayout, Kind
 from common.models import build_model, set_trainable
 
 NAMES: tuple[ModelName, ...] = get_args(ModelName)
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
-def build_outline(name: ModelName, norm: str = "batch") -> nn.Module:
+def build_outline(name: ModelName, norm: Any = "batch") -> nn.Module:
     """A network without memory for its weights."""
     with torch.device("meta"):
         return build_model(ModelConfig(name=name, norm=norm), "binary", 0)
 
 
-def build_unset(name: ModelName = "small_cnn", norm: str = "batch") -> nn.Module:
+def build_unset(name: ModelName = "small_cnn", norm: Any = "batch") -> nn.Module:
     """A network with memory for its weights but nothing sensible in it."""
     return build_outline(name, norm).to_empty(device="cpu")
 
@@ -42,8 +43,9 @@ LAYOUT = ArraysLayout.of(SMALL)
 
 
 @pytest.mark.parametrize(("name", "norm"), [*((name, "batch") for name in NAMES), ("resnet18", "group"), ("small_cnn", "group")])
-def test_arrays_come_back_bit_for_bit(name: ModelName, norm: str) -> None:
-    model = build_unset(name, norm).to(memory_format=torch.channels_last)
+def test_arrays_come_back_bit_for_bit(name: ModelName, norm: Any) -> None:
+    model: Any = build_unset(name, norm)
+    model.to(memory_format=torch.channels_last)
     layout = ArraysLayout.of(model)
     arrays = draw_arrays(layout, 1)
     layout.load(model, *arrays)
@@ -123,7 +125,7 @@ def test_another_model_is_refused() -> None:
 @given(st.data())
 def test_a_position_is_named_by_the_value_that_it_holds(data: st.DataObject) -> None:
     model = build_unset()
-    kind = data.draw(st.sampled_from(["parameter", "statistic"]))
+    kind = data.draw(st.sampled_from(KINDS))
     arrays = {"parameter": np.zeros(LAYOUT.parameter_count, "f"), "statistic": np.zeros(LAYOUT.statistic_count, "f")}
     position = data.draw(st.integers(0, len(arrays[kind]) - 1))
     arrays[kind][position] = 1.0
@@ -149,8 +151,8 @@ def test_norm_positions_are_those_of_the_batch_norm_layers(name: ModelName) -> N
             tensor.zero_()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
-                for value, tensor in enumerate((module.weight, module.bias, module.running_mean, module.running_var), 1):
-                    tensor.fill_(value)
+                for value, key in enumerate(("weight", "bias", "running_mean", "running_var"), 1):
+                    module.state_dict()[key].fill_(value)
     parameters, statistics = layout.flatten(model)
     np.testing.assert_array_equal(layout.norm_parameters, np.flatnonzero(parameters))
     np.testing.assert_array_equal(layout.norm_statistics, np.flatnonzero(statistics))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def batch(classes: int, seed: int, scale: float = 3.0) -> tuple[torch.Tensor, to
 
 @quick
 @given(COUNTS, RULES, st.floats(1.0, 50.0))
-def test_weights_keep_the_ceiling_and_a_mean_of_one_over_samples(counts: list[int], rule: str, ceiling: float) -> None:
+def test_weights_keep_the_ceiling_and_a_mean_of_one_over_samples(counts: list[int], rule: Any, ceiling: float) -> None:
     weights = class_weights(LossConfig(class_weights=rule, max_class_weight=ceiling), counts)
     samples = torch.tensor(counts, dtype=torch.float32)
     assert weights.max() <= ceiling * (1 + 1e-6)
@@ -37,7 +38,7 @@ def test_weights_keep_the_ceiling_and_a_mean_of_one_over_samples(counts: list[in
 
 @quick
 @given(COUNTS, RULES, st.floats(0.1, 50.0))
-def test_a_rarer_class_never_weighs_less(counts: list[int], rule: str, ceiling: float) -> None:
+def test_a_rarer_class_never_weighs_less(counts: list[int], rule: Any, ceiling: float) -> None:
     weights = class_weights(LossConfig(class_weights=rule, max_class_weight=ceiling), counts)
     ordered = [float(weight) for count, weight in sorted(zip(counts, weights, strict=True)) if count > 0]
     assert all(rarer >= commoner - 1e-6 for rarer, commoner in pairwise(ordered))
@@ -66,7 +67,7 @@ def test_a_hundredfold_class_weighs_the_ceiling_and_the_rest_makes_up_for_it() -
 
 @quick
 @given(st.integers(0, 2**31), st.floats(0.0, 0.4), st.sampled_from(["cross_entropy", "focal"]))
-def test_gamma_zero_is_torchs_cross_entropy_meaned_over_samples(seed: int, smoothing: float, name: str) -> None:
+def test_gamma_zero_is_torchs_cross_entropy_meaned_over_samples(seed: int, smoothing: float, name: Any) -> None:
     cfg = LossConfig(name=name, focal_gamma=0.0, label_smoothing=smoothing)
     loss = build_loss(cfg, [10, 30, 5])
     logits, labels = batch(3, seed)
@@ -96,7 +97,7 @@ def test_focal_loss_is_lins_equation_5(seed: int, gamma: float) -> None:
 @pytest.mark.parametrize("name", ["cross_entropy", "focal"])
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_a_site_of_one_class_and_sure_logits_give_finite_gradients(name: str, gamma: float, smoothing: float) -> None:
+def test_a_site_of_one_class_and_sure_logits_give_finite_gradients(name: Any, gamma: float, smoothing: float) -> None:
     loss = build_loss(LossConfig(name=name, focal_gamma=gamma, label_smoothing=smoothing), [0, 12])
     for labels in (torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)):
         logits = torch.tensor([[-200.0, 200.0], [200.0, -200.0], [0.0, 0.0], [1e-3, 0.0]], requires_grad=True)

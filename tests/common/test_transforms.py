@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def images_of(n: int, size_px: int = 16, seed: int = 0) -> Tensor:
     return torch.rand(n, 1, size_px, size_px, generator=generator(seed))
 
 
-def parameters_of(n: int, **changes: Tensor) -> AugmentationParameters:
+def parameters_of(n: int, **changes: Any) -> AugmentationParameters:
     return replace(draw_parameters(n, NOTHING, generator(0)), **changes)
 
 

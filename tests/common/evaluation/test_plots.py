@@ -52,7 +52,7 @@ def curves() -> Figure:
 
 def many_sites() -> Figure:
     alone = {f"site-{k}": 0.5 + k / 500 for k in range(100)}
-    return plots_federation.sites(alone, {name: 0.9 for name in alone}, {"federated": 0.9, "pooled": 0.95})
+    return plots_federation.sites(alone, dict.fromkeys(alone, 0.9), {"federated": 0.9, "pooled": 0.95})
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {

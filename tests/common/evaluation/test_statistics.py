@@ -56,7 +56,11 @@ def test_counts_are_those_of_the_images(predictions: Predictions) -> None:
 
 def test_statistics_of_other_grids_or_classes_do_not_merge() -> None:
     two = federated(of_scores([0.25], [1]))
-    for other in (Statistics.of(of_scores([0.25], [1])), Statistics.zero(3), Statistics.zero(2, ScoreGrid.uniform_in_logit(2048, 10))):
+    for other in (
+        Statistics.of(of_scores([0.25], [1])),
+        Statistics.zero(3),
+        Statistics.zero(2, ScoreGrid.uniform_in_logit(2048, 10)),
+    ):
         with pytest.raises(DataError, match="grid"):
             two + other
 
@@ -77,7 +81,7 @@ def test_the_wire_gives_back_the_same_statistics(predictions: Predictions) -> No
     assert all(type(number) is int for value in numbers.values() for number in (value if isinstance(value, list) else [value]))
 
 
-def test_the_wire_is_small_and_has_no_exact_scores() -> None:
+def test_the_wire_is_small_and_takes_the_federated_grid_alone() -> None:
     draw = np.random.default_rng(0)
     predictions = of_scores(draw.random(5000).tolist(), draw.integers(0, 2, 5000).tolist())
     index = federated(predictions).to_numbers()["index"]

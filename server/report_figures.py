@@ -1,0 +1,194 @@
+"""The pictures of the report, each with the words for those who cannot see it."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.evaluation import plots, plots_federation
+from common.evaluation.figures import FAINT, INK, TEXT_PT, colour_of, legend_above, new_figure, render
+from common.evaluation.predictions import Predictions
+from common.evaluation.statistics import Statistics
+from server.report_numbers import count
+from server.report_run import SETS, Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAN = math.nan
+CALLED = ("normal", "pneumonia")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure as PNG: `caption` stands below it, `text` in its place for those who cannot see it."""
+
+    name: str
+    png: bytes
+    caption: str
+    text: str
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+def draw_results(run: Run) -> list[Picture]:
+    """ROC, precision-recall, calibration, scores and confusion of the final model; empty without predictions."""
+    sets = {name: _evaluated(run, name, found) for name, found in run.predictions.items() if len(found)}
+    if not sets:
+        return []
+    both = list(sets.values())
+    names = " and ".join(SETS[name] for name in sets)
+    drawn = [
+        _picture("roc", plots.roc(both), f"ROC curves on the {names}; marks: the chosen threshold."),
+        _picture("precision_recall", plots.precision_recall(both), f"Precision-recall curves on the {names}."),
+        _picture("reliability", plots.reliability_diagram(both), f"Calibration on the {names}: on the grey diagonal, probabilities mean what they say."),
+    ]  # fmt: skip
+    for name in sets:
+        drawn += _draw_set(run, name, run.predictions[name])
+    return drawn
+
+
+def draw_course(run: Run) -> list[Picture]:
+    """AUROC and loss over rounds, and each hospital's training loss; empty without rounds."""
+    if not run.history:
+        return []
+    rounds = [line["round"] for line in run.history]
+    by_name = {name: [_number(line, name, "auroc") for line in run.history] for name in ("validation", *SETS)}
+    areas = {name: values for name, values in by_name.items() if np.isfinite(values).any()}
+    losses = _site_losses(run)
+    mean = {"training": _mean_loss(run), "validation": [_number(line, "validation", "log_loss") for line in run.history]}
+    shown = {name: values for name, values in mean.items() if np.isfinite(values).any()}
+    figure = plots_federation.training_curves(rounds, areas, shown, run.kept_round or None)
+    pictures = [
+        _picture("curves", figure, "AUROC and loss over rounds. Training loss: mean over hospitals, as weighted in training; validation: log loss.")
+    ]  # fmt: skip
+    if losses:
+        figure = plot_site_losses(rounds, losses, mean["training"])
+        pictures.append(_picture("site_losses", figure, f"Training loss in each of {count(len(losses), 'hospital')} over rounds."))
+    return pictures
+
+
+def draw_hospitals(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> list[Picture]:
+    """The mix of classes in each hospital; empty where nothing is known of it."""
+    if not counts:
+        return []
+    return [_picture("hospitals", plot_class_mix(counts, classes), "Images of each class in each hospital.")]
+
+
+def draw_baselines(run: Run) -> list[Picture]:
+    """A dot for each hospital alone, lines for the federated and the pooled model; one picture a judged set."""
+    baselines, pictures = run.summary.get("baselines") or {}, []
+    for name, noun in SETS.items():
+        alone = {site: _value(result, name) for site, result in (baselines.get("alone") or {}).items()}
+        known = {site: value for site, value in alone.items() if math.isfinite(value)}
+        lines = {"federated": _value(run.summary, name), "pooled": _value(baselines.get("pooled") or {}, name)}
+        lines = {label: value for label, value in lines.items() if math.isfinite(value)}
+        if known and lines:
+            figure = plots_federation.sites(known, {}, lines, f"AUROC on the {noun}")
+            pictures.append(_picture(f"baselines_{name}", figure, f"Each hospital's own model against the shared ones, on the {noun}."))
+    return pictures
+
+
+def write_pictures(pictures: Sequence[Picture], path_of: Callable[[str], Path]) -> None:
+    """The same pictures as files, for slides and papers."""
+    for picture in pictures:
+        path = path_of(picture.name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture.png)
+
+
+def plot_site_losses(rounds: Sequence[int], losses: Mapping[str, Sequence[float]], mean: Sequence[float]) -> Figure:
+    """A thin line a hospital, gaps where it did not train, and their mean."""
+    figure, (ax,) = new_figure()
+    for index, values in enumerate(losses.values()):
+        ax.plot(rounds, values, color=FAINT, linewidth=0.9, marker=".", markersize=3, label="one hospital" if index == 0 else None)
+    ax.plot(rounds, mean, color=colour_of(0), linewidth=2.0, label="mean, weighted by images")
+    ax.set(xlabel="Round", ylabel="Training loss", ylim=(0, None))
+    ax.locator_params(axis="x", integer=True)
+    legend_above(figure, 2)
+    return figure
+
+
+def plot_class_mix(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> Figure:
+    """One stacked bar a hospital, first hospital on top; `counts` are images by hospital and class."""
+    figure, (ax,) = new_figure()
+    rows, left = np.arange(len(counts))[::-1], np.zeros(len(counts))
+    for index, label in enumerate(classes):
+        widths = np.array([mix.get(label, 0) for mix in counts.values()], dtype=np.float64)
+        ax.barh(rows, widths, left=left, height=0.75, color=colour_of(index), label=label)
+        left += widths
+    if len(counts) <= plots_federation.MAX_NAMED_SITES:
+        for row, total in zip(rows, left, strict=True):
+            ax.annotate(f"{total:,.0f}", (total, row), (3, 0), textcoords="offset points", va="center", fontsize=TEXT_PT - 1, color=INK)
+        ax.set_yticks(rows, list(counts))
+    else:
+        ax.set_yticks([])
+        ax.set_ylabel(f"{len(counts)} hospitals")
+    ax.set(xlabel="Images", ylim=(-0.7, len(counts) - 0.3))
+    ax.margins(x=0.1)
+    ax.grid(visible=False, axis="y")
+    legend_above(figure, len(classes))
+    return figure
+
+
+def _draw_set(run: Run, name: str, predictions: Predictions) -> Iterator[Picture]:
+    statistics, threshold, noun = Statistics.of(predictions), run.threshold["value"], SETS[name]
+    called = plots.called_matrix(statistics, threshold)
+    yield _picture(
+        f"scores_{name}", plots.score_histograms(predictions, run.classes, threshold), f"Predicted probability by true class, {noun}."
+    )
+    yield _picture(
+        f"confusion_{name}", plots.confusion_matrix(called, CALLED), f"Truth against what the model calls at the threshold, {noun}.",
+        f"{called[1, 1]} of {called[1].sum()} images with pneumonia are found, {called[0, 0]} of {called[0].sum()} without it are called normal.",
+    )  # fmt: skip
+    if predictions.classes > 2:
+        figure = plots.confusion_matrix(statistics.confusion, run.classes)
+        yield _picture(f"classes_{name}", figure, f"Truth against the most probable class, {noun}.")
+
+
+def _evaluated(run: Run, name: str, found: Predictions) -> plots.EvaluatedSet:
+    """The set with the intervals that the summary holds; those without limits are left out."""
+    intervals = {metric: value for metric, value in run.summary[name].items() if value.get("low") is not None}
+    confidence = run.experiment.evaluation.confidence if run.experiment else 0.95
+    return plots.EvaluatedSet(SETS[name].capitalize(), Statistics.of(found), run.threshold["value"], intervals, confidence)
+
+
+def _picture(name: str, figure: Figure, caption: str, text: str = "") -> Picture:
+    return Picture(name, render(figure), caption, f"{caption} {text}".strip())
+
+
+def _number(line: Mapping[str, Any], *path: str) -> float:
+    """The number at `path` in a history line; NaN where it is missing or null."""
+    value: Any = line
+    for key in path:
+        value = (value or {}).get(key)
+    return NAN if value is None else float(value)
+
+
+def _value(results: Mapping[str, Any], name: str) -> float:
+    return _number(results, name, "auroc", "value")
+
+
+def _site_losses(run: Run) -> dict[str, list[float]]:
+    """Training loss by hospital over rounds; NaN where it did not train. Hospitals that never trained are left out."""
+    names = sorted({site for line in run.history for site in line.get("sites", {})})
+    losses = {name: [_number(line, "sites", name, "train", "train_loss") for line in run.history] for name in names}
+    return {name: values for name, values in losses.items() if np.isfinite(values).any()}
+
+
+def _mean_loss(run: Run) -> list[float]:
+    """Mean training loss over hospitals in each round, weighted by their images."""
+    means = []
+    for line in run.history:
+        told = [site["train"] for site in line.get("sites", {}).values() if site.get("train", {}).get("train_loss") is not None]
+        images = sum(train["num_examples"] for train in told)
+        means.append(sum(train["train_loss"] * train["num_examples"] for train in told) / images if images else NAN)
+    return means

@@ -1,0 +1,237 @@
+"""The sentences of the report: how the run ended, what it found, and what it does not show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.report_numbers import DASH, Estimate, count, difference, hundred_span, number, of_hundred, whole
+from server.report_run import SETS, STATUSES, Run
+
+MODELS = {
+    "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "densenet121": "DenseNet-121",
+    "efficientnet_b0": "EfficientNet-B0", "vgg16": "VGG-16", "small_cnn": "small convolutional network",
+}  # fmt: skip
+STRATEGIES = {
+    "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN",
+    "fedmedian": "FedMedian", "fedtrimmedavg": "trimmed mean", "krum": "Krum",
+}  # fmt: skip
+PARTITIONS = {
+    "iid": "each with the same mix of classes and the same size",
+    "dirichlet": "each with its own mix of classes and size",
+    "quantity": "each of its own size, with the same mix of classes",
+    "scanner": "each with its own simulated scanner",
+}
+FEW_IMAGES = 50
+"""Below so many images of a class one image moves sensitivity or specificity by more than two percentage points."""
+SITE_BREAK = re.compile(r"; (?=(?:node )?[A-Za-z0-9][\w.-]*: )")
+"""Between the sites that a `RoundError` names."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the run ended: a badge, and for a run that did not succeed the reason, the sites named, and what to do."""
+
+    status: str
+    badge: str
+    reason: str = ""
+    sites: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+
+def describe_ending(run: Run) -> Ending:
+    """The badge never says more than the summary does; a run without an end is told as such."""
+    if run.status == "succeeded":
+        return Ending(run.status, STATUSES[run.status])
+    error = str(run.summary.get("error") or "The run folder tells of no end: the run is still going on, or was killed.")
+    reason, separator, named = error.partition("(strategy.min_sites). ")
+    sites = tuple(SITE_BREAK.split(named)) if separator and named else ()
+    badge = f"{STATUSES.get(run.status, 'Not finished')} {_when(run, error)}"
+    return Ending(run.status, badge, reason + separator.rstrip() if sites else error, sites, tuple(_advice(run, bool(sites))))
+
+
+def _when(run: Run, error: str) -> str:
+    in_round = re.match(r"round (\d+):", error)
+    if in_round:
+        return f"in round {in_round[1]}"
+    if run.is_final("test") or run.is_final("external"):
+        return "after the last round"
+    return f"after round {run.completed}" if run.completed else "before the first round was complete"
+
+
+def _advice(run: Run, sites_named: bool) -> list[str]:
+    advice = []
+    if sites_named:
+        advice.append("Look into the log of each site named above (site.log in its own work folder): only there the details stand.")
+        advice.append("If so few sites are to be enough, lower strategy.min_sites; that is another experiment and needs a new run.")
+    if (run.folder.path / "flower.log").exists():
+        advice.append("flower.log in the run folder holds what Flower itself said.")
+    if run.completed:
+        advice.append(f"Then go on after round {run.completed} with --resume; completed rounds are not lost.")
+    else:
+        advice.append("Then start anew in an empty folder: no round was completed, so there is nothing to resume.")
+    return advice
+
+
+def summarise(run: Run) -> list[str]:
+    """The run in a few plain sentences."""
+    judged = [name for name in SETS if run.results(name)]
+    texts = [_training(run)]
+    if judged:
+        texts.append("; ".join(_auroc(run, name) for name in judged) + ". An AUROC of 0.5 is guessing, 1 is perfect.")
+        texts.append(_operating_point(run, judged))
+    missing = [noun for name, noun in SETS.items() if name not in judged]
+    if missing:
+        texts.append(f"No {' and no '.join(missing)} was judged, so the report holds no result for {'them' if len(missing) > 1 else 'it'}.")
+    return texts
+
+
+def _training(run: Run) -> str:
+    sites, cfg = run.site_reports(), run.experiment
+    model = MODELS.get(cfg.model.name, cfg.model.name) if cfg else "network"
+    method = f" with {STRATEGIES.get(cfg.strategy.name, cfg.strategy.name)}" if cfg else ""
+    where = f" in {count(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""
+    if not run.completed:
+        return f"A {model} was to be trained{method}{where}, but no round was completed."
+    images, patients = (sum(int(told.get(key) or 0) for told in sites.values()) for key in ("used", "patients"))
+    of_images = f" on {count(images, 'chest radiograph')} of {count(patients, 'patient')}" if images else ""
+    ending = ". One data set was dealt out to them on one machine" if run.virtual else "; no image left its hospital"
+    kind = (run.summary.get("partition") or {}).get("kind", run.simulation.get("partition"))
+    ending += f", {PARTITIONS[kind]}" if run.virtual and kind in PARTITIONS else ""
+    return f"A {model} was trained{method} over {count(run.completed, 'round')}{where}{of_images}{ending}."
+
+
+def _auroc(run: Run, central_set: str) -> str:
+    found, size = run.results(central_set)["auroc"], run.size(central_set)
+    of_patients = f" of {count(size.patients, 'patient')}" if size.patients else ""
+    value = with_interval(found, run.interval_name(central_set))
+    return f"On the {SETS[central_set]} ({count(size.images, 'image')}{of_patients}) the AUROC is {value}"
+
+
+def _operating_point(run: Run, judged: list[str]) -> str:
+    parts = [_found_and_cleared(run, name) for name in judged]
+    return f"At the threshold {number(run.threshold.get('value'))}, {'; '.join(parts)}."
+
+
+def _found_and_cleared(run: Run, central_set: str) -> str:
+    results = run.results(central_set)
+    found = _hundred(results["sensitivity"], run.interval_name(central_set))
+    cleared = _hundred(results["specificity"], run.interval_name(central_set))
+    parts = [f"of 100 images with pneumonia it finds {found}"] if found else []
+    parts += [f"of 100 without it calls {cleared} normal"] if cleared else []
+    return f"in the {SETS[central_set]} " + (" and ".join(parts) or "sensitivity and specificity are undefined")
+
+
+def _hundred(found: Estimate, interval_name: str) -> str:
+    if found.value is None:
+        return ""
+    span = hundred_span(found)
+    return of_hundred(found.value) + (f" ({interval_name} {span})" if span else " (no interval)")
+
+
+def with_interval(found: Estimate, interval_name: str) -> str:
+    """`0.966 (95% CI 0.953–0.977)`."""
+    if found.value is None:
+        return "undefined (images of one class only)"
+    return f"{found.number} ({interval_name} {found.span})" if found.span else f"{found.number} (no interval)"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A metric on the test and the external set, and its change from the one to the other."""
+
+    metric: str
+    test: Estimate
+    external: Estimate
+    change: Estimate
+
+
+def describe_drops(run: Run) -> list[Drop]:
+    """The changes from the test to the external set; empty unless both were judged."""
+    test, external = run.results("test"), run.results("external")
+    names = {"auroc": "AUROC", "sensitivity": "Sensitivity", "specificity": "Specificity"}
+    if not test or not external:
+        return []
+    return [Drop(name, test[key], external[key], difference(external[key], test[key])) for key, name in names.items()]
+
+
+def tell_drop(drop: Drop) -> str:
+    """The change in words; a change whose interval holds 0 is not told as one."""
+    change = drop.change.value
+    if change is None:
+        return f"The change of {drop.metric} is undefined."
+    size = f"{abs(change):.3f} {'lower' if change < 0 else 'higher'}"
+    if not drop.change.span:
+        return f"On the external set {drop.metric} is {size} than on the test set (no interval)."
+    if drop.change.clear:
+        return f"On the external set {drop.metric} is {size} than on the test set (change {drop.change.number}, {drop.change.span})."
+    return f"Between test and external set no change of {drop.metric} can be told from chance ({drop.change.number}, {drop.change.span})."
+
+
+def warn_of_few(run: Run) -> list[str]:
+    """A sentence for each judged set with few images of a class."""
+    warnings = []
+    for name, noun in SETS.items():
+        size = run.size(name)
+        few = [f"{n} {text}" for n, text in ((size.normal, "without pneumonia"), (size.pneumonia, "with pneumonia")) if n < FEW_IMAGES]
+        if few and run.results(name):
+            warnings.append(f"The {noun} has only {' and '.join(few)}: what rests on these images is uncertain, as its intervals show.")
+    return warnings
+
+
+def describe_policy(run: Run) -> str:
+    """How the threshold is chosen, as part of a sentence."""
+    policy = run.threshold.get("policy")
+    target = f"{100 * run.experiment.evaluation.target:g}%" if run.experiment else "its target"
+    texts = {
+        "half": "fixed at 0.5",
+        "youden": "chosen for the highest sum of sensitivity and specificity (Youden's index)",
+        "sensitivity": f"chosen for a sensitivity of at least {target}",
+        "specificity": f"chosen for a specificity of at least {target}",
+    }
+    return texts.get(str(policy), "chosen")
+
+
+def limits(run: Run) -> list[str]:
+    """Four sentences on what the results must not be used for."""
+    return [
+        "This is research software and not a medical device: nothing here was tested in the care of patients, and it must decide about none.",
+        _limit_of_images(run),
+        _limit_of_external(run),
+        f"The threshold was {describe_policy(run)} on the hospitals' own validation images: with another share of pneumonia or other "
+        "machines sensitivity and specificity change, so it must be chosen anew before any use.",
+    ]
+
+
+def _limit_of_images(run: Run) -> str:
+    if run.summary.get("phantom"):
+        return "The images are drawn by a program: they exercise the software and say nothing about patients."
+    return (
+        "The public data set this software was built around (Kermany et al. 2018) shows children of one to five years from a single "
+        "centre: a model trained on it can fail without a sign on adults, other machines or other diseases."
+    )
+
+
+def _limit_of_external(run: Run) -> str:
+    size, other = run.size("external"), run.size("test")
+    if not run.results("external") or not size.images:
+        return "No external set was judged, so how the model does in a hospital that took no part is unknown."
+    against = f" against {100 * other.pneumonia / other.images:.0f}% in the test set" if other.images else ""
+    return (
+        f"The external set is of another origin than the training images, and {100 * size.pneumonia / size.images:.0f}% of its "
+        f"{whole(size.images)} images show pneumonia{against}: accuracy, precision and calibration cannot be compared between the two "
+        "sets, and a result there is a first test of transfer, no proof."
+    )
+
+
+def tell_lead(lead: Mapping[str, Any] | None, other: str, interval_name: str) -> str:
+    """The federated model's lead in AUROC over another one, in words; empty without one."""
+    found = Estimate.of(lead)
+    if found.value is None:
+        return ""
+    interval = f"{interval_name} {found.span}" if found.span else "no interval"
+    if not found.clear:
+        return f"Federated and {other} cannot be told apart (AUROC {DASH} difference {found.number}, {interval})."
+    return f"Federated training is {'better' if found.value > 0 else 'worse'} than {other}: AUROC difference {found.number} ({interval})."

@@ -1,0 +1,156 @@
+"""Local training: the batches, the schedule, the proximal pull, what is frozen, and that it repeats."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.training import RoundPlan, build_setup, draw_batches, pull_toward, schedule_factor, train_locally
+from common.compute import build_compute
+from common.config import TrainingConfig
+from common.data.dataset import Dataset
+from common.data.report import DataReport
+from common.layout import ArraysLayout
+from common.models import build_model
+from tests.tiny import tiny_experiment
+
+CPU = build_compute("cpu", "fp32", threads=1)
+
+
+def tiny_data(images: int, seed: int = 0, size_px: int = 32) -> Dataset:
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 255, (images, size_px, size_px)).astype(np.uint8)
+    names = tuple(str(number) for number in range(images))
+    return Dataset(pixels, (np.arange(images) % 2).astype(np.int64), names, names, DataReport())
+
+
+def train(rounds: int = 1, images: int = 20, **changes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Parameters and statistics after `rounds` rounds from the same first weights."""
+    experiment = tiny_experiment(rounds=4, **changes)
+    model = build_model(experiment.model, experiment.task, seed=1)
+    for number in range(1, rounds + 1):
+        setup = build_setup(model, [images // 2, images - images // 2], RoundPlan(experiment, number, "site"), CPU)
+        train_locally(setup, tiny_data(images), RoundPlan(experiment, number, "site"))
+    return ArraysLayout.of(model).flatten(model)
+
+
+def first_weights() -> np.ndarray:
+    experiment = tiny_experiment()
+    model = build_model(experiment.model, experiment.task, seed=1)
+    return ArraysLayout.of(model).flatten(model)[0]
+
+
+@given(st.integers(1, 300), st.integers(1, 64), st.integers(0, 9))
+def test_batches_hold_every_image_once_and_none_is_a_single_value(images: int, size: int, seed: int) -> None:
+    batches = draw_batches(images, size, np.random.default_rng(seed))
+    together = np.sort(np.concatenate(batches))
+    if images == 1:
+        assert together.tolist() == [0, 0]
+        return
+    assert together.tolist() == list(range(images))
+    if size > 1:
+        assert all(2 <= len(batch) <= size + 1 for batch in batches)
+
+
+@given(st.sampled_from(["constant", "cosine", "one_cycle"]), st.floats(0, 1, exclude_max=True), st.floats(0, 1), st.floats(0, 1))
+def test_schedule_stays_between_its_ends(name: str, progress: float, warmup: float, final: float) -> None:
+    cfg = TrainingConfig(schedule=name, warmup_fraction=warmup, final_factor=final)  # type: ignore[arg-type]
+    assert min(final, 1 / 25) - 1e-12 <= schedule_factor(cfg, progress) <= 1 + 1e-12
+
+
+def test_one_cycle_has_the_shape_of_torch() -> None:
+    cfg = TrainingConfig(schedule="one_cycle", warmup_fraction=0.25, final_factor=1e-2)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    steps = 400
+    oracle = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=1.0, total_steps=steps + 1, pct_start=0.25, final_div_factor=1 / (25 * 1e-2), cycle_momentum=False
+    )
+    for step in range(steps):
+        assert math.isclose(oracle.get_last_lr()[0], schedule_factor(cfg, step / steps), abs_tol=2e-2)  # torch ends its warm-up one step early
+        optimizer.step()
+        oracle.step()
+
+
+def test_a_round_repeats_bit_for_bit() -> None:
+    for first, second in zip(train(rounds=2), train(rounds=2), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_another_seed_gives_other_weights() -> None:
+    assert not np.array_equal(train()[0], train(seed=1)[0])
+
+
+def test_mu_zero_is_fedavg_bit_for_bit() -> None:
+    plain = train(rounds=2)
+    zero = train(rounds=2, strategy={"name": "fedprox"}, training={"proximal_mu": 0})
+    np.testing.assert_array_equal(plain[0], zero[0])
+
+
+def test_a_larger_mu_stays_nearer_to_the_global_weights() -> None:
+    start = first_weights()
+    distances = [
+        np.linalg.norm(train(training={"proximal_mu": mu, "optimizer": "sgd", "learning_rate": 0.05, "local_epochs": 4})[0] - start)
+        for mu in (0.0, 1.0, 10.0)
+    ]
+    assert distances[0] > distances[1] > distances[2]
+
+
+def test_the_pull_is_the_gradient_of_the_proximal_term() -> None:
+    torch.manual_seed(0)
+    start, anchor, mu = torch.randn(5), torch.randn(5), 0.3
+    pulled, oracle = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    optimizer, reference = torch.optim.SGD([pulled], lr=0.1, momentum=0.9), torch.optim.SGD([oracle], lr=0.1, momentum=0.9)
+    pull_toward(optimizer, [anchor], mu)
+    for _ in range(5):
+        for parameter, stepper in ((pulled, optimizer), (oracle, reference)):
+            stepper.zero_grad()
+            loss = (parameter**4).sum()
+            if parameter is oracle:
+                loss = loss + mu / 2 * ((parameter - anchor) ** 2).sum()
+            loss.backward()
+            stepper.step()
+    torch.testing.assert_close(pulled, oracle)
+
+
+def test_frozen_layers_and_their_statistics_do_not_move() -> None:
+    experiment = tiny_experiment(model={"freeze": "head_only"})
+    model = build_model(experiment.model, experiment.task, seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    plan = RoundPlan(experiment, 1, "site")
+    train_locally(build_setup(model, [10, 10], plan, CPU), tiny_data(20), plan)
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert moved == trainable
+    assert trainable
+
+
+def test_early_rounds_see_smaller_images() -> None:
+    experiment = tiny_experiment(image={"size_px": 64}, training={"early_rounds": 1, "early_size_px": 32})
+    model = build_model(experiment.model, experiment.task, seed=1)
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+    for number in (1, 2):
+        plan = RoundPlan(experiment, number, "site")
+        train_locally(build_setup(model, [4, 4], plan, CPU), tiny_data(8, size_px=64), plan)
+    assert seen == [32, 64]
+
+
+@pytest.mark.parametrize("images", [1, 2, 9])
+def test_a_handful_of_images_is_enough_for_a_step(images: int) -> None:
+    parameters, statistics = train(images=images, training={"batch_size": 8})
+    assert np.isfinite(parameters).all()
+    assert np.isfinite(statistics).all()
+
+
+def test_gradient_clipping_bounds_a_step_of_sgd() -> None:
+    start = first_weights()
+    settings = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "batch_size": 20, "learning_rate": 1.0}
+    clipped = train(training={**settings, "max_grad_norm": 0.01})[0]
+    assert np.linalg.norm(clipped - start) == pytest.approx(0.01, rel=1e-3)

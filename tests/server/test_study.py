@@ -1,0 +1,220 @@
+"""Runs over real client apps: they resume exactly, name what fails, and end honestly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.app import app as client_app
+from common.config import StrategyName
+from common.errors import CheckpointError, RoundError
+from common.messages import ModelArrays, pack_update, unpack_update
+from server.checkpoints import read_checkpoint
+from server.run_folder import RunFolder
+from tests.tiny import TinyFederation, draw_manifest, tiny_experiment
+
+
+class MeddlingApp(ClientApp):
+    """The real ClientApp, with something done to the training replies of one node."""
+
+    def __init__(self, node: int, meddle: Callable[[Message], Message], kind: str = "train") -> None:
+        super().__init__()
+        self.node, self.meddle, self.kind = node, meddle, kind
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        hit = context.node_config["partition-id"] == self.node and message.metadata.message_type == self.kind
+        return self.meddle(reply) if hit else reply
+
+
+class Killed(BaseException):
+    """Stands for a process that ends in the middle of a round."""
+
+
+class KillingApp(ClientApp):
+    """Ends the run when a training message of `round_number` arrives."""
+
+    def __init__(self, round_number: int) -> None:
+        super().__init__()
+        self.round_number = round_number
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train" and message.content.config_records["config"]["round"] == self.round_number:
+            raise Killed
+        return client_app(message, context)
+
+
+def weights(federation: TinyFederation, name: str, which: str = "last") -> ModelArrays:
+    return read_checkpoint(federation.folder / name / "checkpoints" / f"{which}.pt").arrays
+
+
+def history(federation: TinyFederation, name: str) -> list[dict[str, Any]]:
+    return RunFolder(federation.folder / name).read_history()
+
+
+def assert_same(first: ModelArrays, second: ModelArrays) -> None:
+    np.testing.assert_array_equal(first.parameters, second.parameters)
+    np.testing.assert_array_equal(first.statistics, second.statistics)
+
+
+def with_arrays(reply: Message, change: Callable[[np.ndarray], np.ndarray]) -> Message:
+    from dataclasses import replace
+
+    update = unpack_update(reply.content)
+    changed = replace(update, arrays=ModelArrays(change(update.arrays.parameters), update.arrays.statistics))
+    reply.content = pack_update(changed)
+    return reply
+
+
+def test_two_runs_of_one_seed_are_equal_bit_for_bit(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    for name in ("first", "second"):
+        federation.run(name, tiny_experiment())
+    assert_same(weights(federation, "first"), weights(federation, "second"))
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedbn"])
+def test_a_run_killed_in_a_round_and_resumed_equals_one_never_stopped(tmp_path: Path, strategy: StrategyName) -> None:
+    experiment = tiny_experiment(rounds=3, strategy={"name": strategy, "fraction_train": 0.7})
+    federation = TinyFederation(tmp_path)
+    federation.run("unbroken", experiment)
+    for site in federation.sites.glob("site-*/local_norms"):
+        site.rename(site.with_name("unbroken_norms"))
+    with pytest.raises(Killed):
+        federation.run("broken", experiment, grid=federation.grid(KillingApp(3)))
+    assert RunFolder(tmp_path / "broken").read_summary()["status"] == "stopped"
+    summary = federation.run("broken", experiment, resume=True)
+    assert summary["status"] == "succeeded"
+    assert_same(weights(federation, "unbroken"), weights(federation, "broken"))
+    drawn, resumed = ([line["drawn"] for line in history(federation, name)] for name in ("unbroken", "broken"))
+    assert drawn == resumed
+
+
+def test_resuming_with_other_settings_names_them(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment())
+    with pytest.raises(CheckpointError, match=r"training\.batch_size was 8, now 4"):
+        federation.run("run", tiny_experiment(training={"batch_size": 4}), resume=True)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment(rounds=1))
+    with pytest.raises(CheckpointError, match="--resume"):
+        federation.run("run", tiny_experiment(rounds=1))
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment(rounds=1))
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        federation.run("run", tiny_experiment(rounds=1), resume=True)
+
+
+def test_a_site_without_images_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=2)
+    manifest = draw_manifest(tmp_path / "bad", 2, seed=9)
+    for record in manifest.records:
+        record.path.write_bytes(b"")
+    federation.add_site(2, manifest)
+    summary = federation.run("run", tiny_experiment())
+    assert summary["status"] == "succeeded"
+    assert "EmptySiteError" in summary["absent"]["site-2"]
+    assert history(federation, "run")[0]["drawn"] == ["site-0", "site-1"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(lambda values: values * np.float32(np.nan), "not finite"), (lambda values: values * 1000, "times as long"), (lambda values: values[:-1], "expected")],
+)
+def test_a_poisoned_reply_is_left_out_named_and_without_effect(tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], told: str) -> None:
+    federation = TinyFederation(tmp_path)
+    app = MeddlingApp(1, lambda reply: with_arrays(reply, change))
+    summary = federation.run("run", tiny_experiment(), grid=federation.grid(app))
+    assert summary["status"] == "succeeded"
+    for line in history(federation, "run"):
+        assert told in line["left_out"]["site-1"]
+    assert np.isfinite(weights(federation, "run").parameters).all()
+
+
+def test_too_few_good_replies_fail_the_run_and_say_who_and_why(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    app = MeddlingApp(1, lambda reply: with_arrays(reply, lambda values: values * np.float32(np.nan)))
+    with pytest.raises(RoundError):
+        federation.run("run", tiny_experiment(strategy={"min_sites": 3}), grid=federation.grid(app))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["rounds_completed"] == 0
+    for part in ("round 1", "2 good updates, 3 are needed", "site-1", "not finite"):
+        assert part in summary["error"]
+    assert "test" not in summary
+
+
+def test_no_site_at_all_fails_and_says_so(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=0)
+    with pytest.raises(RoundError, match="0 sites are ready"):
+        federation.run("run", tiny_experiment(strategy={"wait_timeout_sec": 0.1}))
+
+
+def test_a_run_that_no_longer_improves_stops_early(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    summary = federation.run("run", tiny_experiment(rounds=6, early_stopping={"patience_rounds": 1, "min_delta": 0.6}))
+    assert summary["status"] == "succeeded"
+    assert summary["rounds_completed"] == 2
+
+
+def test_a_single_site_federation_is_local_training(tmp_path: Path) -> None:
+    from client.site import load_site, read_site_config
+    from client.training import RoundPlan, build_setup, train_locally
+    from common.compute import build_compute
+    from common.layout import ArraysLayout
+    from common.models import build_model
+    from common.seeds import derive_seed
+
+    experiment = tiny_experiment()
+    federation = TinyFederation(tmp_path, sites=1)
+    federation.run("run", experiment)
+    site = load_site(read_site_config(federation.sites / "0.yaml"), experiment)
+    model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    for number in range(1, experiment.rounds + 1):
+        plan = RoundPlan(experiment, number, site.name)
+        train_locally(build_setup(model, site.class_counts(2), plan, build_compute("cpu", "fp32", 1)), site.train, plan)
+    assert_same(weights(federation, "run"), ModelArrays(*ArraysLayout.of(model).flatten(model)))
+
+
+def test_the_final_results_are_those_of_the_best_round(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    summary = federation.run("run", tiny_experiment(rounds=3))
+    line = history(federation, "run")[summary["best_round"] - 1]
+    assert summary["test"]["auroc"]["value"] == pytest.approx(line["test"]["auroc"])
+    assert summary["threshold"] == line["threshold"]
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt").round == summary["best_round"]
+
+
+def test_no_patient_stands_in_the_run_folder(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment())
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file() and "cache" not in path.parts:
+            assert b"patient-" not in path.read_bytes(), path
+
+
+def test_three_class_task_runs_to_the_end(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=0)
+    for number in range(2):
+        federation.add_site(number, draw_manifest(tmp_path / f"three-{number}", 9, number, ("normal", "bacterial", "viral")))
+    from common.data.manifest import write_manifest
+
+    write_manifest(draw_manifest(tmp_path / "three-test", 9, 77, ("normal", "bacterial", "viral")), tmp_path / "test.csv")
+    summary = federation.run("run", tiny_experiment(task="three_class"))
+    assert summary["status"] == "succeeded"
+    assert "accuracy_three_class" in summary["test"]
