@@ -24,9 +24,18 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("server").setLevel(logging.INFO)
+    _show_log()
     run_study(grid, read_experiment(context.run_config), read_coordinator(context.run_config))
+
+
+def _show_log() -> None:
+    """Our own log on standard error; the root logger would also show each HTTP request of Flower."""
+    logger = logging.getLogger("server")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
 
 
 def read_experiment(run_config: Mapping[str, Any]) -> ExperimentConfig:

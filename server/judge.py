@@ -64,7 +64,7 @@ def build_judge(experiment: ExperimentConfig, coordinator: CoordinatorConfig) ->
     manifests = {"test": coordinator.test_manifest, "external": coordinator.external_manifest}
     cache = Path(coordinator.cache_dir or Path(coordinator.run_dir) / "cache")
     sets = {
-        name: load_dataset(read_manifest(Path(path)), experiment.task, experiment.image, cache / name)
+        name: load_dataset(read_manifest(Path(path)), experiment.task, experiment.image, cache / name, keep_duplicates=True)
         for name, path in manifests.items()
         if path
     }

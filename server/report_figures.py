@@ -72,7 +72,9 @@ def draw_course(run: Run) -> list[Picture]:
     ]  # fmt: skip
     if losses:
         figure = plot_site_losses(rounds, losses, mean["training"])
-        pictures.append(_picture("site_losses", figure, f"Training loss in each of {count(len(losses), 'hospital')} over rounds."))
+        pictures.append(
+            _picture("site_losses", figure, f"Training loss in each of {count(len(losses), 'hospital')} over rounds.")
+        )
     return pictures
 
 
@@ -93,7 +95,9 @@ def draw_baselines(run: Run) -> list[Picture]:
         lines = {label: value for label, value in lines.items() if math.isfinite(value)}
         if known and lines:
             figure = plots_federation.sites(known, {}, lines, f"AUROC on the {noun}")
-            pictures.append(_picture(f"baselines_{name}", figure, f"Each hospital's own model against the shared ones, on the {noun}."))
+            pictures.append(
+                _picture(f"baselines_{name}", figure, f"Each hospital's own model against the shared ones, on the {noun}.")
+            )
     return pictures
 
 
@@ -109,7 +113,9 @@ def plot_site_losses(rounds: Sequence[int], losses: Mapping[str, Sequence[float]
     """A thin line a hospital, gaps where it did not train, and their mean."""
     figure, (ax,) = new_figure()
     for index, values in enumerate(losses.values()):
-        ax.plot(rounds, values, color=FAINT, linewidth=0.9, marker=".", markersize=3, label="one hospital" if index == 0 else None)
+        ax.plot(
+            rounds, values, color=FAINT, linewidth=0.9, marker=".", markersize=3, label="one hospital" if index == 0 else None
+        )
     ax.plot(rounds, mean, color=colour_of(0), linewidth=2.0, label="mean, weighted by images")
     ax.set(xlabel="Round", ylabel="Training loss", ylim=(0, None))
     ax.locator_params(axis="x", integer=True)
@@ -127,7 +133,9 @@ def plot_class_mix(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
         left += widths
     if len(counts) <= plots_federation.MAX_NAMED_SITES:
         for row, total in zip(rows, left, strict=True):
-            ax.annotate(f"{total:,.0f}", (total, row), (3, 0), textcoords="offset points", va="center", fontsize=TEXT_PT - 1, color=INK)
+            ax.annotate(
+                f"{total:,.0f}", (total, row), (3, 0), textcoords="offset points", va="center", fontsize=TEXT_PT - 1, color=INK
+            )
         ax.set_yticks(rows, list(counts))
     else:
         ax.set_yticks([])
@@ -143,7 +151,9 @@ def _draw_set(run: Run, name: str, predictions: Predictions) -> Iterator[Picture
     statistics, threshold, noun = Statistics.of(predictions), run.threshold["value"], SETS[name]
     called = plots.called_matrix(statistics, threshold)
     yield _picture(
-        f"scores_{name}", plots.score_histograms(predictions, run.classes, threshold), f"Predicted probability by true class, {noun}."
+        f"scores_{name}",
+        plots.score_histograms(predictions, run.classes, threshold),
+        f"Predicted probability by true class, {noun}.",
     )
     yield _picture(
         f"confusion_{name}", plots.confusion_matrix(called, CALLED), f"Truth against what the model calls at the threshold, {noun}.",

@@ -121,14 +121,16 @@ class Run:
         return SetSize(images, None, {"normal": images - positive})
 
     def site_reports(self) -> dict[str, Mapping[str, Any]]:
-        """Counts of each hospital's images by name; of a run without an end those that the rounds tell."""
+        """Counts of each hospital's images by name; of a run without an end those that the deal and the rounds tell."""
         if self.summary.get("sites"):
             return dict(self.summary["sites"])
-        reports: dict[str, Mapping[str, Any]] = {}
+        reports: dict[str, dict[str, Any]] = {}
+        for row in (self.summary.get("partition") or {}).get("hospitals", []):
+            reports[row["name"]] = {"found": row["images"], "patients": row["patients"], "classes": row["classes"]}
         for line in self.history:
             for name, told in line.get("sites", {}).items():
                 seen = {"train": told.get("train", {}).get("num_examples"), "validation": told.get("validation", {}).get("n")}
-                reports[name] = {**reports.get(name, {}), **{key: n for key, n in seen.items() if n is not None}}
+                reports.setdefault(name, {}).update({key: n for key, n in seen.items() if n is not None})
         return dict(sorted(reports.items()))
 
     def absent(self) -> dict[str, str]:

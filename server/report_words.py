@@ -64,8 +64,12 @@ def _when(run: Run, error: str) -> str:
 def _advice(run: Run, sites_named: bool) -> list[str]:
     advice = []
     if sites_named:
-        advice.append("Look into the log of each site named above (site.log in its own work folder): only there the details stand.")
-        advice.append("If so few sites are to be enough, lower strategy.min_sites; that is another experiment and needs a new run.")
+        advice.append(
+            "Look into the log of each site named above (site.log in its own work folder): only there the details stand."
+        )
+        advice.append(
+            "If so few sites are to be enough, lower strategy.min_sites; that is another experiment and needs a new run."
+        )
     if (run.folder.path / "flower.log").exists():
         advice.append("flower.log in the run folder holds what Flower itself said.")
     if run.completed:
@@ -84,7 +88,9 @@ def summarise(run: Run) -> list[str]:
         texts.append(_operating_point(run, judged))
     missing = [noun for name, noun in SETS.items() if name not in judged]
     if missing:
-        texts.append(f"No {' and no '.join(missing)} was judged, so the report holds no result for {'them' if len(missing) > 1 else 'it'}.")
+        texts.append(
+            f"No {' and no '.join(missing)} was judged, so the report holds no result for {'them' if len(missing) > 1 else 'it'}."
+        )
     return texts
 
 
@@ -95,7 +101,8 @@ def _training(run: Run) -> str:
     where = f" in {count(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""
     if not run.completed:
         return f"A {model} was to be trained{method}{where}, but no round was completed."
-    images, patients = (sum(int(told.get(key) or 0) for told in sites.values()) for key in ("used", "patients"))
+    images = sum(int(told.get("used", told.get("found")) or 0) for told in sites.values())
+    patients = sum(int(told.get("patients") or 0) for told in sites.values())
     of_images = f" on {count(images, 'chest radiograph')} of {count(patients, 'patient')}" if images else ""
     ending = ". One data set was dealt out to them on one machine" if run.virtual else "; no image left its hospital"
     kind = (run.summary.get("partition") or {}).get("kind", run.simulation.get("partition"))
@@ -166,7 +173,9 @@ def tell_drop(drop: Drop) -> str:
     if not drop.change.span:
         return f"On the external set {drop.metric} is {size} than on the test set (no interval)."
     if drop.change.clear:
-        return f"On the external set {drop.metric} is {size} than on the test set (change {drop.change.number}, {drop.change.span})."
+        return (
+            f"On the external set {drop.metric} is {size} than on the test set (change {drop.change.number}, {drop.change.span})."
+        )
     return f"Between test and external set no change of {drop.metric} can be told from chance ({drop.change.number}, {drop.change.span})."
 
 
@@ -175,9 +184,15 @@ def warn_of_few(run: Run) -> list[str]:
     warnings = []
     for name, noun in SETS.items():
         size = run.size(name)
-        few = [f"{n} {text}" for n, text in ((size.normal, "without pneumonia"), (size.pneumonia, "with pneumonia")) if n < FEW_IMAGES]
+        few = [
+            f"{n} {text}"
+            for n, text in ((size.normal, "without pneumonia"), (size.pneumonia, "with pneumonia"))
+            if n < FEW_IMAGES
+        ]
         if few and run.results(name):
-            warnings.append(f"The {noun} has only {' and '.join(few)}: what rests on these images is uncertain, as its intervals show.")
+            warnings.append(
+                f"The {noun} has only {' and '.join(few)}: what rests on these images is uncertain, as its intervals show."
+            )
     return warnings
 
 

@@ -7,6 +7,7 @@
     predictions/       the final model on each central set: test.csv, external.csv
     summary.json       status and results, for scripts
     report.html        the same for people
+    figures/           the report's pictures as PNG
 """
 
 from __future__ import annotations
@@ -65,6 +66,9 @@ class RunFolder:
 
     def predictions(self, name: str) -> Path:
         return self.path / "predictions" / f"{name}.csv"
+
+    def figure(self, name: str) -> Path:
+        return self.path / "figures" / f"{name}.png"
 
     def prepare(self) -> None:
         for folder in (self.path, self.path / "checkpoints", self.path / "predictions"):

@@ -26,7 +26,7 @@ from pydicom.uid import (
     RLETransferSyntaxes,
 )
 
-from common.dicom.tags import code_of, integer_of
+from common.dicom.tags import code_of, integer_of, value_of
 from common.errors import ImageError, SkipReason
 from common.images import MAX_FILE_BYTES, check_size
 
@@ -41,6 +41,8 @@ _TAGS = [
     "PixelData",
 ]
 """All that is parsed: a patient's name or number is not."""
+_PLUGIN = "pylibjpeg"
+"""One for all compressed data, so that a site which has another library beside decodes the same values."""
 _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 """Pixel Data (7FE0,0010) in little and in big endian order."""
 _JPEG_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -72,8 +74,8 @@ def parse(data: bytes) -> FileDataset:
     """
     _check_inflated_size(data)
     dataset = dcmread(BytesIO(data), force=True, specific_tags=_TAGS)
-    if "PixelData" not in dataset:
-        ends_within = any(tag in data for tag in _PIXEL_DATA_TAGS)
+    if not value_of(dataset, "PixelData"):
+        ends_within = "PixelData" not in dataset and any(tag in data for tag in _PIXEL_DATA_TAGS)
         raise ImageError(SkipReason.CORRUPT if ends_within else SkipReason.NO_PIXEL_DATA)
     return dataset
 
@@ -148,8 +150,8 @@ def _find_decoder(dataset: FileDataset) -> Decoder:
         decoder = get_decoder(UID(syntax))
     except NotImplementedError:
         raise ImageError(SkipReason.UNSUPPORTED_COMPRESSION) from None
-    if not decoder.is_available:
-        raise ImageError(SkipReason.UNSUPPORTED_COMPRESSION, f"no decoder for {decoder.UID.name} is installed")
+    if decoder.UID.is_encapsulated and _PLUGIN not in decoder.available_plugins:
+        raise ImageError(SkipReason.UNSUPPORTED_COMPRESSION, f"{_PLUGIN} has no decoder for {decoder.UID.name} here")
     return decoder
 
 
@@ -166,8 +168,7 @@ def _run(decoder: Decoder, data: bytes, layout: PixelLayout, **options: Any) -> 
         "number_of_frames": 1,
         "pixel_keyword": "PixelData",
     }
-    # One plugin, so that a site which happens to have another library beside decodes the same values.
-    plugin = "pylibjpeg" if decoder.UID.is_encapsulated else ""
+    plugin = _PLUGIN if decoder.UID.is_encapsulated else ""
     try:
         return decoder.as_array(data, index=0, raw=True, decoding_plugin=plugin, **options)[0]
     except BaseException as error:

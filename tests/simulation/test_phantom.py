@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from common.data.sources.table import read_csv
 from common.errors import ConfigError
 from common.images import read_image
 from simulation.anatomy import CHILD, draw_anatomy, draw_chest
+from simulation.fields import Map
 from simulation.opacities import bacterial, viral
 from simulation.phantom import write_phantoms
 from simulation.phantom_image import draw_phantom
@@ -57,8 +59,10 @@ def test_files_are_named_as_in_the_kaggle_set_with_one_to_three_images_a_patient
 def test_the_external_set_reads_as_adults_of_other_scanners(phantoms: Path) -> None:
     manifest, report = read_csv(phantoms / "external" / "labels.csv")
     assert set(manifest.labels) == {"normal", "pneumonia"} and not report.skipped
-    assert all(record.age_years >= 18 and record.view in ("PA", "AP") and record.sex in ("F", "M") for record in manifest.records)
-    assert all(record.manufacturer.startswith("phantom, virtual scanner") for record in manifest.records)
+    assert all(
+        (record.age_years or 0) >= 18 and record.view in ("PA", "AP") and record.sex in ("F", "M") for record in manifest.records
+    )
+    assert all((record.manufacturer or "").startswith("phantom, virtual scanner") for record in manifest.records)
     assert all(read_image(record.path).info.format == "png" for record in manifest.records)
 
 
@@ -138,7 +142,7 @@ def test_bacteria_cloud_one_lung_viruses_both_and_more_so_when_severe(seed: int)
     y, x = np.meshgrid(np.linspace(-1, 1, 64, dtype=np.float32), np.linspace(-1, 1, 64, dtype=np.float32), indexing="ij")
     chest = draw_chest(x, y, draw_anatomy(CHILD, np.random.default_rng(seed)), np.random.default_rng(seed))
 
-    def loss(draw, severity: float) -> tuple[float, float]:
+    def loss(draw: Callable[..., Map], severity: float) -> tuple[float, float]:
         opacity = draw(chest, severity, np.random.default_rng(seed))
         assert opacity.min() >= 0.0 and opacity.max() <= 1.0
         lost = opacity * chest.air

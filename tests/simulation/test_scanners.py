@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from simulation.scanners import Scanner, apply, draw_scanner, render_archive
 NEUTRAL = Scanner("neutral")
 
 
-def show(pixels: np.ndarray, seed: int = 0, **properties) -> np.ndarray:
+def show(pixels: np.ndarray, seed: int = 0, **properties: Any) -> np.ndarray:
     return apply(pixels.astype(np.float32), replace(NEUTRAL, **properties), np.random.default_rng(seed))
 
 
@@ -128,8 +129,13 @@ def test_an_archive_keeps_every_row_and_leaves_bad_files_to_the_data_report(arch
 
 
 def test_work_that_is_done_is_not_done_again(archive: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
-    monkeypatch.setattr("simulation.scanners.read_image", lambda path: read.append(path) or read_image(path))
+    read: list[Path] = []
+
+    def watched(path: Path) -> Any:
+        read.append(path)
+        return read_image(path)
+
+    monkeypatch.setattr("simulation.scanners.read_image", watched)
     first = render_archive(archive, SCANNER, tmp_path / "hospital", 7)
     assert len(read) == 3
     read.clear()

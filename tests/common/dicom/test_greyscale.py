@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
-from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from common.dicom.greyscale import CODES, find_codes, map_codes
 from common.dicom.reader import LUNG_WINDOW, decode_dicom
@@ -94,12 +94,32 @@ def test_a_modality_lut_replaces_the_rescale() -> None:
     )
 
 
-def test_8_bit_entries_and_big_endian_words_are_lut_data_too() -> None:
-    entries = np.linspace(0, 255, 400).astype(np.uint8)
-    expected = entries[RAMP - 1000] / 255
-    for syntax, word in ((ImplicitVRLittleEndian, "u1"), (ExplicitVRBigEndian, ">u2"), (ImplicitVRLittleEndian, "<u2")):
-        item = lut_item(1000, entries, 8, word)
-        np.testing.assert_allclose(read_grey(RAMP, syntax=syntax, VOILUTSequence=[item]), expected, atol=1e-6)
+@pytest.mark.parametrize(
+    ("syntax", "word", "bits"),
+    [
+        (ImplicitVRLittleEndian, "u1", 8),
+        (ImplicitVRLittleEndian, "<u2", 8),
+        (ImplicitVRLittleEndian, "<u2", 10),
+        (ExplicitVRBigEndian, ">u2", 10),
+    ],
+)
+def test_lut_data_are_bytes_or_words_in_the_files_order(syntax: UID, word: str, bits: int) -> None:
+    entries = np.linspace(0, 2**bits - 1, 400).astype(np.uint16)
+    pixels = read_grey(RAMP, syntax=syntax, VOILUTSequence=[lut_item(1000, entries, bits, word)])
+    np.testing.assert_allclose(pixels, entries[RAMP - 1000] / (2**bits - 1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("bits", "full_scale"), [(0, 1023), (8, 1023), (10, 1023), (12, 4095), (99, 65_535)])
+def test_lut_bits_that_cannot_be_are_mended(bits: int, full_scale: int) -> None:
+    entries = np.linspace(0, 1023, 400).astype(np.uint16)
+    pixels = read_grey(RAMP, VOILUTSequence=[lut_item(1000, entries, bits)])
+    np.testing.assert_allclose(pixels, entries[RAMP - 1000] / full_scale, atol=1e-6)
+
+
+def test_the_first_input_of_a_lut_may_be_a_negative_value_in_an_unsigned_tag() -> None:
+    item = lut_item(2**16 - 200, np.arange(400), 9)
+    pixels = read_grey((RAMP - 1200).astype(np.int16), VOILUTSequence=[item])
+    np.testing.assert_allclose(pixels, (RAMP - 1000) / 511, atol=1e-6)
 
 
 def test_a_voi_lut_goes_before_a_window() -> None:

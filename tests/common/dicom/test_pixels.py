@@ -112,6 +112,7 @@ def test_one_frame_is_an_image(frames: int | None) -> None:
         ({"PhotometricInterpretation": "PALETTE COLOR"}, SkipReason.COLOUR),
         ({"PhotometricInterpretation": None}, SkipReason.CORRUPT),
         ({"PixelData": None}, SkipReason.NO_PIXEL_DATA),
+        ({"PixelData": b""}, SkipReason.NO_PIXEL_DATA),
         ({"BitsAllocated": 32, "BitsStored": 32}, SkipReason.UNSUPPORTED_BITS),
         ({"BitsAllocated": 1, "BitsStored": 1}, SkipReason.UNSUPPORTED_BITS),
         ({"BitsAllocated": 16, "BitsStored": 17}, SkipReason.UNSUPPORTED_BITS),
@@ -134,6 +135,12 @@ def test_a_syntax_that_nobody_decodes_is_refused(syntax: UID) -> None:
     old, new = (f"{uid}\0"[: len(uid) + len(uid) % 2].encode() for uid in (RLELossless, syntax))
     replaced = data.replace(len(old).to_bytes(2, "little") + old, len(new).to_bytes(2, "little") + new)
     assert reason_of(replaced) == SkipReason.UNSUPPORTED_COMPRESSION
+
+
+def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "_PLUGIN", "gdcm")
+    with pytest.raises(ImageError, match="gdcm has no decoder for RLE Lossless"):
+        read_values(dicom_bytes(draw_radiograph(), syntax=RLELossless))
 
 
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, RLELossless, JPEGLosslessSV1])

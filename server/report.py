@@ -1,0 +1,157 @@
+"""The report of a run: one HTML file that needs nothing else, for clinicians and engineers, in any state of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from server.report_course import command, describe_course, environment_rows, incidents
+from server.report_figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
+from server.report_numbers import approximate, count, number, whole
+from server.report_results import comparisons, metric_rows, tiles, untrained
+from server.report_run import SETS, Run, read_run
+from server.report_sites import class_counts, class_names, data_rows, describe_partition, describe_spread, hospital_rows
+from server.report_style import STYLE
+from server.report_template import PAGE
+from server.report_words import (
+    describe_drops,
+    describe_ending,
+    describe_policy,
+    limits,
+    summarise,
+    tell_drop,
+    warn_of_few,
+    with_interval,
+)
+from server.run_folder import write_text
+
+UNKNOWN = "unknown"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Writes `report.html` of the run in `run_dir`, and its pictures as PNG beside it, and returns the report's path.
+
+    Works in any state of a run; what is missing is left out, what is damaged is named.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    run = read_run(Path(run_dir))
+    context = _context(run)
+    write_pictures([picture for key in context if key.endswith("_pictures") for picture in context[key]], run.folder.figure)
+    write_text(run.folder.report, _template().render(context))
+    return run.folder.report
+
+
+def _template() -> Any:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(
+        number=number, whole=whole, good_replies=_good_replies, bracketed=lambda found: with_interval(found, "95% CI")
+    )
+    return environment.from_string(PAGE)
+
+
+def _context(run: Run) -> dict[str, Any]:
+    return {
+        "run": run,
+        "sets": SETS,
+        "style": Markup(STYLE),
+        "ending": describe_ending(run),
+        "sentences": summarise(run),
+        "tiles": tiles(run),
+        "few": warn_of_few(run),
+        "limits": limits(run),
+        **_results(run),
+        **_sites(run),
+        **_course(run),
+        **_reproduction(run),
+    }
+
+
+def _results(run: Run) -> dict[str, Any]:
+    judged = [name for name in SETS if run.results(name)]
+    validation = run.summary.get("validation") or run.kept_line.get("validation") or {}
+    images = int(validation.get("n") or 0)
+    return {
+        "judged": judged,
+        "metric_rows": metric_rows(run, judged),
+        "interval_note": _interval_note(run, judged),
+        "provisional": not all(run.is_final(name) for name in judged),
+        "drops": [tell_drop(drop) for drop in describe_drops(run)],
+        "policy": describe_policy(run),
+        "validation": approximate(validation),
+        "validation_size": f" ({count(images, 'image')})" if images else "",
+        "result_pictures": draw_results(run),
+        "comparisons": comparisons(run),
+        "untrained": untrained(run),
+        "baseline_pictures": draw_baselines(run),
+    }
+
+
+def _sites(run: Run) -> dict[str, Any]:
+    rows = hospital_rows(run)
+    return {
+        "class_names": class_names(run),
+        "hospital_rows": rows,
+        "spread": describe_spread(rows),
+        "partition": describe_partition(run),
+        "hospital_pictures": draw_hospitals(class_counts(run), class_names(run)),
+        "absent": run.absent(),
+        "data_rows": data_rows(run),
+    }
+
+
+def _course(run: Run) -> dict[str, Any]:
+    return {"course_pictures": draw_course(run), "incidents": incidents(run.history), "course": describe_course(run)}
+
+
+def _reproduction(run: Run) -> dict[str, Any]:
+    folder = run.folder.path
+    return {
+        "seed": run.experiment.seed if run.experiment else run.summary.get("seed", UNKNOWN),
+        "code": _code(run.environment.get("git")),
+        "command": command(run),
+        "config": _text(run.folder.config),
+        "simulation": _text(folder / "simulation.yaml"),
+        "environment": environment_rows(run),
+        "version": _version(),
+        "written": f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",
+    }
+
+
+def _interval_note(run: Run, judged: list[str]) -> str:
+    if all(run.is_final(name) for name in judged):
+        samples = run.experiment.evaluation.bootstrap_samples if run.experiment else None
+        if samples == 0:
+            return "no intervals, as the experiment asked for"
+        drawn = f"{samples:,} " if samples else ""
+        return f"{run.interval_name(judged[0])}" + f" of {drawn}bootstrap resamples of patients" if judged else ""
+    return "95% CI from counts (Newcombe 2006, Wilson 1927; images of one patient count as independent)"
+
+
+def _good_replies(line: Mapping[str, Any]) -> int:
+    return sum("train" in site for site in line.get("sites", {}).values())
+
+
+def _code(git: Mapping[str, Any] | None) -> str:
+    if not git:
+        return "no git checkout; the commit is unknown"
+    changed = "with uncommitted changes, so the commit alone does not give this code" if git.get("dirty") else "without changes"
+    return f"commit {git.get('commit')}, {changed}"
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _version() -> str:
+    try:
+        return version("pneumofed")
+    except PackageNotFoundError:
+        return "(version unknown: run from a copy that is not installed)"

@@ -1,0 +1,140 @@
+"""A whole simulation, from phantoms to report, with both engines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.errors import CheckpointError, ConfigError, DataError
+from server.checkpoints import read_checkpoint
+from server.run_folder import RunFolder
+from simulation.phantom import write_phantoms
+from simulation.runner import Engine, Plan, build_plan, simulate
+from simulation.superlink import Resources
+
+SMALL: dict[str, Any] = {
+    "rounds": 2,
+    "image": {"size_px": 32},
+    "model": {"name": "small_cnn"},
+    "training": {"precision": "fp32"},
+    "evaluation": {"bootstrap_samples": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("phantoms")
+    write_phantoms(folder / "set", patients=24, seed=0, size_px=64)
+    return folder / "set"
+
+
+def run(out: Path, data: Path, *, engine: Engine = "local", resume: bool = False, baselines: bool = False, hospitals: int = 2, **changes: Any) -> dict[str, Any]:
+    virtual = {"data": str(data), "external": str(data / "external"), "hospitals": hospitals, "device": "cpu", "partition": "iid"}
+    built = build_plan(out, {**SMALL, **changes}, virtual, resume=resume)
+    return simulate(Plan(*built, run_dir=out, resources=Resources(hospitals), engine=engine, resume=resume, baselines=baselines), lambda _: None)
+
+
+def final_weights(out: Path) -> np.ndarray:
+    return read_checkpoint(RunFolder(out).last_checkpoint).arrays.parameters
+
+
+def test_flower_and_the_local_engine_give_the_same_weights_bit_for_bit(tmp_path: Path, phantoms: Path) -> None:
+    flower = run(tmp_path / "flower", phantoms, engine="flower")
+    run(tmp_path / "local", phantoms)
+    assert flower["status"] == "succeeded"
+    np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(tmp_path / "local"))
+
+
+def test_a_run_leaves_what_scripts_rely_on(tmp_path: Path, phantoms: Path) -> None:
+    run(tmp_path, phantoms, baselines=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["status"], summary["rounds_completed"], summary["phantom"]) == ("succeeded", 2, True)
+    for central_set in ("test", "external"):
+        for metric in ("auroc", "accuracy", "sensitivity", "specificity", "brier", "ece"):
+            assert {"value", "low", "high"} <= set(summary[central_set][metric])
+    assert summary["seconds"] > 0
+    assert summary["bytes"]["total"] == summary["bytes"]["up"] + summary["bytes"]["down"] > 0
+    assert summary["baselines"]["pooled"]["test"]["auroc"]["value"] is not None
+    assert set(summary["baselines"]["alone"]) == {"hospital-00", "hospital-01"}
+    assert set(summary["baselines"]["lead"]["test"]) == {"best_alone", "over_pooled", "over_best_alone"}
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
+    for name in ("report.html", "config.yaml", "environment.json", "checkpoints/best.pt", "checkpoints/last.pt", "predictions/test.csv"):
+        assert (tmp_path / name).stat().st_size > 0
+
+
+def test_the_pooled_baseline_of_one_hospital_is_the_federation_of_one(tmp_path: Path, phantoms: Path) -> None:
+    """Both start from the same weights; they differ in the site's name alone, which the generators take in."""
+    summary = run(tmp_path, phantoms, hospitals=1, baselines=True)
+    alone = summary["baselines"]["alone"]["hospital-00"]
+    assert alone["test"]["auroc"] == summary["test"]["auroc"]
+    assert alone["threshold"] == summary["threshold"]
+
+
+def test_a_resumed_simulation_equals_one_never_stopped(tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import server.study
+
+    run(tmp_path / "whole", phantoms)
+    real = server.study._remember
+
+    def interrupt(*arguments: Any) -> None:
+        real(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(server.study, "_remember", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "broken", phantoms)
+    summary = json.loads((tmp_path / "broken" / "summary.json").read_text())
+    assert (summary["status"], summary["rounds_completed"]) == ("stopped", 1)
+    assert (tmp_path / "broken" / "report.html").exists()
+    monkeypatch.undo()
+    assert run(tmp_path / "broken", phantoms, resume=True)["status"] == "succeeded"
+    np.testing.assert_array_equal(final_weights(tmp_path / "whole"), final_weights(tmp_path / "broken"))
+
+
+def test_resume_needs_no_other_option_and_refuses_other_hospitals(tmp_path: Path, phantoms: Path) -> None:
+    run(tmp_path, phantoms)
+    experiment, simulation = build_plan(tmp_path, {}, {}, resume=True)
+    assert experiment == RunFolder(tmp_path).read_config()
+    assert simulation.hospitals == 2
+    with pytest.raises((ConfigError, CheckpointError), match="hospitals"):
+        run(tmp_path, phantoms, resume=True, hospitals=3)
+
+
+def test_a_second_run_does_not_overwrite_the_first(tmp_path: Path, phantoms: Path) -> None:
+    run(tmp_path, phantoms)
+    before = (tmp_path / "summary.json").read_bytes()
+    with pytest.raises(CheckpointError, match="--resume"):
+        run(tmp_path, phantoms)
+    assert (tmp_path / "summary.json").read_bytes() == before
+
+
+def test_more_hospitals_than_patients_tells_both_numbers(tmp_path: Path, phantoms: Path) -> None:
+    with pytest.raises(ConfigError, match="100"):
+        run(tmp_path, phantoms, hospitals=100)
+
+
+def test_no_data_folder_says_what_is_expected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere"):
+        run(tmp_path / "run", tmp_path / "nowhere")
+
+
+def test_krum_over_two_hospitals_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs 3 replies"):
+        build_plan(tmp_path, {"strategy": {"name": "krum"}}, {"hospitals": 2})
+
+
+def test_a_client_larger_than_the_machine_is_refused_before_it_hangs() -> None:
+    with pytest.raises(ConfigError, match="CPUs"):
+        Resources(nodes=1, client_cpus=10_000).check()
+
+
+def test_every_hospital_behind_its_own_scanner_runs_to_the_end(tmp_path: Path, phantoms: Path) -> None:
+    virtual = {"data": str(phantoms), "hospitals": 2, "partition": "scanner", "device": "cpu"}
+    built = build_plan(tmp_path, {**SMALL, "rounds": 1}, virtual)
+    summary = simulate(Plan(*built, run_dir=tmp_path, resources=Resources(2), engine="local"), lambda _: None)
+    assert summary["status"] == "succeeded"
+    assert "external" not in summary
