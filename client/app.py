@@ -128,7 +128,11 @@ def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
 
 
 def _presence(site: Site, layout: ArraysLayout) -> Presence:
-    return Presence(site.name, layout.digest, {**site.public_report, "train": len(site.train.labels), "validation": len(site.validation.labels)})
+    return Presence(
+        site.name,
+        layout.digest,
+        {**site.public_report, "train": len(site.train.labels), "validation": len(site.validation.labels)},
+    )
 
 
 def _model_with(instruction: Instruction, config: SiteConfig, norms_before_round: int) -> tuple[nn.Module, ArraysLayout]:
@@ -149,5 +153,3 @@ def _model_with(instruction: Instruction, config: SiteConfig, norms_before_round
 def _model(cfg: ModelConfig, task: TaskName) -> nn.Module:
     """The network without its first weights, which come with each message. Kept for the process: building it costs 0.2 s."""
     return build_model(cfg.without_weights(), task, seed=0)
-
-

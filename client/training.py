@@ -1,7 +1,7 @@
 """Local training: one setup, one loop.
 
-    setup  = build_setup(model, site's class counts, experiment, round)     model, optimizer, loss
-    result = train_locally(setup, data, plan)                               for each batch: augment, step
+setup  = build_setup(model, site's class counts, experiment, round)     model, optimizer, loss
+result = train_locally(setup, data, plan)                               for each batch: augment, step
 """
 
 from __future__ import annotations

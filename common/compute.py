@@ -30,7 +30,7 @@ class Compute:
 
     def place(self, model: torch.nn.Module) -> torch.nn.Module:
         """`model` on the device in channels_last, which convolutions of these networks run faster in."""
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def move(self, images: torch.Tensor) -> torch.Tensor:
         return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
@@ -56,7 +56,9 @@ def _resolve_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigError(f"device '{name}' is not here: torch sees {torch.cuda.device_count()} CUDA devices; use device=auto or cpu")
+        raise ConfigError(
+            f"device '{name}' is not here: torch sees {torch.cuda.device_count()} CUDA devices; use device=auto or cpu"
+        )
     return device
 
 

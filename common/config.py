@@ -24,9 +24,7 @@ Count = Annotated[int, Field(ge=1)]
 
 TaskName = Literal["binary", "three_class"]
 ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn"]
-StrategyName = Literal[
-    "fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"
-]
+StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"]
 ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
 
 
@@ -203,7 +201,9 @@ class ExperimentConfig(Section):
                 f"(2f + 3), got {self.strategy.min_sites}"
             )
         if self.strategy.name == "fedbn" and self.model.norm != "batch":
-            raise ValueError("strategy.name is 'fedbn' but model.norm is 'group'; FedBN keeps BatchNorm layers local, set model.norm to 'batch'")
+            raise ValueError(
+                "strategy.name is 'fedbn' but model.norm is 'group'; FedBN keeps BatchNorm layers local, set model.norm to 'batch'"
+            )
         if self.training.early_rounds and self.training.early_size_px > self.image.size_px:
             raise ValueError("training.early_size_px must not exceed image.size_px")
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
@@ -254,7 +254,7 @@ _Loader.add_implicit_resolver(
 
 def parse_value(text: str) -> Any:
     """The YAML value of `text`, e.g. `3` -> 3, `1e-5` -> 1e-05, `fedprox` -> 'fedprox'."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    return yaml.load(text, Loader=_Loader)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -264,7 +264,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         ConfigError: the file is missing, is no YAML, or holds something other than a mapping.
     """
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise ConfigError(f"configuration file {path} does not exist") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -14,13 +14,11 @@ from common.transforms import normalize, to_model_input
 def predict(model: torch.nn.Module, dataset: Dataset, compute: Compute, in_channels: int, batch_size: int) -> np.ndarray:
     """Class probabilities, float64 [N, C], each row summing to 1, in the order of `dataset`.
 
-    The softmax is taken in float64: scores of a confident network that tie in float32 would otherwise cost AUROC.
+    `model` is left in evaluation mode. The softmax is taken in float64: scores of a confident network that tie in float32 would otherwise cost AUROC.
     """
-    was_training = model.training
     model.eval()
     batches = [dataset.pixels[start : start + batch_size] for start in range(0, len(dataset.labels), batch_size)]
     logits = [_logits(model, pixels, compute, in_channels) for pixels in batches]
-    model.train(was_training)
     return torch.softmax(torch.cat(logits), dim=1).numpy()
 
 

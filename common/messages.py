@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, MetricRecord, RecordDict
 
 from common.config import ExperimentConfig, experiment_from_json
 from common.errors import MessageError, describe_for_wire
@@ -122,7 +122,8 @@ def unpack_arrays(record: ArrayRecord) -> ModelArrays:
 
 def pack_instruction(instruction: Instruction) -> RecordDict:
     experiment = instruction.experiment.model_dump_json()
-    config = {"experiment": experiment, "run": instruction.run, "round": instruction.round, "protocol": PROTOCOL}
+    config: dict[str, ConfigRecordValues] = {"experiment": experiment, "run": instruction.run}
+    config |= {"round": instruction.round, "protocol": PROTOCOL}
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
@@ -138,7 +139,9 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     """
     config = _record(content.config_records, CONFIG)
     if config.get("protocol") != PROTOCOL:
-        raise MessageError(f"this site speaks protocol {PROTOCOL}, the coordinator {config.get('protocol')}; install the same version")
+        raise MessageError(
+            f"this site speaks protocol {PROTOCOL}, the coordinator {config.get('protocol')}; install the same version"
+        )
     arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
     return Instruction(experiment_from_json(str(config["experiment"])), str(config["run"]), int(str(config["round"])), arrays)
 

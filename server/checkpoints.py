@@ -66,7 +66,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: no round was completed; start without --resume") from None
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError, ConfigError) as error:
-        raise CheckpointError(f"{path} cannot be read ({type(error).__name__}); restore it from a backup or start a new run") from error
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}); restore it from a backup or start a new run"
+        ) from error
     arrays = ModelArrays(*ArraysLayout.of(model).flatten(model))
     strategy = {name: values.numpy() for name, values in content["strategy"].items()}
     return Checkpoint(experiment, content["run"], content["round"], arrays, strategy)

@@ -8,12 +8,16 @@ import numpy as np
 from flwr.app import Message
 
 from common.errors import MessageError
-from common.layout import ArraysLayout
+from common.layout import ArraysLayout, Kind
 from common.messages import Failure, ModelArrays, Presence, Update, unpack_update
 
 
 def check_updates(
-    answers: Mapping[str, Message], current: ModelArrays, layout: ArraysLayout, presences: Mapping[str, Presence], norm_factor: float
+    answers: Mapping[str, Message],
+    current: ModelArrays,
+    layout: ArraysLayout,
+    presences: Mapping[str, Presence],
+    norm_factor: float,
 ) -> tuple[dict[str, Update], dict[str, Failure]]:
     """The good updates and the reason for each one left out, both by site."""
     good: dict[str, Update] = {}
@@ -64,7 +68,8 @@ def _check_form(site: str, update: Update, layout: ArraysLayout, presence: Prese
             f"expected {layout.parameter_count} parameters and {layout.statistic_count} statistics, "
             f"got {len(parameters)} and {len(statistics)}"
         )
-    for kind, values in (("parameter", parameters), ("statistic", statistics)):
+    kinds: tuple[tuple[Kind, np.ndarray], ...] = (("parameter", parameters), ("statistic", statistics))
+    for kind, values in kinds:
         finite = np.isfinite(values)
         if not finite.all():
             where = layout.name_at(kind, int(np.argmin(finite)))

@@ -49,7 +49,9 @@ class Judge:
 
     def intervals(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, dict[str, Interval]]:
         """Metrics of each set at `threshold` with bootstrap intervals by patient."""
-        return {name: bootstrap(found, threshold, bootstrap_settings(self.experiment, name)) for name, found in predictions.items()}
+        return {
+            name: bootstrap(found, threshold, bootstrap_settings(self.experiment, name)) for name, found in predictions.items()
+        }
 
     def data_reports(self) -> dict[str, Mapping[str, Any]]:
         return {name: dataset.report.public() for name, dataset in self.sets.items()}

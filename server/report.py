@@ -12,23 +12,15 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from server.report_course import command, describe_course, environment_rows, incidents
+from server.report_ending import describe_ending
 from server.report_figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
 from server.report_numbers import approximate, count, number, whole
-from server.report_results import comparisons, metric_rows, tiles, untrained
+from server.report_results import comparisons, metric_rows, result_tiles, run_tiles, untrained
 from server.report_run import SETS, Run, read_run
 from server.report_sites import class_counts, class_names, data_rows, describe_partition, describe_spread, hospital_rows
 from server.report_style import STYLE
 from server.report_template import PAGE
-from server.report_words import (
-    describe_drops,
-    describe_ending,
-    describe_policy,
-    limits,
-    summarise,
-    tell_drop,
-    warn_of_few,
-    with_interval,
-)
+from server.report_words import describe_policy, limits, summarise, tell_drops, warn_of_few, with_interval
 from server.run_folder import write_text
 
 UNKNOWN = "unknown"
@@ -64,7 +56,8 @@ def _context(run: Run) -> dict[str, Any]:
         "style": Markup(STYLE),
         "ending": describe_ending(run),
         "sentences": summarise(run),
-        "tiles": tiles(run),
+        "result_tiles": result_tiles,
+        "run_tiles": run_tiles(run),
         "few": warn_of_few(run),
         "limits": limits(run),
         **_results(run),
@@ -76,14 +69,14 @@ def _context(run: Run) -> dict[str, Any]:
 
 def _results(run: Run) -> dict[str, Any]:
     judged = [name for name in SETS if run.results(name)]
-    validation = run.summary.get("validation") or run.kept_line.get("validation") or {}
+    validation = run.summary.get("validation") or run.reported_line.get("validation") or {}
     images = int(validation.get("n") or 0)
     return {
         "judged": judged,
         "metric_rows": metric_rows(run, judged),
         "interval_note": _interval_note(run, judged),
         "provisional": not all(run.is_final(name) for name in judged),
-        "drops": [tell_drop(drop) for drop in describe_drops(run)],
+        "drops": tell_drops(run),
         "policy": describe_policy(run),
         "validation": approximate(validation),
         "validation_size": f" ({count(images, 'image')})" if images else "",

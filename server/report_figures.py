@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,20 +40,21 @@ class Picture:
 
 
 def draw_results(run: Run) -> list[Picture]:
-    """ROC, precision-recall, calibration, scores and confusion of the final model; empty without predictions."""
-    sets = {name: _evaluated(run, name, found) for name, found in run.predictions.items() if len(found)}
-    if not sets:
+    """ROC, calibration, scores, confusion and precision-recall of the final model; empty without predictions."""
+    found = {name: predictions for name, predictions in run.predictions.items() if len(predictions)}
+    if not found:
         return []
-    both = list(sets.values())
-    names = " and ".join(SETS[name] for name in sets)
-    drawn = [
-        _picture("roc", plots.roc(both), f"ROC curves on the {names}; marks: the chosen threshold."),
-        _picture("precision_recall", plots.precision_recall(both), f"Precision-recall curves on the {names}."),
-        _picture("reliability", plots.reliability_diagram(both), f"Calibration on the {names}: on the grey diagonal, probabilities mean what they say."),
-    ]  # fmt: skip
-    for name in sets:
-        drawn += _draw_set(run, name, run.predictions[name])
-    return drawn
+    sets = [_evaluated(run, name, predictions) for name, predictions in found.items()]
+    names = " and ".join(SETS[name] for name in found)
+    reliability = f"Calibration on the {names}: on the grey diagonal probabilities mean what they say."
+    return [
+        _picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold."),
+        _picture("reliability", plots.reliability_diagram(sets), reliability),
+        *(_scores(run, name, predictions) for name, predictions in found.items()),
+        *(_called(run, name, predictions) for name, predictions in found.items()),
+        *(_most_probable(run, name, predictions) for name, predictions in found.items() if predictions.classes > 2),
+        _picture("precision_recall", plots.precision_recall(sets), f"Precision-recall curves on the {names}."),
+    ]
 
 
 def draw_course(run: Run) -> list[Picture]:
@@ -67,14 +68,12 @@ def draw_course(run: Run) -> list[Picture]:
     mean = {"training": _mean_loss(run), "validation": [_number(line, "validation", "log_loss") for line in run.history]}
     shown = {name: values for name, values in mean.items() if np.isfinite(values).any()}
     figure = plots_federation.training_curves(rounds, areas, shown, run.kept_round or None)
-    pictures = [
-        _picture("curves", figure, "AUROC and loss over rounds. Training loss: mean over hospitals, as weighted in training; validation: log loss.")
-    ]  # fmt: skip
+    caption = "AUROC and loss over rounds. Training loss: mean over hospitals, as weighted in training; validation: log loss."
+    pictures = [_picture("curves", figure, caption)]
     if losses:
         figure = plot_site_losses(rounds, losses, mean["training"])
-        pictures.append(
-            _picture("site_losses", figure, f"Training loss in each of {count(len(losses), 'hospital')} over rounds.")
-        )
+        caption = f"Training loss in each of {count(len(losses), 'hospital')} over rounds."
+        pictures.append(_picture("site_losses", figure, caption))
     return pictures
 
 
@@ -147,28 +146,30 @@ def plot_class_mix(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
     return figure
 
 
-def _draw_set(run: Run, name: str, predictions: Predictions) -> Iterator[Picture]:
-    statistics, threshold, noun = Statistics.of(predictions), run.threshold["value"], SETS[name]
-    called = plots.called_matrix(statistics, threshold)
-    yield _picture(
-        f"scores_{name}",
-        plots.score_histograms(predictions, run.classes, threshold),
-        f"Predicted probability by true class, {noun}.",
-    )
-    yield _picture(
-        f"confusion_{name}", plots.confusion_matrix(called, CALLED), f"Truth against what the model calls at the threshold, {noun}.",
-        f"{called[1, 1]} of {called[1].sum()} images with pneumonia are found, {called[0, 0]} of {called[0].sum()} without it are called normal.",
-    )  # fmt: skip
-    if predictions.classes > 2:
-        figure = plots.confusion_matrix(statistics.confusion, run.classes)
-        yield _picture(f"classes_{name}", figure, f"Truth against the most probable class, {noun}.")
+def _scores(run: Run, name: str, predictions: Predictions) -> Picture:
+    figure = plots.score_histograms(predictions, run.classes, run.threshold["value"])
+    return _picture(f"scores_{name}", figure, f"Predicted probability by true class, {SETS[name]}.")
+
+
+def _called(run: Run, name: str, predictions: Predictions) -> Picture:
+    counts = plots.called_matrix(Statistics.of(predictions), run.threshold["value"])
+    (cleared, _), (_, found) = counts
+    normal, pneumonia = counts.sum(axis=1)
+    text = f"{found} of {pneumonia} images with pneumonia are found, {cleared} of {normal} without it are called normal."
+    caption = f"Truth against what the model calls at the threshold, {SETS[name]}."
+    return _picture(f"confusion_{name}", plots.confusion_matrix(counts, CALLED), caption, text)
+
+
+def _most_probable(run: Run, name: str, predictions: Predictions) -> Picture:
+    figure = plots.confusion_matrix(Statistics.of(predictions).confusion, run.classes)
+    return _picture(f"classes_{name}", figure, f"Truth against the most probable class, {SETS[name]}.")
 
 
 def _evaluated(run: Run, name: str, found: Predictions) -> plots.EvaluatedSet:
     """The set with the intervals that the summary holds; those without limits are left out."""
     intervals = {metric: value for metric, value in run.summary[name].items() if value.get("low") is not None}
     confidence = run.experiment.evaluation.confidence if run.experiment else 0.95
-    return plots.EvaluatedSet(SETS[name].capitalize(), Statistics.of(found), run.threshold["value"], intervals, confidence)
+    return plots.EvaluatedSet(name.capitalize(), Statistics.of(found), run.threshold["value"], intervals, confidence)
 
 
 def _picture(name: str, figure: Figure, caption: str, text: str = "") -> Picture:

@@ -78,21 +78,23 @@ def metric_rows(run: Run, sets: Sequence[str]) -> list[MetricRow]:
     ]
 
 
-def tiles(run: Run) -> list[Tile]:
-    """The key numbers: results with their intervals first, then the size and cost of the run."""
-    shown = []
+def result_tiles(run: Run, central_set: str) -> list[Tile]:
+    """The three numbers that a clinician asks for first, on one judged set."""
+    results, shown = run.results(central_set), []
     for key in ("auroc", "sensitivity", "specificity"):
-        for name, noun in SETS.items():
-            found = run.results(name).get(key)
-            if found:
-                span = f"{run.interval_name(name)} {found.span}" if found.span else "no interval"
-                shown.append(Tile(f"{METRICS[key][0]}, {noun}", found.number, span))
+        found = results[key]
+        span = f"{run.interval_name(central_set)} {found.span}" if found.span else "no interval"
+        shown.append(Tile(f"{METRICS[key][0]}, {SETS[central_set]}", found.number, span))
+    return shown
+
+
+def run_tiles(run: Run) -> list[Tile]:
+    """Size and cost of the run."""
     planned = run.experiment.rounds if run.experiment else None
     of_planned = f"of {planned} planned" if planned else ""
     kept = f"; round {run.kept_round} kept" if run.kept_round else ""
     moved = run.summary.get("bytes") or {}
     return [
-        *shown,
         Tile("Hospitals", str(len(run.site_reports())), "simulated" if run.virtual else ""),
         Tile("Rounds", str(run.completed), of_planned + kept),
         Tile("Wall time", duration(run.summary.get("seconds")), "training and judging"),

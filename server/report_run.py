@@ -80,8 +80,16 @@ class Run:
         return tuple(self.summary.get("classes") or CLASSES[task])
 
     @property
+    def reported_line(self) -> Mapping[str, Any]:
+        """The best round in which a central set was judged; the kept one where none was."""
+        judged = [line for line in self.history if any(line.get(name) for name in SETS)]
+        best = best_round(judged)
+        return next((line for line in judged if line["round"] == best), self.kept_line)
+
+    @property
     def threshold(self) -> Mapping[str, Any]:
-        return self.summary.get("threshold") or self.kept_line.get("threshold") or {}
+        """The threshold that the reported results were made with."""
+        return self.summary.get("threshold") or self.reported_line.get("threshold") or {}
 
     @property
     def virtual(self) -> bool:
@@ -99,24 +107,18 @@ class Run:
         return "CI" if self.is_final(central_set) else "95% CI"
 
     def results(self, central_set: str) -> dict[str, Estimate]:
-        """The set's metrics: the final ones, else those of the best round so far in which it was judged; empty if never."""
+        """The set's metrics: the final ones, else those of `reported_line`; empty if there are none."""
         if self.is_final(central_set):
             return {metric: Estimate.of(found) for metric, found in self.summary[central_set].items()}
-        line = self.judged_line(central_set)
-        return approximate(line[central_set]) if line else {}
-
-    def judged_line(self, central_set: str) -> Mapping[str, Any]:
-        """The best round so far in which the set was judged; empty if none."""
-        judged = [line for line in self.history if line.get(central_set)]
-        best = best_round(judged)
-        return next((line for line in judged if line["round"] == best), {})
+        found = self.reported_line.get(central_set)
+        return approximate(found) if found else {}
 
     def size(self, central_set: str) -> SetSize:
         """The set's images as the coordinator's data report tells, else as counted in a round."""
         report = (self.summary.get("data") or {}).get(central_set)
         if report:
             return SetSize(int(report["used"]), int(report["patients"]), report["classes"])
-        counts = self.judged_line(central_set).get(central_set) or {}
+        counts = self.reported_line.get(central_set) or {}
         images, positive = int(counts.get("n") or 0), int(counts.get("n_positive") or 0)
         return SetSize(images, None, {"normal": images - positive})
 

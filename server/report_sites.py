@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.report_numbers import Estimate, approximate, number, whole
 from server.report_run import SETS, Run
+from server.report_words import PARTITIONS
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,15 @@ class HospitalRow:
     judged: str
     rounds: str
     failures: int
+
+
+@dataclass(frozen=True)
+class Participation:
+    """In how many rounds each hospital was asked to train, did so, and failed or was left out."""
+
+    drawn: Counter[str]
+    trained: Counter[str]
+    failed: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -57,37 +68,41 @@ def describe_partition(run: Run) -> str:
     kind, alpha, skew = dealt.get("kind", run.simulation.get("partition")), dealt.get("alpha"), dealt.get("label_skew_bits")
     if not run.virtual or not kind:
         return ""
-    concentration = f" with concentration {alpha:g}" if alpha is not None and kind in ("dirichlet", "quantity") else ""
-    measured = (
-        f" Label skew: {number(skew)} bits (0: every hospital has the same mix; 1: the most there can be)."
-        if skew is not None
-        else ""
+    concentration = (
+        f" (Dirichlet draws, concentration {alpha:g})" if alpha is not None and kind in ("dirichlet", "quantity") else ""
     )
-    return f"Patients were dealt to virtual hospitals by the partition '{kind}'{concentration}.{measured}"
+    text = f"Patients were dealt to simulated hospitals, {PARTITIONS.get(str(kind), str(kind))}{concentration}."
+    if skew is None:
+        return text
+    return f"{text} Label skew: {number(skew)} bits, where 0 is the same mix of classes in every hospital and 1 the most there can be."
 
 
 def hospital_rows(run: Run) -> list[HospitalRow]:
     """A row for each hospital that took part."""
-    return [_hospital_row(run, name, report) for name, report in run.site_reports().items()]
+    labels, history = class_names(run), run.history
+    part = Participation(
+        drawn=Counter(site for line in history for site in line["drawn"]),
+        trained=Counter(site for line in history for site, told in line.get("sites", {}).items() if "train" in told),
+        failed=Counter(site for line in history for site in {*line["failures"], *line["left_out"]}),
+    )
+    return [_hospital_row(run, name, report, labels, part) for name, report in run.site_reports().items()]
 
 
-def _hospital_row(run: Run, name: str, report: Mapping[str, Any]) -> HospitalRow:
+def _hospital_row(run: Run, name: str, report: Mapping[str, Any], labels: Sequence[str], part: Participation) -> HospitalRow:
     line, judged = _judged_at(run, name)
-    drawn = [entry for entry in run.history if name in entry["drawn"]]
-    trained = [entry for entry in drawn if "train" in entry.get("sites", {}).get(name, {})]
-    failed = [entry for entry in run.history if name in entry["failures"] or name in entry["left_out"]]
+    in_another_round = f", round {line}" if line != run.kept_round else ""
     return HospitalRow(
         name=name,
         images=whole(report.get("used", report.get("found"))),
         patients=whole(report.get("patients")),
-        classes=[whole(report.get("classes", {}).get(label)) for label in class_names(run)],
+        classes=[whole(report.get("classes", {}).get(label)) for label in labels],
         train=whole(report.get("train")),
         validation=whole(report.get("validation")),
         skipped=_told(report.get("skipped", {})) + _told(report.get("warnings", {})),
         auroc=approximate(judged)["auroc"],
-        judged=f"round {line}, {_mix(judged)}" if judged else "",
-        rounds=f"{len(trained)} of {len(drawn)}",
-        failures=len(failed),
+        judged=_mix(judged) + in_another_round if judged else "",
+        rounds=f"{part.trained[name]} of {part.drawn[name]}",
+        failures=part.failed[name],
     )
 
 
@@ -101,7 +116,7 @@ def _judged_at(run: Run, site: str) -> tuple[int, Mapping[str, Any]]:
 
 def _mix(found: Mapping[str, Any]) -> str:
     positive = int(found.get("n_positive") or 0)
-    return f"{int(found.get('n') or 0) - positive} normal + {positive} pneumonia"
+    return f"of {int(found.get('n') or 0) - positive} + {positive}"
 
 
 def describe_spread(rows: Sequence[HospitalRow]) -> str:

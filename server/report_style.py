@@ -14,6 +14,7 @@ body {
 }
 main, header.top, footer { max-width: 66rem; margin: 0 auto; padding: 0 1.5rem; }
 header.top { padding-top: 2.5rem; }
+main > section:first-child h2 { margin-top: 1.6rem; }
 footer { margin-top: 3.5rem; padding-top: 1rem; padding-bottom: 3rem; color: var(--soft); font-size: .875rem; }
 footer::before { content: ""; display: block; border-top: 1px solid var(--line); margin-bottom: 1rem; }
 h1, h2, h3 { line-height: 1.2; letter-spacing: -.012em; text-wrap: balance; }
@@ -25,7 +26,8 @@ ul.text, ol.text { padding-left: 1.3rem; }
 li { margin: .25rem 0; overflow-wrap: anywhere; }
 a { color: var(--accent); }
 .kicker { color: var(--soft); font-size: .875rem; margin: 0; }
-.meta { color: var(--soft); font-size: .9rem; }
+.meta { color: var(--soft); font-size: .9rem; max-width: none; }
+.meta .badge { margin-right: .7rem; }
 .lead p { font-size: 1.13rem; line-height: 1.6; max-width: 47rem; }
 .soft, caption, figcaption, .note { color: var(--soft); font-size: .875rem; }
 .badge {
@@ -42,7 +44,9 @@ a { color: var(--accent); }
 .box p, .box ul { max-width: 54rem; overflow-wrap: anywhere; }
 nav ul { list-style: none; padding: 0; margin: 1.2rem 0 0; display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .92rem; }
 nav li { margin: 0; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(12.2rem, 1fr)); gap: .7rem; margin: 1.4rem 0; padding: 0; }
+.tiles { display: grid; grid-template-columns: repeat(4, minmax(0, 1fr)); gap: .7rem; margin: .7rem 0; padding: 0; }
+.tiles.three { grid-template-columns: repeat(3, minmax(0, 1fr)); }
+.tiles.three .tile { background: var(--faint); border-color: transparent; }
 .tile { border: 1px solid var(--line); border-radius: .4rem; padding: .7rem .9rem; margin: 0; }
 .tile dt { color: var(--soft); font-size: .85rem; line-height: 1.3; }
 .tile dd { margin: 0; }
@@ -52,15 +56,22 @@ nav li { margin: 0; }
 .scroll:focus-visible { outline: 2px solid var(--accent); }
 table { border-collapse: collapse; font-size: .9rem; line-height: 1.4; min-width: 34rem; }
 table.wide { width: 100%; }
-caption { text-align: left; padding: 0 0 .5rem; max-width: 46rem; }
+caption { text-align: left; padding: 0 0 .5rem; max-width: min(46rem, calc(100vw - 2rem)); }
 th, td { padding: .42rem .8rem .42rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; font-weight: 600; }
-tbody th { font-weight: 600; }
+tbody th { font-weight: 600; min-width: 7.5rem; }
 th small, td small { display: block; font-weight: 400; color: var(--soft); font-size: .82rem; line-height: 1.35; }
 th.n, td.n { text-align: right; white-space: nowrap; padding-left: .6rem; }
 th.n small, td.n small { white-space: nowrap; }
 td ul { margin: 0; padding: 0; list-style: none; }
-td li { margin: 0; }
+td li { margin: 0; overflow-wrap: normal; }
+td.counts li { white-space: nowrap; }
+td.long { min-width: 12rem; }
+table.dense { font-size: .85rem; }
+table.dense th, table.dense td { padding-right: .3rem; }
+table.dense thead th { white-space: normal; }
+table.dense tbody th { min-width: 0; }
+table.dense .name { white-space: nowrap; }
 .pictures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 1.6rem 1.8rem; margin: 1.2rem 0; }
 figure { margin: 0; break-inside: avoid; }
 figure img { width: 100%; height: auto; display: block; }
@@ -85,6 +96,10 @@ dl.facts dd { margin: 0; overflow-wrap: anywhere; }
   .lead p { font-size: 1.05rem; }
   .pictures { grid-template-columns: 1fr; }
   .tiles { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: .5rem; }
+  .tiles.three .tile:first-child { grid-column: 1 / -1; }
+  .tiles.three { grid-template-columns: repeat(2, minmax(0, 1fr)); }
+  table.results { min-width: 0; }
+  table.results th.n small { white-space: normal; }
   .tile { padding: .55rem .7rem; }
   .tile .value { font-size: 1.35rem; }
   dl.facts { grid-template-columns: 1fr; gap: 0; }
@@ -100,7 +115,6 @@ dl.facts dd { margin: 0; overflow-wrap: anywhere; }
   h3 { break-after: avoid; }
   .lead p { font-size: 11pt; max-width: none; }
   .tile .value { font-size: 14pt; }
-  .tiles { grid-template-columns: repeat(4, 1fr); }
   .tile, .box, tr, figure { break-inside: avoid; }
   .scroll { overflow: visible; }
   table { font-size: 8.5pt; min-width: 0; }

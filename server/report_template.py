@@ -7,10 +7,18 @@ PAGE = """\
 {%- macro texts(items) -%}
 {% if items %}<ul>{% for item in items %}<li>{{ item }}</li>{% endfor %}</ul>{% else %}–{% endif %}
 {%- endmacro -%}
+{%- macro tiles(shown, kind) -%}
+<dl class="tiles {{ kind }}">
+{% for tile in shown %}
+<div class="tile"><dt>{{ tile.label }}</dt><dd class="value">{{ tile.value }}</dd><dd class="under">{{ tile.note }}</dd></div>
+{% endfor %}
+</dl>
+{%- endmacro -%}
 {%- macro pictures(drawn) -%}
 {% if drawn %}<div class="pictures">
 {% for picture in drawn %}
-<figure><img src="{{ picture.uri }}" width="1200" height="900" alt="{{ picture.text }}"><figcaption>{{ picture.caption }}</figcaption></figure>
+<figure><img src="{{ picture.uri }}" width="1200" height="900" alt="{{ picture.text }}">
+<figcaption>{{ picture.caption }}</figcaption></figure>
 {% endfor %}
 </div>{% endif %}
 {%- endmacro -%}
@@ -27,9 +35,10 @@ PAGE = """\
 <header class="top">
 <p class="kicker">pneumofed: report of a federated study of pneumonia on chest radiographs</p>
 <h1>{{ run.name }}</h1>
-<p class="meta"><span class="badge {{ ending.status }}">{{ ending.badge }}</span></p>
+<p class="meta"><span class="badge {{ ending.status }}">{{ ending.badge }}</span> Written on {{ written }}</p>
 {% if run.summary.get('phantom') %}
-<div class="box warn" role="note"><p><strong>These are drawn images.</strong> All radiographs of this run were drawn by a program to try out
+<div class="box warn" role="note"><p><strong>These are drawn images.</strong> All radiographs of this run were drawn by a program to try
+out
 the software. The numbers below say nothing about patients.</p></div>
 {% endif %}
 {% if ending.reason %}
@@ -61,31 +70,32 @@ the software. The numbers below say nothing about patients.</p></div>
 <h2 id="summary">Summary</h2>
 <div class="lead">{% for sentence in sentences %}<p>{{ sentence }}</p>{% endfor %}</div>
 {% for warning in few %}<p class="note">{{ warning }}</p>{% endfor %}
-<dl class="tiles">
-{% for tile in tiles %}
-<div class="tile"><dt>{{ tile.label }}</dt><dd class="value">{{ tile.value }}</dd><dd class="under">{{ tile.note }}</dd></div>
-{% endfor %}
-</dl>
+{% for name in judged %}{{ tiles(result_tiles(run, name), "three") }}{% endfor %}
+{{ tiles(run_tiles, "") }}
 </section>
 
 {% if metric_rows %}
 <section aria-labelledby="results">
 <h2 id="results">Results</h2>
-<p>The threshold is {{ run.threshold.get('value') | number }}: {{ policy }} on the hospitals' pooled validation images{{ validation_size }}, then
+<p>The threshold is {{ run.threshold.get('value') | number }}: {{ policy }} on the hospitals' pooled validation
+images{{ validation_size }}, then
 applied to the sets below as it is. On validation it gives a sensitivity of {{ validation.sensitivity | bracketed }} and a specificity of
 {{ validation.specificity | bracketed }}; the AUROC there is {{ validation.auroc | bracketed }}.</p>
 {% if run.threshold.get('reason_of_fallback') %}
-<div class="box warn"><p>The threshold could not be chosen as asked, since {{ run.threshold.get('reason_of_fallback') }}; it is 0.5 instead.</p></div>
+<div class="box warn"><p>The threshold could not be chosen as asked, since {{ run.threshold.get('reason_of_fallback') }}; it is 0.5
+instead.</p></div>
 {% endif %}
 {% if provisional %}
-<div class="box warn"><p>The run did not reach its final evaluation. These are the results of the best completed round, with approximate
-intervals from counts.</p></div>
+<div class="box warn"><p>The run did not reach its final evaluation. These are results of round {{ run.reported_line['round'] }}, the best
+that was
+judged, with approximate intervals from counts.</p></div>
 {% endif %}
 <div class="scroll" role="region" aria-label="Metrics" tabindex="0">
-<table class="wide">
+<table class="wide results">
 <caption>Metrics with {{ interval_note }}. An image is called pneumonia if its predicted probability reaches the threshold.</caption>
 <thead><tr><th scope="col">Metric</th>{% for name in judged %}<th scope="col" class="n">{{ sets[name] | capitalize }}
-<small>{{ run.size(name).images | whole }} images{% if run.size(name).patients %} of {{ run.size(name).patients | whole }} patients{% endif %}</small>
+<small>{{ run.size(name).images | whole }} images{% if run.size(name).patients %} of {{ run.size(name).patients | whole }}
+patients{% endif %}</small>
 <small>{{ run.size(name).normal | whole }} normal, {{ run.size(name).pneumonia | whole }} pneumonia</small></th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in metric_rows %}
@@ -96,7 +106,7 @@ intervals from counts.</p></div>
 {% if drops %}
 <h3>From the test set to the external set</h3>
 <ul class="text">{% for drop in drops %}<li>{{ drop }}</li>{% endfor %}</ul>
-<p class="note">Intervals of the changes follow from those of the two sets, which share no patient (Zou and Donner 2008).</p>
+<p class="note">Intervals of the changes follow from those of the two sets, taken as independent (Zou and Donner 2008).</p>
 {% endif %}
 {{ pictures(result_pictures) }}
 </section>
@@ -119,20 +129,22 @@ that choice.</p>
 {{ pictures(hospital_pictures) }}
 {% if hospital_rows | length > 25 %}<details><summary>All {{ hospital_rows | length }} hospitals</summary>{% endif %}
 <div class="scroll" role="region" aria-label="Hospitals" tabindex="0">
-<table class="wide">
-<caption>Images and patients that each hospital used, and the kept model on the hospital's own validation patients (95% intervals from
-counts, Newcombe 2006; images of one patient count as independent).</caption>
+<table class="wide dense">
+<caption>Images and patients that each hospital used, its part in the rounds, and the AUROC of the model of round {{ run.kept_round }} on
+its
+own validation images, normal + pneumonia (95% CI from counts, Newcombe 2006; images of one patient count as independent).</caption>
 <thead><tr><th scope="col">Hospital</th><th scope="col" class="n">Images</th><th scope="col" class="n">Patients</th>
 {%- for label in class_names %}<th scope="col" class="n">{{ label | capitalize }}</th>{% endfor %}
 <th scope="col" class="n">Training</th><th scope="col" class="n">Validation</th><th scope="col" class="n">Validation AUROC</th>
-<th scope="col" class="n">Trained in rounds</th><th scope="col" class="n">Failures</th><th scope="col">Left out and warnings</th></tr></thead>
+<th scope="col" class="n">Rounds trained</th><th scope="col" class="n">Rounds failed</th><th scope="col">Left out and
+warnings</th></tr></thead>
 <tbody>
 {% for row in hospital_rows %}
-<tr><th scope="row">{{ row.name }}</th><td class="n">{{ row.images }}</td><td class="n">{{ row.patients }}</td>
+<tr><th scope="row" class="name">{{ row.name }}</th><td class="n">{{ row.images }}</td><td class="n">{{ row.patients }}</td>
 {%- for n in row.classes %}<td class="n">{{ n }}</td>{% endfor %}
 <td class="n">{{ row.train }}</td><td class="n">{{ row.validation }}</td>
 <td class="n">{{ estimate(row.auroc) }}{% if row.judged %}<small>{{ row.judged }}</small>{% endif %}</td>
-<td class="n">{{ row.rounds }}</td><td class="n">{{ row.failures }}</td><td>{{ texts(row.skipped) }}</td></tr>
+<td class="n">{{ row.rounds }}</td><td class="n">{{ row.failures }}</td><td class="long">{{ texts(row.skipped) }}</td></tr>
 {% endfor %}
 </tbody></table></div>
 {% if hospital_rows | length > 25 %}</details>{% endif %}
@@ -147,7 +159,8 @@ counts, Newcombe 2006; images of one patient count as independent).</caption>
 <section aria-labelledby="baselines">
 <h2 id="baselines">Was federation worth it?</h2>
 <p>Each baseline follows the same recipe, with as many passes over its own training images and the same rule for the round and the
-threshold: one model on the images of all hospitals in one place, which federation cannot beat by much, and one in each hospital alone.</p>
+threshold: one model on the images of all hospitals in one place, which federation tries to match without moving an image, and one in each
+hospital alone.</p>
 {% for comparison in comparisons %}
 <h3>{{ comparison.noun | capitalize }}</h3>
 {% if comparison.leads %}<ul class="text">{% for lead in comparison.leads %}<li>{{ lead }}</li>{% endfor %}</ul>{% endif %}
@@ -159,7 +172,8 @@ threshold: one model on the images of all hospitals in one place, which federati
 <tbody>
 {% for row in comparison.rows %}
 <tr><th scope="row">{{ row.name }}</th>
-{%- for found in row.estimates %}<td class="n">{{ estimate(found) }}{% if row.ranges %}<small>{{ row.ranges[loop.index0] }}</small>{% endif %}</td>{% endfor %}</tr>
+{%- for found in row.estimates %}<td class="n">{{ estimate(found) }}{% if row.ranges %}
+<small>{{ row.ranges[loop.index0] }}</small>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody></table></div>
 {% endfor %}
@@ -186,16 +200,21 @@ favoured by the choice. Leads are paired: both models see the same resampled pat
 <details><summary>Every round in numbers</summary>
 <div class="scroll" role="region" aria-label="Rounds" tabindex="0">
 <table class="wide">
-<caption>AUROC of each round's model, without intervals: nothing was chosen on them but the round with the highest validation AUROC.</caption>
+<caption>AUROC of each round's model, without intervals: nothing was chosen on them but the round with the highest validation
+AUROC.</caption>
 <thead><tr><th scope="col" class="n">Round</th><th scope="col" class="n">Good replies</th><th scope="col" class="n">Validation</th>
 <th scope="col" class="n">Test</th><th scope="col" class="n">External</th><th scope="col" class="n">Threshold</th>
 <th scope="col" class="n">Train (s)</th><th scope="col" class="n">Aggregate (s)</th><th scope="col" class="n">Evaluate (s)</th>
-<th scope="col" class="n">Central (s)</th><th scope="col" class="n">Round (s)</th><th scope="col" class="n">Down (MB)</th><th scope="col" class="n">Up (MB)</th></tr></thead>
+<th scope="col" class="n">Central (s)</th><th scope="col" class="n">Round (s)</th><th scope="col" class="n">Down (MB)</th>
+<th scope="col" class="n">Up (MB)</th></tr></thead>
 <tbody>{% for line in run.history %}
 <tr><th scope="row" class="n">{{ line.round }}</th><td class="n">{{ line | good_replies }} of {{ line.drawn | length }}</td>
-<td class="n">{{ (line.get('validation') or {}).get('auroc') | number }}</td><td class="n">{{ (line.get('test') or {}).get('auroc') | number }}</td>
-<td class="n">{{ (line.get('external') or {}).get('auroc') | number }}</td><td class="n">{{ (line.get('threshold') or {}).get('value') | number }}</td>
-{%- for part in ('train', 'aggregate', 'evaluate', 'central', 'total') %}<td class="n">{{ line.seconds[part] | number(1) }}</td>{% endfor %}
+<td class="n">{{ (line.get('validation') or {}).get('auroc') | number }}</td>
+<td class="n">{{ (line.get('test') or {}).get('auroc') | number }}</td>
+<td class="n">{{ (line.get('external') or {}).get('auroc') | number }}</td>
+<td class="n">{{ (line.get('threshold') or {}).get('value') | number }}</td>
+{%- for part in ('train', 'aggregate', 'evaluate', 'central', 'total') %}
+<td class="n">{{ line.seconds[part] | number(1) }}</td>{% endfor %}
 <td class="n">{{ (line.bytes.down / 1e6) | number(1) }}</td><td class="n">{{ (line.bytes.up / 1e6) | number(1) }}</td></tr>
 {% endfor %}</tbody></table></div></details>
 {% endif %}
@@ -206,11 +225,12 @@ favoured by the choice. Leads are paired: both models see the same resampled pat
 {% if data_rows %}
 <div class="scroll" role="region" aria-label="Data" tabindex="0">
 <table class="wide"><caption>Images found and used; the rest were left out, each for a reason.</caption>
-<thead><tr><th scope="col">Data</th><th scope="col" class="n">Found</th><th scope="col" class="n">Used</th><th scope="col" class="n">Patients</th>
+<thead><tr><th scope="col">Data</th><th scope="col" class="n">Found</th><th scope="col" class="n">Used</th>
+<th scope="col" class="n">Patients</th>
 <th scope="col">Used images by class</th><th scope="col">Left out and warnings</th></tr></thead>
 <tbody>{% for row in data_rows %}
 <tr><th scope="row">{{ row.name | capitalize }}</th><td class="n">{{ row.found }}</td><td class="n">{{ row.used }}</td>
-<td class="n">{{ row.patients }}</td><td>{{ texts(row.classes) }}</td><td>{{ texts(row.notes) }}</td></tr>
+<td class="n">{{ row.patients }}</td><td class="counts">{{ texts(row.classes) }}</td><td class="long">{{ texts(row.notes) }}</td></tr>
 {% endfor %}</tbody></table></div>
 {% else %}<p>No data were counted before the run ended.</p>{% endif %}
 </section>

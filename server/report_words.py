@@ -1,14 +1,12 @@
-"""The sentences of the report: how the run ended, what it found, and what it does not show."""
+"""The sentences of the report: what was trained where, what it found, and what it does not show."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from server.report_numbers import DASH, Estimate, count, difference, hundred_span, number, of_hundred, whole
-from server.report_run import SETS, STATUSES, Run
+from server.report_numbers import Estimate, count, difference, hundred_span, number, of_hundred, whole
+from server.report_run import SETS, Run
 
 MODELS = {
     "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "densenet121": "DenseNet-121",
@@ -26,57 +24,6 @@ PARTITIONS = {
 }
 FEW_IMAGES = 50
 """Below so many images of a class one image moves sensitivity or specificity by more than two percentage points."""
-SITE_BREAK = re.compile(r"; (?=(?:node )?[A-Za-z0-9][\w.-]*: )")
-"""Between the sites that a `RoundError` names."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How the run ended: a badge, and for a run that did not succeed the reason, the sites named, and what to do."""
-
-    status: str
-    badge: str
-    reason: str = ""
-    sites: tuple[str, ...] = ()
-    advice: tuple[str, ...] = ()
-
-
-def describe_ending(run: Run) -> Ending:
-    """The badge never says more than the summary does; a run without an end is told as such."""
-    if run.status == "succeeded":
-        return Ending(run.status, STATUSES[run.status])
-    error = str(run.summary.get("error") or "The run folder tells of no end: the run is still going on, or was killed.")
-    reason, separator, named = error.partition("(strategy.min_sites). ")
-    sites = tuple(SITE_BREAK.split(named)) if separator and named else ()
-    badge = f"{STATUSES.get(run.status, 'Not finished')} {_when(run, error)}"
-    return Ending(run.status, badge, reason + separator.rstrip() if sites else error, sites, tuple(_advice(run, bool(sites))))
-
-
-def _when(run: Run, error: str) -> str:
-    in_round = re.match(r"round (\d+):", error)
-    if in_round:
-        return f"in round {in_round[1]}"
-    if run.is_final("test") or run.is_final("external"):
-        return "after the last round"
-    return f"after round {run.completed}" if run.completed else "before the first round was complete"
-
-
-def _advice(run: Run, sites_named: bool) -> list[str]:
-    advice = []
-    if sites_named:
-        advice.append(
-            "Look into the log of each site named above (site.log in its own work folder): only there the details stand."
-        )
-        advice.append(
-            "If so few sites are to be enough, lower strategy.min_sites; that is another experiment and needs a new run."
-        )
-    if (run.folder.path / "flower.log").exists():
-        advice.append("flower.log in the run folder holds what Flower itself said.")
-    if run.completed:
-        advice.append(f"Then go on after round {run.completed} with --resume; completed rounds are not lost.")
-    else:
-        advice.append("Then start anew in an empty folder: no round was completed, so there is nothing to resume.")
-    return advice
 
 
 def summarise(run: Run) -> list[str]:
@@ -84,7 +31,8 @@ def summarise(run: Run) -> list[str]:
     judged = [name for name in SETS if run.results(name)]
     texts = [_training(run)]
     if judged:
-        texts.append("; ".join(_auroc(run, name) for name in judged) + ". An AUROC of 0.5 is guessing, 1 is perfect.")
+        areas = "; ".join(_auroc(run, name) for name in judged)
+        texts.append(f"{areas[0].upper()}{areas[1:]}. An AUROC of 0.5 is guessing, 1 is perfect.")
         texts.append(_operating_point(run, judged))
     missing = [noun for name, noun in SETS.items() if name not in judged]
     if missing:
@@ -103,7 +51,7 @@ def _training(run: Run) -> str:
         return f"A {model} was to be trained{method}{where}, but no round was completed."
     images = sum(int(told.get("used", told.get("found")) or 0) for told in sites.values())
     patients = sum(int(told.get("patients") or 0) for told in sites.values())
-    of_images = f" on {count(images, 'chest radiograph')} of {count(patients, 'patient')}" if images else ""
+    of_images = f" with {count(images, 'chest radiograph')} of {count(patients, 'patient')}" if images else ""
     ending = ". One data set was dealt out to them on one machine" if run.virtual else "; no image left its hospital"
     kind = (run.summary.get("partition") or {}).get("kind", run.simulation.get("partition"))
     ending += f", {PARTITIONS[kind]}" if run.virtual and kind in PARTITIONS else ""
@@ -114,7 +62,7 @@ def _auroc(run: Run, central_set: str) -> str:
     found, size = run.results(central_set)["auroc"], run.size(central_set)
     of_patients = f" of {count(size.patients, 'patient')}" if size.patients else ""
     value = with_interval(found, run.interval_name(central_set))
-    return f"On the {SETS[central_set]} ({count(size.images, 'image')}{of_patients}) the AUROC is {value}"
+    return f"on the {SETS[central_set]} ({count(size.images, 'image')}{of_patients}) the AUROC is {value}"
 
 
 def _operating_point(run: Run, judged: list[str]) -> str:
@@ -145,38 +93,28 @@ def with_interval(found: Estimate, interval_name: str) -> str:
     return f"{found.number} ({interval_name} {found.span})" if found.span else f"{found.number} (no interval)"
 
 
-@dataclass(frozen=True)
-class Drop:
-    """A metric on the test and the external set, and its change from the one to the other."""
-
-    metric: str
-    test: Estimate
-    external: Estimate
-    change: Estimate
-
-
-def describe_drops(run: Run) -> list[Drop]:
-    """The changes from the test to the external set; empty unless both were judged."""
+def tell_drops(run: Run) -> list[str]:
+    """How the metrics change from the test to the external set, in words; empty unless both were judged."""
     test, external = run.results("test"), run.results("external")
-    names = {"auroc": "AUROC", "sensitivity": "Sensitivity", "specificity": "Specificity"}
+    names = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
     if not test or not external:
         return []
-    return [Drop(name, test[key], external[key], difference(external[key], test[key])) for key, name in names.items()]
+    return [
+        _tell_change(name, difference(external[key], test[key]), run.interval_name("external")) for key, name in names.items()
+    ]
 
 
-def tell_drop(drop: Drop) -> str:
-    """The change in words; a change whose interval holds 0 is not told as one."""
-    change = drop.change.value
-    if change is None:
-        return f"The change of {drop.metric} is undefined."
-    size = f"{abs(change):.3f} {'lower' if change < 0 else 'higher'}"
-    if not drop.change.span:
-        return f"On the external set {drop.metric} is {size} than on the test set (no interval)."
-    if drop.change.clear:
-        return (
-            f"On the external set {drop.metric} is {size} than on the test set (change {drop.change.number}, {drop.change.span})."
-        )
-    return f"Between test and external set no change of {drop.metric} can be told from chance ({drop.change.number}, {drop.change.span})."
+def _tell_change(metric: str, change: Estimate, interval_name: str) -> str:
+    """A change whose interval holds 0 is not told as one."""
+    if change.value is None:
+        return f"The change of {metric} is undefined."
+    size = f"{number(abs(change.value))} {'lower' if change.value < 0 else 'higher'}"
+    if not change.span:
+        return f"On the external set {metric} is {size} than on the test set (no interval)."
+    interval = f"change {change.number}, {interval_name} {change.span}"
+    if change.clear:
+        return f"On the external set {metric} is {size} than on the test set ({interval})."
+    return f"Test and external set do not clearly differ in {metric} ({interval})."
 
 
 def warn_of_few(run: Run) -> list[str]:
@@ -185,13 +123,13 @@ def warn_of_few(run: Run) -> list[str]:
     for name, noun in SETS.items():
         size = run.size(name)
         few = [
-            f"{n} {text}"
+            f"{count(n, 'image')} {text}"
             for n, text in ((size.normal, "without pneumonia"), (size.pneumonia, "with pneumonia"))
             if n < FEW_IMAGES
         ]
         if few and run.results(name):
             warnings.append(
-                f"The {noun} has only {' and '.join(few)}: what rests on these images is uncertain, as its intervals show."
+                f"The {noun} has only {' and '.join(few)}: what rests on these is uncertain, as the intervals show."
             )
     return warnings
 
@@ -212,7 +150,7 @@ def describe_policy(run: Run) -> str:
 def limits(run: Run) -> list[str]:
     """Four sentences on what the results must not be used for."""
     return [
-        "This is research software and not a medical device: nothing here was tested in the care of patients, and it must decide about none.",
+        "This is research software and no medical device: nothing here was tested in the care of patients, so it must decide about none.",
         _limit_of_images(run),
         _limit_of_external(run),
         f"The threshold was {describe_policy(run)} on the hospitals' own validation images: with another share of pneumonia or other "
@@ -248,5 +186,5 @@ def tell_lead(lead: Mapping[str, Any] | None, other: str, interval_name: str) ->
         return ""
     interval = f"{interval_name} {found.span}" if found.span else "no interval"
     if not found.clear:
-        return f"Federated and {other} cannot be told apart (AUROC {DASH} difference {found.number}, {interval})."
+        return f"Federated and {other} cannot be told apart (AUROC difference {found.number}, {interval})."
     return f"Federated training is {'better' if found.value > 0 else 'worse'} than {other}: AUROC difference {found.number} ({interval})."

@@ -1,8 +1,8 @@
 """The rounds: who is there, train, check, aggregate, judge, remember.
 
-    coordinator.assemble()                       roll call until enough sites are there
-    for each round:
-        line = coordinator.run_round(round)      the ten visible steps of a round, and the line that tells of it
+coordinator.assemble()                       roll call until enough sites are there
+for each round:
+    line = coordinator.run_round(round)      the ten visible steps of a round, and the line that tells of it
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ class Coordinator:
             )
         return updates, left_out
 
-    def _evaluate(self, judges: Sequence[str], number: int) -> tuple[dict[str, tuple[Evaluation, Statistics]], dict[str, Failure]]:
+    def _evaluate(
+        self, judges: Sequence[str], number: int
+    ) -> tuple[dict[str, tuple[Evaluation, Statistics]], dict[str, Failure]]:
         content = self._instruct(number)
         messages = {site: _message(content, self.roster.nodes[site], MessageType.EVALUATE) for site in judges}
         replies = exchange(self.grid, messages, self.experiment.strategy.round_timeout_sec)
@@ -176,7 +178,8 @@ class Coordinator:
 
     def _validation(self, evaluations: Mapping[str, tuple[Evaluation, Statistics]]) -> tuple[ChosenThreshold, dict[str, Any]]:
         pooled = sum(
-            (statistics for _, statistics in evaluations.values()), Statistics.zero(len(CLASSES[self.experiment.task]), FEDERATED_GRID)
+            (statistics for _, statistics in evaluations.values()),
+            Statistics.zero(len(CLASSES[self.experiment.task]), FEDERATED_GRID),
         )
         cfg = self.experiment.evaluation
         threshold = choose_threshold(pooled, cfg.threshold_policy, cfg.target)
@@ -235,5 +238,3 @@ def _site_lines(
 
 def _tell(reasons: Mapping[str, str], nobody: str) -> str:
     return "; ".join(f"{site}: {reason}" for site, reason in reasons.items()) or nobody
-
-

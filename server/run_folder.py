@@ -1,13 +1,13 @@
 """The folder that every run leaves, and the only place where its file names stand.
 
-    config.yaml        the resolved experiment
-    environment.json   versions, machine, git state
-    history.jsonl      one line a round
-    checkpoints/       last.pt and best.pt
-    predictions/       the final model on each central set: test.csv, external.csv
-    summary.json       status and results, for scripts
-    report.html        the same for people
-    figures/           the report's pictures as PNG
+config.yaml        the resolved experiment
+environment.json   versions, machine, git state
+history.jsonl      one line a round
+checkpoints/       last.pt and best.pt
+predictions/       the final model on each central set: test.csv, external.csv
+summary.json       status and results, for scripts
+report.html        the same for people
+figures/           the report's pictures as PNG
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ class RunFolder:
             content: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
             return content
         except ValueError as error:
-            raise CheckpointError(f"{self.summary} is no JSON ({error}); restore it or start a new run in another folder") from error
+            raise CheckpointError(
+                f"{self.summary} is no JSON ({error}); restore it or start a new run in another folder"
+            ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -168,7 +170,9 @@ def _git_state() -> dict[str, Any] | None:
     source = os.environ.get("PNEUMOFED_SOURCE") or str(Path(__file__).resolve().parents[1])
     commands = (["git", "-C", source, "rev-parse", "HEAD"], ["git", "-C", source, "status", "--porcelain"])
     try:
-        commit, status = (subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout for command in commands)
+        commit, status = (
+            subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout for command in commands
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return {"commit": commit.strip(), "dirty": bool(status.strip())}

@@ -56,9 +56,7 @@ class ParametersOnly(flower.FedAvg):
     def _own(self, arrays: ArrayRecord) -> Any:
         return {PARAMETERS: arrays[PARAMETERS].numpy()}
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         kept = list(replies)
         statistics = [cast(ArrayRecord, reply.content[ARRAYS]).pop(BUFFERS).numpy() for reply in kept]
         weights = [cast(int, cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES]) for reply in kept]
@@ -106,9 +104,7 @@ class Krum(flower.Krum, SiteSampling):
         self.current = unpack_arrays(arrays)
         return super().configure_train(server_round, arrays, config, grid)
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         kept = list(replies)
         origin = {PARAMETERS: self.current.parameters, BUFFERS: self.current.statistics}
         for reply in kept:
@@ -126,7 +122,7 @@ SiteStrategy = FedAvg | FedAvgM | FedAdam | FedYogi | FedMedian | FedTrimmedAvg 
 
 def build_strategy(cfg: StrategyConfig) -> SiteStrategy:
     """The strategy that `cfg` names, with its settings."""
-    adaptive = {"eta": cfg.server_learning_rate or 0.01, "beta_1": cfg.beta_1, "beta_2": cfg.beta_2, "tau": cfg.tau}
+    adaptive: dict[str, Any] = {"eta": cfg.server_learning_rate or 0.01, "beta_1": cfg.beta_1, "beta_2": cfg.beta_2, "tau": cfg.tau}
     match cfg.name:
         case "fedavg" | "fedprox" | "fedbn":
             return FedAvg()

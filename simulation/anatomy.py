@@ -17,7 +17,8 @@ import numpy as np
 
 from simulation.fields import Map, bump, distance, smooth_noise, soft_step
 
-_VESSEL_ANGLES = 192
+_HILUM = (0.16, -0.08)
+_VESSEL_ANGLES = 160
 _VESSEL_RADII = 48
 
 
@@ -126,18 +127,19 @@ def draw_chest(x: Map, y: Map, anatomy: Anatomy, rng: np.random.Generator) -> Ch
     lung = soft_step(inside, 0.010)
     heart = _heart(x, y, anatomy)
     air = anatomy.lung_air * lung * (1.0 - 0.45 * np.exp(np.maximum(inside, 0.0) * -12.0)) * (1.0 - 1.8 * heart)
-    trunk = anatomy.trunk_attenuation * _trunk(across, y, anatomy) * (1.0 + 0.04 * smooth_noise(x.shape, (6, 6), rng))
-    bones = _spine(x, y) + _clavicles(across, y, anatomy) + _arm_bones(across, y, anatomy)
+    arm, hilum = _arm_distance(across, y, anatomy), distance(across - _HILUM[0], y - _HILUM[1])
+    trunk = anatomy.trunk_attenuation * _trunk(across, y, arm, anatomy) * (1.0 + 0.04 * smooth_noise(x.shape, (6, 6), rng))
+    bones = _spine(x, y) + _clavicles(across, y, anatomy) + _arm_bones(arm)
     bones += _ribs(across, y - anatomy.rib_asymmetry * side, anatomy)
     organs = heart + _mediastinum(x, y, anatomy) - _stomach(x, y, anatomy)
     return Chest(
         body=(trunk + anatomy.bone * bones + organs).astype(np.float32),
         air=air.astype(np.float32),
         lung=lung,
-        vessels=_vessels(across, y, side, rng),
+        vessels=_vessels(across, y, side, hilum, rng),
         side=side,
         depth=((y - anatomy.lung_apex) / (anatomy.lung_base - anatomy.lung_apex)).astype(np.float32),
-        hilum_distance=distance(across - 0.16, y + 0.08).astype(np.float32),
+        hilum_distance=hilum.astype(np.float32),
     )
 
 
@@ -157,7 +159,7 @@ def _lung_distance(across: Map, y: Map, side: Map, anatomy: Anatomy) -> Map:
     return np.minimum(np.minimum(apex, wall), np.minimum(medial, 0.7 * (diaphragm - y)))
 
 
-def _trunk(across: Map, y: Map, anatomy: Anatomy) -> Map:
+def _trunk(across: Map, y: Map, arm: Map, anatomy: Anatomy) -> Map:
     """Thickness of the soft tissue: an elliptic trunk with shoulders, neck, jaw and arms."""
     shoulders = 0.16 * soft_step(-0.50 - y, 0.08)
     width = anatomy.trunk_width + shoulders - 0.06 * soft_step(y - 0.3, 0.2)
@@ -166,7 +168,7 @@ def _trunk(across: Map, y: Map, anatomy: Anatomy) -> Map:
     neck = np.minimum(0.24 - across, -0.6 - y)
     jaw = 0.40 * soft_step(1.0 - distance(across / 0.33, (y + 1.18) / 0.36), 0.03)
     torso = soft_step(np.maximum(outline, neck), 0.015) * profile * (0.92 + 0.16 * soft_step(y - 0.45, 0.12))
-    return np.maximum(torso, 0.45 * soft_step(0.13 - _arm_distance(across, y, anatomy), 0.015)) + jaw
+    return np.maximum(torso, 0.45 * soft_step(0.13 - arm, 0.015)) + jaw
 
 
 def _arm_distance(across: Map, y: Map, anatomy: Anatomy) -> Map:
@@ -177,9 +179,8 @@ def _arm_distance(across: Map, y: Map, anatomy: Anatomy) -> Map:
     return distance(dx - along * cos, dy - along * sin)
 
 
-def _arm_bones(across: Map, y: Map, anatomy: Anatomy) -> Map:
-    offset = _arm_distance(across, y, anatomy)
-    return 1.3 * soft_step(0.045 - offset, 0.012) - 0.5 * soft_step(0.022 - offset, 0.010)
+def _arm_bones(arm: Map) -> Map:
+    return 1.3 * soft_step(0.045 - arm, 0.012) - 0.5 * soft_step(0.022 - arm, 0.010)
 
 
 def _spine(x: Map, y: Map) -> Map:
@@ -247,11 +248,11 @@ def _stomach(x: Map, y: Map, anatomy: Anatomy) -> Map:
     return max(anatomy.stomach_gas, 0.0) * soft_step(1.0 - radius, 0.10)
 
 
-def _vessels(across: Map, y: Map, side: Map, rng: np.random.Generator) -> Map:
+def _vessels(across: Map, y: Map, side: Map, hilum: Map, rng: np.random.Generator) -> Map:
     """Branching lines that run out from each hilum and fade: the ridges of smooth noise drawn in polar coordinates."""
     noise = smooth_noise((2 * _VESSEL_ANGLES, _VESSEL_RADII), (72, 7), rng)
-    dx, dy = across - 0.16, y + 0.08
-    radius = distance(dx, dy)
-    angle = (np.arctan2(dy, dx) * (0.5 / np.pi) + 0.5) * (_VESSEL_ANGLES - 1) + np.where(side > 0, np.float32(_VESSEL_ANGLES), 0)
-    value = noise[angle.astype(np.intp), np.minimum(radius * 45.0, _VESSEL_RADII - 1).astype(np.intp)]
-    return np.exp(-np.square(value / 0.35)) * np.exp(-1.8 * radius)
+    angle = (np.arctan2(y - _HILUM[1], across - _HILUM[0]) * (0.5 / np.pi) + 0.5) * (_VESSEL_ANGLES - 1) + np.where(
+        side > 0, np.float32(_VESSEL_ANGLES), 0
+    )
+    value = noise[angle.astype(np.intp), np.minimum(hilum * 45.0, _VESSEL_RADII - 1).astype(np.intp)]
+    return np.exp(-np.square(value / 0.35)) * np.exp(-1.8 * hilum)

@@ -189,5 +189,3 @@ def _leads(
         if path.exists():
             leads[key] = bootstrap_difference(federated, Predictions.read_csv(path), settings)
     return leads
-
-

@@ -43,5 +43,3 @@ def write_app(folder: Path) -> Path:
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     (folder / "pyproject.toml").write_text(PROJECT.format(version=version("pneumofed")), encoding="utf-8")
     return folder
-
-

@@ -43,7 +43,9 @@ class EngineOption(StrEnum):
     local = "local"
 
 
-Data = Annotated[Path | None, typer.Option("--data", help="Folder in the Kaggle layout (train/, test/). Without it, phantoms are drawn.")]
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder in the Kaggle layout (train/, test/). Without it, phantoms are drawn.")
+]
 External = Annotated[Path | None, typer.Option(help="Held-out external set: a folder with labels.csv, or a CSV file.")]
 Hospitals = Annotated[int | None, typer.Option(min=1, help="Number of virtual hospitals.  [default: 5]")]
 Partition = Annotated[PartitionOption | None, typer.Option(help="How patients are dealt to hospitals.  [default: dirichlet]")]
@@ -55,9 +57,16 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that i
 Baselines = Annotated[bool, typer.Option("--baselines", help="Also train on pooled images and in each hospital alone.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out after its last completed round.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<date>-<time>]")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML file that holds what differs from the defaults, e.g. configs/fedprox.yaml.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any key of the experiment: --set training.learning_rate=1e-3. May stand more than once.")]
-Engine = Annotated[EngineOption, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file that holds what differs from the defaults, e.g. configs/fedprox.yaml.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any key of the experiment: --set training.learning_rate=1e-3. May stand more than once."),
+]
+Engine = Annotated[
+    EngineOption, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each hospital's training.  [default: 1]")]
 Gpus = Annotated[float, typer.Option(min=0.0, help="Share of a GPU for each hospital, e.g. 0.25.")]
 RayAddress = Annotated[str | None, typer.Option(help="Run on the Ray cluster at this address instead of this machine alone.")]
@@ -205,7 +214,9 @@ def _simulate(run_dir: Path, experiment: dict[str, Any], virtual: dict[str, Any]
         ray_address=options.get("ray_address"),
     )
     engine = options.get("engine", EngineOption.flower).value
-    plan = Plan(*built, run_dir=run_dir, resources=resources, engine=engine, resume=resume, baselines=options.get("baselines", False))
+    plan = Plan(
+        *built, run_dir=run_dir, resources=resources, engine=engine, resume=resume, baselines=options.get("baselines", False)
+    )
     console.print(f"run folder: {run_dir}")
     summary = simulate(plan, lambda text: console.print(text, markup=False))
     _show(summary, run_dir)

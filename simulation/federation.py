@@ -1,9 +1,9 @@
 """Lays out N virtual hospitals in a run folder: each with its own archive folder, manifest and configuration, as real ones have.
 
-    RUN/sites/0.yaml ...                    SiteConfig of each virtual hospital, by partition number
-    RUN/sites/hospital-00/manifest.csv      its images
-    RUN/sites/hospital-00/                  its work folder: cache, log, local state
-    RUN/coordinator/                        the coordinator's settings, its held-out manifests and their cache
+RUN/sites/0.yaml ...                    SiteConfig of each virtual hospital, by partition number
+RUN/sites/hospital-00/manifest.csv      its images
+RUN/sites/hospital-00/                  its work folder: cache, log, local state
+RUN/coordinator/                        the coordinator's settings, its held-out manifests and their cache
 """
 
 from __future__ import annotations
@@ -105,7 +105,9 @@ def external_manifest(folder: Path) -> Manifest:
     """
     table = folder / "labels.csv" if folder.is_dir() else folder
     if not table.is_file():
-        raise DataError(f"external set: {table} does not exist; expected a folder with labels.csv, or a CSV with columns path, patient, label")
+        raise DataError(
+            f"external set: {table} does not exist; expected a folder with labels.csv, or a CSV with columns path, patient, label"
+        )
     manifest, _ = read_csv(table)
     return manifest
 
@@ -140,7 +142,9 @@ def _write_site(run_dir: Path, number: int, manifest: Manifest, cfg: SimulationC
     folder = run_dir / "sites" / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_manifest(manifest, folder / "manifest.csv")
-    site = SiteConfig(name=name, manifest=str(folder / "manifest.csv"), work_dir=str(folder), device=cfg.device, threads=cfg.threads)
+    site = SiteConfig(
+        name=name, manifest=str(folder / "manifest.csv"), work_dir=str(folder), device=cfg.device, threads=cfg.threads
+    )
     _write_yaml(run_dir / "sites" / f"{number}.yaml", site)
 
 

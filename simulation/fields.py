@@ -13,11 +13,12 @@ Map = NDArray[Any]
 
 
 def soft_step(depth: Map, width: float) -> Map:
-    """0 below -2 `width`, 1 above +2 `width`, a cubic smoothstep between: many times cheaper than the logistic."""
-    t = depth * np.float32(0.25 / width)
+    """0 well below zero, 1 well above, one half at zero with the slope 0.4 / `width`: a hyperbolic tangent, the cheapest in numpy."""
+    t = depth * np.float32(0.8 / width)
+    np.tanh(t, out=t)
+    t *= np.float32(0.5)
     t += np.float32(0.5)
-    np.clip(t, 0.0, 1.0, out=t)
-    return t * t * (3.0 - 2.0 * t)
+    return t
 
 
 def bump(offset: Map, width: float) -> Map:

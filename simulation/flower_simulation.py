@@ -147,7 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="flower-simulation", description="Run a Flower app over virtual nodes on this machine.")
     parser.add_argument("--app", default=".", help="folder of the Flower app (default: .)")
     parser.add_argument("--num-supernodes", type=int, required=True, help="number of virtual nodes")
-    parser.add_argument("--run-config", action="append", help="\"key=value key='text'\", or the path of a TOML file; may stand more than once")
+    parser.add_argument(
+        "--run-config", action="append", help="\"key=value key='text'\", or the path of a TOML file; may stand more than once"
+    )
     parser.add_argument(
         "--backend-config",
         default='{"client_resources": {"num_cpus": 1, "num_gpus": 0.0}}',

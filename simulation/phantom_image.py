@@ -133,8 +133,9 @@ def _develop(attenuation: Map, exposure: Exposure, rng: np.random.Generator) -> 
 
 def _frame(pixels: Map, x: Map, y: Map, exposure: Exposure) -> Map:
     """`pixels` inside the collimator's border and with the marker R of the patient's right side."""
-    inside = np.minimum(exposure.aspect - np.abs(x), 1.0 - np.abs(y)) - exposure.collimation
-    framed = pixels * soft_step(inside, 0.004)
+    columns = soft_step(exposure.aspect - np.abs(x[:1]) - exposure.collimation, 0.004)
+    rows = soft_step(1.0 - np.abs(y[:, :1]) - exposure.collimation, 0.004)
+    framed = pixels * rows * columns
     letter = draw_text("R", max(9, round(pixels.shape[0] / 12)))
     top, left = (round(place * pixels.shape[0] / 2.0) for place in (exposure.marker_y, exposure.marker_x))
     place = framed[top : top + letter.shape[0], left : left + letter.shape[1]]

@@ -1,7 +1,7 @@
 """`simulate`: virtual hospitals are laid out, the two Flower apps run over them, baselines and report follow.
 
-    plan = build_plan(options)          what was asked, checked
-    simulate(plan, tell)                lay out -> run -> baselines -> report; returns the summary
+plan = build_plan(options)          what was asked, checked
+simulate(plan, tell)                lay out -> run -> baselines -> report; returns the summary
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
-
 
 from common.config import ExperimentConfig, build_config, load_experiment, merge, read_yaml
 from common.errors import CheckpointError, ConfigError, PneumofedError
@@ -62,7 +61,9 @@ def build_plan(
             raise CheckpointError(f"{run_dir} holds no simulation to resume; check --out")
         stored = RunFolder(run_dir).read_config().model_dump()
         experiment = build_config(ExperimentConfig, merge(stored, experiment_values), "the run to resume")
-        simulation = build_config(SimulationConfig, merge(read_yaml(run_dir / "simulation.yaml"), simulation_values), "simulation")
+        simulation = build_config(
+            SimulationConfig, merge(read_yaml(run_dir / "simulation.yaml"), simulation_values), "simulation"
+        )
         return experiment, simulation
     simulation = build_config(SimulationConfig, simulation_values, "simulation")
     experiment = load_experiment(config_file, merge({"strategy": {"wait_for_sites": simulation.hospitals}}, experiment_values))
@@ -196,10 +197,12 @@ class _Watch:
 
 def describe_round(line: Mapping[str, Any], rounds: int) -> str:
     """One line of text about a round."""
-    shown = [f"{name} {line[name]['auroc']:.4f}" for name in ("validation", "test", "external") if (line.get(name) or {}).get("auroc")]
+    shown = [
+        f"{name} {line[name]['auroc']:.4f}" for name in ("validation", "test", "external") if (line.get(name) or {}).get("auroc")
+    ]
     good = len(line["drawn"]) - len(line["failures"]) - len(line["left_out"])
-    trouble = "".join(f"\n    {site}: {reason}" for site, reason in {**line["failures"], **line["left_out"], **line["absent"]}.items())
-    text = f"round {line['round']:>3}/{rounds}  {good}/{len(line['drawn'])} sites  AUROC {'  '.join(shown)}  {line['seconds']['total']:.1f} s"
-    return text + trouble
-
-
+    trouble = "".join(
+        f"\n    {site}: {reason}" for site, reason in {**line["failures"], **line["left_out"], **line["absent"]}.items()
+    )
+    seconds = line["seconds"]["total"]
+    return f"round {line['round']:>3}/{rounds}  {good}/{len(line['drawn'])} sites  AUROC {'  '.join(shown)}  {seconds:.1f} s{trouble}"

@@ -22,12 +22,12 @@ from common.data.manifest import ImageRecord, Manifest, read_manifest, write_man
 from common.errors import ImageError, PneumofedError
 from common.images import MIN_SIDE_PX, read_image
 from common.seeds import numpy_generator
-from simulation.fields import Map, distance, soft_step
+from simulation.fields import Map, distance
 from simulation.phantom_mark import MANUFACTURER, burn_in, is_phantom, mark_folder
 
 LONGEST_SIDE_PX = 512
 _SHARPENING_RADIUS = 0.012
-_PENUMBRA = 0.002
+_PENUMBRA = 0.004
 _VERSION = 1
 """To be raised whenever `apply` changes, so that older archives are drawn anew."""
 
@@ -96,7 +96,7 @@ def apply(pixels: Map, scanner: Scanner, rng: np.random.Generator) -> Map:
     image = image * (1.0 - scanner.vignetting * np.square(radius))
     quanta = rng.standard_normal(image.shape, dtype=np.float32)
     image = image + scanner.noise * np.sqrt(np.maximum(image, 0.02)) * quanta
-    image = image * soft_step(border - scanner.collimation + 2 * _PENUMBRA, _PENUMBRA)
+    image = image * np.clip((border - scanner.collimation) / _PENUMBRA + 1.0, 0.0, 1.0)
     steps = np.float32(2**scanner.bits - 1)
     return (np.round(np.clip(image, 0.0, 1.0) * steps) / steps).astype(np.float32)
 

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # two threads on two busy cores wait for each other
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -69,14 +69,24 @@ class TinyFederation:
         work = self.sites / f"site-{number}"
         work.mkdir(parents=True, exist_ok=True)
         write_manifest(manifest, work / "manifest.csv")
-        site = {"name": f"site-{number}", "manifest": str(work / "manifest.csv"), "work_dir": str(work), "threads": 1, "device": "cpu"}
+        site = {
+            "name": f"site-{number}",
+            "manifest": str(work / "manifest.csv"),
+            "work_dir": str(work),
+            "threads": 1,
+            "device": "cpu",
+        }
         (self.sites / f"{number}.yaml").write_text(yaml.safe_dump(site))
 
     def grid(self, app: ClientApp = client_app) -> LocalGrid:
         nodes = [{"partition-id": int(path.stem)} for path in sorted(self.sites.glob("*.yaml"))]
         return LocalGrid(app, nodes, {"sites": str(self.sites)})
 
-    def run(self, name: str, experiment: ExperimentConfig, *, grid: LocalGrid | None = None, resume: bool = False) -> Mapping[str, Any]:
+    def run(
+        self, name: str, experiment: ExperimentConfig, *, grid: LocalGrid | None = None, resume: bool = False
+    ) -> Mapping[str, Any]:
         """Runs the study in `folder/name` and returns its summary."""
-        settings = CoordinatorConfig(run_dir=str(self.folder / name), test_manifest=str(self.folder / "test.csv"), resume=resume, device="cpu")
+        settings = CoordinatorConfig(
+            run_dir=str(self.folder / name), test_manifest=str(self.folder / "test.csv"), resume=resume, device="cpu"
+        )
         return run_study(grid or self.grid(), experiment, settings)

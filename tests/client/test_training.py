@@ -73,7 +73,9 @@ def test_one_cycle_has_the_shape_of_torch() -> None:
         optimizer, max_lr=1.0, total_steps=steps + 1, pct_start=0.25, final_div_factor=1 / (25 * 1e-2), cycle_momentum=False
     )
     for step in range(steps):
-        assert math.isclose(oracle.get_last_lr()[0], schedule_factor(cfg, step / steps), abs_tol=2e-2)  # torch ends its warm-up one step early
+        assert math.isclose(
+            oracle.get_last_lr()[0], schedule_factor(cfg, step / steps), abs_tol=2e-2
+        )  # torch ends its warm-up one step early
         optimizer.step()
         oracle.step()
 
@@ -96,7 +98,9 @@ def test_mu_zero_is_fedavg_bit_for_bit() -> None:
 def test_a_larger_mu_stays_nearer_to_the_global_weights() -> None:
     start = first_weights()
     distances = [
-        np.linalg.norm(train(training={"proximal_mu": mu, "optimizer": "sgd", "learning_rate": 0.05, "local_epochs": 4})[0] - start)
+        np.linalg.norm(
+            train(training={"proximal_mu": mu, "optimizer": "sgd", "learning_rate": 0.05, "local_epochs": 4})[0] - start
+        )
         for mu in (0.0, 1.0, 10.0)
     ]
     assert distances[0] > distances[1] > distances[2]
@@ -151,6 +155,13 @@ def test_a_handful_of_images_is_enough_for_a_step(images: int) -> None:
 
 def test_gradient_clipping_bounds_a_step_of_sgd() -> None:
     start = first_weights()
-    settings = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "batch_size": 20, "learning_rate": 1.0}
+    settings = {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "batch_size": 20,
+        "learning_rate": 1.0,
+    }
     clipped = train(training={**settings, "max_grad_norm": 0.01})[0]
     assert np.linalg.norm(clipped - start) == pytest.approx(0.01, rel=1e-3)

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from common.config import ExperimentConfig, build_config, experiment_from_json, load_experiment, merge, parse_overrides, parse_value
+from common.config import (
+    ExperimentConfig,
+    build_config,
+    experiment_from_json,
+    load_experiment,
+    merge,
+    parse_overrides,
+    parse_value,
+)
 from common.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -36,7 +46,9 @@ def test_every_problem_is_told_at_once() -> None:
         load_experiment(None, parse_overrides(["rounds=0", "seed=-1"]))
 
 
-@pytest.mark.parametrize(("text", "value"), [("1e-5", 1e-5), ("1E3", 1e3), ("3", 3), ("0.5", 0.5), ("fedprox", "fedprox"), ("true", True)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-5", 1e-5), ("1E3", 1e3), ("3", 3), ("0.5", 0.5), ("fedprox", "fedprox"), ("true", True)]
+)
 def test_yaml_numbers_are_numbers(text: str, value: object) -> None:
     assert parse_value(text) == value
     assert type(parse_value(text)) is type(value)
@@ -86,13 +98,18 @@ def test_a_missing_or_broken_file_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
 def test_each_shipped_configuration_holds_only_what_differs_from_the_defaults(path: Path) -> None:
-    import yaml
-
     given = yaml.safe_load(path.read_text())
-    default = ExperimentConfig().model_dump()
     assert load_experiment(path)
+    assert same_as_default(given, ExperimentConfig().model_dump()) == []
 
-    def differs(values: dict[str, object], defaults: dict[str, object]) -> bool:
-        return all(differs(value, defaults[key]) if isinstance(value, dict) else value != defaults[key] for key, value in values.items())  # type: ignore[arg-type]
 
-    assert differs(given, default)
+def same_as_default(values: dict[str, Any], defaults: dict[str, Any]) -> list[str]:
+    """Keys of `values` that only repeat their default."""
+    repeated = [key for key, value in values.items() if not isinstance(value, dict) and value == defaults[key]]
+    nested = [
+        f"{key}.{name}"
+        for key, value in values.items()
+        if isinstance(value, dict)
+        for name in same_as_default(value, defaults[key])
+    ]
+    return repeated + nested

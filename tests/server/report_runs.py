@@ -23,9 +23,7 @@ COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
 IMAGES = {"test": (60, 100), "external": (12, 120)}
 
 
-def draw_predictions(
-    normal: int, pneumonia: int, skill: float, draw: np.random.Generator, task: str = "binary"
-) -> Predictions:
+def draw_predictions(normal: int, pneumonia: int, skill: float, draw: np.random.Generator, task: str = "binary") -> Predictions:
     """Scores of `normal` and `pneumonia` images, the further apart the higher `skill`; two images a patient."""
     classes = len(CLASSES[task])
     labels = np.concatenate([np.zeros(normal, np.int64), 1 + np.arange(pneumonia) % (classes - 1)])
@@ -38,7 +36,9 @@ def draw_predictions(
 class RunMaker:
     """Writes a run folder step by step; `size` multiplies the images of all sets."""
 
-    def __init__(self, path: Path, sites: Sequence[str] = ("north", "south"), task: str = "binary", size: int = 1, **changes: Any) -> None:
+    def __init__(
+        self, path: Path, sites: Sequence[str] = ("north", "south"), task: str = "binary", size: int = 1, **changes: Any
+    ) -> None:
         self.folder, self.sites, self.task, self.size = RunFolder(path), list(sites), task, size
         self.folder.prepare()
         self.experiment = build_config(ExperimentConfig, {"name": "study", "rounds": 4, "task": task, **changes})
@@ -125,14 +125,17 @@ class RunMaker:
         for name in sets:
             values = {key: [result[name][key]["value"] for result in alone.values()] for key in COMPARED}
             table["alone_summary"][name] = {
-                key: {"mean": float(np.mean(v)), "best": max(v), "worst": min(v), "hospitals": len(v)} for key, v in values.items()
+                key: {"mean": float(np.mean(v)), "best": max(v), "worst": min(v), "hospitals": len(v)}
+                for key, v in values.items()
             }
             lead = bootstrap_difference(federated[name], better[name], Bootstrap(60))
             table["lead"][name] = {"best_alone": self.sites[0], "over_pooled": lead, "over_best_alone": lead}
         self.folder.write_summary({**summary, "baselines": table})
         return self
 
-    def _judge_baseline(self, federated: Mapping[str, Predictions], skill: float) -> tuple[dict[str, Any], dict[str, Predictions]]:
+    def _judge_baseline(
+        self, federated: Mapping[str, Predictions], skill: float
+    ) -> tuple[dict[str, Any], dict[str, Predictions]]:
         found = {}
         for name, own in federated.items():
             logits = self.draw.normal(size=own.probabilities.shape)
@@ -142,9 +145,18 @@ class RunMaker:
 
     def simulated(self) -> RunMaker:
         """The settings of a simulation beside the run, and the deal in the summary."""
-        values = {"data": "/data/chest_xray", "external": "/data/external", "hospitals": len(self.sites), "partition": "dirichlet", "alpha": 0.5}
+        values = {
+            "data": "/data/chest_xray",
+            "external": "/data/external",
+            "hospitals": len(self.sites),
+            "partition": "dirichlet",
+            "alpha": 0.5,
+        }
         (self.path / "simulation.yaml").write_text(yaml.safe_dump({**values, "threads": 1}))
-        rows = [{"name": name, "hospital": k, "images": 90, "patients": 60, "classes": {"normal": 30, "pneumonia": 60}} for k, name in enumerate(self.sites)]
+        rows = [
+            {"name": name, "hospital": k, "images": 90, "patients": 60, "classes": {"normal": 30, "pneumonia": 60}}
+            for k, name in enumerate(self.sites)
+        ]
         deal = {"kind": "dirichlet", "alpha": 0.5, "label_skew_bits": 0.21, "hospitals": rows}
         self.folder.write_summary({**self.folder.read_summary(), "partition": deal, "phantom": False})
         return self

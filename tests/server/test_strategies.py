@@ -27,12 +27,14 @@ def _identity() -> None:
 
 
 def updates(values: Sequence[Sequence[float]] = VALUES, counts: Sequence[int] = (10, 20, 30, 5, 15)) -> list[Update]:
-    return [small_update(f"site-{i}", value, [1.0 + i], count) for i, (value, count) in enumerate(zip(values, counts, strict=False))]
+    return [
+        small_update(f"site-{i}", value, [1.0 + i], count) for i, (value, count) in enumerate(zip(values, counts, strict=False))
+    ]
 
 
 def step(strategy: object, given_updates: Sequence[Update], start: ModelArrays = START, number: int = 1) -> ModelArrays:
     strategy.configure_train(number, pack_arrays(start), ConfigRecord(), None)  # type: ignore[attr-defined]
-    return aggregate(strategy, number, given_updates)  # type: ignore[arg-type]
+    return aggregate(strategy, number, given_updates)
 
 
 def weighted_mean(given_updates: Sequence[Update]) -> np.ndarray:
@@ -59,13 +61,17 @@ def test_arrays_stay_float32_and_statistics_stay_within_those_of_the_sites(name:
 @pytest.mark.parametrize("name", ["fedavg", "fedprox", "fedbn"])
 def test_fedavg_is_the_mean_weighted_by_images(name: StrategyName) -> None:
     given_updates = updates()
-    np.testing.assert_allclose(step(build_strategy(StrategyConfig(name=name)), given_updates).parameters, weighted_mean(given_updates), rtol=1e-6)
+    np.testing.assert_allclose(
+        step(build_strategy(StrategyConfig(name=name)), given_updates).parameters, weighted_mean(given_updates), rtol=1e-6
+    )
 
 
 def test_one_site_alone_gets_its_own_weights_back() -> None:
     alone = updates()[:1]
     for name in ("fedavg", "fedmedian", "fedtrimmedavg"):
-        np.testing.assert_allclose(step(build_strategy(StrategyConfig(name=name)), alone).parameters, alone[0].arrays.parameters, rtol=1e-6)  # type: ignore[arg-type]
+        np.testing.assert_allclose(
+            step(build_strategy(StrategyConfig(name=name)), alone).parameters, alone[0].arrays.parameters, rtol=1e-6
+        )
 
 
 def test_fedavgm_without_momentum_is_fedavg() -> None:
@@ -138,7 +144,12 @@ def test_a_restored_strategy_goes_on_as_the_unbroken_one(name: StrategyName) -> 
     assert bool(strategy_state(first)) == (name in OPTIMIZERS)
 
 
-@given(st.sets(st.text("abc123", min_size=1, max_size=4), min_size=1, max_size=12), st.floats(0.01, 1), st.integers(0, 99), st.integers(1, 50))
+@given(
+    st.sets(st.text("abc123", min_size=1, max_size=4), min_size=1, max_size=12),
+    st.floats(0.01, 1),
+    st.integers(0, 99),
+    st.integers(1, 50),
+)
 def test_drawing_is_pure_and_takes_the_asked_share(sites: set[str], fraction: float, seed: int, number: int) -> None:
     drawn = draw_sites(sorted(sites), fraction, seed, number)
     assert drawn == draw_sites(sorted(sites, reverse=True), fraction, seed, number)

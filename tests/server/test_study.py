@@ -134,9 +134,15 @@ def test_a_site_without_images_is_named_and_the_run_goes_on(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("change", "told"),
-    [(lambda values: values * np.float32(np.nan), "not finite"), (lambda values: values * 1000, "times as long"), (lambda values: values[:-1], "expected")],
+    [
+        (lambda values: values * np.float32(np.nan), "not finite"),
+        (lambda values: values * 1000, "times as long"),
+        (lambda values: values[:-1], "expected"),
+    ],
 )
-def test_a_poisoned_reply_is_left_out_named_and_without_effect(tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], told: str) -> None:
+def test_a_poisoned_reply_is_left_out_named_and_without_effect(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], told: str
+) -> None:
     federation = TinyFederation(tmp_path)
     app = MeddlingApp(1, lambda reply: with_arrays(reply, change))
     summary = federation.run("run", tiny_experiment(), grid=federation.grid(app))

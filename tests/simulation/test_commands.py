@@ -58,7 +58,11 @@ def test_flower_simulation_needs_a_flower_app(tmp_path: Path) -> None:
 
 
 def test_run_config_takes_flowers_own_forms(tmp_path: Path) -> None:
-    assert parse_run_config(["rounds=3 strategy.name='fedprox'", "seed=1"]) == {"rounds": 3, "strategy.name": "fedprox", "seed": 1}
+    assert parse_run_config(["rounds=3 strategy.name='fedprox'", "seed=1"]) == {
+        "rounds": 3,
+        "strategy.name": "fedprox",
+        "seed": 1,
+    }
     (tmp_path / "c.toml").write_text("rounds = 2\n[strategy]\nname = 'krum'\n")
     assert parse_run_config([str(tmp_path / "c.toml")]) == {"rounds": 2, "strategy.name": "krum"}
     with pytest.raises(ConfigError):
@@ -66,7 +70,9 @@ def test_run_config_takes_flowers_own_forms(tmp_path: Path) -> None:
 
 
 def test_backend_config_is_read_and_unknown_keys_are_refused() -> None:
-    text = json.dumps({"client_resources": {"num_cpus": 2, "num_gpus": 0.25}, "init_args": {"num_cpus": 4, "address": "10.0.0.1:6379"}})
+    text = json.dumps(
+        {"client_resources": {"num_cpus": 2, "num_gpus": 0.25}, "init_args": {"num_cpus": 4, "address": "10.0.0.1:6379"}}
+    )
     resources = read_resources(3, text, verbose=False)
     assert (resources.client_cpus, resources.client_gpus, resources.cpus, resources.ray_address) == (2, 0.25, 4, "10.0.0.1:6379")
     for wrong in ("[]", "no json", '{"clients": {}}', '{"client_resources": {"num_cpu": 1}}'):
@@ -132,7 +138,19 @@ def test_ctrl_c_in_a_round_leaves_a_stopped_run_that_resumes(tmp_path: Path) -> 
     import signal
     import time
 
-    arguments = ["simulate", "--hospitals", "2", "--rounds", "40", "--image-size", "32", "--set", "model.name=small_cnn", "--out", str(tmp_path / "run")]
+    arguments = [
+        "simulate",
+        "--hospitals",
+        "2",
+        "--rounds",
+        "40",
+        "--image-size",
+        "32",
+        "--set",
+        "model.name=small_cnn",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     process = subprocess.Popen([*PNEUMOFED, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     history, deadline = tmp_path / "run" / "history.jsonl", time.monotonic() + 200
     while time.monotonic() < deadline and not (history.exists() and history.read_text().count("\n") >= 2):

@@ -32,10 +32,22 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
-def run(out: Path, data: Path, *, engine: Engine = "local", resume: bool = False, baselines: bool = False, hospitals: int = 2, **changes: Any) -> dict[str, Any]:
+def run(
+    out: Path,
+    data: Path,
+    *,
+    engine: Engine = "local",
+    resume: bool = False,
+    baselines: bool = False,
+    hospitals: int = 2,
+    **changes: Any,
+) -> dict[str, Any]:
     virtual = {"data": str(data), "external": str(data / "external"), "hospitals": hospitals, "device": "cpu", "partition": "iid"}
     built = build_plan(out, {**SMALL, **changes}, virtual, resume=resume)
-    return simulate(Plan(*built, run_dir=out, resources=Resources(hospitals), engine=engine, resume=resume, baselines=baselines), lambda _: None)
+    return simulate(
+        Plan(*built, run_dir=out, resources=Resources(hospitals), engine=engine, resume=resume, baselines=baselines),
+        lambda _: None,
+    )
 
 
 def final_weights(out: Path) -> np.ndarray:
@@ -62,7 +74,14 @@ def test_a_run_leaves_what_scripts_rely_on(tmp_path: Path, phantoms: Path) -> No
     assert set(summary["baselines"]["alone"]) == {"hospital-00", "hospital-01"}
     assert set(summary["baselines"]["lead"]["test"]) == {"best_alone", "over_pooled", "over_best_alone"}
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
-    for name in ("report.html", "config.yaml", "environment.json", "checkpoints/best.pt", "checkpoints/last.pt", "predictions/test.csv"):
+    for name in (
+        "report.html",
+        "config.yaml",
+        "environment.json",
+        "checkpoints/best.pt",
+        "checkpoints/last.pt",
+        "predictions/test.csv",
+    ):
         assert (tmp_path / name).stat().st_size > 0
 
 
