@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from server.report_course import command, describe_course, environment_rows, incidents
@@ -41,7 +41,7 @@ def write_report(run_dir: Path) -> Path:
     return run.folder.report
 
 
-def _template() -> Any:
+def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(
         number=number, whole=whole, good_replies=_good_replies, bracketed=lambda found: with_interval(found, "95% CI")

@@ -17,6 +17,7 @@ from common.evaluation.predictions import Predictions
 from common.evaluation.statistics import Statistics
 from server.report_numbers import count
 from server.report_run import SETS, Run
+from server.report_words import with_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def draw_results(run: Run) -> list[Picture]:
     names = " and ".join(SETS[name] for name in found)
     reliability = f"Calibration on the {names}: on the grey diagonal probabilities mean what they say."
     return [
-        _picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold."),
+        _picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold.", _areas(run, list(found))),
         _picture("reliability", plots.reliability_diagram(sets), reliability),
         *(_scores(run, name, predictions) for name, predictions in found.items()),
         *(_called(run, name, predictions) for name, predictions in found.items()),
@@ -93,7 +94,9 @@ def draw_baselines(run: Run) -> list[Picture]:
         lines = {"federated": _value(run.summary, name), "pooled": _value(baselines.get("pooled") or {}, name)}
         lines = {label: value for label, value in lines.items() if math.isfinite(value)}
         if known and lines:
-            figure = plots_federation.sites(known, {}, lines, f"AUROC on the {noun}")
+            figure = plots_federation.sites(
+                {_plain(site): value for site, value in known.items()}, {}, lines, f"AUROC on the {noun}"
+            )
             pictures.append(
                 _picture(f"baselines_{name}", figure, f"Each hospital's own model against the shared ones, on the {noun}.")
             )
@@ -128,14 +131,14 @@ def plot_class_mix(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
     rows, left = np.arange(len(counts))[::-1], np.zeros(len(counts))
     for index, label in enumerate(classes):
         widths = np.array([mix.get(label, 0) for mix in counts.values()], dtype=np.float64)
-        ax.barh(rows, widths, left=left, height=0.75, color=colour_of(index), label=label)
+        ax.barh(rows, widths, left=left, height=0.75, color=colour_of(index), label=_plain(label))
         left += widths
     if len(counts) <= plots_federation.MAX_NAMED_SITES:
         for row, total in zip(rows, left, strict=True):
             ax.annotate(
                 f"{total:,.0f}", (total, row), (3, 0), textcoords="offset points", va="center", fontsize=TEXT_PT - 1, color=INK
             )
-        ax.set_yticks(rows, list(counts))
+        ax.set_yticks(rows, [_plain(name) for name in counts])
     else:
         ax.set_yticks([])
         ax.set_ylabel(f"{len(counts)} hospitals")
@@ -144,6 +147,11 @@ def plot_class_mix(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
     ax.grid(visible=False, axis="y")
     legend_above(figure, len(classes))
     return figure
+
+
+def _areas(run: Run, names: Sequence[str]) -> str:
+    told = {SETS[name]: with_interval(run.results(name)["auroc"], run.interval_name(name)) for name in names}
+    return "; ".join(f"AUROC on the {noun}: {value}" for noun, value in told.items()) + "."
 
 
 def _scores(run: Run, name: str, predictions: Predictions) -> Picture:
@@ -174,6 +182,11 @@ def _evaluated(run: Run, name: str, found: Predictions) -> plots.EvaluatedSet:
 
 def _picture(name: str, figure: Figure, caption: str, text: str = "") -> Picture:
     return Picture(name, render(figure), caption, f"{caption} {text}".strip())
+
+
+def _plain(name: str) -> str:
+    """`name` without meaning to matplotlib, which reads text between dollar signs as a formula and fails on a broken one."""
+    return name.replace("$", r"\$")
 
 
 def _number(line: Mapping[str, Any], *path: str) -> float:

@@ -62,6 +62,7 @@ class Comparison:
     """All ways of training on one central set."""
 
     noun: str
+    interval_name: str
     rows: list[ComparedRow]
     leads: list[str]
 
@@ -126,7 +127,7 @@ def _compare(run: Run, baselines: Mapping[str, Any], name: str) -> Comparison:
         tell_lead(lead.get("over_pooled"), "training on all images pooled", interval_name),
         tell_lead(lead.get("over_best_alone"), f"the best hospital alone ({lead.get('best_alone')})", interval_name),
     ]
-    return Comparison(SETS[name], rows, [text for text in told if text])
+    return Comparison(SETS[name], interval_name, rows, [text for text in told if text])
 
 
 def _area(results: Mapping[str, Any]) -> float:

@@ -17,6 +17,8 @@ from server.report_numbers import Estimate, approximate
 from server.run_folder import RunFolder
 
 SETS = {"test": "test set", "external": "external set"}
+COUNTS, COUNTS_BY_NAME = ("found", "used", "patients", "train", "validation"), ("classes", "skipped", "warnings")
+"""What a site's data report holds: see `common.data.report.DataReport.public`, and how many images train and validate."""
 STATUSES = {"succeeded": "Succeeded", "failed": "Failed", "stopped": "Stopped"}
 
 
@@ -125,7 +127,7 @@ class Run:
     def site_reports(self) -> dict[str, Mapping[str, Any]]:
         """Counts of each hospital's images by name; of a run without an end those that the deal and the rounds tell."""
         if self.summary.get("sites"):
-            return dict(self.summary["sites"])
+            return {name: _counts_alone(report) for name, report in self.summary["sites"].items()}
         reports: dict[str, dict[str, Any]] = {}
         for row in (self.summary.get("partition") or {}).get("hospitals", []):
             reports[row["name"]] = {"found": row["images"], "patients": row["patients"], "classes": row["classes"]}
@@ -148,7 +150,7 @@ def read_run(path: Path) -> Run:
     predictions = {
         name: _or_note(problems, None, lambda name=name: Predictions.read_csv(folder.predictions(name)))
         for name in SETS
-        if summary.get(name) and folder.predictions(name).exists()
+        if summary.get(name) and summary.get("threshold") and folder.predictions(name).exists()
     }
     return Run(
         folder=folder,
@@ -160,6 +162,14 @@ def read_run(path: Path) -> Run:
         predictions={name: found for name, found in predictions.items() if found is not None},
         problems=problems,
     )
+
+
+def _counts_alone(report: Any) -> dict[str, Any]:
+    """The counts in a site's report, which came over the wire and may hold anything."""
+    told = report if isinstance(report, dict) else {}
+    counts = {key: told[key] for key in COUNTS if isinstance(told.get(key), int)}
+    by_name = {key: told[key] for key in COUNTS_BY_NAME if isinstance(told.get(key), dict)}
+    return {**counts, **{key: {name: n for name, n in mix.items() if isinstance(n, int)} for key, mix in by_name.items()}}
 
 
 def _or_note(problems: list[str], otherwise: Any, read: Any) -> Any:

@@ -67,6 +67,7 @@ td ul { margin: 0; padding: 0; list-style: none; }
 td li { margin: 0; overflow-wrap: normal; }
 td.counts li { white-space: nowrap; }
 td.long { min-width: 12rem; }
+th.n + th:not(.n), td.n + td:not(.n) { padding-left: 1.1rem; }
 table.dense { font-size: .85rem; }
 table.dense th, table.dense td { padding-right: .3rem; }
 table.dense thead th { white-space: normal; }
@@ -113,6 +114,7 @@ dl.facts dd { margin: 0; overflow-wrap: anywhere; }
   h1 { font-size: 20pt; }
   h2 { font-size: 14pt; margin-top: 1.6rem; break-after: avoid; }
   h3 { break-after: avoid; }
+  p, ul.text, ol.text { max-width: none; }
   .lead p { font-size: 11pt; max-width: none; }
   .tile .value { font-size: 14pt; }
   .tile, .box, tr, figure { break-inside: avoid; }

@@ -166,7 +166,7 @@ hospital alone.</p>
 {% if comparison.leads %}<ul class="text">{% for lead in comparison.leads %}<li>{{ lead }}</li>{% endfor %}</ul>{% endif %}
 <div class="scroll" role="region" aria-label="Baselines on the {{ comparison.noun }}" tabindex="0">
 <table class="wide">
-<caption>On the {{ comparison.noun }}, with {{ run.interval_name('test') }}; of the mean, the range over hospitals instead.</caption>
+<caption>On the {{ comparison.noun }}, with {{ comparison.interval_name }}; of the mean, the range over hospitals instead.</caption>
 <thead><tr><th scope="col">Training</th><th scope="col" class="n">AUROC</th><th scope="col" class="n">Accuracy</th>
 <th scope="col" class="n">Sensitivity</th><th scope="col" class="n">Specificity</th></tr></thead>
 <tbody>

@@ -52,7 +52,7 @@ def _training(run: Run) -> str:
     images = sum(int(told.get("used", told.get("found")) or 0) for told in sites.values())
     patients = sum(int(told.get("patients") or 0) for told in sites.values())
     of_images = f" with {count(images, 'chest radiograph')} of {count(patients, 'patient')}" if images else ""
-    ending = ". One data set was dealt out to them on one machine" if run.virtual else "; no image left its hospital"
+    ending = ". One data set was dealt out to them" if run.virtual else "; no image left its hospital"
     kind = (run.summary.get("partition") or {}).get("kind", run.simulation.get("partition"))
     ending += f", {PARTITIONS[kind]}" if run.virtual and kind in PARTITIONS else ""
     return f"A {model} was trained{method} over {count(run.completed, 'round')}{where}{of_images}{ending}."
@@ -128,9 +128,7 @@ def warn_of_few(run: Run) -> list[str]:
             if n < FEW_IMAGES
         ]
         if few and run.results(name):
-            warnings.append(
-                f"The {noun} has only {' and '.join(few)}: what rests on these is uncertain, as the intervals show."
-            )
+            warnings.append(f"The {noun} has only {' and '.join(few)}: what rests on these is uncertain, as the intervals show.")
     return warnings
 
 

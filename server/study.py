@@ -42,6 +42,7 @@ def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCon
     started = time.perf_counter()
     before = float(folder.read_summary().get("seconds", 0.0)) if checkpoint else 0.0
     summary: dict[str, Any] = {"status": RUNNING, "name": experiment.name, "seed": experiment.seed}
+    folder.write_summary({**summary, **course(folder), "seconds": before})
     try:
         coordinator = _build_coordinator(grid, experiment, settings, checkpoint)
         summary["data"] = coordinator.judge.data_reports()

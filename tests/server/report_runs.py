@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from common.config import ExperimentConfig, build_config
+from common.config import ExperimentConfig, TaskName, build_config
 from common.data.manifest import CLASSES
 from common.evaluation.bootstrap import Bootstrap, bootstrap, bootstrap_difference
 from common.evaluation.metrics import metrics
@@ -23,7 +23,9 @@ COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
 IMAGES = {"test": (60, 100), "external": (12, 120)}
 
 
-def draw_predictions(normal: int, pneumonia: int, skill: float, draw: np.random.Generator, task: str = "binary") -> Predictions:
+def draw_predictions(
+    normal: int, pneumonia: int, skill: float, draw: np.random.Generator, task: TaskName = "binary"
+) -> Predictions:
     """Scores of `normal` and `pneumonia` images, the further apart the higher `skill`; two images a patient."""
     classes = len(CLASSES[task])
     labels = np.concatenate([np.zeros(normal, np.int64), 1 + np.arange(pneumonia) % (classes - 1)])
@@ -37,7 +39,7 @@ class RunMaker:
     """Writes a run folder step by step; `size` multiplies the images of all sets."""
 
     def __init__(
-        self, path: Path, sites: Sequence[str] = ("north", "south"), task: str = "binary", size: int = 1, **changes: Any
+        self, path: Path, sites: Sequence[str] = ("north", "south"), task: TaskName = "binary", size: int = 1, **changes: Any
     ) -> None:
         self.folder, self.sites, self.task, self.size = RunFolder(path), list(sites), task, size
         self.folder.prepare()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     MPEG4HP41,
     UID,
@@ -135,6 +137,15 @@ def test_a_syntax_that_nobody_decodes_is_refused(syntax: UID) -> None:
     old, new = (f"{uid}\0"[: len(uid) + len(uid) % 2].encode() for uid in (RLELossless, syntax))
     replaced = data.replace(len(old).to_bytes(2, "little") + old, len(new).to_bytes(2, "little") + new)
     assert reason_of(replaced) == SkipReason.UNSUPPORTED_COMPRESSION
+
+
+def test_rle_data_that_run_past_the_image_are_corrupt() -> None:
+    run_of_128 = bytes([129, 7])  # PS3.5, G.3.1; 12 runs are 1536 bytes for the 1440 pixels
+    frame = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56) + run_of_128 * 12
+    stored = draw_radiograph("u1", 8)
+    data = dicom_bytes(stored, syntax=RLELossless)
+    intact = pydicom.dcmread(BytesIO(data))["PixelData"].value
+    assert reason_of(data.replace(intact, encapsulate([frame]))) == SkipReason.CORRUPT
 
 
 def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
