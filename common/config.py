@@ -82,6 +82,9 @@ class LossConfig(Section):
     """`balanced`: n / (classes * n_class); `effective`: Cui et al. 2019 with beta = 0.999. Classes that a site lacks weigh nothing."""
     max_class_weight: Positive = 4.0
     """A ceiling on class weights, since a hospital with three normals must not let each count a hundredfold."""
+    logit_adjustment: bool = False
+    """Adds the log of the site's own class shares to the logits in training (see `common.losses`), against label skew between sites.
+    Takes the place of class weights: set `class_weights` to `none` with it."""
     focal_gamma: NonNegative = 2.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
 
@@ -194,6 +197,10 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _check_together(self) -> ExperimentConfig:
+        if self.loss.logit_adjustment and self.loss.class_weights != "none":
+            raise ValueError(
+                "loss.logit_adjustment corrects for the class shares already; set loss.class_weights to 'none' with it"
+            )
         needed = 2 * self.strategy.malicious_sites + 3
         if self.strategy.name == "krum" and self.strategy.replies_needed < needed:
             raise ValueError(

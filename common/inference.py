@@ -14,7 +14,8 @@ from common.transforms import normalize, to_model_input
 def predict(model: torch.nn.Module, dataset: Dataset, compute: Compute, in_channels: int, batch_size: int) -> np.ndarray:
     """Class probabilities, float64 [N, C], each row summing to 1, in the order of `dataset`.
 
-    `model` is left in evaluation mode. The softmax is taken in float64: scores of a confident network that tie in float32 would otherwise cost AUROC.
+    `model` is left in evaluation mode. The softmax is taken in float64: scores of a confident network that tie in float32 would
+    otherwise cost AUROC.
     """
     model.eval()
     batches = [dataset.pixels[start : start + batch_size] for start in range(0, len(dataset.labels), batch_size)]

@@ -28,21 +28,30 @@ class WeightedLoss(nn.Module):
     gradient is a mean of per-sample gradients, none of which depends on another sample (differential privacy needs this), and a
     batch of weightless samples gives 0 and not NaN.
 
+    With `log_prior` the logits are z + log_prior: logit adjustment (Menon et al. 2021, eq. 10). Each site then explains its own mix
+    of classes by the prior, and z estimates what all sites share, the evidence in the image; this is what FedLC does against label
+    skew (Zhang et al. 2022, section 4). A site with one class alone has next to nothing left to explain and hardly moves the weights.
+
     Attributes:
         class_weights: float32 [C].
+        log_prior: float32 [C]; zeros without adjustment.
     """
 
     class_weights: Tensor
+    log_prior: Tensor
 
-    def __init__(self, class_weights: Tensor, gamma: float = 0.0, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, class_weights: Tensor, gamma: float = 0.0, label_smoothing: float = 0.0, log_prior: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("class_weights", class_weights.to(torch.float32))
+        self.register_buffer("log_prior", torch.zeros(len(class_weights)) if log_prior is None else log_prior.to(torch.float32))
         self.gamma = gamma
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar mean of the loss over `logits` [N, C] and int64 `labels` [N], N at least 1; computed in float32."""
-        logits = logits.float()
+        logits = logits.float() + self.log_prior
         if self.gamma == 0.0:
             total = functional.cross_entropy(
                 logits, labels, self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
@@ -66,7 +75,13 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int]) -> WeightedLoss:
     """
     weights = class_weights(cfg, class_counts)
     gamma = cfg.focal_gamma if cfg.name == "focal" else 0.0
-    return WeightedLoss(weights, gamma, cfg.label_smoothing)
+    return WeightedLoss(weights, gamma, cfg.label_smoothing, log_prior(class_counts) if cfg.logit_adjustment else None)
+
+
+def log_prior(class_counts: Sequence[int]) -> Tensor:
+    """float32 [C]: logarithm of each class's share of the site's samples, with one sample added to each, so that none is -inf."""
+    counts = torch.tensor(class_counts, dtype=torch.float64) + 1.0
+    return (counts / counts.sum()).log().float()
 
 
 def class_weights(cfg: LossConfig, class_counts: Sequence[int]) -> Tensor:

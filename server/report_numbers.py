@@ -85,7 +85,7 @@ def of_hundred(value: float) -> str:
     """`value` in [0, 1] as a number of 100 images; never all or none of them where it is not exactly so."""
     if 0.995 <= value < 1:
         return "more than 99"
-    return "fewer than 1" if 0 < value < 0.005 else f"{100 * value:.0f}"
+    return "fewer than 1" if 0 < value <= 0.005 else f"{100 * value:.0f}"
 
 
 def hundred_span(estimate: Estimate) -> str:

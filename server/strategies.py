@@ -122,7 +122,12 @@ SiteStrategy = FedAvg | FedAvgM | FedAdam | FedYogi | FedMedian | FedTrimmedAvg 
 
 def build_strategy(cfg: StrategyConfig) -> SiteStrategy:
     """The strategy that `cfg` names, with its settings."""
-    adaptive: dict[str, Any] = {"eta": cfg.server_learning_rate or 0.01, "beta_1": cfg.beta_1, "beta_2": cfg.beta_2, "tau": cfg.tau}
+    adaptive: dict[str, Any] = {
+        "eta": cfg.server_learning_rate or 0.01,
+        "beta_1": cfg.beta_1,
+        "beta_2": cfg.beta_2,
+        "tau": cfg.tau,
+    }
     match cfg.name:
         case "fedavg" | "fedprox" | "fedbn":
             return FedAvg()

@@ -19,12 +19,14 @@ from pydantic import Field
 
 from common.config import CoordinatorConfig, ExperimentConfig, Section, SiteConfig
 from common.data.manifest import Manifest, write_manifest
+from common.data.report import DataReport
 from common.data.sources.kaggle import read_kaggle
 from common.data.sources.table import read_csv
 from common.errors import ConfigError, DataError
 from common.seeds import derive_seed
 from simulation.partition import partition
-from simulation.phantom import is_phantom, write_phantoms
+from simulation.phantom import write_phantoms
+from simulation.phantom_mark import is_phantom
 from simulation.scanners import draw_scanner, render_archive
 
 PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
@@ -58,6 +60,8 @@ class Federation:
     manifests: tuple[Manifest, ...]
     phantom: bool
     """Whether the images are drawn."""
+    report: DataReport
+    """What the source of the training images found, before they were dealt."""
 
     @property
     def hospitals(self) -> int:
@@ -86,7 +90,7 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
     run_dir = run_dir.resolve()
     _check_same_simulation(cfg, run_dir, resume)
     data, external = _find_data(cfg, experiment.seed, run_dir)
-    manifest, _ = read_kaggle(data)
+    manifest, report = read_kaggle(data)
     parts = partition(manifest, cfg.hospitals, cfg.partition, cfg.alpha, derive_seed(experiment.seed, "partition"))
     parts = sorted(parts, key=lambda part: -len(part.records))
     if cfg.partition == "scanner":
@@ -94,7 +98,7 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
     for number, part in enumerate(parts):
         _write_site(run_dir, number, part, cfg)
     coordinator = _write_coordinator(data, external, run_dir, resume=resume, device=cfg.device)
-    return Federation(run_dir / "sites", coordinator, tuple(parts), is_phantom(data))
+    return Federation(run_dir / "sites", coordinator, tuple(parts), is_phantom(data), report)
 
 
 def external_manifest(folder: Path) -> Manifest:

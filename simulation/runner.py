@@ -91,7 +91,10 @@ def simulate(plan: Plan, tell: Tell) -> dict[str, Any]:
         raise CheckpointError(f"{plan.run_dir} already holds a run; go on with --resume or name another folder with --out")
     plan.resources.check()
     federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume)
-    tell(f"{federation.hospitals} hospitals, {sum(len(part.records) for part in federation.manifests)} images")
+    tell(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
+    for warning, count in federation.report.warnings.items():
+        if count:
+            tell(f"    warning: {warning} ({count})")
     try:
         _run_apps(plan, federation, tell)
         if plan.baselines:
@@ -100,7 +103,7 @@ def simulate(plan: Plan, tell: Tell) -> dict[str, Any]:
         _tell_the_end(folder, error)
         raise
     finally:
-        _add(folder, phantom=federation.phantom, partition=_partition_table(plan, federation))
+        _add(folder, phantom=federation.phantom, source=federation.report.public(), partition=_partition_table(plan, federation))
         write_report(folder.path)
     return folder.read_summary()
 

@@ -20,7 +20,7 @@ Fit = Literal["pad", "crop"]
 FITS = st.sampled_from(get_args(Fit))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(PIXELS, SIZES, FITS)
 def test_the_result_is_a_square_in_range(pixels: np.ndarray, size: int, fit: Fit) -> None:
     square = fit_square(pixels, size, fit)
@@ -30,13 +30,13 @@ def test_the_result_is_a_square_in_range(pixels: np.ndarray, size: int, fit: Fit
     assert 0 <= square.min() <= square.max() <= 1
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SHAPES, SIZES, st.floats(0, 1, width=32))
 def test_crop_keeps_a_constant(shape: tuple[int, int], size: int, value: float) -> None:
     np.testing.assert_allclose(fit_square(np.full(shape, value, np.float32), size, "crop"), value, atol=1e-6)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SHAPES, SIZES)
 def test_pad_keeps_the_aspect_ratio_and_centres_the_image(shape: tuple[int, int], size: int) -> None:
     is_image = fit_square(np.ones(shape, np.float32), size, "pad") > 0.5
@@ -47,7 +47,7 @@ def test_pad_keeps_the_aspect_ratio_and_centres_the_image(shape: tuple[int, int]
     assert is_image.sum() == len(rows) * len(columns)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(PIXELS, FITS)
 def test_a_square_of_the_right_size_is_unchanged(pixels: np.ndarray, fit: Fit) -> None:
     side = min(pixels.shape)
@@ -55,13 +55,13 @@ def test_a_square_of_the_right_size_is_unchanged(pixels: np.ndarray, fit: Fit) -
     np.testing.assert_array_equal(fit_square(square, side, fit), square)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(PIXELS, SIZES, FITS)
 def test_fitting_commutes_with_transposition(pixels: np.ndarray, size: int, fit: Fit) -> None:
     np.testing.assert_allclose(fit_square(pixels.T, size, fit), fit_square(pixels, size, fit).T, atol=1e-6)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 60), SIZES, st.integers(0, 100))
 def test_scaling_agrees_with_torch(side: int, size: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).random((side, side), np.float32)

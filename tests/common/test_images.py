@@ -155,6 +155,16 @@ def test_an_error_names_no_file(tmp_path: Path) -> None:
     assert "DOE" not in str(caught.value)
 
 
+def test_an_error_does_not_quote_the_parser(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise ValueError("invalid value 'Doe^Jane'")
+
+    monkeypatch.setattr("common.images._decode_raster", fail)
+    with pytest.raises(ImageError) as caught:
+        read_image(save(encode(draw_ramp())))
+    assert str(caught.value) == "image data truncated or corrupt: ValueError"
+
+
 def test_no_warning_leaks(save: Save) -> None:
     broken_exif = encode(draw_ramp(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03")
     with warnings.catch_warnings(record=True) as caught:

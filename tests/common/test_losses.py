@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 from torch.nn import functional
 
 from common.config import LossConfig
@@ -133,3 +134,39 @@ def test_half_precision_logits_are_judged_in_float32(seed: int) -> None:
     assume(half.isfinite().all())
     loss = build_loss(LossConfig(), [30, 10])
     torch.testing.assert_close(loss(half, labels), loss(half.float(), labels))
+
+
+def test_logit_adjustment_finds_the_evidence_that_all_sites_share() -> None:
+    """Two sites see one feature distribution under opposite class shares; with the adjustment both fit the same decision function."""
+    generator = torch.Generator().manual_seed(0)
+    slopes = []
+    for counts in ([9000, 1000], [1000, 9000]):
+        labels = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
+        features = torch.randn(len(labels), generator=generator) + 2.0 * labels
+        loss = build_loss(LossConfig(class_weights="none", logit_adjustment=True), counts)
+        weights = torch.zeros(2, requires_grad=True)
+        optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+        def closure(
+            features: Tensor = features, labels: Tensor = labels, loss: nn.Module = loss, weights: Tensor = weights
+        ) -> Tensor:
+            weights.grad = None
+            score = weights[0] + weights[1] * features
+            value: Tensor = loss(torch.stack([torch.zeros_like(score), score], dim=1), labels)
+            value.backward()
+            return value
+
+        optimizer.step(closure)
+        slopes.append(weights.detach())
+    torch.testing.assert_close(slopes[0], torch.tensor([-2.0, 2.0]), atol=0.4, rtol=0)
+    torch.testing.assert_close(slopes[1], torch.tensor([-2.0, 2.0]), atol=0.4, rtol=0)
+
+
+def test_a_site_with_one_class_hardly_moves_the_weights_under_logit_adjustment() -> None:
+    logits = torch.zeros(8, 2, requires_grad=True)
+    labels = torch.ones(8, dtype=torch.int64)
+    gradients = {}
+    for adjusted in (False, True):
+        loss = build_loss(LossConfig(class_weights="none", logit_adjustment=adjusted), [0, 200])
+        (gradients[adjusted],) = torch.autograd.grad(loss(logits, labels), logits)
+    assert gradients[True].abs().max() < 0.02 * gradients[False].abs().max()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from common.config import StrategyConfig, StrategyName
 from common.messages import ModelArrays, Update, pack_arrays
-from server.strategies import aggregate, build_strategy, draw_sites, restore_state, strategy_state
+from server.strategies import SiteStrategy, aggregate, build_strategy, draw_sites, restore_state, strategy_state
 from tests.server.updates import small_update, take_identity
 
 ALL: list[StrategyName] = ["fedavg", "fedprox", "fedbn", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"]
@@ -32,8 +32,8 @@ def updates(values: Sequence[Sequence[float]] = VALUES, counts: Sequence[int] = 
     ]
 
 
-def step(strategy: object, given_updates: Sequence[Update], start: ModelArrays = START, number: int = 1) -> ModelArrays:
-    strategy.configure_train(number, pack_arrays(start), ConfigRecord(), None)  # type: ignore[attr-defined]
+def step(strategy: SiteStrategy, given_updates: Sequence[Update], start: ModelArrays = START, number: int = 1) -> ModelArrays:
+    strategy.configure_train(number, pack_arrays(start), ConfigRecord(), None)  # type: ignore[arg-type]
     return aggregate(strategy, number, given_updates)
 
 

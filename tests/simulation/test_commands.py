@@ -23,7 +23,8 @@ def call(command: list[str], *arguments: str, cwd: Path | None = None) -> subpro
 
 def test_help_does_not_import_what_is_heavy() -> None:
     script = "import sys; sys.argv=['pneumofed','simulate','--help']\nfrom simulation.cli import app\n"
-    script += "try:\n app()\nexcept SystemExit: pass\nprint('HEAVY', sorted({'torch','flwr','ray','matplotlib','sklearn'} & set(sys.modules)))"
+    script += "try:\n app()\nexcept SystemExit: pass\n"
+    script += "print('HEAVY', sorted({'torch', 'flwr', 'ray', 'matplotlib', 'sklearn'} & set(sys.modules)))"
     assert "HEAVY []" in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
 

@@ -223,7 +223,7 @@ def test_an_image_of_one_grey_is_refused(tags: dict[str, Any]) -> None:
     assert caught.value.reason == SkipReason.CONSTANT
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 99))
 def test_mapping_codes_is_indexing(rows: int, columns: int, seed: int) -> None:
     generator = np.random.default_rng(seed)

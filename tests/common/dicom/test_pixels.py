@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
 from io import BytesIO
 from pathlib import Path
@@ -140,12 +141,11 @@ def test_a_syntax_that_nobody_decodes_is_refused(syntax: UID) -> None:
 
 
 def test_rle_data_that_run_past_the_image_are_corrupt() -> None:
-    run_of_128 = bytes([129, 7])  # PS3.5, G.3.1; 12 runs are 1536 bytes for the 1440 pixels
-    frame = (1).to_bytes(4, "little") + (64).to_bytes(4, "little") + bytes(56) + run_of_128 * 12
-    stored = draw_radiograph("u1", 8)
-    data = dicom_bytes(stored, syntax=RLELossless)
+    segment = bytes([129, 7]) * 12  # PS3.5, G.3.1: 12 runs of 128 bytes, for 1440 pixels
+    header = struct.pack("<16I", 2, 64, 64 + len(segment), *[0] * 13)
+    data = dicom_bytes(draw_radiograph(), syntax=RLELossless)
     intact = pydicom.dcmread(BytesIO(data))["PixelData"].value
-    assert reason_of(data.replace(intact, encapsulate([frame]))) == SkipReason.CORRUPT
+    assert reason_of(data.replace(intact, encapsulate([header + segment * 2]))) == SkipReason.CORRUPT
 
 
 def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,12 @@ def test_what_the_file_says_is_kept(tmp_path: Path) -> None:
     assert (info.manufacturer, info.photometric, info.window, info.inverted) == ("Acme Ray 2", "MONOCHROME2", None, False)
 
 
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_a_file_without_preamble_is_known_as_dicom(tmp_path: Path, syntax: UID) -> None:
+    path = write_dicom(tmp_path / "a", STORED, syntax=syntax, preamble=False)
+    np.testing.assert_allclose(read_image(path).pixels, PLAIN, atol=1e-6)
+
+
 def test_what_the_file_does_not_say_is_none(tmp_path: Path) -> None:
     info = read_image(write_dicom(tmp_path / "a.dcm", STORED, Modality=None, PatientSex="O", ViewPosition="")).info
     assert (info.modality, info.view, info.sex, info.age_years, info.manufacturer) == (None,) * 5
