@@ -73,6 +73,11 @@ class ImageError(DataError):
     def __init__(self, reason: SkipReason, detail: str = "") -> None:
         super().__init__(f"{reason.value}: {detail}" if detail else reason.value)
         self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[SkipReason, str]]:
+        """Both arguments again, so that the error crosses process pools."""
+        return type(self), (self.reason, self.detail)
 
 
 class EmptySiteError(DataError):

@@ -1,0 +1,1 @@
+"""The data path: manifests, sources, splits by patient, the decoded cache and the data report."""

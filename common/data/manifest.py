@@ -1,0 +1,161 @@
+"""The manifest: one row an image, with its patient, its label and what else is known.
+
+A manifest is a CSV file with the columns `path,patient,label` and, where known, `view,sex,age,manufacturer`; other columns are
+ignored. It stays at its site.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from common.config import TaskName
+from common.data.atomic import atomic_write
+from common.data.tables import read_rows
+from common.errors import DataError
+
+LABELS = ("normal", "pneumonia", "bacterial", "viral")
+"""The vocabulary of the label column. `bacterial` and `viral` are pneumonias."""
+
+CLASSES: dict[TaskName, tuple[str, ...]] = {
+    "binary": ("normal", "pneumonia"),
+    "three_class": ("normal", "bacterial", "viral"),
+}
+"""Classes of each task, in the order of the model's outputs. Class 0 is normal."""
+
+COLUMNS = ("path", "patient", "label", "view", "sex", "age", "manufacturer")
+
+_SYNONYMS = {"bacteria": "bacterial", "virus": "viral", "no finding": "normal"}
+_AGE_UNITS_PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0, "": 1.0}
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image of the manifest.
+
+    Attributes:
+        path: the image file.
+        patient: identifies the patient within the site; images of one patient stay together.
+        label: one of LABELS, or another word, which no task knows.
+        view: projection, e.g. `PA`.
+        sex: `M` or `F`.
+        age_years: age at the examination.
+        manufacturer: of the X-ray device.
+    """
+
+    path: Path
+    patient: str
+    label: str
+    view: str | None = None
+    sex: str | None = None
+    age_years: float | None = None
+    manufacturer: str | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The images of one party, in order."""
+
+    records: tuple[ImageRecord, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @cached_property
+    def patients(self) -> tuple[str, ...]:
+        """The patient of each record, so a patient appears once for each of their images."""
+        return tuple(record.patient for record in self.records)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The label of each record."""
+        return tuple(record.label for record in self.records)
+
+    def subset(self, index: Iterable[int]) -> Manifest:
+        """The records at the positions `index`, in that order."""
+        return Manifest(tuple(self.records[int(i)] for i in index))
+
+
+def class_index(label: str, task: TaskName) -> int | None:
+    """The class of `label` in `task`, or None if it has no such class (e.g. `pneumonia` of unknown cause)."""
+    if task == "binary" and label in ("bacterial", "viral"):
+        return 1
+    return CLASSES[task].index(label) if label in CLASSES[task] else None
+
+
+def read_label(text: str) -> str:
+    """`text` as a word of LABELS where it is one or a known synonym, regardless of case; otherwise stripped and lower case."""
+    word = text.strip().lower()
+    return _SYNONYMS.get(word, word)
+
+
+def read_sex(text: str) -> str | None:
+    """`M` or `F` from texts such as `m` or `Female`; None for anything else."""
+    return {"m": "M", "male": "M", "f": "F", "female": "F"}.get(text.strip().lower())
+
+
+def read_age(text: str) -> float | None:
+    """Years from `63`, `63.5` or a DICOM age string such as `063Y` or `018M` (PS3.5, section 6.2, AS); None for anything else."""
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d+)?)([DWMY]?)", text.strip().upper())
+    return float(match[1]) / _AGE_UNITS_PER_YEAR[match[2]] if match else None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in the CSV file `path`; relative image paths are relative to its folder.
+
+    A label that no task knows, or none, is kept: it is counted when the data are loaded.
+
+    Raises:
+        ConfigError: the file does not exist or cannot be opened.
+        DataError: a column is missing, or a row has no path, no patient, or an age that is no number; the text names the column
+            and the row but never what is in it.
+    """
+    return Manifest(tuple(_record(path, row, cells) for row, cells in read_rows(path, COLUMNS[:3])))
+
+
+def write_manifest(manifest: Manifest, path: Path) -> None:
+    """Writes `manifest` as the CSV file `path` so that `read_manifest` gives it back, with mode 0600.
+
+    Images inside the file's folder are written relative to it, so that the folder can be moved; others with their full path.
+
+    Raises:
+        OSError: the file cannot be written; an older one is left as it was.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    writer.writerows(_cells(record, path.absolute().parent) for record in manifest.records)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
+
+
+def _record(manifest: Path, row: int, cells: Mapping[str, str]) -> ImageRecord:
+    for column in ("path", "patient"):
+        if not cells[column].strip():
+            raise DataError(f"{manifest}, row {row}: column '{column}' is empty; each image needs its {column}")
+    age = cells.get("age", "").strip()
+    if age and read_age(age) is None:
+        raise DataError(f"{manifest}, row {row}: column 'age' must be years, e.g. 63, or empty")
+    return ImageRecord(
+        path=manifest.absolute().parent / cells["path"],
+        patient=cells["patient"].strip(),
+        label=read_label(cells["label"]),
+        view=cells.get("view", "").strip() or None,
+        sex=read_sex(cells.get("sex", "")),
+        age_years=read_age(age),
+        manufacturer=cells.get("manufacturer", "").strip() or None,
+    )
+
+
+def _cells(record: ImageRecord, folder: Path) -> list[str]:
+    path = Path(os.path.abspath(record.path))  # noqa: PTH100 - resolve() would follow links out of the folder
+    inside = path.is_relative_to(folder)
+    age = "" if record.age_years is None else repr(record.age_years)
+    known = (record.view or "", record.sex or "", age, record.manufacturer or "")
+    return [str(path.relative_to(folder) if inside else path), record.patient, record.label, *known]

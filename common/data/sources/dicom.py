@@ -1,0 +1,109 @@
+"""A folder of DICOM files, however nested, with a table of labels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from common.data.manifest import LABELS, ImageRecord, Manifest, read_label, read_sex
+from common.data.report import DataReport
+from common.data.sources.collect import collect, is_frontal, walk_files
+from common.data.sources.table import find_column
+from common.data.tables import read_columns, read_rows
+from common.dicom.header import DicomHeader, read_header
+from common.errors import DataError, ImageError, SkipReason
+
+_KEYS = {
+    "sop_uid": ("sopinstanceuid", "sopuid", "sop"),
+    "file": ("path", "filename", "file", "filepath"),
+    "study_uid": ("studyinstanceuid", "studyuid", "study"),
+    "accession": ("accessionnumber", "accession"),
+}
+"""Usual names of the columns that tell which images a label is for, the most exact first."""
+
+Labels = dict[str, dict[str, str]]
+"""Label by value, for each kind of key."""
+
+
+def read_dicom_folder(folder: Path, label_table: Path, frontal_only: bool = True) -> tuple[Manifest, DataReport]:
+    """The DICOM files below `folder` that have a label, whatever their names; only their headers are read.
+
+    The label table is a CSV file with a column `label` and one or more of: SOP instance UID, file (a path relative to `folder`,
+    or a bare name, which counts only if one file alone has it), study instance UID, accession number. Where several fit an
+    image the most exact decides. The patient is the Patient ID; an image without one is left out and counted, as is one without
+    a label, one with a label outside the manifest's vocabulary, or a file that is no DICOM. Hidden files and DICOMDIR are
+    ignored.
+
+    Args:
+        folder: searched with all folders below it.
+        label_table: the CSV file.
+        frontal_only: leave out lateral and oblique views; an image that does not tell its view stays.
+
+    Raises:
+        ConfigError: the table does not exist.
+        DataError: the folder cannot be listed, the table lacks a column, or it gives one key two labels.
+    """
+    labels = _read_labels(label_table)
+    files = [file for file in walk_files(folder) if file.name != "DICOMDIR"]  # PS3.10, 8.6: the index of a medium
+    if not files:
+        raise DataError(f"no file found in {folder}; expected a folder that holds DICOM files, itself or in folders below")
+    names = Counter(file.name for file in files)
+    return collect(_record(file, _file_keys(file, folder, names), labels, frontal_only) for file in files)
+
+
+def _read_labels(table: Path) -> Labels:
+    present = read_columns(table)
+    columns = {kind: column for kind, usual in _KEYS.items() if (column := find_column(present, usual))}
+    if not columns:
+        raise DataError(
+            f"{table}: no column tells which image a label is for; expected one named SOPInstanceUID, StudyInstanceUID, "
+            f"AccessionNumber or filename. The columns there are: {', '.join(present)}"
+        )
+    labels: Labels = {kind: {} for kind in columns}
+    for number, row in read_rows(table, ["label", *columns.values()]):
+        label = read_label(row["label"])
+        for kind, column in columns.items():
+            key = row[column].strip()
+            if key and label and labels[kind].setdefault(key, label) != label:
+                raise DataError(f"{table}, row {number}: column '{column}' has a value that an earlier row gives another label")
+    return labels
+
+
+def _record(file: Path, file_keys: list[str], labels: Labels, frontal_only: bool) -> ImageRecord | SkipReason:
+    try:
+        header = read_header(file)
+    except ImageError as error:
+        return error.reason
+    label = _find_label(header, file_keys, labels)
+    reason = _refuse(header, label)
+    if reason is None and frontal_only and not is_frontal(header.view):
+        reason = SkipReason.NOT_FRONTAL
+    if reason is not None:
+        return reason
+    return ImageRecord(
+        path=file.absolute(),
+        patient=header.patient,
+        label=label,
+        view=header.view or None,
+        sex=read_sex(header.sex),
+        age_years=header.age_years,
+        manufacturer=header.manufacturer or None,
+    )
+
+
+def _refuse(header: DicomHeader, label: str) -> SkipReason | None:
+    if label not in LABELS:
+        return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
+    return None if header.patient else SkipReason.NO_PATIENT
+
+
+def _find_label(header: DicomHeader, file_keys: list[str], labels: Labels) -> str:
+    """The label of the most exact key that the table has for this image, or an empty text."""
+    keys = {"sop_uid": [header.sop_uid], "file": file_keys, "study_uid": [header.study_uid], "accession": [header.accession]}
+    found = (table[key] for kind, table in labels.items() for key in keys[kind] if key in table)
+    return next(found, "")
+
+
+def _file_keys(file: Path, folder: Path, names: Counter[str]) -> list[str]:
+    relative = file.relative_to(folder).as_posix()
+    return [relative, file.name] if names[file.name] == 1 else [relative]

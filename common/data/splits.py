@@ -1,0 +1,76 @@
+"""Splits by patient: images of one patient are never on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def split_by_patient(
+    patients: Sequence[str], labels: Sequence[int], fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions (int64, ascending) of the training images and of the validation images.
+
+    Guarantees:
+        The two are disjoint and complete, and no patient is in both.
+        Pure in the arguments. The patients on each side do not depend on the order of the rows, and a patient who joins the
+        site moves few others.
+        Of a class with n patients, between floor(fraction * n) and ceil(fraction * n) go to validation, and on average over seeds
+        fraction * n, so that the pooled validation images of many small sites have the classes of the sites. Two exceptions:
+        training keeps at least one patient of each class, and validation gets at least one patient if a class has two.
+        One patient alone, or one of each class, all stay in training.
+
+    Args:
+        patients: the patient of each image.
+        labels: the class of each image. A patient with several counts as the one that is rarest among all images.
+        fraction: share of patients for validation, in [0, 1).
+        seed: of the draw.
+
+    Raises:
+        ValueError: the lengths differ or `fraction` is outside [0, 1).
+    """
+    if len(patients) != len(labels) or not 0.0 <= fraction < 1.0:
+        raise ValueError(
+            f"expected as many labels as patients and a fraction in [0, 1), got {len(patients)}, {len(labels)}, {fraction}"
+        )
+    strata = _strata(patients, labels, seed)
+    counts = _validation_counts([len(stratum) for stratum in strata], fraction, _uniform(seed, *sorted(set(patients))))
+    chosen = {patient for stratum, count in zip(strata, counts, strict=True) for patient in stratum[:count]}
+    in_validation = np.fromiter((patient in chosen for patient in patients), dtype=bool, count=len(patients))
+    return np.flatnonzero(~in_validation).astype(np.int64), np.flatnonzero(in_validation).astype(np.int64)
+
+
+def _strata(patients: Sequence[str], labels: Sequence[int], seed: int) -> list[list[str]]:
+    """The patients of each class that occurs, by class, in an order drawn from `seed` and each patient's own name."""
+    images = Counter(int(label) for label in labels)
+    rarity = {label: rank for rank, label in enumerate(sorted(images, key=lambda label: (images[label], label)))}
+    label_of: dict[str, int] = {}
+    for patient, label in zip(patients, labels, strict=True):
+        label_of[patient] = min(label_of.get(patient, int(label)), int(label), key=rarity.__getitem__)
+    strata: dict[int, list[str]] = defaultdict(list)
+    for patient in sorted(label_of, key=lambda patient: _uniform(seed, patient)):
+        strata[label_of[patient]].append(patient)
+    return [strata[label] for label in sorted(strata)]
+
+
+def _validation_counts(sizes: Sequence[int], fraction: float, offset: float) -> list[int]:
+    """How many of each stratum to take: `fraction * size` by systematic rounding (Madow 1949) from `offset` in [0, 1)."""
+    if fraction == 0.0:
+        return [0] * len(sizes)
+    steps = [math.floor(fraction * int(total) + offset) for total in np.cumsum([0, *sizes])]
+    counts = [min(after - before, size - 1) for (before, after), size in zip(pairwise(steps), sizes, strict=True)]
+    if not any(counts) and max(sizes, default=0) > 1:
+        counts[int(np.argmax(sizes))] = 1
+    return counts
+
+
+def _uniform(seed: int, *names: str) -> float:
+    """A number in [0, 1) that is pure in its arguments, on any machine and in any process."""
+    text = "\0".join((str(seed), *names)).encode("utf-8", errors="surrogateescape")
+    return int.from_bytes(hashlib.sha256(text).digest()[:6]) / 2**48
