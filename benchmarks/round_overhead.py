@@ -25,7 +25,8 @@ from common.compute import build_compute
 from common.config import ExperimentConfig
 from common.models import build_model
 from server.run_folder import RunFolder, describe_environment
-from simulation.runner import Plan, build_plan, simulate
+from simulation.plan import Plan, build_plan
+from simulation.runner import simulate
 from simulation.superlink import ALLOCATOR, Resources
 
 

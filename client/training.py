@@ -159,7 +159,7 @@ def _batches(data: Dataset, plan: RoundPlan, device: torch.device) -> Iterator[t
     The bytes go to the device before they become floats, so that a GPU does the rest and is sent a quarter.
     """
     cfg = plan.experiment.training
-    size_px = cfg.early_size_px if plan.round <= cfg.early_rounds else plan.experiment.image.size_px
+    size_px = cfg.size_in_round(plan.round, plan.experiment.rounds, plan.experiment.image.size_px)
     order = numpy_generator(*plan.seed_parts(), "batches")
     draws = torch_generator(*plan.seed_parts(), "augmentation")
     for epoch in range(cfg.local_epochs):

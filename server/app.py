@@ -12,6 +12,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.config import CoordinatorConfig, ExperimentConfig, build_config, experiment_from_json, load_experiment, read_yaml
 from common.errors import ConfigError
+from server.report import write_report
 from server.study import run_study
 
 EXPERIMENT_KEY = "experiment"
@@ -19,13 +20,21 @@ EXPERIMENT_KEY = "experiment"
 COORDINATOR_KEY = "coordinator"
 """Key of the run config: the path of the coordinator's own YAML file."""
 
+SITES_KEY = "sites"
+"""Key of the run config: the folder of the virtual hospitals; set in simulation alone."""
+
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     _show_log()
-    run_study(grid, read_experiment(context.run_config), read_coordinator(context.run_config))
+    settings = read_coordinator(context.run_config)
+    try:
+        run_study(grid, read_experiment(context.run_config), settings)
+    finally:
+        if not context.run_config.get(SITES_KEY):  # a simulation adds its baselines first
+            write_report(Path(settings.run_dir))
 
 
 def _show_log() -> None:

@@ -23,7 +23,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from common.config import ExperimentConfig, build_config, read_yaml
@@ -136,6 +135,8 @@ def write_text(path: Path, text: str) -> None:
 
 def describe_environment() -> dict[str, Any]:
     """What the run ran on: versions, machine, git commit and whether the working tree was clean."""
+    import torch  # here, since reading a run folder needs no torch and importing it costs seconds
+
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": sys.version.split()[0],

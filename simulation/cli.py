@@ -202,7 +202,7 @@ def main() -> None:
 
 
 def _simulate(run_dir: Path, experiment: dict[str, Any], virtual: dict[str, Any], **options: Any) -> None:
-    from simulation.runner import Plan, build_plan, simulate
+    from simulation.plan import Plan, build_plan
     from simulation.superlink import Resources
 
     resume = options.get("resume", False)
@@ -217,6 +217,8 @@ def _simulate(run_dir: Path, experiment: dict[str, Any], virtual: dict[str, Any]
     plan = Plan(
         *built, run_dir=run_dir, resources=resources, engine=engine, resume=resume, baselines=options.get("baselines", False)
     )
+    from simulation.runner import simulate
+
     console.print(f"run folder: {run_dir}")
     summary = simulate(plan, lambda text: console.print(text, markup=False))
     _show(summary, run_dir)

@@ -12,10 +12,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import Field
 
 from common.config import CoordinatorConfig, ExperimentConfig, Section, SiteConfig
 from common.data.manifest import Manifest, write_manifest
@@ -27,28 +26,8 @@ from common.seeds import derive_seed
 from simulation.partition import partition
 from simulation.phantom import write_phantoms
 from simulation.phantom_mark import is_phantom
+from simulation.plan import SimulationConfig
 from simulation.scanners import draw_scanner, render_archive
-
-PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
-
-
-class SimulationConfig(Section):
-    """What makes the virtual hospitals: the data, how it is dealt out, and what each hospital may use of the machine."""
-
-    data: str | None = None
-    """Folder in the Kaggle layout: train/ (and val/) is dealt to the hospitals, test/ is the coordinator's. Unset, phantoms are drawn
-    into the run folder, and their external set is used."""
-    phantom_patients: Annotated[int, Field(ge=3, le=100_000)] = 240
-    """Training patients of the phantom set."""
-    external: str | None = None
-    """Folder with a labels.csv (or the CSV itself): the held-out external set."""
-    hospitals: Annotated[int, Field(ge=1, le=10_000)] = 5
-    partition: PartitionKind = "dirichlet"
-    alpha: Annotated[float, Field(gt=0.0)] = 0.5
-    """Concentration of the Dirichlet draws: 0.1 is very uneven, 100 nearly even. Of `dirichlet` and `quantity` alone."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads of each hospital's training; part of what makes a run repeat bit for bit."""
-    device: str = "auto"
 
 
 @dataclass(frozen=True)

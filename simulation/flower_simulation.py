@@ -117,7 +117,8 @@ def _rename(given: Mapping[str, Any], names: Mapping[str, str], section: str) ->
 
 def _run_own(values: Mapping[str, Any], resources: Any) -> None:
     from simulation.options import default_run_dir
-    from simulation.runner import Plan, build_plan, simulate
+    from simulation.plan import Plan, build_plan
+    from simulation.runner import simulate
 
     experiment: dict[str, Any] = {}
     simulation: dict[str, Any] = {"hospitals": resources.nodes}

@@ -8,76 +8,22 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from common.config import ExperimentConfig, build_config, load_experiment, merge, read_yaml
-from common.errors import CheckpointError, ConfigError, PneumofedError
+from common.errors import CheckpointError, PneumofedError
 from server.report import write_report
 from server.run_folder import RunFolder
 from server.study import FAILED, RUNNING, STOPPED, SUCCEEDED, course
 from simulation.baselines import run_baselines
 from simulation.bundle import write_app
-from simulation.federation import Federation, SimulationConfig, hospital_name, lay_out
+from simulation.federation import Federation, hospital_name, lay_out
 from simulation.partition_report import label_skew, summarise
+from simulation.plan import Plan
 from simulation.superlink import FlowerError, Resources, private_superlink, submit
 
-Engine = Literal["flower", "local"]
 Tell = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A simulation that was asked for."""
-
-    experiment: ExperimentConfig
-    simulation: SimulationConfig
-    run_dir: Path
-    resources: Resources
-    engine: Engine = "flower"
-    resume: bool = False
-    baselines: bool = False
-
-
-def build_plan(
-    run_dir: Path,
-    experiment_values: Mapping[str, Any],
-    simulation_values: Mapping[str, Any],
-    *,
-    config_file: Path | None = None,
-    resume: bool = False,
-) -> tuple[ExperimentConfig, SimulationConfig]:
-    """The two configurations of a simulation. A resumed run keeps its own; only what is given on top must agree with it.
-
-    Raises:
-        ConfigError: a key or value is wrong, or the strategy needs more hospitals.
-        CheckpointError: nothing to resume in `run_dir`.
-    """
-    run_dir = run_dir.resolve()
-    simulation_values = {**simulation_values, **_absolute(simulation_values)}
-    if resume:
-        if not (run_dir / "simulation.yaml").exists():
-            raise CheckpointError(f"{run_dir} holds no simulation to resume; check --out")
-        stored = RunFolder(run_dir).read_config().model_dump()
-        experiment = build_config(ExperimentConfig, merge(stored, experiment_values), "the run to resume")
-        simulation = build_config(
-            SimulationConfig, merge(read_yaml(run_dir / "simulation.yaml"), simulation_values), "simulation"
-        )
-        return experiment, simulation
-    simulation = build_config(SimulationConfig, simulation_values, "simulation")
-    experiment = load_experiment(config_file, merge({"strategy": {"wait_for_sites": simulation.hospitals}}, experiment_values))
-    if experiment.strategy.replies_needed > simulation.hospitals:
-        raise ConfigError(
-            f"the strategy {experiment.strategy.name} needs {experiment.strategy.replies_needed} replies a round, "
-            f"there are {simulation.hospitals} hospitals; take more hospitals or another strategy"
-        )
-    return experiment, simulation
-
-
-def _absolute(values: Mapping[str, Any]) -> dict[str, str]:
-    """Paths that hold in every folder: Flower's processes start elsewhere, and a run may be resumed from elsewhere."""
-    return {key: str(Path(values[key]).resolve()) for key in ("data", "external") if values.get(key)}
 
 
 def simulate(plan: Plan, tell: Tell) -> dict[str, Any]:

@@ -80,9 +80,7 @@ def load_dataset(
     """
     outcomes = _identify(manifest, task, cache_dir, workers)
     block = load_block(_first_paths(outcomes, manifest), image, cache_dir, workers)
-    reasons = [
-        None if keep_duplicates and reason is SkipReason.DUPLICATE else reason for reason in _reasons(outcomes, block)
-    ]
+    reasons = [None if keep_duplicates and reason is SkipReason.DUPLICATE else reason for reason in _reasons(outcomes, block)]
     _write_skipped(reasons, manifest, cache_dir)
     records = [record for record, reason in zip(manifest.records, reasons, strict=True) if reason is None]
     labels = np.array([class_index(record.label, task) for record in records], dtype=np.int64)
@@ -90,7 +88,11 @@ def load_dataset(
     report.warnings.update(_warnings(outcomes, manifest, block))
     if not records:
         raise EmptySiteError(f"no image can be used for the task '{task}': {_explain(report, cache_dir)}")
-    kept = [outcome for outcome, reason in zip(outcomes, reasons, strict=True) if reason is None and not isinstance(outcome, SkipReason)]
+    kept = [
+        outcome
+        for outcome, reason in zip(outcomes, reasons, strict=True)
+        if reason is None and not isinstance(outcome, SkipReason)
+    ]
     patients = tuple(record.patient for record in records)
     return Dataset(_rows(block, kept), labels, patients, tuple(str(digest) for digest in kept), report)
 

@@ -136,7 +136,7 @@ def test_frozen_layers_and_their_statistics_do_not_move() -> None:
 
 
 def test_early_rounds_see_smaller_images() -> None:
-    experiment = tiny_experiment(image={"size_px": 64}, training={"early_rounds": 1, "early_size_px": 32})
+    experiment = tiny_experiment(rounds=2, image={"size_px": 64}, training={"early_fraction": 0.5})
     model = build_model(experiment.model, experiment.task, seed=1)
     seen: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
@@ -144,6 +144,15 @@ def test_early_rounds_see_smaller_images() -> None:
         plan = RoundPlan(experiment, number, "site")
         train_locally(build_setup(model, [4, 4], plan, CPU), tiny_data(8, size_px=64), plan)
     assert seen == [32, 64]
+
+
+@given(st.integers(1, 60), st.floats(0, 1), st.sampled_from([32, 64, 128, 224]))
+def test_the_last_round_is_at_full_size_and_sizes_never_fall(rounds: int, fraction: float, size_px: int) -> None:
+    cfg = TrainingConfig(early_fraction=fraction)
+    sizes = [cfg.size_in_round(number, rounds, size_px) for number in range(1, rounds + 1)]
+    assert sizes[-1] == size_px
+    assert sizes == sorted(sizes)
+    assert sizes[0] >= 32
 
 
 @pytest.mark.parametrize("images", [1, 2, 9])

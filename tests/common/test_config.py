@@ -77,7 +77,7 @@ def test_fedprox_without_mu_takes_its_own_and_an_explicit_zero_is_kept() -> None
         {"strategy": {"name": "krum", "malicious_sites": 2, "min_sites": 4}},
         {"strategy": {"name": "fedbn"}, "model": {"norm": "group"}},
         {"rounds": 3, "model": {"head_first_rounds": 3}},
-        {"training": {"early_rounds": 1, "early_size_px": 256}},
+        {"loss": {"logit_adjustment": True, "class_weights": "balanced"}},
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(values: dict[str, object]) -> None:

@@ -10,7 +10,8 @@ import PIL.Image
 import pytest
 
 from common.errors import ConfigError, DataError
-from simulation.runner import Plan, build_plan, simulate
+from simulation.plan import Plan, build_plan
+from simulation.runner import simulate
 from simulation.superlink import Resources
 from tests.tiny import draw_image
 

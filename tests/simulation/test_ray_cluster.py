@@ -15,7 +15,8 @@ import pytest
 from server.checkpoints import read_checkpoint
 from server.run_folder import RunFolder
 from simulation.phantom import write_phantoms
-from simulation.runner import Engine, Plan, build_plan, simulate
+from simulation.plan import Engine, Plan, build_plan
+from simulation.runner import simulate
 from simulation.superlink import Resources
 
 RAY = Path(sys.executable).parent / "ray"

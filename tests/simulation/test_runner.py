@@ -13,7 +13,8 @@ from common.errors import CheckpointError, ConfigError, DataError
 from server.checkpoints import read_checkpoint
 from server.run_folder import RunFolder
 from simulation.phantom import write_phantoms
-from simulation.runner import Engine, Plan, build_plan, simulate
+from simulation.plan import Engine, Plan, build_plan
+from simulation.runner import simulate
 from simulation.superlink import Resources
 
 SMALL: dict[str, Any] = {
