@@ -114,7 +114,8 @@ class TrainingConfig(Section):
     """Share of each site's patients kept for validation."""
     early_fraction: Fraction = 0.6
     """Progressive resizing: this share of the rounds, rounded up, trains on images of half the side (32 px at least), which costs a
-    quarter; the last round always sees `image.size_px`. 0 trains at full size throughout."""
+    quarter; the last round always sees `image.size_px`. 0 trains at full size throughout. All rounds are judged at full size, so that
+    the early ones look worse than they are."""
 
     def size_in_round(self, round_number: int, rounds: int, size_px: int) -> int:
         """Side in pixels of the training images in a round, counted from 1."""

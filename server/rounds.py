@@ -93,7 +93,9 @@ class Coordinator:
         sites = self._sites_now()
         drawn = draw_sites(sites, self.experiment.strategy.fraction_train, self.experiment.seed, number)
         replies = self._train(drawn, number)
+        answered = len(replies.answers)
         updates, left_out = self._check(replies, number)
+        replies.answers.clear()  # 45 MB a site, unpacked by now
         seconds = {"train": clock.lap()}
         self.arrays = aggregate(self.strategy, number, list(updates.values()))
         seconds["aggregate"] = clock.lap()
@@ -114,7 +116,7 @@ class Coordinator:
             "sites": _site_lines(updates, evaluations, threshold.value),
             "absent": self.roster.absences(),
             "seconds": seconds,
-            "bytes": self._bytes(drawn, replies, judges),
+            "bytes": self._bytes(len(drawn) + len(judges), answered),
         }
 
     def _sites_now(self) -> list[str]:
@@ -199,10 +201,9 @@ class Coordinator:
     def _instruct(self, number: int) -> RecordDict:
         return pack_instruction(Instruction(self.experiment, self.run, number, self.arrays))
 
-    def _bytes(self, drawn: Sequence[str], replies: Replies, judges: Sequence[str]) -> dict[str, int]:
+    def _bytes(self, sent: int, answered: int) -> dict[str, int]:
         """Bytes of weights on the wire in this round, from the coordinator (`down`) and to it (`up`)."""
-        size = self.arrays.nbytes
-        return {"down": size * (len(drawn) + len(judges)), "up": size * len(replies.answers)}
+        return {"down": self.arrays.nbytes * sent, "up": self.arrays.nbytes * answered}
 
 
 class Clock:
