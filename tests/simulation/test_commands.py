@@ -152,7 +152,14 @@ def test_ctrl_c_in_a_round_leaves_a_stopped_run_that_resumes(tmp_path: Path) -> 
         "--out",
         str(tmp_path / "run"),
     ]
-    process = subprocess.Popen([*PNEUMOFED, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        [*PNEUMOFED, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # a shell starts background jobs with SIGINT ignored, and this test may be one
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     history, deadline = tmp_path / "run" / "history.jsonl", time.monotonic() + 200
     while time.monotonic() < deadline and not (history.exists() and history.read_text().count("\n") >= 2):
         time.sleep(0.2)
