@@ -23,11 +23,12 @@ import torch
 
 from common.compute import build_compute
 from common.config import ExperimentConfig
+from common.flower_commands import ALLOCATOR
 from common.models import build_model
 from server.run_folder import RunFolder, describe_environment
 from simulation.plan import Plan, build_plan
 from simulation.runner import simulate
-from simulation.superlink import ALLOCATOR, Resources
+from simulation.superlink import Resources
 
 
 def train_bare(text: str, counts: list[tuple[int, int]]) -> None:

@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from common.config import ExperimentConfig, SiteConfig, build_config, read_yaml
+from common.config import ExperimentConfig, SiteConfig
+from common.config_reader import build_config, read_yaml
 from common.data.dataset import Dataset, load_dataset
 from common.data.manifest import CLASSES, read_manifest
 from common.data.splits import split_by_patient
 from common.errors import ConfigError
+from common.messages import SITE_CONFIG_KEY, SITES_KEY
 from common.seeds import derive_seed
-
-SITE_CONFIG_KEY = "site-config"
-"""Key of a SuperNode's own node config: the path of the hospital's YAML file."""
-SITES_KEY = "sites"
-"""Key of the run config in simulation alone: a folder with one YAML file a virtual hospital, named by partition number."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,11 @@
     ├── WeightsError           model weights cannot be had or do not fit the model
     ├── MessageError           a message from the other side is not what was agreed; the reply is left out
     ├── RoundError             a round had fewer than `min_sites` good replies; the run fails and says who and why
-    └── CheckpointError        a checkpoint cannot be read or belongs to another run; `--resume` refuses
+    ├── CheckpointError        a checkpoint cannot be read or belongs to another run; `--resume` refuses
+    ├── PolicyError            a site refuses a run or a round by its own policy; the coordinator goes on with the others
+    ├── ArchiveError           the hospital's archive (PACS) cannot be reached or refuses; the engineer mends the connection
+    ├── AuditError             an audit log is broken: a line was changed or removed
+    └── FlowerError            a Flower process did not start, or could not take or finish a run
 
 An exception's own text may name files and thus patients, so it stays where it was raised. What may cross the wire is the
 class name and `public_message`, a fixed sentence without any detail (see `describe_for_wire`).
@@ -104,6 +108,34 @@ class RoundError(PneumofedError):
 
 class CheckpointError(PneumofedError):
     """A checkpoint is damaged or belongs to another experiment."""
+
+
+class PolicyError(PneumofedError):
+    """The site's own policy forbids what was asked. `rule` names the rule, and is all of it that leaves the site."""
+
+    def __init__(self, rule: str, detail: str) -> None:
+        super().__init__(detail)
+        self.rule = rule
+        self.public_message = f"the site's policy refuses this ({rule})"
+
+    def __reduce__(self) -> tuple[type[PolicyError], tuple[str, str]]:
+        return type(self), (self.rule, str(self))
+
+
+class ArchiveError(PneumofedError):
+    """The archive cannot be reached, or refuses a query or a transfer."""
+
+    public_message = "the site's archive cannot be reached"
+
+
+class AuditError(PneumofedError):
+    """The chain of an audit log is broken; the text names the line."""
+
+    public_message = "the site's audit log is damaged"
+
+
+class FlowerError(PneumofedError):
+    """Flower did not start, or could not take or finish a run; the text says what it said."""
 
 
 def describe_for_wire(error: BaseException) -> tuple[str, str]:

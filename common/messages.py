@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, MetricRecord, RecordDict
 
-from common.config import ExperimentConfig, experiment_from_json
+from common.config import ExperimentConfig
+from common.config_reader import experiment_from_json
 from common.errors import MessageError, describe_for_wire
 
 PROTOCOL = 1
@@ -31,6 +32,14 @@ PROTOCOL = 1
 ARRAYS, CONFIG, METRICS, STATISTICS, SITE = "arrays", "config", "metrics", "statistics", "site"
 PARAMETERS, BUFFERS = "parameters", "statistics"
 NUM_EXAMPLES = "num-examples"
+EXPERIMENT_KEY = "experiment"
+"""Key of Flower's run config: the path of a YAML file, or the whole experiment as JSON."""
+COORDINATOR_KEY = "coordinator"
+"""Key of the run config: the path of the coordinator's own YAML file."""
+SITES_KEY = "sites"
+"""Key of the run config in simulation alone: a folder with one YAML file a virtual hospital, named by partition number."""
+SITE_CONFIG_KEY = "site-config"
+"""Key of a SuperNode's own node config: the path of the hospital's YAML file."""
 SITE_FAILURE_CODE = 1000
 """Flower reserves 0 to 99 for its own error codes."""
 

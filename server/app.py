@@ -10,18 +10,12 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import CoordinatorConfig, ExperimentConfig, build_config, experiment_from_json, load_experiment, read_yaml
+from common.config import CoordinatorConfig, ExperimentConfig
+from common.config_reader import build_config, experiment_from_json, load_experiment, read_yaml
 from common.errors import ConfigError
+from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY, SITES_KEY
 from server.report import write_report
 from server.study import run_study
-
-EXPERIMENT_KEY = "experiment"
-"""Key of the run config: the path of a YAML file, or the whole experiment as JSON."""
-COORDINATOR_KEY = "coordinator"
-"""Key of the run config: the path of the coordinator's own YAML file."""
-
-SITES_KEY = "sites"
-"""Key of the run config: the folder of the virtual hospitals; set in simulation alone."""
 
 app = ServerApp()
 

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import ExperimentConfig, experiment_from_json
+from common.config import ExperimentConfig
+from common.config_reader import experiment_from_json
 from common.data.atomic import atomic_write
 from common.errors import CheckpointError, ConfigError
 from common.layout import ArraysLayout

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.config import ExperimentConfig, read_yaml
+from common.config import ExperimentConfig
+from common.config_reader import read_yaml
 from common.data.manifest import CLASSES
 from common.errors import PneumofedError
 from common.evaluation.predictions import Predictions

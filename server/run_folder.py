@@ -25,7 +25,8 @@ from typing import Any
 
 import yaml
 
-from common.config import ExperimentConfig, build_config, read_yaml
+from common.config import ExperimentConfig
+from common.config_reader import build_config, read_yaml
 from common.data.atomic import atomic_write
 from common.errors import CheckpointError
 from common.evaluation.metrics import without_nan

@@ -23,7 +23,8 @@ from client.app import judge as judge_validation
 from client.site import Site, class_number, load_site, read_site_config
 from client.training import RoundPlan, build_setup, train_locally
 from common.compute import build_compute
-from common.config import CoordinatorConfig, ExperimentConfig, SiteConfig, build_config, experiment_from_json, read_yaml
+from common.config import CoordinatorConfig, ExperimentConfig, SiteConfig
+from common.config_reader import build_config, experiment_from_json, read_yaml
 from common.data.dataset import Dataset
 from common.data.report import DataReport
 from common.errors import PneumofedError

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from common.config import StrategyName
 from common.errors import ConfigError, PneumofedError
+from simulation.options import EngineName, PartitionKind, default_run_dir
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
@@ -19,38 +20,14 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
 
-class PartitionOption(StrEnum):
-    iid = "iid"
-    dirichlet = "dirichlet"
-    quantity = "quantity"
-    scanner = "scanner"
-
-
-class StrategyOption(StrEnum):
-    fedavg = "fedavg"
-    fedprox = "fedprox"
-    fedavgm = "fedavgm"
-    fedadam = "fedadam"
-    fedyogi = "fedyogi"
-    fedbn = "fedbn"
-    fedmedian = "fedmedian"
-    fedtrimmedavg = "fedtrimmedavg"
-    krum = "krum"
-
-
-class EngineOption(StrEnum):
-    flower = "flower"
-    local = "local"
-
-
 Data = Annotated[
     Path | None, typer.Option("--data", help="Folder in the Kaggle layout (train/, test/). Without it, phantoms are drawn.")
 ]
 External = Annotated[Path | None, typer.Option(help="Held-out external set: a folder with labels.csv, or a CSV file.")]
 Hospitals = Annotated[int | None, typer.Option(min=1, help="Number of virtual hospitals.  [default: 5]")]
-Partition = Annotated[PartitionOption | None, typer.Option(help="How patients are dealt to hospitals.  [default: dirichlet]")]
+Partition = Annotated[PartitionKind | None, typer.Option(help="How patients are dealt to hospitals.  [default: dirichlet]")]
 Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet draws; small is uneven.  [default: 0.5]")]
-Strategy = Annotated[StrategyOption | None, typer.Option(help="Federated strategy.  [default: fedavg]")]
+Strategy = Annotated[StrategyName | None, typer.Option(help="Federated strategy.  [default: fedavg]")]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds.  [default: 12]")]
 ImageSize = Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the model's input in pixels.  [default: 128]")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.  [default: 0]")]
@@ -65,7 +42,7 @@ Set = Annotated[
     typer.Option("--set", help="Any key of the experiment: --set training.learning_rate=1e-3. May stand more than once."),
 ]
 Engine = Annotated[
-    EngineOption, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")
+    EngineName, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each hospital's training.  [default: 1]")]
 Gpus = Annotated[float, typer.Option(min=0.0, help="Share of a GPU for each hospital, e.g. 0.25.")]
@@ -98,18 +75,17 @@ def simulate(
     out: Out = None,
     config: ConfigFile = None,
     set_: Set = None,
-    engine: Engine = EngineOption.flower,
+    engine: Engine = "flower",
     threads: Threads = None,
     gpus: Gpus = 0.0,
     ray_address: RayAddress = None,
 ) -> None:
     """Train one model over N virtual hospitals on this machine, judge it on held-out data, and write a report."""
-    from common.config import merge, parse_overrides
-    from simulation.options import default_run_dir
+    from common.config_reader import merge, parse_overrides
 
     shortcuts: dict[str, Any] = {}
     if strategy:
-        shortcuts["strategy"] = {"name": strategy.value}
+        shortcuts["strategy"] = {"name": strategy}
     if image_size:
         shortcuts["image"] = {"size_px": image_size}
     shortcuts |= _given(rounds=rounds, seed=seed)
@@ -117,7 +93,7 @@ def simulate(
         data=str(data) if data else None,
         external=str(external) if external else None,
         hospitals=hospitals,
-        partition=partition.value if partition else None,
+        partition=partition,
         alpha=alpha,
         threads=threads,
     )
@@ -140,7 +116,7 @@ def demo(out: Annotated[Path, typer.Option(help="Run folder; an earlier demo the
     """The whole way on drawn images in minutes: phantoms, three hospitals, a few rounds, baselines, report."""
     import shutil
 
-    from common.config import read_yaml
+    from common.config_reader import read_yaml
     from simulation.demo import DEMO_EXPERIMENT, DEMO_SIMULATION
 
     if (out / "simulation.yaml").exists() and read_yaml(out / "simulation.yaml").get("data") is None:
@@ -180,7 +156,7 @@ def config(
     """Check a configuration and show it in full, as YAML."""
     import yaml
 
-    from common.config import load_experiment, parse_overrides
+    from common.config_reader import load_experiment, parse_overrides
 
     experiment = load_experiment(file, parse_overrides(set_ or []))
     console.print(yaml.safe_dump(experiment.model_dump(), sort_keys=False), end="", markup=False)
@@ -213,7 +189,7 @@ def _simulate(run_dir: Path, experiment: dict[str, Any], virtual: dict[str, Any]
         client_gpus=options.get("gpus", 0.0),
         ray_address=options.get("ray_address"),
     )
-    engine = options.get("engine", EngineOption.flower).value
+    engine = options.get("engine", "flower")
     plan = Plan(
         *built, run_dir=run_dir, resources=resources, engine=engine, resume=resume, baselines=options.get("baselines", False)
     )

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config import set_by_path
+from common.config_reader import set_by_path
 from common.errors import ConfigError, PneumofedError
 
 logger = logging.getLogger(__name__)

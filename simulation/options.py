@@ -1,11 +1,15 @@
-"""Where runs lie when nobody says: `runs/<date>-<time>`, and the newest of them for `--resume`."""
+"""What may be asked of a simulation, and where runs lie when nobody says: `runs/<date>-<time>`, for `--resume` the newest."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from common.errors import CheckpointError
+
+EngineName = Literal["flower", "local"]
+PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
 
 RUNS = Path("runs")
 

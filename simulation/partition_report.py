@@ -1,23 +1,15 @@
-"""What a partition looks like: a row a hospital, a measure of its label skew, and a picture."""
+"""What a partition looks like: a row a hospital, and a measure of its label skew."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.spatial.distance import jensenshannon
 
 from common.data.manifest import LABELS, Manifest
-from common.evaluation.figures import FAINT, TEXT_PT, colour_of, legend_above, new_figure
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-_COLOURS = {label: colour_of(i) for i, label in enumerate(LABELS)}
-_MAX_ANNOTATED = 20
 
 
 @dataclass(frozen=True)
@@ -58,26 +50,3 @@ def label_skew(rows: Sequence[HospitalRow]) -> float:
         return 0.0
     pooled = counts.sum(axis=0)
     return float(np.mean([jensenshannon(count, pooled, base=2.0) ** 2 for count in counts]))
-
-
-def plot_partition(rows: Sequence[HospitalRow]) -> Figure:
-    """Stacked bars of the images of each label, a bar a hospital; above it, where there is room, its images and patients."""
-    figure, (axes,) = new_figure()
-    labels, base = _labels(rows), np.zeros(len(rows))
-    for label in labels:
-        heights = np.array([row.classes[label] for row in rows], dtype=np.float64)
-        axes.bar([row.hospital for row in rows], heights, bottom=base, label=label, color=_COLOURS.get(label, FAINT), width=0.8)
-        base += heights
-    for row in rows if len(rows) <= _MAX_ANNOTATED else ():
-        text = f"{row.images}\n({row.patients})"
-        axes.annotate(text, (row.hospital, row.images), (0, 2), textcoords="offset points", ha="center", fontsize=TEXT_PT - 2)
-    axes.set(xlabel=f"hospital (label skew {label_skew(rows):.3f} bits)", ylabel="images (patients)")
-    axes.set_xticks([row.hospital for row in rows][:: max(1, len(rows) // _MAX_ANNOTATED)])
-    axes.margins(y=0.12)
-    axes.grid(visible=False, axis="x")
-    legend_above(figure, max(1, len(labels)))
-    return figure
-
-
-def _labels(rows: Sequence[HospitalRow]) -> list[str]:
-    return list(rows[0].classes) if rows else []

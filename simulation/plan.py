@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from common.config import ExperimentConfig, Section, build_config, load_experiment, merge, read_yaml
+from common.config import ExperimentConfig, Section
+from common.config_reader import build_config, load_experiment, merge, read_yaml
 from common.errors import CheckpointError, ConfigError
 from server.run_folder import RunFolder
+from simulation.options import EngineName, PartitionKind
 from simulation.superlink import Resources
-
-Engine = Literal["flower", "local"]
-PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
 
 
 class SimulationConfig(Section):
@@ -45,7 +44,7 @@ class Plan:
     simulation: SimulationConfig
     run_dir: Path
     resources: Resources
-    engine: Engine = "flower"
+    engine: EngineName = "flower"
     resume: bool = False
     baselines: bool = False
 

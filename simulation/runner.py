@@ -12,16 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.errors import CheckpointError, PneumofedError
+from common.bundle import write_app
+from common.errors import CheckpointError, FlowerError, PneumofedError
 from server.report import write_report
 from server.run_folder import RunFolder
 from server.study import FAILED, RUNNING, STOPPED, SUCCEEDED, course
 from simulation.baselines import run_baselines
-from simulation.bundle import write_app
 from simulation.federation import Federation, hospital_name, lay_out
 from simulation.partition_report import label_skew, summarise
 from simulation.plan import Plan
-from simulation.superlink import FlowerError, Resources, private_superlink, submit
+from simulation.superlink import Resources, private_superlink, submit
 
 Tell = Callable[[str], None]
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,29 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import ConfigError, PneumofedError
+from common.errors import ConfigError, FlowerError
+from common.flower_commands import flower_environment, flower_tool, stop_group
 
 CONNECTION = "private"
 START_SEC = 60.0
 STATUS_SEC = 20.0
-SWITCHES = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs our dependencies anew, and fails offline
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-ALLOCATOR = {
-    # glibc gives large blocks back to the system after each step and faults them in again: 8 to 13 % of a ResNet18 step on a CPU.
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": "-1",
-    "MALLOC_TOP_PAD_": str(2**26),
-    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages
-}
-
-
-class FlowerError(PneumofedError):
-    """Flower did not start, or could not take or finish a run; the text says what it said."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +80,12 @@ def private_superlink(log: Path, extra_environment: Mapping[str, str]) -> Iterat
     """
     with tempfile.TemporaryDirectory(prefix="pneumofed-flower-") as name, log.open("ab") as output:
         folder, port = Path(name), _free_port()
-        environment = {**ALLOCATOR, **os.environ, **SWITCHES, **extra_environment, "FLWR_HOME": name, "PATH": _search_path()}
+        environment = {**flower_environment(folder), **extra_environment}
         (folder / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
             encoding="utf-8",
         )
-        command = [_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
+        command = [flower_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
         process = subprocess.Popen(
             [*command, "--disable-runtime-dependency-installation"],
             env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
@@ -131,7 +112,7 @@ def submit(
     """
     settings = superlink.folder / "run_config.toml"
     settings.write_text("".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in run_config.items()), encoding="utf-8")
-    command = [_tool("flwr"), "run", str(app), CONNECTION, "--stream", "--federation-config", resources.federation_config()]
+    command = [flower_tool("flwr"), "run", str(app), CONNECTION, "--stream", "--federation-config", resources.federation_config()]
     if run_config:
         command += ["--run-config", str(settings)]
     process = subprocess.Popen(
@@ -148,25 +129,12 @@ def submit(
     _check_status(superlink)
 
 
-def stop_group(process: subprocess.Popen[bytes]) -> None:
-    """Asks the process and its children to stop, and makes them after ten seconds."""
-    for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(timeout=patience)
-        except ProcessLookupError:
-            process.wait()
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
 def _check_status(superlink: Superlink) -> None:
     """Flower writes the status a few seconds after the stream of logs has ended."""
     deadline = time.monotonic() + STATUS_SEC
     status = "unknown"
     while time.monotonic() < deadline:
-        command = [_tool("flwr"), "list", CONNECTION, "--format", "json"]
+        command = [flower_tool("flwr"), "list", CONNECTION, "--format", "json"]
         listed = subprocess.run(
             command, env=superlink.environment, cwd=superlink.folder, capture_output=True, text=True, check=False
         )
@@ -208,20 +176,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _tool(name: str) -> str:
-    """The command of this Python's own environment.
-
-    Raises:
-        FlowerError: Flower is not installed beside this Python.
-    """
-    path = Path(sys.executable).parent / name
-    if not path.exists():
-        raise FlowerError(f"{name} is not installed beside {sys.executable}; install with pip install 'flwr[simulation]'")
-    return str(path)
-
-
-def _search_path() -> str:
-    """PATH with this Python's commands first: the SuperLink starts `flwr-simulation` by its name."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -13,7 +13,8 @@ import yaml
 from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
-from common.config import CoordinatorConfig, ExperimentConfig, build_config, merge
+from common.config import CoordinatorConfig, ExperimentConfig
+from common.config_reader import build_config, merge
 from common.data.manifest import ImageRecord, Manifest, write_manifest
 from server.study import run_study
 from simulation.local_grid import LocalGrid

@@ -8,15 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import (
-    ExperimentConfig,
-    build_config,
-    experiment_from_json,
-    load_experiment,
-    merge,
-    parse_overrides,
-    parse_value,
-)
+from common.config import ExperimentConfig
+from common.config_reader import build_config, experiment_from_json, load_experiment, merge, parse_overrides, parse_value
 from common.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, FlowerError
 from simulation.flower_simulation import parse_run_config, read_project, read_resources
-from simulation.superlink import FlowerError
 
 PNEUMOFED = [sys.executable, "-m", "simulation.cli"]
 FLOWER_SIMULATION = [sys.executable, "-m", "simulation.flower_simulation"]

@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from matplotlib.patches import Rectangle
 
 from common.data.manifest import ImageRecord, Manifest
 from common.errors import ConfigError
-from common.evaluation.figures import render
 from simulation.partition import PartitionKind, partition
-from simulation.partition_report import label_skew, plot_partition, summarise
+from simulation.partition_report import label_skew, summarise
 
 KINDS: tuple[PartitionKind, ...] = ("iid", "dirichlet", "quantity", "scanner")
 LABELS = ("normal", "bacterial", "viral")
@@ -144,11 +142,3 @@ def test_summary_counts_what_is_there_and_label_skew_is_the_mean_divergence() ->
     # one pure half against an even pool: JSD = H(3/4, 1/4) - H(1/2, 1/2) / 2 = 0.8113 - 0.5
     assert label_skew(rows) == pytest.approx(0.31128, abs=1e-4)
     assert label_skew(summarise([many, many])) == pytest.approx(0.0, abs=1e-12)
-
-
-@pytest.mark.parametrize("hospitals", [1, 25])
-def test_the_picture_has_a_bar_for_each_hospital_and_class(hospitals: int) -> None:
-    figure = plot_partition(summarise(partition(many, hospitals, "dirichlet", 0.5, 0)))
-    heights = [bar.get_height() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
-    assert len(heights) == 3 * hospitals and sum(heights) == len(many)
-    assert render(figure, "png").startswith(b"\x89PNG") and b"<svg" in render(figure, "svg")

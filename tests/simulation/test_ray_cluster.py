@@ -14,8 +14,9 @@ import pytest
 
 from server.checkpoints import read_checkpoint
 from server.run_folder import RunFolder
+from simulation.options import EngineName
 from simulation.phantom import write_phantoms
-from simulation.plan import Engine, Plan, build_plan
+from simulation.plan import Plan, build_plan
 from simulation.runner import simulate
 from simulation.superlink import Resources
 
@@ -45,7 +46,7 @@ def cluster() -> Iterator[str]:
         subprocess.run([str(RAY), "stop", "--force"], check=False, capture_output=True, timeout=60)
 
 
-def run(out: Path, data: Path, engine: Engine, address: str | None = None) -> np.ndarray:
+def run(out: Path, data: Path, engine: EngineName, address: str | None = None) -> np.ndarray:
     built = build_plan(out, SMALL, {"data": str(data), "hospitals": 4, "device": "cpu", "partition": "iid"})
     plan = Plan(*built, run_dir=out, resources=Resources(4, ray_address=address), engine=engine)
     assert simulate(plan, lambda _: None)["status"] == "succeeded"

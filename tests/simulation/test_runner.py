@@ -12,8 +12,9 @@ import pytest
 from common.errors import CheckpointError, ConfigError, DataError
 from server.checkpoints import read_checkpoint
 from server.run_folder import RunFolder
+from simulation.options import EngineName
 from simulation.phantom import write_phantoms
-from simulation.plan import Engine, Plan, build_plan
+from simulation.plan import Plan, build_plan
 from simulation.runner import simulate
 from simulation.superlink import Resources
 
@@ -37,7 +38,7 @@ def run(
     out: Path,
     data: Path,
     *,
-    engine: Engine = "local",
+    engine: EngineName = "local",
     resume: bool = False,
     baselines: bool = False,
     hospitals: int = 2,
