@@ -59,7 +59,9 @@ def find_site_config(node_config: Mapping[str, Any], run_config: Mapping[str, An
 def read_site_config(path: Path) -> SiteConfig:
     """The site configuration in `path`, with relative paths resolved against its folder."""
     config = build_config(SiteConfig, read_yaml(path), path.name)
-    paths = {key: str((path.parent / getattr(config, key)).resolve()) for key in ("manifest", "work_dir")}
+    paths = {
+        key: str((path.parent / value).resolve()) for key in ("manifest", "work_dir", "policy") if (value := getattr(config, key))
+    }
     return config.model_copy(update=paths)
 
 

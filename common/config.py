@@ -231,6 +231,47 @@ class SiteConfig(Section):
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[int, Field(ge=0)] = 0
     """CPU threads of the training process; 0 leaves torch's choice. Fix it where runs must repeat bit for bit."""
+    policy: str | None = None
+    """The site's policy file (`SitePolicy`). Unset, as in simulation, nothing is refused."""
+
+
+class ConnectionConfig(Section):
+    """How a hospital reaches the coordinator (`connection.yaml` in the site folder). Relative paths are relative to that file."""
+
+    coordinator: Annotated[str, Field(pattern=r"^[^\s/:]+:\d{1,5}$")]
+    """HOST:PORT of the coordinator's door."""
+    ca: str = "keys/ca.crt"
+    """The federation's certificate authority (PEM), the only one that is trusted for this connection."""
+    key: str = "keys/node"
+    """The site's private node key (PEM, P-384), mode 0600. The coordinator knows its public half."""
+    client_certificate: str | None = None
+    """For mutual TLS at the coordinator's proxy: the site's certificate (PEM) for `client_key`."""
+    client_key: str | None = None
+
+
+QuietHours = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+
+
+class SitePolicy(Section):
+    """What may run at one hospital (`policy.yaml` in the site folder). It is the hospital's alone and wins over every run.
+
+    A run outside it is refused before any data is read, and the refusal is recorded in the site's audit log.
+    """
+
+    approved_apps: list[Annotated[str, Field(pattern=r"^(installed|[0-9a-f]{64})$")]] = ["installed"]
+    """SHA-256 of the app bundles that may run here. `installed` stands for the bundle of the very code that is installed here."""
+    strategies: list[StrategyName] | None = None
+    """Strategies that a run may use; unset allows all."""
+    models: list[ModelName] | None = None
+    """Networks that a run may train; unset allows all."""
+    min_patients: Annotated[int, Field(ge=1)] = 10
+    """With fewer training patients the site takes no part: an update over few patients tells much about each."""
+    max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
+    """Training rounds that are answered within 24 hours, over all runs."""
+    max_epsilon: NonNegative | None = None
+    """A run that would spend more privacy than this at the site, or that is not private at all, is refused. Unset sets no limit."""
+    quiet_hours: list[QuietHours] = []
+    """Times of day (local, e.g. `07:30-18:00`) in which nothing is trained here; may pass midnight."""
 
 
 class CoordinatorConfig(Section):
