@@ -1,0 +1,148 @@
+"""What happens in a run while it happens: `events.jsonl` in the run folder, one line an event, and the heartbeat beside it.
+
+history.jsonl tells of a round when it is over; these lines tell of it while it goes on, for those who watch. Nothing in the run
+depends on them, so that a full disk costs lines and never the run.
+
+    {"time": "2026-01-31T09:15:02.1Z", "kind": "answered", "round": 3, "site": "north", "task": "train", "seconds": 41.2, "bytes": 449}
+
+kind            facts
+run_started     rounds
+run_resumed     rounds; `round` is the last completed one
+joined          the site answered the roll call
+absent          reason; the site, or node, cannot take part
+round_started   sites [names], deadline_sec
+asked           task (train or evaluate), bytes, deadline_sec
+answered        task, seconds, bytes
+late            task, seconds; no reply within the deadline, a later one is dropped
+refused         task, reason; the site's policy, by the name of its rule
+lost            task, reason; the node went away or could not be reached
+failed          task, reason; the site said that it could not
+left_out        reason; the reply came and did not pass the checks
+round_done      seconds
+run_ended       status, reason
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+from common.evaluation.metrics import without_nan
+
+logger = logging.getLogger(__name__)
+
+EVENTS_FILE, HEARTBEAT_FILE = "events.jsonl", "heartbeat"
+HEARTBEAT_SEC = 5.0
+
+
+class Kind(StrEnum):
+    """What may happen; the table above says which facts belong to each."""
+
+    RUN_STARTED = "run_started"
+    RUN_RESUMED = "run_resumed"
+    JOINED = "joined"
+    ABSENT = "absent"
+    ROUND_STARTED = "round_started"
+    ASKED = "asked"
+    ANSWERED = "answered"
+    LATE = "late"
+    REFUSED = "refused"
+    LOST = "lost"
+    FAILED = "failed"
+    LEFT_OUT = "left_out"
+    ROUND_DONE = "round_done"
+    RUN_ENDED = "run_ended"
+
+
+def kind_of_failure(error: str) -> Kind:
+    """The kind of event that a `common.messages.Failure` with this `error` is."""
+    if error == "Timeout":
+        return Kind.LATE
+    if error == "PolicyError":
+        return Kind.REFUSED
+    if error == "Unreachable" or error.startswith("Flower error"):
+        return Kind.LOST
+    return Kind.FAILED
+
+
+class Activity:
+    """Writer of the event lines in `path`. It never raises: what cannot be written is told in the log, once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._troubled = False
+
+    def note(self, kind: str, *, round: int, site: str | None = None, **facts: Any) -> None:
+        """Adds one line, which is in the file when this returns."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        event = {"time": now, "kind": str(kind), "round": round, **({"site": site} if site is not None else {}), **facts}
+        try:
+            text = json.dumps(without_nan(event), allow_nan=False, default=str)
+            _append(self.path, text.encode("utf-8"))
+        except (OSError, TypeError, ValueError) as error:
+            if not self._troubled:
+                logger.warning("%s cannot be written (%s); the run goes on without these lines", self.path, error)
+            self._troubled = True
+
+
+class Heartbeat:
+    """Touches a file every few seconds while its block runs, so that others can tell a slow round from a dead process."""
+
+    def __init__(self, path: Path, every_sec: float = HEARTBEAT_SEC) -> None:
+        self._path, self._every_sec = path, every_sec
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while True:
+            try:
+                self._path.touch(mode=0o600)
+            except OSError as error:
+                logger.debug("no heartbeat: %s", error)
+            if self._end.wait(self._every_sec):
+                return
+
+
+def read_activity(path: Path) -> list[dict[str, Any]]:
+    """Every event that can be read, oldest first; a line that a crash or a full disk cut short is left out."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [event for line in text.splitlines() if (event := _parse(line)) is not None]
+
+
+def _append(path: Path, line: bytes) -> None:
+    """One write of one line; it starts a new line if a full disk cut the last one."""
+    descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = b"\n" + line
+        os.write(descriptor, line + b"\n")
+    finally:
+        os.close(descriptor)
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    known = isinstance(event, Mapping) and isinstance(event.get("kind"), str) and isinstance(event.get("round"), int)
+    return dict(event) if known and isinstance(event.get("time"), str) else None
