@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
@@ -32,12 +32,14 @@ from common.messages import (
     Presence,
     Update,
     build_failure,
+    encode_update,
     pack_evaluation,
     pack_presence,
     pack_update,
     unpack_instruction,
 )
 from common.models import build_model
+from common.seeds import numpy_generator
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +85,15 @@ def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
     if experiment.strategy.name == "fedbn":
         LocalNorms.of(config.work_dir, instruction.run, layout).keep(arrays, instruction.round)
     logger.info("round %d: trained %d steps, loss %.4f", instruction.round, result.steps, result.loss)
-    return pack_update(Update(_presence(site, layout), arrays, len(site.train.labels), result.metrics()))
+    update = Update.of(_presence(site, layout), arrays, len(site.train.labels), result.metrics())
+    return pack_update(update, _travelling(arrays, instruction, site.name))
+
+
+def _travelling(arrays: ModelArrays, instruction: Instruction, site: str) -> ArrayRecord:
+    """The record that goes to the coordinator in place of `arrays`, in the number type that the experiment names."""
+    experiment = instruction.experiment
+    generator = numpy_generator(experiment.seed, instruction.round, site, "rounding")
+    return encode_update(arrays, _arrays_of(instruction), experiment.strategy.update_precision, generator)
 
 
 def evaluate_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
@@ -138,15 +148,19 @@ def _presence(site: Site, layout: ArraysLayout) -> Presence:
 def _model_with(instruction: Instruction, config: SiteConfig, norms_before_round: int) -> tuple[nn.Module, ArraysLayout]:
     """The experiment's model with the instruction's weights, and under FedBN the site's own norm layers of an earlier round."""
     experiment = instruction.experiment
-    if instruction.arrays is None:
-        raise MessageError("the instruction holds no arrays")
     model = _model(experiment.model, experiment.task)
     layout = ArraysLayout.of(model)
-    arrays = instruction.arrays
+    arrays = _arrays_of(instruction)
     if experiment.strategy.name == "fedbn":
         arrays = LocalNorms.of(config.work_dir, instruction.run, layout).restore(arrays, norms_before_round)
     layout.load(model, arrays.parameters, arrays.statistics)
     return model, layout
+
+
+def _arrays_of(instruction: Instruction) -> ModelArrays:
+    if instruction.arrays is None:
+        raise MessageError("the instruction holds no arrays")
+    return instruction.arrays
 
 
 @lru_cache(maxsize=1)

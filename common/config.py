@@ -20,6 +20,7 @@ Count = Annotated[int, Field(ge=1)]
 TaskName = Literal["binary", "three_class"]
 ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn"]
 StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"]
+UpdatePrecision = Literal["float32", "float16", "int8"]
 ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
 
 
@@ -129,6 +130,11 @@ class StrategyConfig(Section):
     those that are there, if they are `min_sites` at least."""
     wait_timeout_sec: Positive = 300.0
     round_timeout_sec: Positive = 3600.0
+    enough_sites: Count | None = None
+    """k of n: a round closes as soon as so many sites have answered well. The others are late; what they send is dropped and counted.
+    Unset, a round waits for all until `round_timeout_sec`."""
+    update_precision: UpdatePrecision = "float32"
+    """Number type of an update on the wire; see `common.transport`."""
     max_update_norm_factor: Positive = 10.0
     """A reply whose update is longer than this many times the median update of its round is left out."""
     server_learning_rate: Positive | None = None
@@ -202,6 +208,10 @@ class ExperimentConfig(Section):
         if self.loss.logit_adjustment and self.loss.class_weights != "none":
             raise ValueError(
                 "loss.logit_adjustment corrects for the class shares already; set loss.class_weights to 'none' or it to false"
+            )
+        if self.strategy.enough_sites is not None and self.strategy.enough_sites < self.strategy.replies_needed:
+            raise ValueError(
+                f"strategy.enough_sites is {self.strategy.enough_sites} but {self.strategy.replies_needed} replies are needed"
             )
         needed = 2 * self.strategy.malicious_sites + 3
         if self.strategy.name == "krum" and self.strategy.replies_needed < needed:

@@ -2,7 +2,7 @@
 
     instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
     roll call     (no arrays)                                                config {experiment, run, round, protocol}
-    update        arrays  as above                     metrics {num-examples, loss, ...}      site {name, layout, report}
+    update        arrays  as above, or common.transport's         metrics {num-examples, loss, ...}      site {name, layout, report}
     evaluation    metrics {num-examples, loss, seconds}   statistics {...}                    site {name, layout, report}
     presence      site {name, layout, report}
     failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, MetricRecord, RecordDict
 
-from common.config import ExperimentConfig
+from common.config import ExperimentConfig, UpdatePrecision
 from common.config_reader import experiment_from_json
 from common.errors import MessageError, describe_for_wire
+from common.transport import PARAMETERS, decode, encode
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Raised when the meaning of any key changes; a site of another protocol is refused with a sentence that says so."""
 
 ARRAYS, CONFIG, METRICS, STATISTICS, SITE = "arrays", "config", "metrics", "statistics", "site"
-PARAMETERS, BUFFERS = "parameters", "statistics"
+BUFFERS = "statistics"
 NUM_EXAMPLES = "num-examples"
 EXPERIMENT_KEY = "experiment"
 """Key of Flower's run config: the path of a YAML file, or the whole experiment as JSON."""
@@ -80,12 +81,26 @@ class Presence:
 
 @dataclass(frozen=True)
 class Update:
-    """A site's answer to a training instruction."""
+    """A site's answer to a training instruction.
+
+    The weights stay in the float32 record that Flower's arithmetic takes, one copy a site; `arrays` unpacks them for the moment.
+    `nbytes` is what they took on the wire.
+    """
 
     presence: Presence
-    arrays: ModelArrays
+    record: ArrayRecord
     num_examples: int
     metrics: Mapping[str, float]
+    nbytes: int
+
+    @classmethod
+    def of(cls, presence: Presence, arrays: ModelArrays, num_examples: int, metrics: Mapping[str, float]) -> Update:
+        record = pack_arrays(arrays)
+        return cls(presence, record, num_examples, metrics, record_bytes(record))
+
+    @property
+    def arrays(self) -> ModelArrays:
+        return unpack_arrays(self.record)
 
 
 @dataclass(frozen=True)
@@ -173,13 +188,40 @@ def unpack_presence(content: RecordDict) -> Presence:
         raise MessageError(f"site record malformed: {error}") from error
 
 
-def pack_update(update: Update) -> RecordDict:
+def pack_update(update: Update, travelling: ArrayRecord | None = None) -> RecordDict:
+    """The reply with an update; `travelling` stands for its float32 record on the wire (see `encode_update`)."""
     metrics = MetricRecord({NUM_EXAMPLES: update.num_examples, **update.metrics})
-    return RecordDict({ARRAYS: pack_arrays(update.arrays), METRICS: metrics, SITE: _site_record(update.presence)})
+    return RecordDict({ARRAYS: travelling or update.record, METRICS: metrics, SITE: _site_record(update.presence)})
 
 
-def unpack_update(content: RecordDict) -> Update:
-    """A site's update; the values are checked by `server.checks`.
+def encode_update(
+    arrays: ModelArrays, base: ModelArrays, precision: UpdatePrecision, generator: np.random.Generator
+) -> ArrayRecord:
+    """The record that travels in place of `arrays` to the coordinator, who has `base`."""
+    coded = encode(arrays.parameters, base.parameters, precision, generator)
+    return ArrayRecord({**{name: Array(values) for name, values in coded.items()}, BUFFERS: Array(arrays.statistics)})
+
+
+def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePrecision) -> ArrayRecord:
+    """The float32 record {parameters, statistics} of what travelled.
+
+    Raises:
+        MessageError: other arrays than the precision has.
+    """
+    if precision == "float32":
+        unpack_arrays(record)
+        return record
+    if BUFFERS not in record:
+        raise MessageError(f"expected an array {BUFFERS}, got {sorted(record)[:4]}")
+    coded = {name: array.numpy() for name, array in record.items() if name != BUFFERS}
+    parameters = Array(decode(coded, base.parameters, precision))
+    decoded = ArrayRecord({PARAMETERS: parameters, BUFFERS: record[BUFFERS]})
+    unpack_arrays(decoded)
+    return decoded
+
+
+def unpack_update(content: RecordDict, base: ModelArrays, precision: UpdatePrecision = "float32") -> Update:
+    """A site's update on `base`; the values are checked by `server.checks`.
 
     Raises:
         MessageError: a record or key is missing or of the wrong type.
@@ -187,7 +229,14 @@ def unpack_update(content: RecordDict) -> Update:
     if ARRAYS not in content.array_records:
         raise MessageError("the update holds no arrays")
     num_examples, metrics = _unpack_metrics(content)
-    return Update(unpack_presence(content), unpack_arrays(content.array_records[ARRAYS]), num_examples, metrics)
+    travelled = content.array_records[ARRAYS]
+    record = decode_update(travelled, base, precision)
+    return Update(unpack_presence(content), record, num_examples, metrics, record_bytes(travelled))
+
+
+def record_bytes(record: ArrayRecord) -> int:
+    """Bytes of the arrays in `record` on the wire."""
+    return sum(len(array.data) for array in record.values())
 
 
 def pack_evaluation(evaluation: Evaluation) -> RecordDict:

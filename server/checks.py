@@ -3,49 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from flwr.app import Message
 
+from common.config import StrategyConfig
 from common.errors import MessageError
 from common.layout import ArraysLayout, Kind
 from common.messages import Failure, ModelArrays, Presence, Update, unpack_update
 
 
-def check_updates(
-    answers: Mapping[str, Message],
-    current: ModelArrays,
-    layout: ArraysLayout,
-    presences: Mapping[str, Presence],
-    norm_factor: float,
-) -> tuple[dict[str, Update], dict[str, Failure]]:
-    """The good updates and the reason for each one left out, both by site."""
-    good: dict[str, Update] = {}
-    left_out: dict[str, Failure] = {}
-    for site, message in answers.items():
+@dataclass
+class Intake:
+    """Takes the replies of one round as they arrive. Of each good one it keeps the packed weights, once, and the update's length.
+
+    intake.take(site, message)      one reply
+    intake.close()                  (good updates, the reason for each one left out), both by site
+    """
+
+    current: ModelArrays
+    layout: ArraysLayout
+    presences: Mapping[str, Presence]
+    cfg: StrategyConfig
+    updates: dict[str, Update] = field(default_factory=dict)
+    left_out: dict[str, Failure] = field(default_factory=dict)
+    lengths: dict[str, float] = field(default_factory=dict)
+
+    def take(self, site: str, message: Message) -> bool:
+        """Whether the reply is good as far as one can tell without the others."""
         try:
-            update = unpack_update(message.content)
-            _check_form(site, update, layout, presences[site])
-            good[site] = update
+            update = unpack_update(message.content, self.current, self.cfg.update_precision)
+            arrays = update.arrays
+            _check_form(site, update, arrays, self.layout, self.presences[site])
         except MessageError as error:
-            left_out[site] = Failure(site, "MessageError", str(error))
-    for site, reason in implausible(good, current, norm_factor).items():
-        del good[site]
-        left_out[site] = Failure(site, "MessageError", reason)
-    return good, left_out
+            self.left_out[site] = Failure(site, "MessageError", str(error))
+            return False
+        self.updates[site] = update
+        self.lengths[site] = float(np.linalg.norm(arrays.parameters - self.current.parameters))
+        return True
+
+    def close(self) -> tuple[dict[str, Update], dict[str, Failure]]:
+        lengths = {site: (length, self.updates[site].num_examples) for site, length in self.lengths.items()}
+        for site, reason in implausible(lengths, self.cfg.max_update_norm_factor).items():
+            self.left_out[site] = Failure(site, "MessageError", reason)
+        good = {site: update for site, update in sorted(self.updates.items()) if site not in self.left_out}
+        return good, dict(sorted(self.left_out.items()))
 
 
-def implausible(updates: Mapping[str, Update], current: ModelArrays, factor: float) -> dict[str, str]:
-    """Sites whose update is too long, with the sentence that says so.
+def implausible(updates: Mapping[str, tuple[float, int]], factor: float) -> dict[str, str]:
+    """Sites whose update is too long, with the sentence that says so; `updates` maps each to its length and number of images.
 
     The length is taken per square root of the number of images: a site with a hundred times the images takes a hundred times the
     steps, and its update grows with them. It is compared with the lower median of the round, which an attacker moves only where
     at least half of the sites are with him. Updates of length zero are plausible.
     """
-    lengths = {
-        site: float(np.linalg.norm(update.arrays.parameters - current.parameters)) / max(update.num_examples, 1) ** 0.5
-        for site, update in updates.items()
-    }
+    lengths = {site: length / max(images, 1) ** 0.5 for site, (length, images) in updates.items()}
     if len(lengths) < 2:
         return {}
     median = sorted(lengths.values())[(len(lengths) - 1) // 2]
@@ -57,12 +70,12 @@ def implausible(updates: Mapping[str, Update], current: ModelArrays, factor: flo
     }
 
 
-def _check_form(site: str, update: Update, layout: ArraysLayout, presence: Presence) -> None:
+def _check_form(site: str, update: Update, arrays: ModelArrays, layout: ArraysLayout, presence: Presence) -> None:
     if update.presence.site != site:
         raise MessageError("the reply names another site")
     if update.presence.layout != layout.digest:
         raise MessageError("the reply's model has another layout")
-    parameters, statistics = update.arrays.parameters, update.arrays.statistics
+    parameters, statistics = arrays.parameters, arrays.statistics
     if len(parameters) != layout.parameter_count or len(statistics) != layout.statistic_count:
         raise MessageError(
             f"expected {layout.parameter_count} parameters and {layout.statistic_count} statistics, "

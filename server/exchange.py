@@ -1,50 +1,121 @@
-"""Sending to sites and waiting for their replies, with an end to the waiting and a name for everyone who did not answer."""
+"""Sending to sites and waiting for their replies, with an end to the waiting and a name for everyone who did not answer.
+
+post.exchange(messages, task, ...)     one message a site out; replies are handed on one by one as they arrive
+post.collect_late()                    replies to earlier rounds: dropped, counted, and the site is free again
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
 from common.messages import Failure, read_failure
+from server.activity import Activity, Kind, kind_of_failure
 
 POLL_SEC = 0.1
+FORGET_AFTER_DEADLINES = 3
+"""A site that is silent for so many deadlines is asked again: its message is lost, for it would have been answered by now."""
+
+Task = Literal["roll call", "train", "evaluate"]
+Take = Callable[[str, Message], bool]
+"""Is given a site's name and reply; says whether the reply counts."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A message that was not answered in its round."""
+
+    site: str
+    round: int
+    task: Task
+    until: float
+    """Time (monotonic) after which nothing more is expected."""
 
 
 @dataclass
-class Replies:
-    """What came back, by site, sorted by name."""
+class Post:
+    """The coordinator's side of the exchange. `outstanding` are messages that sites still work on, by message id."""
 
-    answers: dict[str, Message] = field(default_factory=dict)
-    failures: dict[str, Failure] = field(default_factory=dict)
+    grid: Grid
+    activity: Activity
+    outstanding: dict[str, Asked] = field(default_factory=dict)
 
+    def exchange(
+        self, messages: Mapping[str, Message], task: Task, number: int, deadline_sec: float, take: Take, enough: int | None = None
+    ) -> dict[str, Failure]:
+        """Sends one message a site and hands each reply to `take`; returns why each other site did not answer.
 
-def exchange(grid: Grid, messages: Mapping[str, Message], timeout_sec: float) -> Replies:
-    """Sends one message a site and collects the replies until all are there or `timeout_sec` has passed.
+        Waits until all have answered, `enough` replies count, or `deadline_sec` has passed. A site is known by the message that
+        it answers: an error reply that Flower writes for a lost node does not name the node.
+        """
+        started = time.monotonic()
+        waiting, failures = self._send(messages, task, number)
+        counted = 0
+        deadline = started + deadline_sec
+        while waiting and time.monotonic() < deadline and (enough is None or counted < enough):
+            arrived = False
+            for message in self._pull(waiting):
+                site = waiting.pop(message.metadata.reply_to_message_id)
+                arrived = True
+                if message.has_error():
+                    failures[site] = read_failure(message)
+                    self._note_failure(failures[site], site, task, number)
+                else:
+                    self.activity.note(Kind.ANSWERED, round=number, site=site, task=task, seconds=time.monotonic() - started)
+                    counted += take(site, message)
+            if waiting and not arrived:
+                time.sleep(POLL_SEC)
+        failures.update(self._give_up(waiting, task, number, deadline_sec, time.monotonic() - started))
+        return dict(sorted(failures.items()))
 
-    A site is known by the message that it answers: an error reply that Flower writes for a lost node does not name the node.
-    """
-    ids = list(grid.push_messages(messages.values()))
-    waiting = {identifier: site for identifier, site in zip(ids, messages, strict=True) if identifier}
-    refused = [site for identifier, site in zip(ids, messages, strict=True) if not identifier]
-    replies = Replies(failures={site: Failure(site, "Unreachable", "the message could not be handed over") for site in refused})
-    deadline = time.monotonic() + timeout_sec
-    while waiting and time.monotonic() < deadline:
-        for message in grid.pull_messages(list(waiting)):
-            site = waiting.pop(message.metadata.reply_to_message_id)
-            _sort_in(replies, site, message)
-        if waiting:
-            time.sleep(POLL_SEC)
-    for site in waiting.values():
-        replies.failures[site] = Failure(site, "Timeout", f"no reply within {timeout_sec:g} s")
-    return Replies(dict(sorted(replies.answers.items())), dict(sorted(replies.failures.items())))
+    @property
+    def busy(self) -> set[str]:
+        """Sites that still work on an earlier message; another one would only queue behind it."""
+        return {asked.site for asked in self.outstanding.values()}
 
+    def collect_late(self) -> list[Asked]:
+        """What arrived too late: dropped. The sites are free again, as are those that nothing more is expected of."""
+        arrived = self._pull({identifier: asked.site for identifier, asked in self.outstanding.items()})
+        late = [self.outstanding.pop(message.metadata.reply_to_message_id) for message in arrived]
+        for asked in late:
+            self.activity.note(Kind.LATE, round=asked.round, site=asked.site, task=asked.task, arrived=True)
+        now = time.monotonic()
+        self.outstanding = {identifier: asked for identifier, asked in self.outstanding.items() if asked.until > now}
+        return late
 
-def _sort_in(replies: Replies, site: str, message: Message) -> None:
-    if message.has_error():
-        replies.failures[site] = read_failure(message)
-    else:
-        replies.answers[site] = message
+    def _send(self, messages: Mapping[str, Message], task: Task, number: int) -> tuple[dict[str, str], dict[str, Failure]]:
+        ids = list(self.grid.push_messages(messages.values()))
+        waiting = {identifier: site for identifier, site in zip(ids, messages, strict=True) if identifier}
+        failures = {}
+        for identifier, site in zip(ids, messages, strict=True):
+            if identifier:
+                self.activity.note(Kind.ASKED, round=number, site=site, task=task)
+            else:
+                failures[site] = Failure(site, "Unreachable", "the message could not be handed over")
+                self._note_failure(failures[site], site, task, number)
+        return waiting, failures
+
+    def _pull(self, waiting: Mapping[str, str]) -> Iterator[Message]:
+        """Replies that are there, asked for one by one so that only one is in memory besides what is kept of the others. Flower's
+        grid repeats a request that fails."""
+        for identifier in list(waiting):
+            yield from self.grid.pull_messages([identifier])
+
+    def _give_up(
+        self, waiting: Mapping[str, str], task: Task, number: int, deadline_sec: float, waited: float
+    ) -> dict[str, Failure]:
+        until = time.monotonic() + FORGET_AFTER_DEADLINES * deadline_sec
+        failures = {}
+        for identifier, site in waiting.items():
+            self.outstanding[identifier] = Asked(site, number, task, until)
+            failures[site] = Failure(site, "Timeout", f"no reply within {waited:.3g} s")
+            self._note_failure(failures[site], site, task, number)
+        return failures
+
+    def _note_failure(self, failure: Failure, site: str, task: Task, number: int) -> None:
+        self.activity.note(kind_of_failure(failure.error), round=number, site=site, task=task, reason=failure.sentence)

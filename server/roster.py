@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from common.messages import Failure, Presence
@@ -36,11 +36,16 @@ class Roster:
         connected = set(node_ids)
         return [name for name in self.names if self.nodes[name] in connected]
 
-    def admit(self, node: int, presence: Presence) -> None:
-        """Takes a site in, or notes why not: another model layout, or a name that a connected node already has."""
+    def forget_absent(self, errors: Collection[str]) -> None:
+        """Lets those who are absent for one of these reasons be asked again."""
+        self.absent = {node: failure for node, failure in self.absent.items() if failure.error not in errors}
+
+    def admit(self, node: int, presence: Presence, connected: Collection[int]) -> None:
+        """Takes a site in, or notes why not: another model layout, or a name that a connected node already has. A site that comes
+        back as another node takes its own place again."""
         if presence.layout != self.expected_layout:
             self.absent[node] = Failure(presence.site, "MessageError", "the site builds another model; install the same version")
-        elif presence.site in self.nodes:
+        elif self.nodes.get(presence.site) in connected:
             self.absent[node] = Failure(presence.site, "MessageError", "another node already answers under this site's name")
         else:
             self.nodes[presence.site] = node

@@ -36,13 +36,17 @@ from common.messages import (
     unpack_evaluation,
     unpack_presence,
 )
-from server.checks import check_updates
-from server.exchange import Replies, exchange
+from server.activity import Activity, Kind
+from server.checks import Intake
+from server.exchange import Post
 from server.judge import Judge
 from server.roster import Roster
 from server.strategies import SiteStrategy, aggregate, draw_sites
 
 logger = logging.getLogger(__name__)
+
+Evaluations = dict[str, tuple[Evaluation, Statistics]]
+"""By site: what it said of itself, and its statistics."""
 
 ASK_AGAIN = ("Timeout", "Unreachable")
 """A node that was absent for such a reason is asked again before each round; the others gave an answer that will not change."""
@@ -59,12 +63,15 @@ class Coordinator:
     arrays: ModelArrays
     network: nn.Module
     judge: Judge
+    activity: Activity
     roster: Roster = field(init=False)
     layout: ArraysLayout = field(init=False)
+    post: Post = field(init=False)
 
     def __post_init__(self) -> None:
         self.layout = ArraysLayout.of(self.network)
         self.roster = Roster(self.layout.digest)
+        self.post = Post(self.grid, self.activity)
 
     def assemble(self) -> None:
         """Waits for the sites that the experiment expects and calls the roll.
@@ -90,14 +97,17 @@ class Coordinator:
             RoundError: fewer than `min_sites` good updates; `arrays` stay as they were.
         """
         clock = Clock()
+        late = self.post.collect_late()
         sites = self._sites_now()
         drawn = draw_sites(sites, self.experiment.strategy.fraction_train, self.experiment.seed, number)
-        replies = self._train(drawn, number)
-        answered = len(replies.answers)
-        updates, left_out = self._check(replies, number)
-        replies.answers.clear()  # 45 MB a site, unpacked by now
+        deadline = self.experiment.strategy.round_timeout_sec
+        self.activity.note(Kind.ROUND_STARTED, round=number, sites=drawn, deadline_sec=deadline)
+        updates, left_out, failures = self._train(drawn, number)
+        bytes_up = sum(update.nbytes for update in updates.values())
         seconds = {"train": clock.lap()}
         self.arrays = aggregate(self.strategy, number, list(updates.values()))
+        trained = _train_lines(updates)
+        updates.clear()  # 45 MB a site
         seconds["aggregate"] = clock.lap()
         judges = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
         evaluations, silent = self._evaluate(judges, number)
@@ -106,79 +116,104 @@ class Coordinator:
         line.update(self._central(number, threshold))
         seconds["central"] = clock.lap()
         seconds["total"] = clock.total()
-        failures = {**replies.failures, **silent}
+        self.activity.note(Kind.ROUND_DONE, round=number, seconds=seconds["total"])
         return {
             "round": number,
             "drawn": drawn,
-            "failures": {site: str(failure) for site, failure in failures.items()},
+            "failures": {site: str(failure) for site, failure in {**failures, **silent}.items()},
             "left_out": {site: failure.sentence for site, failure in left_out.items()},
+            "late": [{"site": asked.site, "round": asked.round, "task": asked.task} for asked in late],
             **line,
-            "sites": _site_lines(updates, evaluations, threshold.value),
+            "sites": _site_lines(trained, evaluations, threshold.value),
             "absent": self.roster.absences(),
             "seconds": seconds,
-            "bytes": self._bytes(len(drawn) + len(judges), answered),
+            "bytes": {"down": self.arrays.nbytes * (len(drawn) + len(judges)), "up": bytes_up},
         }
 
     def _sites_now(self) -> list[str]:
+        """Names of the sites that are connected and free, sorted."""
         self._call_roll()
-        return self.roster.keep_connected(list(self.grid.get_node_ids()))
+        connected = self.roster.keep_connected(list(self.grid.get_node_ids()))
+        return [site for site in connected if site not in self.post.busy]
 
     def _call_roll(self) -> None:
         """Asks every node that was not asked yet, or did not answer in time, which site it is."""
-        for node in [node for node, failure in self.roster.absent.items() if failure.error in ASK_AGAIN]:
-            del self.roster.absent[node]
-        asked = {str(node): node for node in self.roster.unknown(list(self.grid.get_node_ids()))}
+        connected = list(self.grid.get_node_ids())
+        self.roster.forget_absent(ASK_AGAIN)
+        asked = {str(node): node for node in self.roster.unknown(connected)}
+        if not asked:
+            return
         content = pack_instruction(Instruction(self.experiment, self.run, 0))
         messages = {name: Message(content, dst_node_id=node, message_type=MessageType.QUERY) for name, node in asked.items()}
-        replies = exchange(self.grid, messages, self.experiment.strategy.round_timeout_sec) if messages else Replies()
-        for name, message in replies.answers.items():
+
+        def admit(name: str, message: Message) -> bool:
             try:
-                self.roster.admit(asked[name], unpack_presence(message.content))
+                self.roster.admit(asked[name], unpack_presence(message.content), connected)
             except MessageError as error:
                 self.roster.refuse(asked[name], Failure(None, "MessageError", str(error)))
-        for name, failure in replies.failures.items():
+                return False
+            return True
+
+        failures = self.post.exchange(messages, "roll call", 0, self.experiment.strategy.round_timeout_sec, admit)
+        for name, failure in failures.items():
             named = failure.site if failure.site != name else None
             self.roster.refuse(asked[name], Failure(named, failure.error, failure.sentence))
+        self._note_roll(set(asked.values()))
 
-    def _train(self, drawn: Sequence[str], number: int) -> Replies:
+    def _note_roll(self, asked: set[int]) -> None:
+        for site, node in self.roster.nodes.items():
+            if node in asked:
+                self.activity.note(Kind.JOINED, round=0, site=site)
+        for node, failure in self.roster.absent.items():
+            if node in asked:
+                self.activity.note(Kind.ABSENT, round=0, site=failure.site or f"node {node}", reason=str(failure))
+
+    def _train(self, drawn: Sequence[str], number: int) -> tuple[dict[str, Update], dict[str, Failure], dict[str, Failure]]:
+        """Good updates, bad ones with the reason, and sites that gave none with the reason; each by site.
+
+        Raises:
+            RoundError: fewer good updates than the experiment needs.
+        """
+        cfg = self.experiment.strategy
         content = self._instruct(number)
         self.strategy.drawn_nodes = [self.roster.nodes[site] for site in drawn]
         messages = self.strategy.configure_train(number, content.array_records[ARRAYS], content.config_records[CONFIG], self.grid)
-        return exchange(self.grid, dict(zip(drawn, messages, strict=True)), self.experiment.strategy.round_timeout_sec)
-
-    def _check(self, replies: Replies, number: int) -> tuple[dict[str, Update], dict[str, Failure]]:
-        cfg = self.experiment.strategy
-        updates, left_out = check_updates(
-            replies.answers, self.arrays, self.layout, self.roster.presences, cfg.max_update_norm_factor
-        )
-        for site, failure in {**replies.failures, **left_out}.items():
+        intake = Intake(self.arrays, self.layout, self.roster.presences, cfg)
+        by_site = dict(zip(drawn, messages, strict=True))
+        failures = self.post.exchange(by_site, "train", number, cfg.round_timeout_sec, intake.take, cfg.enough_sites)
+        updates, left_out = intake.close()
+        for site, failure in {**failures, **left_out}.items():
             logger.warning("round %d: %s is left out: %s", number, site, failure)
+        for site, failure in left_out.items():
+            self.activity.note(Kind.LEFT_OUT, round=number, site=site, reason=failure.sentence)
         if len(updates) < cfg.replies_needed:
-            reasons = {site: str(failure) for site, failure in {**replies.failures, **left_out}.items()}
+            reasons = {site: str(failure) for site, failure in {**failures, **left_out}.items()}
             raise RoundError(
                 f"round {number}: {len(updates)} good updates, {cfg.replies_needed} are needed (strategy.min_sites). "
                 + _tell({**reasons, **self.roster.absences()}, nobody="No site was connected.")
             )
-        return updates, left_out
+        return updates, left_out, failures
 
-    def _evaluate(
-        self, judges: Sequence[str], number: int
-    ) -> tuple[dict[str, tuple[Evaluation, Statistics]], dict[str, Failure]]:
+    def _evaluate(self, judges: Sequence[str], number: int) -> tuple[Evaluations, dict[str, Failure]]:
         content = self._instruct(number)
         messages = {site: _message(content, self.roster.nodes[site], MessageType.EVALUATE) for site in judges}
-        replies = exchange(self.grid, messages, self.experiment.strategy.round_timeout_sec)
-        good, bad = {}, dict(replies.failures)
-        for site, message in replies.answers.items():
+        good: Evaluations = {}
+        bad: dict[str, Failure] = {}
+
+        def take(site: str, message: Message) -> bool:
             try:
                 evaluation = unpack_evaluation(message.content)
                 good[site] = evaluation, Statistics.from_numbers(evaluation.statistics, len(CLASSES[self.experiment.task]))
             except MessageError as error:
                 bad[site] = Failure(site, "MessageError", str(error))
+            return site in good
+
+        bad |= self.post.exchange(messages, "evaluate", number, self.experiment.strategy.round_timeout_sec, take)
         for site, failure in bad.items():
             logger.warning("round %d: %s did not judge: %s", number, site, failure)
-        return good, bad
+        return dict(sorted(good.items())), bad
 
-    def _validation(self, evaluations: Mapping[str, tuple[Evaluation, Statistics]]) -> tuple[ChosenThreshold, dict[str, Any]]:
+    def _validation(self, evaluations: Evaluations) -> tuple[ChosenThreshold, dict[str, Any]]:
         pooled = sum(
             (statistics for _, statistics in evaluations.values()),
             Statistics.zero(len(CLASSES[self.experiment.task]), FEDERATED_GRID),
@@ -201,10 +236,6 @@ class Coordinator:
     def _instruct(self, number: int) -> RecordDict:
         return pack_instruction(Instruction(self.experiment, self.run, number, self.arrays))
 
-    def _bytes(self, sent: int, answered: int) -> dict[str, int]:
-        """Bytes of weights on the wire in this round, from the coordinator (`down`) and to it (`up`)."""
-        return {"down": self.arrays.nbytes * sent, "up": self.arrays.nbytes * answered}
-
 
 class Clock:
     """Seconds since the last lap and since the start."""
@@ -225,13 +256,16 @@ def _message(content: RecordDict, node: int, kind: str) -> Message:
     return Message(content, dst_node_id=node, message_type=kind)
 
 
-def _site_lines(
-    updates: Mapping[str, Update], evaluations: Mapping[str, tuple[Evaluation, Statistics]], threshold: float
-) -> dict[str, dict[str, Any]]:
+def _train_lines(updates: Mapping[str, Update]) -> dict[str, dict[str, Any]]:
+    """Each site's own numbers of its training."""
+    return {site: {"num_examples": update.num_examples, **update.metrics} for site, update in updates.items()}
+
+
+def _site_lines(trained: Mapping[str, Any], evaluations: Evaluations, threshold: float) -> dict[str, dict[str, Any]]:
     """Each site's own numbers of the round."""
-    lines: dict[str, dict[str, Any]] = {site: {} for site in sorted({*updates, *evaluations})}
-    for site, update in updates.items():
-        lines[site]["train"] = {"num_examples": update.num_examples, **update.metrics}
+    lines: dict[str, dict[str, Any]] = {site: {} for site in sorted({*trained, *evaluations})}
+    for site, numbers in trained.items():
+        lines[site]["train"] = numbers
     for site, (evaluation, statistics) in evaluations.items():
         lines[site]["validation"] = {**metrics(statistics, threshold), **evaluation.metrics}
     return lines

@@ -17,8 +17,9 @@ from flwr.serverapp import strategy as flower
 
 from common.config import StrategyConfig
 from common.errors import ConfigError
-from common.messages import ARRAYS, BUFFERS, CONFIG, METRICS, NUM_EXAMPLES, PARAMETERS, ModelArrays, Update, unpack_arrays
+from common.messages import ARRAYS, BUFFERS, CONFIG, METRICS, NUM_EXAMPLES, ModelArrays, Update, unpack_arrays
 from common.seeds import numpy_generator
+from common.transport import PARAMETERS
 
 
 def draw_sites(sites: Sequence[str], fraction: float, seed: int, round_number: int) -> list[str]:
@@ -178,6 +179,8 @@ def restore_state(strategy: SiteStrategy, state: dict[str, np.ndarray]) -> None:
 
 def _reply(update: Update) -> Message:
     """The reply as Flower's aggregation expects it: one record of arrays, one of metrics with the weight."""
-    arrays = ArrayRecord({PARAMETERS: Array(update.arrays.parameters), BUFFERS: Array(update.arrays.statistics)})
+    arrays = ArrayRecord(
+        dict(update.record)
+    )  # the arrays themselves are shared: strategies replace them and do not write into them
     content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({NUM_EXAMPLES: update.num_examples})})
     return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)

@@ -18,6 +18,7 @@ from common.layout import ArraysLayout
 from common.messages import ModelArrays
 from common.models import build_model
 from common.seeds import derive_seed
+from server.activity import EVENTS_FILE, HEARTBEAT_FILE, Activity, Heartbeat, Kind
 from server.checkpoints import Checkpoint, check_same_experiment, read_checkpoint, write_checkpoint
 from server.judge import build_judge
 from server.progress import best_round, stalled
@@ -43,17 +44,25 @@ def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCon
     before = float(folder.read_summary().get("seconds", 0.0)) if checkpoint else 0.0
     summary: dict[str, Any] = {"status": RUNNING, "name": experiment.name, "seed": experiment.seed}
     folder.write_summary({**summary, **course(folder), "seconds": before})
+    activity = Activity(folder.path / EVENTS_FILE)
+    activity.note(
+        Kind.RUN_RESUMED if checkpoint else Kind.RUN_STARTED,
+        round=checkpoint.round if checkpoint else 0,
+        rounds=experiment.rounds,
+    )
     try:
-        coordinator = _build_coordinator(grid, experiment, settings, checkpoint)
-        summary["data"] = coordinator.judge.data_reports()
-        coordinator.assemble()
-        _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
-        summary.update(_final_results(coordinator, folder), status=SUCCEEDED)
+        with Heartbeat(folder.path / HEARTBEAT_FILE):
+            coordinator = _build_coordinator(grid, experiment, settings, checkpoint)
+            summary["data"] = coordinator.judge.data_reports()
+            coordinator.assemble()
+            _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
+            summary.update(_final_results(coordinator, folder), status=SUCCEEDED)
     except BaseException as error:
         summary.update(status=FAILED if isinstance(error, Exception) else STOPPED, error=_sentence(error))
         raise
     finally:
         folder.write_summary({**summary, **course(folder), "seconds": before + time.perf_counter() - started})
+        activity.note(Kind.RUN_ENDED, round=len(folder.read_history()), status=summary["status"], reason=summary.get("error"))
     return folder.read_summary()
 
 
@@ -94,7 +103,8 @@ def _build_coordinator(
     if checkpoint:
         arrays, run = checkpoint.arrays, checkpoint.run
         restore_state(strategy, checkpoint.strategy_state)
-    return Coordinator(grid, experiment, run, strategy, arrays, network, judge)
+    activity = Activity(Path(settings.run_dir) / EVENTS_FILE)
+    return Coordinator(grid, experiment, run, strategy, arrays, network, judge, activity)
 
 
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:

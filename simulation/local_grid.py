@@ -1,4 +1,4 @@
-"""A Flower grid in one process: messages are answered by the ClientApp here and now, one after the other.
+"""A Flower grid in one process: messages are answered by the ClientApp in this process, one after the other.
 
 For tests, for debugging with breakpoints, and for machines without Ray. The apps cannot tell the difference; a test holds that the
 weights are those of Flower's own simulation bit for bit.
@@ -27,7 +27,7 @@ class LocalGrid(Grid):
     def __init__(self, client_app: ClientApp, node_configs: Sequence[Mapping[str, Any]], run_config: Mapping[str, Any]) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE_ID
         self._client_app = client_app
-        self._replies: dict[str, Message] = {}
+        self._waiting: dict[str, Message] = {}
         self._contexts = {
             FIRST_NODE_ID + number: Context(RUN_ID, FIRST_NODE_ID + number, dict(node_config), RecordDict(), dict(run_config))
             for number, node_config in enumerate(node_configs)
@@ -50,17 +50,20 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Answers each message at once; its id finds the reply."""
-        return [self._answer(message) for message in messages]
+        """Keeps the messages; each is answered when its reply is asked for, so that one reply at a time is in memory."""
+        return [self._keep(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        return [self._replies.pop(message_id) for message_id in list(message_ids) if message_id in self._replies]
+        return [self._answer(self._waiting.pop(message_id)) for message_id in list(message_ids) if message_id in self._waiting]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         return self.pull_messages(self.push_messages(messages))
 
-    def _answer(self, message: Message) -> str:
+    def _keep(self, message: Message) -> str:
         message_id = str(uuid4())
         message.metadata.__dict__["_message_id"] = message_id  # Flower's own grids set it so; there is no setter
-        self._replies[message_id] = self._client_app(message, self._contexts[message.metadata.dst_node_id])
+        self._waiting[message_id] = message
         return message_id
+
+    def _answer(self, message: Message) -> Message:
+        return self._client_app(message, self._contexts[message.metadata.dst_node_id])

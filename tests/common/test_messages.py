@@ -44,7 +44,7 @@ def test_an_instruction_comes_out_as_it_went_in() -> None:
 
 
 def test_an_update_comes_out_as_it_went_in() -> None:
-    came = unpack_update(pack_update(Update(PRESENCE, ARRAYS, 12, {"train_loss": 0.5})))
+    came = unpack_update(pack_update(Update.of(PRESENCE, ARRAYS, 12, {"train_loss": 0.5})), ARRAYS)
     assert (came.presence, came.num_examples, came.metrics) == (PRESENCE, 12, {"train_loss": 0.5})
     np.testing.assert_array_equal(came.arrays.statistics, ARRAYS.statistics)
 
@@ -63,26 +63,26 @@ def test_presence_comes_out_as_it_went_in() -> None:
     ],
 )
 def test_arrays_of_another_name_type_or_shape_are_refused(arrays: dict[str, np.ndarray]) -> None:
-    content = pack_update(Update(PRESENCE, ARRAYS, 12, {}))
+    content = pack_update(Update.of(PRESENCE, ARRAYS, 12, {}))
     content["arrays"] = ArrayRecord({name: Array(values) for name, values in arrays.items()})
     with pytest.raises(MessageError):
-        unpack_update(content)
+        unpack_update(content, ARRAYS)
 
 
 @pytest.mark.parametrize("record", ["arrays", "metrics", "site"])
 def test_a_missing_record_is_refused(record: str) -> None:
-    content = pack_update(Update(PRESENCE, ARRAYS, 12, {}))
+    content = pack_update(Update.of(PRESENCE, ARRAYS, 12, {}))
     del content[record]
     with pytest.raises(MessageError):
-        unpack_update(content)
+        unpack_update(content, ARRAYS)
 
 
 def test_a_count_that_is_no_count_is_refused() -> None:
-    content = pack_update(Update(PRESENCE, ARRAYS, 12, {}))
+    content = pack_update(Update.of(PRESENCE, ARRAYS, 12, {}))
     for wrong in (-1, 1.5):
         content["metrics"] = MetricRecord({"num-examples": wrong})
         with pytest.raises(MessageError):
-            unpack_update(content)
+            unpack_update(content, ARRAYS)
 
 
 def test_another_protocol_is_told_to_both_sides() -> None:

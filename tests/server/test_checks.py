@@ -7,23 +7,31 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from common.config import StrategyConfig
 from common.messages import ModelArrays, Update
-from server.checks import check_updates, implausible
-from tests.server.updates import LAYOUT, as_reply, full_update, small_update, zeros
+from server.checks import Intake, implausible
+from tests.server.updates import LAYOUT, as_reply, full_update, zeros
 
 
 def check(*updates: Update, names: tuple[str, ...] = ()) -> tuple[set[str], dict[str, str]]:
     sites = names or tuple(update.presence.site for update in updates)
     answers = {site: as_reply(update) for site, update in zip(sites, updates, strict=True)}
     presences = {site: full_update(site).presence for site in sites}
-    good, left_out = check_updates(answers, zeros(), LAYOUT, presences, norm_factor=10.0)
+    intake = Intake(zeros(), LAYOUT, presences, StrategyConfig(max_update_norm_factor=10.0))
+    for site, message in answers.items():
+        intake.take(site, message)
+    good, left_out = intake.close()
     return set(good), {site: failure.sentence for site, failure in left_out.items()}
+
+
+def with_arrays(update: Update, parameters: np.ndarray, statistics: np.ndarray) -> Update:
+    return Update.of(update.presence, ModelArrays(parameters, statistics), update.num_examples, update.metrics)
 
 
 def spoiled(update: Update, position: int, value: float, statistic: bool = False) -> Update:
     parameters, statistics = update.arrays.parameters.copy(), update.arrays.statistics.copy()
     (statistics if statistic else parameters)[position] = value
-    return replace(update, arrays=ModelArrays(parameters, statistics))
+    return with_arrays(update, parameters, statistics)
 
 
 def test_good_updates_pass() -> None:
@@ -45,7 +53,7 @@ def test_a_negative_variance_is_left_out() -> None:
 
 
 def test_another_size_or_layout_or_name_is_left_out() -> None:
-    short = replace(full_update("b"), arrays=ModelArrays(np.ones(3, np.float32), full_update("b").arrays.statistics))
+    short = with_arrays(full_update("b"), np.ones(3, np.float32), full_update("b").arrays.statistics)
     other = replace(full_update("c"), presence=replace(full_update("c").presence, layout="other"))
     good, left_out = check(full_update("a"), short, other, full_update("x"), names=("a", "b", "c", "d"))
     assert good == {"a"}
@@ -68,13 +76,8 @@ def test_a_scaled_update_is_left_out_among_two_and_among_many(scale: float) -> N
 
 
 def test_length_grows_with_images_without_being_implausible() -> None:
-    large = small_update("large", [30.0], num_examples=900)
-    small = [small_update(f"small-{i}", [1.0], num_examples=9) for i in range(5)]
-    current = ModelArrays(np.zeros(1, np.float32), np.zeros(1, np.float32))
-    assert implausible({u.presence.site: u for u in [large, *small]}, current, factor=10.0) == {}
+    assert implausible({"large": (30.0, 900), **{f"small-{i}": (1.0, 9) for i in range(5)}}, factor=10.0) == {}
 
 
 def test_sites_that_did_not_move_do_not_condemn_the_others() -> None:
-    current = ModelArrays(np.zeros(1, np.float32), np.zeros(1, np.float32))
-    still = {f"still-{i}": small_update(f"still-{i}", [0.0]) for i in range(3)}
-    assert implausible({**still, "moved": small_update("moved", [1.0])}, current, factor=10.0) == {}
+    assert implausible({**{f"still-{i}": (0.0, 10) for i in range(3)}, "moved": (1.0, 10)}, factor=10.0) == {}

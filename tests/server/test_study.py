@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 from client.app import app as client_app
 from common.config import StrategyName
 from common.errors import CheckpointError, RoundError
-from common.messages import ModelArrays, pack_update, unpack_update
+from common.messages import ModelArrays, pack_arrays, unpack_arrays
 from server.checkpoints import read_checkpoint
 from server.run_folder import RunFolder
 from tests.tiny import TinyFederation, draw_manifest, tiny_experiment
@@ -65,11 +65,8 @@ def assert_same(first: ModelArrays, second: ModelArrays) -> None:
 
 
 def with_arrays(reply: Message, change: Callable[[np.ndarray], np.ndarray]) -> Message:
-    from dataclasses import replace
-
-    update = unpack_update(reply.content)
-    changed = replace(update, arrays=ModelArrays(change(update.arrays.parameters), update.arrays.statistics))
-    reply.content = pack_update(changed)
+    arrays = unpack_arrays(reply.content.array_records["arrays"])
+    reply.content["arrays"] = pack_arrays(ModelArrays(change(arrays.parameters), arrays.statistics))
     return reply
 
 

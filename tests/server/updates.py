@@ -26,7 +26,7 @@ def zeros() -> ModelArrays:
 
 def small_update(site: str, values: Sequence[float], statistics: Sequence[float] = (1.0,), num_examples: int = 10) -> Update:
     arrays = ModelArrays(np.array(values, dtype=np.float32), np.array(statistics, dtype=np.float32))
-    return Update(Presence(site, "layout", {"train": num_examples}), arrays, num_examples, {})
+    return Update.of(Presence(site, "layout", {"train": num_examples}), arrays, num_examples, {})
 
 
 def full_update(site: str, scale: float = 0.01, num_examples: int = 10) -> Update:
@@ -34,7 +34,9 @@ def full_update(site: str, scale: float = 0.01, num_examples: int = 10) -> Updat
     generator = np.random.default_rng(sum(map(ord, site)))
     parameters = (scale * generator.standard_normal(LAYOUT.parameter_count)).astype(np.float32)
     statistics = np.ones(LAYOUT.statistic_count, np.float32)
-    return Update(Presence(site, LAYOUT.digest, {"train": num_examples}), ModelArrays(parameters, statistics), num_examples, {})
+    return Update.of(
+        Presence(site, LAYOUT.digest, {"train": num_examples}), ModelArrays(parameters, statistics), num_examples, {}
+    )
 
 
 def as_reply(update: Update) -> Message:
