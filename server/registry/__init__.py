@@ -1,0 +1,1 @@
+"""Sites, runs and what happened, in one database: SQLite in the coordinator folder, or PostgreSQL by URL."""

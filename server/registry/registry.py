@@ -1,0 +1,199 @@
+"""What the coordinator knows of its sites and runs, and the only way to change it.
+
+registry = Registry(open_database(url))
+registry.add_run("pneumonia-1", experiment.model_dump_json(), folder)     submitted
+registry.move("pneumonia-1", RunState.RUNNING)                             running
+registry.move("pneumonia-1", RunState.FAILED, "round 3: ...")              failed, and nothing but `resume` leads out of it
+
+Each change is one transaction that looks at the state it starts from, so that the page and a command may work at the same time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import CursorResult, Engine, Select, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import sessionmaker
+
+from common.errors import ConfigError
+from server.registry.models import Event, Run, RunState, Site, SiteState
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+BEFORE: dict[RunState, tuple[RunState, ...]] = {
+    RunState.RUNNING: (RunState.SUBMITTED,),
+    RunState.SUCCEEDED: (RunState.SUBMITTED, RunState.RUNNING),
+    RunState.FAILED: (RunState.SUBMITTED, RunState.RUNNING),
+    RunState.STOPPED: (RunState.SUBMITTED, RunState.RUNNING),
+}
+"""From which states a run may come; a short run is never seen running."""
+
+
+class Registry:
+    """Sites, runs and the activity log in one database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._session = sessionmaker(engine, expire_on_commit=False).begin
+        """A session whose block is one transaction; what it read stays readable afterwards."""
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def add_run(self, name: str, experiment: str, folder: Path) -> Run:
+        """A new run in the state `submitted`.
+
+        Raises:
+            ConfigError: the name is none, or is taken.
+        """
+        check_run_name(name)
+        run = Run(name=name, experiment=experiment, folder=str(folder), submitted=now(), state=RunState.SUBMITTED, reason="")
+        try:
+            with self._session() as session:
+                session.add(run)
+                session.flush()
+                session.add(_event("submitted", "the run was submitted", run=name))
+        except IntegrityError:
+            raise ConfigError(
+                f"run {name} exists; choose another name, or go on with it with `pneumofed server resume {name}`"
+            ) from None
+        return run
+
+    def accepted(self, name: str, flower_run_id: str, app_hash: str | None) -> None:
+        """Keeps under which number Flower took the run, and the hash of the app that it runs."""
+        with self._session() as session:
+            session.execute(update(Run).where(Run.name == name).values(flower_run_id=flower_run_id, app_hash=app_hash))
+
+    def move(self, name: str, state: RunState, reason: str = "") -> bool:
+        """Brings the run into `state` and says whether that changed anything: a final state stays as it is."""
+        moment = now()
+        times: dict[str, Any] = {"ended": moment} if state.final else {"started": moment}
+        change = update(Run).where(Run.name == name, Run.state.in_(BEFORE[state]))
+        with self._session() as session:
+            changed = _rows(session.execute(change.values(state=state, reason=reason, **times)))
+            if changed:
+                session.add(_event(state, reason or f"the run is {state}", run=name))
+        return changed
+
+    def resume(self, name: str) -> Run:
+        """The run, `submitted` again.
+
+        Raises:
+            ConfigError: there is no such run, it goes on still, or it succeeded.
+        """
+        change = update(Run).where(Run.name == name, Run.state.in_((RunState.FAILED, RunState.STOPPED)))
+        with self._session() as session:
+            changed = _rows(session.execute(change.values(state=RunState.SUBMITTED, reason="", ended=None, flower_run_id=None)))
+            if changed:
+                session.add(_event("resumed", "the run was submitted again, to go on after its last completed round", run=name))
+        run = self.run(name)
+        if not changed:
+            raise ConfigError(f"run {name} is {run.state}; only a failed or stopped run can be resumed")
+        return run
+
+    def find_run(self, name: str) -> Run | None:
+        with self._session() as session:
+            return session.scalar(select(Run).where(Run.name == name))
+
+    def run(self, name: str) -> Run:
+        """The run of this name.
+
+        Raises:
+            ConfigError: there is none; the text names those that there are.
+        """
+        found = self.find_run(name)
+        if found is None:
+            known = ", ".join(run.name for run in self.runs()[:10])
+            raise ConfigError(f"no run {name!r}; " + (f"the latest are {known}" if known else "none was submitted yet"))
+        return found
+
+    def runs(self) -> Sequence[Run]:
+        """All runs, the newest first."""
+        return self._all(select(Run).order_by(Run.id.desc()))
+
+    def open_runs(self) -> Sequence[Run]:
+        """The runs that have not ended."""
+        return self._all(select(Run).where(Run.state.in_((RunState.SUBMITTED, RunState.RUNNING))).order_by(Run.id))
+
+    def sync_sites(self, fingerprints: Mapping[str, str]) -> None:
+        """Takes over whose keys the coordinator knows now: a site that is not among them any more is revoked."""
+        with self._session() as session:
+            known = {site.name: site for site in session.scalars(select(Site))}
+            for name, fingerprint in fingerprints.items():
+                site = known.get(name)
+                if site is None:
+                    session.add(Site(name=name, fingerprint=fingerprint, state=SiteState.REGISTERED))
+                    session.add(_event("registered", "the site's key was registered", site=name))
+                elif (site.fingerprint, site.state) != (fingerprint, SiteState.REGISTERED):
+                    site.fingerprint, site.state = fingerprint, SiteState.REGISTERED
+                    session.add(_event("registered", "the site's key was registered anew", site=name))
+            for name in known.keys() - fingerprints.keys():
+                if known[name].state != SiteState.REVOKED:
+                    known[name].state = SiteState.REVOKED
+                    session.add(_event("revoked", "the site's key was revoked", site=name))
+
+    def see_site(self, name: str, moment: datetime) -> None:
+        """Keeps that the site was there at `moment`; unknown names are passed over."""
+        with self._session() as session:
+            site = session.get(Site, name)
+            if site is not None and (site.last_seen is None or site.last_seen < moment):
+                site.first_seen, site.last_seen = site.first_seen or moment, moment
+
+    def sites(self) -> Sequence[Site]:
+        return self._all(select(Site).order_by(Site.name))
+
+    def take_events(self, name: str, lines: Sequence[Event]) -> int:
+        """Adds what `lines` (all of the run's, oldest first) tell beyond those taken before, and returns how many those were."""
+        with self._session() as session:
+            read = session.scalar(select(Run.events_read).where(Run.name == name))
+            if read is None or len(lines) <= read:
+                return 0
+            claim = update(Run).where(Run.name == name, Run.events_read == read).values(events_read=len(lines))
+            if not _rows(session.execute(claim)):
+                return 0  # another process took the same lines in between
+            session.add_all(lines[read:])
+            return len(lines) - read
+
+    def note(self, kind: str, text: str, *, run: str | None = None, site: str | None = None) -> None:
+        """Adds one line to the activity log."""
+        with self._session() as session:
+            session.add(_event(kind, text, run=run, site=site))
+
+    def events(self, run: str | None = None, after: int = 0, limit: int = 200) -> Sequence[Event]:
+        """The newest `limit` events with an id above `after`, oldest first; of one run, with those that concern no run."""
+        query = select(Event).where(Event.id > after).order_by(Event.id.desc()).limit(limit)
+        if run is not None:
+            query = query.where((Event.run == run) | Event.run.is_(None))
+        return list(reversed(self._all(query)))
+
+    def _all(self, query: Select[Any]) -> Sequence[Any]:
+        with self._session() as session:
+            return session.scalars(query).all()
+
+
+def check_run_name(name: str) -> None:
+    """Lets names through that are safe as a folder's.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if not RUN_NAME.fullmatch(name) or ".." in name:
+        raise ConfigError(
+            f"run name {name[:80]!r}: expected letters, digits, '.', '_' and '-', the first a letter or digit, 64 at most"
+        )
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _event(kind: str, text: str, *, run: str | None = None, site: str | None = None) -> Event:
+    return Event(time=now(), kind=str(kind), text=text, run=run, site=site)
+
+
+def _rows(result: Any) -> bool:
+    return isinstance(result, CursorResult) and result.rowcount > 0

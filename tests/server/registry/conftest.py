@@ -1,0 +1,18 @@
+"""A registry on SQLite, and where a server can be had the same tests on PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.registry.database import default_url, open_database
+from server.registry.registry import Registry
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    found = Registry(open_database(default_url(tmp_path)))
+    yield found
+    found.close()
