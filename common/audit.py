@@ -1,0 +1,215 @@
+"""An append-only log whose lines are chained by SHA-256, so that a line that was changed, removed or moved shows.
+
+Each line is the canonical JSON of {actor, event, facts, hash, previous, sequence, time}; `hash` is the SHA-256 of the canonical JSON
+of the rest, `previous` the hash of the line before. A cut at the end shows only against a head (the hash of the last line) that was
+known before: so each side tells the other its head with every message, and the other's log keeps it (see `common.audit_events`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from common.errors import AuditError
+
+START = "0" * 64
+"""`previous` of the first line."""
+RECOVERED = "log-recovered"
+"""Event of the line that tells of one before it that a crash cut short."""
+FIELDS = frozenset({"actor", "event", "facts", "hash", "previous", "sequence", "time"})
+_BLOCK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the log."""
+
+    sequence: int
+    time: str
+    actor: str
+    event: str
+    facts: Mapping[str, Any]
+    previous: str
+    hash: str
+
+    def line(self) -> bytes:
+        """The only bytes that stand for this entry in a log."""
+        return canonical(asdict(self)) + b"\n"
+
+    def is_sound(self) -> bool:
+        """Whether `hash` is that of the rest."""
+        return self.hash == _hash_of({key: value for key, value in asdict(self).items() if key != "hash"})
+
+
+class AuditLog:
+    """The log at `path`, written by any number of processes under the name `actor`."""
+
+    def __init__(self, path: Path, actor: str = "", now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.path, self.actor, self._now = Path(path), actor, now
+
+    def record(self, event: str, **facts: Any) -> str:
+        """Appends a line, makes sure that it is on the disk, and returns its hash, which is the log's new head.
+
+        A last line that a crash cut short is taken out first, and a line of its own says so.
+
+        Raises:
+            AuditError: the last line is damaged; nothing is appended to a broken chain.
+            OSError: the file cannot be written; it is as it was.
+        """
+        with _locked(self.path), _appending(self.path) as descriptor:
+            last, cut = _mend(self.path, descriptor)
+            if cut:
+                last = self._append(descriptor, last, RECOVERED, {"bytes": len(cut), "sha256": hashlib.sha256(cut).hexdigest()})
+            return self._append(descriptor, last, event, facts).hash
+
+    def head(self) -> str | None:
+        """The hash of the last line, None of a log without one.
+
+        Raises:
+            AuditError: the last line is damaged.
+        """
+        last, _ = _last_entry(self.path)
+        return last.hash if last else None
+
+    def _append(self, descriptor: int, last: Entry | None, event: str, facts: Mapping[str, Any]) -> Entry:
+        body = {
+            "sequence": last.sequence + 1 if last else 1,
+            "time": self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "actor": self.actor,
+            "event": event,
+            "facts": json.loads(json.dumps(facts, allow_nan=False)),  # what a reader will read: tuples are lists
+            "previous": last.hash if last else START,
+        }
+        entry = Entry(**body, hash=_hash_of(body))
+        _write(descriptor, entry.line())
+        return entry
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """The sound lines of a log, in their order; what is broken is left out, since `audit_report.verify` tells of it.
+
+    Raises:
+        AuditError: the file cannot be read.
+    """
+    try:
+        lines = Path(path).read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise AuditError(f"{path} cannot be read: {error.strerror}; check its owner and permissions") from error
+    return [entry for line in lines if (entry := parse_line(line)) is not None]
+
+
+def parse_line(line: bytes) -> Entry | None:
+    """The entry that `line` stands for, or None if it is not the canonical form of a sound one."""
+    try:
+        values = json.loads(line)
+        if not isinstance(values, dict) or set(values) != FIELDS:
+            return None
+        entry = Entry(**values)
+        return entry if entry.line() == line and entry.is_sound() and isinstance(entry.sequence, int) else None
+    except (ValueError, TypeError, RecursionError):
+        return None
+
+
+def canonical(values: Any) -> bytes:
+    """JSON in one form only: sorted keys, no spaces, ASCII."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def _hash_of(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical(body)).hexdigest()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".lock"), mode=0o600):
+        yield
+
+
+@contextmanager
+def _appending(path: Path) -> Iterator[int]:
+    new = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        if new:
+            _sync_folder(path.parent)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes sure that a new file's name is on the disk, not its content alone."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write(descriptor: int, line: bytes) -> None:
+    """Appends the whole of `line` or nothing."""
+    before = os.fstat(descriptor).st_size
+    try:
+        written = 0
+        while written < len(line):
+            written += os.write(descriptor, line[written:])
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
+
+
+def _mend(path: Path, descriptor: int) -> tuple[Entry | None, bytes]:
+    """The last whole entry and what stood after it; a line that lacks nothing but its end is completed."""
+    last, tail = _last_entry(path)
+    if not tail:
+        return last, b""
+    whole = parse_line(tail + b"\n")
+    if whole and whole.previous == (last.hash if last else START):
+        _write(descriptor, b"\n")
+        return whole, b""
+    os.ftruncate(descriptor, path.stat().st_size - len(tail))
+    return last, tail
+
+
+def _last_entry(path: Path) -> tuple[Entry | None, bytes]:
+    """The entry of the last line that ends, and the bytes after it."""
+    end = _read_end(path)
+    lines = end.splitlines(keepends=True)
+    tail = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+    if not lines:
+        return None, tail
+    entry = parse_line(lines[-1])
+    if entry is None:
+        raise AuditError(
+            f"{path}: the last line is damaged, so nothing can be appended. Look at it with `pneumofed audit verify`, then keep the "
+            "file under another name; a new log begins by itself"
+        )
+    return entry, tail
+
+
+def _read_end(path: Path) -> bytes:
+    """The end of the file, with one whole line and what follows it at least, where it has one."""
+    try:
+        with path.open("rb") as file:
+            size, length = file.seek(0, os.SEEK_END), _BLOCK
+            while True:
+                file.seek(max(size - length, 0))
+                end = file.read()
+                if length >= size or end.count(b"\n") > 1:
+                    return end
+                length *= 4
+    except FileNotFoundError:
+        return b""
