@@ -10,14 +10,17 @@ import logging
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from typing import cast
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.local_norms import LocalNorms
-from client.site import Site, class_number, find_site_config, load_site, site_log
+from client.policy import Work
+from client.site import Site, class_number, find_site_config, site_log
 from client.training import RoundPlan, build_setup, train_locally
+from client.visit import answer, open_site
 from common.compute import Compute, build_compute
 from common.config import ExperimentConfig, ModelConfig, SiteConfig, TaskName
 from common.errors import EmptySiteError, MessageError
@@ -65,7 +68,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def answer_roll_call(instruction: Instruction, config: SiteConfig) -> RecordDict:
     """Who the site is and what data it has for the experiment, in counts; decodes the images on the way."""
-    site = load_site(config, instruction.experiment)
+    site = open_site(config, instruction.experiment)
     layout = ArraysLayout.of(_model(instruction.experiment.model, instruction.experiment.task))
     return pack_presence(_presence(site, layout))
 
@@ -74,7 +77,7 @@ def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
     """Trains the global model on the site's training patients for one round."""
     experiment = instruction.experiment
     compute = build_compute(config.device, experiment.training.precision, config.threads)
-    site = load_site(config, experiment)
+    site = open_site(config, experiment)
     if not len(site.train.labels):
         raise EmptySiteError(f"{site.name}: no training image")
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
@@ -101,7 +104,7 @@ def evaluate_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
     started = time.perf_counter()
     experiment = instruction.experiment
     compute = build_compute(config.device, "fp32", config.threads)
-    site = load_site(config, experiment)
+    site = open_site(config, experiment)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
     statistics = judge(compute.place(model), site, experiment, compute)
     metrics = {"evaluate_sec": time.perf_counter() - started}
@@ -131,7 +134,8 @@ def _answer(message: Message, context: Context, handler: Handler) -> Message:
 
 def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
     try:
-        return Message(handler(unpack_instruction(message.content), config), reply_to=message)
+        work = cast(Work, message.metadata.message_type.partition(".")[0])  # "train" is also "train.default"
+        return Message(answer(unpack_instruction(message.content), config, work, handler), reply_to=message)
     except Exception:
         logger.exception("a message of type %s could not be answered", message.metadata.message_type)
         raise

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +34,7 @@ PROTOCOL = 2
 ARRAYS, CONFIG, METRICS, STATISTICS, SITE = "arrays", "config", "metrics", "statistics", "site"
 BUFFERS = "statistics"
 NUM_EXAMPLES = "num-examples"
+AUDIT_HEAD = "audit-head"
 EXPERIMENT_KEY = "experiment"
 """Key of Flower's run config: the path of a YAML file, or the whole experiment as JSON."""
 COORDINATOR_KEY = "coordinator"
@@ -68,6 +70,8 @@ class Instruction:
     run: str
     round: int
     arrays: ModelArrays | None = None
+    audit_head: str | None = None
+    """Head of the coordinator's audit log, which the site's log keeps."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,8 @@ class Presence:
     site: str
     layout: str
     report: Mapping[str, Any] = field(default_factory=dict)
+    audit_head: str | None = None
+    """Head of the site's audit log, which the coordinator's log keeps."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,8 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
     experiment = instruction.experiment.model_dump_json()
     config: dict[str, ConfigRecordValues] = {"experiment": experiment, "run": instruction.run}
     config |= {"round": instruction.round, "protocol": PROTOCOL}
+    if instruction.audit_head:
+        config[AUDIT_HEAD] = instruction.audit_head
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
@@ -167,7 +175,8 @@ def unpack_instruction(content: RecordDict) -> Instruction:
             f"this site speaks protocol {PROTOCOL}, the coordinator {config.get('protocol')}; install the same version"
         )
     arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
-    return Instruction(experiment_from_json(str(config["experiment"])), str(config["run"]), int(str(config["round"])), arrays)
+    experiment = experiment_from_json(str(config["experiment"]))
+    return Instruction(experiment, str(config["run"]), int(str(config["round"])), arrays, _head_in(config))
 
 
 def pack_presence(presence: Presence) -> RecordDict:
@@ -183,7 +192,7 @@ def unpack_presence(content: RecordDict) -> Presence:
     record = _record(content.config_records, SITE)
     try:
         report = json.loads(str(record["report"]))
-        return Presence(str(record["name"]), str(record["layout"]), report)
+        return Presence(str(record["name"]), str(record["layout"]), report, _head_in(record))
     except (KeyError, ValueError) as error:
         raise MessageError(f"site record malformed: {error}") from error
 
@@ -256,6 +265,21 @@ def unpack_evaluation(content: RecordDict) -> Evaluation:
     return Evaluation(unpack_presence(content), num_examples, metrics, statistics)
 
 
+def describe_content(content: RecordDict) -> dict[str, Any]:
+    """What leaves with a reply, for the audit log: bytes of its arrays, names of arrays, metrics and statistics."""
+    arrays = content.array_records.values()
+    return {
+        "bytes": sum(record_bytes(record) for record in arrays),
+        "arrays": sorted(name for record in arrays for name in record),
+        "metrics": sorted(name for record in content.metric_records.values() for name in record),
+    }
+
+
+def attach_head(content: RecordDict, head: str) -> None:
+    """Adds the head of the site's audit log to its reply; the log's last line tells of this very reply."""
+    _record(content.config_records, SITE)[AUDIT_HEAD] = head
+
+
 def build_failure(error: BaseException, site: str | None, request: Message) -> Message:
     """The reply that tells the coordinator of a failure without any detail (see `common.errors.describe_for_wire`)."""
     name, sentence = describe_for_wire(error)
@@ -276,6 +300,12 @@ def read_failure(message: Message) -> Failure:
 
 def _site_record(presence: Presence) -> ConfigRecord:
     return ConfigRecord({"name": presence.site, "layout": presence.layout, "report": json.dumps(dict(presence.report))})
+
+
+def _head_in(record: Mapping[str, Any]) -> str | None:
+    """The other side's head, if there is one and it is a hash: it goes into our log, where nothing else may be smuggled in."""
+    head = record.get(AUDIT_HEAD)
+    return head if isinstance(head, str) and re.fullmatch(r"[0-9a-f]{64}", head) else None
 
 
 def _record(records: Mapping[str, Any], name: str) -> Any:

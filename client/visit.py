@@ -1,0 +1,84 @@
+"""One message at a site that has a policy: recorded when it comes, checked, and what leaves is recorded before it leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from client.policy import Work, check_patients, check_run, local_now, require_policy
+from client.site import Site, load_site
+from common.audit import AuditLog, canonical
+from common.audit_events import ANSWER, FAILURE, REFUSAL, REQUEST, hash_experiment
+from common.config import ExperimentConfig, SiteConfig
+from common.data.digests import load_digests
+from common.data.manifest import read_manifest
+from common.errors import PolicyError
+from common.messages import Instruction, attach_head, describe_content
+
+logger = logging.getLogger(__name__)
+
+APP_VARIABLE, COORDINATOR_VARIABLE = "PNEUMOFED_APP", "PNEUMOFED_COORDINATOR"
+"""The gate (`client.gate`) tells the app which bundle it is, and `pneumofed site start` whom it works for."""
+
+
+def audit_log(config: SiteConfig) -> AuditLog:
+    return AuditLog(Path(config.work_dir) / "audit.jsonl", config.name)
+
+
+def answer(instruction: Instruction, config: SiteConfig, work: Work, handler: Callable[[Instruction, SiteConfig], Any]) -> Any:
+    """The handler's reply content. Where the site has a policy, nothing is read against it and nothing leaves unrecorded.
+
+    Raises:
+        PolicyError: the policy forbids it; no data was read, except for the count of patients.
+    """
+    if config.policy is None:
+        return handler(instruction, config)
+    log, asked = audit_log(config), {"work": work, "run": instruction.run, "round": instruction.round}
+    try:
+        log.record(REQUEST, **asked, **_who_asks(instruction))
+        check_run(require_policy(Path(config.policy)), instruction.experiment, work, Path(config.work_dir), local_now)
+        content = handler(instruction, config)
+        leaving = describe_content(content)
+        attach_head(content, log.record(ANSWER, **asked, data=hash_data(config), **leaving))
+        return content
+    except PolicyError as error:
+        log.record(REFUSAL, **asked, rule=error.rule, detail=str(error))
+        raise
+    except Exception as error:
+        log.record(FAILURE, **asked, error=type(error).__name__)
+        raise
+
+
+def open_site(config: SiteConfig, experiment: ExperimentConfig) -> Site:
+    """The site's data for the experiment.
+
+    Raises:
+        PolicyError: it holds fewer training patients than the site's policy asks for.
+        DataError: as `load_site`.
+    """
+    site = load_site(config, experiment)
+    if config.policy is not None:
+        check_patients(require_policy(Path(config.policy)), len(set(site.train.patients)))
+    return site
+
+
+def hash_data(config: SiteConfig) -> str:
+    """SHA-256 over label and content digest of the manifest's images, in any order; the same data gives the same hash."""
+    records = read_manifest(Path(config.manifest)).records
+    digests = load_digests([record.path for record in records], Path(config.work_dir) / "cache", workers=1)
+    rows = sorted([record.label or "", str(digest)] for record, digest in zip(records, digests, strict=True))
+    return hashlib.sha256(canonical(rows)).hexdigest()
+
+
+def _who_asks(instruction: Instruction) -> dict[str, Any]:
+    heads = {"heads": {"coordinator": instruction.audit_head}} if instruction.audit_head else {}
+    return {
+        "coordinator": os.environ.get(COORDINATOR_VARIABLE, "unknown"),
+        "app": os.environ.get(APP_VARIABLE, "unknown"),
+        "config": hash_experiment(instruction.experiment),
+        **heads,
+    }
