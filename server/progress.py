@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.config import EarlyStoppingConfig
+from server.run_folder import RunFolder
 
 Line = Mapping[str, Any]
 
@@ -31,3 +32,14 @@ def stalled(history: Sequence[Line], cfg: EarlyStoppingConfig) -> bool:
         return False
     before, recent = history[: -cfg.patience_rounds], history[-cfg.patience_rounds :]
     return max(map(validation_auroc, recent)) < max(map(validation_auroc, before)) + cfg.min_delta
+
+
+def course(folder: RunFolder) -> dict[str, Any]:
+    """What the history alone tells of a run, at any time."""
+    history = folder.read_history()
+    sums = {way: sum(line["bytes"][way] for line in history) for way in ("down", "up")}
+    return {
+        "rounds_completed": len(history),
+        "best_round": best_round(history),
+        "bytes": {**sums, "total": sum(sums.values())},
+    }

@@ -21,7 +21,7 @@ from common.seeds import derive_seed
 from server.activity import EVENTS_FILE, HEARTBEAT_FILE, Activity, Heartbeat, Kind
 from server.checkpoints import Checkpoint, check_same_experiment, read_checkpoint, write_checkpoint
 from server.judge import build_judge
-from server.progress import best_round, stalled
+from server.progress import best_round, course, stalled
 from server.rounds import Coordinator
 from server.run_folder import RunFolder
 from server.strategies import build_strategy, restore_state, strategy_state
@@ -64,17 +64,6 @@ def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCon
         folder.write_summary({**summary, **course(folder), "seconds": before + time.perf_counter() - started})
         activity.note(Kind.RUN_ENDED, round=len(folder.read_history()), status=summary["status"], reason=summary.get("error"))
     return folder.read_summary()
-
-
-def course(folder: RunFolder) -> dict[str, Any]:
-    """What the history alone tells of a run, at any time."""
-    history = folder.read_history()
-    sums = {way: sum(line["bytes"][way] for line in history) for way in ("down", "up")}
-    return {
-        "rounds_completed": len(history),
-        "best_round": best_round(history),
-        "bytes": {**sums, "total": sum(sums.values())},
-    }
 
 
 def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bool) -> Checkpoint | None:
