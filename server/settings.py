@@ -55,10 +55,22 @@ class CoordinatorSettings(Section):
     """The live page for auditors, over TLS and with a bearer token; unset, it is not shown outside."""
     mutual_tls: bool = False
     """Whether the door also asks for the site's certificate."""
-    revoked: list[Name] = []
+    revoked: list[Name] = Field(default_factory=list)
     """Sites whose key is no longer accepted, even where `sites/NAME.pub` lies here."""
-    auditors: list[AuditorAccess] = []
+    auditors: list[AuditorAccess] = Field(default_factory=list)
     loopback: LoopbackPorts = LoopbackPorts()
+    test_manifest: str | None = None
+    """Held-out test set that runs are judged on; relative to this folder, as the two below."""
+    external_manifest: str | None = None
+    """Held-out set of another place."""
+    cache_dir: str = "state/cache"
+    """Decoded images of the two sets."""
+    device: str = "auto"
+    """Where the coordinator judges: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the coordinator's judging; 0 leaves torch's choice."""
+    registry: str | None = None
+    """Database of sites and runs as a URL, e.g. postgresql://USER@HOST/NAME; unset it is SQLite in `state/registry.db`."""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,34 @@
 """The coordinator's processes: SuperLink, SuperExec and the door (nginx), started, asked and stopped in one folder.
 
 All state lies in `state/` of the coordinator folder, so that a restart finds the same sites and runs again.
+
+    hospitals --TLS--> door (nginx) --TLS, fleet calls alone--> SuperLink on 127.0.0.1 <--secret-- SuperExec --> ServerApp
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import shutil
+import signal
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+
+from common.data.atomic import atomic_write
+from common.errors import ConfigError, FlowerError
+from common.flower_commands import flower_environment, flower_tool
+from common.health import is_serving
+from common.keys import certificate_validity
+from server.door import answers, render_door
+from server.processes import Daemon, check_port_free, without_proxy_on_loopback
+from server.settings import CoordinatorFolder
+from server.sites import SiteState, list_sites, register_sites
+
+START_SEC = 60.0
+CONNECTION = "coordinator"
+NGINX = "nginx"
 
 
 @dataclass(frozen=True)
@@ -23,18 +44,6 @@ class ProcessState:
 
 
 @dataclass(frozen=True)
-class SiteState:
-    """One site as the coordinator sees it now."""
-
-    name: str
-    node_id: int | None
-    """Flower's number for it; None where it is not registered."""
-    connected: bool
-    detail: str
-    """`connected`, `registered, never connected`, `disconnected since ...`, `revoked`, `not registered`."""
-
-
-@dataclass(frozen=True)
 class StackState:
     """The coordinator's processes and sites. `serving` only if every process is."""
 
@@ -46,6 +55,17 @@ class StackState:
         return all(process.serving for process in self.processes)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """One process of the stack: how it is started, asked and stopped."""
+
+    daemon: Daemon
+    command: list[str]
+    port: tuple[str, int, str]
+    answers: Callable[[], bool]
+    stop_signal: signal.Signals = signal.SIGTERM
+
+
 def start(folder: Path) -> StackState:
     """Starts what does not run yet, registers the sites, and returns the state once all processes answer.
 
@@ -53,26 +73,43 @@ def start(folder: Path) -> StackState:
         ConfigError: the folder is no coordinator folder, or a port is taken by somebody else.
         FlowerError: a process does not come up; the text ends with its last words.
     """
-    raise NotImplementedError
+    place = _open(folder)
+    _check_certificate(place)
+    _prepare(place)
+    _write_door(place)
+    for part in _parts(place):
+        if part.daemon.pid() is None:
+            _start_part(part, place)
+        _wait_until_up(part)
+    sync_sites(folder)
+    return status(folder)
 
 
 def stop(folder: Path) -> None:
     """Stops the door, then SuperExec with the ServerApp, then the SuperLink. Does nothing where nothing runs."""
-    raise NotImplementedError
+    for part in reversed(_parts(_open(folder))):
+        part.daemon.stop(part.stop_signal)
 
 
 def status(folder: Path) -> StackState:
     """What runs, what answers, and which sites are registered and connected. Starts and changes nothing."""
-    raise NotImplementedError
+    place = _open(folder)
+    processes = tuple(_ask(part) for part in _parts(place))
+    return StackState(processes, list_sites(place, superlink_serves=processes[0].serving))
 
 
 def sync_sites(folder: Path) -> tuple[SiteState, ...]:
     """Registers the keys in `sites/`, unregisters those that are revoked, changed or gone, and returns the sites.
 
     Raises:
+        ConfigError: a file in `sites/` holds no public key.
         FlowerError: the SuperLink does not answer or refuses a key.
     """
-    raise NotImplementedError
+    place = _open(folder)
+    register_sites(place)
+    if _write_door(place):
+        _door(place).daemon.send(signal.SIGHUP)  # nginx reads its configuration anew
+    return list_sites(place, superlink_serves=True)
 
 
 def submit(folder: Path, run_config: Mapping[str, str]) -> int:
@@ -81,7 +118,11 @@ def submit(folder: Path, run_config: Mapping[str, str]) -> int:
     Raises:
         FlowerError: the SuperLink does not answer or refuses the run.
     """
-    raise NotImplementedError
+    from common.bundle import build_bundle
+    from server.control import open_control
+
+    with open_control(_open(folder)) as control:
+        return control.submit(build_bundle(), run_config)
 
 
 def run_status(folder: Path, run_id: int) -> str:
@@ -90,7 +131,10 @@ def run_status(folder: Path, run_id: int) -> str:
     Raises:
         FlowerError: the SuperLink does not answer, or knows no such run.
     """
-    raise NotImplementedError
+    from server.control import open_control
+
+    with open_control(_open(folder)) as control:
+        return control.run_status(run_id)
 
 
 def stop_run(folder: Path, run_id: int) -> None:
@@ -99,4 +143,119 @@ def stop_run(folder: Path, run_id: int) -> None:
     Raises:
         FlowerError: the SuperLink does not answer, or knows no such run.
     """
-    raise NotImplementedError
+    from server.control import open_control
+
+    with open_control(_open(folder)) as control:
+        control.stop_run(run_id)
+
+
+def _open(folder: Path) -> CoordinatorFolder:
+    place = CoordinatorFolder(folder.resolve())
+    for path in (place.settings_file, place.ca, place.certificate, place.key, place.superexec_secret):
+        if not path.is_file():
+            raise ConfigError(f"{folder} is no coordinator folder: it lacks {path.relative_to(place.path)}; unpack the kit there")
+    return place
+
+
+def _check_certificate(place: CoordinatorFolder) -> None:
+    begins, ends = certificate_validity(place.certificate)
+    if not begins <= datetime.now(UTC) < ends:
+        raise ConfigError(
+            f"{place.certificate} is valid from {begins:%Y-%m-%d} to {ends:%Y-%m-%d} only, so that every site would refuse it; "
+            "check this machine's clock, or run `pneumofed provision` again and take the new coordinator kit"
+        )
+
+
+def _parts(place: CoordinatorFolder) -> list[_Part]:
+    return [_superlink(place), _superexec(place), _door(place)]
+
+
+def _superlink(place: CoordinatorFolder) -> _Part:
+    ports = place.settings().loopback
+    health = f"127.0.0.1:{ports.superlink_health}"
+    command = [
+        flower_tool("flower-superlink"), "--host", "127.0.0.1", "--port", str(ports.superlink),
+        "--ssl-ca-certfile", str(place.ca), "--ssl-certfile", str(place.certificate), "--ssl-keyfile", str(place.key),
+        "--enable-supernode-auth", "--isolation", "process", "--superexec-auth-secret-file", str(place.superexec_secret),
+        "--database", str(place.state / "superlink.db"), "--health-server-address", health,
+        "--disable-runtime-dependency-installation",
+    ]  # fmt: skip
+    return _Part(
+        Daemon("superlink", place.state), command, ("127.0.0.1", ports.superlink, "SuperLink"), lambda: is_serving(health)
+    )
+
+
+def _superexec(place: CoordinatorFolder) -> _Part:
+    ports = place.settings().loopback
+    health = f"127.0.0.1:{ports.superexec_health}"
+    command = [
+        flower_tool("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{ports.superlink}",
+        "--root-certificates", str(place.ca), "--superexec-auth-secret-file", str(place.superexec_secret),
+        "--health-server-address", health,
+    ]  # fmt: skip
+    port = ("127.0.0.1", ports.superexec_health, "SuperExec's health service")
+    return _Part(Daemon("superexec", place.state), command, port, lambda: is_serving(health))
+
+
+def _door(place: CoordinatorFolder) -> _Part:
+    port = place.settings().port
+    early_log = str(place.state / "door-error.log")
+    command = [
+        shutil.which(NGINX) or shutil.which(NGINX, path="/usr/sbin:/usr/local/sbin") or NGINX,
+        "-p", f"{place.path}/", "-c", str(place.door), "-e", early_log, "-g", "daemon off;",
+    ]  # fmt: skip
+    return _Part(
+        Daemon("door", place.state), command, ("0.0.0.0", port, "the door"), lambda: answers(place.ca, port), signal.SIGQUIT
+    )
+
+
+def _prepare(place: CoordinatorFolder) -> None:
+    """Makes the state folder, and Flower's own settings in it, so that `FLWR_HOME=state/flwr flwr ls` works by hand."""
+    for path in (place.state, place.state / "nginx", place.flower_home, place.runs):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    address = f"127.0.0.1:{place.settings().loopback.superlink}"
+    text = (
+        f'[superlink]\ndefault = "{CONNECTION}"\n\n'
+        f'[superlink.{CONNECTION}]\naddress = "{address}"\nroot-certificates = {json.dumps(str(place.ca))}\n'
+    )
+    with atomic_write(place.flower_home / "config.toml") as file:
+        file.write(text.encode())
+
+
+def _write_door(place: CoordinatorFolder) -> bool:
+    """Writes nginx's configuration, and says whether it changed."""
+    text = render_door(place.settings(), list(place.site_keys()))
+    if place.door.is_file() and place.door.read_text(encoding="utf-8") == text:
+        return False
+    with atomic_write(place.door) as file:
+        file.write(text.encode())
+    return True
+
+
+def _start_part(part: _Part, place: CoordinatorFolder) -> None:
+    check_port_free(*part.port)
+    environment = flower_environment(place.flower_home)
+    environment |= without_proxy_on_loopback(environment)
+    try:
+        part.daemon.start(part.command, environment, place.state)
+    except FileNotFoundError:
+        raise ConfigError(f"{part.command[0]} is not installed; on Debian and Ubuntu: apt install nginx") from None
+
+
+def _wait_until_up(part: _Part) -> None:
+    deadline = time.monotonic() + START_SEC
+    while time.monotonic() < deadline and part.daemon.pid() is not None:
+        if part.answers():
+            return
+        time.sleep(0.1)
+    raise FlowerError(f"{part.daemon.name} did not come up; {part.daemon.log} ends with: {part.daemon.last_words()}")
+
+
+def _ask(part: _Part) -> ProcessState:
+    name, pid = part.daemon.name, part.daemon.pid()
+    if pid is None:
+        died = part.daemon.was_started()
+        detail = f"died; its log ends with: {part.daemon.last_words(1)}" if died else "not started"
+        return ProcessState(name, None, False, detail)
+    serving = part.answers()
+    return ProcessState(name, pid, serving, "serving" if serving else "runs but does not answer")

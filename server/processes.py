@@ -1,0 +1,157 @@
+"""Processes that outlive the command that started them: pid files that cannot lie, logs, and how they are stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.data.atomic import atomic_write
+from common.errors import ConfigError
+
+LOOPBACK = ("127.0.0.1", "localhost")
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """One long-lived process, known by the files `NAME.pid` and `NAME.log` in `state`."""
+
+    name: str
+    state: Path
+
+    @property
+    def log(self) -> Path:
+        return self.state / f"{self.name}.log"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.state / f"{self.name}.pid"
+
+    def pid(self) -> int | None:
+        """The process's number while it lives; None where it ended, was never started, or its number belongs to another now."""
+        pid, started = self._recorded()
+        return pid if pid is not None and started_at(pid) == started else None
+
+    def was_started(self) -> bool:
+        """Whether a pid file lies there: with no living process it means that the process died or the machine restarted."""
+        return self._pid_file.exists()
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
+        """Starts `command` as the leader of a session of its own, with its output in the log, and returns its number."""
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+            process = subprocess.Popen(
+                command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True, umask=0o077,
+            )  # fmt: skip
+        try:
+            with atomic_write(self._pid_file) as file:
+                file.write(json.dumps({"pid": process.pid, "started": started_at(process.pid)}).encode())
+        except OSError:
+            _signal_group(process.pid, signal.SIGKILL)  # nobody could find it again
+            raise
+        return process.pid
+
+    def send(self, sign: signal.Signals) -> None:
+        """Sends `sign` to the process alone, if it lives."""
+        if (pid := self.pid()) is not None:
+            os.kill(pid, sign)
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM, patience_sec: float = 15.0) -> None:
+        """Asks the process and its children to stop, makes them after `patience_sec`, and removes the pid file."""
+        if (pid := self.pid()) is not None:
+            _signal_group(pid, sign)
+            _wait_for_end(pid, patience_sec)
+        recorded, started = self._recorded()
+        if recorded is not None and started_at(recorded) in (started, None):  # else the number is another program's by now
+            _signal_group(recorded, signal.SIGKILL)  # the process itself, or children that outlived it
+            _wait_for_end(recorded, 5.0)
+        self._pid_file.unlink(missing_ok=True)
+
+    def _recorded(self) -> tuple[int | None, str]:
+        try:
+            known = json.loads(self._pid_file.read_text(encoding="utf-8"))
+            return int(known["pid"]), str(known["started"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None, ""
+
+    def last_words(self, lines: int = 3) -> str:
+        """The end of the log in one line."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "it said nothing"
+        return " ".join(line.strip() for line in text.strip().splitlines()[-lines:]) or "it said nothing"
+
+
+def started_at(pid: int) -> str | None:
+    """A mark of the process that later ones with the same number do not have: boot and start time. None if it does not live.
+
+    Field 22 of /proc/PID/stat (proc(5)) is the start in clock ticks since boot; a zombie (state Z) counts as dead.
+    """
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    if after_name[0] in "ZX":
+        _reap(pid)
+        return None
+    return f"{boot} {after_name[19]}"
+
+
+def check_port_free(host: str, port: int, what: str) -> None:
+    """Does nothing if nobody listens on `port`.
+
+    Raises:
+        ConfigError: somebody does, or this user may not.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            raise ConfigError(
+                f"port {port} ({what}) is below 1024 and needs rights that this user lacks; take a higher one"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} ({what}) is taken by another program ({error.strerror}): `ss -ltnp 'sport = :{port}'` names it; "
+                "stop that, or change the port in coordinator.yaml"
+            ) from error
+
+
+def without_proxy_on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """`NO_PROXY` for `environment` with the loopback interface in it: a hospital's web proxy must not be asked for 127.0.0.1."""
+    known = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
+    hosts = [host for host in known.split(",") if host] + [host for host in LOOPBACK if host not in known]
+    return {"NO_PROXY": ",".join(hosts), "no_proxy": ",".join(hosts)}
+
+
+def _reap(pid: int) -> None:
+    """Takes note of the end of a child of our own, which would stay a zombie."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except OSError:
+        return
+
+
+def _signal_group(pid: int, sign: signal.Signals) -> None:
+    try:
+        os.killpg(pid, sign)
+    except ProcessLookupError:
+        return
+
+
+def _wait_for_end(pid: int, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if started_at(pid) is None:
+            return True
+        time.sleep(0.05)
+    return False
