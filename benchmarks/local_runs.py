@@ -1,0 +1,94 @@
+"""Federations in one process each, several at once: what benchmarks that compare many runs have in common."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+Deed = Literal["honest", "absent", "flipped", "scaled", "nan"]
+"""What the last hospital does: takes part, is not there, swaps normal and pneumonia in its labels, sends its update a hundredfold,
+or sends no numbers."""
+
+SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """One federation; plain values, to cross processes. `experiment` and `simulation` are nested dictionaries of settings."""
+
+    name: str
+    experiment: dict[str, Any]
+    simulation: dict[str, Any]
+    folder: str
+    deed: Deed = "honest"
+
+
+def run_all(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The summaries of `runs`, in their order; as many at once as there are CPUs, with one thread each."""
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        return list(pool.map(run_one, runs))
+
+
+def run_one(run: Run) -> dict[str, Any]:
+    from client.app import app as client_app
+    from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY, SITES_KEY
+    from server.app import read_coordinator, read_experiment
+    from server.study import run_study
+    from simulation.federation import lay_out
+    from simulation.local_grid import LocalGrid
+    from simulation.plan import build_plan
+
+    folder = Path(run.folder) / run.name
+    experiment, simulation = build_plan(folder, run.experiment, run.simulation)
+    federation = lay_out(simulation, experiment, folder, resume=False)
+    last = federation.hospitals - 1
+    if run.deed == "flipped":
+        _flip_labels(folder, last, federation.hospitals)
+    present = federation.hospitals - (run.deed == "absent")
+    if run.deed == "absent":
+        experiment = experiment.model_copy(
+            update={"strategy": experiment.strategy.model_copy(update={"wait_for_sites": present})}
+        )
+    config = {
+        EXPERIMENT_KEY: experiment.model_dump_json(),
+        COORDINATOR_KEY: str(federation.coordinator_file),
+        SITES_KEY: str(federation.sites_dir),
+    }
+    app = _meddling(client_app, last, run.deed) if run.deed in ("scaled", "nan") else client_app
+    grid = LocalGrid(app, [{"partition-id": number} for number in range(present)], config)
+    return run_study(grid, read_experiment(config), read_coordinator(config))
+
+
+def _flip_labels(folder: Path, number: int, hospitals: int) -> None:
+    from dataclasses import replace
+
+    from common.data.manifest import Manifest, read_manifest, write_manifest
+    from simulation.federation import hospital_name
+
+    path = folder / "sites" / hospital_name(number, hospitals) / "manifest.csv"
+    records = read_manifest(path).records
+    flipped = (replace(record, label="pneumonia" if record.label == "normal" else "normal") for record in records)
+    write_manifest(Manifest(tuple(flipped)), path)
+
+
+def _meddling(client_app: Any, number: int, deed: Deed) -> Any:
+    """`client_app`, but training replies of hospital `number` are changed on their way out."""
+    import numpy as np
+
+    from common.messages import ARRAYS, ModelArrays, pack_arrays, unpack_arrays
+
+    def answer(message: Any, context: Any) -> Any:
+        reply = client_app(message, context)
+        if context.node_config["partition-id"] == number and message.metadata.message_type == "train":
+            base = unpack_arrays(message.content.array_records[ARRAYS]).parameters
+            arrays = unpack_arrays(reply.content.array_records[ARRAYS])
+            change = np.float32("nan") if deed == "nan" else np.float32(SCALE)
+            reply.content[ARRAYS] = pack_arrays(ModelArrays(base + change * (arrays.parameters - base), arrays.statistics))
+        return reply
+
+    return answer

@@ -1,0 +1,47 @@
+"""Updates in 32, 16 and 8 bits: bytes on the wire, and the test AUROC of otherwise equal runs.
+
+python -m benchmarks.update_precision --data chest_xray --image-size 32 --rounds 8 --seeds 0 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+
+from benchmarks.local_runs import Run, run_all
+
+PRECISIONS = ("float32", "float16", "int8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--hospitals", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [_run(precision, seed, options, folder) for seed in options.seeds for precision in PRECISIONS]
+        summaries = dict(zip([run.name for run in runs], run_all(runs), strict=True))
+    print(json.dumps(vars(options)))
+    for name, summary in summaries.items():
+        up = summary["bytes"]["up"] / summary["rounds_completed"] / options.hospitals / 1e6
+        print(f"{name:12} {up:7.2f} MB an update   test AUROC {summary['test']['auroc']['value']:.4f}")
+
+
+def _run(precision: str, seed: int, options: argparse.Namespace, folder: str) -> Run:
+    experiment = {
+        "rounds": options.rounds,
+        "seed": seed,
+        "image": {"size_px": options.image_size},
+        "training": {"early_fraction": 0.0},
+        "strategy": {"update_precision": precision},
+        "evaluation": {"every_rounds": options.rounds, "bootstrap_samples": 0},
+    }
+    return Run(f"{precision}-{seed}", experiment, {"data": options.data, "hospitals": options.hospitals}, folder)
+
+
+if __name__ == "__main__":
+    main()
