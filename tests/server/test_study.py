@@ -13,7 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
-from common.config import StrategyName
+from common.config import StrategyName, UpdatePrecision
 from common.errors import CheckpointError, RoundError
 from common.messages import ModelArrays, pack_arrays, unpack_arrays
 from server.checkpoints import read_checkpoint
@@ -146,7 +146,27 @@ def test_a_poisoned_reply_is_left_out_named_and_without_effect(
     assert summary["status"] == "succeeded"
     for line in history(federation, "run"):
         assert told in line["left_out"]["site-1"]
-    assert np.isfinite(weights(federation, "run").parameters).all()
+    (federation.sites / "1.yaml").unlink()
+    federation.run("without", tiny_experiment())
+    assert_same(weights(federation, "run"), weights(federation, "without"))
+
+
+@pytest.mark.parametrize(("precision", "share"), [("float16", 1 / 2), ("int8", 1 / 4)])
+def test_updates_in_fewer_bits_send_fewer_bytes_and_resume_exactly(
+    tmp_path: Path, precision: UpdatePrecision, share: float
+) -> None:
+    federation = TinyFederation(tmp_path)
+    full, fewer = tiny_experiment(), tiny_experiment(strategy={"update_precision": precision})
+    federation.run("full", full)
+    federation.run("fewer", fewer)
+    sent = [history(federation, name)[0]["bytes"]["up"] for name in ("full", "fewer")]
+    assert sent[1] == pytest.approx(sent[0] * share, rel=0.1)
+    difference = weights(federation, "full").parameters - weights(federation, "fewer").parameters
+    assert 0 < np.abs(difference).max() < 0.05
+    with pytest.raises(Killed):
+        federation.run("broken", fewer, grid=federation.grid(KillingApp(2)))
+    federation.run("broken", fewer, resume=True)
+    assert_same(weights(federation, "fewer"), weights(federation, "broken"))
 
 
 def test_too_few_good_replies_fail_the_run_and_say_who_and_why(tmp_path: Path) -> None:
