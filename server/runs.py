@@ -1,0 +1,257 @@
+"""The life of a run at the coordinator: submitted, watched, stopped, resumed, and closed with the truth whatever died.
+
+runs = Runs(folder, registry)
+runs.submit("pneumonia-1", experiment)     registry -> run folder -> SuperLink
+runs.reconcile()                           compares the registry with Flower, the run folder and the heartbeat; closes what is over
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+
+from common.config import CoordinatorConfig, ExperimentConfig
+from common.config_reader import experiment_from_json
+from common.errors import CheckpointError, ConfigError, FlowerError
+from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY
+from server.activity import EVENTS_FILE, HEARTBEAT_FILE, Kind, read_activity
+from server.activity_words import describe
+from server.progress import course
+from server.registry.models import Event, Run, RunState
+from server.registry.registry import Registry, check_run_name, now
+from server.run_folder import RunFolder, write_text
+from server.settings import CoordinatorFolder
+from server.verdict import Signs, Verdict, how_to_go_on, judge_run
+
+END_SEC = 20.0
+"""How long a stopped run may take to end."""
+
+
+class Flower(Protocol):
+    """What is needed of `server.stack`."""
+
+    def submit(self, folder: Path, run_config: Mapping[str, str]) -> int: ...
+
+    def run_status(self, folder: Path, run_id: int) -> str: ...
+
+    def stop_run(self, folder: Path, run_id: int) -> None: ...
+
+
+class Runs:
+    """The runs of one coordinator folder."""
+
+    def __init__(
+        self, folder: CoordinatorFolder, registry: Registry, flower: Flower, hash_app: Callable[[], str] | None = None
+    ) -> None:
+        self.folder, self.registry, self._flower = folder, registry, flower
+        self._hash_app = hash_app or hash_installed_app
+
+    def submit(self, name: str, experiment: ExperimentConfig) -> Run:
+        """A new run in `runs/NAME`, handed to Flower.
+
+        Raises:
+            ConfigError: the name is none or taken, or the coordinator's settings are wrong.
+            FlowerError: Flower does not take it; the registry then says `failed` and why.
+        """
+        check_run_name(name)
+        path = self.folder.runs.resolve() / name
+        if RunFolder(path).read_history():
+            raise ConfigError(f"{path} holds a run already; choose another name")
+        settings = self._settings(path, resume=False)
+        run = self.registry.add_run(name, experiment.model_dump_json(), path)
+        self._hand_over(run, settings)
+        return self.registry.run(name)
+
+    def resume(self, name: str) -> Run:
+        """The run, handed to Flower again: after its last completed round, or from the beginning if there was none.
+
+        Raises:
+            ConfigError: no such run, it goes on still, or it succeeded.
+            FlowerError: Flower does not take it.
+        """
+        self.reconcile()
+        before = self.registry.run(name)
+        path = RunFolder(Path(before.folder))
+        settings = self._settings(path.path, resume=path.last_checkpoint.exists())
+        run = self.registry.resume(name)
+        if before.flower_run_id:
+            self._silence(before)
+        _forget_the_end(path)
+        self._hand_over(run, settings)
+        return self.registry.run(name)
+
+    def stop(self, name: str, who: str = "the coordinator") -> Run:
+        """The run, stopped; one that has ended already stays as it is.
+
+        Raises:
+            ConfigError: no such run.
+            FlowerError: the SuperLink does not answer, so that nothing was stopped.
+        """
+        self.reconcile()
+        run = self.registry.run(name)
+        if RunState(run.state).final:
+            return run
+        if run.flower_run_id:
+            self._flower.stop_run(self.folder.path, int(run.flower_run_id))
+            self._wait_for_end(run)
+        signs = self._signs(run)
+        verdict = judge_run(signs)
+        if verdict.state != RunState.SUCCEEDED:
+            way = how_to_go_on(name, signs.checkpoint, signs.history)
+            verdict = Verdict(RunState.STOPPED, f"stopped by {who} after {len(signs.history)} completed rounds; {way}")
+        self._close(run, verdict)
+        return self.registry.run(name)
+
+    def reconcile(self) -> None:
+        """Brings the registry to what is true now. Doing it twice is the same as once."""
+        for run in self.registry.open_runs():
+            signs = self._signs(run)
+            self._take_events(run, signs.events)
+            verdict = judge_run(signs)
+            if verdict.state.final:
+                if run.flower_run_id and not (signs.flower or "finished").startswith("finished"):
+                    self._silence(run)
+                self._close(run, verdict)
+            elif verdict.state == RunState.RUNNING:
+                self.registry.move(run.name, RunState.RUNNING)
+
+    def _hand_over(self, run: Run, settings: CoordinatorConfig) -> None:
+        path = Path(run.folder)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = path / "coordinator.yaml"
+        write_text(file, yaml.safe_dump(settings.model_dump(), sort_keys=False))
+        try:
+            identifier = self._flower.submit(self.folder.path, {EXPERIMENT_KEY: run.experiment, COORDINATOR_KEY: str(file)})
+        except FlowerError as error:
+            self.registry.move(run.name, RunState.FAILED, f"Flower did not take the run: {error}")
+            raise
+        self.registry.accepted(run.name, str(identifier), self._hash_app())
+
+    def _settings(self, path: Path, resume: bool) -> CoordinatorConfig:
+        """What the ServerApp is told; paths are absolute, since it runs elsewhere."""
+        own = self.folder.settings()
+        absolute = {
+            key: str((self.folder.path / value).resolve())
+            for key, value in (("test_manifest", own.test_manifest), ("external_manifest", own.external_manifest))
+            if value
+        }
+        for key, value in absolute.items():
+            if not Path(value).is_file():
+                raise ConfigError(f"{self.folder.settings_file}: {key}: there is no file {value}")
+        cache = str((self.folder.path / own.cache_dir).resolve())
+        return CoordinatorConfig(
+            run_dir=str(path), cache_dir=cache, resume=resume, device=own.device, threads=own.threads, **absolute
+        )
+
+    def _signs(self, run: Run) -> Signs:
+        flower = self._flower_status(run)  # before the folder: see `Signs`
+        folder = RunFolder(Path(run.folder))
+        return Signs(
+            name=run.name,
+            flower=flower,
+            summary=read_summary(folder),
+            history=folder.read_history(),
+            events=read_activity(folder.path / EVENTS_FILE),
+            silent_sec=_age(folder.path / HEARTBEAT_FILE),
+            submitted_sec=(now() - run.submitted).total_seconds(),
+            checkpoint=folder.last_checkpoint.exists(),
+        )
+
+    def _flower_status(self, run: Run) -> str | None:
+        if not run.flower_run_id:
+            return "unknown"
+        try:
+            return self._flower.run_status(self.folder.path, int(run.flower_run_id))
+        except FlowerError:
+            return None
+
+    def _take_events(self, run: Run, events: Sequence[Mapping[str, Any]]) -> None:
+        lines = [_event(run.name, event) for event in events]
+        if not self.registry.take_events(run.name, lines):
+            return
+        seen = {str(e["site"]): e for e in events if e["kind"] in (Kind.JOINED, Kind.ANSWERED) and e.get("site")}
+        for site, event in seen.items():
+            self.registry.see_site(site, _time(event))
+
+    def _close(self, run: Run, verdict: Verdict) -> None:
+        """Writes the end where the run could not, so that its folder tells the same as the registry."""
+        self._take_events(run, read_activity(Path(run.folder) / EVENTS_FILE))
+        if not self.registry.move(run.name, verdict.state, verdict.reason):
+            return
+        folder = RunFolder(Path(run.folder))
+        summary = read_summary(folder)
+        if folder.path.exists() and summary.get("status") != verdict.state:
+            folder.write_summary({**summary, **course(folder), "status": verdict.state.value, "error": verdict.reason})
+
+    def _silence(self, run: Run) -> None:
+        """Makes sure that an earlier attempt does not come back to life; where Flower knows nothing of it, it cannot."""
+        try:
+            self._flower.stop_run(self.folder.path, int(run.flower_run_id or 0))
+            self._wait_for_end(run)
+        except FlowerError as error:
+            self.registry.note("note", f"the earlier attempt could not be stopped: {error}", run=run.name)
+
+    def _wait_for_end(self, run: Run) -> None:
+        deadline = time.monotonic() + END_SEC
+        while time.monotonic() < deadline and not (self._flower_status(run) or "finished").startswith("finished"):
+            time.sleep(0.5)
+
+
+def hash_installed_app() -> str:
+    """SHA-256 of the bundle of the code that is installed here, which a hospital approves."""
+    from common.bundle import build_bundle, hash_bundle
+
+    return hash_bundle(build_bundle())
+
+
+def read_experiment(run: Run) -> ExperimentConfig:
+    """The experiment that the run was submitted with."""
+    return experiment_from_json(run.experiment)
+
+
+def read_summary(folder: RunFolder) -> Mapping[str, Any]:
+    """The summary; empty where there is none or it is damaged."""
+    try:
+        found: Any = folder.read_summary()
+    except CheckpointError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _forget_the_end(folder: RunFolder) -> None:
+    """Takes the earlier attempt's last word and heartbeat away, which would be read as this one's."""
+    summary = {key: value for key, value in read_summary(folder).items() if key != "error"}
+    if summary:
+        folder.write_summary({**summary, "status": RunState.SUBMITTED.value})
+    (folder.path / HEARTBEAT_FILE).unlink(missing_ok=True)
+
+
+def _event(run: str, event: Mapping[str, Any]) -> Event:
+    site = event.get("site") if event.get("task") != "roll call" else None
+    return Event(
+        time=_time(event),
+        run=run,
+        round=event["round"] or None,
+        site=str(site)[:64] if site else None,
+        kind=event["kind"][:32],
+        text=describe(event),
+    )
+
+
+def _time(event: Mapping[str, Any]) -> datetime:
+    try:
+        return datetime.fromisoformat(event["time"])
+    except ValueError:
+        return now()
+
+
+def _age(file: Path) -> float | None:
+    try:
+        return max(time.time() - file.stat().st_mtime, 0.0)
+    except OSError:
+        return None

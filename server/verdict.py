@@ -1,0 +1,132 @@
+"""What became of a run, read from the signs that it left. Nobody has to be alive to tell: that is the point.
+
+Signs, strongest first: the run's own summary, Flower's status of it, the heartbeat of its process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from server.activity import Kind
+from server.registry.models import RunState
+
+SILENT_SEC = 90.0
+"""A process that has not touched its heartbeat for so long is dead or stopped; it touches it every five seconds."""
+HANDOVER_SEC = 120.0
+"""How long a run may take from its submission to Flower's acceptance."""
+MEASURED = ("validation", "test", "external")
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What is known of a run. Flower has to be asked before the folder is read, since a run writes its summary before it ends.
+
+    Attributes:
+        flower: Flower's status, `unknown` where it was never given the run, None where it does not answer.
+        silent_sec: since the last heartbeat; None where there is none.
+        checkpoint: whether there is one to go on from.
+    """
+
+    name: str
+    flower: str | None
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
+    events: Sequence[Mapping[str, Any]] = ()
+    silent_sec: float | None = None
+    submitted_sec: float = 0.0
+    checkpoint: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The run's state, and for one that did not succeed why, in one sentence."""
+
+    state: RunState
+    reason: str = ""
+
+
+def judge_run(signs: Signs) -> Verdict:
+    """What became of the run: never `succeeded` without results, never `running` without a sign of life."""
+    status, flower = signs.summary.get("status"), signs.flower or ""
+    if status == RunState.SUCCEEDED:
+        return _check_success(signs)
+    if flower == "finished:stopped" or status == RunState.STOPPED:
+        return Verdict(RunState.STOPPED, f"stopped {_where(signs)}; {how_to_go_on(signs.name, signs.checkpoint, signs.history)}")
+    if status == RunState.FAILED:
+        return Verdict(RunState.FAILED, _told(signs))
+    if flower.startswith("finished"):
+        return _dead(signs, f"the coordinator's process ended without a result {_where(signs)} (Flower: {flower})")
+    if signs.silent_sec is not None:
+        if signs.silent_sec <= SILENT_SEC:
+            return Verdict(RunState.RUNNING if status == RunState.RUNNING else RunState.SUBMITTED)
+        return _dead(signs, f"the coordinator's process fell silent {_where(signs)}")
+    if flower in ("", "unknown") and signs.submitted_sec > HANDOVER_SEC:
+        why = "it was never handed to Flower" if flower else "the SuperLink does not answer"
+        return _dead(signs, f"the run never began: {why}")
+    return Verdict(RunState.SUBMITTED)
+
+
+def how_to_go_on(name: str, checkpoint: bool, history: Sequence[Mapping[str, Any]]) -> str:
+    """The end of a sentence about a run that did not finish."""
+    if checkpoint and history:
+        return f"`pneumofed server resume {name}` goes on after round {history[-1]['round']}"
+    return f"`pneumofed server resume {name}` starts it again from the beginning"
+
+
+def has_results(summary: Mapping[str, Any]) -> bool:
+    """Whether any set was measured: at least one of AUROC and accuracy is a number."""
+    return any(_number(summary.get(name), key) is not None for name in MEASURED for key in ("auroc", "accuracy"))
+
+
+def _check_success(signs: Signs) -> Verdict:
+    if not signs.history:
+        return Verdict(RunState.FAILED, "the run says that it succeeded, but it completed no round")
+    if not has_results(signs.summary):
+        return Verdict(RunState.FAILED, "the run says that it succeeded, but its summary holds no validation or test metrics")
+    return Verdict(RunState.SUCCEEDED)
+
+
+def _told(signs: Signs) -> str:
+    """The run's own words, with the round if they do not name it."""
+    words = str(signs.summary.get("error") or "the run failed and did not say why").strip()
+    return words if "round" in words else f"{_where(signs)}: {words}"
+
+
+def _dead(signs: Signs, what: str) -> Verdict:
+    return Verdict(RunState.FAILED, f"{what}; {how_to_go_on(signs.name, signs.checkpoint, signs.history)}")
+
+
+def _where(signs: Signs) -> str:
+    """In which round, and on whom it waited then."""
+    number, waiting = waiting_for(signs.events)
+    completed = signs.history[-1]["round"] if signs.history else 0
+    if number is None or number <= completed:
+        return f"after round {completed}" if completed else "before the first round"
+    return f"in round {number}" + (f" while it waited for {_list(waiting)}" if waiting else "")
+
+
+def waiting_for(events: Sequence[Mapping[str, Any]]) -> tuple[int | None, list[str]]:
+    """The round that was begun last in this attempt, and the sites that were asked in it and have not answered."""
+    number, waiting = None, set[str]()
+    for event in events:
+        kind, site = event["kind"], event.get("site")
+        if kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED):
+            number, waiting = None, set()
+        elif kind == Kind.ROUND_STARTED:
+            number, waiting = event["round"], set()
+        elif event["round"] == number and site:
+            (waiting.add if kind == Kind.ASKED else waiting.discard)(str(site))
+    return number, sorted(waiting)
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _number(part: Any, key: str) -> float | None:
+    """A metric, as a plain number or as one with its interval."""
+    value = part.get(key) if isinstance(part, Mapping) else None
+    value = value.get("value") if isinstance(value, Mapping) else value
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
