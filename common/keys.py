@@ -80,12 +80,21 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
     Raises:
         ConfigError: the file is missing or is no P-384 private key in OpenSSH's format.
     """
+    return parse_private_key(_read(path, "private key"), str(path))
+
+
+def parse_private_key(content: bytes, source: str) -> ec.EllipticCurvePrivateKey:
+    """The private node key in `content`, which came from `source`.
+
+    Raises:
+        ConfigError: it is no P-384 private key in OpenSSH's format.
+    """
     try:
-        key = serialization.load_ssh_private_key(_read(path, "private key"), None)
+        key = serialization.load_ssh_private_key(content, None)
     except (ValueError, UnsupportedAlgorithm, TypeError):  # TypeError: it has a password
-        raise ConfigError(f"{path}: expected a P-384 private key in OpenSSH's format without a password") from None
+        raise ConfigError(f"{source}: expected a P-384 private key in OpenSSH's format without a password") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp384r1":
-        raise ConfigError(f"{path}: expected a P-384 private key, got one of another kind")
+        raise ConfigError(f"{source}: expected a P-384 private key, got one of another kind")
     return key
 
 

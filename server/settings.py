@@ -18,7 +18,7 @@ from typing import Annotated
 from pydantic import Field
 
 from common.config import Section
-from common.config_reader import build_config, read_yaml
+from common.config_reader import build_config, merge, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -44,7 +44,7 @@ class LoopbackPorts(Section):
 
 
 class CoordinatorSettings(Section):
-    """`coordinator.yaml` in the coordinator folder."""
+    """`coordinator.yaml` with `local.yaml` laid over it."""
 
     federation: Name
     hosts: Annotated[list[Host], Field(min_length=1)]
@@ -82,6 +82,11 @@ class CoordinatorFolder:
     @property
     def settings_file(self) -> Path:
         return self.path / "coordinator.yaml"
+
+    @property
+    def local_settings_file(self) -> Path:
+        """What the coordinator sets itself, laid over `coordinator.yaml`; no new kit overwrites it."""
+        return self.path / "local.yaml"
 
     @property
     def ca(self) -> Path:
@@ -125,7 +130,10 @@ class CoordinatorFolder:
         Raises:
             ConfigError: the file is missing or wrong.
         """
-        return build_config(CoordinatorSettings, read_yaml(self.settings_file), str(self.settings_file))
+        values = read_yaml(self.settings_file)
+        if self.local_settings_file.is_file():
+            values = merge(values, read_yaml(self.local_settings_file))
+        return build_config(CoordinatorSettings, values, str(self.settings_file))
 
     def site_keys(self) -> dict[str, Path]:
         """Public key files of the sites that may take part, by name."""

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from common.config import Section
 from common.config_reader import build_config, read_yaml
 from common.errors import ConfigError
-from server.settings import Host, Name, Port
+from server.settings import Host, LoopbackPorts, Name, Port
 
 RESERVED = frozenset({"ca", "coordinator"})
 Contact = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -26,6 +26,7 @@ class CoordinatorParty(Section):
     page_port: Port | None = None
     """Where auditors read the live page; needed as soon as there is an auditor."""
     contact: Contact = ""
+    loopback: LoopbackPorts = LoopbackPorts()
 
 
 class SiteParty(Section):
@@ -73,6 +74,8 @@ class FederationConfig(Section):
                 raise ValueError(f"two {kind}s are called '{twice[0]}'; names must differ by more than their case")
         if any(not auditor.revoked for auditor in self.auditors) and self.coordinator.page_port is None:
             raise ValueError("coordinator.page_port is needed, since auditors read the live page there, e.g. 9444")
+        if self.renew_before_days >= self.validity_days:
+            raise ValueError("renew_before_days must be smaller than validity_days")
         if self.coordinator.page_port == self.coordinator.port:
             raise ValueError("coordinator.page_port must differ from coordinator.port")
         return self

@@ -1,0 +1,138 @@
+"""Who holds which key or token in this federation, as the output folder remembers it; and which are refused for good.
+
+ca/sites/NAME.pub         public node key of each site
+ca/auditors/NAME.sha256   SHA-256 of each auditor's token
+ca/revoked                fingerprints of keys that no site may use again
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from common.errors import ConfigError
+from common.keys import NodeKey, fingerprint, format_public_key, read_private_key, read_public_key
+from server.provisioning.kit import write_private
+from server.provisioning.schema import AuditorParty, SiteParty
+
+
+@dataclass(frozen=True)
+class SiteIdentity:
+    """A site's key. `private` is None where it is not here: the hospital made it, or took its kit away."""
+
+    name: str
+    key: ec.EllipticCurvePublicKey
+    private: bytes | None
+
+    @property
+    def public(self) -> bytes:
+        return format_public_key(self.key, self.name)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.key)
+
+
+@dataclass(frozen=True)
+class Token:
+    """An auditor's bearer token; `value` is None where it is not here, since the kit was taken away."""
+
+    sha256: str
+    value: str | None
+
+
+class Identities:
+    """The keys and tokens of the federation whose kits lie in `out`."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._ca = out / "ca"
+
+    def site(self, site: SiteParty) -> SiteIdentity:
+        """The site's key; a new one where it has none yet.
+
+        Raises:
+            ConfigError: the key that the hospital sent cannot be read, was revoked, or is another site's.
+        """
+        return self._sent(site, Path(site.public_key)) if site.public_key else self._made_here(site.name)
+
+    def revoke_site(self, name: str) -> None:
+        """Refuses the site's present key for good."""
+        known = self._site_file(name)
+        if known.is_file():
+            self._remember_revoked(read_public_key(known))
+            known.unlink()
+
+    def auditor(self, auditor: AuditorParty) -> Token:
+        """The auditor's token; a new one where there is none yet."""
+        known, here = self._auditor_file(auditor.name), self._out / f"auditor-{auditor.name}" / "token"
+        if known.is_file():
+            sha256 = known.read_text(encoding="ascii").strip()
+            value = here.read_text(encoding="ascii").strip() if here.is_file() else None
+            if value is None or _sha256(value) == sha256:
+                return Token(sha256, value)
+        value = secrets.token_urlsafe(32)
+        write_private(known, f"{_sha256(value)}\n".encode())
+        return Token(_sha256(value), value)
+
+    def revoke_auditor(self, name: str) -> None:
+        """Forgets the auditor's token; one who comes back gets a new one."""
+        self._auditor_file(name).unlink(missing_ok=True)
+
+    def known_sites(self) -> set[str]:
+        """Names of the sites that have a key."""
+        return {path.stem for path in (self._ca / "sites").glob("*.pub")}
+
+    def known_auditors(self) -> set[str]:
+        """Names of the auditors that have a token."""
+        return {path.stem for path in (self._ca / "auditors").glob("*.sha256")}
+
+    def _made_here(self, name: str) -> SiteIdentity:
+        known, private = self._site_file(name), self._out / name / "keys" / "node"
+        if known.is_file():
+            key = read_public_key(known)
+            if not private.is_file():
+                return SiteIdentity(name, key, None)
+            if read_private_key(private).public_key() == key:
+                return SiteIdentity(name, key, private.read_bytes())
+        pair = NodeKey.generate(name)
+        write_private(known, pair.public)
+        return SiteIdentity(name, read_public_key(known), pair.private)
+
+    def _sent(self, site: SiteParty, path: Path) -> SiteIdentity:
+        key = read_public_key(path)
+        self._check_usable(site.name, key, path)
+        known = self._site_file(site.name)
+        if known.is_file() and (old := read_public_key(known)) != key:
+            self._remember_revoked(old)
+        write_private(known, format_public_key(key, site.name))
+        return SiteIdentity(site.name, key, None)
+
+    def _check_usable(self, name: str, key: ec.EllipticCurvePublicKey, path: Path) -> None:
+        if fingerprint(key) in self._revoked():
+            raise ConfigError(f"site {name}: the key {path} was revoked and is never taken again; ask the hospital for a new one")
+        for other in self.known_sites() - {name}:
+            if read_public_key(self._site_file(other)) == key:
+                raise ConfigError(f"site {name}: the key {path} is the one of site {other}; each site needs a key of its own")
+
+    def _revoked(self) -> set[str]:
+        path = self._ca / "revoked"
+        return {line.split()[0] for line in path.read_text(encoding="ascii").splitlines()} if path.is_file() else set()
+
+    def _remember_revoked(self, key: ec.EllipticCurvePublicKey) -> None:
+        lines = sorted(self._revoked() | {fingerprint(key)})
+        write_private(self._ca / "revoked", "".join(f"{line}\n" for line in lines).encode("ascii"))
+
+    def _site_file(self, name: str) -> Path:
+        return self._ca / "sites" / f"{name}.pub"
+
+    def _auditor_file(self, name: str) -> Path:
+        return self._ca / "auditors" / f"{name}.sha256"
+
+
+def _sha256(token: str) -> str:
+    return hashlib.sha256(token.encode("ascii")).hexdigest()

@@ -1,0 +1,181 @@
+"""The contents of each party's kit."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from jinja2 import Environment, StrictUndefined
+
+from common.keys import parse_private_key, private_pem
+from server.door import render_door
+from server.provisioning import coordinator_templates, site_templates
+from server.provisioning.authority import Authority, new_key
+from server.provisioning.identities import SiteIdentity, Token
+from server.provisioning.kit import EXECUTABLE, Kit, KitFile
+from server.provisioning.schema import AuditorParty, FederationConfig, SiteParty
+from server.settings import AuditorAccess, CoordinatorSettings
+
+
+def coordinator_kit(
+    config: FederationConfig, authority: Authority, sites: Mapping[str, SiteIdentity], tokens: Mapping[str, Token], out: Path
+) -> Kit:
+    """The coordinator's kit: settings, door, server certificate, secrets of its own, and the sites' public keys."""
+    settings = _settings(config, tokens)
+    certificate, key = _server_pair(config, authority, out / "coordinator" / "keys")
+    words = {
+        "federation": config.name,
+        "port": settings.port,
+        "page_port": settings.page_port,
+        "expires": f"{x509.load_pem_x509_certificate(certificate).not_valid_after_utc:%Y-%m-%d}",
+    }
+    templates = coordinator_templates
+    head = _text(templates.SETTINGS_HEAD, words).content
+    files = {
+        "coordinator.yaml": KitFile(head + _yaml(settings)),
+        "local.yaml": _text(templates.LOCAL, words, keep=True),
+        "nginx.conf": KitFile(render_door(settings, sorted(sites)).encode()),
+        "keys/ca.crt": KitFile(authority.pem),
+        "keys/server.crt": KitFile(certificate),
+        "keys/server.key": KitFile(key),
+        "keys/superexec.secret": KitFile(secrets.token_hex(32).encode(), keep=True),
+        "start.sh": _text(templates.START, words, EXECUTABLE),
+        "pneumofed-coordinator.service": _text(templates.UNIT, words),
+        "compose.yaml": _text(templates.COMPOSE, words),
+        ".dockerignore": _text(site_templates.DOCKERIGNORE, words),
+        "README.md": _text(templates.README, words),
+    }
+    files |= {f"sites/{name}.pub": KitFile(identity.public) for name, identity in sites.items()}
+    return Kit("coordinator", files, gone=tuple(f"sites/{site.name}.pub" for site in config.sites if site.revoked))
+
+
+def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity, authority: Authority, out: Path) -> Kit:
+    """A hospital's kit; without a private key where the hospital made its own."""
+    words = {
+        "federation": config.name,
+        "site": site,
+        "host": config.coordinator.hosts[0],
+        "port": config.coordinator.port,
+        "contact": config.coordinator.contact,
+        "mutual_tls": config.mutual_tls,
+        "own_key": identity.private is None,
+        "fingerprint": identity.fingerprint,
+    }
+    templates = site_templates
+    files = {
+        "site.yaml": _text(templates.SITE, words, keep=True),
+        "policy.yaml": _text(templates.POLICY, words, keep=True),
+        "connection.yaml": _text(templates.CONNECTION, words),
+        "keys/ca.crt": KitFile(authority.pem),
+        "keys/node.pub": KitFile(identity.public),
+        "start.sh": _text(templates.START, words, EXECUTABLE),
+        f"pneumofed-{site.name}.service": _text(templates.UNIT, words),
+        "compose.yaml": _text(templates.COMPOSE, words),
+        ".dockerignore": _text(templates.DOCKERIGNORE, words),
+        "README.md": _text(templates.README, words),
+    }
+    files |= _secrets_of(config, site, identity, authority, out)
+    possible = {"keys/node", "keys/client.crt", "keys/client.key"}
+    return Kit(site.name, files, gone=tuple(sorted(possible - set(files))) if identity.private else ("keys/node",))
+
+
+def auditor_kit(config: FederationConfig, auditor: AuditorParty, token: str, authority: Authority) -> Kit:
+    """An auditor's kit: a token for the live page, and the certificate to know the coordinator by."""
+    words = {
+        "federation": config.name,
+        "auditor": auditor,
+        "host": config.coordinator.hosts[0],
+        "page_port": config.coordinator.page_port,
+        "contact": config.coordinator.contact,
+    }
+    files = {
+        "token": KitFile(f"{token}\n".encode()),
+        "ca.crt": KitFile(authority.pem),
+        "README.md": _text(coordinator_templates.AUDITOR_README, words),
+    }
+    return Kit(f"auditor-{auditor.name}", files)
+
+
+def _settings(config: FederationConfig, tokens: Mapping[str, Token]) -> CoordinatorSettings:
+    return CoordinatorSettings(
+        federation=config.name,
+        hosts=config.coordinator.hosts,
+        port=config.coordinator.port,
+        page_port=config.coordinator.page_port,
+        mutual_tls=config.mutual_tls,
+        revoked=sorted(site.name for site in config.sites if site.revoked),
+        auditors=[AuditorAccess(name=name, token_sha256=token.sha256) for name, token in sorted(tokens.items())],
+        loopback=config.coordinator.loopback,
+    )
+
+
+def _yaml(settings: CoordinatorSettings) -> bytes:
+    """What was set above; the rest is in `local.yaml`, which is the coordinator's to change."""
+    return yaml.safe_dump(settings.model_dump(include=settings.model_fields_set), sort_keys=False).encode("utf-8")
+
+
+def _server_pair(config: FederationConfig, authority: Authority, keys: Path) -> tuple[bytes, bytes]:
+    """(certificate, key) of the coordinator: those in `keys` while they last and name the right hosts, else new ones."""
+    key = _read_key(keys / "server.key") or new_key()
+    old = keys / "server.crt"
+    fresh = authority.issue_server(key.public_key(), config.coordinator.hosts, _expiry(config))
+    certificate = old.read_bytes() if old.is_file() and _still_good(old.read_bytes(), fresh, config) else fresh
+    return certificate, private_pem(key)
+
+
+def _secrets_of(
+    config: FederationConfig, site: SiteParty, identity: SiteIdentity, authority: Authority, out: Path
+) -> dict[str, KitFile]:
+    files: dict[str, KitFile] = {}
+    keys = out / site.name / "keys"
+    if identity.private is not None:
+        files["keys/node"] = KitFile(identity.private)
+    if config.mutual_tls:
+        fresh = authority.issue_client(identity.key, site.name, _expiry(config))
+        old = keys / "client.crt"
+        files["keys/client.crt"] = KitFile(
+            old.read_bytes() if old.is_file() and _still_good(old.read_bytes(), fresh, config) else fresh
+        )
+        if identity.private is not None:
+            files["keys/client.key"] = KitFile(private_pem(parse_private_key(identity.private, site.name)))
+    return files
+
+
+def _still_good(old: bytes, fresh: bytes, config: FederationConfig) -> bool:
+    """Whether the certificate `old` says the same as `fresh` would, and lasts longer than `renew_before_days`."""
+    try:
+        known, wanted = x509.load_pem_x509_certificate(old), x509.load_pem_x509_certificate(fresh)
+    except ValueError:
+        return False
+    last = datetime.now(UTC) + timedelta(days=config.renew_before_days)
+    return known.not_valid_after_utc > last and _claims(known) == _claims(wanted)
+
+
+def _claims(certificate: x509.Certificate) -> tuple[Any, ...]:
+    extensions = sorted(certificate.extensions, key=lambda extension: extension.oid.dotted_string)
+    return certificate.subject, certificate.issuer, certificate.public_key(), [(e.oid, e.critical, e.value) for e in extensions]
+
+
+def _read_key(path: Path) -> ec.EllipticCurvePrivateKey | None:
+    if not path.is_file():
+        return None
+    key = serialization.load_pem_private_key(path.read_bytes(), None)
+    return key if isinstance(key, ec.EllipticCurvePrivateKey) else None
+
+
+def _expiry(config: FederationConfig) -> datetime:
+    return datetime.now(UTC) + timedelta(days=config.validity_days)
+
+
+def _text(template: str, words: Mapping[str, Any], mode: int = 0o600, keep: bool = False) -> KitFile:
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
+    )
+    return KitFile(environment.from_string(template).render(words).encode("utf-8"), mode, keep)

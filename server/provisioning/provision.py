@@ -1,0 +1,98 @@
+"""From a federation file to start-up kits; again and again, without touching the parties that did not change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from common.errors import ConfigError
+from server.provisioning.authority import Authority, open_authority
+from server.provisioning.identities import Identities, SiteIdentity, Token
+from server.provisioning.kit import Kit, write_kit
+from server.provisioning.parties import auditor_kit, coordinator_kit, site_kit
+from server.provisioning.schema import AuditorParty, FederationConfig, SiteParty
+
+Outcome = Literal["written", "unchanged", "handed over", "revoked"]
+
+
+@dataclass(frozen=True)
+class PartyReport:
+    """What happened to one party's kit. `note` holds a key's fingerprint or an expiry, never a secret."""
+
+    name: str
+    outcome: Outcome
+    note: str = ""
+
+
+def provision(config: FederationConfig, out: Path) -> list[PartyReport]:
+    """Writes the kits of `config` into `out`, and says what happened to each.
+
+    A kit that is no longer in `out` was handed over: it is left alone, since its private key is elsewhere by now.
+
+    Raises:
+        ConfigError: `out` belongs to another federation, a known party is missing in `config`, or a key cannot be used.
+    """
+    authority = open_authority(out / "ca", config.name, datetime.now(UTC) + timedelta(days=config.ca_validity_days))
+    identities = Identities(out)
+    _check_none_vanished(config, identities)
+    revoked = _revoke(config, identities, out)
+    sites = {site.name: identities.site(site) for site in config.sites if not site.revoked}
+    tokens = {auditor.name: identities.auditor(auditor) for auditor in config.auditors if not auditor.revoked}
+    reports = [_report(out, coordinator_kit(config, authority, sites, tokens, out), "holds no site's private key")]
+    reports += [_provision_site(config, site, sites[site.name], authority, out) for site in config.sites if site.name in sites]
+    reports += [_provision_auditor(config, a, tokens[a.name], authority, out) for a in config.auditors if a.name in tokens]
+    return reports + revoked
+
+
+def _provision_site(
+    config: FederationConfig, site: SiteParty, identity: SiteIdentity, authority: Authority, out: Path
+) -> PartyReport:
+    if identity.private is None and site.public_key is None:
+        return PartyReport(site.name, "handed over", identity.fingerprint)
+    return _report(out, site_kit(config, site, identity, authority, out), identity.fingerprint)
+
+
+def _provision_auditor(
+    config: FederationConfig, auditor: AuditorParty, token: Token, authority: Authority, out: Path
+) -> PartyReport:
+    if token.value is None:
+        return PartyReport(f"auditor-{auditor.name}", "handed over")
+    return _report(out, auditor_kit(config, auditor, token.value, authority), "reads the live page")
+
+
+def _report(out: Path, kit: Kit, note: str) -> PartyReport:
+    return PartyReport(kit.name, "written" if write_kit(out, kit) else "unchanged", note)
+
+
+def _revoke(config: FederationConfig, identities: Identities, out: Path) -> list[PartyReport]:
+    """Refuses the keys and tokens of revoked parties, and takes away their archives, which would be given out by mistake."""
+    reports = []
+    for site in (site for site in config.sites if site.revoked):
+        identities.revoke_site(site.name)
+        reports.append(_revoked(out, site.name))
+    for auditor in (auditor for auditor in config.auditors if auditor.revoked):
+        identities.revoke_auditor(auditor.name)
+        reports.append(_revoked(out, f"auditor-{auditor.name}"))
+    return reports
+
+
+def _revoked(out: Path, name: str) -> PartyReport:
+    (out / f"{name}.tar.gz").unlink(missing_ok=True)
+    return PartyReport(name, "revoked", f"the folder {name}/ is void; delete it" if (out / name).is_dir() else "")
+
+
+def _check_none_vanished(config: FederationConfig, identities: Identities) -> None:
+    """A line that is lost by accident must not cut a hospital off, nor leave one in that was meant to go."""
+    named: Sequence[tuple[str, set[str], set[str]]] = (
+        ("site", identities.known_sites(), {site.name for site in config.sites}),
+        ("auditor", identities.known_auditors(), {auditor.name for auditor in config.auditors}),
+    )
+    for kind, known, wanted in named:
+        if missing := sorted(known - wanted):
+            raise ConfigError(
+                f"the {kind} '{missing[0]}' has a kit but is not in the federation file; to end its part, keep it there and add "
+                "`revoked: true`"
+            )

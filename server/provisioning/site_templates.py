@@ -1,0 +1,143 @@
+"""What a hospital's kit says: its configuration, its start script, and half a page for its IT."""
+
+SITE = """\
+# This hospital's own settings. They are never sent.
+name: {{ site.name | tojson }}
+manifest: data/manifest.csv   # written by `pneumofed site data add`
+work_dir: work                # cache, logs, audit log
+device: auto                  # auto, cpu, cuda or cuda:0
+threads: 0                    # CPU threads of training; 0 leaves the choice to PyTorch
+policy: policy.yaml
+"""
+
+CONNECTION = """\
+# How this hospital reaches the coordinator. Paths are relative to this file.
+coordinator: {{ host }}:{{ port }}
+ca: keys/ca.crt     # the only certificate authority that is trusted for this connection
+key: keys/node      # private; stays here
+{% if mutual_tls %}
+client_certificate: keys/client.crt
+client_key: keys/client.key
+{% endif %}
+"""
+
+POLICY = """\
+# What may run here. This file is the hospital's alone and wins over every run; change it as you see fit.
+# A run outside it is refused before any data is read, and the refusal is written to work/audit.jsonl.
+
+# SHA-256 of the app bundles that may run; `installed` is the code that you installed yourself.
+approved_apps: [installed]
+
+# Strategies and networks that a run may use, e.g. [fedavg, fedprox] and [resnet18]; null allows all.
+strategies: null
+models: null
+
+# With fewer training patients this hospital takes no part: an update over few patients tells much about each.
+min_patients: 10
+
+# Training rounds answered within 24 hours, over all runs.
+max_rounds_per_day: 1000
+
+# Privacy limit: a run that would spend a larger epsilon here, or that is not private at all, is refused; null sets none.
+max_epsilon: null
+
+# Local times in which nothing is trained, e.g. ["07:30-18:00"].
+quiet_hours: []
+"""
+
+START = """\
+#!/bin/sh
+# Connects this hospital to the federation {{ federation }} and stays in the foreground; systemd and Docker start this.
+set -eu
+cd "$(dirname "$0")"
+exec "${PNEUMOFED:-pneumofed}" site start --foreground
+"""
+
+UNIT = """\
+# cp to /etc/systemd/system/, mend User, the three paths and PNEUMOFED, then: systemctl enable --now pneumofed-{{ site.name }}
+[Unit]
+Description=pneumofed: site {{ site.name }} of the federation {{ federation }}
+Wants=network-online.target
+After=network-online.target
+
+[Service]
+User=pneumofed
+WorkingDirectory=/srv/pneumofed/{{ site.name }}
+Environment=PNEUMOFED=/srv/pneumofed/venv/bin/pneumofed
+ExecStart=/srv/pneumofed/{{ site.name }}/start.sh
+Restart=always
+RestartSec=30
+TimeoutStopSec=60
+UMask=0077
+NoNewPrivileges=yes
+PrivateTmp=yes
+ProtectSystem=strict
+ProtectHome=yes
+ReadWritePaths=/srv/pneumofed/{{ site.name }}
+
+[Install]
+WantedBy=multi-user.target
+"""
+
+COMPOSE = """\
+# docker compose up -d      Put the pneumofed wheel that you got from the coordinator into software/ first.
+services:
+  site:
+    build:
+      context: .
+      dockerfile_inline: |
+        FROM python:3.11-slim
+        COPY software/*.whl /software/
+        RUN pip install --no-cache-dir /software/*.whl
+    command: ["/site/start.sh"]
+    user: "${UID:-1000}:${GID:-1000}"
+    environment:
+      HOME: /tmp
+    volumes:
+      - .:/site
+    shm_size: 1gb
+    restart: always
+    cap_drop: [ALL]
+    security_opt: ["no-new-privileges:true"]
+"""
+
+DOCKERIGNORE = """\
+*
+!software
+"""
+
+README = """\
+# {{ site.name }}: start-up kit for the federation {{ federation }}
+
+With this kit your hospital trains a model on its own chest X-rays, together with others. Images, names and reports never leave
+it; model weights and counts do, and `work/audit.jsonl` records each of them. Treat `keys/` like a password.
+
+**Network.** One outgoing connection, TCP to `{{ host }}` port `{{ port }}`, TLS. Nothing comes in. A proxy in `HTTPS_PROXY` is
+used, but one that opens TLS is refused.
+
+**Before you start**
+
+1. Install Python 3.11 and the pneumofed wheel that the coordinator gave you: `pip install pneumofed-*.whl`.
+2. Unpack this kit where only the service's user can read: `tar xzf {{ site.name }}.tar.gz && cd {{ site.name }}`. Keep mode 0600.
+{% if own_key %}
+3. Put the private key that you made into `keys/node`. It must fit `keys/node.pub`, and nobody else may have it.
+{% if mutual_tls %}
+   Then: `cp keys/node keys/client.key && ssh-keygen -p -q -m PKCS8 -P "" -N "" -f keys/client.key`
+{% endif %}
+{% else %}
+3. Delete the archive, and the mail or medium that it came on. To make the key yourself instead, tell the coordinator.
+{% endif %}
+4. Read `policy.yaml` and set what may run here. It is yours alone and wins over every run.
+5. Call the coordinator{{ " (" ~ contact ~ ")" if contact else "" }} on a number that you know and compare this key's fingerprint:
+   `{{ fingerprint }}`
+
+**Run it**, in this folder
+
+    pneumofed site data add ...     # your images and labels; see docs/data.md
+    pneumofed site preflight        # clock, disk, certificates, connection, data; says how to mend each problem
+    pneumofed site start            # or start.sh under systemd (pneumofed-{{ site.name }}.service) or Docker (compose.yaml)
+    pneumofed site status
+    pneumofed site stop
+
+**If a key gets out**, stop the service and call the coordinator, who revokes it at once.
+"""
