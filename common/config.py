@@ -291,6 +291,8 @@ class CoordinatorConfig(Section):
     test_manifest: str | None = None
     external_manifest: str | None = None
     cache_dir: str | None = None
+    audit_log: str | None = None
+    """The coordinator's audit log; unset, as in simulation, none is kept."""
     resume: bool = False
     device: str = "auto"
     threads: Annotated[int, Field(ge=0)] = 0

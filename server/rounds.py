@@ -17,6 +17,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
+from common.audit_events import record_round
 from common.config import ExperimentConfig
 from common.data.manifest import CLASSES
 from common.errors import MessageError, RoundError
@@ -36,8 +37,9 @@ from common.messages import (
     unpack_evaluation,
     unpack_presence,
 )
-from server.activity import Activity, Kind
+from server.activity import Kind
 from server.checks import Intake
+from server.chronicle import Chronicle
 from server.exchange import Post
 from server.judge import Judge
 from server.roster import Roster
@@ -58,12 +60,11 @@ class Coordinator:
 
     grid: Grid
     experiment: ExperimentConfig
-    run: str
+    chronicle: Chronicle
     strategy: SiteStrategy
     arrays: ModelArrays
     network: nn.Module
     judge: Judge
-    activity: Activity
     roster: Roster = field(init=False)
     layout: ArraysLayout = field(init=False)
     post: Post = field(init=False)
@@ -71,7 +72,7 @@ class Coordinator:
     def __post_init__(self) -> None:
         self.layout = ArraysLayout.of(self.network)
         self.roster = Roster(self.layout.digest)
-        self.post = Post(self.grid, self.activity)
+        self.post = Post(self.grid, self.chronicle.activity)
 
     def assemble(self) -> None:
         """Waits for the sites that the experiment expects and calls the roll.
@@ -101,12 +102,13 @@ class Coordinator:
         sites = self._sites_now()
         drawn = draw_sites(sites, self.experiment.strategy.fraction_train, self.experiment.seed, number)
         deadline = self.experiment.strategy.round_timeout_sec
-        self.activity.note(Kind.ROUND_STARTED, round=number, sites=drawn, deadline_sec=deadline)
+        self.chronicle.activity.note(Kind.ROUND_STARTED, round=number, sites=drawn, deadline_sec=deadline)
         updates, left_out, failures = self._train(drawn, number)
         bytes_up = sum(update.nbytes for update in updates.values())
         seconds = {"train": clock.lap()}
         self.arrays = aggregate(self.strategy, number, list(updates.values()))
         trained = _train_lines(updates)
+        heads = {site: head for site, update in updates.items() if (head := update.presence.audit_head)}
         updates.clear()  # 45 MB a site
         seconds["aggregate"] = clock.lap()
         judges = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
@@ -116,8 +118,8 @@ class Coordinator:
         line.update(self._central(number, threshold))
         seconds["central"] = clock.lap()
         seconds["total"] = clock.total()
-        self.activity.note(Kind.ROUND_DONE, round=number, seconds=seconds["total"])
-        return {
+        self.chronicle.activity.note(Kind.ROUND_DONE, round=number, seconds=seconds["total"])
+        line = {
             "round": number,
             "drawn": drawn,
             "failures": {site: str(failure) for site, failure in {**failures, **silent}.items()},
@@ -129,6 +131,9 @@ class Coordinator:
             "seconds": seconds,
             "bytes": {"down": self.arrays.nbytes * (len(drawn) + len(judges)), "up": bytes_up},
         }
+        if self.chronicle.audit:
+            record_round(self.chronicle.audit, self.chronicle.run, line, self.arrays, heads)
+        return line
 
     def _sites_now(self) -> list[str]:
         """Names of the sites that are connected and free, sorted."""
@@ -143,7 +148,7 @@ class Coordinator:
         asked = {str(node): node for node in self.roster.unknown(connected)}
         if not asked:
             return
-        content = pack_instruction(Instruction(self.experiment, self.run, 0))
+        content = pack_instruction(Instruction(self.experiment, self.chronicle.run, 0))
         messages = {name: Message(content, dst_node_id=node, message_type=MessageType.QUERY) for name, node in asked.items()}
 
         def admit(name: str, message: Message) -> bool:
@@ -163,10 +168,10 @@ class Coordinator:
     def _note_roll(self, asked: set[int]) -> None:
         for site, node in self.roster.nodes.items():
             if node in asked:
-                self.activity.note(Kind.JOINED, round=0, site=site)
+                self.chronicle.activity.note(Kind.JOINED, round=0, site=site)
         for node, failure in self.roster.absent.items():
             if node in asked:
-                self.activity.note(Kind.ABSENT, round=0, site=failure.site or f"node {node}", reason=str(failure))
+                self.chronicle.activity.note(Kind.ABSENT, round=0, site=failure.site or f"node {node}", reason=str(failure))
 
     def _train(self, drawn: Sequence[str], number: int) -> tuple[dict[str, Update], dict[str, Failure], dict[str, Failure]]:
         """Good updates, bad ones with the reason, and sites that gave none with the reason; each by site.
@@ -185,7 +190,7 @@ class Coordinator:
         for site, failure in {**failures, **left_out}.items():
             logger.warning("round %d: %s is left out: %s", number, site, failure)
         for site, failure in left_out.items():
-            self.activity.note(Kind.LEFT_OUT, round=number, site=site, reason=failure.sentence)
+            self.chronicle.activity.note(Kind.LEFT_OUT, round=number, site=site, reason=failure.sentence)
         if len(updates) < cfg.replies_needed:
             reasons = {site: str(failure) for site, failure in {**failures, **left_out}.items()}
             raise RoundError(
@@ -234,7 +239,8 @@ class Coordinator:
         return self.network
 
     def _instruct(self, number: int) -> RecordDict:
-        return pack_instruction(Instruction(self.experiment, self.run, number, self.arrays))
+        head = self.chronicle.audit.head() if self.chronicle.audit else None
+        return pack_instruction(Instruction(self.experiment, self.chronicle.run, number, self.arrays, head))
 
 
 class Clock:

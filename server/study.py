@@ -18,8 +18,9 @@ from common.layout import ArraysLayout
 from common.messages import ModelArrays
 from common.models import build_model
 from common.seeds import derive_seed
-from server.activity import EVENTS_FILE, HEARTBEAT_FILE, Activity, Heartbeat, Kind
+from server.activity import HEARTBEAT_FILE, Heartbeat
 from server.checkpoints import Checkpoint, check_same_experiment, read_checkpoint, write_checkpoint
+from server.chronicle import Chronicle
 from server.judge import build_judge
 from server.progress import best_round, course, stalled
 from server.rounds import Coordinator
@@ -40,19 +41,15 @@ def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCon
     """
     folder = RunFolder(Path(settings.run_dir))
     checkpoint = _start_or_resume(folder, experiment, settings.resume)
+    chronicle = Chronicle.of(settings, checkpoint.run if checkpoint else secrets.token_hex(8))
     started = time.perf_counter()
     before = float(folder.read_summary().get("seconds", 0.0)) if checkpoint else 0.0
     summary: dict[str, Any] = {"status": RUNNING, "name": experiment.name, "seed": experiment.seed}
     folder.write_summary({**summary, **course(folder), "seconds": before})
-    activity = Activity(folder.path / EVENTS_FILE)
-    activity.note(
-        Kind.RUN_RESUMED if checkpoint else Kind.RUN_STARTED,
-        round=checkpoint.round if checkpoint else 0,
-        rounds=experiment.rounds,
-    )
     try:
         with Heartbeat(folder.path / HEARTBEAT_FILE):
-            coordinator = _build_coordinator(grid, experiment, settings, checkpoint)
+            chronicle.begins(experiment, grid.run.fab_hash, checkpoint.round if checkpoint else None)
+            coordinator = _build_coordinator(grid, experiment, settings, chronicle, checkpoint)
             summary["data"] = coordinator.judge.data_reports()
             coordinator.assemble()
             _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
@@ -62,7 +59,7 @@ def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCon
         raise
     finally:
         folder.write_summary({**summary, **course(folder), "seconds": before + time.perf_counter() - started})
-        activity.note(Kind.RUN_ENDED, round=len(folder.read_history()), status=summary["status"], reason=summary.get("error"))
+        chronicle.ends(summary["status"], len(folder.read_history()), summary.get("error"))
     return folder.read_summary()
 
 
@@ -81,19 +78,17 @@ def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bo
 
 
 def _build_coordinator(
-    grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, checkpoint: Checkpoint | None
+    grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, chronicle: Chronicle, checkpoint: Checkpoint | None
 ) -> Coordinator:
     strategy = build_strategy(experiment.strategy)
     judge = build_judge(experiment, settings)
     network_config = experiment.model.without_weights() if checkpoint else experiment.model
     network = build_model(network_config, experiment.task, derive_seed(experiment.seed, "initial weights"))
     arrays = ModelArrays(*ArraysLayout.of(network).flatten(network))
-    run = secrets.token_hex(8)
     if checkpoint:
-        arrays, run = checkpoint.arrays, checkpoint.run
+        arrays = checkpoint.arrays
         restore_state(strategy, checkpoint.strategy_state)
-    activity = Activity(Path(settings.run_dir) / EVENTS_FILE)
-    return Coordinator(grid, experiment, run, strategy, arrays, network, judge, activity)
+    return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge)
 
 
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:
@@ -110,7 +105,7 @@ def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> 
 def _remember(coordinator: Coordinator, folder: RunFolder, line: dict[str, Any]) -> None:
     """History first, then the checkpoint: a run that dies between them repeats the round and writes the same line again."""
     checkpoint = Checkpoint(
-        coordinator.experiment, coordinator.run, line["round"], coordinator.arrays, strategy_state(coordinator.strategy)
+        coordinator.experiment, coordinator.chronicle.run, line["round"], coordinator.arrays, strategy_state(coordinator.strategy)
     )
     folder.append_history(line)
     if best_round(folder.read_history()) == line["round"]:

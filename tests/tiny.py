@@ -84,10 +84,20 @@ class TinyFederation:
         return LocalGrid(app, nodes, {"sites": str(self.sites)})
 
     def run(
-        self, name: str, experiment: ExperimentConfig, *, grid: LocalGrid | None = None, resume: bool = False
+        self,
+        name: str,
+        experiment: ExperimentConfig,
+        *,
+        grid: LocalGrid | None = None,
+        resume: bool = False,
+        audit_log: Path | None = None,
     ) -> Mapping[str, Any]:
         """Runs the study in `folder/name` and returns its summary."""
         settings = CoordinatorConfig(
-            run_dir=str(self.folder / name), test_manifest=str(self.folder / "test.csv"), resume=resume, device="cpu"
+            run_dir=str(self.folder / name),
+            test_manifest=str(self.folder / "test.csv"),
+            audit_log=str(audit_log) if audit_log else None,
+            resume=resume,
+            device="cpu",
         )
         return run_study(grid or self.grid(), experiment, settings)

@@ -13,6 +13,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
+from common.audit import read_entries
+from common.audit_events import hash_arrays
+from common.audit_report import verify
 from common.config import StrategyName, UpdatePrecision
 from common.errors import CheckpointError, RoundError
 from common.messages import ModelArrays, pack_arrays, unpack_arrays
@@ -241,3 +244,14 @@ def test_three_class_task_runs_to_the_end(tmp_path: Path) -> None:
     summary = federation.run("run", tiny_experiment(task="three_class"))
     assert summary["status"] == "succeeded"
     assert "accuracy_three_class" in summary["test"]
+
+
+def test_the_coordinators_audit_log_tells_of_start_rounds_and_end(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    log = tmp_path / "audit.jsonl"
+    federation.run("run", tiny_experiment(), audit_log=log)
+    entries = read_entries(log)
+    assert [entry.event for entry in entries] == ["run-started", "round", "round", "run-ended"]
+    assert entries[-2].facts["weights"] == hash_arrays(weights(federation, "run"))
+    assert entries[-2].facts["participants"] == ["site-0", "site-1", "site-2"]
+    assert verify(log).intact
