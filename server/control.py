@@ -28,7 +28,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from common.errors import FlowerError
-from server.processes import without_proxy_on_loopback
+from common.processes import without_proxy_on_loopback
 from server.settings import CoordinatorFolder
 
 T = TypeVar("T")

@@ -21,8 +21,8 @@ from common.errors import ConfigError, FlowerError
 from common.flower_commands import flower_environment, flower_tool
 from common.health import is_serving
 from common.keys import certificate_validity
+from common.processes import Daemon, check_port_free, without_proxy_on_loopback
 from server.door import answers, render_door
-from server.processes import Daemon, check_port_free, without_proxy_on_loopback
 from server.settings import CoordinatorFolder
 from server.sites import SiteState, list_sites, register_sites
 
@@ -77,11 +77,10 @@ def start(folder: Path) -> StackState:
     _check_certificate(place)
     _prepare(place)
     _write_door(place)
-    for part in _parts(place):
-        if part.daemon.pid() is None:
-            _start_part(part, place)
-        _wait_until_up(part)
+    *inner, door = _parts(place)
+    _bring_up(inner, place)
     sync_sites(folder)
+    _bring_up([door], place)  # last: a SuperNode ends for good when its key is not known yet
     return status(folder)
 
 
@@ -230,6 +229,14 @@ def _write_door(place: CoordinatorFolder) -> bool:
     with atomic_write(place.door) as file:
         file.write(text.encode())
     return True
+
+
+def _bring_up(parts: list[_Part], place: CoordinatorFolder) -> None:
+    for part in parts:
+        if part.daemon.pid() is None:
+            _start_part(part, place)
+    for part in parts:
+        _wait_until_up(part)
 
 
 def _start_part(part: _Part, place: CoordinatorFolder) -> None:

@@ -5,7 +5,7 @@ SETTINGS_HEAD = """\
 """
 
 LOCAL = """\
-# The coordinator's own settings; `pneumofed provision` and a new kit leave this file as it is. Paths are relative to it.
+# cp local.example.yaml local.yaml      The coordinator's own settings, which no new kit overwrites. Paths are relative to this file.
 
 # Held-out sets that every run is judged on: manifests made by `pneumofed site data add` or by hand (docs/data.md).
 test_manifest: null
@@ -90,7 +90,7 @@ kits) offline, and back it up.
 1. A machine of its own: who can log in here can submit runs, since Flower's control interface on 127.0.0.1 asks for no password.
 2. Install Python 3.11, the pneumofed wheel and nginx (`apt install nginx-light`; its own service can stay off), and unpack, keeping
    modes: `tar xzf coordinator.tar.gz && cd coordinator`.
-3. Set the held-out test sets in `local.yaml`.
+3. `cp local.example.yaml local.yaml`, and set the held-out test sets there.
 4. Open TCP port {{ port }}{{ " and, for auditors, " ~ page_port if page_port else "" }} in the firewall. Nothing else.
 
 Run it, in this folder:
@@ -100,10 +100,9 @@ Run it, in this folder:
     pneumofed server run ...
     pneumofed server stop
 
-**A new or a revoked site**: change the federation file, run `pneumofed provision` again, unpack this kit over the old one without
-its `local.yaml` (`tar xzf coordinator.tar.gz --exclude coordinator/local.yaml`), and `pneumofed server start` again: what runs goes
-on, new keys are registered, revoked ones refused. Do so, with a stop before it, also before {{ expires }}, when the server
-certificate ends.
+**A new or a revoked site**: change the federation file, run `pneumofed provision` again, unpack this kit over the old one
+(`local.yaml`, `state/` and `runs/` stay) and `pneumofed server start` again: what runs goes on, new keys are registered, revoked
+ones refused. Do so, with a stop before it, also before {{ expires }}, when the server certificate ends.
 """
 
 AUDITOR_README = """\

@@ -40,7 +40,7 @@ def coordinator_kit(
     head = _text(templates.SETTINGS_HEAD, words).content
     files = {
         "coordinator.yaml": KitFile(head + _yaml(settings)),
-        "local.yaml": _text(templates.LOCAL, words, keep=True),
+        "local.example.yaml": _text(templates.LOCAL, words),
         "nginx.conf": KitFile(render_door(settings, sorted(sites)).encode()),
         "keys/ca.crt": KitFile(authority.pem),
         "keys/server.crt": KitFile(certificate),
@@ -117,7 +117,7 @@ def _settings(config: FederationConfig, tokens: Mapping[str, Token]) -> Coordina
 
 
 def _yaml(settings: CoordinatorSettings) -> bytes:
-    """What was set above; the rest is in `local.yaml`, which is the coordinator's to change."""
+    """What was set above; the rest belongs into `local.yaml`, which is the coordinator's own."""
     return yaml.safe_dump(settings.model_dump(include=settings.model_fields_set), sort_keys=False).encode("utf-8")
 
 

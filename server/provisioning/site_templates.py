@@ -139,5 +139,6 @@ used, but one that opens TLS is refused.
     pneumofed site status
     pneumofed site stop
 
-**If a key gets out**, stop the service and call the coordinator, who revokes it at once.
+**If a key gets out**, stop the service and call the coordinator, who revokes it at once. **From a later kit** take
+`connection.yaml` and `keys/` alone: `site.yaml` and `policy.yaml` are yours.
 """

@@ -16,6 +16,8 @@ from common.data.atomic import atomic_write
 from common.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost")
+LOG_BYTES = 20_000_000
+"""A log that is larger at a start makes room for a new one; the one before is kept."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,24 @@ class Daemon:
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
         """Starts `command` as the leader of a session of its own, with its output in the log, and returns its number."""
+        if self.log.is_file() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
         with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
             process = subprocess.Popen(
                 command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, umask=0o077,
             )  # fmt: skip
         try:
-            with atomic_write(self._pid_file) as file:
-                file.write(json.dumps({"pid": process.pid, "started": started_at(process.pid)}).encode())
+            self.record(process.pid)
         except OSError:
             _signal_group(process.pid, signal.SIGKILL)  # nobody could find it again
             raise
         return process.pid
+
+    def record(self, pid: int) -> None:
+        """Writes the pid file for the process `pid`, e.g. this one before it becomes another program."""
+        with atomic_write(self._pid_file) as file:
+            file.write(json.dumps({"pid": pid, "started": started_at(pid)}).encode())
 
     def send(self, sign: signal.Signals) -> None:
         """Sends `sign` to the process alone, if it lives."""
@@ -142,8 +150,19 @@ def _reap(pid: int) -> None:
 
 
 def _signal_group(pid: int, sign: signal.Signals) -> None:
+    """To the process and its children, if it leads a group of its own; to it alone where it runs in another's, e.g. a service's.
+
+    A leader that is dead may leave children in its group, whose number the system gives to nobody else as long as they live.
+    """
     try:
-        os.killpg(pid, sign)
+        leads = os.getpgid(pid) == pid
+    except ProcessLookupError:
+        leads = True
+    try:
+        if leads:
+            os.killpg(pid, sign)
+        else:
+            os.kill(pid, sign)
     except ProcessLookupError:
         return
 
