@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from client.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from client.policy import Work, check_patients, check_run, local_now, require_policy
 from client.site import Site, load_site
 from common.audit import AuditLog, canonical
@@ -18,11 +18,6 @@ from common.data.digests import load_digests
 from common.data.manifest import read_manifest
 from common.errors import PolicyError
 from common.messages import Instruction, attach_head, describe_content
-
-logger = logging.getLogger(__name__)
-
-APP_VARIABLE, COORDINATOR_VARIABLE = "PNEUMOFED_APP", "PNEUMOFED_COORDINATOR"
-"""The gate (`client.gate`) tells the app which bundle it is, and `pneumofed site start` whom it works for."""
 
 
 def audit_log(config: SiteConfig) -> AuditLog:

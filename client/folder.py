@@ -1,0 +1,78 @@
+"""The site folder: what lies where, and its files read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from client.policy import read_policy
+from client.site import read_site_config
+from common.audit import AuditLog
+from common.config import ConnectionConfig, SiteConfig, SitePolicy
+from common.config_reader import build_config, read_yaml
+from common.errors import ConfigError
+
+APP_VARIABLE, COORDINATOR_VARIABLE = "PNEUMOFED_APP", "PNEUMOFED_COORDINATOR"
+"""In the environment of the app: the gate (`client.gate`) tells it which bundle it is, `pneumofed site start` whom it works for."""
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """A hospital's folder, as `pneumofed site init` makes it."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> SiteFolder:
+        """The folder at `path`.
+
+        Raises:
+            ConfigError: it holds no site.yaml.
+        """
+        if not (path / "site.yaml").is_file():
+            raise ConfigError(f"{path} is no site folder: it holds no site.yaml; make one with `pneumofed site init {path}`")
+        return cls(path.resolve())
+
+    @property
+    def site_file(self) -> Path:
+        return self.path / "site.yaml"
+
+    @property
+    def connection_file(self) -> Path:
+        return self.path / "connection.yaml"
+
+    @cached_property
+    def config(self) -> SiteConfig:
+        return read_site_config(self.site_file)
+
+    @cached_property
+    def connection(self) -> ConnectionConfig:
+        """How the coordinator is reached, with absolute paths."""
+        connection = build_config(ConnectionConfig, read_yaml(self.connection_file), self.connection_file.name)
+        names = ("ca", "key", "client_certificate", "client_key")
+        paths = {name: str((self.path / value).resolve()) for name in names if (value := getattr(connection, name))}
+        return connection.model_copy(update=paths)
+
+    @property
+    def policy_file(self) -> Path:
+        """The policy, without which a site does not start.
+
+        Raises:
+            ConfigError: site.yaml names none.
+        """
+        if self.config.policy is None:
+            raise ConfigError(f"{self.site_file} names no policy; add the line `policy: policy.yaml`")
+        return Path(self.config.policy)
+
+    @property
+    def policy(self) -> SitePolicy:
+        return read_policy(self.policy_file)
+
+    @property
+    def work(self) -> Path:
+        return Path(self.config.work_dir)
+
+    @property
+    def audit(self) -> AuditLog:
+        return AuditLog(self.work / "audit.jsonl", self.config.name)

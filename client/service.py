@@ -1,0 +1,209 @@
+"""The site's SuperNode as a service: started behind the gate, asked how it is, and stopped. All its state lies in the work folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from client.folder import COORDINATOR_VARIABLE, SiteFolder
+from common.audit import read_entries
+from common.audit_events import ANSWER, REFUSAL, SITE_STARTED, SITE_STOPPED
+from common.audit_report import verify
+from common.config import ConnectionConfig
+from common.data.atomic import atomic_write
+from common.errors import AuditError, ConfigError, FlowerError
+from common.flower_commands import flower_environment, flower_tool
+from common.health import is_serving
+from common.processes import Daemon, without_proxy_on_loopback
+
+START_SEC, SETTLE_SEC = 60.0, 2.0
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a site is. `died` means that it was started and neither runs nor was stopped."""
+
+    site: str
+    coordinator: str
+    process: Literal["running", "stopped", "died"]
+    pid: int | None
+    serving: bool
+    last_answer: dict[str, Any] | None
+    """Work, run, round and time of the last reply that left the site."""
+    audit_lines: int
+    audit_head: str | None
+    audit_problem: str | None
+    refusals_today: dict[str, int]
+    """By rule, since midnight UTC."""
+
+
+def start(folder: SiteFolder, report: Callable[[str], None] = lambda _: None) -> int:
+    """Starts the SuperNode as a process of its own and returns its number once its health service answers.
+
+    Raises:
+        ConfigError: it runs already, or the site folder is not complete.
+        FlowerError: it ended at once; the text has its last words.
+    """
+    daemon, command, environment = _prepare(folder)
+    pid = daemon.start(command, environment, folder.work)
+    folder.audit.record(SITE_STARTED, coordinator=folder.connection.coordinator)
+    health, deadline = _health_address(folder), time.monotonic() + START_SEC
+    while daemon.pid() is not None and not is_serving(health) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    report("the SuperNode is up; waiting for the coordinator's answer")
+    time.sleep(SETTLE_SEC)  # a coordinator that does not know the key refuses in this time, and the process ends
+    if daemon.pid() is None:
+        raise FlowerError(f"the SuperNode ended at once: {daemon.last_words()}. `pneumofed site preflight` may tell why")
+    return pid
+
+
+def run_in_foreground(folder: SiteFolder) -> None:
+    """Becomes the SuperNode; whoever started this process watches it. Does not return.
+
+    Raises:
+        ConfigError: as `start`.
+    """
+    daemon, command, environment = _prepare(folder)
+    daemon.record(os.getpid())
+    folder.audit.record(SITE_STARTED, coordinator=folder.connection.coordinator)
+    os.chdir(folder.work)
+    os.execvpe(command[0], command, environment)
+
+
+def stop(folder: SiteFolder, patience_sec: float = 15.0) -> bool:
+    """Stops the SuperNode and its children, gently and then not. False if it did not run."""
+    daemon = _daemon(folder)
+    ran = daemon.pid() is not None
+    if daemon.was_started():
+        daemon.stop(patience_sec=patience_sec)
+        folder.audit.record(SITE_STOPPED, ran=ran)
+    return ran
+
+
+def read_status(folder: SiteFolder, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Status:
+    """How the site is now."""
+    daemon = _daemon(folder)
+    pid = daemon.pid()
+    entries = read_entries(folder.audit.path)
+    lines, head, problem = _audit_state(folder)
+    answers = [entry for entry in entries if entry.event == ANSWER]
+    last = {**answers[-1].facts, "time": answers[-1].time} if answers else None
+    today = [e for e in entries if e.event == REFUSAL and e.time.startswith(now().strftime("%Y-%m-%d"))]
+    rules = [str(entry.facts.get("rule")) for entry in today]
+    return Status(
+        site=folder.config.name,
+        coordinator=folder.connection.coordinator,
+        process="running" if pid else "died" if daemon.was_started() else "stopped",
+        pid=pid,
+        serving=pid is not None and is_serving(_health_address(folder)),
+        last_answer={key: last[key] for key in ("work", "run", "round", "time")} if last else None,
+        audit_lines=lines,
+        audit_head=head,
+        audit_problem=problem,
+        refusals_today={rule: rules.count(rule) for rule in sorted(set(rules))},
+    )
+
+
+def supernode_command(folder: SiteFolder, port: int, health: str) -> list[str]:
+    """The command line of the SuperNode, through `client.supernode` where the proxy wants the site's certificate."""
+    connection = folder.connection
+    return [
+        *_program(connection),
+        "--root-certificates", connection.ca,
+        "--superlink", connection.coordinator,
+        "--auth-supernode-private-key", connection.key,
+        "--host", "127.0.0.1",
+        "--port", str(port),
+        "--health-server-address", health,
+        "--node-config", f'site-config="{_plain(folder.site_file)}"',
+    ]  # fmt: skip
+
+
+def _prepare(folder: SiteFolder) -> tuple[Daemon, list[str], dict[str, str]]:
+    """What is to be started: the commands that the gate replaces are in place, and nothing of it runs yet."""
+    daemon = _daemon(folder)
+    if (pid := daemon.pid()) is not None:
+        raise ConfigError(f"the site {folder.config.name} runs already (process {pid}); stop it with `pneumofed site stop`")
+    _check_complete(folder)
+    folder.work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    health = f"127.0.0.1:{_free_port()}"
+    with atomic_write(folder.work / "supernode.json") as file:
+        file.write(json.dumps({"health": health}).encode())
+    return daemon, supernode_command(folder, _free_port(), health), _environment(folder)
+
+
+def _environment(folder: SiteFolder) -> dict[str, str]:
+    from client.gate import write_commands  # needs Flower
+
+    gate = write_commands(folder.work / "gate", folder.site_file)
+    environment = flower_environment(folder.work / "flower", first_on_path=gate)
+    return {
+        **environment,
+        **without_proxy_on_loopback(environment),
+        COORDINATOR_VARIABLE: folder.connection.coordinator,
+    }
+
+
+def _check_complete(folder: SiteFolder) -> None:
+    connection = folder.connection
+    names = {"ca": connection.ca, "key": connection.key}
+    names |= {key: value for key in ("client_certificate", "client_key") if (value := getattr(connection, key))}
+    missing = [f"{key} ({Path(path).name})" for key, path in names.items() if not Path(path).is_file()]
+    if missing:
+        raise ConfigError(
+            f"connection.yaml names files that are not there: {', '.join(missing)}; `pneumofed site preflight` tells more"
+        )
+    _ = folder.policy  # a policy that cannot be read would refuse everything
+
+
+def _program(connection: ConnectionConfig) -> list[str]:
+    if connection.client_certificate is None:
+        return [flower_tool("flower-supernode")]
+    if find_spec("client.supernode") is None:
+        raise ConfigError("connection.yaml names a client_certificate, which this version cannot send; take that line out")
+    certificate = ["--client-certificate", connection.client_certificate, "--client-key", str(connection.client_key)]
+    return [sys.executable, "-P", "-m", "client.supernode", *certificate]
+
+
+def _plain(path: Path) -> str:
+    """The path as Flower's command line takes it."""
+    if re.search(r'["\\\n]', str(path)):
+        raise ConfigError(f"{path}: the site folder's path must not hold quotes or backslashes")
+    return str(path)
+
+
+def _daemon(folder: SiteFolder) -> Daemon:
+    return Daemon("supernode", folder.work)
+
+
+def _health_address(folder: SiteFolder) -> str:
+    try:
+        return str(json.loads((folder.work / "supernode.json").read_bytes())["health"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "127.0.0.1:1"  # where nobody answers
+
+
+def _audit_state(folder: SiteFolder) -> tuple[int, str | None, str | None]:
+    if not folder.audit.path.exists():
+        return 0, None, None
+    try:
+        report = verify(folder.audit.path)
+    except AuditError as error:
+        return 0, None, str(error)
+    return report.lines, report.head, None if report.intact else report.sentence()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
