@@ -21,7 +21,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import sessionmaker
 
 from common.errors import ConfigError
+from server.registry.database import default_url, open_database
 from server.registry.models import Event, Run, RunState, Site, SiteState
+from server.settings import CoordinatorFolder
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 BEFORE: dict[RunState, tuple[RunState, ...]] = {
@@ -173,6 +175,18 @@ class Registry:
     def _all(self, query: Select[Any]) -> Sequence[Any]:
         with self._session() as session:
             return session.scalars(query).all()
+
+
+def open_registry(folder: CoordinatorFolder) -> Registry:
+    """The registry of a coordinator folder.
+
+    Raises:
+        ConfigError: the folder's settings are wrong, or the database cannot be opened.
+    """
+    url = folder.settings().registry
+    if url is None:
+        folder.state.mkdir(mode=0o700, exist_ok=True)
+    return Registry(open_database(url or default_url(folder.state)))
 
 
 def check_run_name(name: str) -> None:
