@@ -341,10 +341,10 @@ def main(grid, context):
 
 
 def roll_call_app(folder: Path, marker: Path) -> Path:
-    """The app of this project whose ServerApp calls the roll and no more, and whose client package leaves `marker` behind."""
+    """The app of this project whose ServerApp calls the roll and no more, and whose client leaves `marker` behind."""
     write_app(folder)
     (folder / "server" / "app.py").write_text(SERVER)
-    package = folder / "client" / "__init__.py"
+    package = folder / "client" / "training.py"  # not __init__, which `flwr run` imports when it looks for the app
     package.write_text(f"{package.read_text()}\nimport pathlib\npathlib.Path({str(marker)!r}).touch()\n")
     return folder
 
@@ -370,7 +370,7 @@ def test_real_flower_processes_run_approved_code_and_no_other(site: Path, tmp_pa
         assert made.exit_code == 0, made.output
         shutil.copytree(tmp_path / "new", site, dirs_exist_ok=True)
         write_manifest(draw_manifest(tmp_path / "more", 16, seed=1), site / "data" / "manifest.csv")
-        link.flwr("supernode", "register", str(site / "keys" / "node.pub"), "north", "test")
+        link.flwr("supernode", "register", str(site / "keys" / "node.pub"), "test")
         started = runner.invoke(site_cli, ["start", "-C", str(site)])
         try:
             assert started.exit_code == 0, (started.output, (site / "work" / "supernode.log").read_text()[-2000:])
