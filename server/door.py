@@ -6,6 +6,7 @@ listens on loopback alone, and the door passes on exactly the calls that a regis
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined, Template
 
-from server.settings import CoordinatorSettings
+from server.settings import CoordinatorFolder, CoordinatorSettings
 
 FLEET_CALLS = (
     "activate-node",
@@ -186,6 +187,13 @@ def _template() -> Template:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
     )
     return environment.from_string(TEMPLATE)
+
+
+def door_command(place: CoordinatorFolder) -> list[str]:
+    """Runs nginx in `place` until it is stopped, with all its files in there."""
+    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin") or "nginx"
+    early_log = str(place.state / "door-error.log")
+    return [program, "-p", f"{place.path}/", "-c", str(place.door), "-e", early_log, "-g", "daemon off;"]
 
 
 def answers(ca: Path, port: int) -> bool:

@@ -8,7 +8,6 @@ All state lies in `state/` of the coordinator folder, so that a restart finds th
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -22,13 +21,12 @@ from common.flower_commands import flower_environment, flower_tool
 from common.health import is_serving
 from common.keys import certificate_validity
 from common.processes import Daemon, check_port_free, without_proxy_on_loopback
-from server.door import answers, render_door
+from server.door import answers, door_command, render_door
 from server.settings import CoordinatorFolder
 from server.sites import SiteState, list_sites, register_sites
 
 START_SEC = 60.0
 CONNECTION = "coordinator"
-NGINX = "nginx"
 
 
 @dataclass(frozen=True)
@@ -198,14 +196,8 @@ def _superexec(place: CoordinatorFolder) -> _Part:
 
 def _door(place: CoordinatorFolder) -> _Part:
     port = place.settings().port
-    early_log = str(place.state / "door-error.log")
-    command = [
-        shutil.which(NGINX) or shutil.which(NGINX, path="/usr/sbin:/usr/local/sbin") or NGINX,
-        "-p", f"{place.path}/", "-c", str(place.door), "-e", early_log, "-g", "daemon off;",
-    ]  # fmt: skip
-    return _Part(
-        Daemon("door", place.state), command, ("0.0.0.0", port, "the door"), lambda: answers(place.ca, port), signal.SIGQUIT
-    )
+    daemon, address = Daemon("door", place.state), ("0.0.0.0", port, "the door")
+    return _Part(daemon, door_command(place), address, lambda: answers(place.ca, port), signal.SIGQUIT)
 
 
 def _prepare(place: CoordinatorFolder) -> None:
