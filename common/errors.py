@@ -63,6 +63,8 @@ class SkipReason(StrEnum):
     NO_PATIENT = "patient unknown"
     NOT_FRONTAL = "not a frontal view"
     DUPLICATE = "same image content seen before"
+    BURNT_IN = "writing burnt into the image, or likely to be"
+    NOT_DELIVERED = "archive did not deliver the image"
 
 
 class ImageError(DataError):

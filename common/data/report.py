@@ -18,6 +18,7 @@ class DataWarning(StrEnum):
     EMPTY_CLASS = "class without any image"
     PATIENT_FROM_FILE_NAME = "file name tells no patient; the image counts as a patient of its own"
     CONFLICTING_DUPLICATE = "same image content under another label or patient; the first was kept"
+    NOT_IN_ARCHIVE = "label for an examination in which the archive has no such image"
     CACHE_IN_MEMORY = "disk full: decoded images are kept in memory and will be decoded again next time"
 
 

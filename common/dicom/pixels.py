@@ -99,7 +99,7 @@ def read_layout(dataset: Dataset) -> PixelLayout:
     return PixelLayout(rows, columns, allocated, stored, high, integer_of(dataset, "PixelRepresentation", 0) == 1, photometric)
 
 
-def read_codes(dataset: FileDataset, layout: PixelLayout) -> np.ndarray:
+def read_codes(dataset: Dataset, layout: PixelLayout) -> np.ndarray:
     """The stored values as uint16 [rows, columns], negative ones in two's complement (see `PixelLayout.values_of`).
 
     Raises:
@@ -140,7 +140,7 @@ def _read_bits(dataset: Dataset) -> tuple[int, int, int]:
     return allocated, stored, high if stored <= high + 1 <= allocated else stored - 1
 
 
-def _find_decoder(dataset: FileDataset) -> Decoder:
+def _find_decoder(dataset: Dataset) -> Decoder:
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     if not syntax:
         implicit, little_endian = dataset.original_encoding

@@ -76,7 +76,7 @@ def _grey_values(dataset: FileDataset, stored: np.ndarray, window: Window | None
 
 def _apply_modality(dataset: FileDataset, stored: np.ndarray) -> np.ndarray:
     """Stored values through the Modality LUT Sequence (0028,3000), else rescaled: PS3.3, C.11.1.1."""
-    table = _lookup_table(dataset, "ModalityLUTSequence", stored)
+    table = read_lookup_table(dataset, "ModalityLUTSequence", stored)
     if table:
         return table.apply(stored)
     slope = number_of(dataset, "RescaleSlope", 1.0) or 1.0
@@ -87,7 +87,7 @@ def _apply_voi(dataset: FileDataset, values: np.ndarray, window: Window | None) 
     """(grey in [0, 1], window that was applied): `window`, else what the file says first (PS3.3, C.11.2.1)."""
     if window:
         return apply_window(values, window), window
-    table = _lookup_table(dataset, "VOILUTSequence", values)
+    table = read_lookup_table(dataset, "VOILUTSequence", values)
     if table:
         return np.clip(table.apply(values) / table.full_scale, 0, 1), None
     window = _file_window(dataset)
@@ -110,7 +110,7 @@ def _voi_function(dataset: Dataset) -> VoiFunction:
     return functions.get(code_of(dataset, "VOILUTFunction"), "LINEAR")
 
 
-def _lookup_table(dataset: FileDataset, keyword: str, inputs: np.ndarray) -> LookupTable | None:
+def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> LookupTable | None:
     """The first item of a LUT sequence for `inputs`; None where there is none or it is malformed (PS3.3, C.11.1.1.1)."""
     items = value_of(dataset, keyword)
     descriptor = numbers_of(items[0], "LUTDescriptor") if items else []

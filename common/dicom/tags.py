@@ -27,13 +27,18 @@ def value_of(dataset: Dataset, keyword: str) -> Any:
 def text_of(dataset: Dataset, keyword: str) -> str:
     """The first value as text in one line, or an empty text."""
     values = _values(dataset, keyword)
-    return "".join(filter(str.isprintable, str(values[0]))).strip()[:MAX_TEXT] if values else ""
+    return _as_text(values[0]) if values else ""
 
 
 def code_of(dataset: Dataset, keyword: str) -> str:
     """A Code String (PS3.5, 6.2) in capitals, or an empty text where the value has not that form and so might be anything."""
-    text = text_of(dataset, keyword).upper()
-    return text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else ""
+    return next(iter(codes_of(dataset, keyword)), "")
+
+
+def codes_of(dataset: Dataset, keyword: str) -> list[str]:
+    """All values as Code Strings; an empty text for each that has not that form."""
+    texts = (_as_text(value).upper() for value in _values(dataset, keyword))
+    return [text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else "" for text in texts]
 
 
 def numbers_of(dataset: Dataset, keyword: str) -> list[float]:
@@ -63,6 +68,10 @@ def age_years_of(dataset: Dataset) -> float | None:
     """Patient's Age (0010,1010), an Age String such as 010Y, 006M, 010W or 012D (PS3.5, 6.2)."""
     match = re.fullmatch(r"(\d{1,3})([DWMY])", text_of(dataset, "PatientAge").upper())
     return int(match[1]) * _YEARS_PER_UNIT[match[2]] if match else None
+
+
+def _as_text(value: Any) -> str:
+    return "".join(filter(str.isprintable, str(value))).strip()[:MAX_TEXT]
 
 
 def _as_number(value: Any) -> float:

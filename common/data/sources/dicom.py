@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.data.manifest import LABELS, ImageRecord, Manifest, read_label, read_sex
@@ -43,7 +44,7 @@ def read_dicom_folder(folder: Path, label_table: Path, frontal_only: bool = True
         ConfigError: the table does not exist.
         DataError: the folder cannot be listed, the table lacks a column, or it gives one key two labels.
     """
-    labels = _read_labels(label_table)
+    labels = read_labels(label_table)
     files = [file for file in walk_files(folder) if file.name != "DICOMDIR"]  # PS3.10, 8.6: the index of a medium
     if not files:
         raise DataError(f"no file found in {folder}; expected a folder that holds DICOM files, itself or in folders below")
@@ -51,7 +52,8 @@ def read_dicom_folder(folder: Path, label_table: Path, frontal_only: bool = True
     return collect(_record(file, _file_keys(file, folder, names), labels, frontal_only) for file in files)
 
 
-def _read_labels(table: Path) -> Labels:
+def read_labels(table: Path) -> Labels:
+    """The labels in the CSV file `table`, for each kind of key that it has a column for; see `read_dicom_folder`."""
     present = read_columns(table)
     columns = {kind: column for kind, usual in _KEYS.items() if (column := find_column(present, usual))}
     if not columns:
@@ -74,7 +76,8 @@ def _record(file: Path, file_keys: list[str], labels: Labels, frontal_only: bool
         header = read_header(file)
     except ImageError as error:
         return error.reason
-    label = _find_label(header, file_keys, labels)
+    keys = {"sop_uid": [header.sop_uid], "file": file_keys, "study_uid": [header.study_uid], "accession": [header.accession]}
+    label = find_label(keys, labels)
     reason = _refuse(header, label)
     if reason is None and frontal_only and not is_frontal(header.view):
         reason = SkipReason.NOT_FRONTAL
@@ -97,10 +100,9 @@ def _refuse(header: DicomHeader, label: str) -> SkipReason | None:
     return None if header.patient else SkipReason.NO_PATIENT
 
 
-def _find_label(header: DicomHeader, file_keys: list[str], labels: Labels) -> str:
-    """The label of the most exact key that the table has for this image, or an empty text."""
-    keys = {"sop_uid": [header.sop_uid], "file": file_keys, "study_uid": [header.study_uid], "accession": [header.accession]}
-    found = (table[key] for kind, table in labels.items() for key in keys[kind] if key in table)
+def find_label(keys: Mapping[str, Sequence[str]], labels: Labels) -> str:
+    """The label of the most exact of an image's `keys`, by kind, that the table has, or an empty text."""
+    found = (table[key] for kind, table in labels.items() for key in keys.get(kind, ()) if key in table)
     return next(found, "")
 
 

@@ -1,0 +1,192 @@
+"""De-identification of one X-ray image on arrival (DICOM PS3.15, annex E; the decisions are in `client.archive.profile`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from datetime import date
+from io import BytesIO
+
+import numpy as np
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.valuerep import DSfloat
+
+from client.archive.profile import ACTIONS, CODES, METHOD_CODES, NUMBERS, TABLES, TEXTS, Action
+from client.archive.pseudonyms import Pseudonyms
+from common.dicom.greyscale import LookupTable
+from common.dicom.pixels import PixelLayout, read_codes, read_layout
+from common.dicom.reader import read_lookup_table
+from common.dicom.tags import age_years_of, codes_of, numbers_of, text_of
+from common.errors import ImageError, SkipReason
+
+MAX_AGE_YEARS = 90
+"""All ages over 89 are one category, "age 90 or older" (HIPAA Safe Harbor, 45 CFR 164.514(b)(2)(i)(C))."""
+MONTHS_UNTIL_YEARS = 2
+"""Below this age in years, months are kept: the chest of a newborn is not that of a child of one year."""
+_MAX_VALUES = 16
+_STORAGE_CLASS = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]{1,30}")
+"""Storage SOP classes of the standard (PS3.4, B.5); a private one could name its maker's customer."""
+_IDENTIFYING = (
+    *("PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientBirthDate"),
+    *("AccessionNumber", "StudyID", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "StationName"),
+    *("ReferringPhysicianName", "PerformingPhysicianName", "NameOfPhysiciansReadingStudy", "OperatorsName", "DeviceSerialNumber"),
+)
+
+
+def deidentify(original: Dataset, pseudonyms: Pseudonyms) -> Dataset:
+    """A new data set with the image of `original` and nothing that identifies the patient, ready for `encode`.
+
+    Its stored values, and with them what `common.images.read_image` gives, are those of `original`. It is pure in the arguments.
+
+    Raises:
+        ImageError: the image cannot be read, the patient is unknown, or it is no image of the standard's storage classes. On
+            damaged bytes pydicom and the decoders may raise any other exception.
+    """
+    if not text_of(original, "PatientID"):
+        raise ImageError(SkipReason.NO_PATIENT)
+    if not text_of(original, "SOPInstanceUID") or not _STORAGE_CLASS.fullmatch(text_of(original, "SOPClassUID")):
+        raise ImageError(SkipReason.CORRUPT, "no usable SOP class or instance UID")
+    layout = read_layout(original)
+    codes = read_codes(original, layout)
+    clean = Dataset()
+    _keep_words(clean, original)
+    _keep_numbers(clean, original, layout)
+    _keep_tables(clean, original, layout, codes)
+    _replace_identity(clean, original, pseudonyms)
+    clean.SOPClassUID = text_of(original, "SOPClassUID")
+    _state_method(clean)
+    _set_pixels(clean, layout, codes)
+    return clean
+
+
+def encode(clean: Dataset) -> bytes:
+    """The DICOM file of a de-identified data set: an empty preamble, file meta information made anew, Explicit VR Little Endian."""
+    buffer = BytesIO()
+    clean.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def coarse_age(original: Dataset) -> str:
+    """The Age String (PS3.5, 6.2: AS) in years, below two years in months, 90 years at most; empty where no age is known.
+
+    Where Patient's Age (0010,1010) is missing it comes from the dates of birth and study, as they are removed.
+    """
+    years = age_years_of(original)
+    if years is None:
+        years = _years_between(text_of(original, "PatientBirthDate"), text_of(original, "StudyDate"))
+    if years is None:
+        return ""
+    if years < MONTHS_UNTIL_YEARS:
+        return f"{math.floor(years * 12 + 1e-9):03d}M"
+    return f"{min(math.floor(years + 1e-9), MAX_AGE_YEARS):03d}Y"
+
+
+def _years_between(birth: str, study: str) -> float | None:
+    try:
+        days = (date.fromisoformat(study) - date.fromisoformat(birth)).days
+    except ValueError:
+        return None
+    return days / 365.25 if 0 <= days < 130 * 366 else None
+
+
+def _keep_words(clean: Dataset, original: Dataset) -> None:
+    """Codes and the device's maker. One that holds a part of an identifier stays behind: technicians type into any field."""
+    identifying = _identifying_parts(original)
+    for keyword in (*CODES, *TEXTS):
+        values = codes_of(original, keyword)[:_MAX_VALUES] if keyword in CODES else [text_of(original, keyword)]
+        words = [value.encode("ascii", "replace").decode() for value in values]
+        if any(words) and not any(part in word.casefold() for word in words for part in identifying):
+            setattr(clean, keyword, words if len(words) > 1 else words[0])
+    if text_of(clean, "PatientSex") not in ("M", "F", "O"):
+        clean.PatientSex = ""
+
+
+def _identifying_parts(original: Dataset) -> set[str]:
+    """Words and numbers of at least three characters that identify the patient or the hospital."""
+    texts = (text_of(original, keyword) for keyword in _IDENTIFYING)
+    return {part.casefold() for text in texts for part in [text, *re.split(r"[^\w]+|_", text)] if len(part) >= 3}
+
+
+def _keep_numbers(clean: Dataset, original: Dataset, layout: PixelLayout) -> None:
+    for keyword in NUMBERS:
+        values = numbers_of(original, keyword)[:_MAX_VALUES]
+        if values and not any(map(math.isnan, values)):
+            clean[keyword] = _number_element(keyword, values, layout.signed)
+
+
+def _number_element(keyword: str, values: list[float], signed: bool) -> DataElement:
+    representation = dictionary_VR(keyword)
+    if representation == "DS":
+        return DataElement(Tag(keyword), "DS", [DSfloat(value, auto_format=True) for value in values])
+    if representation == "IS":
+        return DataElement(Tag(keyword), "IS", [round(value) for value in values])
+    if representation in ("FD", "FL"):
+        return DataElement(Tag(keyword), representation, values)
+    is_signed = representation == "SS" or (representation == "US or SS" and signed)
+    words = np.array([round(value) % 2**16 for value in values], np.uint16)  # as writers give negative ones in unsigned tags
+    return DataElement(Tag(keyword), "SS" if is_signed else "US", (words.view(np.int16) if is_signed else words).tolist())
+
+
+def _keep_tables(clean: Dataset, original: Dataset, layout: PixelLayout, codes: np.ndarray) -> None:
+    inputs = layout.values_of(np.unique(codes))
+    for keyword in TABLES:
+        table = read_lookup_table(original, keyword, inputs)
+        if table:
+            setattr(clean, keyword, [_table_item(table, keyword)])
+            inputs = table.apply(inputs)
+
+
+def _table_item(table: LookupTable, keyword: str) -> Dataset:
+    item = Dataset()
+    count = len(table.entries) % 2**16  # 0 stands for 65536: PS3.3, C.11.1.1.1
+    item["LUTDescriptor"] = DataElement(Tag("LUTDescriptor"), "SS" if table.first < 0 else "US", [count, table.first, table.bits])
+    item["LUTData"] = DataElement(Tag("LUTData"), "OW", np.rint(table.entries).astype("<u2").tobytes())
+    if keyword == "ModalityLUTSequence":
+        item.ModalityLUTType = "US"  # unspecified; type 1 in C.11.1
+    return item
+
+
+def _replace_identity(clean: Dataset, original: Dataset, pseudonyms: Pseudonyms) -> None:
+    for keyword, action in ACTIONS.items():
+        value = text_of(original, keyword) if action in (Action.UID, Action.PSEUDONYM) else ""
+        if action is Action.UID:
+            setattr(
+                clean, keyword, pseudonyms.uid(value) if value else pseudonyms.uid(text_of(original, "SOPInstanceUID") + keyword)
+            )
+        elif action is Action.PSEUDONYM:
+            make = pseudonyms.patient if keyword == "PatientID" else pseudonyms.accession
+            setattr(clean, keyword, make(value) if value else "")
+        elif action is Action.EMPTY:
+            setattr(clean, keyword, None)
+        elif action is Action.COARSEN:
+            setattr(clean, keyword, coarse_age(original))
+
+
+def _state_method(clean: Dataset) -> None:
+    clean.PatientIdentityRemoved = "YES"
+    clean.DeidentificationMethod = "DICOM PS3.15 annex E, keyed pseudonyms, dates removed"
+    clean.LongitudinalTemporalInformationModified = "REMOVED"
+    items = []
+    for value, meaning in METHOD_CODES:
+        item = Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+        items.append(item)
+    clean.DeidentificationMethodCodeSequence = items
+
+
+def _set_pixels(clean: Dataset, layout: PixelLayout, codes: np.ndarray) -> None:
+    """Writes the Image Pixel module (PS3.3, C.7.6.3) for `codes`, compressed without loss by run lengths (PS3.5, annex G)."""
+    clean.Rows, clean.Columns, clean.SamplesPerPixel = layout.rows, layout.columns, 1
+    clean.PhotometricInterpretation = layout.photometric
+    clean.BitsAllocated, clean.BitsStored, clean.HighBit = layout.bits_allocated, layout.bits_stored, layout.bits_stored - 1
+    clean.PixelRepresentation = int(layout.signed)
+    words = codes.view(np.int16) if layout.signed else codes
+    if layout.bits_allocated == 8:
+        words = words.astype(np.int8 if layout.signed else np.uint8)
+    clean.file_meta = FileMetaDataset()
+    clean.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    clean.compress(RLELossless, words, encoding_plugin="pylibjpeg", generate_instance_uid=False)

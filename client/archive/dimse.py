@@ -1,0 +1,244 @@
+"""An archive over the classic protocol: C-FIND to search, C-GET or C-MOVE to fetch (DICOM PS3.4, annex C; PS3.7)."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pynetdicom import AE, build_context, build_role, evt
+from pynetdicom.association import Association
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+
+from client.archive.query import RETURNED, Answer, Instance, Level
+from client.archive.receiver import STORAGE_CLASSES, TRANSFER_SYNTAXES, Receiver
+from client.archive.retry import PassingArchiveError, Patience
+from common.dicom.tags import text_of
+from common.errors import ArchiveError, ConfigError, ImageError, SkipReason
+
+logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it logs what is sent and received
+
+_FIND, _GET, _MOVE = (
+    StudyRootQueryRetrieveInformationModelFind,
+    StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
+)
+_SUCCESS, _UNKNOWN_DESTINATION = 0x0000, 0xA801
+_PENDING = (0xFF00, 0xFF01)
+_REJECTED = {
+    3: "it does not know this site's AE title; have the archive's administrator register it (--ae-title)",
+    7: "it goes by another AE title; ask the archive's administrator for it (--called-ae-title)",
+}
+"""Diagnostics of the service user (PS3.8, table 9-21)."""
+
+
+@dataclass(frozen=True)
+class DimseAddress:
+    """Where an archive listens, the AE titles of both sides, and how images come back."""
+
+    host: str
+    port: int
+    called_ae_title: str
+    ae_title: str = "PNEUMOFED"
+    retrieve: Literal["get", "move"] = "get"
+    listen_host: str = "0.0.0.0"
+    listen_port: int = 11112
+    """Of C-MOVE alone: where the archive sends images to. It has to know this port under `ae_title`."""
+    tls: bool = False
+    ca: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses AE titles and ports that cannot be.
+
+        Raises:
+            ConfigError: an AE title is not 1 to 16 printable characters (PS3.5, 6.2: AE), or a port is out of range.
+        """
+        for title in (self.called_ae_title, self.ae_title):
+            if not (1 <= len(title.strip()) <= 16 and title.isascii() and title.isprintable() and "\\" not in title):
+                raise ConfigError(f"AE title '{title}': expected 1 to 16 printable characters")
+        if not (0 < self.port < 2**16 and 0 < self.listen_port < 2**16):
+            raise ConfigError(f"ports: expected 1 to 65535, got {self.port} and {self.listen_port}")
+
+
+class DimseArchive:
+    """`client.archive.query.Archive` over the classic protocol, with one association that is opened again when it breaks."""
+
+    def __init__(self, address: DimseAddress, patience: Patience) -> None:
+        self._address = address
+        self._patience = patience
+        self._receiver = Receiver()
+        self._association: Association | None = None
+        self._server: Any = None
+
+    def search(self, level: Level, conditions: Mapping[str, str]) -> list[Answer]:
+        """See `Archive.search`."""
+        return self._patience.retry(lambda: self._search(level, conditions))
+
+    def fetch(self, instance: Instance) -> Dataset:
+        """See `Archive.fetch`."""
+        data = self._patience.retry(lambda: self._fetch(instance))
+        try:
+            return dcmread(BytesIO(data))
+        except Exception as error:  # damaged bytes make pydicom raise nearly any class
+            raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
+
+    def close(self) -> None:
+        """See `Archive.close`."""
+        if self._association is not None and self._association.is_established:
+            self._association.release()
+        self._association = None
+        if self._server is not None:
+            self._server.shutdown()
+            self._server = None
+
+    def _search(self, level: Level, conditions: Mapping[str, str]) -> list[Answer]:
+        request = Dataset()
+        request.QueryRetrieveLevel = level
+        for keyword in RETURNED[level]:
+            setattr(request, keyword, "")
+        for keyword, value in conditions.items():
+            setattr(request, keyword, value)
+        answers: list[Answer] = []
+        for status, found in self._send("send_c_find", request, _FIND):
+            if self._read_status(status, "search") and found is not None:
+                answers.append({keyword: text_of(found, keyword) for keyword in RETURNED[level]})
+        return answers
+
+    def _fetch(self, instance: Instance) -> bytes:
+        request = Dataset()
+        request.QueryRetrieveLevel = "IMAGE"
+        request.StudyInstanceUID, request.SeriesInstanceUID = instance.study_uid, instance.series_uid
+        request.SOPInstanceUID = instance.sop_uid
+        with self._receiver.expect(instance.sop_uid):
+            if self._address.retrieve == "get":
+                responses = self._send("send_c_get", request, _GET)
+            else:
+                self._listen()
+                responses = self._send("send_c_move", request, self._address.ae_title, _MOVE)
+            for status, _ in responses:
+                self._read_status(status, "transfer")
+            data = self._receiver.take()
+        if data is None:
+            raise ImageError(SkipReason.NOT_DELIVERED)
+        return data
+
+    def _send(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._associate(), method)(*arguments)
+        except ValueError:  # pynetdicom: no accepted presentation context for this service
+            raise ArchiveError(
+                f"the archive {self._name} does not offer this site {method.removeprefix('send_').replace('_', '-').upper()}; "
+                "ask its administrator, or choose the other of --retrieve get and move"
+            ) from None
+
+    def _read_status(self, status: Dataset, what: str) -> bool:
+        """True for an answer with content, False at the end.
+
+        Raises:
+            PassingArchiveError: the connection broke or the archive has no resources now.
+            ArchiveError: the archive refuses.
+        """
+        if "Status" not in status:
+            raise PassingArchiveError(
+                f"the archive {self._name} broke off or did not answer in time during a {what}; see that it "
+                f"knows the AE title {self._address.ae_title} and is not overloaded"
+            )
+        code = int(status.Status)
+        if code == _UNKNOWN_DESTINATION:
+            raise ArchiveError(
+                f"the archive {self._name} does not know where {self._address.ae_title} is (C-MOVE status A801); have its "
+                f"administrator register this AE title with this machine's address and port {self._address.listen_port}"
+            )
+        if code & 0xFF00 == 0xA700:  # refused: out of resources, of several kinds
+            raise PassingArchiveError(f"the archive {self._name} is out of resources (status {code:04X})")
+        is_partial = what == "transfer" and (code == 0xB000 or code & 0xFF00 == 0xC000)  # told by what has arrived
+        if code not in (_SUCCESS, *_PENDING) and not is_partial:
+            raise ArchiveError(f"the archive {self._name} refuses a {what} (status {code:04X}); its own log tells why")
+        return code in _PENDING
+
+    @property
+    def _name(self) -> str:
+        return f"{self._address.called_ae_title} at {self._address.host}:{self._address.port}"
+
+    def _associate(self) -> Association:
+        """The open association, or a new one.
+
+        Raises:
+            PassingArchiveError: the archive cannot be reached.
+            ArchiveError: it rejects the association, or TLS fails.
+        """
+        if self._association is not None and self._association.is_established:
+            return self._association
+        entity = AE(ae_title=self._address.ae_title)
+        entity.acse_timeout = entity.dimse_timeout = self._patience.timeout_sec
+        entity.network_timeout = entity.connection_timeout = self._patience.timeout_sec
+        opened: list[bool] = []
+        association = entity.associate(
+            self._address.host,
+            self._address.port,
+            contexts=_contexts(self._address.retrieve),
+            ae_title=self._address.called_ae_title,
+            ext_neg=[build_role(uid, scp_role=True) for uid in STORAGE_CLASSES] if self._address.retrieve == "get" else [],
+            tls_args=self._tls_args(),
+            evt_handlers=[(evt.EVT_C_STORE, self._receiver.store), (evt.EVT_CONN_OPEN, lambda _: opened.append(True))],
+        )
+        if not association.is_established:
+            raise self._explain_refusal(association, bool(opened))
+        self._association = association
+        return association
+
+    def _explain_refusal(self, association: Association, opened: bool) -> ArchiveError:
+        if association.is_rejected:
+            answer = association.acceptor.primitive
+            diagnostic = getattr(answer, "diagnostic", None)
+            if getattr(answer, "result_source", None) == 1 and diagnostic in _REJECTED:
+                return ArchiveError(f"the archive {self._name} refuses the association: {_REJECTED[diagnostic]}")
+            busy = getattr(answer, "result", None) == 2  # transient (PS3.8, table 9-21)
+            kind = PassingArchiveError if busy else ArchiveError
+            return kind(f"the archive {self._name} refuses the association; its own log tells why")
+        if not opened:
+            hint = "check host and port, the network and the firewall" + (", and its certificate" if self._address.tls else "")
+            return PassingArchiveError(f"the archive {self._name} cannot be reached; {hint}")
+        return PassingArchiveError(
+            f"the archive {self._name} takes connections but no association; check that the port speaks DICOM"
+            + ("" if self._address.tls else ", and whether it wants TLS (--tls)")
+        )
+
+    def _tls_args(self) -> tuple[ssl.SSLContext, str] | None:
+        if not self._address.tls:
+            return None
+        try:
+            return ssl.create_default_context(cafile=self._address.ca), self._address.host
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"certificate authority {self._address.ca} cannot be read: {type(error).__name__}") from None
+
+    def _listen(self) -> None:
+        if self._server is not None:
+            return
+        entity = AE(ae_title=self._address.ae_title)
+        entity.require_called_aet = True
+        entity.network_timeout = self._patience.timeout_sec
+        for uid in STORAGE_CLASSES:
+            entity.add_supported_context(uid, list(TRANSFER_SYNTAXES))
+        where = (self._address.listen_host, self._address.listen_port)
+        try:
+            self._server = entity.start_server(where, block=False, evt_handlers=[(evt.EVT_C_STORE, self._receiver.store)])
+        except OSError as error:
+            raise ConfigError(f"port {where[1]} for images from the archive cannot be opened: {error.strerror}") from None
+
+
+def _contexts(retrieve: str) -> list[Any]:
+    """The services to ask for. For C-GET each transfer syntax stands alone, so that the archive can send each image as it is."""
+    if retrieve == "move":
+        return [build_context(_FIND), build_context(_MOVE)]
+    storage = [build_context(uid, syntax) for uid in STORAGE_CLASSES for syntax in TRANSFER_SYNTAXES]
+    return [build_context(_FIND), build_context(_GET), *storage]

@@ -1,0 +1,111 @@
+"""New images in a site's manifest: each once, under the site's own pseudonyms of its patients."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from client.archive.pseudonyms import load_pseudonyms
+from client.site import read_site_config
+from common.config import SiteConfig
+from common.data.atomic import exclusive
+from common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
+from common.data.report import DataReport
+from common.errors import ConfigError, DataError
+
+SITE_FILE = "site.yaml"
+
+
+@dataclass(frozen=True)
+class SiteFolder:
+    """A hospital's folder: its configuration, and where its data lie."""
+
+    config: SiteConfig
+
+    @property
+    def manifest(self) -> Path:
+        return Path(self.config.manifest)
+
+    @property
+    def data(self) -> Path:
+        """Holds the manifest, the key of the pseudonyms and the images from the archive."""
+        return self.manifest.parent
+
+    @property
+    def images(self) -> Path:
+        return self.data / "images"
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What an addition changed; `total` is the number of rows that the manifest has now."""
+
+    report: DataReport
+    added: int
+    updated: int
+    unchanged: int
+    total: int
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values, counts and fixed sentences alone."""
+        counts = {key: value for key, value in asdict(self).items() if key != "report"}
+        return {**self.report.public(), **counts}
+
+
+def open_site(folder: Path) -> SiteFolder:
+    """The site whose configuration is in `folder`.
+
+    Raises:
+        ConfigError: there is none, or it is wrong.
+    """
+    if not (folder / SITE_FILE).is_file():
+        raise ConfigError(
+            f"{folder} is no site folder: it holds no {SITE_FILE}; give one with --site, or make it with pneumofed site init"
+        )
+    return SiteFolder(read_site_config(folder.absolute() / SITE_FILE))
+
+
+def add_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Addition:
+    """Merges `manifest` into the site's: an image that is there already gets the new row in its old place.
+
+    Two rows are of one image if their paths lead to the same file. Processes that add at the same time wait for each other.
+
+    Raises:
+        DataError: the site's manifest is damaged or cannot be written; it is left as it was.
+    """
+    try:
+        site.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with exclusive(site.data):
+            rows = (
+                {_identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
+            )
+            new = {_identify(record): record for record in manifest.records}
+            added, unchanged = len(new.keys() - rows.keys()), sum(_same(rows[key], new[key]) for key in new.keys() & rows.keys())
+            rows |= new
+            write_manifest(Manifest(tuple(rows.values())), site.manifest)
+    except OSError as error:
+        raise DataError(f"{site.manifest} cannot be written: {error.strerror}; nothing was changed") from None
+    return Addition(report, added, len(new) - added - unchanged, unchanged, len(rows))
+
+
+def with_pseudonyms(site: SiteFolder, manifest: Manifest) -> Manifest:
+    """`manifest` with the hospital's own patient numbers replaced by the site's pseudonyms.
+
+    So a patient whose images come from a folder, from a table and from the archive is one patient in the manifest, and never on
+    both sides of a split.
+
+    Raises:
+        ConfigError: the key of the pseudonyms cannot be used.
+    """
+    pseudonyms = load_pseudonyms(site.data)
+    return Manifest(tuple(replace(record, patient=pseudonyms.patient(record.patient)) for record in manifest.records))
+
+
+def _identify(record: ImageRecord) -> str:
+    return os.path.realpath(record.path)
+
+
+def _same(old: ImageRecord, new: ImageRecord) -> bool:
+    return replace(old, path=new.path) == new
