@@ -9,13 +9,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from client.cli import app as site_app
+from common.audit_cli import app as audit_app
 from common.config import StrategyName
 from common.errors import ConfigError, PneumofedError
+from server.provisioning.cli import provision
 from simulation.options import EngineName, PartitionKind, default_run_dir
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+app.command(rich_help_panel="Federation")(provision)
+app.add_typer(site_app, name="site", rich_help_panel="Federation")
+app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
