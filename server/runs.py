@@ -26,7 +26,7 @@ from server.registry.models import Event, Run, RunState
 from server.registry.registry import Registry, check_run_name, now
 from server.run_folder import RunFolder, write_text
 from server.settings import CoordinatorFolder
-from server.verdict import Signs, Verdict, how_to_go_on, judge_run
+from server.verdict import ASKED_SILENT_SEC, SILENT_SEC, Signs, Verdict, how_to_go_on, judge_run
 
 END_SEC = 20.0
 """How long a stopped run may take to end."""
@@ -74,7 +74,7 @@ class Runs:
             ConfigError: no such run, it goes on still, or it succeeded.
             FlowerError: Flower does not take it.
         """
-        self.reconcile()
+        self.reconcile(ASKED_SILENT_SEC)
         before = self.registry.run(name)
         path = RunFolder(Path(before.folder))
         settings = self._settings(path.path, resume=path.last_checkpoint.exists())
@@ -107,10 +107,10 @@ class Runs:
         self._close(run, verdict)
         return self.registry.run(name)
 
-    def reconcile(self) -> None:
+    def reconcile(self, patience_sec: float = SILENT_SEC) -> None:
         """Brings the registry to what is true now. Doing it twice is the same as once."""
         for run in self.registry.open_runs():
-            signs = self._signs(run)
+            signs = self._signs(run, patience_sec)
             self._take_events(run, signs.events)
             verdict = judge_run(signs)
             if verdict.state.final:
@@ -148,7 +148,7 @@ class Runs:
             run_dir=str(path), cache_dir=cache, resume=resume, device=own.device, threads=own.threads, **absolute
         )
 
-    def _signs(self, run: Run) -> Signs:
+    def _signs(self, run: Run, patience_sec: float = SILENT_SEC) -> Signs:
         flower = self._flower_status(run)  # before the folder: see `Signs`
         folder = RunFolder(Path(run.folder))
         return Signs(
@@ -160,6 +160,7 @@ class Runs:
             silent_sec=_age(folder.path / HEARTBEAT_FILE),
             submitted_sec=(now() - run.submitted).total_seconds(),
             checkpoint=folder.last_checkpoint.exists(),
+            patience_sec=patience_sec,
         )
 
     def _flower_status(self, run: Run) -> str | None:

@@ -77,7 +77,7 @@ def _state(link: Link | None, event: Event | None, current: RoundNow | None, now
         return SiteNow("revoked", "its key is no longer accepted")
     here = link.connected if link else None
     if event is None or event["kind"] in (Kind.JOINED, Kind.ANSWERED) or (event["kind"] == Kind.LATE and event.get("arrived")):
-        return _idle(link, took_part=event is not None)
+        return _idle(link, event)
     where = f"round {event['round']}" if event["round"] else "the roll call"
     if event["kind"] == Kind.ASKED:
         return _working(event, here, current, now)
@@ -104,13 +104,20 @@ def _working(event: Event, here: bool | None, current: RoundNow | None, now: dat
     return SiteNow("evaluating" if event.get("task") == "evaluate" else "training", f"round {number}")
 
 
-def _idle(link: Link | None, took_part: bool) -> SiteNow:
+def _idle(link: Link | None, event: Event | None) -> SiteNow:
     if link is None or link.connected is None:
-        return SiteNow("connected" if took_part else "unknown", "" if took_part else "the SuperLink does not answer")
+        return SiteNow("connected" if event else "unknown", _answered(event) if event else "the SuperLink does not answer")
     if link.connected:
-        return SiteNow("connected")
+        return SiteNow("connected", _answered(event))
     never = "not connected yet" in link.detail or link.detail == "not registered"
     return SiteNow("never connected" if never else "disconnected", link.detail)
+
+
+def _answered(event: Event | None) -> str:
+    if event is None or event["kind"] != Kind.ANSWERED:
+        return ""
+    seconds = event.get("seconds")
+    return f"round {event['round']}: answered" + (f" after {seconds:.0f} s" if isinstance(seconds, int | float) else "")
 
 
 def read_time(event: Event) -> datetime | None:

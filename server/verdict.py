@@ -14,6 +14,8 @@ from server.registry.models import RunState
 
 SILENT_SEC = 90.0
 """A process that has not touched its heartbeat for so long is dead or stopped; it touches it every five seconds."""
+ASKED_SILENT_SEC = 20.0
+"""The same where somebody says that it is dead by asking to go on with the run."""
 HANDOVER_SEC = 120.0
 """How long a run may take from its submission to Flower's acceptance."""
 MEASURED = ("validation", "test", "external")
@@ -27,6 +29,7 @@ class Signs:
         flower: Flower's status, `unknown` where it was never given the run, None where it does not answer.
         silent_sec: since the last heartbeat; None where there is none.
         checkpoint: whether there is one to go on from.
+        patience_sec: how long a living process may be silent.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Signs:
     silent_sec: float | None = None
     submitted_sec: float = 0.0
     checkpoint: bool = False
+    patience_sec: float = SILENT_SEC
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def judge_run(signs: Signs) -> Verdict:
     if flower.startswith("finished"):
         return _dead(signs, f"the coordinator's process ended without a result {_where(signs)} (Flower: {flower})")
     if signs.silent_sec is not None:
-        if signs.silent_sec <= SILENT_SEC:
+        if signs.silent_sec <= signs.patience_sec:
             return Verdict(RunState.RUNNING if status == RunState.RUNNING else RunState.SUBMITTED)
         return _dead(signs, f"the coordinator's process fell silent {_where(signs)}")
     if flower in ("", "unknown") and signs.submitted_sec > HANDOVER_SEC:

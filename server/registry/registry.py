@@ -78,7 +78,7 @@ class Registry:
         with self._session() as session:
             changed = _rows(session.execute(change.values(state=state, reason=reason, **times)))
             if changed:
-                session.add(_event(state, reason or f"the run is {state}", run=name))
+                session.add(_event(state, reason or ("the run goes on" if state == RunState.RUNNING else f"the run {state}"), run=name))
         return changed
 
     def resume(self, name: str) -> Run:

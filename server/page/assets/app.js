@@ -6,6 +6,7 @@ import { drawChart } from "./charts.js";
 const EVERY_MS = 2000;
 const HIDDEN_MS = 15000;
 const TROUBLE = { late: "warn", left_out: "warn", absent: "warn", stopped: "warn", revoked: "warn" };
+const STYLES = { validation: 0, test: 1, external: 2, training: 3 };
 const BAD = new Set(["refused", "lost", "failed"]);
 const at = (id) => document.getElementById(id);
 const shown = new Map();
@@ -175,7 +176,7 @@ function showRun(run, sites) {
 }
 
 function facts(run) {
-  const parts = [run.title !== run.name ? run.title : "", `${run.strategy}, ${run.model}, seed ${run.seed}`, `${run.min_sites} of the sites needed`];
+  const parts = [run.title !== run.name ? run.title : "", `${run.strategy}, ${run.model}, seed ${run.seed}`, `needs ${run.min_sites} site${run.min_sites === 1 ? "" : "s"} a round`];
   parts.push(`submitted ${when(run.submitted)}`);
   if (run.ended) parts.push(`ended ${when(run.ended)}`);
   return parts.filter(Boolean).join(" · ");
@@ -205,8 +206,8 @@ function showTiles(run) {
     const known = best?.[`${key}_auroc`] ?? null;
     const value = final ? final.value : known;
     say(`tile-${id}`, number(value));
-    const under = final ? `${number(final.low)} to ${number(final.high)}` : best && value !== null ? `best round so far: ${run.best_round}` : "not measured";
-    say(`tile-${id}-under`, key === "validation" && run.state === "succeeded" && value !== null ? `best round: ${run.best_round}` : under);
+    const under = final ? `interval ${number(final.low)} to ${number(final.high)}` : best && value !== null ? `in round ${run.best_round}, best by validation` : "not measured";
+    say(`tile-${id}-under`, key === "validation" && run.state === "succeeded" && value !== null ? `in round ${run.best_round}, the best` : under);
   }
   say("tile-bytes", bytes(run.bytes_down + run.bytes_up));
   say("tile-bytes-under", `${bytes(run.bytes_down)} to sites, ${bytes(run.bytes_up)} back`);
@@ -217,14 +218,14 @@ function showTiles(run) {
 }
 
 function showCurves(run, open) {
-  const line = (name, key) => ({ name, points: run.course.filter((one) => one[key] !== null).map((one) => [one.round, one[key]]) });
+  const line = (name, key) => ({ name, style: STYLES[name], points: run.course.filter((one) => one[key] !== null).map((one) => [one.round, one[key]]) });
   const waiting = open ? "after the first round" : "no round was completed";
   const common = { rounds: run.rounds, waiting };
   const sets = ["validation", "test", "external"];
   unlessSame("auroc", [run.course, run.rounds, waiting], (place) =>
     drawChart(place, sets.map((name) => line(name, `${name}_auroc`)), { ...common, label: "AUROC by round", from: 0.5, to: 1 }));
   unlessSame("loss", [run.course, run.rounds, waiting], (place) =>
-    drawChart(place, [line("training", "train_loss"), ...sets.map((name) => line(name, `${name}_loss`))], { ...common, label: "Loss by round", from: 0 }));
+    drawChart(place, [...sets.map((name) => line(name, `${name}_loss`)), line("training", "train_loss")], { ...common, label: "Loss by round", from: 0 }));
 }
 
 function showCourse(run) {

@@ -4,7 +4,7 @@ const SVG = "http://www.w3.org/2000/svg";
 const BOX = { width: 560, height: 300, left: 46, right: 14, top: 34, bottom: 38 };
 const MARKS = [circle, square, diamond, triangle];
 
-/** Draws `series` ([{name, points: [[x, y], ...]}]) into `place`; `options` are {label, from, to, rounds, waiting}. */
+/** Draws `series` ([{name, style, points: [[x, y], ...]}]), `style` from 0 to 3, into `place`; `options` are {label, from, to, rounds, waiting}. */
 export function drawChart(place, series, options) {
   const shown = series.filter((one) => one.points.length > 0);
   const svg = make("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": describe(shown, options) });
@@ -14,8 +14,8 @@ export function drawChart(place, series, options) {
   const x = (round) => BOX.left + 8 + ((round - 1) / (last - 1)) * (BOX.width - BOX.left - BOX.right - 16);
   const y = (value) => BOX.height - BOX.bottom - ((value - low) / (high - low)) * (BOX.height - BOX.top - BOX.bottom);
   drawAxes(svg, { low, high, step, last, x, y });
-  shown.forEach((one) => drawLine(svg, one, series.indexOf(one), x, y));
-  drawLegend(svg, shown, series);
+  shown.forEach((one) => drawLine(svg, one, x, y));
+  drawLegend(svg, shown);
   if (!shown.length) svg.append(make("text", { x: BOX.width / 2, y: 160, class: "waiting" }, options.waiting));
   place.replaceChildren(svg);
 }
@@ -57,22 +57,21 @@ function drawAxes(svg, { low, high, step, last, x, y }) {
   svg.append(make("text", { x: BOX.width - BOX.right, y: BOX.height - 4, "text-anchor": "end" }, "round"));
 }
 
-function drawLine(svg, one, index, x, y) {
+function drawLine(svg, one, x, y) {
   const path = one.points.map(([round, value], n) => `${n ? "L" : "M"}${x(round).toFixed(1)} ${y(value).toFixed(1)}`).join("");
-  svg.append(make("path", { d: path, class: `line s${index}` }));
+  svg.append(make("path", { d: path, class: `line s${one.style}` }));
   if (one.points.length > 40) return;
   for (const [round, value] of one.points) {
-    const mark = MARKS[index](x(round), y(value));
+    const mark = MARKS[one.style](x(round), y(value));
     mark.append(make("title", {}, `${one.name}, round ${round}: ${value.toFixed(3)}`));
     svg.append(mark);
   }
 }
 
-function drawLegend(svg, shown, series) {
+function drawLegend(svg, shown) {
   let left = BOX.left;
   for (const one of shown) {
-    const index = series.indexOf(one);
-    svg.append(make("path", { d: `M${left} 13h26`, class: `line s${index}` }), MARKS[index](left + 13, 13));
+    svg.append(make("path", { d: `M${left} 13h26`, class: `line s${one.style}` }), MARKS[one.style](left + 13, 13));
     svg.append(make("text", { x: left + 33, y: 17, class: "legend" }, one.name));
     left += 33 + one.name.length * 7 + 20;
   }
