@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,11 +74,11 @@ class Daemon:
         """Asks the process and its children to stop, makes them after `patience_sec`, and removes the pid file."""
         if (pid := self.pid()) is not None:
             _signal_group(pid, sign)
-            _wait_for_end(pid, patience_sec)
+            _wait_until(lambda: started_at(pid) is None, patience_sec)
         recorded, started = self._recorded()
         if recorded is not None and started_at(recorded) in (started, None):  # else the number is another program's by now
             _signal_group(recorded, signal.SIGKILL)  # the process itself, or children that outlived it
-            _wait_for_end(recorded, 5.0)
+            _wait_until(lambda: started_at(recorded) is None and not _members(recorded), 5.0)
         self._pid_file.unlink(missing_ok=True)
 
     def _recorded(self) -> tuple[int | None, str]:
@@ -167,10 +167,20 @@ def _signal_group(pid: int, sign: signal.Signals) -> None:
         return
 
 
-def _wait_for_end(pid: int, seconds: float) -> bool:
+def _members(group: int) -> list[int]:
+    """Processes of the group that live. Fields 3 and 5 of /proc/PID/stat (proc(5)) are state and group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if started_at(pid) is None:
-            return True
+    while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
-    return False

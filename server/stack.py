@@ -232,6 +232,7 @@ def _bring_up(parts: list[_Part], place: CoordinatorFolder) -> None:
 
 
 def _start_part(part: _Part, place: CoordinatorFolder) -> None:
+    part.daemon.stop()  # of one that was killed, children may live on and hold its port
     check_port_free(*part.port)
     environment = flower_environment(place.flower_home)
     environment |= without_proxy_on_loopback(environment)
