@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.data.atomic import atomic_write
 from common.errors import ConfigError
 from common.keys import private_pem
+from server.provisioning.kit import write_private
 
 CLOCK_SKEW = timedelta(hours=1)
 """Certificates begin this much earlier, for sites whose clocks are late."""
@@ -99,11 +99,9 @@ def _make_authority(folder: Path, federation: str, expires: datetime) -> Authori
         .add_extension(_key_usage(key_cert_sign=True, crl_sign=True), critical=True)
         .sign(key, hashes.SHA384())
     )
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     authority = Authority(federation, certificate, key)
-    for path, content in ((folder / "ca.key", private_pem(key)), (folder / "ca.crt", authority.pem)):
-        with atomic_write(path) as file:
-            file.write(content)
+    write_private(folder / "ca.key", private_pem(key))
+    write_private(folder / "ca.crt", authority.pem)
     return authority
 
 

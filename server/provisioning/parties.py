@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jinja2 import Environment, StrictUndefined
 
-from common.keys import parse_private_key, private_pem
+from common.keys import parse_private_key, private_pem, read_private_key
 from server.door import render_door
 from server.provisioning import coordinator_templates, site_templates
 from server.provisioning.authority import Authority, new_key
@@ -82,8 +82,7 @@ def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity, 
         "README.md": _text(templates.README, words),
     }
     files |= _secrets_of(config, site, identity, authority, out)
-    possible = {"keys/node", "keys/client.crt", "keys/client.key"}
-    return Kit(site.name, files, gone=tuple(sorted(possible - set(files))) if identity.private else ("keys/node",))
+    return Kit(site.name, files, gone=_outdated(identity, out / site.name / "keys"))
 
 
 def auditor_kit(config: FederationConfig, auditor: AuditorParty, token: str, authority: Authority) -> Kit:
@@ -146,6 +145,14 @@ def _secrets_of(
         if identity.private is not None:
             files["keys/client.key"] = KitFile(private_pem(parse_private_key(identity.private, site.name)))
     return files
+
+
+def _outdated(identity: SiteIdentity, keys: Path) -> tuple[str, ...]:
+    """The private key that was made here before the hospital sent its own; never the one that fits, were it to lie here."""
+    node = keys / "node"
+    if identity.private is not None or not node.is_file() or read_private_key(node).public_key() == identity.key:
+        return ()
+    return ("keys/client.key", "keys/node")
 
 
 def _still_good(old: bytes, fresh: bytes, config: FederationConfig) -> bool:

@@ -58,7 +58,7 @@ class FederationConfig(Section):
     auditors: list[AuditorParty] = Field(default_factory=list)
     validity_days: Annotated[int, Field(ge=1, le=3650)] = 397
     """Of the server's and the sites' certificates."""
-    renew_before_days: Annotated[int, Field(ge=0, le=365)] = 30
+    renew_before_days: Annotated[int, Field(ge=0)] = 30
     """A certificate with fewer days left is made anew by the next `pneumofed provision`."""
     ca_validity_days: Annotated[int, Field(ge=1, le=7300)] = 3650
     mutual_tls: bool = False
