@@ -7,10 +7,6 @@ text of that error holds kinds and numbers of pixels, never a path or the value 
 from __future__ import annotations
 
 import math
-import threading
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
@@ -22,6 +18,7 @@ import PIL.Image
 from PIL import ImageOps
 
 from common.errors import ConfigError, ImageError, SkipReason
+from common.quiet import quiet_warnings
 
 MIN_SIDE_PX = 16
 MAX_SIDE_PX = 16_384
@@ -107,7 +104,7 @@ def read_image(path: str | PathLike[str], *, window: Window | None = None) -> Im
     """
     data = _read_bytes(Path(path))
     try:
-        with _quiet():
+        with quiet_warnings():
             return _decode(data, window)
     except ImageError:
         raise
@@ -218,31 +215,3 @@ def _to_grey(image: PIL.Image.Image) -> tuple[PIL.Image.Image, int]:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "black"), image)
     return image.convert("L"), 255  # Pillow's L is the luma of ITU-R BT.601-2: 0.299 R + 0.587 G + 0.114 B
-
-
-_quiet_lock = threading.Lock()
-_quiet_users = 0
-_quiet_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences warnings, which quote tag values, while any thread reads an image.
-
-    Counted under a lock, because `warnings.catch_warnings` alone leaves the wrong filters behind when two threads leave it in
-    the order in which they came.
-    """
-    global _quiet_users, _quiet_filters
-    with _quiet_lock:
-        if _quiet_users == 0:
-            _quiet_filters = warnings.catch_warnings()
-            _quiet_filters.__enter__()
-            warnings.simplefilter("ignore")
-        _quiet_users += 1
-    try:
-        yield
-    finally:
-        with _quiet_lock:
-            _quiet_users -= 1
-            if _quiet_users == 0 and _quiet_filters is not None:
-                _quiet_filters.__exit__(None, None, None)

@@ -23,6 +23,7 @@ from common.data.sources.dicom import Labels, find_label
 from common.dicom.header import read_header
 from common.dicom.tags import text_of
 from common.errors import ArchiveError, DataError, ImageError, PneumofedError, SkipReason
+from common.quiet import quiet_warnings
 
 logger = logging.getLogger(__name__)
 
@@ -127,10 +128,11 @@ def import_images(
     outcomes: dict[Instance, Outcome] = {}
     stopped: PneumofedError | None = None
     try:
-        instances = list(islice(list_instances(archive, query), query.limit))
-        for instance in instances:
-            outcomes[instance] = _take(archive, instance, find_label(instance.keys(), labels), store, rules)
-            on_progress(len(outcomes), len(instances))
+        with quiet_warnings():
+            instances = list(islice(list_instances(archive, query), query.limit))
+            for instance in instances:
+                outcomes[instance] = _take(archive, instance, find_label(instance.keys(), labels), store, rules)
+                on_progress(len(outcomes), len(instances))
     except (ArchiveError, DataError) as error:
         stopped = error
     finally:
@@ -157,7 +159,7 @@ def _take(archive: Archive, instance: Instance, label: str, store: ImageStore, r
             earlier = store.refused.get(name)
             if earlier and not rules.overrules(earlier):
                 return earlier
-            store.write(instance, _arrive(archive.fetch(instance), instance, store.pseudonyms, rules))
+            store.write(instance, prepare(archive.fetch(instance), instance.sop_uid, store.pseudonyms, rules))
             store.refused.pop(name, None)
         return _record(store.path(instance), label)
     except ImageError as error:
@@ -167,15 +169,16 @@ def _take(archive: Archive, instance: Instance, label: str, store: ImageStore, r
         return error.reason
 
 
-def _arrive(original: Dataset, instance: Instance, pseudonyms: Pseudonyms, rules: Rules) -> bytes:
-    """The de-identified file of an image that has just come.
+def prepare(original: Dataset, sop_uid: str, pseudonyms: Pseudonyms, rules: Rules) -> bytes:
+    """The de-identified file of an image that came from the archive when `sop_uid` was asked for.
 
     Raises:
         ImageError: it cannot be used, or the site's rules leave it out.
     """
     try:
-        _check_wanted(original, instance, rules)
-        return encode(deidentify(original, pseudonyms))
+        with quiet_warnings():
+            _check_wanted(original, sop_uid, rules)
+            return encode(deidentify(original, pseudonyms))
     except ImageError:
         raise
     except MemoryError:
@@ -184,9 +187,9 @@ def _arrive(original: Dataset, instance: Instance, pseudonyms: Pseudonyms, rules
         raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
 
 
-def _check_wanted(original: Dataset, instance: Instance, rules: Rules) -> None:
+def _check_wanted(original: Dataset, sop_uid: str, rules: Rules) -> None:
     """Raises ImageError unless `original` is the image that was asked for and the site's rules keep it."""
-    if text_of(original, "SOPInstanceUID") != instance.sop_uid:
+    if text_of(original, "SOPInstanceUID") != sop_uid:
         raise ImageError(SkipReason.NOT_DELIVERED, "another image came")
     if is_burnt_in(original) and not rules.keep_burnt_in:
         raise ImageError(SkipReason.BURNT_IN)

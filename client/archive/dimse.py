@@ -6,10 +6,8 @@ import logging
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any, Literal
 
-from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.association import Association
@@ -20,7 +18,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from client.archive.query import RETURNED, Answer, Instance, Level
-from client.archive.receiver import STORAGE_CLASSES, TRANSFER_SYNTAXES, Receiver
+from client.archive.receiver import STORAGE_CLASSES, TRANSFER_SYNTAXES, Receiver, parse_file
 from client.archive.retry import PassingArchiveError, Patience
 from common.dicom.tags import text_of
 from common.errors import ArchiveError, ConfigError, ImageError, SkipReason
@@ -85,11 +83,7 @@ class DimseArchive:
 
     def fetch(self, instance: Instance) -> Dataset:
         """See `Archive.fetch`."""
-        data = self._patience.retry(lambda: self._fetch(instance))
-        try:
-            return dcmread(BytesIO(data))
-        except Exception as error:  # damaged bytes make pydicom raise nearly any class
-            raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
+        return parse_file(self._patience.retry(lambda: self._fetch(instance)))
 
     def close(self) -> None:
         """See `Archive.close`."""

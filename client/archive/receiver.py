@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import Any
 
+from pydicom import dcmread
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     JPEG2000,
     ComputedRadiographyImageStorage,
@@ -26,6 +29,9 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from common.errors import ImageError, SkipReason
+from common.quiet import quiet_warnings
+
 STORAGE_CLASSES = (
     ComputedRadiographyImageStorage,
     DigitalXRayImageStorageForPresentation,
@@ -40,6 +46,19 @@ TRANSFER_SYNTAXES = (
 
 _SUCCESS, _CANNOT_UNDERSTAND, _NOT_ASKED_FOR = 0x0000, 0xC000, 0x0124
 """PS3.4, table B.2-1, and PS3.7, C.5.16: not authorized."""
+
+
+def parse_file(data: bytes) -> Dataset:
+    """The data set of the DICOM file `data`, as an archive sent it.
+
+    Raises:
+        ImageError: it is damaged.
+    """
+    try:
+        with quiet_warnings():
+            return dcmread(BytesIO(data))
+    except Exception as error:  # damaged bytes make pydicom raise nearly any class
+        raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
 
 
 class Receiver:

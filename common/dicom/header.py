@@ -6,7 +6,6 @@ Unlike the rest of this package it reads a patient's number, so it is for tools 
 from __future__ import annotations
 
 import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +15,7 @@ from pydicom.dataset import Dataset
 
 from common.dicom.tags import age_years_of, text_of
 from common.errors import ImageError, SkipReason
+from common.quiet import quiet_warnings
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs the values of malformed tags
 
@@ -72,7 +72,7 @@ def _parse(file: BinaryIO) -> DicomHeader:
         raise ImageError(SkipReason.EMPTY)
     is_certain = start[128:] == b"DICM"  # PS3.10, 7.1; files without it are told by what they hold
     try:
-        with warnings.catch_warnings(action="ignore"):  # they quote tag values
+        with quiet_warnings():  # they quote tag values
             header = _describe(dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS)))
     except OSError:
         raise
