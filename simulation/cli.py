@@ -13,6 +13,7 @@ from client.cli import app as site_app
 from common.audit_cli import app as audit_app
 from common.config import StrategyName
 from common.errors import ConfigError, PneumofedError
+from server.cli import app as server_app
 from server.provisioning.cli import provision
 from simulation.options import EngineName, PartitionKind, default_run_dir
 
@@ -21,6 +22,7 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 app.command(rich_help_panel="Federation")(provision)
+app.add_typer(server_app, name="server", rich_help_panel="Federation")
 app.add_typer(site_app, name="site", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 
