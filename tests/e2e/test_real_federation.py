@@ -1,0 +1,91 @@
+"""Coordinator and three hospitals as real processes over TLS: the same weights as the simulation, and books that agree."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.audit import read_entries
+from common.audit_report import anchors_in, verify
+from common.messages import ModelArrays
+from server.checkpoints import read_checkpoint
+from tests.e2e.real import NAMES, RealFederation, three_sources
+
+pytestmark = [pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFederation]:
+    """Running, with a Kaggle folder, a DICOM folder and an archive as sources, and one run of two rounds done."""
+    folder = tmp_path_factory.mktemp("real")
+    with three_sources(folder) as sources:
+        federation = RealFederation(folder, sources)
+        try:
+            federation.start()
+            federation.run("first", rounds=2)
+            yield federation
+        finally:
+            federation.stop()
+
+
+def weights(federation: RealFederation, name: str) -> ModelArrays:
+    return read_checkpoint(federation.run_folder(name).last_checkpoint).arrays
+
+
+def simulate(federation: RealFederation, folder: Path, name: str) -> ModelArrays:
+    """The last weights of the same run over the same hospitals in one process."""
+    from client.app import app as client_app
+    from common.config import CoordinatorConfig
+    from server.study import run_study
+    from simulation.local_grid import LocalGrid
+
+    shutil.copytree(federation.folder / "sites", folder / "sites", ignore=shutil.ignore_patterns("*.sock", "gate", "flower"))
+    nodes = [{"site-config": str(folder / "sites" / site / "site.yaml")} for site in federation.names]
+    test = str(federation.folder / "test.csv")
+    settings = CoordinatorConfig(run_dir=str(folder / name), test_manifest=test, device="cpu", threads=1)
+    run_study(LocalGrid(client_app, nodes, {}), federation.run_folder(name).read_config(), settings)
+    return read_checkpoint(folder / name / "checkpoints" / "last.pt").arrays
+
+
+def test_three_sources_over_tls_give_the_weights_of_the_simulation_bit_for_bit(
+    federation: RealFederation, tmp_path: Path
+) -> None:
+    history = federation.run_folder("first").read_history()
+    assert [line["drawn"] for line in history] == [sorted(NAMES)] * 2
+    assert all(not line["failures"] and not line["left_out"] for line in history)
+    real, simulated = weights(federation, "first"), simulate(federation, tmp_path, "first")
+    np.testing.assert_array_equal(real.parameters, simulated.parameters)
+    np.testing.assert_array_equal(real.statistics, simulated.statistics)
+
+
+def test_the_audit_logs_of_both_sides_hold_and_anchor_each_other(federation: RealFederation) -> None:
+    coordinator = federation.coordinator / "state" / "audit.jsonl"
+    assert verify(coordinator).intact
+    events = [entry.event for entry in read_entries(coordinator)]
+    assert events[:4] == ["run-started", "round", "round", "run-ended"]
+    for name in NAMES:
+        log = federation.site(name) / "work" / "audit.jsonl"
+        known = anchors_in(coordinator, name)
+        assert known and verify(log, known).intact
+        left = [entry.facts for entry in read_entries(log) if entry.event == "answer" and entry.facts["work"] == "train"]
+        assert [facts["arrays"] for facts in left] == [["parameters", "statistics"]] * 2
+
+
+def test_nothing_of_a_patient_is_outside_the_sites_folder(federation: RealFederation) -> None:
+    for name in NAMES:
+        site = federation.site(name)
+        patients = {line.split(",")[1].encode() for line in (site / "data" / "manifest.csv").read_text().splitlines()[1:]}
+        for path in (path for path in federation.coordinator.rglob("*") if path.is_file()):
+            content = path.read_bytes()
+            assert b"DOE^JANE" not in content, path
+            assert not [patient for patient in patients if patient in content], path
+
+
+def test_a_second_run_of_the_same_name_is_refused_and_the_first_stays(federation: RealFederation) -> None:
+    with pytest.raises(AssertionError, match="exited with 2"):
+        federation.submit("first")
+    assert federation.state("first")["state"] == "succeeded"
