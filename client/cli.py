@@ -63,7 +63,7 @@ def preflight(site: Site = Path(), json_: Json = False) -> None:
 
     findings = run_checks(SiteFolder.open(site))
     if json_:
-        _print_json([{**asdict(finding), "level": finding.level} for finding in findings])
+        _print_json([asdict(finding) for finding in findings])
     else:
         console.print(table(findings))
     raise typer.Exit(exit_code(findings))
@@ -73,7 +73,9 @@ def preflight(site: Site = Path(), json_: Json = False) -> None:
 def approve(
     app_hash: Annotated[str | None, typer.Argument(help="SHA-256 of an app bundle.", metavar="[HASH]")] = None,
     bundle: Annotated[Path | None, typer.Option(help="A bundle file (.fab) whose hash is approved.")] = None,
-    installed: Annotated[bool, typer.Option("--installed", help="Approve the code that is installed here, in every version.")] = False,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Approve the code that is installed here, in every version.")
+    ] = False,
     list_: Annotated[bool, typer.Option("--list", help="Show what is approved.")] = False,
     remove: Annotated[bool, typer.Option("--remove", help="Take the approval back.")] = False,
     site: Site = Path(),

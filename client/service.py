@@ -114,6 +114,11 @@ def read_status(folder: SiteFolder, now: Callable[[], datetime] = lambda: dateti
     )
 
 
+def running_process(folder: SiteFolder) -> int | None:
+    """The number of the running SuperNode's process."""
+    return _daemon(folder).pid()
+
+
 def supernode_command(folder: SiteFolder, port: int, health: str) -> list[str]:
     """The command line of the SuperNode, through `client.supernode` where the proxy wants the site's certificate."""
     connection = folder.connection

@@ -10,7 +10,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {"common": {"common"}, "client": {"client", "common"}, "server": {"server", "common"}}
 DOORS = {
-    "flwr": ("client/app.py", "client/gate.py", "client/supernode.py", "server/", "common/messages.py", "common/bundle.py"),
+    "flwr": (
+        "client/app.py",
+        "client/gate.py",
+        "client/supernode.py",
+        "client/checks/node.py",
+        "server/",
+        "common/messages.py",
+        "common/bundle.py",
+    ),
     "opacus": (),
     "pydicom": ("common/dicom/", "client/archive/"),
     "pynetdicom": ("client/archive/",),

@@ -65,7 +65,7 @@ class Link:
         return str(status)
 
 
-def issue(folder: Path, authority: Authority | None = None, days: float = 30) -> Authority:
+def issue(folder: Path, authority: Authority | None = None, days: float = 300) -> Authority:
     """Writes ca.crt, server.crt and server.key for localhost into `folder`."""
     expires = datetime.now(UTC) + timedelta(days=days)
     authority = authority or open_authority(folder / "ca", "test", datetime.now(UTC) + timedelta(days=3650))

@@ -1,0 +1,1 @@
+"""The checks of `pneumofed site preflight`, one module a kind."""
