@@ -28,7 +28,7 @@ def describe(event: Mapping[str, Any]) -> str:
         Kind.FAILED: f"{site} failed in {task}{reason}",
         Kind.LEFT_OUT: f"the reply of {site} was left out{reason}",
         Kind.ROUND_DONE: f"round {event['round']} was done{_after(event)}",
-        Kind.RUN_ENDED: f"the run ended as {event.get('status', 'unknown')}{reason}",
+        Kind.RUN_ENDED: f"the coordinator's process ended the run as {event.get('status', 'unknown')}",
     }
     if event["kind"] == Kind.LATE and event.get("arrived"):
         return f"the late reply of {site} for {task} arrived and was dropped"

@@ -150,7 +150,7 @@ http {
     }
 {% if s.page_port %}
 
-    # The live page for auditors. It asks for a bearer token itself; only reading passes.
+    # The live page for auditors. It asks for a token itself; only reading and logging in and out pass.
     server {
         listen {{ s.page_port }} ssl;
         client_max_body_size 1k;
@@ -158,7 +158,8 @@ http {
         limit_req zone=calls burst=200 nodelay;
 
         location / {
-            if ($request_method !~ ^(GET|HEAD)$) {
+            set $asked "$request_method $request_uri";
+            if ($asked !~ "^((GET|HEAD) |POST /api/(login|logout)$)") {
                 return 405;
             }
             proxy_pass http://127.0.0.1:{{ s.loopback.page }};

@@ -76,12 +76,12 @@ class Runs:
         """
         self.reconcile(ASKED_SILENT_SEC)
         before = self.registry.run(name)
-        path = RunFolder(Path(before.folder))
-        settings = self._settings(path.path, resume=path.last_checkpoint.exists())
-        run = self.registry.resume(name)
-        if before.flower_run_id:
+        folder = RunFolder(Path(before.folder))
+        settings = self._settings(folder.path, resume=folder.last_checkpoint.exists())
+        if before.state in (RunState.FAILED, RunState.STOPPED):  # before it is open again: the page reconciles at any time
             self._silence(before)
-        _forget_the_end(path)
+            _forget_the_end(folder)
+        run = self.registry.resume(name)
         self._hand_over(run, settings)
         return self.registry.run(name)
 
@@ -114,7 +114,7 @@ class Runs:
             self._take_events(run, signs.events)
             verdict = judge_run(signs)
             if verdict.state.final:
-                if run.flower_run_id and not (signs.flower or "finished").startswith("finished"):
+                if not (signs.flower or "finished").startswith("finished"):
                     self._silence(run)
                 self._close(run, verdict)
             elif verdict.state == RunState.RUNNING:
@@ -191,8 +191,10 @@ class Runs:
 
     def _silence(self, run: Run) -> None:
         """Makes sure that an earlier attempt does not come back to life; where Flower knows nothing of it, it cannot."""
+        if not run.flower_run_id:
+            return
         try:
-            self._flower.stop_run(self.folder.path, int(run.flower_run_id or 0))
+            self._flower.stop_run(self.folder.path, int(run.flower_run_id))
             self._wait_for_end(run)
         except FlowerError as error:
             self.registry.note("note", f"the earlier attempt could not be stopped: {error}", run=run.name)

@@ -42,8 +42,9 @@ def follow(runs: Runs, name: str, console: Console, every_sec: float = EVERY_SEC
     while True:
         run = _look(runs, name)
         for event in runs.registry.events(name, after=last, limit=1000):
-            console.print(f"{event.time:%H:%M:%S}  {event.text}", markup=False)
             last = event.id
+            if event.run == name:
+                console.print(f"{event.time:%H:%M:%S}  {event.text}", markup=False)
         if RunState(run.state).final:
             return run
         time.sleep(every_sec)

@@ -78,7 +78,9 @@ class Registry:
         with self._session() as session:
             changed = _rows(session.execute(change.values(state=state, reason=reason, **times)))
             if changed:
-                session.add(_event(state, reason or ("the run goes on" if state == RunState.RUNNING else f"the run {state}"), run=name))
+                session.add(
+                    _event(state, reason or ("the run goes on" if state == RunState.RUNNING else f"the run {state}"), run=name)
+                )
         return changed
 
     def resume(self, name: str) -> Run:
@@ -88,8 +90,9 @@ class Registry:
             ConfigError: there is no such run, it goes on still, or it succeeded.
         """
         change = update(Run).where(Run.name == name, Run.state.in_((RunState.FAILED, RunState.STOPPED)))
+        again = {"state": RunState.SUBMITTED, "reason": "", "submitted": now(), "ended": None, "flower_run_id": None}
         with self._session() as session:
-            changed = _rows(session.execute(change.values(state=RunState.SUBMITTED, reason="", ended=None, flower_run_id=None)))
+            changed = _rows(session.execute(change.values(**again)))
             if changed:
                 session.add(_event("resumed", "the run was submitted again, to go on after its last completed round", run=name))
         run = self.run(name)
@@ -129,14 +132,14 @@ class Registry:
                 site = known.get(name)
                 if site is None:
                     session.add(Site(name=name, fingerprint=fingerprint, state=SiteState.REGISTERED))
-                    session.add(_event("registered", "the site's key was registered", site=name))
+                    session.add(_event("registered", f"the key of {name} was registered", site=name))
                 elif (site.fingerprint, site.state) != (fingerprint, SiteState.REGISTERED):
                     site.fingerprint, site.state = fingerprint, SiteState.REGISTERED
-                    session.add(_event("registered", "the site's key was registered anew", site=name))
+                    session.add(_event("registered", f"the key of {name} was registered anew", site=name))
             for name in known.keys() - fingerprints.keys():
                 if known[name].state != SiteState.REVOKED:
                     known[name].state = SiteState.REVOKED
-                    session.add(_event("revoked", "the site's key was revoked", site=name))
+                    session.add(_event("revoked", f"the key of {name} was revoked", site=name))
 
     def see_site(self, name: str, moment: datetime) -> None:
         """Keeps that the site was there at `moment`; unknown names are passed over."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,16 @@ METRICS = {"n": 40, "auroc": 0.9, "accuracy": 0.8, "sensitivity": 0.85, "specifi
 
 @dataclass
 class FakeFlower:
-    """Statuses by run number; `down` answers nothing."""
+    """Statuses by run number; `down` answers nothing; `meanwhile` happens while a run is handed over."""
 
     statuses: dict[int, str] = field(default_factory=dict)
     submitted: list[Mapping[str, str]] = field(default_factory=list)
     down: bool = False
+    meanwhile: Callable[[], None] = lambda: None
 
     def submit(self, folder: Path, run_config: Mapping[str, str]) -> int:
         self._check()
+        self.meanwhile()
         self.submitted.append(run_config)
         self.statuses[len(self.submitted)] = "pending"
         return len(self.submitted)

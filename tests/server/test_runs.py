@@ -259,3 +259,32 @@ def test_events_stand_in_the_log_once_and_sites_are_seen(runs: Runs, flower: Fak
     assert texts.count("round 1 began with 2 sites") == 1
     assert texts.count("north answered for training after 1.5 s") == 1
     assert runs.registry.sites()[0].last_seen is not None
+
+
+def test_the_pages_watch_does_not_close_what_is_being_resumed(
+    runs: Runs, flower: FakeFlower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = begin(runs, flower)
+    app.finish_round(1)
+    app.end("failed", error="round 2: no")
+    assert state(runs)[0] == "failed"
+    flower.meanwhile = runs.reconcile
+    monkeypatch.setattr("server.verdict.HANDOVER_SEC", 0.5)
+    time.sleep(0.6)  # long after the first submission
+    assert runs.resume("one").state == "submitted"
+
+
+def test_a_run_that_was_never_handed_over_is_closed(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs.registry.add_run("one", ExperimentConfig().model_dump_json(), Path("/no/such/folder"))
+    assert state(runs)[0] == "submitted"
+    monkeypatch.setattr("server.verdict.HANDOVER_SEC", 0.0)
+    assert "never handed to Flower" in state(runs)[1]
+
+
+def test_asking_to_resume_shortens_the_patience_with_a_silent_process(runs: Runs, flower: FakeFlower) -> None:
+    app = begin(runs, flower)
+    old = time.time() - 30
+    os.utime(app.folder.path / "heartbeat", (old, old))
+    assert state(runs)[0] == "running"
+    assert runs.resume("one").state == "submitted"
+    assert flower.statuses[1] == "finished:stopped"
