@@ -51,11 +51,21 @@ def register_sites(place: CoordinatorFolder) -> None:
 def list_sites(place: CoordinatorFolder, superlink_serves: bool) -> tuple[SiteState, ...]:
     """All sites that have a key file or are revoked, sorted by name."""
     names, revoked = set(place.site_keys()), set(place.settings().revoked)
-    nodes = {node.name: node for node in _live(_ask_nodes(place))} if superlink_serves else {}
-    unknown = "" if superlink_serves else "unknown: the SuperLink does not answer"
+    nodes, unknown = _nodes_by_name(place) if superlink_serves else ({}, "unknown: the SuperLink does not answer")
     return tuple(
         _state(name, nodes.get(name), unknown or ("revoked" if name in revoked else "")) for name in sorted(names | revoked)
     )
+
+
+def _nodes_by_name(place: CoordinatorFolder) -> tuple[dict[str, Node], str]:
+    """The registered nodes, or why nothing is known of them: a question must not fail because the SuperLink is busy."""
+    from server.control import open_control
+
+    try:
+        with open_control(place) as control:
+            return {node.name: node for node in _live(control.nodes())}, ""
+    except FlowerError as error:
+        return {}, f"unknown: {error}"
 
 
 def _state(name: str, node: Node | None, other: str) -> SiteState:
@@ -67,13 +77,6 @@ def _state(name: str, node: Node | None, other: str) -> SiteState:
         return SiteState(name, node.id, True, "connected")
     since = node.last_deactivated_at
     return SiteState(name, node.id, False, f"disconnected since {since}" if since else "registered, not connected yet")
-
-
-def _ask_nodes(place: CoordinatorFolder) -> list[Node]:
-    from server.control import open_control
-
-    with open_control(place) as control:
-        return control.nodes()
 
 
 def _live(nodes: Iterable[Node]) -> list[Node]:

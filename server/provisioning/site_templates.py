@@ -118,11 +118,12 @@ used, but one that opens TLS is refused.
 **Before you start**
 
 1. Install Python 3.11 and the pneumofed wheel that the coordinator gave you: `pip install pneumofed-*.whl`.
-2. Unpack this kit where only the service's user can read: `tar xzf {{ site.name }}.tar.gz && cd {{ site.name }}`. Keep mode 0600.
+2. As the service's user: `pneumofed site init {{ site.name }} --kit {{ site.name }}.tar.gz && cd {{ site.name }}`.
 {% if own_key %}
-3. Put the private key that you made into `keys/node`. It must fit `keys/node.pub`, and nobody else may have it.
+3. The private key that you made belongs into `keys/node`, mode 0600. It must fit `keys/node.pub`, and nobody else may have it.
 {% if mutual_tls %}
    Then: `cp keys/node keys/client.key && ssh-keygen -p -q -m PKCS8 -P "" -N "" -f keys/client.key`
+   and take `connection.yaml` from the kit.
 {% endif %}
 {% else %}
 3. Delete the archive, and the mail or medium that it came on. To make the key yourself instead, tell the coordinator.

@@ -21,14 +21,15 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from httpx import HTTPStatusError
 
+from common.bundle import write_app
 from common.errors import ConfigError, FlowerError
 from common.flower_commands import flower_environment, flower_tool, stop_group
 from common.keys import NodeKey, public_pem, read_public_key
 from common.processes import started_at, without_proxy_on_loopback
 from server import stack
+from server.control import open_control
 from server.provisioning.provision import provision
 from server.provisioning.schema import FederationConfig
-from server.settings import CoordinatorFolder
 from tests.server.federations import changed, federation, free_ports, make_kits, needs_nginx
 
 pytestmark = needs_nginx
@@ -101,6 +102,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = 45.0) -> bool:
     return False
 
 
+def online_until(coordinator: Federation, name: str) -> float:
+    with open_control(coordinator.place) as control:
+        return next(node.online_until for node in control.nodes() if node.name == name)
+
+
+def kill(pid: int | None) -> None:
+    assert pid
+    os.kill(pid, signal.SIGKILL)
+    assert wait_for(lambda: started_at(pid) is None, 10)
+
+
 def test_a_site_connects_with_its_kit_and_is_listed(coordinator: Federation) -> None:
     assert coordinator.site("alpha").detail == "registered, not connected yet"
     with supernode(coordinator.kits / "alpha"):
@@ -159,8 +171,6 @@ def test_the_flwr_command_cannot_submit_from_a_hospital(coordinator: Federation,
     (home / "config.toml").write_text(
         f'[superlink]\ndefault = "x"\n[superlink.x]\naddress = "127.0.0.1:{door}"\nroot-certificates = "{coordinator.place.ca}"\n'
     )
-    from common.bundle import write_app
-
     command = [flower_tool("flwr"), "run", str(write_app(tmp_path / "app")), "x", "--format", "json"]
     answer = subprocess.run(command, env=flower_environment(home), capture_output=True, text=True, check=False, timeout=60)
     assert "404" in answer.stdout + answer.stderr
@@ -178,9 +188,7 @@ def test_an_unknown_key_is_refused(coordinator: Federation, tmp_path: Path) -> N
 
 def test_a_dead_process_is_told_and_brought_back(coordinator: Federation) -> None:
     door = stack.status(coordinator.folder).processes[2]
-    assert door.pid
-    os.kill(door.pid, signal.SIGKILL)
-    assert wait_for(lambda: started_at(door.pid) is None, 5)  # type: ignore[arg-type]
+    kill(door.pid)
     state = stack.status(coordinator.folder)
     assert not state.serving
     assert state.processes[2].pid is None
@@ -224,6 +232,19 @@ def test_a_restart_knows_the_sites_again(tmp_path: Path) -> None:
         assert stack.start(coordinator.folder).sites == before
 
 
+@pytest.mark.slow
+def test_a_site_stays_while_the_coordinator_is_killed_and_started_again(tmp_path: Path) -> None:
+    with running(federation(sites=SITES), tmp_path) as coordinator, supernode(coordinator.kits / "alpha") as (process, _):
+        assert wait_for(lambda: coordinator.site("alpha").connected)
+        node = coordinator.site("alpha").node_id
+        for killed in stack.status(coordinator.folder).processes:
+            kill(killed.pid)
+        stack.start(coordinator.folder)
+        before = online_until(coordinator, "alpha")
+        assert wait_for(lambda: online_until(coordinator, "alpha") > before, 90)  # a heartbeat has come
+        assert (process.poll(), coordinator.site("alpha").node_id) == (None, node)
+
+
 def test_a_port_in_use_is_explained(tmp_path: Path) -> None:
     place = make_kits(federation(), tmp_path)
     port = place.settings().loopback.superlink
@@ -247,8 +268,6 @@ def test_a_folder_that_is_no_kit_is_told(tmp_path: Path) -> None:
 
 
 def test_a_key_that_was_revoked_never_comes_back(tmp_path: Path) -> None:
-    from server.control import open_control
-
     with running(federation(sites=SITES), tmp_path) as coordinator:
         key = read_public_key(coordinator.place.sites / "beta.pub")
         (coordinator.place.sites / "beta.pub").rename(tmp_path / "beta.pub")
@@ -256,7 +275,7 @@ def test_a_key_that_was_revoked_never_comes_back(tmp_path: Path) -> None:
         (tmp_path / "beta.pub").rename(coordinator.place.sites / "beta.pub")
         with pytest.raises(FlowerError, match="no key twice"):
             stack.sync_sites(coordinator.folder)
-        with open_control(CoordinatorFolder(coordinator.folder)) as control:
+        with open_control(coordinator.place) as control:
             assert [n.status for n in control.nodes() if n.public_key == public_pem(key)] == ["unregistered"]
 
 
