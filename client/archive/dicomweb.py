@@ -119,7 +119,7 @@ class DicomWebArchive:
             return request()
         except requests.exceptions.SSLError:
             raise ArchiveError(
-                f"TLS with the archive {host} failed: its certificate is not of a known authority, expired, or for another name; "
+                f"TLS with the archive {host} failed: its certificate is not of a known authority, expired, or for another name, or the port speaks no TLS; "
                 "give the hospital's authority with --ca"
             ) from None
         except requests.exceptions.HTTPError as error:
