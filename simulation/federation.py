@@ -27,7 +27,8 @@ from simulation.partition import partition
 from simulation.phantom import write_phantoms
 from simulation.phantom_mark import is_phantom
 from simulation.plan import SimulationConfig
-from simulation.scanners import draw_scanner, render_archive
+from simulation.scanner_archive import render_archive
+from simulation.scanners import draw_scanner
 
 
 @dataclass(frozen=True)

@@ -5,31 +5,20 @@ A profile is drawn apart from its use, so one scanner treats every image alike a
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from functools import lru_cache, partial
-from pathlib import Path
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image
 from scipy.ndimage import affine_transform, gaussian_filter
 
-from common.data.atomic import atomic_write
-from common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
-from common.errors import ImageError, PneumofedError
-from common.images import MIN_SIDE_PX, read_image
 from common.seeds import numpy_generator
 from simulation.fields import Map, distance
-from simulation.phantom_mark import MANUFACTURER, burn_in, is_phantom, mark_folder
 
 LONGEST_SIDE_PX = 512
 _SHARPENING_RADIUS = 0.012
 _PENUMBRA = 0.004
-_VERSION = 1
-"""To be raised whenever `apply` changes, so that older archives are drawn anew."""
+MONOCHROME1_SHARE = 1 / 3
+"""Of the scanners."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +38,7 @@ class Scanner:
         collimation: width of the black border of the collimator.
         bits: grey values are rounded to 2^bits steps.
         longest_side_px: resolution of the stored pictures.
+        monochrome1: whether the files hold bone as low values and air as high ones; shown they look the same.
     """
 
     name: str
@@ -63,6 +53,7 @@ class Scanner:
     collimation: float = 0.0
     bits: int = 8
     longest_side_px: int = LONGEST_SIDE_PX
+    monochrome1: bool = False
 
 
 _RANGES = {
@@ -83,7 +74,8 @@ def draw_scanner(index: int, seed: int) -> Scanner:
     rng = numpy_generator("scanner", seed, index)
     values = {name: float(rng.uniform(low, high)) for name, (low, high) in _RANGES.items()}
     bits, side = int(rng.choice((6, 7, 8))), int(rng.choice((256, 384, LONGEST_SIDE_PX)))
-    return Scanner(f"virtual scanner {index}", **values, bits=bits, longest_side_px=side)
+    inverted = bool(rng.random() < MONOCHROME1_SHARE)
+    return Scanner(f"virtual scanner {index}", **values, bits=bits, longest_side_px=side, monochrome1=inverted)
 
 
 def apply(pixels: Map, scanner: Scanner, rng: np.random.Generator) -> Map:
@@ -99,42 +91,6 @@ def apply(pixels: Map, scanner: Scanner, rng: np.random.Generator) -> Map:
     image = image * np.clip((border - scanner.collimation) / _PENUMBRA + 1.0, 0.0, 1.0)
     steps = np.float32(2**scanner.bits - 1)
     return (np.round(np.clip(image, 0.0, 1.0) * steps) / steps).astype(np.float32)
-
-
-def render_archive(manifest: Manifest, scanner: Scanner, folder: Path, seed: int) -> Manifest:
-    """The archive of one virtual hospital: every image of `manifest` through `scanner`, as PNG in `folder`.
-
-    Guarantees:
-        The rows keep their order, patients and labels; only path and manufacturer change.
-        Pure in the image files, the scanner and `seed`, wherever the files lie and in whatever order.
-        Work that is already there is not done again, also after an interruption.
-        A file that cannot be read keeps its row as it was, so that the site's data report counts it.
-        Phantoms stay marked as phantoms.
-
-    Args:
-        manifest: the hospital's images; the files are left untouched.
-        scanner: the hospital's device.
-        folder: the hospital's own; made if need be. Holds `images/`, `manifest.csv` and `scanner.json` afterwards.
-        seed: of the quantum noise.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full.
-    """
-    folder = folder.absolute()
-    key = _archive_key(manifest, scanner, seed)
-    if _is_rendered(folder, key):
-        return read_manifest(folder / "manifest.csv")
-    (folder / "images").mkdir(parents=True, exist_ok=True)
-    (folder / "scanner.json").unlink(missing_ok=True)
-    phantoms = {place for place in {record.path.parent for record in manifest.records} if is_phantom(place)}
-    if phantoms:
-        mark_folder(folder)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        job = partial(_render, scanner=scanner, folder=folder / "images", seed=seed, phantoms=phantoms)
-        rendered = Manifest(tuple(pool.map(job, manifest.records)))
-    write_manifest(rendered, folder / "manifest.csv")
-    (folder / "scanner.json").write_text(json.dumps({"key": key, "scanner": asdict(scanner)}, indent=2), encoding="utf-8")
-    return rendered
 
 
 def _magnify(pixels: Map, zoom: float) -> Map:
@@ -156,63 +112,3 @@ def _geometry(height: int, width: int) -> tuple[Map, Map]:
     radius = distance(2.0 * row / height - 1.0, 2.0 * column / width - 1.0) / np.float32(np.sqrt(2.0))
     border = np.minimum(np.minimum(row, height - row), np.minimum(column, width - column)) / max(height, width)
     return radius, border
-
-
-def _render(record: ImageRecord, scanner: Scanner, folder: Path, seed: int, phantoms: set[Path]) -> ImageRecord:
-    """`record` with its picture rendered into `folder`, or as it was if its file cannot be read."""
-    is_drawn = record.path.parent in phantoms
-    try:
-        digest = hashlib.sha256(record.path.read_bytes()).hexdigest()
-    except OSError:
-        return record
-    target = folder / f"{hashlib.sha256((digest + _scanner_text(scanner, seed)).encode()).hexdigest()[:24]}.png"
-    if not target.exists():
-        try:
-            pixels = read_image(record.path).pixels
-        except ImageError:
-            return record
-        shown = apply(_shrink(pixels, scanner.longest_side_px), scanner, numpy_generator("noise", seed, digest))
-        _write_png(burn_in(shown) if is_drawn else shown, target)
-    return replace(record, path=target, manufacturer=f"{MANUFACTURER}, {scanner.name}" if is_drawn else scanner.name)
-
-
-def _shrink(pixels: Map, longest_side_px: int) -> Map:
-    """`pixels` with a longer side of at most `longest_side_px` and the same aspect ratio."""
-    factor = longest_side_px / max(pixels.shape)
-    if factor >= 1.0:
-        return pixels
-    height, width = (max(MIN_SIDE_PX, round(side * factor)) for side in pixels.shape)
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def _write_png(pixels: Map, path: Path) -> None:
-    with atomic_write(path) as file:
-        Image.fromarray(np.round(pixels * 255.0).astype(np.uint8)).save(file, format="PNG", compress_level=1)
-
-
-def _scanner_text(scanner: Scanner, seed: int) -> str:
-    return json.dumps([_VERSION, seed, asdict(scanner)], sort_keys=True)
-
-
-def _archive_key(manifest: Manifest, scanner: Scanner, seed: int) -> str:
-    """Changes with the rows, with any image file's size or time of change, with the scanner and with the seed."""
-    key = hashlib.sha256(_scanner_text(scanner, seed).encode())
-    for record in manifest.records:
-        try:
-            state = record.path.stat()
-            seen = f"{state.st_size} {state.st_mtime_ns}"
-        except OSError:
-            seen = "unreadable"
-        key.update(f"{record!r} {seen}\n".encode("utf-8", errors="surrogateescape"))
-    return key.hexdigest()
-
-
-def _is_rendered(folder: Path, key: str) -> bool:
-    """Whether `folder` holds the finished archive of `key` with all its images."""
-    try:
-        if json.loads((folder / "scanner.json").read_text(encoding="utf-8"))["key"] != key:
-            return False
-        records = read_manifest(folder / "manifest.csv").records
-    except (OSError, ValueError, KeyError, TypeError, PneumofedError):
-        return False
-    return all(record.path.exists() for record in records if record.path.is_relative_to(folder))

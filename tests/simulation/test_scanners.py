@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom import dcmread
 
 from common.data.manifest import ImageRecord, Manifest, read_manifest
 from common.images import read_image
 from simulation.phantom_mark import burn_in, is_phantom, mark_folder
-from simulation.scanners import Scanner, apply, draw_scanner, render_archive
+from simulation.scanner_archive import render_archive
+from simulation.scanners import Scanner, apply, draw_scanner
 
 NEUTRAL = Scanner("neutral")
 
@@ -98,6 +100,10 @@ def test_vignetting_darkens_corners_and_collimation_blackens_the_border_alone() 
     assert collimated[:4].max() == 0.0 and np.array_equal(collimated[7:-7, 7:-7], show(flat)[7:-7, 7:-7])
 
 
+def test_about_one_scanner_in_three_stores_white_as_low_values() -> None:
+    assert 0.25 < np.mean([draw_scanner(i, 0).monochrome1 for i in range(300)]) < 0.42
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> Manifest:
     """Two readable images, a broken one and a missing one."""
@@ -135,7 +141,7 @@ def test_work_that_is_done_is_not_done_again(archive: Manifest, tmp_path: Path, 
         read.append(path)
         return read_image(path)
 
-    monkeypatch.setattr("simulation.scanners.read_image", watched)
+    monkeypatch.setattr("simulation.scanner_archive.read_image", watched)
     first = render_archive(archive, SCANNER, tmp_path / "hospital", 7)
     assert len(read) == 3
     read.clear()
@@ -173,3 +179,51 @@ def test_phantoms_stay_marked(archive: Manifest, tmp_path: Path) -> None:
     assert is_phantom(record.path.parent) and record.manufacturer == f"phantom, {SCANNER.name}"
     pixels = read_image(record.path).pixels
     assert np.allclose(pixels, burn_in(pixels), atol=1 / 255)
+
+
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_a_scanner_that_stores_white_as_low_values_shows_the_same(archive: Manifest, tmp_path: Path, is_drawn: bool) -> None:
+    if is_drawn:
+        mark_folder(tmp_path / "source")
+    shown, stored = {}, {}
+    for kind in (False, True):
+        rendered = render_archive(archive, replace(SCANNER, monochrome1=kind), tmp_path / str(kind), 7)
+        path = rendered.records[0].path
+        shown[kind], stored[kind] = read_image(path), dcmread(path).pixel_array
+        assert shown[kind].info.inverted == kind and shown[kind].info.photometric == f"MONOCHROME{1 if kind else 2}"
+    assert np.abs(shown[True].pixels - shown[False].pixels).max() < 1e-6
+    assert np.array_equal(stored[True], 4095 - stored[False])
+
+
+def test_the_files_of_real_images_name_nobody_and_copies_stay_copies(archive: Manifest, tmp_path: Path) -> None:
+    copy = replace(archive.records[0], path=tmp_path / "source" / "copy.png", patient="another", sex="M", view="PA")
+    copy.path.write_bytes(archive.records[0].path.read_bytes())
+    rendered = render_archive(Manifest((archive.records[0], copy)), SCANNER, tmp_path / "hospital", 7)
+    first, second = (record.path.read_bytes() for record in rendered.records)
+    assert first == second
+    dataset = dcmread(rendered.records[1].path)
+    assert not dataset.PatientName and not dataset.PatientID and not dataset.PatientSex and not dataset.ViewPosition
+    assert dataset.Manufacturer == SCANNER.name and "drawn" not in dataset.DerivationDescription
+    assert dataset.BurnedInAnnotation == "YES" and dataset.LossyImageCompression == "00"
+
+
+def test_a_picture_from_a_lossy_file_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpeg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64), dtype=np.uint8)).save(path)
+    rendered = render_archive(Manifest((ImageRecord(path, "p", "normal"),)), SCANNER, tmp_path / "hospital", 7)
+    dataset = dcmread(rendered.records[0].path)
+    assert dataset.LossyImageCompression == "01"
+    assert float(dataset.LossyImageCompressionRatio) == pytest.approx(48 * 64 / path.stat().st_size, abs=0.001)
+
+
+def test_the_files_of_phantoms_hold_what_their_rows_say_and_never_mix_two_patients(archive: Manifest, tmp_path: Path) -> None:
+    mark_folder(tmp_path / "source")
+    rows = [
+        replace(archive.records[0], patient=patient, view="AP", age_years=3.0) for patient in ("train/a", "train/b", "train/b")
+    ]
+    rendered = render_archive(Manifest(tuple(rows)), SCANNER, tmp_path / "hospital", 7)
+    one, other, again = (dcmread(record.path) for record in rendered.records)
+    assert one.PatientID != other.PatientID == again.PatientID and rendered.records[1].path == rendered.records[2].path
+    assert (one.PatientSex, one.ViewPosition, one.PatientAge) == ("F", "AP", "003Y")
+    assert one.Manufacturer == f"phantom, {SCANNER.name}" == rendered.records[0].manufacturer
+    assert "train" not in str(one.PatientName) + one.PatientID
