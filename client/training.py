@@ -140,11 +140,12 @@ def train_locally(setup: TrainingSetup, data: Dataset, plan: RoundPlan) -> Train
     """
     started = time.perf_counter()
     torch.manual_seed(derive_seed(*plan.seed_parts(), "dropout"))
-    train_mode(setup.model)
+    training = plan.experiment.training
+    train_mode(setup.model, fix_statistics=training.fixes_statistics(plan.round, plan.experiment.rounds))
     base_rates = [float(group["lr"]) for group in setup.optimizer.param_groups]
     loss_sum, correct, images, steps, factor = 0.0, 0, 0, 0, 1.0
     for progress, batch, labels in _batches(data, plan, setup.compute.device):
-        factor = schedule_factor(plan.experiment.training, progress)
+        factor = schedule_factor(training, progress)
         for group, rate in zip(setup.optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         loss, right = _step(setup, batch, labels, plan.experiment)

@@ -112,6 +112,15 @@ class TrainingConfig(Section):
     quarter; the last round always sees `image.size_px`. 0 trains at full size throughout. All rounds are judged at full size, so that
     the early ones look worse than they are."""
 
+    batch_statistics_fraction: Fraction = 1.0
+    """In this share of the rounds, rounded up, BatchNorm normalises with each batch's own statistics. In the rest the averaged running
+    statistics stand still and normalise in training too, so that sites with other mixes of classes train one and the same function
+    (FixBN, Zhong et al. 2024, section 5)."""
+
+    def fixes_statistics(self, round_number: int, rounds: int) -> bool:
+        """Whether BatchNorm's running statistics stand still in a round, counted from 1."""
+        return round_number > math.ceil(round(self.batch_statistics_fraction * rounds, 9))
+
     def size_in_round(self, round_number: int, rounds: int, size_px: int) -> int:
         """Side in pixels of the training images in a round, counted from 1."""
         early = min(math.ceil(round(self.early_fraction * rounds, 9)), rounds - 1)

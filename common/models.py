@@ -50,11 +50,14 @@ def set_trainable(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
     return tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
 
 
-def train_mode(model: nn.Module) -> None:
-    """`model.train()`, but a BatchNorm with frozen parameters stays in evaluation: its running statistics do not move either."""
+def train_mode(model: nn.Module, *, fix_statistics: bool = False) -> None:
+    """`model.train()`, but a BatchNorm with frozen parameters stays in evaluation: its running statistics do not move either.
+
+    With `fix_statistics` every BatchNorm stays in evaluation; its parameters are trained all the same.
+    """
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not _is_trainable(module):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (fix_statistics or not _is_trainable(module)):
             module.eval()
 
 

@@ -144,8 +144,9 @@ class Runs:
             if not Path(value).is_file():
                 raise ConfigError(f"{self.folder.settings_file}: {key}: there is no file {value}")
         cache = str((self.folder.path / own.cache_dir).resolve())
+        audit = str(self.folder.state.resolve() / "audit.jsonl")
         return CoordinatorConfig(
-            run_dir=str(path), cache_dir=cache, resume=resume, device=own.device, threads=own.threads, **absolute
+            run_dir=str(path), cache_dir=cache, audit_log=audit, resume=resume, device=own.device, threads=own.threads, **absolute
         )
 
     def _signs(self, run: Run, patience_sec: float = SILENT_SEC) -> Signs:

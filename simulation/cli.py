@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -172,7 +173,11 @@ def config(
 
 
 def main() -> None:
-    """Runs the command line. Our errors are one sentence on standard error; others keep their trace, since they are bugs."""
+    """Runs the command line. Our errors are one sentence on standard error; others keep their trace, since they are bugs.
+
+    SIGTERM is taken as Ctrl-C, so that a run stopped by a service manager also ends its own processes and says `stopped`.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except ConfigError as error:

@@ -135,6 +135,18 @@ def test_frozen_layers_and_their_statistics_do_not_move() -> None:
     assert trainable
 
 
+def test_fixed_statistics_stand_still_while_everything_is_trained() -> None:
+    experiment = tiny_experiment(rounds=2, training={"batch_statistics_fraction": 0.5})
+    model = build_model(experiment.model, experiment.task, seed=1)
+    layout, moved = ArraysLayout.of(model), []
+    for number in (1, 2):
+        before = layout.flatten(model)
+        plan = RoundPlan(experiment, number, "site")
+        train_locally(build_setup(model, [10, 10], plan, CPU), tiny_data(20), plan)
+        moved.append([not np.array_equal(old, new) for old, new in zip(before, layout.flatten(model), strict=True)])
+    assert moved == [[True, True], [True, False]]
+
+
 def test_early_rounds_see_smaller_images() -> None:
     experiment = tiny_experiment(rounds=2, image={"size_px": 64}, training={"early_fraction": 0.5})
     model = build_model(experiment.model, experiment.task, seed=1)

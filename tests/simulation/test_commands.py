@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -133,10 +136,8 @@ def test_any_flower_app_runs_and_a_failed_run_is_an_error(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_round_leaves_a_stopped_run_that_resumes(tmp_path: Path) -> None:
-    import os
-    import signal
-    import time
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_so_and_leaves_no_process(tmp_path: Path, sign: signal.Signals) -> None:
 
     arguments = [
         "simulate",
@@ -162,10 +163,12 @@ def test_ctrl_c_in_a_round_leaves_a_stopped_run_that_resumes(tmp_path: Path) -> 
     history, deadline = tmp_path / "run" / "history.jsonl", time.monotonic() + 200
     while time.monotonic() < deadline and not (history.exists() and history.read_text().count("\n") >= 2):
         time.sleep(0.2)
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, sign)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "stopped"
     assert summary["rounds_completed"] >= 2
     assert "Traceback" not in output
+    left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+    assert not left, left
