@@ -20,9 +20,8 @@ import logging
 import os
 import shlex
 import sys
-import tempfile
-import tomllib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -31,15 +30,16 @@ from typing import Any
 from flwr.app import Context, Message
 
 from client.approval import approved_hashes
+from client.bundles import app_reference, forget_our_modules, unpack
 from client.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from client.policy import require_policy
 from client.site import read_site_config
 from client.visit import audit_log
 from common.audit_events import REFUSAL
-from common.bundle import PACKAGES, hash_bundle
+from common.bundle import hash_bundle
 from common.config import SiteConfig
 from common.errors import FlowerError, PolicyError
-from common.messages import build_failure
+from common.messages import CONFIG, build_failure
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,23 @@ APPS = "apps"
 """Folder below the work folder in which approved bundles are unpacked, each under its whole hash."""
 
 App = Callable[[Message, Context], Message]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What Flower hands over: which of its commands it wanted, the coordinator's message, the app bundle."""
+
+    command: str
+    message: Message
+    bundle: bytes
+
+    def asked(self) -> dict[str, Any]:
+        """Who asked for what, for the audit log, as far as a message of unknown code can be read."""
+        config: Any = self.message.content.config_records.get(CONFIG, {}) if self.message.has_content() else {}
+        known = {"work": self.message.metadata.message_type, "run": config.get("run"), "round": config.get("round")}
+        return {
+            key: value[:64] if isinstance(value, str) else value for key, value in known.items() if isinstance(value, str | int)
+        }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,7 +111,7 @@ def guard(site: Path, command: str = CLIENT_APP) -> ModuleType:
 
     def pull_and_judge(client: Any) -> Any:
         message, context, run, bundle = pull(client)
-        app = _judge(site, command, bundle.content, install, load)
+        app = _judge(Task(command, message, bundle.content), site, install, load)
         inside.get_load_client_app_fn = lambda *_, **__: lambda *_: app()
         return message, context, run, bundle
 
@@ -108,58 +125,38 @@ def _close(runtime: Any, app: App) -> None:
     runtime.get_load_client_app_fn = lambda *_, **__: lambda *_: app
 
 
-def _judge(site: Path, command: str, content: bytes, install: Any, load: Any) -> Callable[[], App]:
+def _judge(task: Task, site: Path, install: Any, load: Any) -> Callable[[], App]:
     """Gives the approved app when it is asked for; in the place of any other, one that refuses."""
     config: SiteConfig | None = None
+    content = task.bundle
     try:
         config = read_site_config(site)
-        _check(config, command, content)
-        unpacked = _unpack(Path(config.work_dir) / APPS / hash_bundle(content), content, install)
+        _check(config, task)
+        unpacked = unpack(Path(config.work_dir) / APPS / hash_bundle(content), content, install)
     except Exception as error:
-        _record(config, content, error)
+        _record(config, task, error)
         refusing = _refusal(error, config)
         return lambda: refusing
     os.environ[APP_VARIABLE] = hash_bundle(content)
     name = config.name
-    return lambda: _quiet(lambda: load(_app_reference(unpacked), str(unpacked), False)("", "", ""), name)
+    return lambda: _quiet(lambda: load(app_reference(unpacked), str(unpacked), False)("", "", ""), name)
 
 
-def _check(config: SiteConfig, command: str, content: bytes) -> None:
+def _check(config: SiteConfig, task: Task) -> None:
     """Does nothing for an approved bundle in a task of the right kind.
 
     Raises:
         PolicyError: another kind of task, no policy, or a bundle that is not approved.
     """
-    if command != CLIENT_APP:
-        raise PolicyError("task_type", f"the coordinator asked for {command}; a site runs {CLIENT_APP} alone")
+    if task.command != CLIENT_APP:
+        raise PolicyError("task_type", f"the coordinator asked for {task.command}; a site runs {CLIENT_APP} alone")
     if config.policy is None:
         raise PolicyError("policy", "site.yaml names no policy, so no code is approved")
-    found = hash_bundle(content)
+    found = hash_bundle(task.bundle)
     if found not in approved_hashes(require_policy(Path(config.policy)), Path(config.work_dir)):
         raise PolicyError(
             "approved_apps", f"the app bundle {found} is not approved; `pneumofed site approve {found}` would approve it"
         )
-
-
-def _unpack(folder: Path, content: bytes, install: Any) -> Path:
-    """The unpacked bundle in `folder`, which appears whole or not at all."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
-        unpacked = Path(install(content, install_dir=Path(name), skip_prompt=True))
-        try:
-            unpacked.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    return folder
-
-
-def _app_reference(unpacked: Path) -> str:
-    """Which object of the bundle is the app, by its own project file; what the coordinator says of the bundle counts for nothing."""
-    project = tomllib.loads((unpacked / "pyproject.toml").read_text(encoding="utf-8"))
-    return str(project["tool"]["flwr"]["app"]["components"]["clientapp"])
 
 
 def _quiet(load: Callable[[], App], site: str) -> App:
@@ -168,8 +165,7 @@ def _quiet(load: Callable[[], App], site: str) -> App:
     Flower would send the error's text, which may hold a path. Our own modules are forgotten before the bundle's of the same names
     are imported: else the two would mix.
     """
-    for module in [module for module in sys.modules if module.partition(".")[0] in PACKAGES]:
-        del sys.modules[module]
+    forget_our_modules()
 
     def run(message: Message, context: Context) -> Message:
         try:
@@ -190,14 +186,14 @@ def _refusal(error: Exception, config: SiteConfig | None) -> App:
     return refuse
 
 
-def _record(config: SiteConfig | None, content: bytes, error: Exception) -> None:
+def _record(config: SiteConfig | None, task: Task, error: Exception) -> None:
     logger.error("nothing was run: %s", error)
     if config is None:
         return
     rule = error.rule if isinstance(error, PolicyError) else type(error).__name__
-    facts = {"coordinator": os.environ.get(COORDINATOR_VARIABLE, "unknown"), "app": hash_bundle(content), "rule": rule}
+    facts = {"coordinator": os.environ.get(COORDINATOR_VARIABLE, "unknown"), "app": hash_bundle(task.bundle), "rule": rule}
     try:
-        audit_log(config).record(REFUSAL, **facts)
+        audit_log(config).record(REFUSAL, **task.asked(), **facts)
     except Exception:
         logger.exception("the refusal could not be recorded")  # it stands all the same
 

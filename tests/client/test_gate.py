@@ -158,6 +158,7 @@ def test_an_unapproved_bundle_is_refused_recorded_and_never_unpacked(
     assert not (site / "work" / gate.APPS).exists()
     entry = read_entries(site / "work" / "audit.jsonl")[-1]
     assert (entry.event, entry.facts["rule"], entry.facts["app"]) == ("refusal", "approved_apps", hash_bundle(content))
+    assert (entry.facts["work"], entry.facts["run"], entry.facts["round"]) == ("query", "run-7", 3)
 
 
 def test_an_approved_bundle_runs_by_its_hash_and_not_by_what_is_said_of_it(
