@@ -280,6 +280,15 @@ def test_a_key_that_was_revoked_never_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_isolated_serverapp_runs_and_its_failure_is_told(tmp_path: Path) -> None:
+    with running(federation(sites=SITES), tmp_path) as coordinator:
+        run = stack.submit(coordinator.folder, {"experiment": "", "coordinator": "/nowhere.yaml"})
+        assert wait_for(lambda: stack.run_status(coordinator.folder, run).startswith("finished"), 120)
+        assert stack.run_status(coordinator.folder, run) == "finished:failed"
+        assert "/nowhere.yaml does not exist" in (coordinator.place.state / "superexec.log").read_text()
+
+
+@pytest.mark.slow
 def test_a_site_connects_with_mutual_tls_and_not_without(tmp_path: Path) -> None:
     with running(federation(sites=SITES, mutual_tls=True), tmp_path) as coordinator:
         keys = coordinator.kits / "alpha" / "keys"
