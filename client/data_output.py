@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 NOTHING_USABLE, USAGE_ERROR, UNREACHABLE = 1, 2, 3
 
-Site = Annotated[Path, typer.Option("--site", help="The site's folder, with site.yaml.")]
+Site = Annotated[Path, typer.Option("--site", "-C", help="The site's folder, with site.yaml.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 LabelTable = Annotated[
     Path, typer.Option("--labels", help="CSV with a column label and AccessionNumber, StudyInstanceUID or SOPInstanceUID.")

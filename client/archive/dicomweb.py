@@ -119,8 +119,8 @@ class DicomWebArchive:
             return request()
         except requests.exceptions.SSLError:
             raise ArchiveError(
-                f"TLS with the archive {host} failed: its certificate is not of a known authority, expired, or for another name, or the port speaks no TLS; "
-                "give the hospital's authority with --ca"
+                f"TLS with the archive {host} failed: its certificate is expired, for another name or not of a known authority, or the "
+                "port speaks no TLS; give the hospital's authority with --ca"
             ) from None
         except requests.exceptions.HTTPError as error:
             raise _explain_status(host, error.response.status_code if error.response is not None else 0) from None

@@ -29,6 +29,7 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
+from common.dicom.pixels import check_inflated_size
 from common.errors import ImageError, SkipReason
 from common.quiet import quiet_warnings
 
@@ -52,11 +53,14 @@ def parse_file(data: bytes) -> Dataset:
     """The data set of the DICOM file `data`, as an archive sent it.
 
     Raises:
-        ImageError: it is damaged.
+        ImageError: it is damaged, or grows beyond all measure when it is inflated.
     """
     try:
         with quiet_warnings():
+            check_inflated_size(BytesIO(data))
             return dcmread(BytesIO(data))
+    except ImageError:
+        raise
     except Exception as error:  # damaged bytes make pydicom raise nearly any class
         raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
 

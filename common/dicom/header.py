@@ -13,6 +13,7 @@ from typing import BinaryIO
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
+from common.dicom.pixels import check_inflated_size
 from common.dicom.tags import age_years_of, text_of
 from common.errors import ImageError, SkipReason
 from common.quiet import quiet_warnings
@@ -73,8 +74,11 @@ def _parse(file: BinaryIO) -> DicomHeader:
     is_certain = start[128:] == b"DICM"  # PS3.10, 7.1; files without it are told by what they hold
     try:
         with quiet_warnings():  # they quote tag values
+            if is_certain:
+                check_inflated_size(file)
+                file.seek(0)
             header = _describe(dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS)))
-    except OSError:
+    except (OSError, ImageError):
         raise
     except Exception as error:  # damaged bytes make pydicom raise nearly any class
         raise ImageError(SkipReason.CORRUPT if is_certain else SkipReason.UNKNOWN_FORMAT, type(error).__name__) from None

@@ -7,7 +7,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydicom import dcmread
@@ -72,7 +72,8 @@ def parse(data: bytes) -> FileDataset:
     Raises:
         ImageError: no pixel data, or the file ends within them.
     """
-    _check_inflated_size(data)
+    if DeflatedExplicitVRLittleEndian.encode() in data:
+        check_inflated_size(BytesIO(data))
     dataset = dcmread(BytesIO(data), force=True, specific_tags=_TAGS)
     if not value_of(dataset, "PixelData"):
         ends_within = "PixelData" not in dataset and any(tag in data for tag in _PIXEL_DATA_TAGS)
@@ -116,16 +117,17 @@ def read_codes(dataset: Dataset, layout: PixelLayout) -> np.ndarray:
     return stored.astype(np.int16 if layout.signed else np.uint16, copy=False).view(np.uint16)
 
 
-def _check_inflated_size(data: bytes) -> None:
-    """Refuses a deflated data set (PS3.5, A.5) that grows beyond `MAX_FILE_BYTES`, which pydicom would not stop."""
-    if DeflatedExplicitVRLittleEndian.encode() not in data:
-        return
-    stream = BytesIO(data)
+def check_inflated_size(stream: BinaryIO) -> None:
+    """Refuses a deflated data set (PS3.5, A.5) that grows beyond `MAX_FILE_BYTES`, which pydicom would not stop.
+
+    Raises:
+        ImageError: it does. On damaged bytes pydicom and zlib may raise other exceptions.
+    """
     read_preamble(stream, force=True)
     meta = read_dataset(stream, is_implicit_VR=False, is_little_endian=True, stop_when=lambda tag, vr, length: tag.group != 2)
     if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflater.decompress(stream.read(), MAX_FILE_BYTES)
+        inflater.decompress(stream.read(MAX_FILE_BYTES), MAX_FILE_BYTES)
         if inflater.unconsumed_tail:
             raise ImageError(SkipReason.TOO_LARGE, f"deflated data set of more than {MAX_FILE_BYTES} bytes")
 

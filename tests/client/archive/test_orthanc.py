@@ -224,7 +224,7 @@ def test_a_wrong_path_and_a_port_of_another_protocol_are_said(orthanc: Orthanc) 
         DicomWebArchive(WebAddress(f"http://127.0.0.1:{orthanc.http_port}/nothing"), PATIENCE).search("STUDY", {})
     with pytest.raises(ArchiveError, match="check that the port speaks DICOM"):
         DimseArchive(DimseAddress("127.0.0.1", orthanc.http_port, AE_TITLE), PATIENCE).search("STUDY", {})
-    with pytest.raises(ArchiveError, match="the port speaks no TLS"):
+    with pytest.raises(ArchiveError, match="port speaks no TLS"):
         DicomWebArchive(WebAddress(orthanc.dicomweb.replace("http:", "https:")), PATIENCE).search("STUDY", {})
 
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from common.data.sources.dicom import read_dicom_folder
 from common.dicom.header import read_header
 from common.errors import DataError, ImageError, SkipReason
 from tests.common.data.conftest import write_table
+from tests.dicom_factory import dicom_bytes, draw_radiograph
 
 DX_IMAGE = UID("1.2.840.10008.5.1.4.1.1.1.1")
 
@@ -131,3 +132,13 @@ def test_what_is_no_dicom_has_a_reason_and_no_detail_of_its_content(tmp_path: Pa
     assert caught.value.reason == (SkipReason.UNKNOWN_FORMAT if content else SkipReason.EMPTY)
     with pytest.raises(ImageError, match="file not found"):
         read_header(tmp_path / "none")
+
+
+def test_a_deflated_header_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deflated = dicom_bytes(draw_radiograph(), syntax=DeflatedExplicitVRLittleEndian, ImageComments="x" * 10_000)
+    (tmp_path / "bomb").write_bytes(deflated)
+    assert read_header(tmp_path / "bomb").patient
+    monkeypatch.setattr("common.dicom.pixels.MAX_FILE_BYTES", 5000)
+    with pytest.raises(ImageError) as caught:
+        read_header(tmp_path / "bomb")
+    assert caught.value.reason is SkipReason.TOO_LARGE
