@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,16 +16,16 @@ import yaml
 
 from common.config import CoordinatorConfig, ExperimentConfig
 from common.config_reader import experiment_from_json
-from common.errors import CheckpointError, ConfigError, FlowerError
+from common.errors import ConfigError, FlowerError
 from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY
-from server.activity import EVENTS_FILE, HEARTBEAT_FILE, Kind, read_activity
-from server.activity_words import describe
+from server.activity import EVENTS_FILE, Kind, read_activity
 from server.progress import course
-from server.registry.models import Event, Run, RunState
-from server.registry.registry import Registry, check_run_name, now
+from server.registry.models import Run, RunState
+from server.registry.registry import Registry, check_run_name
 from server.run_folder import RunFolder, write_text
+from server.run_signs import build_event, forget_the_end, read_signs, read_summary, time_of
 from server.settings import CoordinatorFolder
-from server.verdict import ASKED_SILENT_SEC, SILENT_SEC, Signs, Verdict, how_to_go_on, judge_run
+from server.verdict import ASKED_SILENT_SEC, SILENT_SEC, Verdict, how_to_go_on, judge_run
 
 END_SEC = 20.0
 """How long a stopped run may take to end."""
@@ -80,7 +79,7 @@ class Runs:
         settings = self._settings(folder.path, resume=folder.last_checkpoint.exists())
         if before.state in (RunState.FAILED, RunState.STOPPED):  # before it is open again: the page reconciles at any time
             self._silence(before)
-            _forget_the_end(folder)
+            forget_the_end(folder)
         run = self.registry.resume(name)
         self._hand_over(run, settings)
         return self.registry.run(name)
@@ -99,7 +98,7 @@ class Runs:
         if run.flower_run_id:
             self._flower.stop_run(self.folder.path, int(run.flower_run_id))
             self._wait_for_end(run)
-        signs = self._signs(run)
+        signs = read_signs(run, self._flower_status(run), SILENT_SEC)
         verdict = judge_run(signs)
         if verdict.state != RunState.SUCCEEDED:
             way = how_to_go_on(name, signs.checkpoint, signs.history)
@@ -110,7 +109,7 @@ class Runs:
     def reconcile(self, patience_sec: float = SILENT_SEC) -> None:
         """Brings the registry to what is true now. Doing it twice is the same as once."""
         for run in self.registry.open_runs():
-            signs = self._signs(run, patience_sec)
+            signs = read_signs(run, self._flower_status(run), patience_sec)
             self._take_events(run, signs.events)
             verdict = judge_run(signs)
             if verdict.state.final:
@@ -149,21 +148,6 @@ class Runs:
             run_dir=str(path), cache_dir=cache, audit_log=audit, resume=resume, device=own.device, threads=own.threads, **absolute
         )
 
-    def _signs(self, run: Run, patience_sec: float = SILENT_SEC) -> Signs:
-        flower = self._flower_status(run)  # before the folder: see `Signs`
-        folder = RunFolder(Path(run.folder))
-        return Signs(
-            name=run.name,
-            flower=flower,
-            summary=read_summary(folder),
-            history=folder.read_history(),
-            events=read_activity(folder.path / EVENTS_FILE),
-            silent_sec=_age(folder.path / HEARTBEAT_FILE),
-            submitted_sec=(now() - run.submitted).total_seconds(),
-            checkpoint=folder.last_checkpoint.exists(),
-            patience_sec=patience_sec,
-        )
-
     def _flower_status(self, run: Run) -> str | None:
         if not run.flower_run_id:
             return "unknown"
@@ -173,12 +157,12 @@ class Runs:
             return None
 
     def _take_events(self, run: Run, events: Sequence[Mapping[str, Any]]) -> None:
-        lines = [_event(run.name, event) for event in events]
+        lines = [build_event(run.name, event) for event in events]
         if not self.registry.take_events(run.name, lines):
             return
         seen = {str(e["site"]): e for e in events if e["kind"] in (Kind.JOINED, Kind.ANSWERED) and e.get("site")}
         for site, event in seen.items():
-            self.registry.see_site(site, _time(event))
+            self.registry.see_site(site, time_of(event))
 
     def _close(self, run: Run, verdict: Verdict) -> None:
         """Writes the end where the run could not, so that its folder tells the same as the registry."""
@@ -216,46 +200,3 @@ def hash_installed_app() -> str:
 def read_experiment(run: Run) -> ExperimentConfig:
     """The experiment that the run was submitted with."""
     return experiment_from_json(run.experiment)
-
-
-def read_summary(folder: RunFolder) -> Mapping[str, Any]:
-    """The summary; empty where there is none or it is damaged."""
-    try:
-        found: Any = folder.read_summary()
-    except CheckpointError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _forget_the_end(folder: RunFolder) -> None:
-    """Takes the earlier attempt's last word and heartbeat away, which would be read as this one's."""
-    summary = {key: value for key, value in read_summary(folder).items() if key != "error"}
-    if summary:
-        folder.write_summary({**summary, "status": RunState.SUBMITTED.value})
-    (folder.path / HEARTBEAT_FILE).unlink(missing_ok=True)
-
-
-def _event(run: str, event: Mapping[str, Any]) -> Event:
-    site = event.get("site") if event.get("task") != "roll call" else None
-    return Event(
-        time=_time(event),
-        run=run,
-        round=event["round"] or None,
-        site=str(site)[:64] if site else None,
-        kind=event["kind"][:32],
-        text=describe(event),
-    )
-
-
-def _time(event: Mapping[str, Any]) -> datetime:
-    try:
-        return datetime.fromisoformat(event["time"])
-    except ValueError:
-        return now()
-
-
-def _age(file: Path) -> float | None:
-    try:
-        return max(time.time() - file.stat().st_mtime, 0.0)
-    except OSError:
-        return None

@@ -14,24 +14,22 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.errors import ConfigError, PneumofedError
-from server.activity import EVENTS_FILE, read_activity
-from server.overview import Overview, build_links
+from server.overview import Overview
 from server.page import schema
 from server.page.access import SESSION_SEC, Access, Visitor
+from server.page.site_view import view_sites
 from server.page.views import view_line, view_run, without_paths
 from server.registry.models import Run
 from server.registry.registry import RUN_NAME, Registry
 from server.runs import Runs
-from server.site_states import site_states
 
 ASSETS = Path(__file__).parent / "assets"
 FILES = {"style.css": "text/css", "app.js": "text/javascript", "charts.js": "text/javascript", "icon.svg": "image/svg+xml"}
@@ -168,7 +166,7 @@ def _add_reading(app: FastAPI) -> None:
 
     @app.get("/api/sites")
     def sites(visitor: VisitorNow, page: PageNow) -> schema.Sites:
-        return _sites(page, _full(visitor))
+        return view_sites(page.registry, page.overview, _full(visitor))
 
     @app.get("/api/events")
     def events(
@@ -207,37 +205,6 @@ def _find(page: Page, name: str) -> Run:
     if found is None:
         raise HTTPException(404, "no such run")
     return found
-
-
-def _sites(page: Page, full: bool) -> schema.Sites:
-    known = page.registry.sites()
-    open_runs = page.registry.open_runs()
-    events: list[dict[str, Any]] = []
-    for run in open_runs[-1:]:  # the newest: a site does one thing at a time
-        events = read_activity(Path(run.folder) / EVENTS_FILE)
-    overview = page.overview
-    links = overview.links if overview else build_links(known, None)
-    states = site_states(links, events, datetime.now(UTC))
-    rows = {site.name: site for site in known}
-    lines = [
-        schema.SiteLine(
-            name=name,
-            state=now.state,
-            detail=now.detail,
-            fingerprint=rows[name].fingerprint if name in rows else "",
-            first_seen=rows[name].first_seen if name in rows else None,
-            last_seen=rows[name].last_seen if name in rows else None,
-        )
-        for name, now in states.items()
-    ]
-    return schema.Sites(taken=overview.taken if overview else None, sites=lines, processes=_processes(overview, full))
-
-
-def _processes(overview: Overview | None, full: bool) -> list[schema.ProcessLine]:
-    found = overview.processes if overview else ()
-    return [
-        schema.ProcessLine(name=p.name, serving=p.serving, detail=p.detail if full else without_paths(p.detail)) for p in found
-    ]
 
 
 def _full(visitor: Visitor) -> bool:

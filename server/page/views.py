@@ -15,7 +15,8 @@ from server.page.schema import CurrentRound, Interval, Privacy, RoundLine, RunDe
 from server.progress import best_round
 from server.registry.models import Run, RunState
 from server.run_folder import RunFolder
-from server.runs import read_experiment, read_summary
+from server.run_signs import read_summary
+from server.runs import read_experiment
 from server.site_states import round_now
 
 RESULTS = ("auroc", "sensitivity", "specificity", "accuracy")

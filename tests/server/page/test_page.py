@@ -137,9 +137,7 @@ def test_an_auditor_can_only_read(stage: Stage) -> None:
     assert stage.flower.statuses[1] == "running"
 
 
-@pytest.mark.parametrize(
-    "header", [{}, {"X-CSRF-Token": b""}, {"X-CSRF-Token": b"wrong"}, {"X-CSRF-Token": b"\xc3\xa4"}]
-)
+@pytest.mark.parametrize("header", [{}, {"X-CSRF-Token": b""}, {"X-CSRF-Token": b"wrong"}, {"X-CSRF-Token": b"\xc3\xa4"}])
 def test_a_session_stops_nothing_without_its_csrf_token(stage: Stage, header: dict[str, bytes]) -> None:
     client, _ = stage.browser(stage.token)
     assert client.post("/api/runs/pneumonia-1/stop", headers=header).status_code == 403

@@ -1,0 +1,78 @@
+"""The signs that a run leaves in its folder, for those who judge or show it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from common.errors import CheckpointError
+from server.activity import EVENTS_FILE, HEARTBEAT_FILE, read_activity
+from server.activity_words import describe
+from server.registry.models import Event, Run, RunState
+from server.registry.registry import now
+from server.run_folder import RunFolder
+from server.verdict import Signs
+
+
+def read_signs(run: Run, flower: str | None, patience_sec: float) -> Signs:
+    """All signs of the run; `flower` is Flower's status of it, asked for before."""
+    folder = RunFolder(Path(run.folder))
+    return Signs(
+        name=run.name,
+        flower=flower,
+        summary=read_summary(folder),
+        history=folder.read_history(),
+        events=read_activity(folder.path / EVENTS_FILE),
+        silent_sec=_age(folder.path / HEARTBEAT_FILE),
+        submitted_sec=(now() - run.submitted).total_seconds(),
+        checkpoint=folder.last_checkpoint.exists(),
+        patience_sec=patience_sec,
+    )
+
+
+def read_summary(folder: RunFolder) -> Mapping[str, Any]:
+    """The summary; empty where there is none or it is damaged."""
+    try:
+        found: Any = folder.read_summary()
+    except CheckpointError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def forget_the_end(folder: RunFolder) -> None:
+    """Takes the earlier attempt's last word and heartbeat away, which would be read as this one's."""
+    summary = {key: value for key, value in read_summary(folder).items() if key != "error"}
+    if summary:
+        folder.write_summary({**summary, "status": RunState.SUBMITTED.value})
+    (folder.path / HEARTBEAT_FILE).unlink(missing_ok=True)
+
+
+def build_event(run: str, event: Mapping[str, Any]) -> Event:
+    """The event line as a line of the activity log."""
+    site = event.get("site") if event.get("task") != "roll call" else None
+    return Event(
+        time=time_of(event),
+        run=run,
+        round=event["round"] or None,
+        site=str(site)[:64] if site else None,
+        kind=event["kind"][:32],
+        text=describe(event),
+    )
+
+
+def time_of(event: Mapping[str, Any]) -> datetime:
+    """When the event was; now, where the line does not say it."""
+    try:
+        return datetime.fromisoformat(event["time"])
+    except ValueError:
+        return now()
+
+
+def _age(file: Path) -> float | None:
+    try:
+        return max(time.time() - file.stat().st_mtime, 0.0)
+    except OSError:
+        return None
