@@ -41,9 +41,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.archive.arrivals import Rules, prepare
+from client.archive.arrivals import prepare
 from client.archive.pseudonyms import Pseudonyms
 from client.archive.receiver import parse_file
+from client.archive.store import Rules
 from common.dicom.header import read_header
 from common.errors import ImageError
 from common.images import read_image

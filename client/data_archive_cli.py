@@ -94,7 +94,8 @@ def dimse(
 ) -> None:
     """Labelled images from the archive over the classic DICOM protocol, de-identified on arrival."""
     with exit_codes(as_json):
-        from client.archive.dimse import DimseAddress, DimseArchive
+        from client.archive.dimse import DimseArchive
+        from client.archive.dimse_address import DimseAddress
         from client.archive.retry import Patience
 
         _require_file(ca, "--ca")
@@ -117,17 +118,18 @@ def dimse(
 
 
 def _import(site: Path, archive: Archive, table: Path, query: ArchiveQuery, rules: Mapping[str, bool], as_json: bool) -> None:
-    from client.archive.arrivals import ImageStore, Rules, import_images
+    from client.archive.arrivals import import_images
     from client.archive.pseudonyms import load_pseudonyms
+    from client.archive.store import ImageStore, Rules
     from client.data_add import open_site
     from client.site import site_log
     from common.data.sources.dicom import read_labels
 
     opened = open_site(site)
-    store = ImageStore(opened.images, load_pseudonyms(opened.data))
+    store = ImageStore(opened.images, load_pseudonyms(opened.data), Rules(**rules))
     try:
         with site_log(opened.config), _progress(as_json) as show:
-            arrival = import_images(archive, query, read_labels(table), store, Rules(**rules), show)
+            arrival = import_images(archive, query, read_labels(table), store, show)
     finally:
         archive.close()
     finish(opened, arrival.manifest, arrival.report, as_json, arrival.stopped)

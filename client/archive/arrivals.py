@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from client.archive.burnt_in import is_burnt_in
 from client.archive.deidentify import deidentify, encode
 from client.archive.pseudonyms import Pseudonyms
 from client.archive.query import Archive, ArchiveQuery, Instance, list_instances
-from common.data.atomic import atomic_write
+from client.archive.store import ImageStore, Rules
 from common.data.manifest import LABELS, ImageRecord, Manifest, read_sex
 from common.data.report import DataReport, DataWarning
 from common.data.sources.collect import collect, is_frontal
@@ -29,24 +28,6 @@ logger = logging.getLogger(__name__)
 
 Outcome = ImageRecord | SkipReason
 
-_REFUSED = "refused.json"
-_PASSING = frozenset({SkipReason.NOT_DELIVERED, SkipReason.MISSING, SkipReason.UNREADABLE})
-"""Not the image's fault, so it is asked for again the next time."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Which of the labelled images are kept."""
-
-    frontal_only: bool = True
-    keep_burnt_in: bool = False
-
-    def overrules(self, reason: SkipReason) -> bool:
-        """Whether an image that was left out for `reason` earlier would be kept now."""
-        return (reason is SkipReason.BURNT_IN and self.keep_burnt_in) or (
-            reason is SkipReason.NOT_FRONTAL and not self.frontal_only
-        )
-
 
 @dataclass(frozen=True)
 class Arrival:
@@ -57,66 +38,11 @@ class Arrival:
     stopped: PneumofedError | None = None
 
 
-@dataclass
-class ImageStore:
-    """De-identified images in a folder of the site, each named after the pseudonym of its SOP Instance UID.
-
-    The name is the state: an image whose file is there has arrived. Those that cannot be used are remembered in `refused.json` by
-    the same pseudonyms, so that they are not fetched again.
-    """
-
-    folder: Path
-    pseudonyms: Pseudonyms
-    refused: dict[str, SkipReason] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Makes the folder.
-
-        Raises:
-            DataError: it cannot be made.
-        """
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{self.folder} cannot be made: {error.strerror}; check its owner and permissions") from None
-        self.refused = _read_refused(self.folder / _REFUSED)
-
-    def name(self, instance: Instance) -> str:
-        """The pseudonym of an image."""
-        return self.pseudonyms.uid(instance.sop_uid)
-
-    def path(self, instance: Instance) -> Path:
-        """Where the image is, or would be."""
-        return self.folder / f"{self.name(instance)}.dcm"
-
-    def write(self, instance: Instance, data: bytes) -> None:
-        """Stores a de-identified file, whole or not at all.
-
-        Raises:
-            DataError: the folder cannot be written or the disk is full.
-        """
-        try:
-            with atomic_write(self.path(instance)) as file:
-                file.write(data)
-        except OSError as error:
-            raise DataError(f"{self.folder} cannot be written: {error.strerror}; free some space and run this again") from None
-
-    def save_refused(self) -> None:
-        """Writes down which images cannot be used. Where that fails they are fetched once more the next time, no harm done."""
-        content = {name: reason.name for name, reason in self.refused.items() if reason not in _PASSING}
-        try:
-            with atomic_write(self.folder / _REFUSED) as file:
-                file.write(json.dumps(content).encode())
-        except OSError as error:
-            logger.warning("the list of refused images cannot be written: %s", error.strerror)
-
-
 def import_images(
     archive: Archive,
     query: ArchiveQuery,
     labels: Labels,
     store: ImageStore,
-    rules: Rules,
     on_progress: Callable[[int, int], None] = lambda done, found: None,
 ) -> Arrival:
     """The labelled images that `query` finds, as they lie in `store` in the end; those that are there already are not fetched.
@@ -131,7 +57,7 @@ def import_images(
         with quiet_warnings():
             instances = list(islice(list_instances(archive, query), query.limit))
             for instance in instances:
-                outcomes[instance] = _take(archive, instance, find_label(instance.keys(), labels), store, rules)
+                outcomes[instance] = _take(archive, instance, find_label(instance.keys(), labels), store)
                 on_progress(len(outcomes), len(instances))
     except (ArchiveError, DataError) as error:
         stopped = error
@@ -149,23 +75,20 @@ def _count_unknown(labels: Labels, instances: Iterable[Instance]) -> int:
     return sum(key not in found for kind in ("study_uid", "accession") for key in labels.get(kind, ()))
 
 
-def _take(archive: Archive, instance: Instance, label: str, store: ImageStore, rules: Rules) -> Outcome:
+def _take(archive: Archive, instance: Instance, label: str, store: ImageStore) -> Outcome:
     """The record of one image, fetched if need be, or why there is none."""
     if label not in LABELS:
         return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
-    name = store.name(instance)
     try:
         if not store.path(instance).exists():
-            earlier = store.refused.get(name)
-            if earlier and not rules.overrules(earlier):
+            earlier = store.reason_against(instance)
+            if earlier is not None:
                 return earlier
-            store.write(instance, prepare(archive.fetch(instance), instance.sop_uid, store.pseudonyms, rules))
-            store.refused.pop(name, None)
+            store.write(instance, prepare(archive.fetch(instance), instance.sop_uid, store.pseudonyms, store.rules))
         return _record(store.path(instance), label)
     except ImageError as error:
-        if error.reason not in _PASSING:
-            store.refused[name] = error.reason
-        logger.info("image %s left out: %s", name, error)
+        store.refuse(instance, error.reason)
+        logger.info("image %s left out: %s", store.name(instance), error)
         return error.reason
 
 
@@ -208,14 +131,3 @@ def _record(path: Path, label: str) -> ImageRecord:
         age_years=header.age_years,
         manufacturer=header.manufacturer or None,
     )
-
-
-def _read_refused(file: Path) -> dict[str, SkipReason]:
-    try:
-        content: Mapping[str, str] = json.loads(file.read_bytes())
-        return {str(name): SkipReason[reason] for name, reason in content.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        logger.warning("the list of refused images cannot be read; they are fetched again")
-        return {}

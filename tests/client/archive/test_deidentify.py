@@ -19,11 +19,12 @@ from pydicom.uid import (
     JPEGLosslessSV1,
 )
 
-from client.archive.arrivals import Rules, prepare
+from client.archive.arrivals import prepare
 from client.archive.deidentify import coarse_age, deidentify, encode
 from client.archive.profile import ACTIONS, KEPT, WRITTEN, Action
 from client.archive.pseudonyms import Pseudonyms
 from client.archive.receiver import parse_file
+from client.archive.store import Rules
 from common.errors import ImageError, SkipReason
 from common.images import read_image
 from tests.dicom_factory import dicom_bytes, draw_radiograph, lut_item, make_dataset

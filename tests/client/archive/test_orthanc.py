@@ -11,7 +11,8 @@ import pytest
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, RLELossless
 
 from client.archive.dicomweb import DicomWebArchive, WebAddress
-from client.archive.dimse import DimseAddress, DimseArchive
+from client.archive.dimse import DimseArchive
+from client.archive.dimse_address import DimseAddress
 from client.archive.query import Archive, ArchiveQuery, Instance, list_instances
 from client.archive.retry import Patience
 from common.errors import ArchiveError, ConfigError, ImageError, SkipReason
