@@ -16,7 +16,7 @@ from common.config import StrategyName
 from common.errors import ConfigError, PneumofedError
 from server.cli import app as server_app
 from server.provisioning.cli import provision
-from simulation.options import EngineName, PartitionKind, default_run_dir
+from simulation.options import EngineName, PartitionKind, PhantomFormat, default_run_dir
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
@@ -140,11 +140,14 @@ def phantom(
     patients: Annotated[int, typer.Option(min=3, help="Patients of the training set.")] = 240,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")] = 0,
     size: Annotated[int, typer.Option(min=64, max=1024, help="Longer side in pixels.")] = 144,
+    format_: Annotated[
+        PhantomFormat, typer.Option("--format", help="jpeg: the Kaggle layout. dicom: a hospital's archive with a label table.")
+    ] = "jpeg",
 ) -> None:
-    """Draw a set of phantom radiographs in the Kaggle layout, with an external set."""
+    """Draw a set of phantom radiographs, with a test set and an external set."""
     from simulation.phantom import write_phantoms
 
-    manifest = write_phantoms(folder, patients, seed, size)
+    manifest = write_phantoms(folder, patients, seed, size, format_)
     console.print(f"{len(manifest.records)} training images of {patients} phantom patients in {folder}")
 
 

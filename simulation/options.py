@@ -10,6 +10,7 @@ from common.errors import CheckpointError
 
 EngineName = Literal["flower", "local"]
 PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
+PhantomFormat = Literal["jpeg", "dicom"]
 
 RUNS = Path("runs")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from io import BytesIO
-from uuid import UUID
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
@@ -46,6 +45,11 @@ class Examination:
     age_years: float | None = None
     lossy_ratio: float = 0.0
 
+    @property
+    def sop_uid(self) -> UID:
+        """SOP Instance UID (0008,0018)."""
+        return make_uid("image", self.image)
+
 
 def encode_dicom(pixels: Map, examination: Examination) -> bytes:
     """The DICOM file, uncompressed, of `pixels`, float32 [H, W] in [0, 1]: 12 bits stored in 16, with a window over all of them.
@@ -69,9 +73,15 @@ def encode_dicom(pixels: Map, examination: Examination) -> bytes:
 
 
 def make_uid(*parts: str) -> UID:
-    """A UID under 2.25 (PS3.5, B.2), the same for the same `parts`."""
+    """A UID below 2.25, made of a UUID (PS3.5, B.2) of version 8 (RFC 9562, 5.8); the same for the same `parts`."""
     digest = hashlib.sha256("\x1f".join(parts).encode("utf-8", errors="surrogateescape")).digest()
-    return UID(f"2.25.{UUID(bytes=digest[:16], version=5).int}")
+    bits = int.from_bytes(digest[:16], "big") & ~(0xF << 76) & ~(0x3 << 62) | (0x8 << 76) | (0x2 << 62)
+    return UID(f"2.25.{bits}")
+
+
+def make_patient_id(person: str) -> str:
+    """A Patient ID, the same for the same `person`, that tells nothing of them."""
+    return hashlib.sha256(person.encode("utf-8", errors="surrogateescape")).hexdigest()[:12].upper()
 
 
 def _set_patient(dataset: Dataset, examination: Examination) -> None:
@@ -107,7 +117,7 @@ def _set_series(dataset: Dataset, examination: Examination) -> None:
 def _set_image(dataset: Dataset, examination: Examination) -> None:
     """General Image, DX Anatomy Imaged, DX Image, DX Positioning (PS3.3, C.7.6.1, C.8.11.2, C.8.11.3, C.8.11.5), SOP Common."""
     dataset.SOPClassUID = DigitalXRayImageStorageForPresentation  # (0008,0016)
-    dataset.SOPInstanceUID = make_uid("image", examination.image)  # (0008,0018)
+    dataset.SOPInstanceUID = examination.sop_uid  # (0008,0018)
     dataset.ImageType = ["DERIVED", "PRIMARY"]  # (0008,0008): no device took it
     dataset.DerivationDescription = "drawn by a program" if examination.is_drawn else "passed through a virtual scanner"
     dataset.PatientOrientation = ["L", "F"] if examination.is_drawn else None  # (0020,0020)

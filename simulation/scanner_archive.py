@@ -19,7 +19,7 @@ from common.errors import ImageError, PneumofedError
 from common.images import MIN_SIDE_PX, read_image
 from common.seeds import numpy_generator
 from simulation.fields import Map
-from simulation.phantom_dicom import Examination, encode_dicom
+from simulation.phantom_dicom import Examination, encode_dicom, make_patient_id
 from simulation.phantom_mark import MANUFACTURER, burn_in, is_phantom, mark_folder
 from simulation.scanners import Scanner, apply
 
@@ -101,8 +101,8 @@ def _examine(rendered: ImageRecord, scanner: Scanner, is_drawn: bool, lossy_rati
     )
     if not is_drawn:
         return known
-    patient = hashlib.sha256(rendered.patient.encode("utf-8", "surrogateescape")).hexdigest()[:12].upper()
-    return replace(known, patient=patient, view=rendered.view or "", sex=rendered.sex or "", age_years=rendered.age_years)
+    view, sex = rendered.view or "", rendered.sex or ""
+    return replace(known, patient=make_patient_id(rendered.patient), view=view, sex=sex, age_years=rendered.age_years)
 
 
 def _shrink(pixels: Map, longest_side_px: int) -> Map:

@@ -12,13 +12,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom import dcmread
 from sklearn.metrics import roc_auc_score
+from typer.testing import CliRunner
 
+from common.data.manifest import read_manifest
+from common.data.sources.dicom import read_dicom_folder
 from common.data.sources.kaggle import read_kaggle
 from common.data.sources.table import read_csv
 from common.errors import ConfigError
 from common.images import read_image
 from simulation.anatomy import CHILD, draw_anatomy, draw_chest
+from simulation.cli import app
 from simulation.fields import Map
 from simulation.opacities import bacterial, viral
 from simulation.phantom import write_phantoms
@@ -32,6 +37,14 @@ NAMES = re.compile(r"NORMAL/IM-\d{4}-0001(-\d{4})?\.jpeg|PNEUMONIA/person\d+_(ba
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms") / "set"
     write_phantoms(folder, patients=16, seed=3, size_px=96)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def dicoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawings of `phantoms`, as DICOM files."""
+    folder = tmp_path_factory.mktemp("dicoms") / "set"
+    write_phantoms(folder, patients=16, seed=3, size_px=96, kind="dicom")
     return folder
 
 
@@ -94,6 +107,66 @@ def test_a_set_that_is_there_is_not_drawn_again_and_an_interrupted_one_is_finish
     (folder / "manifest.csv").unlink()
     first.unlink()
     assert write_phantoms(folder, patients=3, seed=0, size_px=64) == drawn and digests(folder) == before
+
+
+def test_the_dicom_reader_finds_the_patients_and_labels_that_were_drawn(dicoms: Path) -> None:
+    drawn = write_phantoms(dicoms, patients=16, seed=3, size_px=96, kind="dicom")
+    found, report = read_dicom_folder(dicoms / "dicom" / "train", dicoms / "labels.csv")
+    assert set(found.records) == set(drawn.records) and len(found) == len(drawn)
+    assert report.patients == 16 and not report.skipped
+    assert {record.manufacturer for record in found.records} == {"phantom"}
+    whole, report = read_dicom_folder(dicoms / "dicom", dicoms / "labels.csv")
+    assert report.patients == 16 + 4 + 4 and not report.skipped
+    adults = [record for record in whole.records if record.path.parent.name == "external"]
+    assert {record.label for record in adults} == {"normal", "pneumonia"}
+    assert all((r.age_years or 0) >= 18 and (r.manufacturer or "").startswith("phantom, virtual scanner") for r in adults)
+
+
+def test_the_dicom_files_show_the_drawings_of_the_jpeg_files(phantoms: Path, dicoms: Path) -> None:
+    pairs = zip(read_manifest(phantoms / "manifest.csv").records, read_manifest(dicoms / "manifest.csv").records, strict=True)
+    kinds = set()
+    for jpeg, dicom in pairs:
+        image = read_image(dicom.path)
+        kinds.add(image.info.photometric)
+        difference = np.abs(image.pixels - read_image(jpeg.path).pixels)
+        assert jpeg.label == dicom.label and difference.max() < 0.15 and difference.mean() < 0.01
+    assert kinds == {"MONOCHROME1", "MONOCHROME2"}
+
+
+def test_dicom_files_say_nothing_by_their_names_and_that_they_are_drawn_by_their_tags(dicoms: Path) -> None:
+    files = list(dicoms.rglob("*.dcm"))
+    assert all(re.fullmatch(r"2\.25\.\d{30,39}", file.stem) and file.stat().st_mode & 0o777 == 0o600 for file in files)
+    for file in files:
+        dataset = dcmread(file, stop_before_pixels=True)
+        assert dataset.SOPInstanceUID == file.stem and dataset.Modality == "DX" and "drawn" in dataset.DerivationDescription
+        assert (
+            dataset.Manufacturer.startswith("phantom") and "phantom" not in f"{dataset.PatientName} {dataset.PatientID}".lower()
+        )
+        assert is_phantom(file.parent)
+
+
+def test_dicom_files_are_pure_and_no_two_sets_share_an_identity(dicoms: Path, tmp_path: Path) -> None:
+    write_phantoms(tmp_path / "again", patients=16, seed=3, size_px=96, kind="dicom")
+    assert digests(tmp_path / "again") == digests(dicoms)
+    write_phantoms(tmp_path / "larger", patients=16, seed=3, size_px=112, kind="dicom")
+    assert not {f.name for f in dicoms.rglob("*.dcm")} & {f.name for f in (tmp_path / "larger").rglob("*.dcm")}
+
+
+def test_the_command_draws_either_kind_and_jpeg_unless_asked(tmp_path: Path) -> None:
+    for kind, arguments in (("jpeg", []), ("dcm", ["--format", "dicom"])):
+        command = ["phantom", str(tmp_path / kind), "--patients", "3", "--size", "64", *arguments]
+        result = CliRunner().invoke(app, command)
+        assert result.exit_code == 0, result.output
+        assert {file.suffix for file in (tmp_path / kind).rglob("*.*")} >= {f".{kind}", ".csv"}
+    assert not list((tmp_path / "jpeg").rglob("*.dcm")) and not list((tmp_path / "dcm").rglob("*.jpeg"))
+
+
+def test_one_folder_holds_one_kind_of_files(phantoms: Path, dicoms: Path) -> None:
+    for folder, kind in ((phantoms, "dicom"), (dicoms, "jpeg")):
+        before = digests(folder)
+        with pytest.raises(ConfigError, match="other phantoms"):
+            write_phantoms(folder, patients=16, seed=3, size_px=96, kind=kind)  # type: ignore[arg-type]
+        assert digests(folder) == before
 
 
 def test_phantoms_never_go_among_other_files(phantoms: Path, tmp_path: Path) -> None:
