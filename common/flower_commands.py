@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from common.errors import FlowerError
@@ -49,13 +50,33 @@ def flower_environment(home: Path, first_on_path: Path | None = None) -> dict[st
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
-    """Asks the process and its children (it leads a session of its own) to stop, and makes them after ten seconds."""
+    """Asks the process and its children (it leads a session of its own) to stop, and makes them after ten seconds.
+
+    Children that lead sessions of their own, as those of Ray do, are found before their parents end and would lose them.
+    """
+    family = _descendants(process.pid)
     for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
         try:
             os.killpg(process.pid, sign)
             process.wait(timeout=patience)
+            break
         except ProcessLookupError:
             process.wait()
-            return
+            break
         except subprocess.TimeoutExpired:
             continue
+    for pid in family:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _descendants(root: int) -> set[int]:
+    """Numbers of all processes below `root`."""
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+    parents = {int(pid): int(parent) for pid, parent in (line.split() for line in listed.splitlines())}
+    found: set[int] = set()
+    more = {root}
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    return found

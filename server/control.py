@@ -20,6 +20,7 @@ from flwr.proto.control_pb2 import (
     RegisterNodeRequest,
     StartRunRequest,
     StopRunRequest,
+    StreamLogsRequest,
     UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
@@ -78,6 +79,12 @@ class Control:
         """`pending`, `starting`, `running` or `finished:` and `completed`, `failed` or `stopped`."""
         status = _call(lambda: self._client.ListRuns(ListRunsRequest(run_id=run_id))).run_dict[run_id].status
         return f"{status.status}:{status.sub_status}" if status.sub_status else str(status.status)
+
+    def run_log(self, run_id: int) -> str:
+        """What the ServerApp has said so far; empty for a run that has not begun."""
+        if self.run_status(run_id) in ("pending", "starting"):
+            return ""  # the stream would wait for the first line
+        return _call(lambda: next((part.log_output for part in self._client.StreamLogs(StreamLogsRequest(run_id=run_id))), ""))
 
     def stop_run(self, run_id: int) -> None:
         """Stops the run, unless it has ended already."""

@@ -9,36 +9,20 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from common.data.atomic import atomic_write
-from common.errors import ConfigError, FlowerError
-from common.flower_commands import flower_environment, flower_tool
-from common.health import is_serving
+from common.errors import ConfigError
 from common.keys import certificate_validity
-from common.processes import Daemon, check_port_free, without_proxy_on_loopback
-from server.door import answers, door_command, render_door
+from server.door import render_door
 from server.settings import CoordinatorFolder
 from server.sites import SiteState, list_sites, register_sites
+from server.stack_parts import ProcessState, ask, bring_up, build_parts
 
-START_SEC = 60.0
 CONNECTION = "coordinator"
-
-
-@dataclass(frozen=True)
-class ProcessState:
-    """One process: whether it runs, whether it answers, and what there is to say about it."""
-
-    name: str
-    """`superlink`, `superexec` or `door`."""
-    pid: int | None
-    serving: bool
-    detail: str
-    """`serving`, or in a sentence what is wrong."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +37,6 @@ class StackState:
         return all(process.serving for process in self.processes)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """One process of the stack: how it is started, asked and stopped."""
-
-    daemon: Daemon
-    command: list[str]
-    port: tuple[str, int, str]
-    answers: Callable[[], bool]
-    stop_signal: signal.Signals = signal.SIGTERM
-
-
 def start(folder: Path) -> StackState:
     """Starts what does not run yet, registers the sites, and returns the state once all processes answer.
 
@@ -74,24 +47,23 @@ def start(folder: Path) -> StackState:
     place = _open(folder)
     _check_certificate(place)
     _prepare(place)
-    _write_door(place)
-    *inner, door = _parts(place)
-    _bring_up(inner, place)
+    *inner, door = build_parts(place)
+    bring_up(inner, place)
     sync_sites(folder)
-    _bring_up([door], place)  # last: a SuperNode ends for good when its key is not known yet
+    bring_up([door], place)  # last: a SuperNode ends for good when its key is not known yet
     return status(folder)
 
 
 def stop(folder: Path) -> None:
     """Stops the door, then SuperExec with the ServerApp, then the SuperLink. Does nothing where nothing runs."""
-    for part in reversed(_parts(_open(folder))):
+    for part in reversed(build_parts(_open(folder))):
         part.daemon.stop(part.stop_signal)
 
 
 def status(folder: Path) -> StackState:
     """What runs, what answers, and which sites are registered and connected. Starts and changes nothing."""
     place = _open(folder)
-    processes = tuple(_ask(part) for part in _parts(place))
+    processes = tuple(ask(part) for part in build_parts(place))
     return StackState(processes, list_sites(place, superlink_serves=processes[0].serving))
 
 
@@ -104,8 +76,8 @@ def sync_sites(folder: Path) -> tuple[SiteState, ...]:
     """
     place = _open(folder)
     register_sites(place)
-    if _write_door(place):
-        _door(place).daemon.send(signal.SIGHUP)  # nginx reads its configuration anew
+    _write_door(place)
+    build_parts(place)[-1].daemon.send(signal.SIGHUP)  # a running nginx reads configuration and certificate anew
     return list_sites(place, superlink_serves=True)
 
 
@@ -132,6 +104,18 @@ def run_status(folder: Path, run_id: int) -> str:
 
     with open_control(_open(folder)) as control:
         return control.run_status(run_id)
+
+
+def run_log(folder: Path, run_id: int) -> str:
+    """What the run's ServerApp has said so far, with the trace of what ended it; of those who work at the coordinator alone.
+
+    Raises:
+        FlowerError: the SuperLink does not answer, or knows no such run.
+    """
+    from server.control import open_control
+
+    with open_control(_open(folder)) as control:
+        return control.run_log(run_id)
 
 
 def stop_run(folder: Path, run_id: int) -> None:
@@ -163,43 +147,6 @@ def _check_certificate(place: CoordinatorFolder) -> None:
         )
 
 
-def _parts(place: CoordinatorFolder) -> list[_Part]:
-    return [_superlink(place), _superexec(place), _door(place)]
-
-
-def _superlink(place: CoordinatorFolder) -> _Part:
-    ports = place.settings().loopback
-    health = f"127.0.0.1:{ports.superlink_health}"
-    command = [
-        flower_tool("flower-superlink"), "--host", "127.0.0.1", "--port", str(ports.superlink),
-        "--ssl-ca-certfile", str(place.ca), "--ssl-certfile", str(place.certificate), "--ssl-keyfile", str(place.key),
-        "--enable-supernode-auth", "--isolation", "process", "--superexec-auth-secret-file", str(place.superexec_secret),
-        "--database", str(place.state / "superlink.db"), "--health-server-address", health,
-        "--disable-runtime-dependency-installation",
-    ]  # fmt: skip
-    return _Part(
-        Daemon("superlink", place.state), command, ("127.0.0.1", ports.superlink, "SuperLink"), lambda: is_serving(health)
-    )
-
-
-def _superexec(place: CoordinatorFolder) -> _Part:
-    ports = place.settings().loopback
-    health = f"127.0.0.1:{ports.superexec_health}"
-    command = [
-        flower_tool("flower-superexec"), "--runtime-api-address", f"127.0.0.1:{ports.superlink}",
-        "--root-certificates", str(place.ca), "--superexec-auth-secret-file", str(place.superexec_secret),
-        "--health-server-address", health,
-    ]  # fmt: skip
-    port = ("127.0.0.1", ports.superexec_health, "SuperExec's health service")
-    return _Part(Daemon("superexec", place.state), command, port, lambda: is_serving(health))
-
-
-def _door(place: CoordinatorFolder) -> _Part:
-    port = place.settings().port
-    daemon, address = Daemon("door", place.state), ("0.0.0.0", port, "the door")
-    return _Part(daemon, door_command(place), address, lambda: answers(place.ca, port), signal.SIGQUIT)
-
-
 def _prepare(place: CoordinatorFolder) -> None:
     """Makes the state folder, and Flower's own settings in it, so that `FLWR_HOME=state/flwr flwr ls` works by hand."""
     for path in (place.state, place.state / "nginx", place.flower_home, place.runs):
@@ -213,49 +160,6 @@ def _prepare(place: CoordinatorFolder) -> None:
         file.write(text.encode())
 
 
-def _write_door(place: CoordinatorFolder) -> bool:
-    """Writes nginx's configuration, and says whether it changed."""
-    text = render_door(place.settings(), list(place.site_keys()))
-    if place.door.is_file() and place.door.read_text(encoding="utf-8") == text:
-        return False
+def _write_door(place: CoordinatorFolder) -> None:
     with atomic_write(place.door) as file:
-        file.write(text.encode())
-    return True
-
-
-def _bring_up(parts: list[_Part], place: CoordinatorFolder) -> None:
-    for part in parts:
-        if part.daemon.pid() is None:
-            _start_part(part, place)
-    for part in parts:
-        _wait_until_up(part)
-
-
-def _start_part(part: _Part, place: CoordinatorFolder) -> None:
-    part.daemon.stop()  # of one that was killed, children may live on and hold its port
-    check_port_free(*part.port)
-    environment = flower_environment(place.flower_home)
-    environment |= without_proxy_on_loopback(environment)
-    try:
-        part.daemon.start(part.command, environment, place.state)
-    except FileNotFoundError:
-        raise ConfigError(f"{part.command[0]} is not installed; on Debian and Ubuntu: apt install nginx") from None
-
-
-def _wait_until_up(part: _Part) -> None:
-    deadline = time.monotonic() + START_SEC
-    while time.monotonic() < deadline and part.daemon.pid() is not None:
-        if part.answers():
-            return
-        time.sleep(0.1)
-    raise FlowerError(f"{part.daemon.name} did not come up; {part.daemon.log} ends with: {part.daemon.last_words()}")
-
-
-def _ask(part: _Part) -> ProcessState:
-    name, pid = part.daemon.name, part.daemon.pid()
-    if pid is None:
-        died = part.daemon.was_started()
-        detail = f"died; its log ends with: {part.daemon.last_words(1)}" if died else "not started"
-        return ProcessState(name, None, False, detail)
-    serving = part.answers()
-    return ProcessState(name, pid, serving, "serving" if serving else "runs but does not answer")
+        file.write(render_door(place.settings(), list(place.site_keys())).encode())

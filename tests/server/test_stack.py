@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ from server import stack
 from server.control import open_control
 from server.provisioning.provision import provision
 from server.provisioning.schema import FederationConfig
-from tests.server.federations import changed, federation, free_ports, make_kits, needs_nginx
+from tests.server.federations import changed, federation, free_ports, make_kits, needs_nginx, send, status_of
 
 pytestmark = needs_nginx
 SITES = [{"name": "alpha"}, {"name": "beta"}]
@@ -285,7 +286,7 @@ def test_the_isolated_serverapp_runs_and_its_failure_is_told(tmp_path: Path) -> 
         run = stack.submit(coordinator.folder, {"experiment": "", "coordinator": "/nowhere.yaml"})
         assert wait_for(lambda: stack.run_status(coordinator.folder, run).startswith("finished"), 120)
         assert stack.run_status(coordinator.folder, run) == "finished:failed"
-        assert "/nowhere.yaml does not exist" in (coordinator.place.state / "superexec.log").read_text()
+        assert "/nowhere.yaml does not exist" in stack.run_log(coordinator.folder, run)
 
 
 @pytest.mark.slow
@@ -298,3 +299,15 @@ def test_a_site_connects_with_mutual_tls_and_not_without(tmp_path: Path) -> None
             assert wait_for(lambda: coordinator.site("alpha").connected)
         with supernode(coordinator.kits / "beta") as (process, _):
             assert process.wait(60) != 0
+        assert ask_with_certificate(coordinator, "beta") == 415  # the SuperLink's own answer to something else than protobuf
+        coordinator.change(sites=[{"name": "alpha"}, {"name": "beta", "revoked": True}])
+        stack.start(coordinator.folder)
+        assert wait_for(lambda: ask_with_certificate(coordinator, "beta") == 404, 10)
+
+
+def ask_with_certificate(coordinator: Federation, name: str) -> int:
+    keys = coordinator.kits / name / "keys"
+    context = ssl.create_default_context(cafile=str(coordinator.place.ca))
+    context.load_cert_chain(keys / "client.crt", keys / "client.key")
+    request = b"POST /v1/fleet/get-run HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+    return status_of(send(coordinator.place.settings().port, request, context))
