@@ -72,11 +72,23 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
 
 def _descendants(root: int) -> set[int]:
     """Numbers of all processes below `root`."""
-    listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
-    parents = {int(pid): int(parent) for pid, parent in (line.split() for line in listed.splitlines())}
+    parents = _parents()
     found: set[int] = set()
     more = {root}
     while more:
         more = {pid for pid, parent in parents.items() if parent in more} - found
         found |= more
     return found
+
+
+def _parents() -> dict[int, int]:
+    """Parent by process number, of all processes: from /proc, which needs no other program, or from ps where there is none."""
+    if not Path("/proc/self/stat").exists():
+        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
+        return {int(pid): int(parent) for pid, parent in (line.split() for line in listed.splitlines())}
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it ended meanwhile
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    return parents
