@@ -59,13 +59,13 @@ class Source:
     arguments: tuple[str, ...]
 
 
-def kaggle_source(manifest: Manifest, folder: Path) -> Source:
+def kaggle_source(manifest: Manifest, folder: Path, split: str = "train") -> Source:
     """The images in the layout and with the file names of the Kaggle set."""
     for number, record in enumerate(manifest.records):
         person = manifest.patients.index(record.patient)
         normal = record.label == "normal"
         name = f"NORMAL/IM-{person:04d}-{number:04d}.jpeg" if normal else f"PNEUMONIA/person{person}_bacteria_{number}.jpeg"
-        path = folder / "train" / name
+        path = folder / split / name
         path.parent.mkdir(parents=True, exist_ok=True)
         PIL.Image.open(record.path).save(path, quality=95)
     return Source(("kaggle", str(folder)))
