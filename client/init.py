@@ -13,20 +13,11 @@ from common.config import ConnectionConfig, SiteConfig, SitePolicy
 from common.config_reader import build_config
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
+from common.policy_text import DEFAULT_POLICY
 
 LARGEST_FILE_BYTES = 10 << 20
 MOST_FILES = 200
 FOLDERS = ("keys", "data", "work")
-POLICY = """\
-# What may run here. This file is the hospital's alone and wins over every run; see docs/site.md.
-approved_apps: [installed]   # SHA-256 of app bundles; `installed` is the code that is installed here
-strategies: null             # e.g. [fedavg, fedprox]; null allows all
-models: null                 # e.g. [resnet18]; null allows all
-min_patients: 10             # with fewer training patients this site takes no part
-max_rounds_per_day: 1000     # training rounds in 24 hours, over all runs
-max_epsilon: null            # privacy limit; null sets none
-quiet_hours: []              # local times without training, e.g. ["07:30-18:00"]
-"""
 
 
 @dataclass(frozen=True)
@@ -54,7 +45,7 @@ def init_from_kit(folder: Path, kit: Path) -> list[str]:
             )
     _make_folders(folder)
     kept = [name for name in sorted(files) if not _put(folder / name, files[name])]
-    _put(folder / "policy.yaml", File(POLICY.encode()))
+    _put(folder / "policy.yaml", File(DEFAULT_POLICY.encode()))
     return kept
 
 
@@ -70,12 +61,12 @@ def init_by_hand(folder: Path, name: str, coordinator: str, ca: Path | None = No
     connection = {"coordinator": coordinator, "ca": "keys/ca.crt", "key": "keys/node"}
     build_config(SiteConfig, site, "--name")
     build_config(ConnectionConfig, connection, "--coordinator")
-    build_config(SitePolicy, yaml.safe_load(POLICY), "policy.yaml")
+    build_config(SitePolicy, yaml.safe_load(DEFAULT_POLICY), "policy.yaml")
     if ca is not None:
         certificate_validity(ca)
     _make_folders(folder)
     public = write_node_key(folder / "keys", name)
-    files = {"site.yaml": _yaml(site), "connection.yaml": _yaml(connection), "policy.yaml": POLICY.encode()}
+    files = {"site.yaml": _yaml(site), "connection.yaml": _yaml(connection), "policy.yaml": DEFAULT_POLICY.encode()}
     if ca is not None:
         files["keys/ca.crt"] = ca.read_bytes()
     for path, content in files.items():

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jinja2 import Environment, StrictUndefined
 
 from common.keys import parse_private_key, private_pem, read_private_key
+from common.policy_text import DEFAULT_POLICY
 from server.door import render_door
 from server.provisioning import coordinator_templates, site_templates
 from server.provisioning.authority import Authority, new_key
@@ -71,7 +72,7 @@ def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity, 
     templates = site_templates
     files = {
         "site.yaml": _text(templates.SITE, words, keep=True),
-        "policy.yaml": _text(templates.POLICY, words, keep=True),
+        "policy.yaml": _text(DEFAULT_POLICY, words, keep=True),
         "connection.yaml": _text(templates.CONNECTION, words),
         "keys/ca.crt": KitFile(authority.pem),
         "keys/node.pub": KitFile(identity.public),

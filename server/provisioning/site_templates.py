@@ -21,30 +21,6 @@ client_key: keys/client.key
 {% endif %}
 """
 
-POLICY = """\
-# What may run here. This file is the hospital's alone and wins over every run; change it as you see fit.
-# A run outside it is refused before any data is read, and the refusal is written to work/audit.jsonl.
-
-# SHA-256 of the app bundles that may run; `installed` is the code that you installed yourself.
-approved_apps: [installed]
-
-# Strategies and networks that a run may use, e.g. [fedavg, fedprox] and [resnet18]; null allows all.
-strategies: null
-models: null
-
-# With fewer training patients this hospital takes no part: an update over few patients tells much about each.
-min_patients: 10
-
-# Training rounds answered within 24 hours, over all runs.
-max_rounds_per_day: 1000
-
-# Privacy limit: a run that would spend a larger epsilon here, or that is not private at all, is refused; null sets none.
-max_epsilon: null
-
-# Local times in which nothing is trained, e.g. ["07:30-18:00"].
-quiet_hours: []
-"""
-
 START = """\
 #!/bin/sh
 # Connects this hospital to the federation {{ federation }} and stays in the foreground; systemd and Docker start this.
