@@ -269,10 +269,15 @@ def describe_content(content: RecordDict) -> dict[str, Any]:
     """What leaves with a reply, for the audit log: bytes of its arrays, names of arrays, metrics and statistics."""
     arrays = content.array_records.values()
     return {
-        "bytes": sum(record_bytes(record) for record in arrays),
+        "bytes": content_bytes(content),
         "arrays": sorted(name for record in arrays for name in record),
         "metrics": sorted(name for record in content.metric_records.values() for name in record),
     }
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of all arrays in `content` on the wire."""
+    return sum(record_bytes(record) for record in content.array_records.values())
 
 
 def attach_head(content: RecordDict, head: str) -> None:

@@ -11,8 +11,8 @@ run_resumed     rounds; `round` is the last completed one
 joined          the site answered the roll call
 absent          reason; the site, or node, cannot take part
 round_started   sites [names], deadline_sec
-asked           task (train or evaluate), bytes, deadline_sec
-answered        task, seconds, bytes
+asked           task (roll call, train or evaluate), bytes of arrays, deadline_sec
+answered        task, seconds, bytes of arrays
 late            task, seconds; no reply within the deadline, a later one is dropped
 refused         task, reason; the site's policy, by the name of its rule
 lost            task, reason; the node went away or could not be reached

@@ -14,7 +14,7 @@ from typing import Literal
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from common.messages import Failure, read_failure
+from common.messages import Failure, content_bytes, read_failure
 from server.activity import Activity, Kind, kind_of_failure
 
 POLL_SEC = 0.1
@@ -54,7 +54,7 @@ class Post:
         it answers: an error reply that Flower writes for a lost node does not name the node.
         """
         started = time.monotonic()
-        waiting, failures = self._send(messages, task, number)
+        waiting, failures = self._send(messages, task, number, deadline_sec)
         counted = 0
         deadline = started + deadline_sec
         while waiting and time.monotonic() < deadline and (enough is None or counted < enough):
@@ -66,7 +66,8 @@ class Post:
                     failures[site] = read_failure(message)
                     self._note_failure(failures[site], site, task, number)
                 else:
-                    self.activity.note(Kind.ANSWERED, round=number, site=site, task=task, seconds=time.monotonic() - started)
+                    facts = {"task": task, "seconds": time.monotonic() - started, "bytes": content_bytes(message.content)}
+                    self.activity.note(Kind.ANSWERED, round=number, site=site, **facts)
                     counted += take(site, message)
             if waiting and not arrived:
                 time.sleep(POLL_SEC)
@@ -88,13 +89,16 @@ class Post:
         self.outstanding = {identifier: asked for identifier, asked in self.outstanding.items() if asked.until > now}
         return late
 
-    def _send(self, messages: Mapping[str, Message], task: Task, number: int) -> tuple[dict[str, str], dict[str, Failure]]:
+    def _send(
+        self, messages: Mapping[str, Message], task: Task, number: int, deadline_sec: float
+    ) -> tuple[dict[str, str], dict[str, Failure]]:
         ids = list(self.grid.push_messages(messages.values()))
         waiting = {identifier: site for identifier, site in zip(ids, messages, strict=True) if identifier}
         failures = {}
-        for identifier, site in zip(ids, messages, strict=True):
+        for identifier, (site, message) in zip(ids, messages.items(), strict=True):
             if identifier:
-                self.activity.note(Kind.ASKED, round=number, site=site, task=task)
+                facts = {"task": task, "bytes": content_bytes(message.content), "deadline_sec": deadline_sec}
+                self.activity.note(Kind.ASKED, round=number, site=site, **facts)
             else:
                 failures[site] = Failure(site, "Unreachable", "the message could not be handed over")
                 self._note_failure(failures[site], site, task, number)
