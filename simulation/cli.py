@@ -59,14 +59,19 @@ Gpus = Annotated[float, typer.Option(min=0.0, help="Share of a GPU for each hosp
 RayAddress = Annotated[str | None, typer.Option(help="Run on the Ray cluster at this address instead of this machine alone.")]
 
 
-@app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False) -> None:
-    """Federated learning across hospitals for pneumonia on chest X-rays."""
-    if version:
-        from importlib.metadata import version as installed
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
 
-        console.print(f"pneumofed {installed('pneumofed')}")
+        console.print(f"pneumofed {version('pneumofed')}")
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """Federated learning across hospitals for pneumonia on chest X-rays."""
 
 
 @app.command(rich_help_panel="Research")

@@ -49,6 +49,11 @@ def test_a_wrong_word_gets_one_sentence_and_no_trace(tmp_path: Path, arguments: 
     assert "Traceback" not in done.stderr
 
 
+def test_the_version_is_told_without_a_command() -> None:
+    done = call(PNEUMOFED, "--version")
+    assert done.returncode == 0 and done.stdout.startswith("pneumofed 0.")
+
+
 def test_config_shows_the_resolved_experiment() -> None:
     done = call(PNEUMOFED, "config", "--set", "training.learning_rate=1e-4")
     assert done.returncode == 0
