@@ -27,6 +27,10 @@ from common.health import is_serving
 from common.processes import Daemon, without_proxy_on_loopback
 
 START_SEC, SETTLE_SEC = 60.0, 2.0
+LEASE_SEC, RETRY_SEC = 120.0, 10.0
+"""Flower 1.41 takes a node for lost about a minute after its last sign of life."""
+STILL_CONNECTED = "Failed to activate SuperNode"
+"""What Flower's SuperNode says when it is refused because the coordinator counts its last connection as alive."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +54,26 @@ class Status:
 def start(folder: SiteFolder, report: Callable[[str], None] = lambda _: None) -> int:
     """Starts the SuperNode as a process of its own and returns its number once its health service answers.
 
+    After a crash the coordinator counts the site's lost connection as alive for a while and refuses a second one; then this waits
+    and tries again.
+
     Raises:
         ConfigError: it runs already, or the site folder is not complete.
         FlowerError: it ended at once; the text has its last words.
     """
+    deadline = time.monotonic() + LEASE_SEC
+    while True:
+        daemon, pid = _start_once(folder, report)
+        if daemon.pid() is not None:
+            return pid
+        if STILL_CONNECTED not in daemon.last_words(20) or time.monotonic() > deadline:
+            raise FlowerError(f"the SuperNode ended at once: {daemon.last_words()}. `pneumofed site preflight` may tell why")
+        report("the coordinator has not noticed yet that the last connection was lost; trying again in a moment")
+        time.sleep(RETRY_SEC)
+
+
+def _start_once(folder: SiteFolder, report: Callable[[str], None]) -> tuple[Daemon, int]:
+    """Starts the SuperNode and gives the coordinator the time to refuse it."""
     daemon, command, environment = _prepare(folder)
     pid = daemon.start(command, environment, folder.work)
     folder.audit.record(SITE_STARTED, coordinator=folder.connection.coordinator)
@@ -61,10 +81,10 @@ def start(folder: SiteFolder, report: Callable[[str], None] = lambda _: None) ->
     while daemon.pid() is not None and not is_serving(health) and time.monotonic() < deadline:
         time.sleep(0.2)
     report("the SuperNode is up; waiting for the coordinator's answer")
-    time.sleep(SETTLE_SEC)  # a coordinator that does not know the key refuses in this time, and the process ends
-    if daemon.pid() is None:
-        raise FlowerError(f"the SuperNode ended at once: {daemon.last_words()}. `pneumofed site preflight` may tell why")
-    return pid
+    refused_by = time.monotonic() + SETTLE_SEC
+    while daemon.pid() is not None and time.monotonic() < refused_by:
+        time.sleep(0.2)
+    return daemon, pid
 
 
 def run_in_foreground(folder: SiteFolder) -> None:
