@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,10 @@ from common.errors import ConfigError
 LOOPBACK = ("127.0.0.1", "localhost")
 LOG_BYTES = 20_000_000
 """A log that is larger at a start makes room for a new one; the one before is kept."""
+
+
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Escape sequences with which Flower colours its log."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,8 @@ class Daemon:
             text = self.log.read_text(encoding="utf-8", errors="replace")
         except OSError:
             return "it said nothing"
-        return " ".join(line.strip() for line in text.strip().splitlines()[-lines:]) or "it said nothing"
+        plain = COLOUR.sub("", text)
+        return " ".join(line.strip() for line in plain.strip().splitlines()[-lines:]) or "it said nothing"
 
 
 def started_at(pid: int) -> str | None:

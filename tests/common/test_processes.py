@@ -123,3 +123,9 @@ def test_a_port_in_use_is_named() -> None:
 def test_loopback_is_never_asked_of_a_proxy() -> None:
     assert without_proxy_on_loopback({"NO_PROXY": "pacs.local"})["NO_PROXY"] == "pacs.local,127.0.0.1,localhost"
     assert without_proxy_on_loopback({})["no_proxy"] == "127.0.0.1,localhost"
+
+
+def test_last_words_are_plain_text(tmp_path: Path) -> None:
+    daemon = Daemon("talker", tmp_path)
+    daemon.log.write_text("first\n\x1b[92mINFO \x1b[0m: ready\n")
+    assert daemon.last_words(1) == "INFO : ready"
