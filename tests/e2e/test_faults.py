@@ -42,7 +42,7 @@ def client_process(federation: RealFederation, name: str) -> int:
         pid = federation.supernode_pid(name)
         for member in descendants(pid) if pid else []:
             command = Path(f"/proc/{member}/cmdline")
-            if command.exists() and b"clientapp" in command.read_bytes():
+            if command.exists() and b"client.gate" in command.read_bytes():
                 return member
         return None
 
