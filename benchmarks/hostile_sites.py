@@ -55,7 +55,6 @@ def _run(strategy: str, deed: Deed, options: argparse.Namespace, folder: str) ->
         "rounds": options.rounds,
         "seed": options.seed,
         "image": {"size_px": options.image_size},
-        "training": {"early_fraction": 0.0},
         "strategy": STRATEGIES[strategy],
         "evaluation": {"every_rounds": options.rounds, "bootstrap_samples": 0},
     }

@@ -15,21 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-
-def children_of(root: int) -> set[int]:
-    """`root` and all its descendants, also those in sessions of their own."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-    found, grown = {root}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        grown, found = bool(more), found | more
-    return found
+from common.processes import descendants
 
 
 def memory_mib(pids: set[int]) -> float:
@@ -67,7 +53,7 @@ def main() -> None:
         command += ["--data", options.data] if options.data else []
         process, samples = subprocess.Popen(command, env={**os.environ}), []
         while process.poll() is None:
-            samples.append(memory_mib(children_of(process.pid)))
+            samples.append(memory_mib({process.pid, *descendants(process.pid)}))
             time.sleep(0.5)
     print(f"exit {process.returncode}  peak {max(samples):.0f} MiB over {len(samples)} samples  hospitals {options.hospitals}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from common.data.atomic import atomic_write
 from common.errors import AuditError, ConfigError, FlowerError
 from common.flower_commands import flower_environment, flower_tool
 from common.health import is_serving
-from common.processes import Daemon, without_proxy_on_loopback
+from common.processes import Daemon, free_port, without_proxy_on_loopback
 
 START_SEC, SETTLE_SEC = 60.0, 2.0
 LEASE_SEC, RETRY_SEC = 120.0, 10.0
@@ -161,10 +160,10 @@ def _prepare(folder: SiteFolder) -> tuple[Daemon, list[str], dict[str, str]]:
         raise ConfigError(f"the site {folder.config.name} runs already (process {pid}); stop it with `pneumofed site stop`")
     _check_complete(folder)
     folder.work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    health = f"127.0.0.1:{_free_port()}"
+    health = f"127.0.0.1:{free_port()}"
     with atomic_write(folder.work / "supernode.json") as file:
         file.write(json.dumps({"health": health}).encode())
-    return daemon, supernode_command(folder, _free_port(), health), _environment(folder)
+    return daemon, supernode_command(folder, free_port(), health), _environment(folder)
 
 
 def _environment(folder: SiteFolder) -> dict[str, str]:
@@ -226,9 +225,3 @@ def _audit_state(folder: SiteFolder) -> tuple[int, str | None, str | None]:
     except AuditError as error:
         return 0, None, str(error)
     return report.lines, report.head, None if report.intact else report.sentence()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.errors import FlowerError
+from common.processes import descendants, started_at
 
 SWITCHES = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs our dependencies anew, and fails offline
@@ -54,7 +55,7 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
 
     Children that lead sessions of their own, as those of Ray do, are found before their parents end and would lose them.
     """
-    family = _descendants(process.pid)
+    family = {pid: started_at(pid) for pid in descendants(process.pid)}
     for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
         try:
             os.killpg(process.pid, sign)
@@ -65,30 +66,7 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
             break
         except subprocess.TimeoutExpired:
             continue
-    for pid in family:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _descendants(root: int) -> set[int]:
-    """Numbers of all processes below `root`."""
-    parents = _parents()
-    found: set[int] = set()
-    more = {root}
-    while more:
-        more = {pid for pid, parent in parents.items() if parent in more} - found
-        found |= more
-    return found
-
-
-def _parents() -> dict[int, int]:
-    """Parent by process number, of all processes: from /proc, which needs no other program, or from ps where there is none."""
-    if not Path("/proc/self/stat").exists():
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False).stdout
-        return {int(pid): int(parent) for pid, parent in (line.split() for line in listed.splitlines())}
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):  # it ended meanwhile
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    return parents
+    for pid, started in family.items():
+        if started_at(pid) == started:  # else the number is another program's by now
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)

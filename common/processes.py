@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,6 @@ from common.errors import ConfigError
 LOOPBACK = ("127.0.0.1", "localhost")
 LOG_BYTES = 20_000_000
 """A log that is larger at a start makes room for a new one; the one before is kept."""
-
-
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 """Escape sequences with which Flower colours its log."""
 
@@ -117,6 +116,27 @@ def started_at(pid: int) -> str | None:
         _reap(pid)
         return None
     return f"{boot} {after_name[19]}"
+
+
+def descendants(root: int) -> set[int]:
+    """Numbers of all living processes below `root`. Field 4 of /proc/PID/stat (proc(5)) is the parent."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            parents[int(path.parent.name)] = int(path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    more = {root}
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    return found
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def check_port_free(host: str, port: int, what: str) -> None:

@@ -9,7 +9,7 @@ DEMO_EXPERIMENT: dict[str, Any] = {
     "rounds": 6,
     "image": {"size_px": 64},
     "strategy": {"name": "fedavg", "wait_for_sites": 3},
-    "training": {"batch_size": 16, "early_fraction": 0.0},
+    "training": {"batch_size": 16},
 }
 
 DEMO_SIMULATION: dict[str, Any] = {"hospitals": 3, "partition": "dirichlet", "alpha": 1.0, "phantom_patients": 180}

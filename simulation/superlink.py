@@ -20,6 +20,7 @@ from typing import IO, Any
 
 from common.errors import ConfigError, FlowerError
 from common.flower_commands import flower_environment, flower_tool, stop_group
+from common.processes import free_port
 
 CONNECTION = "private"
 START_SEC = 60.0
@@ -79,7 +80,7 @@ def private_superlink(log: Path, extra_environment: Mapping[str, str]) -> Iterat
         FlowerError: it does not come up; the text ends with its last words.
     """
     with tempfile.TemporaryDirectory(prefix="pneumofed-flower-") as name, log.open("ab") as output:
-        folder, port = Path(name), _free_port()
+        folder, port = Path(name), free_port()
         environment = {**flower_environment(folder), **extra_environment}
         (folder / "config.toml").write_text(
             f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
@@ -170,9 +171,3 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> No
 def _toml(value: Any) -> str:
     """A TOML scalar; JSON's strings, numbers and booleans are TOML's."""
     return json.dumps(value)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.request
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from common.processes import free_port
 
 PLUGINS = ("/usr/share/orthanc/plugins/libOrthancDicomWeb.so", "/usr/lib/orthanc/plugins/libOrthancDicomWeb.so")
 AE_TITLE = "ARCHIVE"
@@ -61,13 +62,6 @@ class Orthanc:
             request.add_header("Authorization", "Basic " + base64.b64encode(":".join(self.user).encode()).decode())
         with urllib.request.urlopen(request, timeout=10) as response:
             return json.loads(response.read() or b"null")
-
-
-def free_port() -> int:
-    """A port on loopback that nobody listens on now."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from client.archive.deidentify import deidentify, encode
 from client.archive.pseudonyms import Pseudonyms
 from client.archive.query import Archive, ArchiveQuery, Instance, list_instances
 from client.archive.store import ImageStore, Rules
-from common.data.manifest import LABELS, ImageRecord, Manifest, read_sex
+from common.data.manifest import LABELS, ImageRecord, Manifest
 from common.data.report import DataReport, DataWarning
 from common.data.sources.collect import collect, is_frontal
-from common.data.sources.dicom import Labels, find_label
+from common.data.sources.dicom import Labels, find_label, record_of
 from common.dicom.header import read_header
 from common.dicom.tags import text_of
 from common.errors import ArchiveError, DataError, ImageError, PneumofedError, SkipReason
@@ -121,13 +121,4 @@ def _check_wanted(original: Dataset, sop_uid: str, rules: Rules) -> None:
 
 
 def _record(path: Path, label: str) -> ImageRecord:
-    header = read_header(path)
-    return ImageRecord(
-        path=path.absolute(),
-        patient=header.patient,
-        label=label,
-        view=header.view or None,
-        sex=read_sex(header.sex),
-        age_years=header.age_years,
-        manufacturer=header.manufacturer or None,
-    )
+    return record_of(path, read_header(path), label)

@@ -17,13 +17,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.flower_commands import flower_environment, flower_tool, stop_group
 from common.keys import private_pem
+from common.processes import free_port
 from server.provisioning.authority import Authority, open_authority
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ import yaml
 
 from common.data.manifest import ImageRecord, Manifest, write_manifest
 from common.images import read_image
+from common.processes import descendants, free_port
 from server.activity import EVENTS_FILE, read_activity
 from server.run_folder import RunFolder
 from tests.dicom_factory import dicom_bytes
@@ -252,31 +252,19 @@ class RealFederation:
         """Sends `sign` to the SuperNode and everything that it started."""
         pid = self.supernode_pid(name)
         assert pid is not None
-        for member in descendants(pid):
+        for member in family(pid):
             os.kill(member, sign)
 
     def resume_process(self, name: str) -> None:
         """Lets a site that was paused go on."""
         pid = self.supernode_pid(name)
-        for member in descendants(pid) if pid else ():
+        for member in family(pid) if pid else ():
             os.kill(member, signal.SIGCONT)
 
 
-def descendants(root: int) -> list[int]:
-    """`root` and all processes below it."""
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, IndexError):
-                continue
-    found, grown = {root}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        grown = bool(more)
-        found |= more
-    return sorted(found, reverse=True)
+def family(root: int) -> list[int]:
+    """`root` and all processes below it, the youngest numbers first."""
+    return sorted({root, *descendants(root)}, reverse=True)
 
 
 def until(found: Callable[[], Any], seconds: float, tell: Callable[[], str]) -> Any:
@@ -291,10 +279,7 @@ def until(found: Callable[[], Any], seconds: float, tell: Callable[[], str]) -> 
 
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on now, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    for probe in sockets:
-        probe.bind(("127.0.0.1", 0))
-    ports = [int(probe.getsockname()[1]) for probe in sockets]
-    for probe in sockets:
-        probe.close()
-    return ports
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return sorted(found)

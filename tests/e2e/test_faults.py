@@ -14,7 +14,7 @@ import pytest
 from common.data.manifest import read_manifest
 from common.keys import write_node_key
 from server.checkpoints import read_checkpoint
-from tests.e2e.real import NAMES, RealFederation, call, descendants, three_sources, until
+from tests.e2e.real import NAMES, RealFederation, call, family, three_sources, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -40,7 +40,7 @@ def client_process(federation: RealFederation, name: str) -> int:
 
     def find() -> int | None:
         pid = federation.supernode_pid(name)
-        for member in descendants(pid) if pid else []:
+        for member in family(pid) if pid else []:
             command = Path(f"/proc/{member}/cmdline")
             if command.exists() and b"client.gate" in command.read_bytes():
                 return member
@@ -140,7 +140,7 @@ def test_the_coordinator_killed_in_a_round_resumes_with_the_weights_of_an_unbrok
 def coordinator_processes(federation: RealFederation) -> list[int]:
     found = subprocess.run(["pgrep", "-f", str(federation.coordinator)], capture_output=True, text=True, check=False).stdout
     roots = [int(pid) for pid in found.split()]
-    return sorted({member for root in roots for member in descendants(root)})
+    return sorted({member for root in roots for member in family(root)})
 
 
 def test_a_network_cut_for_a_minute_loses_no_finished_work(federation: RealFederation) -> None:
@@ -150,7 +150,7 @@ def test_a_network_cut_for_a_minute_loses_no_finished_work(federation: RealFeder
     client_process(federation, "hill")
     door = int((federation.coordinator / "state" / "door.pid").read_text().split()[0])
     for sign, pause in ((signal.SIGSTOP, 60.0), (signal.SIGCONT, 0.0)):
-        for pid in descendants(door):
+        for pid in family(door):
             subprocess.run(["kill", f"-{sign.value}", str(pid)], check=False)
         time.sleep(pause)
     assert federation.wait("run", 600)["state"] == "succeeded", federation.tell("run")

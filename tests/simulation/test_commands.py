@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError, FlowerError
+from common.processes import descendants
 from simulation.flower_simulation import parse_run_config, read_project, read_resources
-from tests.e2e.real import descendants
 
 PNEUMOFED = [sys.executable, "-m", "simulation.cli"]
 FLOWER_SIMULATION = [sys.executable, "-m", "simulation.flower_simulation"]

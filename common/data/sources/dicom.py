@@ -83,6 +83,11 @@ def _record(file: Path, file_keys: list[str], labels: Labels, frontal_only: bool
         reason = SkipReason.NOT_FRONTAL
     if reason is not None:
         return reason
+    return record_of(file, header, label)
+
+
+def record_of(file: Path, header: DicomHeader, label: str) -> ImageRecord:
+    """The manifest's row of a DICOM file."""
     return ImageRecord(
         path=file.absolute(),
         patient=header.patient,
