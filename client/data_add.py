@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from client.archive.pseudonyms import load_pseudonyms
 from client.site import read_site_config
+from client.withdrawals import Withdrawals
 from common.config import SiteConfig
 from common.data.atomic import exclusive
 from common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from common.data.report import DataReport
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, SkipReason
 
 SITE_FILE = "site.yaml"
 
@@ -36,6 +38,14 @@ class SiteFolder:
     @property
     def images(self) -> Path:
         return self.data / "images"
+
+    def delete_copy(self, record: ImageRecord) -> bool:
+        """Deletes the image and returns True if the site itself wrote it, on an import from the archive."""
+        path = record.path.resolve()
+        if not path.is_relative_to(self.images.resolve()) or not path.exists():
+            return False
+        path.unlink()
+        return True
 
 
 @dataclass(frozen=True)
@@ -70,13 +80,15 @@ def open_site(folder: Path) -> SiteFolder:
 def add_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Addition:
     """Merges `manifest` into the site's: an image that is there already gets the new row in its old place.
 
-    Two rows are of one image if their paths lead to the same file. Processes that add at the same time wait for each other.
+    Patients who have withdrawn are left out and counted. Two rows are of one image if their paths lead to the same file. Processes that
+    add at the same time wait for each other.
 
     Raises:
+        ConfigError: the key of the pseudonyms cannot be used.
         DataError: the site's manifest is damaged or cannot be written; it is left as it was.
     """
+    manifest, report = _without_withdrawn(site, manifest, report)
     try:
-        site.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         with exclusive(site.data):
             rows = (
                 {_identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
@@ -101,6 +113,22 @@ def with_pseudonyms(site: SiteFolder, manifest: Manifest) -> Manifest:
     """
     pseudonyms = load_pseudonyms(site.data)
     return Manifest(tuple(replace(record, patient=pseudonyms.patient(record.patient)) for record in manifest.records))
+
+
+def _without_withdrawn(site: SiteFolder, manifest: Manifest, report: DataReport) -> tuple[Manifest, DataReport]:
+    withdrawals = Withdrawals.of(site.data)
+    kept = tuple(record for record in manifest.records if not withdrawals.cover(record.patient))
+    gone = [record for record in manifest.records if withdrawals.cover(record.patient)]
+    if not gone:
+        return manifest, report
+    for record in gone:
+        site.delete_copy(record)
+    skipped = report.skipped + Counter({SkipReason.WITHDRAWN: len(gone)})
+    classes = Counter(report.classes)
+    classes.subtract(Counter(record.label for record in gone))
+    patients = report.patients - len({record.patient for record in gone})
+    left = replace(report, used=report.used - len(gone), skipped=skipped, classes=classes, patients=patients)
+    return Manifest(kept), left
 
 
 def _identify(record: ImageRecord) -> str:

@@ -64,6 +64,7 @@ class SkipReason(StrEnum):
     NOT_FRONTAL = "not a frontal view"
     DUPLICATE = "same image content seen before"
     BURNT_IN = "writing burnt into the image, or likely to be"
+    WITHDRAWN = "patient has withdrawn"
     NOT_DELIVERED = "archive did not deliver the image"
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import uuid
 from dataclasses import dataclass, field
@@ -31,6 +32,11 @@ class Pseudonyms:
     def patient(self, patient_id: str) -> str:
         """`P` and 24 hexadecimal digits, for Patient ID (0010,0020)."""
         return "P" + self._digest("patient", patient_id).hex()[:24]
+
+    @staticmethod
+    def is_pseudonym(text: str) -> bool:
+        """Whether `text` has the form of a patient's pseudonym."""
+        return re.fullmatch(r"P[0-9a-f]{24}", text) is not None
 
     def accession(self, number: str) -> str:
         """`A` and 15 hexadecimal digits, for Accession Number (0008,0050), which has 16 characters (PS3.5, 6.2: SH)."""

@@ -127,7 +127,8 @@ def three_sources(folder: Path, patients: int = 12) -> Iterator[dict[str, Source
 class RealFederation:
     """Kits for a coordinator and hospitals, unpacked below `folder`; nothing runs before `start`."""
 
-    def __init__(self, folder: Path, sources: dict[str, Source], **federation: Any) -> None:
+    def __init__(self, folder: Path, sources: dict[str, Source], test: Manifest | None = None, **federation: Any) -> None:
+        """`test` holds the coordinator's own images; a few are drawn where there are none."""
         need_nginx()
         self.folder, self.names = folder, tuple(sources)
         ports = free_ports(6)
@@ -146,7 +147,7 @@ class RealFederation:
         self.provision()
         self.coordinator = folder / "coordinator"
         self.install_coordinator_kit()
-        write_manifest(draw_manifest(folder / "test-images", 10, seed=1000), folder / "test.csv")
+        write_manifest(test or draw_manifest(folder / "test-images", 10, seed=1000), folder / "test.csv")
         local = {"test_manifest": str(folder / "test.csv"), "device": "cpu", "threads": 1}
         (self.coordinator / "local.yaml").write_text(yaml.safe_dump(local))
         for name, source in sources.items():
@@ -221,6 +222,20 @@ class RealFederation:
 
     def run_folder(self, name: str) -> RunFolder:
         return RunFolder(self.coordinator / "runs" / name)
+
+    def simulate(self, name: str, folder: Path) -> RunFolder:
+        """The same run over copies of the same hospitals below `folder`, in this process."""
+        from client.app import app as client_app
+        from common.config import CoordinatorConfig
+        from server.study import run_study
+        from simulation.local_grid import LocalGrid
+
+        shutil.copytree(self.folder / "sites", folder / "sites", ignore=shutil.ignore_patterns("*.sock", "gate", "flower"))
+        nodes = [{"site-config": str(folder / "sites" / site / "site.yaml")} for site in self.names]
+        test = str(self.folder / "test.csv")
+        settings = CoordinatorConfig(run_dir=str(folder / name), test_manifest=test, device="cpu", threads=1)
+        run_study(LocalGrid(client_app, nodes, {}), self.run_folder(name).read_config(), settings)
+        return RunFolder(folder / name)
 
     def events(self, name: str) -> list[dict[str, Any]]:
         return read_activity(self.run_folder(name).path / EVENTS_FILE)

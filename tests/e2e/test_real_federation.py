@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from common.audit import read_entries
 from common.audit_report import anchors_in, verify
 from common.messages import ModelArrays
 from server.checkpoints import read_checkpoint
+from server.run_folder import RunFolder
 from tests.e2e.real import NAMES, RealFederation, three_sources
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -32,23 +32,8 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealFederat
             federation.stop()
 
 
-def weights(federation: RealFederation, name: str) -> ModelArrays:
-    return read_checkpoint(federation.run_folder(name).last_checkpoint).arrays
-
-
-def simulate(federation: RealFederation, folder: Path, name: str) -> ModelArrays:
-    """The last weights of the same run over the same hospitals in one process."""
-    from client.app import app as client_app
-    from common.config import CoordinatorConfig
-    from server.study import run_study
-    from simulation.local_grid import LocalGrid
-
-    shutil.copytree(federation.folder / "sites", folder / "sites", ignore=shutil.ignore_patterns("*.sock", "gate", "flower"))
-    nodes = [{"site-config": str(folder / "sites" / site / "site.yaml")} for site in federation.names]
-    test = str(federation.folder / "test.csv")
-    settings = CoordinatorConfig(run_dir=str(folder / name), test_manifest=test, device="cpu", threads=1)
-    run_study(LocalGrid(client_app, nodes, {}), federation.run_folder(name).read_config(), settings)
-    return read_checkpoint(folder / name / "checkpoints" / "last.pt").arrays
+def weights(folder: RunFolder) -> ModelArrays:
+    return read_checkpoint(folder.last_checkpoint).arrays
 
 
 def test_three_sources_over_tls_give_the_weights_of_the_simulation_bit_for_bit(
@@ -57,7 +42,7 @@ def test_three_sources_over_tls_give_the_weights_of_the_simulation_bit_for_bit(
     history = federation.run_folder("first").read_history()
     assert [line["drawn"] for line in history] == [sorted(NAMES)] * 2
     assert all(not line["failures"] and not line["left_out"] for line in history)
-    real, simulated = weights(federation, "first"), simulate(federation, tmp_path, "first")
+    real, simulated = weights(federation.run_folder("first")), weights(federation.simulate("first", tmp_path))
     np.testing.assert_array_equal(real.parameters, simulated.parameters)
     np.testing.assert_array_equal(real.statistics, simulated.statistics)
 
