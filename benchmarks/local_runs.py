@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,17 @@ class Run:
     simulation: dict[str, Any]
     folder: str
     deed: Deed = "honest"
+
+
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """Options of a benchmark that compares many small federations on real images."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", required=True, help="folder in the Kaggle layout")
+    parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--hospitals", type=int, default=10)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    return parser
 
 
 def run_all(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -9,19 +9,13 @@ import argparse
 import json
 import tempfile
 
-from benchmarks.local_runs import Run, run_all
+from benchmarks.local_runs import Run, build_parser, run_all
 
 PRECISIONS = ("float32", "float16", "int8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", required=True)
-    parser.add_argument("--image-size", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--hospitals", type=int, default=10)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    options = parser.parse_args()
+    options = build_parser("Updates in 32, 16 and 8 bits.").parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = [_run(precision, seed, options, folder) for seed in options.seeds for precision in PRECISIONS]
         summaries = dict(zip([run.name for run in runs], run_all(runs), strict=True))
