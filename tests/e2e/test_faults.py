@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from common.audit import read_entries
 from common.data.manifest import read_manifest
 from common.keys import write_node_key
+from common.processes import started_at
 from server.checkpoints import read_checkpoint
 from tests.e2e.real import NAMES, RealFederation, call, family, three_sources, until
 
@@ -36,17 +38,21 @@ def federation(tmp_path: Path) -> Iterator[RealFederation]:
 
 
 def client_process(federation: RealFederation, name: str) -> int:
-    """The process that trains at the site, as soon as there is one."""
+    """The process that trains at the site, once it has written down what it was asked; an earlier one may still be on its way out."""
+    log = federation.site(name) / "work" / "audit.jsonl"
 
     def find() -> int | None:
-        pid = federation.supernode_pid(name)
-        for member in family(pid) if pid else []:
-            command = Path(f"/proc/{member}/cmdline")
-            if command.exists() and b"client.gate" in command.read_bytes():
-                return member
-        return None
+        asked = [entry for entry in read_entries(log) if entry.event == "request" and entry.facts["work"] == "train"]
+        pid = federation.supernode_pid(name) if asked else None
+        gates = [member for member in family(pid) if is_gate(member)] if pid else []
+        return max(gates, key=lambda gate: int((started_at(gate) or "0").split()[-1]), default=None)
 
     return int(until(find, 60, lambda: f"{name} started no client process"))
+
+
+def is_gate(pid: int) -> bool:
+    command = Path(f"/proc/{pid}/cmdline")
+    return command.exists() and b"client.gate" in command.read_bytes()
 
 
 def failures(federation: RealFederation, run: str) -> list[dict[str, str]]:
