@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -154,7 +155,7 @@ def test_a_network_cut_for_a_minute_loses_no_finished_work(federation: RealFeder
     federation.submit("run", rounds=2, training=LONG)
     federation.wait_for("run", "asked", 1, site="hill", task="train")
     client_process(federation, "hill")
-    door = int((federation.coordinator / "state" / "door.pid").read_text().split()[0])
+    door = json.loads((federation.coordinator / "state" / "door.pid").read_text())["pid"]
     for sign, pause in ((signal.SIGSTOP, 60.0), (signal.SIGCONT, 0.0)):
         for pid in family(door):
             subprocess.run(["kill", f"-{sign.value}", str(pid)], check=False)
