@@ -21,6 +21,7 @@ TaskName = Literal["binary", "three_class"]
 ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn"]
 StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"]
 UpdatePrecision = Literal["float32", "float16", "int8"]
+PrivacyUnit = Literal["image", "patient"]
 ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
 
 
@@ -164,6 +165,38 @@ class StrategyConfig(Section):
         return 2 * self.malicious_sites + 3 if self.name == "krum" else 1
 
 
+class PrivacyConfig(Section):
+    """Differential privacy of each site's own training: DP-SGD (Abadi et al. 2016, algorithm 1) with Poisson sampling.
+
+    Neighbouring data sets differ by one unit, added or removed. Sampling rate, noise, number of steps and accounting all come from
+    these numbers and the site's own number of units (`client.privacy.plan`).
+    """
+
+    mechanism: Literal["none", "dp_sgd"] = "none"
+    unit: PrivacyUnit = "patient"
+    """What is protected: one `image`, or one `patient` with all images. Under `patient` each drawn patient gives one image, drawn anew."""
+    target_epsilon: Positive = 6.0
+    """Spent by each site over all planned rounds; becomes the noise multiplier before the first step."""
+    noise_multiplier: Positive | None = None
+    """Standard deviation of the noise over `max_grad_norm`. Set, it takes the place of `target_epsilon`."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Unset it is 1 / training patients of the site."""
+    max_grad_norm: Positive = 1.0
+    """Each unit's gradient is clipped to this length."""
+    expected_batch_size: Count = 256
+    """Units drawn a step on average: the sampling rate is this over the site's units, 1 at most."""
+    physical_batch_size: Count = 32
+    """Images that are in memory at once; changes nothing but memory and speed."""
+    augmentation_multiplicity: Count = 1
+    """Augmented views of an image whose gradients are averaged before they are clipped (De et al. 2022, section 3.4)."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Of the moving average of the weights over the steps of a round, which travels in place of the last ones; 0 is off."""
+    accountant: Literal["prv", "rdp"] = "prv"
+    secure_noise: bool = False
+    """Draws noise and sampling from the operating system's generator. Such a run does not repeat bit for bit; what is published should
+    come from one, since a seed that the coordinator knows lets it subtract the noise."""
+
+
 class EvaluationConfig(Section):
     """Central and federated evaluation."""
 
@@ -202,6 +235,7 @@ class ExperimentConfig(Section):
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
 
