@@ -13,13 +13,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from opacus.accountants import PRVAccountant, RDPAccountant
+from opacus.accountants.analysis.prv import (
+    Domain,
+    PoissonSubsampledGaussianPRV,
+    TruncatedPrivacyRandomVariable,
+    compose_heterogeneous,
+    discretize,
+)
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
 from common.errors import ConfigError
 
@@ -29,13 +36,14 @@ NOISE_TOLERANCE = 1.0e-3
 """`noise_for` gives at most this share more noise than the smallest that it could find, plus one rounding step."""
 LARGEST_NOISE = 1.0e4
 _NOISE_STEP = 1.0e-4
-_ORDERS_WHOLE = [*range(2, 64), 72, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024]
-_ORDERS_BETWEEN = [1.01, 1.02, 1.05, *(order / 10 for order in range(11, 110) if order % 10)]
+_WHOLE_ORDERS: tuple[float, ...] = (*range(2, 64), 72, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
+_FRACTIONAL_ORDERS = (1.01, 1.02, 1.05, *(order / 10 for order in range(11, 110) if order % 10))
 """Opacus' own orders, continued to both sides. 1024 is the last whose binomial coefficients fit a double."""
 _WHOLE_ORDERS_FROM_NOISE = 30.0
 """Above it the series of the fractional orders takes thousands of terms, and large orders are the best ones anyway."""
 _EPSILON_ERROR = 2.0e-3
-"""Of the numerical composition, as a share of the epsilon of `rdp`."""
+"""Of the numerical composition, as a share of epsilon."""
+_SMALL_EPSILON = 0.05
 _LARGEST_MESH = 1 << 21
 """Points of the numerical composition: 16 MB an array. Where the error would need more, the error grows in its place."""
 _LARGEST_ERROR = 0.1
@@ -69,9 +77,8 @@ class Mechanism:
 def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: AccountantName) -> float:
     """Epsilon at `delta` of all `mechanisms` together, in any order: an upper bound.
 
-    0 for nothing, infinity where a step has no noise. `prv` answers with the smaller of both bounds, and so falls back on `rdp` where
-    the numerical composition cannot be had: noise so small, or steps so many, that its mesh would not fit the memory, or a delta that
-    drowns in its rounding errors.
+    0 for nothing, infinity where a step has no noise. `prv` falls back on `rdp` where the numerical composition cannot be had: noise so
+    small, or steps so many, that its mesh would not fit the memory, or a delta that drowns in its rounding errors.
 
     Raises:
         ConfigError: delta is not in (0, 1).
@@ -143,42 +150,60 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accoun
     if any(mechanism.noise_multiplier == 0.0 for mechanism in mechanisms):
         return math.inf
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # of an extreme order, which is still a bound, and of integrals that are checked by their sum
-        bound = _rdp(mechanisms, delta)
-        return min(bound, _prv(mechanisms, delta, bound)) if accountant == "prv" else bound
+        warnings.simplefilter(
+            "ignore"
+        )  # the best order is an extreme one, which still bounds; the mean's integral is checked by Opacus
+        found = _prv(mechanisms, delta) if accountant == "prv" else math.inf
+        return found if math.isfinite(found) else _rdp(mechanisms, delta, _all_orders(mechanisms))
 
 
-def _history(mechanisms: tuple[Mechanism, ...]) -> list[tuple[float, float, int]]:
-    return [(mechanism.noise_multiplier, mechanism.sampling_rate, mechanism.steps) for mechanism in mechanisms]
-
-
-def _rdp(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
-    accountant = RDPAccountant()
-    accountant.history = _history(mechanisms)
-    few = any(mechanism.noise_multiplier > _WHOLE_ORDERS_FROM_NOISE for mechanism in mechanisms)
-    bound = float(accountant.get_epsilon(delta, alphas=_ORDERS_WHOLE if few else sorted([*_ORDERS_BETWEEN, *_ORDERS_WHOLE])))
+def _rdp(mechanisms: Iterable[Mechanism], delta: float, orders: tuple[float, ...]) -> float:
+    curve = sum(
+        mechanism.steps * _rdp_of_step(mechanism.sampling_rate, mechanism.noise_multiplier, orders) for mechanism in mechanisms
+    )
+    bound = float(get_privacy_spent(orders=list(orders), rdp=curve, delta=delta)[0])
     return math.inf if math.isnan(bound) else max(bound, 0.0)
 
 
-def _prv(mechanisms: tuple[Mechanism, ...], delta: float, bound: float) -> float:
-    """The upper end of the numerical composition; infinity where it cannot be had."""
-    error = _epsilon_error(mechanisms, delta, bound)
+@lru_cache(maxsize=1024)
+def _rdp_of_step(rate: float, noise: float, orders: tuple[float, ...]) -> np.ndarray:
+    """Renyi divergence of one step at each of the orders, float64 [orders]."""
+    return np.asarray(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders)))
+
+
+def _all_orders(mechanisms: Iterable[Mechanism]) -> tuple[float, ...]:
+    if any(mechanism.noise_multiplier > _WHOLE_ORDERS_FROM_NOISE for mechanism in mechanisms):
+        return _WHOLE_ORDERS
+    return tuple(sorted((*_FRACTIONAL_ORDERS, *_WHOLE_ORDERS)))
+
+
+def _prv(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
+    """The upper end of the numerical composition, as Opacus' `PRVAccountant` has it; infinity where it cannot be had."""
+    delta_error = _DELTA_ERROR * delta
+    bound, width = _rdp(mechanisms, delta, _WHOLE_ORDERS), _half_width(mechanisms, delta_error)
+    if not math.isfinite(width):
+        return math.inf
+    steps = [mechanism.steps for mechanism in mechanisms]
+    per_mesh = math.sqrt(sum(steps) * math.log(12.0 / delta_error) / 2.0)
+    error = max(_EPSILON_ERROR * max(bound, _SMALL_EPSILON), 2.0 * width / _LARGEST_MESH * per_mesh)
     if error > _LARGEST_ERROR * max(bound, 1.0):
         return math.inf
-    accountant = PRVAccountant()
-    accountant.history = _history(mechanisms)
+    domain = Domain.create_aligned(-width, width, error / per_mesh)
     try:
-        found = float(accountant.get_epsilon(delta, eps_error=error, delta_error=_DELTA_ERROR * delta))
-    except (RuntimeError, ValueError, MemoryError):
+        parts = [discretize(_truncated(mechanism, domain), domain) for mechanism in mechanisms]
+        found = float(compose_heterogeneous(parts, steps).compute_epsilon(delta, delta_error, error)[2])
+    except (RuntimeError, ValueError):
         return math.inf
-    return max(found, 0.0) if math.isfinite(found) else math.inf
+    return max(found, 0.0)
 
 
-def _epsilon_error(mechanisms: tuple[Mechanism, ...], delta: float, bound: float) -> float:
-    """The error to ask for: a share of `bound`, more where the mesh would grow too fine (mesh size as in Gopi et al., theorem 5.5)."""
-    if not math.isfinite(bound):
-        return math.inf
-    steps = sum(mechanism.steps for mechanism in mechanisms)
-    per_mesh = math.sqrt(steps * math.log(12.0 / (_DELTA_ERROR * delta)) / 2.0)
-    width = 2.0 * (_rdp(mechanisms, _DELTA_ERROR * delta / 4.0) + 4.0)
-    return max(_EPSILON_ERROR * bound, width / _LARGEST_MESH * per_mesh)
+def _half_width(mechanisms: tuple[Mechanism, ...], delta_error: float) -> float:
+    """Half the domain of the privacy loss outside of which lies too little mass to matter (Gopi et al., remark 5.6)."""
+    single = delta_error / (8.0 * sum(mechanism.steps for mechanism in mechanisms))
+    ones = [_rdp([replace(mechanism, steps=1)], single, _WHOLE_ORDERS) for mechanism in mechanisms]
+    return max(_rdp(mechanisms, delta_error / 4.0, _WHOLE_ORDERS), *ones) + 3.0
+
+
+def _truncated(mechanism: Mechanism, domain: Domain) -> TruncatedPrivacyRandomVariable:
+    variable = PoissonSubsampledGaussianPRV(mechanism.sampling_rate, mechanism.noise_multiplier)
+    return TruncatedPrivacyRandomVariable(variable, domain.t_min, domain.t_max)
