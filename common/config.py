@@ -58,6 +58,8 @@ class ModelConfig(Section):
     name: ModelName = "resnet18"
     in_channels: Literal[1, 3] = 1
     norm: Literal["batch", "group"] = "batch"
+    weight_standardization: bool = False
+    """Convolutions use their filters with mean 0 and length 1 (Qiao et al. 2019); helps GroupNorm and private training."""
     weights: Annotated[str, Field(min_length=1)] = "none"
     """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator) or the path of a local weights file."""
     freeze: Literal["none", "head_only", "last_block"] = "none"
@@ -193,8 +195,13 @@ class PrivacyConfig(Section):
     """Of the moving average of the weights over the steps of a round, which travels in place of the last ones; 0 is off."""
     accountant: Literal["prv", "rdp"] = "prv"
     secure_noise: bool = False
-    """Draws noise and sampling from the operating system's generator. Such a run does not repeat bit for bit; what is published should
-    come from one, since a seed that the coordinator knows lets it subtract the noise."""
+    """Noise and sampling come from a ChaCha20 key that the operating system draws for each round and nobody keeps, and each noise value
+    is a sum of four, against the attack on floating point numbers (Holohan and Braghin 2021). Off, the key comes from the site's own
+    secret and everything that the update depends on: the coordinator, who knows `seed`, cannot compute it, but the site repeats the
+    round bit for bit, and who gets the secret and an update can subtract the noise. Publish what was trained with it on."""
+    open_metrics: bool = False
+    """Sends training loss, accuracy and images per second of private rounds too. They come from the raw data without any noise, so
+    that the accounted epsilon does not hold for who sees them."""
 
 
 class EvaluationConfig(Section):
@@ -270,6 +277,32 @@ class ExperimentConfig(Section):
             raise ValueError("model.head_first_rounds must be smaller than rounds")
         return self
 
+    @model_validator(mode="after")
+    def _check_private(self) -> ExperimentConfig:
+        """Everything that goes into a private update must pass the mechanism; what would go around it is refused."""
+        if self.privacy.mechanism == "none":
+            return self
+        refused = {
+            "strategy.name 'fedbn' keeps BatchNorm layers, which mix the images of a batch: take another strategy and model.norm 'group'": (
+                self.strategy.name == "fedbn"
+            ),
+            "BatchNorm mixes the images of a batch, so that none has a gradient of its own: set model.norm to 'group'": (
+                self.model.norm == "batch"
+            ),
+            "the loss would use the site's own class counts, a release that is not accounted: set loss.logit_adjustment to false and "
+            "loss.class_weights to 'none'": self.loss.logit_adjustment or self.loss.class_weights != "none",
+            "training.max_grad_norm clips the gradient of a whole batch: leave it at 0, privacy.max_grad_norm clips each unit's": (
+                self.training.max_grad_norm > 0
+            ),
+            "training.precision 'fp16' scales the loss, and with it what is clipped: take 'bf16', 'fp32' or 'auto'": (
+                self.training.precision == "fp16"
+            ),
+        }
+        for sentence, is_refused in refused.items():
+            if is_refused:
+                raise ValueError(f"privacy.mechanism is 'dp_sgd' but {sentence}")
+        return self
+
 
 class SiteConfig(Section):
     """What one hospital keeps to itself. It is never sent."""
@@ -322,7 +355,15 @@ class SitePolicy(Section):
     max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
     """Training rounds that are answered within 24 hours, over all runs."""
     max_epsilon: NonNegative | None = None
-    """A run that would spend more privacy than this at the site, or that is not private at all, is refused. Unset sets no limit."""
+    """Privacy budget of the site's data over all runs (see `client.privacy.ledger`): a round beyond it, and every run that is not
+    private at all, is refused. Unset sets no limit."""
+    max_epsilon_per_study: NonNegative | None = None
+    """The same for the runs of one experiment name. The coordinator chooses the name, so that only `max_epsilon` binds it."""
+    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """At which the limits are judged; a run that plans with a larger one is refused. Unset they are judged at the smallest delta of
+    the runs so far."""
+    min_unit: PrivacyUnit = "image"
+    """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
     quiet_hours: list[QuietHours] = []
     """Times of day (local, e.g. `07:30-18:00`) in which nothing is trained here; may pass midnight."""
 
