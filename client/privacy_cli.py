@@ -98,4 +98,7 @@ def _say(text: str) -> None:
 
 
 def _print_json(values: Any) -> None:
-    console.print(json.dumps(values, default=str, indent=2), markup=False)
+    """Infinity as null."""
+    from common.evaluation.metrics import without_nan
+
+    console.print(json.dumps(without_nan(values), default=str, indent=2), markup=False)
