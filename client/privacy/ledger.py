@@ -127,7 +127,7 @@ class Ledger:
         """
         for lineage in self.lineages():
             earlier = [other.entry for other in lineage.entries]
-            same = [entry for entry in earlier if (entry.run, entry.experiment) == (run, experiment)]
+            same = [entry for entry in earlier if (entry.run, entry.experiment, entry.purpose) == (run, experiment, "training")]
             if same:
                 judge(earlier, same[-1], limits)
 

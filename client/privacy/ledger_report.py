@@ -101,10 +101,11 @@ def verify(config: SiteConfig) -> LedgerReport:
     except PolicyError as error:
         return LedgerReport(0, (str(error),), 0)
     lines, problems = _audit_lines(config)
-    counted = Counter((other.entry.run, other.entry.round) for lineage in lineages for other in lineage.entries)
+    entries = [recorded.entry for lineage in lineages for recorded in lineage.entries]
+    counted = Counter((entry.run, entry.round) for entry in entries if entry.purpose == "training")
     problems += [problem for lineage in lineages for problem in _epsilon_problems(lineage)] + _missing(lines, counted)
     open_rounds = sum("epsilon" not in line.facts.get("metrics", ()) for line in lines)
-    return LedgerReport(sum(counted.values()), tuple(problems), open_rounds)
+    return LedgerReport(len(entries), tuple(problems), open_rounds)
 
 
 def _account(lineage: Lineage, limits: SitePolicy) -> Account:
