@@ -1,8 +1,8 @@
 """The sum of clipped gradients of a batch's units, in one forward and one backward pass.
 
-    forward     each trained layer's input is kept; parameters carry no gradient, so autograd computes that of activations alone
-    backward    as a layer's output gradient comes by, its units' gradients or their norms are taken (`client.privacy.layers`)
-    then        each unit's factor min(1, max_grad_norm / norm), and the sum of the scaled gradients is added to each `grad`
+forward     each trained layer's input is kept; parameters carry no gradient, so autograd computes that of activations alone
+backward    as a layer's output gradient comes by, its units' gradients or their norms are taken (`client.privacy.layers`)
+then        each unit's factor min(1, max_grad_norm / norm), and the sum of the scaled gradients is added to each `grad`
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class ClippedGradients:
     """Adds up clipped gradients of the trainable parameters of `model`.
 
     Guarantee: what one unit adds to the sum of a batch is no longer than `max_grad_norm`, over all parameters together, up to float32
-    rounding. A unit whose gradient is not finite adds nothing.
+    rounding. A unit whose gradient is not finite adds nothing. In half precision the guarantee is for a unit's own term: the last
+    bits of the other units' gradients may depend on how many rows a kernel takes at once, which no implementation of DP-SGD covers.
     """
 
     def __init__(self, model: nn.Module, max_grad_norm: float, views: int = 1) -> None:
@@ -35,7 +36,9 @@ class ClippedGradients:
             ConfigError: a layer with trainable parameters has no rule; see `check_layer`.
         """
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._layers = [(name, layer) for name, layer in model.named_modules() if any(p.requires_grad for p in layer.parameters(False))]
+        self._layers = [
+            (name, layer) for name, layer in model.named_modules() if any(p.requires_grad for p in layer.parameters(False))
+        ]
         for name, layer in self._layers:
             check_layer(name, layer)
         self._model, self._max_grad_norm, self._views = model, max_grad_norm, views
@@ -48,10 +51,13 @@ class ClippedGradients:
             compute_loss: runs the model once on a batch of `units * views` rows and returns the sum over units of the mean loss of
                 the unit's views. No unit's loss may depend on another's.
         """
+        device = self.parameters[0].device.type
         with self._recording():
-            compute_loss().backward()  # type: ignore[no-untyped-call]
+            loss = compute_loss()
+            with torch.autocast(device, enabled=False):  # a caller's autocast would round the sums
+                loss.backward()  # type: ignore[no-untyped-call]
             gradients, self._gradients = self._gradients, []
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             return self._clip(gradients)
 
     def fill_missing(self) -> None:
