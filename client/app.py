@@ -82,13 +82,18 @@ def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
         raise EmptySiteError(f"{site.name}: no training image")
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
     plan = RoundPlan(experiment, instruction.round, site.name)
-    setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
-    result = train_locally(setup, site.train, plan)
+    if experiment.privacy.mechanism == "none":
+        result = train_locally(build_setup(model, site.class_counts(class_number(experiment)), plan, compute), site.train, plan)
+        metrics = result.metrics()
+    else:
+        from client.privacy.rounds import train_privately  # Opacus costs a second to import
+
+        result, metrics = train_privately(model, site, instruction, compute)
     arrays = ModelArrays(*layout.flatten(model))
     if experiment.strategy.name == "fedbn":
         LocalNorms.of(config.work_dir, instruction.run, layout).keep(arrays, instruction.round)
     logger.info("round %d: trained %d steps, loss %.4f", instruction.round, result.steps, result.loss)
-    update = Update.of(_presence(site, layout), arrays, len(site.train.labels), result.metrics())
+    update = Update.of(_presence(site, layout), arrays, len(site.train.labels), metrics)
     return pack_update(update, _travelling(arrays, instruction, site.name))
 
 

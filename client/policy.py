@@ -1,7 +1,8 @@
 """The hospital's policy against what a run asks. Each rule is one small function; the first that is broken refuses.
 
-    before any data is read    strategies, models, max_epsilon; for work in a round also quiet_hours; for training max_rounds_per_day
-    before training            min_patients, once the data is known
+    before any data is read    strategies, models, the run's own epsilon, unit and delta; for work in a round also quiet_hours; for
+                               training max_rounds_per_day
+    before training            min_patients, once the data is known; the epsilon that remains (see `client.privacy.spending`)
 
 The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see `client.gate`.
 """
@@ -60,7 +61,7 @@ def check_run(policy: SitePolicy, experiment: ExperimentConfig, work: Work, work
     """
     check_strategy(policy, experiment)
     check_model(policy, experiment)
-    check_epsilon(policy)
+    check_epsilon(policy, experiment)
     if work != "query":  # a site that is busy now may still be counted on later in the run
         check_quiet_hours(policy, now())
     if work == "train":
@@ -79,10 +80,28 @@ def check_model(policy: SitePolicy, experiment: ExperimentConfig) -> None:
         raise PolicyError("models", f"the run trains {name}; allowed are {', '.join(policy.models) or 'none'}")
 
 
-def check_epsilon(policy: SitePolicy) -> None:
-    """Refuses every run where a limit is set: an `ExperimentConfig` knows no private training, so none keeps it."""
-    if policy.max_epsilon is not None:
-        raise PolicyError("max_epsilon", f"the run is not differentially private; the limit is epsilon {policy.max_epsilon:g}")
+def check_epsilon(policy: SitePolicy, experiment: ExperimentConfig) -> None:
+    """Refuses what the experiment alone shows to exceed the privacy limits; the ledger refuses what comes on top of earlier runs.
+
+    Raises:
+        PolicyError: the run is not private where a limit is set, its target is above a limit, it protects less than the hospital
+            asks for, or plans with a larger delta. A run that names its noise in place of a target is judged by the ledger.
+    """
+    privacy = experiment.privacy
+    for rule in ("max_epsilon", "max_epsilon_per_study"):
+        limit = getattr(policy, rule)
+        if limit is None:
+            continue
+        if privacy.mechanism == "none":
+            raise PolicyError(rule, f"the run is not differentially private; the limit is epsilon {limit:g}")
+        if privacy.noise_multiplier is None and privacy.target_epsilon > limit:
+            raise PolicyError(rule, f"the run plans epsilon {privacy.target_epsilon:g}; the limit is {limit:g}")
+    if privacy.mechanism == "none":
+        return
+    if policy.min_unit == "patient" and privacy.unit == "image":
+        raise PolicyError("min_unit", "the run protects single images; the policy asks for patients")
+    if policy.max_delta is not None and privacy.delta is not None and privacy.delta > policy.max_delta:
+        raise PolicyError("max_delta", f"the run plans with delta {privacy.delta:g}; at most {policy.max_delta:g} is allowed")
 
 
 def check_quiet_hours(policy: SitePolicy, now: datetime) -> None:

@@ -1,16 +1,18 @@
 """Local training: one setup, one loop.
 
-setup  = build_setup(model, site's class counts, experiment, round)     model, optimizer, loss
-result = train_locally(setup, data, plan)                               for each batch: augment, step
+setup  = build_setup(model, site's class counts, plan, compute)      model, optimizer, loss, and the rule of its steps
+result = train_locally(setup, data, plan)                            for each step: augment, add gradients, take the step
+
+Private training has the same loop and another rule (`client.privacy.dp_sgd`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +27,22 @@ from common.seeds import derive_seed, numpy_generator, torch_generator
 from common.transforms import augment, draw_parameters, normalize, to_model_input
 
 
+class StepRule(Protocol):
+    """What plain and private training differ in: which images a step takes, and how their gradients become one step."""
+
+    def draw(self, data: Dataset, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+        """For each step of the round the progress of the run in [0, 1), and rows of `data`, int64, in lots that fit the memory."""
+
+    def add_gradient(self, mean_loss: Callable[[], torch.Tensor], rows: int) -> None:
+        """Adds the gradient of a lot, whose mean loss over so many rows `mean_loss` computes."""
+
+    def take_step(self) -> None:
+        """Changes the weights by what was added."""
+
+    def finish(self) -> None:
+        """Called once, after the last step of the round."""
+
+
 @dataclass(frozen=True)
 class TrainingSetup:
     """What one round of local training steps with. A private setup has the same parts, wrapped by its mechanism."""
@@ -33,7 +51,7 @@ class TrainingSetup:
     optimizer: torch.optim.Optimizer
     loss: nn.Module
     compute: Compute
-    scaler: torch.amp.GradScaler
+    rule: StepRule
 
 
 @dataclass(frozen=True)
@@ -43,14 +61,16 @@ class RoundPlan:
     experiment: ExperimentConfig
     round: int
     site: str
+    secret: str = ""
+    """What the coordinator does not know, in private training."""
 
-    def seed_parts(self) -> tuple[int, int, str]:
-        return self.experiment.seed, self.round, self.site
+    def seed_parts(self) -> tuple[int | str, ...]:
+        return self.experiment.seed, self.round, self.site, *((self.secret,) if self.secret else ())
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """Sums of one round's training; `loss` and `accuracy` are means over the images seen, with augmentation."""
+    """Sums of one round's training; `loss` and `accuracy` are means over the images seen, with augmentation; of none they are NaN."""
 
     loss: float
     accuracy: float
@@ -85,8 +105,38 @@ def build_setup(model: nn.Module, class_counts: list[int], plan: RoundPlan, comp
     if experiment.proximal_mu > 0:
         pull_toward(optimizer, [parameter.detach().clone() for parameter in trainable], experiment.proximal_mu)
     loss = build_loss(experiment.loss, class_counts).to(compute.device)
-    scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.needs_scaler)
-    return TrainingSetup(model, optimizer, loss, compute, scaler)
+    return TrainingSetup(model, optimizer, loss, compute, PlainSteps(optimizer, trainable, experiment.training, compute))
+
+
+class PlainSteps:
+    """Every image once an epoch, in random order; one lot a step."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, trainable: list[nn.Parameter], training: TrainingConfig, compute: Compute
+    ) -> None:
+        self._optimizer, self._trainable, self._training = optimizer, trainable, training
+        self._scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.needs_scaler)
+
+    def draw(self, data: Dataset, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+        order, epochs = numpy_generator(*plan.seed_parts(), "batches"), self._training.local_epochs
+        for epoch in range(epochs):
+            batches = draw_batches(len(data.labels), self._training.batch_size, order)
+            for number, index in enumerate(batches):
+                done_epochs = (plan.round - 1) * epochs + epoch + number / len(batches)
+                yield done_epochs / (plan.experiment.rounds * epochs), [np.sort(index)]
+
+    def add_gradient(self, mean_loss: Callable[[], torch.Tensor], rows: int) -> None:
+        self._scaler.scale(mean_loss()).backward()
+
+    def take_step(self) -> None:
+        if self._training.max_grad_norm > 0:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._trainable, self._training.max_grad_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def finish(self) -> None:
+        """The weights are those of the last step."""
 
 
 def pull_toward(optimizer: torch.optim.Optimizer, anchors: list[torch.Tensor], mu: float) -> None:
@@ -142,35 +192,33 @@ def train_locally(setup: TrainingSetup, data: Dataset, plan: RoundPlan) -> Train
     torch.manual_seed(derive_seed(*plan.seed_parts(), "dropout"))
     training = plan.experiment.training
     train_mode(setup.model, fix_statistics=training.fixes_statistics(plan.round, plan.experiment.rounds))
+    views = torch_generator(*plan.seed_parts(), "augmentation")
     base_rates = [float(group["lr"]) for group in setup.optimizer.param_groups]
     loss_sum, correct, images, steps, factor = 0.0, 0, 0, 0, 1.0
-    for progress, batch, labels in _batches(data, plan, setup.compute.device):
+    for progress, lots in setup.rule.draw(data, plan):
         factor = schedule_factor(training, progress)
         for group, rate in zip(setup.optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
-        loss, right = _step(setup, batch, labels, plan.experiment)
-        loss_sum, correct, images, steps = loss_sum + loss * len(labels), correct + right, images + len(labels), steps + 1
-    duration = time.perf_counter() - started
-    return TrainingResult(loss_sum / images, correct / images, steps, images, base_rates[0] * factor, duration)
+        setup.optimizer.zero_grad(set_to_none=True)
+        for rows in lots:
+            loss, right = _add_gradient(setup, _view(data, rows, plan, setup.compute, views), data.labels[rows], plan.experiment)
+            loss_sum, correct, images = loss_sum + loss * len(rows), correct + right, images + len(rows)
+        setup.rule.take_step()
+        steps += 1
+    setup.rule.finish()
+    duration, seen = time.perf_counter() - started, images or math.nan
+    return TrainingResult(loss_sum / seen, correct / seen, steps, images, base_rates[0] * factor, duration)
 
 
-def _batches(data: Dataset, plan: RoundPlan, device: torch.device) -> Iterator[tuple[float, torch.Tensor, torch.Tensor]]:
-    """(progress of the run, augmented images float32 [N, 1, S, S] in [0, 1], labels int64 [N]) for each step of the round.
+def _view(data: Dataset, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator) -> torch.Tensor:
+    """Augmented images of `rows`, float32 [N, 1, S, S] in [0, 1], on the device.
 
     The bytes go to the device before they become floats, so that a GPU does the rest and is sent a quarter.
     """
-    cfg = plan.experiment.training
-    size_px = cfg.size_in_round(plan.round, plan.experiment.rounds, plan.experiment.image.size_px)
-    order = numpy_generator(*plan.seed_parts(), "batches")
-    draws = torch_generator(*plan.seed_parts(), "augmentation")
-    for epoch in range(cfg.local_epochs):
-        batches = draw_batches(len(data.labels), cfg.batch_size, order)
-        for number, index in enumerate(batches):
-            done_epochs = (plan.round - 1) * cfg.local_epochs + epoch + number / len(batches)
-            rows = np.sort(index)
-            images = _shrink(to_model_input(torch.from_numpy(data.pixels[rows]).to(device)), size_px)
-            images = augment(images, draw_parameters(len(index), plan.experiment.augmentation, draws))
-            yield done_epochs / (plan.experiment.rounds * cfg.local_epochs), images, torch.from_numpy(data.labels[rows])
+    experiment = plan.experiment
+    size_px = experiment.training.size_in_round(plan.round, experiment.rounds, experiment.image.size_px)
+    images = _shrink(to_model_input(torch.from_numpy(data.pixels[rows]).to(compute.device)), size_px)
+    return augment(images, draw_parameters(len(rows), experiment.augmentation, views))
 
 
 def _shrink(images: torch.Tensor, size_px: int) -> torch.Tensor:
@@ -179,20 +227,21 @@ def _shrink(images: torch.Tensor, size_px: int) -> torch.Tensor:
     return nn.functional.interpolate(images, size=(size_px, size_px), mode="bilinear", antialias=True)
 
 
-def _step(setup: TrainingSetup, images: torch.Tensor, labels: torch.Tensor, experiment: ExperimentConfig) -> tuple[float, int]:
-    compute = setup.compute
-    inputs, targets = compute.move(normalize(images, experiment.model.in_channels)), labels.to(compute.device)
-    setup.optimizer.zero_grad(set_to_none=True)
-    with compute.autocast():
-        logits = setup.model(inputs)
-    loss = setup.loss(logits.float(), targets)
-    setup.scaler.scale(loss).backward()
-    if experiment.training.max_grad_norm > 0:
-        setup.scaler.unscale_(setup.optimizer)
-        nn.utils.clip_grad_norm_(setup.model.parameters(), experiment.training.max_grad_norm)
-    setup.scaler.step(setup.optimizer)
-    setup.scaler.update()
-    return float(loss.detach()), int((logits.argmax(dim=1) == targets).sum())
+def _add_gradient(
+    setup: TrainingSetup, images: torch.Tensor, labels: np.ndarray, experiment: ExperimentConfig
+) -> tuple[float, int]:
+    """Mean loss over the images, and how many were classified rightly."""
+    compute, seen = setup.compute, {}
+    inputs, targets = compute.move(normalize(images, experiment.model.in_channels)), torch.from_numpy(labels).to(compute.device)
+
+    def mean_loss() -> torch.Tensor:
+        with compute.autocast():
+            seen["logits"] = setup.model(inputs)
+        seen["loss"] = setup.loss(seen["logits"].float(), targets)
+        return seen["loss"]
+
+    setup.rule.add_gradient(mean_loss, len(labels))
+    return float(seen["loss"].detach()), int((seen["logits"].argmax(dim=1) == targets).sum())
 
 
 def _build_optimizer(parameters: list[nn.Parameter], cfg: TrainingConfig, learning_rate: float) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from client.folder import APP_VARIABLE, COORDINATOR_VARIABLE
-from client.policy import Work, check_patients, check_run, local_now, require_policy
+from client.policy import Work, check_epsilon, check_patients, check_run, local_now, require_policy
 from client.site import Site, load_site
 from common.audit import AuditLog, canonical
 from common.audit_events import ANSWER, FAILURE, REFUSAL, REQUEST, hash_experiment
@@ -35,7 +35,13 @@ def answer(instruction: Instruction, config: SiteConfig, work: Work, handler: Ca
     log, asked = audit_log(config), {"work": work, "run": instruction.run, "round": instruction.round}
     try:
         log.record(REQUEST, **asked, **_who_asks(instruction))
-        check_run(require_policy(Path(config.policy)), instruction.experiment, work, Path(config.work_dir), local_now)
+        policy = require_policy(Path(config.policy))
+        check_epsilon(policy, instruction.experiment)
+        if work == "train" and instruction.experiment.privacy.mechanism != "none":
+            from client.privacy.spending import check_budget  # Opacus costs a second to import
+
+            check_budget(config, policy, instruction.experiment, instruction.run)
+        check_run(policy, instruction.experiment, work, Path(config.work_dir), local_now)
         content = handler(instruction, config)
         leaving = describe_content(content)
         attach_head(content, log.record(ANSWER, **asked, data=hash_data(config), **leaving))

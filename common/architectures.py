@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.config import ModelName
+from common.standardized import standardize_weights
 from common.torchvision_shim import import_torchvision
 
 _models = import_torchvision().models
@@ -109,7 +110,7 @@ class SmallCNN(nn.Module):
         return self.head(self.stages(x).mean(dim=(2, 3)))
 
 
-def build_architecture(name: ModelName, classes: int, in_channels: int, norm: str) -> nn.Module:
+def build_architecture(name: ModelName, classes: int, in_channels: int, norm: str, standardized: bool = False) -> nn.Module:
     """Network `name` with random weights, drawn from torch's global generator; no operation in it works in place.
 
     Args:
@@ -117,6 +118,7 @@ def build_architecture(name: ModelName, classes: int, in_channels: int, norm: st
         classes: number of logits.
         in_channels: 1 or 3.
         norm: `batch` or `group`.
+        standardized: whether convolutions standardise their weights.
     """
     architecture = ARCHITECTURES[name]
     model = architecture.build(classes)
@@ -124,6 +126,8 @@ def build_architecture(name: ModelName, classes: int, in_channels: int, norm: st
         _take_grey(model, architecture.first)
     if norm == "group":
         replace_batch_norm(model)
+    if standardized:
+        standardize_weights(model)
     for module in model.modules():
         if hasattr(module, "inplace"):
             vars(module)["inplace"] = False

@@ -21,6 +21,7 @@ TaskName = Literal["binary", "three_class"]
 ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn"]
 StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"]
 UpdatePrecision = Literal["float32", "float16", "int8"]
+PrivacyUnit = Literal["image", "patient"]
 ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
 
 
@@ -57,6 +58,8 @@ class ModelConfig(Section):
     name: ModelName = "resnet18"
     in_channels: Literal[1, 3] = 1
     norm: Literal["batch", "group"] = "batch"
+    weight_standardization: bool = False
+    """Convolutions use their filters with mean 0 and length 1 (Qiao et al. 2019); helps GroupNorm and private training."""
     weights: Annotated[str, Field(min_length=1)] = "none"
     """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator) or the path of a local weights file."""
     freeze: Literal["none", "head_only", "last_block"] = "none"
@@ -164,6 +167,43 @@ class StrategyConfig(Section):
         return 2 * self.malicious_sites + 3 if self.name == "krum" else 1
 
 
+class PrivacyConfig(Section):
+    """Differential privacy of each site's own training: DP-SGD (Abadi et al. 2016, algorithm 1) with Poisson sampling.
+
+    Neighbouring data sets differ by one unit, added or removed. Sampling rate, noise, number of steps and accounting all come from
+    these numbers and the site's own number of units (`client.privacy.plan`).
+    """
+
+    mechanism: Literal["none", "dp_sgd"] = "none"
+    unit: PrivacyUnit = "patient"
+    """What is protected: one `image`, or one `patient` with all images. Under `patient` each drawn patient gives one image, drawn anew."""
+    target_epsilon: Positive = 6.0
+    """Spent by each site over all planned rounds; becomes the noise multiplier before the first step."""
+    noise_multiplier: Positive | None = None
+    """Standard deviation of the noise over `max_grad_norm`. Set, it takes the place of `target_epsilon`."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Unset it is 1 / training patients of the site."""
+    max_grad_norm: Positive = 1.0
+    """Each unit's gradient is clipped to this length."""
+    expected_batch_size: Count = 256
+    """Units drawn a step on average: the sampling rate is this over the site's units, 1 at most."""
+    physical_batch_size: Count = 32
+    """Images that are in memory at once; changes nothing but memory and speed."""
+    augmentation_multiplicity: Count = 1
+    """Augmented views of an image whose gradients are averaged before they are clipped (De et al. 2022, section 3.4)."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Of the moving average of the weights over the steps of a round, which travels in place of the last ones; 0 is off."""
+    accountant: Literal["prv", "rdp"] = "prv"
+    secure_noise: bool = False
+    """Noise and sampling come from a ChaCha20 key that the operating system draws for each round and nobody keeps, and each noise value
+    is a sum of four, against the attack on floating point numbers (Holohan and Braghin 2021). Off, the key comes from the site's own
+    secret and everything that the update depends on: the coordinator, who knows `seed`, cannot compute it, but the site repeats the
+    round bit for bit, and who gets the secret and an update can subtract the noise. Publish what was trained with it on."""
+    open_metrics: bool = False
+    """Sends training loss, accuracy and images per second of private rounds too. They come from the raw data without any noise, so
+    that the accounted epsilon does not hold for who sees them."""
+
+
 class EvaluationConfig(Section):
     """Central and federated evaluation."""
 
@@ -202,6 +242,7 @@ class ExperimentConfig(Section):
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
 
@@ -234,6 +275,32 @@ class ExperimentConfig(Section):
             )
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
             raise ValueError("model.head_first_rounds must be smaller than rounds")
+        return self
+
+    @model_validator(mode="after")
+    def _check_private(self) -> ExperimentConfig:
+        """Everything that goes into a private update must pass the mechanism; what would go around it is refused."""
+        if self.privacy.mechanism == "none":
+            return self
+        refused = {
+            "strategy.name 'fedbn' keeps BatchNorm layers, which mix the images of a batch: take another strategy and model.norm 'group'": (
+                self.strategy.name == "fedbn"
+            ),
+            "BatchNorm mixes the images of a batch, so that none has a gradient of its own: set model.norm to 'group'": (
+                self.model.norm == "batch"
+            ),
+            "the loss would use the site's own class counts, a release that is not accounted: set loss.logit_adjustment to false and "
+            "loss.class_weights to 'none'": self.loss.logit_adjustment or self.loss.class_weights != "none",
+            "training.max_grad_norm clips the gradient of a whole batch: leave it at 0, privacy.max_grad_norm clips each unit's": (
+                self.training.max_grad_norm > 0
+            ),
+            "training.precision 'fp16' scales the loss, and with it what is clipped: take 'bf16', 'fp32' or 'auto'": (
+                self.training.precision == "fp16"
+            ),
+        }
+        for sentence, is_refused in refused.items():
+            if is_refused:
+                raise ValueError(f"privacy.mechanism is 'dp_sgd' but {sentence}")
         return self
 
 
@@ -288,7 +355,15 @@ class SitePolicy(Section):
     max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
     """Training rounds that are answered within 24 hours, over all runs."""
     max_epsilon: NonNegative | None = None
-    """A run that would spend more privacy than this at the site, or that is not private at all, is refused. Unset sets no limit."""
+    """Privacy budget of the site's data over all runs (see `client.privacy.ledger`): a round beyond it, and every run that is not
+    private at all, is refused. Unset sets no limit."""
+    max_epsilon_per_study: NonNegative | None = None
+    """The same for the runs of one experiment name. The coordinator chooses the name, so that only `max_epsilon` binds it."""
+    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """At which the limits are judged; a run that plans with a larger one is refused. Unset they are judged at the smallest delta of
+    the runs so far."""
+    min_unit: PrivacyUnit = "image"
+    """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
     quiet_hours: list[QuietHours] = []
     """Times of day (local, e.g. `07:30-18:00`) in which nothing is trained here; may pass midnight."""
 

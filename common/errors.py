@@ -10,16 +10,19 @@
     ├── RoundError             a round had fewer than `min_sites` good replies; the run fails and says who and why
     ├── CheckpointError        a checkpoint cannot be read or belongs to another run; `--resume` refuses
     ├── PolicyError            a site refuses a run or a round by its own policy; the coordinator goes on with the others
+    │   └── BudgetError        the same, since its privacy budget does not allow it; says how much remains
     ├── ArchiveError           the hospital's archive (PACS) cannot be reached or refuses; the engineer mends the connection
     ├── AuditError             an audit log is broken: a line was changed or removed
     └── FlowerError            a Flower process did not start, or could not take or finish a run
 
 An exception's own text may name files and thus patients, so it stays where it was raised. What may cross the wire is the
-class name and `public_message`, a fixed sentence without any detail (see `describe_for_wire`).
+class name and `public_message`, a fixed sentence without any detail (see `describe_for_wire`). One number is let through: the
+remaining epsilon of a `BudgetError`, which depends on earlier requests and on counts that are told anyway, and on no image.
 """
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 
@@ -123,6 +126,22 @@ class PolicyError(PneumofedError):
 
     def __reduce__(self) -> tuple[type[PolicyError], tuple[str, str]]:
         return type(self), (self.rule, str(self))
+
+
+class BudgetError(PolicyError):
+    """A round would exceed the site's privacy budget.
+
+    Attributes:
+        remaining: epsilon that is left, 0 at least. It leaves the site, rounded down to hundredths.
+    """
+
+    def __init__(self, rule: str, detail: str, remaining: float) -> None:
+        super().__init__(rule, detail)
+        self.remaining = max(0.0, remaining) if math.isfinite(remaining) else 0.0
+        self.public_message = f"{self.public_message}: epsilon {math.floor(100 * self.remaining) / 100:.2f} remains"
+
+    def __reduce__(self) -> tuple[type[BudgetError], tuple[str, str, float]]:  # type: ignore[override]
+        return type(self), (self.rule, str(self), self.remaining)
 
 
 class ArchiveError(PneumofedError):

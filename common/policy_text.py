@@ -19,8 +19,16 @@ min_patients: 10
 # Training rounds answered within 24 hours, over all runs.
 max_rounds_per_day: 1000
 
-# Privacy limit: a run that would spend a larger epsilon here, or that is not private at all, is refused; null sets none.
+# Privacy budget of your data over all runs, and over the runs of one study: a round beyond it is refused, and so is every run that is
+# not differentially private; null sets none. work/ledger.sqlite keeps what was spent: `pneumofed privacy show`.
 max_epsilon: null
+max_epsilon_per_study: null
+
+# The delta at which the budget is judged, e.g. 1.0e-4; a run that plans with a larger one is refused. null: the smallest so far.
+max_delta: null
+
+# What a private run must protect at least: a single image, or a patient with all images.
+min_unit: image
 
 # Local times in which nothing is trained, e.g. ["07:30-18:00"].
 quiet_hours: []

@@ -65,7 +65,7 @@ def kind_of_failure(error: str) -> Kind:
     """The kind of event that a `common.messages.Failure` with this `error` is."""
     if error == "Timeout":
         return Kind.LATE
-    if error == "PolicyError":
+    if error in ("PolicyError", "BudgetError"):
         return Kind.REFUSED
     if error == "Unreachable" or error.startswith("Flower error"):
         return Kind.LOST

@@ -88,7 +88,7 @@ def _state(link: Link | None, event: Event | None, current: RoundNow | None, now
     }  # fmt: skip
     reason = str(event.get("reason") or "")
     if event["kind"] == Kind.ABSENT:
-        return SiteNow("refused" if reason.startswith("PolicyError") else "absent", reason)
+        return SiteNow("refused" if reason.startswith(("PolicyError", "BudgetError")) else "absent", reason)
     return SiteNow(states.get(event["kind"], "unknown"), f"{where}: {reason}" if reason else where)
 
 

@@ -2,12 +2,13 @@
 
 RUN/sites/0.yaml ...                    SiteConfig of each virtual hospital, by partition number
 RUN/sites/hospital-00/manifest.csv      its images
-RUN/sites/hospital-00/                  its work folder: cache, log, local state
+RUN/sites/hospital-00/                  its work folder: cache, log, local state, the secret of its private training
 RUN/coordinator/                        the coordinator's settings, its held-out manifests and their cache
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from client.privacy.secret import KEY_FILE, write_secret
 from common.config import CoordinatorConfig, ExperimentConfig, Section, SiteConfig
 from common.data.manifest import Manifest, write_manifest
 from common.data.report import DataReport
@@ -77,6 +79,7 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
         parts = _through_scanners(parts, experiment.seed, run_dir)
     for number, part in enumerate(parts):
         _write_site(run_dir, number, part, cfg)
+        _write_secret(run_dir / "sites" / hospital_name(number, cfg.hospitals), experiment.seed)
     coordinator = _write_coordinator(data, external, run_dir, resume=resume, device=cfg.device)
     return Federation(run_dir / "sites", coordinator, tuple(parts), is_phantom(data), report)
 
@@ -130,6 +133,11 @@ def _write_site(run_dir: Path, number: int, manifest: Manifest, cfg: SimulationC
         name=name, manifest=str(folder / "manifest.csv"), work_dir=str(folder), device=cfg.device, threads=cfg.threads
     )
     _write_yaml(run_dir / "sites" / f"{number}.yaml", site)
+
+
+def _write_secret(folder: Path, seed: int) -> None:
+    """The virtual hospital's secret for private training, pure in the seed, so that runs repeat: simulated privacy protects nobody."""
+    write_secret(folder / KEY_FILE, hashlib.sha256(f"simulated secret of {folder.name}, seed {seed}".encode()).digest())
 
 
 def _find_data(cfg: SimulationConfig, seed: int, run_dir: Path) -> tuple[Path, Path | None]:

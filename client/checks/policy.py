@@ -33,10 +33,11 @@ def check_code(folder: SiteFolder, policy: SitePolicy) -> Finding:
 
 
 def check_privacy(policy: SitePolicy) -> Finding:
-    if policy.max_epsilon is None:
+    limits = [limit for limit in (policy.max_epsilon, policy.max_epsilon_per_study) if limit is not None]
+    if not limits:
         return Finding("policy", "privacy", "ok", "no limit is set")
-    remedy = "set max_epsilon to null, or keep the site out of runs that are not differentially private"
-    sentence = f"epsilon {policy.max_epsilon:g} is the limit: every run that is not differentially private is refused"
+    remedy = "keep the site out of runs that are not differentially private, or set the limits to null"
+    sentence = f"epsilon {min(limits):g} is the limit: every run that is not differentially private is refused"
     return Finding("policy", "privacy", "warning", sentence, remedy)
 
 

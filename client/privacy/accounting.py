@@ -1,0 +1,209 @@
+"""Epsilon of so many steps of the Poisson-subsampled Gaussian mechanism, composed over rounds, runs and settings.
+
+A `Mechanism` is data; epsilon is derived from all of them together, never added up. Neighbouring data sets differ by one unit added
+or removed. Two accountants, both of Opacus, both upper bounds:
+
+    rdp    Renyi differential privacy of the sampled Gaussian (Mironov, Talwar and Zhang 2019, section 3.3) and its conversion
+           (Balle et al. 2020, theorem 21)
+    prv    numerical composition of privacy random variables (Gopi, Lee and Wutschitz 2021), its upper end; tighter by some tenths
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+from opacus.accountants.analysis.prv import (
+    Domain,
+    PoissonSubsampledGaussianPRV,
+    TruncatedPrivacyRandomVariable,
+    compose_heterogeneous,
+    discretize,
+)
+from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+
+from common.errors import ConfigError
+
+AccountantName = Literal["prv", "rdp"]
+
+NOISE_TOLERANCE = 1.0e-3
+"""`noise_for` gives at most this share more noise than the smallest that it could find, plus one rounding step."""
+LARGEST_NOISE = 1.0e4
+_NOISE_STEP = 1.0e-4
+_WHOLE_ORDERS: tuple[float, ...] = (*range(2, 64), 72, 80, 96, 128, 160, 192, 256, 384, 512, 768, 1024)
+_FRACTIONAL_ORDERS = (1.01, 1.02, 1.05, *(order / 10 for order in range(11, 110) if order % 10))
+"""Opacus' own orders, continued to both sides. 1024 is the last whose binomial coefficients fit a double."""
+_WHOLE_ORDERS_FROM_NOISE = 30.0
+"""Above it the series of the fractional orders takes thousands of terms, and large orders are the best ones anyway."""
+_EPSILON_ERROR = 2.0e-3
+"""Of the numerical composition, as a share of epsilon."""
+_SMALL_EPSILON = 0.05
+_LARGEST_MESH = 1 << 21
+"""Points of the numerical composition: 16 MB an array. Where the error would need more, the error grows in its place."""
+_LARGEST_ERROR = 0.1
+_DELTA_ERROR = 1.0e-3
+
+
+@dataclass(frozen=True, order=True)
+class Mechanism:
+    """So many steps of the Poisson-subsampled Gaussian mechanism.
+
+    Each step draws each unit with `sampling_rate`, sums vectors of length C at most and adds Gaussian noise of standard deviation
+    `noise_multiplier` * C. A rate of 1 is the plain Gaussian mechanism, which also stands for noised counts. No noise is no privacy.
+
+    Raises:
+        ConfigError: a rate outside (0, 1], a noise that is negative or no number, fewer than 0 steps.
+    """
+
+    sampling_rate: float
+    noise_multiplier: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.sampling_rate <= 1.0:
+            raise ConfigError(f"the sampling rate must be in (0, 1], got {self.sampling_rate}")
+        if not (self.noise_multiplier >= 0.0 and math.isfinite(self.noise_multiplier)):
+            raise ConfigError(f"the noise multiplier must be 0 or more, got {self.noise_multiplier}")
+        if self.steps < 0:
+            raise ConfigError(f"the number of steps must be 0 or more, got {self.steps}")
+
+
+def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: AccountantName) -> float:
+    """Epsilon at `delta` of all `mechanisms` together, in any order: an upper bound.
+
+    0 for nothing, infinity where a step has no noise. `prv` falls back on `rdp` where the numerical composition cannot be had: noise so
+    small, or steps so many, that its mesh would not fit the memory, or a delta that drowns in its rounding errors.
+
+    Raises:
+        ConfigError: delta is not in (0, 1).
+    """
+    if not 0.0 < delta < 1.0:
+        raise ConfigError(f"delta must be in (0, 1), got {delta}")
+    return _epsilon(_together(mechanisms), delta, accountant)
+
+
+@lru_cache(maxsize=256)
+def noise_for(
+    target_epsilon: float,
+    delta: float,
+    planned: tuple[float, int],
+    accountant: AccountantName,
+    before: tuple[Mechanism, ...] = (),
+) -> float:
+    """The smallest noise multiplier with which `before` and what is `planned` together stay within `target_epsilon`.
+
+    Pure in its arguments, so that every round of a run finds the same noise. Rounded up to 0.0001 and never below what the target
+    needs: `epsilon` of the result is `target_epsilon` at most.
+
+    Args:
+        target_epsilon: not to be exceeded.
+        delta: in (0, 1).
+        planned: sampling rate and number of steps.
+        accountant: composes.
+        before: mechanisms that were spent earlier.
+
+    Raises:
+        ConfigError: no noise up to 10,000 is enough, since `before` has spent the target already.
+    """
+
+    def is_within(noise: float) -> bool:
+        return epsilon((*before, Mechanism(planned[0], noise, planned[1])), delta, accountant) <= target_epsilon
+
+    low, high = _bracket(is_within)
+    while high > low * (1.0 + NOISE_TOLERANCE):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if is_within(middle) else (middle, high)
+    rounded = math.ceil(high / _NOISE_STEP) * _NOISE_STEP
+    return rounded if is_within(rounded) else high
+
+
+def _bracket(is_within: Callable[[float], bool]) -> tuple[float, float]:
+    """Two noises of which the second is enough and the first is not, or is next to none."""
+    low = high = 1.0
+    while not is_within(high):
+        low, high = high, 2.0 * high
+        if high > LARGEST_NOISE:
+            raise ConfigError("no noise keeps to the epsilon: it has been spent already, or is too small for this delta")
+    while low == high or (is_within(low) and low > _NOISE_STEP):
+        low, high = low / 2.0, low
+    return low, high
+
+
+def _together(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
+    """Equal steps counted together, sorted: composition knows no order, and each kind of step costs the same once."""
+    steps: Counter[tuple[float, float]] = Counter()
+    for mechanism in mechanisms:
+        steps[mechanism.sampling_rate, mechanism.noise_multiplier] += mechanism.steps
+    return tuple(Mechanism(rate, noise, number) for (rate, noise), number in sorted(steps.items()) if number)
+
+
+@lru_cache(maxsize=1024)
+def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: AccountantName) -> float:
+    if not mechanisms:
+        return 0.0
+    if any(mechanism.noise_multiplier == 0.0 for mechanism in mechanisms):
+        return math.inf
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter(
+            "ignore"
+        )  # the best order is an extreme one, which still bounds; the mean's integral is checked by Opacus
+        found = _prv(mechanisms, delta) if accountant == "prv" else math.inf
+        return found if math.isfinite(found) else _rdp(mechanisms, delta, _all_orders(mechanisms))
+
+
+def _rdp(mechanisms: Iterable[Mechanism], delta: float, orders: tuple[float, ...]) -> float:
+    curve = sum(
+        mechanism.steps * _rdp_of_step(mechanism.sampling_rate, mechanism.noise_multiplier, orders) for mechanism in mechanisms
+    )
+    bound = float(get_privacy_spent(orders=list(orders), rdp=curve, delta=delta)[0])
+    return math.inf if math.isnan(bound) else max(bound, 0.0)
+
+
+@lru_cache(maxsize=1024)
+def _rdp_of_step(rate: float, noise: float, orders: tuple[float, ...]) -> np.ndarray:
+    """Renyi divergence of one step at each of the orders, float64 [orders]."""
+    return np.asarray(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders)))
+
+
+def _all_orders(mechanisms: Iterable[Mechanism]) -> tuple[float, ...]:
+    if any(mechanism.noise_multiplier > _WHOLE_ORDERS_FROM_NOISE for mechanism in mechanisms):
+        return _WHOLE_ORDERS
+    return tuple(sorted((*_FRACTIONAL_ORDERS, *_WHOLE_ORDERS)))
+
+
+def _prv(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
+    """The upper end of the numerical composition, as Opacus' `PRVAccountant` has it; infinity where it cannot be had."""
+    delta_error = _DELTA_ERROR * delta
+    bound, width = _rdp(mechanisms, delta, _WHOLE_ORDERS), _half_width(mechanisms, delta_error)
+    if not math.isfinite(width):
+        return math.inf
+    steps = [mechanism.steps for mechanism in mechanisms]
+    per_mesh = math.sqrt(sum(steps) * math.log(12.0 / delta_error) / 2.0)
+    error = max(_EPSILON_ERROR * max(bound, _SMALL_EPSILON), 2.0 * width / _LARGEST_MESH * per_mesh)
+    if error > _LARGEST_ERROR * max(bound, 1.0):
+        return math.inf
+    domain = Domain.create_aligned(-width, width, error / per_mesh)
+    try:
+        parts = [discretize(_truncated(mechanism, domain), domain) for mechanism in mechanisms]
+        found = float(compose_heterogeneous(parts, steps).compute_epsilon(delta, delta_error, error)[2])
+    except (RuntimeError, ValueError, IndexError):
+        return math.inf
+    return max(found, 0.0)
+
+
+def _half_width(mechanisms: tuple[Mechanism, ...], delta_error: float) -> float:
+    """Half the domain of the privacy loss outside of which lies too little mass to matter (Gopi et al., remark 5.6)."""
+    single = delta_error / (8.0 * sum(mechanism.steps for mechanism in mechanisms))
+    ones = [_rdp([replace(mechanism, steps=1)], single, _WHOLE_ORDERS) for mechanism in mechanisms]
+    return max(_rdp(mechanisms, delta_error / 4.0, _WHOLE_ORDERS), *ones) + 3.0
+
+
+def _truncated(mechanism: Mechanism, domain: Domain) -> TruncatedPrivacyRandomVariable:
+    variable = PoissonSubsampledGaussianPRV(mechanism.sampling_rate, mechanism.noise_multiplier)
+    return TruncatedPrivacyRandomVariable(variable, domain.t_min, domain.t_max)

@@ -1,0 +1,167 @@
+"""DP-SGD (Abadi et al. 2016, algorithm 1) as a rule for the steps of `client.training`'s one loop.
+
+    each step   draws units by Poisson sampling, one image of each          `client.privacy.sampling`
+                views each image `augmentation_multiplicity` times and
+                averages the views' gradients (De et al. 2022, section 3.4)
+                clips each unit's gradient to `max_grad_norm`, adds up      `client.privacy.gradients`
+                adds noise of deviation noise_multiplier * max_grad_norm    `PrivateOptimizer`, `client.privacy.randomness`
+                divides by the expected number of units, and steps
+    at the end  puts the moving average of the weights in their place
+
+A step without any unit is a step too, of noise alone. Rate, noise and number of steps come from the `SitePlan`, which accounts for the
+very same numbers. Opacus gives the private optimizer and the accountants; per-unit gradients, clipping and random numbers are ours,
+the first for speed, the last for secrecy.
+
+Guarantee: a round is `SitePlan.round_mechanism()` for who knows neither the site's secret nor the draws of sampling, augmentation and
+dropout. The numbers of units and steps, and the seconds, count as public.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processed
+from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
+from torch import Tensor, nn
+
+from client.privacy.gradients import ClippedGradients
+from client.privacy.plan import SitePlan
+from client.privacy.randomness import KEY_BYTES, RandomStream
+from client.privacy.sampling import UnitSampler, count_units, split_into_lots
+from client.privacy.secret import round_key
+from client.training import RoundPlan, TrainingSetup, build_setup
+from common.compute import Compute
+from common.config import PrivacyConfig
+from common.data.dataset import Dataset
+from common.data.manifest import CLASSES
+from common.errors import ConfigError
+
+NORMALS_ADDED = 4
+"""Under `secure_noise` a noise value is half the sum of so many normals: n = 2 of Holohan and Braghin 2021, section 5.1, as Opacus'
+`secure_mode`. Who sees one double cannot work out the pairs of uniform numbers that it came from."""
+
+
+@dataclass(frozen=True)
+class PrivateRound:
+    """What a site's private round is made of: its plan, its key, and how many units share the sum.
+
+    Attributes:
+        plan: rate, steps and noise.
+        key: 32 secret bytes, of this round alone.
+        expected_units: rate times units; divides the sum.
+    """
+
+    plan: SitePlan
+    key: bytes
+    expected_units: float
+
+    @classmethod
+    def of(cls, plan: SitePlan, data: Dataset, key: bytes, *, secure: bool) -> PrivateRound:
+        """The round of a site with `data`. With `secure` the key is not `key` but one that the operating system draws now."""
+        expected = plan.sampling_rate * count_units(data.patients, plan.unit)
+        return cls(plan, secrets.token_bytes(KEY_BYTES) if secure else key, expected)
+
+    def stream(self, purpose: str) -> RandomStream:
+        return RandomStream(round_key(self.key, [purpose]))
+
+    def hide(self, plan: RoundPlan) -> RoundPlan:
+        """`plan` with a secret in its seeds: augmentation and dropout depend on a unit's place in its batch, which others shift."""
+        return replace(plan, secret=round_key(self.key, ["views"]).hex())
+
+
+class PrivateOptimizer(DPOptimizerFastGradientClipping):
+    """Opacus' optimizer for gradients that are clipped already, with noise from a keystream, added in double precision."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer, private: PrivateRound, cfg: PrivacyConfig) -> None:
+        super().__init__(
+            optimizer,
+            noise_multiplier=private.plan.noise_multiplier,
+            max_grad_norm=cfg.max_grad_norm,
+            expected_batch_size=private.expected_units,
+        )
+        self._stream, self._added = private.stream("noise"), NORMALS_ADDED if cfg.secure_noise else 1
+
+    def add_noise(self) -> None:
+        deviation = self.noise_multiplier * self.max_grad_norm / self._added**0.5
+        for parameter in self.params:
+            _check_processed_flag(parameter.summed_grad)
+            noisy = parameter.summed_grad.double()
+            for _ in range(self._added):
+                noise = self._stream.normal(parameter.numel()).view(parameter.shape)
+                noisy.add_(noise.to(noisy.device), alpha=deviation)
+            parameter.grad = noisy.to(parameter.dtype)
+            _mark_as_processed(parameter.summed_grad)
+
+
+class MovingAverage:
+    """Of the weights after each step, with bias correction: sum of (1 - d) d^(T - t) w_t over (1 - d^T) (Kingma and Ba 2015, sec. 3)."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self._parameters, self._decay, self._weight = parameters, decay, 0.0
+        self._sums = [torch.zeros_like(parameter) for parameter in parameters]
+
+    @torch.no_grad()
+    def include(self) -> None:
+        self._weight = self._decay * self._weight + 1.0 - self._decay
+        for total, parameter in zip(self._sums, self._parameters, strict=True):
+            total.mul_(self._decay).add_(parameter, alpha=1.0 - self._decay)
+
+    @torch.no_grad()
+    def replace_weights(self) -> None:
+        """Puts the average in the place of the weights; needs one step at least."""
+        for total, parameter in zip(self._sums, self._parameters, strict=True):
+            parameter.copy_(total / self._weight)
+
+
+class PrivateSteps:
+    """The step rule of DP-SGD; see the head of this module."""
+
+    def __init__(
+        self, optimizer: PrivateOptimizer, gradients: ClippedGradients, private: PrivateRound, cfg: PrivacyConfig
+    ) -> None:
+        self._optimizer, self._gradients, self._private, self._cfg = optimizer, gradients, private, cfg
+        self._average = MovingAverage(gradients.parameters, cfg.ema_decay) if cfg.ema_decay > 0 else None
+
+    def draw(self, data: Dataset, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+        steps, rounds = self._private.plan.steps_per_round, plan.experiment.rounds
+        sampler = UnitSampler.of(data.patients, self._private.plan.unit, self._private.plan.sampling_rate)
+        stream, cfg = self._private.stream("sampling"), self._cfg
+        for step in range(steps):
+            lots = split_into_lots(sampler.draw(stream), cfg.augmentation_multiplicity, cfg.physical_batch_size)
+            yield ((plan.round - 1) * steps + step) / (rounds * steps), lots
+
+    def add_gradient(self, mean_loss: Callable[[], Tensor], rows: int) -> None:
+        units = rows // self._cfg.augmentation_multiplicity
+        self._gradients.add(lambda: mean_loss() * units)
+
+    def take_step(self) -> None:
+        self._gradients.fill_missing()
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.include()
+
+    def finish(self) -> None:
+        if self._average is not None:
+            self._average.replace_weights()
+
+
+def build_private_setup(model: nn.Module, private: PrivateRound, plan: RoundPlan, compute: Compute) -> TrainingSetup:
+    """The plain setup with its optimizer and its steps made private; FedProx pulls inside the plain optimizer, after the noise.
+
+    Raises:
+        ConfigError: a trainable layer has no per-unit gradient, or the device computes in float16 alone.
+    """
+    cfg = plan.experiment.privacy
+    if compute.needs_scaler:
+        raise ConfigError(
+            "this device trains in float16, whose scaled loss would change what is clipped; set training.precision to fp32"
+        )
+    equal_counts = [1] * len(CLASSES[plan.experiment.task])  # the site's own are not accounted
+    setup = build_setup(model, equal_counts, plan, compute)
+    gradients = ClippedGradients(setup.model, cfg.max_grad_norm, cfg.augmentation_multiplicity)
+    optimizer = PrivateOptimizer(setup.optimizer, private, cfg)
+    return replace(setup, optimizer=optimizer, rule=PrivateSteps(optimizer, gradients, private, cfg))

@@ -1,0 +1,101 @@
+"""The sum of clipped gradients of a batch's units, in one forward and one backward pass.
+
+forward     each trained layer's input is kept; parameters carry no gradient, so autograd computes that of activations alone
+backward    as a layer's output gradient comes by, its units' gradients or their norms are taken (`client.privacy.layers`)
+then        each unit's factor min(1, max_grad_norm / norm), and the sum of the scaled gradients is added to each `grad`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from client.privacy.layers import LayerGradients, check_layer, gradients_of
+
+TINY = 1e-6
+"""Added to norms, as Opacus does, so that a unit without gradient divides by no zero."""
+
+
+class ClippedGradients:
+    """Adds up clipped gradients of the trainable parameters of `model`.
+
+    Guarantee: what one unit adds to the sum of a batch is no longer than `max_grad_norm`, over all parameters together, up to float32
+    rounding. A unit whose gradient is not finite adds nothing. In half precision the guarantee is for a unit's own term: the last
+    bits of the other units' gradients may depend on how many rows a kernel takes at once, which no implementation of DP-SGD covers.
+    """
+
+    def __init__(self, model: nn.Module, max_grad_norm: float, views: int = 1) -> None:
+        """Takes the parameters that are trainable now.
+
+        Raises:
+            ConfigError: a layer with trainable parameters has no rule; see `check_layer`.
+        """
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self._layers = [
+            (name, layer) for name, layer in model.named_modules() if any(p.requires_grad for p in layer.parameters(False))
+        ]
+        for name, layer in self._layers:
+            check_layer(name, layer)
+        self._model, self._max_grad_norm, self._views = model, max_grad_norm, views
+        self._gradients: list[LayerGradients] = []
+
+    def add(self, compute_loss: Callable[[], Tensor]) -> Tensor:
+        """Each unit's clip factor, float32 [units]; the clipped sum is added to `grad` of the parameters.
+
+        Args:
+            compute_loss: runs the model once on a batch of `units * views` rows and returns the sum over units of the mean loss of
+                the unit's views. No unit's loss may depend on another's.
+        """
+        device = self.parameters[0].device.type
+        with self._recording():
+            loss = compute_loss()
+            with torch.autocast(device, enabled=False):  # a caller's autocast would round the sums
+                loss.backward()  # type: ignore[no-untyped-call]
+            gradients, self._gradients = self._gradients, []
+        with torch.no_grad(), torch.autocast(device, enabled=False):
+            return self._clip(gradients)
+
+    def fill_missing(self) -> None:
+        """Gives a zero gradient to parameters without one, so that a step without any unit has a sum too."""
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def _clip(self, gradients: list[LayerGradients]) -> Tensor:
+        norms = torch.stack([layer.squared_norms() for layer in gradients]).sum(dim=0).sqrt()
+        broken = ~norms.isfinite()
+        factors = torch.where(broken, 0.0, (self._max_grad_norm / (norms + TINY)).clamp_max(1.0))
+        for layer in gradients:
+            if broken.any():
+                layer.silence(broken)
+            layer.add(factors)
+        return factors
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        hooks = [layer.register_forward_hook(self._watch) for _, layer in self._layers]
+        for parameter in self.parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self._gradients = []
+            for hook in hooks:
+                hook.remove()
+            for parameter in self.parameters:
+                parameter.requires_grad_(True)
+
+    def _watch(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """Below the first trained layer nothing needs a gradient: its output becomes the graph's first node."""
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        output.register_hook(partial(self._keep, layer, inputs[0].detach()))
+        return output
+
+    def _keep(self, layer: nn.Module, inputs: Tensor, output_gradient: Tensor) -> Any:
+        self._gradients.extend(gradients_of(layer, inputs, output_gradient.detach(), self._views))

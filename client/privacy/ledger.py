@@ -1,0 +1,179 @@
+"""The site's privacy ledger: what each private round may have told about its data, written before the round trains.
+
+`Ledger.spend` composes the new entry with all earlier ones of the same data and refuses it or commits it, in one transaction: two
+processes at once cannot both take what is enough for one, and a process that is killed at any point has counted the round or not begun
+it. A round that is repeated, after a crash or on a second request, is another mechanism and is counted again. So the ledger never holds
+less than was spent. What it cannot read, it takes for spent: see `client.privacy.ledger_file`.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from client.privacy.entries import Entry, level_of, total_epsilon
+from client.privacy.ledger_file import (
+    Recorded,
+    append_entry,
+    check_mark,
+    connect,
+    ledger_errors,
+    read_all,
+    transaction,
+    write_mark,
+)
+from client.privacy.lineages import DataUnits, join_lineage, unit_keys
+from common.config import PrivacyUnit, SitePolicy
+from common.errors import BudgetError, PolicyError
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Epsilon with an entry counted: of all entries of its lineage and of its study there, for one unit of `level` at `delta`."""
+
+    lineage: float
+    study: float
+    level: PrivacyUnit
+    delta: float
+    run: float
+    """Of the entry's run alone, at the run's own delta and for the run's own unit."""
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Data with one budget, and what was spent of it."""
+
+    number: int
+    datasets: int
+    images: int
+    """Of its largest data set."""
+    entries: tuple[Recorded, ...]
+
+
+def judge(earlier: Sequence[Entry], entry: Entry, limits: SitePolicy) -> Spent:
+    """What would be spent with `entry` on top of `earlier`, the entries of its lineage.
+
+    Judged at `limits.max_delta`, or at the smallest delta of all these entries where it is unset.
+
+    Raises:
+        PolicyError: the entry protects less than `min_unit`, or was planned with more than `max_delta`.
+        BudgetError: it would exceed a limit.
+    """
+    if limits.min_unit == "patient" and entry.unit == "image":
+        raise PolicyError("min_unit", "the run protects single images; the policy asks for patients")
+    if limits.max_delta is not None and entry.delta > limits.max_delta:
+        raise PolicyError("max_delta", f"the run plans with delta {entry.delta:g}; at most {limits.max_delta:g} is allowed")
+    together = [*earlier, entry]
+    delta, level = limits.max_delta or min(other.delta for other in together), level_of(together, limits.min_unit)
+
+    def within(rule: str, limit: float | None, chosen: Sequence[Entry]) -> float:
+        after = total_epsilon([*chosen, entry], delta, level)
+        if limit is not None and after > limit:
+            remaining = limit - total_epsilon(chosen, delta, level)
+            detail = f"round {entry.round} of {entry.study} would bring epsilon to {after:.4g} ({level}, delta {delta:.3g})"
+            raise BudgetError(rule, f"{detail}; the limit is {limit:g}, {max(0.0, remaining):.4g} remains", remaining)
+        return after
+
+    lineage = within("max_epsilon", limits.max_epsilon, earlier)
+    same_study = [other for other in earlier if other.study == entry.study]
+    study = within("max_epsilon_per_study", limits.max_epsilon_per_study, same_study)
+    same_run = [other for other in earlier if other.run == entry.run and other.unit == entry.unit]
+    return Spent(lineage, study, level, delta, total_epsilon([*same_run, entry], entry.delta, entry.unit))
+
+
+class Ledger:
+    """The ledger at `path`, shared by any number of processes of its site. It is made by the first entry."""
+
+    def __init__(self, path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self.path, self._now = Path(path), now
+
+    def spend(self, entry: Entry, units: DataUnits, limits: SitePolicy) -> Spent:
+        """Counts `entry`, which is about the data of `units`, on the disk; only then may its mechanism run.
+
+        Raises:
+            PolicyError: as `judge`, or (rule `ledger`) the ledger is damaged, missing or cannot be written; nothing is counted.
+            BudgetError: as `judge`; nothing is counted.
+        """
+        with ledger_errors(self.path), closing(connect(self.path)) as connection:
+            with transaction(connection):
+                known, secret = read_all(connection)
+                check_mark(self.path, known)
+                lineage = join_lineage(connection, units, unit_keys(secret, units.digests, units.patients))
+                spent = judge([other.entry for other in _of_lineage(connection, known, lineage)], entry, limits)
+                new = Recorded(
+                    len(known) + 1,
+                    self._now().isoformat(timespec="seconds"),
+                    units.dataset,
+                    entry,
+                    spent.lineage if math.isfinite(spent.lineage) else None,
+                    spent.delta,
+                    spent.level,
+                )
+                append_entry(connection, new, known)
+            with transaction(connection):  # once more alone, so that no older state is noted over a newer one
+                write_mark(self.path, read_all(connection)[0])
+        return spent
+
+    def foresee(self, run: str, experiment: str, limits: SitePolicy) -> None:
+        """Refuses, without the data and writing nothing, the next round of a run whose last one is an entry here and cost the same.
+
+        Raises:
+            PolicyError, BudgetError: as `spend`.
+        """
+        for lineage in self.lineages():
+            earlier = [other.entry for other in lineage.entries]
+            same = [entry for entry in earlier if (entry.run, entry.experiment, entry.purpose) == (run, experiment, "training")]
+            if same:
+                judge(earlier, same[-1], limits)
+
+    def earlier(self, units: DataUnits) -> list[Entry]:
+        """The entries that data of `units` inherits; writes nothing.
+
+        Raises:
+            PolicyError: the ledger is damaged or missing.
+        """
+        with ledger_errors(self.path):
+            if not self.exists():
+                return []
+            with closing(connect(self.path)) as connection:
+                connection.execute("BEGIN IMMEDIATE")  # closing undoes it: the data joins for as long as it is asked
+                known, secret = read_all(connection)
+                check_mark(self.path, known)
+                lineage = join_lineage(connection, units, unit_keys(secret, units.digests, units.patients))
+                return [other.entry for other in _of_lineage(connection, known, lineage)]
+
+    def exists(self) -> bool:
+        """Whether anything was spent here.
+
+        Raises:
+            PolicyError: something was, and the ledger is gone.
+        """
+        if self.path.exists():
+            return True
+        check_mark(self.path, [])
+        return False
+
+    def lineages(self) -> list[Lineage]:
+        """All data with its entries, in the order in which it came.
+
+        Raises:
+            PolicyError: the ledger is damaged or missing.
+        """
+        with ledger_errors(self.path):
+            if not self.exists():
+                return []
+            with closing(connect(self.path)) as connection, transaction(connection):
+                known, _ = read_all(connection)
+                check_mark(self.path, known)
+                rows = connection.execute("SELECT lineage, COUNT(*), MAX(images) FROM dataset GROUP BY lineage ORDER BY lineage")
+                return [Lineage(*row, tuple(_of_lineage(connection, known, row[0]))) for row in rows.fetchall()]
+
+
+def _of_lineage(connection: sqlite3.Connection, known: Sequence[Recorded], lineage: int) -> list[Recorded]:
+    datasets = {row[0] for row in connection.execute("SELECT id FROM dataset WHERE lineage = ?", (lineage,))}
+    return [recorded for recorded in known if recorded.dataset in datasets]

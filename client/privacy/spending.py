@@ -1,0 +1,65 @@
+"""A site's private work against its ledger: what is counted before a round trains, and what can be refused before data is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from client.policy import require_policy
+from client.privacy.entries import Entry
+from client.privacy.ledger import Ledger, Spent
+from client.privacy.lineages import DataUnits
+from client.privacy.plan import SitePlan
+from client.site import Site
+from common.audit_events import hash_experiment
+from common.config import ExperimentConfig, SiteConfig, SitePolicy
+
+
+def open_ledger(config: SiteConfig) -> Ledger:
+    """The site's ledger; no file is made before its first entry."""
+    return Ledger(Path(config.work_dir) / "ledger.sqlite")
+
+
+def limits_of(config: SiteConfig) -> SitePolicy:
+    """The site's policy, or one without limits where it has none, as in simulation.
+
+    Raises:
+        PolicyError: it cannot be read.
+    """
+    return require_policy(Path(config.policy)) if config.policy else SitePolicy()
+
+
+def spend_round(run: str, round_number: int, experiment: ExperimentConfig, site: Site, plan: SitePlan) -> Spent:
+    """Counts the training of one round, which may begin once this has returned. To be called for each attempt, a repeated one too.
+
+    Raises:
+        PolicyError, BudgetError: policy or ledger refuse the round (see `Ledger.spend`); it must not train.
+    """
+    units = DataUnits.of(site)
+    entry = round_entry(run, round_number, experiment, units, plan)
+    return open_ledger(site.config).spend(entry, units, limits_of(site.config))
+
+
+def round_entry(run: str, round_number: int, experiment: ExperimentConfig, units: DataUnits, plan: SitePlan) -> Entry:
+    """The entry of one training round."""
+    return Entry(
+        run,
+        round_number,
+        experiment.name,
+        hash_experiment(experiment),
+        "training",
+        plan.unit,
+        units.images_per_patient,
+        plan.round_mechanism(),
+        plan.delta,
+    )
+
+
+def check_budget(config: SiteConfig, policy: SitePolicy, experiment: ExperimentConfig, run: str) -> None:
+    """Refuses a private round that the ledger is sure to refuse, before any data is read: a later round of a run without enough left.
+
+    The first round of a run is refused by `spend_round`, once the data is known and before it trains.
+
+    Raises:
+        PolicyError, BudgetError: as `Ledger.spend`.
+    """
+    open_ledger(config).foresee(run, hash_experiment(experiment), policy)
