@@ -1,6 +1,6 @@
 """The hospital's policy against what a run asks. Each rule is one small function; the first that is broken refuses.
 
-    before any data is read    strategies, models, max_epsilon; for work in a round also quiet_hours; for training max_rounds_per_day
+    before any data is read    strategies, models, max_epsilon, require_secure_aggregation; for work in a round also quiet_hours; for training max_rounds_per_day
     before training            min_patients, once the data is known
 
 The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see `client.gate`.
@@ -61,6 +61,7 @@ def check_run(policy: SitePolicy, experiment: ExperimentConfig, work: Work, work
     check_strategy(policy, experiment)
     check_model(policy, experiment)
     check_epsilon(policy)
+    check_secure_aggregation(policy, experiment)
     if work != "query":  # a site that is busy now may still be counted on later in the run
         check_quiet_hours(policy, now())
     if work == "train":
@@ -83,6 +84,11 @@ def check_epsilon(policy: SitePolicy) -> None:
     """Refuses every run where a limit is set: an `ExperimentConfig` knows no private training, so none keeps it."""
     if policy.max_epsilon is not None:
         raise PolicyError("max_epsilon", f"the run is not differentially private; the limit is epsilon {policy.max_epsilon:g}")
+
+
+def check_secure_aggregation(policy: SitePolicy, experiment: ExperimentConfig) -> None:
+    if policy.require_secure_aggregation and not experiment.secure_aggregation.enabled:
+        raise PolicyError("require_secure_aggregation", "the run does not use secure aggregation")
 
 
 def check_quiet_hours(policy: SitePolicy, now: datetime) -> None:

@@ -18,6 +18,7 @@ from common.data.digests import load_digests
 from common.data.manifest import read_manifest
 from common.errors import PolicyError
 from common.messages import Instruction, attach_head, describe_content
+from common.secure_sum.steps import read_step
 
 
 def audit_log(config: SiteConfig) -> AuditLog:
@@ -33,6 +34,9 @@ def answer(instruction: Instruction, config: SiteConfig, work: Work, handler: Ca
     if config.policy is None:
         return handler(instruction, config)
     log, asked = audit_log(config), {"work": work, "run": instruction.run, "round": instruction.round}
+    if instruction.step:
+        step = read_step(instruction.step)
+        asked |= {"secure_sum": f"{step.purpose} {step.stage}"}
     try:
         log.record(REQUEST, **asked, **_who_asks(instruction))
         check_run(require_policy(Path(config.policy)), instruction.experiment, work, Path(config.work_dir), local_now)

@@ -22,6 +22,9 @@ max_rounds_per_day: 1000
 # Privacy limit: a run that would spend a larger epsilon here, or that is not private at all, is refused; null sets none.
 max_epsilon: null
 
+# Whether every run must use secure aggregation, in which the coordinator sees sums over hospitals and never this one's update alone.
+require_secure_aggregation: false
+
 # Local times in which nothing is trained, e.g. ["07:30-18:00"].
 quiet_hours: []
 """
