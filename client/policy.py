@@ -1,6 +1,7 @@
 """The hospital's policy against what a run asks. Each rule is one small function; the first that is broken refuses.
 
-    before any data is read    strategies, models, max_epsilon, require_secure_aggregation; for work in a round also quiet_hours; for training max_rounds_per_day
+    before any data is read    strategies, models, max_epsilon, require_secure_aggregation; for work in a round also quiet_hours; for
+                               training max_rounds_per_day
     before training            min_patients, once the data is known
 
 The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see `client.gate`.

@@ -190,7 +190,7 @@ class EarlyStoppingConfig(Section):
 
 
 class SecureAggregationConfig(Section):
-    """Secure aggregation (SecAgg+, Bell et al. 2020): the coordinator learns the sum of the sites' updates and counts, and no single one."""
+    """Secure aggregation (SecAgg+, Bell et al. 2020): the coordinator learns sums of the sites' updates and counts, and no single one."""
 
     enabled: bool = False
     threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 0.67
@@ -289,8 +289,8 @@ class ExperimentConfig(Section):
             needed = max(needed, math.ceil(round(self.secure_aggregation.threshold * drawn, 9)))
         if cfg.enough_sites is not None and cfg.enough_sites < needed:
             raise ValueError(
-                f"strategy.enough_sites is {cfg.enough_sites} but a secure sum needs {needed} sites (secure_aggregation.threshold, and never "
-                "fewer than 3)"
+                f"strategy.enough_sites is {cfg.enough_sites} but a secure sum needs {needed} sites "
+                "(secure_aggregation.threshold, and never fewer than 3)"
             )
 
 

@@ -3,7 +3,8 @@
     instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
     roll call     (no arrays)                                                config {experiment, run, round, protocol}
     update        arrays  as above, or common.transport's         metrics {num-examples, loss, ...}      site {name, layout, report}
-    secure sum    as an instruction, without arrays in most steps                   config {..., step}; the replies: common.secure_sum.messages
+    secure sum    as an instruction, with its arrays in one step alone              config {..., step}
+                  the replies: see common.secure_sum.messages
     evaluation    metrics {num-examples, loss, seconds}   statistics {...}                    site {name, layout, report}
     presence      site {name, layout, report}
     failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text

@@ -58,8 +58,8 @@ class Post:
     ) -> dict[str, Failure]:
         """Sends one message a site and hands each reply to `take`; returns why each other site did not answer.
 
-        Waits until all have answered, `enough` replies count and `grace_sec` has passed since, or `deadline_sec` has passed. A site is known by the message that
-        it answers: an error reply that Flower writes for a lost node does not name the node.
+        Waits until all have answered, `enough` replies count and `grace_sec` has passed since, or `deadline_sec` has passed. A site
+        is known by the message that it answers: an error reply that Flower writes for a lost node does not name the node.
         """
         started = time.monotonic()
         waiting, failures = self._send(messages, task, number, deadline_sec)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from common.config import Section
 from common.data.atomic import atomic_write, exclusive
@@ -48,11 +48,11 @@ class Memory(Section):
     mask: Key | None = None
     seed: Key | None = None
     """Private keys and the seed of the site's own mask."""
-    keys: list[SignedKeys] = []
-    senders: list[Site] = []
+    keys: list[SignedKeys] = Field(default_factory=list)
+    senders: list[Site] = Field(default_factory=list)
     """Whose pair masks may be in the sum."""
-    held: dict[Site, HeldShares] = {}
-    survivors: list[Site] = []
+    held: dict[Site, HeldShares] = Field(default_factory=dict)
+    survivors: list[Site] = Field(default_factory=list)
 
     def belongs_to(self, session: Session) -> bool:
         return (self.run, self.round, self.purpose, self.identifier) == (

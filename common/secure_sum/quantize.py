@@ -5,7 +5,7 @@ w_i = n_i / M (`max_examples`), each body word is round(w_i d_i / s) with
 
     s = C / (floor((2^(bits-1) - 1) / N) - 1)         so that |sum| <= N (C / s + 1/2) < 2^(bits-1)
 
-and the mean of the parameters is s M sum / (sum of n_i). Rounding moves each w_i d_i by at most s/2, so that against the plain weighted mean
+and the mean of the parameters is s M sum / (sum of n_i). Rounding moves each w_i d_i by at most s/2, so that, against the plain mean
 
     |error| <= (s / 2) N M / (sum of n_i)             of each parameter.
 
@@ -32,6 +32,8 @@ MAX_LOSS_SUM = 2.0**30
 """Of one site; larger ones, and those that are no numbers, count as this."""
 COUNTS = ("images", "seen", "correct", "clipped", "loss")
 """Images of the sites; images seen in training, with repetitions; of them classified rightly; updates that were scaled down; loss."""
+FLOAT32_SLACK = 1e-6
+"""Relative error of the length of a vector whose entries were rounded to float32."""
 CHUNK = 1 << 18
 
 
@@ -118,10 +120,8 @@ class UpdateCodec:
         classes = [int(count) for count in tail[self.statistics + len(COUNTS) :]]
         self._check(images, seen, correct, clipped, classes)
         parameters = self._decode_body(total.body, self.unit * self.cfg.max_examples / images)
-        if (
-            float(np.linalg.norm(parameters.astype(np.float64)))
-            > self.cfg.clip_norm + self.error_bound(images) * len(parameters) ** 0.5
-        ):
+        longest = self.cfg.clip_norm * (1 + FLOAT32_SLACK) + self.error_bound(images) * len(parameters) ** 0.5
+        if float(np.linalg.norm(parameters.astype(np.float64))) > longest:
             raise SecureSumError("the sum of the updates is longer than the clipping norm allows")
         statistics = (tail[: self.statistics] / (float(images) * STATISTIC_UNITS)).astype(np.float32)
         if np.abs(statistics).max(initial=0.0) > STATISTIC_LIMIT + 1:

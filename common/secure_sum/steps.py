@@ -44,13 +44,13 @@ class Step(Section):
     purpose: Purpose
     identifier: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     roster: str | None = None
-    keys: Annotated[list[SignedKeys], Field(max_length=MOST_SITES)] = []
-    parcels: dict[Site, Parcel] = {}
+    keys: Annotated[list[SignedKeys], Field(max_length=MOST_SITES, default_factory=list)]
+    parcels: dict[Site, Parcel] = Field(default_factory=dict)
     """By sender."""
-    senders: Annotated[list[Site], Field(max_length=MOST_SITES)] = []
+    senders: Annotated[list[Site], Field(max_length=MOST_SITES, default_factory=list)]
     """Who sent parcels, to anyone."""
-    survivors: Annotated[list[Site], Field(max_length=MOST_SITES)] = []
-    signatures: dict[Site, Signature] = {}
+    survivors: Annotated[list[Site], Field(max_length=MOST_SITES, default_factory=list)]
+    signatures: dict[Site, Signature] = Field(default_factory=dict)
     """On the survivors, by signer."""
 
     def session(self, run: str, round_number: int) -> Session:

@@ -3,7 +3,7 @@
     steps = collector.advertise(sites)     {site: step}          collector.take_keys(site, content)
     steps = collector.share()                                    collector.take_parcels(site, content)
     steps = collector.mask()                                     collector.take_vector(site, content)      added on arrival, not kept
-    steps = collector.confirm()                                  collector.take_confirmation(site, content)
+    steps = collector.confirm(least)                             collector.take_confirmation(site, content)
     steps = collector.unmask()                                   collector.take_shares(site, content)
     collector.finish()                     the sum
 
@@ -89,8 +89,11 @@ class Collector:
         total.add(unpack_masked(content, total.shape))
         self.summed = sorted([*self.summed, site])
 
-    def confirm(self) -> dict[str, Step]:
+    def confirm(self, least: int) -> dict[str, Step]:
+        """As the others; `least` vectors are needed even where the threshold is lower."""
         self._require(len(self.summed), len(self.keys), "sent their masked vectors")
+        if len(self.summed) < least:
+            raise SecureSumError(f"{len(self.summed)} sites sent their masked vectors, {least} are needed (strategy.min_sites)")
         return {site: self._step("confirm", survivors=self.summed) for site in self.summed}
 
     def take_confirmation(self, site: str, content: RecordDict) -> None:

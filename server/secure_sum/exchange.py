@@ -80,12 +80,7 @@ class SumExchange:
             self._ask("advertise", collector.advertise(sites), collector.take_keys)
             self._ask("share", collector.share(), collector.take_parcels)
             self._ask_vectors(collector.mask())
-            steps = collector.confirm()
-            if len(steps) < self.least:
-                raise SecureSumError(
-                    f"{len(steps)} sites sent their masked vectors, {self.least} are needed (strategy.min_sites)"
-                )
-            self._ask("confirm", steps, collector.take_confirmation, patient=False)
+            self._ask("confirm", collector.confirm(self.least), collector.take_confirmation, patient=False)
             self._ask("unmask", collector.unmask(), collector.take_shares, patient=False)
             total = collector.finish()
         except SecureSumError as error:
