@@ -36,6 +36,7 @@ class Parties:
     cfg: SecureAggregationConfig = field(default_factory=lambda: SecureAggregationConfig(enabled=True))
     vectors: Mapping[str, SumVector] = field(default_factory=dict)
     session: Session = field(default_factory=lambda: Session.begin("run", 1, "train"))
+    shape: SumShape = SHAPE
 
     def __post_init__(self) -> None:
         self.authority = ec.generate_private_key(ec.SECP384R1())
@@ -49,7 +50,7 @@ class Parties:
         return read_roster(issue_roster("test", keys, serial, self.authority), self.authority.public_key())
 
     def new_collector(self, session: Session) -> Collector:
-        return Collector(session, self.cfg, self.roster(), lambda _: SHAPE)
+        return Collector(session, self.cfg, self.roster(), lambda _: self.shape)
 
     def site(self, name: str, session: Session) -> Participant:
         identity = Identity(name, self.node_keys[name], self.authority.public_key())
@@ -59,7 +60,7 @@ class Parties:
         """The site's reply, through JSON as on the wire."""
         step, site, presence = Step.model_validate_json(step.model_dump_json()), self.sites[name], Presence(name, "")
         if step.stage == "mask":
-            plan, own = site.begin_masking(step), self.vectors.get(name, SHAPE.zeros())
+            plan, own = site.begin_masking(step), self.vectors.get(name, self.shape.zeros())
             vector = SumVector(own.body.copy(), own.tail.copy())
             plan.hide(vector)
             return pack_masked(presence, vector)
