@@ -32,6 +32,7 @@ from common.secure_sum.steps import Step
 from server.run_folder import describe_environment
 from server.strategies import aggregate, build_strategy
 from tests.secure_parties import Parties
+from tests.server.updates import take_identity
 
 PARAMETERS, STATISTICS, CLASSES = 11_171_266, 9_600, 2
 """Of ResNet18 with one input channel and two classes."""
@@ -152,6 +153,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--sites", type=int, nargs="+", default=[3, 10, 30])
     options = parser.parse_args()
+    take_identity()
     print(json.dumps({"environment": describe_environment(), "one_mask_sec": round(mask_seconds(), 4)}, indent=1))
     for sites in options.sites:
         print(json.dumps(describe(sites, "plain", plain_round(sites))))

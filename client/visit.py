@@ -42,7 +42,8 @@ def answer(instruction: Instruction, config: SiteConfig, work: Work, handler: Ca
         check_run(require_policy(Path(config.policy)), instruction.experiment, work, Path(config.work_dir), local_now)
         content = handler(instruction, config)
         leaving = describe_content(content)
-        attach_head(content, log.record(ANSWER, **asked, data=hash_data(config), **leaving))
+        data = {"data": hash_data(config)} if _reads_data(instruction) else {}
+        attach_head(content, log.record(ANSWER, **asked, **data, **leaving))
         return content
     except PolicyError as error:
         log.record(REFUSAL, **asked, rule=error.rule, detail=str(error))
@@ -71,6 +72,11 @@ def hash_data(config: SiteConfig) -> str:
     digests = load_digests([record.path for record in records], Path(config.work_dir) / "cache", workers=1)
     rows = sorted([record.label or "", str(digest)] for record, digest in zip(records, digests, strict=True))
     return hashlib.sha256(canonical(rows)).hexdigest()
+
+
+def _reads_data(instruction: Instruction) -> bool:
+    """False for the steps of a secure sum in which keys and shares alone are exchanged."""
+    return instruction.step is None or read_step(instruction.step).stage == "mask"
 
 
 def _who_asks(instruction: Instruction) -> dict[str, Any]:

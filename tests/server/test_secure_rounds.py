@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,10 +12,13 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
+from common.audit import read_entries
+from common.audit_report import verify
 from common.config import ExperimentConfig
 from common.errors import ConfigError, RoundError
 from common.secure_sum.steps import Stage, Step, read_step
 from server.checkpoints import read_checkpoint
+from server.report import write_report
 from server.run_folder import RunFolder
 from tests.tiny import TinyFederation, tiny_experiment
 
@@ -202,3 +205,41 @@ def test_updates_beyond_the_clipping_norm_are_scaled_down_and_counted(tmp_path: 
     before = experiment(secure_aggregation={**SECURE, "clip_norm": 1e-3})
     made.run("run", before)
     assert history(made, "run")[0]["secure_sum"]["clipped"] == 3
+
+
+def test_a_sites_policy_counts_one_round_and_its_log_tells_each_step(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    path, work = made.sites / "0.yaml", made.sites / "site-0"
+    (work / "policy.yaml").write_text("min_patients: 2\nmax_rounds_per_day: 1\nrequire_secure_aggregation: true\n")
+    path.write_text(f"{path.read_text()}policy: {work / 'policy.yaml'}\n")
+    made.run("run", experiment())
+    entries = [entry.facts for entry in read_entries(work / "audit.jsonl") if entry.event == "answer"]
+    steps = [f"{purpose} {stage}" for purpose in ("train", "evaluate") for stage in get_args(Stage)]
+    assert [facts.get("secure_sum") for facts in entries] == [None, *steps]
+    assert [facts["arrays"] for facts in entries if facts["arrays"]] == [["body", "tail"]] * 2
+    assert verify(work / "audit.jsonl").intact
+    with pytest.raises(RoundError, match="require_secure_aggregation"):
+        made.run("plain", experiment(secure_aggregation={}, strategy={"min_sites": 3}))
+
+
+def test_a_secure_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    made.run("unbroken", experiment(rounds=2))
+    two_lost = losing((1, "mask"), (2, "mask"))
+    rounds: list[int] = []
+
+    def from_round_two(node: int, step: Step, message: Message) -> Message | None:
+        rounds.append(int(message.content.config_records["config"]["round"]))  # type: ignore[arg-type]
+        return two_lost.change(node, step, message) if rounds[-1] == 2 else message
+
+    with pytest.raises(RoundError):
+        made.run("broken", experiment(rounds=2), grid=made.grid(Interfering(from_round_two)))
+    made.run("broken", experiment(rounds=2), resume=True)
+    np.testing.assert_array_equal(parameters(made, "broken"), parameters(made, "unbroken"))
+
+
+def test_the_report_of_a_secure_run_can_be_written(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    made.run("run", experiment())
+    write_report(tmp_path / "run")
+    assert "site-1" in (tmp_path / "run" / "report.html").read_text()
