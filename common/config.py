@@ -207,7 +207,8 @@ class SecureAggregationConfig(Section):
     neighbours: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
     """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as `common.secure_sum.graph` needs."""
     stage_timeout_sec: Positive = 60.0
-    """Deadline of each step besides training and evaluation, in which sites exchange keys and shares."""
+    """Deadline of each step besides training and evaluation, in which sites exchange keys and shares. Each starts a process at a site;
+    a simulation of hundreds of hospitals on one machine needs more, since they answer one after the other."""
     grace_sec: NonNegative = 5.0
     """Once enough sites have answered the last two steps, so long is waited for the others."""
 
