@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
@@ -18,8 +19,10 @@ from torch import nn
 
 from client.local_norms import LocalNorms
 from client.policy import Work
+from client.secure_sum.answer import answer_step, begin_masking
+from client.secure_sum.stages import MaskPlan
 from client.site import Site, class_number, find_site_config, site_log
-from client.training import RoundPlan, build_setup, train_locally
+from client.training import RoundPlan, TrainingResult, build_setup, train_locally
 from client.visit import answer, open_site
 from common.compute import Compute, build_compute
 from common.config import ExperimentConfig, ModelConfig, SiteConfig, TaskName
@@ -42,6 +45,10 @@ from common.messages import (
     unpack_instruction,
 )
 from common.models import build_model
+from common.secure_sum.counts import encode_statistics
+from common.secure_sum.masks import SumVector
+from common.secure_sum.messages import pack_masked
+from common.secure_sum.quantize import TrainingSums, UpdateCodec
 from common.seeds import numpy_generator
 
 logger = logging.getLogger(__name__)
@@ -53,7 +60,7 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    return _answer(message, context, answer_roll_call)
+    return _answer(message, context, answer_query)
 
 
 @app.train()
@@ -66,15 +73,58 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, evaluate_round)
 
 
+def answer_query(instruction: Instruction, config: SiteConfig) -> RecordDict:
+    """What needs no training: the roll call, or a step of a secure sum."""
+    return answer_step(instruction, config) if instruction.step else answer_roll_call(instruction, config)
+
+
 def answer_roll_call(instruction: Instruction, config: SiteConfig) -> RecordDict:
     """Who the site is and what data it has for the experiment, in counts; decodes the images on the way."""
     site = open_site(config, instruction.experiment)
     layout = ArraysLayout.of(_model(instruction.experiment.model, instruction.experiment.task))
-    return pack_presence(_presence(site, layout))
+    return pack_presence(_presence(site, layout, instruction.experiment))
 
 
 def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
     """Trains the global model on the site's training patients for one round."""
+    if instruction.experiment.secure_aggregation.enabled or instruction.step:
+        plan = begin_masking(instruction, config, "train")
+        trained = _train(instruction, config)
+        return pack_masked(_presence(trained.site, trained.layout, instruction.experiment), trained.masked(plan, instruction))
+    trained = _train(instruction, config)
+    presence = _presence(trained.site, trained.layout, instruction.experiment)
+    update = Update.of(presence, trained.arrays, len(trained.site.train.labels), trained.metrics)
+    return pack_update(update, _travelling(trained.arrays, instruction, trained.site.name))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a round of local training gave."""
+
+    site: Site
+    layout: ArraysLayout
+    arrays: ModelArrays
+    result: TrainingResult
+    metrics: Mapping[str, float]
+    """Those that may leave the site."""
+
+    def masked(self, plan: MaskPlan, instruction: Instruction) -> SumVector:
+        """The update and its counts under the site's masks."""
+        experiment, base, result = instruction.experiment, _arrays_of(instruction), self.result
+        classes = self.site.class_counts(class_number(experiment))
+        sizes = self.layout.parameter_count, self.layout.statistic_count, len(classes)
+        codec = UpdateCodec(experiment.secure_aggregation, *sizes, plan.sites)
+        difference = ModelArrays(self.arrays.parameters - base.parameters, self.arrays.statistics - base.statistics)
+        sums = TrainingSums(sum(classes), 0, 0, 0.0, classes)
+        if result.images and "train_loss" in self.metrics:  # else not even their sum may leave
+            right = round(result.accuracy * result.images)
+            sums = TrainingSums(sum(classes), result.images, right, result.loss * result.images, classes)
+        vector = codec.encode(difference, sums)
+        plan.hide(vector)
+        return vector
+
+
+def _train(instruction: Instruction, config: SiteConfig) -> Trained:
     experiment = instruction.experiment
     compute = build_compute(config.device, experiment.training.precision, config.threads)
     site = open_site(config, experiment)
@@ -82,6 +132,7 @@ def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
         raise EmptySiteError(f"{site.name}: no training image")
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
     plan = RoundPlan(experiment, instruction.round, site.name)
+    metrics: Mapping[str, float]
     if experiment.privacy.mechanism == "none":
         result = train_locally(build_setup(model, site.class_counts(class_number(experiment)), plan, compute), site.train, plan)
         metrics = result.metrics()
@@ -93,8 +144,7 @@ def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
     if experiment.strategy.name == "fedbn":
         LocalNorms.of(config.work_dir, instruction.run, layout).keep(arrays, instruction.round)
     logger.info("round %d: trained %d steps, loss %.4f", instruction.round, result.steps, result.loss)
-    update = Update.of(_presence(site, layout), arrays, len(site.train.labels), metrics)
-    return pack_update(update, _travelling(arrays, instruction, site.name))
+    return Trained(site, layout, arrays, result, metrics)
 
 
 def _travelling(arrays: ModelArrays, instruction: Instruction, site: str) -> ArrayRecord:
@@ -108,12 +158,19 @@ def evaluate_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
     """Judges the global model on the site's validation patients; only sums leave (see `common.evaluation.statistics`)."""
     started = time.perf_counter()
     experiment = instruction.experiment
+    secret = experiment.secure_aggregation.enabled or instruction.step
+    plan = begin_masking(instruction, config, "evaluate") if secret else None
     compute = build_compute(config.device, "fp32", config.threads)
     site = open_site(config, experiment)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
     statistics = judge(compute.place(model), site, experiment, compute)
+    presence = _presence(site, layout, experiment)
+    if plan is not None:
+        vector = encode_statistics(statistics)
+        plan.hide(vector)
+        return pack_masked(presence, vector)
     metrics = {"evaluate_sec": time.perf_counter() - started}
-    return pack_evaluation(Evaluation(_presence(site, layout), len(site.validation.labels), metrics, statistics.to_numbers()))
+    return pack_evaluation(Evaluation(presence, len(site.validation.labels), metrics, statistics.to_numbers()))
 
 
 def judge(model: nn.Module, site: Site, experiment: ExperimentConfig, compute: Compute) -> Statistics:
@@ -146,12 +203,12 @@ def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
         raise
 
 
-def _presence(site: Site, layout: ArraysLayout) -> Presence:
-    return Presence(
-        site.name,
-        layout.digest,
-        {**site.public_report, "train": len(site.train.labels), "validation": len(site.validation.labels)},
-    )
+def _presence(site: Site, layout: ArraysLayout, experiment: ExperimentConfig) -> Presence:
+    """Who the site is. Under secure aggregation its counts are told in sums alone."""
+    if experiment.secure_aggregation.enabled:
+        return Presence(site.name, layout.digest)
+    counts = {"train": len(site.train.labels), "validation": len(site.validation.labels)}
+    return Presence(site.name, layout.digest, {**site.public_report, **counts})
 
 
 def _model_with(instruction: Instruction, config: SiteConfig, norms_before_round: int) -> tuple[nn.Module, ArraysLayout]:

@@ -7,10 +7,9 @@ from functools import cached_property
 from pathlib import Path
 
 from client.policy import read_policy
-from client.site import read_site_config
+from client.site import read_connection, read_site_config
 from common.audit import AuditLog
 from common.config import ConnectionConfig, SiteConfig, SitePolicy
-from common.config_reader import build_config, read_yaml
 from common.errors import ConfigError
 
 APP_VARIABLE, COORDINATOR_VARIABLE = "PNEUMOFED_APP", "PNEUMOFED_COORDINATOR"
@@ -49,10 +48,7 @@ class SiteFolder:
     @cached_property
     def connection(self) -> ConnectionConfig:
         """How the coordinator is reached, with absolute paths."""
-        connection = build_config(ConnectionConfig, read_yaml(self.connection_file), self.connection_file.name)
-        names = ("ca", "key", "client_certificate", "client_key")
-        paths = {name: str((self.path / value).resolve()) for name in names if (value := getattr(connection, name))}
-        return connection.model_copy(update=paths)
+        return read_connection(self.connection_file)
 
     @property
     def policy_file(self) -> Path:

@@ -1,7 +1,7 @@
 """The hospital's policy against what a run asks. Each rule is one small function; the first that is broken refuses.
 
-    before any data is read    strategies, models, the run's own epsilon, unit and delta; for work in a round also quiet_hours; for
-                               training max_rounds_per_day
+    before any data is read    strategies, models, require_secure_aggregation, the run's own epsilon, unit and delta; for work in a
+                               round also quiet_hours; for training max_rounds_per_day
     before training            min_patients, once the data is known; the epsilon that remains (see `client.privacy.spending`)
 
 The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see `client.gate`.
@@ -62,6 +62,7 @@ def check_run(policy: SitePolicy, experiment: ExperimentConfig, work: Work, work
     check_strategy(policy, experiment)
     check_model(policy, experiment)
     check_epsilon(policy, experiment)
+    check_secure_aggregation(policy, experiment)
     if work != "query":  # a site that is busy now may still be counted on later in the run
         check_quiet_hours(policy, now())
     if work == "train":
@@ -102,6 +103,11 @@ def check_epsilon(policy: SitePolicy, experiment: ExperimentConfig) -> None:
         raise PolicyError("min_unit", "the run protects single images; the policy asks for patients")
     if policy.max_delta is not None and privacy.delta is not None and privacy.delta > policy.max_delta:
         raise PolicyError("max_delta", f"the run plans with delta {privacy.delta:g}; at most {policy.max_delta:g} is allowed")
+
+
+def check_secure_aggregation(policy: SitePolicy, experiment: ExperimentConfig) -> None:
+    if policy.require_secure_aggregation and not experiment.secure_aggregation.enabled:
+        raise PolicyError("require_secure_aggregation", "the run does not use secure aggregation")
 
 
 def check_quiet_hours(policy: SitePolicy, now: datetime) -> None:

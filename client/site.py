@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from common.config import ExperimentConfig, SiteConfig
+from common.config import ConnectionConfig, ExperimentConfig, SiteConfig
 from common.config_reader import build_config, read_yaml
 from common.data.dataset import Dataset, load_dataset
 from common.data.manifest import CLASSES, read_manifest
@@ -59,10 +59,22 @@ def find_site_config(node_config: Mapping[str, Any], run_config: Mapping[str, An
 def read_site_config(path: Path) -> SiteConfig:
     """The site configuration in `path`, with relative paths resolved against its folder."""
     config = build_config(SiteConfig, read_yaml(path), path.name)
-    paths = {
+    paths: dict[str, str | None] = {
         key: str((path.parent / value).resolve()) for key in ("manifest", "work_dir", "policy") if (value := getattr(config, key))
     }
+    beside = path.parent.resolve() / "connection.yaml"
+    paths["connection"] = str((path.parent / config.connection).resolve()) if config.connection else None
+    if config.connection is None and beside.is_file():
+        paths["connection"] = str(beside)
     return config.model_copy(update=paths)
+
+
+def read_connection(path: Path) -> ConnectionConfig:
+    """How the coordinator is reached, by the file `path`, with absolute paths."""
+    connection = build_config(ConnectionConfig, read_yaml(path), path.name)
+    names = ("ca", "key", "client_certificate", "client_key")
+    paths = {name: str((path.parent / value).resolve()) for name in names if (value := getattr(connection, name))}
+    return connection.model_copy(update=paths)
 
 
 def load_site(config: SiteConfig, experiment: ExperimentConfig) -> Site:

@@ -18,6 +18,7 @@ from common.data.digests import load_digests
 from common.data.manifest import read_manifest
 from common.errors import PolicyError
 from common.messages import Instruction, attach_head, describe_content
+from common.secure_sum.steps import read_step
 
 
 def audit_log(config: SiteConfig) -> AuditLog:
@@ -33,6 +34,9 @@ def answer(instruction: Instruction, config: SiteConfig, work: Work, handler: Ca
     if config.policy is None:
         return handler(instruction, config)
     log, asked = audit_log(config), {"work": work, "run": instruction.run, "round": instruction.round}
+    if instruction.step:
+        step = read_step(instruction.step)
+        asked |= {"secure_sum": f"{step.purpose} {step.stage}"}
     try:
         log.record(REQUEST, **asked, **_who_asks(instruction))
         policy = require_policy(Path(config.policy))
@@ -44,7 +48,8 @@ def answer(instruction: Instruction, config: SiteConfig, work: Work, handler: Ca
         check_run(policy, instruction.experiment, work, Path(config.work_dir), local_now)
         content = handler(instruction, config)
         leaving = describe_content(content)
-        attach_head(content, log.record(ANSWER, **asked, data=hash_data(config), **leaving))
+        data = {"data": hash_data(config)} if _reads_data(instruction) else {}
+        attach_head(content, log.record(ANSWER, **asked, **data, **leaving))
         return content
     except PolicyError as error:
         log.record(REFUSAL, **asked, rule=error.rule, detail=str(error))
@@ -73,6 +78,11 @@ def hash_data(config: SiteConfig) -> str:
     digests = load_digests([record.path for record in records], Path(config.work_dir) / "cache", workers=1)
     rows = sorted([record.label or "", str(digest)] for record, digest in zip(records, digests, strict=True))
     return hashlib.sha256(canonical(rows)).hexdigest()
+
+
+def _reads_data(instruction: Instruction) -> bool:
+    """False for the steps of a secure sum in which keys and shares alone are exchanged."""
+    return instruction.step is None or read_step(instruction.step).stage == "mask"
 
 
 def _who_asks(instruction: Instruction) -> dict[str, Any]:

@@ -229,6 +229,30 @@ class EarlyStoppingConfig(Section):
     min_delta: NonNegative = 0.001
 
 
+class SecureAggregationConfig(Section):
+    """Secure aggregation (SecAgg+, Bell et al. 2020): the coordinator learns sums of the sites' updates and counts, and no single one."""
+
+    enabled: bool = False
+    threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 0.67
+    """Share of the sites (of each site's neighbours, where not all are) that must stay to the end, rounded up, at least three. So many
+    sites together with the coordinator could read another's update; more than two thirds also withstands a coordinator that lies about
+    who dropped out, with up to a third of the sites on its side (Bonawitz et al. 2017, section 6.2)."""
+    clip_norm: Positive = 100.0
+    """Longest update (L2 norm of the difference from the global weights) that a site sends; longer ones are scaled down and counted.
+    Quantisation steps are proportional to it."""
+    bits: Literal[32, 64] = 32
+    """Of each masked parameter on the wire."""
+    max_examples: Annotated[int, Field(ge=1, le=2**20)] = 65536
+    """Most training images of one site; one that has more takes no part. Quantisation steps are proportional to it."""
+    neighbours: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
+    """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as `common.secure_sum.graph` needs."""
+    stage_timeout_sec: Positive = 60.0
+    """Deadline of each step besides training and evaluation, in which sites exchange keys and shares. Each starts a process at a site;
+    a simulation of hundreds of hospitals on one machine needs more, since they answer one after the other."""
+    grace_sec: NonNegative = 5.0
+    """Once enough sites have answered the last two steps, so long is waited for the others."""
+
+
 class ExperimentConfig(Section):
     """Everything that defines a run for all parties; holds nothing of any site."""
 
@@ -245,6 +269,7 @@ class ExperimentConfig(Section):
     privacy: PrivacyConfig = PrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
 
     @property
     def proximal_mu(self) -> float:
@@ -275,6 +300,8 @@ class ExperimentConfig(Section):
             )
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
             raise ValueError("model.head_first_rounds must be smaller than rounds")
+        if self.secure_aggregation.enabled:
+            self._check_secure_aggregation()
         return self
 
     @model_validator(mode="after")
@@ -303,6 +330,37 @@ class ExperimentConfig(Section):
                 raise ValueError(f"privacy.mechanism is 'dp_sgd' but {sentence}")
         return self
 
+    def _check_secure_aggregation(self) -> None:
+        """What needs single updates cannot be had of sums alone.
+
+        Raises:
+            ValueError: names the setting and what to do.
+        """
+        cfg, needed = self.strategy, 3
+        if cfg.name in ("fedmedian", "fedtrimmedavg", "krum"):
+            raise ValueError(
+                f"strategy.name: {cfg.name} compares single updates, which secure_aggregation hides; take fedavg, fedprox, fedbn, fedavgm, "
+                "fedadam or fedyogi, or switch secure_aggregation off"
+            )
+        if cfg.update_precision != "float32":
+            raise ValueError(
+                "strategy.update_precision must be 'float32' under secure_aggregation, which has its own number type "
+                "(secure_aggregation.bits)"
+            )
+        if cfg.max_update_norm_factor != StrategyConfig().max_update_norm_factor:
+            raise ValueError(
+                "strategy.max_update_norm_factor compares single updates, which secure_aggregation hides; set "
+                "secure_aggregation.clip_norm instead, which each site keeps itself"
+            )
+        if cfg.wait_for_sites:
+            drawn = math.ceil(round(cfg.fraction_train * cfg.wait_for_sites, 9))
+            needed = max(needed, math.ceil(round(self.secure_aggregation.threshold * drawn, 9)))
+        if cfg.enough_sites is not None and cfg.enough_sites < needed:
+            raise ValueError(
+                f"strategy.enough_sites is {cfg.enough_sites} but a secure sum needs {needed} sites "
+                "(secure_aggregation.threshold, and never fewer than 3)"
+            )
+
 
 class SiteConfig(Section):
     """What one hospital keeps to itself. It is never sent."""
@@ -319,6 +377,9 @@ class SiteConfig(Section):
     """CPU threads of the training process; 0 leaves torch's choice. Fix it where runs must repeat bit for bit."""
     policy: str | None = None
     """The site's policy file (`SitePolicy`). Unset, as in simulation, nothing is refused."""
+    connection: str | None = None
+    """File with the paths of the site's node key and of the federation's certificate authority (`ConnectionConfig`), which secure
+    aggregation needs. Unset, it is `connection.yaml` beside the site's own file."""
 
 
 class ConnectionConfig(Section):
@@ -364,6 +425,8 @@ class SitePolicy(Section):
     the runs so far."""
     min_unit: PrivacyUnit = "image"
     """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
+    require_secure_aggregation: bool = False
+    """Whether a run is refused in which the coordinator could see this site's update and counts."""
     quiet_hours: list[QuietHours] = []
     """Times of day (local, e.g. `07:30-18:00`) in which nothing is trained here; may pass midnight."""
 
@@ -377,6 +440,8 @@ class CoordinatorConfig(Section):
     cache_dir: str | None = None
     audit_log: str | None = None
     """The coordinator's audit log; unset, as in simulation, none is kept."""
+    key_roster: str | None = None
+    """The sites' public node keys, signed when they were provisioned (`roster.json`); secure aggregation needs it."""
     resume: bool = False
     device: str = "auto"
     threads: Annotated[int, Field(ge=0)] = 0

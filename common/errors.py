@@ -9,6 +9,7 @@
     ├── MessageError           a message from the other side is not what was agreed; the reply is left out
     ├── RoundError             a round had fewer than `min_sites` good replies; the run fails and says who and why
     ├── CheckpointError        a checkpoint cannot be read or belongs to another run; `--resume` refuses
+    ├── SecureSumError         a step of a secure sum breaks the protocol; the site gives nothing away, the coordinator goes on without it
     ├── PolicyError            a site refuses a run or a round by its own policy; the coordinator goes on with the others
     │   └── BudgetError        the same, since its privacy budget does not allow it; says how much remains
     ├── ArchiveError           the hospital's archive (PACS) cannot be reached or refuses; the engineer mends the connection
@@ -110,6 +111,12 @@ class MessageError(PneumofedError):
 
 class RoundError(PneumofedError):
     """A round could not be completed; the text names each site and its reason."""
+
+
+class SecureSumError(PneumofedError):
+    """A step of a secure sum is not what the protocol allows: keys that were swapped, a set of sites that is too small, a replay."""
+
+    public_message = "the site refuses this step of the secure sum, since it breaks the protocol"
 
 
 class CheckpointError(PneumofedError):

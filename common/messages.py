@@ -3,6 +3,8 @@
     instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
     roll call     (no arrays)                                                config {experiment, run, round, protocol}
     update        arrays  as above, or common.transport's         metrics {num-examples, loss, ...}      site {name, layout, report}
+    secure sum    as an instruction, with its arrays in one step alone              config {..., step}
+                  the replies: see common.secure_sum.messages
     evaluation    metrics {num-examples, loss, seconds}   statistics {...}                    site {name, layout, report}
     presence      site {name, layout, report}
     failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
@@ -35,6 +37,7 @@ ARRAYS, CONFIG, METRICS, STATISTICS, SITE = "arrays", "config", "metrics", "stat
 BUFFERS = "statistics"
 NUM_EXAMPLES = "num-examples"
 AUDIT_HEAD = "audit-head"
+STEP = "step"
 EXPERIMENT_KEY = "experiment"
 """Key of Flower's run config: the path of a YAML file, or the whole experiment as JSON."""
 COORDINATOR_KEY = "coordinator"
@@ -72,6 +75,8 @@ class Instruction:
     arrays: ModelArrays | None = None
     audit_head: str | None = None
     """Head of the coordinator's audit log, which the site's log keeps."""
+    step: str | None = None
+    """The step of a secure sum that is asked for (`common.secure_sum.steps`), as JSON."""
 
 
 @dataclass(frozen=True)
@@ -156,10 +161,19 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
     config |= {"round": instruction.round, "protocol": PROTOCOL}
     if instruction.audit_head:
         config[AUDIT_HEAD] = instruction.audit_head
+    if instruction.step:
+        config[STEP] = instruction.step
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
     return content
+
+
+def with_step(message: Message, step: str) -> Message:
+    """The same request with a step of a secure sum in it; its arrays are shared, not copied."""
+    config = ConfigRecord({**_record(message.content.config_records, CONFIG), STEP: step})
+    content = RecordDict({**message.content, CONFIG: config})
+    return Message(content, dst_node_id=message.metadata.dst_node_id, message_type=message.metadata.message_type)
 
 
 def unpack_instruction(content: RecordDict) -> Instruction:
@@ -176,7 +190,8 @@ def unpack_instruction(content: RecordDict) -> Instruction:
         )
     arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
     experiment = experiment_from_json(str(config["experiment"]))
-    return Instruction(experiment, str(config["run"]), int(str(config["round"])), arrays, _head_in(config))
+    step = str(config[STEP]) if STEP in config else None
+    return Instruction(experiment, str(config["run"]), int(str(config["round"])), arrays, _head_in(config), step)
 
 
 def pack_presence(presence: Presence) -> RecordDict:

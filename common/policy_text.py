@@ -30,6 +30,9 @@ max_delta: null
 # What a private run must protect at least: a single image, or a patient with all images.
 min_unit: image
 
+# Whether every run must use secure aggregation, in which the coordinator sees sums over hospitals and never this one's update alone.
+require_secure_aggregation: false
+
 # Local times in which nothing is trained, e.g. ["07:30-18:00"].
 quiet_hours: []
 """

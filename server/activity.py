@@ -11,7 +11,7 @@ run_resumed     rounds; `round` is the last completed one
 joined          the site answered the roll call
 absent          reason; the site, or node, cannot take part
 round_started   sites [names], deadline_sec
-asked           task (roll call, train or evaluate), bytes of arrays, deadline_sec
+asked           task (roll call, train, evaluate; in a secure sum also keys, shares, confirmation, unmasking), bytes of arrays, deadline_sec
 answered        task, seconds, bytes of arrays
 late            task, seconds; no reply within the deadline, a later one is dropped
 refused         task, reason; the site's policy, by the name of its rule

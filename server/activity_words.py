@@ -7,7 +7,15 @@ from typing import Any
 
 from server.activity import Kind
 
-TASKS = {"train": "training", "evaluate": "evaluation", "roll call": "the roll call"}
+TASKS = {
+    "train": "training",
+    "evaluate": "evaluation",
+    "roll call": "the roll call",
+    "keys": "its keys",
+    "shares": "its shares",
+    "confirmation": "its confirmation",
+    "unmasking": "unmasking",
+}
 
 
 def describe(event: Mapping[str, Any]) -> str:

@@ -21,7 +21,8 @@ POLL_SEC = 0.1
 FORGET_AFTER_DEADLINES = 3
 """A site that is silent for so many deadlines is asked again: its message is lost, for it would have been answered by now."""
 
-Task = Literal["roll call", "train", "evaluate"]
+Task = Literal["roll call", "train", "evaluate", "keys", "shares", "confirmation", "unmasking"]
+"""The last four are steps of a secure sum (`common.secure_sum.steps`)."""
 Take = Callable[[str, Message], bool]
 """Is given a site's name and reply; says whether the reply counts."""
 
@@ -46,19 +47,26 @@ class Post:
     outstanding: dict[str, Asked] = field(default_factory=dict)
 
     def exchange(
-        self, messages: Mapping[str, Message], task: Task, number: int, deadline_sec: float, take: Take, enough: int | None = None
+        self,
+        messages: Mapping[str, Message],
+        task: Task,
+        number: int,
+        deadline_sec: float,
+        take: Take,
+        enough: int | None = None,
+        grace_sec: float = 0.0,
     ) -> dict[str, Failure]:
         """Sends one message a site and hands each reply to `take`; returns why each other site did not answer.
 
-        Waits until all have answered, `enough` replies count, or `deadline_sec` has passed. A site is known by the message that
-        it answers: an error reply that Flower writes for a lost node does not name the node.
+        Waits until all have answered, `enough` replies count and `grace_sec` has passed since, or `deadline_sec` has passed. A site
+        is known by the message that it answers: an error reply that Flower writes for a lost node does not name the node.
         """
         started = time.monotonic()
         waiting, failures = self._send(messages, task, number, deadline_sec)
         counted = 0
         deadline = started + deadline_sec
-        while waiting and time.monotonic() < deadline and (enough is None or counted < enough):
-            arrived = False
+        while waiting and time.monotonic() < deadline:
+            arrived, before = False, counted
             for message in self._pull(waiting):
                 site = waiting.pop(message.metadata.reply_to_message_id)
                 arrived = True
@@ -69,6 +77,9 @@ class Post:
                     facts = {"task": task, "seconds": time.monotonic() - started, "bytes": content_bytes(message.content)}
                     self.activity.note(Kind.ANSWERED, round=number, site=site, **facts)
                     counted += take(site, message)
+            if enough is not None and before < enough <= counted:
+                deadline = min(deadline, time.monotonic() + grace_sec)
+                continue
             if waiting and not arrived:
                 time.sleep(POLL_SEC)
         failures.update(self._give_up(waiting, task, number, deadline_sec, time.monotonic() - started))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import Any
 
 from flwr.app import Message, MessageType, RecordDict
@@ -28,7 +28,6 @@ from common.layout import ArraysLayout
 from common.messages import (
     ARRAYS,
     CONFIG,
-    Evaluation,
     Failure,
     Instruction,
     ModelArrays,
@@ -36,19 +35,20 @@ from common.messages import (
     pack_instruction,
     unpack_evaluation,
     unpack_presence,
+    with_step,
 )
+from common.secure_sum.roster import KeyRoster
 from server.activity import Kind
 from server.checks import Intake
 from server.chronicle import Chronicle
 from server.exchange import Post
 from server.judge import Judge
+from server.outcomes import Evaluations, Judged, Trained
 from server.roster import Roster
+from server.secure_sum.rounds import SecureRounds
 from server.strategies import SiteStrategy, aggregate, draw_sites
 
 logger = logging.getLogger(__name__)
-
-Evaluations = dict[str, tuple[Evaluation, Statistics]]
-"""By site: what it said of itself, and its statistics."""
 
 ASK_AGAIN = ("Timeout", "Unreachable")
 """A node that was absent for such a reason is asked again before each round; the others gave an answer that will not change."""
@@ -68,11 +68,16 @@ class Coordinator:
     roster: Roster = field(init=False)
     layout: ArraysLayout = field(init=False)
     post: Post = field(init=False)
+    secure: SecureRounds | None = field(init=False, default=None)
+    """Set where the experiment asks for secure aggregation."""
+    key_roster: InitVar[KeyRoster | None] = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, key_roster: KeyRoster | None) -> None:
         self.layout = ArraysLayout.of(self.network)
         self.roster = Roster(self.layout.digest)
         self.post = Post(self.grid, self.chronicle.activity)
+        if key_roster is not None:
+            self.secure = SecureRounds(self.post, self.experiment, self.chronicle.run, self.layout, key_roster, self.roster.nodes)
 
     def assemble(self) -> None:
         """Waits for the sites that the experiment expects and calls the roll.
@@ -103,17 +108,14 @@ class Coordinator:
         drawn = draw_sites(sites, self.experiment.strategy.fraction_train, self.experiment.seed, number)
         deadline = self.experiment.strategy.round_timeout_sec
         self.chronicle.activity.note(Kind.ROUND_STARTED, round=number, sites=drawn, deadline_sec=deadline)
-        updates, left_out, failures = self._train(drawn, number)
-        bytes_up = sum(update.nbytes for update in updates.values())
+        trained = self._train(drawn, number)
         seconds = {"train": clock.lap()}
-        self.arrays = aggregate(self.strategy, number, list(updates.values()))
-        trained = _train_lines(updates)
-        heads = {site: head for site, update in updates.items() if (head := update.presence.audit_head)}
-        updates.clear()  # 45 MB a site
+        self.arrays = aggregate(self.strategy, number, trained.updates)
+        trained.updates.clear()  # 45 MB a site
         seconds["aggregate"] = clock.lap()
         judges = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
-        evaluations, silent = self._evaluate(judges, number)
-        threshold, line = self._validation(evaluations)
+        judged = self._evaluate(judges, number)
+        threshold, line = self._validation(judged.pooled)
         seconds["evaluate"] = clock.lap()
         line.update(self._central(number, threshold))
         seconds["central"] = clock.lap()
@@ -122,17 +124,19 @@ class Coordinator:
         line = {
             "round": number,
             "drawn": drawn,
-            "failures": {site: str(failure) for site, failure in {**failures, **silent}.items()},
-            "left_out": {site: failure.sentence for site, failure in left_out.items()},
+            "failures": {site: str(failure) for site, failure in {**trained.failures, **judged.failures}.items()},
+            "left_out": {site: failure.sentence for site, failure in trained.left_out.items()},
             "late": [{"site": asked.site, "round": asked.round, "task": asked.task} for asked in late],
             **line,
-            "sites": _site_lines(trained, evaluations, threshold.value),
+            **trained.told,
+            **judged.told,
+            "sites": _site_lines(trained.lines, judged.evaluations, threshold.value),
             "absent": self.roster.absences(),
             "seconds": seconds,
-            "bytes": {"down": self.arrays.nbytes * (len(drawn) + len(judges)), "up": bytes_up},
+            "bytes": {"down": self.arrays.nbytes * (len(drawn) + len(judges)), "up": trained.bytes_up},
         }
         if self.chronicle.audit:
-            record_round(self.chronicle.audit, self.chronicle.run, line, self.arrays, heads)
+            record_round(self.chronicle.audit, self.chronicle.run, line, self.arrays, trained.heads)
         return line
 
     def _sites_now(self) -> list[str]:
@@ -173,19 +177,20 @@ class Coordinator:
             if node in asked:
                 self.chronicle.activity.note(Kind.ABSENT, round=0, site=failure.site or f"node {node}", reason=str(failure))
 
-    def _train(self, drawn: Sequence[str], number: int) -> tuple[dict[str, Update], dict[str, Failure], dict[str, Failure]]:
-        """Good updates, bad ones with the reason, and sites that gave none with the reason; each by site.
+    def _train(self, drawn: Sequence[str], number: int) -> Trained:
+        """What the sites' training gave.
 
         Raises:
             RoundError: fewer good updates than the experiment needs.
         """
+        if self.secure is not None:
+            return self.secure.train(
+                drawn, number, self.arrays, lambda steps: self._training_messages(number, list(steps), steps)
+            )
         cfg = self.experiment.strategy
-        content = self._instruct(number)
-        self.strategy.drawn_nodes = [self.roster.nodes[site] for site in drawn]
-        messages = self.strategy.configure_train(number, content.array_records[ARRAYS], content.config_records[CONFIG], self.grid)
         intake = Intake(self.arrays, self.layout, self.roster.presences, cfg)
-        by_site = dict(zip(drawn, messages, strict=True))
-        failures = self.post.exchange(by_site, "train", number, cfg.round_timeout_sec, intake.take, cfg.enough_sites)
+        messages = self._training_messages(number, drawn)
+        failures = self.post.exchange(messages, "train", number, cfg.round_timeout_sec, intake.take, cfg.enough_sites)
         updates, left_out = intake.close()
         for site, failure in {**failures, **left_out}.items():
             logger.warning("round %d: %s is left out: %s", number, site, failure)
@@ -197,11 +202,25 @@ class Coordinator:
                 f"round {number}: {len(updates)} good updates, {cfg.replies_needed} are needed (strategy.min_sites). "
                 + _tell({**reasons, **self.roster.absences()}, nobody="No site was connected.")
             )
-        return updates, left_out, failures
+        heads = {site: head for site, update in updates.items() if (head := update.presence.audit_head)}
+        bytes_up = sum(update.nbytes for update in updates.values())
+        return Trained(list(updates.values()), _train_lines(updates), heads, bytes_up, left_out, failures)
 
-    def _evaluate(self, judges: Sequence[str], number: int) -> tuple[Evaluations, dict[str, Failure]]:
+    def _training_messages(self, number: int, sites: Sequence[str], steps: Mapping[str, str] | None = None) -> dict[str, Message]:
+        """One a site, as the strategy configures them; `steps` are those of a secure sum."""
+        content = self._instruct(number)
+        self.strategy.drawn_nodes = [self.roster.nodes[site] for site in sites]
+        messages = self.strategy.configure_train(number, content.array_records[ARRAYS], content.config_records[CONFIG], self.grid)
+        by_site = dict(zip(sites, messages, strict=True))
+        return {site: with_step(message, steps[site]) if steps else message for site, message in by_site.items()}
+
+    def _evaluate(self, judges: Sequence[str], number: int) -> Judged:
         content = self._instruct(number)
         messages = {site: _message(content, self.roster.nodes[site], MessageType.EVALUATE) for site in judges}
+        if self.secure is not None:
+            return self.secure.evaluate(
+                judges, number, lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()}
+            )
         good: Evaluations = {}
         bad: dict[str, Failure] = {}
 
@@ -216,13 +235,10 @@ class Coordinator:
         bad |= self.post.exchange(messages, "evaluate", number, self.experiment.strategy.round_timeout_sec, take)
         for site, failure in bad.items():
             logger.warning("round %d: %s did not judge: %s", number, site, failure)
-        return dict(sorted(good.items())), bad
+        zero = Statistics.zero(len(CLASSES[self.experiment.task]), FEDERATED_GRID)
+        return Judged(sum((statistics for _, statistics in good.values()), zero), dict(sorted(good.items())), bad)
 
-    def _validation(self, evaluations: Evaluations) -> tuple[ChosenThreshold, dict[str, Any]]:
-        pooled = sum(
-            (statistics for _, statistics in evaluations.values()),
-            Statistics.zero(len(CLASSES[self.experiment.task]), FEDERATED_GRID),
-        )
+    def _validation(self, pooled: Statistics) -> tuple[ChosenThreshold, dict[str, Any]]:
         cfg = self.experiment.evaluation
         threshold = choose_threshold(pooled, cfg.threshold_policy, cfg.target)
         return threshold, {"threshold": vars(threshold), "validation": metrics(pooled, threshold.value)}

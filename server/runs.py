@@ -144,6 +144,8 @@ class Runs:
                 raise ConfigError(f"{self.folder.settings_file}: {key}: there is no file {value}")
         cache = str((self.folder.path / own.cache_dir).resolve())
         audit = str(self.folder.state.resolve() / "audit.jsonl")
+        if self.folder.key_roster.is_file():
+            absolute["key_roster"] = str(self.folder.key_roster.resolve())
         return CoordinatorConfig(
             run_dir=str(path), cache_dir=cache, audit_log=audit, resume=resume, device=own.device, threads=own.threads, **absolute
         )

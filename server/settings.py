@@ -2,7 +2,7 @@
 
 COORDINATOR/
   coordinator.yaml                         the settings below
-  keys/ca.crt server.crt server.key superexec.secret
+  keys/ca.crt server.crt server.key superexec.secret roster.json
   sites/NAME.pub                           public node key of each site
   nginx.conf                               the door, written anew at each start (see `server.door`)
   state/                                   SuperLink database, pid files, logs, FLWR_HOME
@@ -99,6 +99,11 @@ class CoordinatorFolder:
     @property
     def key(self) -> Path:
         return self.path / "keys" / "server.key"
+
+    @property
+    def key_roster(self) -> Path:
+        """The sites' public node keys under the signature of the certificate authority, for secure aggregation."""
+        return self.path / "keys" / "roster.json"
 
     @property
     def superexec_secret(self) -> Path:

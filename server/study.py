@@ -25,6 +25,7 @@ from server.judge import build_judge
 from server.progress import best_round, course, stalled
 from server.rounds import Coordinator
 from server.run_folder import RunFolder
+from server.secure_sum.rounds import read_key_roster
 from server.strategies import build_strategy, restore_state, strategy_state
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bo
 def _build_coordinator(
     grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, chronicle: Chronicle, checkpoint: Checkpoint | None
 ) -> Coordinator:
+    key_roster = read_key_roster(settings.key_roster) if experiment.secure_aggregation.enabled else None
     strategy = build_strategy(experiment.strategy)
     judge = build_judge(experiment, settings)
     network_config = experiment.model.without_weights() if checkpoint else experiment.model
@@ -88,7 +90,7 @@ def _build_coordinator(
     if checkpoint:
         arrays = checkpoint.arrays
         restore_state(strategy, checkpoint.strategy_state)
-    return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge)
+    return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge, key_roster)
 
 
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:

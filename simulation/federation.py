@@ -3,6 +3,7 @@
 RUN/sites/0.yaml ...                    SiteConfig of each virtual hospital, by partition number
 RUN/sites/hospital-00/manifest.csv      its images
 RUN/sites/hospital-00/                  its work folder: cache, log, local state, the secret of its private training
+RUN/identities/                         their node keys and the signed roster, where the experiment asks for secure aggregation
 RUN/coordinator/                        the coordinator's settings, its held-out manifests and their cache
 """
 
@@ -25,6 +26,7 @@ from common.data.sources.kaggle import read_kaggle
 from common.data.sources.table import read_csv
 from common.errors import ConfigError, DataError
 from common.seeds import derive_seed
+from simulation.identities import write_identities
 from simulation.partition import partition
 from simulation.phantom import write_phantoms
 from simulation.phantom_mark import is_phantom
@@ -77,10 +79,15 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
     parts = sorted(parts, key=lambda part: -len(part.records))
     if cfg.partition == "scanner":
         parts = _through_scanners(parts, experiment.seed, run_dir)
+    names = [hospital_name(number, len(parts)) for number in range(len(parts))]
+    identities = write_identities(run_dir / "identities", names) if experiment.secure_aggregation.enabled else ({}, None)
     for number, part in enumerate(parts):
-        _write_site(run_dir, number, part, cfg)
-        _write_secret(run_dir / "sites" / hospital_name(number, cfg.hospitals), experiment.seed)
-    coordinator = _write_coordinator(data, external, run_dir, resume=resume, device=cfg.device)
+        _write_site(run_dir, number, part, cfg, identities[0].get(names[number]))
+        _write_secret(run_dir / "sites" / names[number], experiment.seed)
+    settings = CoordinatorConfig(
+        run_dir=str(run_dir), resume=resume, device=cfg.device, key_roster=str(identities[1]) if identities[1] else None
+    )
+    coordinator = _write_coordinator(data, external, settings)
     return Federation(run_dir / "sites", coordinator, tuple(parts), is_phantom(data), report)
 
 
@@ -124,13 +131,18 @@ def _through_scanners(parts: Sequence[Manifest], seed: int, run_dir: Path) -> li
     ]
 
 
-def _write_site(run_dir: Path, number: int, manifest: Manifest, cfg: SimulationConfig) -> None:
+def _write_site(run_dir: Path, number: int, manifest: Manifest, cfg: SimulationConfig, connection: Path | None) -> None:
     name = hospital_name(number, cfg.hospitals)
     folder = run_dir / "sites" / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_manifest(manifest, folder / "manifest.csv")
     site = SiteConfig(
-        name=name, manifest=str(folder / "manifest.csv"), work_dir=str(folder), device=cfg.device, threads=cfg.threads
+        name=name,
+        manifest=str(folder / "manifest.csv"),
+        work_dir=str(folder),
+        device=cfg.device,
+        threads=cfg.threads,
+        connection=str(connection) if connection else None,
     )
     _write_yaml(run_dir / "sites" / f"{number}.yaml", site)
 
@@ -149,22 +161,19 @@ def _find_data(cfg: SimulationConfig, seed: int, run_dir: Path) -> tuple[Path, P
     return folder, folder / "external"
 
 
-def _write_coordinator(data: Path, external: Path | None, run_dir: Path, *, resume: bool, device: str) -> Path:
-    folder = run_dir / "coordinator"
+def _write_coordinator(data: Path, external: Path | None, settings: CoordinatorConfig) -> Path:
+    folder = Path(settings.run_dir) / "coordinator"
     folder.mkdir(parents=True, exist_ok=True)
     test, _ = read_kaggle(data, splits=("test",))
     write_manifest(test, folder / "test.csv")
     if external:
         write_manifest(external_manifest(external), folder / "external.csv")
-    settings = CoordinatorConfig(
-        run_dir=str(run_dir),
-        test_manifest=str(folder / "test.csv"),
-        external_manifest=str(folder / "external.csv") if external else None,
-        cache_dir=str(folder / "cache"),
-        resume=resume,
-        device=device,
-    )
-    _write_yaml(folder / "coordinator.yaml", settings)
+    paths = {
+        "test_manifest": str(folder / "test.csv"),
+        "external_manifest": str(folder / "external.csv") if external else None,
+        "cache_dir": str(folder / "cache"),
+    }
+    _write_yaml(folder / "coordinator.yaml", settings.model_copy(update=paths))
     return folder / "coordinator.yaml"
 
 

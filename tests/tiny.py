@@ -17,6 +17,7 @@ from common.config import CoordinatorConfig, ExperimentConfig
 from common.config_reader import build_config, merge
 from common.data.manifest import ImageRecord, Manifest, write_manifest
 from server.study import run_study
+from simulation.identities import write_identities
 from simulation.local_grid import LocalGrid
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
@@ -62,6 +63,7 @@ class TinyFederation:
     def __init__(self, folder: Path, sites: int = 3, patients: int = 8) -> None:
         self.folder = folder
         self.sites = folder / "sites"
+        self.key_roster: Path | None = None
         for number in range(sites):
             self.add_site(number, draw_manifest(folder / f"images-{number}", patients, seed=number))
         write_manifest(draw_manifest(folder / "test", 8, seed=1000), folder / "test.csv")
@@ -78,6 +80,14 @@ class TinyFederation:
             "device": "cpu",
         }
         (self.sites / f"{number}.yaml").write_text(yaml.safe_dump(site))
+
+    def give_identities(self) -> None:
+        """A node key for each site, and the roster of them: what secure aggregation needs."""
+        files = {yaml.safe_load(path.read_text())["name"]: path for path in sorted(self.sites.glob("*.yaml"))}
+        connections, self.key_roster = write_identities(self.folder / "identities", list(files))
+        for name, path in files.items():
+            site = yaml.safe_load(path.read_text())
+            path.write_text(yaml.safe_dump({**site, "connection": str(connections[name])}))
 
     def grid(self, app: ClientApp = client_app) -> LocalGrid:
         nodes = [{"partition-id": int(path.stem)} for path in sorted(self.sites.glob("*.yaml"))]
@@ -97,6 +107,7 @@ class TinyFederation:
             run_dir=str(self.folder / name),
             test_manifest=str(self.folder / "test.csv"),
             audit_log=str(audit_log) if audit_log else None,
+            key_roster=str(self.key_roster) if self.key_roster else None,
             resume=resume,
             device="cpu",
         )

@@ -114,9 +114,27 @@ class Statistics:
         """
         if self.grid != FEDERATED_GRID:
             raise DataError("statistics: only those on FEDERATED_GRID may be sent")
-        flat = np.concatenate([getattr(self, name).ravel() for name in FIELDS])
+        flat = self.flat()
         index = np.flatnonzero(flat)
         return {"classes": self.classes, "bins": len(self.grid), "index": index.tolist(), "value": flat[index].tolist()}
+
+    def flat(self) -> Counts:
+        """Every count in one vector, int64; the vector of a sum is the sum of the vectors."""
+        return np.concatenate([getattr(self, name).ravel() for name in FIELDS])
+
+    @classmethod
+    def from_flat(cls, flat: Counts, classes: int, most_images: int) -> Statistics:
+        """The statistics on `FEDERATED_GRID` that `flat` wrote.
+
+        Raises:
+            MessageError: no set of at most `most_images` images can have these counts.
+        """
+        shapes = _shapes(classes, len(FEDERATED_GRID))
+        parts = np.split(flat, np.cumsum([np.prod(shape) for shape in shapes.values()])[:-1])
+        fields = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        statistics = cls(FEDERATED_GRID, **fields)
+        _check_totals(statistics, most_images)
+        return statistics
 
     @classmethod
     def from_numbers(cls, numbers: Mapping[str, object], classes: int) -> Statistics:
@@ -129,13 +147,13 @@ class Statistics:
             raise _wrong("the keys bins, classes, index, value", f"{len(numbers)} keys")
         if numbers["classes"] != classes or numbers["bins"] != len(FEDERATED_GRID):
             raise _wrong(f"{classes} classes on {len(FEDERATED_GRID)} bins", "others")
-        shapes = _shapes(classes, len(FEDERATED_GRID))
-        flat = _unpack(numbers, sum(int(np.prod(shape)) for shape in shapes.values()))
-        parts = np.split(flat, np.cumsum([np.prod(shape) for shape in shapes.values()])[:-1])
-        fields = {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-        statistics = cls(FEDERATED_GRID, **fields)
-        _check_totals(statistics)
-        return statistics
+        flat = _unpack(numbers, flat_length(classes))
+        return cls.from_flat(flat, classes, MAX_SITE_IMAGES)
+
+
+def flat_length(classes: int) -> int:
+    """Length of `Statistics.flat` for `classes` classes on `FEDERATED_GRID`."""
+    return sum(int(np.prod(shape)) for shape in _shapes(classes, len(FEDERATED_GRID)).values())
 
 
 def image_terms(predictions: Predictions) -> tuple[Counts, Counts, Counts]:
@@ -191,11 +209,11 @@ def _unpack(numbers: Mapping[str, object], length: int) -> Counts:
     return flat
 
 
-def _check_totals(statistics: Statistics) -> None:
+def _check_totals(statistics: Statistics, most_images: int) -> None:
     """Refuses counts that no set of images can have; each count is bounded first, so that their sums cannot overflow."""
     counts = [statistics.confusion, statistics.histograms, statistics.calibration[:, :SCORE_SUM]]
-    if any(np.any(count > MAX_SITE_IMAGES) for count in counts) or statistics.n > MAX_SITE_IMAGES:
-        raise _wrong(f"at most {MAX_SITE_IMAGES} images of one site", "more")
+    if any(np.any((count > most_images) | (count < 0)) for count in counts) or statistics.n > most_images:
+        raise _wrong(f"counts of at most {most_images} images", "others")
     n, by_class = statistics.n, statistics.confusion.sum(axis=1)
     positives = np.array([statistics.n_positive, *by_class[1:]])[: len(statistics.histograms)]
     if not np.array_equal(statistics.histograms.sum(axis=2), np.stack([n - positives, positives], axis=1)):

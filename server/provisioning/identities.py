@@ -3,19 +3,23 @@
 ca/sites/NAME.pub         public node key of each site
 ca/auditors/NAME.sha256   SHA-256 of each auditor's token
 ca/revoked                fingerprints of keys that no site may use again
+ca/roster.json            the key roster as it was last signed (`common.secure_sum.roster`)
 """
 
 from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.errors import ConfigError
+from common.errors import ConfigError, SecureSumError
 from common.keys import NodeKey, fingerprint, format_public_key, read_private_key, read_public_key
+from common.secure_sum.roster import issue_roster, read_roster
+from server.provisioning.authority import Authority
 from server.provisioning.kit import write_private
 from server.provisioning.schema import AuditorParty, SiteParty
 
@@ -82,6 +86,25 @@ class Identities:
     def revoke_auditor(self, name: str) -> None:
         """Forgets the auditor's token; one who comes back gets a new one."""
         self._auditor_file(name).unlink(missing_ok=True)
+
+    def roster(self, sites: Mapping[str, SiteIdentity], authority: Authority) -> bytes:
+        """The signed roster of the sites' public keys: the last one while it still tells the truth, else a new one, with the next serial.
+
+        Raises:
+            ConfigError: the last one cannot be read, so that its serial is not known.
+        """
+        path, keys, serial = self._ca / "roster.json", {name: identity.public for name, identity in sites.items()}, 0
+        if path.is_file():
+            try:
+                last = read_roster(path.read_text(encoding="utf-8"), authority.key.public_key())
+            except SecureSumError as error:
+                raise ConfigError(f"{path}: {error}; put it back from your backup") from error
+            if {name: format_public_key(key, name) for name, key in last.keys.items()} == keys:
+                return path.read_bytes()
+            serial = last.serial
+        content = issue_roster(authority.federation, keys, serial + 1, authority.key).encode("utf-8")
+        write_private(path, content)
+        return content
 
     def known_sites(self) -> set[str]:
         """Names of the sites that have a key."""

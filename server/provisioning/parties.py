@@ -26,9 +26,14 @@ from server.settings import AuditorAccess, CoordinatorSettings
 
 
 def coordinator_kit(
-    config: FederationConfig, authority: Authority, sites: Mapping[str, SiteIdentity], tokens: Mapping[str, Token], out: Path
+    config: FederationConfig,
+    authority: Authority,
+    sites: Mapping[str, SiteIdentity],
+    tokens: Mapping[str, Token],
+    out: Path,
+    roster: bytes,
 ) -> Kit:
-    """The coordinator's kit: settings, door, server certificate, secrets of its own, and the sites' public keys."""
+    """The coordinator's kit: settings, door, server certificate, secrets of its own, the sites' public keys and their signed roster."""
     settings = _settings(config, tokens)
     certificate, key = _server_pair(config, authority, out / "coordinator" / "keys")
     words = {
@@ -46,6 +51,7 @@ def coordinator_kit(
         "keys/ca.crt": KitFile(authority.pem),
         "keys/server.crt": KitFile(certificate),
         "keys/server.key": KitFile(key),
+        "keys/roster.json": KitFile(roster),
         "keys/superexec.secret": KitFile(secrets.token_hex(32).encode(), keep=True),
         "start.sh": _text(templates.START, words, EXECUTABLE),
         "pneumofed-coordinator.service": _text(templates.UNIT, words),

@@ -41,7 +41,8 @@ def provision(config: FederationConfig, out: Path) -> list[PartyReport]:
     revoked = _revoke(config, identities, out)
     sites = {site.name: identities.site(site) for site in config.sites if not site.revoked}
     tokens = {auditor.name: identities.auditor(auditor) for auditor in config.auditors if not auditor.revoked}
-    reports = [_report(out, coordinator_kit(config, authority, sites, tokens, out), "holds no site's private key")]
+    roster = identities.roster(sites, authority)
+    reports = [_report(out, coordinator_kit(config, authority, sites, tokens, out, roster), "holds no site's private key")]
     reports += [_provision_site(config, site, sites[site.name], authority, out) for site in config.sites if site.name in sites]
     reports += [_provision_auditor(config, a, tokens[a.name], authority, out) for a in config.auditors if a.name in tokens]
     return reports + revoked

@@ -63,6 +63,13 @@ def test_a_run_without_privacy_is_refused_where_a_limit_is_set(tmp_path: Path, w
     assert refused(policy(max_epsilon=8.0), tmp_path, work) == "max_epsilon"
 
 
+@pytest.mark.parametrize("work", ["query", "train", "evaluate"])
+def test_a_run_in_the_clear_is_refused_where_secure_aggregation_is_required(tmp_path: Path, work: str) -> None:
+    rules = policy(require_secure_aggregation=True)
+    assert refused(rules, tmp_path, work) == "require_secure_aggregation"
+    assert refused(rules, tmp_path, work, secure_aggregation={"enabled": True}) is None
+
+
 def test_too_few_training_patients_are_refused() -> None:
     check_patients(policy(min_patients=20), 20)
     with pytest.raises(PolicyError) as error:

@@ -109,3 +109,27 @@ def same_as_default(values: dict[str, Any], defaults: dict[str, Any]) -> list[st
         for name in same_as_default(value, defaults[key])
     ]
     return repeated + nested
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"strategy": {"name": "fedmedian"}}, "strategy.name: fedmedian compares single updates"),
+        ({"strategy": {"name": "fedtrimmedavg"}}, "strategy.name: fedtrimmedavg"),
+        ({"strategy": {"name": "krum", "malicious_sites": 1}}, "strategy.name: krum"),
+        ({"strategy": {"update_precision": "int8"}}, "strategy.update_precision"),
+        ({"strategy": {"max_update_norm_factor": 3.0}}, "secure_aggregation.clip_norm"),
+        ({"strategy": {"enough_sites": 2}}, "a secure sum needs 3 sites"),
+        ({"strategy": {"enough_sites": 6, "wait_for_sites": 10}}, "a secure sum needs 7 sites"),
+    ],
+)
+def test_what_needs_single_updates_is_refused_under_secure_aggregation(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(None, {"secure_aggregation": {"enabled": True}, **changes})
+    assert told in str(caught.value)
+    load_experiment(None, changes)
+
+
+def test_a_secure_experiment_crosses_the_wire() -> None:
+    experiment = load_experiment(None, {"secure_aggregation": {"enabled": True}, "strategy": {"name": "fedbn"}})
+    assert experiment_from_json(experiment.model_dump_json()) == experiment

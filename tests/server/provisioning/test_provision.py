@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 
 from common.config import ConnectionConfig, SiteConfig, SitePolicy
 from common.config_reader import build_config, read_yaml
-from common.errors import ConfigError
+from common.errors import ConfigError, SecureSumError
 from common.keys import NodeKey, fingerprint, parse_private_key, read_private_key, read_public_key, write_node_key
+from common.secure_sum.roster import KeyRoster, authority_key, read_roster
 from server.provisioning.cli import provision as command
 from server.provisioning.provision import provision
 from server.provisioning.schema import FederationConfig, read_federation
@@ -89,6 +90,36 @@ def test_a_second_run_touches_nothing(config: FederationConfig, out: Path) -> No
     before = snapshot(out)
     assert set(outcomes(config, out).values()) == {"unchanged"}
     assert snapshot(out) == before
+
+
+def roster_of(out: Path) -> KeyRoster:
+    """The coordinator's roster, as a site checks it."""
+    ca = out / "alpha" / "keys" / "ca.crt"
+    return read_roster((out / "coordinator" / "keys" / "roster.json").read_text(), authority_key(ca))
+
+
+def test_the_key_roster_holds_the_sites_keys_and_each_change_has_the_next_serial(config: FederationConfig, out: Path) -> None:
+    first = roster_of(out)
+    assert (first.serial, first.sites) == (1, {"alpha", "beta"})
+    assert first.keys["beta"] == read_public_key(out / "beta" / "keys" / "node.pub")
+    provision(changed(config, sites=[*SITES, {"name": "gamma"}]), out)
+    assert (roster_of(out).serial, roster_of(out).sites) == (2, {"alpha", "beta", "gamma"})
+    provision(changed(config, sites=[SITES[0], {"name": "beta", "revoked": True}, {"name": "gamma"}]), out)
+    assert (roster_of(out).serial, roster_of(out).sites) == (3, {"alpha", "gamma"})
+
+
+def test_a_key_that_a_hospital_made_itself_is_in_the_roster(config: FederationConfig, out: Path, tmp_path: Path) -> None:
+    path = write_node_key(tmp_path / "own", "beta")
+    provision(changed(config, sites=[SITES[0], {"name": "beta", "public_key": str(path)}]), out)
+    assert roster_of(out).keys["beta"] == read_public_key(path)
+    assert roster_of(out).serial == 2
+
+
+def test_a_changed_roster_is_noticed(out: Path) -> None:
+    path = out / "coordinator" / "keys" / "roster.json"
+    path.write_text(path.read_text().replace('"serial": 1', '"serial": 9'))
+    with pytest.raises(SecureSumError, match="certificate authority signed"):
+        roster_of(out)
 
 
 def test_adding_a_site_touches_the_coordinator_alone(config: FederationConfig, out: Path) -> None:

@@ -1,0 +1,129 @@
+"""What a site must remember between the steps of a secure sum, in its own folder: each message may start a new process.
+
+    WORK/secure_sum/session.json   secrets and progress of the one sum that goes on; removed with its last step
+    WORK/secure_sum/used           identifiers of all sums that were begun: none is begun twice
+    WORK/secure_sum/serial         highest serial of a key roster that was seen
+
+All with mode 0600. Progress is written before an answer leaves: a step that was begun is never done again, since two answers to one
+step (two vectors under one mask, shares of both kinds of one site) would give away what one answer hides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from common.config import Section
+from common.data.atomic import atomic_write, exclusive
+from common.errors import SecureSumError
+from common.secure_sum.roster import KeyRoster
+from common.secure_sum.session import Session
+from common.secure_sum.steps import Key, Share, SignedKeys, Site
+
+Progress = Literal["advertised", "shared", "masked", "confirmed"]
+
+
+class HeldShares(Section):
+    """What this site holds of another's (or its own) two secrets."""
+
+    seed: Share
+    key: Share
+
+
+class Memory(Section):
+    """One sum in progress. Secrets are emptied as soon as no later step needs them."""
+
+    run: str
+    round: int
+    purpose: str
+    identifier: str
+    progress: Progress
+    roster: str
+    """Text of the roster that was checked in the first step."""
+    channel: Key | None = None
+    mask: Key | None = None
+    seed: Key | None = None
+    """Private keys and the seed of the site's own mask."""
+    keys: list[SignedKeys] = Field(default_factory=list)
+    senders: list[Site] = Field(default_factory=list)
+    """Whose pair masks may be in the sum."""
+    held: dict[Site, HeldShares] = Field(default_factory=dict)
+    survivors: list[Site] = Field(default_factory=list)
+
+    def belongs_to(self, session: Session) -> bool:
+        return (self.run, self.round, self.purpose, self.identifier) == (
+            session.run,
+            session.round,
+            session.purpose,
+            session.identifier,
+        )
+
+
+class MemoryFolder:
+    """The folder of one site."""
+
+    def __init__(self, work_dir: str) -> None:
+        self.path = Path(work_dir) / "secure_sum"
+
+    @contextmanager
+    def begin(self, session: Session, roster: KeyRoster) -> Iterator[None]:
+        """Forgets the sum before this one, and holds the folder while the block makes the new one's secrets.
+
+        Raises:
+            SecureSumError: this sum was begun before, or the roster is older than one that was seen.
+        """
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with exclusive(self.path):
+            used = self._read("used").split()
+            if session.identifier in used:
+                raise SecureSumError("this secure sum was begun before; keys of an old one may be played again")
+            seen = int(self._read("serial") or 0)
+            if roster.serial < seen:
+                raise SecureSumError(
+                    f"the key roster has serial {roster.serial}, but {seen} was seen; a site may have been revoked since"
+                )
+            self._write("used", "\n".join([*used, session.identifier]))
+            self._write("serial", str(max(seen, roster.serial)))
+            self.forget()
+            yield
+
+    @contextmanager
+    def step(self, session: Session, progress: Progress) -> Iterator[Memory]:
+        """The memory of `session`, which has come as far as `progress`; the folder is held while the block lasts.
+
+        Raises:
+            SecureSumError: there is no such sum, or this step of it was done already or is not due.
+        """
+        if not self.path.is_dir():
+            raise SecureSumError("this site takes no part in a secure sum")
+        with exclusive(self.path):
+            text = self._read("session.json")
+            try:
+                memory = Memory.model_validate_json(text) if text else None
+            except ValidationError:
+                memory = None
+            if memory is None or not memory.belongs_to(session):
+                raise SecureSumError("this site takes no part in this secure sum, or it is over")
+            if memory.progress != progress:
+                raise SecureSumError(
+                    f"this step needs a sum that is '{progress}', it is '{memory.progress}': it is asked for twice or too soon"
+                )
+            yield memory
+
+    def keep(self, memory: Memory) -> None:
+        self._write("session.json", memory.model_dump_json())
+
+    def forget(self) -> None:
+        (self.path / "session.json").unlink(missing_ok=True)
+
+    def _read(self, name: str) -> str:
+        path = self.path / name
+        return path.read_text(encoding="ascii") if path.is_file() else ""
+
+    def _write(self, name: str, text: str) -> None:
+        with atomic_write(self.path / name) as file:
+            file.write(text.encode("ascii"))
