@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +20,7 @@ from common.audit_report import verify
 from common.config import ConnectionConfig
 from common.data.atomic import atomic_write
 from common.errors import AuditError, ConfigError, FlowerError
-from common.flower_commands import flower_environment, flower_tool
+from common.flower_commands import flower_environment
 from common.health import is_serving
 from common.processes import Daemon, free_port, without_proxy_on_loopback
 
@@ -139,7 +138,7 @@ def running_process(folder: SiteFolder) -> int | None:
 
 
 def supernode_command(folder: SiteFolder, port: int, health: str) -> list[str]:
-    """The command line of the SuperNode, through `client.supernode` where the proxy wants the site's certificate."""
+    """The command line of the SuperNode: Flower's, through `client.supernode`."""
     connection = folder.connection
     return [
         *_program(connection),
@@ -191,12 +190,10 @@ def _check_complete(folder: SiteFolder) -> None:
 
 
 def _program(connection: ConnectionConfig) -> list[str]:
+    program = [sys.executable, "-P", "-m", "client.supernode"]
     if connection.client_certificate is None:
-        return [flower_tool("flower-supernode")]
-    if find_spec("client.supernode") is None:
-        raise ConfigError("connection.yaml names a client_certificate, which this version cannot send; take that line out")
-    certificate = ["--client-certificate", connection.client_certificate, "--client-key", str(connection.client_key)]
-    return [sys.executable, "-P", "-m", "client.supernode", *certificate]
+        return program
+    return [*program, "--client-certificate", connection.client_certificate, "--client-key", str(connection.client_key)]
 
 
 def _plain(path: Path) -> str:

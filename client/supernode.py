@@ -1,9 +1,11 @@
-"""Flower's SuperNode with a certificate of its own, for a coordinator whose proxy asks for mutual TLS.
+"""Flower's SuperNode with what a hospital needs besides: patience, and a certificate of its own.
 
-    python -P -m client.supernode --client-certificate client.crt --client-key client.key ... what flower-supernode takes ...
+    python -P -m client.supernode [--client-certificate client.crt --client-key client.key] ... what flower-supernode takes ...
 
-`flower-supernode` of Flower 1.41 cannot present a client certificate: its HTTP client builds a TLS context from the root certificates
-alone. This entry point gives that context the certificate, and leaves everything else to Flower.
+`flower-supernode` of Flower 1.41 takes a TLS handshake that timed out or was cut off for a wrong certificate: it gives up, and deletes
+the reply that it was about to send, which may be an hour's training. And it cannot present a client certificate to a proxy that asks for
+mutual TLS, since its HTTP client builds a TLS context from the root certificates alone. Both are mended in Flower's client of the fleet
+interface; everything else is Flower's own.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ from __future__ import annotations
 import argparse
 import ssl
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import httpx
 from flwr.supernode import fleet_http_connection
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -21,15 +24,37 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from common.errors import ConfigError
 
 
+class PatientClient(FleetHttpClient):
+    """Flower's client of the fleet interface, whose callers try again after a handshake that failed for a passing reason."""
+
+    def _unary_unary(self, **call: Any) -> Any:
+        try:
+            return super()._unary_unary(**call)
+        except httpx.TransportError as error:
+            if is_passing(error):
+                # Flower tries again unless the text holds "ssl", "tls" or "certificate" (supercore/retry/http_retry.py)
+                raise httpx.ConnectTimeout("the coordinator did not answer in time") from error
+            raise
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether the connection timed out or was cut off, also in its handshake. A certificate that does not hold is not passing."""
+    causes = list(_chain(error))
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return False
+    cut = (TimeoutError, ConnectionError, httpx.TimeoutException, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+    return any(isinstance(cause, cut) for cause in causes)
+
+
 def client_with_certificate(certificate: str, key: str) -> type[FleetHttpClient]:
-    """Flower's client of the fleet interface, which shows `certificate` when it is asked for one.
+    """The patient client, which shows `certificate` when it is asked for one.
 
     Raises:
         ConfigError: the certificate or its key cannot be read, or they do not belong together.
     """
     _load(ssl.create_default_context(), certificate, key)  # now, and not in the middle of a connection
 
-    class Client(FleetHttpClient):
+    class Client(PatientClient):
         def __init__(self, base_url: str, *, verify: ssl.SSLContext | bool | str = True, **options: Any) -> None:
             if not isinstance(verify, ssl.SSLContext):
                 raise ConfigError("a client certificate needs --root-certificates, and no --insecure")
@@ -42,12 +67,19 @@ def client_with_certificate(certificate: str, key: str) -> type[FleetHttpClient]
 def main(arguments: Sequence[str] | None = None, start: Callable[[], None] = flower_supernode) -> None:
     """Starts Flower's SuperNode, whose own options are all that is left after ours."""
     parser = argparse.ArgumentParser(prog="python -m client.supernode", add_help=False, allow_abbrev=False)
-    parser.add_argument("--client-certificate", required=True)
-    parser.add_argument("--client-key", required=True)
+    parser.add_argument("--client-certificate")
+    parser.add_argument("--client-key")
     ours, theirs = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    fleet_http_connection.FleetHttpClient = client_with_certificate(ours.client_certificate, ours.client_key)  # type: ignore[misc]
+    client = client_with_certificate(ours.client_certificate, ours.client_key) if ours.client_certificate else PatientClient
+    fleet_http_connection.FleetHttpClient = client  # type: ignore[misc]
     sys.argv = ["flower-supernode", *theirs]
     start()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:

@@ -266,19 +266,18 @@ def test_the_foreground_process_is_the_supernode_itself_and_is_found_and_stopped
 def test_the_supernodes_command_names_the_site_and_listens_on_loopback_alone(tmp_path: Path) -> None:
     folder = make_site(tmp_path / "site", "example.org:9443")
     command = service.supernode_command(folder, 5001, "127.0.0.1:5002")
-    assert Path(command[0]).name == "flower-supernode"
-    words = dict(zip(command[1::2], command[2::2], strict=True))
+    assert command[1:4] == ["-P", "-m", "client.supernode"]
+    words = dict(zip(command[4::2], command[5::2], strict=True))
     assert words["--node-config"] == f'site-config="{folder.site_file}"'
     assert (words["--host"], words["--superlink"]) == ("127.0.0.1", "example.org:9443")
     assert "--insecure" not in command
 
 
-def test_a_site_with_a_client_certificate_starts_through_our_own_entry(tmp_path: Path) -> None:
+def test_a_site_with_a_client_certificate_shows_it(tmp_path: Path) -> None:
     folder = make_site(tmp_path / "site", "example.org:9443")
     with folder.connection_file.open("a") as file:
         file.write("client_certificate: keys/client.crt\nclient_key: keys/client.key\n")
     command = service.supernode_command(SiteFolder.open(folder.path), 5001, "127.0.0.1:5002")
-    assert command[1:4] == ["-P", "-m", "client.supernode"]
     assert command[command.index("--client-certificate") + 1] == str(folder.path / "keys" / "client.crt")
 
 
