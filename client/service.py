@@ -25,8 +25,8 @@ from common.health import is_serving
 from common.processes import Daemon, free_port, without_proxy_on_loopback
 
 START_SEC, SETTLE_SEC = 60.0, 2.0
-LEASE_SEC, RETRY_SEC = 120.0, 10.0
-"""Flower 1.41 takes a node for lost about a minute after its last sign of life."""
+LEASE_SEC, RETRY_SEC = 210.0, 10.0
+"""The coordinator takes a site for lost 150 s after its last sign of life (twice `client.supernode.PROMISE_SEC`)."""
 STILL_CONNECTED = "Failed to activate SuperNode"
 """What Flower's SuperNode says when it is refused because the coordinator counts its last connection as alive."""
 

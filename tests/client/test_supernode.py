@@ -6,13 +6,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
-from flwr.proto.fleet_pb2 import PullMessagesRequest
+from flwr.common.constant import HEARTBEAT_PATIENCE
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.supercore.retry import make_simple_http_retry_invoker
 
-from client.supernode import PatientClient
+from client.service import LEASE_SEC, RETRY_SEC
+from client.supernode import PROMISE_SEC, PatientClient
 from tests.client.superlink import issue
 
 
@@ -72,3 +76,13 @@ def test_a_certificate_of_another_authority_is_not_tried_again(tmp_path: Path) -
     with listening("tls", context) as (address, taken), pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         pull(address, trusted, tries=3)
     assert len(taken) == 1
+
+
+def test_signs_of_life_are_promised_with_room_for_a_cut_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(PatientClient, "_unary_unary", lambda self, **call: sent.append(call["request"]))
+    client = PatientClient("https://127.0.0.1:1")
+    client.ActivateNode(ActivateNodeRequest(heartbeat_interval=30))
+    client.SendNodeHeartbeat(SendNodeHeartbeatRequest(heartbeat_interval=30))
+    assert [request.heartbeat_interval for request in sent] == [PROMISE_SEC, PROMISE_SEC]
+    assert HEARTBEAT_PATIENCE * PROMISE_SEC + RETRY_SEC < LEASE_SEC

@@ -36,7 +36,7 @@ from tests.tiny import TINY, draw_manifest
 
 PNEUMOFED = [sys.executable, "-m", "simulation.cli"]
 NAMES = ("north", "river", "hill")
-TIMEOUT_SEC = 240.0
+TIMEOUT_SEC = 330.0
 
 
 def need_nginx() -> None:
