@@ -2,11 +2,12 @@
 
     python -P -m client.supernode [--client-certificate client.crt --client-key client.key] ... what flower-supernode takes ...
 
-`flower-supernode` of Flower 1.41 takes a TLS handshake that timed out or was cut off for a wrong certificate: it gives up, and deletes
-the reply that it was about to send, which may be an hour's training. It promises a sign of life every 30 s, so that the coordinator takes a
-site for lost, and its work with it, that was cut off for a minute. And it cannot present a client certificate to a proxy that asks for
-mutual TLS, since its HTTP client builds a TLS context from the root certificates alone. All of this is mended in Flower's client of the fleet
-interface; everything else is Flower's own.
+Three things of Flower 1.41 are mended in its client of the fleet interface; everything else is Flower's own.
+
+- It takes a TLS handshake that timed out or was cut off for a wrong certificate: it gives up, and deletes the reply that it was about
+  to send, which may be an hour's training.
+- It promises a sign of life every 30 s, so that the coordinator takes a site for lost, and its work with it, that was cut off for a minute.
+- It cannot show a client certificate to a proxy that asks for mutual TLS, since it builds a TLS context from the root certificates alone.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from common.errors import ConfigError
-
 
 PROMISE_SEC = 75.0
 """Within twice this time (Flower's HEARTBEAT_PATIENCE) the site gives a sign of life, or counts as lost. It is sent every 24 s all the
