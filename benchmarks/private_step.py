@@ -76,7 +76,7 @@ def opacus_step(setup: TrainingSetup, inputs: torch.Tensor, labels: torch.Tensor
 
     def step() -> None:
         optimizer.zero_grad()
-        loss_of(setup, model, inputs, labels).backward()  # type: ignore[no-untyped-call]
+        loss_of(setup, model, inputs, labels).backward()
         optimizer.step()
 
     return step

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from client.privacy.layers import LayerGradients, check_layer, gradients_of
+from common.errors import ConfigError
 
 TINY = 1e-6
 """Added to norms, as Opacus does, so that a unit without gradient divides by no zero."""
@@ -33,7 +34,7 @@ class ClippedGradients:
         """Takes the parameters that are trainable now.
 
         Raises:
-            ConfigError: a layer with trainable parameters has no rule; see `check_layer`.
+            ConfigError: a layer with trainable parameters has no rule (see `check_layer`), or is frozen in part.
         """
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._layers = [
@@ -41,8 +42,11 @@ class ClippedGradients:
         ]
         for name, layer in self._layers:
             check_layer(name, layer)
+            if not all(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
+                raise ConfigError(f"{name}: private training takes a layer whole; freeze all of its parameters or none")
         self._model, self._max_grad_norm, self._views = model, max_grad_norm, views
         self._gradients: list[LayerGradients] = []
+        self._seen: set[nn.Module] = set()
 
     def add(self, compute_loss: Callable[[], Tensor]) -> Tensor:
         """Each unit's clip factor, float32 [units]; the clipped sum is added to `grad` of the parameters.
@@ -50,12 +54,15 @@ class ClippedGradients:
         Args:
             compute_loss: runs the model once on a batch of `units * views` rows and returns the sum over units of the mean loss of
                 the unit's views. No unit's loss may depend on another's.
+
+        Raises:
+            ConfigError: a layer runs twice in one pass, so that its gradients are sums whose norms are not the parts'.
         """
         device = self.parameters[0].device.type
         with self._recording():
             loss = compute_loss()
             with torch.autocast(device, enabled=False):  # a caller's autocast would round the sums
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             gradients, self._gradients = self._gradients, []
         with torch.no_grad(), torch.autocast(device, enabled=False):
             return self._clip(gradients)
@@ -84,7 +91,7 @@ class ClippedGradients:
         try:
             yield
         finally:
-            self._gradients = []
+            self._gradients, self._seen = [], set()
             for hook in hooks:
                 hook.remove()
             for parameter in self.parameters:
@@ -92,6 +99,9 @@ class ClippedGradients:
 
     def _watch(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Below the first trained layer nothing needs a gradient: its output becomes the graph's first node."""
+        if layer in self._seen:
+            raise ConfigError(f"a {type(layer).__name__} runs twice in one pass, which private training has no rule for")
+        self._seen.add(layer)
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         output.register_hook(partial(self._keep, layer, inputs[0].detach()))

@@ -52,7 +52,7 @@ class LayerGradients(Protocol):
 class PerUnit:
     """Gradients in memory, [units, P], in the order that `_shaped` undoes."""
 
-    parameter: nn.Parameter
+    parameter: Tensor
     gradients: Tensor
 
     def squared_norms(self) -> Tensor:
@@ -206,12 +206,11 @@ def _group_norm(layer: nn.GroupNorm, inputs: Tensor, outputs: Tensor, views: int
     yield PerUnit(layer.bias, offset.unflatten(0, (-1, views)).sum(dim=1))
 
 
-def _accumulate(parameter: nn.Parameter, total: Tensor) -> None:
+def _accumulate(parameter: Tensor, total: Tensor) -> None:
     """Adds `total`, whose numbers come in the order of a channels-last weight, to the parameter's gradient."""
     if parameter.ndim == 4:
         out, channels, height, width = parameter.shape
         total = total.view(out, height, width, channels).permute(0, 3, 1, 2)
-    total = total.view(parameter.shape) if parameter.ndim != 4 else total
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad.add_(total)
+    parameter.grad.add_(total.reshape(parameter.shape))

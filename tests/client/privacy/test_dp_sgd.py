@@ -124,7 +124,8 @@ def test_fedprox_pulls_under_privacy() -> None:
 
 def test_the_moving_average_is_the_weighted_mean_of_all_steps() -> None:
     parameter, decay = torch.nn.Parameter(torch.zeros(3)), 0.9
-    average, seen = MovingAverage([parameter], decay), []
+    average = MovingAverage([parameter], decay)
+    seen: list[torch.Tensor] = []
     for _ in range(7):
         with torch.no_grad():
             parameter.copy_(torch.randn(3, generator=torch.Generator().manual_seed(len(seen))))

@@ -170,3 +170,12 @@ def test_a_layer_without_a_rule_is_refused_by_name(layer: nn.Module) -> None:
         ClippedGradients(nn.Sequential(nn.Conv2d(1, 4, 3), layer), 1.0)
     layer.requires_grad_(False)
     ClippedGradients(nn.Sequential(nn.Conv2d(1, 4, 3), layer), 1.0)
+
+
+def test_a_layer_that_runs_twice_or_is_frozen_in_part_is_refused() -> None:
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ConfigError, match="twice"):
+        ClippedGradients(nn.Sequential(layer, layer), 1.0).add(lambda: layer(layer(torch.ones(2, 3))).sum())
+    layer.bias.requires_grad_(False)
+    with pytest.raises(ConfigError, match="whole"):
+        ClippedGradients(nn.Sequential(layer), 1.0)

@@ -288,6 +288,11 @@ def remove(path: Path) -> None:
         file.unlink()
 
 
+def empty(path: Path) -> None:
+    remove(path)
+    path.touch()
+
+
 def change(path: Path, statement: str) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(statement)
@@ -298,7 +303,7 @@ def change(path: Path, statement: str) -> None:
     [
         remove,
         lambda path: path.write_bytes(b"no database" * 1000),
-        lambda path: (remove(path), path.touch()),
+        empty,
         lambda path: path.with_suffix(".mark").write_text("{"),
         lambda path: change(path, "UPDATE entry SET body = replace(body, '1.5', '9.5') WHERE number = 1"),
         lambda path: change(path, "DELETE FROM entry WHERE number = 3"),
