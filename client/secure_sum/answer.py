@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from flwr.app import RecordDict
-
 from client.secure_sum.identity import Identity
 from client.secure_sum.memory import MemoryFolder
 from client.secure_sum.stages import MaskPlan, Participant
 from common.config import Section, SiteConfig
 from common.errors import MessageError, SecureSumError
-from common.messages import Instruction, Presence
-from common.secure_sum.messages import pack_reply
+from common.messages import Instruction
 from common.secure_sum.session import Purpose
 from common.secure_sum.steps import Step, read_step
 
 
-def answer_step(instruction: Instruction, config: SiteConfig) -> RecordDict:
+def answer_step(instruction: Instruction, config: SiteConfig) -> Section:
     """The reply to `advertise`, `share`, `confirm` or `unmask`; no data is read for it.
 
     Raises:
@@ -23,7 +20,7 @@ def answer_step(instruction: Instruction, config: SiteConfig) -> RecordDict:
         ConfigError: the site has no node key, or no certificate of the authority.
     """
     step = _step_of(instruction)
-    return pack_reply(Presence(config.name, ""), _take(step, _participant(instruction, step, config)))
+    return _take(step, _participant(instruction, step, config))
 
 
 def begin_masking(instruction: Instruction, config: SiteConfig, purpose: Purpose) -> MaskPlan:
