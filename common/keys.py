@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
 
-PrivateKey, PublicKey = ec.EllipticCurvePrivateKey, ec.EllipticCurvePublicKey
-"""A node key in memory, and its public half."""
+PrivateKey = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from client.secure_sum.identity import Identity
 from client.secure_sum.memory import MemoryFolder
 from client.secure_sum.stages import MaskPlan, Participant
+from common.audit_events import hash_arrays, hash_experiment
 from common.config import Section, SiteConfig
 from common.errors import MessageError, SecureSumError
 from common.messages import Instruction
@@ -33,7 +34,9 @@ def begin_masking(instruction: Instruction, config: SiteConfig, purpose: Purpose
     step = _step_of(instruction)
     if step.stage != "mask" or step.purpose != purpose:
         raise SecureSumError(f"a step '{step.stage}' for '{step.purpose}' came with a message to {purpose}")
-    return _participant(instruction, step, config).begin_masking(step)
+    if instruction.arrays is None:
+        raise MessageError("the instruction holds no arrays")
+    return _participant(instruction, step, config).begin_masking(step, hash_arrays(instruction.arrays))
 
 
 def _step_of(instruction: Instruction) -> Step:
@@ -43,7 +46,7 @@ def _step_of(instruction: Instruction) -> Step:
 
 
 def _participant(instruction: Instruction, step: Step, config: SiteConfig) -> Participant:
-    session = step.session(instruction.run, instruction.round)
+    session = step.session(instruction.run, instruction.round, hash_experiment(instruction.experiment))
     return Participant(Identity.of(config), MemoryFolder(config.work_dir), instruction.experiment.secure_aggregation, session)
 
 
