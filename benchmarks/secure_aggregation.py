@@ -31,7 +31,7 @@ from common.secure_sum.quantize import TrainingSums, UpdateCodec
 from common.secure_sum.steps import Step
 from server.run_folder import describe_environment
 from server.strategies import aggregate, build_strategy
-from tests.secure_parties import Parties
+from tests.secure_parties import MODEL, Parties
 from tests.server.updates import take_identity
 
 PARAMETERS, STATISTICS, CLASSES = 11_171_266, 9_600, 2
@@ -116,7 +116,7 @@ class SecureRound:
                 return self.parties.answer(name, step)
         update = random_update(seed)
         with self.meter.measure("mask"):
-            plan = self.parties.sites[name].begin_masking(step)
+            plan = self.parties.sites[name].begin_masking(step, MODEL)
             counts = TrainingSums(IMAGES, IMAGES, IMAGES, 1.0, (IMAGES, 0))
             vector = self.codec.encode(update, counts)
         with self.meter.measure("masks alone"):

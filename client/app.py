@@ -47,7 +47,7 @@ from common.messages import (
 from common.models import build_model
 from common.secure_sum.counts import encode_statistics
 from common.secure_sum.masks import SumVector
-from common.secure_sum.messages import pack_masked
+from common.secure_sum.messages import pack_masked, pack_reply
 from common.secure_sum.quantize import TrainingSums, UpdateCodec
 from common.seeds import numpy_generator
 
@@ -75,7 +75,9 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def answer_query(instruction: Instruction, config: SiteConfig) -> RecordDict:
     """What needs no training: the roll call, or a step of a secure sum."""
-    return answer_step(instruction, config) if instruction.step else answer_roll_call(instruction, config)
+    if instruction.step:
+        return pack_reply(Presence(config.name, ""), answer_step(instruction, config))
+    return answer_roll_call(instruction, config)
 
 
 def answer_roll_call(instruction: Instruction, config: SiteConfig) -> RecordDict:

@@ -16,6 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
 
+PrivateKey = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
+
 
 @dataclass(frozen=True)
 class NodeKey:

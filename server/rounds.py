@@ -219,7 +219,7 @@ class Coordinator:
         messages = {site: _message(content, self.roster.nodes[site], MessageType.EVALUATE) for site in judges}
         if self.secure is not None:
             return self.secure.evaluate(
-                judges, number, lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()}
+                judges, number, self.arrays, lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()}
             )
         good: Evaluations = {}
         bad: dict[str, Failure] = {}

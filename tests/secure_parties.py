@@ -25,6 +25,7 @@ from common.secure_sum.steps import Step
 from server.secure_sum.collector import Collector
 
 SHAPE = SumShape(4096, 8, 32)
+MODEL = "hash of the weights"
 
 
 @dataclass
@@ -35,8 +36,10 @@ class Parties:
     names: list[str]
     cfg: SecureAggregationConfig = field(default_factory=lambda: SecureAggregationConfig(enabled=True))
     vectors: Mapping[str, SumVector] = field(default_factory=dict)
-    session: Session = field(default_factory=lambda: Session.begin("run", 1, "train"))
+    session: Session = field(default_factory=lambda: Session.begin("run", 1, "train", "settings"))
     shape: SumShape = SHAPE
+    models: dict[str, str] = field(default_factory=dict)
+    """Hash of the weights that a site was given, where they are others."""
 
     def __post_init__(self) -> None:
         self.authority = ec.generate_private_key(ec.SECP384R1())
@@ -50,7 +53,7 @@ class Parties:
         return read_roster(issue_roster("test", keys, serial, self.authority), self.authority.public_key())
 
     def new_collector(self, session: Session) -> Collector:
-        return Collector(session, self.cfg, self.roster(), lambda _: self.shape)
+        return Collector(session, self.cfg, self.roster(), lambda _: self.shape, MODEL)
 
     def site(self, name: str, session: Session) -> Participant:
         identity = Identity(name, self.node_keys[name], self.authority.public_key())
@@ -60,7 +63,7 @@ class Parties:
         """The site's reply, through JSON as on the wire."""
         step, site, presence = Step.model_validate_json(step.model_dump_json()), self.sites[name], Presence(name, "")
         if step.stage == "mask":
-            plan, own = site.begin_masking(step), self.vectors.get(name, self.shape.zeros())
+            plan, own = site.begin_masking(step, self.models.get(name, MODEL)), self.vectors.get(name, self.shape.zeros())
             vector = SumVector(own.body.copy(), own.tail.copy())
             plan.hide(vector)
             return pack_masked(presence, vector)

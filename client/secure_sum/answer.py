@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from flwr.app import RecordDict
-
 from client.secure_sum.identity import Identity
 from client.secure_sum.memory import MemoryFolder
 from client.secure_sum.stages import MaskPlan, Participant
+from common.audit_events import hash_arrays, hash_experiment
 from common.config import Section, SiteConfig
 from common.errors import MessageError, SecureSumError
-from common.messages import Instruction, Presence
-from common.secure_sum.messages import pack_reply
+from common.messages import Instruction
 from common.secure_sum.session import Purpose
 from common.secure_sum.steps import Step, read_step
 
 
-def answer_step(instruction: Instruction, config: SiteConfig) -> RecordDict:
+def answer_step(instruction: Instruction, config: SiteConfig) -> Section:
     """The reply to `advertise`, `share`, `confirm` or `unmask`; no data is read for it.
 
     Raises:
@@ -23,7 +21,7 @@ def answer_step(instruction: Instruction, config: SiteConfig) -> RecordDict:
         ConfigError: the site has no node key, or no certificate of the authority.
     """
     step = _step_of(instruction)
-    return pack_reply(Presence(config.name, ""), _take(step, _participant(instruction, step, config)))
+    return _take(step, _participant(instruction, step, config))
 
 
 def begin_masking(instruction: Instruction, config: SiteConfig, purpose: Purpose) -> MaskPlan:
@@ -36,7 +34,9 @@ def begin_masking(instruction: Instruction, config: SiteConfig, purpose: Purpose
     step = _step_of(instruction)
     if step.stage != "mask" or step.purpose != purpose:
         raise SecureSumError(f"a step '{step.stage}' for '{step.purpose}' came with a message to {purpose}")
-    return _participant(instruction, step, config).begin_masking(step)
+    if instruction.arrays is None:
+        raise MessageError("the instruction holds no arrays")
+    return _participant(instruction, step, config).begin_masking(step, hash_arrays(instruction.arrays))
 
 
 def _step_of(instruction: Instruction) -> Step:
@@ -46,7 +46,7 @@ def _step_of(instruction: Instruction) -> Step:
 
 
 def _participant(instruction: Instruction, step: Step, config: SiteConfig) -> Participant:
-    session = step.session(instruction.run, instruction.round)
+    session = step.session(instruction.run, instruction.round, hash_experiment(instruction.experiment))
     return Participant(Identity.of(config), MemoryFolder(config.work_dir), instruction.experiment.secure_aggregation, session)
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric import ec
-
 from client.site import read_connection
 from common.config import SiteConfig
 from common.errors import ConfigError, SecureSumError
-from common.keys import read_private_key
+from common.keys import PrivateKey, PublicKey, read_private_key
 from common.secure_sum.roster import KeyRoster, authority_key, read_roster
 
 
@@ -19,8 +17,8 @@ class Identity:
     """A site's node key and the public key of the federation's certificate authority."""
 
     site: str
-    node_key: ec.EllipticCurvePrivateKey
-    authority: ec.EllipticCurvePublicKey
+    node_key: PrivateKey
+    authority: PublicKey
 
     @classmethod
     def of(cls, config: SiteConfig) -> Identity:

@@ -21,7 +21,7 @@ from common.config import Section
 from common.data.atomic import atomic_write, exclusive
 from common.errors import SecureSumError
 from common.secure_sum.roster import KeyRoster
-from common.secure_sum.session import Session
+from common.secure_sum.session import Purpose, Session
 from common.secure_sum.steps import Key, Share, SignedKeys, Site
 
 Progress = Literal["advertised", "shared", "masked", "confirmed"]
@@ -39,8 +39,9 @@ class Memory(Section):
 
     run: str
     round: int
-    purpose: str
+    purpose: Purpose
     identifier: str
+    settings: str
     progress: Progress
     roster: str
     """Text of the roster that was checked in the first step."""
@@ -55,12 +56,7 @@ class Memory(Section):
     survivors: list[Site] = Field(default_factory=list)
 
     def belongs_to(self, session: Session) -> bool:
-        return (self.run, self.round, self.purpose, self.identifier) == (
-            session.run,
-            session.round,
-            session.purpose,
-            session.identifier,
-        )
+        return Session(self.run, self.round, self.purpose, self.identifier, self.settings) == session
 
 
 class MemoryFolder:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from client.secure_sum.identity import Identity
 from client.secure_sum.memory import HeldShares, Memory, MemoryFolder
@@ -72,7 +72,7 @@ class Participant:
         session, channel, mask = self.session, KeyPair.generate(), KeyPair.generate()
         with self.folder.begin(session, roster):
             keys = sign_keys(session, self.site, channel.public, mask.public, self.identity.node_key)
-            names = {"run": session.run, "round": session.round, "purpose": session.purpose, "identifier": session.identifier}
+            names = asdict(session)
             secret = {"channel": channel.private.hex(), "mask": mask.private.hex()}
             self.folder.keep(Memory(**names, **secret, progress="advertised", roster=roster.text, keys=[keys]))  # type: ignore[arg-type]
         return keys
@@ -103,8 +103,11 @@ class Participant:
         }
         return SealedShares(parcels=parcels, commitment=commit(self.session, seed, self.site))
 
-    def begin_masking(self, step: Step) -> MaskPlan:
-        """The masks of the vector, before it is known: what was begun is not begun again, even where training then fails."""
+    def begin_masking(self, step: Step, model: str) -> MaskPlan:
+        """The masks of the vector about the weights of hash `model`.
+
+        Asked for before there is a vector: what was begun is not begun again, even where training then fails.
+        """
         with self.folder.step(self.session, "shared") as memory:
             by_site = _by_site(memory.keys)
             senders = self._check_set(step.senders, by_site, memory)
@@ -117,7 +120,7 @@ class Participant:
                 parcel = bytes.fromhex(step.parcels[site])
                 held[site] = _held(unseal(self.session, channel, by_site[site], by_site[self.site], parcel))
             own = by_site[self.site]
-            masks = [pair_mask(self.session, mask, own, by_site[site]) for site in partners]
+            masks = [pair_mask(self.session, mask, own, by_site[site], model) for site in partners]
             masks.append((own_mask(self.session, bytes.fromhex(_needed(memory.seed)), self.site), False))
             done = {"progress": "masked", "channel": None, "mask": None, "seed": None}
             self.folder.keep(memory.model_copy(update={**done, "senders": senders, "held": held}))

@@ -92,15 +92,17 @@ def agree(private: bytes, public: bytes) -> bytes:
         raise SecureSumError("a site's public key is no key") from None
 
 
-def pair_mask(session: Session, private: bytes, own: SignedKeys, other: SignedKeys) -> tuple[bytes, bool]:
+def pair_mask(session: Session, private: bytes, own: SignedKeys, other: SignedKeys, model: str) -> tuple[bytes, bool]:
     """(key of the mask that `own` has with `other`, whether `own` subtracts it): the one adds what the other subtracts.
 
-    The lesser name adds. `private` is that of `own.mask`.
+    The lesser name adds. `private` is that of `own.mask`, `model` the hash of the weights that the vector is about: masks of two sites
+    that were given different weights do not cancel, so that nobody learns one update by making those of the others known (Pasquini et al.
+    2022, "Eluding secure aggregation in federated learning via model inconsistency", section 6).
     """
     first, second = sorted((own, other), key=lambda keys: keys.site)
     names = (first.site, second.site, bytes.fromhex(first.mask), bytes.fromhex(second.mask))
     secret = agree(private, bytes.fromhex(other.mask))
-    return session.derive(secret, "pair mask", *names), own.site == second.site
+    return session.derive(secret, "pair mask", *names, model), own.site == second.site
 
 
 def own_mask(session: Session, seed: bytes, site: str) -> bytes:

@@ -53,8 +53,8 @@ class Step(Section):
     signatures: dict[Site, Signature] = Field(default_factory=dict)
     """On the survivors, by signer."""
 
-    def session(self, run: str, round_number: int) -> Session:
-        return Session(run, round_number, self.purpose, self.identifier)
+    def session(self, run: str, round_number: int, settings: str) -> Session:
+        return Session(run, round_number, self.purpose, self.identifier, settings)
 
 
 class SealedShares(Section):

@@ -31,12 +31,13 @@ from common.secure_sum.steps import Confirmation, SealedShares, Shares, SignedKe
 
 @dataclass
 class Collector:
-    """One sum. `shape_for` gives the vectors' shape for the number of sites that may be in it."""
+    """One sum. `shape_for` gives the vectors' shape for the number of sites that may be in it, `model` is the hash of the weights."""
 
     session: Session
     cfg: SecureAggregationConfig
     roster: KeyRoster
     shape_for: Callable[[int], SumShape]
+    model: str
     drawn: list[str] = field(default_factory=list)
     keys: dict[str, SignedKeys] = field(default_factory=dict)
     parcels: dict[str, SealedShares] = field(default_factory=dict)
@@ -135,7 +136,7 @@ class Collector:
         if KeyPair.of(private).public.hex() != self.keys[dropped].mask:
             raise SecureSumError(f"the shares of {dropped}'s mask key are not those that it gave out")
         for site in partners:
-            key, dropped_subtracts = pair_mask(self.session, private, self.keys[dropped], self.keys[site])
+            key, dropped_subtracts = pair_mask(self.session, private, self.keys[dropped], self.keys[site], self.model)
             total.add_mask(key, subtract=dropped_subtracts)  # where it would have subtracted, the other one added
 
     def _join(self, site: str, told: Mapping[str, str | None]) -> bytes:

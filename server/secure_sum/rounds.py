@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Message, MessageType
 
+from common.audit_events import hash_arrays, hash_experiment
 from common.config import ExperimentConfig
 from common.data.manifest import CLASSES
 from common.errors import ConfigError, RoundError, SecureSumError
@@ -35,6 +36,16 @@ Messages = Callable[[Mapping[str, str]], Mapping[str, Message]]
 
 
 @dataclass(frozen=True)
+class Asked:
+    """What a sum is for: vectors of `shape_for(sites)` about the weights of hash `model`."""
+
+    purpose: Purpose
+    round: int
+    model: str
+    shape_for: Callable[[int], SumShape]
+
+
+@dataclass(frozen=True)
 class SecureRounds:
     """Secure sums of one run. `nodes` maps each site to Flower's node."""
 
@@ -51,7 +62,8 @@ class SecureRounds:
         Raises:
             RoundError: too few sites stayed, or their sum is none that their bounds allow.
         """
-        outcome = self._sum("train", drawn, number, lambda sites: self._codec(sites).shape, messages)
+        asked = Asked("train", number, hash_arrays(base), lambda sites: self._codec(sites).shape)
+        outcome = self._sum(asked, drawn, messages)
         sites = len(outcome.participants)
         try:
             mean = self._codec(sites).decode(outcome.total)
@@ -69,11 +81,12 @@ class SecureRounds:
             told={"secure_sum": told},
         )
 
-    def evaluate(self, judges: Sequence[str], number: int, messages: Messages) -> Judged:
+    def evaluate(self, judges: Sequence[str], number: int, model: ModelArrays, messages: Messages) -> Judged:
         """The pooled statistics; those of nothing where too few judged, as where nobody answers."""
         classes = len(CLASSES[self.experiment.task])
         try:
-            outcome = self._sum("evaluate", judges, number, lambda _: statistics_shape(classes), messages)
+            asked = Asked("evaluate", number, hash_arrays(model), lambda _: statistics_shape(classes))
+            outcome = self._sum(asked, judges, messages)
             pooled = decode_statistics(outcome.total, classes)
         except (RoundError, SecureSumError) as error:
             logger.warning("round %d: no validation: %s", number, error)
@@ -81,13 +94,10 @@ class SecureRounds:
             return Judged(Statistics.zero(classes, FEDERATED_GRID), {}, {site: replace(failure, site=site) for site in judges})
         return Judged(pooled, {}, outcome.lost, {"secure_validation": outcome.told()})
 
-    def _sum(
-        self, purpose: Purpose, sites: Sequence[str], number: int, shape_for: Callable[[int], SumShape], messages: Messages
-    ) -> Outcome:
-        cfg = self.experiment.strategy
-        session = Session.begin(self.run, number, purpose)
-        collector = Collector(session, self.experiment.secure_aggregation, self.roster, shape_for)
-        training = purpose == "train"
+    def _sum(self, asked: Asked, sites: Sequence[str], messages: Messages) -> Outcome:
+        cfg, number, training = self.experiment.strategy, asked.round, asked.purpose == "train"
+        session = Session.begin(self.run, number, asked.purpose, hash_experiment(self.experiment))
+        collector = Collector(session, self.experiment.secure_aggregation, self.roster, asked.shape_for, asked.model)
         exchange = SumExchange(
             post=self.post,
             collector=collector,
@@ -100,7 +110,7 @@ class SecureRounds:
         outcome = exchange.run(sites)
         for site, dropped in outcome.dropped.items():
             logger.warning(
-                "round %d: %s dropped out of the %s sum (%s): %s", number, site, purpose, dropped.stage, dropped.failure
+                "round %d: %s dropped out of the %s sum (%s): %s", number, site, asked.purpose, dropped.stage, dropped.failure
             )
         return outcome
 

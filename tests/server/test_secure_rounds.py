@@ -73,7 +73,7 @@ def losing(*lost: tuple[int, Stage], purpose: str = "train") -> Interfering:
 
 
 def with_new_step(message: Message, step: Step, **changes: Any) -> Message:
-    message.content["config"]["step"] = step.model_copy(update=changes).model_dump_json()
+    message.content.config_records["config"]["step"] = step.model_copy(update=changes).model_dump_json()
     return message
 
 
@@ -193,7 +193,7 @@ def test_a_message_in_the_clear_is_refused_in_a_secure_run(tmp_path: Path) -> No
 
     def strip(node: int, step: Step, message: Message) -> Message:
         if step.stage == "mask":
-            del message.content["config"]["step"]
+            del message.content.config_records["config"]["step"]
         return message
 
     with pytest.raises(RoundError, match="0 of 4 sites sent their masked vectors"):

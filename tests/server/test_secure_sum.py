@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from common.secure_sum.messages import unpack_masked
 from common.secure_sum.session import Session
 from common.secure_sum.steps import Step
 from tests.common.secure_sum.randomness import correlated, looks_random, same_distribution
-from tests.secure_parties import SHAPE, Parties, body_bytes, plain_sum, random_vector
+from tests.secure_parties import MODEL, SHAPE, Parties, body_bytes, plain_sum, random_vector
 
 FIVE = ["alpha", "beta", "gamma", "delta", "epsilon"]
 
@@ -76,7 +77,9 @@ def test_a_late_site_alone_with_its_neighbours_gone_is_refused_by_itself(tmp_pat
     step = chosen.collector.mask()["alpha"]
     few = {name: step.parcels[name] for name in ("beta", "gamma")}
     with pytest.raises(SecureSumError, match="3 sites, 4 are needed"):
-        chosen.sites["alpha"].begin_masking(step.model_copy(update={"senders": ["alpha", "beta", "gamma"], "parcels": few}))
+        chosen.sites["alpha"].begin_masking(
+            step.model_copy(update={"senders": ["alpha", "beta", "gamma"], "parcels": few}), MODEL
+        )
 
 
 def last_steps(chosen: Parties) -> tuple[Step, Step]:
@@ -153,11 +156,27 @@ def test_keys_of_an_earlier_sum_are_noticed(tmp_path: Path) -> None:
     chosen = parties(tmp_path)
     chosen.run(until="advertise")
     step = chosen.collector.share()["alpha"]
-    earlier = Session(chosen.session.run, 0, "train", chosen.session.identifier)
+    earlier = replace(chosen.session, round=0)
     old = sign_keys(earlier, "beta", KeyPair.generate().public, KeyPair.generate().public, chosen.node_keys["beta"])
     keys = [old if signed.site == "beta" else signed for signed in step.keys]
     with pytest.raises(SecureSumError, match="keys of beta"):
         chosen.sites["alpha"].share(step.model_copy(update={"keys": keys}))
+
+
+def test_settings_that_change_between_two_steps_are_refused(tmp_path: Path) -> None:
+    """A lower threshold in the last step, say."""
+    chosen = parties(tmp_path)
+    confirm, unmask = last_steps(chosen)
+    chosen.sites["alpha"].confirm(confirm)
+    with pytest.raises(SecureSumError, match="no part in this secure sum"):
+        chosen.site("alpha", replace(chosen.session, settings="others")).unmask(unmask)
+
+
+def test_sites_that_were_given_different_weights_have_no_sum(tmp_path: Path) -> None:
+    chosen = parties(tmp_path)
+    chosen.vectors, chosen.models = {name: SHAPE.zeros() for name in FIVE}, {"alpha": "other weights"}
+    total = chosen.run()
+    assert total is not None and looks_random(total.body.tobytes())
 
 
 def test_parcels_that_were_changed_or_exchanged_are_noticed(tmp_path: Path) -> None:
@@ -166,14 +185,14 @@ def test_parcels_that_were_changed_or_exchanged_are_noticed(tmp_path: Path) -> N
     step = chosen.collector.mask()["alpha"]
     exchanged = {**step.parcels, "beta": step.parcels["gamma"], "gamma": step.parcels["beta"]}
     with pytest.raises(SecureSumError, match="changed on the way"):
-        chosen.sites["alpha"].begin_masking(step.model_copy(update={"parcels": exchanged}))
+        chosen.sites["alpha"].begin_masking(step.model_copy(update={"parcels": exchanged}), MODEL)
 
 
 def test_an_older_roster_is_refused(tmp_path: Path) -> None:
     chosen = parties(tmp_path)
     step = chosen.collector.advertise(FIVE)["alpha"]
     chosen.sites["alpha"].advertise(step.model_copy(update={"roster": chosen.roster(serial=3).text}))
-    again = chosen.site("alpha", Session.begin("run", 2, "train"))
+    again = chosen.site("alpha", Session.begin("run", 2, "train", "settings"))
     with pytest.raises(SecureSumError, match="serial 2, but 3 was seen"):
         again.advertise(step.model_copy(update={"roster": chosen.roster(serial=2).text}))
 
@@ -235,7 +254,7 @@ def test_the_vector_of_a_site_that_was_given_up_too_soon_looks_random(tmp_path: 
     private, vector = collector._join("beta", told), SumVector(late.body.copy(), late.tail.copy())
     for name in FIVE:
         if name != "beta":
-            key, subtracts = pair_mask(chosen.session, private, collector.keys["beta"], collector.keys[name])
+            key, subtracts = pair_mask(chosen.session, private, collector.keys["beta"], collector.keys[name], MODEL)
             vector.add_mask(key, subtract=not subtracts)
     assert looks_random(vector.body.tobytes())
 

@@ -63,6 +63,21 @@ def test_flower_and_the_local_engine_give_the_same_weights_bit_for_bit(tmp_path:
     np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(tmp_path / "local"))
 
 
+def test_virtual_hospitals_sum_in_secret_with_keys_of_their_own(tmp_path: Path, phantoms: Path) -> None:
+    summary = run(tmp_path, phantoms, hospitals=3, rounds=1, secure_aggregation={"enabled": True})
+    line = RunFolder(tmp_path).read_history()[0]
+    assert summary["status"] == "succeeded"
+    assert line["secure_sum"]["summed"] == ["hospital-00", "hospital-01", "hospital-02"]
+    assert line["secure_sum"]["images"] > 0
+
+
+def test_secure_sums_in_flower_and_in_the_local_engine_are_equal_bit_for_bit(tmp_path: Path, phantoms: Path) -> None:
+    """Any actor may serve any hospital in any step: what a site must remember is in its folder."""
+    for engine in ("flower", "local"):
+        run(tmp_path / engine, phantoms, engine=engine, hospitals=3, secure_aggregation={"enabled": True})  # type: ignore[arg-type]
+    np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(tmp_path / "local"))
+
+
 def test_a_run_leaves_what_scripts_rely_on(tmp_path: Path, phantoms: Path) -> None:
     run(tmp_path, phantoms, baselines=True)
     summary = json.loads((tmp_path / "summary.json").read_text())

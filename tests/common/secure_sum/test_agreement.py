@@ -14,12 +14,13 @@ from common.secure_sum.agreement import KeyPair, agree, commit, own_mask, pair_m
 from common.secure_sum.session import Session
 from common.secure_sum.steps import SignedKeys
 
-SESSION = Session("run", 3, "train", "ab" * 16)
+SESSION = Session("run", 3, "train", "ab" * 16, "settings")
 OTHERS = [
     replace(SESSION, run="other"),
     replace(SESSION, round=4),
     replace(SESSION, purpose="evaluate"),
     replace(SESSION, identifier="cd" * 16),
+    replace(SESSION, settings="others"),
 ]
 NODE_KEY = ec.generate_private_key(ec.SECP384R1())
 
@@ -31,14 +32,23 @@ def site(name: str) -> tuple[KeyPair, KeyPair, SignedKeys]:
 
 def test_two_sites_have_one_mask_which_one_adds_and_the_other_subtracts() -> None:
     (_, mask_a, keys_a), (_, mask_b, keys_b) = site("alpha"), site("beta")
-    assert pair_mask(SESSION, mask_a.private, keys_a, keys_b) == (pair_mask(SESSION, mask_b.private, keys_b, keys_a)[0], False)
-    assert pair_mask(SESSION, mask_b.private, keys_b, keys_a)[1]
+    key, subtracts = pair_mask(SESSION, mask_a.private, keys_a, keys_b, "model")
+    other, other_subtracts = pair_mask(SESSION, mask_b.private, keys_b, keys_a, "model")
+    assert (key, subtracts, other_subtracts) == (other, False, True)
+
+
+def test_masks_about_different_weights_are_different() -> None:
+    (_, mask, keys_a), (*_, keys_b) = site("alpha"), site("beta")
+    keys = {pair_mask(SESSION, mask.private, keys_a, keys_b, model)[0] for model in ("model", "other")}
+    assert len(keys) == 2
 
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_no_key_serves_in_another_sum(other: Session) -> None:
     (_, mask, keys_a), (*_, keys_b) = site("alpha"), site("beta")
-    assert pair_mask(SESSION, mask.private, keys_a, keys_b)[0] != pair_mask(other, mask.private, keys_a, keys_b)[0]
+    assert (
+        pair_mask(SESSION, mask.private, keys_a, keys_b, "model")[0] != pair_mask(other, mask.private, keys_a, keys_b, "model")[0]
+    )
     assert own_mask(SESSION, bytes(32), "alpha") != own_mask(other, bytes(32), "alpha")
     assert own_mask(SESSION, bytes(32), "alpha").hex() != commit(SESSION, bytes(32), "alpha")
 
