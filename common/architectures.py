@@ -1,4 +1,4 @@
-"""The networks: torchvision's, rid of every in-place operation, and a small one of our own.
+"""The networks: torchvision's, rid of every in-place operation, a small one of our own, and a linear one on fixed features.
 
 Per-sample gradients need this: Opacus' hooks hand out views of activations, which torch forbids to be changed in place.
 """
@@ -11,10 +11,12 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.config import ModelName
+from common.config import ModelConfig, ModelName
+from common.scattering import ScatteringLinear
 from common.torchvision_shim import import_torchvision
 
 _models = import_torchvision().models
@@ -29,16 +31,16 @@ class Architecture:
     """One network of the schema's list.
 
     Attributes:
-        build: takes the number of classes; the network has three input channels and BatchNorm.
-        first: name of the first convolution.
+        build: takes the number of classes and the model section; the network has three input channels and BatchNorm.
+        first: name of the first convolution; None where there is none, and any number of channels is taken.
         head: name of the classifier, a linear layer.
         last_block: names of the modules that `last_block` trains besides the classifier.
         imagenet: torchvision's name of the network, for its weights; None where there are none.
         replaced: prefix of all keys in torchvision's weights that the head here stands for.
     """
 
-    build: Callable[[int], nn.Module]
-    first: str
+    build: Callable[[int, ModelConfig], nn.Module]
+    first: str | None
     head: str
     last_block: tuple[str, ...]
     imagenet: str | None
@@ -109,21 +111,34 @@ class SmallCNN(nn.Module):
         return self.head(self.stages(x).mean(dim=(2, 3)))
 
 
-def build_architecture(name: ModelName, classes: int, in_channels: int, norm: str) -> nn.Module:
-    """Network `name` with random weights, drawn from torch's global generator; no operation in it works in place.
+class WSConv2d(nn.Conv2d):
+    """A convolution whose filters have mean 0 and length 1 when they are used, however long the stored ones are.
+
+    Weight standardisation (Qiao et al. 2019, eq. 2 to 5), with 1 / sqrt(fan-in) as in Brock et al. 2021, eq. 1, which keeps the
+    variance of what comes in. It does to GroupNorm what the batch does to BatchNorm: it smooths the loss.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, dim=(1, 2, 3), keepdim=True, correction=0)
+        weight = (self.weight - mean) * torch.rsqrt(variance * self.weight[0].numel() + 1e-4)
+        return functional.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:
+    """The network of `cfg` with random weights, drawn from torch's global generator; no operation in it works in place.
 
     Args:
-        name: which network.
+        cfg: which network; `weights`, `freeze` and what follows them are not looked at.
         classes: number of logits.
-        in_channels: 1 or 3.
-        norm: `batch` or `group`.
     """
-    architecture = ARCHITECTURES[name]
-    model = architecture.build(classes)
-    if in_channels == 1:
+    architecture = ARCHITECTURES[cfg.name]
+    model = architecture.build(classes, cfg)
+    if cfg.in_channels == 1 and architecture.first:
         _take_grey(model, architecture.first)
-    if norm == "group":
+    if cfg.norm == "group":
         replace_batch_norm(model)
+    if cfg.weight_standardization:
+        standardize_weights(model)
     for module in model.modules():
         if hasattr(module, "inplace"):
             vars(module)["inplace"] = False
@@ -149,6 +164,13 @@ def replace_batch_norm(model: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm2d):
             norm = nn.GroupNorm(group_count(module.num_features), module.num_features, eps=module.eps)
             _replace(model, name, norm)
+
+
+def standardize_weights(model: nn.Module) -> None:
+    """Makes every convolution in `model` a `WSConv2d` with the same weights."""
+    for module in model.modules():
+        if type(module) is nn.Conv2d:
+            module.__class__ = WSConv2d  # the two differ in `forward` alone
 
 
 def group_count(channels: int) -> int:
@@ -184,17 +206,17 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _resnet(block: type[nn.Module], layers: tuple[int, ...], name: str) -> Architecture:
-    def build(classes: int) -> nn.Module:
+    def build(classes: int, _: ModelConfig) -> nn.Module:
         return _models.resnet.ResNet(block, list(layers), num_classes=classes)
 
     return Architecture(build, "conv1", "fc", ("layer4",), name, "fc.")
 
 
-def _densenet121(classes: int) -> nn.Module:
+def _densenet121(classes: int, _: ModelConfig) -> nn.Module:
     return DenseNet(32, (6, 12, 24, 16), 64, num_classes=classes)
 
 
-def _efficientnet_b0(classes: int) -> nn.Module:
+def _efficientnet_b0(classes: int, _: ModelConfig) -> nn.Module:
     """Tan & Le 2019, table 1: expansion, kernel, stride, channels in and out, layers; dropout 0.2 as in their section 5.2."""
     rows = (
         (1, 3, 1, 32, 16, 1),
@@ -230,12 +252,15 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         "classifier.",
     ),
     "vgg16": Architecture(
-        VGG16,
+        lambda classes, _: VGG16(classes),
         "features.0",
         "classifier",
         tuple(f"features.{index}" for index in range(34, 44)),
         "vgg16_bn",
         "classifier.",
     ),
-    "small_cnn": Architecture(SmallCNN, "stages.0.0", "head", ("stages.3",), None, "head."),
+    "small_cnn": Architecture(lambda classes, _: SmallCNN(classes), "stages.0.0", "head", ("stages.3",), None, "head."),
+    "scattering": Architecture(
+        lambda classes, cfg: ScatteringLinear(classes, cfg.scattering_scale), None, "head", (), None, "head."
+    ),
 }

@@ -18,7 +18,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 TaskName = Literal["binary", "three_class"]
-ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn"]
+ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn", "scattering"]
 StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"]
 UpdatePrecision = Literal["float32", "float16", "int8"]
 ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
@@ -57,6 +57,10 @@ class ModelConfig(Section):
     name: ModelName = "resnet18"
     in_channels: Literal[1, 3] = 1
     norm: Literal["batch", "group"] = "batch"
+    weight_standardization: bool = False
+    """Filters of mean 0 and length 1 in every convolution (Qiao et al. 2019), for networks with GroupNorm."""
+    scattering_scale: Annotated[int, Field(ge=1, le=6)] = 3
+    """Of `scattering` alone: octaves of wavelets; the coarsest one spans about 2^scale pixels."""
     weights: Annotated[str, Field(min_length=1)] = "none"
     """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator) or the path of a local weights file."""
     freeze: Literal["none", "head_only", "last_block"] = "none"
