@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from common.config import ModelConfig, ModelName
-from common.scattering import ScatteringLinear
+from common.scattering import Scattering2D
 from common.torchvision_shim import import_torchvision
 
 _models = import_torchvision().models
@@ -109,6 +109,27 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(x).mean(dim=(2, 3)))
+
+
+class ScatteringLinear(nn.Module):
+    """A linear classifier of fixed scattering features (Tramèr & Boneh 2021, section 2.2): only the classifier is trained.
+
+    The feature map is averaged to 8 x 8 cells, whatever the image's size, and group-normalised, which takes nothing from other images
+    and so costs no privacy. The features of an image have unit length, so that the gradient of the classifier's weights is at most
+    sqrt(2) long whatever the image is, and clipping there changes nothing.
+    """
+
+    CELLS = 8
+
+    def __init__(self, classes: int, scale: int) -> None:
+        super().__init__()
+        self.scattering = Scattering2D(scale)
+        self.groups = group_count(self.scattering.channels)
+        self.head = nn.Linear(self.scattering.channels * self.CELLS**2, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = functional.adaptive_avg_pool2d(self.scattering(x.mean(dim=1, keepdim=True)), self.CELLS)
+        return self.head(functional.normalize(functional.group_norm(cells, self.groups).flatten(1)))
 
 
 class WSConv2d(nn.Conv2d):

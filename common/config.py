@@ -59,8 +59,8 @@ class ModelConfig(Section):
     norm: Literal["batch", "group"] = "batch"
     weight_standardization: bool = False
     """Filters of mean 0 and length 1 in every convolution (Qiao et al. 2019), for networks with GroupNorm."""
-    scattering_scale: Annotated[int, Field(ge=1, le=6)] = 3
-    """Of `scattering` alone: octaves of wavelets; the coarsest one spans about 2^scale pixels."""
+    scattering_scale: Annotated[int, Field(ge=1, le=6)] = 2
+    """Of `scattering` alone: octaves of wavelets. 2 gives 81 channels, 3 gives 217, which were no better under noise."""
     weights: Annotated[str, Field(min_length=1)] = "none"
     """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator) or the path of a local weights file."""
     freeze: Literal["none", "head_only", "last_block"] = "none"

@@ -13,7 +13,6 @@ from math import pi
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 SIGMA = 0.8
 """Deviation in pixels of the finest wavelet's envelope, and of the low-pass filter of scale 1; doubles with each scale."""
@@ -39,15 +38,9 @@ class Scattering2D(nn.Module):
         self.orientations = orientations
 
     @property
-    def channels_by_scale(self) -> tuple[int, ...]:
-        """1 for the mean, L for each scale, L^2 for each pair of scales, in the order of the channels."""
-        first, second = self.scale, self.scale * (self.scale - 1) // 2
-        return (1, *first * (self.orientations,), *second * (self.orientations**2,))
-
-    @property
     def channels(self) -> int:
         """K = 1 + L J + L^2 J (J - 1) / 2."""
-        return sum(self.channels_by_scale)
+        return 1 + self.orientations * self.scale + self.orientations**2 * self.scale * (self.scale - 1) // 2
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 [N, K, s, s] of `images`, float32 [N, 1, S, S], mirrored at their border; s = S / 2^J, rounded up.
@@ -58,29 +51,6 @@ class Scattering2D(nn.Module):
         side, step = images.shape[-1], 2**self.scale
         index = _mirrored(side, step, -side % step).to(images.device)
         return scatter(images.float()[:, 0, index][:, :, index], self.scale, self.orientations)[..., 1:-1, 1:-1]
-
-
-class ScatteringLinear(nn.Module):
-    """A linear classifier of fixed scattering features (Tramèr & Boneh 2021, section 2.2): only the classifier is trained.
-
-    The feature map is averaged to 8 x 8 cells, whatever the image's size. Within each image the features of each scale, or pair of
-    scales, are brought to mean 0 and deviation 1 over directions and cells: a group normalisation, which takes nothing from other
-    images and so costs no privacy; it takes out brightness and contrast and lets fine waves count as much as coarse ones. Features
-    have unit length, so that the gradient of the classifier's weights is at most sqrt(2) long and clipping there changes nothing.
-    """
-
-    CELLS = 8
-
-    def __init__(self, classes: int, scale: int) -> None:
-        super().__init__()
-        self.scattering = Scattering2D(scale)
-        self.head = nn.Linear(self.scattering.channels * self.CELLS**2, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        cells = functional.adaptive_avg_pool2d(self.scattering(x.mean(dim=1, keepdim=True)), self.CELLS)
-        scales = cells.split(list(self.scattering.channels_by_scale), dim=1)
-        features = torch.cat([functional.group_norm(group, 1) for group in scales], dim=1).flatten(1)
-        return self.head(functional.normalize(features))
 
 
 def scatter(images: Tensor, scale: int, orientations: int) -> Tensor:

@@ -107,7 +107,9 @@ def _build(experiment: ExperimentConfig, classes: int) -> torch.nn.Module:
         torch.default_generator.manual_seed(derive_seed(experiment.seed, "initial weights"))
         model = build_architecture(experiment.model, classes)
     if set_trainable(model, "none") == set_trainable(model, "head_only"):
-        raise ConfigError(f"model.name {experiment.model.name} has a classifier alone to train; there is nothing to learn beforehand")
+        raise ConfigError(
+            f"model.name {experiment.model.name} has a classifier alone to train; there is nothing to learn beforehand"
+        )
     return model
 
 
