@@ -1,4 +1,4 @@
-"""The networks: torchvision's, rid of every in-place operation, and a small one of our own.
+"""The networks: torchvision's, rid of every in-place operation, a small one of our own, and a linear one on fixed features.
 
 Per-sample gradients need this: Opacus' hooks hand out views of activations, which torch forbids to be changed in place.
 """
@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.config import ModelName
+from common.config import ModelConfig, ModelName
+from common.scattering import Scattering2D
 from common.standardized import standardize_weights
 from common.torchvision_shim import import_torchvision
 
@@ -30,16 +31,16 @@ class Architecture:
     """One network of the schema's list.
 
     Attributes:
-        build: takes the number of classes; the network has three input channels and BatchNorm.
-        first: name of the first convolution.
+        build: takes the number of classes and the model section; the network has three input channels and BatchNorm.
+        first: name of the first convolution; None where there is none, and any number of channels is taken.
         head: name of the classifier, a linear layer.
         last_block: names of the modules that `last_block` trains besides the classifier.
         imagenet: torchvision's name of the network, for its weights; None where there are none.
         replaced: prefix of all keys in torchvision's weights that the head here stands for.
     """
 
-    build: Callable[[int], nn.Module]
-    first: str
+    build: Callable[[int, ModelConfig], nn.Module]
+    first: str | None
     head: str
     last_block: tuple[str, ...]
     imagenet: str | None
@@ -110,23 +111,41 @@ class SmallCNN(nn.Module):
         return self.head(self.stages(x).mean(dim=(2, 3)))
 
 
-def build_architecture(name: ModelName, classes: int, in_channels: int, norm: str, standardized: bool = False) -> nn.Module:
-    """Network `name` with random weights, drawn from torch's global generator; no operation in it works in place.
+class ScatteringLinear(nn.Module):
+    """A linear classifier of fixed scattering features (Tramèr & Boneh 2021, section 2.2): only the classifier is trained.
+
+    The feature map is averaged to 8 x 8 cells, whatever the image's size, and group-normalised, which takes nothing from other images
+    and so costs no privacy. The features of an image have unit length, so that the gradient of the classifier's weights is at most
+    sqrt(2) long whatever the image is, and clipping there changes nothing.
+    """
+
+    CELLS = 8
+
+    def __init__(self, classes: int, scale: int) -> None:
+        super().__init__()
+        self.scattering = Scattering2D(scale)
+        self.groups = group_count(self.scattering.channels)
+        self.head = nn.Linear(self.scattering.channels * self.CELLS**2, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cells = functional.adaptive_avg_pool2d(self.scattering(x.mean(dim=1, keepdim=True)), self.CELLS)
+        return self.head(functional.normalize(functional.group_norm(cells, self.groups).flatten(1)))
+
+
+def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:
+    """The network of `cfg` with random weights, drawn from torch's global generator; no operation in it works in place.
 
     Args:
-        name: which network.
+        cfg: which network; `weights`, `freeze` and what follows them are not looked at.
         classes: number of logits.
-        in_channels: 1 or 3.
-        norm: `batch` or `group`.
-        standardized: whether convolutions standardise their weights.
     """
-    architecture = ARCHITECTURES[name]
-    model = architecture.build(classes)
-    if in_channels == 1:
+    architecture = ARCHITECTURES[cfg.name]
+    model = architecture.build(classes, cfg)
+    if cfg.in_channels == 1 and architecture.first:
         _take_grey(model, architecture.first)
-    if norm == "group":
+    if cfg.norm == "group":
         replace_batch_norm(model)
-    if standardized:
+    if cfg.weight_standardization:
         standardize_weights(model)
     for module in model.modules():
         if hasattr(module, "inplace"):
@@ -188,17 +207,17 @@ def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def _resnet(block: type[nn.Module], layers: tuple[int, ...], name: str) -> Architecture:
-    def build(classes: int) -> nn.Module:
+    def build(classes: int, _: ModelConfig) -> nn.Module:
         return _models.resnet.ResNet(block, list(layers), num_classes=classes)
 
     return Architecture(build, "conv1", "fc", ("layer4",), name, "fc.")
 
 
-def _densenet121(classes: int) -> nn.Module:
+def _densenet121(classes: int, _: ModelConfig) -> nn.Module:
     return DenseNet(32, (6, 12, 24, 16), 64, num_classes=classes)
 
 
-def _efficientnet_b0(classes: int) -> nn.Module:
+def _efficientnet_b0(classes: int, _: ModelConfig) -> nn.Module:
     """Tan & Le 2019, table 1: expansion, kernel, stride, channels in and out, layers; dropout 0.2 as in their section 5.2."""
     rows = (
         (1, 3, 1, 32, 16, 1),
@@ -234,12 +253,15 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         "classifier.",
     ),
     "vgg16": Architecture(
-        VGG16,
+        lambda classes, _: VGG16(classes),
         "features.0",
         "classifier",
         tuple(f"features.{index}" for index in range(34, 44)),
         "vgg16_bn",
         "classifier.",
     ),
-    "small_cnn": Architecture(SmallCNN, "stages.0.0", "head", ("stages.3",), None, "head."),
+    "small_cnn": Architecture(lambda classes, _: SmallCNN(classes), "stages.0.0", "head", ("stages.3",), None, "head."),
+    "scattering": Architecture(
+        lambda classes, cfg: ScatteringLinear(classes, cfg.scattering_scale), None, "head", (), None, "head."
+    ),
 }

@@ -18,7 +18,7 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 
 TaskName = Literal["binary", "three_class"]
-ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn"]
+ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn", "scattering"]
 StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"]
 UpdatePrecision = Literal["float32", "float16", "int8"]
 PrivacyUnit = Literal["image", "patient"]
@@ -60,6 +60,8 @@ class ModelConfig(Section):
     norm: Literal["batch", "group"] = "batch"
     weight_standardization: bool = False
     """Convolutions use their filters with mean 0 and length 1 (Qiao et al. 2019); helps GroupNorm and private training."""
+    scattering_scale: Annotated[int, Field(ge=1, le=6)] = 2
+    """Of `scattering` alone: octaves of wavelets. 2 gives 81 channels, 3 gives 217, which were no better under noise."""
     weights: Annotated[str, Field(min_length=1)] = "none"
     """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator) or the path of a local weights file."""
     freeze: Literal["none", "head_only", "last_block"] = "none"

@@ -32,7 +32,7 @@ def build_model(cfg: ModelConfig, task: TaskName, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which also seeds the generators of all GPUs.
         torch.default_generator.manual_seed(seed)
-        model = build_architecture(cfg.name, len(CLASSES[task]), cfg.in_channels, cfg.norm, cfg.weight_standardization)
+        model = build_architecture(cfg, len(CLASSES[task]))
     if cfg.weights != "none":
         load_weights(model, cfg)
     return model

@@ -31,7 +31,7 @@ def load_weights(model: nn.Module, cfg: ModelConfig) -> None:
 
     Every tensor must fit by name and shape, but for three differences:
 
-    - a classifier of 1000 classes is left out and the model's own random one stays;
+    - a classifier of 1000 classes is left out, or there is none in the file, and the model's own random one stays;
     - a three-channel first convolution is summed over colour for a one-channel model, which gives the response to the grey image
       repeated three times (as `timm.models.adapt_input_conv` does);
     - running statistics of BatchNorm are left out where the model has GroupNorm, which keeps the scale and offset.
@@ -75,7 +75,7 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tu
     renamed = {_OLD_DENSENET_KEY.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
     fitted = _fit(renamed, own, architecture_of(model))
     head = f"{architecture_of(model).head}."
-    headless = len(fitted) < len(renamed) and not any(name.startswith(head) for name in fitted)
+    headless = not any(name.startswith(head) for name in fitted)
     needed = {name for name in own if not (name.endswith("num_batches_tracked") or (headless and name.startswith(head)))}
     _check(fitted, own, needed, source)
     model.load_state_dict(fitted, strict=False)
@@ -109,7 +109,7 @@ def _fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], architecture: A
     if any(_is_imagenet_head(name, tensor, architecture) for name, tensor in state.items()):
         left_out += tuple(name for name in state if name.startswith(architecture.replaced))
     fitted = {name: tensor for name, tensor in state.items() if name not in left_out}
-    first = f"{architecture.first}.weight"
+    first = f"{architecture.first}.weight"  # of a network without one: no tensor's name
     if first in fitted and first in own and fitted[first].ndim == 4 and own[first].shape[1] == 1 < fitted[first].shape[1]:
         fitted[first] = fitted[first].sum(dim=1, keepdim=True)
     return fitted

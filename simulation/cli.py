@@ -13,11 +13,11 @@ from rich.console import Console
 from client.cli import app as site_app
 from client.privacy_cli import app as privacy_app
 from common.audit_cli import app as audit_app
-from common.config import StrategyName
+from common.config import ModelName, StrategyName
 from common.errors import ConfigError, PneumofedError
 from server.cli import app as server_app
 from server.provisioning.cli import provision
-from simulation.options import EngineName, PartitionKind, PhantomFormat, default_run_dir
+from simulation.options import EngineName, PartitionKind, PhantomFormat, PretrainSource, default_run_dir
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
@@ -156,6 +156,34 @@ def phantom(
 
     manifest = write_phantoms(folder, patients, seed, size, format_)
     console.print(f"{len(manifest.records)} training images of {patients} phantom patients in {folder}")
+
+
+@app.command(rich_help_panel="Research")
+def pretrain(
+    out: Annotated[Path, typer.Option(help="File for the weights; a run takes it as model.weights.")],
+    source: Annotated[PretrainSource, typer.Option(help="What is drawn.")] = "phantoms",
+    model: Annotated[ModelName | None, typer.Option(help="Network.  [default: resnet18]")] = None,
+    images: Annotated[int, typer.Option(min=3, help="Pictures that are drawn.")] = 10_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 10,
+    image_size: ImageSize = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+) -> None:
+    """Train first weights on drawn pictures: no download, no patient, no cost in privacy."""
+    from common.config_reader import load_experiment, merge, parse_overrides
+
+    shortcuts = _given(
+        seed=seed,
+        model={"name": model} if model else None,
+        image={"size_px": image_size} if image_size else None,
+        rounds=epochs,
+    )
+    experiment = load_experiment(config, merge(shortcuts, parse_overrides(set_ or [])))
+    from simulation.pretrain import pretrain as train
+
+    provenance = train(source, experiment, images, out, lambda text: console.print(text, markup=False))
+    console.print(f"weights: {out}, from {images} pictures of {source}, accuracy {provenance['last_epoch_accuracy']:.3f}")
 
 
 @app.command(rich_help_panel="Study")

@@ -11,6 +11,7 @@ from common.errors import CheckpointError
 EngineName = Literal["flower", "local"]
 PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
 PhantomFormat = Literal["jpeg", "dicom"]
+PretrainSource = Literal["phantoms", "random-processes"]
 
 RUNS = Path("runs")
 

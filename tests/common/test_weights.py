@@ -21,7 +21,7 @@ from common.torchvision_shim import import_torchvision
 from common.weights import load_state, read_state
 
 NAMES: tuple[ModelName, ...] = get_args(ModelName)
-SMALL = build_architecture("small_cnn", 2, 1, "batch")
+SMALL = build_architecture(ModelConfig(name="small_cnn"), 2)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_torchvisions_files_fit_but_for_their_classifier(name: ModelName, norm: 
 
 
 def test_grey_network_answers_as_the_colour_network_to_the_image_repeated() -> None:
-    colour, grey = (build_architecture("small_cnn", 2, channels, "batch").eval() for channels in (3, 1))
+    colour, grey = (build_architecture(ModelConfig(name="small_cnn", in_channels=channels), 2).eval() for channels in (3, 1))
     load_state(grey, colour.state_dict(), "file")
     images = torch.rand(2, 1, 32, 32)
     torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)))
@@ -83,7 +83,7 @@ def test_a_saved_network_comes_back_whole(tmp_path: Path, nested: bool) -> None:
 
 def test_an_imagenet_classifier_in_a_file_is_left_out_and_the_random_one_stays(tmp_path: Path) -> None:
     cfg = ModelConfig(name="small_cnn", weights=str(tmp_path / "model.pt"))
-    other = build_architecture("small_cnn", 1000, 3, "batch")
+    other = build_architecture(ModelConfig(name="small_cnn", in_channels=3), 1000)
     torch.save(other.state_dict(), cfg.weights)
     model = build_model(cfg, "binary", 2)
     random = build_model(cfg.model_copy(update={"weights": "none"}), "binary", 2)
@@ -108,7 +108,7 @@ def test_what_does_not_fit_is_named(key: str, change: str) -> None:
 
 
 def test_a_classifier_of_other_classes_is_refused() -> None:
-    state = build_architecture("small_cnn", 3, 1, "batch").state_dict()
+    state = build_architecture(ModelConfig(name="small_cnn"), 3).state_dict()
     with pytest.raises(WeightsError, match=r"head.weight \(expected \[2, 128\], got \[3, 128\]\)"):
         load_state(SMALL, state, "file")
 

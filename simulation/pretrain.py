@@ -1,0 +1,127 @@
+"""First weights from drawn pictures: a prior that needs no download and has seen no patient, so that it costs no privacy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from client.training import RoundPlan, build_setup, train_locally
+from common.architectures import architecture_of, build_architecture
+from common.compute import build_compute
+from common.config import ExperimentConfig
+from common.data.atomic import atomic_write
+from common.data.blocks import Pixels
+from common.data.dataset import Dataset
+from common.data.report import DataReport
+from common.errors import ConfigError
+from common.images import fit_square
+from common.models import set_trainable
+from common.seeds import derive_seed, numpy_generator
+from simulation.options import PretrainSource
+from simulation.phantom_patients import SHARES, draw_patients, draw_picture
+from simulation.random_processes import PROCESSES, draw_process, draw_process_picture
+
+SITE = "pretraining"
+_SMALLEST_PHANTOM_PX = 64
+_VERSION = 1
+"""To be raised whenever the pictures or the way of training change."""
+
+
+def pretrain(
+    source: PretrainSource, experiment: ExperimentConfig, images: int, out: Path, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Trains the network of `experiment` on drawn pictures, writes its weights to `out`, and returns where they come from.
+
+    The network learns to tell the classes of the pictures apart: for `phantoms` the three labels that a phantom patient is drawn with,
+    for `random-processes` which of `PROCESSES` processes made the picture. Model, image size, augmentation, training and seed are the
+    experiment's, and one of its rounds is one pass over the pictures; the loop is that of the sites. The first weights are random,
+    whatever `model.weights` says.
+
+    `out` holds `state_dict`, without the classifier, and `provenance`; `model.weights` takes it (see `common.weights`).
+
+    Guarantees:
+        Reads no file, and so depends on no patient's image.
+        Pure in the arguments on one machine with one number of threads.
+
+    Raises:
+        ConfigError: fewer pictures than classes, or a network that has only a classifier to train.
+        OSError: `out` cannot be written.
+    """
+    classes = len(SHARES) if source == "phantoms" else PROCESSES
+    if images < classes:
+        raise ConfigError(f"images: expected at least {classes}, one of each class of {source}, got {images}")
+    model = _build(experiment, classes)
+    data = draw_pictures(source, images, experiment.image.size_px, experiment.seed)
+    accuracy = _train(model, data, experiment, tell)
+    head = f"{architecture_of(model).head}."
+    state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items() if not name.startswith(head)}
+    provenance = {
+        "source": source,
+        "version": _VERSION,
+        "seed": experiment.seed,
+        "images": images,
+        "images_sha256": hashlib.sha256(np.ascontiguousarray(data.pixels).tobytes()).hexdigest(),
+        "epochs": experiment.rounds * experiment.training.local_epochs,
+        "last_epoch_accuracy": accuracy,
+        "experiment": experiment.model_dump_json(),
+    }
+    with atomic_write(out) as file:
+        torch.save({"state_dict": state, "provenance": provenance}, file)
+    return provenance
+
+
+def draw_pictures(source: PretrainSource, images: int, size_px: int, seed: int) -> Dataset:
+    """`images` drawn pictures with their classes; pure in the arguments."""
+    pixels, labels = (_draw_phantoms if source == "phantoms" else _draw_processes)(images, size_px, seed)
+    names = tuple(str(number) for number in range(images))
+    return Dataset(pixels, labels, names, names, DataReport())
+
+
+def _draw_phantoms(images: int, size_px: int, seed: int) -> tuple[Pixels, np.ndarray]:
+    """One picture of each of `images` patients: a second one of the same chest would teach less."""
+    pixels, labels, classes = np.empty((images, size_px, size_px), dtype=np.uint8), np.empty(images, dtype=np.int64), list(SHARES)
+    for row, patient in enumerate(draw_patients(SITE, images, seed)):
+        picture = draw_picture(patient, 1, SITE, seed, max(size_px, _SMALLEST_PHANTOM_PX))
+        pixels[row], labels[row] = _to_bytes(fit_square(picture, size_px, "pad")), classes.index(patient.label)
+    return pixels, labels
+
+
+def _draw_processes(images: int, size_px: int, seed: int) -> tuple[Pixels, np.ndarray]:
+    labels = np.arange(images, dtype=np.int64) % PROCESSES
+    processes = [draw_process(number, seed) for number in range(PROCESSES)]
+    rng = numpy_generator("random process pictures", seed)
+    return np.stack([_to_bytes(draw_process_picture(processes[label], size_px, rng)) for label in labels]), labels
+
+
+def _to_bytes(picture: np.ndarray) -> Pixels:
+    return np.rint(picture * 255.0).astype(np.uint8)
+
+
+def _build(experiment: ExperimentConfig, classes: int) -> torch.nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(experiment.seed, "initial weights"))
+        model = build_architecture(experiment.model, classes)
+    if set_trainable(model, "none") == set_trainable(model, "head_only"):
+        raise ConfigError(
+            f"model.name {experiment.model.name} has a classifier alone to train; there is nothing to learn beforehand"
+        )
+    return model
+
+
+def _train(model: torch.nn.Module, data: Dataset, experiment: ExperimentConfig, tell: Callable[[str], None]) -> float:
+    """Accuracy in the last round of so many as the experiment has."""
+    counts, compute = np.bincount(data.labels).tolist(), build_compute("auto", experiment.training.precision)
+    accuracy = 0.0
+    for number in range(1, experiment.rounds + 1):
+        plan = RoundPlan(experiment, number, SITE)
+        result = train_locally(build_setup(model, counts, plan, compute), data, plan)
+        accuracy = result.accuracy
+        tell(
+            f"pass {number} of {experiment.rounds}: loss {result.loss:.3f}, accuracy {accuracy:.3f}, {result.duration_sec:.0f} s"
+        )
+    return accuracy
