@@ -19,11 +19,29 @@ def validation_auroc(line: Line) -> float:
 
 
 def best_round(history: Sequence[Line]) -> int:
-    """The round with the highest validation AUROC, the latest among equals; 0 without history.
+    """The latest round whose validation AUROC is within one standard error of the highest; 0 without history.
 
-    Test and external results play no part in it.
+    The one-standard-error rule (Breiman et al. 1984, section 3.4.3): among rounds that validation cannot tell apart, the one that was
+    trained longest, at the lowest learning rate. A round that was chosen once is given up only for a later one, so that a run needs to
+    keep one model. Test and external results play no part in it.
     """
-    return max(history, key=lambda line: (validation_auroc(line), line["round"]))["round"] if history else 0
+    if not history:
+        return 0
+    highest = max(history, key=validation_auroc)
+    limit = validation_auroc(highest) - standard_error(highest)
+    return max(line["round"] for line in history if validation_auroc(line) >= limit)
+
+
+def standard_error(line: Line) -> float:
+    """Of the round's validation AUROC (Hanley and McNeil 1982, Radiology 143:29, eq. 1); 0 where it is undefined or was not counted."""
+    area, validation = validation_auroc(line), line.get("validation", {})
+    positives = int(validation.get("n_positive") or 0)
+    negatives = int(validation.get("n") or 0) - positives
+    if not (math.isfinite(area) and positives and negatives):
+        return 0.0
+    both_above, both_below = area / (2.0 - area), 2.0 * area**2 / (1.0 + area)
+    spread = (positives - 1) * (both_above - area**2) + (negatives - 1) * (both_below - area**2)
+    return math.sqrt(max(0.0, area * (1.0 - area) + spread) / (positives * negatives))
 
 
 def stalled(history: Sequence[Line], cfg: EarlyStoppingConfig) -> bool:
