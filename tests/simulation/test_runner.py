@@ -74,7 +74,7 @@ def test_virtual_hospitals_sum_in_secret_with_keys_of_their_own(tmp_path: Path, 
 def test_secure_sums_in_flower_and_in_the_local_engine_are_equal_bit_for_bit(tmp_path: Path, phantoms: Path) -> None:
     """Any actor may serve any hospital in any step: what a site must remember is in its folder."""
     for engine in ("flower", "local"):
-        run(tmp_path / engine, phantoms, engine=engine, hospitals=3, secure_aggregation={"enabled": True})  # type: ignore[arg-type]
+        run(tmp_path / engine, phantoms, engine=engine, hospitals=3, secure_aggregation={"enabled": True})
     np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(tmp_path / "local"))
 
 
