@@ -15,6 +15,7 @@ from server.report_course import command, describe_course, environment_rows, inc
 from server.report_ending import describe_ending
 from server.report_figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
 from server.report_numbers import approximate, count, number, whole
+from server.report_privacy import describe_privacy
 from server.report_results import comparisons, metric_rows, result_tiles, run_tiles, untrained
 from server.report_run import SETS, Run, read_run
 from server.report_sites import class_counts, class_names, data_rows, describe_partition, describe_spread, hospital_rows
@@ -60,6 +61,7 @@ def _context(run: Run) -> dict[str, Any]:
         "run_tiles": run_tiles(run),
         "few": warn_of_few(run),
         "limits": limits(run),
+        "privacy": describe_privacy(run),
         **_results(run),
         **_sites(run),
         **_course(run),

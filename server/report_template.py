@@ -59,6 +59,7 @@ the software. The numbers below say nothing about patients.</p></div>
 {% if course_pictures %}<li><a href="#rounds">Over rounds</a></li>{% endif %}
 <li><a href="#hospitals">Hospitals</a></li>
 {% if comparisons or untrained %}<li><a href="#baselines">Baselines</a></li>{% endif %}
+{% if privacy %}<li><a href="#privacy">Privacy</a></li>{% endif %}
 <li><a href="#course">What happened</a></li>
 <li><a href="#data">Data</a></li>
 <li><a href="#again">How to reproduce</a></li>
@@ -115,8 +116,8 @@ patients{% endif %}</small>
 {% if course_pictures %}
 <section aria-labelledby="rounds">
 <h2 id="rounds">Over rounds</h2>
-<p>The model of round {{ run.kept_round }} was kept: it has the highest validation AUROC. The test and external sets had no part in
-that choice.</p>
+<p>The model of round {{ run.kept_round }} was kept: the latest whose validation AUROC is within one standard error of the highest. The
+test and external sets had no part in that choice.</p>
 {{ pictures(course_pictures) }}
 </section>
 {% endif %}
@@ -182,6 +183,23 @@ hospital alone.</p>
 favoured by the choice. Leads are paired: both models see the same resampled patients.</p>{% endif %}
 {% if untrained %}<h3>Baselines without a result</h3>
 <ul class="text">{% for name, reason in untrained.items() %}<li><strong>{{ name }}</strong>: {{ reason }}</li>{% endfor %}</ul>{% endif %}
+</section>
+{% endif %}
+
+{% if privacy %}
+<section aria-labelledby="privacy">
+<h2 id="privacy">Privacy</h2>
+{% for sentence in privacy.protected %}<p>{{ sentence }}</p>{% endfor %}
+<p>No image and no name left a hospital. {{ "These" if privacy.protected else "Nothing was noised or masked, so these" }} left as they
+are, and could tell something about the patients they were computed from:</p>
+<ul class="text">{% for thing in privacy.unprotected %}<li>{{ thing }}</li>{% endfor %}</ul>
+{% if privacy.spent %}
+<div class="scroll" role="region" aria-label="Privacy spent" tabindex="0">
+<table><caption>Epsilon that each hospital spent in this run, by its own account; what it spent in other runs stays with it.</caption>
+<thead><tr><th scope="col">Hospital</th><th scope="col" class="n">Epsilon</th></tr></thead>
+<tbody>{% for name, epsilon in privacy.spent.items() %}
+<tr><th scope="row" class="name">{{ name }}</th><td class="n">{{ epsilon | number }}</td></tr>{% endfor %}</tbody></table></div>
+{% endif %}
 </section>
 {% endif %}
 

@@ -11,6 +11,7 @@ from server.report_run import SETS, Run
 MODELS = {
     "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "densenet121": "DenseNet-121",
     "efficientnet_b0": "EfficientNet-B0", "vgg16": "VGG-16", "small_cnn": "small convolutional network",
+    "scattering": "linear classifier on scattering features",
 }  # fmt: skip
 STRATEGIES = {
     "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN",

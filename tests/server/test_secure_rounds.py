@@ -101,6 +101,17 @@ def test_the_coordinators_files_hold_no_number_of_a_single_site(tmp_path: Path) 
     assert RunFolder(tmp_path / "run").read_summary()["sites"] == {f"site-{number}": {} for number in range(3)}
 
 
+def test_private_rounds_are_summed_and_what_the_noise_does_not_cover_stays_at_the_sites(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    privacy = {"mechanism": "dp_sgd", "noise_multiplier": 1.0, "delta": 1e-3, "expected_batch_size": 4}
+    made.run("run", experiment(model={"norm": "group"}, loss={"logit_adjustment": False}, privacy=privacy))
+    told = history(made, "run")[0]["secure_sum"]
+    assert told["summed"] == [f"site-{number}" for number in range(3)]
+    assert not {"train_loss", "train_accuracy"} & set(told)
+    for number in range(3):
+        assert (made.sites / f"site-{number}" / "ledger.sqlite").exists()
+
+
 def test_no_secret_stays_at_a_site_after_the_round(tmp_path: Path) -> None:
     made = federation(tmp_path, sites=3)
     made.run("run", experiment())

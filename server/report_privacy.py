@@ -1,0 +1,77 @@
+"""What the report says of privacy: what was protected and how, what was spent, and what left the hospitals unprotected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from common.config import ExperimentConfig
+from server.report_numbers import count, number
+from server.report_run import Run
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """Sentences on what is protected; each thing that left without noise and without masks; epsilon by hospital, at its last round."""
+
+    protected: list[str]
+    unprotected: list[str]
+    spent: dict[str, float]
+
+
+def describe_privacy(run: Run) -> Privacy | None:
+    """What the run's configuration and history tell; None where the configuration is missing."""
+    if run.experiment is None:
+        return None
+    spent = _spent(run)
+    return Privacy(_protected(run, run.experiment, spent), _unprotected(run.experiment), spent)
+
+
+def _spent(run: Run) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for line in run.history:
+        for name, told in (line.get("sites") or {}).items():
+            epsilon = (told.get("train") or {}).get("epsilon")
+            if isinstance(epsilon, int | float):
+                found[name] = max(float(epsilon), found.get(name, 0.0))
+    return dict(sorted(found.items()))
+
+
+def _protected(run: Run, cfg: ExperimentConfig, spent: dict[str, float]) -> list[str]:
+    texts = []
+    if cfg.privacy.mechanism != "none":
+        delta = f"{cfg.privacy.delta:g}" if cfg.privacy.delta else "1 / training patients of each hospital"
+        texts.append(
+            f"Each hospital trained with differential privacy (DP-SGD) that protects one {cfg.privacy.unit}, at delta {delta}. "
+            + (f"The most that one spent in this run is epsilon {number(max(spent.values()))}." if spent else _planned(cfg))
+        )
+        if run.virtual:
+            texts.append("The noise of a simulation is drawn from its seed: it shows what privacy costs, and protects nobody.")
+    if cfg.secure_aggregation.enabled:
+        texts.append(
+            "Updates, counts and validation statistics were added up under masks: the coordinator saw sums over the hospitals and no "
+            "single hospital's."
+        )
+        dropped = sum(len(set(line["drawn"]) - set((line.get("secure_sum") or {}).get("summed", ()))) for line in run.history)
+        if dropped:
+            texts.append(f"{count(dropped, 'time')} a hospital dropped out of a sum, which was completed without it.")
+    return texts
+
+
+def _planned(cfg: ExperimentConfig) -> str:
+    if cfg.privacy.noise_multiplier is not None:
+        return f"The noise multiplier is {cfg.privacy.noise_multiplier:g}; each hospital's ledger has the epsilon."
+    return f"The rounds planned spend epsilon {cfg.privacy.target_epsilon:g} at each hospital."
+
+
+def _unprotected(cfg: ExperimentConfig) -> list[str]:
+    private, secret = cfg.privacy.mechanism != "none", cfg.secure_aggregation.enabled
+    whose = "summed over the hospitals" if secret else "of each hospital"
+    found = [] if private else [f"the change of the model's weights in each round, {whose}"]
+    if not private or cfg.privacy.open_metrics:
+        found.append(f"loss and accuracy in training, {whose}")
+    found.append(f"numbers of images and of each class, {whose}")
+    found.append(f"validation statistics (how many images of each class have which score) in each round, {whose}")
+    found.append("the threshold, which is chosen from those statistics")
+    if not secret:
+        found.append("the seconds that a round took at each hospital")
+    return found
