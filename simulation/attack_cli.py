@@ -17,12 +17,16 @@ Data = Annotated[Path | None, typer.Option(help="Folder in the Kaggle layout. Wi
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file of the experiment to attack. Without it, a small one that leaks.")
 ]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any key of the experiment, as in `simulate`. May stand more than once.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Any key of the experiment, as in `simulate`. May stand more than once.")
+]
 Epsilons = Annotated[str, typer.Option(help="Target epsilons with commas between; inf is no privacy.")]
 Attacks = Annotated[str, typer.Option("--attack", help="Which attacks, with commas between.")]
 Size = Annotated[
     list[str] | None,
-    typer.Option("--size", help="Any size of the attacks: --size models=32, patients, canaries, images, iterations, restarts, ..."),
+    typer.Option(
+        "--size", help="Any size of the attacks: --size models=32, patients, canaries, images, iterations, restarts, ..."
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 is one a CPU.")]

@@ -22,6 +22,9 @@ Gradients = list[Tensor]
 DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
 """Shares of the iterations at which the step is divided by ten (the schedule of Geiping et al.'s published code)."""
 
+START_CONTRAST = 0.1
+"""Of the random grey images that restarts begin with. Noise of full contrast has to be smoothed away first, and much of it stays."""
+
 
 @dataclass(frozen=True)
 class InversionSettings:
@@ -96,7 +99,7 @@ def _descend(
 ) -> tuple[float, Tensor]:
     """(final cosine distance, images) of one restart."""
     shape = (len(labels), 1, target.size_px, target.size_px)
-    images = torch.rand(shape, generator=generator).requires_grad_()
+    images = (0.5 + START_CONTRAST * (torch.rand(shape, generator=generator) - 0.5)).requires_grad_()
     optimizer = torch.optim.Adam([images], lr=settings.step)
     milestones = [round(share * settings.iterations) for share in DECAY_AT]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)

@@ -146,7 +146,11 @@ def _problems(bench: Bench, view: str, epsilon: float, images: Tensor, labels: T
 
 
 def _measure(
-    view: str, epsilon: float, solved: list[tuple[np.ndarray, int | None]], truth: tuple[Images, np.ndarray, np.ndarray], tell: Tell
+    view: str,
+    epsilon: float,
+    solved: list[tuple[np.ndarray, int | None]],
+    truth: tuple[Images, np.ndarray, np.ndarray],
+    tell: Tell,
 ) -> Inversion:
     candidates, rows, labels = truth
     images = candidates[rows]
@@ -157,7 +161,9 @@ def _measure(
     own = alike[np.arange(len(rows)), rows].copy()
     alike[np.arange(len(rows)), rows] = -1.0
     inferred = [label == truth_ for (_, label), truth_ in zip(solved, labels.tolist(), strict=False)]
-    tell(f"inversion: {view}{'' if math.isinf(epsilon) else f' at epsilon {epsilon:g}'}, {(places == 1).sum()} of {len(rows)} identified")
+    tell(
+        f"inversion: {view}{'' if math.isinf(epsilon) else f' at epsilon {epsilon:g}'}, {(places == 1).sum()} of {len(rows)} identified"
+    )
     return Inversion(
         view,
         epsilon,

@@ -42,7 +42,13 @@ def _findings() -> Findings:
     images = generator.random((2, 32, 32))
     rows = [Inversion(view, math.inf, images, 20.0, 0.5, 0.9, 0.4, share, 30, None) for view in ("plain", "mean", "masked")]
     rows.append(Inversion("private", 3.0, images, 8.0, math.nan, 0.1, 0.4, share, 30, share))
-    canary = {"epsilon": math.inf, "upper": math.inf, "lower": 1.2, "delta": 0.01, "guesses": {"canaries": 10, "made": 4, "right": 3}}
+    canary = {
+        "epsilon": math.inf,
+        "upper": math.inf,
+        "lower": 1.2,
+        "delta": 0.01,
+        "guesses": {"canaries": 10, "made": 4, "right": 3},
+    }
     accuracy = {"members": 0.9, "others": 0.8}
     return Findings([Membership(math.inf, None, {"loss": verdict, "lira": verdict}, accuracy)], [canary], images, rows)
 

@@ -66,8 +66,17 @@ def test_the_gradient_is_what_a_hospital_s_step_sends() -> None:
     experiment = tiny_experiment(
         rounds=1,
         model={"name": "small_cnn", "norm": "group"},
-        training={"optimizer": "sgd", "learning_rate": 0.5, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "batch_size": 4},
-        augmentation=dict.fromkeys(("rotation_deg", "shift_fraction", "scale_fraction", "brightness", "contrast", "noise_std"), 0.0),
+        training={
+            "optimizer": "sgd",
+            "learning_rate": 0.5,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+            "schedule": "constant",
+            "batch_size": 4,
+        },
+        augmentation=dict.fromkeys(
+            ("rotation_deg", "shift_fraction", "scale_fraction", "brightness", "contrast", "noise_std"), 0.0
+        ),
         loss={"label_smoothing": 0.0, "logit_adjustment": False},
     )
     pixels = (_blobs(4, 32)[:, 0] * 255).round().to(torch.uint8).numpy()
