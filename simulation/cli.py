@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from client.cli import app as site_app
+from client.privacy_cli import app as privacy_app
 from common.audit_cli import app as audit_app
 from common.config import StrategyName
 from common.errors import ConfigError, PneumofedError
@@ -25,6 +26,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 app.command(rich_help_panel="Federation")(provision)
 app.add_typer(server_app, name="server", rich_help_panel="Federation")
 app.add_typer(site_app, name="site", rich_help_panel="Federation")
+app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130

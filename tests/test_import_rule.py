@@ -19,7 +19,7 @@ DOORS = {
         "common/messages.py",
         "common/bundle.py",
     ),
-    "opacus": (),
+    "opacus": ("client/privacy/",),
     "pydicom": ("common/dicom/", "client/archive/"),
     "pynetdicom": ("client/archive/",),
     "dicomweb_client": ("client/archive/",),

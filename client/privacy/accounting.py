@@ -192,7 +192,7 @@ def _prv(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     try:
         parts = [discretize(_truncated(mechanism, domain), domain) for mechanism in mechanisms]
         found = float(compose_heterogeneous(parts, steps).compute_epsilon(delta, delta_error, error)[2])
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, IndexError):
         return math.inf
     return max(found, 0.0)
 

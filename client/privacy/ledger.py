@@ -104,7 +104,7 @@ class Ledger:
                 known, secret = read_all(connection)
                 check_mark(self.path, known)
                 lineage = join_lineage(connection, units, unit_keys(secret, units.digests, units.patients))
-                spent = judge([other.entry for other in _of_lineages(connection, known, lineage)], entry, limits)
+                spent = judge([other.entry for other in _of_lineage(connection, known, lineage)], entry, limits)
                 new = Recorded(
                     len(known) + 1,
                     self._now().isoformat(timespec="seconds"),
@@ -127,9 +127,25 @@ class Ledger:
         """
         for lineage in self.lineages():
             earlier = [other.entry for other in lineage.entries]
-            same = [entry for entry in earlier if (entry.run, entry.experiment) == (run, experiment)]
+            same = [entry for entry in earlier if (entry.run, entry.experiment, entry.purpose) == (run, experiment, "training")]
             if same:
                 judge(earlier, same[-1], limits)
+
+    def earlier(self, units: DataUnits) -> list[Entry]:
+        """The entries that data of `units` inherits; writes nothing.
+
+        Raises:
+            PolicyError: the ledger is damaged or missing.
+        """
+        with ledger_errors(self.path):
+            if not self.exists():
+                return []
+            with closing(connect(self.path)) as connection:
+                connection.execute("BEGIN IMMEDIATE")  # closing undoes it: the data joins for as long as it is asked
+                known, secret = read_all(connection)
+                check_mark(self.path, known)
+                lineage = join_lineage(connection, units, unit_keys(secret, units.digests, units.patients))
+                return [other.entry for other in _of_lineage(connection, known, lineage)]
 
     def exists(self) -> bool:
         """Whether anything was spent here.
@@ -155,9 +171,9 @@ class Ledger:
                 known, _ = read_all(connection)
                 check_mark(self.path, known)
                 rows = connection.execute("SELECT lineage, COUNT(*), MAX(images) FROM dataset GROUP BY lineage ORDER BY lineage")
-                return [Lineage(*row, tuple(_of_lineages(connection, known, row[0]))) for row in rows.fetchall()]
+                return [Lineage(*row, tuple(_of_lineage(connection, known, row[0]))) for row in rows.fetchall()]
 
 
-def _of_lineages(connection: sqlite3.Connection, known: Sequence[Recorded], lineage: int) -> list[Recorded]:
+def _of_lineage(connection: sqlite3.Connection, known: Sequence[Recorded], lineage: int) -> list[Recorded]:
     datasets = {row[0] for row in connection.execute("SELECT id FROM dataset WHERE lineage = ?", (lineage,))}
     return [recorded for recorded in known if recorded.dataset in datasets]

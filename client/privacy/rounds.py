@@ -11,6 +11,7 @@ from client.privacy.dp_sgd import PrivateRound, build_private_setup
 from client.privacy.plan import SitePlan
 from client.privacy.sampling import count_units
 from client.privacy.secret import fingerprint, round_key, site_secret
+from client.privacy.spending import spend_round
 from client.site import Site
 from client.training import RoundPlan, TrainingResult, train_locally
 from common.compute import Compute
@@ -25,8 +26,11 @@ def train_privately(
 ) -> tuple[TrainingResult, dict[str, float]]:
     """Trains `model` in place for one private round; what happened, and the metrics that may leave the site.
 
+    The round is in the site's ledger before its first step.
+
     Raises:
         ConfigError: the model or the site's data do not allow private training.
+        PolicyError, BudgetError: policy or ledger refuse the round (see `spend_round`); nothing was trained.
     """
     experiment = instruction.experiment
     site_plan = plan_site(site, instruction)
@@ -35,12 +39,12 @@ def train_privately(
     )
     plan = private.hide(RoundPlan(experiment, instruction.round, site.name))
     setup = build_private_setup(model, private, plan, compute)
+    spent = spend_round(instruction.run, instruction.round, experiment, site, site_plan)
     result = train_locally(setup, site.train, plan)
     metrics = result.metrics()
     if not experiment.privacy.open_metrics:
         metrics = {name: metrics[name] for name in OPEN}
-    spent = {"epsilon": site_plan.epsilon_after(instruction.round), "noise_multiplier": site_plan.noise_multiplier}
-    return result, {**metrics, **spent}
+    return result, {**metrics, "epsilon": spent.run, "noise_multiplier": site_plan.noise_multiplier}
 
 
 def plan_site(site: Site, instruction: Instruction) -> SitePlan:

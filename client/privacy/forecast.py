@@ -1,0 +1,115 @@
+"""What a run would spend at a site, round by round, on top of what was spent; counts nothing."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from client.policy import check_epsilon
+from client.privacy.entries import Entry, level_of, total_epsilon
+from client.privacy.ledger import judge
+from client.privacy.lineages import DataUnits
+from client.privacy.plan import SitePlan
+from client.privacy.sampling import count_units
+from client.privacy.spending import limits_of, open_ledger, round_entry
+from client.site import load_site
+from common.config import ExperimentConfig, PrivacyUnit, SiteConfig, SitePolicy
+from common.errors import PolicyError
+
+POINTS = 24
+"""Of the curve, at most: each is a composition anew."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A run's numbers at one site and its epsilon after some of its rounds; the first point is round 0."""
+
+    study: str
+    unit: PrivacyUnit
+    sampling_rate: float
+    steps_per_round: int
+    noise_multiplier: float
+    delta: float
+    rounds: tuple[int, ...]
+    alone: tuple[float, ...]
+    """Of the run by itself, for its own unit at its own delta."""
+    together: tuple[float, ...]
+    """Of all that was spent on the data, for one unit of `level` at `judged_delta`: what the limit is about."""
+    level: PrivacyUnit
+    judged_delta: float
+    limit: float | None
+    refused_from: int | None
+    """The first round that the site would refuse."""
+    refusal: str | None
+
+    def sentences(self) -> list[str]:
+        """The forecast for people."""
+        last, unit = self.rounds[-1], self.unit
+        numbers = f"each round draws {100 * self.sampling_rate:.3g} % of the {unit}s {self.steps_per_round} times"
+        limit = "no limit is set" if self.limit is None else f"the limit is {self.limit:g}"
+        so_far = f"epsilon {self.together[0]:.3g} before it and {self.together[-1]:.3g} after it"
+        found = [
+            f"{self.study}: {last} rounds; {numbers}, noise {self.noise_multiplier:.4g}",
+            f"the run alone: epsilon {self.alone[-1]:.3g} of one {unit} at delta {self.delta:.2g}",
+            f"all runs on this data: {so_far}, of one {self.level} at delta {self.judged_delta:.2g}; {limit}",
+        ]
+        if self.refused_from is None:
+            return [*found, "all rounds are within the policy"]
+        return [*found, f"round {self.refused_from} would be refused: {self.refusal}"]
+
+
+def forecast(config: SiteConfig, experiment: ExperimentConfig) -> Forecast:
+    """What the run would spend on the site's present data.
+
+    Raises:
+        ConfigError: the experiment is not private, or the site has too few patients for it.
+        DataError: the data cannot be used.
+        PolicyError: policy or ledger cannot be read.
+    """
+    limits, site = limits_of(config), load_site(config, experiment)
+    patients = site.train.patients
+    plan = SitePlan.of(experiment, count_units(patients, experiment.privacy.unit), len(set(patients)))
+    units = DataUnits.of(site)
+    earlier, entry = open_ledger(config).earlier(units), round_entry("planned", 1, experiment, units, plan)
+    rounds = sorted({round(number) for number in np.linspace(0, plan.rounds, min(plan.rounds, POINTS) + 1)})
+    delta, level = (
+        limits.max_delta or min(other.delta for other in [*earlier, entry]),
+        level_of([*earlier, entry], limits.min_unit),
+    )
+    refused_from, refusal = _first_refusal(earlier, entry, plan.rounds, limits, experiment)
+    return Forecast(
+        experiment.name,
+        plan.unit,
+        plan.sampling_rate,
+        plan.steps_per_round,
+        plan.noise_multiplier,
+        plan.delta,
+        tuple(rounds),
+        tuple(plan.epsilon_after(number) for number in rounds),
+        tuple(total_epsilon([*earlier, *[entry] * number], delta, level) for number in rounds),
+        level,
+        delta,
+        limits.max_epsilon,
+        refused_from,
+        refusal,
+    )
+
+
+def _first_refusal(
+    earlier: Sequence[Entry], entry: Entry, rounds: int, limits: SitePolicy, experiment: ExperimentConfig
+) -> tuple[int | None, str | None]:
+    """The first round that is refused, and why; later rounds cost more, so that halving finds it."""
+
+    def reason(number: int) -> str | None:
+        try:
+            check_epsilon(limits, experiment)
+            judge([*earlier, *[entry] * (number - 1)], entry, limits)
+        except PolicyError as error:
+            return str(error)
+        return None
+
+    first = 1 + bisect_left(range(1, rounds + 1), True, key=lambda number: reason(number) is not None)
+    return (first, reason(first)) if first <= rounds else (None, None)

@@ -1,0 +1,162 @@
+"""What a ledger says, for people; and whether it can be believed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from client.privacy.entries import Entry, level_of, total_epsilon
+from client.privacy.ledger import Lineage
+from client.privacy.spending import open_ledger
+from client.visit import audit_log
+from common.audit import Entry as Line
+from common.audit import read_entries
+from common.audit_events import ANSWER
+from common.config import PrivacyUnit, SiteConfig, SitePolicy
+from common.errors import AuditError, PolicyError
+
+TOLERANCE = 0.01
+"""How far the epsilon that an entry holds may be from one that is computed anew, as a share of it: libraries change their rounding."""
+
+
+@dataclass(frozen=True)
+class RunAccount:
+    """One run on one lineage. `epsilon` is of this run alone, as are those of other runs: they do not add up."""
+
+    study: str
+    run: str
+    entries: int
+    last: str
+    noise_multipliers: tuple[float, ...]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Account:
+    """One lineage and what was spent of its budget."""
+
+    lineage: int
+    datasets: int
+    images: int
+    level: PrivacyUnit
+    delta: float
+    epsilon: float
+    remaining: float | None
+    """None without a limit."""
+    runs: tuple[RunAccount, ...]
+
+    def sentence(self) -> str:
+        remaining = "no limit is set" if self.remaining is None else f"{self.remaining:.3g} remains"
+        data = f"data {self.lineage} ({self.images} images, {self.datasets} version{'s' * (self.datasets > 1)})"
+        return f"{data}: epsilon {self.epsilon:.3g} of one {self.level} at delta {self.delta:.2g}; {remaining}"
+
+
+def accounts(lineages: Sequence[Lineage], limits: SitePolicy) -> list[Account]:
+    """The account of each lineage under the site's present limits."""
+    return [_account(lineage, limits) for lineage in lineages if lineage.entries]
+
+
+def table(account: Account) -> Table:
+    """The runs of an account for people."""
+    shown = Table(box=None, pad_edge=False)
+    for heading in ("study", "run", "rounds", "last", "noise", "epsilon alone"):
+        shown.add_column(heading, overflow="fold")
+    for run in account.runs:
+        noises = ", ".join(f"{noise:.3g}" for noise in run.noise_multipliers)
+        shown.add_row(run.study, run.run, str(run.entries), run.last, noises, f"{run.epsilon:.3g}")
+    return shown
+
+
+@dataclass(frozen=True)
+class LedgerReport:
+    """The result of `verify`; it holds if nothing is a problem."""
+
+    entries: int
+    problems: tuple[str, ...]
+    open_rounds: int
+    """Training rounds that were answered without privacy. No ledger can count those."""
+
+    @property
+    def intact(self) -> bool:
+        return not self.problems
+
+    def sentence(self) -> str:
+        state = "unbroken, recomputed and compared with the audit log" if self.intact else "not to be relied on"
+        aside = f"; {self.open_rounds} rounds were trained without privacy and are not in it" if self.open_rounds else ""
+        return f"{self.entries} entries, {state}{aside}"
+
+
+def verify(config: SiteConfig) -> LedgerReport:
+    """The ledger of a site, checked: its chain, the epsilon of each lineage by the other accountant, its rounds by the audit log.
+
+    Law: of a sound ledger, changing, removing or inserting any entry makes a problem.
+    """
+    try:
+        lineages = open_ledger(config).lineages()
+    except PolicyError as error:
+        return LedgerReport(0, (str(error),), 0)
+    lines, problems = _audit_lines(config)
+    entries = [recorded.entry for lineage in lineages for recorded in lineage.entries]
+    counted = Counter((entry.run, entry.round) for entry in entries if entry.purpose == "training")
+    problems += [problem for lineage in lineages for problem in _epsilon_problems(lineage)] + _missing(lines, counted)
+    open_rounds = sum("epsilon" not in line.facts.get("metrics", ()) for line in lines)
+    return LedgerReport(len(entries), tuple(problems), open_rounds)
+
+
+def _account(lineage: Lineage, limits: SitePolicy) -> Account:
+    entries = [recorded.entry for recorded in lineage.entries]
+    delta, level = limits.max_delta or min(entry.delta for entry in entries), level_of(entries, limits.min_unit)
+    spent = total_epsilon(entries, delta, level)
+    remaining = None if limits.max_epsilon is None else max(0.0, limits.max_epsilon - spent)
+    runs = list(dict.fromkeys((entry.study, entry.run) for entry in entries))
+    told = tuple(_run_account(lineage, study, run, delta, level) for study, run in runs)
+    return Account(lineage.number, lineage.datasets, lineage.images, level, delta, spent, remaining, told)
+
+
+def _run_account(lineage: Lineage, study: str, run: str, delta: float, level: PrivacyUnit) -> RunAccount:
+    recorded = [other for other in lineage.entries if (other.entry.study, other.entry.run) == (study, run)]
+    entries: list[Entry] = [other.entry for other in recorded]
+    noises = tuple(sorted({entry.mechanism.noise_multiplier for entry in entries}))
+    return RunAccount(study, run, len(entries), recorded[-1].time, noises, total_epsilon(entries, delta, level))
+
+
+def _epsilon_problems(lineage: Lineage) -> list[str]:
+    """The last entry holds the epsilon of all: it must come out again, and stay below that of the looser accountant."""
+    if not lineage.entries:
+        return []
+    last, entries = lineage.entries[-1], [recorded.entry for recorded in lineage.entries]
+    told = math.inf if last.epsilon is None else last.epsilon
+    again, other = (total_epsilon(entries, last.delta, last.level, accountant) for accountant in ("prv", "rdp"))
+    where = f"data {lineage.number}: entry {last.number} says epsilon {told:.4g}"
+    if not math.isclose(told, again, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+        return [f"{where}, its mechanisms give {again:.4g}"]
+    if told > other * (1.0 + TOLERANCE) + TOLERANCE:
+        return [f"{where}, above the {other:.4g} of the other accountant, which is the looser one"]
+    return []
+
+
+def _audit_lines(config: SiteConfig) -> tuple[list[Line], list[str]]:
+    """Answered training rounds of the audit log; a log that is missing has none, as at a site without a policy."""
+    log = audit_log(config)
+    if not Path(log.path).exists():
+        return [], []
+    try:
+        entries = read_entries(log.path)
+    except AuditError as error:
+        return [], [str(error)]
+    return [line for line in entries if line.event == ANSWER and line.facts.get("work") == "train"], []
+
+
+def _missing(lines: Sequence[Line], counted: Mapping[tuple[str, int], int]) -> list[str]:
+    private = [line for line in lines if "epsilon" in line.facts.get("metrics", ())]
+    answered = Counter((str(line.facts.get("run")), int(line.facts.get("round", 0))) for line in private)
+    return [
+        f"round {number} of run {run} was answered {times} times and counted {counted.get((run, number), 0)} times"
+        for (run, number), times in sorted(answered.items())
+        if counted.get((run, number), 0) < times
+    ]
