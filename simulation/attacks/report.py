@@ -74,14 +74,15 @@ def as_json(bench: Bench, found: Findings) -> dict[str, Any]:
 
 def render_page(bench: Bench, found: Findings) -> str:
     """The page as HTML, which needs no other file."""
+    patients = len(set(bench.site.patients))
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(PAGE).render(
         style=Markup(STYLE),
         bench=bench,
-        patients=len(set(bench.site.patients)),
+        patients=patients,
         membership_rows=[row for result in found.membership for row in _membership_rows(result)],
         rates=[f"{rate:.1%}" for rate in FALSE_POSITIVE_RATES],
-        others=round(bench.cfg.models * (len(set(bench.site.patients)) - len(set(bench.site.patients)) // 2)),
+        others=bench.cfg.models * (patients - patients // 2),
         roc=_uri(render(draw_roc(found.membership))) if found.membership else "",
         canary_rows=[_canary_row(row) for row in found.canaries],
         originals=[_tile(image) for image in found.images] if found.images is not None else [],
