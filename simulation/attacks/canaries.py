@@ -24,7 +24,7 @@ from common.seeds import numpy_generator
 
 CanaryKind = Literal["mislabelled", "pattern"]
 
-GUESSED_SHARES = (0.1, 0.25, 0.5, 1.0)
+GUESSED_SHARES = (1.0, 0.5, 0.25, 0.1)
 """Shares of the canaries that are guessed. Few guesses are surer, many weigh more; the best is taken, and the confidence is split."""
 
 PATTERN_SIDE = 4

@@ -146,7 +146,7 @@ def _canary_row(row: dict[str, Any]) -> dict[str, str]:
         "epsilon": _epsilon(row["epsilon"]),
         "lower": number(row["lower"], 2),
         "upper": "none" if math.isinf(row["upper"]) else number(row["upper"], 2),
-        "delta": f"{row['delta']:.4f}",
+        "delta": f"{row['delta']:.1e}",
         "guesses": f"{guesses['right']} of {guesses['made']} guesses, {guesses['canaries']} canaries",
     }
 

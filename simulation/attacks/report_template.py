@@ -63,7 +63,8 @@ into the training data or left out by the toss of a coin. How well the model's c
 (Steinke, Nasr and Jagielski 2023), at 95% confidence; the accountant bounds it from above. A lower bound above the upper one would be
 a bug. A low lower bound proves nothing: a better attacker may learn more.</p>
 <div class="scroll" role="region" aria-label="Canaries" tabindex="0">
-<table><caption>Epsilon, measured and accounted, at the same delta.</caption>
+<table><caption>Epsilon, measured and accounted, at the delta of the run and at a small one, where the run has a larger epsilon and the
+audit sees more.</caption>
 <thead><tr><th scope="col">Training</th><th scope="col" class="n">At least</th><th scope="col" class="n">At most</th>
 <th scope="col" class="n">Delta</th><th scope="col">Right</th></tr></thead>
 <tbody>{% for row in canary_rows %}
