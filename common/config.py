@@ -188,7 +188,7 @@ class PrivacyConfig(Section):
     expected_batch_size: Count = 256
     """Units drawn a step on average: the sampling rate is this over the site's units, 1 at most."""
     physical_batch_size: Count = 32
-    """Images that are in memory at once; changes nothing but memory and speed."""
+    """Images that are in memory at once; changes memory, speed, and which random views are drawn."""
     augmentation_multiplicity: Count = 1
     """Augmented views of an image whose gradients are averaged before they are clipped (De et al. 2022, section 3.4)."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0

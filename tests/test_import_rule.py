@@ -23,7 +23,7 @@ DOORS = {
     "pydicom": ("common/dicom/", "client/archive/"),
     "pynetdicom": ("client/archive/",),
     "dicomweb_client": ("client/archive/",),
-    "cryptography": ("common/keys.py", "server/provisioning/"),
+    "cryptography": ("common/keys.py", "server/provisioning/", "client/privacy/randomness.py"),
     "sqlalchemy": ("server/registry/",),
     "alembic": ("server/registry/",),
     "fastapi": ("server/page/",),

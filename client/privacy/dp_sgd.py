@@ -120,7 +120,9 @@ class MovingAverage:
 class PrivateSteps:
     """The step rule of DP-SGD; see the head of this module."""
 
-    def __init__(self, optimizer: PrivateOptimizer, gradients: ClippedGradients, private: PrivateRound, cfg: PrivacyConfig) -> None:
+    def __init__(
+        self, optimizer: PrivateOptimizer, gradients: ClippedGradients, private: PrivateRound, cfg: PrivacyConfig
+    ) -> None:
         self._optimizer, self._gradients, self._private, self._cfg = optimizer, gradients, private, cfg
         self._average = MovingAverage(gradients.parameters, cfg.ema_decay) if cfg.ema_decay > 0 else None
 
@@ -155,7 +157,9 @@ def build_private_setup(model: nn.Module, private: PrivateRound, plan: RoundPlan
     """
     cfg = plan.experiment.privacy
     if compute.needs_scaler:
-        raise ConfigError("this device trains in float16, whose scaled loss would change what is clipped; set training.precision to fp32")
+        raise ConfigError(
+            "this device trains in float16, whose scaled loss would change what is clipped; set training.precision to fp32"
+        )
     equal_counts = [1] * len(CLASSES[plan.experiment.task])  # the site's own are not accounted
     setup = build_setup(model, equal_counts, plan, compute)
     gradients = ClippedGradients(setup.model, cfg.max_grad_norm, cfg.augmentation_multiplicity)

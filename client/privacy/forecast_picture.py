@@ -34,7 +34,7 @@ def draw(forecast: Forecast, path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     try:
         with atomic_write(path) as file:
             figure.savefig(file, format="png", dpi=150)

@@ -1,8 +1,8 @@
 """The sum of clipped gradients of a batch's units, in one forward and one backward pass.
 
-    forward     each trained layer's input is kept; parameters carry no gradient, so autograd computes that of activations alone
-    backward    as a layer's output gradient comes by, its units' gradients or their norms are taken (`client.privacy.layers`)
-    then        each unit's factor min(1, max_grad_norm / norm), and the sum of the scaled gradients is added to each `grad`
+forward     each trained layer's input is kept; parameters carry no gradient, so autograd computes that of activations alone
+backward    as a layer's output gradient comes by, its units' gradients or their norms are taken (`client.privacy.layers`)
+then        each unit's factor min(1, max_grad_norm / norm), and the sum of the scaled gradients is added to each `grad`
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from client.privacy.layers import LayerGradients, check_layer, gradients_of
+from common.errors import ConfigError
 
 TINY = 1e-6
 """Added to norms, as Opacus does, so that a unit without gradient divides by no zero."""
@@ -25,21 +26,27 @@ class ClippedGradients:
     """Adds up clipped gradients of the trainable parameters of `model`.
 
     Guarantee: what one unit adds to the sum of a batch is no longer than `max_grad_norm`, over all parameters together, up to float32
-    rounding. A unit whose gradient is not finite adds nothing.
+    rounding. A unit whose gradient is not finite adds nothing. In half precision the guarantee is for a unit's own term: the last
+    bits of the other units' gradients may depend on how many rows a kernel takes at once, which no implementation of DP-SGD covers.
     """
 
     def __init__(self, model: nn.Module, max_grad_norm: float, views: int = 1) -> None:
         """Takes the parameters that are trainable now.
 
         Raises:
-            ConfigError: a layer with trainable parameters has no rule; see `check_layer`.
+            ConfigError: a layer with trainable parameters has no rule (see `check_layer`), or is frozen in part.
         """
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._layers = [(name, layer) for name, layer in model.named_modules() if any(p.requires_grad for p in layer.parameters(False))]
+        self._layers = [
+            (name, layer) for name, layer in model.named_modules() if any(p.requires_grad for p in layer.parameters(False))
+        ]
         for name, layer in self._layers:
             check_layer(name, layer)
+            if not all(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
+                raise ConfigError(f"{name}: private training takes a layer whole; freeze all of its parameters or none")
         self._model, self._max_grad_norm, self._views = model, max_grad_norm, views
         self._gradients: list[LayerGradients] = []
+        self._seen: set[nn.Module] = set()
 
     def add(self, compute_loss: Callable[[], Tensor]) -> Tensor:
         """Each unit's clip factor, float32 [units]; the clipped sum is added to `grad` of the parameters.
@@ -47,11 +54,17 @@ class ClippedGradients:
         Args:
             compute_loss: runs the model once on a batch of `units * views` rows and returns the sum over units of the mean loss of
                 the unit's views. No unit's loss may depend on another's.
+
+        Raises:
+            ConfigError: a layer runs twice in one pass, so that its gradients are sums whose norms are not the parts'.
         """
+        device = self.parameters[0].device.type
         with self._recording():
-            compute_loss().backward()  # type: ignore[no-untyped-call]
+            loss = compute_loss()
+            with torch.autocast(device, enabled=False):  # a caller's autocast would round the sums
+                loss.backward()
             gradients, self._gradients = self._gradients, []
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device, enabled=False):
             return self._clip(gradients)
 
     def fill_missing(self) -> None:
@@ -78,7 +91,7 @@ class ClippedGradients:
         try:
             yield
         finally:
-            self._gradients = []
+            self._gradients, self._seen = [], set()
             for hook in hooks:
                 hook.remove()
             for parameter in self.parameters:
@@ -86,6 +99,9 @@ class ClippedGradients:
 
     def _watch(self, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         """Below the first trained layer nothing needs a gradient: its output becomes the graph's first node."""
+        if layer in self._seen:
+            raise ConfigError(f"a {type(layer).__name__} runs twice in one pass, which private training has no rule for")
+        self._seen.add(layer)
         if not output.requires_grad:
             output = output.detach().requires_grad_()
         output.register_hook(partial(self._keep, layer, inputs[0].detach()))

@@ -52,7 +52,7 @@ class LayerGradients(Protocol):
 class PerUnit:
     """Gradients in memory, [units, P], in the order that `_shaped` undoes."""
 
-    parameter: nn.Parameter
+    parameter: Tensor
     gradients: Tensor
 
     def squared_norms(self) -> Tensor:
@@ -102,7 +102,9 @@ def check_layer(name: str, layer: nn.Module) -> None:
         ConfigError: names the layer, and what to do.
     """
     if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        raise ConfigError(f"{name}: BatchNorm mixes the images of a batch, so that none has a gradient of its own; set model.norm: group")
+        raise ConfigError(
+            f"{name}: BatchNorm mixes the images of a batch, so that none has a gradient of its own; set model.norm: group"
+        )
     if isinstance(layer, nn.Conv2d):
         if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or layer.dilation != (1, 1):
             raise ConfigError(f"{name}: private training knows no dilation and only zero padding in numbers; take another model")
@@ -174,7 +176,9 @@ def _patches(layer: Weighted, inputs: Tensor) -> Tensor:
         return inputs[:, None, None, :]
     (height, width), (down, right), (pad_y, pad_x) = layer.kernel_size, layer.stride, _numbers(layer)
     images = functional.pad(inputs.permute(0, 2, 3, 1), (0, 0, pad_x, pad_x, pad_y, pad_y))
-    windows = images.unfold(1, height, down).unfold(2, width, right)  # [rows, out height, out width, channels, kernel height, kernel width]
+    windows = images.unfold(1, height, down).unfold(
+        2, width, right
+    )  # [rows, out height, out width, channels, kernel height, kernel width]
     return windows.permute(0, 1, 2, 4, 5, 3).reshape(len(inputs), -1, height * width, inputs.shape[1])
 
 
@@ -202,12 +206,11 @@ def _group_norm(layer: nn.GroupNorm, inputs: Tensor, outputs: Tensor, views: int
     yield PerUnit(layer.bias, offset.unflatten(0, (-1, views)).sum(dim=1))
 
 
-def _accumulate(parameter: nn.Parameter, total: Tensor) -> None:
+def _accumulate(parameter: Tensor, total: Tensor) -> None:
     """Adds `total`, whose numbers come in the order of a channels-last weight, to the parameter's gradient."""
     if parameter.ndim == 4:
         out, channels, height, width = parameter.shape
         total = total.view(out, height, width, channels).permute(0, 3, 1, 2)
-    total = total.view(parameter.shape) if parameter.ndim != 4 else total
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
-    parameter.grad.add_(total)
+    parameter.grad.add_(total.reshape(parameter.shape))

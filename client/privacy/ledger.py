@@ -171,7 +171,10 @@ class Ledger:
                 known, _ = read_all(connection)
                 check_mark(self.path, known)
                 rows = connection.execute("SELECT lineage, COUNT(*), MAX(images) FROM dataset GROUP BY lineage ORDER BY lineage")
-                return [Lineage(*row, tuple(_of_lineage(connection, known, row[0]))) for row in rows.fetchall()]
+                return [
+                    Lineage(number, datasets, images, tuple(_of_lineage(connection, known, number)))
+                    for number, datasets, images in rows.fetchall()
+                ]
 
 
 def _of_lineage(connection: sqlite3.Connection, known: Sequence[Recorded], lineage: int) -> list[Recorded]:

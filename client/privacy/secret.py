@@ -36,7 +36,9 @@ def site_secret(work_dir: Path) -> bytes:
             write_secret(path, secrets.token_bytes(KEY_BYTES))
     secret = path.read_bytes()
     if len(secret) != KEY_BYTES or path.stat().st_mode & 0o077:
-        raise ConfigError(f"{path}: expected {KEY_BYTES} bytes of mode 0600; remove it, and the next private round makes a new one")
+        raise ConfigError(
+            f"{path}: expected {KEY_BYTES} bytes of mode 0600; remove it, and the next private round makes a new one"
+        )
     return secret
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,7 @@ mechanisms = st.builds(
     steps=st.integers(1, 400),
 )
 deltas = st.floats(1e-6, 1e-2)
+GROUP: dict[str, Any] = {"model": {"norm": "group"}, "loss": {"logit_adjustment": False}}
 
 
 def exact_gaussian_epsilon(noise: float, steps: int, delta: float) -> float:
@@ -69,7 +71,9 @@ def independent_epsilon(schedule: list[Mechanism], delta: float) -> float:
 
 @settings(deadline=None, max_examples=20)
 @given(schedule=st.lists(mechanisms, min_size=2, max_size=4), delta=deltas, data=st.data())
-def test_epsilon_knows_no_order_and_grows_with_each_mechanism(schedule: list[Mechanism], delta: float, data: st.DataObject) -> None:
+def test_epsilon_knows_no_order_and_grows_with_each_mechanism(
+    schedule: list[Mechanism], delta: float, data: st.DataObject
+) -> None:
     whole = epsilon(schedule, delta, "rdp")
     assert epsilon(data.draw(st.permutations(schedule)), delta, "rdp") == whole
     assert epsilon(schedule[:-1], delta, "rdp") <= whole
@@ -92,7 +96,9 @@ def test_where_the_numerical_composition_cannot_be_had_renyi_bounds(schedule: li
     assert epsilon(schedule, 1e-5, "prv") == epsilon(schedule, 1e-5, "rdp") > 1000.0
 
 
-@pytest.mark.parametrize("values", [(0.0, 1.0, 1), (1.1, 1.0, 1), (0.5, -1.0, 1), (0.5, math.nan, 1), (0.5, math.inf, 1), (0.5, 1.0, -1)])
+@pytest.mark.parametrize(
+    "values", [(0.0, 1.0, 1), (1.1, 1.0, 1), (0.5, -1.0, 1), (0.5, math.nan, 1), (0.5, math.inf, 1), (0.5, 1.0, -1)]
+)
 def test_a_mechanism_that_cannot_be_is_refused(values: tuple[float, float, int]) -> None:
     with pytest.raises(ConfigError):
         Mechanism(*values)
@@ -126,7 +132,7 @@ def test_what_was_spent_before_asks_for_more_noise() -> None:
 
 def private(**values: object) -> SitePlan:
     privacy = {"mechanism": "dp_sgd", "expected_batch_size": 64, **values}
-    return SitePlan.of(tiny_experiment(rounds=10, privacy=privacy), units=500, patients=400)
+    return SitePlan.of(tiny_experiment(rounds=10, **GROUP, privacy=privacy), units=500, patients=400)
 
 
 def test_all_planned_rounds_together_spend_the_target_and_no_more() -> None:
@@ -142,7 +148,7 @@ def test_a_given_noise_takes_the_place_of_the_target() -> None:
 
 
 def test_a_small_site_draws_everyone_in_each_step() -> None:
-    plan = SitePlan.of(tiny_experiment(privacy={"mechanism": "dp_sgd"}), units=40, patients=40)
+    plan = SitePlan.of(tiny_experiment(**GROUP, privacy={"mechanism": "dp_sgd"}), units=40, patients=40)
     assert plan.sampling_rate == 1.0
     assert plan.steps_per_round == 1
 

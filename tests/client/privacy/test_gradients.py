@@ -116,24 +116,27 @@ def test_frozen_layers_get_no_gradient_and_count_for_no_norm(freeze: Any) -> Non
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == set(trained)
 
 
+def total(clipped: ClippedGradients, model: nn.Module, x: Tensor, views: int, dtype: str) -> list[Tensor]:
+    """The clipped sum over the units of `x`."""
+    model.zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
+        clipped.add(lambda: losses(model, x).float().sum() / views)
+    return [parameter.grad.clone() for parameter in clipped.parameters if parameter.grad is not None]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.floats(1e-3, 10), st.floats(1e-2, 1e4), st.integers(1, 3), st.sampled_from(["float32", "bfloat16"]), st.integers(0, 99))
 def test_one_unit_moves_the_sum_by_the_bound_at_most(bound: float, size: float, views: int, dtype: str, seed: int) -> None:
-    """In bfloat16 too, where a unit's own gradient is rounded before its norm is taken."""
+    """Alone, in bfloat16 too, where its own gradient is rounded before its norm is taken; and among others, whose bfloat16 values
+    would depend on how many rows a kernel takes at once."""
     torch.manual_seed(seed)
     model = Chain(nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 6, 3, padding=1), StandardizedConv2d(6, 6, 3)))
     clipped, x = ClippedGradients(model, bound, views), torch.randn(5 * views, 1, 11, 11) * size
-
-    def total(rows: Tensor) -> list[Tensor]:
-        model.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == "bfloat16"):
-            clipped.add(lambda: losses(model, rows).float().sum() / views)
-        return [parameter.grad.clone() for parameter in clipped.parameters if parameter.grad is not None]
-
-    with_unit, without = total(x), total(x[views:])
-    assert float(sum_of_squares(with_unit[0:] and [a - b for a, b in zip(with_unit, without, strict=True)]).sqrt()) <= bound * (
-        1 + 1e-4
-    )
+    alone = total(clipped, model, x[:views], views, dtype)
+    assert float(sum_of_squares(alone).sqrt()) <= bound * (1 + 1e-5)
+    if dtype == "float32":
+        pairs = zip(total(clipped, model, x, views, dtype), total(clipped, model, x[views:], views, dtype), strict=True)
+        assert float(sum_of_squares([one - other for one, other in pairs]).sqrt()) <= bound * (1 + 1e-4)
 
 
 def test_a_unit_whose_gradient_is_no_number_adds_nothing() -> None:
@@ -163,7 +166,16 @@ def test_lots_add_up_to_one_batch() -> None:
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, dilation=2), nn.PReLU()])
 def test_a_layer_without_a_rule_is_refused_by_name(layer: nn.Module) -> None:
-    with pytest.raises(ConfigError, match=r"layer|BatchNorm"):
+    with pytest.raises(ConfigError, match=r"^1: "):
         ClippedGradients(nn.Sequential(nn.Conv2d(1, 4, 3), layer), 1.0)
     layer.requires_grad_(False)
     ClippedGradients(nn.Sequential(nn.Conv2d(1, 4, 3), layer), 1.0)
+
+
+def test_a_layer_that_runs_twice_or_is_frozen_in_part_is_refused() -> None:
+    layer = nn.Linear(3, 3)
+    with pytest.raises(ConfigError, match="twice"):
+        ClippedGradients(nn.Sequential(layer, layer), 1.0).add(lambda: layer(layer(torch.ones(2, 3))).sum())
+    layer.bias.requires_grad_(False)
+    with pytest.raises(ConfigError, match="whole"):
+        ClippedGradients(nn.Sequential(layer), 1.0)

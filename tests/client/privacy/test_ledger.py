@@ -201,7 +201,7 @@ def test_images_are_accounted_for_as_patients_once_patients_are_protected(ledger
     assert spent.lineage == epsilon([Mechanism(1 - 0.75**3, 0.5, 4), ROUND], DELTA, "prv")
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=6)
 @given(rate=st.floats(0.01, 0.9), noise=st.floats(1.0, 20.0), steps=st.integers(1, 50), images=st.integers(1, 5))
 def test_images_of_a_patient_cost_no_less_than_the_independent_mixture(
     rate: float, noise: float, steps: int, images: int
@@ -212,11 +212,11 @@ def test_images_of_a_patient_cost_no_less_than_the_independent_mixture(
     drawn = range(images + 1)
     weights = binom.pmf(list(drawn), images, rate)
     distribution = pld.privacy_loss_distribution.from_mixture_gaussian_mechanism(
-        noise, [float(number) for number in drawn], list(weights / weights.sum()), value_discretization_interval=1e-3
+        noise, [float(number) for number in drawn], list(weights / weights.sum()), value_discretization_interval=2e-3
     )
     expected = distribution.self_compose(steps).get_epsilon_for_delta(DELTA)
     image = entry(1, unit="image", images_per_patient=images, mechanism=Mechanism(rate, noise, steps))
-    assert total_epsilon([image], DELTA, "patient") >= 0.99 * expected - 1e-3
+    assert total_epsilon([image], DELTA, "patient") >= 0.99 * expected - 2e-3
 
 
 # --- at once, and killed --------------------------------------------------------------------------------------------------------
@@ -288,6 +288,11 @@ def remove(path: Path) -> None:
         file.unlink()
 
 
+def empty(path: Path) -> None:
+    remove(path)
+    path.touch()
+
+
 def change(path: Path, statement: str) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(statement)
@@ -298,7 +303,7 @@ def change(path: Path, statement: str) -> None:
     [
         remove,
         lambda path: path.write_bytes(b"no database" * 1000),
-        lambda path: (remove(path), path.touch()),
+        empty,
         lambda path: path.with_suffix(".mark").write_text("{"),
         lambda path: change(path, "UPDATE entry SET body = replace(body, '1.5', '9.5') WHERE number = 1"),
         lambda path: change(path, "DELETE FROM entry WHERE number = 3"),

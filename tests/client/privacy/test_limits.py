@@ -25,10 +25,12 @@ from common.models import build_model
 from server.activity import Kind, kind_of_failure
 from tests.tiny import TinyFederation, tiny_experiment
 
+GROUP: dict[str, Any] = {"model": {"norm": "group"}, "loss": {"logit_adjustment": False}}
+
 
 def refused(rules: dict[str, Any], **privacy: Any) -> str | None:
     try:
-        check_epsilon(build_config(SitePolicy, rules), tiny_experiment(privacy=privacy))
+        check_epsilon(build_config(SitePolicy, rules), tiny_experiment(**GROUP, privacy=privacy))
     except PolicyError as error:
         return error.rule
     return None
@@ -58,7 +60,7 @@ def test_the_coordinator_hears_what_remains_and_the_data_stays_closed(tmp_path: 
     (federation.sites / "policy.yaml").write_text("max_epsilon: 2.0\n")
     experiment = tiny_experiment(
         rounds=1,
-        model={"name": "small_cnn", "norm": "group"},
+        **GROUP,
         privacy={"mechanism": "dp_sgd", "target_epsilon": 1.9, "expected_batch_size": 4},
     )
     config = read_site_config(file)

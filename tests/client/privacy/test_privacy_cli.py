@@ -20,12 +20,15 @@ from client.site import load_site
 from client.visit import audit_log
 from common.audit_events import ANSWER
 from common.config import ExperimentConfig
+from common.config_reader import merge
 from common.errors import BudgetError
 from tests.client.complete_site import make_site
 from tests.tiny import TINY, tiny_experiment
 
 PRIVATE: dict[str, Any] = {
     "rounds": 3,
+    "model": {"norm": "group"},
+    "loss": {"logit_adjustment": False},
     "privacy": {"mechanism": "dp_sgd", "target_epsilon": 4.0, "expected_batch_size": 4, "delta": 0.01},
 }
 EXPERIMENT = tiny_experiment(**PRIVATE)
@@ -51,7 +54,7 @@ def call(site: SiteFolder, *arguments: str) -> tuple[int, Any]:
 
 def experiment_file(site: SiteFolder) -> str:
     path = site.path / "run.yaml"
-    path.write_text(yaml.safe_dump({**TINY, **PRIVATE}))
+    path.write_text(yaml.safe_dump(merge(TINY, PRIVATE)))
     return str(path)
 
 
