@@ -37,10 +37,10 @@ class InversionSettings:
         total_variation: weight of the prior that neighbouring pixels are alike.
     """
 
-    iterations: int = 600
-    restarts: int = 2
+    iterations: int = 800
+    restarts: int = 1
     step: float = 0.03
-    total_variation: float = 1.0e-2
+    total_variation: float = 0.03
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.config import ExperimentConfig
 from common.data.manifest import CLASSES
@@ -104,8 +104,14 @@ def solve(problem: Problem) -> tuple[np.ndarray, int | None]:
 
 
 def target_of(experiment: ExperimentConfig) -> Target:
-    """The experiment's model with its first weights, and its loss for a site whose classes are even."""
+    """The experiment's model with its first weights, and its loss for a site whose classes are even.
+
+    A BatchNorm uses its running statistics and is not trained, so that images do not mix and private training allows it.
+    """
     model = build_model(experiment.model.without_weights(), experiment.task, derive_seed(experiment.seed, "initial weights"))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
     loss = build_loss(experiment.loss, [1] * len(CLASSES[experiment.task]))
     return Target(model.eval(), loss, experiment.image.size_px, experiment.model.in_channels)
 
@@ -136,6 +142,8 @@ def _choose(bench: Bench) -> np.ndarray:
 
 def _problems(bench: Bench, view: str, epsilon: float, images: Tensor, labels: Tensor) -> list[Problem]:
     cfg, experiment = bench.cfg, bench.at(epsilon)
+    if cfg.fixed_norms:
+        experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"norm": "batch"})})
     noise = plan_of(experiment, bench.site).noise_multiplier if view == "private" else 0.0
     settings = InversionSettings(cfg.iterations, cfg.restarts, total_variation=cfg.total_variation)
     parts = [slice(None)] if view == MEAN else [slice(row, row + 1) for row in range(len(images))]

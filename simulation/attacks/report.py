@@ -129,7 +129,7 @@ def _membership_rows(row: Membership) -> list[dict[str, Any]]:
     return [
         {
             "epsilon": _epsilon(row.epsilon),
-            "noise": number(row.plan.noise_multiplier, 2) if row.plan else DASH,
+            "noise": f"noise {number(row.plan.noise_multiplier, 2)}" if row.plan else "",
             "attack": ATTACKS[name],
             "auroc": Estimate.of(verdict.auroc),
             "chance": verdict.auroc["low"] <= 0.5 <= verdict.auroc["high"],

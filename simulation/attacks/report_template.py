@@ -31,22 +31,23 @@ one, and no page of it may show one.{% if bench.phantom %} The numbers say nothi
 <section aria-labelledby="membership">
 <h2 id="membership">Was this patient in the training data?</h2>
 <p>The attacker has the trained model and a patient's images, and knows the recipe. For each epsilon {{ bench.cfg.models }} models
-were trained on random halves of the patients; each was attacked with the others as shadows. 0.5 is guessing.</p>
+were trained on random halves of the patients; each was attacked with the others as shadows. 0.5 is guessing;
+where the interval holds it, the attack cannot be told from it.</p>
 <div class="scroll" role="region" aria-label="Membership inference" tabindex="0">
-<table class="wide">
+<table class="wide dense">
 <caption>Members against others, by patient: AUROC with the 95% interval over resampled patients, and the members found where that
 share of the {{ others }} others is falsely accused, with Clopper-Pearson intervals; "right" are the images whose
 true class gets more than half of the confidence.
 </caption>
 <thead><tr><th scope="col">Training</th><th scope="col">Attack</th><th scope="col" class="n">AUROC</th><th scope="col">Guessing?</th>
 {%- for rate in rates %}<th scope="col" class="n">Found at {{ rate }}</th>{% endfor %}
-<th scope="col" class="n">Noise</th><th scope="col" class="n">Right, members</th>
-<th scope="col" class="n">Right, others</th></tr></thead>
+<th scope="col" class="n">Right, members</th><th scope="col" class="n">Right, others</th></tr></thead>
 <tbody>{% for row in membership_rows %}
-<tr><th scope="row">{{ row.epsilon }}</th><td>{{ row.attack }}</td><td class="n">{{ estimate(row.auroc) }}</td>
-<td>{{ 'cannot be told from it' if row.chance else 'no' }}</td>
+<tr><th scope="row">{{ row.epsilon }}{% if row.noise %}<small>{{ row.noise }}</small>{% endif %}</th><td>{{ row.attack }}</td>
+<td class="n">{{ estimate(row.auroc) }}</td>
+<td>{{ 'perhaps' if row.chance else 'no' }}</td>
 {%- for rate in row.rates %}<td class="n">{{ estimate(rate) }}</td>{% endfor %}
-<td class="n">{{ row.noise }}</td>{% for share in row.accuracy %}<td class="n">{{ share }}</td>{% endfor %}</tr>
+{% for share in row.accuracy %}<td class="n">{{ share }}</td>{% endfor %}</tr>
 {% endfor %}</tbody></table></div>
 <div class="pictures"><figure><img src="{{ roc }}" width="1200" height="900"
 alt="ROC curves of the membership attacks on logarithmic axes; their areas are in the table above.">
@@ -79,7 +80,8 @@ audit sees more.</caption>
 <h2 id="inversion">Can an image be read from an update?</h2>
 <p>The attacker is the server. It sees one hospital's training step on one image, knows the model, the loss and the step, and looks for
 the image whose gradient points the same way (Geiping et al. 2020). This is the attacker's best case: a real round is many steps on
-many augmented images.</p>
+many augmented images{% if bench.cfg.fixed_norms %}, and the network's own normalisation is replaced by one that stands still, which
+lets more of the image through{% endif %}.</p>
 <div class="scroll" role="region" aria-label="Reconstructions" tabindex="0">
 <table class="tiles-row"><caption>The attacked images, and what was reconstructed from each view of their update.</caption>
 <tbody>

@@ -17,6 +17,7 @@ from common.losses import build_loss
 from common.models import build_model
 from common.transforms import GREY_MEAN, GREY_STD, to_model_input
 from simulation.attacks.inversion import InversionSettings, Target, cosine_distance, infer_label, reconstruct, total_variation
+from simulation.attacks.inversion_bench import target_of
 from simulation.attacks.similarity import correlations, psnr, ranks
 from simulation.attacks.views import masked_view, private_view
 from tests.tiny import tiny_experiment
@@ -128,9 +129,11 @@ def test_total_variation_counts_steps_between_neighbours() -> None:
 @pytest.mark.slow
 def test_a_plain_update_shows_the_image_and_one_under_dp_does_not() -> None:
     """The bench's own claim at a small size: epsilon 3 of some hundred patients takes a noise multiplier of about 1."""
-    target, images, labels = _small(), _blobs(40, 32, seed=4), torch.arange(40) % 2
-    settings = InversionSettings(iterations=300, restarts=1)
+    target = target_of(tiny_experiment(model={"name": "small_cnn", "norm": "batch"}, loss={"logit_adjustment": False}))
+    images, labels = _blobs(40, 32, seed=4), torch.arange(40) % 2
+    settings = InversionSettings(iterations=600)
     places: dict[str, list[int]] = {"plain": [], "private": []}
+    likeness: dict[str, list[float]] = {"plain": [], "private": []}
     for number in range(3):
         image, label = images[number : number + 1], labels[number : number + 1]
         views = {"plain": target.gradients(image, label), "private": private_view(target, image, label, (1.0, 1.0), seed=number)}
@@ -138,5 +141,8 @@ def test_a_plain_update_shows_the_image_and_one_under_dp_does_not() -> None:
             found = reconstruct(target, observed, label, settings, seed=number)
             alike = correlations(found[:, 0].double().numpy(), images[:, 0].double().numpy())
             places[name].append(int(ranks(alike, np.array([number]))[0]))
-    assert places["plain"] == [1, 1, 1]
+            likeness[name].append(float(alike[0, number]))
+    assert places["plain"].count(1) >= 2
+    assert np.mean(likeness["plain"]) > 0.8
     assert places["private"].count(1) <= 1
+    assert np.mean(likeness["private"]) < 0.3
