@@ -17,6 +17,7 @@ from common.config import ModelName, StrategyName
 from common.errors import ConfigError, PneumofedError
 from server.cli import app as server_app
 from server.provisioning.cli import provision
+from simulation.attack_cli import attack
 from simulation.options import EngineName, PartitionKind, PhantomFormat, PretrainSource, default_run_dir
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -26,6 +27,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 app.command(rich_help_panel="Federation")(provision)
 app.add_typer(server_app, name="server", rich_help_panel="Federation")
 app.add_typer(site_app, name="site", rich_help_panel="Federation")
+privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 

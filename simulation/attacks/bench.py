@@ -1,0 +1,176 @@
+"""The attack bench: every attack against the same training with and without privacy, on data that lie on this machine.
+
+It trains its own models as a simulated hospital would. No real hospital's update is ever attacked by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from client.privacy.accounting import epsilon as accounted_epsilon
+from client.privacy.plan import SitePlan
+from common.config import ExperimentConfig
+from common.data.dataset import Dataset, load_dataset
+from common.data.manifest import Manifest
+from common.data.sources.kaggle import read_kaggle
+from common.errors import ConfigError
+from common.evaluation.bootstrap import Bootstrap
+from common.seeds import derive_seed, numpy_generator
+from simulation.attacks.canaries import audit, join, make_canaries, toss
+from simulation.attacks.membership import Verdict, by_patient, draw_halves, judge_scores, lira_scores, loss_scores
+from simulation.attacks.settings import AttackConfig, at_epsilon
+from simulation.attacks.victims import Margins, Victim, margins_of, plan_of, run_all
+from simulation.phantom import MIN_SIZE_PX, write_phantoms
+from simulation.phantom_mark import is_phantom
+
+Tell = Callable[[str], None]
+
+AUDIT_DELTA = 1.0e-5
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all attacks share.
+
+    Attributes:
+        cfg: sizes.
+        experiment: the recipe that is attacked; its privacy is set for each epsilon.
+        epsilons: from large to small; infinity is no privacy.
+        site: the attacked site's images.
+        spare: images of patients whom the site does not have.
+        phantom: whether all of them were drawn.
+    """
+
+    cfg: AttackConfig
+    experiment: ExperimentConfig
+    epsilons: tuple[float, ...]
+    site: Dataset
+    spare: Dataset
+    phantom: bool
+
+    def at(self, epsilon: float) -> ExperimentConfig:
+        return at_epsilon(self.experiment, epsilon)
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The membership attacks at one epsilon.
+
+    Attributes:
+        epsilon: asked for; infinity is no privacy.
+        plan: of one model; None without privacy.
+        attacks: verdict of each attack.
+        accuracy: shares of images whose true class gets more than half of the confidence, of members and of others.
+    """
+
+    epsilon: float
+    plan: SitePlan | None
+    attacks: dict[str, Verdict]
+    accuracy: dict[str, float]
+
+
+def build_bench(cfg: AttackConfig, experiment: ExperimentConfig, epsilons: Sequence[float], out: Path) -> Bench:
+    """Reads or draws the data of a bench, decoded into `out`.
+
+    Raises:
+        ConfigError: the data hold too few patients.
+    """
+    manifest, phantom = _find_data(cfg, experiment.image.size_px, out)
+    patients = sorted(set(manifest.patients))
+    if len(patients) < cfg.patients + cfg.canaries:
+        raise ConfigError(
+            f"{cfg.patients} patients and {cfg.canaries} canaries are asked for, the data hold {len(patients)} patients; take fewer"
+        )
+    order = numpy_generator(cfg.seed, "attacked patients").permutation(len(patients))
+    chosen = [patients[position] for position in order[: cfg.patients + cfg.canaries]]
+    site, spare = (
+        _load(manifest, set(part), experiment, out / name)
+        for name, part in (("site", chosen[: cfg.patients]), ("spare", chosen[cfg.patients :]))
+    )
+    return Bench(cfg, experiment, tuple(epsilons), site, spare, phantom)
+
+
+def attack_membership(bench: Bench, tell: Tell) -> list[Membership]:
+    """The loss attack and LiRA at each epsilon, on models of random halves of the site's patients."""
+    names = sorted(set(bench.site.patients))
+    members = draw_halves(bench.cfg.models, len(names), bench.cfg.seed)
+    owner = np.searchsorted(names, np.asarray(bench.site.patients))
+    halves = [bench.site.subset(np.flatnonzero(row[owner])) for row in members]
+    jobs = [_half_victim(bench, epsilon, number, half) for epsilon in bench.epsilons for number, half in enumerate(halves)]
+    margins: list[Margins] = []
+    for number, found in enumerate(run_all(margins_of, jobs, bench.cfg.workers), start=1):
+        margins.append(found)
+        if number % len(halves) == 0:
+            tell(f"membership: {number} of {len(jobs)} models trained")
+    stacked = np.stack(margins).reshape(len(bench.epsilons), len(halves), -1)
+    of_images = members[:, owner]
+    return [
+        Membership(
+            epsilon,
+            None if math.isinf(epsilon) else plan_of(bench.at(epsilon), halves[0]),
+            _judge(part, members, bench),
+            {"members": float((part > 0)[of_images].mean()), "others": float((part > 0)[~of_images].mean())},
+        )
+        for epsilon, part in zip(bench.epsilons, stacked, strict=True)
+    ]
+
+
+def attack_canaries(bench: Bench, tell: Tell) -> list[dict[str, Any]]:
+    """At each epsilon the measured lower bound beside the accountant's upper bound, one model each, at two deltas.
+
+    At a run's own delta, one over its patients, a hundred canaries can hardly show anything: 2 m delta is about 1 (see `p_value`). The
+    same run has an epsilon at every delta, a larger one at a smaller delta, and both bounds are also taken at `AUDIT_DELTA`.
+    """
+    cfg = bench.cfg
+    canaries = make_canaries(bench.spare, cfg.canary_kind, bench.experiment.task, cfg.canaries, cfg.seed)
+    included = toss(cfg.canaries, cfg.seed)
+    train = join([bench.site, canaries.subset(np.flatnonzero(included))])
+    jobs = [Victim("canaries", bench.at(epsilon), train, canaries) for epsilon in bench.epsilons]
+    rows = []
+    for epsilon, scores in zip(bench.epsilons, run_all(margins_of, jobs, cfg.workers), strict=True):
+        plan = None if math.isinf(epsilon) else plan_of(bench.at(epsilon), train)
+        run_delta = plan.delta if plan else bench.experiment.privacy.delta or 1.0 / len(set(train.patients))
+        for delta in (run_delta, AUDIT_DELTA):
+            found, upper = audit(scores, included, delta), _accounted(plan, delta)
+            row = {"epsilon": epsilon, "delta": delta, "lower": found.epsilon, "upper": upper, "guesses": vars(found.guesses)}
+            rows.append(row)
+            tell(f"canaries: {epsilon:g} asked for; at delta {delta:.1e} at least {found.epsilon:.2f}, at most {upper:.2f}")
+    return rows
+
+
+def _accounted(plan: SitePlan | None, delta: float) -> float:
+    """Epsilon at `delta` of all rounds of `plan`."""
+    return accounted_epsilon([plan.round_mechanism()] * plan.rounds, delta, plan.accountant) if plan else math.inf
+
+
+def _half_victim(bench: Bench, epsilon: float, number: int, half: Dataset) -> Victim:
+    return Victim(f"half-{number}", bench.at(epsilon), half, bench.site)
+
+
+def _judge(margins: Margins, members: np.ndarray, bench: Bench) -> dict[str, Verdict]:
+    evaluation = bench.experiment.evaluation
+    bootstrap = Bootstrap(
+        evaluation.bootstrap_samples, evaluation.confidence, derive_seed(bench.cfg.seed, "bootstrap of the attack")
+    )
+    of_patients, _ = by_patient(margins, bench.site.patients)
+    losses, _ = by_patient(loss_scores(margins), bench.site.patients)
+    scores = {"loss": losses, "lira": lira_scores(of_patients, members)}
+    return {name: judge_scores(found, members, bootstrap) for name, found in scores.items()}
+
+
+def _find_data(cfg: AttackConfig, size_px: int, out: Path) -> tuple[Manifest, bool]:
+    if cfg.data:
+        return read_kaggle(Path(cfg.data))[0], is_phantom(Path(cfg.data))
+    patients = cfg.patients + cfg.canaries
+    return write_phantoms(out / "phantoms", patients, cfg.seed, max(size_px, MIN_SIZE_PX)), True
+
+
+def _load(manifest: Manifest, patients: set[str], experiment: ExperimentConfig, cache: Path) -> Dataset:
+    rows = [row for row, patient in enumerate(manifest.patients) if patient in patients]
+    return load_dataset(manifest.subset(rows), experiment.task, experiment.image, cache)

@@ -1,0 +1,206 @@
+"""`attack.json` and `attack.html`: what the bench measured, and the reconstructed pictures.
+
+Pictures are shown of phantoms, or of images in the folder that the person who runs the bench gave it. The bench reads nothing else.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from common.data.atomic import atomic_write
+from common.evaluation.figures import FAINT, INK, LINES, TEXT_PT, colour_of, new_figure, render
+from common.evaluation.metrics import without_nan
+from server.report_numbers import DASH, Estimate, number
+from server.report_style import STYLE
+from simulation.attacks.bench import Bench, Membership
+from simulation.attacks.inversion_bench import MASKED, MEAN, PLAIN, Inversion
+from simulation.attacks.membership import FALSE_POSITIVE_RATES, Share
+from simulation.attacks.report_template import PAGE
+from simulation.attacks.similarity import Images
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ATTACKS = {"loss": "Loss threshold", "lira": "LiRA"}
+TILE_PX = 96
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the attacks found; empty where an attack was not asked for."""
+
+    membership: list[Membership] = field(default_factory=list)
+    canaries: list[dict[str, Any]] = field(default_factory=list)
+    images: Images | None = None
+    inversions: list[Inversion] = field(default_factory=list)
+
+
+def write_findings(bench: Bench, found: Findings, out: Path) -> Path:
+    """Writes `attack.json` and `attack.html` into `out` and returns the page's path.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out / "attack.json", json.dumps(as_json(bench, found), indent=1, allow_nan=False))
+    _write(out / "attack.html", render_page(bench, found))
+    return out / "attack.html"
+
+
+def as_json(bench: Bench, found: Findings) -> dict[str, Any]:
+    """All numbers, without any image; an infinite epsilon is the text `inf`, what is undefined null."""
+    values = {
+        "settings": bench.cfg.model_dump(),
+        "experiment": bench.experiment.model_dump(),
+        "phantom": bench.phantom,
+        "membership": [_membership_values(row) for row in found.membership],
+        "canaries": found.canaries,
+        "inversion": [{key: value for key, value in vars(row).items() if key != "reconstructions"} for row in found.inversions],
+    }
+    return dict(_readable(values))
+
+
+def render_page(bench: Bench, found: Findings) -> str:
+    """The page as HTML, which needs no other file."""
+    patients = len(set(bench.site.patients))
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(PAGE).render(
+        style=Markup(STYLE),
+        bench=bench,
+        patients=patients,
+        membership_rows=[row for result in found.membership for row in _membership_rows(result)],
+        rates=[f"{rate:.1%}" for rate in FALSE_POSITIVE_RATES],
+        others=bench.cfg.models * (patients - patients // 2),
+        roc=_uri(render(draw_roc(found.membership))) if found.membership else "",
+        canary_rows=[_canary_row(row) for row in found.canaries],
+        originals=[_tile(image) for image in found.images] if found.images is not None else [],
+        inversion_rows=[_inversion_row(row) for row in found.inversions],
+        candidates=found.inversions[0].candidates if found.inversions else 0,
+    )
+
+
+def draw_roc(results: Sequence[Membership]) -> Figure:
+    """ROC curves of both attacks at each epsilon on logarithmic axes, where few false alarms can be seen; grey: guessing."""
+    figure, (ax,) = new_figure()
+    least = min(1.0 / max(1, row.attacks["lira"].true_positive_rates[0]["n"]) for row in results) / 2.0
+    ax.plot([least, 1], [least, 1], color=FAINT, linewidth=1)
+    for index, row in enumerate(results):
+        for line, (name, verdict) in zip(LINES, row.attacks.items(), strict=False):
+            false, true = verdict.roc.clip(least, 1.0)
+            label = f"{ATTACKS[name]}, {_epsilon(row.epsilon)}"
+            ax.plot(false, true, color=colour_of(index), linestyle=line, linewidth=1.5, label=label)
+    ax.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1))
+    ax.set(xlabel="Others taken for members (false positive rate)", ylabel="Members found (true positive rate)")
+    ax.legend(loc="lower right", fontsize=TEXT_PT - 1, frameon=True, framealpha=0.9, edgecolor="none", labelcolor=INK)
+    return figure
+
+
+def _membership_values(row: Membership) -> dict[str, Any]:
+    attacks = {
+        name: {
+            "auroc": verdict.auroc,
+            "true_positive_rates": dict(zip(map(str, FALSE_POSITIVE_RATES), verdict.true_positive_rates, strict=True)),
+        }
+        for name, verdict in row.attacks.items()
+    }
+    return {"epsilon": row.epsilon, "plan": _plan_values(row), "accuracy": row.accuracy, "attacks": attacks}
+
+
+def _plan_values(row: Membership) -> dict[str, Any] | None:
+    if row.plan is None:
+        return None
+    keys = ("unit", "sampling_rate", "steps_per_round", "rounds", "delta", "noise_multiplier")
+    return {key: getattr(row.plan, key) for key in keys}
+
+
+def _membership_rows(row: Membership) -> list[dict[str, Any]]:
+    return [
+        {
+            "epsilon": _epsilon(row.epsilon),
+            "noise": f"noise {number(row.plan.noise_multiplier, 2)}" if row.plan else "",
+            "attack": ATTACKS[name],
+            "auroc": Estimate.of(verdict.auroc),
+            "chance": verdict.auroc["low"] <= 0.5 <= verdict.auroc["high"],
+            "rates": [_share(rate) for rate in verdict.true_positive_rates],
+            "accuracy": [f"{share:.1%}" for share in row.accuracy.values()],
+        }
+        for name, verdict in row.attacks.items()
+    ]
+
+
+def _canary_row(row: dict[str, Any]) -> dict[str, str]:
+    guesses = row["guesses"]
+    return {
+        "epsilon": _epsilon(row["epsilon"]),
+        "lower": number(row["lower"], 2),
+        "upper": "none" if math.isinf(row["upper"]) else number(row["upper"], 2),
+        "delta": f"{row['delta']:.1e}",
+        "guesses": f"{guesses['right']} of {guesses['made']} guesses, {guesses['canaries']} canaries",
+    }
+
+
+def _inversion_row(row: Inversion) -> dict[str, Any]:
+    return {
+        "name": _view_name(row),
+        "psnr": number(row.psnr, 1),
+        "ssim": number(row.ssim, 2),
+        "correlation": number(row.correlation, 2),
+        "others": number(row.others, 2),
+        "identified": _share(row.identified),
+        "labels": _share(row.labels) if row.labels else {"number": "given", "span": ""},
+        "tiles": [_tile(image) for image in row.reconstructions],
+    }
+
+
+def _view_name(row: Inversion) -> str:
+    names = {
+        PLAIN: "plain update",
+        MEAN: f"mean over {len(row.reconstructions)} sites",
+        MASKED: "one masked update",
+    }
+    return names.get(row.view, f"update under DP, {_epsilon(row.epsilon)}")
+
+
+def _share(share: Share) -> dict[str, str]:
+    return {"number": f"{share['hits']} of {share['n']}", "span": f"{share['low']:.1%}{DASH}{share['high']:.1%}"}
+
+
+def _epsilon(epsilon: float) -> str:
+    return "no privacy" if math.isinf(epsilon) else f"ε = {epsilon:g}"
+
+
+def _tile(image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    grey = Image.fromarray(np.round(image.clip(0.0, 1.0) * 255.0).astype(np.uint8))
+    grey.resize((TILE_PX, TILE_PX), Image.Resampling.NEAREST).save(buffer, format="PNG")
+    return _uri(buffer.getvalue())
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _readable(value: Any) -> Any:
+    """`value` for JSON: infinities as text, NaN as null."""
+    if isinstance(value, dict):
+        return {key: _readable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_readable(part) for part in value]
+    return "inf" if isinstance(value, float) and math.isinf(value) else without_nan(value)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))

@@ -1,0 +1,123 @@
+"""Models to be attacked, trained by the hospital's own training code on images that the attacker may not have.
+
+All models of one experiment start from the same weights, as those of a federation do: the attacker knows them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from client.privacy.dp_sgd import PrivateRound, build_private_setup
+from client.privacy.plan import SitePlan
+from client.privacy.randomness import KEY_BYTES
+from client.privacy.sampling import count_units
+from client.training import RoundPlan, TrainingSetup, build_setup, train_locally
+from common.compute import Compute, build_compute
+from common.config import ExperimentConfig
+from common.data.dataset import Dataset
+from common.data.manifest import CLASSES
+from common.errors import ConfigError
+from common.inference import predict
+from common.models import build_model
+from common.seeds import derive_seed, numpy_generator
+
+J = TypeVar("J")
+R = TypeVar("R")
+Margins = npt.NDArray[np.float64]
+
+_SMALLEST = 1e-300
+
+
+@dataclass(frozen=True)
+class Victim:
+    """One model to train, and the images whose confidence the attacker asks it for.
+
+    Attributes:
+        name: stands in the seeds, so that victims of different names draw differently.
+        experiment: the recipe; private where its `privacy.mechanism` says so.
+        train: the site's training images.
+        asked: the images that the attacker shows to the model.
+    """
+
+    name: str
+    experiment: ExperimentConfig
+    train: Dataset
+    asked: Dataset
+
+
+def plan_of(experiment: ExperimentConfig, data: Dataset) -> SitePlan:
+    """The private plan of a site that trains on `data`.
+
+    Raises:
+        ConfigError: the experiment is not private, or `data` holds fewer than two patients.
+    """
+    return SitePlan.of(experiment, count_units(data.patients, experiment.privacy.unit), len(set(data.patients)))
+
+
+def margins_of(victim: Victim) -> Margins:
+    """The trained victim's margins on `victim.asked`, float64 [N]; pure in `victim` on one machine.
+
+    The margin is the logit of the confidence in the true class, log(p / (1 - p)) (Carlini et al. 2022, section V-B).
+
+    Raises:
+        ConfigError: training diverged, or the model cannot be trained privately.
+    """
+    compute = build_compute("auto", victim.experiment.training.precision, threads=1)
+    model = train_victim(victim, compute)
+    cfg = victim.experiment
+    probabilities = predict(model, victim.asked, compute, cfg.model.in_channels, cfg.evaluation.batch_size)
+    if not np.isfinite(probabilities).all():
+        raise ConfigError("training of the model to attack diverged; lower training.learning_rate")
+    return margins(probabilities, victim.asked.labels)
+
+
+def margins(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> Margins:
+    """log(p / (1 - p)) of the true class, float64 [N], of `probabilities` [N, C]; 1 - p is summed from the other classes.
+
+    A difference 1 - p would round the most confident images, which tell most about members, to infinity.
+    """
+    rows = np.arange(len(labels))
+    true = probabilities[rows, labels]
+    others = probabilities.copy()
+    others[rows, labels] = 0.0
+    return np.log(true.clip(_SMALLEST)) - np.log(others.sum(axis=1).clip(_SMALLEST))
+
+
+def train_victim(victim: Victim, compute: Compute) -> nn.Module:
+    """A model trained on `victim.train` alone for all rounds of the experiment, by `client.training`."""
+    experiment = victim.experiment
+    model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    for number in range(1, experiment.rounds + 1):
+        setup, plan = _set_up(model, victim, RoundPlan(experiment, number, victim.name), compute)
+        train_locally(setup, victim.train, plan)
+    return model
+
+
+def run_all(function: Callable[[J], R], jobs: Sequence[J], workers: int = 0) -> Iterator[R]:
+    """`function` of each job, in the order of `jobs`, in so many processes; 0 is one a CPU, 1 stays in this one."""
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers <= 1:
+        yield from map(function, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        yield from pool.map(function, jobs)
+
+
+def _set_up(model: nn.Module, victim: Victim, plan: RoundPlan, compute: Compute) -> tuple[TrainingSetup, RoundPlan]:
+    experiment = victim.experiment
+    if experiment.privacy.mechanism == "none":
+        counts = np.bincount(victim.train.labels, minlength=len(CLASSES[experiment.task]))
+        return build_setup(model, counts.tolist(), plan, compute), plan
+    key = numpy_generator(*plan.seed_parts(), "noise of a victim").bytes(KEY_BYTES)
+    private = PrivateRound.of(plan_of(experiment, victim.train), victim.train, key, secure=experiment.privacy.secure_noise)
+    plan = private.hide(plan)
+    return build_private_setup(model, private, plan, compute), plan

@@ -1,0 +1,139 @@
+"""The bench as a whole, at a size that shows only that it works; and its settings, page and command line."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from common.errors import ConfigError
+from common.evaluation.bootstrap import Bootstrap
+from simulation.attack_cli import attack
+from simulation.attacks.bench import Bench, Membership, build_bench
+from simulation.attacks.inversion_bench import Inversion
+from simulation.attacks.membership import draw_halves, judge_scores
+from simulation.attacks.report import Findings, as_json, render_page, write_findings
+from simulation.attacks.run import run_attacks
+from simulation.attacks.settings import AttackConfig, at_epsilon, attacked_experiment, read_attacks, read_epsilons
+from simulation.attacks.victims import Victim, margins_of
+
+SMALL: dict[str, Any] = {"patients": 20, "models": 4, "canaries": 10, "images": 2, "iterations": 3, "workers": 1}
+SHORT: dict[str, Any] = {"rounds": 1, "training": {"local_epochs": 1}, "evaluation": {"bootstrap_samples": 50}}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    out = tmp_path_factory.mktemp("bench")
+    return build_bench(AttackConfig(**SMALL), attacked_experiment(None, SHORT), (math.inf, 3.0), out)
+
+
+def _findings() -> Findings:
+    members = draw_halves(4, 20, 0)
+    generator = np.random.default_rng(0)
+    verdict = judge_scores(generator.random(members.shape), members, Bootstrap(resamples=20))
+    share = verdict.true_positive_rates[0]
+    images = generator.random((2, 32, 32))
+    rows = [Inversion(view, math.inf, images, 20.0, 0.5, 0.9, 0.4, share, 30, None) for view in ("plain", "mean", "masked")]
+    rows.append(Inversion("private", 3.0, images, 8.0, math.nan, 0.1, 0.4, share, 30, share))
+    canary = {
+        "epsilon": math.inf,
+        "upper": math.inf,
+        "lower": 1.2,
+        "delta": 0.01,
+        "guesses": {"canaries": 10, "made": 4, "right": 3},
+    }
+    accuracy = {"members": 0.9, "others": 0.8}
+    return Findings([Membership(math.inf, None, {"loss": verdict, "lira": verdict}, accuracy)], [canary], images, rows)
+
+
+def test_site_and_canaries_share_no_patient(bench: Bench) -> None:
+    assert not set(bench.site.patients) & set(bench.spare.patients)
+    assert (len(set(bench.site.patients)), len(set(bench.spare.patients))) == (20, 10)
+    assert bench.phantom
+
+
+def test_too_few_patients_are_refused(tmp_path: Path, bench: Bench) -> None:
+    cfg = AttackConfig(**{**SMALL, "data": str(_data_folder(bench, tmp_path)), "patients": 200})
+    with pytest.raises(ConfigError, match="take fewer"):
+        build_bench(cfg, bench.experiment, bench.epsilons, tmp_path / "out")
+
+
+def _data_folder(bench: Bench, tmp_path: Path) -> Path:
+    from simulation.phantom import write_phantoms
+
+    write_phantoms(tmp_path / "phantoms", 30, 0, 64)
+    return tmp_path / "phantoms"
+
+
+def test_victims_repeat_bit_for_bit_and_differ_by_name_and_by_privacy(bench: Bench) -> None:
+    private = bench.at(3.0)
+    first, again = (margins_of(Victim("a", private, bench.site, bench.spare)) for _ in range(2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, margins_of(Victim("b", private, bench.site, bench.spare)))
+    assert not np.array_equal(first, margins_of(Victim("a", bench.at(math.inf), bench.site, bench.spare)))
+
+
+def test_the_bench_writes_numbers_and_page(bench: Bench, tmp_path: Path) -> None:
+    said: list[str] = []
+    page = run_attacks(bench, ("membership", "canaries", "inversion"), tmp_path, said.append)
+    values = json.loads((tmp_path / "attack.json").read_text())
+    assert [row["epsilon"] for row in values["membership"]] == ["inf", 3.0]
+    assert [row["upper"] == "inf" for row in values["canaries"]] == [True, True, False, False]
+    assert values["canaries"][2]["upper"] <= 3.0 < values["canaries"][3]["upper"]
+    assert [row["view"] for row in values["inversion"]] == ["plain", "private", "mean", "masked"]
+    assert page.read_text().count("<img") == 1 + 2 * 5
+    assert said
+
+
+def test_epsilon_sets_the_mechanism() -> None:
+    experiment = attacked_experiment(None, {"privacy": {"noise_multiplier": 9.0}})
+    assert at_epsilon(experiment, math.inf).privacy.mechanism == "none"
+    private = at_epsilon(experiment, 3.0).privacy
+    assert (private.mechanism, private.target_epsilon, private.noise_multiplier) == ("dp_sgd", 3.0, None)
+
+
+def test_lists_of_the_command_line() -> None:
+    assert read_epsilons("1, inf 6,6") == (math.inf, 6.0, 1.0)
+    assert read_attacks("inversion,membership") == ("membership", "inversion")
+    for text in ("", "0", "-1", "three", "nan"):
+        with pytest.raises(ConfigError, match="epsilons"):
+            read_epsilons(text)
+    with pytest.raises(ConfigError, match="attack"):
+        read_attacks("membership,guessing")
+
+
+def test_the_page_says_whose_images_it_shows_and_needs_no_other_file(bench: Bench) -> None:
+    page = render_page(bench, _findings())
+    assert "All images here were drawn by a program." in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert "no privacy" in page and "ε = 3" in page
+
+
+def test_the_page_leaves_out_attacks_that_were_not_asked_for(bench: Bench) -> None:
+    page = render_page(bench, Findings())
+    assert "<img" not in page
+    assert "What this does not prove" in page
+
+
+def test_numbers_hold_no_image_and_no_nan(bench: Bench, tmp_path: Path) -> None:
+    write_findings(bench, _findings(), tmp_path)
+    text = (tmp_path / "attack.json").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    assert "reconstructions" not in text
+    assert as_json(bench, _findings())["inversion"][3]["ssim"] is None
+
+
+def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(attack)
+    result = CliRunner().invoke(app, ["--out", str(tmp_path), "--epsilons", "none"])
+    assert isinstance(result.exception, ConfigError)
+    result = CliRunner().invoke(app, ["--out", str(tmp_path), "--size", "modles=3"])
+    assert isinstance(result.exception, ConfigError)
