@@ -22,7 +22,7 @@ from simulation.attacks.membership import draw_halves, judge_scores
 from simulation.attacks.report import Findings, as_json, render_page, write_findings
 from simulation.attacks.run import run_attacks
 from simulation.attacks.settings import AttackConfig, at_epsilon, attacked_experiment, read_attacks, read_epsilons
-from simulation.attacks.victims import Victim, margins_of
+from simulation.attacks.victims import Victim, margins_of, run_all
 
 SMALL: dict[str, Any] = {"patients": 20, "models": 4, "canaries": 10, "images": 2, "iterations": 3, "workers": 1}
 SHORT: dict[str, Any] = {"rounds": 1, "training": {"local_epochs": 1}, "evaluation": {"bootstrap_samples": 50}}
@@ -90,6 +90,13 @@ def test_the_bench_writes_numbers_and_page(bench: Bench, tmp_path: Path) -> None
     assert [row["view"] for row in values["inversion"]] == ["plain", "private", "mean", "masked"]
     assert page.read_text().count("<img") == 1 + 2 * 5
     assert said
+
+
+@pytest.mark.slow
+def test_processes_answer_as_one_does_and_in_order(bench: Bench) -> None:
+    jobs = [Victim(name, bench.at(epsilon), bench.site, bench.spare) for name, epsilon in (("a", 3.0), ("b", math.inf))]
+    for alone, together in zip(run_all(margins_of, jobs, 1), run_all(margins_of, jobs, 2), strict=True):
+        assert np.array_equal(alone, together)
 
 
 def test_epsilon_sets_the_mechanism() -> None:

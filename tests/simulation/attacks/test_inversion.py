@@ -127,6 +127,7 @@ def test_total_variation_counts_steps_between_neighbours() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_plain_update_shows_the_image_and_one_under_dp_does_not() -> None:
     """The bench's own claim at a small size: epsilon 3 of some hundred patients takes a noise multiplier of about 1."""
     target = target_of(tiny_experiment(model={"name": "small_cnn", "norm": "batch"}, loss={"logit_adjustment": False}))
