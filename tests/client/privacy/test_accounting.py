@@ -17,7 +17,8 @@ from common.errors import ConfigError
 from tests.tiny import tiny_experiment
 
 TOLERANCE, MESH = 0.01, 1.0e-3
-"""How far below the independent accountant's epsilon, an upper bound itself, ours may lie: as a share of it, and by its own mesh."""
+"""How far below the independent accountant's epsilon, an upper bound itself, ours may lie: as a share of it, and by two meshes of it
+(where the true epsilon is 0 it tells a little more than one)."""
 
 mechanisms = st.builds(
     Mechanism,
@@ -54,7 +55,7 @@ def test_epsilon_is_not_below_that_of_an_independent_accountant(
     accountant: AccountantName, schedule: list[Mechanism], delta: float
 ) -> None:
     expected = independent_epsilon(schedule, delta)
-    assert epsilon(schedule, delta, accountant) >= expected * (1.0 - TOLERANCE) - MESH
+    assert epsilon(schedule, delta, accountant) >= expected * (1.0 - TOLERANCE) - 2.0 * MESH
 
 
 def independent_epsilon(schedule: list[Mechanism], delta: float) -> float:
