@@ -1,6 +1,7 @@
 # Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
 
 PYTHON ?= python3
+WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -10,7 +11,7 @@ SOURCES := client common server simulation tests benchmarks
 
 help:
 	@echo "make demo       train over virtual hospitals on phantom images and name the report"
-	@echo "make test       lint, types and the tests"
+	@echo "make test       lint, types and the tests, in WORKERS processes (2)"
 	@echo "make test-slow  the long tests"
 	@echo "make install    only set up $(VENV)"
 
@@ -35,7 +36,7 @@ format: install
 	$(BIN)/ruff format $(SOURCES)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow

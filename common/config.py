@@ -206,6 +206,22 @@ class PrivacyConfig(Section):
     that the accounted epsilon does not hold for who sees them."""
 
 
+class CentralPrivacyConfig(Section):
+    """Differential privacy of whole sites, by a coordinator whom they trust with their updates: DP-FedAvg (McMahan et al. 2018).
+
+    Neighbouring federations differ by one site, whose updates become zero. Every update weighs the same, whatever its site's size.
+    """
+
+    enabled: bool = False
+    clip_norm: Positive = 1.0
+    """Updates longer than this (L2 norm of the change of all parameters) are scaled down to it. About their median is a good choice."""
+    target_epsilon: Positive = 8.0
+    """Of all planned rounds together; becomes the noise multiplier before the first round."""
+    noise_multiplier: Positive | None = None
+    """Standard deviation of the noise on the sum of updates over `clip_norm`. Set, it takes the place of `target_epsilon`."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1.0e-5
+
+
 class EvaluationConfig(Section):
     """Central and federated evaluation."""
 
@@ -269,6 +285,7 @@ class ExperimentConfig(Section):
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
     privacy: PrivacyConfig = PrivacyConfig()
+    central_privacy: CentralPrivacyConfig = CentralPrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
@@ -330,6 +347,24 @@ class ExperimentConfig(Section):
         for sentence, is_refused in refused.items():
             if is_refused:
                 raise ValueError(f"privacy.mechanism is 'dp_sgd' but {sentence}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_central_privacy(self) -> ExperimentConfig:
+        """Each site's part in the sum must have a bound that no other site moves, and nothing may go around the noise."""
+        if not self.central_privacy.enabled:
+            return self
+        refused = {
+            f"strategy.name '{self.strategy.name}' does not average: take fedavg, fedprox, fedavgm, fedadam or fedyogi": (
+                self.strategy.name in ("fedbn", "fedmedian", "fedtrimmedavg", "krum")
+            ),
+            "BatchNorm's running statistics would leave without noise: set model.norm to 'group'": self.model.norm == "batch",
+            "the sites' own clipping under secure_aggregation weighs by numbers of images, which this sum must not: switch one of the two "
+            "off": self.secure_aggregation.enabled,
+        }
+        for sentence, is_refused in refused.items():
+            if is_refused:
+                raise ValueError(f"central_privacy.enabled is true but {sentence}")
         return self
 
     def _check_secure_aggregation(self) -> None:

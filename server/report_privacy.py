@@ -46,6 +46,8 @@ def _protected(run: Run, cfg: ExperimentConfig, spent: dict[str, float]) -> list
         )
         if run.virtual:
             texts.append("The noise of a simulation is drawn from its seed: it shows what privacy costs, and protects nobody.")
+    if cfg.central_privacy.enabled:
+        texts.append(_central(run, cfg))
     if cfg.secure_aggregation.enabled:
         texts.append(
             "Updates, counts and validation statistics were added up under masks: the coordinator saw sums over the hospitals and no "
@@ -57,6 +59,15 @@ def _protected(run: Run, cfg: ExperimentConfig, spent: dict[str, float]) -> list
     return texts
 
 
+def _central(run: Run, cfg: ExperimentConfig) -> str:
+    spent = max((line["central_epsilon"] for line in run.history if "central_epsilon" in line), default=0.0)
+    return (
+        "The coordinator, whom the hospitals trusted with their updates, clipped each and added noise to their sum: the model is "
+        f"differentially private with respect to each whole hospital, with epsilon {number(spent)} at delta "
+        f"{cfg.central_privacy.delta:g} over the rounds so far."
+    )
+
+
 def _planned(cfg: ExperimentConfig) -> str:
     if cfg.privacy.noise_multiplier is not None:
         return f"The noise multiplier is {cfg.privacy.noise_multiplier:g}; each hospital's ledger has the epsilon."
@@ -66,7 +77,8 @@ def _planned(cfg: ExperimentConfig) -> str:
 def _unprotected(cfg: ExperimentConfig) -> list[str]:
     private, secret = cfg.privacy.mechanism != "none", cfg.secure_aggregation.enabled
     whose = "summed over the hospitals" if secret else "of each hospital"
-    found = [] if private else [f"the change of the model's weights in each round, {whose}"]
+    noised = " to the coordinator" if cfg.central_privacy.enabled else ""
+    found = [] if private else [f"the change of the model's weights in each round, {whose}{noised}"]
     if not private or cfg.privacy.open_metrics:
         found.append(f"loss and accuracy in training, {whose}")
     found.append(f"numbers of images and of each class, {whose}")

@@ -39,6 +39,7 @@ from common.messages import (
 )
 from common.secure_sum.roster import KeyRoster
 from server.activity import Kind
+from server.central_privacy import CentralPrivacy
 from server.checks import Intake
 from server.chronicle import Chronicle
 from server.exchange import Post
@@ -70,6 +71,7 @@ class Coordinator:
     post: Post = field(init=False)
     secure: SecureRounds | None = field(init=False, default=None)
     """Set where the experiment asks for secure aggregation."""
+    central_privacy: CentralPrivacy | None = None
     key_roster: InitVar[KeyRoster | None] = None
 
     def __post_init__(self, key_roster: KeyRoster | None) -> None:
@@ -110,8 +112,7 @@ class Coordinator:
         self.chronicle.activity.note(Kind.ROUND_STARTED, round=number, sites=drawn, deadline_sec=deadline)
         trained = self._train(drawn, number)
         seconds = {"train": clock.lap()}
-        self.arrays = aggregate(self.strategy, number, trained.updates)
-        trained.updates.clear()  # 45 MB a site
+        self.arrays = self._aggregate(number, trained, len(drawn))
         seconds["aggregate"] = clock.lap()
         judges = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
         judged = self._evaluate(judges, number)
@@ -138,6 +139,15 @@ class Coordinator:
         if self.chronicle.audit:
             record_round(self.chronicle.audit, self.chronicle.run, line, self.arrays, trained.heads)
         return line
+
+    def _aggregate(self, number: int, trained: Trained, asked: int) -> ModelArrays:
+        """The new global weights; `trained` gives up its updates, 45 MB a site, and tells what was spent."""
+        updates = list(trained.updates)
+        trained.updates.clear()
+        if self.central_privacy is not None:
+            updates = [self.central_privacy.combine(self.arrays, updates, asked, number)]
+            trained.told["central_epsilon"] = self.central_privacy.epsilon(number)
+        return aggregate(self.strategy, number, updates)
 
     def _sites_now(self) -> list[str]:
         """Names of the sites that are connected and free, sorted."""
@@ -188,7 +198,7 @@ class Coordinator:
                 drawn, number, self.arrays, lambda steps: self._training_messages(number, list(steps), steps)
             )
         cfg = self.experiment.strategy
-        intake = Intake(self.arrays, self.layout, self.roster.presences, cfg)
+        intake = Intake(self.arrays, self.layout, self.roster.presences, cfg, compares=self.central_privacy is None)
         messages = self._training_messages(number, drawn)
         failures = self.post.exchange(messages, "train", number, cfg.round_timeout_sec, intake.take, cfg.enough_sites)
         updates, left_out = intake.close()

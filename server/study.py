@@ -19,6 +19,7 @@ from common.messages import ModelArrays
 from common.models import build_model
 from common.seeds import derive_seed
 from server.activity import HEARTBEAT_FILE, Heartbeat
+from server.central_privacy import CentralPrivacy
 from server.checkpoints import Checkpoint, check_same_experiment, read_checkpoint, write_checkpoint
 from server.chronicle import Chronicle
 from server.judge import build_judge
@@ -90,7 +91,8 @@ def _build_coordinator(
     if checkpoint:
         arrays = checkpoint.arrays
         restore_state(strategy, checkpoint.strategy_state)
-    return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge, key_roster)
+    central = CentralPrivacy.of(experiment, Path(settings.run_dir))
+    return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge, central, key_roster)
 
 
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:

@@ -18,13 +18,13 @@ from typing import Any
 
 import yaml
 
-from client.privacy.secret import KEY_FILE, write_secret
 from common.config import CoordinatorConfig, ExperimentConfig, Section, SiteConfig
 from common.data.manifest import Manifest, write_manifest
 from common.data.report import DataReport
 from common.data.sources.kaggle import read_kaggle
 from common.data.sources.table import read_csv
 from common.errors import ConfigError, DataError
+from common.privacy.secret import KEY_FILE, write_secret
 from common.seeds import derive_seed
 from simulation.identities import write_identities
 from simulation.partition import partition
@@ -83,7 +83,8 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
     identities = write_identities(run_dir / "identities", names) if experiment.secure_aggregation.enabled else ({}, None)
     for number, part in enumerate(parts):
         _write_site(run_dir, number, part, cfg, identities[0].get(names[number]))
-        _write_secret(run_dir / "sites" / names[number], experiment.seed)
+        _write_secret(run_dir / "sites" / names[number], names[number], experiment.seed)
+    _write_secret(run_dir, "coordinator", experiment.seed)
     settings = CoordinatorConfig(
         run_dir=str(run_dir), resume=resume, device=cfg.device, key_roster=str(identities[1]) if identities[1] else None
     )
@@ -147,9 +148,9 @@ def _write_site(run_dir: Path, number: int, manifest: Manifest, cfg: SimulationC
     _write_yaml(run_dir / "sites" / f"{number}.yaml", site)
 
 
-def _write_secret(folder: Path, seed: int) -> None:
-    """The virtual hospital's secret for private training, pure in the seed, so that runs repeat: simulated privacy protects nobody."""
-    write_secret(folder / KEY_FILE, hashlib.sha256(f"simulated secret of {folder.name}, seed {seed}".encode()).digest())
+def _write_secret(folder: Path, party: str, seed: int) -> None:
+    """A virtual party's secret for its noise, pure in the seed, so that runs repeat: simulated privacy protects nobody."""
+    write_secret(folder / KEY_FILE, hashlib.sha256(f"simulated secret of {party}, seed {seed}".encode()).digest())
 
 
 def _find_data(cfg: SimulationConfig, seed: int, run_dir: Path) -> tuple[Path, Path | None]:

@@ -4,7 +4,7 @@
                 views each image `augmentation_multiplicity` times and
                 averages the views' gradients (De et al. 2022, section 3.4)
                 clips each unit's gradient to `max_grad_norm`, adds up      `client.privacy.gradients`
-                adds noise of deviation noise_multiplier * max_grad_norm    `PrivateOptimizer`, `client.privacy.randomness`
+                adds noise of deviation noise_multiplier * max_grad_norm    `PrivateOptimizer`, `common.privacy.randomness`
                 divides by the expected number of units, and steps
     at the end  puts the moving average of the weights in their place
 
@@ -30,15 +30,15 @@ from torch import Tensor, nn
 
 from client.privacy.gradients import ClippedGradients
 from client.privacy.plan import SitePlan
-from client.privacy.randomness import KEY_BYTES, RandomStream
 from client.privacy.sampling import UnitSampler, count_units, split_into_lots
-from client.privacy.secret import round_key
 from client.training import RoundPlan, TrainingSetup, build_setup
 from common.compute import Compute
 from common.config import PrivacyConfig
 from common.data.dataset import Dataset
 from common.data.manifest import CLASSES
 from common.errors import ConfigError
+from common.privacy.randomness import KEY_BYTES, RandomStream
+from common.privacy.secret import round_key
 
 NORMALS_ADDED = 4
 """Under `secure_noise` a noise value is half the sum of so many normals: n = 2 of Holohan and Braghin 2021, section 5.1, as Opacus'

@@ -21,9 +21,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from client.privacy.accounting import AccountantName, Mechanism, epsilon
 from common.config import PrivacyUnit
 from common.errors import ConfigError
+from common.privacy.accounting import AccountantName, Mechanism, epsilon
 
 Purpose = Literal["training", "counts", "metrics"]
 

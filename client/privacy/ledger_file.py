@@ -20,13 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from client.privacy.accounting import Mechanism
 from client.privacy.entries import Entry
 from client.privacy.lineages import SCHEMA as LINEAGES
 from common.audit import canonical
 from common.config import PrivacyUnit
 from common.data.atomic import atomic_write, exclusive
 from common.errors import ConfigError, PolicyError
+from common.privacy.accounting import Mechanism
 
 START = "0" * 64
 """The hash before the first entry's."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from client.privacy.accounting import AccountantName, Mechanism, epsilon, noise_for
 from common.config import ExperimentConfig, PrivacyUnit
 from common.errors import ConfigError
+from common.privacy.accounting import AccountantName, Mechanism, epsilon, noise_for
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from torch import nn
 from client.privacy.dp_sgd import PrivateRound, build_private_setup
 from client.privacy.plan import SitePlan
 from client.privacy.sampling import count_units
-from client.privacy.secret import fingerprint, round_key, site_secret
 from client.privacy.spending import spend_round
 from client.site import Site
 from client.training import RoundPlan, TrainingResult, train_locally
 from common.compute import Compute
 from common.messages import Instruction
+from common.privacy.secret import fingerprint, own_secret, round_key
 
 OPEN = ("steps", "learning_rate", "train_sec")
 """Metrics of a private round that leave without noise: the first two are the plan's own, seconds tell how many units were drawn."""
@@ -54,7 +54,7 @@ def plan_site(site: Site, instruction: Instruction) -> SitePlan:
 
 
 def _round_key(site: Site, instruction: Instruction, compute: Compute) -> bytes:
-    """A key that is new as soon as anything is that the update depends on; see `client.privacy.secret`."""
+    """A key that is new as soon as anything is that the update depends on; see `common.privacy.secret`."""
     arrays = instruction.arrays
     weights = hashlib.sha256() if arrays is None else hashlib.sha256(arrays.parameters.tobytes() + arrays.statistics.tobytes())
     context = (
@@ -66,4 +66,4 @@ def _round_key(site: Site, instruction: Instruction, compute: Compute) -> bytes:
         fingerprint(site.train),
         f"{compute.device.type} {compute.dtype}",
     )
-    return round_key(site_secret(Path(site.config.work_dir)), context)
+    return round_key(own_secret(Path(site.config.work_dir)), context)

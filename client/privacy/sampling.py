@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from client.privacy.randomness import RandomStream
 from common.config import PrivacyUnit
+from common.privacy.randomness import RandomStream
 
 
 @dataclass(frozen=True)

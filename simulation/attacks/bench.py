@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from client.privacy.accounting import epsilon as accounted_epsilon
 from client.privacy.plan import SitePlan
 from common.config import ExperimentConfig
 from common.data.dataset import Dataset, load_dataset
@@ -21,6 +20,7 @@ from common.data.manifest import Manifest
 from common.data.sources.kaggle import read_kaggle
 from common.errors import ConfigError
 from common.evaluation.bootstrap import Bootstrap
+from common.privacy.accounting import epsilon as accounted_epsilon
 from common.seeds import derive_seed, numpy_generator
 from simulation.attacks.canaries import audit, join, make_canaries, toss
 from simulation.attacks.membership import Verdict, by_patient, draw_halves, judge_scores, lira_scores, loss_scores

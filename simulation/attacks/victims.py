@@ -18,7 +18,6 @@ from torch import nn
 
 from client.privacy.dp_sgd import PrivateRound, build_private_setup
 from client.privacy.plan import SitePlan
-from client.privacy.randomness import KEY_BYTES
 from client.privacy.sampling import count_units
 from client.training import RoundPlan, TrainingSetup, build_setup, train_locally
 from common.compute import Compute, build_compute
@@ -28,6 +27,7 @@ from common.data.manifest import CLASSES
 from common.errors import ConfigError
 from common.inference import predict
 from common.models import build_model
+from common.privacy.randomness import KEY_BYTES
 from common.seeds import derive_seed, numpy_generator
 
 J = TypeVar("J")

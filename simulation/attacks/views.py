@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from client.privacy.gradients import ClippedGradients
-from client.privacy.randomness import KEY_BYTES, RandomStream
+from common.privacy.randomness import KEY_BYTES, RandomStream
 from common.seeds import numpy_generator
 from common.transforms import normalize
 from simulation.attacks.inversion import Gradients, Target

@@ -17,13 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.privacy.accounting import Mechanism, epsilon
 from client.privacy.entries import Entry, total_epsilon
 from client.privacy.ledger import Ledger
 from client.privacy.lineages import DataUnits
 from common.config import SitePolicy
 from common.config_reader import build_config
 from common.errors import BudgetError, PolicyError, describe_for_wire
+from common.privacy.accounting import Mechanism, epsilon
 
 ROUND = Mechanism(0.25, 1.5, 4)
 DATA = DataUnits(("a1", "a2", "b1"), ("a", "a", "b"))

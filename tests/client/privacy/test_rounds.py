@@ -10,7 +10,6 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import train_round
-from client.privacy.secret import KEY_FILE
 from client.privacy.spending import open_ledger
 from client.site import read_site_config
 from common.config import ExperimentConfig
@@ -18,6 +17,7 @@ from common.data.manifest import Manifest, read_manifest, write_manifest
 from common.layout import ArraysLayout
 from common.messages import Instruction, ModelArrays, Update, unpack_update
 from common.models import build_model
+from common.privacy.secret import KEY_FILE
 from tests.tiny import TinyFederation, tiny_experiment
 
 PRIVATE = {"mechanism": "dp_sgd", "noise_multiplier": 2.0, "delta": 1e-3, "expected_batch_size": 4}

@@ -10,9 +10,9 @@ import pytest
 import scipy.stats
 import torch
 
-from client.privacy.randomness import RandomStream
-from client.privacy.secret import KEY_FILE, fingerprint, round_key, site_secret
 from common.errors import ConfigError
+from common.privacy.randomness import RandomStream
+from common.privacy.secret import KEY_FILE, fingerprint, own_secret, round_key
 from tests.client.test_training import tiny_data
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
@@ -68,8 +68,8 @@ def test_a_fingerprint_changes_with_any_image_label_or_patient() -> None:
 
 
 def test_a_site_keeps_one_secret_that_others_cannot_read(tmp_path: Path) -> None:
-    secret = site_secret(tmp_path / "a")
-    assert site_secret(tmp_path / "a") == secret != site_secret(tmp_path / "b")
+    secret = own_secret(tmp_path / "a")
+    assert own_secret(tmp_path / "a") == secret != own_secret(tmp_path / "b")
     assert (tmp_path / "a" / KEY_FILE).stat().st_mode & 0o777 == 0o600
 
 
@@ -78,4 +78,4 @@ def test_a_damaged_or_open_secret_is_refused(tmp_path: Path, content: bytes, mod
     (tmp_path / KEY_FILE).write_bytes(content)
     (tmp_path / KEY_FILE).chmod(mode)
     with pytest.raises(ConfigError, match="0600"):
-        site_secret(tmp_path)
+        own_secret(tmp_path)

@@ -1,10 +1,10 @@
-"""The key of a round's noise and sampling: secret from the coordinator, and repeatable at the site.
+"""The key of a round's noise and sampling: secret from everybody else, and repeatable where the noise is added.
 
-A site has a secret of 32 random bytes in its own folder. A round's key is HMAC-SHA256 of everything that the update depends on: the
-run, the round, the experiment, the weights that came, the site's training data and the number type. So the same question gets the
-same answer bit for bit, which tells nothing new, and any other question gets independent noise. Were the key pure in (run, round),
-a coordinator that asks a round twice with other weights would subtract two answers and be rid of the noise; so would one that asks
-before and after a patient came.
+A site, and a coordinator that adds noise, has a secret of 32 random bytes in its own folder. At a site a round's key is HMAC-
+SHA256 of everything that the update depends on: the run, the round, the experiment, the weights that came, the site's training
+data and the number type. So the same question gets the same answer bit for bit, which tells nothing new, and any other question
+gets independent noise. Were the key pure in (run, round), a coordinator that asks a round twice with other weights would subtract
+two answers and be rid of the noise; so would one that asks before and after a patient came.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from client.privacy.randomness import KEY_BYTES
 from common.data.atomic import atomic_write, exclusive
 from common.data.dataset import Dataset
 from common.errors import ConfigError
+from common.privacy.randomness import KEY_BYTES
 
 KEY_FILE = "noise.key"
 
 
-def site_secret(work_dir: Path) -> bytes:
-    """The site's secret, made on first use with mode 0600. Back it up nowhere: a new one costs repeatability alone.
+def own_secret(work_dir: Path) -> bytes:
+    """This party's secret, made on first use with mode 0600. Back it up nowhere: a new one costs repeatability alone.
 
     Raises:
         ConfigError: the file has another length, or others may read it.

@@ -1,0 +1,1 @@
+"""Differential privacy that both sides need: its account, and noise from a secret."""
