@@ -19,6 +19,7 @@ from torch import nn
 
 from client.local_norms import LocalNorms
 from client.policy import Work
+from client.releases import Releases
 from client.secure_sum.answer import answer_step, begin_masking
 from client.secure_sum.stages import MaskPlan
 from client.site import Site, class_number, find_site_config, site_log
@@ -84,7 +85,7 @@ def answer_roll_call(instruction: Instruction, config: SiteConfig) -> RecordDict
     """Who the site is and what data it has for the experiment, in counts; decodes the images on the way."""
     site = open_site(config, instruction.experiment)
     layout = ArraysLayout.of(_model(instruction.experiment.model, instruction.experiment.task))
-    return pack_presence(_presence(site, layout, instruction.experiment))
+    return pack_presence(Releases.of(site, instruction.experiment).presence(layout.digest))
 
 
 def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
@@ -92,10 +93,10 @@ def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
     if instruction.experiment.secure_aggregation.enabled or instruction.step:
         plan = begin_masking(instruction, config, "train")
         trained = _train(instruction, config)
-        return pack_masked(_presence(trained.site, trained.layout, instruction.experiment), trained.masked(plan, instruction))
+        return pack_masked(trained.releases.presence(trained.layout.digest), trained.masked(plan, instruction))
     trained = _train(instruction, config)
-    presence = _presence(trained.site, trained.layout, instruction.experiment)
-    update = Update.of(presence, trained.arrays, len(trained.site.train.labels), trained.metrics)
+    presence = trained.releases.presence(trained.layout.digest)
+    update = Update.of(presence, trained.arrays, trained.releases.train, trained.metrics)
     return pack_update(update, _travelling(trained.arrays, instruction, trained.site.name))
 
 
@@ -104,6 +105,7 @@ class Trained:
     """What a round of local training gave."""
 
     site: Site
+    releases: Releases
     layout: ArraysLayout
     arrays: ModelArrays
     result: TrainingResult
@@ -132,6 +134,7 @@ def _train(instruction: Instruction, config: SiteConfig) -> Trained:
     site = open_site(config, experiment)
     if not len(site.train.labels):
         raise EmptySiteError(f"{site.name}: no training image")
+    releases = Releases.of(site, experiment)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
     plan = RoundPlan(experiment, instruction.round, site.name)
     metrics: Mapping[str, float]
@@ -146,7 +149,7 @@ def _train(instruction: Instruction, config: SiteConfig) -> Trained:
     if experiment.strategy.name == "fedbn":
         LocalNorms.of(config.work_dir, instruction.run, layout).keep(arrays, instruction.round)
     logger.info("round %d: trained %d steps, loss %.4f", instruction.round, result.steps, result.loss)
-    return Trained(site, layout, arrays, result, metrics)
+    return Trained(site, releases, layout, arrays, result, releases.metrics(metrics))
 
 
 def _travelling(arrays: ModelArrays, instruction: Instruction, site: str) -> ArrayRecord:
@@ -165,14 +168,15 @@ def evaluate_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
     compute = build_compute(config.device, "fp32", config.threads)
     site = open_site(config, experiment)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
-    statistics = judge(compute.place(model), site, experiment, compute)
-    presence = _presence(site, layout, experiment)
+    releases = Releases.of(site, experiment)
+    statistics = releases.statistics(judge(compute.place(model), site, experiment, compute))
+    presence = releases.presence(layout.digest)
     if plan is not None:
         vector = encode_statistics(statistics)
         plan.hide(vector)
         return pack_masked(presence, vector)
     metrics = {"evaluate_sec": time.perf_counter() - started}
-    return pack_evaluation(Evaluation(presence, len(site.validation.labels), metrics, statistics.to_numbers()))
+    return pack_evaluation(Evaluation(presence, statistics.n, metrics, statistics.to_numbers()))
 
 
 def judge(model: nn.Module, site: Site, experiment: ExperimentConfig, compute: Compute) -> Statistics:
@@ -203,14 +207,6 @@ def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
     except Exception:
         logger.exception("a message of type %s could not be answered", message.metadata.message_type)
         raise
-
-
-def _presence(site: Site, layout: ArraysLayout, experiment: ExperimentConfig) -> Presence:
-    """Who the site is. Under secure aggregation its counts are told in sums alone."""
-    if experiment.secure_aggregation.enabled:
-        return Presence(site.name, layout.digest)
-    counts = {"train": len(site.train.labels), "validation": len(site.validation.labels)}
-    return Presence(site.name, layout.digest, {**site.public_report, **counts})
 
 
 def _model_with(instruction: Instruction, config: SiteConfig, norms_before_round: int) -> tuple[nn.Module, ArraysLayout]:

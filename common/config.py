@@ -22,6 +22,7 @@ ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficien
 StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"]
 UpdatePrecision = Literal["float32", "float16", "int8"]
 PrivacyUnit = Literal["image", "patient"]
+Withheld = Literal["data_report", "training_metrics", "validation_statistics"]
 ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
 
 
@@ -462,6 +463,12 @@ class SitePolicy(Section):
     the runs so far."""
     min_unit: PrivacyUnit = "image"
     """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
+    withhold: list[Withheld] = []
+    """What never leaves this site, whatever a run asks for (see `client.releases`): the report on its data (what was found, left out
+    and why, of which class), the metrics of its training, the statistics of its validation. The run goes on without them."""
+    count_noise: Positive | None = None
+    """Numbers of images leave with Gaussian noise of this deviation, for `min_unit` patient times the images of a patient. The ledger
+    counts it, once for each state of the data. Unset they leave as they are. Under secure aggregation they are masked instead."""
     require_secure_aggregation: bool = False
     """Whether a run is refused in which the coordinator could see this site's update and counts."""
     quiet_hours: list[QuietHours] = []

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.config import ExperimentConfig
+from common.config import ExperimentConfig, Withheld
 from server.report_numbers import count, number
 from server.report_run import Run
+
+WITHHELD: dict[Withheld, str] = {
+    "data_report": "what was found and left out of their data",
+    "training_metrics": "loss, accuracy and steps of training",
+    "validation_statistics": "their validation statistics, so that the pooled ones are of the others",
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,18 @@ def _protected(run: Run, cfg: ExperimentConfig, spent: dict[str, float]) -> list
         dropped = sum(len(set(line["drawn"]) - set((line.get("secure_sum") or {}).get("summed", ()))) for line in run.history)
         if dropped:
             texts.append(f"{count(dropped, 'time')} a hospital dropped out of a sum, which was completed without it.")
+    return texts + _by_policy(run)
+
+
+def _by_policy(run: Run) -> list[str]:
+    """What hospitals kept back, or noised, by their own policy."""
+    texts = [
+        f"By their own policy, these hospitals kept back {words}: {', '.join(names)}."
+        for kind, words in WITHHELD.items()
+        if (names := run.kept_back(kind))
+    ]
+    if noised := run.kept_back("count_noise"):
+        texts.append(f"These hospitals told their numbers of images with noise, which their ledgers count: {', '.join(noised)}.")
     return texts
 
 

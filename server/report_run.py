@@ -138,6 +138,11 @@ class Run:
                 reports.setdefault(name, {}).update({key: n for key, n in seen.items() if n is not None})
         return dict(sorted(reports.items()))
 
+    def kept_back(self, kind: str) -> list[str]:
+        """Hospitals whose policy keeps back so much (`common.config.Withheld`), or noises its counts (`count_noise`)."""
+        told = self.summary.get("sites") or {}
+        return sorted(name for name, report in told.items() if kind in report or kind in (report.get("withheld") or ()))
+
     def absent(self) -> dict[str, str]:
         """Reason by name of everyone who was not a site of the run at its end."""
         last = self.history[-1].get("absent", {}) if self.history else {}

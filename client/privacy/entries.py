@@ -25,7 +25,7 @@ from common.config import PrivacyUnit
 from common.errors import ConfigError
 from common.privacy.accounting import AccountantName, Mechanism, epsilon
 
-Purpose = Literal["training", "counts", "metrics"]
+Purpose = Literal["training", "counts"]
 
 
 @dataclass(frozen=True)

@@ -137,4 +137,4 @@ def test_a_resumed_run_has_the_noise_of_an_unbroken_one(tmp_path: Path) -> None:
         federation.run("broken", experiment, grid=federation.grid(KillingApp(2)))
     federation.run("broken", experiment, resume=True)
     ends = [read_checkpoint(tmp_path / name / "checkpoints" / "last.pt").arrays.parameters for name in ("whole", "broken")]
-    assert np.array_equal(*ends)
+    assert np.array_equal(ends[0], ends[1])
