@@ -102,6 +102,24 @@ def test_a_site_killed_in_training_is_named_and_joins_again(federation: RealFede
     assert_nothing_lost(federation)
 
 
+def test_a_site_killed_while_sending_is_named_and_joins_again(federation: RealFederation) -> None:
+    """ResNet18's 45 MB go out in pieces for seconds; the audit log tells of an answer just before it leaves."""
+    federation.submit("run", rounds=MANY, model={"name": "resnet18"})
+    log = federation.site("river") / "work" / "audit.jsonl"
+
+    def answered() -> bool:
+        return any(entry.event == "answer" and entry.facts["work"] == "train" for entry in read_entries(log))
+
+    until(answered, 120, lambda: f"river did not train: {federation.tell('run')}")
+    federation.signal_site("river", signal.SIGKILL)
+    federation.start_site("river")
+    trains_again(federation, "run", "river", after=1)
+    told = failures(federation, "run")
+    assert "river" in told[0] and not {"north", "hill"} & set(told[0]), told
+    end(federation, "run")
+    assert_nothing_lost(federation)
+
+
 def test_a_client_process_killed_is_named_and_the_site_goes_on(federation: RealFederation) -> None:
     federation.submit("run", rounds=MANY, training=LONG)
     federation.wait_for("run", "asked", 1, site="hill", task="train")

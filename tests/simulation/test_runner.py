@@ -71,6 +71,7 @@ def test_virtual_hospitals_sum_in_secret_with_keys_of_their_own(tmp_path: Path, 
     assert line["secure_sum"]["images"] > 0
 
 
+@pytest.mark.slow
 def test_secure_sums_in_flower_and_in_the_local_engine_are_equal_bit_for_bit(tmp_path: Path, phantoms: Path) -> None:
     """Any actor may serve any hospital in any step: what a site must remember is in its folder."""
     for engine in ("flower", "local"):
