@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -105,13 +106,15 @@ def test_a_site_killed_in_training_is_named_and_joins_again(federation: RealFede
 def test_a_site_killed_while_sending_is_named_and_joins_again(federation: RealFederation) -> None:
     """ResNet18's 45 MB go out in pieces for seconds; the audit log tells of an answer just before it leaves."""
     federation.submit("run", rounds=MANY, model={"name": "resnet18"})
-    log = federation.site("river") / "work" / "audit.jsonl"
+    log, pid = federation.site("river") / "work" / "audit.jsonl", federation.supernode_pid("river")
+    assert pid is not None
 
     def answered() -> bool:
         return any(entry.event == "answer" and entry.facts["work"] == "train" for entry in read_entries(log))
 
     until(answered, 120, lambda: f"river did not train: {federation.tell('run')}")
-    federation.signal_site("river", signal.SIGKILL)
+    for member in family(pid):
+        os.kill(member, signal.SIGKILL)
     federation.start_site("river")
     trains_again(federation, "run", "river", after=1)
     told = failures(federation, "run")
