@@ -29,7 +29,6 @@ from common.models import classifier_of, freeze_in_round, set_trainable, train_m
 from common.seeds import derive_seed, numpy_generator, torch_generator
 from common.transforms import augment, draw_parameters, normalize, to_model_input
 
-
 Examples = Dataset | FeatureSet
 
 

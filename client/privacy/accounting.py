@@ -20,8 +20,6 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
 from opacus.accountants.analysis.prv import (
     Domain,
     PoissonSubsampledGaussianPRV,
@@ -30,6 +28,8 @@ from opacus.accountants.analysis.prv import (
     discretize,
 )
 from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
 
 from common.errors import ConfigError
 
