@@ -4,9 +4,9 @@
         --epsilons 1 3 6 10 inf --units image patient --seeds 0 1 2 --out private_auroc
 
 Each run is the project's own: sites lay out, plan, account and train as in a hospital, in one process. `inf` is the same recipe without
-mechanism, once for all units, at a rate of its own: gradients that nobody clips are longer. Delta is 1 / training patients of each site. Written are `table.md`, `curve.png` and the run folders. Runs of
-one seed share the hospitals' caches, so that images are decoded, and features computed, once a seed. Exit code 1: the ledger of a site
-holds more than the run may have spent.
+mechanism, once for all units, at a rate of its own: gradients that nobody clips are longer. Delta is 1 / training patients of each site.
+Written are `table.md`, `curve.png` and the run folders. Runs of one seed share the hospitals' caches, so that images are decoded, and
+features computed, once a seed. Exit code 1: the ledger of a site holds more than the run may have spent.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from benchmarks.local_runs import Run, run_all
 from benchmarks.private_auroc_picture import Curve, draw_curves
 from client.privacy.entries import total_epsilon
 from client.privacy.ledger import Ledger
+from common.config import PrivacyUnit
 from common.config_reader import merge, read_yaml
 from simulation.federation import hospital_name
 
@@ -126,7 +127,7 @@ def _outcome(case: Case, summary: dict[str, Any], options: argparse.Namespace) -
 
 def _spent(ledger: Ledger, case: Case) -> float:
     entries = [recorded.entry for lineage in ledger.lineages() for recorded in lineage.entries]
-    unit = "patient" if case.unit == "patient" else "image"
+    unit: PrivacyUnit = "patient" if case.unit == "patient" else "image"
     return total_epsilon(entries, min(entry.delta for entry in entries), unit)
 
 
