@@ -40,9 +40,12 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_all(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The summaries of `runs`, in their order; as many at once as there are CPUs, with one thread each."""
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+def run_all(runs: Sequence[Run], runs_per_process: int | None = 1) -> list[dict[str, Any]]:
+    """The summaries of `runs`, in their order; as many at once as there are CPUs, with one thread each.
+
+    Small runs share processes with `runs_per_process` None, which saves the import of torch for each.
+    """
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), max_tasks_per_child=runs_per_process) as pool:
         return list(pool.map(run_one, runs))
 
 

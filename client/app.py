@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from client.examples import choose_examples
 from client.local_norms import LocalNorms
 from client.policy import Work
 from client.releases import Releases
@@ -30,7 +31,7 @@ from common.config import ExperimentConfig, ModelConfig, SiteConfig, TaskName
 from common.errors import EmptySiteError, MessageError
 from common.evaluation.predictions import Predictions
 from common.evaluation.statistics import FEDERATED_GRID, Statistics
-from common.inference import predict
+from common.features import predict_cached
 from common.layout import ArraysLayout
 from common.messages import (
     Evaluation,
@@ -139,7 +140,8 @@ def _train(instruction: Instruction, config: SiteConfig) -> Trained:
     plan = RoundPlan(experiment, instruction.round, site.name)
     metrics: Mapping[str, float]
     if experiment.privacy.mechanism == "none":
-        result = train_locally(build_setup(model, site.class_counts(class_number(experiment)), plan, compute), site.train, plan)
+        setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
+        result = train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
         metrics = result.metrics()
     else:
         from client.privacy.rounds import train_privately  # Opacus costs a second to import
@@ -184,7 +186,7 @@ def judge(model: nn.Module, site: Site, experiment: ExperimentConfig, compute: C
     classes = class_number(experiment)
     if not len(site.validation.labels):
         return Statistics.zero(classes, FEDERATED_GRID)
-    probabilities = predict(model, site.validation, compute, experiment.model.in_channels, experiment.evaluation.batch_size)
+    probabilities = predict_cached(model, site.validation, compute, experiment, site.cache_dir)
     return Statistics.of(Predictions(probabilities, site.validation.labels, site.validation.patients), FEDERATED_GRID)
 
 

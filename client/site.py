@@ -35,6 +35,11 @@ class Site:
     def name(self) -> str:
         return self.config.name
 
+    @property
+    def cache_dir(self) -> Path:
+        """Of decoded images and features; goes whole when a patient withdraws."""
+        return Path(self.config.work_dir) / "cache"
+
     def class_counts(self, classes: int) -> list[int]:
         """Training images of each class."""
         return np.bincount(self.train.labels, minlength=classes).tolist()

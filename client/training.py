@@ -3,6 +3,8 @@
 setup  = build_setup(model, site's class counts, plan, compute)      model, optimizer, loss, and the rule of its steps
 result = train_locally(setup, data, plan)                            for each step: augment, add gradients, take the step
 
+`data` are images, or their features where only the classifier is trained (`client.examples`).
+
 Private training has the same loop and another rule (`client.privacy.dp_sgd`).
 """
 
@@ -21,16 +23,19 @@ from torch import nn
 from common.compute import Compute
 from common.config import ExperimentConfig, TrainingConfig
 from common.data.dataset import Dataset
+from common.features import FeatureSet
 from common.losses import build_loss
-from common.models import freeze_in_round, set_trainable, train_mode
+from common.models import classifier_of, freeze_in_round, set_trainable, train_mode
 from common.seeds import derive_seed, numpy_generator, torch_generator
 from common.transforms import augment, draw_parameters, normalize, to_model_input
+
+Examples = Dataset | FeatureSet
 
 
 class StepRule(Protocol):
     """What plain and private training differ in: which images a step takes, and how their gradients become one step."""
 
-    def draw(self, data: Dataset, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+    def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
         """For each step of the round the progress of the run in [0, 1), and rows of `data`, int64, in lots that fit the memory."""
 
     def add_gradient(self, mean_loss: Callable[[], torch.Tensor], rows: int) -> None:
@@ -117,7 +122,7 @@ class PlainSteps:
         self._optimizer, self._trainable, self._training = optimizer, trainable, training
         self._scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.needs_scaler)
 
-    def draw(self, data: Dataset, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+    def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
         order, epochs = numpy_generator(*plan.seed_parts(), "batches"), self._training.local_epochs
         for epoch in range(epochs):
             batches = draw_batches(len(data.labels), self._training.batch_size, order)
@@ -183,7 +188,7 @@ def draw_batches(images: int, batch_size: int, generator: np.random.Generator) -
     return batches
 
 
-def train_locally(setup: TrainingSetup, data: Dataset, plan: RoundPlan) -> TrainingResult:
+def train_locally(setup: TrainingSetup, data: Examples, plan: RoundPlan) -> TrainingResult:
     """Trains `setup.model` in place on `data` for one round and returns what happened.
 
     Pure in (weights, data, plan): the same call gives the same weights on the same machine and number of threads.
@@ -193,6 +198,7 @@ def train_locally(setup: TrainingSetup, data: Dataset, plan: RoundPlan) -> Train
     training = plan.experiment.training
     train_mode(setup.model, fix_statistics=training.fixes_statistics(plan.round, plan.experiment.rounds))
     views = torch_generator(*plan.seed_parts(), "augmentation")
+    network = classifier_of(setup.model) if isinstance(data, FeatureSet) else setup.model
     base_rates = [float(group["lr"]) for group in setup.optimizer.param_groups]
     loss_sum, correct, images, steps, factor = 0.0, 0, 0, 0, 1.0
     for progress, lots in setup.rule.draw(data, plan):
@@ -201,13 +207,20 @@ def train_locally(setup: TrainingSetup, data: Dataset, plan: RoundPlan) -> Train
             group["lr"] = rate * factor
         setup.optimizer.zero_grad(set_to_none=True)
         for rows in lots:
-            loss, right = _add_gradient(setup, _view(data, rows, plan, setup.compute, views), data.labels[rows], plan.experiment)
+            loss, right = _add_gradient(setup, network, _inputs(data, rows, plan, setup.compute, views), data.labels[rows])
             loss_sum, correct, images = loss_sum + loss * len(rows), correct + right, images + len(rows)
         setup.rule.take_step()
         steps += 1
     setup.rule.finish()
     duration, seen = time.perf_counter() - started, images or math.nan
     return TrainingResult(loss_sum / seen, correct / seen, steps, images, base_rates[0] * factor, duration)
+
+
+def _inputs(data: Examples, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator) -> torch.Tensor:
+    """What the network takes of `rows`, on the device: normalised augmented images, or their features for the classifier alone."""
+    if isinstance(data, FeatureSet):
+        return data.take(rows, compute)
+    return compute.move(normalize(_view(data, rows, plan, compute, views), plan.experiment.model.in_channels))
 
 
 def _view(data: Dataset, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator) -> torch.Tensor:
@@ -227,16 +240,14 @@ def _shrink(images: torch.Tensor, size_px: int) -> torch.Tensor:
     return nn.functional.interpolate(images, size=(size_px, size_px), mode="bilinear", antialias=True)
 
 
-def _add_gradient(
-    setup: TrainingSetup, images: torch.Tensor, labels: np.ndarray, experiment: ExperimentConfig
-) -> tuple[float, int]:
+def _add_gradient(setup: TrainingSetup, network: nn.Module, inputs: torch.Tensor, labels: np.ndarray) -> tuple[float, int]:
     """Mean loss over the images, and how many were classified rightly."""
     compute, seen = setup.compute, {}
-    inputs, targets = compute.move(normalize(images, experiment.model.in_channels)), torch.from_numpy(labels).to(compute.device)
+    targets = torch.from_numpy(labels).to(compute.device)
 
     def mean_loss() -> torch.Tensor:
         with compute.autocast():
-            seen["logits"] = setup.model(inputs)
+            seen["logits"] = network(inputs)
         seen["loss"] = setup.loss(seen["logits"].float(), targets)
         return seen["loss"]
 

@@ -121,8 +121,10 @@ class ScatteringLinear(nn.Module):
     """A linear classifier of fixed scattering features (Tramèr & Boneh 2021, section 2.2): only the classifier is trained.
 
     The feature map is averaged to 8 x 8 cells, whatever the image's size, and group-normalised, which takes nothing from other images
-    and so costs no privacy. The features of an image have unit length, so that the gradient of the classifier's weights is at most
-    sqrt(2) long whatever the image is, and clipping there changes nothing.
+    and so costs no privacy. The features of all images have one length, so that clipping treats all alike, and mean square 1: were they
+    as short as the constant input of the bias, half of what a clipped gradient may hold would go to the bias.
+
+    The classifier begins with zeros: its loss is convex, and random first weights would be noise that few private steps cannot forget.
     """
 
     CELLS = 8
@@ -132,10 +134,13 @@ class ScatteringLinear(nn.Module):
         self.scattering = Scattering2D(scale)
         self.groups = group_count(self.scattering.channels)
         self.head = nn.Linear(self.scattering.channels * self.CELLS**2, classes)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         cells = functional.adaptive_avg_pool2d(self.scattering(x.mean(dim=1, keepdim=True)), self.CELLS)
-        return self.head(functional.normalize(functional.group_norm(cells, self.groups).flatten(1)))
+        features = functional.normalize(functional.group_norm(cells, self.groups).flatten(1))
+        return self.head(features * self.head.in_features**0.5)
 
 
 def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:

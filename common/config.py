@@ -52,6 +52,11 @@ class AugmentationConfig(Section):
     horizontal_flip_probability: Fraction = 0.0
     """Zero by default: a mirrored chest has its heart on the wrong side. There is no vertical flip."""
 
+    @property
+    def is_on(self) -> bool:
+        """Whether any transform is on."""
+        return any(self.model_dump().values())
+
 
 class ModelConfig(Section):
     """The network, its input and where its first weights come from."""

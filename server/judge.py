@@ -18,7 +18,7 @@ from common.evaluation.bootstrap import Bootstrap, Interval, bootstrap
 from common.evaluation.metrics import metrics
 from common.evaluation.predictions import Predictions
 from common.evaluation.statistics import Statistics
-from common.inference import predict
+from common.features import predict_cached
 from common.seeds import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -31,14 +31,14 @@ class Judge:
     experiment: ExperimentConfig
     sets: Mapping[str, Dataset]
     compute: Compute
+    cache_dir: Path
 
     def predict(self, model: nn.Module) -> dict[str, Predictions]:
         """Predictions of `model` on each set. Images and patients carry opaque ids."""
-        cfg = self.experiment
         placed = self.compute.place(model)
         results = {}
         for name, dataset in self.sets.items():
-            probabilities = predict(placed, dataset, self.compute, cfg.model.in_channels, cfg.evaluation.batch_size)
+            probabilities = predict_cached(placed, dataset, self.compute, self.experiment, self.cache_dir / name)
             images = tuple(digest[:16] for digest in dataset.digests)
             results[name] = Predictions(probabilities, dataset.labels, opaque_patients(dataset.patients), images)
         return results
@@ -70,7 +70,7 @@ def build_judge(experiment: ExperimentConfig, coordinator: CoordinatorConfig) ->
         for name, path in manifests.items()
         if path
     }
-    return Judge(experiment, sets, build_compute(coordinator.device, "fp32", coordinator.threads))
+    return Judge(experiment, sets, build_compute(coordinator.device, "fp32", coordinator.threads), cache)
 
 
 def bootstrap_settings(experiment: ExperimentConfig, name: str) -> Bootstrap:

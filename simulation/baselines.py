@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from client.app import judge as judge_validation
+from client.examples import choose_examples
 from client.site import Site, class_number, load_site, read_site_config
 from client.training import RoundPlan, build_setup, train_locally
 from common.compute import build_compute
@@ -143,7 +144,7 @@ def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[dict[str, Any
     for number in range(1, experiment.rounds + 1):
         plan = RoundPlan(experiment, number, site.name)
         setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
-        train_locally(setup, site.train, plan)
+        train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
         statistics = judge_validation(exact.place(model), site, experiment, exact)
         threshold = choose_threshold(statistics, experiment.evaluation.threshold_policy, experiment.evaluation.target)
         lines.append({"round": number, "threshold": vars(threshold), "validation": metrics(statistics, threshold.value)})

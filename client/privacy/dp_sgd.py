@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from client.privacy.gradients import ClippedGradients
 from client.privacy.plan import SitePlan
 from client.privacy.sampling import UnitSampler, count_units, split_into_lots
-from client.training import RoundPlan, TrainingSetup, build_setup
+from client.training import Examples, RoundPlan, TrainingSetup, build_setup
 from common.compute import Compute
 from common.config import PrivacyConfig
 from common.data.dataset import Dataset
@@ -126,7 +126,7 @@ class PrivateSteps:
         self._optimizer, self._gradients, self._private, self._cfg = optimizer, gradients, private, cfg
         self._average = MovingAverage(gradients.parameters, cfg.ema_decay) if cfg.ema_decay > 0 else None
 
-    def draw(self, data: Dataset, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+    def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
         steps, rounds = self._private.plan.steps_per_round, plan.experiment.rounds
         sampler = UnitSampler.of(data.patients, self._private.plan.unit, self._private.plan.sampling_rate)
         stream, cfg = self._private.stream("sampling"), self._cfg

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from client.examples import choose_examples
 from client.privacy.dp_sgd import PrivateRound, build_private_setup
 from client.privacy.plan import SitePlan
 from client.privacy.sampling import count_units
@@ -40,7 +41,7 @@ def train_privately(
     plan = private.hide(RoundPlan(experiment, instruction.round, site.name))
     setup = build_private_setup(model, private, plan, compute)
     spent = spend_round(instruction.run, instruction.round, experiment, site, site_plan)
-    result = train_locally(setup, site.train, plan)
+    result = train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
     metrics = result.metrics()
     if not experiment.privacy.open_metrics:
         metrics = {name: metrics[name] for name in OPEN}

@@ -44,7 +44,7 @@ def exact_gaussian_epsilon(noise: float, steps: int, delta: float) -> float:
 @given(noise=st.floats(0.7, 50.0), steps=st.integers(1, 60), delta=deltas)
 def test_epsilon_of_the_plain_gaussian_is_the_exact_one_or_a_little_more(noise: float, steps: int, delta: float) -> None:
     exact = exact_gaussian_epsilon(noise, steps, delta)
-    assert exact <= epsilon([Mechanism(1.0, noise, steps)], delta, "prv") <= 1.02 * exact + 0.01
+    assert exact <= epsilon([Mechanism(1.0, noise, steps)], delta, "prv") <= 1.0001 * exact + 1e-6
     assert exact <= epsilon([Mechanism(1.0, noise, steps)], delta, "rdp")
 
 
@@ -92,7 +92,7 @@ def test_nothing_costs_nothing_and_no_noise_costs_everything(accountant: Account
     assert epsilon([Mechanism(0.5, 1.0, 3), Mechanism(0.001, 0.0, 1)], 1e-3, accountant) == math.inf
 
 
-@pytest.mark.parametrize("schedule", [[Mechanism(0.9, 0.02, 5000)], [Mechanism(1.0, 1e-3, 10**9)], [Mechanism(0.01, 2e-3, 1)]])
+@pytest.mark.parametrize("schedule", [[Mechanism(0.9, 0.02, 5000)], [Mechanism(0.9, 1e-3, 10**9)], [Mechanism(0.01, 2e-3, 1)]])
 def test_where_the_numerical_composition_cannot_be_had_renyi_bounds(schedule: list[Mechanism]) -> None:
     assert epsilon(schedule, 1e-5, "prv") == epsilon(schedule, 1e-5, "rdp") > 1000.0
 
