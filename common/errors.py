@@ -69,6 +69,7 @@ class SkipReason(StrEnum):
     DUPLICATE = "same image content seen before"
     BURNT_IN = "writing burnt into the image, or likely to be"
     WITHDRAWN = "patient has withdrawn"
+    DISAGREED = "readers disagree on the label"
     NOT_DELIVERED = "archive did not deliver the image"
 
 

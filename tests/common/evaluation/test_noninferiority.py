@@ -64,7 +64,9 @@ def test_at_the_score_limit_the_score_statistic_is_z(gained: int, lost: int, n: 
     def against(q: float) -> float:
         return -(xlogy(gained, q + delta) + xlogy(lost, q) + xlogy(n - gained - lost, 1 - 2 * q - delta))
 
-    lost_share = minimize_scalar(against, bounds=(max(0.0, -delta), (1 - delta) / 2), method="bounded", options={"xatol": 1e-10}).x
+    lost_share = minimize_scalar(
+        against, bounds=(max(0.0, -delta), (1 - delta) / 2), method="bounded", options={"xatol": 1e-10}
+    ).x
     statistic = (gained - lost - n * delta) / np.sqrt(n * (2 * lost_share + delta * (1 - delta)))
     assert statistic == pytest.approx(Z, rel=1e-3)
 
