@@ -74,6 +74,12 @@ class ModelConfig(Section):
         """The same network with random first weights, for those who load all weights afterwards."""
         return self.model_copy(update={"weights": "none"})
 
+    def differences(self, other: ModelConfig) -> list[str]:
+        """In which settings that shape the network this differs from `other`: `name is 'resnet18', not 'resnet34'`."""
+        shaping = ("name", "in_channels", "norm", "weight_standardization", "scattering_scale")
+        pairs = ((key, getattr(self, key), getattr(other, key)) for key in shaping)
+        return [f"{key} is {own!r}, not {others!r}" for key, own, others in pairs if own != others]
+
 
 class LossConfig(Section):
     """Training loss. Class weights come from each site's own counts."""

@@ -55,6 +55,10 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any key of the experiment: --set training.learning_rate=1e-3. May stand more than once."),
 ]
+Init = Annotated[Path | None, typer.Option("--init", help="Model bundle (folder or archive) that the run goes on from.")]
+Trusted = Annotated[
+    list[Path] | None, typer.Option("--trusted", help="Public key of a coordinator whose bundles are taken.  [default: any]")
+]
 Engine = Annotated[
     EngineName, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")
 ]
@@ -91,6 +95,8 @@ def simulate(
     seed: Seed = None,
     baselines: Baselines = False,
     resume: Resume = False,
+    init: Init = None,
+    trusted: Trusted = None,
     out: Out = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -116,10 +122,14 @@ def simulate(
         alpha=alpha,
         threads=threads,
     )
-    run_dir = out or default_run_dir(resume)
+    run_dir, experiment = out or default_run_dir(resume), merge(shortcuts, parse_overrides(set_ or []))
+    if init:
+        from common.model_bundle.start import open_start, start_values
+
+        experiment = merge(start_values(open_start(init, trusted or []), init), experiment)
     _simulate(
         run_dir,
-        merge(shortcuts, parse_overrides(set_ or [])),
+        experiment,
         virtual,
         config_file=config,
         resume=resume,

@@ -101,7 +101,9 @@ def compare(old: Predictions, new: Predictions, thresholds: tuple[float, float])
         DataError: the two are not of the same images in the same order.
     """
     areas = Areas(**{name: _known(value) for name, value in vars(paired_areas(old, new)).items()})
-    found, spared = (Rates(**{**vars(r), "variance": _known(r.variance)}) for r in sensitivity_and_specificity(old, new, thresholds))
+    found, spared = (
+        Rates(**{**vars(r), "variance": _known(r.variance)}) for r in sensitivity_and_specificity(old, new, thresholds)
+    )
     return Comparison(auroc=areas, sensitivity=found, specificity=spared)
 
 
