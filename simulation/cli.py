@@ -19,6 +19,7 @@ from server.cli import app as server_app
 from server.provisioning.cli import provision
 from simulation.attack_cli import attack
 from simulation.options import EngineName, PartitionKind, PhantomFormat, PretrainSource, default_run_dir
+from simulation.release_cli import release
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
@@ -30,6 +31,7 @@ app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
+app.command(rich_help_panel="Study")(release)
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
