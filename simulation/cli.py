@@ -125,10 +125,12 @@ def simulate(
         threads=threads,
     )
     run_dir, experiment = out or default_run_dir(resume), merge(shortcuts, parse_overrides(set_ or []))
+    start = None
     if init:
         from common.model_bundle.start import open_start, start_values
 
-        experiment = merge(start_values(open_start(init, trusted or []), init), experiment)
+        start = open_start(init, trusted or [])
+        experiment = merge(start_values(start, init), experiment)
     _simulate(
         run_dir,
         experiment,
@@ -139,6 +141,7 @@ def simulate(
         engine=engine,
         gpus=gpus,
         ray_address=ray_address,
+        start=start,
     )
 
 
@@ -249,6 +252,10 @@ def _simulate(run_dir: Path, experiment: dict[str, Any], virtual: dict[str, Any]
 
     resume = options.get("resume", False)
     built = build_plan(run_dir, experiment, virtual, config_file=options.get("config_file"), resume=resume)
+    if options.get("start"):
+        from common.model_bundle.start import check_start
+
+        check_start(built[0], options["start"])
     resources = Resources(
         nodes=built[1].hospitals,
         client_cpus=built[1].threads,
