@@ -157,7 +157,7 @@ def build_bench(arguments: argparse.Namespace) -> Bench:
         "image": {"size_px": arguments.image_size},
         "model": {"name": arguments.model},
         "training": {"validation_fraction": 0.25, "precision": "fp32"},
-        "evaluation": {"bootstrap_samples": 100},
+        "evaluation": {"bootstrap_samples": 100, "threshold_policy": arguments.policy},
     }
     virtual = {"data": arguments.data, "external": arguments.external, "hospitals": arguments.hospitals, "partition": "iid"}
     built = build_plan(folder / "layout", experiment, {**virtual, "device": "cpu"})
@@ -179,6 +179,9 @@ def main() -> None:
     parser.add_argument("--hospitals", type=int, default=4)
     parser.add_argument("--known", type=float, default=0.5, help="share of the patients that run 1 has")
     parser.add_argument("--wrong", type=float, default=0.1, help="share of their images with the wrong label")
+    parser.add_argument(
+        "--policy", default="youden", help="of the threshold; wrong labels in validation make a specificity of 0.99 mean nothing"
+    )
     arguments = parser.parse_args()
 
     started, bench = time.perf_counter(), build_bench(arguments)

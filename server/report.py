@@ -126,7 +126,8 @@ def _parent(told: Any) -> str:
     if not isinstance(told, Mapping):
         return ""
     privately = {True: ", trained with differential privacy", False: ", trained without differential privacy"}
-    return f"model bundle {told.get('name', '')} {told.get('digest', '')}{privately.get(told.get('trained_privately'), '')}"
+    how = privately[told["trained_privately"]] if isinstance(told.get("trained_privately"), bool) else ""
+    return f"model bundle {told.get('name', '')} {told.get('digest', '')}{how}"
 
 
 def _interval_note(run: Run, judged: list[str]) -> str:

@@ -47,4 +47,6 @@ def check_comparable(old: Bundle, new: Bundle) -> None:
     if old.digest == new.digest:
         raise ConfigError("the new bundle is the old one; give the bundle that was released last with --against")
     if old.manifest.task != new.manifest.task:
-        raise ConfigError(f"the new model's task is {new.manifest.task}, the old one's {old.manifest.task}; they cannot be compared")
+        raise ConfigError(
+            f"the new model's task is {new.manifest.task}, the old one's {old.manifest.task}; they cannot be compared"
+        )

@@ -109,7 +109,7 @@ def describe(check: Check, place: Place) -> str:
     """Why a check did not pass, in a sentence."""
     name = NAMES[check.metric]
     if check.verdict is Verdict.WORSE:
-        return f"{name} is {-(check.difference or 0.0):.3f} lower, the margin is {check.margin:g}"
+        return f"{name} was {-(check.difference or 0.0):.3f} lower on these cases, the margin is {check.margin:g}"
     sick, well = place.comparison.patients
     has = f"it has {sick} patients with pneumonia and {well} without"
     if check.needed is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from common.evaluation.comparison import AUROC, Comparison, Margins
 from common.evaluation.noninferiority import Verdict
@@ -90,7 +91,7 @@ def _margins(where: str, margins: Margins) -> str:
     return f"{where} the margin is {margins.auroc:g} for AUROC and {margins.point:g} for sensitivity and specificity"
 
 
-def _line(cells: tuple[str, ...] | list[str]) -> str:
+def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 

@@ -32,7 +32,7 @@ def sides(rows: Sequence[tuple[int, int]], work: Path, seed: int = 0, fraction: 
     return {data.patients[row]: False for row in train} | {data.patients[row]: True for row in validation}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(ROWS, ROWS)
 def test_whoever_joins_and_whatever_label_changes_nobody_moves(
     tmp_path_factory: pytest.TempPathFactory, first: list[tuple[int, int]], more: list[tuple[int, int]]
@@ -44,7 +44,7 @@ def test_whoever_joins_and_whatever_label_changes_nobody_moves(
     assert {patient: after[patient] for patient in before} == before
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(ROWS, st.integers(0, 1000))
 def test_the_first_split_is_the_one_without_a_memory(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int]], seed: int

@@ -20,13 +20,14 @@ from common.models import build_model
 from server.checkpoints import read_checkpoint
 from server.report import _reproduction
 from server.report_run import read_run
-from tests.model_bundles import make_bundle, signing_key, small_network
+from tests.model_bundles import signing_key
+from tests.server.release.models import network, seal_network
 from tests.tiny import TinyFederation, tiny_experiment
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("bundle") / "model")
+    return seal_network(tmp_path_factory.mktemp("bundle") / "model", network(7)).folder
 
 
 @pytest.fixture(scope="module")
@@ -34,28 +35,28 @@ def bundle(folder: Path) -> Bundle:
     return open_bundle(folder, None)
 
 
-def weights_of(network: torch.nn.Module) -> Sequence[np.ndarray]:
-    return ArraysLayout.of(network).flatten(network)
+def weights_of(model: torch.nn.Module) -> Sequence[np.ndarray]:
+    return ArraysLayout.of(model).flatten(model)
 
 
 def test_a_run_starts_from_the_bundle_s_weights_and_says_so(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     experiment = tiny_experiment(**start_values(bundle, folder), rounds=1)
-    network = build_model(experiment.model, experiment.task, seed=99)
-    np.testing.assert_array_equal(weights_of(network)[0], weights_of(small_network())[0])
+    started = build_model(experiment.model, experiment.task, seed=99)
+    np.testing.assert_array_equal(weights_of(started)[0], weights_of(network(7))[0])
     summary = TinyFederation(tmp_path, sites=2).run("run", experiment)
     assert summary["status"] == "succeeded"
     assert summary["parent"]["digest"] == bundle.digest
     assert summary["parent"]["trained_privately"] is False
     assert _reproduction(read_run(tmp_path / "run"))["parent"] == (
-        f"model bundle phantom-test {bundle.digest}, trained without differential privacy"
+        f"model bundle model {bundle.digest}, trained without differential privacy"
     )
 
 
 def test_an_archive_does_as_well_as_a_folder(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     archive = pack(folder, tmp_path / "model.zip")
     experiment = tiny_experiment(**start_values(open_start(archive, []), archive))
-    network = build_model(experiment.model, experiment.task, seed=0)
-    np.testing.assert_array_equal(weights_of(network)[0], weights_of(small_network())[0])
+    started = build_model(experiment.model, experiment.task, seed=0)
+    np.testing.assert_array_equal(weights_of(started)[0], weights_of(network(7))[0])
 
 
 def test_another_network_or_task_is_refused_with_both_names(folder: Path, bundle: Bundle) -> None:
@@ -70,7 +71,7 @@ def test_another_network_or_task_is_refused_with_both_names(folder: Path, bundle
 
 
 def test_a_bundle_that_was_exchanged_after_the_run_was_submitted_is_refused(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
-    other = make_bundle(tmp_path / "other", name="another")
+    other = seal_network(tmp_path / "other", network(8)).folder
     exchanged = tiny_experiment(**{**start_values(bundle, folder), "model": {"weights": str(other)}})
     with pytest.raises(ConfigError, match="not the bundle that the run was to start from"):
         TinyFederation(tmp_path / "f", sites=1).run("run", exchanged)

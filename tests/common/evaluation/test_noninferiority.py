@@ -143,9 +143,7 @@ def test_a_model_worse_by_the_margin_is_released_at_most_at_the_stated_rate(sick
     margin, normal = 0.05, NormalDist()
     gaps = [np.sqrt(2) * normal.inv_cdf(value) for value in (area, area - margin)]
     generator = np.random.default_rng([sick, well, int(100 * area)])
-    passed = sum(
-        area_bound(drawn_areas(generator, sick, well, *gaps), (sick, well), ALPHA) > -margin for _ in range(2000)
-    )
+    passed = sum(area_bound(drawn_areas(generator, sick, well, *gaps), (sick, well), ALPHA) > -margin for _ in range(2000))
     assert passed / 2000 <= ALPHA + 3 * np.sqrt(ALPHA * (1 - ALPHA) / 2000)
 
 

@@ -51,7 +51,7 @@ def test_one_set_on_which_it_is_worse_refuses_and_is_named(models: tuple[Bundle,
     record = gate(models, Evidence(central, {"north": bad if where == "north" else comparison(seed=5)}, ["north"], 1))
     assert record.decision == "refused"
     assert all(reason.startswith(f"{where}:") for reason in record.reasons)
-    assert any("lower, the margin is" in reason for reason in record.reasons)
+    assert any("lower on these cases, the margin is" in reason for reason in record.reasons)
 
 
 def test_too_few_cases_refuse_with_the_number_that_would_do(models: tuple[Bundle, Bundle]) -> None:
