@@ -12,6 +12,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from client.continual.cli import compare
+
 app = typer.Typer(no_args_is_help=True, help="Take part in a federation as a hospital.")
 console = Console(highlight=False, soft_wrap=True)
 
@@ -23,6 +25,7 @@ Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 if find_spec("client.data_cli"):
     app.add_typer(import_module("client.data_cli").app, name="data")
+app.command()(compare)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from client.archive.pseudonyms import load_pseudonyms
+from client.continual.readings import Readings
 from client.site import read_site_config
 from client.withdrawals import Withdrawals
 from common.config import SiteConfig
@@ -80,8 +81,9 @@ def open_site(folder: Path) -> SiteFolder:
 def add_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Addition:
     """Merges `manifest` into the site's: an image that is there already gets the new row in its old place.
 
-    Patients who have withdrawn are left out and counted. Two rows are of one image if their paths lead to the same file. Processes that
-    add at the same time wait for each other.
+    Where readers of the reading room gave an image a label, theirs stays, and the new row's is kept beside it. Patients who have
+    withdrawn are left out and counted. Two rows are of one image if their paths lead to the same file. Processes that add at the same
+    time wait for each other.
 
     Raises:
         ConfigError: the key of the pseudonyms cannot be used.
@@ -90,12 +92,14 @@ def add_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Addi
     manifest, report = _without_withdrawn(site, manifest, report)
     try:
         with exclusive(site.data):
-            rows = (
-                {_identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
-            )
-            new = {_identify(record): record for record in manifest.records}
+            rows = {identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
+            new = {identify(record): record for record in manifest.records}
             added, unchanged = len(new.keys() - rows.keys()), sum(_same(rows[key], new[key]) for key in new.keys() & rows.keys())
             rows |= new
+            readings = Readings.of(site.data)
+            if readings.learn_originals(new):
+                readings.write(site.data)
+                rows = readings.settle(rows)
             write_manifest(Manifest(tuple(rows.values())), site.manifest)
     except OSError as error:
         raise DataError(f"{site.manifest} cannot be written: {error.strerror}; nothing was changed") from None
@@ -131,7 +135,8 @@ def _without_withdrawn(site: SiteFolder, manifest: Manifest, report: DataReport)
     return Manifest(kept), left
 
 
-def _identify(record: ImageRecord) -> str:
+def identify(record: ImageRecord) -> str:
+    """The file that the record's path leads to; two rows are of one image if theirs are the same."""
     return os.path.realpath(record.path)
 
 

@@ -1,4 +1,4 @@
-"""Patients who withdraw: their rows, the site's copies of their images and the decoded cache go, and they are not added again.
+"""Patients who withdraw: their rows, readings, copies of their images and the decoded cache go, and they are not added again.
 
 What the site did not copy (folders that it was pointed to, the archive) stays as it is. Models that were trained before stay trained on
 them: what a model may have kept of one patient is bounded by differential privacy alone.
@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from client import split_memory
+from client.continual import readings
 from client.data_add import SiteFolder
 from client.withdrawals import Withdrawals
 from common.data.atomic import exclusive
@@ -43,8 +45,10 @@ def remove_patients(site: SiteFolder, patients: Iterable[str]) -> Removal:
     """
     withdrawals = Withdrawals.of(site.data).extended(patients)
     try:
+        split_memory.forget(Path(site.config.work_dir), withdrawals.cover)
         with exclusive(site.data):
             withdrawals.write(site.data)
+            readings.forget(site.data, withdrawals.cover)
             rows = read_manifest(site.manifest).records
             gone = [record for record in rows if withdrawals.cover(record.patient)]
             files = sum(site.delete_copy(record) for record in gone)

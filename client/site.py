@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from client.split_memory import split_site
 from common.config import ConnectionConfig, ExperimentConfig, SiteConfig
 from common.config_reader import build_config, read_yaml
 from common.data.dataset import Dataset, load_dataset
 from common.data.manifest import CLASSES, read_manifest
-from common.data.splits import split_by_patient
 from common.errors import ConfigError
 from common.messages import SITE_CONFIG_KEY, SITES_KEY
 from common.seeds import derive_seed
@@ -83,7 +83,7 @@ def read_connection(path: Path) -> ConnectionConfig:
 
 
 def load_site(config: SiteConfig, experiment: ExperimentConfig) -> Site:
-    """The site's data, decoded or from its cache, split by patient.
+    """The site's data, decoded or from its cache, split by patient (see `client.split_memory`).
 
     Raises:
         DataError: the manifest cannot be read.
@@ -91,9 +91,9 @@ def load_site(config: SiteConfig, experiment: ExperimentConfig) -> Site:
     """
     manifest = read_manifest(Path(config.manifest))
     dataset = load_dataset(manifest, experiment.task, experiment.image, Path(config.work_dir) / "cache")
-    seed = derive_seed(experiment.seed, config.name, "validation split")
+    seed = derive_seed(experiment.split_seed, config.name, "validation split")
     fraction = experiment.training.validation_fraction
-    train, validation = split_by_patient(dataset.patients, dataset.labels.tolist(), fraction, seed)
+    train, validation = split_site(dataset, fraction, seed, Path(config.work_dir))
     return Site(config, dataset.subset(train), dataset.subset(validation), dataset.report.public())
 
 

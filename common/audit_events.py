@@ -5,7 +5,8 @@
     answer             what left the site                    round           who took part, bytes, hash of the new weights
     refusal            by which rule                         run-ended       status, and why
     failure            class of the error
-    app-approved / app-revoked / site-started / site-stopped
+    app-approved / app-revoked / site-started / site-stopped release         which model, against which, and the decision
+    models-compared    two models on the site's validation
 
 No line names a patient, a file or a folder. The fact `heads` keeps the other side's head (see `common.audit_report.anchors_in`).
 """
@@ -25,6 +26,7 @@ if TYPE_CHECKING:  # the names alone; Flower would be imported with the messages
 REQUEST, ANSWER, REFUSAL, FAILURE = "request", "answer", "refusal", "failure"
 APP_APPROVED, APP_REVOKED = "app-approved", "app-revoked"
 SITE_STARTED, SITE_STOPPED = "site-started", "site-stopped"
+COMPARED, RELEASE = "models-compared", "release"
 RUN_STARTED, ROUND, RUN_ENDED = "run-started", "round", "run-ended"
 
 COORDINATOR = "coordinator"

@@ -69,7 +69,7 @@ class ModelConfig(Section):
     scattering_scale: Annotated[int, Field(ge=1, le=6)] = 2
     """Of `scattering` alone: octaves of wavelets. 2 gives 81 channels, 3 gives 217, which were no better under noise."""
     weights: Annotated[str, Field(min_length=1)] = "none"
-    """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator) or the path of a local weights file."""
+    """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator), or the path of a local weights file or model bundle."""
     freeze: Literal["none", "head_only", "last_block"] = "none"
     """What is trained: everything, the classifier alone, or the classifier and the last block."""
     head_first_rounds: Annotated[int, Field(ge=0)] = 0
@@ -79,6 +79,12 @@ class ModelConfig(Section):
     def without_weights(self) -> ModelConfig:
         """The same network with random first weights, for those who load all weights afterwards."""
         return self.model_copy(update={"weights": "none"})
+
+    def differences(self, other: ModelConfig) -> list[str]:
+        """In which settings that shape the network this differs from `other`: `name is 'resnet18', not 'resnet34'`."""
+        shaping = ("name", "in_channels", "norm", "weight_standardization", "scattering_scale")
+        pairs = ((key, getattr(self, key), getattr(other, key)) for key in shaping)
+        return [f"{key} is {own!r}, not {others!r}" for key, own, others in pairs if own != others]
 
 
 class LossConfig(Section):
@@ -118,6 +124,9 @@ class TrainingConfig(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
     """Share of each site's patients kept for validation."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Of the draw of these patients; unset it is the run's seed. A run that goes on from an earlier one's model keeps that one's, so that
+    no site judges on patients that the earlier model was trained on."""
     early_fraction: Fraction = 0.0
     """Progressive resizing: this share of the rounds, rounded up, trains on images of half the side (32 px at least), which costs a
     quarter; the last round always sees `image.size_px`. 0 trains at full size throughout, which is the default since early small rounds
@@ -295,6 +304,14 @@ class ExperimentConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
+    parent: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of the model bundle that the run starts from, which `model.weights` then names. It tells the sites, and goes into every
+    hash of the experiment."""
+
+    @property
+    def split_seed(self) -> int:
+        """`training.split_seed`, or the run's seed where it is unset."""
+        return self.seed if self.training.split_seed is None else self.training.split_seed
 
     @property
     def proximal_mu(self) -> float:
@@ -327,6 +344,12 @@ class ExperimentConfig(Section):
             raise ValueError("model.head_first_rounds must be smaller than rounds")
         if self.secure_aggregation.enabled:
             self._check_secure_aggregation()
+        return self
+
+    @model_validator(mode="after")
+    def _check_parent(self) -> ExperimentConfig:
+        if self.parent is not None and self.model.weights in ("none", "imagenet"):
+            raise ValueError("parent names the bundle that the run starts from, but model.weights is no path of one")
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@
     │   ├── ImageError         one file is left out and counted; the site goes on
     │   └── EmptySiteError     the site has nothing to train on and says so
     ├── BundleError            a model bundle is damaged, unsigned or signed by a stranger; it is not used
+    ├── ReleaseError           a release record or a site's verdict is missing, changed or of a stranger; the model is not used
     ├── WeightsError           model weights cannot be had or do not fit the model
     ├── MessageError           a message from the other side is not what was agreed; the reply is left out
     ├── RoundError             a round had fewer than `min_sites` good replies; the run fails and says who and why
@@ -70,6 +71,7 @@ class SkipReason(StrEnum):
     DUPLICATE = "same image content seen before"
     BURNT_IN = "writing burnt into the image, or likely to be"
     WITHDRAWN = "patient has withdrawn"
+    DISAGREED = "readers disagree on the label"
     NOT_DELIVERED = "archive did not deliver the image"
 
 
@@ -102,6 +104,12 @@ class BundleError(PneumofedError):
     """A model bundle cannot be trusted, read or made; the text says why and what to do."""
 
     public_message = "the model bundle cannot be used"
+
+
+class ReleaseError(PneumofedError):
+    """A release record or a site's verdict cannot be trusted, or does not release the model at hand."""
+
+    public_message = "the model's release cannot be verified"
 
 
 class WeightsError(PneumofedError):

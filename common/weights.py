@@ -1,7 +1,8 @@
-"""First weights of a network: torchvision's ImageNet weights or a local file."""
+"""First weights of a network: torchvision's ImageNet weights, a local file, or a model bundle."""
 
 from __future__ import annotations
 
+import io
 import logging
 import pickle
 import re
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from common.architectures import Architecture, architecture_of
 from common.config import ModelConfig
-from common.errors import WeightsError
+from common.errors import BundleError, WeightsError
 from common.torchvision_shim import import_torchvision
 
 IMAGENET_CLASSES = 1000
@@ -36,13 +37,41 @@ def load_weights(model: nn.Module, cfg: ModelConfig) -> None:
       repeated three times (as `timm.models.adapt_input_conv` does);
     - running statistics of BatchNorm are left out where the model has GroupNorm, which keeps the scale and offset.
 
+    A model bundle (a folder, .zip or .tar) must be whole and of the very network; who may have signed it is for the caller to say.
+
     Raises:
         WeightsError: the weights cannot be downloaded or read, or do not fit; the model may not be used then.
     """
     source = "torchvision's ImageNet weights" if cfg.weights == "imagenet" else cfg.weights
-    state = _download(cfg.name, architecture_of(model)) if cfg.weights == "imagenet" else read_state(Path(cfg.weights))
+    if cfg.weights == "imagenet":
+        state = _download(cfg.name, architecture_of(model))
+    elif is_bundle(Path(cfg.weights)):
+        state = _read_bundle(Path(cfg.weights), cfg)
+    else:
+        state = read_state(Path(cfg.weights))
     left_out = load_state(model, state, source)
     log.info("%s: %d tensors loaded, %d left out", source, len(state) - len(left_out), len(left_out))
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether `path` is meant as a model bundle: a folder or an archive, by its name, since PyTorch's own files are zip archives too."""
+    return path.is_dir() or path.suffix in (".zip", ".tar")
+
+
+def _read_bundle(path: Path, cfg: ModelConfig) -> dict[str, Tensor]:
+    from common.model_bundle.bundle import open_bundle
+    from common.model_bundle.manifest import WEIGHTS
+
+    try:
+        bundle = open_bundle(path, trusted=None)
+        other = bundle.manifest.model.differences(cfg)
+        if other:
+            raise WeightsError(
+                f"the model in the bundle {path} is another network: {'; '.join(other)}; set the run's model to it"
+            )
+        return _as_state(torch.load(io.BytesIO(bundle.read(WEIGHTS)), map_location="cpu", weights_only=True), str(path))
+    except (BundleError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"the bundle {path} cannot be started from: {error}") from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

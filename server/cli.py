@@ -58,13 +58,27 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the experiment: --set rounds=5. May repeat.")
     ] = None,
+    init: Annotated[
+        Path | None, typer.Option("--init", help="Model bundle (folder or archive) that the run goes on from.")
+    ] = None,
+    trusted: Annotated[
+        list[Path] | None, typer.Option("--trusted", help="Public key whose bundles are taken.  [default: any]")
+    ] = None,
     wait: Wait = False,
     folder: Folder = Path(),
 ) -> None:
     """Submit a run to the sites; its folder is runs/NAME."""
-    from common.config_reader import load_experiment, parse_overrides
+    from common.config_reader import load_experiment, merge, parse_overrides
 
-    experiment = load_experiment(config, parse_overrides(set_ or []))
+    overrides = parse_overrides(set_ or [])
+    if init:
+        from common.model_bundle.start import check_start, open_start, start_values
+
+        bundle = open_start(init, trusted or [])
+        overrides = merge(start_values(bundle, init), overrides)
+    experiment = load_experiment(config, overrides)
+    if init:
+        check_start(experiment, bundle)
     with _runs(_open(folder)) as runs:
         runs.submit(name, experiment)
         _say(f"submitted: {name}; its folder is {runs.registry.run(name).folder}")

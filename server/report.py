@@ -110,6 +110,7 @@ def _reproduction(run: Run) -> dict[str, Any]:
     folder = run.folder.path
     return {
         "seed": run.experiment.seed if run.experiment else run.summary.get("seed", UNKNOWN),
+        "parent": _parent(run.summary.get("parent")),
         "code": _code(run.environment.get("git")),
         "command": command(run),
         "config": _text(run.folder.config),
@@ -118,6 +119,15 @@ def _reproduction(run: Run) -> dict[str, Any]:
         "version": _version(),
         "written": f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",
     }
+
+
+def _parent(told: Any) -> str:
+    """The model bundle that the run started from; empty for random or general first weights."""
+    if not isinstance(told, Mapping):
+        return ""
+    privately = {True: ", trained with differential privacy", False: ", trained without differential privacy"}
+    how = privately[told["trained_privately"]] if isinstance(told.get("trained_privately"), bool) else ""
+    return f"model bundle {told.get('name', '')} {told.get('digest', '')}{how}"
 
 
 def _interval_note(run: Run, judged: list[str]) -> str:

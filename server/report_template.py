@@ -257,6 +257,7 @@ AUROC.</caption>
 <h2 id="again">How to reproduce</h2>
 <dl class="facts">
 <dt>Seed</dt><dd>{{ seed }}</dd>
+{% if parent %}<dt>Started from</dt><dd>{{ parent }}</dd>{% endif %}
 <dt>Code</dt><dd>{{ code }}</dd>
 <dt>Package</dt><dd>pneumofed {{ version }}</dd>
 </dl>

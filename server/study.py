@@ -23,6 +23,7 @@ from server.central_privacy import CentralPrivacy
 from server.checkpoints import Checkpoint, check_same_experiment, read_checkpoint, write_checkpoint
 from server.chronicle import Chronicle
 from server.judge import build_judge
+from server.parent import describe_parent
 from server.progress import best_round, course, stalled
 from server.rounds import Coordinator
 from server.run_folder import RunFolder
@@ -51,6 +52,7 @@ def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCon
     try:
         with Heartbeat(folder.path / HEARTBEAT_FILE):
             chronicle.begins(experiment, grid.run.fab_hash, checkpoint.round if checkpoint else None)
+            summary |= describe_parent(experiment, folder.read_summary(), resumed=checkpoint is not None)
             coordinator = _build_coordinator(grid, experiment, settings, chronicle, checkpoint)
             summary["data"] = coordinator.judge.data_reports()
             summary["app_bundle"] = grid.run.fab_hash

@@ -20,6 +20,7 @@ from server.export.cli import export
 from server.provisioning.cli import provision
 from simulation.attack_cli import attack
 from simulation.options import EngineName, PartitionKind, PhantomFormat, PretrainSource, default_run_dir
+from simulation.release_cli import release
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
@@ -32,6 +33,7 @@ app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
+app.command(rich_help_panel="Study")(release)
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
@@ -56,6 +58,10 @@ ConfigFile = Annotated[
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any key of the experiment: --set training.learning_rate=1e-3. May stand more than once."),
+]
+Init = Annotated[Path | None, typer.Option("--init", help="Model bundle (folder or archive) that the run goes on from.")]
+Trusted = Annotated[
+    list[Path] | None, typer.Option("--trusted", help="Public key of a coordinator whose bundles are taken.  [default: any]")
 ]
 Engine = Annotated[
     EngineName, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")
@@ -93,6 +99,8 @@ def simulate(
     seed: Seed = None,
     baselines: Baselines = False,
     resume: Resume = False,
+    init: Init = None,
+    trusted: Trusted = None,
     out: Out = None,
     config: ConfigFile = None,
     set_: Set = None,
@@ -118,10 +126,16 @@ def simulate(
         alpha=alpha,
         threads=threads,
     )
-    run_dir = out or default_run_dir(resume)
+    run_dir, experiment = out or default_run_dir(resume), merge(shortcuts, parse_overrides(set_ or []))
+    start = None
+    if init:
+        from common.model_bundle.start import open_start, start_values
+
+        start = open_start(init, trusted or [])
+        experiment = merge(start_values(start, init), experiment)
     _simulate(
         run_dir,
-        merge(shortcuts, parse_overrides(set_ or [])),
+        experiment,
         virtual,
         config_file=config,
         resume=resume,
@@ -129,6 +143,7 @@ def simulate(
         engine=engine,
         gpus=gpus,
         ray_address=ray_address,
+        start=start,
     )
 
 
@@ -239,6 +254,10 @@ def _simulate(run_dir: Path, experiment: dict[str, Any], virtual: dict[str, Any]
 
     resume = options.get("resume", False)
     built = build_plan(run_dir, experiment, virtual, config_file=options.get("config_file"), resume=resume)
+    if options.get("start"):
+        from common.model_bundle.start import check_start
+
+        check_start(built[0], options["start"])
     resources = Resources(
         nodes=built[1].hospitals,
         client_cpus=built[1].threads,

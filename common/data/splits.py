@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def split_by_patient(
-    patients: Sequence[str], labels: Sequence[int], fraction: float, seed: int
+    patients: Sequence[str], labels: Sequence[int], fraction: float, seed: int, known: Mapping[str, bool] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Positions (int64, ascending) of the training images and of the validation images.
 
@@ -25,12 +25,15 @@ def split_by_patient(
         fraction * n, so that the pooled validation images of many small sites have the classes of the sites. Two exceptions:
         training keeps at least one patient of each class, and validation gets at least one patient if a class has two.
         One patient alone, or one of each class, all stay in training.
+        A patient of `known` stays on the side that it names, whatever joined or changed its label since; only new ones are drawn, to
+        fill up validation. The shares above then hold as far as those who are known allow.
 
     Args:
         patients: the patient of each image.
         labels: the class of each image. A patient with several counts as the one that is rarest among all images.
         fraction: share of patients for validation, in [0, 1).
         seed: of the draw.
+        known: whether a patient is in validation, of those who were dealt before.
 
     Raises:
         ValueError: the lengths differ or `fraction` is outside [0, 1).
@@ -41,7 +44,7 @@ def split_by_patient(
         )
     strata = _strata(patients, labels, seed)
     counts = _validation_counts([len(stratum) for stratum in strata], fraction, _uniform(seed, *sorted(set(patients))))
-    chosen = {patient for stratum, count in zip(strata, counts, strict=True) for patient in stratum[:count]}
+    chosen = {patient for stratum, count in zip(strata, counts, strict=True) for patient in _choose(stratum, count, known or {})}
     in_validation = np.fromiter((patient in chosen for patient in patients), dtype=bool, count=len(patients))
     return np.flatnonzero(~in_validation).astype(np.int64), np.flatnonzero(in_validation).astype(np.int64)
 
@@ -68,6 +71,13 @@ def _validation_counts(sizes: Sequence[int], fraction: float, offset: float) -> 
     if not any(counts) and max(sizes, default=0) > 1:
         counts[int(np.argmax(sizes))] = 1
     return counts
+
+
+def _choose(stratum: Sequence[str], count: int, known: Mapping[str, bool]) -> list[str]:
+    """Those of `stratum` that are known to be in validation, and as many of the new ones as make them `count`."""
+    kept = [patient for patient in stratum if known.get(patient, False)]
+    new = [patient for patient in stratum if patient not in known]
+    return kept + new[: max(count - len(kept), 0)]
 
 
 def _uniform(seed: int, *names: str) -> float:

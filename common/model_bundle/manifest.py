@@ -142,6 +142,12 @@ class Provenance(Section):
     round: Count
     checkpoint: Sha256
     config: Sha256
+    split_seed: int | None = None
+    """Of the run's draw of validation patients (`ExperimentConfig.split_seed`). With the fraction it tells a hospital which of its
+    patients the model was not trained on; None where that is not known."""
+    validation_fraction: float | None = None
+    parent: Sha256 | None = None
+    """Digest of the bundle that the run started from."""
     git_commit: str | None = None
     git_dirty: bool | None = None
     app_bundle: str | None = None

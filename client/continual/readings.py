@@ -1,0 +1,135 @@
+"""What readers said of images, kept beside the manifest: who, when, which label, and which label the image had before.
+
+A row's label is a pure function of its original label and all readings: the latest word of each reader counts, and where these differ
+the original label stands, or the image stays out if it has none. So an export can be read twice, or after a table was added anew, and a
+reader who comes later can contradict. `readings.json` names readers and cases and stays at the site.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from common.data.atomic import atomic_write
+from common.data.manifest import LABELS, ImageRecord
+from common.errors import DataError, SkipReason
+
+FILE = "readings.json"
+UNSURE = "unsure"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One reader's word on one image; `time` is ISO 8601 in UTC, so that texts sort by time."""
+
+    reader: str
+    time: str
+    label: str
+    case: str = ""
+
+
+@dataclass(frozen=True)
+class ReadImage:
+    """An image that readers spoke of.
+
+    Attributes:
+        patient: as the manifest names him.
+        path: the file in the manifest, resolved; None while the image is not in it.
+        original: its label in the manifest before any reading; None if it came from the reading room.
+        readings: in the order in which they came.
+    """
+
+    patient: str
+    path: str | None = None
+    original: str | None = None
+    readings: tuple[Reading, ...] = ()
+
+    def agreed(self) -> str | SkipReason:
+        """The label that all readers who spoke of the image give it now, or why there is none."""
+        latest: dict[str, str] = {}
+        for reading in sorted(self.readings, key=lambda reading: reading.time):
+            latest[reading.reader] = reading.label
+        labels = set(latest.values())
+        if UNSURE in labels:
+            return SkipReason.UNCERTAIN_LABEL
+        if len(labels) > 1:
+            return SkipReason.DISAGREED
+        label = labels.pop() if labels else ""
+        return label if label in LABELS else (SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL)
+
+    def label(self) -> str | None:
+        """The label that the manifest should give it; None if it should not be there."""
+        agreed = self.agreed()
+        return self.original if isinstance(agreed, SkipReason) else agreed
+
+    def with_readings(self, new: tuple[Reading, ...]) -> ReadImage:
+        """This and those of `new` that it does not hold yet."""
+        return replace(self, readings=tuple(dict.fromkeys((*self.readings, *new))))
+
+
+@dataclass
+class Readings:
+    """The readings of a site by the SHA-256 of the file that the readers saw."""
+
+    images: dict[str, ReadImage] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path) -> Readings:
+        """Those in `folder`, the manifest's.
+
+        Raises:
+            DataError: the file is damaged.
+        """
+        try:
+            content: Mapping[str, Any] = json.loads((folder / FILE).read_bytes())
+            return cls({digest: _image(values) for digest, values in content.items()})
+        except FileNotFoundError:
+            return cls()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise DataError(
+                f"{folder / FILE} is damaged; restore it from a backup, or remove it and give `pneumofed site data feedback` the "
+                "reading room's export again: then the labels that images have now count as their original ones"
+            ) from None
+
+    def write(self, folder: Path) -> None:
+        content = {digest: asdict(image) for digest, image in self.images.items()}
+        with atomic_write(folder / FILE) as file:
+            file.write(json.dumps(content).encode())
+
+    def by_path(self) -> dict[str, ReadImage]:
+        """The images that have a row in the manifest, or had one."""
+        return {image.path: image for image in self.images.values() if image.path is not None}
+
+    def learn_originals(self, rows: Mapping[str, ImageRecord]) -> bool:
+        """Takes the labels of `rows` (by resolved path), which came from elsewhere, for the original ones; whether any is known."""
+        known = {digest: image for digest, image in self.images.items() if image.path in rows}
+        for digest, image in known.items():
+            self.images[digest] = replace(image, original=rows[str(image.path)].label)
+        return bool(known)
+
+    def settle(self, rows: Mapping[str, ImageRecord]) -> dict[str, ImageRecord]:
+        """`rows` of the manifest by resolved path, each with the label that its readers agree on; without those that are disputed and
+        had none before.
+        """
+        read = self.by_path()
+        settled: dict[str, ImageRecord] = {}
+        for path, row in rows.items():
+            label = read[path].label() if path in read else row.label
+            if label is not None:
+                settled[path] = replace(row, label=label)
+        return settled
+
+
+def forget(folder: Path, gone: Callable[[str], bool]) -> None:
+    """Takes out the readings of patients of whom `gone` is true; to be called while the folder's lock is held."""
+    if (folder / FILE).exists():
+        readings = Readings.of(folder)
+        Readings({digest: image for digest, image in readings.images.items() if not gone(image.patient)}).write(folder)
+
+
+def _image(values: Mapping[str, Any]) -> ReadImage:
+    said = tuple(Reading(**reading) for reading in values["readings"])
+    return ReadImage(values["patient"], values["path"], values["original"], said)

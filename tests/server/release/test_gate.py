@@ -1,0 +1,144 @@
+"""The gate's decision, and what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from common.audit import AuditLog, read_entries
+from common.errors import ReleaseError
+from common.evaluation.comparison import Comparison, Margins
+from common.evaluation.noninferiority import Verdict
+from common.keys import NodeKey, PrivateKey, parse_private_key
+from common.model_bundle.bundle import Bundle
+from common.release.record import ReleaseRecord, mark_of, read_record, require_release
+from common.release.verdict import SiteVerdict, read_verdict, write_verdict
+from server.release.gate import Evidence, decide, first_release
+from server.release.page import summarise, write_page
+from server.release.release import publish, read_verdicts
+from tests.model_bundles import signing_key
+from tests.server.release.models import NOW, comparison, network, seal_network
+
+MARGINS = Margins(auroc=0.02, point=0.05), Margins(auroc=0.05, point=0.1)
+GOOD = {"test": comparison(seed=1), "external": comparison(seed=2)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
+    folder = tmp_path_factory.mktemp("models")
+    return seal_network(folder / "old", network(0)), seal_network(folder / "new", network(1))
+
+
+def gate(models: tuple[Bundle, Bundle], evidence: Evidence) -> ReleaseRecord:
+    return decide(models, evidence, MARGINS, lambda: NOW)
+
+
+def test_a_model_that_is_not_worse_anywhere_is_released(models: tuple[Bundle, Bundle]) -> None:
+    sites = {"north": comparison(seed=3), "south": comparison(seed=4)}
+    record = gate(models, Evidence(GOOD, sites, ["north", "south"], 2))
+    assert (record.decision, record.reasons) == ("released", ())
+    assert {place.name for place in record.places if place.passed} == {"test", "external", "north", "south"}
+    assert (record.places[0].checks[0].margin, record.places[2].checks[0].margin) == (0.02, 0.05)
+
+
+@pytest.mark.parametrize("where", ["test", "external", "north"])
+def test_one_set_on_which_it_is_worse_refuses_and_is_named(models: tuple[Bundle, Bundle], where: str) -> None:
+    bad = comparison(worse=3.2)
+    central = {name: bad if name == where else good for name, good in GOOD.items()}
+    record = gate(models, Evidence(central, {"north": bad if where == "north" else comparison(seed=5)}, ["north"], 1))
+    assert record.decision == "refused"
+    assert all(reason.startswith(f"{where}:") for reason in record.reasons)
+    assert any("lower on these cases, the margin is" in reason for reason in record.reasons)
+
+
+def test_too_few_cases_refuse_with_the_number_that_would_do(models: tuple[Bundle, Bundle]) -> None:
+    record = gate(models, Evidence(GOOD, {"small": comparison(each=12)}, ["small"], 1))
+    assert record.decision == "refused"
+    assert any("not enough data to tell" in reason and "would be needed" in reason for reason in record.reasons)
+    needed = [check.needed for check in record.places[-1].checks if check.verdict is Verdict.TOO_FEW]
+    assert needed and all(number is not None and min(number) > 12 for number in needed)
+
+
+def test_a_site_without_a_verdict_and_a_set_that_is_missing_refuse(models: tuple[Bundle, Bundle]) -> None:
+    record = gate(models, Evidence({"test": GOOD["test"]}, {}, ["north"], 3))
+    assert record.reasons == (
+        "external set: not compared",
+        "north: no verdict",
+        "2 of 3 sites that trained the model: no verdict",
+    )
+
+
+def test_a_released_bundle_carries_a_mark_that_a_reading_room_can_require(models: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+    new, trusted = models[1], [signing_key().public_key()]
+    record, audit = gate(models, Evidence(GOOD, {})), AuditLog(tmp_path / "audit.jsonl")
+    publish(record, new.folder, signing_key(), [tmp_path], audit)
+    assert require_release(new, mark_of(new.folder), trusted) == record == read_record(tmp_path / "release.json", trusted)
+    assert read_entries(audit.path)[0].facts["decision"] == "released"
+    with pytest.raises(ReleaseError, match="another model"):
+        require_release(models[0], mark_of(new.folder), trusted)
+    with pytest.raises(ReleaseError, match="does not trust"):
+        require_release(new, mark_of(new.folder), [stranger().public_key()])
+    publish(gate(models, Evidence({}, {})), new.folder, signing_key(), [tmp_path])
+    with pytest.raises(ReleaseError, match="cannot be read"):
+        require_release(new, mark_of(new.folder), trusted)
+    with pytest.raises(ReleaseError, match="not released"):
+        require_release(new, tmp_path / "release.json", trusted)
+
+
+def test_a_changed_record_is_refused(models: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+    publish(gate(models, Evidence({}, {})), models[1].folder, signing_key(), [tmp_path])
+    envelope = json.loads((tmp_path / "release.json").read_text())
+    envelope["content"]["decision"] = "released"
+    (tmp_path / "release.json").write_text(json.dumps(envelope))
+    with pytest.raises(ReleaseError, match="changed after it was signed"):
+        read_record(tmp_path / "release.json", None)
+
+
+def test_the_first_model_is_released_and_says_that_it_was_compared_with_nothing(models: tuple[Bundle, Bundle]) -> None:
+    record = first_release(models[1], MARGINS, NOW)
+    assert record.released and record.old is None
+    assert "a first model" in write_page(record)
+
+
+def test_the_page_says_decision_reasons_and_every_number(models: tuple[Bundle, Bundle]) -> None:
+    record = gate(models, Evidence(GOOD, {"small": comparison(each=12)}, ["small"], 1))
+    page = write_page(record)
+    assert page.startswith("# Not released: new")
+    assert all(reason in page for reason in record.reasons)
+    assert page.count("| small |") == 3
+    assert models[1].digest in page
+    assert "refused" in summarise(record)[0]
+
+
+def verdict(models: tuple[Bundle, Bundle], site: str = "north", told: Comparison | None = None) -> SiteVerdict:
+    return SiteVerdict(site=site, time=NOW, old=models[0].digest, new=models[1].digest, comparison=told or comparison(each=20))
+
+
+def stranger() -> PrivateKey:
+    return parse_private_key(NodeKey.generate("stranger").private, "test")
+
+
+def test_sites_verdicts_are_taken_with_their_own_signature_alone(models: tuple[Bundle, Bundle], tmp_path: Path) -> None:
+    north, keys = stranger(), {}
+    keys = {"north": north.public_key(), "south": stranger().public_key()}
+    write_verdict(tmp_path / "v" / "north.json", verdict(models), north)
+    assert read_verdicts([tmp_path / "v"], keys, models) == {"north": verdict(models).comparison}
+    write_verdict(tmp_path / "forged.json", verdict(models, "south"), north)
+    with pytest.raises(ReleaseError, match="does not trust"):
+        read_verdict(tmp_path / "forged.json", keys)
+    with pytest.raises(ReleaseError, match="compared other models"):
+        read_verdicts([tmp_path / "v"], keys, (models[1], models[0]))
+    with pytest.raises(ReleaseError, match="another verdict of north"):
+        read_verdicts([tmp_path / "v", tmp_path / "v" / "north.json"], keys, models)
+    with pytest.raises(ReleaseError, match="no key of north"):
+        read_verdicts([tmp_path / "v"], {}, models)
+
+
+def test_impossible_numbers_are_refused() -> None:
+    told = comparison(each=20).model_dump()
+    for change in ({"sensitivity": {**told["sensitivity"], "gained": 999}}, {"auroc": {**told["auroc"], "covariance": 5.0}}):
+        with pytest.raises(ValidationError):
+            Comparison.model_validate({**told, **change})
