@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,12 +51,12 @@ def test_a_named_file_is_given_back_even_where_it_is_missing(tmp_path: Path) -> 
 def test_ahead_is_in_order_and_takes_no_more_than_it_may() -> None:
     taken: list[int] = []
 
-    def numbers() -> object:
+    def numbers() -> Iterator[int]:
         for number in range(100):
             taken.append(number)
             yield number
 
-    results = map_ahead(lambda number: number * number, numbers(), threads=4, ahead=8)  # type: ignore[arg-type,var-annotated]
+    results = map_ahead(lambda number: number * number, numbers(), threads=4, ahead=8)
     assert next(results) == 0
     assert len(taken) == 8
     assert list(results) == [number * number for number in range(1, 100)]
@@ -99,7 +101,7 @@ def test_bad_files_have_reasons_and_stop_nothing(tmp_path: Path, predictor: Pred
 
 
 def test_the_files_own_account_is_heard(tmp_path: Path, predictor: Predictor) -> None:
-    told = ({"ViewPosition": "LL"}, {"Modality": "CT"}, {"BodyPartExamined": "HAND"})
+    told: tuple[dict[str, Any], ...] = ({"ViewPosition": "LL"}, {"Modality": "CT"}, {"BodyPartExamined": "HAND"})
     paths = [write_phantom(tmp_path / f"{number}.dcm", **tags) for number, tags in enumerate(told)]
     found = [answer.judgement.reasons for answer in answer_files(paths, predictor) if answer.judgement]
     expected = (Reason.NOT_FRONTAL, Reason.NOT_A_RADIOGRAPH, Reason.NOT_THE_CHEST)

@@ -128,7 +128,9 @@ def test_a_second_run_adds_to_the_same_series(tmp_path: Path, predictor: Predict
 
 
 def test_sparse_headers_are_enough_and_hopeless_ones_are_noted(tmp_path: Path, predictor: Predictor) -> None:
-    empty = dict.fromkeys((*PATIENT, "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"))
+    empty: dict[str, Any] = dict.fromkeys(
+        (*PATIENT, "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName")
+    )
     row = write(write_phantom(tmp_path / "sparse.dcm", **empty), predictor, tmp_path)
     assert dcmread(row.report).PatientID in (None, "")
     assert dcmread(row.overlay).PatientName in (None, "")
@@ -138,7 +140,7 @@ def test_sparse_headers_are_enough_and_hopeless_ones_are_noted(tmp_path: Path, p
 
 
 def test_names_beyond_latin_survive(tmp_path: Path, predictor: Predictor) -> None:
-    tags = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Wang^XiaoDong=王^小东"}
+    tags: dict[str, Any] = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Wang^XiaoDong=王^小东"}
     row = write(write_phantom(tmp_path / "a.dcm", **tags), predictor, tmp_path)
     for path in (row.report, row.overlay):
         assert str(dcmread(path).PatientName) == "Wang^XiaoDong=王^小东"
