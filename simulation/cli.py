@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from client.cli import app as site_app
+from client.predict.cli import predict
 from client.privacy_cli import app as privacy_app
 from common.audit_cli import app as audit_app
 from common.config import ModelName, StrategyName
@@ -34,6 +35,7 @@ privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 app.command(rich_help_panel="Study")(release)
+app.command(rich_help_panel="Reading room")(predict)
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 

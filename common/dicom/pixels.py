@@ -35,6 +35,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _TAGS = [
     *("Modality", "Manufacturer", "ManufacturerModelName", "PatientSex", "PatientAge", "ViewPosition"),
+    "BodyPartExamined",
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored"),
     *("HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope"),
     *("ModalityLUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape"),

@@ -30,10 +30,10 @@ words, in their own language."""
 
 def header_reasons(info: ImageInfo) -> tuple[Reason, ...]:
     """What in the file's own account speaks against a frontal chest radiograph; empty where it says nothing."""
-    sides = info.height_px, info.width_px
+    sides, parts = (info.height_px, info.width_px), set((info.body_part or "").split())
     rules = (
         (Reason.NOT_A_RADIOGRAPH, bool(info.modality) and info.modality not in _RADIOGRAPHY),
-        (Reason.NOT_THE_CHEST, bool(_OTHER_PARTS & set((info.body_part or "").split()))),
+        (Reason.NOT_THE_CHEST, "CHEST" not in parts and bool(_OTHER_PARTS & parts)),
         (Reason.NOT_FRONTAL, not is_frontal(info.view or "")),
         (Reason.COLOUR, info.colour > MAX_COLOUR),
         (Reason.SHAPE, max(sides) > MAX_ASPECT * min(sides)),

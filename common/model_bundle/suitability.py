@@ -99,7 +99,7 @@ class Finding:
     """Of one image: why it cannot be judged, empty if it can, and the numbers behind that.
 
     Attributes:
-        reasons: the file's own account first.
+        reasons: the file's own account alone where it speaks against the image, else what the tests found.
         scores: p-value of each of `TESTS`, in (0, 1]: about the share of good images that look as strange as this one or stranger.
     """
 
@@ -162,7 +162,7 @@ def check(suitability: Suitability | None, inputs: Inputs) -> list[Finding]:
     refused = ~(scores <= suitability.limits[:, None])  # NaN, which a network may give for a strange picture, refuses
     best = _turned_distances(suitability.cells, looks.cells).argmin(axis=1)
     return [
-        Finding(reasons + _explain(refused[:, row], int(best[row])), dict(zip(TESTS, p_values[:, row].tolist(), strict=True)))
+        Finding(reasons or _explain(refused[:, row], int(best[row])), dict(zip(TESTS, p_values[:, row].tolist(), strict=True)))
         for row, reasons in enumerate(own)
     ]
 

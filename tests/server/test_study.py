@@ -18,6 +18,7 @@ from common.audit_events import hash_arrays
 from common.audit_report import verify
 from common.config import StrategyName, UpdatePrecision
 from common.errors import CheckpointError, RoundError
+from common.evaluation.metrics import metrics
 from common.messages import ModelArrays, pack_arrays, unpack_arrays
 from server.checkpoints import read_checkpoint
 from server.run_folder import RunFolder
@@ -71,6 +72,19 @@ def with_arrays(reply: Message, change: Callable[[np.ndarray], np.ndarray]) -> M
     arrays = unpack_arrays(reply.content.array_records["arrays"])
     reply.content["arrays"] = pack_arrays(ModelArrays(change(arrays.parameters), arrays.statistics))
     return reply
+
+
+def test_the_validation_statistics_of_the_kept_round_stay_for_the_export(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("kept", tiny_experiment())
+    folder = RunFolder(federation.folder / "kept")
+    kept, round_number = folder.read_validation(2), read_checkpoint(folder.best_checkpoint).round
+    line = next(line for line in folder.read_history() if line["round"] == round_number)
+    assert kept is not None and kept[0] == round_number
+    assert metrics(kept[1], line["threshold"]["value"]) == pytest.approx(line["validation"], nan_ok=True)
+    folder.validation.write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        folder.read_validation(2)
 
 
 def test_two_runs_of_one_seed_are_equal_bit_for_bit(tmp_path: Path) -> None:

@@ -158,6 +158,7 @@ def test_too_few_patients_cannot_be_fitted() -> None:
         ({"view": "PA"}, None),
         ({"body_part": "HAND"}, Reason.NOT_THE_CHEST),
         ({"body_part": "CHEST"}, None),
+        ({"body_part": "CHEST ABDOMEN"}, None),
         ({"body_part": "TORAX"}, None),
         ({"colour": 0.3}, Reason.COLOUR),
         ({"height_px": 500, "width_px": 100}, Reason.SHAPE),

@@ -1,0 +1,108 @@
+"""Both errors of the suitability check, on real images: good ones that are refused, and unsuitable ones that are judged.
+
+    python -m benchmarks.suitability BUNDLE --reference DATA/test [--good NAME=FOLDER ...] [--bad NAME=FOLDER ...]
+
+The reference is a folder in the Kaggle layout, whose file names tell patients. Good images of the same population are the quarter of
+its patients that is left out of the fit, in `--splits` random ways. All other sets are checked by a fit on all of the reference. The
+bundle gives the network and the preprocessing; its own suitability parameters are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from common.data.sources.collect import walk_files
+from common.data.sources.kaggle import read_kaggle
+from common.errors import ImageError
+from common.images import ImageInfo, read_image
+from common.model_bundle.bundle import open_bundle
+from common.model_bundle.pixel_statistics import NAMES
+from common.model_bundle.predictor import BATCH, Predictor, prepare
+from common.model_bundle.suitability import Finding, Inputs, Suitability, check, fit_suitability
+from common.seeds import numpy_generator
+from simulation.not_radiographs import PATTERNS, SPOILT, draw_pattern, spoil
+
+DRAWN = 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--reference", type=Path, required=True)
+    parser.add_argument("--good", nargs="*", default=[])
+    parser.add_argument("--bad", nargs="*", default=[])
+    parser.add_argument("--splits", type=int, default=20)
+    parser.add_argument("--every", type=int, default=8, help="every n-th reference image is spoilt")
+    args = parser.parse_args()
+    predictor = Predictor(open_bundle(args.bundle, None), threads=1)
+    records = read_kaggle(args.reference.parent, [args.reference.name])[0].records
+    reference = _inputs(predictor, [record.path for record in records])
+    patients = np.array([record.patient for record in records])
+    rates = [_held_out(reference, patients, seed) for seed in range(args.splits)]
+    print(f"refused of left-out patients: {np.mean(rates):.3%} (mean of {args.splits} splits), stated: at most 2 %")
+    fitted = _fit(reference, patients)
+    for name, folder in (pair.split("=", 1) for pair in (*args.good, *args.bad)):
+        _tell(name, check(fitted, _inputs(predictor, walk_files(Path(folder)))))
+    for name, squares in _unsuitable(reference.images[:: args.every], predictor.manifest.preprocessing.size_px):
+        _tell(name, check(fitted, _run(predictor, squares, [reference.infos[0]] * len(squares))))
+
+
+def _unsuitable(squares: np.ndarray, side: int) -> Iterable[tuple[str, np.ndarray]]:
+    for how in SPOILT:
+        yield f"spoilt: {how}", np.stack([spoil(square, how) for square in squares])
+    for kind in PATTERNS:
+        generator = numpy_generator("benchmark", kind)
+        yield f"drawn: {kind}", np.stack([draw_pattern(kind, side, generator) for _ in range(DRAWN)])
+
+
+def _inputs(predictor: Predictor, paths: Iterable[Path]) -> Inputs:
+    squares, infos = [], []
+    for path in paths:
+        try:
+            image = read_image(path, window=predictor.window)
+        except ImageError:
+            continue
+        squares.append(prepare(image.pixels, predictor.manifest.preprocessing))
+        infos.append(image.info)
+    return _run(predictor, np.stack(squares), infos)
+
+
+def _run(predictor: Predictor, squares: np.ndarray, infos: list[ImageInfo]) -> Inputs:
+    batches = [squares[start : start + BATCH, None] for start in range(0, len(squares), BATCH)]
+    features = np.concatenate([predictor.run(batch)["features"] for batch in batches])
+    return Inputs(squares, features, np.zeros((len(squares), len(NAMES)), np.float32), infos)
+
+
+def _part(inputs: Inputs, chosen: np.ndarray) -> Inputs:
+    rows = np.flatnonzero(chosen)
+    return Inputs(
+        inputs.images[rows], inputs.features[rows], inputs.pixel_statistics[rows], [inputs.infos[int(row)] for row in rows]
+    )
+
+
+def _fit(inputs: Inputs, patients: np.ndarray) -> Suitability:
+    return fit_suitability(inputs.images, inputs.features, inputs.pixel_statistics, patients=patients.tolist())
+
+
+def _held_out(inputs: Inputs, patients: np.ndarray, seed: int) -> float:
+    everyone = numpy_generator(seed, "benchmark").permutation(np.unique(patients))
+    out = np.isin(patients, everyone[: len(everyone) // 4])
+    found = check(_fit(_part(inputs, ~out), patients[~out]), _part(inputs, out))
+    refused = np.array([bool(finding.reasons) for finding in found])
+    # What is guaranteed is the chance of one image of a new patient, so each patient counts once.
+    return float(np.mean([refused[patients[out] == patient].mean() for patient in np.unique(patients[out])]))
+
+
+def _tell(name: str, found: list[Finding]) -> None:
+    reasons = Counter(reason.value for finding in found for reason in finding.reasons)
+    shares = ", ".join(f"{reason} {count / len(found):.0%}" for reason, count in reasons.most_common())
+    print(f"{name}: {np.mean([bool(finding.reasons) for finding in found]):.1%} of {len(found)} refused ({shares})")
+
+
+if __name__ == "__main__":
+    main()

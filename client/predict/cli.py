@@ -1,0 +1,96 @@
+"""`pneumofed predict`. Nothing heavy is imported before the command runs."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from client.predict.answers import Answer
+    from client.predict.archive.writer import ArchiveWriter
+    from client.predict.outputs import Output
+    from client.predict.studies import Tally
+    from common.model_bundle.manifest import BundleManifest
+    from common.model_bundle.predictor import Predictor
+
+ALL_READ, NONE_READ, SOME_UNREADABLE = 0, 1, 3
+
+console = Console(highlight=False)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def predict(
+    paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG or PNG files, and folders of them.")],
+    bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
+    trusted: Annotated[
+        list[Path] | None, typer.Option("--trusted-key", help="Public key whose signature is taken; may repeat.  [default: any]")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each file here.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document in the place of the table.")] = False,
+    sr: Annotated[Path | None, typer.Option("--sr", help="Folder for a DICOM Structured Report of each DICOM image.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Folder for a heat map of each judged image: DICOM secondary capture, else PNG.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="The quantised network: faster, a little less exact.")] = False,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the network, and as many that decode; 0: all processors.")] = 0,
+) -> None:
+    """Judge radiographs: probability of pneumonia with its interval, the decision, or why an image cannot be judged.
+
+    Exit code: 0 every file was read, 3 some could not be read, 1 none could or the bundle was refused, 2 usage.
+    """
+    from client.predict.answers import answer_files
+    from client.predict.archive.writer import ArchiveWriter
+    from client.predict.files import find_files
+    from client.predict.studies import Tally
+    from common.keys import read_public_key
+    from common.model_bundle.bundle import open_bundle
+    from common.model_bundle.predictor import Predictor
+
+    opened = open_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
+    if not trusted:
+        notes.print(f"bundle signed by {opened.signer}; --trusted-key FILE takes no other signature", style="dim", markup=False)
+    predictor = Predictor(opened, "int8" if int8 else "float32", threads)
+    tally = Tally()
+    with ExitStack() as stack:
+        outputs = _open_outputs(stack, predictor, tally, csv, json_)
+        answers = answer_files(find_files(paths), predictor, threads)
+        _run(answers, predictor.manifest, ArchiveWriter(predictor, sr, overlay), tally, outputs)
+    raise typer.Exit(_exit_code(tally))
+
+
+def _open_outputs(stack: ExitStack, predictor: Predictor, tally: Tally, csv: Path | None, json_: bool) -> list[Output]:
+    from client.predict.outputs import open_csv, open_json, open_table
+
+    shown = open_json(sys.stdout, predictor, tally) if json_ else open_table(console, predictor, tally)
+    outputs = [stack.enter_context(shown)]
+    if csv:
+        outputs.append(stack.enter_context(open_csv(csv, predictor)))
+    return outputs
+
+
+def _run(answers: Iterator[Answer], manifest: BundleManifest, writer: ArchiveWriter, tally: Tally, outputs: list[Output]) -> None:
+    from client.predict.rows import row_of
+
+    for answer in answers:
+        row = writer.write(answer, row_of(answer, manifest))
+        tally.add(row)
+        for output in outputs:
+            output.add(row)
+    if not tally.files:
+        raise ConfigError("no file found: give files, or folders that hold some (hidden files are left out)")
+
+
+def _exit_code(tally: Tally) -> int:
+    unreadable = tally.statuses["unreadable"]
+    if unreadable == tally.files:
+        return NONE_READ
+    return SOME_UNREADABLE if unreadable else ALL_READ
