@@ -21,13 +21,14 @@ from typing import Any
 from client.continual.feedback import add_feedback
 from client.data_add import SiteFolder
 from client.site import read_site_config
-from common.config import ExperimentConfig, SiteConfig
+from common.config import ExperimentConfig
 from common.config_reader import build_config, merge
 from common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from common.evaluation.comparison import Margins
 from common.keys import NodeKey, PrivateKey, parse_private_key
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.start import start_values
+from common.party_config import SiteConfig
 from common.seeds import numpy_generator
 from server.release.gate import Evidence, decide
 from server.release.page import write_page
@@ -48,8 +49,8 @@ class Bench:
     def run(self, name: str, parent: Bundle | None) -> tuple[dict[str, Any], Bundle]:
         """Trains over the sites as they are now, from `parent` if there is one; the summary and the bundle of the best round."""
         from client.app import app as client_app
-        from common.config import CoordinatorConfig
         from common.config_reader import read_yaml
+        from common.party_config import CoordinatorConfig
         from server.study import run_study
         from simulation.local_grid import LocalGrid
 

@@ -24,8 +24,8 @@ from benchmarks.local_runs import Run, run_all
 from benchmarks.private_auroc_picture import Curve, draw_curves
 from client.privacy.entries import total_epsilon
 from client.privacy.ledger import Ledger
-from common.config import PrivacyUnit
 from common.config_reader import merge, read_yaml
+from common.config_types import PrivacyUnit
 from simulation.federation import hospital_name
 
 INFINITE_UNIT = "none"

@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from common.config import SecureAggregationConfig, StrategyConfig
+from common.config import StrategyConfig
 from common.messages import ModelArrays, Presence, Update, content_bytes
+from common.privacy_config import SecureAggregationConfig
 from common.secure_sum.masks import SumVector
 from common.secure_sum.messages import SECURE, pack_masked
 from common.secure_sum.quantize import TrainingSums, UpdateCodec

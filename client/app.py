@@ -27,7 +27,8 @@ from client.site import Site, class_number, find_site_config, site_log
 from client.training import RoundPlan, TrainingResult, build_setup, train_locally
 from client.visit import answer, open_site
 from common.compute import Compute, build_compute
-from common.config import ExperimentConfig, ModelConfig, SiteConfig, TaskName
+from common.config import ExperimentConfig, ModelConfig
+from common.config_types import TaskName
 from common.errors import EmptySiteError, MessageError
 from common.evaluation.predictions import Predictions
 from common.evaluation.statistics import FEDERATED_GRID, Statistics
@@ -47,6 +48,7 @@ from common.messages import (
     unpack_instruction,
 )
 from common.models import build_model
+from common.party_config import SiteConfig
 from common.secure_sum.counts import encode_statistics
 from common.secure_sum.masks import SumVector
 from common.secure_sum.messages import pack_masked, pack_reply

@@ -14,10 +14,10 @@ import yaml
 
 from client.policy import read_policy
 from common.bundle import PACKAGES, build_bundle, hash_bundle
-from common.config import SitePolicy
 from common.config_reader import build_config
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
+from common.party_config import SitePolicy
 
 INSTALLED = "installed"
 KEY = "approved_apps"

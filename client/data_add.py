@@ -12,11 +12,11 @@ from client.archive.pseudonyms import load_pseudonyms
 from client.continual.readings import Readings
 from client.site import read_site_config
 from client.withdrawals import Withdrawals
-from common.config import SiteConfig
 from common.data.atomic import exclusive
 from common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from common.data.report import DataReport
 from common.errors import ConfigError, DataError, SkipReason
+from common.party_config import SiteConfig
 
 SITE_FILE = "site.yaml"
 

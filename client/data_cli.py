@@ -11,7 +11,7 @@ import typer
 
 from client import data_add_cli, data_archive_cli
 from client.data_output import Json, Site, exit_codes, show_report
-from common.config import TaskName
+from common.config_types import TaskName
 from common.errors import ConfigError
 
 app = typer.Typer(no_args_is_help=True, help="The site's images: add them to its manifest, remove them, and check them.")

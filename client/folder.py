@@ -9,8 +9,8 @@ from pathlib import Path
 from client.policy import read_policy
 from client.site import read_connection, read_site_config
 from common.audit import AuditLog
-from common.config import ConnectionConfig, SiteConfig, SitePolicy
 from common.errors import ConfigError
+from common.party_config import ConnectionConfig, SiteConfig, SitePolicy
 
 APP_VARIABLE, COORDINATOR_VARIABLE = "PNEUMOFED_APP", "PNEUMOFED_COORDINATOR"
 """In the environment of the app: the gate (`client.gate`) tells it which bundle it is, `pneumofed site start` whom it works for."""

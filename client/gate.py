@@ -37,9 +37,9 @@ from client.site import read_site_config
 from client.visit import audit_log
 from common.audit_events import REFUSAL
 from common.bundle import hash_bundle
-from common.config import SiteConfig
 from common.errors import FlowerError, PolicyError
 from common.messages import CONFIG, build_failure
+from common.party_config import SiteConfig
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
-from common.config import ConnectionConfig, SiteConfig, SitePolicy
 from common.config_reader import build_config
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
+from common.party_config import ConnectionConfig, SiteConfig, SitePolicy
 from common.policy_text import DEFAULT_POLICY
 
 LARGEST_FILE_BYTES = 10 << 20

@@ -15,10 +15,11 @@ from datetime import datetime, time, timedelta
 from pathlib import Path
 from typing import Literal
 
-from common.config import ExperimentConfig, SitePolicy
+from common.config import ExperimentConfig
 from common.config_reader import build_config, read_yaml
 from common.data.atomic import atomic_write, exclusive
 from common.errors import ConfigError, PolicyError
+from common.party_config import SitePolicy
 
 Work = Literal["query", "train", "evaluate"]
 """Roll call, training, evaluation."""

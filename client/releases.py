@@ -17,10 +17,12 @@ from typing import Any
 
 from client.policy import require_policy
 from client.site import Site, class_number
-from common.config import ExperimentConfig, SitePolicy, Withheld
+from common.config import ExperimentConfig
+from common.config_types import Withheld
 from common.data.manifest import CLASSES
 from common.evaluation.statistics import FEDERATED_GRID, Statistics
 from common.messages import Presence
+from common.party_config import SitePolicy
 
 COUNTING = ("steps", "images_per_sec")
 """Metrics from which the number of training images can be told."""

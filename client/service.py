@@ -17,11 +17,11 @@ from client.folder import COORDINATOR_VARIABLE, SiteFolder
 from common.audit import read_entries
 from common.audit_events import ANSWER, REFUSAL, SITE_STARTED, SITE_STOPPED
 from common.audit_report import verify
-from common.config import ConnectionConfig
 from common.data.atomic import atomic_write
 from common.errors import AuditError, ConfigError, FlowerError
 from common.flower_commands import flower_environment
 from common.health import is_serving
+from common.party_config import ConnectionConfig
 from common.processes import Daemon, free_port, without_proxy_on_loopback
 
 START_SEC, SETTLE_SEC = 60.0, 2.0

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from client.split_memory import split_site
-from common.config import ConnectionConfig, ExperimentConfig, SiteConfig
+from common.config import ExperimentConfig
 from common.config_reader import build_config, read_yaml
 from common.data.dataset import Dataset, load_dataset
 from common.data.manifest import CLASSES, read_manifest
 from common.errors import ConfigError
 from common.messages import SITE_CONFIG_KEY, SITES_KEY
+from common.party_config import ConnectionConfig, SiteConfig
 from common.seeds import derive_seed
 
 

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from common.config import ModelConfig, ModelName
+from common.config import ModelConfig
+from common.config_types import ModelName
 from common.scattering import Scattering2D
 from common.standardized import standardize_weights
 from common.torchvision_shim import import_torchvision

@@ -1,8 +1,7 @@
-"""The one typed schema of the project.
+"""The one typed schema of a run: `ExperimentConfig`, public, sent to every site with each message.
 
-`ExperimentConfig` is the run's: public, sent to every site with each message. `SiteConfig` is the hospital's own and never leaves
-it. `CoordinatorConfig` is the coordinator's own. YAML files in `configs/` hold only what differs from the defaults below;
-`common.config_reader` reads them.
+`common.party_config` has what each party keeps to itself, `common.privacy_config` the sections on privacy. YAML files in `configs/` hold
+only what differs from the defaults; `common.config_reader` reads them.
 """
 
 from __future__ import annotations
@@ -10,26 +9,22 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-
-TaskName = Literal["binary", "three_class"]
-ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn", "scattering"]
-StrategyName = Literal["fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum"]
-UpdatePrecision = Literal["float32", "float16", "int8"]
-PrivacyUnit = Literal["image", "patient"]
-Withheld = Literal["data_report", "training_metrics", "validation_statistics"]
-ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
-
-
-class Section(BaseModel):
-    """A part of a configuration: immutable, and unknown keys are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+from common.config_types import (
+    Count,
+    Fraction,
+    ModelName,
+    NonNegative,
+    Positive,
+    Section,
+    StrategyName,
+    TaskName,
+    ThresholdPolicyName,
+    UpdatePrecision,
+)
+from common.privacy_config import CentralPrivacyConfig, PrivacyConfig, SecureAggregationConfig
+from common.privacy_rules import check_central_privacy, check_dp_sgd, check_secure_aggregation
 
 
 class ImageConfig(Section):
@@ -184,59 +179,6 @@ class StrategyConfig(Section):
         return 2 * self.malicious_sites + 3 if self.name == "krum" else 1
 
 
-class PrivacyConfig(Section):
-    """Differential privacy of each site's own training: DP-SGD (Abadi et al. 2016, algorithm 1) with Poisson sampling.
-
-    Neighbouring data sets differ by one unit, added or removed. Sampling rate, noise, number of steps and accounting all come from
-    these numbers and the site's own number of units (`client.privacy.plan`).
-    """
-
-    mechanism: Literal["none", "dp_sgd"] = "none"
-    unit: PrivacyUnit = "patient"
-    """What is protected: one `image`, or one `patient` with all images. Under `patient` each drawn patient gives one image, drawn anew."""
-    target_epsilon: Positive = 6.0
-    """Spent by each site over all planned rounds; becomes the noise multiplier before the first step."""
-    noise_multiplier: Positive | None = None
-    """Standard deviation of the noise over `max_grad_norm`. Set, it takes the place of `target_epsilon`."""
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Unset it is 1 / training patients of the site."""
-    max_grad_norm: Positive = 1.0
-    """Each unit's gradient is clipped to this length."""
-    expected_batch_size: Count = 256
-    """Units drawn a step on average: the sampling rate is this over the site's units, 1 at most."""
-    physical_batch_size: Count = 32
-    """Images that are in memory at once; changes memory, speed, and which random views are drawn."""
-    augmentation_multiplicity: Count = 1
-    """Augmented views of an image whose gradients are averaged before they are clipped (De et al. 2022, section 3.4)."""
-    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Of the moving average of the weights over the steps of a round, which travels in place of the last ones; 0 is off."""
-    accountant: Literal["prv", "rdp"] = "prv"
-    secure_noise: bool = False
-    """Noise and sampling come from a ChaCha20 key that the operating system draws for each round and nobody keeps, and each noise value
-    is a sum of four, against the attack on floating point numbers (Holohan and Braghin 2021). Off, the key comes from the site's own
-    secret and everything that the update depends on: the coordinator, who knows `seed`, cannot compute it, but the site repeats the
-    round bit for bit, and who gets the secret and an update can subtract the noise. Publish what was trained with it on."""
-    open_metrics: bool = False
-    """Sends training loss, accuracy and images per second of private rounds too. They come from the raw data without any noise, so
-    that the accounted epsilon does not hold for who sees them."""
-
-
-class CentralPrivacyConfig(Section):
-    """Differential privacy of whole sites, by a coordinator whom they trust with their updates: DP-FedAvg (McMahan et al. 2018).
-
-    Neighbouring federations differ by one site, whose updates become zero. Every update weighs the same, whatever its site's size.
-    """
-
-    enabled: bool = False
-    clip_norm: Positive = 1.0
-    """Updates longer than this (L2 norm of the change of all parameters) are scaled down to it. About their median is a good choice."""
-    target_epsilon: Positive = 8.0
-    """Of all planned rounds together; becomes the noise multiplier before the first round."""
-    noise_multiplier: Positive | None = None
-    """Standard deviation of the noise on the sum of updates over `clip_norm`. Set, it takes the place of `target_epsilon`."""
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1.0e-5
-
-
 class EvaluationConfig(Section):
     """Central and federated evaluation."""
 
@@ -260,30 +202,6 @@ class EarlyStoppingConfig(Section):
     patience_rounds: Annotated[int, Field(ge=0)] = 0
     """Rounds without improvement before the run stops; 0 is off."""
     min_delta: NonNegative = 0.001
-
-
-class SecureAggregationConfig(Section):
-    """Secure aggregation (SecAgg+, Bell et al. 2020): the coordinator learns sums of the sites' updates and counts, and no single one."""
-
-    enabled: bool = False
-    threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 0.67
-    """Share of the sites (of each site's neighbours, where not all are) that must stay to the end, rounded up, at least three. So many
-    sites together with the coordinator could read another's update; more than two thirds also withstands a coordinator that lies about
-    who dropped out, with up to a third of the sites on its side (Bonawitz et al. 2017, section 6.2)."""
-    clip_norm: Positive = 100.0
-    """Longest update (L2 norm of the difference from the global weights) that a site sends; longer ones are scaled down and counted.
-    Quantisation steps are proportional to it."""
-    bits: Literal[32, 64] = 32
-    """Of each masked parameter on the wire."""
-    max_examples: Annotated[int, Field(ge=1, le=2**20)] = 65536
-    """Most training images of one site; one that has more takes no part. Quantisation steps are proportional to it."""
-    neighbours: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
-    """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as `common.secure_sum.graph` needs."""
-    stage_timeout_sec: Positive = 60.0
-    """Deadline of each step besides training and evaluation, in which sites exchange keys and shares. Each starts a process at a site;
-    a simulation of hundreds of hospitals on one machine needs more, since they answer one after the other."""
-    grace_sec: NonNegative = 5.0
-    """Once enough sites have answered the last two steps, so long is waited for the others."""
 
 
 class ExperimentConfig(Section):
@@ -342,8 +260,6 @@ class ExperimentConfig(Section):
             )
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
             raise ValueError("model.head_first_rounds must be smaller than rounds")
-        if self.secure_aggregation.enabled:
-            self._check_secure_aggregation()
         return self
 
     @model_validator(mode="after")
@@ -353,167 +269,8 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_private(self) -> ExperimentConfig:
-        """Everything that goes into a private update must pass the mechanism; what would go around it is refused."""
-        if self.privacy.mechanism == "none":
-            return self
-        refused = {
-            "strategy.name 'fedbn' keeps BatchNorm layers, which mix the images of a batch: take another strategy and model.norm 'group'": (
-                self.strategy.name == "fedbn"
-            ),
-            "BatchNorm mixes the images of a batch, so that none has a gradient of its own: set model.norm to 'group'": (
-                self.model.norm == "batch"
-            ),
-            "the loss would use the site's own class counts, a release that is not accounted: set loss.logit_adjustment to false and "
-            "loss.class_weights to 'none'": self.loss.logit_adjustment or self.loss.class_weights != "none",
-            "training.max_grad_norm clips the gradient of a whole batch: leave it at 0, privacy.max_grad_norm clips each unit's": (
-                self.training.max_grad_norm > 0
-            ),
-            "training.precision 'fp16' scales the loss, and with it what is clipped: take 'bf16', 'fp32' or 'auto'": (
-                self.training.precision == "fp16"
-            ),
-        }
-        for sentence, is_refused in refused.items():
-            if is_refused:
-                raise ValueError(f"privacy.mechanism is 'dp_sgd' but {sentence}")
+    def _check_privacy(self) -> ExperimentConfig:
+        check_dp_sgd(self)
+        check_central_privacy(self)
+        check_secure_aggregation(self)
         return self
-
-    @model_validator(mode="after")
-    def _check_central_privacy(self) -> ExperimentConfig:
-        """Each site's part in the sum must have a bound that no other site moves, and nothing may go around the noise."""
-        if not self.central_privacy.enabled:
-            return self
-        refused = {
-            f"strategy.name '{self.strategy.name}' does not average: take fedavg, fedprox, fedavgm, fedadam or fedyogi": (
-                self.strategy.name in ("fedbn", "fedmedian", "fedtrimmedavg", "krum")
-            ),
-            "BatchNorm's running statistics would leave without noise: set model.norm to 'group'": self.model.norm == "batch",
-            "the sites' own clipping under secure_aggregation weighs by numbers of images, which this sum must not: switch one of the two "
-            "off": self.secure_aggregation.enabled,
-        }
-        for sentence, is_refused in refused.items():
-            if is_refused:
-                raise ValueError(f"central_privacy.enabled is true but {sentence}")
-        return self
-
-    def _check_secure_aggregation(self) -> None:
-        """What needs single updates cannot be had of sums alone.
-
-        Raises:
-            ValueError: names the setting and what to do.
-        """
-        cfg, needed = self.strategy, 3
-        if cfg.name in ("fedmedian", "fedtrimmedavg", "krum"):
-            raise ValueError(
-                f"strategy.name: {cfg.name} compares single updates, which secure_aggregation hides; take fedavg, fedprox, fedbn, fedavgm, "
-                "fedadam or fedyogi, or switch secure_aggregation off"
-            )
-        if cfg.update_precision != "float32":
-            raise ValueError(
-                "strategy.update_precision must be 'float32' under secure_aggregation, which has its own number type "
-                "(secure_aggregation.bits)"
-            )
-        if cfg.max_update_norm_factor != StrategyConfig().max_update_norm_factor:
-            raise ValueError(
-                "strategy.max_update_norm_factor compares single updates, which secure_aggregation hides; set "
-                "secure_aggregation.clip_norm instead, which each site keeps itself"
-            )
-        if cfg.wait_for_sites:
-            drawn = math.ceil(round(cfg.fraction_train * cfg.wait_for_sites, 9))
-            needed = max(needed, math.ceil(round(self.secure_aggregation.threshold * drawn, 9)))
-        if cfg.enough_sites is not None and cfg.enough_sites < needed:
-            raise ValueError(
-                f"strategy.enough_sites is {cfg.enough_sites} but a secure sum needs {needed} sites "
-                "(secure_aggregation.threshold, and never fewer than 3)"
-            )
-
-
-class SiteConfig(Section):
-    """What one hospital keeps to itself. It is never sent."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
-    """The site's name as the coordinator knows it."""
-    manifest: str
-    """CSV with one row an image; see `common.data.manifest`."""
-    work_dir: str
-    """The site's own folder: decoded cache, local state, log. Nothing is written elsewhere."""
-    device: str = "auto"
-    """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of the training process; 0 leaves torch's choice. Fix it where runs must repeat bit for bit."""
-    policy: str | None = None
-    """The site's policy file (`SitePolicy`). Unset, as in simulation, nothing is refused."""
-    connection: str | None = None
-    """File with the paths of the site's node key and of the federation's certificate authority (`ConnectionConfig`), which secure
-    aggregation needs. Unset, it is `connection.yaml` beside the site's own file."""
-
-
-class ConnectionConfig(Section):
-    """How a hospital reaches the coordinator (`connection.yaml` in the site folder). Relative paths are relative to that file."""
-
-    coordinator: Annotated[str, Field(pattern=r"^[^\s/:]+:\d{1,5}$")]
-    """HOST:PORT of the coordinator's door."""
-    ca: str = "keys/ca.crt"
-    """The federation's certificate authority (PEM), the only one that is trusted for this connection."""
-    key: str = "keys/node"
-    """The site's private node key (PEM, P-384), mode 0600. The coordinator knows its public half."""
-    client_certificate: str | None = None
-    """For mutual TLS at the coordinator's proxy: the site's certificate (PEM) for `client_key`."""
-    client_key: str | None = None
-
-
-QuietHours = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
-
-
-class SitePolicy(Section):
-    """What may run at one hospital (`policy.yaml` in the site folder). It is the hospital's alone and wins over every run.
-
-    A run outside it is refused before any data is read, and the refusal is recorded in the site's audit log.
-    """
-
-    approved_apps: list[Annotated[str, Field(pattern=r"^(installed|[0-9a-f]{64})$")]] = ["installed"]
-    """SHA-256 of the app bundles that may run here. `installed` stands for the bundle of the very code that is installed here."""
-    strategies: list[StrategyName] | None = None
-    """Strategies that a run may use; unset allows all."""
-    models: list[ModelName] | None = None
-    """Networks that a run may train; unset allows all."""
-    min_patients: Annotated[int, Field(ge=1)] = 10
-    """With fewer training patients the site takes no part: an update over few patients tells much about each."""
-    max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
-    """Training rounds that are answered within 24 hours, over all runs."""
-    max_epsilon: NonNegative | None = None
-    """Privacy budget of the site's data over all runs (see `client.privacy.ledger`): a round beyond it, and every run that is not
-    private at all, is refused. Unset sets no limit."""
-    max_epsilon_per_study: NonNegative | None = None
-    """The same for the runs of one experiment name. The coordinator chooses the name, so that only `max_epsilon` binds it."""
-    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """At which the limits are judged; a run that plans with a larger one is refused. Unset they are judged at the smallest delta of
-    the runs so far."""
-    min_unit: PrivacyUnit = "image"
-    """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
-    withhold: list[Withheld] = []
-    """What never leaves this site, whatever a run asks for (see `client.releases`): the report on its data (what was found, left out
-    and why, of which class), the metrics of its training, the statistics of its validation. The run goes on without them."""
-    count_noise: Positive | None = None
-    """Numbers of images leave with Gaussian noise of this deviation, for `min_unit` patient times the images of a patient. The ledger
-    counts it, once for each state of the data. Unset they leave as they are. Under secure aggregation they are masked instead."""
-    require_secure_aggregation: bool = False
-    """Whether a run is refused in which the coordinator could see this site's update and counts."""
-    quiet_hours: list[QuietHours] = []
-    """Times of day (local, e.g. `07:30-18:00`) in which nothing is trained here; may pass midnight."""
-
-
-class CoordinatorConfig(Section):
-    """What the coordinator keeps to itself: its run folder and the held-out sets it judges the model on."""
-
-    run_dir: str
-    test_manifest: str | None = None
-    external_manifest: str | None = None
-    cache_dir: str | None = None
-    audit_log: str | None = None
-    """The coordinator's audit log; unset, as in simulation, none is kept."""
-    key_roster: str | None = None
-    """The sites' public node keys, signed when they were provisioned (`roster.json`); secure aggregation needs it."""
-    resume: bool = False
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=0)] = 0

@@ -11,7 +11,8 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import ValidationError
 
-from common.config import ExperimentConfig, Section
+from common.config import ExperimentConfig
+from common.config_types import Section
 from common.errors import ConfigError
 
 T = TypeVar("T", bound=Section)

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, MetricRecord, RecordDict
 
-from common.config import ExperimentConfig, UpdatePrecision
+from common.config import ExperimentConfig
 from common.config_reader import experiment_from_json
+from common.config_types import UpdatePrecision
 from common.errors import MessageError, describe_for_wire
 from common.transport import PARAMETERS, decode, encode
 

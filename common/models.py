@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from common.architectures import architecture_of, build_architecture
-from common.config import ModelConfig, TaskName
+from common.config import ModelConfig
+from common.config_types import TaskName
 from common.data.manifest import CLASSES
 from common.weights import load_weights
 

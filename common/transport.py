@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.config import UpdatePrecision
+from common.config_types import UpdatePrecision
 from common.errors import MessageError
 
 PARAMETERS, DIFFERENCE, SCALES = "parameters", "difference", "scales"

@@ -10,10 +10,11 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import CoordinatorConfig, ExperimentConfig
+from common.config import ExperimentConfig
 from common.config_reader import build_config, experiment_from_json, load_experiment, read_yaml
 from common.errors import ConfigError
 from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY, SITES_KEY
+from common.party_config import CoordinatorConfig
 from server.report import write_report
 from server.study import run_study
 

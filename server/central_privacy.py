@@ -23,11 +23,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config import CentralPrivacyConfig, ExperimentConfig
+from common.config import ExperimentConfig
 from common.messages import ModelArrays, Update
 from common.privacy.accounting import Mechanism, epsilon, noise_for
 from common.privacy.randomness import RandomStream
 from common.privacy.secret import own_secret, round_key
+from common.privacy_config import CentralPrivacyConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from common.audit import AuditLog
 from common.audit_events import COORDINATOR, record_run_ended, record_run_started
-from common.config import CoordinatorConfig, ExperimentConfig
+from common.config import ExperimentConfig
+from common.party_config import CoordinatorConfig
 from server.activity import EVENTS_FILE, Activity, Kind
 
 

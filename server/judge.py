@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from common.compute import Compute, build_compute
-from common.config import CoordinatorConfig, ExperimentConfig
+from common.config import ExperimentConfig
 from common.data.dataset import Dataset, load_dataset
 from common.data.manifest import read_manifest
 from common.evaluation.bootstrap import Bootstrap, Interval, bootstrap
@@ -19,6 +19,7 @@ from common.evaluation.metrics import metrics
 from common.evaluation.predictions import Predictions
 from common.evaluation.statistics import Statistics
 from common.features import predict_cached
+from common.party_config import CoordinatorConfig
 from common.seeds import derive_seed
 
 logger = logging.getLogger(__name__)

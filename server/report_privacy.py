@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.config import ExperimentConfig, Withheld
+from common.config import ExperimentConfig
+from common.config_types import Withheld
 from server.report_numbers import count, number
 from server.report_run import Run
 

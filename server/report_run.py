@@ -139,7 +139,7 @@ class Run:
         return dict(sorted(reports.items()))
 
     def kept_back(self, kind: str) -> list[str]:
-        """Hospitals whose policy keeps back so much (`common.config.Withheld`), or noises its counts (`count_noise`)."""
+        """Hospitals whose policy keeps back so much (`common.config_types.Withheld`), or noises its counts (`count_noise`)."""
         told = self.summary.get("sites") or {}
         return sorted(name for name, report in told.items() if kind in report or kind in (report.get("withheld") or ()))
 

@@ -14,10 +14,11 @@ from typing import Any, Protocol
 
 import yaml
 
-from common.config import CoordinatorConfig, ExperimentConfig
+from common.config import ExperimentConfig
 from common.config_reader import experiment_from_json
 from common.errors import ConfigError, FlowerError
 from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY
+from common.party_config import CoordinatorConfig
 from server.activity import EVENTS_FILE, Kind, read_activity
 from server.progress import course
 from server.registry.models import Run, RunState

@@ -17,8 +17,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from common.config import Section
 from common.config_reader import build_config, merge, read_yaml
+from common.config_types import Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Port = Annotated[int, Field(ge=1, le=65535)]

@@ -11,12 +11,13 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from common.config import CoordinatorConfig, ExperimentConfig
+from common.config import ExperimentConfig
 from common.data.manifest import CLASSES
 from common.errors import CheckpointError, PneumofedError
 from common.layout import ArraysLayout
 from common.messages import ModelArrays
 from common.models import build_model
+from common.party_config import CoordinatorConfig
 from common.seeds import derive_seed
 from server.activity import HEARTBEAT_FILE, Heartbeat
 from server.central_privacy import CentralPrivacy

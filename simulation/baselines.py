@@ -24,7 +24,7 @@ from client.examples import choose_examples
 from client.site import Site, class_number, load_site, read_site_config
 from client.training import RoundPlan, build_setup, train_locally
 from common.compute import build_compute
-from common.config import CoordinatorConfig, ExperimentConfig, SiteConfig
+from common.config import ExperimentConfig
 from common.config_reader import build_config, experiment_from_json, read_yaml
 from common.data.dataset import Dataset
 from common.data.report import DataReport
@@ -35,6 +35,7 @@ from common.evaluation.predictions import Predictions
 from common.evaluation.thresholds import choose_threshold
 from common.layout import ArraysLayout
 from common.models import build_model
+from common.party_config import CoordinatorConfig, SiteConfig
 from common.seeds import derive_seed
 from server.judge import Judge, bootstrap_settings, build_judge
 from server.progress import best_round

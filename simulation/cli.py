@@ -14,7 +14,7 @@ from client.cli import app as site_app
 from client.predict.cli import predict
 from client.privacy_cli import app as privacy_app
 from common.audit_cli import app as audit_app
-from common.config import ModelName, StrategyName
+from common.config_types import ModelName, StrategyName
 from common.errors import ConfigError, PneumofedError
 from server.cli import app as server_app
 from server.export.cli import export

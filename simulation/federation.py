@@ -18,12 +18,14 @@ from typing import Any
 
 import yaml
 
-from common.config import CoordinatorConfig, ExperimentConfig, Section, SiteConfig
+from common.config import ExperimentConfig
+from common.config_types import Section
 from common.data.manifest import Manifest, write_manifest
 from common.data.report import DataReport
 from common.data.sources.kaggle import read_kaggle
 from common.data.sources.table import read_csv
 from common.errors import ConfigError, DataError
+from common.party_config import CoordinatorConfig, SiteConfig
 from common.privacy.secret import KEY_FILE, write_secret
 from common.seeds import derive_seed
 from simulation.identities import write_identities

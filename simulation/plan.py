@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from common.config import ExperimentConfig, Section
+from common.config import ExperimentConfig
 from common.config_reader import build_config, load_experiment, merge, read_yaml
+from common.config_types import Section
 from common.errors import CheckpointError, ConfigError
 from server.run_folder import RunFolder
 from simulation.options import EngineName, PartitionKind

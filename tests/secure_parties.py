@@ -14,9 +14,9 @@ from flwr.app import RecordDict
 from client.secure_sum.identity import Identity
 from client.secure_sum.memory import MemoryFolder
 from client.secure_sum.stages import Participant
-from common.config import SecureAggregationConfig
 from common.keys import format_public_key
 from common.messages import Presence
+from common.privacy_config import SecureAggregationConfig
 from common.secure_sum.masks import SumShape, SumVector
 from common.secure_sum.messages import pack_masked, pack_reply
 from common.secure_sum.roster import KeyRoster, issue_roster, read_roster

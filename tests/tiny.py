@@ -13,9 +13,10 @@ import yaml
 from flwr.clientapp import ClientApp
 
 from client.app import app as client_app
-from common.config import CoordinatorConfig, ExperimentConfig
+from common.config import ExperimentConfig
 from common.config_reader import build_config, merge
 from common.data.manifest import ImageRecord, Manifest, write_manifest
+from common.party_config import CoordinatorConfig
 from server.study import run_study
 from simulation.identities import write_identities
 from simulation.local_grid import LocalGrid

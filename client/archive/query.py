@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from pydicom.dataset import Dataset
 
-from common.config import Section
+from common.config_types import Section
 from common.data.sources.dicom import Labels
 from common.errors import ConfigError
 

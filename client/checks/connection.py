@@ -15,8 +15,8 @@ from email.utils import parsedate_to_datetime
 from client.checks.finding import Finding, Level
 from client.checks.keys import WARN_BEFORE
 from client.folder import SiteFolder
-from common.config import ConnectionConfig
 from common.errors import ConfigError
+from common.party_config import ConnectionConfig
 
 PATIENCE_SEC = 10.0
 AHEAD_SEC, BEHIND_SEC = 5.0, 300.0

@@ -14,8 +14,8 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from common.config import ConnectionConfig
 from common.keys import read_private_key
+from common.party_config import ConnectionConfig
 
 
 def ask_for_admission(connection: ConnectionConfig, patience_sec: float) -> str | None:

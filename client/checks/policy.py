@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from client.checks.finding import Finding
 from client.folder import SiteFolder
-from common.config import SitePolicy
 from common.errors import ConfigError
+from common.party_config import SitePolicy
 
 
 def check(folder: SiteFolder) -> Iterator[Finding]:

@@ -10,11 +10,12 @@ import numpy as np
 
 from client.site import load_site
 from common.compute import build_compute
-from common.config import ExperimentConfig, SiteConfig, TrainingConfig
+from common.config import ExperimentConfig, TrainingConfig
 from common.data.dataset import Dataset
 from common.errors import ConfigError
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.paired import check_comparable, compare_bundles
+from common.party_config import SiteConfig
 from common.release.verdict import SiteVerdict
 
 

@@ -33,12 +33,12 @@ from client.privacy.plan import SitePlan
 from client.privacy.sampling import UnitSampler, count_units, split_into_lots
 from client.training import Examples, RoundPlan, TrainingSetup, build_setup
 from common.compute import Compute
-from common.config import PrivacyConfig
 from common.data.dataset import Dataset
 from common.data.manifest import CLASSES
 from common.errors import ConfigError
 from common.privacy.randomness import KEY_BYTES, RandomStream
 from common.privacy.secret import round_key
+from common.privacy_config import PrivacyConfig
 
 NORMALS_ADDED = 4
 """Under `secure_noise` a noise value is half the sum of so many normals: n = 2 of Holohan and Braghin 2021, section 5.1, as Opacus'

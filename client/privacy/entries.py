@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from common.config import PrivacyUnit
+from common.config_types import PrivacyUnit
 from common.errors import ConfigError
 from common.privacy.accounting import AccountantName, Mechanism, epsilon
 

@@ -16,8 +16,10 @@ from client.privacy.plan import SitePlan
 from client.privacy.sampling import count_units
 from client.privacy.spending import limits_of, open_ledger, round_entry
 from client.site import load_site
-from common.config import ExperimentConfig, PrivacyUnit, SiteConfig, SitePolicy
+from common.config import ExperimentConfig
+from common.config_types import PrivacyUnit
 from common.errors import PolicyError
+from common.party_config import SiteConfig, SitePolicy
 
 POINTS = 24
 """Of the curve, at most: each is a composition anew."""

@@ -28,8 +28,9 @@ from client.privacy.ledger_file import (
     write_mark,
 )
 from client.privacy.lineages import DataUnits, join_lineage, unit_keys
-from common.config import PrivacyUnit, SitePolicy
+from common.config_types import PrivacyUnit
 from common.errors import BudgetError, PolicyError
+from common.party_config import SitePolicy
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from typing import Any
 from client.privacy.entries import Entry
 from client.privacy.lineages import SCHEMA as LINEAGES
 from common.audit import canonical
-from common.config import PrivacyUnit
+from common.config_types import PrivacyUnit
 from common.data.atomic import atomic_write, exclusive
 from common.errors import ConfigError, PolicyError
 from common.privacy.accounting import Mechanism

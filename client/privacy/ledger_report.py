@@ -17,8 +17,9 @@ from client.visit import audit_log
 from common.audit import Entry as Line
 from common.audit import read_entries
 from common.audit_events import ANSWER
-from common.config import PrivacyUnit, SiteConfig, SitePolicy
+from common.config_types import PrivacyUnit
 from common.errors import AuditError, PolicyError
+from common.party_config import SiteConfig, SitePolicy
 
 TOLERANCE = 0.01
 """How far the epsilon that an entry holds may be from one that is computed anew, as a share of it: libraries change their rounding."""

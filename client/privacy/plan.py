@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from common.config import ExperimentConfig, PrivacyUnit
+from common.config import ExperimentConfig
+from common.config_types import PrivacyUnit
 from common.errors import ConfigError
 from common.privacy.accounting import AccountantName, Mechanism, epsilon, noise_for
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.config import PrivacyUnit
+from common.config_types import PrivacyUnit
 from common.privacy.randomness import RandomStream
 
 

@@ -11,7 +11,8 @@ from client.privacy.lineages import DataUnits
 from client.privacy.plan import SitePlan
 from client.site import Site
 from common.audit_events import hash_experiment
-from common.config import ExperimentConfig, SiteConfig, SitePolicy
+from common.config import ExperimentConfig
+from common.party_config import SiteConfig, SitePolicy
 
 
 def open_ledger(config: SiteConfig) -> Ledger:

@@ -6,9 +6,10 @@ from client.secure_sum.identity import Identity
 from client.secure_sum.memory import MemoryFolder
 from client.secure_sum.stages import MaskPlan, Participant
 from common.audit_events import hash_arrays, hash_experiment
-from common.config import Section, SiteConfig
+from common.config_types import Section
 from common.errors import MessageError, SecureSumError
 from common.messages import Instruction
+from common.party_config import SiteConfig
 from common.secure_sum.session import Purpose
 from common.secure_sum.steps import Step, read_step
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.site import read_connection
-from common.config import SiteConfig
 from common.errors import ConfigError, SecureSumError
 from common.keys import PrivateKey, PublicKey, read_private_key
+from common.party_config import SiteConfig
 from common.secure_sum.roster import KeyRoster, authority_key, read_roster
 
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from common.config import Section
+from common.config_types import Section
 from common.data.atomic import atomic_write, exclusive
 from common.errors import SecureSumError
 from common.secure_sum.roster import KeyRoster

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 
 from client.secure_sum.identity import Identity
 from client.secure_sum.memory import HeldShares, Memory, MemoryFolder
-from common.config import SecureAggregationConfig
 from common.errors import SecureSumError
+from common.privacy_config import SecureAggregationConfig
 from common.secure_sum.agreement import (
     KeyPair,
     check_keys,

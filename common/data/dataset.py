@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import ImageConfig, TaskName
+from common.config import ImageConfig
+from common.config_types import TaskName
 from common.data.atomic import atomic_write, pass_if_disk_full
 from common.data.blocks import Block, Pixels
 from common.data.cache import load_block

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from common.config import TaskName
+from common.config_types import TaskName
 from common.data.atomic import atomic_write
 from common.data.tables import read_rows
 from common.errors import DataError

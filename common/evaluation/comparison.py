@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from common.config import Fraction, NonNegative, Section
+from common.config_types import Fraction, NonNegative, Section
 from common.evaluation.noninferiority import Outcome, judge_areas, judge_rates
 from common.evaluation.paired import PairedAreas, PairedRates, paired_areas, sensitivity_and_specificity
 from common.evaluation.predictions import Predictions

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from common.config import ThresholdPolicyName
+from common.config_types import ThresholdPolicyName
 from common.evaluation.curves import ratio
 from common.evaluation.metrics import metrics
 from common.evaluation.statistics import Statistics

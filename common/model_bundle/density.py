@@ -10,7 +10,7 @@ from math import prod
 import numpy as np
 from pydantic import model_validator
 
-from common.config import Positive, Section
+from common.config_types import Positive, Section
 from common.errors import DataError
 
 _FLOOR = 1e-4

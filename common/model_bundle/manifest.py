@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.config import Count, Fraction, ImageConfig, ModelConfig, NonNegative, Positive, Section, TaskName, ThresholdPolicyName
+from common.config import ImageConfig, ModelConfig
+from common.config_types import Count, Fraction, NonNegative, Positive, Section, TaskName, ThresholdPolicyName
 from common.model_bundle.calibration import Calibration
 from common.model_bundle.suitability import Suitability
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from common.config import Section
+from common.config_types import Section
 from common.data.atomic import atomic_write
 from common.errors import BundleError, ConfigError
 from common.keys import PrivateKey, PublicKey, fingerprint, format_public_key, is_signed, parse_public_key, sign

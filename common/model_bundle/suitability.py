@@ -21,7 +21,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from common.config import Count, Section
+from common.config_types import Count, Section
 from common.errors import DataError
 from common.images import ImageInfo
 from common.model_bundle.density import Density, Packed, fit_density

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from common.config import Section
+from common.config_types import Section
 from common.errors import ReleaseError
 from common.evaluation.comparison import Comparison, Margins
 from common.evaluation.noninferiority import Verdict

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from common.audit import canonical
-from common.config import Section
+from common.config_types import Section
 from common.data.atomic import atomic_write
 from common.errors import ConfigError, ReleaseError
 from common.keys import PrivateKey, PublicKey, fingerprint, format_public_key, is_signed, parse_public_key, sign

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.config import Section
+from common.config_types import Section
 from common.errors import ReleaseError
 from common.evaluation.comparison import Comparison
 from common.keys import PrivateKey, PublicKey

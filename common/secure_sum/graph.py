@@ -11,7 +11,7 @@ import math
 from collections.abc import Collection
 from functools import lru_cache
 
-from common.config import SecureAggregationConfig
+from common.privacy_config import SecureAggregationConfig
 
 LEAST_SITES = 3
 """Of two sites, each learns the other's update from the sum."""

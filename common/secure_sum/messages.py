@@ -7,7 +7,7 @@ from typing import TypeVar
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import ValidationError
 
-from common.config import Section
+from common.config_types import Section
 from common.errors import MessageError
 from common.messages import Presence, pack_presence
 from common.secure_sum.masks import SumShape, SumVector

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.config import SecureAggregationConfig
 from common.errors import ConfigError, SecureSumError
 from common.messages import ModelArrays
+from common.privacy_config import SecureAggregationConfig
 from common.secure_sum.masks import SumShape, SumVector, Words
 
 STATISTIC_UNITS = 2**16

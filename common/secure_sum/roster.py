@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 from pydantic import Field, ValidationError
 
-from common.config import Section
+from common.config_types import Section
 from common.errors import ConfigError, SecureSumError
 from common.secure_sum.steps import Site
 

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from common.config import Section
+from common.config_types import Section
 from common.errors import MessageError
 from common.secure_sum.session import Purpose, Session
 

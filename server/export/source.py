@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from common.config import CoordinatorConfig, ExperimentConfig
+from common.config import ExperimentConfig
 from common.config_reader import build_config, read_yaml
 from common.data.manifest import CLASSES
 from common.errors import BundleError, ConfigError
 from common.evaluation.statistics import Statistics
 from common.model_bundle.manifest import CardFacts, PrivacySpent, Provenance
+from common.party_config import CoordinatorConfig
 from server.checkpoints import Checkpoint, read_checkpoint
 from server.report_privacy import describe_privacy
 from server.report_run import Run, read_run

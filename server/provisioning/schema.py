@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from common.config import Section
 from common.config_reader import build_config, read_yaml
+from common.config_types import Section
 from common.errors import ConfigError
 from server.settings import Host, LoopbackPorts, Name, Port
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from common.audit import AuditLog
 from common.audit_events import COORDINATOR, RELEASE
-from common.config import CoordinatorConfig
 from common.config_reader import build_config, read_yaml
 from common.errors import ConfigError, ReleaseError
 from common.evaluation.comparison import Comparison
 from common.keys import PrivateKey, PublicKey, read_public_key
 from common.model_bundle.bundle import Bundle
+from common.party_config import CoordinatorConfig
 from common.release.record import ReleaseRecord, mark_of, write_record
 from common.release.verdict import read_verdict
 from server.release.page import write_page

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 
 from flwr.app import RecordDict
 
-from common.config import SecureAggregationConfig
 from common.errors import MessageError, SecureSumError
+from common.privacy_config import SecureAggregationConfig
 from common.secure_sum.agreement import KeyPair, check_keys, commit, digest_keys, own_mask, pair_mask
 from common.secure_sum.graph import neighbourhoods, threshold
 from common.secure_sum.masks import SumShape, SumVector

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from common.config import TaskName
+from common.config_types import TaskName
 from common.data.dataset import Dataset
 from common.data.manifest import CLASSES
 from common.errors import ConfigError

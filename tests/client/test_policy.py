@@ -21,13 +21,13 @@ from client.site import read_site_config
 from client.visit import hash_data
 from common.audit import AuditLog, Entry, read_entries
 from common.audit_report import verify
-from common.config import SitePolicy
 from common.config_reader import build_config
 from common.data.manifest import Manifest, read_manifest, write_manifest
 from common.errors import PolicyError
 from common.layout import ArraysLayout
 from common.messages import Instruction, ModelArrays, pack_arrays, pack_instruction, read_failure, record_bytes, unpack_presence
 from common.models import build_model
+from common.party_config import SitePolicy
 from tests.tiny import TinyFederation, tiny_experiment
 
 NOON = datetime(2026, 3, 2, 12, 0).astimezone()

@@ -22,9 +22,9 @@ from client.cli import app
 from client.folder import SiteFolder
 from client.init import MOST_FILES, init_by_hand, init_from_kit
 from common.audit import read_entries
-from common.config import SitePolicy
 from common.errors import ConfigError, FlowerError
 from common.keys import read_private_key, read_public_key
+from common.party_config import SitePolicy
 from common.processes import Daemon, started_at
 from tests.client.complete_site import make_site
 

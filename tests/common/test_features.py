@@ -11,7 +11,8 @@ import torch
 
 from common import features as module
 from common.compute import build_compute
-from common.config import ModelConfig, ModelName
+from common.config import ModelConfig
+from common.config_types import ModelName
 from common.data.dataset import Dataset
 from common.data.report import DataReport
 from common.features import compute_features, has_fixed_body, load_features, predict_cached

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from common.config import ModelConfig, ModelName
+from common.config import ModelConfig
+from common.config_types import ModelName
 from common.errors import MessageError
 from common.layout import ArraysLayout, Kind
 from common.models import build_model, set_trainable

@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.architectures import group_count
-from common.config import ModelConfig, ModelName, TaskName
+from common.config import ModelConfig
+from common.config_types import ModelName, TaskName
 from common.models import build_model, classifier_of, freeze_in_round, set_trainable, train_mode
 from common.standardized import StandardizedConv2d
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import UpdatePrecision
+from common.config_types import UpdatePrecision
 from common.errors import MessageError
 from common.transport import BLOCK, LEVELS, decode, encode
 

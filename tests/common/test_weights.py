@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from common.architectures import ARCHITECTURES, build_architecture
-from common.config import ModelConfig, ModelName
+from common.config import ModelConfig
+from common.config_types import ModelName
 from common.errors import WeightsError
 from common.models import build_model, classifier_of
 from common.torchvision_shim import import_torchvision

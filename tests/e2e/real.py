@@ -226,7 +226,7 @@ class RealFederation:
     def simulate(self, name: str, folder: Path) -> RunFolder:
         """The same run over copies of the same hospitals below `folder`, in this process."""
         from client.app import app as client_app
-        from common.config import CoordinatorConfig
+        from common.party_config import CoordinatorConfig
         from server.study import run_study
         from simulation.local_grid import LocalGrid
 

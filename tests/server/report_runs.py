@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from common.config import ExperimentConfig, TaskName
+from common.config import ExperimentConfig
 from common.config_reader import build_config
+from common.config_types import TaskName
 from common.data.manifest import CLASSES
 from common.evaluation.bootstrap import Bootstrap, bootstrap, bootstrap_difference
 from common.evaluation.metrics import metrics

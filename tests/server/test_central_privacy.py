@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from common.config import CentralPrivacyConfig
 from common.errors import ConfigError
 from common.messages import ModelArrays, Presence, Update
+from common.privacy_config import CentralPrivacyConfig
 from server.central_privacy import CentralPrivacy, clip
 from server.checkpoints import read_checkpoint
 from server.report_privacy import describe_privacy

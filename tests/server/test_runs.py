@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.config import CoordinatorConfig, ExperimentConfig
+from common.config import ExperimentConfig
 from common.config_reader import build_config, experiment_from_json
 from common.errors import ConfigError, FlowerError
+from common.party_config import CoordinatorConfig
 from server.runs import Runs
 from tests.server.coordinator_folder import APP_HASH, METRICS, FakeFlower, FakeServerApp, open_runs, write_coordinator
 

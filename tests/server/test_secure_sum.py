@@ -12,8 +12,8 @@ import pytest
 from scipy.stats import binomtest
 
 from client.secure_sum.memory import MemoryFolder
-from common.config import SecureAggregationConfig
 from common.errors import SecureSumError
+from common.privacy_config import SecureAggregationConfig
 from common.secure_sum.agreement import KeyPair, own_mask, pair_mask, sign_keys
 from common.secure_sum.masks import SumVector
 from common.secure_sum.messages import unpack_masked

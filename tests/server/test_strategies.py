@@ -10,7 +10,8 @@ from flwr.app import ConfigRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import StrategyConfig, StrategyName
+from common.config import StrategyConfig
+from common.config_types import StrategyName
 from common.messages import ModelArrays, Update, pack_arrays
 from server.strategies import SiteStrategy, aggregate, build_strategy, draw_sites, restore_state, strategy_state
 from tests.server.updates import small_update, take_identity

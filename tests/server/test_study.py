@@ -16,7 +16,7 @@ from client.app import app as client_app
 from common.audit import read_entries
 from common.audit_events import hash_arrays
 from common.audit_report import verify
-from common.config import StrategyName, UpdatePrecision
+from common.config_types import StrategyName, UpdatePrecision
 from common.errors import CheckpointError, RoundError
 from common.evaluation.metrics import metrics
 from common.messages import ModelArrays, pack_arrays, unpack_arrays

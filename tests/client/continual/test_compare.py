@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from client.continual.cli import compare
 from client.continual.compare import compare_at_site
 from client.site import load_site, read_site_config
-from common.config import SiteConfig
 from common.errors import ConfigError
 from common.keys import format_public_key, read_public_key, write_node_key
 from common.models import classifier_of
+from common.party_config import SiteConfig
 from common.release.verdict import read_verdict
 from tests.model_bundles import signing_key
 from tests.server.release.models import network, seal_network

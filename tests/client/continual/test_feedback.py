@@ -159,7 +159,7 @@ def test_a_time_that_is_none_is_an_error_that_names_the_row_and_not_the_patient(
 
 def test_added_and_relabelled_images_keep_the_site_s_privacy_budget(site: Path, tmp_path: Path) -> None:
     """What joins later shares images with what was there: one lineage, one budget, and no fresh one."""
-    from common.config import SitePolicy
+    from common.party_config import SitePolicy
     from tests.client.privacy.test_ledger import entry
 
     ledger, cache = Ledger(tmp_path / "ledger.db"), tmp_path / "cache"

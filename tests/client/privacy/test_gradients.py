@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from client.privacy import layers
 from client.privacy.gradients import ClippedGradients
-from common.config import ModelConfig, ModelName
+from common.config import ModelConfig
+from common.config_types import ModelName
 from common.errors import ConfigError
 from common.models import build_model, set_trainable
 from common.standardized import StandardizedConv2d

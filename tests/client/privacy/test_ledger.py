@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from client.privacy.entries import Entry, total_epsilon
 from client.privacy.ledger import Ledger
 from client.privacy.lineages import DataUnits
-from common.config import SitePolicy
 from common.config_reader import build_config
 from common.errors import BudgetError, PolicyError, describe_for_wire
+from common.party_config import SitePolicy
 from common.privacy.accounting import Mechanism, epsilon
 
 ROUND = Mechanism(0.25, 1.5, 4)

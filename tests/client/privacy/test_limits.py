@@ -16,12 +16,12 @@ from client.privacy.plan import SitePlan
 from client.privacy.spending import spend_round
 from client.site import load_site, read_site_config
 from common.audit import read_entries
-from common.config import SitePolicy
 from common.config_reader import build_config
 from common.errors import PolicyError
 from common.layout import ArraysLayout
 from common.messages import Instruction, ModelArrays, pack_instruction, read_failure
 from common.models import build_model
+from common.party_config import SitePolicy
 from server.activity import Kind, kind_of_failure
 from tests.tiny import TinyFederation, tiny_experiment
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import ThresholdPolicyName
+from common.config_types import ThresholdPolicyName
 from common.evaluation.grid import FEDERATED_GRID
 from common.evaluation.metrics import metrics
 from common.evaluation.predictions import Predictions

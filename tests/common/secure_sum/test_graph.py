@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import SecureAggregationConfig
+from common.privacy_config import SecureAggregationConfig
 from common.secure_sum.graph import ALL_PAIRS, at_least, neighbourhoods, neighbours_needed, threshold
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import SecureAggregationConfig
 from common.errors import ConfigError, SecureSumError
 from common.messages import ModelArrays
+from common.privacy_config import SecureAggregationConfig
 from common.secure_sum.masks import SumVector
 from common.secure_sum.quantize import TrainingSums, UpdateCodec
 

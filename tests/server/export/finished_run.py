@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 import yaml
 
-from common.config import CoordinatorConfig, ExperimentConfig
+from common.config import ExperimentConfig
 from common.data.manifest import ImageRecord, Manifest, write_manifest
 from common.evaluation.bootstrap import Bootstrap, bootstrap
 from common.evaluation.predictions import Predictions
@@ -19,6 +19,7 @@ from common.evaluation.thresholds import choose_threshold
 from common.images import fit_square
 from common.layout import ArraysLayout
 from common.messages import ModelArrays
+from common.party_config import CoordinatorConfig
 from common.transforms import normalize, to_model_input
 from server.checkpoints import Checkpoint, write_checkpoint
 from server.judge import build_judge

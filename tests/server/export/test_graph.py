@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import ModelConfig, ModelName, TaskName
+from common.config import ModelConfig
+from common.config_types import ModelName, TaskName
 from common.model_bundle.predictor import open_session
 from common.models import build_model, classifier_of
 from server.export.graph import ExportedNetwork, export_onnx, quantize_onnx, run_torch

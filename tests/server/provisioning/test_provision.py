@@ -22,10 +22,10 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from typer import Typer
 from typer.testing import CliRunner
 
-from common.config import ConnectionConfig, SiteConfig, SitePolicy
 from common.config_reader import build_config, read_yaml
 from common.errors import ConfigError, SecureSumError
 from common.keys import NodeKey, fingerprint, parse_private_key, read_private_key, read_public_key, write_node_key
+from common.party_config import ConnectionConfig, SiteConfig, SitePolicy
 from common.secure_sum.roster import KeyRoster, authority_key, read_roster
 from server.provisioning.cli import provision as command
 from server.provisioning.provision import provision
