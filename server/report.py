@@ -19,7 +19,7 @@ from server.report_privacy import describe_privacy
 from server.report_results import comparisons, metric_rows, result_tiles, run_tiles, untrained
 from server.report_run import SETS, Run, read_run
 from server.report_sites import class_counts, class_names, data_rows, describe_partition, describe_spread, hospital_rows
-from server.report_style import STYLE
+from common.report_style import STYLE
 from server.report_template import PAGE
 from server.report_words import describe_policy, limits, summarise, tell_drops, warn_of_few, with_interval
 from server.run_folder import write_text
