@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client.monitor.monitor import Findings
+from client.monitor.monitor import find
 from client.monitor.page import write_page
 from client.site import load_site, read_site_config
 from common.compute import build_compute
+from common.config import ExperimentConfig
 from common.data.dataset import Dataset, load_dataset
 from common.data.sources.kaggle import read_kaggle
 from common.drift.bets import list_tests
@@ -40,26 +41,25 @@ from common.seeds import numpy_generator
 from server.checkpoints import read_checkpoint
 from simulation.scanners import Scanner, apply
 
+Rows = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
 FIRST_DAY = 739_000
 PATIENTS_A_DAY, DAYS_A_WEEK = 20, 5
 REFERENCE_PATIENTS, QUIET_PATIENTS = 250, 100
 SCANNERS = {
     "contrast +0.9": Scanner("", contrast=0.9),
-    "contrast -0.8": Scanner("", contrast=-0.8),
     "contrast +0.45": Scanner("", contrast=0.45),
+    "contrast -0.8": Scanner("", contrast=-0.8),
     "gamma 1.55 (darker)": Scanner("", gamma=1.55),
-    "gamma 0.65 (brighter)": Scanner("", gamma=0.65),
-    "brightness +0.08": Scanner("", brightness=0.08),
     "blur 0.012": Scanner("", blur=0.012),
-    "blur 0.006": Scanner("", blur=0.006),
-    "sharpening 1.2": Scanner("", sharpening=1.2),
     "noise 0.05": Scanner("", noise=0.05),
+    "blur 0.006": Scanner("", blur=0.006),
     "noise 0.02": Scanner("", noise=0.02),
-    "vignetting 0.35": Scanner("", vignetting=0.35),
     "collimation 0.05": Scanner("", collimation=0.05),
     "zoom 1.12": Scanner("", zoom=1.12),
-    "6 bits": Scanner("", bits=6),
 }
+"""Each property at the end of the range that the simulation draws from, and some within."""
 INVERTED, RESOLUTION = "MONOCHROME1 not inverted", "half the resolution"
 SHARES = (0.3, 0.8)
 
@@ -73,18 +73,26 @@ class Pool:
     statistics: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
 
-    def take(self, rows: npt.NDArray[np.int64]) -> Pool:
+    def take(self, rows: Rows) -> Pool:
         return Pool(*(values[rows] for values in vars(self).values()))
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What every measurement needs: the pool as it is, and as each change shows it."""
+    """What every measurement needs.
+
+    Attributes:
+        plain: all patients, as they are.
+        early, late: rows of `plain`: those before a change, and those after it.
+        changed: by change, the patients `late` as it shows them.
+    """
 
     plain: Pool
+    early: Rows
+    late: Rows
     changed: dict[str, Pool]
 
-    def reference(self, rows: npt.NDArray[np.int64], name: str) -> Reference:
+    def reference(self, rows: Rows, name: str) -> Reference:
         own = self.plain.take(rows)
         arrays = {"features": own.features, "probabilities": self.probabilities(own), "pixel_statistics": own.statistics}
         return Reference.of(name, NAMES, {**arrays, "labels": own.labels})
@@ -163,10 +171,11 @@ def _years(bench: Bench, repeats: int, weeks: int = 200, patients_a_day: int = 1
 def _detect(bench: Bench, change: str, repeats: int) -> None:
     waits, first = [], []
     for repeat in range(repeats):
-        rows = numpy_generator("drift bench", "change", repeat).permutation(len(bench.plain.labels))
-        known, quiet, rest = np.split(rows, [REFERENCE_PATIENTS, REFERENCE_PATIENTS + QUIET_PATIENTS])
+        rng = numpy_generator("drift bench", "change", repeat)
+        known, quiet = np.split(rng.permutation(bench.early), [REFERENCE_PATIENTS])
         reference = bench.reference(np.sort(known), f"change {repeat}")
-        arrivals = _join(bench.plain.take(quiet), bench.changed[change].take(rest))
+        after = bench.changed[change].take(rng.permutation(len(bench.late)))
+        arrivals = _join(bench.plain.take(quiet), after)
         streams = watch(bench.observe(arrivals, reference), reference)
         waits.append(_wait(streams))
         first += [stream.quantity for stream in streams if stream.alarm is not None and stream.alarm + 1 - QUIET_PATIENTS == waits[-1]]
@@ -178,17 +187,18 @@ def _shift_labels(bench: Bench, share: float, repeats: int) -> None:
     """Another share of pneumonia and nothing else; also how well it is estimated from the arrivals after the change."""
     waits, estimates, covered = [], [], 0
     for repeat in range(repeats):
-        rows = numpy_generator("drift bench", "share", repeat).permutation(len(bench.plain.labels))
-        known, quiet, rest = np.split(rows, [REFERENCE_PATIENTS, REFERENCE_PATIENTS + QUIET_PATIENTS])
+        rng = numpy_generator("drift bench", "share", repeat)
+        known, quiet = np.split(rng.permutation(bench.early), [REFERENCE_PATIENTS])
+        rest = rng.permutation(bench.late)
         positive, negative = rest[bench.plain.labels[rest] == 1], rest[bench.plain.labels[rest] == 0]
         n = int(min(len(positive) / share, len(negative) / (1.0 - share)))
         shifted = np.concatenate([positive[: round(n * share)], negative[: n - round(n * share)]])
-        shifted = numpy_generator("drift bench", "order", repeat).permutation(shifted)
+        shifted = rng.permutation(shifted)
         reference = bench.reference(np.sort(known), f"share {repeat}")
         streams = watch(bench.observe(_join(bench.plain.take(quiet), bench.plain.take(shifted)), reference), reference)
         waits.append(_wait(streams))
-        found = look(replace(bench.observe(bench.plain.take(shifted), reference), days=np.full(n, FIRST_DAY)), reference,
-                     list_tests(bench.observe(bench.plain.take(shifted), reference), ()))[0].prevalence  # fmt: skip
+        arrived = bench.observe(bench.plain.take(shifted), reference, n)
+        found = look(arrived, reference, list_tests(arrived, ()))[0].prevalence
         if found:
             estimates.append(found.value)
             covered += found.low <= share <= found.high
@@ -215,26 +225,18 @@ def _join(*pools: Pool) -> Pool:
 
 
 def _show(bench: Bench, out: Path) -> None:
-    """The page of a made-up site: two scanners, one of which gets another contrast curve in its fourth week."""
-    rng = numpy_generator("drift bench", "page")
-    rows = rng.permutation(len(bench.plain.labels))
-    reference = bench.reference(np.sort(rows[:REFERENCE_PATIENTS]), "page")
-    rest = rows[REFERENCE_PATIENTS:]
-    half = len(rest) // 2
-    name = next(iter(bench.changed))
-    steady = bench.observe(bench.plain.take(rest[:half]), reference, 10)
-    turned = np.arange(half) >= 150
-    moved = bench.plain.take(rest[half : 2 * half])
-    other = bench.changed[name].take(rest[half : 2 * half])
-    mixed = Pool(*(np.where(turned.reshape(-1, *(1,) * (a.ndim - 1)), b, a) for a, b in zip(vars(moved).values(), vars(other).values(), strict=True)))
-    second = bench.observe(mixed, reference, 10)
-    second = replace(second, scanners=np.full(half, "scanner B"), units=np.char.add("b", second.units))
-    columns = {key: np.concatenate([getattr(steady, key), getattr(second, key)]) for key in vars(steady)}
+    """The page of a made-up site: two scanners, one of which gets another contrast curve."""
+    known, quiet = np.split(numpy_generator("drift bench", "page").permutation(bench.early), [REFERENCE_PATIENTS])
+    reference = bench.reference(np.sort(known), "page")
+    half = len(bench.late) // 2
+    steady = bench.observe(bench.plain.take(bench.late[:half]), reference, 8)
+    after = bench.changed["contrast +0.45"].take(np.arange(half, half + 60))
+    turned = bench.observe(_join(bench.plain.take(quiet), after), reference, 8)
+    turned = replace(turned, scanners=np.full(len(turned), "scanner B"), units=np.char.add("b", turned.units))
+    columns = {name: np.concatenate([getattr(steady, name), getattr(turned, name)]) for name in vars(steady)}
     order = np.argsort(columns["days"], kind="stable")
-    columns["read_order"] = np.argsort(order)
-    found = Observations(**columns).take(order)
-    tests = list_tests(found, ())
-    print(*write_page(out, Findings(found, watch(found, reference), look(found, reference, tests)), reference))
+    found = replace(Observations(**columns).take(order), read_order=np.arange(len(order)))
+    print(*write_page(out, find(found, reference), reference))
 
 
 def _load(arguments: argparse.Namespace) -> Bench:
@@ -243,18 +245,17 @@ def _load(arguments: argparse.Namespace) -> Bench:
     model = build_model(cfg.model.without_weights(), cfg.task, seed=0)
     ArraysLayout.of(model).load(model, checkpoint.arrays.parameters, checkpoint.arrays.statistics)
     images, labels = _images(arguments, cfg)
-    changes = {"plain": images, **{name: None for name in (*SCANNERS, INVERTED, RESOLUTION)}}
-    pools = {}
-    for name in changes:
-        file = cache / f"{name.replace(' ', '_').replace('(', '').replace(')', '')}.npz"
-        if not file.exists():
-            _compute(model, _change(images, name), labels, file)
-        with np.load(file) as arrays:
-            pools[name] = Pool(arrays["features"], arrays["scores"], arrays["statistics"], labels)
-    return Bench(pools.pop("plain"), pools)
+    plain = _pool(model, images, labels, cache / "plain.npz")
+    rows = numpy_generator("drift bench", "late").permutation(len(labels))
+    early, late = np.split(rows, [REFERENCE_PATIENTS + QUIET_PATIENTS])
+    changed = {}
+    for name in (*SCANNERS, INVERTED, RESOLUTION):
+        file = cache / f"{name.split(' (')[0].replace(' ', '_')}.npz"
+        changed[name] = _pool(model, images[late], labels[late], file, name)
+    return Bench(plain, early, late, changed)
 
 
-def _images(arguments: argparse.Namespace, cfg: object) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _images(arguments: argparse.Namespace, cfg: ExperimentConfig) -> tuple[Pixels, Rows]:
     """uint8 [N, S, S] and labels [N]: the first image of each patient."""
     file = arguments.cache / "images.npz"
     if not file.exists():
@@ -265,7 +266,7 @@ def _images(arguments: argparse.Namespace, cfg: object) -> tuple[npt.NDArray[np.
         return arrays["images"], arrays["labels"]
 
 
-def _held_out(arguments: argparse.Namespace, cfg: object) -> Iterator[Dataset]:
+def _held_out(arguments: argparse.Namespace, cfg: ExperimentConfig) -> Iterator[Dataset]:
     manifest, _ = read_kaggle(arguments.data, ("test",))
     yield load_dataset(manifest, cfg.task, cfg.image, arguments.cache / "test")
     for path in sorted((arguments.run / "sites").glob("*.yaml")):
@@ -273,14 +274,12 @@ def _held_out(arguments: argparse.Namespace, cfg: object) -> Iterator[Dataset]:
         yield load_site(config.model_copy(update={"work_dir": str(arguments.cache / config.name)}), cfg).validation
 
 
-def _first_images(data: Dataset) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+def _first_images(data: Dataset) -> tuple[Pixels, Rows]:
     rows = np.sort(np.unique(np.array(data.patients), return_index=True)[1])
     return np.asarray(data.pixels[rows]), data.labels[rows]
 
 
-def _change(images: npt.NDArray[np.uint8], name: str) -> npt.NDArray[np.uint8]:
-    if name == "plain":
-        return images
+def _change(images: Pixels, name: str) -> Pixels:
     rng = numpy_generator("drift bench", name)
     shown = [_show_image(image / np.float32(255.0), name, rng) for image in images]
     return np.rint(np.stack(shown) * 255.0).astype(np.uint8)
@@ -294,7 +293,14 @@ def _show_image(image: npt.NDArray[np.float32], name: str, rng: np.random.Genera
     return apply(image, SCANNERS[name], rng)
 
 
-def _compute(model: torch.nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], file: Path) -> None:
+def _pool(model: torch.nn.Module, images: Pixels, labels: Rows, file: Path, change: str = "") -> Pool:
+    if not file.exists():
+        _compute(model, _change(images, change) if change else images, labels, file)
+    with np.load(file) as arrays:
+        return Pool(arrays["features"], arrays["scores"], arrays["statistics"], labels)
+
+
+def _compute(model: torch.nn.Module, images: Pixels, labels: Rows, file: Path) -> None:
     data = Dataset(images, labels, (), (), None)  # type: ignore[arg-type]
     features = compute_features(model, data, build_compute("cpu", "fp32"), 1, batch_size=64)
     classifier = classifier_of(model)

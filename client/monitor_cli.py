@@ -111,6 +111,20 @@ def accept(
 
 
 @app.command()
+def resume(
+    scanner: Annotated[str, typer.Argument(help="Its name, as `check --json` and the page tell it.")],
+    bundle: BundlePath,
+    folder: Folder = Path("monitor"),
+    last: Annotated[Day | None, typer.Option("--after", formats=DAY_FORMAT, help="Last day of the fault.  [default: today]")] = None,
+    trusted: Trusted = None,
+) -> None:
+    """Compare a scanner with the reference anew, after what raised the alarm was mended."""
+    end = (last or datetime.now()).date()
+    _monitor(folder, bundle, trusted).resume(scanner, end)
+    _say(f"{scanner}: compared with the model's reference images again, from the day after {end} on")
+
+
+@app.command()
 def share(
     out: Annotated[Path, typer.Option(help="File for the coordinator; read it before you send it.")],
     site: Annotated[str, typer.Option(help="This site's name.")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.monitor.store import Entry, Label, Store, today
-from common.drift.bets import list_tests
+from common.drift.bets import Baseline, list_tests
+from common.drift.evidence import YEAR_DAYS
 from common.drift.looks import Look, look
 from common.drift.observations import Observations
 from common.drift.reference import Reference, reference_of
 from common.drift.summary import Grid, Summary
 from common.drift.watch import Stream, watch
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from common.images import ImageInfo
@@ -38,23 +39,34 @@ class Findings:
         found: all that was judged.
         streams: the evidence of every quantity of every scanner, by year.
         looks: the single days, of the last `LOOKED_BACK_DAYS`.
+        starts: by scanner, the first image that is compared with what it is compared with now.
     """
 
     found: Observations
     streams: Sequence[Stream]
     looks: Sequence[Look]
+    starts: Mapping[str, int]
 
     @property
     def current(self) -> list[Stream]:
-        """The streams of this year of watching that were not ended by a later baseline; only these can alarm."""
-        last = {stream.scanner: max(other.test.start for other in self.streams if other.scanner == stream.scanner) for stream in self.streams}
-        year = max((stream.year for stream in self.streams), default=0)
-        return [stream for stream in self.streams if stream.year == year and stream.test.start == last[stream.scanner]]
+        """The streams of this year of watching that no later baseline ended; only these can alarm."""
+        year = int(self.found.days[-1] - self.found.days[0]) // YEAR_DAYS if len(self.found) else 0
+        return [stream for stream in self.streams if stream.year == year and stream.test.start == self.starts[stream.scanner]]
 
     @property
     def alarms(self) -> list[Stream]:
         """Streams of `current` that raised an alarm, the clearest first."""
         return sorted((stream for stream in self.current if stream.alarm is not None), key=lambda stream: stream.p_value)
+
+
+def find(found: Observations, reference: Reference, baselines: Sequence[Baseline] = ()) -> Findings:
+    """What is to be said of `found`."""
+    if not len(found):
+        return Findings(found, (), (), {})
+    tests = list_tests(found, baselines)
+    since = int(found.days[-1]) - LOOKED_BACK_DAYS + 1
+    starts = {test.scanner: test.start for test in tests}
+    return Findings(found, watch(found, reference, baselines), look(found, reference, tests, since), starts)
 
 
 class Monitor:
@@ -112,32 +124,36 @@ class Monitor:
             DataError: the store is damaged.
         """
         found = self._found
-        if not len(found):
-            return Findings(found, (), ())
         baselines = self.store.read_baselines(self.reference.digest, found)
-        since = int(found.days[-1]) - LOOKED_BACK_DAYS + 1
-        return Findings(
-            found, watch(found, self.reference, baselines), look(found, self.reference, list_tests(found, baselines), since)
-        )
+        return find(found, self.reference, baselines)
 
     def accept(self, scanner: str, first: date, last: date) -> int:
         """Makes the images of `scanner` from `first` to `last` its baseline for all that comes after; returns how many patients they are of.
 
         Raises:
-            ConfigError: there are fewer than `MIN_BASELINE` patients.
+            ConfigError: no such scanner was seen, or there are fewer than `MIN_BASELINE` patients.
             DataError: the folder cannot be written.
         """
-        found = self._found
+        found = self._check_scanner(scanner)
         inside = (found.scanners == scanner) & ~found.refused
         inside &= (found.days >= first.toordinal()) & (found.days <= last.toordinal())
         patients = len(np.unique(found.units[inside]))
         if patients < MIN_BASELINE:
             raise ConfigError(
-                f"'{scanner}' has images of {patients} patients from {first} to {last}, a baseline needs {MIN_BASELINE}; "
-                f"scanners here: {', '.join(sorted(set(found.scanners.tolist()))) or 'none'}"
+                f"'{scanner}' has images of {patients} patients from {first} to {last}, a baseline needs {MIN_BASELINE}; take more days"
             )
         self.store.append_baseline(self.reference.digest, scanner, first.toordinal(), last.toordinal())
         return patients
+
+    def resume(self, scanner: str, last: date) -> None:
+        """Compares `scanner` with the reference again from the day after `last` on, as if it had just begun: its fault was mended.
+
+        Raises:
+            ConfigError: no such scanner was seen.
+            DataError: the folder cannot be written.
+        """
+        self._check_scanner(scanner)
+        self.store.append_baseline(self.reference.digest, scanner, last.toordinal() + 1, last.toordinal())
 
     def summarise(self, first: date, last: date) -> Summary:
         """What the coordinator may be told of the images judged from `first` to `last`.
@@ -147,7 +163,16 @@ class Monitor:
         """
         found = self._found
         inside = (found.days >= first.toordinal()) & (found.days <= last.toordinal())
+        if not inside.any():
+            raise DataError(f"this bundle judged nothing from {first} to {last}")
         return Summary.of(found.take(inside), self.reference, self._grid).for_release()
+
+    def _check_scanner(self, scanner: str) -> Observations:
+        found = self._found
+        if scanner not in found.scanners:
+            known = ", ".join(sorted(set(found.scanners.tolist()))) or "none"
+            raise ConfigError(f"no image of '{scanner}' was judged by this bundle; scanners here: {known}")
+        return found
 
     @property
     def _found(self) -> Observations:

@@ -75,7 +75,7 @@ def _finish(ax: Axes, name: str) -> None:
     ax.annotate("alarm", (1.0, RATE), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
                 fontsize=TEXT_PT - 1, color="#a3201d")  # fmt: skip
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(fontsize=TEXT_PT - 1.5, frameon=False, loc="upper left", labelcolor=INK)
+        ax.legend(fontsize=TEXT_PT - 1.5, frameon=False, loc="upper left", labelcolor=INK, reverse=True)
 
 
 def _draw_days(ax: Axes, name: str, looks: Sequence[Look]) -> Any:

@@ -79,7 +79,7 @@ def tell(findings: Findings, reference: Reference) -> list[Scanner]:
 def sentences(findings: Findings, scanners: Sequence[Scanner]) -> list[str]:
     """The findings in a few plain sentences."""
     if not scanners:
-        return ["Nothing was judged yet, so there is nothing to compare."]
+        return ["Nothing was judged since the watch began, or was begun anew, so there is nothing to compare."]
     days = np.unique(findings.found.days)
     span = f"{_day(days[0]):%d %B %Y} to {_day(days[-1]):%d %B %Y}"
     texts = [f"{len(findings.found):,} images on {len(days):,} days, {span}, from {_count(len(scanners), 'scanner')}."]
@@ -163,7 +163,7 @@ def _medians(stream: Stream, findings: Findings, reference: Reference) -> tuple[
     new = stream.rows[stream.days >= stream.since]
     values = reference.values_of(findings.found.take(new))[stream.quantity]
     before = stream.test.rows[stream.test.rows < stream.test.start]
-    known = reference.values_of(findings.found.take(before)) if stream.test.own_baseline else reference.values()
+    known = reference.values_of(findings.found.take(before)) if stream.test.own_baseline else reference.values
     return float(np.median(values)), float(np.median(known[stream.quantity]))
 
 

@@ -74,7 +74,7 @@ def list_tests(found: Observations, baselines: Sequence[Baseline]) -> list[Test]
 def bet(found: Observations, reference: Reference, test: Test) -> Iterator[Bets]:
     """The bets on each quantity of `reference` over the images that were judged, then on refusals and on corrections."""
     judged = first_of_each_unit(test.rows[~found.refused[test.rows]], found.units)
-    values, of_reference, old = reference.values_of(found.take(judged)), reference.values(), judged < test.start
+    values, of_reference, old = reference.values_of(found.take(judged)), reference.values, judged < test.start
     directions = tuple(direction for direction in DIRECTIONS for _ in TILTS)
     for quantity in reference.quantities:
         known = values[quantity][old] if test.own_baseline else of_reference[quantity]

@@ -59,7 +59,7 @@ def compare_sites(summaries: Mapping[str, Summary], reference: Reference, looks:
 
 
 def _test(summary: Summary, reference: Reference, grid: Grid) -> dict[str, float]:
-    known, rows = grid.count(reference.values()), grid.kernel_features(reference.rows)
+    known, rows = grid.count(reference.values), grid.kernel_features(reference.rows)
     p_values = {
         name: _compare_histograms(*_told(known[index], summary, index)) for index, name in enumerate(grid.quantities)
     }
@@ -99,7 +99,7 @@ def _compare_kernel_means(reference: Floats, total: Floats, n: int) -> float:
 
 
 def _describe(site: str, summary: Summary, p_values: dict[str, float], reference: Reference, grid: Grid) -> SiteDrift:
-    known, n = grid.count(reference.values()), max(summary.patients, 1)
+    known, n = grid.count(reference.values), max(summary.patients, 1)
     mean, square = (summary.sums / FIXED_POINT / n).tolist()
     index = {name: stability_index(*_told(known[row], summary, row)) for row, name in enumerate(grid.quantities)}
     ranks = {name: _mean_rank(known[row], summary.histograms[row]) for row, name in enumerate(grid.quantities)}

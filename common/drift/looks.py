@@ -89,7 +89,7 @@ class _Known:
     @classmethod
     def of(cls, found: Observations, reference: Reference, test: Test) -> _Known:
         if not test.own_baseline:
-            return cls(reference.values(), reference.rows)
+            return cls(reference.values, reference.rows)
         before = test.rows[(test.rows < test.start) & ~found.refused[test.rows]]
         baseline = found.take(first_of_each_unit(before, found.units))
         return cls(reference.values_of(baseline), baseline.embedding)

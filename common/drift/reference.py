@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -74,6 +75,7 @@ class Reference:
         """Names of the scalars that are tested one by one."""
         return (*self.names, PROBABILITY, *(f"component {i + 1}" for i in range(TESTED_COMPONENTS)), LIKENESS)
 
+    @cached_property
     def values(self) -> dict[str, Floats]:
         """Each quantity of the reference images."""
         return self._columns(self.statistics, self.probabilities, self.rows)

@@ -56,7 +56,7 @@ class Grid:
         """Of the bundle that `reference` belongs to."""
         rng = numpy_generator("drift", "kernel features", reference.digest)
         frequencies = rng.standard_normal((reference.rows.shape[1], KERNEL_FEATURES)) / reference.embedding.bandwidth
-        edges = np.stack([decile_edges(values) for values in reference.values().values()])
+        edges = np.stack([decile_edges(values) for values in reference.values.values()])
         phases = rng.uniform(0.0, 2.0 * np.pi, KERNEL_FEATURES)
         return cls(reference.digest, reference.quantities, edges, frequencies, phases)
 

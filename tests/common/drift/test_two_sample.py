@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
@@ -38,6 +38,7 @@ def test_the_kernel_test_holds_its_level_and_sees_what_no_single_axis_shows() ->
     assert compare_rows(rows(150, 0.0), rows(80, 0.95), width, rng) < 0.01
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=8))
 def test_holm_is_the_step_down_procedure(p_values: list[float]) -> None:
     adjusted = holm(p_values)
