@@ -28,7 +28,8 @@ BundlePath = Annotated[
     Path, typer.Option("--bundle", "-b", envvar="PNEUMOFED_BUNDLE", help="The model bundle: a folder or an archive.")
 ]
 Trusted = Annotated[
-    list[Path] | None, typer.Option("--trusted", help="Public key (PEM) whose signature is taken. Without it any is, and is shown.")
+    list[Path] | None,
+    typer.Option("--trusted", help="Public key (PEM) whose signature is taken. Without it any is, and is shown."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 Day = datetime
@@ -99,11 +100,13 @@ def accept(
     scanner: Annotated[str, typer.Argument(help="Its name, as `check --json` and the page tell it.")],
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
-    first: Annotated[Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")] = None,
+    first: Annotated[
+        Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")
+    ] = None,
     last: Annotated[Day | None, typer.Option("--to", formats=DAY_FORMAT, help="Last day.  [default: today]")] = None,
     trusted: Trusted = None,
 ) -> None:
-    """Take a scanner's recent images as what its next ones are compared with, after a person found them, and the model on them, in order."""
+    """Take a scanner's images as what its next ones are compared with, after a person found them in order, and the model on them."""
     end = (last or datetime.now()).date()
     start = first.date() if first else end - timedelta(days=30)
     patients = _monitor(folder, bundle, trusted).accept(scanner, start, end)
@@ -115,7 +118,9 @@ def resume(
     scanner: Annotated[str, typer.Argument(help="Its name, as `check --json` and the page tell it.")],
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
-    last: Annotated[Day | None, typer.Option("--after", formats=DAY_FORMAT, help="Last day of the fault.  [default: today]")] = None,
+    last: Annotated[
+        Day | None, typer.Option("--after", formats=DAY_FORMAT, help="Last day of the fault.  [default: today]")
+    ] = None,
     trusted: Trusted = None,
 ) -> None:
     """Compare a scanner with the reference anew, after what raised the alarm was mended."""
@@ -130,7 +135,9 @@ def share(
     site: Annotated[str, typer.Option(help="This site's name.")],
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
-    first: Annotated[Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")] = None,
+    first: Annotated[
+        Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")
+    ] = None,
     last: Annotated[Day | None, typer.Option("--to", formats=DAY_FORMAT, help="Last day.  [default: today]")] = None,
     trusted: Trusted = None,
 ) -> None:

@@ -121,14 +121,21 @@ class Monitor:
         """All evidence so far, and the last days one by one.
 
         Raises:
+            ConfigError: this bundle judged nothing here, as when a path is mistyped: that must not pass for quiet.
             DataError: the store is damaged.
         """
         found = self._found
+        if not len(found):
+            others = ", ".join(f"{digest[:12]} ({images} images)" for digest, images in self.store.bundles()) or "none"
+            raise ConfigError(
+                f"{self.store.folder} holds no image that bundle {self.reference.digest[:12]} judged; bundles there: {others}. "
+                "Check --folder and --bundle, or begin with `pneumofed monitor add`"
+            )
         baselines = self.store.read_baselines(self.reference.digest, found)
         return find(found, self.reference, baselines)
 
     def accept(self, scanner: str, first: date, last: date) -> int:
-        """Makes the images of `scanner` from `first` to `last` its baseline for all that comes after; returns how many patients they are of.
+        """Makes the images of `scanner` from `first` to `last` its baseline from then on; returns of how many patients they are.
 
         Raises:
             ConfigError: no such scanner was seen, or there are fewer than `MIN_BASELINE` patients.

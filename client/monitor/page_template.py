@@ -21,10 +21,10 @@ Written on {{ written }}; model {{ reference.digest[:12] }}</p>
 <h2 id="summary">Summary</h2>
 <div class="lead">{% for sentence in sentences %}<p>{{ sentence }}</p>{% endfor %}</div>
 {% if alarm %}
-<div class="box warn"><p><strong>What to do.</strong> Look at some of the images and ask what was changed: a device, its processing, the
-patients who are sent. Until that is known, do not rely on the model for this scanner. If a fault was mended, <code>pneumofed monitor resume</code> begins
-anew. If the change is in order, and the model was checked on images of it, <code>pneumofed monitor accept</code> takes the new images as
-what to compare with.</p></div>
+<div class="box warn"><p><strong>What to do.</strong> Look at some of the images and ask what was changed: a device, its
+processing, the patients who are sent. Until that is known, do not rely on the model for this scanner. If a fault was mended,
+<code>pneumofed monitor resume</code> begins anew. If the change is in order, and the model was checked on images of it,
+<code>pneumofed monitor accept</code> takes the new images as what to compare with.</p></div>
 {% endif %}
 </section>
 {% if pictures[0] %}

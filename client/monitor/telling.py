@@ -99,6 +99,7 @@ def as_numbers(findings: Findings, scanners: Sequence[Scanner]) -> dict[str, Any
         "alarm": any(scanner.alarms for scanner in scanners),
         "false_alarm_rate_per_year": RATE,
         "images": len(findings.found),
+        "last_day": _day(findings.found.days[-1]),
         "scanners": [
             {"name": scanner.name, "images": scanner.images, "patients": scanner.patients, "own_baseline": scanner.own_baseline}
             | {"prevalence": None if scanner.prevalence is None else vars(scanner.prevalence)}
@@ -122,7 +123,9 @@ def show_p(p_value: float) -> str:
 def _tell_scanner(name: str, streams: Sequence[Stream], findings: Findings, reference: Reference) -> Scanner:
     rows = sorted((_tell(stream, findings, reference) for stream in streams), key=lambda row: row.p_value)
     own = findings.found.scanners == name
-    scores = [findings.found.probabilities[stream.rows[-RECENT_PATIENTS:]] for stream in streams if stream.quantity == PROBABILITY]
+    scores = [
+        findings.found.probabilities[stream.rows[-RECENT_PATIENTS:]] for stream in streams if stream.quantity == PROBABILITY
+    ]
     return Scanner(
         name=name,
         images=int(own.sum()),

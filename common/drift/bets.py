@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from common.drift.evidence import ODDS, TILTS, DIRECTIONS, Direction, Floats, bet_on_events, bet_on_ranks, conformal_p_values
+from common.drift.evidence import DIRECTIONS, ODDS, TILTS, Direction, Floats, bet_on_events, bet_on_ranks, conformal_p_values
 from common.drift.observations import Observations
 from common.drift.reference import Reference
 from common.seeds import numpy_generator

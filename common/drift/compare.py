@@ -10,7 +10,7 @@ from scipy.stats import chi2_contingency, gamma
 
 from common.drift.label_shift import Prevalence, estimate_prevalence
 from common.drift.looks import EMBEDDING
-from common.drift.reference import PROBABILITY, Reference
+from common.drift.reference import Reference
 from common.drift.summary import FIXED_POINT, Counts, Grid, Summary
 from common.drift.two_sample import Floats, holm, stability_index
 
@@ -60,9 +60,7 @@ def compare_sites(summaries: Mapping[str, Summary], reference: Reference, looks:
 
 def _test(summary: Summary, reference: Reference, grid: Grid) -> dict[str, float]:
     known, rows = grid.count(reference.values), grid.kernel_features(reference.rows)
-    p_values = {
-        name: _compare_histograms(*_told(known[index], summary, index)) for index, name in enumerate(grid.quantities)
-    }
+    p_values = {name: _compare_histograms(*_told(known[index], summary, index)) for index, name in enumerate(grid.quantities)}
     p_values[EMBEDDING] = _compare_kernel_means(rows, summary.kernel / FIXED_POINT, summary.patients)
     return p_values
 

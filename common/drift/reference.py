@@ -57,7 +57,9 @@ class Reference:
         Raises:
             ConfigError: an array is missing, has another length or a value that is not finite, or there are fewer than 60 images.
         """
-        features, probabilities, statistics = (_checked(arrays, name) for name in ("features", "probabilities", "pixel_statistics"))
+        features, probabilities, statistics = (
+            _checked(arrays, name) for name in ("features", "probabilities", "pixel_statistics")
+        )
         labels = _checked(arrays, "labels").astype(np.int64) if "labels" in arrays else None
         lengths = {len(values) for values in (features, probabilities, statistics, labels) if values is not None}
         if len(lengths) > 1 or len(features) < MIN_IMAGES or statistics.ndim != 2 or statistics.shape[1] != len(names):

@@ -157,7 +157,9 @@ class Summary:
             MessageError: it belongs to another bundle, or no set of images can have these numbers.
         """
         if set(numbers) != {"bundle", *_FIELDS} or numbers["bundle"] != grid.digest:
-            raise MessageError("drift summary: expected one of the bundle that is compared with; ask the site which bundle it runs")
+            raise MessageError(
+                "drift summary: expected one of the bundle that is compared with; ask the site which bundle it runs"
+            )
         shapes = ((len(grid.quantities), BINS), (len(grid.quantities),), (KERNEL_FEATURES,), (2,), (len(TALLIES),), ())
         values = [_checked(numbers[name], shape) for name, shape in zip(_FIELDS, shapes, strict=True)]
         summary = cls(grid.digest, *values[:5], int(values[5]))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -58,14 +59,21 @@ def test_the_darker_scanner_alarms_and_the_other_does_not(bundle: Bundle, folder
 
 
 def test_check_tells_cron_by_its_exit_code(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
-    options = ["--bundle", str(bundle.folder), "--json", "--folder"]
-    alarmed = CliRunner().invoke(app, ["check", *options, str(folder)])
-    quiet = CliRunner().invoke(app, ["check", *options, str(tmp_path / "nothing")])
-    assert (alarmed.exit_code, quiet.exit_code) == (ALARM, 0)
+    shutil.copytree(folder, tmp_path / "monitor")
+    options = ["--bundle", str(bundle.folder), "--folder", str(tmp_path / "monitor")]
+    alarmed = CliRunner().invoke(app, ["check", *options, "--json"])
+    mended = CliRunner().invoke(app, ["resume", SCANNER, *options, "--after", "2026-03-08"])
+    quiet = CliRunner().invoke(app, ["check", *options])
+    assert (alarmed.exit_code, mended.exit_code, quiet.exit_code) == (ALARM, 0, 0)
     told = json.loads(alarmed.stdout)
     assert told["alarm"] is True
     assert told["scanners"][0]["name"] == SCANNER
-    assert "patient" not in json.dumps(told["days"]).replace("patients", "")
+    assert told["last_day"] == "2026-03-07"
+
+
+def test_a_mistyped_folder_does_not_pass_for_quiet(bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Check --folder"):
+        Monitor.open(tmp_path / "nothing", bundle).check()
 
 
 def test_the_page_needs_nothing_else_and_trusts_no_name(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
@@ -75,16 +83,12 @@ def test_the_page_needs_nothing_else_and_trusts_no_name(bundle: Bundle, folder: 
     assert "darker" in page
     assert SCANNER not in page
     assert "Maker &lt;b&gt;Model" in page
-    assert not [word for word in ("http://", "https://", "<script", "src=\"/", "url(") if word in page]
+    assert not [word for word in ("http://", "https://", "<script", 'src="/', "url(") if word in page]
     assert (tmp_path / "drift.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_an_accepted_scanner_is_quiet_again(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "monitor"
-    copy.mkdir()
-    for path in folder.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
-    monitor = Monitor.open(copy, bundle)
+    monitor = Monitor.open(Path(shutil.copytree(folder, tmp_path / "monitor")), bundle)
     with pytest.raises(ConfigError, match="scanners here"):
         monitor.accept("nobody", FIRST, FIRST)
     with pytest.raises(ConfigError, match="take more days"):
@@ -128,7 +132,9 @@ def test_files_are_judged_and_bad_ones_counted(bundle: Bundle, tmp_path: Path) -
 def test_the_coordinator_sees_which_site_moved(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     bundle_option, period = ["--bundle", str(bundle.folder)], ["--from", "2026-03-02", "--to", "2026-03-07"]
     shared = tmp_path / "moved.json"
-    result = CliRunner().invoke(app, ["share", "--out", str(shared), "--site", "moved", "-C", str(folder), *bundle_option, *period])
+    result = CliRunner().invoke(
+        app, ["share", "--out", str(shared), "--site", "moved", "-C", str(folder), *bundle_option, *period]
+    )
     assert result.exit_code == 0, result.output
     assert not [word for word in ("patient 1", "Steady", "Maker") if word in shared.read_text()]
     compared = CliRunner().invoke(app, ["compare", str(shared), *bundle_option, "--json"])
@@ -136,7 +142,9 @@ def test_the_coordinator_sees_which_site_moved(bundle: Bundle, folder: Path, tmp
     assert json.loads(compared.stdout)[0]["site"] == "moved"
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"format": "pneumofed drift summary 1", "site": "a"}', b"[" * 10**5])
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b"\xff", b'{"format": "pneumofed drift summary 1", "site": "a"}', b"[" * 10**5]
+)
 def test_a_wrong_file_is_refused_by_the_coordinator(bundle: Bundle, tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "share.json"
     path.write_bytes(content)

@@ -74,7 +74,9 @@ def test_a_limit_of_ten_is_ever_reached_in_at_most_a_tenth_of_quiet_years() -> N
     rng = np.random.default_rng(5)
     days = np.arange(300) // 20
     reached = sum(
-        accumulate(bet_on_ranks(conformal_p_values(rng.standard_normal(50), rng.standard_normal(300), rng)), days).log_wealth.max()
+        accumulate(
+            bet_on_ranks(conformal_p_values(rng.standard_normal(50), rng.standard_normal(300), rng)), days
+        ).log_wealth.max()
         >= np.log(10.0)
         for _ in range(200)
     )

@@ -47,7 +47,9 @@ def test_a_move_of_the_embedding_is_seen_through_its_kernel_mean() -> None:
 
 
 def test_quiet_sites_are_named_no_more_often_than_promised() -> None:
-    named = sum(bool(compare_sites({"site": summarise(80, seed).for_release()}, REFERENCE)[0].moved(0.2)) for seed in range(100, 180))
+    named = sum(
+        bool(compare_sites({"site": summarise(80, seed).for_release()}, REFERENCE)[0].moved(0.2)) for seed in range(100, 180)
+    )
     assert named <= 28  # 16 expected at the most; more than 28 has a chance of 0.1 %
 
 

@@ -34,9 +34,9 @@ def test_one_scanner_alarms_and_the_other_does_not() -> None:
     bad = replace(bad, scanners=np.full(len(bad), "B"))
     found = type(good)(**{name: np.stack([getattr(good, name), getattr(bad, name)], axis=1).reshape(-1, *getattr(good, name).shape[1:])
                           for name in vars(good)})  # fmt: skip
-    assert {(stream.scanner, stream.quantity, stream.direction) for stream in watch(found, reference) if stream.alarm is not None} == {
-        ("B", "mean", "lower")
-    }
+    assert {
+        (stream.scanner, stream.quantity, stream.direction) for stream in watch(found, reference) if stream.alarm is not None
+    } == {("B", "mean", "lower")}
 
 
 def test_a_patient_counts_once_however_many_images_there_are() -> None:
