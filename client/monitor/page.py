@@ -55,7 +55,7 @@ def _render(findings: Findings, reference: Reference, pictures: list[bytes | Non
         alarm=bool(findings.alarms),
         rate=RATE,
         reference=reference,
-        looks=[seen for seen in reversed(findings.looks) if seen.day in days],
+        looks=sorted((seen for seen in findings.looks if seen.day in days), key=lambda seen: (-seen.day, seen.scanner)),
         back_days=LOOKED_BACK_DAYS,
         pictures=[f"data:image/png;base64,{base64.b64encode(png).decode()}" if png else "" for png in pictures],
         written=f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",

@@ -1,6 +1,23 @@
 """The monitor's page as a Jinja2 template; a Python string, since a Flower app's bundle takes no HTML files."""
 
 PAGE = """\
+{%- macro quantities(rows) -%}
+<div class="scroll" role="region" aria-label="Quantities" tabindex="0">
+<table class="wide dense">
+<thead><tr><th scope="col">Quantity</th><th scope="col">State</th><th scope="col" class="n">p-value</th>
+<th scope="col">What it means</th><th scope="col">Since about</th><th scope="col" class="n">Median now</th>
+<th scope="col" class="n">Usually</th><th scope="col" class="n">Patients</th></tr></thead>
+<tbody>
+{% for row in rows %}
+<tr><th scope="row">{{ row.title }}</th>
+<td>{% if row.alarm %}<strong>alarm</strong><small>{{ row.alarm_day.strftime('%d %b %Y') }}</small>{% else %}quiet{% endif %}</td>
+<td class="n">{{ row.p_value | p }}</td><td class="long">{{ row.meaning or '–' }}</td>
+<td class="name">{{ row.since.strftime('%d %b %Y') if row.meaning else '–' }}</td>
+<td class="n">{{ '–' if row.now is none else '%.3g' % row.now }}</td>
+<td class="n">{{ '–' if row.usual is none else '%.3g' % row.usual }}</td><td class="n">{{ '{:,}'.format(row.images) }}</td></tr>
+{% endfor %}
+</tbody></table></div>
+{%- endmacro -%}
 <!DOCTYPE html>
 <html lang="en">
 <head>
@@ -45,21 +62,10 @@ looks.</figcaption></figure>
 {% if scanner.prevalence %}If only the share of pneumonia has changed, it is now {{ '%.0f' % (100 * scanner.prevalence.value) }}% (95%
 CI {{ '%.0f' % (100 * scanner.prevalence.low) }}–{{ '%.0f' % (100 * scanner.prevalence.high) }}%; last 200 patients) against
 {{ '%.0f' % (100 * reference.separation.prevalence) }}% in the reference.{% endif %}</p>
-<div class="scroll" role="region" aria-label="Quantities" tabindex="0">
-<table class="wide dense">
-<thead><tr><th scope="col">Quantity</th><th scope="col">State</th><th scope="col" class="n">p-value</th>
-<th scope="col">What it means</th><th scope="col">Since about</th><th scope="col" class="n">Median now</th>
-<th scope="col" class="n">Usually</th><th scope="col" class="n">Patients</th></tr></thead>
-<tbody>
-{% for row in scanner.rows %}
-<tr><th scope="row">{{ row.title }}</th>
-<td>{% if row.alarm %}<strong>alarm</strong> on {{ row.alarm_day.strftime('%d %b %Y') }}{% else %}quiet{% endif %}</td>
-<td class="n">{{ row.p_value | p }}</td><td class="long">{{ row.meaning or '–' }}</td>
-<td>{{ row.since.strftime('%d %b %Y') if row.meaning else '–' }}</td>
-<td class="n">{{ '–' if row.now is none else '%.3g' % row.now }}</td>
-<td class="n">{{ '–' if row.usual is none else '%.3g' % row.usual }}</td><td class="n">{{ '{:,}'.format(row.images) }}</td></tr>
-{% endfor %}
-</tbody></table></div>
+{% if scanner.told %}{{ quantities(scanner.told) }}{% endif %}
+{% if scanner.untold %}
+<details><summary>{{ scanner.untold | length }} quantities without evidence</summary>{{ quantities(scanner.untold) }}</details>
+{% endif %}
 </section>
 {% endfor %}
 {% if looks %}
@@ -79,7 +85,7 @@ one quiet day in twenty something passes 0.05: no alarm rests on a single day.</
 <th scope="col" class="n">Changed by readers<small>of read, expected</small></th></tr></thead>
 <tbody>
 {% for seen in looks %}
-<tr><th scope="row">{{ seen.day | day }}</th><td>{{ seen.scanner }}</td><td class="n">{{ seen.images }}</td>
+<tr><th scope="row" class="name">{{ seen.day | day }}</th><td>{{ seen.scanner }}</td><td class="n">{{ seen.images }}</td>
 <td class="n">{{ seen.patients }}</td><td class="n">{{ seen.refused }}</td>
 <td class="n">{{ (seen.p_values.values() | min | p) if seen.p_values else '–' }}</td>
 <td class="n">{{ '–' if seen.stability_index is none else '%.2f' % seen.stability_index }}</td>

@@ -66,6 +66,15 @@ class Scanner:
     def alarms(self) -> list[Row]:
         return [row for row in self.rows if row.alarm]
 
+    @property
+    def told(self) -> list[Row]:
+        """Rows with some evidence."""
+        return [row for row in self.rows if row.meaning]
+
+    @property
+    def untold(self) -> list[Row]:
+        return [row for row in self.rows if not row.meaning]
+
 
 def tell(findings: Findings, reference: Reference) -> list[Scanner]:
     """Every scanner that was seen, those with alarms first and then by name."""

@@ -1,7 +1,7 @@
 """Evidence against "nothing has changed" that may be looked at every day: test martingales.
 
 A test martingale begins at 1, is never negative, and in expectation does not grow while nothing has changed. By Ville's inequality
-(Ville 1939; Ramdas et al. 2023, "Game-theoretic statistics and safe anytime-valid inference", section 3.1) it then ever reaches 1 / a
+(Ville 1939; Ramdas et al. 2023, "Game-theoretic statistics and safe anytime-valid inference") it then ever reaches 1 / a
 with a probability of at most a, however often one looks. Here it is the wealth of gamblers who bet on conformal p-values (Vovk,
 Gammerman & Shafer 2005, "Algorithmic Learning in a Random World", section 7.1; Vovk et al. 2021, "Retrain or not retrain: conformal test
 martingales for change-point detection"), each of whom begins to bet on a day of its own, so that a change late in the year is found as
@@ -47,7 +47,7 @@ def conformal_p_values(reference: Floats, stream: Floats, rng: np.random.Generat
     """float64 [N] in (0, 1]: the share of the reference and of the earlier stream below each value, ties broken by `rng`.
 
     Where reference and stream together are exchangeable, these are independent and uniform, exactly and for any reference size (Vovk,
-    Gammerman & Shafer 2005, theorem 2.2 and proposition 2.4): the stream so far belongs to what the next value is compared with.
+    Gammerman & Shafer 2005, chapter 2, smoothed conformal predictors): the stream so far belongs to what the next value is compared with.
     A value near 1 is higher than the others.
     """
     known = sorted(reference.tolist())

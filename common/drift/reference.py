@@ -25,7 +25,7 @@ FIT_SHARE = 1 / 3
 """Of the reference images, those that the embedding is fitted on and that no test of it uses."""
 MIN_IMAGES = 60
 TESTED_COMPONENTS = 4
-PROBABILITY, LIKENESS = "probability", "likeness"
+PROBABILITY, COMPONENT, LIKENESS = "probability", "component", "likeness"
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Reference:
     @property
     def quantities(self) -> tuple[str, ...]:
         """Names of the scalars that are tested one by one."""
-        return (*self.names, PROBABILITY, *(f"component {i + 1}" for i in range(TESTED_COMPONENTS)), LIKENESS)
+        return (*self.names, PROBABILITY, *(f"{COMPONENT} {i + 1}" for i in range(TESTED_COMPONENTS)), LIKENESS)
 
     @cached_property
     def values(self) -> dict[str, Floats]:

@@ -29,7 +29,7 @@ FIXED_POINT = 2**24
 MIN_PATIENTS = 50
 """A site with fewer tells nothing: with 64 sums over 50 patients no row can be solved for."""
 MIN_COUNT = 5
-"""Counts from 1 to 4 are withheld, as official statistics do (Hundepool et al. 2012, "Statistical Disclosure Control", section 4.2)."""
+"""Counts from 1 to 4 are withheld, as official statistics do (Hundepool et al. 2012, "Statistical Disclosure Control")."""
 MAX_PATIENTS = 2**24
 TALLIES = ("patients", "images", "refused", "read", "corrected")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from common.drift.bets import CORRECTIONS, REFUSALS
 from common.drift.evidence import Direction
 from common.drift.looks import EMBEDDING
-from common.drift.reference import LIKENESS, PROBABILITY
+from common.drift.reference import COMPONENT, LIKENESS, PROBABILITY
 
 TITLES = {
     "mean": "Mean grey",
@@ -57,6 +57,8 @@ _SPREADS = {"wider": "values vary more than in the reference", "narrower": "valu
 
 def title(quantity: str) -> str:
     """`Contrast`; the name itself where it has no title."""
+    if quantity.startswith(COMPONENT):
+        return f"Network's features, {quantity}"
     return TITLES.get(quantity, quantity[:1].upper() + quantity[1:].replace("_", " "))
 
 
@@ -64,5 +66,7 @@ def meaning(quantity: str, direction: Direction) -> str:
     """What it means that `quantity` moved in `direction`, as a clause."""
     if direction in _SPREADS:
         return _SPREADS[direction]
+    if quantity.startswith(COMPONENT):
+        return "the network sees something else"
     higher, lower = _MEANINGS.get(quantity, ("values are higher", "values are lower"))
     return higher if direction == "higher" else lower
