@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -79,8 +80,12 @@ class Bench:
 
     def reference(self, rows: Rows, name: str) -> Reference:
         own = self.plain.take(rows)
-        arrays = {"features": own.features, "probabilities": self.probabilities(own), "pixel_statistics": own.statistics}
-        return Reference.of(name, NAMES, {**arrays, "labels": own.labels})
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "features": own.features,
+            "probabilities": self.probabilities(own),
+            "pixel_statistics": own.statistics,
+        }
+        return Reference.of(name, NAMES, arrays | {"labels": own.labels})
 
     def probabilities(self, pool: Pool) -> npt.NDArray[np.float64]:
         positive = self.plain.labels.astype(np.float64)
@@ -151,7 +156,7 @@ def _first_images(data: Dataset) -> tuple[Pixels, Rows]:
 
 def _change(images: Pixels, name: str) -> Pixels:
     rng = numpy_generator("drift bench", name)
-    shown = [_show_image(image / np.float32(255.0), name, rng) for image in images]
+    shown = [_show_image((image / np.float32(255.0)).astype(np.float32), name, rng) for image in images]
     return np.rint(np.stack(shown) * 255.0).astype(np.uint8)
 
 
@@ -175,5 +180,5 @@ def _compute(model: torch.nn.Module, images: Pixels, labels: Rows, file: Path) -
     features = compute_features(model, data, build_compute("cpu", "fp32"), 1, batch_size=64)
     classifier = classifier_of(model)
     logits = features @ classifier.weight.detach().numpy().T + classifier.bias.detach().numpy()
-    statistics = pixel_statistics(images / np.float32(255.0))
+    statistics = pixel_statistics((images / np.float32(255.0)).astype(np.float32))
     np.savez(file, features=features, scores=pneumonia_score(logits), statistics=statistics)

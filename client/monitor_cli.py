@@ -15,6 +15,7 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from client.monitor.monitor import Monitor
     from common.drift.compare import SiteDrift
+    from common.drift.evidence import Direction
     from common.model_bundle.bundle import Bundle
 
 app = typer.Typer(no_args_is_help=True, help="Watch for drift: are the images still like those that the model was made for?")
@@ -185,7 +186,7 @@ def _show_sites(drifts: list[SiteDrift], rate: float) -> None:
         moved = drift.moved(rate)
         _say(f"{drift.site}: {drift.patients} patients, {'moved' if moved else 'quiet'}")
         for name in moved[:5]:
-            direction = "higher" if drift.rank.get(name, 0.5) >= 0.5 else "lower"
+            direction: Direction = "higher" if drift.rank.get(name, 0.5) >= 0.5 else "lower"
             words = f": {meaning(name, direction)}" if name in drift.rank else ""
             _say(f"  {title(name)}{words} (p-value {drift.p_values[name]:.2g})")
         if drift.prevalence:

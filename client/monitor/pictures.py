@@ -58,12 +58,14 @@ def draw_days(looks: Sequence[Look], scanners: Sequence[Scanner]) -> Figure | No
 
 def _draw_course(ax: Axes, stream: Stream, rank: int) -> None:
     """The p-value after each day, the smallest so far: evidence that was there is not taken back."""
+    from matplotlib.dates import date2num
+
     best = np.maximum.accumulate(stream.log_evidence)
     last = np.flatnonzero(np.diff(stream.days, append=stream.days[-1] + 1))
     p_values = np.clip(RATE * np.exp(np.clip(stream.log_limit - best[last], -50.0, 50.0)), FLOOR, 1.0)
     named = rank < NAMED and stream.p_value < 0.5
     look = {**style_of(rank), "linewidth": 1.6, "label": title(stream.quantity)} if named else {"color": FAINT, "linewidth": 0.7}
-    ax.plot([date.fromordinal(int(day)) for day in stream.days[last]], p_values, **look)
+    ax.plot(date2num([date.fromordinal(int(day)) for day in stream.days[last]]), p_values, **look)
 
 
 def _finish(ax: Axes, name: str) -> None:

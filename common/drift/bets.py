@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from common.drift.evidence import DIRECTIONS, ODDS, TILTS, Direction, Floats, bet_on_events, bet_on_ranks, conformal_p_values
+from common.drift.evidence import DIRECTIONS, TILTS, Direction, Floats, bet_on_events, bet_on_ranks, conformal_p_values
 from common.drift.observations import Observations
 from common.drift.reference import Reference
 from common.seeds import numpy_generator
@@ -20,6 +20,8 @@ LEAST_ERROR = 0.02
 """A verdict's chance of being wrong is taken as at least this: calibration is not known more finely, and readers differ too."""
 ALLOWED_REFUSALS = 0.05
 """Share of images that the model may refuse without anyone being called."""
+
+_MORE: tuple[Direction, ...] = ("higher", "higher", "higher")
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def first_of_each_unit(rows: Rows, units: npt.NDArray[np.str_]) -> Rows:
 def _bet_on_refusals(found: Observations, test: Test) -> Bets:
     rows = first_of_each_unit(test.rows[test.rows >= test.start], found.units)
     log_bets = bet_on_events(found.refused[rows], np.full(len(rows), ALLOWED_REFUSALS))
-    return Bets(test, REFUSALS, rows, found.days[rows], log_bets, ("higher",) * len(ODDS))
+    return Bets(test, REFUSALS, rows, found.days[rows], log_bets, _MORE)
 
 
 def _bet_on_corrections(found: Observations, test: Test) -> Bets:
@@ -102,4 +104,4 @@ def _bet_on_corrections(found: Observations, test: Test) -> Bets:
     rows = first_of_each_unit(read[np.argsort(found.read_order[read], kind="stable")], found.units)
     at_most = np.clip(found.expected_errors[rows], LEAST_ERROR, 1.0 - LEAST_ERROR)
     log_bets = bet_on_events(found.corrected[rows], at_most)
-    return Bets(test, CORRECTIONS, rows, found.read_days[rows], log_bets, ("higher",) * len(ODDS))
+    return Bets(test, CORRECTIONS, rows, found.read_days[rows], log_bets, _MORE)

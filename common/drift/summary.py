@@ -80,7 +80,7 @@ class Summary:
         kernel: [64], sums of the kernel features, in units of 2**-24.
         sums: [2], of the probabilities and of their squares, likewise.
         tallies: [5], see `TALLIES`; `read` and `corrected` of images, as are `images` and `refused`.
-        expected_corrections: of the images read, in units of 2**-24.
+        expected_corrections: [], of the images read, in units of 2**-24.
     """
 
     digest: str
@@ -89,7 +89,7 @@ class Summary:
     kernel: Counts
     sums: Counts
     tallies: Counts
-    expected_corrections: int
+    expected_corrections: Counts
 
     @classmethod
     def of(cls, found: Observations, reference: Reference, grid: Grid) -> Summary:
@@ -105,7 +105,7 @@ class Summary:
             kernel=_fixed(grid.kernel_features(judged.embedding)).sum(axis=0),
             sums=np.array([_fixed(scores).sum(), _fixed(np.square(scores)).sum()]),
             tallies=np.array(tallies, np.int64),
-            expected_corrections=int(_fixed(read.expected_errors).sum()),
+            expected_corrections=np.asarray(_fixed(read.expected_errors).sum()),
         )
 
     def __add__(self, other: Summary) -> Summary:
@@ -116,7 +116,7 @@ class Summary:
         """
         if self.digest != other.digest:
             raise DataError("drift summaries: expected all of one bundle, got two; compare each bundle's sites apart")
-        return Summary(self.digest, *(mine + its for mine, its in zip(self._numbers, other._numbers, strict=True)))
+        return Summary(self.digest, *(np.asarray(mine + its) for mine, its in zip(self._numbers, other._numbers, strict=True)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Summary):
@@ -162,12 +162,12 @@ class Summary:
             )
         shapes = ((len(grid.quantities), BINS), (len(grid.quantities),), (KERNEL_FEATURES,), (2,), (len(TALLIES),), ())
         values = [_checked(numbers[name], shape) for name, shape in zip(_FIELDS, shapes, strict=True)]
-        summary = cls(grid.digest, *values[:5], int(values[5]))
+        summary = cls(grid.digest, *values)
         summary._check()
         return summary
 
     @cached_property
-    def _numbers(self) -> tuple[Counts | int, ...]:
+    def _numbers(self) -> tuple[Counts, ...]:
         return (self.histograms, self.withheld, self.kernel, self.sums, self.tallies, self.expected_corrections)
 
     def _check(self) -> None:

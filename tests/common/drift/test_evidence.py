@@ -47,7 +47,7 @@ def test_gamblers_gain_in_their_own_direction() -> None:
     places = {"higher": 0.95, "lower": 0.05, "wider": [0.02, 0.98], "narrower": 0.5}
     for direction, place in places.items():
         bets = bet_on_ranks(np.atleast_1d(np.asarray(place, np.float64))).sum(axis=0)
-        gaining = {direction_of(gambler) for gambler in np.flatnonzero(bets > 0)}
+        gaining = {direction_of(int(gambler)) for gambler in np.flatnonzero(bets > 0)}
         assert direction in gaining
 
 
