@@ -80,12 +80,8 @@ class Bench:
 
     def reference(self, rows: Rows, name: str) -> Reference:
         own = self.plain.take(rows)
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "features": own.features,
-            "probabilities": self.probabilities(own),
-            "pixel_statistics": own.statistics,
-        }
-        return Reference.of(name, NAMES, arrays | {"labels": own.labels})
+        arrays: dict[str, npt.NDArray[Any]] = {"features": own.features, "probabilities": self.probabilities(own)}
+        return Reference.of(name, NAMES, arrays | {"pixel_statistics": own.statistics, "labels": own.labels})
 
     def probabilities(self, pool: Pool) -> npt.NDArray[np.float64]:
         positive = self.plain.labels.astype(np.float64)
