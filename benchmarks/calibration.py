@@ -43,9 +43,10 @@ def main() -> None:
     options = parser.parse_args()
     source = read_source(options.run)
     if source.validation is None:
-        source = replace(source, validation=pooled_validation(source))
+        pooled = pooled_validation(source)
+        source = replace(source, validation=pooled)
         if options.write:
-            source.run.folder.write_validation(source.checkpoint.round, source.validation)
+            source.run.folder.write_validation(source.checkpoint.round, pooled)
     for method in METHODS:
         fit = calibrate(source, method) if method != "none" else Calibration()
         found = [*measure_validation(source, fit), *measure_central(source, fit)]

@@ -53,6 +53,7 @@ def seal(folder: Path, manifest: BundleManifest, key: PrivateKey) -> BundleManif
     for name, content in ((MANIFEST, text), (SIGNATURE_FILE, signed.text)):
         with atomic_write(folder / name) as file:
             file.write(content)
+        (folder / name).chmod(0o644)  # a bundle holds no secret, and is handed on
     return complete
 
 

@@ -100,8 +100,8 @@ was chosen {policy} on the hospitals' pooled validation patients and applied to 
 
 {_calibration_words(manifest)}
 
-Intervals are of 95 %: by bootstrap over patients for the test and external sets, approximate ones (Wilson, Newcombe) for validation. \
-Calibration error is the expected one over 15 bins (Naeini et al. 2015); {
+Intervals are of 95 %: by bootstrap over patients for the test and external sets, approximate ones (Wilson, Newcombe) for validation \
+and groups. Calibration error is the expected one over 15 bins (Naeini et al. 2015); {
         "" if fit.method == "none" else "that of validation is measured on the patients that the calibration was fitted on."
     }"""
 
@@ -218,8 +218,14 @@ def _provenance(found: Provenance | None) -> str:
 
 def _metric_table(found: Sequence[Measured], wanted: Sequence[str] = tuple(_NAMES)) -> str:
     shown = [name for name in wanted if any(name in one.metrics for one in found)]
-    rows = [[f"{one.name} ({whole(one.images)})", *(_cell(one.metrics.get(name)) for name in shown)] for one in found]
-    return _table(["set (images)", *(_NAMES[name] for name in shown)], rows)
+    rows = [
+        [
+            f"{one.name} ({whole(one.images - one.positives)} + {whole(one.positives)})",
+            *(_cell(one.metrics.get(name)) for name in shown),
+        ]
+        for one in found
+    ]
+    return _table(["set (normal + pneumonia)", *(_NAMES[name] for name in shown)], rows)
 
 
 def _cell(estimate: Estimate | None) -> str:

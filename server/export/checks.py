@@ -62,13 +62,12 @@ def measure_quantization(part: Pictures, graphs: tuple[Path, Path], calibration:
     index = order[RANGE_IMAGES:][:JUDGED_IMAGES] if len(order) > RANGE_IMAGES else order
     exact, coarse = (run_logits(graph, part, index) for graph in graphs)
     first, second = (calibration.probability(pneumonia_score(logits)) for logits in (exact, coarse))
-    labels = part.labels[index] if part.labels is not None else None
     return Quantization(
         name=part.name,
         images=len(index),
         calibration_images=min(len(order), RANGE_IMAGES),
-        auroc_float32=_auroc(exact, labels),
-        auroc_int8=_auroc(coarse, labels),
+        auroc_float32=_auroc(exact, part, index),
+        auroc_int8=_auroc(coarse, part, index),
         mean_difference=float(np.abs(first - second).mean()),
         max_difference=float(np.abs(first - second).max()),
         changed_decisions=int(((first >= threshold) != (second >= threshold)).sum()),
@@ -103,10 +102,12 @@ def _differences(graph: list[Floats], torch: tuple[Floats, ...]) -> npt.NDArray[
     return np.array([logits, float(np.abs(first - second).max()), max(others)])
 
 
-def _auroc(logits: Floats, labels: npt.NDArray[np.int64] | None) -> Estimate:
-    if labels is None:
+def _auroc(logits: Floats, part: Pictures, index: npt.NDArray[np.int64]) -> Estimate:
+    """With its bootstrap interval by patient; undefined where nobody labelled the images."""
+    if part.labels is None:
         return Estimate(value=None)
-    predictions = Predictions.from_logits(logits, labels, tuple(map(str, range(len(labels)))))
+    patients = tuple(part.patients[row] for row in index) if part.patients else tuple(map(str, index))
+    predictions = Predictions.from_logits(logits, part.labels[index], patients)
     found = bootstrap(predictions, 0.5, Bootstrap())["auroc"]
-    known = {name: float(found[name]) if np.isfinite(found[name]) else None for name in ("value", "low", "high")}  # type: ignore[literal-required]
+    known = {name: float(found[name]) if np.isfinite(found[name]) else None for name in ("value", "low", "high")}
     return Estimate(**known)

@@ -119,7 +119,7 @@ def quantize_onnx(source: Path, target: Path, batches: Iterator[Floats]) -> None
     from onnxruntime.quantization.calibrate import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Batches(CalibrationDataReader):  # type: ignore[misc]
+    class Batches(CalibrationDataReader):
         def get_next(self) -> dict[str, Floats] | None:
             batch = next(batches, None)
             return None if batch is None else {"image": batch}

@@ -86,7 +86,7 @@ def measure_subgroups(
             rows = np.flatnonzero([record is not None and belongs(record) for record in known])
             if LEAST_IN_SUBGROUP <= len(rows) < len(known):
                 part = calibrate_predictions(_rows(predictions, rows), calibration)
-                found.append(_measure(f"{name}, {group}", part, threshold, bootstrap_settings(source.experiment, name)))
+                found.append(_measure_group(f"{name}, {group}", part, threshold, bootstrap_settings(source.experiment, name)))
     return found
 
 
@@ -114,6 +114,16 @@ def _proper_scores(statistics: Statistics, calibration: Calibration) -> dict[str
         "brier": float((negatives * p**2 + positives * (1 - p) ** 2).sum() / n),
         "log_loss": float((positives * np.logaddexp(0, -z) + negatives * np.logaddexp(0, z)).sum() / n),
     }
+
+
+def _measure_group(name: str, predictions: Predictions, threshold: float, settings: Bootstrap) -> Measured:
+    """As `_measure`, but the counts of a group may be so small that a bootstrap finds no width; Wilson's and Newcombe's intervals do."""
+    measured = _measure(name, predictions, threshold, settings)
+    closed = approximate(metrics(Statistics.of(predictions), threshold))
+    estimates = {
+        metric: Estimate(value=e.value, low=e.low, high=e.high) for metric, e in closed.items() if metric in measured.metrics
+    }
+    return measured.model_copy(update={"metrics": {**measured.metrics, **estimates}})
 
 
 def _measure(name: str, predictions: Predictions, threshold: float, settings: Bootstrap) -> Measured:

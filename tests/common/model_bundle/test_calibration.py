@@ -42,9 +42,9 @@ def test_bins_give_what_single_images_give() -> None:
     scores, labels = draw(400, 0.7, 0.4, seed=3)
     rounded = np.round(scores, 1)
     values = np.unique(rounded)
-    counts = [np.array([((rounded == value) & (labels == label)).sum() for value in values], float) for label in (0, 1)]
+    normal, sick = (np.array([((rounded == value) & (labels == label)).sum() for value in values], float) for label in (0, 1))
     one = fit_calibration(rounded, 1 - labels, labels, "temperature_and_bias", fitted_on="")
-    other = fit_calibration(values, *counts, "temperature_and_bias", fitted_on="")
+    other = fit_calibration(values, normal, sick, "temperature_and_bias", fitted_on="")
     assert (one.slope, one.intercept) == pytest.approx((other.slope, other.intercept), rel=1e-5)
 
 
@@ -64,7 +64,8 @@ def test_the_interval_covers_the_true_probability_in_95_of_100_draws(method: str
 
 def test_the_interval_of_a_temperature_also_holds_the_fit_with_a_bias() -> None:
     scores, labels = draw(400, 0.6, 1.5, seed=6)
-    narrow, wide = (fit_calibration(scores, 1 - labels, labels, m, fitted_on="") for m in ("temperature_and_bias", "temperature"))  # type: ignore[arg-type]
+    narrow = fit_calibration(scores, 1 - labels, labels, "temperature_and_bias", fitted_on="")
+    wide = fit_calibration(scores, 1 - labels, labels, "temperature", fitted_on="")
     places = np.linspace(-5, 5, 11)
     (low, high), (inner_low, inner_high) = wide.interval(places), narrow.interval(places)
     assert np.all(low <= inner_low) and np.all(inner_high <= high)

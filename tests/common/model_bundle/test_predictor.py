@@ -12,6 +12,7 @@ from common.images import Image
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.judgement import Reason
 from common.model_bundle.predictor import Predictor, prepare
+from common.models import classifier_of
 from common.transforms import normalize
 from server.export.graph import run_torch
 from tests.model_bundles import PREPROCESSING, open_test_bundle, phantom_images, small_network
@@ -63,7 +64,7 @@ def test_an_image_is_judged_alike_alone_and_among_others(predictor: Predictor) -
 def test_the_activation_map_adds_up_to_the_score(bundle: Bundle, predictor: Predictor) -> None:
     judgement = predictor.judge([phantom_images(1, seed=2)[0][0]])[0]
     assert judgement.activation_map is not None
-    bias = bundle.load_network().get_submodule("head").bias.detach().numpy()
+    bias = classifier_of(bundle.load_network()).bias.detach().numpy()
     assert judgement.activation_map.mean() + bias[1] - bias[0] == pytest.approx(judgement.score, abs=1e-4)
 
 
