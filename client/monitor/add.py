@@ -14,6 +14,7 @@ from client.monitor.monitor import Monitor
 from common.dicom.header import read_header
 from common.errors import ImageError
 from common.images import Image, read_image
+from common.seeds import numpy_generator
 
 if TYPE_CHECKING:
     from common.model_bundle.predictor import Predictor
@@ -41,14 +42,18 @@ class Added:
 def add_images(monitor: Monitor, predictor: Predictor, paths: Iterable[Path], day: date | None = None) -> Added:
     """Judges every file of `paths` (folders with all below them) as of `day`, today without one, and writes it to `monitor`.
 
+    In random order: names often sort by class or by device, and such an order is itself a change to whoever watches.
+
     A file that is no usable image is counted with its reason. The same file added twice counts twice.
 
     Raises:
         DataError: the monitor's folder cannot be written.
     """
-    added, files = Added(), _files(paths)
+    found = list(_files(paths))
+    order = numpy_generator("drift", "arrival", monitor.reference.digest, len(found)).permutation(len(found))
+    added, files = Added(), iter([found[row] for row in order])
     while batch := list(islice(files, BATCH)):
-        read = [found for path in batch if (found := _read(path, predictor, added)) is not None]
+        read = [image for path in batch if (image := _read(path, predictor, added)) is not None]
         judgements = predictor.judge([image for image, _ in read])
         for (image, patient), judgement in zip(read, judgements, strict=True):
             monitor.record(judgement, image.info, day, patient)

@@ -91,7 +91,7 @@ def sentences(findings: Findings, scanners: Sequence[Scanner]) -> list[str]:
         return ["Nothing was judged since the watch began, or was begun anew, so there is nothing to compare."]
     days = np.unique(findings.found.days)
     span = f"{_day(days[0]):%d %B %Y} to {_day(days[-1]):%d %B %Y}"
-    texts = [f"{len(findings.found):,} images on {len(days):,} days, {span}, from {_count(len(scanners), 'scanner')}."]
+    texts = [f"{len(findings.found):,} images on {_count(len(days), 'day')}, {span}, from {_count(len(scanners), 'scanner')}."]
     for scanner in scanners:
         texts += [f"{scanner.name}: {_sentence(row)}" for row in scanner.alarms[:3]]
     alarmed = sum(len(scanner.alarms) for scanner in scanners)
