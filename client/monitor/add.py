@@ -49,11 +49,11 @@ def add_images(monitor: Monitor, predictor: Predictor, paths: Iterable[Path], da
     Raises:
         DataError: the monitor's folder cannot be written.
     """
-    found = list(_files(paths))
-    order = numpy_generator("drift", "arrival", monitor.reference.digest, len(found)).permutation(len(found))
-    added, files = Added(), iter([found[row] for row in order])
+    listed = list(_files(paths))
+    order = numpy_generator("drift", "arrival", monitor.reference.digest, len(listed)).permutation(len(listed))
+    added, files = Added(), iter([listed[row] for row in order])
     while batch := list(islice(files, BATCH)):
-        read = [image for path in batch if (image := _read(path, predictor, added)) is not None]
+        read = [taken for path in batch if (taken := _read(path, predictor, added)) is not None]
         judgements = predictor.judge([image for image, _ in read])
         for (image, patient), judgement in zip(read, judgements, strict=True):
             monitor.record(judgement, image.info, day, patient)
