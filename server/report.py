@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from common.report_style import STYLE
 from server.report_course import command, describe_course, environment_rows, incidents
 from server.report_ending import describe_ending
 from server.report_figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
@@ -19,7 +20,6 @@ from server.report_privacy import describe_privacy
 from server.report_results import comparisons, metric_rows, result_tiles, run_tiles, untrained
 from server.report_run import SETS, Run, read_run
 from server.report_sites import class_counts, class_names, data_rows, describe_partition, describe_spread, hospital_rows
-from server.report_style import STYLE
 from server.report_template import PAGE
 from server.report_words import describe_policy, limits, summarise, tell_drops, warn_of_few, with_interval
 from server.run_folder import write_text

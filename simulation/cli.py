@@ -12,6 +12,7 @@ from rich.console import Console
 
 from client.cli import app as site_app
 from client.predict.cli import predict
+from client.monitor_cli import app as monitor_app
 from client.privacy_cli import app as privacy_app
 from common.audit_cli import app as audit_app
 from common.config_types import ModelName, StrategyName
@@ -33,6 +34,7 @@ app.add_typer(server_app, name="server", rich_help_panel="Federation")
 app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
+app.add_typer(monitor_app, name="monitor", rich_help_panel="Reading room")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 app.command(rich_help_panel="Study")(release)
 app.command(rich_help_panel="Reading room")(predict)

@@ -22,8 +22,8 @@ from PIL import Image
 from common.data.atomic import atomic_write
 from common.evaluation.figures import FAINT, INK, LINES, TEXT_PT, colour_of, new_figure, render
 from common.evaluation.metrics import without_nan
+from common.report_style import STYLE
 from server.report_numbers import DASH, Estimate, number
-from server.report_style import STYLE
 from simulation.attacks.bench import Bench, Membership
 from simulation.attacks.inversion_bench import MASKED, MEAN, PLAIN, Inversion
 from simulation.attacks.membership import FALSE_POSITIVE_RATES, Share

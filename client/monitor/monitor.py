@@ -1,0 +1,190 @@
+"""A site's monitor: what the reading room and the command line put in, and what they ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from client.monitor.store import Entry, Label, Store, today
+from common.drift.bets import Baseline, list_tests
+from common.drift.evidence import YEAR_DAYS
+from common.drift.looks import Look, look
+from common.drift.observations import Observations
+from common.drift.reference import Reference, reference_of
+from common.drift.summary import Grid, Summary
+from common.drift.watch import Stream, watch
+from common.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from common.images import ImageInfo
+    from common.model_bundle.bundle import Bundle
+    from common.model_bundle.judgement import Judgement
+
+UNKNOWN_SCANNER = "unknown scanner"
+MIN_BASELINE = 50
+LOOKED_BACK_DAYS = 90
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the monitor says now.
+
+    Attributes:
+        found: all that was judged.
+        streams: the evidence of every quantity of every scanner, by year.
+        looks: the single days, of the last `LOOKED_BACK_DAYS`.
+        starts: by scanner, the first image that is compared with what it is compared with now.
+    """
+
+    found: Observations
+    streams: Sequence[Stream]
+    looks: Sequence[Look]
+    starts: Mapping[str, int]
+
+    @property
+    def current(self) -> list[Stream]:
+        """The streams of this year of watching that no later baseline ended; only these can alarm."""
+        year = int(self.found.days[-1] - self.found.days[0]) // YEAR_DAYS if len(self.found) else 0
+        return [stream for stream in self.streams if stream.year == year and stream.test.start == self.starts[stream.scanner]]
+
+    @property
+    def alarms(self) -> list[Stream]:
+        """Streams of `current` that raised an alarm, the clearest first."""
+        return sorted((stream for stream in self.current if stream.alarm is not None), key=lambda stream: stream.p_value)
+
+
+def find(found: Observations, reference: Reference, baselines: Sequence[Baseline] = ()) -> Findings:
+    """What is to be said of `found`."""
+    if not len(found):
+        return Findings(found, (), (), {})
+    tests = list_tests(found, baselines)
+    since = int(found.days[-1]) - LOOKED_BACK_DAYS + 1
+    starts = {test.scanner: test.start for test in tests}
+    return Findings(found, watch(found, reference, baselines), look(found, reference, tests, since), starts)
+
+
+class Monitor:
+    """The store in a folder together with the reference of the bundle that judges."""
+
+    def __init__(self, folder: Path, reference: Reference) -> None:
+        self.store, self.reference = Store(folder), reference
+
+    @classmethod
+    def open(cls, folder: Path, bundle: Bundle) -> Monitor:
+        """The monitor in `folder` for `bundle`; the folder is made with the first image.
+
+        Raises:
+            BundleError: the bundle's reference cannot be read.
+            ConfigError: the bundle carries none, or one that is too small.
+        """
+        return cls(folder, reference_of(bundle))
+
+    def record(self, judgement: Judgement, info: ImageInfo, day: date | None = None, patient: str | None = None) -> int:
+        """Writes one judged image and returns its number for `record_reading`.
+
+        Args:
+            judgement: of the bundle that this monitor was opened for.
+            info: of the image; its manufacturer and model name the scanner.
+            day: of the judgement; today without one.
+            patient: any constant name of the patient, or else of the study. It is hashed with a key of this folder and not kept. Without
+                one the image counts as a patient of its own.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        entry = Entry(
+            day=day.toordinal() if day else today(),
+            scanner=info.manufacturer or UNKNOWN_SCANNER,
+            patient=patient,
+            verdict=judgement.verdict,
+            probability=judgement.probability,
+            statistics=judgement.pixel_statistics,
+            embedding=self.reference.embedding.map(judgement.features)[0],
+        )
+        return self.store.append(self.reference.digest, entry)
+
+    def record_reading(self, image: int, label: Label, day: date | None = None) -> None:
+        """Writes what the reader found on the image of that number; what agrees with the verdict counts too.
+
+        Raises:
+            DataError: there is no such image, or the folder cannot be written.
+        """
+        self.store.append_reading(image, label, day.toordinal() if day else today())
+
+    def check(self) -> Findings:
+        """All evidence so far, and the last days one by one.
+
+        Raises:
+            ConfigError: this bundle judged nothing here, as when a path is mistyped: that must not pass for quiet.
+            DataError: the store is damaged.
+        """
+        found = self._found
+        if not len(found):
+            others = ", ".join(f"{digest[:12]} ({images} images)" for digest, images in self.store.bundles()) or "none"
+            raise ConfigError(
+                f"{self.store.folder} holds no image that bundle {self.reference.digest[:12]} judged; bundles there: {others}. "
+                "Check --folder and --bundle, or begin with `pneumofed monitor add`"
+            )
+        baselines = self.store.read_baselines(self.reference.digest, found)
+        return find(found, self.reference, baselines)
+
+    def accept(self, scanner: str, first: date, last: date) -> int:
+        """Makes the images of `scanner` from `first` to `last` its baseline from then on; returns of how many patients they are.
+
+        Raises:
+            ConfigError: no such scanner was seen, or there are fewer than `MIN_BASELINE` patients.
+            DataError: the folder cannot be written.
+        """
+        found = self._check_scanner(scanner)
+        inside = (found.scanners == scanner) & ~found.refused
+        inside &= (found.days >= first.toordinal()) & (found.days <= last.toordinal())
+        patients = len(np.unique(found.units[inside]))
+        if patients < MIN_BASELINE:
+            raise ConfigError(
+                f"'{scanner}' has images of {patients} patients from {first} to {last}, a baseline needs {MIN_BASELINE}; take more days"
+            )
+        self.store.append_baseline(self.reference.digest, scanner, first.toordinal(), last.toordinal())
+        return patients
+
+    def resume(self, scanner: str, last: date) -> None:
+        """Compares `scanner` with the reference again from the day after `last` on, as if it had just begun: its fault was mended.
+
+        Raises:
+            ConfigError: no such scanner was seen.
+            DataError: the folder cannot be written.
+        """
+        self._check_scanner(scanner)
+        self.store.append_baseline(self.reference.digest, scanner, last.toordinal() + 1, last.toordinal())
+
+    def summarise(self, first: date, last: date) -> Summary:
+        """What the coordinator may be told of the images judged from `first` to `last`.
+
+        Raises:
+            DataError: too few patients, or the store is damaged.
+        """
+        found = self._found
+        inside = (found.days >= first.toordinal()) & (found.days <= last.toordinal())
+        if not inside.any():
+            raise DataError(f"this bundle judged nothing from {first} to {last}")
+        return Summary.of(found.take(inside), self.reference, self._grid).for_release()
+
+    def _check_scanner(self, scanner: str) -> Observations:
+        found = self._found
+        if scanner not in found.scanners:
+            known = ", ".join(sorted(set(found.scanners.tolist()))) or "none"
+            raise ConfigError(f"no image of '{scanner}' was judged by this bundle; scanners here: {known}")
+        return found
+
+    @property
+    def _found(self) -> Observations:
+        return self.store.read(self.reference.digest)
+
+    @cached_property
+    def _grid(self) -> Grid:
+        return Grid.of(self.reference)

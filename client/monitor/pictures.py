@@ -1,0 +1,108 @@
+"""The pictures of the monitor: evidence over days for each scanner, and the single days."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from client.monitor.monitor import Findings
+from client.monitor.telling import Scanner
+from common.drift.looks import Look
+from common.drift.watch import RATE, Stream
+from common.drift.words import title
+from common.evaluation.figures import FAINT, INK, TEXT_PT, new_figure, style_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_SCANNERS = 3
+NAMED = 4
+FLOOR = 1e-8
+
+
+def draw_evidence(findings: Findings, scanners: Sequence[Scanner]) -> Figure:
+    """A panel for each of the first scanners: the p-value of each quantity over days, those with most evidence named."""
+    shown = scanners[:MOST_SCANNERS]
+    figure, axes = new_figure(len(shown))
+    for ax, scanner in zip(axes, shown, strict=True):
+        streams = sorted((s for s in findings.current if s.scanner == scanner.name), key=lambda stream: stream.p_value)
+        for rank, stream in reversed(list(enumerate(streams))):
+            _draw_course(ax, stream, rank)
+        _finish(ax, scanner.name)
+    _format_days(axes[-1])
+    return figure
+
+
+def draw_days(looks: Sequence[Look], scanners: Sequence[Scanner]) -> Figure | None:
+    """A panel for each of the first scanners: days across, quantities down, dark where the day's adjusted p-value is small.
+
+    None where no day had patients enough to be tested.
+    """
+    tested = {scanner.name: [seen for seen in looks if seen.scanner == scanner.name and seen.p_values] for scanner in scanners}
+    shown = [(name, days) for name, days in tested.items() if days][:MOST_SCANNERS]
+    if not shown:
+        return None
+    figure, axes = new_figure(len(shown))
+    for ax, (name, days) in zip(axes, shown, strict=True):
+        drawn = _draw_days(ax, name, days)
+    _format_days(axes[-1])
+    bar = figure.colorbar(drawn, ax=axes, fraction=0.03, pad=0.02)
+    bar.set_label("p-value of the day", fontsize=TEXT_PT, color=INK)
+    bar.ax.set_yticks([0, -np.log10(RATE), 2, 4], ["1", f"{RATE:g}", "0.01", "0.0001"], fontsize=TEXT_PT - 1)
+    return figure
+
+
+def _draw_course(ax: Axes, stream: Stream, rank: int) -> None:
+    """The p-value after each day, the smallest so far: evidence that was there is not taken back."""
+    from matplotlib.dates import date2num
+
+    best = np.maximum.accumulate(stream.log_evidence)
+    last = np.flatnonzero(np.diff(stream.days, append=stream.days[-1] + 1))
+    p_values = np.clip(RATE * np.exp(np.clip(stream.log_limit - best[last], -50.0, 50.0)), FLOOR, 1.0)
+    named = rank < NAMED and stream.p_value < 0.5
+    look = {**style_of(rank), "linewidth": 1.6, "label": title(stream.quantity)} if named else {"color": FAINT, "linewidth": 0.7}
+    ax.plot(date2num([date.fromordinal(int(day)) for day in stream.days[last]]), p_values, **look)
+
+
+def _finish(ax: Axes, name: str) -> None:
+    ax.axhline(RATE, color="#a3201d", linewidth=1.0)
+    ax.set(yscale="log", ylim=(FLOOR, 1.6))
+    ax.invert_yaxis()
+    ax.set_ylabel("p-value so far")
+    ax.set_title(name.replace("$", r"\$"), loc="left", fontsize=TEXT_PT)
+    ax.annotate("alarm", (1.0, RATE), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
+                fontsize=TEXT_PT - 1, color="#a3201d")  # fmt: skip
+    if ax.get_legend_handles_labels()[1]:
+        ax.legend(fontsize=TEXT_PT - 1.5, frameon=False, loc="upper left", labelcolor=INK, reverse=True)
+
+
+def _draw_days(ax: Axes, name: str, looks: Sequence[Look]) -> Any:
+    from matplotlib.dates import date2num
+
+    days = np.arange(looks[0].day, looks[-1].day + 1)
+    names = list(looks[0].p_values)
+    cells = np.full((len(names), len(days)), np.nan)
+    for seen in looks:
+        cells[:, seen.day - days[0]] = [-np.log10(max(seen.p_values[quantity], 1e-12)) for quantity in names]
+    left = date2num(date.fromordinal(int(days[0]))) - 0.5
+    drawn = ax.imshow(
+        cells, aspect="auto", cmap="Blues", vmin=0.0, vmax=4.0, interpolation="nearest",
+        extent=(left, left + len(days), len(names) - 0.5, -0.5),
+    )  # fmt: skip
+    ax.set_yticks(range(len(names)), [title(quantity) for quantity in names], fontsize=TEXT_PT - 3)
+    ax.set_title(name.replace("$", r"\$"), loc="left", fontsize=TEXT_PT)
+    ax.grid(visible=False)
+    return drawn
+
+
+def _format_days(ax: Axes) -> None:
+    from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+
+    locator = AutoDateLocator(maxticks=8)
+    ax.xaxis.set_major_locator(locator)
+    ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))
+    ax.xaxis_date()
