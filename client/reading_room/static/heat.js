@@ -2,8 +2,11 @@
 // radiograph below it is not tinted where the model saw nothing.
 
 const STOPS = [[0, 96, 20, 60], [0.35, 190, 48, 40], [0.65, 240, 140, 40], [1, 255, 236, 150]];
-const CLEAR_BELOW = 0.15;
+const CLEAR_BELOW = 0.2;
 const STRONGEST = 0.85;
+
+/** Whether there is a map to show: what the model cannot judge it cannot explain either. */
+export const mayShowHeat = (case_) => Boolean(case_?.has_map) && case_.verdict !== "cannot judge";
 
 /** The colour of one value in [0, 1] as [red, green, blue, alpha], each 0 to 255. */
 export function heatColour(value) {
@@ -12,7 +15,7 @@ export function heatColour(value) {
   const [to, ...above] = STOPS[Math.max(0, upper)];
   const part = to > from ? (value - from) / (to - from) : 0;
   const alpha = Math.max(0, (value - CLEAR_BELOW) / (1 - CLEAR_BELOW));
-  return [...below.map((channel, i) => channel + (above[i] - channel) * part), 255 * STRONGEST * Math.sqrt(alpha)].map(Math.round);
+  return [...below.map((channel, i) => channel + (above[i] - channel) * part), 255 * STRONGEST * alpha ** 0.8].map(Math.round);
 }
 
 /** The map as a canvas of `side` pixels each way, smooth between its cells, and the area of the image it covers. */

@@ -50,9 +50,12 @@ export const number = (value, digits = 0) =>
 /** A probability in whole percent; what would round to certainty is not called certain. */
 export function percent(value) {
   const format = new Intl.NumberFormat(LOCALES[language], { style: "percent" });
-  if (value > 0.99 && value < 1.5) return `>${format.format(0.99)}`;
+  if (value > 0.99) return `>${format.format(0.99)}`;
   return value < 0.01 ? `<${format.format(0.01)}` : format.format(value);
 }
+
+/** A magnification in percent. */
+export const magnified = (value) => new Intl.NumberFormat(LOCALES[language], { style: "percent" }).format(value);
 
 /** A moment in the reader's own time zone. */
 export const moment = (iso) =>
@@ -61,10 +64,11 @@ export const moment = (iso) =>
 /** A day as it stands in the file, whatever the time zone. */
 export const day = (iso) => new Intl.DateTimeFormat(LOCALES[language], { dateStyle: "medium", timeZone: "UTC" }).format(new Date(iso));
 
+/** The size of a file. */
 export function megabytes(bytes) {
-  const unit = bytes < 2 ** 20 ? ["kilobyte", 2 ** 10] : ["megabyte", 2 ** 20];
-  const options = { style: "unit", unit: unit[0], maximumFractionDigits: bytes < 10 * unit[1] ? 1 : 0 };
-  return new Intl.NumberFormat(LOCALES[language], options).format(bytes / unit[1]);
+  const [unit, size] = bytes < 2 ** 10 ? ["byte", 1] : bytes < 2 ** 20 ? ["kilobyte", 2 ** 10] : ["megabyte", 2 ** 20];
+  const options = { style: "unit", unit, maximumFractionDigits: bytes < 10 * size ? 1 : 0 };
+  return new Intl.NumberFormat(LOCALES[language], options).format(bytes / size);
 }
 
 /** Age in words; months below two years, as in the DICOM file. */

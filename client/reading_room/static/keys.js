@@ -5,6 +5,7 @@ import { t } from "./i18n.js";
 
 const KEPT = "pneumofed-keys";
 const NAMES = { ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", Enter: "↵" };
+const HINT = /\s*[(（][^()（）]{1,3}[)）]$/; // the key that a tooltip tells
 const shortcuts = [];
 
 let scope = "worklist";
@@ -62,10 +63,16 @@ const takesArrows = (target) => target instanceof HTMLInputElement && ["radio", 
 function drawHelp() {
   const groups = ["all", "worklist", "viewer"].map((name) => {
     const rows = shortcuts.filter((entry) => entry.scope === name).map((entry) =>
-      h("div", {}, h("dt", {}, ...entry.keys.slice(0, 2).map((key) => h("kbd", { text: shown(key) }))), h("dd", { text: t(entry.words) })));
+      h("div", {}, h("dt", {}, ...printed(entry.keys).map((text) => h("kbd", { text }))), h("dd", { text: t(entry.words).replace(HINT, "") })));
     return h("section", {}, h("h3", { text: t(`help.${name}`) }), h("dl", {}, ...rows));
   });
   at("help-keys").replaceChildren(...groups);
+}
+
+/** The keys of one action: two at most, or the first and last of a row. */
+function printed(keys) {
+  const names = keys.map(shown);
+  return names.length > 4 ? [`${names[0]} – ${names.at(-1)}`] : names.slice(0, 2);
 }
 
 /** A key as it is printed on a keyboard. */

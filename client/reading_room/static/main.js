@@ -12,6 +12,7 @@ import { loadWorklist, moveFocus, prepareWorklist } from "./worklist.js";
 import { goOn, openCase, leaveCase, prepareViewer, viewerState } from "./viewer.js";
 import { agree, openCorrection, prepareDecision } from "./decision.js";
 import { preparePassword } from "./password.js";
+import { prepareRemoval } from "./remove.js";
 
 const ROUTE = /^#\/case\/([0-9a-f]{32})$/;
 const LANGUAGES = { en: "zh", zh: "en" };
@@ -67,6 +68,7 @@ async function enter() {
   prepareDecision(() => goOn(false, { status: "open" }));
   prepareUpload(room, arrived);
   preparePassword();
+  prepareRemoval(() => viewerState().id, backToList);
   prepareKeys();
   bindKeys();
   const buttons = { logout, "open-help": openHelp, back: backToList, "case-before": () => goOn(true), "case-after": () => goOn(false) };
@@ -147,7 +149,7 @@ function drawRoom() {
   at("model-name").title = t("top.model", { digest: room.model.digest.slice(0, 12), created: room.model.created.slice(0, 10) });
   at("phantom").hidden = !room.model.name.toLowerCase().includes("phantom");
   at("list-retention").textContent = t("list.retention", { count: room.retention_days });
-  at("export-labels").hidden = currentUser().role !== "admin";
+  for (const id of ["export-labels", "remove"]) at(id).hidden = currentUser().role !== "admin";
   document.title = `${t(`title.${document.body.dataset.page ?? "worklist"}`)} – pneumofed`;
 }
 

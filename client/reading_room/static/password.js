@@ -3,10 +3,14 @@
 import { at, toast } from "./dom.js";
 import { t, tOr } from "./i18n.js";
 import { ask } from "./api.js";
+import { currentUser } from "./session.js";
 
 /** Wires the dialog. */
 export function preparePassword() {
-  at("open-password").addEventListener("click", () => at("password-dialog").showModal());
+  at("open-password").addEventListener("click", () => {
+    at("password-user").value = currentUser().user;
+    at("password-dialog").showModal();
+  });
   at("password-cancel").addEventListener("click", close);
   at("password-form").addEventListener("submit", (event) => {
     event.preventDefault();

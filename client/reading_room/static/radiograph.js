@@ -1,10 +1,10 @@
 // One radiograph on the page: its pane, its captions, its pixels and its heat map.
 
 import { h } from "./dom.js";
-import { number, percent, t } from "./i18n.js";
+import { magnified, number, t } from "./i18n.js";
 import { ask, askBytes } from "./api.js";
 import { clampWindow, presetsOf } from "./grey.js";
-import { heatLayer } from "./heat.js";
+import { heatLayer, mayShowHeat } from "./heat.js";
 import { Pane } from "./pane.js";
 import { takeInput } from "./pane_input.js";
 
@@ -54,7 +54,6 @@ export class Radiograph {
     Object.assign(this, { case: null, layer: null, presets: null, preset: "own", side: 0 });
     this.figure.dataset.state = "empty";
     this.pane.clear();
-    this.caption([], "");
   }
 
   setWindow(window, preset = "custom") {
@@ -87,7 +86,7 @@ export class Radiograph {
 
   /** Shows the heat map or takes it away; it is asked for when it is first wanted. */
   async showHeat(on, opacity, signal) {
-    if (!on || !this.case?.has_map) {
+    if (!on || !mayShowHeat(this.case)) {
       this.pane.setHeat(null, opacity);
       return;
     }
@@ -114,7 +113,7 @@ export class Radiograph {
     const values = {
       width: number(pane.window.width * levels),
       level: number(pane.window.center * levels),
-      zoom: percent(pane.magnification()),
+      zoom: magnified(pane.magnification()),
     };
     this.corners.window.textContent = shown ? t("viewer.window", values) : "";
     this.corners.zoom.textContent = shown ? values.zoom : "";

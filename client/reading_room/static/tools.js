@@ -3,7 +3,7 @@
 import { at, toast } from "./dom.js";
 import { percent, t } from "./i18n.js";
 import { addKeys } from "./keys.js";
-import { drawLegend } from "./heat.js";
+import { drawLegend, mayShowHeat } from "./heat.js";
 
 const STEP_PX = 60;
 const ZOOM_STEP = 1.25;
@@ -38,7 +38,7 @@ function bindKeys(state, act, actions, zoom) {
   const key = (words, keys, action) => addKeys({ scope: "viewer", words: `keys.${words}`, keys, act: action });
   key("heat", ["h"], actions.heat);
   key("opacity", ["[", "]"], (pressed) => setOpacity(state, act, state.opacity + (pressed === "]" ? OPACITY_STEP : -OPACITY_STEP)));
-  key("presets", ["1", "5", "2", "3", "4"], (pressed) => both(state, (one) => one.choosePreset(PRESETS[Number(pressed) - 1])));
+  key("presets", ["1", "2", "3", "4", "5"], (pressed) => both(state, (one) => one.choosePreset(PRESETS[Number(pressed) - 1])));
   key("width", ["ArrowLeft", "ArrowRight"], (pressed) => nudge(state, 0, pressed === "ArrowRight" ? 1 : -1));
   key("level", ["ArrowUp", "ArrowDown"], (pressed) => nudge(state, pressed === "ArrowUp" ? -1 : 1, 0));
   key("zoom", ["+", "-", "="], (pressed) => zoom(pressed === "-" ? 1 / ZOOM_STEP : ZOOM_STEP));
@@ -56,12 +56,11 @@ function bindKeys(state, act, actions, zoom) {
 export function showTools(state, comparing = state.previous?.case?.id ?? "") {
   if (!state.main || !state.previous) return;
   const { case: shown, pane, preset } = state.main;
-  for (const [id, on] of [["heat", state.heat && shown?.has_map], ["invert", pane.inverted], ["link", state.linked],
+  for (const [id, on] of [["heat", state.heat && mayShowHeat(shown)], ["invert", pane.inverted], ["link", state.linked],
     ["tool-window", state.tool === "window"], ["tool-pan", state.tool === "pan"]]) at(id).setAttribute("aria-pressed", String(Boolean(on)));
   at("preset").value = preset;
-  at("zoom-value").textContent = pane.image ? percent(pane.magnification()) : "–";
-  at("heat").disabled = Boolean(shown && !shown.has_map);
-  at("heat").title = shown && !shown.has_map ? t("heat.none") : t("heat.title");
+  at("heat").disabled = Boolean(shown) && !mayShowHeat(shown);
+  at("heat").title = at("heat").disabled ? t("heat.none") : t("heat.title");
   at("opacity").disabled = !state.heat;
   at("opacity").value = Math.round(100 * state.opacity);
   at("opacity").setAttribute("aria-valuetext", percent(state.opacity));
@@ -102,7 +101,7 @@ function chooseTool(state, tool) {
 }
 
 function toggleHeat(state, act) {
-  if (state.main.case && !state.main.case.has_map) {
+  if (state.main.case && !mayShowHeat(state.main.case)) {
     toast(t("heat.none"));
     return;
   }

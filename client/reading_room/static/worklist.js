@@ -1,7 +1,7 @@
 // The worklist: what is asked for (search, filter, order, page) and the states it can be in. `worklist_rows.js` draws it.
 
 import { announce, at } from "./dom.js";
-import { number, t, tOr } from "./i18n.js";
+import { number, percent, t, tOr } from "./i18n.js";
 import { ask } from "./api.js";
 import { drawRows } from "./worklist_rows.js";
 
@@ -104,6 +104,7 @@ function draw() {
   at("filter-clear").hidden = !isFiltered();
   at("list-count").textContent = t("list.count", { total: number(list.total), open: number(list.open) });
   drawPaging();
+  at("list-threshold").textContent = t("gauge.threshold", { value: percent(threshold) });
   for (const sort of ["arrival", "probability"]) {
     const order = query.sort === sort ? (query.descending ? "descending" : "ascending") : "none";
     at(`sort-${sort}`).closest("th").setAttribute("aria-sort", order);
