@@ -12,6 +12,7 @@ from rich.console import Console
 
 from client.cli import app as site_app
 from client.privacy_cli import app as privacy_app
+from client.reading_room.cli import app as room_app
 from common.audit_cli import app as audit_app
 from common.config import ModelName, StrategyName
 from common.errors import ConfigError, PneumofedError
@@ -30,6 +31,7 @@ app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
+app.add_typer(room_app, name="reading-room", rich_help_panel="Reading room")
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 

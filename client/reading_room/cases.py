@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, delete, func, or_, select
@@ -14,6 +14,7 @@ from client.reading_room.schema import Label, NextQuery, WorklistQuery
 from client.reading_room.tables import Case, FindingRow
 
 MOST_PREVIOUS = 20
+_FIRST_DAY, _LAST_DAY = date(2000, 1, 1), date(2200, 1, 1)
 
 
 class Cases:
@@ -137,10 +138,15 @@ def _conditions(query: WorklistQuery) -> list[ColumnElement[bool]]:
     if query.status:
         wanted.append(Case.finding.is_(None) if query.status == "open" else Case.finding.is_not(None))
     if query.arrived_from:
-        wanted.append(func.date(Case.arrived) >= query.arrived_from.isoformat())
+        wanted.append(Case.arrived >= _midnight(query.arrived_from))
     if query.arrived_to:
-        wanted.append(func.date(Case.arrived) <= query.arrived_to.isoformat())
+        wanted.append(Case.arrived < _midnight(query.arrived_to) + timedelta(days=1))
     return wanted
+
+
+def _midnight(day: date) -> datetime:
+    """When `day` begins at this hospital, whose time zone the machine has; days that no case can be of, as the nearest that can."""
+    return datetime.combine(min(max(day, _FIRST_DAY), _LAST_DAY), time.min).astimezone(UTC)
 
 
 def _order(query: WorklistQuery) -> list[ColumnElement[Any]]:

@@ -37,7 +37,7 @@ def weakness(password: str, user: str) -> str | None:
     """Why the password is refused, as a sentence; None where it will do (NIST SP 800-63B-4, 3.1.1: length counts, not its signs)."""
     if len(password) < SHORTEST:
         return f"a password has at least {SHORTEST} characters"
-    if len(set(password)) < 4 or user.casefold() in password.casefold() and len(password) < len(user) + SHORTEST:
+    if len(set(password)) < 4 or (user.casefold() in password.casefold() and len(password) < len(user) + SHORTEST):
         return "the password is too easy to guess"
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +64,7 @@ def read_map(folder: Path) -> np.ndarray:
     return found
 
 
-def render_map(values: np.ndarray, area: tuple[float, float, float, float], height: int, width: int) -> bytes:
+def render_map(values: np.ndarray, area: Sequence[float], height: int, width: int) -> bytes:
     """PNG, RGBA, of the map `values` [h, w] in [0, 1], in the shape of an image of `height` and `width`, of which it covers `area`."""
     columns, rows = _within((width, height), MAP_SIDE_PX)
     left, top, across, down = area

@@ -1,9 +1,9 @@
 """One file read and judged, in a worker process: what came of it, and what is written beside it for the viewer.
 
-    quarantine/RANDOM/original         the file as it came; the only one that is there before
-    quarantine/RANDOM/pixels.gz        uint16 little endian [H, W], gzip; 0 to 65535 spans the values that occur
-    quarantine/RANDOM/map.npy          float32 [h, w] in [0, 1], where the model has a map
-    quarantine/RANDOM/measures.npz     features float32 [D], pixel_statistics float32 [K], for `pneumofed monitor`
+quarantine/RANDOM/original         the file as it came; the only one that is there before
+quarantine/RANDOM/pixels.gz        uint16 little endian [H, W], gzip; 0 to 65535 spans the values that occur
+quarantine/RANDOM/map.npy          float32 [h, w] in [0, 1], where the model has a map
+quarantine/RANDOM/measures.npz     features float32 [D], pixel_statistics float32 [K], for `pneumofed monitor`
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from common.images import Image, ImageInfo, Window, read_image
 
 ORIGINAL, PIXELS, MAP, MEASURES = "original", "pixels.gz", "map.npy", "measures.npz"
 FULL_SCALE = 65_535
-ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07", b"\xfd7zXZ\x00", b"BZh", b"(\xb5/\xfd")
+ARCHIVES = (
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"\x1f\x8b",
+    b"7z\xbc\xaf\x27\x1c",
+    b"Rar!\x1a\x07",
+    b"\xfd7zXZ\x00",
+    b"BZh",
+    b"(\xb5/\xfd",
+)
 """First bytes of zip, gzip, 7-Zip, RAR, xz, bzip2 and Zstandard. They are not unpacked: see docs/reading-room.md."""
 _WIDE = Window(center=0.0, width=2.0**17)
 """Holds every value of 16 bits, signed or not, at steps that float32 tells apart (its mantissa has 24 bits)."""

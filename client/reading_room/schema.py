@@ -19,7 +19,8 @@ ErrorCode = Literal[
     # who asks
     "not_signed_in", "wrong_login", "locked", "forbidden", "no_csrf", "foreign_page", "weak_password",
     # what is asked
-    "invalid_request", "not_found", "wrong_method", "no_map", "request_too_large", "too_many_files", "busy", "disk_full", "internal",
+    "invalid_request", "not_found", "wrong_method", "no_map", "request_too_large", "too_many_files", "too_slow",
+    "busy", "disk_full", "internal",
     # why a file is refused; as `common.errors.SkipReason`, in lower case
     "empty", "unknown_format", "archive_file", "corrupt", "no_pixel_data", "unsupported_compression", "unsupported_bits", "colour",
     "multi_frame", "too_large", "too_small", "constant", "unreadable", "file_too_large",
@@ -83,8 +84,12 @@ class Model(BaseModel):
     name: str
     digest: str
     classes: list[str]
+    phantom: bool = Field(
+        description="Trained on drawn images: its judgements say nothing about patients, and the page has to say so."
+    )
     threshold: float = Field(description="On the calibrated probability: at or above it the verdict is `pneumonia`.")
-    created: str
+    signer: str = Field(description="Fingerprint of the key that signed the bundle.")
+    created: datetime
 
 
 class Room(BaseModel):
@@ -128,7 +133,9 @@ class Area(BaseModel):
 
 
 class HeatMap(BaseModel):
-    """Where the evidence for pneumonia lies: `values` row by row, in [0, 1], 1 the strongest of this image. Spread it over `area`."""
+    """Where the evidence for pneumonia lies: `values` row by row, in [0, 1], in parts of the image's strongest evidence for or against.
+
+    Spread it over `area`."""
 
     rows: int
     columns: int
@@ -149,7 +156,9 @@ class Explanation(BaseModel):
 class WorklistQuery(Strict):
     """Which cases, in which order. A POST body, since the text may be a patient's number."""
 
-    text: str = Field("", max_length=64, description="Part of a patient's number or of an accession number, or the beginning of a case id.")
+    text: str = Field(
+        "", max_length=64, description="Part of a patient's number or of an accession number, or the beginning of a case id."
+    )
     verdict: list[Verdict] = Field(default_factory=list, max_length=3, description="Empty: all.")
     status: Status | None = None
     finding: list[Label] = Field(default_factory=list, max_length=5, description="Current finding is one of these. Empty: all.")

@@ -137,7 +137,9 @@ def open_database(path: Path) -> Engine:
             Base.metadata.create_all(connection)
             connection.execute(text(f"PRAGMA user_version = {VERSION}"))
     except (OSError, SQLAlchemyError) as error:
-        raise ConfigError(f"{path} cannot be opened ({type(error).__name__}); check the folder, its owner and the disk") from error
+        raise ConfigError(
+            f"{path} cannot be opened ({type(error).__name__}); check the folder, its owner and the disk"
+        ) from error
     return engine
 
 
