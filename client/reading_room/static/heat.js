@@ -18,7 +18,8 @@ export function heatColour(value) {
   return [...below.map((channel, i) => channel + (above[i] - channel) * part), 255 * STRONGEST * alpha ** 0.8].map(Math.round);
 }
 
-/** The map as a canvas of `side` pixels each way, smooth between its cells, and the area of the image it covers. */
+/** The map as a canvas of `side` pixels each way, smooth between its cells, the area of the image it covers, and whether nothing
+ *  of it can be seen. */
 export function heatLayer(map, side = 256) {
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = side;
@@ -31,7 +32,7 @@ export function heatLayer(map, side = 256) {
     }
   }
   context.putImageData(picture, 0, 0);
-  return { canvas, area: map.area };
+  return { canvas, area: map.area, isEmpty: Math.max(...map.values) <= CLEAR_BELOW };
 }
 
 /** The value at a place between the cells' centres, bilinear; the border goes on outwards. */

@@ -145,9 +145,10 @@ function drawLanguage() {
 function drawRoom() {
   at("hospital").textContent = room.hospital;
   at("user-name").textContent = currentUser().user;
-  at("model-name").textContent = room.model.name;
-  at("model-name").title = t("top.model", { digest: room.model.digest.slice(0, 12), created: room.model.created.slice(0, 10) });
-  at("phantom").hidden = !room.model.name.toLowerCase().includes("phantom");
+  const { name, digest, created, signer, phantom } = room.model;
+  at("model-name").textContent = name;
+  at("model-name").title = t("top.model", { digest: digest.slice(0, 12), created: day(created), signer });
+  at("phantom").hidden = !phantom;
   at("list-retention").textContent = t("list.retention", { count: room.retention_days });
   for (const id of ["export-labels", "remove"]) at(id).hidden = currentUser().role !== "admin";
   document.title = `${t(`title.${document.body.dataset.page ?? "worklist"}`)} – pneumofed`;

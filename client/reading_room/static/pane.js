@@ -4,7 +4,7 @@
 import { lookupTable, paint } from "./grey.js";
 
 const LARGEST_ZOOM = 40;
-const LEAST_ZOOM = 0.5;
+const LEAST_ZOOM = 0.05;
 const FITTED = { zoom: 1, x: 0.5, y: 0.5 };
 
 /** A pane on `canvas`. `onChange` is called after each change of view or window that `redraw` shows. */

@@ -1,6 +1,6 @@
 // The viewer's toolbar and the keys that do the same.
 
-import { at, toast } from "./dom.js";
+import { announce, at, toast } from "./dom.js";
 import { percent, t } from "./i18n.js";
 import { addKeys } from "./keys.js";
 import { drawLegend, mayShowHeat } from "./heat.js";
@@ -65,6 +65,8 @@ export function showTools(state, comparing = state.previous?.case?.id ?? "") {
   at("opacity").value = Math.round(100 * state.opacity);
   at("opacity").setAttribute("aria-valuetext", percent(state.opacity));
   at("legend-box").hidden = !pane.heat;
+  at("legend-scale").hidden = Boolean(pane.heat?.isEmpty);
+  at("legend-empty").hidden = !pane.heat?.isEmpty;
   at("compare").disabled = !shown?.previous.length;
   at("compare").value = comparing;
   at("link").hidden = !comparing;
@@ -107,7 +109,7 @@ function toggleHeat(state, act) {
   }
   state.heat = !state.heat;
   act.heatChanged();
-  toast(t(state.heat ? "heat.shown" : "heat.hidden"));
+  announce(t(state.heat ? "heat.shown" : "heat.hidden"));
 }
 
 function setOpacity(state, act, value) {
