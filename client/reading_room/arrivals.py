@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,7 +34,8 @@ class Arrived:
     _file: BinaryIO | None = field(default=None, repr=False)
 
     def open(self) -> None:
-        self._file = (self.folder / ORIGINAL).open("xb")
+        descriptor = os.open(self.folder / ORIGINAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._file = os.fdopen(descriptor, "wb")
 
     def write(self, data: bytes, most: int) -> None:
         """Takes a piece; what goes beyond `most` bytes is thrown away with all before."""

@@ -18,7 +18,8 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from common.model_bundle.bundle import Bundle
 
-_COMMENT = b"""# The reading room. All keys and their defaults: docs/reading-room.md. For other machines than this one: host, names, certificate, key.
+_COMMENT = b"""# The reading room. All keys and their defaults: docs/reading-room.md.
+# To reach it from other machines: host, names, certificate, key.
 """
 
 
