@@ -181,7 +181,7 @@ export default {
   "heat.opacity": "Strength of the heat map ([ and ])",
   "heat.shown": "Heat map shown.",
   "heat.hidden": "Heat map hidden.",
-  "heat.empty": "No evidence for pneumonia in this heat map",
+  "heat.empty": "No place stands out in this heat map",
   "heat.weak": "weak",
   "heat.strong": "strong evidence for pneumonia",
   "remove.open": "Delete this case",

@@ -181,7 +181,7 @@ export default {
   "heat.opacity": "热图不透明度（[ 与 ]）",
   "heat.shown": "已显示热图。",
   "heat.hidden": "已隐藏热图。",
-  "heat.empty": "此热图中没有支持肺炎的依据",
+  "heat.empty": "此热图中没有突出区域",
   "heat.weak": "弱",
   "heat.strong": "支持肺炎的依据强",
   "remove.open": "删除此病例",
