@@ -2,7 +2,7 @@
 // radiograph below it is not tinted where the model saw nothing.
 
 const STOPS = [[0, 96, 20, 60], [0.35, 190, 48, 40], [0.65, 240, 140, 40], [1, 255, 236, 150]];
-const CLEAR_BELOW = 0.2;
+const CLEAR_BELOW = 0.25;
 const STRONGEST = 0.85;
 
 /** Whether there is a map to show: what the model cannot judge it cannot explain either. */

@@ -109,7 +109,7 @@ export class Radiograph {
   describe() {
     const { pane } = this;
     const shown = this.case && pane.image;
-    const levels = shown ? 2 ** this.case.image.bits : 1;
+    const levels = shown ? 2 ** this.case.image.bits - 1 : 1;
     const values = {
       width: number(pane.window.width * levels),
       level: number(pane.window.center * levels),

@@ -93,7 +93,7 @@ export async function compareWith(id) {
     if (signal.aborted) return undefined;
     await state.previous.show(earlier, signal);
     state.previous.follow(state.main.pane.view);
-    state.previous.caption(captionOf(earlier), t("compare.earlier"));
+    drawCaptions();
     heatChanged();
   } catch (problem) {
     if (problem.name === "AbortError") return undefined;
@@ -107,6 +107,7 @@ function closeComparison() {
   state.previous.clear();
   at("pane-previous").hidden = true;
   at("panes").dataset.panes = "1";
+  if (state.case) drawCaptions();
   showTools(state);
 }
 
@@ -122,18 +123,23 @@ async function refreshCase() {
 function drawCase() {
   at("viewer").dataset.state = "ready";
   at("viewer-title").textContent = nameOf(state.case);
-  state.main.caption(captionOf(state.case), state.previous.case ? t("compare.present") : "");
-  if (state.previous.case) state.previous.caption(captionOf(state.previous.case), t("compare.earlier"));
+  drawCaptions();
   at("compare").replaceChildren(h("option", { value: "", text: t("compare.none", { count: state.case.previous.length }) }),
     ...state.case.previous.map((line) => h("option", { value: line.id, text: optionOf(line) })));
   drawFinding(state.case);
   showTools(state);
 }
 
+function drawCaptions() {
+  const earlier = state.previous.case;
+  state.main.caption(captionOf(state.case), earlier ? t("compare.present") : "");
+  if (earlier) state.previous.caption(captionOf(earlier), t("compare.earlier"));
+}
+
 const captionOf = (case_) => [nameOf(case_), case_.study_date ? day(case_.study_date) : moment(case_.arrived)];
 
 function optionOf(line) {
-  const date = line.study_date ? day(line.study_date) : moment(line.arrived);
+  const date = day(line.study_date ?? line.arrived);
   const judged = line.verdict === "cannot judge" ? t("verdict.cannot_judge") : percent(line.probability);
   return `${date} · ${[line.view, judged].filter(Boolean).join(" · ")}`;
 }

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 import uvicorn
-from playwright.sync_api import Browser, ConsoleMessage, Page, Response
+from playwright.sync_api import Browser, ConsoleMessage, Page, Response, sync_playwright
 
 from client.reading_room.app import create_app
 from simulation.phantom_dicom import Examination, encode_dicom
@@ -19,6 +19,15 @@ from simulation.phantom_patients import draw_patients, draw_picture
 from tests.client.reading_room.stage import PASSWORD, READER, Stage
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """Chromium without a window."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @contextmanager
@@ -42,7 +51,9 @@ def phantom_file(number: int = 0, patient: str = "", size_px: int = 160, image: 
     drawn = list(draw_patients("train", 12, 0))[number]
     pixels = draw_picture(drawn, 1, "train", 0, size_px)
     name = patient or f"P-{1040 + number}"
-    return encode_dicom(pixels, Examination(f"{number} {size_px} {image}", "phantom", True, drawn.monochrome1, name, "PA", "F", 61.0))
+    return encode_dicom(
+        pixels, Examination(f"{number} {size_px} {image}", "phantom", True, drawn.monochrome1, name, "PA", "F", 61.0)
+    )
 
 
 class Desk:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser
 
 from client.reading_room.reading import MAP
-from tests.client.reading_room.browser import CHROMIUM, Desk, phantom_file, served
+from tests.client.reading_room.browser import CHROMIUM, Desk, launched, phantom_file, served
 from tests.client.reading_room.stage import ADMIN, READER, Stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
@@ -21,10 +21,8 @@ BAD = ("scan of DOE^JANE.dcm", b"this is a letter, not a radiograph")
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

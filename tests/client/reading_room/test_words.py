@@ -78,4 +78,6 @@ def test_what_the_browser_keeps_is_the_language_and_the_keys_alone() -> None:
 
 def test_text_is_never_set_as_markup() -> None:
     for path in SCRIPTS:
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", path.read_text(encoding="utf-8")), path.name
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", path.read_text(encoding="utf-8")
+        ), path.name
