@@ -6,6 +6,7 @@ import csv
 import io
 import os
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Engine
 
 from client.reading_room.cases import Cases
 from client.reading_room.room import clean
@@ -218,16 +220,23 @@ def row(number: int, probability: float, finding: str | None) -> Case:
     return Case(number=number, verdict=verdict, finding=finding, **facts, **numbers, **lists, **keys)
 
 
+@lru_cache
+def _database(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    return open_database(tmp_path_factory.mktemp("walk") / "room.db")
+
+
 PROBABILITY = st.sampled_from([0.1, 0.4, 0.5, 0.9])
 ROWS = st.lists(st.tuples(PROBABILITY, st.sampled_from([None, "normal", "viral"])), max_size=12)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=20)
 @given(rows=ROWS, status=st.sampled_from([None, "open", "read"]), sort=st.sampled_from(["arrival", "probability"]), descending=st.booleans())
 def test_next_walks_through_the_worklist_in_its_order_and_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[float, str | None]], status: str | None, sort: str, descending: bool
 ) -> None:
-    cases = Cases(open_database(tmp_path_factory.mktemp("walk") / "room.db"))
+    cases = Cases(_database(tmp_path_factory))
+    for identifier in cases.ids():
+        cases.remove(identifier)
     for number, (probability, finding) in enumerate(rows, 1):
         cases.add(row(number, probability, finding))
     query = WorklistQuery.model_validate({"status": status, "sort": sort, "descending": descending})
