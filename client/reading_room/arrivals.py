@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from client.reading_room.folder import MIB, UploadLimits
@@ -130,9 +130,9 @@ async def receive_form(
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise Refusal(422, "invalid_request")
     form = _Form(stack, folders, limits)
-    parser = MultipartParser(options[b"boundary"], form.callbacks())
     received = 0
     try:
+        parser = MultipartParser(options[b"boundary"], form.callbacks())
         async with asyncio.timeout(limits.seconds):
             async for piece in stream:
                 received += len(piece)
@@ -140,7 +140,7 @@ async def receive_form(
                     raise Refusal(413, "request_too_large")
                 parser.write(piece)
         parser.finalize()
-    except MultipartParseError:
+    except FormParserError:
         raise Refusal(422, "invalid_request") from None
     except TimeoutError:
         raise Refusal(408, "too_slow") from None

@@ -55,7 +55,7 @@ class Stage:
         self.room = Room(folder, open_database(folder.database), describe(bundle()), Workers([read or inline_reader()]))
         for name, role in ((ADMIN, "admin"), (READER, "radiologist")):
             self.room.users.add(name, role, PASSWORD)  # type: ignore[arg-type]
-        self.app = create_app(self.room, ["testserver"])
+        self.app = create_app(self.room, ["testserver", "localhost"])
 
     @contextmanager
     def visitor(self) -> Iterator[TestClient]:
