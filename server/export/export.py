@@ -195,4 +195,5 @@ def _write_reference(folder: Path, reference: Pictures, calibration: Calibration
     probabilities = calibration.probability(pneumonia_score(logits)).astype(np.float32)
     np.savez_compressed(folder / REFERENCE, features=features, probabilities=probabilities, pixel_statistics=statistics)
     described = ReferenceSet(sets=(reference.name,), images=len(index), statistics=NAMES)
-    return described, fit_suitability(squares, features, statistics)
+    patients = None if reference.patients is None else [reference.patients[row] for row in index]
+    return described, fit_suitability(squares, features, statistics, patients=patients)

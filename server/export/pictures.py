@@ -31,6 +31,7 @@ class Pictures:
         pixels: uint8 [N, S, S].
         labels: int64 [N] of the task; None where nobody labelled them.
         records: manifest rows by the first 16 digits of their file's SHA-256, as in the run's predictions; empty without a manifest.
+        patients: of each image; None where nobody knows.
         skipped: files that could not be used.
     """
 
@@ -38,6 +39,7 @@ class Pictures:
     pixels: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64] | None
     records: dict[str, ImageRecord]
+    patients: tuple[str, ...] | None = None
     skipped: int = 0
 
     def __len__(self) -> int:
@@ -67,7 +69,7 @@ def load_central(source: Source) -> list[Pictures]:
             )
             digests = load_digests([record.path for record in records], cache / name, 1)
             by_digest = {str(digest)[:16]: record for digest, record in zip(digests, records, strict=True)}
-            found.append(Pictures(name, dataset.pixels, dataset.labels, by_digest))
+            found.append(Pictures(name, dataset.pixels, dataset.labels, by_digest, dataset.patients))
     return found
 
 
@@ -90,7 +92,7 @@ def load_folders(folders: Sequence[Path], image: ImageConfig) -> Pictures:
         raise BundleError(
             f"none of the {len(paths)} files of --reference is an image that can be read; give a folder of radiographs"
         )
-    return Pictures("reference", np.stack(squares), None, {}, skipped)
+    return Pictures("reference", np.stack(squares), None, {}, skipped=skipped)
 
 
 def _files(folder: Path) -> list[Path]:
