@@ -2,9 +2,9 @@
 
     python -m benchmarks.reading_room_load --connections 50 --seconds 20 [--bundle BUNDLE] [--images FOLDER]
 
-The server is the command `pneumofed reading-room start` on loopback with its own worker processes; without `--bundle` the model is the small
-one of the tests, without `--images` the images are phantoms of 2,000 x 2,000 pixels. Each kind of request is measured alone, then all
-of them mixed as a reader sends them. Every connection sends its next request as soon as the answer came, so fifty connections are more
+The server is the command `pneumofed reading-room start` on loopback with its own worker processes; without `--bundle` the model is the
+small one of the tests, without `--images` the images are phantoms of 2,000 x 2,000 pixels. First all kinds of requests are mixed as a
+reader sends them, then each is measured alone. Every connection sends its next request as soon as the answer came, so fifty connections are more
 than fifty people. Exit code 1 if any request failed.
 """
 

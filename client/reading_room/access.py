@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
 from client.reading_room.problems import Refusal
 from client.reading_room.room import Room
@@ -14,6 +15,8 @@ from client.reading_room.schema import Role
 from common.web.headers import CSRF_HEADER
 
 COOKIE = "pneumofed_room"
+_cookie = APIKeyCookie(name=COOKIE, scheme_name="session", description="From POST /api/login.", auto_error=False)
+_bearer = HTTPBearer(scheme_name="token", description="Of `pneumofed reading-room token add`.", auto_error=False)
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,14 @@ def current_room(request: Request) -> Room:
     return cast(Room, request.app.state.room)
 
 
-def reader(request: Request) -> Reader:
+def reader(request: Request, cookie: Annotated[str | None, Depends(_cookie)]) -> Reader:
     """The user whose session it is.
 
     Raises:
         Refusal: there is no session, or a change is asked for without its CSRF token.
     """
     room = current_room(request)
-    identifier = request.cookies.get(COOKIE, "")
+    identifier = cookie or ""
     session = room.sessions.find(identifier)
     user = room.users.find(session.owner) if session else None
     if session is None or user is None:
@@ -60,16 +63,19 @@ def admin(found: Annotated[Reader, Depends(reader)]) -> Reader:
     return found
 
 
-def program(request: Request) -> str:
+def program(
+    request: Request,
+    cookie: Annotated[str | None, Depends(_cookie)],
+    token: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> str:
     """Name of the program whose token it is, or of the reader whose session; for the routes that keep nothing.
 
     Raises:
         Refusal: there is neither.
     """
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return reader(request).name
-    owner = current_room(request).users.owner_of(token.strip())
+    if token is None:
+        return reader(request, cookie).name
+    owner = current_room(request).users.owner_of(token.credentials.strip())
     if owner is None:
         raise Refusal(401, "not_signed_in", headers={"WWW-Authenticate": "Bearer"})
     return f"token:{owner}"

@@ -50,10 +50,9 @@ def load_reader(bundle: Path, trusted: Sequence[Path] | None, precision: Literal
         BundleError: the bundle was changed.
         ConfigError: a key cannot be read.
     """
+    from common.keys import read_public_key
     from common.model_bundle.bundle import open_bundle
     from common.model_bundle.predictor import Predictor
-
-    from common.keys import read_public_key
 
     keys = None if trusted is None else [read_public_key(path) for path in trusted]
     return Reader(Predictor(open_bundle(bundle, keys), precision, threads=1))

@@ -59,6 +59,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
         401: "Not signed in",
         403: "Not allowed",
         404: "Not found",
+        413: "Too large",
         422: "Not as described",
         429: "Too many; later again",
     }.items()

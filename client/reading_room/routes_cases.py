@@ -39,7 +39,7 @@ _FORM: dict[str, Any] = {
 @router.post(
     "/cases",
     openapi_extra=_FORM,
-    responses={408: {"model": schema.Problem}, 413: {"model": schema.Problem}, 507: {"model": schema.Problem}},
+    responses={408: {"model": schema.Problem}, 507: {"model": schema.Problem}},
 )
 async def upload(request: Request, reader: ReaderNow, room: RoomNow) -> schema.Upload:
     """Takes files as new cases, each judged by the time of the answer. A file that cannot be used is refused, and the others go on."""

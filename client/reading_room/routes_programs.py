@@ -18,7 +18,7 @@ from common.errors import ImageError
 router = APIRouter(tags=["programs"])
 _BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
-_ERRORS: dict[int | str, dict[str, Any]] = {code: {"model": schema.Problem} for code in (408, 413)}
+_ERRORS: dict[int | str, dict[str, Any]] = {408: {"model": schema.Problem}}
 
 
 @router.post("/api/predict", openapi_extra=_BODY, responses=_ERRORS)

@@ -15,7 +15,7 @@ import pytest
 from client.reading_room.reading import ORIGINAL, Reading
 from client.reading_room.workers import Job, Worker
 from common.errors import SkipReason
-from tests.client.reading_room.stage import Stage, files_below, inline_reader, phantom_dicom, phantom_png, problem, upload
+from tests.client.reading_room.stage import Stage, files_below, phantom_dicom, phantom_png, problem, upload
 from tests.client.reading_room.treacherous import load_treacherous
 from tests.hostile import mutate
 
@@ -177,7 +177,6 @@ def upload_mutated(stage: Stage, count: int, seed: int) -> Counter[str]:
 def test_two_thousand_mutated_uploads(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
     outcomes = upload_mutated(stage, 2000, seed=1)
-    print(dict(outcomes.most_common()))
     assert sum(outcomes.values()) == 2000
     stage.room.close()
 
