@@ -141,7 +141,11 @@ def clean(cases: Cases, store: Store, retention_days: int, now: datetime | None 
 
 
 def _row(identifier: str, sha256: str, size: int, reading: Reading, model: Model) -> Case:
-    info = {key: value for key, value in asdict(reading.info).items() if key not in ("photometric", "window", "inverted")}
+    info = {
+        key: value
+        for key, value in asdict(reading.info).items()
+        if key not in ("photometric", "window", "inverted", "body_part", "colour")
+    }
     info |= {"height": info.pop("height_px"), "width": info.pop("width_px")}
     opinion = asdict(reading.opinion)
     return Case(

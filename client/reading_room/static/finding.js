@@ -12,7 +12,7 @@ export function drawFinding(case_) {
   at("case-name").textContent = nameOf(case_);
   at("case-line").textContent = [studyLine(case_), case_.study_date ? day(case_.study_date) : ""].filter(Boolean).join(" · ");
   at("finding").dataset.verdict = case_.verdict;
-  at("finding").replaceChildren(...(case_.verdict === "cannot judge" ? withoutJudgement(case_) : withJudgement(case_)));
+  at("finding").replaceChildren(...(case_.verdict === "cannot judge" ? withoutJudgement(case_) : withJudgement(case_)).filter(Boolean));
   at("classes").replaceChildren(...classesOf(case_));
   at("classes-section").hidden = !at("classes").children.length;
   at("facts").replaceChildren(...factsOf(case_).map(([words, value]) => h("div", {}, h("dt", { text: t(`fact.${words}`) }), h("dd", { text: value }))));
@@ -21,11 +21,13 @@ export function drawFinding(case_) {
 function withJudgement(case_) {
   const values = { low: percent(case_.low), high: percent(case_.high) };
   const side = case_.probability >= case_.threshold ? "above" : "below";
+  const isClose = case_.low < case_.threshold && case_.threshold < case_.high;
   return [
     h("div", { class: "finding-head" }, verdictChip(case_.verdict),
       h("p", { class: "finding-number" }, h("strong", { text: percent(case_.probability) }), h("span", { text: t("finding.interval", values) }))),
     bigGauge(case_),
     h("p", { class: "soft", text: t(`finding.${side}`, { threshold: percent(case_.threshold) }) }),
+    isClose ? h("p", { class: "close", text: t("finding.close") }) : null,
   ];
 }
 

@@ -79,7 +79,10 @@ async function enter() {
   });
   addEventListener("hashchange", route);
   addEventListener("back", () => at("worklist").hidden || loadWorklist());
-  addEventListener("language", drawRoom);
+  addEventListener("language", () => {
+    at("toast").hidden = true;
+    drawRoom();
+  });
   applyWords();
   drawRoom();
   route();

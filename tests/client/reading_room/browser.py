@@ -46,13 +46,13 @@ def served(stage: Stage) -> Iterator[str]:
 
 
 @lru_cache
-def phantom_file(number: int = 0, patient: str = "", size_px: int = 160, image: str = "") -> bytes:
+def phantom_file(number: int = 0, patient: str = "", size_px: int = 160, view: str = "PA") -> bytes:
     """A phantom as DICOM; its patient's number tells nothing unless `patient` is given."""
     drawn = list(draw_patients("train", 12, 0))[number]
     pixels = draw_picture(drawn, 1, "train", 0, size_px)
     name = patient or f"P-{1040 + number}"
     return encode_dicom(
-        pixels, Examination(f"{number} {size_px} {image}", "phantom", True, drawn.monochrome1, name, "PA", "F", 61.0)
+        pixels, Examination(f"{number} {size_px} {view}", "phantom", True, drawn.monochrome1, name, view, "F", 61.0)
     )
 
 

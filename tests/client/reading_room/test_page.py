@@ -97,6 +97,44 @@ def draw_map(stage: Stage, values: np.ndarray) -> None:
     np.save(stage.room.store.path(case) / MAP, values)
 
 
+def test_what_cannot_be_judged_has_reasons_and_no_number(desk: Desk, stage: Stage) -> None:
+    desk.sign_in()
+    desk.add(("lateral.dcm", phantom_file(0, view="LL")))
+    desk.page.wait_for_selector("#rows .chip.cannot_judge")
+    assert "no frontal view" in desk.text("#rows td.chance")
+    desk.open_first()
+    assert "no frontal view" in desk.text("#finding")
+    assert "%" not in desk.text("#finding") + desk.text("#rows")
+    assert desk.page.is_hidden("#agree")
+    assert desk.page.is_hidden("#classes-section")
+    assert desk.page.is_disabled("#heat")
+    desk.page.click("#save")
+    assert desk.text("#decision-problem") == "Choose a finding first."
+    desk.page.check("#labels input[value=unsure]")
+    desk.page.click("#save")
+    desk.page.wait_for_selector("#history li")
+    (case,) = stage.room.cases.ids()
+    found = stage.room.cases.find(case)
+    assert found is not None
+    assert found.finding == "unsure"
+
+
+def test_an_administrator_can_take_a_case_away_and_a_radiologist_cannot(desk: Desk, stage: Stage) -> None:
+    desk.sign_in()
+    desk.add(("one.dcm", phantom_file(0)))
+    desk.open_first()
+    assert desk.page.is_hidden("#remove")
+    desk.page.click("#who summary")
+    desk.page.click("#logout")
+    desk.page.wait_for_selector("#login:not([hidden])")
+    desk.sign_in(ADMIN)
+    desk.open_first()
+    desk.page.click("#remove")
+    desk.page.click("#remove-yes")
+    desk.page.wait_for_selector("#list-empty:not([hidden])")
+    assert stage.room.cases.ids() == set()
+
+
 def test_window_zoom_and_invert_are_done_on_the_image_that_is_here(desk: Desk) -> None:
     desk.sign_in()
     desk.add(("chest.dcm", phantom_file(0)))
