@@ -54,7 +54,7 @@ export function agree() {
 function send() {
   const { label } = draft();
   if (label) save(label);
-  else if (!draft().open) agree();
+  else if (!draft().open && case_.verdict !== "cannot judge") agree();
   else at("decision-problem").textContent = t("decision.choose");
 }
 
@@ -74,10 +74,11 @@ async function save(label) {
     await ask(`/api/cases/${of.id}/findings`, { body: { label, note: draft().note.trim() } });
     drafts.delete(of.id);
     toast(t("decision.saved"));
-    if (case_.id === of.id) await saved();
+    if (case_.id !== of.id) return;
+    await saved();
     at("next-open").focus();
   } catch (problem) {
-    at("decision-problem").textContent = `${tOr(`error.${problem.code}`, t("error.internal"))} ${t("decision.kept")}`;
+    if (case_.id === of.id) at("decision-problem").textContent = `${tOr(`error.${problem.code}`, t("error.internal"))} ${t("decision.kept")}`;
   } finally {
     saving = false;
     draw();
