@@ -4,8 +4,8 @@
 
 The server is the command `pneumofed reading-room start` on loopback with its own worker processes; without `--bundle` the model is the
 small one of the tests, without `--images` the images are phantoms of 2,000 x 2,000 pixels. First all kinds of requests are mixed as a
-reader sends them, then each is measured alone. Every connection sends its next request as soon as the answer came, so fifty connections are more
-than fifty people. Exit code 1 if any request failed.
+reader sends them, then each is measured alone. Every connection sends its next request as soon as the answer came, so fifty connections
+are more than fifty people. Exit code 1 if any request failed.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -18,6 +18,9 @@ from client.reading_room.folder import MIB, UploadLimits
 from client.reading_room.problems import Refusal
 from client.reading_room.reading import ORIGINAL, is_archive
 from client.reading_room.schema import ErrorCode
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
 
 FIELD = b"files"
 
@@ -29,7 +32,7 @@ class Arrived:
     folder: Path
     sha256: str = ""
     error: ErrorCode | None = None
-    bytes: int = 0
+    size: int = 0
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256, repr=False)
     _file: BinaryIO | None = field(default=None, repr=False)
 
@@ -39,10 +42,10 @@ class Arrived:
 
     def write(self, data: bytes, most: int) -> None:
         """Takes a piece; what goes beyond `most` bytes is thrown away with all before."""
-        self.bytes += len(data)
+        self.size += len(data)
         if self._file is None or self.error:
             return
-        if self.bytes > most:
+        if self.size > most:
             self.error = "file_too_large"
             self._file.truncate(0)
             return
@@ -56,7 +59,7 @@ class Arrived:
         self._file.close()
         self._file = None
         self.sha256 = self._digest.hexdigest()
-        if self.error is None and self.bytes == 0:
+        if self.error is None and self.size == 0:
             self.error = "empty"
         elif self.error is None and is_archive(self.folder / ORIGINAL):
             self.error = "archive_file"
@@ -162,7 +165,7 @@ class _Form:
         self._disposition = b""
         self._current: Arrived | None = None
 
-    def callbacks(self) -> dict[str, Callable[..., None]]:
+    def callbacks(self) -> MultipartCallbacks:
         return {
             "on_part_begin": self._begin,
             "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.reading_room.measures import Measures
@@ -48,6 +49,8 @@ class Guard:
         refusal = _refusal(scope)
         try:
             await (refusal or self._app)(scope, receive, guarded)
+        except ClientDisconnect:  # nobody is there to be told
+            return
         except Exception as error:  # whatever a route raises that nobody foresaw
             _log(error)
             if status == 0:

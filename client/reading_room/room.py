@@ -141,12 +141,8 @@ def clean(cases: Cases, store: Store, retention_days: int, now: datetime | None 
 
 
 def _row(identifier: str, sha256: str, size: int, reading: Reading, model: Model) -> Case:
-    info = {
-        key: value
-        for key, value in asdict(reading.info).items()
-        if key not in ("photometric", "window", "inverted", "body_part", "colour")
-    }
-    info |= {"height": info.pop("height_px"), "width": info.pop("width_px")}
+    facts = ("format", "bits", "modality", "view", "sex", "age_years", "manufacturer")
+    info = {name: getattr(reading.info, name) for name in facts}
     opinion = asdict(reading.opinion)
     return Case(
         id=identifier,
@@ -156,6 +152,8 @@ def _row(identifier: str, sha256: str, size: int, reading: Reading, model: Model
         **asdict(reading.header),
         **info,
         **{**opinion, "reasons": list(opinion["reasons"])},
+        height=reading.info.height_px,
+        width=reading.info.width_px,
         window_center=reading.window.center,
         window_width=reading.window.width,
         threshold=model.threshold,

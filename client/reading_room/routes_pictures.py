@@ -20,6 +20,14 @@ from client.reading_room.views import view_map
 from common.images import MAX_SIDE_PX, Window
 
 router = APIRouter(prefix="/api/cases", tags=["pictures"])
+
+
+class _Stored(FileResponse):
+    """A file of several megabytes in a few pieces; each piece waits for a thread."""
+
+    chunk_size = 2**20
+
+
 MaxSide = Annotated[int, Query(ge=64, le=MAX_SIDE_PX, description="Scale down to so many pixels on the longer side.")]
 Center = Annotated[float | None, Query(ge=-10, le=10, allow_inf_nan=False)]
 Width = Annotated[float | None, Query(ge=1e-6, le=20, allow_inf_nan=False)]
@@ -66,7 +74,7 @@ async def pixels(case: FoundCase, request: Request, room: RoomNow, max_side: Max
     """uint16, little endian, row by row; X-Image-Width and X-Image-Height tell the shape."""
     if max_side >= max(case.height, case.width) and "gzip" in request.headers.get("accept-encoding", ""):
         headers = {"Content-Encoding": "gzip", **_shape(case.height, case.width)}  # as they lie on the disk
-        return FileResponse(room.store.path(case.id) / PIXELS, media_type=BINARY, headers=headers)
+        return _Stored(room.store.path(case.id) / PIXELS, media_type=BINARY, headers=headers)
     async with room.rendering:
         values = await asyncio.to_thread(lambda: pictures.shrink(_pixels(room, case), max_side))
         return Response(values.tobytes(), media_type=BINARY, headers=_shape(*values.shape))

@@ -269,7 +269,7 @@ class NextQuery(Strict):
     """The case after `after` in the order of `query` (its offset and limit do not matter); without `after` the first."""
 
     after: CaseId | None = None
-    query: WorklistQuery = Field(default_factory=WorklistQuery)
+    query: WorklistQuery = WorklistQuery()
     backwards: bool = False
 
 

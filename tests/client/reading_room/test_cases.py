@@ -8,6 +8,7 @@ import os
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -53,7 +54,13 @@ def test_a_file_becomes_a_case_with_the_predictors_judgement(stage: Stage, tmp_p
 
 
 def test_a_dicom_tells_the_reader_what_he_needs_and_nothing_lies_open_to_others(stage: Stage) -> None:
-    tags = {"StudyDate": "20260131", "ViewPosition": "PA", "PatientSex": "F", "PatientAge": "063Y", "AccessionNumber": "A7"}
+    tags: dict[str, Any] = {
+        "StudyDate": "20260131",
+        "ViewPosition": "PA",
+        "PatientSex": "F",
+        "PatientAge": "063Y",
+        "AccessionNumber": "A7",
+    }
     with stage.signed_in() as client:
         [done] = upload(client, phantom_dicom(**tags))
         case = client.get(f"/api/cases/{done['case']}").json()

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,13 @@ def test_a_files_name_is_thrown_away(stage: Stage, name: str) -> None:
 
 def test_paths_in_tags_lead_nowhere(stage: Stage) -> None:
     path = "../../../../tmp/evil"
-    tags = {"PatientID": path, "AccessionNumber": "/etc/passwd", "StudyID": path, "SOPInstanceUID": "1.2.3", "PatientName": path}
+    tags: dict[str, Any] = {
+        "PatientID": path,
+        "AccessionNumber": "/etc/passwd",
+        "StudyID": path,
+        "SOPInstanceUID": "1.2.3",
+        "PatientName": path,
+    }
     with stage.signed_in() as client:
         [done] = upload(client, phantom_dicom(**tags))
         case = client.get(f"/api/cases/{done['case']}").json()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -79,7 +80,7 @@ def test_labels_and_clean_work_on_an_empty_room(tmp_path: Path) -> None:
 
 
 def test_nobody_outside_reaches_a_room_without_tls() -> None:
-    facts = {"hospital": "x", "bundle": "b"}
+    facts: dict[str, Any] = {"hospital": "x", "bundle": "b"}
     with pytest.raises(ValidationError, match="certificate"):
         RoomSettings(**facts, host="0.0.0.0")
     with pytest.raises(ValidationError, match="belong together"):

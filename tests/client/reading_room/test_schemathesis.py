@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -35,7 +35,7 @@ def operations(stage: Stage) -> list[Any]:
     import schemathesis
 
     stage.app.openapi_schema = _without_security(stage.app.openapi())
-    described = schemathesis.openapi.from_asgi("/api/openapi.json", stage.app)
+    described: Any = schemathesis.openapi.from_asgi("/api/openapi.json", stage.app)
     found = [result.ok() for result in described.get_all_operations()]
     return [operation for operation in found if operation.path not in ("/api/logout", "/api/password", "/api/login")]
 
@@ -59,8 +59,8 @@ def check_operation(stage: Stage, operation: Any, examples: int) -> int:
     from schemathesis.python import asgi
 
     without = CHECKS.get_by_names([NOT_SAID[operation.path]]) if operation.path in NOT_SAID else []
-    sent = 0
-    with asgi.get_client(stage.app) as client:
+    sent, app = 0, cast(Any, stage.app)
+    with asgi.get_client(app) as client:
         login = client.post("/api/login", json={"user": ADMIN, "password": PASSWORD})
         headers = {CSRF_HEADER: login.json()["csrf"]}
         file = {"files": ("x", phantom_png())}
