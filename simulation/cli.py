@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 
 from client.cli import app as site_app
-from client.predict.cli import predict
 from client.monitor_cli import app as monitor_app
+from client.predict.cli import predict
 from client.privacy_cli import app as privacy_app
+from client.reading_room.cli import app as room_app
 from common.audit_cli import app as audit_app
 from common.config_types import ModelName, StrategyName
 from common.errors import ConfigError, PneumofedError
@@ -38,6 +39,7 @@ app.add_typer(monitor_app, name="monitor", rich_help_panel="Reading room")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 app.command(rich_help_panel="Study")(release)
 app.command(rich_help_panel="Reading room")(predict)
+app.add_typer(room_app, name="reading-room", rich_help_panel="Reading room")
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 

@@ -26,9 +26,9 @@ DOORS = {
     "pynetdicom": ("client/archive/",),
     "dicomweb_client": ("client/archive/",),
     "cryptography": ("common/keys.py", "common/secure_sum/", "server/provisioning/", "common/privacy/"),
-    "sqlalchemy": ("server/registry/",),
+    "sqlalchemy": ("server/registry/", "client/reading_room/"),
     "alembic": ("server/registry/",),
-    "fastapi": ("server/page/",),
+    "fastapi": ("server/page/", "client/reading_room/"),
     "torchvision": ("common/torchvision_shim.py", "common/architectures.py", "common/weights.py"),
 }
 OURS = {"common", "client", "server", "simulation", "tests"}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from common.dicom.pixels import check_inflated_size
-from common.dicom.tags import age_years_of, text_of
+from common.dicom.tags import age_years_of, date_of, text_of
 from common.errors import ImageError, SkipReason
 from common.quiet import quiet_warnings
 
@@ -22,7 +23,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs the values of
 
 _TAGS = [
     *("PatientID", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber"),
-    *("ViewPosition", "PatientSex", "PatientAge", "Manufacturer"),
+    *("ViewPosition", "PatientSex", "PatientAge", "Manufacturer", "StudyDate"),
 ]
 
 
@@ -39,6 +40,7 @@ class DicomHeader:
         sex: Patient's Sex (0010,0040).
         age_years: Patient's Age (0010,1010), or None.
         manufacturer: Manufacturer (0008,0070).
+        study_date: Study Date (0008,0020), or None.
     """
 
     patient: str
@@ -49,6 +51,7 @@ class DicomHeader:
     sex: str
     age_years: float | None
     manufacturer: str
+    study_date: date | None
 
 
 def read_header(path: Path) -> DicomHeader:
@@ -97,4 +100,5 @@ def _describe(dataset: Dataset) -> DicomHeader:
         sex=text_of(dataset, "PatientSex"),
         age_years=age_years_of(dataset),
         manufacturer=text_of(dataset, "Manufacturer"),
+        study_date=date_of(dataset, "StudyDate"),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import date
 from typing import Any
 
 from pydicom.dataset import Dataset
@@ -68,6 +69,15 @@ def age_years_of(dataset: Dataset) -> float | None:
     """Patient's Age (0010,1010), an Age String such as 010Y, 006M, 010W or 012D (PS3.5, 6.2)."""
     match = re.fullmatch(r"(\d{1,3})([DWMY])", text_of(dataset, "PatientAge").upper())
     return int(match[1]) * _YEARS_PER_UNIT[match[2]] if match else None
+
+
+def date_of(dataset: Dataset, keyword: str) -> date | None:
+    """A Date such as 20240131 (PS3.5, 6.2, DA), or None."""
+    text = text_of(dataset, keyword)
+    try:
+        return date(int(text[:4]), int(text[4:6]), int(text[6:])) if re.fullmatch(r"[0-9]{8}", text) else None
+    except ValueError:
+        return None
 
 
 def _as_text(value: Any) -> str:

@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import re
 import secrets
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Literal
 
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
+from common.web.sessions import Sessions
 from server.settings import CoordinatorFolder
 
 SESSION_SEC = 12 * 3600.0
@@ -36,45 +36,29 @@ class Visitor:
     """Of a browser's session; None for a program that sends its token with each request, which no browser does by itself."""
 
 
-@dataclass(frozen=True)
-class _Session:
-    digest: str
-    csrf: str
-    until: float
-
-
 class Access:
     """Tokens and sessions. `known` gives the visitors by the SHA-256 of their tokens, anew at each request, so that a token that is
     taken away ends its sessions too."""
 
     def __init__(self, known: Callable[[], Mapping[str, Visitor]]) -> None:
         self._known = known
-        self._sessions: dict[str, _Session] = {}
+        self._sessions = Sessions(SESSION_SEC, most=MAX_SESSIONS)
 
     def by_token(self, token: str) -> Visitor | None:
         return self._find(digest_of(token))
 
     def by_session(self, identifier: str) -> Visitor | None:
-        session = self._sessions.get(identifier)
-        if session is None or session.until < time.monotonic():
-            self._sessions.pop(identifier, None)
-            return None
-        visitor = self._find(session.digest)
-        return Visitor(visitor.name, visitor.role, session.csrf) if visitor else None
+        session = self._sessions.find(identifier)
+        visitor = self._find(session.owner) if session else None
+        return Visitor(visitor.name, visitor.role, session.csrf) if session and visitor else None
 
     def open_session(self, token: str) -> str | None:
         """Identifier of a new session of the token's owner; None where nobody owns it."""
         digest = digest_of(token)
-        if self._find(digest) is None:
-            return None
-        while len(self._sessions) >= MAX_SESSIONS:
-            self._sessions.pop(next(iter(self._sessions)))  # the oldest
-        identifier = secrets.token_urlsafe(32)
-        self._sessions[identifier] = _Session(digest, secrets.token_urlsafe(32), time.monotonic() + SESSION_SEC)
-        return identifier
+        return None if self._find(digest) is None else self._sessions.open(digest)
 
     def close_session(self, identifier: str) -> None:
-        self._sessions.pop(identifier, None)
+        self._sessions.close(identifier)
 
     def _find(self, digest: str) -> Visitor | None:
         """Compares with all, in a time that tells nothing."""

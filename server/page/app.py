@@ -22,6 +22,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from common.errors import ConfigError, PneumofedError
+from common.web.headers import CSRF_HEADER, is_foreign, security_headers
 from server.overview import Overview
 from server.page import schema
 from server.page.access import SESSION_SEC, Access, Visitor
@@ -33,21 +34,10 @@ from server.runs import Runs
 
 ASSETS = Path(__file__).parent / "assets"
 FILES = {"style.css": "text/css", "app.js": "text/javascript", "charts.js": "text/javascript", "icon.svg": "image/svg+xml"}
-COOKIE, CSRF_HEADER = "pneumofed_session", "x-csrf-token"
+COOKIE = "pneumofed_session"
 MAX_BODY = 4096
 WRONG_TOKEN_SEC = 0.5
-HEADERS = {
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+HEADERS = security_headers()
 
 
 @dataclass
@@ -106,7 +96,7 @@ def _refuse(request: Request) -> Response | None:
     length = request.headers.get("content-length", "")
     if "transfer-encoding" in request.headers or not (length or "0").isdigit() or int(length or "0") > MAX_BODY:
         return JSONResponse({"detail": f"a body has {MAX_BODY} bytes at most, and says how many"}, 413)
-    if request.headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+    if is_foreign(request.headers):
         return JSONResponse({"detail": "asked for by another page"}, 403)
     return None
 

@@ -1,0 +1,211 @@
+"""Fifty readers at once: errors and latency of a real reading-room server, asked by wrk.
+
+    python -m benchmarks.reading_room_load --connections 50 --seconds 20 [--bundle BUNDLE] [--images FOLDER]
+
+The server is the command `pneumofed reading-room start` on loopback with its own worker processes; without `--bundle` the model is the
+small one of the tests, without `--images` the images are phantoms of 2,000 x 2,000 pixels. First all kinds of requests are mixed as a
+reader sends them, then each is measured alone. Every connection sends its next request as soon as the answer came, so fifty connections
+are more than fifty people. Exit code 1 if any request failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import PIL.Image
+import yaml
+
+from common.processes import free_port
+from common.web.headers import CSRF_HEADER
+from simulation.phantom_patients import draw_patients, draw_picture
+from tests.dicom_factory import dicom_bytes
+from tests.model_bundles import make_bundle
+
+PASSWORD = "a long pass phrase"
+COMMAND = [sys.executable, "-m", "simulation.cli", "reading-room"]
+LUA = """
+local requests = {}
+local at = 0
+for line in io.lines("REQUESTS") do
+  local method, path, body = line:match("^(%S+) (%S+) ?(.*)$")
+  local content = nil
+  if body ~= "" then
+    local file = io.open(body, "rb"); content = file:read("*a"); file:close()
+  end
+  table.insert(requests, {method, path, content})
+end
+local headers = {HEADERS}
+request = function()
+  at = at % #requests + 1
+  local chosen = requests[at]
+  return wrk.format(chosen[1], chosen[2], headers, chosen[3])
+end
+done = function(summary, latency, _)
+  local e = summary.errors
+  io.stderr:write(string.format('{"requests": %d, "seconds": %.3f, "failed": %d, "p50_ms": %.1f, "p99_ms": %.1f, "max_ms": %.1f}\\n',
+    summary.requests, summary.duration / 1e6, e.connect + e.read + e.write + e.status + e.timeout,
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A running server, a reader's headers, and its cases."""
+
+    address: str
+    headers: Mapping[str, str]
+    cases: list[str]
+
+
+def images(folder: Path | None, count: int) -> list[bytes]:
+    """`count` files: from `folder`, or phantoms of 4 million pixels as DICOM."""
+    if folder is not None:
+        return [path.read_bytes() for path in sorted(folder.rglob("*.jp*g"))[:count]]
+    found = []
+    for number, patient in enumerate(draw_patients("train", count, 0)):
+        pixels = draw_picture(patient, 1, "train", 0, 500)
+        wide = PIL.Image.fromarray(np.rint(pixels * 4095).astype(np.float32)).resize((2000, 2000), PIL.Image.Resampling.BILINEAR)
+        found.append(dicom_bytes(np.asarray(wide).astype(np.uint16), BitsStored=12, PatientID=f"P{number}"))
+    return found
+
+
+@contextmanager
+def server(folder: Path, bundle: Path, files: list[bytes], workers: int) -> Iterator[Stage]:
+    """A room with a case for each of `files`, served by a process of its own."""
+    room, port = folder / "room", free_port()
+    subprocess.run([*COMMAND, "init", str(room), "--bundle", str(bundle)], check=True, stdout=subprocess.DEVNULL)
+    settings = yaml.safe_load((room / "room.yaml").read_text()) | {"port": port, "workers": workers}
+    (room / "room.yaml").write_text(yaml.safe_dump(settings))
+    add = [*COMMAND, "user", "add", "reader", "--password-stdin", "-C", str(room)]
+    subprocess.run(add, check=True, input=PASSWORD, text=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*COMMAND, "start", "-C", str(room)], stdout=subprocess.DEVNULL)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        with httpx.Client(base_url=address, timeout=120.0, trust_env=False) as client:
+            _wait_until_ready(client, process)
+            login = client.post("/api/login", json={"user": "reader", "password": PASSWORD})
+            headers = {CSRF_HEADER: login.json()["csrf"], "Cookie": "; ".join(f"{c.name}={c.value}" for c in client.cookies.jar)}
+            started = time.perf_counter()
+            done = [_upload(client, headers, file) for file in files]
+            print(f"uploaded one after the other: {1000 * (time.perf_counter() - started) / len(files):.0f} ms an image")
+        yield Stage(address, headers, done)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes]) -> None:
+    for _ in range(1200):
+        if process.poll() is not None:
+            raise SystemExit("the server ended at once")
+        try:
+            if client.get("/api/health").json()["ready"]:
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit("the server did not get ready")
+
+
+def _upload(client: httpx.Client, headers: Mapping[str, str], file: bytes) -> str:
+    answer = client.post("/api/cases", files={"files": ("x", file)}, headers={CSRF_HEADER: headers[CSRF_HEADER]})
+    return str(answer.json()["files"][0]["case"])
+
+
+def scenarios(stage: Stage, folder: Path, files: list[bytes]) -> dict[str, list[str]]:
+    """Lines of `METHOD PATH [file with the body]` by name."""
+    bodies = {"worklist": {"limit": 50}, "next": {"after": stage.cases[0]}, "finding": {"label": "normal"}}
+    for name, body in bodies.items():
+        (folder / name).write_text(json.dumps(body))
+    for number, file in enumerate(files):
+        (folder / f"image{number}").write_bytes(file)
+    small = folder / "small.png"
+    buffer = BytesIO()
+    PIL.Image.fromarray((np.indices((224, 224)).sum(axis=0) % 256).astype(np.uint8)).save(buffer, "PNG")
+    small.write_bytes(buffer.getvalue())
+    found = {
+        "worklist": [f"POST /api/worklist {folder / 'worklist'}"],
+        "case": [f"GET /api/cases/{case}" for case in stage.cases],
+        "pixels": [f"GET /api/cases/{case}/pixels" for case in stage.cases],
+        "image 1024 px": [f"GET /api/cases/{case}/image.png?max_side=1024" for case in stage.cases],
+        "map": [f"GET /api/cases/{case}/map.png" for case in stage.cases],
+        "predict, 224 px PNG": [f"POST /api/predict {small}"],
+        "predict, as uploaded": [f"POST /api/predict {folder / f'image{number}'}" for number in range(len(files))],
+    }
+    found["finding"] = [f"POST /api/cases/{case}/findings {folder / 'finding'}" for case in stage.cases]
+    steps = ("worklist", "case", "image 1024 px", "map", "finding", "predict, 224 px PNG")
+    mixture = [found[step][number % len(found[step])] for number in range(len(stage.cases)) for step in steps]
+    return {"a reader's mixture": mixture, **found}
+
+
+def measure(stage: Stage, lines: list[str], folder: Path, connections: int, seconds: int) -> dict[str, Any]:
+    """What wrk says of the requests in `lines`, asked in turn over each of `connections`."""
+    (folder / "requests").write_text("\n".join(lines) + "\n")
+    headers = {"Content-Type": "application/json", "Accept-Encoding": "gzip", **stage.headers}
+    table = ", ".join(f"[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items())
+    script = folder / "script.lua"
+    script.write_text(LUA.replace("REQUESTS", str(folder / "requests")).replace("{HEADERS}", "{" + table + "}"))
+    threads = str(min(2, os.cpu_count() or 1))
+    command = [
+        "wrk",
+        "-t",
+        threads,
+        "-c",
+        str(connections),
+        "-d",
+        f"{seconds}s",
+        "--timeout",
+        "60s",
+        "-s",
+        str(script),
+        stage.address,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result: dict[str, Any] = json.loads(done.stderr.strip().splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--images", type=Path, help="folder of JPEG files")
+    parser.add_argument("--count", type=int, default=8, help="cases in the room")
+    parser.add_argument("--connections", type=int, default=50)
+    parser.add_argument("--seconds", type=int, default=20, help="for each kind of request")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    failed = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bundle = options.bundle or make_bundle(folder / "bundle")
+        files = images(options.images, options.count)
+        with server(folder, bundle, files, options.workers) as stage:
+            for what, lines in scenarios(stage, folder, files).items():
+                result = measure(stage, lines, folder, options.connections, options.seconds)
+                failed += result["failed"]
+                rate = result["requests"] / result["seconds"]
+                print(
+                    f"{what:24} {rate:8.1f} requests/s  failed {result['failed']}  median {result['p50_ms']:.0f} ms  "
+                    f"p99 {result['p99_ms']:.0f} ms  max {result['max_ms']:.0f} ms",
+                    flush=True,
+                )
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

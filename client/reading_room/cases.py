@@ -1,0 +1,163 @@
+"""The cases of a room: added once a file, listed, found, and given findings that are kept for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Engine, delete, func, or_, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import sessionmaker
+
+from client.reading_room.schema import Label, NextQuery, WorklistQuery
+from client.reading_room.tables import Case, FindingRow
+
+MOST_PREVIOUS = 20
+_FIRST_DAY, _LAST_DAY = date(2000, 1, 1), date(2200, 1, 1)
+
+
+class Cases:
+    """Cases and findings in the room's database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._session = sessionmaker(engine, expire_on_commit=False).begin
+
+    def add(self, case: Case) -> bool:
+        """Adds a case; False if another has the same file, which came in between."""
+        try:
+            with self._session() as session:
+                session.add(case)
+            return True
+        except IntegrityError:
+            return False
+
+    def find(self, identifier: str) -> Case | None:
+        with self._session() as session:
+            return session.scalar(select(Case).where(Case.id == identifier))
+
+    def with_content(self, sha256: str) -> str | None:
+        """Id of the case whose file has this hash."""
+        with self._session() as session:
+            return session.scalar(select(Case.id).where(Case.sha256 == sha256))
+
+    def list(self, query: WorklistQuery) -> tuple[int, int, Sequence[Case]]:
+        """(number of cases that `query` matches, how many of them are open, the page of them that it asks for)."""
+        wanted = _conditions(query)
+        counts = select(func.count(), func.count().filter(Case.finding.is_(None))).select_from(Case).where(*wanted)
+        page = select(Case).where(*wanted).order_by(*_order(query)).offset(query.offset).limit(query.limit)
+        with self._session() as session:
+            total, unread = session.execute(counts).one()
+            return total, unread, session.scalars(page).all()
+
+    def next(self, asked: NextQuery) -> tuple[str | None, int]:
+        """(id of the case after `asked.after`, how many come after that one); the first case if there is no such case.
+
+        It is found by its place in the order, so a case that does not match the query any more, having just been read, has a next.
+        """
+        query = asked.query.model_copy(update={"descending": asked.query.descending != asked.backwards})
+        wanted = _conditions(query)
+        with self._session() as session:
+            if asked.after is not None:
+                current = session.scalar(select(Case).where(Case.id == asked.after))
+                wanted += [_after(query, current)] if current else []
+            found = session.scalar(select(Case).where(*wanted).order_by(*_order(query)).limit(1))
+            if found is None:
+                return None, 0
+            rest = session.scalar(select(func.count()).select_from(Case).where(*wanted)) or 1
+            return found.id, rest - 1
+
+    def previous(self, case: Case) -> Sequence[Case]:
+        """Other cases of the same patient, newest first; none where the patient is unknown."""
+        if not case.patient:
+            return []
+        others = select(Case).where(Case.patient == case.patient, Case.number != case.number)
+        newest = func.coalesce(Case.study_date, func.date(Case.arrived)).desc()
+        with self._session() as session:
+            return session.scalars(others.order_by(newest, Case.number.desc()).limit(MOST_PREVIOUS)).all()
+
+    def findings(self, case: Case) -> Sequence[FindingRow]:
+        """What readers said of the case, oldest first."""
+        with self._session() as session:
+            return session.scalars(select(FindingRow).where(FindingRow.case == case.number).order_by(FindingRow.id)).all()
+
+    def judge(self, identifier: str, by: str, label: Label, note: str) -> FindingRow | None:
+        """Adds a reader's finding, which now counts; None if there is no such case."""
+        with self._session() as session:
+            case = session.scalar(select(Case).where(Case.id == identifier))
+            if case is None:
+                return None
+            row = FindingRow(case=case.number, by=by, at=datetime.now(UTC), label=label, note=note)
+            session.add(row)
+            case.finding, case.finding_by = label, by
+            session.flush()
+            return row
+
+    def remove(self, identifier: str) -> bool:
+        """Takes a case and its findings away. False if there was none."""
+        with self._session() as session:
+            return bool(session.scalars(delete(Case).where(Case.id == identifier).returning(Case.id)).all())
+
+    def older_than(self, moment: datetime) -> Sequence[str]:
+        """Ids of cases that arrived before `moment`."""
+        with self._session() as session:
+            return session.scalars(select(Case.id).where(Case.arrived < moment)).all()
+
+    def labelled(self) -> Sequence[Case]:
+        """Cases whose finding is a label, in the order of arrival."""
+        query = select(Case).where(Case.finding.is_not(None), Case.finding != "unsure").order_by(Case.number)
+        with self._session() as session:
+            return session.scalars(query).all()
+
+    def ids(self) -> set[str]:
+        with self._session() as session:
+            return set(session.scalars(select(Case.id)))
+
+    def bytes(self) -> int:
+        """Size of all cases on the disk."""
+        with self._session() as session:
+            return session.scalar(select(func.sum(Case.bytes))) or 0
+
+
+def agrees(verdict: str, label: str) -> bool | None:
+    """Whether a finding agrees with the model's verdict; None where either leaves it open."""
+    if verdict == "cannot judge" or label == "unsure":
+        return None
+    return (verdict == "normal") == (label == "normal")
+
+
+def _conditions(query: WorklistQuery) -> list[ColumnElement[bool]]:
+    wanted: list[ColumnElement[bool]] = []
+    if query.text:
+        inside = (column.contains(query.text, autoescape=True) for column in (Case.patient, Case.accession))
+        wanted.append(or_(*inside, Case.id.startswith(query.text.lower(), autoescape=True)))
+    if query.verdict:
+        wanted.append(Case.verdict.in_(query.verdict))
+    if query.finding:
+        wanted.append(Case.finding.in_(query.finding))
+    if query.status:
+        wanted.append(Case.finding.is_(None) if query.status == "open" else Case.finding.is_not(None))
+    if query.arrived_from:
+        wanted.append(Case.arrived >= _midnight(query.arrived_from))
+    if query.arrived_to:
+        wanted.append(Case.arrived < _midnight(query.arrived_to) + timedelta(days=1))
+    return wanted
+
+
+def _midnight(day: date) -> datetime:
+    """When `day` begins at this hospital, whose time zone the machine has; days that no case can be of, as the nearest that can."""
+    return datetime.combine(min(max(day, _FIRST_DAY), _LAST_DAY), time.min).astimezone(UTC)
+
+
+def _order(query: WorklistQuery) -> list[ColumnElement[Any]]:
+    columns: list[Any] = [Case.probability, Case.number] if query.sort == "probability" else [Case.number]
+    return [column.desc() if query.descending else column.asc() for column in columns]
+
+
+def _after(query: WorklistQuery, case: Case) -> ColumnElement[bool]:
+    """What comes after `case` in the order of `query`."""
+    later = Case.number < case.number if query.descending else Case.number > case.number
+    if query.sort == "arrival":
+        return later
+    beyond = Case.probability < case.probability if query.descending else Case.probability > case.probability
+    return or_(beyond, (Case.probability == case.probability) & later)

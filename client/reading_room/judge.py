@@ -1,0 +1,80 @@
+"""What a worker does with a file: read, judged by the bundle's model, and made ready for the viewer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from client.reading_room.reading import ORIGINAL, Opinion, Reading, Viewing, map_area, read_file, write_viewing
+from client.reading_room.workers import Job, Outcome
+from common.errors import ImageError
+from common.images import Image, Window
+
+if TYPE_CHECKING:  # the models load ONNX Runtime
+    from common.model_bundle.judgement import Judgement
+    from common.model_bundle.predictor import Predictor
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads and judges files with one model."""
+
+    predictor: Predictor
+
+    def __call__(self, job: Job) -> Outcome:
+        """What came of the job."""
+        try:
+            image, header = read_file(job.folder / ORIGINAL, self.predictor.window)
+        except ImageError as error:
+            return error
+        judgement = self.predictor.judge([image])[0]
+        viewing = self._viewing(image, judgement)
+        window = write_viewing(job.folder, image, viewing) if job.keep else Window(0.5, 1.0)
+        return Reading(header, image.info, window, _opinion(judgement), viewing)
+
+    def _viewing(self, image: Image, judgement: Judgement) -> Viewing:
+        height, width = image.pixels.shape
+        area = map_area(height, width, self.predictor.manifest.preprocessing.fit)
+        found = judgement.activation_map
+        return Viewing(None if found is None else evidence(found), area, judgement.features, judgement.pixel_statistics)
+
+
+def load_reader(bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"]) -> Reader:
+    """A reader with the bundle's model, on one thread: the room has a process for each core.
+
+    Raises:
+        BundleError: the bundle was changed.
+        ConfigError: a key cannot be read.
+    """
+    from common.keys import read_public_key
+    from common.model_bundle.bundle import open_bundle
+    from common.model_bundle.predictor import Predictor
+
+    keys = None if trusted is None else [read_public_key(path) for path in trusted]
+    return Reader(Predictor(open_bundle(bundle, keys), precision, threads=1))
+
+
+def evidence(activation_map: np.ndarray) -> np.ndarray:
+    """float32 [h, w] in [0, 1]: the evidence for pneumonia in parts of the strongest evidence of the image, for or against.
+
+    So the map of an image in which nothing speaks for pneumonia stays dark, instead of showing its least doubt in the brightest colour.
+    """
+    strongest = float(np.abs(activation_map).max())
+    if not strongest > 0:
+        return np.zeros_like(activation_map, dtype=np.float32)
+    return np.clip(activation_map / strongest, 0, 1).astype(np.float32)
+
+
+def _opinion(judgement: Judgement) -> Opinion:
+    return Opinion(
+        verdict=judgement.verdict,
+        probability=judgement.probability,
+        low=judgement.low,
+        high=judgement.high,
+        classes={name: float(value) for name, value in judgement.classes.items()},
+        reasons=tuple(str(reason) for reason in judgement.reasons),
+    )

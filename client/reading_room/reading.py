@@ -1,0 +1,156 @@
+"""One file read and judged, in a worker process: what came of it, and what is written beside it for the viewer.
+
+quarantine/RANDOM/original         the file as it came; the only one that is there before
+quarantine/RANDOM/pixels.gz        uint16 little endian [H, W], gzip; 0 to 65535 spans the values that occur
+quarantine/RANDOM/map.npy          float32 [h, w] in [0, 1], where the model has a map
+quarantine/RANDOM/measures.npz     features float32 [D], pixel_statistics float32 [K], for `pneumofed monitor`
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from common.errors import ImageError, SkipReason
+from common.images import Image, ImageInfo, Window, read_image
+
+ORIGINAL, PIXELS, MAP, MEASURES = "original", "pixels.gz", "map.npy", "measures.npz"
+FULL_SCALE = 65_535
+ARCHIVES = (
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"\x1f\x8b",
+    b"7z\xbc\xaf\x27\x1c",
+    b"Rar!\x1a\x07",
+    b"\xfd7zXZ\x00",
+    b"BZh",
+    b"(\xb5/\xfd",
+)
+"""First bytes of zip, gzip, 7-Zip, RAR, xz, bzip2 and Zstandard. They are not unpacked: see docs/reading-room.md."""
+_WIDE = Window(center=0.0, width=2.0**17)
+"""Holds every value of 16 bits, signed or not, at steps that float32 tells apart (its mantissa has 24 bits)."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Whose image it is. Empty or None where the file does not say."""
+
+    patient: str = ""
+    accession: str = ""
+    study_date: date | None = None
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What the model says of one image (see `common.model_bundle.predictor.Judgement`), in plain values."""
+
+    verdict: Literal["pneumonia", "normal", "cannot judge"]
+    probability: float
+    low: float
+    high: float
+    classes: dict[str, float]
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """What a model and an image give to look at: `map` float32 [h, w] in [0, 1] or None, spread over `area` of the image (left, top,
+    width, height in parts of it); `features` and `statistics` for the watch on drift."""
+
+    map: np.ndarray | None
+    area: tuple[float, float, float, float]
+    features: np.ndarray
+    statistics: np.ndarray
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that is known of one file."""
+
+    header: Header
+    info: ImageInfo
+    window: Window
+    """The one to show `pixels.gz` with first, in parts of its full range."""
+    opinion: Opinion
+    viewing: Viewing
+
+
+def read_file(path: Path, window: Window | None = None) -> tuple[Image, Header]:
+    """The image in `path`, through `window` if one is given, and whose it is.
+
+    Raises:
+        ImageError: it cannot be used.
+    """
+    image = read_image(path, window=window)
+    if image.info.format != "dicom":
+        return image, Header()
+    from common.dicom.header import read_header
+
+    header = read_header(path)
+    return image, Header(header.patient, header.accession, header.study_date)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file is an archive of files by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(262)
+    return start.startswith(ARCHIVES) or start[257:262] == b"ustar"
+
+
+def write_viewing(folder: Path, image: Image, viewing: Viewing) -> Window:
+    """Writes what the viewer needs into `folder` and returns the window to begin with."""
+    pixels, window = whole_range(folder / ORIGINAL, image)
+    with gzip.GzipFile(folder / PIXELS, "wb", compresslevel=1, mtime=0) as file:
+        file.write(pixels.astype("<u2", copy=False).tobytes())
+    if viewing.map is not None:
+        np.save(folder / MAP, viewing.map.astype(np.float32))
+    np.savez(folder / MEASURES, features=viewing.features, pixel_statistics=viewing.statistics)
+    for name in (ORIGINAL, PIXELS, MAP, MEASURES):
+        if (folder / name).exists():
+            (folder / name).chmod(0o600)
+    return window
+
+
+def whole_range(path: Path, image: Image) -> tuple[np.ndarray, Window]:
+    """(uint16 [H, W] that spans all values of the file, the window of the file in parts of that range).
+
+    A DICOM window cuts off what is darker and brighter, which a reader may want to see: such a file is decoded again without it.
+    Where the file has a lookup table or no window, its display values are all there is, and the window is the whole range.
+    """
+    window = image.info.window
+    if window is not None and abs(window.center) + window.width < _WIDE.width / 2:
+        try:
+            return _stretched(read_image(path, window=_WIDE).pixels, window, image.info.inverted)
+        except ImageError as error:  # one grey in the wide window: values beyond it
+            if error.reason != SkipReason.CONSTANT:
+                raise
+    return np.rint(image.pixels * FULL_SCALE).astype(np.uint16), Window(0.5, 1.0)
+
+
+def map_area(height: int, width: int, fit: Literal["pad", "crop"]) -> tuple[float, float, float, float]:
+    """What the model's square covers of the image: see `common.images.fit_square`."""
+    side = max(height, width) if fit == "pad" else min(height, width)
+    return ((width - side) / 2 / width, (height - side) / 2 / height, side / width, side / height)
+
+
+def _stretched(wide: np.ndarray, window: Window, inverted: bool) -> tuple[np.ndarray, Window]:
+    """`wide` [H, W], the display values through `_WIDE`, over the whole range, and `window` (in the file's units) in parts of it.
+
+    Padding is 0 in `wide` and stays 0; values are near 0.5 there.
+    """
+    tissue = wide[wide > 0]
+    least, greatest = float(tissue.min()), float(tissue.max())
+    if not greatest > least:
+        raise ImageError(SkipReason.CONSTANT)
+    pixels = np.rint(np.clip((wide - least) / (greatest - least), 0, 1) * FULL_SCALE).astype(np.uint16)
+    # LINEAR of PS3.3, C.11.2.1.2.1: g = (value - (center - 0.5)) / (width - 1) + 0.5.
+    center = (window.center - 0.5 - (_WIDE.center - 0.5)) / (_WIDE.width - 1) + 0.5
+    if inverted:
+        center = 1 - center
+    span = greatest - least
+    return pixels, Window((center - least) / span, max(window.width, 1.0) / (_WIDE.width - 1) / span)

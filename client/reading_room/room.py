@@ -1,0 +1,164 @@
+"""The room at work: what the routes do, without HTTP.
+
+Its audit log (`state/audit.jsonl`) has as actor a user, or a program by the name of its token, and these events:
+
+    login / login-refused / logout / password-changed        no facts; a refused login has no name, which may be a mistyped password
+    case-added / case-opened / case-removed                  case id, which is random; model and verdict where judged
+    finding                                                  case id, label, whether it agrees with the model
+    image-judged                                             by a program, nothing kept: model, verdict
+    labels-exported / cleaned                                counts
+    user-added / user-changed / user-removed / token-added / token-removed / room-started / room-stopped
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine
+
+from client.reading_room.arrivals import Arrived, Gate
+from client.reading_room.cases import Cases
+from client.reading_room.folder import GIB, RoomFolder
+from client.reading_room.measures import Measures
+from client.reading_room.passwords import BackOff
+from client.reading_room.problems import code_of, sentence
+from client.reading_room.reading import Reading
+from client.reading_room.schema import ErrorCode, Model, Uploaded
+from client.reading_room.store import Store
+from client.reading_room.tables import Case
+from client.reading_room.users import Users
+from client.reading_room.workers import Job, Workers
+from common.audit import AuditLog
+from common.errors import ImageError
+from common.web.sessions import Sessions
+
+SESSION_SEC = 12 * 3600.0
+
+
+class Room:
+    """One room, open.
+
+    Args:
+        folder: the room's.
+        engine: on its database.
+        model: which model judges.
+        workers: who judge.
+    """
+
+    def __init__(self, folder: RoomFolder, engine: Engine, model: Model, workers: Workers) -> None:
+        self.folder, self.settings, self.model, self.workers = folder, folder.settings, model, workers
+        self.users, self.cases = Users(engine), Cases(engine)
+        self.store = Store(folder.store, folder.quarantine)
+        self.sessions = Sessions(SESSION_SEC, 60.0 * self.settings.idle_min)
+        self.back_off = BackOff()
+        self.gate = Gate(self.settings.upload)
+        self.sign_ins = asyncio.Semaphore(2)  # scrypt takes 32 MiB and a core each
+        self.measures = Measures(lambda: workers.waiting)
+        self.rendering = asyncio.Semaphore(self.settings.workers)
+        """Held while a picture is made: one of a large image takes some hundred megabytes."""
+        self._audit_lock = threading.Lock()
+        self._engine = engine
+
+    def record(self, actor: str, event: str, **facts: Any) -> None:
+        """Appends to the audit log. Threads wait here, since those that wait for a file lock look only now and then."""
+        with self._audit_lock:
+            AuditLog(self.folder.audit, actor).record(event, **facts)
+
+    @property
+    def ready(self) -> bool:
+        return self.workers.ready and self.store.has_room()
+
+    def has_room(self) -> bool:
+        """Whether the store takes more: neither its own limit nor the disk is full."""
+        return self.store.has_room() and self.cases.bytes() < self.settings.store_gb * GIB
+
+    async def take(self, index: int, arrived: Arrived, by: str) -> Uploaded:
+        """What came of one uploaded file: a new case, the one that has the same file, or why it is refused."""
+        if arrived.error:
+            return self._refused(index, arrived.error)
+        known = await asyncio.to_thread(self.cases.with_content, arrived.sha256)
+        if known:
+            return Uploaded(index=index, outcome="known", case=known, error=None, detail="")
+        try:
+            reading = await self.judge(arrived.folder, by, keep=True)
+        except ImageError as error:
+            return self._refused(index, code_of(error))
+        case, outcome = await asyncio.to_thread(self._add, arrived, reading, by)
+        return Uploaded(index=index, outcome="new" if outcome else "known", case=case, error=None, detail="")
+
+    async def judge(self, folder: Path, by: str, *, keep: bool) -> Reading:
+        """The reading of the file in `folder`.
+
+        Raises:
+            ImageError: it cannot be used.
+        """
+        reading = await self.workers.run(Job(folder, keep))
+        self.measures.judged(reading.opinion.verdict)
+        if not keep:
+            await asyncio.to_thread(self.record, by, "image-judged", model=self.model.digest, verdict=reading.opinion.verdict)
+        return reading
+
+    def close(self) -> None:
+        self.workers.close()
+        self._engine.dispose()
+
+    def _refused(self, index: int, code: ErrorCode) -> Uploaded:
+        self.measures.refused(code)
+        return Uploaded(index=index, outcome="refused", case=None, error=code, detail=sentence(code))
+
+    def _add(self, arrived: Arrived, reading: Reading, by: str) -> tuple[str, bool]:
+        """(id of the case, whether it is new). The files are in place before the row tells of them."""
+        identifier = secrets.token_hex(16)
+        size = self.store.keep(arrived.folder, identifier)
+        if self.cases.add(_row(identifier, arrived.sha256, size, reading, self.model)):
+            self.record(by, "case-added", case=identifier, model=self.model.digest, verdict=reading.opinion.verdict)
+            return identifier, True
+        self.store.remove(identifier)
+        return self.cases.with_content(arrived.sha256) or identifier, False
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What `clean` deleted."""
+
+    cases: int
+    left_behind: int
+
+
+def clean(cases: Cases, store: Store, retention_days: int, now: datetime | None = None) -> Cleaned:
+    """Deletes cases that arrived more than `retention_days` ago, with their findings, and what crashes left behind."""
+    old = cases.older_than((now or datetime.now(UTC)) - timedelta(days=retention_days))
+    for identifier in old:
+        cases.remove(identifier)  # first, so that no row tells of files that are gone
+        store.remove(identifier)
+    return Cleaned(len(old), store.sweep(cases.ids()))
+
+
+def _row(identifier: str, sha256: str, size: int, reading: Reading, model: Model) -> Case:
+    facts = ("format", "bits", "modality", "view", "sex", "age_years", "manufacturer")
+    info = {name: getattr(reading.info, name) for name in facts}
+    opinion = asdict(reading.opinion)
+    return Case(
+        id=identifier,
+        sha256=sha256,
+        bytes=size,
+        arrived=datetime.now(UTC),
+        **asdict(reading.header),
+        **info,
+        **{**opinion, "reasons": list(opinion["reasons"])},
+        height=reading.info.height_px,
+        width=reading.info.width_px,
+        window_center=reading.window.center,
+        window_width=reading.window.width,
+        threshold=model.threshold,
+        model=model.name,
+        model_digest=model.digest,
+        has_map=reading.viewing.map is not None,
+        map_area=list(reading.viewing.area),
+    )

@@ -1,0 +1,100 @@
+"""The room's server process: opened from its folder, and answering until it is told to stop."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+from client.reading_room.folder import RoomFolder, RoomSettings
+from client.reading_room.judge import load_reader
+from client.reading_room.room import Room
+from client.reading_room.schema import Model
+from client.reading_room.tables import open_database
+from client.reading_room.workers import Worker, Workers
+from common.errors import ConfigError
+from common.keys import certificate_validity, read_public_key
+from common.processes import LOOPBACK, check_port_free
+
+if TYPE_CHECKING:
+    from common.model_bundle.bundle import Bundle
+
+
+def open_room(folder: RoomFolder, bundle: Bundle) -> Room:
+    """The room with a worker for each process that its settings allow; they are not started yet.
+
+    Raises:
+        ConfigError: the database cannot be opened, or a key of the settings cannot be read.
+    """
+    settings = folder.settings
+    trusted = None if settings.trusted is None else [folder.inside(name) for name in settings.trusted]
+    load = partial(load_reader, bundle.folder, trusted, settings.precision)
+    workers = [Worker(load, settings.worker_memory_mb, settings.worker_seconds) for _ in range(settings.workers)]
+    folder.make()
+    return Room(folder, open_database(folder.database), describe(bundle), Workers(workers))
+
+
+def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
+    """The model bundle that `settings` name, checked.
+
+    Raises:
+        BundleError: it is missing, changed, or signed by somebody who is not trusted.
+        ConfigError: a key of the settings cannot be read.
+    """
+    from common.model_bundle.bundle import open_bundle
+
+    keys = None if settings.trusted is None else [read_public_key(folder.inside(name)) for name in settings.trusted]
+    return open_bundle(folder.inside(settings.bundle), keys)
+
+
+def describe(bundle: Bundle) -> Model:
+    """What the page says of the model."""
+    manifest = bundle.manifest
+    return Model(
+        name=manifest.name,
+        digest=bundle.digest,
+        signer=bundle.signer,
+        classes=list(manifest.classes),
+        phantom=manifest.card.phantom,
+        threshold=min(manifest.threshold.value, 1.0),
+        created=manifest.created,
+    )
+
+
+def serve(folder: RoomFolder) -> None:
+    """Serves until it is told to stop. No line of its log tells an address that was asked for.
+
+    Raises:
+        BundleError: the model cannot be used.
+        ConfigError: the settings are wrong, or the port is taken.
+    """
+    import uvicorn
+
+    from client.reading_room.app import create_app
+
+    settings = folder.settings
+    check_port_free(settings.host, settings.port, "the reading room")
+    certificate, key = (folder.inside(name) if name else None for name in (settings.certificate, settings.key))
+    if certificate is not None:
+        certificate_validity(certificate)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    room = open_room(folder, open_room_bundle(folder, settings))
+    if not room.users.all():
+        raise ConfigError(f"nobody could sign in yet; add yourself: pneumofed reading-room user add NAME -C {folder.path}")
+    app = create_app(room, [*LOOPBACK, *settings.names, *([settings.host] if settings.host != "0.0.0.0" else [])])
+    room.record("", "room-started", model=room.model.digest)
+    try:
+        uvicorn.run(
+            app, host=settings.host, port=settings.port, ssl_certfile=certificate, ssl_keyfile=key, log_level="warning",
+            access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=10,
+        )  # fmt: skip
+    finally:
+        room.record("", "room-stopped")
+        room.close()
+
+
+def address(folder: RoomFolder) -> str:
+    """Where a browser on this machine finds the room."""
+    settings = folder.settings
+    name = settings.names[0] if settings.names else "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
+    return f"http{'s' if settings.certificate else ''}://{name}:{settings.port}/"

@@ -1,0 +1,56 @@
+// Mouse, pen and touch on a pane. Dragging sets window and level (right: wider, up: brighter) or moves the image, by the chosen tool;
+// Shift or another button moves always; the wheel and two fingers zoom; a double click fits.
+
+import { clampWindow } from "./grey.js";
+
+const FULL_RANGE_PX = 700;
+const WHEEL = 0.0016;
+
+/** Lets the reader's hand act on `pane`. `hand.tool()` is `window` or `pan`; `hand.onWindow(window)`, `hand.onView(view)` take changes. */
+export function takeInput(pane, hand) {
+  const fingers = new Map();
+  const { canvas } = pane;
+  canvas.addEventListener("pointerdown", (event) => {
+    canvas.setPointerCapture(event.pointerId);
+    fingers.set(event.pointerId, point(event));
+  });
+  for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, (event) => fingers.delete(event.pointerId));
+  canvas.addEventListener("pointermove", (event) => {
+    const before = fingers.get(event.pointerId);
+    if (!before || !pane.image) return;
+    const now = point(event);
+    if (fingers.size > 1) pinch(pane, fingers, event.pointerId, now);
+    else if (hand.tool() === "pan" || event.shiftKey || event.buttons > 1) pane.panBy(now.x - before.x, now.y - before.y);
+    else hand.onWindow(dragged(pane.window, now.x - before.x, now.y - before.y));
+    fingers.set(event.pointerId, now);
+    hand.onView(pane.view);
+  });
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    const middle = canvas.getBoundingClientRect();
+    const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 20 : 1;
+    const [x, y] = [event.clientX - middle.left - middle.width / 2, event.clientY - middle.top - middle.height / 2];
+    pane.zoomBy(Math.exp(-event.deltaY * lines * WHEEL), x, y);
+    hand.onView(pane.view);
+  }, { passive: false });
+  canvas.addEventListener("dblclick", () => {
+    pane.fit();
+    hand.onView(pane.view);
+  });
+  canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+}
+
+/** The window after a drag by (`dx`, `dy`) CSS pixels. A lower center is a brighter picture. */
+export function dragged(window, dx, dy) {
+  return clampWindow({ center: window.center + dy / FULL_RANGE_PX, width: window.width + dx / FULL_RANGE_PX });
+}
+
+const point = (event) => ({ x: event.clientX, y: event.clientY });
+
+function pinch(pane, fingers, moved, now) {
+  const before = fingers.get(moved);
+  const [, other] = [...fingers].find(([id]) => id !== moved);
+  const spread = (a) => Math.hypot(a.x - other.x, a.y - other.y) || 1;
+  const frame = pane.canvas.getBoundingClientRect();
+  pane.zoomBy(spread(now) / spread(before), other.x - frame.left - frame.width / 2, other.y - frame.top - frame.height / 2);
+}

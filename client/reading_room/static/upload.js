@@ -1,0 +1,158 @@
+// Files dropped anywhere on the page, or chosen. Each is sent by itself, three at a time, so that each has its progress and a bad one
+// stops no other. Names of files stay on this page: they may name a patient.
+
+import { announce, at, h, icon } from "./dom.js";
+import { megabytes, t, tOr } from "./i18n.js";
+import { Problem, sendFile } from "./api.js";
+
+const AT_ONCE = 3;
+const BUSY_TRIES = 5;
+const waiting = [];
+const jobs = [];
+
+let running = 0;
+let limits = null;
+let onArrival = () => {};
+
+/** Wires the drop zone and the chooser; `told` is called whenever a case has arrived. */
+export function prepareUpload(room, told) {
+  limits = room.limits;
+  onArrival = told;
+  at("files").addEventListener("change", () => {
+    addFiles([...at("files").files]);
+    at("files").value = "";
+  });
+  at("choose").addEventListener("click", chooseFiles);
+  at("uploads-clear").addEventListener("click", clearDone);
+  addEventListener("dragover", (event) => showTarget(event, carriesFiles(event)));
+  addEventListener("dragleave", (event) => showTarget(event, event.relatedTarget !== null));
+  addEventListener("drop", drop);
+  addEventListener("language", () => jobs.forEach(draw));
+}
+
+export function chooseFiles() {
+  at("files").click();
+}
+
+const carriesFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+
+function showTarget(event, on) {
+  if (!carriesFiles(event)) return;
+  event.preventDefault();
+  document.body.classList.toggle("dropping", on && !at("room").hidden);
+}
+
+async function drop(event) {
+  showTarget(event, false);
+  if (at("room").hidden || !carriesFiles(event)) return;
+  const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const files = entries.length ? await Promise.all(entries.map(filesOf)) : [[...event.dataTransfer.files]];
+  addFiles(files.flat());
+}
+
+/** The files of a dropped file or folder. A study is often a folder. */
+async function filesOf(entry) {
+  if (entry.isFile) return new Promise((resolve) => entry.file((file) => resolve([file]), () => resolve([])));
+  const reader = entry.createReader();
+  const found = [];
+  for (;;) {
+    const batch = await new Promise((resolve) => reader.readEntries(resolve, () => resolve([])));
+    if (!batch.length) return (await Promise.all(found.map(filesOf))).flat();
+    found.push(...batch);
+  }
+}
+
+function addFiles(files) {
+  const fresh = files.map((file) => ({ file, state: "waiting", part: 0, code: "", case: null, row: h("li", { class: "upload" }) }));
+  jobs.push(...fresh);
+  waiting.push(...fresh);
+  at("upload-rows").append(...fresh.map((job) => job.row));
+  at("uploads").hidden = !jobs.length;
+  fresh.forEach(draw);
+  while (running < AT_ONCE && waiting.length) work();
+}
+
+async function work() {
+  running++;
+  while (waiting.length) await send(waiting.shift());
+  running--;
+  if (!running) announce(summary());
+}
+
+async function send(job) {
+  if (job.file.size > limits.file_bytes) return finish(job, "refused", "file_too_large");
+  update(job, { state: "sending" });
+  try {
+    const result = await patiently(() => sendFile(job.file, (part) => update(job, { part, state: part < 1 ? "sending" : "judging" })));
+    job.case = result.case;
+    finish(job, result.outcome, result.error ?? "");
+    if (result.outcome !== "refused") onArrival();
+  } catch (problem) {
+    finish(job, "failed", problem.code ?? "internal");
+  }
+}
+
+/** Tries again when the server says that it is busy. */
+async function patiently(action) {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await action();
+    } catch (problem) {
+      if (!(problem instanceof Problem) || problem.code !== "busy" || tries >= BUSY_TRIES) throw problem;
+      await new Promise((resolve) => setTimeout(resolve, 1000 * (problem.retrySec ?? 1)));
+    }
+  }
+}
+
+function finish(job, state, code) {
+  update(job, { state, code, part: 1 });
+  if (code) announce(`${job.file.name}: ${sentence(job)}`);
+}
+
+function update(job, change) {
+  Object.assign(job, change);
+  draw(job);
+}
+
+function draw(job) {
+  const { file, state, part } = job;
+  const bar = h("progress", { max: "1", value: state === "judging" ? null : String(part), "aria-label": file.name });
+  const name = h("span", { class: "upload-name", text: file.name });
+  const busy = state === "sending" || state === "judging";
+  const link = job.case ? h("a", { href: `#/case/${job.case}`, text: t("upload.open") }) : null;
+  const again = state === "failed" ? h("button", { type: "button", class: "text", text: t("upload.again"), onclick: () => retry(job) }) : null;
+  job.row.dataset.state = state;
+  job.row.replaceChildren(icon(iconOf(state)), name, h("span", { class: "upload-size", text: megabytes(file.size) }),
+    busy ? bar : h("span", { class: "upload-words", text: sentence(job) }), link ?? again ?? "");
+  at("uploads-count").textContent = summary();
+  at("uploads-clear").hidden = jobs.every((one) => ["waiting", "sending", "judging"].includes(one.state));
+}
+
+function sentence({ state, code }) {
+  if (!code) return t(`upload.${state}`);
+  return tOr(`error.${code}`, t("error.internal")).replace("{limit}", megabytes(limits.file_bytes));
+}
+
+const iconOf = (state) => ({ new: "check", known: "check", refused: "stop", failed: "stop" })[state] ?? "clock";
+
+function retry(job) {
+  update(job, { state: "waiting", code: "", part: 0 });
+  waiting.push(job);
+  if (running < AT_ONCE) work();
+}
+
+function summary() {
+  const of = (...states) => jobs.filter((job) => states.includes(job.state)).length;
+  const parts = [t("upload.done", { count: of("new", "known") })];
+  if (of("refused", "failed")) parts.push(t("upload.bad", { count: of("refused", "failed") }));
+  if (of("waiting", "sending", "judging")) parts.push(t("upload.left", { count: of("waiting", "sending", "judging") }));
+  return parts.join(" · ");
+}
+
+function clearDone() {
+  for (const job of jobs.filter(({ state }) => ["new", "known", "refused", "failed"].includes(state))) {
+    job.row.remove();
+    jobs.splice(jobs.indexOf(job), 1);
+  }
+  at("uploads").hidden = !jobs.length;
+}

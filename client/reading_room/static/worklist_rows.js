@@ -1,0 +1,70 @@
+// The rows of the worklist. A row that has not changed is left alone, so that its focus and its picture stay.
+
+import { at, h, icon, unseen } from "./dom.js";
+import { age, currentLanguage, day, moment, t, tOr } from "./i18n.js";
+import { smallBar, verdictChip } from "./gauge.js";
+
+const THUMBNAIL_PX = 96;
+const drawn = new Map();
+
+/** Draws `cases` in their order. */
+export function drawRows(cases, threshold) {
+  const rows = cases.map((case_) => {
+    const mark = JSON.stringify([case_, threshold, currentLanguage()]);
+    const before = drawn.get(case_.id);
+    return before?.mark === mark ? before : { mark, row: drawRow(case_, threshold) };
+  });
+  const focused = document.activeElement?.closest?.("tr")?.dataset.case;
+  drawn.clear();
+  cases.forEach((case_, i) => drawn.set(case_.id, rows[i]));
+  at("rows").replaceChildren(...rows.map(({ row }) => row));
+  if (focused) drawn.get(focused)?.row.querySelector("a.open").focus();
+}
+
+/** How a case is called on the page: the hospital's number, or the beginning of its own. */
+export const nameOf = (case_) => case_.patient || t("case.unnamed", { id: case_.id.slice(0, 6).toUpperCase() });
+
+/** View, sex and age in one line; what is not known is left out. */
+export function studyLine(case_) {
+  const parts = [[case_.modality, case_.view].filter(Boolean).join(" "), case_.sex ? t(`sex.${case_.sex}`) : ""];
+  return [...parts, case_.age_years === null ? "" : age(case_.age_years)].filter(Boolean).join(" · ");
+}
+
+/** The reasons in words; a reason of a newer model that has no words yet is shown as it came. */
+export const reasonWords = (reasons) => reasons.map((reason) => tOr(`reason.${reason}`, reason));
+
+function drawRow(case_, threshold) {
+  const picture = h("img", { src: `/api/cases/${case_.id}/image.png?max_side=${THUMBNAIL_PX}`, alt: "", loading: "lazy", decoding: "async" });
+  const open = h("a", { class: "open", href: `#/case/${case_.id}` }, h("strong", { text: nameOf(case_) }), unseen(` – ${t("list.open")}`));
+  const row = h("tr", { "data-case": case_.id, class: case_.status },
+    h("td", { class: "picture" }, h("span", { class: "thumb" }, picture)),
+    h("th", { scope: "row" }, open, h("small", { text: case_.accession || (case_.patient ? case_.id.slice(0, 6).toUpperCase() : " ") })),
+    h("td", { class: "study" }, h("span", { text: studyLine(case_) || "–" }), h("small", { text: case_.study_date ? day(case_.study_date) : "" })),
+    h("td", { class: "arrived", text: moment(case_.arrived) }),
+    h("td", { class: "verdict" }, verdictChip(case_.verdict)),
+    h("td", { class: "chance" }, ...chanceOf(case_, threshold)),
+    h("td", { class: "reading" }, ...readingOf(case_)));
+  row.addEventListener("click", (event) => event.target.closest("a, button") || open.click());
+  return row;
+}
+
+function chanceOf(case_, threshold) {
+  if (case_.verdict !== "cannot judge") return [smallBar(case_, threshold)];
+  return [smallBar(case_, threshold), h("small", { text: reasonWords(case_.reasons).join("; ") })];
+}
+
+function readingOf(case_) {
+  if (case_.status === "open") return [h("span", { class: "state open" }, t("status.open"))];
+  const agrees = agreement(case_);
+  const words = case_.finding ? t(`label.${case_.finding}`) : t("status.read");
+  return [
+    h("span", { class: `state read ${agrees === false ? "corrected" : ""}` }, icon(agrees === false ? "pencil" : "check"), words),
+    h("small", { text: agrees === false ? t("reading.corrected", { user: case_.finding_by ?? "" }) : case_.finding_by ?? "" }),
+  ];
+}
+
+/** Whether the finding agrees with the model's verdict; null where either says nothing. */
+export function agreement(case_) {
+  if (!case_.finding || case_.finding === "unsure" || case_.verdict === "cannot judge") return null;
+  return (case_.finding === "normal") === (case_.verdict === "normal");
+}

@@ -1,0 +1,148 @@
+"""The room's tables and the SQLite file that holds them."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, URL, DateTime, Dialect, Engine, ForeignKey, Index, String, Text, create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
+
+from common.errors import ConfigError
+
+VERSION = 1
+"""Of the tables, kept in SQLite's `user_version`."""
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A time with its zone. SQLite keeps no zone, so UTC goes in and comes out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=UTC)
+
+
+class Base(DeclarativeBase):
+    """Of all tables."""
+
+
+class User(Base):
+    """Somebody who signs in."""
+
+    __tablename__ = "user"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(16))
+    password: Mapped[str] = mapped_column(String(256))
+    """As `client.reading_room.passwords` writes it."""
+    added: Mapped[datetime] = mapped_column(UtcTime)
+    last_login: Mapped[datetime | None] = mapped_column(UtcTime)
+
+
+class Token(Base):
+    """A program that asks for judgements, by the SHA-256 of its token."""
+
+    __tablename__ = "token"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    added: Mapped[datetime] = mapped_column(UtcTime)
+
+
+class Case(Base):
+    """One image: what its file says, what the model says, and the latest finding of a reader."""
+
+    __tablename__ = "case"
+    __table_args__ = (Index("ix_case_probability", "probability", "number"),)
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    """In the order of arrival."""
+    id: Mapped[str] = mapped_column(String(32), unique=True)
+    """Random, so that it tells nothing; names the case in addresses and logs."""
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    """Of the file as it came."""
+    bytes: Mapped[int]
+    """On the disk, all files of the case."""
+    arrived: Mapped[datetime] = mapped_column(UtcTime, index=True)
+
+    patient: Mapped[str] = mapped_column(String(64), index=True)
+    accession: Mapped[str] = mapped_column(String(64))
+    study_date: Mapped[date | None]
+    modality: Mapped[str | None] = mapped_column(String(16))
+    view: Mapped[str | None] = mapped_column(String(16))
+    sex: Mapped[str | None] = mapped_column(String(1))
+    age_years: Mapped[float | None]
+    manufacturer: Mapped[str | None] = mapped_column(String(140))
+    format: Mapped[str] = mapped_column(String(8))
+    height: Mapped[int]
+    width: Mapped[int]
+    bits: Mapped[int]
+    window_center: Mapped[float]
+    window_width: Mapped[float]
+
+    verdict: Mapped[str] = mapped_column(String(16), index=True)
+    probability: Mapped[float]
+    low: Mapped[float]
+    high: Mapped[float]
+    threshold: Mapped[float]
+    classes: Mapped[dict[str, float]] = mapped_column(JSON)
+    reasons: Mapped[list[str]] = mapped_column(JSON)
+    model: Mapped[str] = mapped_column(String(128))
+    model_digest: Mapped[str] = mapped_column(String(64))
+    has_map: Mapped[bool]
+    map_area: Mapped[list[float]] = mapped_column(JSON)
+    """left, top, width, height of what the map covers, in parts of the image."""
+
+    finding: Mapped[str | None] = mapped_column(String(16), index=True)
+    finding_by: Mapped[str | None] = mapped_column(String(64))
+
+
+class FindingRow(Base):
+    """What a reader said of a case. Rows are added and never changed."""
+
+    __tablename__ = "finding"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    case: Mapped[int] = mapped_column(ForeignKey("case.number", ondelete="CASCADE"), index=True)
+    by: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime] = mapped_column(UtcTime)
+    label: Mapped[str] = mapped_column(String(16))
+    note: Mapped[str] = mapped_column(Text)
+
+
+def open_database(path: Path) -> Engine:
+    """An engine on the SQLite file `path`, which is made with mode 0600 if missing.
+
+    Raises:
+        ConfigError: it cannot be written, or a later version of pneumofed wrote it.
+    """
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would make it readable for all
+        # An error of SQLAlchemy quotes its parameters, which name patients, unless told not to.
+        engine = create_engine(URL.create("sqlite", database=str(path)), hide_parameters=True)
+        event.listen(engine, "connect", _prepare)
+        with engine.begin() as connection:
+            version = connection.scalar(text("PRAGMA user_version"))
+            if version not in (0, VERSION):
+                raise ConfigError(f"{path} was written by another version of pneumofed (tables {version}); install that one")
+            Base.metadata.create_all(connection)
+            connection.execute(text(f"PRAGMA user_version = {VERSION}"))
+    except (OSError, SQLAlchemyError) as error:
+        raise ConfigError(
+            f"{path} cannot be opened ({type(error).__name__}); check the folder, its owner and the disk"
+        ) from error
+    return engine
+
+
+def _prepare(connection: Any, _: object) -> None:
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
+        connection.execute(f"PRAGMA {pragma}")

@@ -1,0 +1,72 @@
+"""Rows and readings in the form of the interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from client.reading_room import schema
+from client.reading_room.cases import agrees
+from client.reading_room.reading import Opinion
+from client.reading_room.tables import Case, FindingRow
+
+_LINE = (
+    "id", "arrived", "study_date", "patient", "accession", "modality", "view", "sex", "age_years", "verdict", "probability", "low",
+    "high", "reasons", "finding", "finding_by",
+)  # fmt: skip
+
+
+def view_line(case: Case) -> schema.CaseLine:
+    """The case in the worklist."""
+    return schema.CaseLine.model_validate(_line(case))
+
+
+def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Case]) -> schema.CaseDetail:
+    """All of the case."""
+    window = {"center": case.window_center, "width": case.window_width}
+    return schema.CaseDetail.model_validate(
+        {
+            **_line(case),
+            **{name: getattr(case, name) for name in ("classes", "threshold", "model", "model_digest", "has_map")},
+            "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
+            | {"window": window},
+            "findings": [view_finding(row, case) for row in findings],
+            "previous": [view_line(other) for other in previous],
+        }
+    )
+
+
+def view_finding(row: FindingRow, case: Case) -> schema.Finding:
+    """A finding on `case`."""
+    values = {name: getattr(row, name) for name in ("id", "by", "at", "label", "note")}
+    return schema.Finding.model_validate({**values, "agrees": agrees(case.verdict, row.label)})
+
+
+def view_opinion(opinion: Opinion, threshold: float) -> schema.Judgement:
+    """The model's answer for one image."""
+    return schema.Judgement(
+        verdict=opinion.verdict,
+        probability=opinion.probability,
+        low=opinion.low,
+        high=opinion.high,
+        threshold=threshold,
+        classes=opinion.classes,
+        reasons=list(opinion.reasons),
+    )
+
+
+def view_map(values: np.ndarray, area: Sequence[float]) -> schema.HeatMap:
+    """The heat map `values` [h, w] over `area` (left, top, width, height in parts of the image)."""
+    left, top, width, height = area
+    return schema.HeatMap(
+        rows=values.shape[0],
+        columns=values.shape[1],
+        values=values.ravel().tolist(),
+        area=schema.Area(left=left, top=top, width=width, height=height),
+    )
+
+
+def _line(case: Case) -> dict[str, Any]:
+    return {"status": "open" if case.finding is None else "read", **{name: getattr(case, name) for name in _LINE}}
