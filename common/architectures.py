@@ -69,8 +69,12 @@ class Bottleneck(_Bottleneck):
 class DenseNet(_DenseNet):
     """DenseNet (Huang et al. 2017) with the last ReLU not in place."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.last_relu = nn.ReLU()
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(functional.relu(self.features(x)).mean(dim=(2, 3)))
+        return self.classifier(self.last_relu(self.features(x)).mean(dim=(2, 3)))
 
 
 class MBConv(_MBConv):

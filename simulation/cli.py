@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from client.cli import app as site_app
+from client.explain_cli import explain
 from client.privacy_cli import app as privacy_app
 from common.audit_cli import app as audit_app
 from common.config import ModelName, StrategyName
@@ -30,6 +31,7 @@ app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
+app.command(rich_help_panel="Reading room")(explain)
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 
