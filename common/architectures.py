@@ -37,6 +37,7 @@ class Architecture:
         last_block: names of the modules that `last_block` trains besides the classifier.
         imagenet: torchvision's name of the network, for its weights; None where there are none.
         replaced: prefix of all keys in torchvision's weights that the head here stands for.
+        maps: name of the module whose output, averaged over the picture, is the classifier's input; None where there is no such one.
     """
 
     build: Callable[[int, ModelConfig], nn.Module]
@@ -45,6 +46,7 @@ class Architecture:
     last_block: tuple[str, ...]
     imagenet: str | None
     replaced: str
+    maps: str | None
 
 
 class BasicBlock(_BasicBlock):
@@ -214,7 +216,7 @@ def _resnet(block: type[nn.Module], layers: tuple[int, ...], name: str) -> Archi
     def build(classes: int, _: ModelConfig) -> nn.Module:
         return _models.resnet.ResNet(block, list(layers), num_classes=classes)
 
-    return Architecture(build, "conv1", "fc", ("layer4",), name, "fc.")
+    return Architecture(build, "conv1", "fc", ("layer4",), name, "fc.", "layer4")
 
 
 def _densenet121(classes: int, _: ModelConfig) -> nn.Module:
@@ -247,6 +249,7 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         ("features.denseblock4", "features.norm5"),
         "densenet121",
         "classifier.",
+        "last_relu",
     ),
     "efficientnet_b0": Architecture(
         _efficientnet_b0,
@@ -255,6 +258,7 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         ("features.7", "features.8"),
         "efficientnet_b0",
         "classifier.",
+        "features",
     ),
     "vgg16": Architecture(
         lambda classes, _: VGG16(classes),
@@ -263,9 +267,10 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         tuple(f"features.{index}" for index in range(34, 44)),
         "vgg16_bn",
         "classifier.",
+        "features",
     ),
-    "small_cnn": Architecture(lambda classes, _: SmallCNN(classes), "stages.0.0", "head", ("stages.3",), None, "head."),
+    "small_cnn": Architecture(lambda classes, _: SmallCNN(classes), "stages.0.0", "head", ("stages.3",), None, "head.", "stages"),
     "scattering": Architecture(
-        lambda classes, cfg: ScatteringLinear(classes, cfg.scattering_scale), None, "head", (), None, "head."
+        lambda classes, cfg: ScatteringLinear(classes, cfg.scattering_scale), None, "head", (), None, "head.", None
     ),
 }

@@ -5,6 +5,7 @@
     ├── DataError              the user mends the data of one site or of the coordinator
     │   ├── ImageError         one file is left out and counted; the site goes on
     │   └── EmptySiteError     the site has nothing to train on and says so
+    ├── BundleError            a model bundle is damaged, unsigned or signed by a stranger; it is not used
     ├── WeightsError           model weights cannot be had or do not fit the model
     ├── MessageError           a message from the other side is not what was agreed; the reply is left out
     ├── RoundError             a round had fewer than `min_sites` good replies; the run fails and says who and why
@@ -95,6 +96,12 @@ class EmptySiteError(DataError):
     """A site has no usable image for this task."""
 
     public_message = "the site has no usable image for this task"
+
+
+class BundleError(PneumofedError):
+    """A model bundle cannot be trusted, read or made; the text says why and what to do."""
+
+    public_message = "the model bundle cannot be used"
 
 
 class WeightsError(PneumofedError):

@@ -9,8 +9,8 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import serialization
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.data.atomic import atomic_write
@@ -18,6 +18,7 @@ from common.errors import ConfigError
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
+SIGNATURE = ec.ECDSA(hashes.SHA384())
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,16 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
     content = _read(path, "public key")
     if b"PRIVATE KEY" in content:
         raise ConfigError(f"{path} holds a PRIVATE key, which must not leave its site: make a new pair there and send node.pub")
-    expected = f"{path}: expected a P-384 key in OpenSSH's format (a line that starts with ecdsa-sha2-nistp384)"
+    return parse_public_key(content, str(path))
+
+
+def parse_public_key(content: bytes, source: str) -> ec.EllipticCurvePublicKey:
+    """The public node key in `content`, which came from `source`.
+
+    Raises:
+        ConfigError: it is no P-384 public key in OpenSSH's format.
+    """
+    expected = f"{source}: expected a P-384 key in OpenSSH's format (a line that starts with ecdsa-sha2-nistp384)"
     try:
         key = serialization.load_ssh_public_key(content)
     except (ValueError, UnsupportedAlgorithm):
@@ -106,6 +116,20 @@ def fingerprint(key: ec.EllipticCurvePublicKey) -> str:
     blob = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).split(b" ")[1]
     digest = hashlib.sha256(base64.b64decode(blob)).digest()
     return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
+
+
+def sign(key: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:
+    """An ECDSA signature of `content` with SHA-384 (FIPS 186-5, section 6.4), in DER. Begin `content` with what it is for."""
+    return key.sign(content, SIGNATURE)
+
+
+def is_signed(key: ec.EllipticCurvePublicKey, content: bytes, signature: bytes) -> bool:
+    """Whether `signature` is one that the private half of `key` gave for `content`."""
+    try:
+        key.verify(signature, content, SIGNATURE)
+    except InvalidSignature:
+        return False
+    return True
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:

@@ -1,0 +1,174 @@
+"""`bundle.json`: what a model bundle says of itself. Everything that a prediction needs besides the network stands here."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from common.config import Count, Fraction, ImageConfig, ModelConfig, NonNegative, Positive, Section, TaskName, ThresholdPolicyName
+from common.model_bundle.calibration import Calibration
+from common.model_bundle.suitability import Suitability
+
+FORMAT = 1
+"""Raised when an older version could no longer read a bundle rightly."""
+
+MANIFEST, SIGNATURE_FILE = "bundle.json", "signature.json"
+WEIGHTS, NETWORK, QUANTIZED, REFERENCE, CARD, MONAI = (
+    "weights.pt",
+    "model.onnx",
+    "model_int8.onnx",
+    "reference.npz",
+    "card.md",
+    "metadata.json",
+)
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=200)]
+
+
+class DisplayWindow(Section):
+    """A window that replaces each DICOM file's own (see `common.images.Window`)."""
+
+    center: float
+    width: Positive
+
+
+class Preprocessing(Section):
+    """From a file to the graph's input; all but the first step and the square lies in the ONNX graph.
+
+    `common.images.read_image` -> `fit_square` -> rounded to 256 grey levels, as in training -> float32 [N, 1, S, S] in [0, 1] ->
+    (in the graph) repeated to `in_channels` -> (x - mean) / std.
+    """
+
+    size_px: Count
+    fit: Literal["pad", "crop"]
+    in_channels: Literal[1, 3]
+    mean: tuple[float, ...]
+    std: tuple[Positive, ...]
+    window: DisplayWindow | None = None
+    """None: each DICOM file's own window or VOI LUT is applied."""
+
+    @property
+    def image(self) -> ImageConfig:
+        return ImageConfig(size_px=self.size_px, fit=self.fit)
+
+
+class OperatingPoint(Section):
+    """The decision: pneumonia if the calibrated probability is at least `value`."""
+
+    value: Annotated[float, Field(ge=0.0, le=1.0 + 1e-9)]
+    policy: ThresholdPolicyName
+    target: Fraction
+    """The sensitivity or specificity that the policies of these names hold."""
+    raw_value: Annotated[float, Field(ge=0.0, le=1.0 + 1e-9)]
+    """The same threshold on the network's own probability, as the run chose it on the hospitals' validation patients."""
+
+
+class ReferenceSet(Section):
+    """What `reference.npz` was computed from."""
+
+    sets: tuple[str, ...]
+    """Names of the sets, e.g. `test`."""
+    images: Count
+    statistics: tuple[str, ...]
+    """Names of the columns of its pixel statistics."""
+
+
+class Estimate(Section):
+    """A number with its 95 % interval; None where it is undefined."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+
+class Measured(Section):
+    """How the model did on one set, probabilities calibrated, at the operating point."""
+
+    name: str
+    """`validation` (internal: the hospitals' own held-out patients), `test` or `external`; `test, sex F` for a subgroup."""
+    images: Annotated[int, Field(ge=0)]
+    positives: Annotated[int, Field(ge=0)]
+    patients: int | None = None
+    metrics: dict[str, Estimate]
+    """Metrics as in `common.evaluation.metrics`."""
+
+
+class Quantization(Section):
+    """What int8 costs against float32 on the same images."""
+
+    images: Count
+    calibration_images: Count
+    auroc_float32: Estimate
+    auroc_int8: Estimate
+    mean_difference: NonNegative
+    """Mean of |probability of int8 - probability of float32|, calibrated."""
+    max_difference: NonNegative
+    changed_decisions: Annotated[int, Field(ge=0)]
+
+
+class PrivacySpent(Section):
+    """Differential privacy of the training, if any."""
+
+    mechanism: str
+    unit: str | None = None
+    target_epsilon: float | None = None
+    """Of each site over the planned rounds; a site's own ledger knows what it really spent."""
+    secure_aggregation: bool = False
+
+
+class Provenance(Section):
+    """Where the model comes from, in hashes."""
+
+    pneumofed: str
+    run: str
+    """The run's own random name, which stands in every site's audit log."""
+    round: Count
+    checkpoint: Sha256
+    config: Sha256
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    app_bundle: str | None = None
+    """SHA-256 of the Flower app that the hospitals approved; None where the run was simulated."""
+
+
+class CardFacts(Section):
+    """The model card's numbers, for pages that show them; `card.md` says the same to people."""
+
+    sites: Annotated[int, Field(ge=0)]
+    training_images: Annotated[int, Field(ge=0)]
+    training_patients: Annotated[int, Field(ge=0)]
+    training_classes: dict[str, int] = {}
+    phantom: bool = False
+    """Trained on drawn images: the numbers say nothing about patients."""
+    measured: tuple[Measured, ...] = ()
+    uncalibrated: tuple[Measured, ...] = ()
+    """The same sets before calibration."""
+    quantization: Quantization | None = None
+    onnx_max_difference: float | None = None
+    """Largest |ONNX - PyTorch| over all outputs of the graph on `onnx_images` images."""
+    onnx_images: int | None = None
+    privacy: PrivacySpent | None = None
+    provenance: Provenance | None = None
+
+
+class BundleManifest(Section):
+    """The whole of `bundle.json`. `files` holds every file of the bundle but itself and the signature."""
+
+    format: Count = FORMAT
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    created: datetime
+    task: TaskName
+    classes: tuple[str, ...]
+    """In the order of the logits; class 0 is normal, all others are pneumonia."""
+    preprocessing: Preprocessing
+    model: ModelConfig
+    threshold: OperatingPoint
+    calibration: Calibration
+    suitability: Suitability | None = None
+    """How images are recognised that the model must not judge; None: every image is judged."""
+    reference: ReferenceSet | None = None
+    card: CardFacts
+    files: dict[FileName, Sha256] = {}

@@ -1,0 +1,143 @@
+"""The network as an ONNX graph, and its int8 form."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from common.architectures import architecture_of
+from common.errors import BundleError
+from common.models import classifier_of
+from common.transforms import normalize
+
+OUTPUTS = ("logits", "features", "activations", "cam")
+OPSET = 20
+BATCH_LIMIT = 4096
+
+Floats = npt.NDArray[np.float32]
+
+
+class ExportedNetwork(nn.Module):
+    """What the ONNX graph computes: `image` float32 [N, 1, S, S] in [0, 1] -> `logits` [N, C], `features` [N, D] (the classifier's
+    input), and for a network whose features are averages over the picture also `activations` [N, D, h, w], of which they are the
+    averages, and `cam` [N, h, w].
+
+    `cam` is the class activation map (Zhou et al. 2016, eq. 2) of the logit of P(pneumonia): the activations weighted by the
+    derivative of that logit by the features. With two classes its mean over the picture, plus the difference of the biases, is
+    the logit.
+    """
+
+    def __init__(self, network: nn.Module, in_channels: int) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.in_channels = in_channels
+        self._seen: dict[str, Tensor] = {}
+        self._classifier = classifier_of(network)
+        self._classifier.register_forward_pre_hook(lambda _, inputs: self._keep("features", inputs[0]))
+        maps = architecture_of(network).maps
+        if maps:
+            network.get_submodule(maps).register_forward_hook(lambda _, __, output: self._keep("activations", output))
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return OUTPUTS if architecture_of(self.network).maps else OUTPUTS[:2]
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        logits = self.network(normalize(image, self.in_channels))
+        features, activations = self._seen.pop("features"), self._seen.pop("activations", None)
+        if activations is None:
+            return logits, features
+        weight = self._classifier.weight
+        slope = torch.softmax(logits[:, 1:], dim=1) @ weight[1:] - weight[:1]
+        return logits, features, activations, (activations * slope[:, :, None, None]).sum(dim=1)
+
+    def _keep(self, name: str, value: Tensor) -> None:
+        self._seen[name] = value
+
+
+def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) -> None:
+    """Writes `network`, of `build_model`, as the ONNX graph of `ExportedNetwork` with a batch of any size. Leaves it in evaluation.
+
+    Raises:
+        BundleError: torch cannot export this network; the text says why.
+    """
+    exported = ExportedNetwork(network, in_channels).eval()
+    example = torch.zeros(2, 1, size_px, size_px)
+    shapes = {"image": {0: torch.export.Dim("n", min=1, max=BATCH_LIMIT)}}
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    try:
+        logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                exported,
+                (example,),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=["image"],
+                output_names=list(exported.outputs),
+                opset_version=OPSET,
+                external_data=False,
+                verbose=False,
+            )
+        if program is None:
+            raise BundleError("torch.onnx gave no graph")
+        program.save(str(path), external_data=False)
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        name = type(network).__name__
+        raise BundleError(f"{name} cannot be exported as ONNX ({type(error).__name__}: {reason})") from error
+    finally:
+        logger.setLevel(level)
+
+
+def run_torch(network: nn.Module, in_channels: int, images: Floats) -> tuple[Floats, ...]:
+    """What PyTorch gives for the graph's outputs on `images` float32 [N, 1, S, S] in [0, 1]."""
+    with torch.inference_mode():
+        return tuple(output.numpy() for output in ExportedNetwork(network, in_channels)(torch.from_numpy(images)))
+
+
+def quantize_onnx(source: Path, target: Path, batches: Iterator[Floats]) -> None:
+    """Writes the graph `source` with int8 weights (by channel) and uint8 activations as `target`.
+
+    Static quantisation: the ranges of the activations are taken from `batches` of images, float32 [N, 1, S, S] in [0, 1]
+    (Jacob et al. 2018, section 3; ONNX Runtime's QDQ format). The classifier and what follows it stay in float32.
+
+    Raises:
+        BundleError: ONNX Runtime cannot quantise this graph.
+    """
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Batches(CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, Floats] | None:
+            batch = next(batches, None)
+            return None if batch is None else {"image": batch}
+
+    with tempfile.TemporaryDirectory(prefix="pneumofed-int8-") as name:
+        prepared = Path(name) / "prepared.onnx"
+        try:
+            quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
+            quantize_static(
+                str(prepared),
+                str(target),
+                Batches(),
+                quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=["Conv", "MaxPool", "Add", "Relu"],
+                per_channel=True,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+        except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise BundleError(f"the graph cannot be quantised ({type(error).__name__}: {error})") from error

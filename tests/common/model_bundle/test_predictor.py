@@ -1,0 +1,92 @@
+"""Predictor: the same preprocessing as training, calibrated probabilities with intervals, one verdict an image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.images import Image
+from common.model_bundle.bundle import Bundle
+from common.model_bundle.judgement import Reason
+from common.model_bundle.predictor import Predictor, prepare
+from common.transforms import normalize
+from server.export.graph import run_torch
+from tests.model_bundles import PREPROCESSING, open_test_bundle, phantom_images, small_network
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return open_test_bundle(tmp_path_factory.mktemp("bundle"))
+
+
+@pytest.fixture(scope="module")
+def predictor(bundle: Bundle) -> Predictor:
+    return Predictor(bundle, threads=1)
+
+
+def test_the_graph_gives_what_pytorch_gives(predictor: Predictor) -> None:
+    squares = np.stack([prepare(image.pixels, PREPROCESSING) for image, _ in phantom_images(6, seed=3)])[:, None]
+    outputs = predictor.run(squares)
+    for name, expected in zip(("logits", "features", "activations", "cam"), run_torch(small_network(), 1, squares), strict=True):
+        np.testing.assert_allclose(outputs[name], expected, atol=2e-5)
+
+
+def test_the_weights_load_as_the_same_network(bundle: Bundle, predictor: Predictor) -> None:
+    squares = np.stack([prepare(image.pixels, PREPROCESSING) for image, _ in phantom_images(2, seed=3)])[:, None]
+    with torch.inference_mode():
+        logits = bundle.load_network()(normalize(torch.from_numpy(squares), 1)).numpy()
+    np.testing.assert_allclose(predictor.run(squares)["logits"], logits, atol=2e-5)
+
+
+def test_judgements_are_calibrated_probabilities_with_intervals_and_verdicts(predictor: Predictor) -> None:
+    images = phantom_images(40, seed=5)
+    found = predictor.judge([image for image, _ in images])
+    for judgement in found:
+        assert 0.0 <= judgement.low <= judgement.probability <= judgement.high <= 1.0
+        assert sum(judgement.classes.values()) == pytest.approx(1.0)
+        assert judgement.classes["pneumonia"] == pytest.approx(judgement.probability)
+        sick = judgement.probability >= predictor.manifest.threshold.value
+        assert judgement.verdict == ("cannot judge" if judgement.reasons else "pneumonia" if sick else "normal")
+    hits = [(judgement.probability >= 0.5) == label for judgement, (_, label) in zip(found, images, strict=True)]
+    assert np.mean(hits) > 0.75  # the head did learn something: tests may rely on both verdicts
+
+
+def test_an_image_is_judged_alike_alone_and_among_others(predictor: Predictor) -> None:
+    images = [image for image, _ in phantom_images(20, seed=7)]
+    together, alone = predictor.judge(images)[17], predictor.judge([images[17]])[0]
+    assert together.probability == pytest.approx(alone.probability, abs=1e-6)
+
+
+def test_the_activation_map_adds_up_to_the_score(bundle: Bundle, predictor: Predictor) -> None:
+    judgement = predictor.judge([phantom_images(1, seed=2)[0][0]])[0]
+    assert judgement.activation_map is not None
+    bias = bundle.load_network().get_submodule("head").bias.detach().numpy()
+    assert judgement.activation_map.mean() + bias[1] - bias[0] == pytest.approx(judgement.score, abs=1e-4)
+
+
+def test_what_is_no_radiograph_is_not_judged(predictor: Predictor) -> None:
+    image = phantom_images(1, seed=2)[0][0]
+    noise = np.random.default_rng(0).random((64, 64), np.float32)
+    judgement = predictor.judge([Image(noise, image.info)])[0]
+    assert judgement.verdict == "cannot judge" and set(judgement.reasons) <= set(Reason)
+
+
+def test_int8_is_close_to_float32(bundle: Bundle, predictor: Predictor) -> None:
+    images = [image for image, _ in phantom_images(20, seed=9)]
+    exact, coarse = predictor.judge(images), Predictor(bundle, "int8", threads=1).judge(images)
+    difference = [abs(first.probability - second.probability) for first, second in zip(exact, coarse, strict=True)]
+    assert 0 < max(difference) < 0.25
+
+
+def test_no_image_gives_no_judgement(predictor: Predictor) -> None:
+    assert predictor.judge([]) == []
+
+
+def test_prepare_keeps_256_grey_levels(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(1).random((50, 40), np.float32)
+    square = prepare(pixels, PREPROCESSING)
+    assert square.dtype == np.float32 and square.shape == (32, 32)
+    np.testing.assert_array_equal(np.rint(square * 255).astype(np.uint8) / np.float32(255), square)
