@@ -19,7 +19,9 @@ def explain(
     out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
     method: Annotated[list[Method] | None, typer.Option(help="May stand more than once.  [default: grad-cam]")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every method; minutes an image on a slow machine.")] = False,
-    target: Annotated[str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")] = "pneumonia",
+    target: Annotated[
+        str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")
+    ] = "pneumonia",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
     trust: Annotated[list[Path] | None, typer.Option(help="Public key whose signature is taken.  [default: any]")] = None,
@@ -44,7 +46,9 @@ def explain(
         _say(f"{found['method']}: {found['sentence']}")
     for reason, count in outcome.skipped.items():
         _say(f"left out: {reason}: {count}")
-    _say(f"{len(outcome.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}")
+    _say(
+        f"{len(outcome.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
+    )
 
 
 def _target(name: str, classes: tuple[str, ...]) -> Target:

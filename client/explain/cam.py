@@ -8,28 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from client.explain.score import LogOdds
-from common.architectures import ARCHITECTURES, architecture_of
-from common.config import ModelName
-
-LAYERS: dict[ModelName, str] = {
-    "resnet18": "layer4",
-    "resnet34": "layer4",
-    "resnet50": "layer4",
-    "densenet121": "last_relu",
-    "efficientnet_b0": "features",
-    "vgg16": "features",
-    "small_cnn": "stages",
-    "scattering": "scattering",
-}
-"""The module whose output is averaged into the features, after its last non-linearity: with one linear layer on the averages, Grad-CAM
-there is the class activation map of Zhou et al. 2016. `scattering` has a map but no averages: its head weighs 8 x 8 places one by
-one, Grad-CAM replaces these weights by their mean, and so it shows less there than the others do."""
+from common.architectures import architecture_of
 
 
 def target_layer(network: nn.Module) -> nn.Module:
-    """The module of a network of `build_model` whose maps Grad-CAM weighs."""
-    row = architecture_of(network)
-    return network.get_submodule(next(LAYERS[name] for name, known in ARCHITECTURES.items() if known == row))
+    """The module of a network of `build_model` whose maps Grad-CAM weighs: the one whose output is averaged into the features.
+
+    With one linear layer on the averages, Grad-CAM there is the class activation map of Zhou et al. 2016. `scattering` has maps but no
+    averages: its head weighs 8 x 8 places one by one, Grad-CAM replaces these weights by their mean, and so it shows less there.
+    """
+    return network.get_submodule(architecture_of(network).maps or "scattering")
 
 
 def grad_cam(score: LogOdds, image: Tensor) -> Tensor:

@@ -21,47 +21,41 @@ from common.seeds import numpy_generator
 CELLS = 16
 """Cells to a side that are exchanged as a whole, by map and at random alike: single pixels in random order are noise, which disturbs a
 network more than any region that it looks at, so that a random order of pixels would seem to beat every map."""
-STEPS = 16
+STEPS = 8
 RANDOM_ORDERS = 2
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Probability of the target over the share of the image that was exchanged, of one image.
+    """Probability of the target over the share of the image that was exchanged, 0 to 1 in `STEPS` steps; float64 [STEPS + 1] each.
 
     Attributes:
-        shares: float64 [STEPS + 1], from 0 to 1.
-        deletion: float64 [STEPS + 1], from image to reference, in the order of the map; low is good.
-        insertion: from reference to image; high is good.
-        random_deletion: the mean of `RANDOM_ORDERS` random orders.
-        random_insertion: likewise.
+        deletion: from image to reference, the cells of the highest evidence first; a small area is good.
+        insertion: from reference to image; a large area is good.
     """
 
-    shares: NDArray[np.float64]
     deletion: NDArray[np.float64]
     insertion: NDArray[np.float64]
-    random_deletion: NDArray[np.float64]
-    random_insertion: NDArray[np.float64]
 
     @property
-    def deletion_gain(self) -> float:
-        """How much smaller the area under the deletion curve is than at random; above 0 the map beats chance."""
-        return area(self.random_deletion) - area(self.deletion)
+    def deletion_area(self) -> float:
+        return area(self.deletion)
 
     @property
-    def insertion_gain(self) -> float:
-        """How much larger the area under the insertion curve is than at random."""
-        return area(self.insertion) - area(self.random_insertion)
+    def insertion_area(self) -> float:
+        return area(self.insertion)
 
 
-def curves(score: LogOdds, image: Tensor, values: np.ndarray, reference: Tensor, seed: int = 0) -> Curves:
+def curves(score: LogOdds, image: Tensor, values: np.ndarray, reference: Tensor) -> Curves:
     """Of the map `values` [S, S] of `image` [1, 1, S, S], towards `reference` of the same shape; S at least `CELLS`."""
-    order = np.argsort(-by_cell(values), kind="stable")
+    return _exchange(score, image, reference, np.argsort(-by_cell(values), kind="stable"))
+
+
+def random_curves(score: LogOdds, image: Tensor, reference: Tensor, seed: int = 0) -> Curves:
+    """The mean of `RANDOM_ORDERS` random orders: what a map without any knowledge has."""
     rng = numpy_generator("deletion", seed)
-    random = [rng.permutation(CELLS**2) for _ in range(RANDOM_ORDERS)]
-    pairs = [_pair(score, image, reference, one) for one in (order, *random)]
-    chance = np.mean(pairs[1:], axis=0)
-    return Curves(np.linspace(0.0, 1.0, STEPS + 1), *pairs[0], *chance)
+    found = [_exchange(score, image, reference, rng.permutation(CELLS**2)) for _ in range(RANDOM_ORDERS)]
+    return Curves(*(np.mean([getattr(one, name) for one in found], axis=0) for name in ("deletion", "insertion")))
 
 
 def area(curve: np.ndarray) -> float:
@@ -76,14 +70,13 @@ def by_cell(values: np.ndarray) -> NDArray[np.float64]:
 
 
 @torch.inference_mode()
-def _pair(score: LogOdds, image: Tensor, reference: Tensor, order: np.ndarray) -> NDArray[np.float64]:
-    """(deletion, insertion) in one order, float64 [2, STEPS + 1]."""
+def _exchange(score: LogOdds, image: Tensor, reference: Tensor, order: np.ndarray) -> Curves:
     turn = np.empty(CELLS**2)
     turn[order] = np.arange(CELLS**2)
     place = torch.from_numpy(turn[_cells(image.shape[-1])])
     taken = torch.stack([place < CELLS**2 * step // STEPS for step in range(STEPS + 1)])[:, None]
     both = torch.cat([torch.where(taken, reference, image), torch.where(taken, image, reference)])
-    return torch.sigmoid(score(both).double()).numpy().reshape(2, STEPS + 1)
+    return Curves(*torch.sigmoid(score(both).double()).numpy().reshape(2, STEPS + 1))
 
 
 def _cells(side: int) -> NDArray[np.int64]:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from client.explain.deletion import area, curves
+from client.explain.deletion import curves, random_curves
 from client.explain.explain import explain
 from client.explain.focus import judge_focus
 from client.explain.lungs import find_lungs
 from client.explain.markers import find_markers
-from client.explain.methods import FACTS, Attribution, Method, Target
+from client.explain.methods import Attribution, Method, Target
 from client.explain.pictures import Panel, montage, overlay
 from client.explain.placing import place_on_image
 from client.explain.sanity import Sanity, check
@@ -153,8 +153,8 @@ def _faithfulness(network: nn.Module, inputs: Tensor, attribution: Attribution, 
         of_blank = float(torch.sigmoid(score(blank)))
     found = {"empty": of_blank}
     if attribution.score > 0.0 and of_blank < 0.5:
-        drawn = curves(score, inputs, attribution.values, blank, case.request.seed)
-        found |= {"area": area(drawn.deletion), "random_area": area(drawn.random_deletion)}
+        found["area"] = curves(score, inputs, attribution.values, blank).deletion_area
+        found["random_area"] = random_curves(score, inputs, blank, case.request.seed).deletion_area
     return found
 
 

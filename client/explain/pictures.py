@@ -91,7 +91,9 @@ def draw(axes: Axes, panel: Panel) -> ScalarMappable:
     signed = FACTS[panel.attribution.method].signed
     relative = relative_values(panel)
     axes.imshow(panel.pixels, cmap="gray", vmin=0.0, vmax=1.0)
-    shown = axes.imshow(relative, cmap=SIGNED if signed else POSITIVE, vmin=-1.0 if signed else 0.0, vmax=1.0, alpha=STRONGEST * np.abs(relative))
+    shown = axes.imshow(
+        relative, cmap=SIGNED if signed else POSITIVE, vmin=-1.0 if signed else 0.0, vmax=1.0, alpha=STRONGEST * np.abs(relative)
+    )
     for place, colour in ((panel.lungs, LUNGS), (panel.marks, MARKS)):
         if place is not None and place.any():
             axes.contour(place.astype(np.float32), levels=[0.5], colors=[colour], linewidths=1.0, linestyles="--")
@@ -115,7 +117,9 @@ def _scale(figure: Figure, shown: ScalarMappable, axes: Axes, attribution: Attri
     from matplotlib.colors import Normalize
 
     low = -1.0 if FACTS[attribution.method].signed else 0.0
-    bar = figure.colorbar(ScalarMappable(Normalize(low, 1.0), shown.get_cmap()), ax=axes, fraction=0.046, pad=0.02, ticks=[low, 0.0, 1.0])
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(low, 1.0), shown.get_cmap()), ax=axes, fraction=0.046, pad=0.02, ticks=[low, 0.0, 1.0]
+    )
     bar.ax.set_yticklabels(["against", "none", "for"] if low else ["none", "", "most"], fontsize=TEXT_PT - 2)
     bar.outline.set_edgecolor(FAINT)
 
@@ -124,4 +128,6 @@ def _legend(figure: Figure) -> None:
     from matplotlib.lines import Line2D
 
     lines = [Line2D([], [], color=colour, linestyle="--") for colour in (LUNGS, MARKS)]
-    figure.legend(lines, ["lungs (estimate)", "marker or text"], loc="outside lower left", ncols=2, frameon=False, fontsize=TEXT_PT - 1)
+    figure.legend(
+        lines, ["lungs (estimate)", "marker or text"], loc="outside lower left", ncols=2, frameon=False, fontsize=TEXT_PT - 1
+    )

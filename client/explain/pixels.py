@@ -12,8 +12,7 @@ from torch import Tensor
 from client.explain.score import LogOdds, empty
 
 PATH_STEPS = 32
-"""The shares along a path differ from the score's difference by less than a twentieth of it (Sundararajan et al. 2017, section 5, take 20 to
-300 steps)."""
+"""Sundararajan et al. 2017, section 5, take 20 to 300 steps."""
 SHAP_DRAWS = 32
 WINDOWS_TO_A_SIDE = 8
 SUPERPIXELS = 64

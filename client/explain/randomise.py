@@ -20,7 +20,9 @@ def randomised(network: nn.Module, share: float, seed: int) -> nn.Module:
     variance of the signal through the depth; norms become the identity, their statistics included.
     """
     copied = copy.deepcopy(network).eval()
-    layers = [module for module in copied.modules() if module is not classifier_of(copied) and hasattr(module, "reset_parameters")]
+    layers = [
+        module for module in copied.modules() if module is not classifier_of(copied) and hasattr(module, "reset_parameters")
+    ]
     with seeded("randomised network", seed):
         _draw(classifier_of(copied))
         for module in layers[len(layers) - round(share * len(layers)) :]:

@@ -1,4 +1,4 @@
-"""Whether a map depends on what the network has learnt: parameter randomisation (Adebayo et al. 2018, "Sanity Checks for Saliency Maps")."""
+"""Whether a map depends on what the network has learnt: parameter randomisation (Adebayo et al. 2018)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from common.evaluation.ssim import ssim
 Verdict = Literal["depends on the weights", "does not depend on the weights", "open"]
 
 LARGEST_CORRELATION = 0.5
-"""Rank correlation with the map of a random network below which a map counts as the network's own: a quarter of the variance of its ranks, or
-less, comes without any learning. Ours; the paper shows curves and sets no number."""
+"""Rank correlation with the map of a random network below which a map counts as the network's own: a quarter of the variance of its
+ranks, or less, comes without any learning. Ours; the paper shows curves and sets no number."""
 LEAST_PAIRS = 6
 
 
@@ -74,7 +74,7 @@ class Sanity:
         if self.verdict == "depends on the weights":
             return f"The map depends on what the network has learnt: with random weights it is another one ({number})."
         if self.verdict == "does not depend on the weights":
-            return f"The map does not depend on the weights: do not use. A network that has learnt nothing gives nearly the same ({number})."
+            return f"The map does not depend on the weights: do not use. Without any learning it is nearly the same ({number})."
         if not self.pairs:
             return "Whether the map depends on the weights could not be told: the maps to compare were empty."
         return f"Whether the map depends on the weights could not be told ({number})."
@@ -97,7 +97,9 @@ def conclude(method: Method, found: Sequence[Likeness], patients: Sequence[str] 
     )
     constant = sum(math.isnan(one.rank) for one in found)
     pairs = len(found) - constant
-    return Sanity(method, _verdict(max(rank, absolute, key=lambda one: one["value"]), pairs), rank, absolute, structure, pairs, constant)
+    return Sanity(
+        method, _verdict(max(rank, absolute, key=lambda one: one["value"]), pairs), rank, absolute, structure, pairs, constant
+    )
 
 
 def likeness(first: np.ndarray, second: np.ndarray) -> Likeness:

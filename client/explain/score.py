@@ -71,11 +71,11 @@ def empty(image: Tensor) -> Tensor:
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
     """Captum draws from the global generators of torch and numpy: inside they are pure in `parts`, afterwards as they were before."""
-    seed, state = derive_seed(*parts), np.random.get_state()  # noqa: NPY002
+    seed, state = derive_seed(*parts), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002
+            np.random.seed(seed % 2**32)
             yield
     finally:
-        np.random.set_state(state)  # noqa: NPY002
+        np.random.set_state(state)

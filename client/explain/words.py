@@ -57,7 +57,9 @@ def _target(case: Case, attribution: Attribution) -> str:
 def _about_focus(focus: Focus) -> list[str]:
     if focus.outside != focus.outside:
         return []
-    return [f"{focus.outside:.0%} of its weight lies outside the lungs; of a map without preference, {focus.outside_area:.0%} would."]
+    return [
+        f"{focus.outside:.0%} of its weight lies outside the lungs; of a map without preference, {focus.outside_area:.0%} would."
+    ]
 
 
 def _about_deletion(attribution: Attribution, faith: Mapping[str, float]) -> list[str]:
@@ -68,5 +70,7 @@ def _about_deletion(attribution: Attribution, faith: Mapping[str, float]) -> lis
         return [f"When what it marks is blurred first, the probability falls {better} in random order ({areas})."]
     if faith.get("empty", 0.0) >= 0.5:
         meaning = "; this map shows only what says more than that" if FACTS[attribution.method].empty else ""
-        return [f"The network gives even a blurred picture P = {faith['empty']:.2f}, so no deletion curve can be drawn here{meaning}."]
+        return [
+            f"The network gives even a blurred picture P = {faith['empty']:.2f}, so no deletion curve can be drawn here{meaning}."
+        ]
     return []
