@@ -17,7 +17,9 @@ def explain(
     paths: Annotated[list[Path], typer.Argument(help="JPEG, PNG and DICOM files, or folders of them.")],
     bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
-    method: Annotated[list[Method] | None, typer.Option(help="May stand more than once.  [default: grad-cam]")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; may stand more than once.  [default: grad-cam]")
+    ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every method; minutes an image on a slow machine.")] = False,
     target: Annotated[
         str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")
@@ -36,7 +38,7 @@ def explain(
     from common.model_bundle.bundle import open_bundle
 
     opened = open_bundle(bundle, [read_public_key(key) for key in trust] if trust else None)
-    methods = METHODS if all_ else tuple(dict.fromkeys(method or ["grad-cam"]))
+    methods = METHODS if all_ else _methods(method or ["grad-cam"])
     request = Request(methods, _target(target, opened.manifest.classes), seed, check)
     outcome = explain_files(paths, opened, out, request, (lambda _: None) if json_ else _say)
     if json_:
@@ -49,6 +51,15 @@ def explain(
     _say(
         f"{len(outcome.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
     )
+
+
+def _methods(names: list[str]) -> tuple[Method, ...]:
+    """Each once, in the order of the list of all."""
+    from common.errors import ConfigError
+
+    if unknown := sorted(set(names) - set(METHODS)):
+        raise ConfigError(f"--method: expected one of {', '.join(METHODS)}, got {', '.join(unknown)}")
+    return tuple(method for method in METHODS if method in names)
 
 
 def _target(name: str, classes: tuple[str, ...]) -> Target:

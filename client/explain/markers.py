@@ -19,7 +19,7 @@ _LEAST_EDGE = 0.30
 """Change of grey over three pixels at their borders; anatomy is blurred by the focal spot, lead and text less, or not at all."""
 _LEAST_SHARP = 0.5
 """Share of a mark's pixels with such an edge nearby."""
-_HEIGHTS, _WIDTHS = (0.018, 0.14), (0.008, 0.40)
+_HEIGHTS, _WIDTHS = (0.018, 0.14), (0.008, 0.80)
 """Of one letter or one line of text, as shares of the side."""
 _FILL = (0.12, 0.92)
 """Share of its box that the strokes of a letter cover."""

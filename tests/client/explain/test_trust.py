@@ -14,6 +14,7 @@ from client.explain.randomise import cascade, randomised
 from client.explain.sanity import Likeness, check, conclude, likeness, spearman
 from client.explain.score import LogOdds
 from common.seeds import torch_generator
+from common.transforms import GREY_MEAN
 from tests.client.explain.test_maps import IMAGE, Bright, network_of
 
 
@@ -83,8 +84,8 @@ def test_rank_correlation_is_that_of_ranks() -> None:
 
 def test_the_right_map_beats_chance_and_the_wrong_one_does_not() -> None:
     """The score is the sum of the left half: deleting it first brings the probability down at once."""
-    image = torch.rand(1, 1, 64, 64, generator=torch_generator("deleted")) / 40
-    reference, score = torch.zeros_like(image), LogOdds(Bright(), "pneumonia")
+    reference, score = torch.full((1, 1, 64, 64), GREY_MEAN), LogOdds(Bright(), "pneumonia")
+    image = reference + 0.001 * torch.rand(1, 1, 64, 64, generator=torch_generator("deleted"))
     left = np.zeros((64, 64), np.float32)
     left[:, :32] = 1.0
     chance = random_curves(score, image, reference)
@@ -96,7 +97,8 @@ def test_the_right_map_beats_chance_and_the_wrong_one_does_not() -> None:
 def test_curves_run_from_image_to_reference_and_back() -> None:
     score, reference = LogOdds(network_of("small_cnn"), "pneumonia"), torch.zeros_like(IMAGE)
     found = curves(score, IMAGE, np.random.default_rng(0).random((32, 32)).astype(np.float32), reference)
-    ends = [float(torch.sigmoid(score(image))) for image in (IMAGE, reference)]
+    with torch.inference_mode():
+        ends = [float(torch.sigmoid(score(image))) for image in (IMAGE, reference)]
     assert len(found.deletion) == STEPS + 1 and CELLS**2 % STEPS == 0
     assert [found.deletion[0], found.deletion[-1]] == pytest.approx(ends, abs=1e-5)
     assert [found.insertion[-1], found.insertion[0]] == pytest.approx(ends, abs=1e-5)
