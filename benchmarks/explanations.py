@@ -6,7 +6,8 @@ Each image is explained for the class that the network gives it. The sanity chec
 layers are random, cascading from the classifier to all of them, by the rank correlation (of values and of absolute values, whichever
 mean is larger) and SSIM. Deletion and insertion exchange 16 x 16 cells with a radiograph of the other class, drawn from the training
 images that the network is right about; for images called normal also with the image blurred, as Petsiuk et al. do. A gain is the
-area under the curve against that of random orders, above 0 where the map does better. Intervals: 95 %, bootstrap over patients.
+area under the curve against that of random orders, above 0 where the map does better. "Other images" is the rank correlation of
+maps of two images of different patients that are called the same: how much of a map is habit. Intervals: 95 %, bootstrap over patients.
 
 Results are written image by image, and a table at the end; started again with the same --out, it goes on where it was stopped.
 """
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.explain.deletion import Curves, curves, random_curves
+from client.explain.deletion import Curves, by_cell, curves, random_curves
 from client.explain.explain import explain
 from client.explain.focus import Misplaced, judge_focus
 from client.explain.intervals import mean_interval
@@ -34,7 +35,7 @@ from client.explain.markers import find_markers
 from client.explain.methods import METHODS, Method, Target
 from client.explain.placing import place_on_image
 from client.explain.randomise import cascade
-from client.explain.sanity import Likeness, Sanity, conclude, likeness
+from client.explain.sanity import Likeness, Sanity, conclude, likeness, spearman
 from client.explain.score import LogOdds, empty
 from common.config import ImageConfig
 from common.data.manifest import ImageRecord
@@ -106,7 +107,8 @@ class Bench:
         shape = (subject.pixels.shape[0], subject.pixels.shape[1])
         margin = own.cell_px / 2 * max(shape) / self.image.size_px
         focus = judge_focus(place_on_image(own.values, shape, self.image.fit), subject.lungs, subject.marks, margin)
-        return {"seconds": seconds, "likeness": alike, "gains": gains, "focus": asdict(focus)}
+        cells = [round(float(value), 6) for value in by_cell(own.values) / max(1e-30, float(np.abs(own.values).max()))]
+        return {"seconds": seconds, "likeness": alike, "gains": gains, "focus": asdict(focus), "cells": cells}
 
     def _references(self, records: tuple[ImageRecord, ...]) -> dict[bool, list[Tensor]]:
         """Training images that the network is right about, by whether they are pneumonia."""
@@ -210,14 +212,24 @@ def _mean_of(rows: list[dict[str, Any]], reference: str, key: str) -> Interval:
 
 
 def _focus_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| method | images called pneumonia | weight outside the lungs | area outside | flagged outside | flagged marks |"
-    yield "|---" * 6 + "|"
+    yield "| method | images called pneumonia | weight outside the lungs | area outside | flagged outside | flagged marks | other images |"
+    yield "|---" * 7 + "|"
     for method, mine in _by_method(rows):
         part = [row["focus"] | {"patient": row["patient"]} for row in mine if row["called"] == "pneumonia"]
         columns: list[list[float]] = [[one["outside"] for one in part], [one["outside_area"] for one in part]]
         columns += [[float(flag in one["warnings"]) for one in part] for flag in (Misplaced.OUTSIDE, Misplaced.MARKS)]
+        columns.append(_habit([row for row in mine if row["called"] == "pneumonia"]))
         cells = [_show(mean_interval(column, [one["patient"] for one in part])) for column in columns]
         yield f"| {method} | {len(part)} | {' | '.join(cells)} |"
+
+
+def _habit(rows: list[dict[str, Any]]) -> list[float]:
+    """Rank correlation of each image's map, by cells, with that of the next of another patient; NaN where there is none."""
+    found = []
+    for number, row in enumerate(rows):
+        others = [other for other in rows[number + 1 :] + rows[:number] if other["patient"] != row["patient"]]
+        found.append(spearman(np.array(row["cells"]), np.array(others[0]["cells"])) if others else float("nan"))
+    return found
 
 
 def _show(found: Interval) -> str:

@@ -106,6 +106,15 @@ def test_the_margin_is_not_held_against_a_coarse_map() -> None:
     assert judge_focus(spot(20, 23), half(), NOWHERE, 0).outside == 1.0
 
 
+def test_a_coarse_map_must_do_better_than_chance() -> None:
+    """With its margin only a fifth of the picture is outside: a third of the weight there is too much."""
+    values = spot(20, 10)
+    values[18:22, 37:39] = 1.0
+    found = judge_focus(values, half(), NOWHERE, 12.5)
+    assert found.outside == pytest.approx(1 / 3) and found.outside_area == pytest.approx(0.2)
+    assert found.warnings == (Misplaced.OUTSIDE,)
+
+
 def test_weight_on_marks_is_told() -> None:
     marks = spot(5, 5) > 0
     assert Misplaced.MARKS in judge_focus(spot(5, 5), half(), marks, 1).warnings
