@@ -27,6 +27,9 @@ MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 512 * 2**20
 """More than twice `MAX_PIXELS` of 16 bits."""
 
+COLOUR_SIDE_PX = 64
+"""Pixels of the shorter side, at least, that colour is measured on."""
+
 Format = Literal["dicom", "jpeg", "png"]
 
 
@@ -58,12 +61,14 @@ class ImageInfo:
         bits: bits that carry the grey value: Bits Stored of DICOM, 8 or 16 otherwise.
         modality: DICOM Modality, e.g. `DX`, `CR`, `CT`.
         view: DICOM View Position, e.g. `PA`, `AP`, `LL`.
+        body_part: DICOM Body Part Examined, e.g. `CHEST`.
         sex: DICOM Patient's Sex where it is M or F.
         age_years: DICOM Patient's Age.
         manufacturer: DICOM Manufacturer and Manufacturer's Model Name.
         photometric: DICOM Photometric Interpretation.
         window: the window that was applied, if one was.
         inverted: whether the stored values were shown white to black and have been turned round.
+        colour: of JPEG and PNG: mean distance of the largest to the smallest of red, green and blue, in [0, 1]; 0 is grey.
     """
 
     format: Format
@@ -72,12 +77,14 @@ class ImageInfo:
     bits: int
     modality: str | None = None
     view: str | None = None
+    body_part: str | None = None
     sex: Literal["M", "F"] | None = None
     age_years: float | None = None
     manufacturer: str | None = None
     photometric: str | None = None
     window: Window | None = None
     inverted: bool = False
+    colour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,12 +206,21 @@ def _decode_raster(data: bytes, kind: Literal["jpeg", "png"]) -> Image:
     with PIL.Image.open(BytesIO(data), formats=[kind]) as image:
         check_size(image.height, image.width)
         image.load()
+        colour = _measure_colour(image)
         grey, levels = _to_grey(ImageOps.exif_transpose(image))
     pixels = np.asarray(grey, np.float32) / np.float32(levels)
     if pixels.min() == pixels.max():
         raise ImageError(SkipReason.CONSTANT)
-    info = ImageInfo(format=kind, height_px=pixels.shape[0], width_px=pixels.shape[1], bits=levels.bit_length())
+    bits = levels.bit_length()
+    info = ImageInfo(format=kind, height_px=pixels.shape[0], width_px=pixels.shape[1], bits=bits, colour=colour)
     return Image(pixels, info)
+
+
+def _measure_colour(image: PIL.Image.Image) -> float:
+    if image.mode in ("L", "LA") or image.mode.startswith("I"):
+        return 0.0
+    small = image.convert("RGB").reduce(max(1, min(image.size) // COLOUR_SIDE_PX))
+    return float(np.ptp(np.asarray(small, np.float32), axis=2).mean() / 255)
 
 
 def _to_grey(image: PIL.Image.Image) -> tuple[PIL.Image.Image, int]:

@@ -80,7 +80,7 @@ def parse_public_key(content: bytes, source: str) -> ec.EllipticCurvePublicKey:
     expected = f"{source}: expected a P-384 key in OpenSSH's format (a line that starts with ecdsa-sha2-nistp384)"
     try:
         key = serialization.load_ssh_public_key(content)
-    except (ValueError, UnsupportedAlgorithm):
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last: a point in compressed form
         raise ConfigError(f"{expected}, got something else") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
         raise ConfigError(f"{expected}, got a key of another kind")

@@ -70,6 +70,8 @@ class Coordinator:
     post: Post = field(init=False)
     secure: SecureRounds | None = field(init=False, default=None)
     """Set where the experiment asks for secure aggregation."""
+    validation: Statistics | None = field(init=False, default=None)
+    """The hospitals' pooled validation statistics of the last round."""
     key_roster: InitVar[KeyRoster | None] = None
 
     def __post_init__(self, key_roster: KeyRoster | None) -> None:
@@ -115,6 +117,7 @@ class Coordinator:
         seconds["aggregate"] = clock.lap()
         judges = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
         judged = self._evaluate(judges, number)
+        self.validation = judged.pooled
         threshold, line = self._validation(judged.pooled)
         seconds["evaluate"] = clock.lap()
         line.update(self._central(number, threshold))

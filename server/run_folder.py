@@ -4,6 +4,7 @@ config.yaml        the resolved experiment
 environment.json   versions, machine, git state
 history.jsonl      one line a round
 checkpoints/       last.pt and best.pt
+validation.json    the hospitals' pooled validation statistics of best.pt, on which an export calibrates
 predictions/       the final model on each central set: test.csv, external.csv
 summary.json       status and results, for scripts
 report.html        the same for people
@@ -28,8 +29,9 @@ import yaml
 from common.config import ExperimentConfig
 from common.config_reader import build_config, read_yaml
 from common.data.atomic import atomic_write
-from common.errors import CheckpointError
+from common.errors import CheckpointError, MessageError
 from common.evaluation.metrics import without_nan
+from common.evaluation.statistics import MAX_IMAGES, Statistics
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "pydicom", "opacus", "pydantic", "ray")
 
@@ -63,6 +65,10 @@ class RunFolder:
     @property
     def best_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def validation(self) -> Path:
+        return self.path / "validation.json"
 
     def predictions(self, name: str) -> Path:
         return self.path / "predictions" / f"{name}.csv"
@@ -107,6 +113,23 @@ class RunFolder:
         """Removes what was written after `round_number`, which a resumed run will write again."""
         lines = [line for line in self.read_history() if line["round"] <= round_number]
         write_text(self.history, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def write_validation(self, round_number: int, statistics: Statistics) -> None:
+        write_text(self.validation, json.dumps({"round": round_number, "statistics": statistics.to_numbers()}) + "\n")
+
+    def read_validation(self, classes: int) -> tuple[int, Statistics] | None:
+        """The round and its pooled statistics; None where the run kept none, as those before version 0.3.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        try:
+            content = json.loads(self.validation.read_text(encoding="utf-8"))
+            return int(content["round"]), Statistics.from_numbers(content["statistics"], classes, MAX_IMAGES)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, MessageError) as error:
+            raise CheckpointError(f"{self.validation} is damaged ({type(error).__name__}); restore it from a backup") from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_text(self.summary, json.dumps(without_nan(dict(summary)), indent=2, allow_nan=False) + "\n")

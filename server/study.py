@@ -52,6 +52,7 @@ def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCon
             chronicle.begins(experiment, grid.run.fab_hash, checkpoint.round if checkpoint else None)
             coordinator = _build_coordinator(grid, experiment, settings, chronicle, checkpoint)
             summary["data"] = coordinator.judge.data_reports()
+            summary["app_bundle"] = grid.run.fab_hash
             coordinator.assemble()
             _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
             summary.update(_final_results(coordinator, folder), status=SUCCEEDED)
@@ -112,6 +113,8 @@ def _remember(coordinator: Coordinator, folder: RunFolder, line: dict[str, Any])
     folder.append_history(line)
     if best_round(folder.read_history()) == line["round"]:
         write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
+        if coordinator.validation is not None:
+            folder.write_validation(line["round"], coordinator.validation)
     write_checkpoint(folder.last_checkpoint, checkpoint, coordinator.network)
 
 

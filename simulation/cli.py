@@ -17,6 +17,7 @@ from common.audit_cli import app as audit_app
 from common.config import ModelName, StrategyName
 from common.errors import ConfigError, PneumofedError
 from server.cli import app as server_app
+from server.export.cli import export
 from server.provisioning.cli import provision
 from simulation.attack_cli import attack
 from simulation.options import EngineName, PartitionKind, PhantomFormat, PretrainSource, default_run_dir
@@ -26,6 +27,7 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 app.command(rich_help_panel="Federation")(provision)
+app.command(rich_help_panel="Study")(export)
 app.add_typer(server_app, name="server", rich_help_panel="Federation")
 app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)

@@ -148,6 +148,7 @@ def _describe(dataset: Dataset, layout: PixelLayout, window: Window | None, inve
         bits=layout.bits_stored,
         modality=code_of(dataset, "Modality") or None,
         view=code_of(dataset, "ViewPosition") or None,
+        body_part=code_of(dataset, "BodyPartExamined") or None,
         sex=sexes.get(code_of(dataset, "PatientSex")),
         age_years=age_years_of(dataset),
         manufacturer=" ".join(filter(None, maker)) or None,

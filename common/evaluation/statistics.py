@@ -137,8 +137,8 @@ class Statistics:
         return statistics
 
     @classmethod
-    def from_numbers(cls, numbers: Mapping[str, object], classes: int) -> Statistics:
-        """The statistics of `classes` classes that `to_numbers` wrote.
+    def from_numbers(cls, numbers: Mapping[str, object], classes: int, most_images: int = MAX_SITE_IMAGES) -> Statistics:
+        """The statistics of `classes` classes that `to_numbers` wrote, of at most `most_images` images.
 
         Raises:
             MessageError: a number is missing, of a wrong type or range, or the counts contradict each other.
@@ -148,7 +148,7 @@ class Statistics:
         if numbers["classes"] != classes or numbers["bins"] != len(FEDERATED_GRID):
             raise _wrong(f"{classes} classes on {len(FEDERATED_GRID)} bins", "others")
         flat = _unpack(numbers, flat_length(classes))
-        return cls.from_flat(flat, classes, MAX_SITE_IMAGES)
+        return cls.from_flat(flat, classes, most_images)
 
 
 def flat_length(classes: int) -> int:

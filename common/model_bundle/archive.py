@@ -41,7 +41,7 @@ def unpack(archive: Path, folder: Path) -> Path:
         BundleError: the archive is damaged, is no zip or tar, or holds anything else.
     """
     try:
-        if zipfile.is_zipfile(archive):
+        if _begins(archive, b"PK"):  # not is_zipfile, which would find the weights' own zip at the end of a .tar
             with zipfile.ZipFile(archive) as zip_file:
                 _take(_zip_entries(zip_file), folder)
         else:
@@ -51,6 +51,11 @@ def unpack(archive: Path, folder: Path) -> Path:
         raise BundleError(f"{archive} is damaged or is no .zip or .tar ({type(error).__name__}); get it again") from None
     inside = list(folder.iterdir())
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def _begins(archive: Path, magic: bytes) -> bool:
+    with archive.open("rb") as file:
+        return file.read(len(magic)) == magic
 
 
 def _zip_entries(archive: zipfile.ZipFile) -> Iterator[tuple[str, IO[bytes]]]:
@@ -75,9 +80,8 @@ def _tar_entries(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
 
 
 def _take(entries: Iterator[tuple[str, IO[bytes]]], folder: Path) -> None:
-    room, count = MAX_BYTES, 0
-    for name, content in entries:
-        count += 1
+    room = MAX_BYTES
+    for count, (name, content) in enumerate(entries, start=1):
         if count > MAX_FILES:
             raise BundleError(f"the archive holds more than {MAX_FILES} files, more than any model bundle")
         target = folder / _plain(name)

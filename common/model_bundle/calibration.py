@@ -3,6 +3,9 @@
 With intercept 0 this is temperature scaling (Guo et al. 2017, section 4.2) with temperature 1 / slope; with one it is Platt's scaling
 of s (Platt 1999, section 2), which also mends a wrong prevalence. Either is monotone: no ranking and no decision changes. Both need
 of the images only how many of each class have which score, which is what the hospitals' statistics hold.
+
+The bias is fitted to the hospitals that took part, with their prevalence; elsewhere it can do harm, while a temperature alone cannot turn a
+verdict of one half. Hence probabilities are those of the temperature, and their interval spans both.
 """
 
 from __future__ import annotations
@@ -28,14 +31,30 @@ LEAST_OF_EACH_CLASS = 10
 """Fewer validation images of a class cannot fit even one number."""
 
 
+class Line(Section):
+    """One fit: logit p = slope * s + intercept, with the covariance of the two."""
+
+    slope: Positive
+    intercept: float = 0.0
+    covariance: tuple[float, float, float]
+    """Variance of the slope, covariance, variance of the intercept; already times the design effect."""
+
+    def band(self, scores: Reals) -> tuple[Reals, Reals]:
+        """(low, high) of the logit of p with 95 % confidence, by the delta method."""
+        slope, both, intercept = self.covariance
+        half = Z_95 * np.sqrt(np.maximum(slope * scores**2 + 2 * both * scores + intercept, 0.0))
+        middle = self.slope * scores + self.intercept
+        return middle - half, middle + half
+
+
 class Calibration(Section):
     """The fitted line, what it was fitted on, and how well that determines it."""
 
     method: Method = "none"
     slope: Positive = 1.0
     intercept: float = 0.0
-    covariance: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Variance of the slope, covariance, variance of the intercept; already times `design_effect`."""
+    lines: tuple[Line, ...] = ()
+    """The fits that the interval spans: this one, and for a temperature alone also the one with a bias."""
     design_effect: Annotated[float, Field(ge=1.0)] = 1.0
     """How many images count as one, since images of one patient are alike."""
     fitted_on: str = ""
@@ -59,17 +78,16 @@ class Calibration(Section):
     def interval(self, scores: npt.ArrayLike) -> tuple[Reals, Reals]:
         """(low, high): where the calibrated probability of `scores` lies with 95 % confidence.
 
-        The delta method on the logit: guaranteed in large samples for patients like those that the calibration was fitted on, if the
-        line is the right shape. It tells how well those images determine the probability; it says nothing of other
-        populations. Uncalibrated it is (0, 1): nothing is known.
+        The lowest and the highest end of the 95 % bands of `lines`. Guaranteed in large samples for patients like those that the
+        calibration was fitted on, if a line with a bias is the right shape. It tells how well those images determine the
+        probability; it says nothing of other populations. Uncalibrated it is (0, 1): nothing is known.
         """
         s = np.asarray(scores, np.float64)
-        if self.method == "none":
+        if not self.lines:
             return np.zeros_like(s), np.ones_like(s)
-        slope, both, intercept = self.covariance
-        half = Z_95 * np.sqrt(np.maximum(slope * s**2 + 2 * both * s + intercept, 0.0))
-        middle = self.slope * s + self.intercept
-        return np.asarray(expit(middle - half)), np.asarray(expit(middle + half))
+        bands = [line.band(s) for line in self.lines]
+        low, high = np.min([low for low, _ in bands], axis=0), np.max([high for _, high in bands], axis=0)
+        return np.asarray(expit(low)), np.asarray(expit(high))
 
     def class_probabilities(self, logits: npt.ArrayLike) -> Reals:
         """float64 [N, C] of logits [N, C]: class 0 is 1 - P(pneumonia), the others share P(pneumonia) as the network does."""
@@ -108,28 +126,38 @@ def fit_calibration(
     if method == "none" or min(n_positive, n - n_positive) < LEAST_OF_EACH_CLASS:
         return Calibration(fitted_on=f"not fitted: too few of a class among {fitted_on}" if method != "none" else "not fitted")
 
-    def loss(parameters: Reals) -> tuple[float, Reals]:
-        """Negative log-likelihood and its gradient; the slope is exp(parameters[0]), so that it stays positive."""
-        z = math.exp(parameters[0]) * scores + (parameters[1] if len(parameters) > 1 else 0.0)
-        value = (positives * np.logaddexp(0.0, -z) + negatives * np.logaddexp(0.0, z)).sum()
-        residual = (positives + negatives) * expit(z) - positives
-        gradient = np.array([(residual * scores).sum() * math.exp(parameters[0]), residual.sum()])
-        return float(value) / n, gradient[: len(parameters)] / n
-
-    start = np.zeros(2 if method == "temperature_and_bias" else 1)
-    limits = [tuple(math.log(limit) for limit in SLOPE_LIMITS), (-20.0, 20.0)][: len(start)]
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=limits, options={"ftol": 1e-14, "gtol": 1e-10}).x
-    slope, intercept = math.exp(found[0]), float(found[1]) if len(found) > 1 else 0.0
+    methods: tuple[Method, ...] = ("temperature", "temperature_and_bias") if method == "temperature" else (method,)
+    lines = tuple(
+        _fit_line(scores, negatives, positives, with_bias=one != "temperature", effect=design_effect) for one in methods
+    )
     return Calibration(
         method=method,
-        slope=slope,
-        intercept=intercept,
-        covariance=_covariance(scores, negatives + positives, slope, intercept, len(start), design_effect),
+        slope=lines[0].slope,
+        intercept=lines[0].intercept,
+        lines=lines,
         design_effect=design_effect,
         fitted_on=fitted_on,
         images=n,
         positives=n_positive,
     )
+
+
+def _fit_line(scores: Reals, negatives: Reals, positives: Reals, *, with_bias: bool, effect: float) -> Line:
+    counts = negatives + positives
+
+    def loss(parameters: Reals) -> tuple[float, Reals]:
+        """Negative log-likelihood and its gradient; the slope is exp(parameters[0]), so that it stays positive."""
+        z = math.exp(parameters[0]) * scores + (parameters[1] if with_bias else 0.0)
+        value = (positives * np.logaddexp(0.0, -z) + negatives * np.logaddexp(0.0, z)).sum()
+        residual = counts * expit(z) - positives
+        gradient = np.array([(residual * scores).sum() * math.exp(parameters[0]), residual.sum()])
+        return float(value) / counts.sum(), gradient[: len(parameters)] / counts.sum()
+
+    size = 2 if with_bias else 1
+    limits = [tuple(math.log(limit) for limit in SLOPE_LIMITS), (-20.0, 20.0)][:size]
+    found = minimize(loss, np.zeros(size), jac=True, method="L-BFGS-B", bounds=limits, options={"ftol": 1e-14, "gtol": 1e-10}).x
+    slope, intercept = math.exp(found[0]), float(found[1]) if with_bias else 0.0
+    return Line(slope=slope, intercept=intercept, covariance=_covariance(scores, counts, slope, intercept, size, effect))
 
 
 def _covariance(

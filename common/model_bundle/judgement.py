@@ -14,11 +14,35 @@ Verdict = Literal["pneumonia", "normal", "cannot judge"]
 
 
 class Reason(StrEnum):
-    """Why an image is not judged. The value is a fixed word: pages translate it, scripts compare it."""
+    """Why an image is not judged. The value is a fixed word: pages translate it, scripts compare it; `sentence` is plain English."""
 
     NOT_A_RADIOGRAPH = "not_a_radiograph"
+    NOT_THE_CHEST = "not_the_chest"
     NOT_FRONTAL = "not_frontal"
+    COLOUR = "colour"
+    SHAPE = "shape"
+    INVERTED = "inverted"
+    TURNED = "turned"
     UNLIKE_REFERENCE = "unlike_reference"
+    FAR_FROM_REFERENCE = "far_from_reference"
+
+    @property
+    def sentence(self) -> str:
+        """The reason in plain English, for tables, reports and pages without a translation."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Reason.NOT_A_RADIOGRAPH: "the file says that this is no radiograph (DICOM Modality)",
+    Reason.NOT_THE_CHEST: "the file says that this is not the chest (DICOM Body Part Examined)",
+    Reason.NOT_FRONTAL: "the file says that this is no frontal view (DICOM View Position)",
+    Reason.COLOUR: "a picture in colour",
+    Reason.SHAPE: "too long and narrow for a radiograph of the chest",
+    Reason.INVERTED: "black and white seem to be exchanged",
+    Reason.TURNED: "the image seems to lie on its side or upside down",
+    Reason.UNLIKE_REFERENCE: "grey values or layout are unlike those of frontal chest radiographs",
+    Reason.FAR_FROM_REFERENCE: "far from all images that the model was checked on",
+}
 
 
 @dataclass(frozen=True, eq=False)

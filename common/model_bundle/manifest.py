@@ -99,6 +99,8 @@ class Measured(Section):
 class Quantization(Section):
     """What int8 costs against float32 on the same images."""
 
+    name: str
+    """The set, as in `Measured`."""
     images: Count
     calibration_images: Count
     auroc_float32: Estimate
@@ -109,14 +111,26 @@ class Quantization(Section):
     changed_decisions: Annotated[int, Field(ge=0)]
 
 
-class PrivacySpent(Section):
-    """Differential privacy of the training, if any."""
+class GraphCheck(Section):
+    """How far the ONNX graph is from PyTorch on real images."""
 
-    mechanism: str
-    unit: str | None = None
-    target_epsilon: float | None = None
-    """Of each site over the planned rounds; a site's own ledger knows what it really spent."""
+    images: Count
+    logits: NonNegative
+    """Largest absolute difference of a logit."""
+    probability: NonNegative
+    """Largest absolute difference of P(pneumonia)."""
+    features: NonNegative
+    """Largest difference of a feature or activation, over the largest one of the images."""
+
+
+class PrivacySpent(Section):
+    """Privacy of the training in sentences, and the largest epsilon that a hospital told."""
+
+    mechanism: Literal["none", "dp_sgd"]
+    largest_epsilon: float | None = None
     secure_aggregation: bool = False
+    protected: tuple[str, ...] = ()
+    unprotected: tuple[str, ...] = ()
 
 
 class Provenance(Section):
@@ -138,18 +152,20 @@ class CardFacts(Section):
     """The model card's numbers, for pages that show them; `card.md` says the same to people."""
 
     sites: Annotated[int, Field(ge=0)]
-    training_images: Annotated[int, Field(ge=0)]
-    training_patients: Annotated[int, Field(ge=0)]
-    training_classes: dict[str, int] = {}
+    training_images: Annotated[int, Field(ge=0)] | None = None
+    """None where the hospitals added up under masks and told no counts."""
+    training_patients: Annotated[int, Field(ge=0)] | None = None
+    """Of training and validation together, as the hospitals count them."""
+    training_classes: dict[str, int] = Field(default_factory=dict)
     phantom: bool = False
     """Trained on drawn images: the numbers say nothing about patients."""
+    virtual: bool = False
+    """The hospitals were simulated on one machine."""
     measured: tuple[Measured, ...] = ()
     uncalibrated: tuple[Measured, ...] = ()
     """The same sets before calibration."""
-    quantization: Quantization | None = None
-    onnx_max_difference: float | None = None
-    """Largest |ONNX - PyTorch| over all outputs of the graph on `onnx_images` images."""
-    onnx_images: int | None = None
+    quantization: tuple[Quantization, ...] = ()
+    onnx: GraphCheck | None = None
     privacy: PrivacySpent | None = None
     provenance: Provenance | None = None
 
@@ -171,4 +187,4 @@ class BundleManifest(Section):
     """How images are recognised that the model must not judge; None: every image is judged."""
     reference: ReferenceSet | None = None
     card: CardFacts
-    files: dict[FileName, Sha256] = {}
+    files: dict[FileName, Sha256] = Field(default_factory=dict)

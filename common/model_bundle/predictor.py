@@ -89,8 +89,6 @@ class Predictor:
         ]
 
     def _check(self, inputs: suitability.Inputs) -> list[suitability.Finding]:
-        if self.manifest.suitability is None:
-            return [suitability.Finding((), {})] * len(inputs.images)
         return suitability.check(self.manifest.suitability, inputs)
 
     def _decide(self, probability: float, finding: suitability.Finding) -> Verdict:

@@ -1,0 +1,84 @@
+"""`pneumofed export`. Nothing heavy is imported before the command runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from common.model_bundle.manifest import BundleManifest
+
+console = Console(highlight=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+CalibrationName = Literal["none", "temperature", "temperature_and_bias"]
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder of a run that succeeded.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle; the archive lies beside it.  [default: RUN/bundle]")
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key that signs (P-384, OpenSSH).  [default: keys/release/node of the coordinator, made if missing]"
+        ),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of radiographs or manifest, in the place of the run's test set as the reference; may repeat."),
+    ] = None,
+    calibration: Annotated[CalibrationName, typer.Option(help="Fitted on the hospitals' validation statistics.")] = "temperature",
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Make the model bundle of a run: weights, ONNX, int8, calibration, card and reference, signed, as a folder and an archive."""
+    from common.keys import fingerprint, read_private_key
+    from server.export.export import ExportPlan, export_run
+
+    key_file = key or _release_key(run)
+    signing = read_private_key(key_file)
+    plan = ExportPlan(run, out or run / "bundle", signing, tuple(reference or ()), calibration)
+    manifest = export_run(plan, lambda text: None if json_ else console.print(text, markup=False))
+    told = {
+        "bundle": str(plan.out),
+        "archive": str(plan.archive),
+        "signed_by": fingerprint(signing.public_key()),
+        "public_key": str(key_file.with_name(f"{key_file.name}.pub")),
+        "temperature": manifest.calibration.temperature,
+        "intercept": manifest.calibration.intercept,
+        "threshold": manifest.threshold.value,
+        "int8": bool(manifest.card.quantization),
+    }
+    if json_:
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        _tell(told, manifest)
+
+
+def _release_key(run: Path) -> Path:
+    """The coordinator's key for releases, made on first use: in its `keys/`, or of a run without a coordinator folder in the run."""
+    from common.keys import write_node_key
+
+    place = run.resolve().parent.parent / "keys"
+    folder = (place if (place.parent / "coordinator.yaml").is_file() and place.is_dir() else run / "keys") / "release"
+    if not (folder / "node").exists():
+        public = write_node_key(folder, "pneumofed-release")
+        notes.print(f"a new key for releases was made; give {public} to the hospitals, once", markup=False)
+    return folder / "node"
+
+
+def _tell(told: dict[str, Any], manifest: BundleManifest) -> None:
+    fit = manifest.calibration
+    if fit.method == "none":
+        console.print(f"probabilities are not calibrated: {fit.fitted_on}", style="yellow", markup=False)
+    else:
+        console.print(f"temperature {fit.temperature:.3f}, bias {fit.intercept:+.3f}, fitted on {fit.fitted_on}", markup=False)
+    if manifest.card.phantom:
+        console.print("trained on drawn images: the bundle says nothing about patients", style="yellow")
+    console.print(f"bundle: {told['bundle']} and {told['archive']}", markup=False)
+    console.print(f"signed by {told['signed_by']}; read this to the hospitals on the telephone", markup=False)

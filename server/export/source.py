@@ -1,0 +1,128 @@
+"""What an export takes from a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from common.config import CoordinatorConfig, ExperimentConfig
+from common.config_reader import build_config, read_yaml
+from common.data.manifest import CLASSES
+from common.errors import BundleError, ConfigError
+from common.evaluation.statistics import Statistics
+from common.model_bundle.manifest import CardFacts, PrivacySpent, Provenance
+from server.checkpoints import Checkpoint, read_checkpoint
+from server.report_privacy import describe_privacy
+from server.report_run import Run, read_run
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A finished run.
+
+    Attributes:
+        run: its folder as the report reads it.
+        experiment: its settings.
+        checkpoint: the model that was kept.
+        validation: the hospitals' pooled validation statistics of that model; None where the run kept none.
+        coordinator: where the central sets lie; None where the run does not say.
+    """
+
+    run: Run
+    experiment: ExperimentConfig
+    checkpoint: Checkpoint
+    validation: Statistics | None
+    coordinator: CoordinatorConfig | None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return CLASSES[self.experiment.task]
+
+    @property
+    def threshold(self) -> float:
+        """On the network's own probability."""
+        return float(self.run.threshold["value"])
+
+    @property
+    def images_per_patient(self) -> float:
+        """Over all hospitals; 1 where they told no counts."""
+        reports = self.run.site_reports().values()
+        images, patients = (sum(report.get(key, 0) for report in reports) for key in ("used", "patients"))
+        return images / patients if patients else 1.0
+
+
+def read_source(path: Path) -> Source:
+    """The finished run in `path`.
+
+    Raises:
+        ConfigError: `path` is no run folder.
+        BundleError: the run did not succeed, so that there is no judged model to give to hospitals.
+        CheckpointError: its model cannot be read.
+    """
+    if not (path / "config.yaml").exists():
+        raise ConfigError(f"{path} is no run folder: it holds no config.yaml")
+    run = read_run(path)
+    if run.status != "succeeded" or run.experiment is None or "value" not in run.threshold:
+        raise BundleError(f"{path} is no run that succeeded (it is {run.status}): only a finished and judged model is exported")
+    checkpoint = read_checkpoint(run.folder.best_checkpoint)
+    kept = run.folder.read_validation(len(CLASSES[run.experiment.task]))
+    validation = kept[1] if kept and kept[0] == checkpoint.round else None
+    return Source(run, run.experiment, checkpoint, validation, _coordinator(path))
+
+
+def describe_source(source: Source) -> CardFacts:
+    """The facts of the card that the run folder alone tells."""
+    reports = source.run.site_reports()
+    told = [report for report in reports.values() if "used" in report]
+    classes = {name: sum(report.get("classes", {}).get(name, 0) for report in told) for name in source.classes}
+    return CardFacts(
+        sites=len(reports),
+        training_images=sum(report.get("train", report["used"]) for report in told) if told else None,
+        training_patients=sum(report.get("patients", 0) for report in told) if told else None,
+        training_classes=classes if told else {},
+        phantom=bool(source.run.summary.get("phantom")),
+        virtual=source.run.virtual,
+        privacy=_privacy(source),
+        provenance=_provenance(source),
+    )
+
+
+def _coordinator(path: Path) -> CoordinatorConfig | None:
+    """Of a federation it lies in the run folder, of a simulation in `coordinator/`."""
+    for file in (path / "coordinator.yaml", path / "coordinator" / "coordinator.yaml"):
+        if file.is_file():
+            return build_config(CoordinatorConfig, read_yaml(file), str(file))
+    return None
+
+
+def _privacy(source: Source) -> PrivacySpent | None:
+    told = describe_privacy(source.run)
+    if told is None:
+        return None
+    return PrivacySpent(
+        mechanism=source.experiment.privacy.mechanism,
+        largest_epsilon=max(told.spent.values()) if told.spent else None,
+        secure_aggregation=source.experiment.secure_aggregation.enabled,
+        protected=tuple(told.protected),
+        unprotected=tuple(told.unprotected),
+    )
+
+
+def _provenance(source: Source) -> Provenance:
+    git = source.run.environment.get("git") or {}
+    return Provenance(
+        pneumofed=version("pneumofed"),
+        run=source.checkpoint.run,
+        round=source.checkpoint.round,
+        checkpoint=_sha256(source.run.folder.best_checkpoint),
+        config=_sha256(source.run.folder.config),
+        git_commit=git.get("commit"),
+        git_dirty=git.get("dirty"),
+        app_bundle=source.run.summary.get("app_bundle") or None,
+    )
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,159 @@
+"""An export gives a bundle that judges as the run's model did, and says so; what is not good is not exported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from torch import nn
+from typer.testing import CliRunner
+
+from common.errors import BundleError, ConfigError
+from common.evaluation.predictions import Predictions
+from common.keys import fingerprint
+from common.model_bundle.bundle import Bundle, open_bundle
+from common.model_bundle.calibration import pneumonia_score
+from common.model_bundle.predictor import Predictor
+from server.export import export as module
+from server.export.export import ExportPlan, export_run
+from server.run_folder import RunFolder
+from simulation.cli import app
+from tests.model_bundles import signing_key, small_graph
+from tests.server.export.finished_run import write_finished_run
+
+
+def export_by_hand(network: nn.Module, _: int, __: int, path: Path) -> None:
+    """In the place of torch's exporter, which takes many seconds; `test_graph` tests that one."""
+    path.write_bytes(small_graph(network))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return write_finished_run(tmp_path_factory.mktemp("study") / "run")
+
+
+@pytest.fixture(scope="module")
+def bundle(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    out = tmp_path_factory.mktemp("out") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "export_onnx", export_by_hand)
+        export_run(ExportPlan(run.path, out, signing_key()))
+    return open_bundle(out, [signing_key().public_key()])
+
+
+def test_the_bundle_decides_as_the_run_did(run: RunFolder, bundle: Bundle) -> None:
+    predictions = Predictions.read_csv(run.predictions("test"))
+    threshold = run.read_summary()["threshold"]["value"]
+    scores = pneumonia_score(Predictor(bundle, threads=1).run(_central_squares(run))["logits"])
+    np.testing.assert_allclose(1 / (1 + np.exp(-scores)), predictions.scores, atol=1e-5)
+    calibrated = bundle.manifest.calibration.probability(scores)
+    clear = np.abs(predictions.scores - threshold) > 1e-4
+    assert np.array_equal((calibrated >= bundle.manifest.threshold.value)[clear], (predictions.scores >= threshold)[clear])
+
+
+def test_folder_and_archive_are_one_bundle_and_no_picture_of_a_patient_is_in_it(bundle: Bundle) -> None:
+    assert open_bundle(bundle.folder.with_name("bundle.zip"), [signing_key().public_key()]).digest == bundle.digest
+    for name in bundle.manifest.files:
+        content = bundle.read(name)
+        assert b"patient-1" not in content and b"central" not in content, name
+    assert set(bundle.manifest.files) >= {
+        "weights.pt",
+        "model.onnx",
+        "model_int8.onnx",
+        "reference.npz",
+        "card.md",
+        "metadata.json",
+    }
+
+
+def test_the_calibration_is_that_of_the_validation_statistics(run: RunFolder, bundle: Bundle) -> None:
+    fit = bundle.manifest.calibration
+    kept = run.read_validation(2)
+    assert kept is not None and fit.method == "temperature"
+    assert (fit.images, fit.positives) == (kept[1].n, kept[1].n_positive)
+    assert fit.design_effect == 2.0  # 80 images of 40 patients
+    before, after = (
+        next(one.metrics["log_loss"].value for one in found if one.name == "validation")
+        for found in (bundle.manifest.card.uncalibrated, bundle.manifest.card.measured)
+    )
+    assert before is not None and after is not None and after <= before + 1e-9
+
+
+def test_the_card_says_what_was_measured_on_whom(bundle: Bundle) -> None:
+    card = bundle.read("card.md").decode()
+    names = [one.name for one in bundle.manifest.card.measured]
+    assert names == ["validation", "test", "test, sex F", "test, sex M"]
+    for words in ("phantoms", "64 training radiographs of 2 hospital(s)", "## Privacy", "a" * 64, "c" * 40, "By group"):
+        assert words in card, words
+    test = bundle.manifest.card.measured[1].metrics["auroc"]
+    assert test.value is not None and test.low is not None and test.low <= test.value
+    assert f"{test.value:.3f}" in card
+
+
+def test_reference_statistics_fit_the_graph(bundle: Bundle) -> None:
+    reference = bundle.load_reference()
+    assert reference.features.shape == (60, 128) and reference.pixel_statistics.shape == (60, 16)
+    assert bundle.manifest.reference is not None and bundle.manifest.reference.sets == ("test",)
+    assert np.all((reference.probabilities > 0) & (reference.probabilities < 1))
+
+
+def test_triton_serves_the_graph_under_its_own_names(bundle: Bundle) -> None:
+    config = (bundle.folder / "triton/pneumofed/config.pbtxt").read_text()
+    graph = onnx.load(bundle.folder / "triton/pneumofed/1/model.onnx").graph
+    for tensor in (*graph.input, *graph.output):
+        sizes = ", ".join(str(size.dim_value) for size in tensor.type.tensor_type.shape.dim[1:])
+        assert f'name: "{tensor.name}" data_type: TYPE_FP32 dims: [ {sizes} ]' in config
+    assert (bundle.folder / "triton/pneumofed/1/model.onnx").read_bytes() == bundle.read("model.onnx")
+
+
+def test_another_network_than_the_runs_is_not_exported(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def export_wrongly(network: nn.Module, _: int, __: int, path: Path) -> None:
+        weight = network.get_submodule("head").bias
+        weight.data[0] += 1e-3
+        path.write_bytes(small_graph(network))
+        weight.data[0] -= 1e-3
+
+    monkeypatch.setattr(module, "export_onnx", export_wrongly)
+    with pytest.raises(BundleError, match="differs from PyTorch"):
+        export_run(ExportPlan(run.path, tmp_path / "bundle", signing_key()))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_run_and_an_existing_bundle_are_refused(run: RunFolder, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="never overwritten"):
+        export_run(ExportPlan(run.path, bundle.folder, signing_key()))
+    with pytest.raises(ConfigError, match="no run folder"):
+        export_run(ExportPlan(tmp_path, tmp_path / "bundle", signing_key()))
+    unfinished = RunFolder(tmp_path / "run")
+    unfinished.prepare()
+    unfinished.write_config(run.read_config())
+    unfinished.write_summary({"status": "failed"})
+    with pytest.raises(BundleError, match="it is failed"):
+        export_run(ExportPlan(unfinished.path, tmp_path / "bundle", signing_key()))
+
+
+def test_the_command_makes_a_key_tells_its_fingerprint_and_takes_other_references(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "export_onnx", export_by_hand)
+    (run.path.parent / "central" / "notes.txt").write_text("no image")
+    arguments = ["export", str(run.path), "--out", str(tmp_path / "b"), "--reference", str(run.path.parent / "central"), "--json"]
+    done = CliRunner().invoke(app, [*arguments, "--calibration", "none"], catch_exceptions=False)
+    told = json.loads(done.stdout)
+    found = open_bundle(Path(told["archive"]), None)
+    assert told["signed_by"] == found.signer
+    assert found.manifest.calibration.method == "none" and found.manifest.reference is not None
+    assert found.manifest.reference.sets == ("reference",) and found.manifest.reference.images == 60
+    assert "not calibrated" in found.read("card.md").decode()
+    assert fingerprint(signing_key().public_key()) != found.signer
+
+
+def _central_squares(run: RunFolder) -> np.ndarray:
+    from server.export.pictures import load_central
+    from server.export.source import read_source
+
+    (part,) = load_central(read_source(run.path))
+    return part.inputs(np.arange(len(part)))

@@ -1,0 +1,62 @@
+"""The exported graph: the same numbers as PyTorch, for every network of the registry, in float32 and int8."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import ModelConfig, ModelName, TaskName
+from common.model_bundle.predictor import open_session
+from common.models import build_model, classifier_of
+from server.export.graph import ExportedNetwork, export_onnx, quantize_onnx, run_torch
+
+NAMES = get_args(ModelName)
+
+
+def images(n: int, size_px: int) -> np.ndarray:
+    return np.random.default_rng(0).random((n, 1, size_px, size_px), np.float32)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_the_classifiers_input_and_the_mean_of_the_activations(name: ModelName) -> None:
+    network = build_model(ModelConfig(name=name), "three_class", seed=0)
+    exported = ExportedNetwork(network, 1).eval()
+    with torch.inference_mode():
+        logits, features, *maps = exported(torch.from_numpy(images(2, 32)))
+        torch.testing.assert_close(classifier_of(network)(features), logits)
+    if maps:
+        torch.testing.assert_close(maps[0].mean(dim=(2, 3)), features, atol=1e-5, rtol=1e-4)
+    assert len(exported.outputs) == 2 + len(maps)
+
+
+def test_the_activation_map_is_the_derivative_of_the_score() -> None:
+    network = build_model(ModelConfig(name="small_cnn"), "three_class", seed=1)
+    with torch.inference_mode():
+        _, features, activations, cam = ExportedNetwork(network, 1).eval()(torch.from_numpy(images(2, 64)))
+    features = features.clone().requires_grad_()
+    found = classifier_of(network)(features)
+    (torch.logsumexp(found[:, 1:], dim=1) - found[:, 0]).sum().backward()
+    assert features.grad is not None
+    torch.testing.assert_close((activations * features.grad[:, :, None, None]).sum(dim=1), cam, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("task", "in_channels", "norm"), [("binary", 1, "batch"), ("three_class", 3, "group")])
+def test_onnx_gives_what_pytorch_gives(name: ModelName, task: TaskName, in_channels: int, norm: str, tmp_path: Path) -> None:
+    cfg = ModelConfig(name=name, in_channels=in_channels, norm=norm, weight_standardization=norm == "group")  # type: ignore[arg-type]
+    network = build_model(cfg, task, seed=0).eval()
+    export_onnx(network, in_channels, 64, tmp_path / "model.onnx")
+    session = open_session((tmp_path / "model.onnx").read_bytes())
+    for n in (1, 5):
+        expected = run_torch(network, in_channels, images(n, 64))
+        for mine, yours in zip(session.run(None, {"image": images(n, 64)}), expected, strict=True):
+            np.testing.assert_allclose(mine, yours, atol=1e-4 * max(1.0, np.abs(yours).max()))
+    quantize_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx", iter([images(8, 64)]))
+    coarse = open_session((tmp_path / "int8.onnx").read_bytes())
+    assert [output.name for output in coarse.get_outputs()] == [output.name for output in session.get_outputs()]
+    assert all(np.isfinite(output).all() for output in coarse.run(None, {"image": images(3, 64)}))
