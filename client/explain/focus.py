@@ -12,8 +12,8 @@ from scipy.ndimage import distance_transform_edt
 from client.explain.lungs import LungField
 
 MOST_OUTSIDE, TIMES_CHANCE = 0.5, 1.5
-"""More than half: what the map mainly points at is no lung. Or half as much again as a map without any preference would have there, which is the
-stricter one for coarse maps: with the margin of a 4 x 4 map little of the picture is left outside. Both are ours."""
+"""More than half: what the map mainly points at is no lung. Or half as much again as a map without any preference would have there, which
+is the stricter one for coarse maps: with the margin of a 4 x 4 map little of the picture is left outside. Both are ours."""
 MOST_ON_MARKS = 0.2
 """A fifth: marks with their margin cover some hundredths of a picture, so this is several times what chance would put there. Twice the
 share of the area is asked for as well, for pictures full of writing."""
