@@ -40,7 +40,7 @@ _TYPICAL = np.array([0.0, 0.0, -0.70, 1.15, 0.72, 0.70, 0.12, 0.14, 0.05])
 _SPREAD = np.array([0.10, 0.06, 0.15, 0.20, 0.15, 0.12, 0.05, 0.10, 0.06])
 _HEIGHT_TO_WIDTH, _HEIGHT_SPREAD = 1.60, 0.18
 """Of a lung's height and half the thorax: an aspect that differs less between people than either. By eye on 24 public radiographs."""
-_BLACK, _NEITHER = 0.15, 0.45
+_BLACK, _NEITHER = 0.15, 0.25
 """Grey below which a pixel at the edge is no patient, and the rank that it gets instead."""
 _PRIOR = 0.007
 """Cost of a measure that is one spread off: a thirtieth of the contrast of a lung's border in a plain radiograph, so that it decides only
@@ -138,7 +138,7 @@ def _step(depth: np.ndarray) -> np.ndarray:
 def _ranks(grey: np.ndarray) -> np.ndarray:
     """Each pixel's place by grey among those of the body, from 0 to 1, float32 [pixels]: exposure and window fall out.
 
-    What is black and reaches the picture's edge is air beside the patient, collimation or padding. It is given a middle rank: as dark as
+    What is black and reaches the picture's edge is air beside the patient, collimation or padding. It is given a rank between: as dark as
     it is the chest wall would look like the far side of a lung, and as bright as tissue the skin would look like a lung's border.
     """
     body = ~_reaches_edge(grey < _BLACK).ravel()

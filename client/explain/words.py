@@ -71,6 +71,6 @@ def _about_deletion(attribution: Attribution, faith: Mapping[str, float]) -> lis
     if faith.get("empty", 0.0) >= 0.5:
         meaning = "; this map shows only what says more than that" if FACTS[attribution.method].empty else ""
         return [
-            f"The network gives even a blurred picture P = {faith['empty']:.2f}, so no deletion curve can be drawn here{meaning}."
+            f"The network gives even a blurred picture P = {faith['empty']:.2f} (not calibrated): no deletion curve can be drawn{meaning}."
         ]
     return []
