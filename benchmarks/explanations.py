@@ -47,7 +47,8 @@ from common.models import build_model
 from common.seeds import derive_seed, numpy_generator
 from server.checkpoints import read_checkpoint
 
-GRADIENTS, SURROGATES = ("integrated-gradients", "gradient-shap", "occlusion"), ("kernel-shap", "lime")
+GRADIENTS: tuple[Method, ...] = ("integrated-gradients", "gradient-shap", "occlusion")
+SURROGATES: tuple[Method, ...] = ("kernel-shap", "lime")
 REFERENCES = 20
 
 
@@ -147,9 +148,10 @@ def run(bench: Bench, counts: dict[Method, int], cascaded: int, out: Path) -> li
     with file.open("a") as lines:
         for number in range(max(counts.values())):
             wanted = [method for method, count in counts.items() if number < count and (number, method) not in done]
-            subject = bench.subject(number) if wanted else None
-            for method in wanted if subject else ():
-                stages = len(bench.relatives) if number < cascaded else 1
+            if not wanted:
+                continue
+            subject, stages = bench.subject(number), len(bench.relatives) if number < cascaded else 1
+            for method in wanted:
                 row = {"image": number, "method": method, **_facts(subject), **bench.measure(subject, method, stages)}
                 lines.write(json.dumps(row) + "\n")
                 lines.flush()
@@ -251,9 +253,8 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(*_load(arguments), arguments.data, arguments.seed)
-    counts: dict[Method, int] = dict.fromkeys(METHODS, arguments.images)
-    counts |= dict.fromkeys(GRADIENTS, min(arguments.images, arguments.gradient_images))
-    counts |= dict.fromkeys(SURROGATES, min(arguments.images, arguments.surrogate_images))
+    slow = dict.fromkeys(GRADIENTS, arguments.gradient_images) | dict.fromkeys(SURROGATES, arguments.surrogate_images)
+    counts = {method: min(arguments.images, slow.get(method, arguments.images)) for method in METHODS}
     text = table(run(bench, counts, arguments.cascaded, arguments.out))
     (arguments.out / "explanations.md").write_text(text + "\n")
     print(text)

@@ -59,7 +59,7 @@ def test_the_check_of_a_real_network_compares_enough_pairs() -> None:
 def test_the_cascade_runs_from_the_classifier_to_everything_and_spares_the_original() -> None:
     network = network_of("resnet18")
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    changed = []
+    changed: list[set[str]] = []
     for _, other in cascade(network, seed=1):
         weights = {name for name, tensor in other.state_dict().items() if not torch.equal(tensor, before[name])}
         assert not changed or changed[-1] <= weights
