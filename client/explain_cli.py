@@ -26,7 +26,9 @@ def explain(
     ] = "pneumonia",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
-    trust: Annotated[list[Path] | None, typer.Option(help="Public key whose signature is taken.  [default: any]")] = None,
+    trusted: Annotated[
+        list[Path] | None, typer.Option("--trusted-key", help="Public key whose signature is taken; may repeat.  [default: any]")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:
     """Show where in a radiograph the model finds its evidence, and say whether the map can be believed.
@@ -37,7 +39,7 @@ def explain(
     from common.keys import read_public_key
     from common.model_bundle.bundle import open_bundle
 
-    opened = open_bundle(bundle, [read_public_key(key) for key in trust] if trust else None)
+    opened = open_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     methods = METHODS if all_ else _methods(method or ["grad-cam"])
     request = Request(methods, _target(target, opened.manifest.classes), seed, check)
     outcome = explain_files(paths, opened, out, request, (lambda _: None) if json_ else _say)
