@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from client.explain.explain import explain
-from client.explain.intervals import mean_interval
+from client.explain.intervals import mean_interval, show
 from client.explain.methods import Method, Target
 from client.explain.randomise import randomised
 from common.evaluation.bootstrap import Interval
@@ -70,7 +70,7 @@ class Sanity:
     def sentence(self) -> str:
         """The verdict with its number, for the radiologist."""
         worst = max(self.rank, self.absolute_rank, key=lambda found: found["value"])
-        number = f"rank correlation {worst['value']:.2f} ({worst['low']:.2f} to {worst['high']:.2f}), {self.pairs} pairs of maps"
+        number = f"rank correlation {show(worst)}, {self.pairs} pairs of maps"
         if self.verdict == "depends on the weights":
             return f"The map depends on what the network has learnt: with random weights it is another one ({number})."
         if self.verdict == "does not depend on the weights":

@@ -113,3 +113,5 @@ def test_the_mean_s_interval_draws_patients_and_leaves_out_what_is_undefined() -
     clustered = mean_interval(np.repeat(values[:100], 4).tolist(), np.repeat(np.arange(100), 4).astype(str).tolist())
     assert clustered["high"] - clustered["low"] == pytest.approx(2 * 1.96 / 10, rel=0.3)
     assert math.isnan(mean_interval([math.nan])["value"])
+    few = mean_interval([1.0] * 50, ["one", "two"] * 25)
+    assert few["value"] == 1.0 and math.isnan(few["low"])
