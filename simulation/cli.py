@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from client.cli import app as site_app
+from client.explain_cli import explain
 from client.monitor_cli import app as monitor_app
 from client.predict.cli import predict
 from client.privacy_cli import app as privacy_app
@@ -30,16 +31,17 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 app.command(rich_help_panel="Federation")(provision)
-app.command(rich_help_panel="Study")(export)
 app.add_typer(server_app, name="server", rich_help_panel="Federation")
 app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
-app.add_typer(monitor_app, name="monitor", rich_help_panel="Reading room")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
+app.command(rich_help_panel="Study")(export)
 app.command(rich_help_panel="Study")(release)
 app.command(rich_help_panel="Reading room")(predict)
+app.command(rich_help_panel="Reading room")(explain)
 app.add_typer(room_app, name="reading-room", rich_help_panel="Reading room")
+app.add_typer(monitor_app, name="monitor", rich_help_panel="Reading room")
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
 

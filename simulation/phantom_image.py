@@ -95,6 +95,12 @@ def draw_phantom(anatomy: Anatomy, label: str, size_px: int, rng: np.random.Gene
     return _frame(pixels, x, y, exposure)
 
 
+def draw_lungs(anatomy: Anatomy, size_px: int, rng: np.random.Generator) -> Map:
+    """Share of each pixel that is lung, float32 [H, W] in [0, 1], in the radiograph that `draw_phantom` draws from the same arguments."""
+    exposure = draw_exposure(rng)
+    return draw_chest(*_posture(*_coordinates(exposure, size_px), exposure), anatomy, rng).lung
+
+
 def _opacity(chest: Chest, label: str, rng: np.random.Generator) -> Map:
     severity = float(rng.uniform(LEAST_SEVERITY, 1.0))
     if label == "normal":

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common.config import ExperimentConfig
 from common.data.manifest import CLASSES
+from common.evaluation.ssim import ssim
 from common.losses import build_loss
 from common.models import build_model
 from common.seeds import derive_seed, numpy_generator
@@ -19,7 +20,7 @@ from common.transforms import to_model_input
 from simulation.attacks.bench import Bench, Tell
 from simulation.attacks.inversion import Gradients, InversionSettings, Target, infer_label, reconstruct
 from simulation.attacks.membership import Share, clopper_pearson
-from simulation.attacks.similarity import Images, correlations, match, psnr, ranks, ssim
+from simulation.attacks.similarity import Images, correlations, match, psnr, ranks
 from simulation.attacks.victims import plan_of, run_all
 from simulation.attacks.views import masked_view, private_view
 

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import correlate1d
 from scipy.optimize import linear_sum_assignment
 
 Images = npt.NDArray[np.float64]
-
-WINDOW, WINDOW_SIGMA = 11, 1.5
-K1, K2 = 0.01, 0.03
-"""Wang et al. 2004, section III-B: the window, its deviation in pixels, and the constants for images in [0, 1]."""
 
 _LARGEST_PSNR = 100.0
 
@@ -20,19 +15,6 @@ def psnr(image: Images, other: Images) -> float:
     """Peak signal-to-noise ratio in dB of two images in [0, 1], 100 at most: -10 log10 of the mean squared difference."""
     error = float(np.mean((image - other) ** 2))
     return min(_LARGEST_PSNR, -10.0 * float(np.log10(max(error, 1e-12))))
-
-
-def ssim(image: Images, other: Images) -> float:
-    """Mean structural similarity of two images in [0, 1], 11 pixels a side at least; 1 for equal ones (Wang et al. 2004, eq. 13).
-
-    Over the windows that lie inside the image as a whole.
-    """
-    mean_a, mean_b = _smooth(image), _smooth(other)
-    var_a, var_b = _smooth(image**2) - mean_a**2, _smooth(other**2) - mean_b**2
-    covariance = _smooth(image * other) - mean_a * mean_b
-    light = (2 * mean_a * mean_b + K1**2) / (mean_a**2 + mean_b**2 + K1**2)
-    structure = (2 * covariance + K2**2) / (var_a + var_b + K2**2)
-    return float((light * structure).mean())
 
 
 def correlations(images: Images, candidates: Images) -> npt.NDArray[np.float64]:
@@ -70,12 +52,3 @@ def _standardized(images: Images) -> Images:
     centred = flat - flat.mean(axis=1, keepdims=True)
     length = np.linalg.norm(centred, axis=1, keepdims=True)
     return np.divide(centred, length, out=np.zeros_like(centred), where=length > 1e-9)
-
-
-def _smooth(image: Images) -> Images:
-    """Gaussian means of the whole windows, float64 [H - 10, W - 10]."""
-    reach = WINDOW // 2
-    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * WINDOW_SIGMA**2))
-    weights /= weights.sum()
-    smooth = correlate1d(correlate1d(image, weights, axis=0), weights, axis=1)
-    return smooth[reach:-reach, reach:-reach]

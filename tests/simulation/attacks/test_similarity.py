@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulation.attacks.similarity import K1, K2, correlations, match, psnr, ranks, ssim
+from common.evaluation.ssim import K1, K2, ssim
+from simulation.attacks.similarity import correlations, match, psnr, ranks
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.random((6, 16, 16))

@@ -1,0 +1,162 @@
+"""What `pneumofed explain` does: files in, pictures and one JSON file out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from client.explain.deletion import curves, random_curves
+from client.explain.explain import explain
+from client.explain.focus import judge_focus
+from client.explain.lungs import find_lungs
+from client.explain.markers import find_markers
+from client.explain.methods import Attribution, Method, Target
+from client.explain.pictures import Panel, montage, overlay
+from client.explain.placing import place_on_image
+from client.explain.sanity import Sanity, check
+from client.explain.score import LogOdds, empty
+from client.explain.words import Case, describe
+from common.data.atomic import atomic_write
+from common.errors import EmptySiteError, ImageError
+from common.evaluation.figures import write
+from common.evaluation.metrics import without_nan
+from common.images import Image, read_image
+from common.model_bundle.bundle import Bundle
+from common.model_bundle.predictor import Predictor, prepare
+
+CHECKED_IMAGES = 6
+"""The check asks of the method and the network, not of one image; with more its interval is narrower and it takes longer."""
+RESULT = "explanations.json"
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes:
+        methods: each gives a picture of each image; with several there is a montage too.
+        target: what the evidence is for.
+        seed: of what is drawn.
+        checked: whether to find out if the maps can be believed; takes several times as long.
+    """
+
+    methods: tuple[Method, ...]
+    target: Target = "pneumonia"
+    seed: int = 0
+    checked: bool = True
+
+
+@dataclass
+class Outcome:
+    """What was done, as it stands in the JSON file, which names the files and so stays where they are."""
+
+    bundle: str
+    images: list[dict[str, Any]] = field(default_factory=list)
+    sanity: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+    skipped_files: list[dict[str, str]] = field(default_factory=list)
+
+
+def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Request, tell: Tell) -> Outcome:
+    """Writes `NUMBER-METHOD.png`, with several methods `NUMBER.png`, and `explanations.json` into `out`; no name of a file is in theirs.
+
+    Args:
+        paths: files, and folders that are searched with all below them. What cannot be read is counted, with its reason.
+        bundle: opened, hence checked.
+        out: made if missing.
+        request: what is asked for.
+        tell: takes a sentence after each image.
+
+    Raises:
+        EmptySiteError: no file could be read; the JSON file says why.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    outcome, predictor = Outcome(bundle.digest), Predictor(bundle, threads=1)
+    network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, outcome))
+    verdicts = _check(network, readable, bundle, request) if request.checked else {}
+    outcome.sanity = {method: found.as_json() for method, found in verdicts.items()}
+    for number, path in enumerate(readable, start=1):
+        image = read_image(path, window=predictor.window)
+        case = Case(predictor.manifest, predictor.judge([image])[0], request, verdicts)
+        outcome.images.append({"path": str(path), **_explain_image(network, image, case, out / f"{number:04d}")})
+        tell(f"{number} of {len(readable)}: {', '.join(request.methods)}")
+    with atomic_write(out / RESULT) as file:
+        file.write(json.dumps(without_nan(vars(outcome)), indent=1).encode())
+    if not readable:
+        counts = ", ".join(f"{reason} ({count})" for reason, count in sorted(outcome.skipped.items()))
+        raise EmptySiteError(f"no image could be read: {counts or 'there is no file'}; each is named in {out / RESULT}")
+    return outcome
+
+
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """`paths`, and in the place of each folder the files in it and below, by name and without hidden ones."""
+    found: list[Path] = []
+    for path in paths:
+        below = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [file for file in below if not file.is_dir() and not file.name.startswith(".")]
+    return found
+
+
+def _read(files: Sequence[Path], predictor: Predictor, outcome: Outcome) -> Iterator[Path]:
+    for path in files:
+        try:
+            read_image(path, window=predictor.window)
+        except ImageError as error:
+            outcome.skipped[error.reason.value] += 1
+            outcome.skipped_files.append({"path": str(path), "reason": error.reason.value})
+        else:
+            yield path
+
+
+def _check(network: nn.Module, files: Sequence[Path], bundle: Bundle, request: Request) -> dict[Method, Sanity]:
+    images = [_to_input(read_image(path), bundle) for path in files[:CHECKED_IMAGES]]
+    if not images:
+        return {}
+    return {method: check(network, images, method, request.target, seed=request.seed) for method in request.methods}
+
+
+def _explain_image(network: nn.Module, image: Image, case: Case, stem: Path) -> dict[str, Any]:
+    """Draws all maps of one image; what the JSON file says of it."""
+    inputs = torch.from_numpy(prepare(image.pixels, case.manifest.preprocessing))[None, None]
+    lungs, marks = find_lungs(image.pixels), find_markers(image.pixels)
+    scale = max(image.pixels.shape) / inputs.shape[-1]
+    panels, maps = [], {}
+    for method in case.request.methods:
+        attribution = explain(network, inputs, method, case.request.target, seed=case.request.seed)
+        values = place_on_image(attribution.values, image.pixels.shape, case.manifest.preprocessing.fit)
+        focus = judge_focus(values, lungs, marks, scale * attribution.cell_px / 2)
+        faith = _faithfulness(network, inputs, attribution, case)
+        lines = describe(case, attribution, focus, faith)
+        panels.append(Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines))
+        maps[method] = {"score": attribution.score, "focus": vars(focus), "deletion": faith, "text": lines}
+        write(overlay(panels[-1], case.headline), stem.with_name(f"{stem.name}-{method}.png"))
+    if len(panels) > 1:
+        write(montage(panels, case.headline), stem.with_suffix(".png"))
+    return {"number": stem.name, "probability": case.judgement.probability, "verdict": case.judgement.verdict, "maps": maps}
+
+
+def _faithfulness(network: nn.Module, inputs: Tensor, attribution: Attribution, case: Case) -> dict[str, float]:
+    """Areas under the deletion curve, and the probability of the empty image; areas only where that is on the other side of one half."""
+    if not case.request.checked:
+        return {}
+    score, blank = LogOdds(network, attribution.target), empty(inputs)
+    with torch.inference_mode():
+        of_blank = float(torch.sigmoid(score(blank)))
+    found = {"empty": of_blank}
+    if attribution.score > 0.0 and of_blank < 0.5:
+        found["area"] = curves(score, inputs, attribution.values, blank).deletion_area
+        found["random_area"] = random_curves(score, inputs, blank, case.request.seed).deletion_area
+    return found
+
+
+def _to_input(image: Image, bundle: Bundle) -> Tensor:
+    return torch.from_numpy(prepare(image.pixels, bundle.manifest.preprocessing))[None, None]

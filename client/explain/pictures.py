@@ -1,0 +1,133 @@
+"""Maps as pictures: laid over the radiograph, with a scale, a legend and what they are."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from client.explain.methods import FACTS, Attribution
+from common.evaluation.figures import FAINT, INK, TEXT_PT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+POSITIVE, SIGNED = "inferno", "PuOr_r"
+"""Perceptually uniform (van der Walt & Smith 2015), and diverging, the same to colour-blind eyes (Brewer's PuOr): orange speaks for the
+finding, purple against it."""
+STRONGEST = 0.65
+"""Opacity of the largest value; that of the others is in proportion, so that the radiograph shows where there is no evidence."""
+LUNGS, MARKS = "#56B4E9", "#009E73"
+_PIXEL_BLUR = 1 / 64
+"""Deviation as a share of the side, for maps of single pixels, which are speckles to the eye. For the picture alone."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One map over one radiograph; all arrays are float32 or bool [H, W] of the same picture.
+
+    Attributes:
+        pixels: the radiograph in [0, 1].
+        values: the map, placed on it.
+        attribution: where it comes from.
+        lungs: the estimate, or None where the lungs were not found.
+        marks: markers and text.
+        lines: what the reader is told below the picture.
+    """
+
+    pixels: np.ndarray
+    values: np.ndarray
+    attribution: Attribution
+    lungs: NDArray[np.bool_] | None
+    marks: NDArray[np.bool_]
+    lines: tuple[str, ...]
+
+
+def overlay(panel: Panel, title: str) -> Figure:
+    """One map, large, with its colour bar, legend and text."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 7.2), dpi=150, layout="constrained", facecolor="white")
+    axes, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": (5.0, 2.0)})
+    shown = draw(axes, panel)
+    _scale(figure, shown, axes, panel.attribution)
+    axes.set_title(f"{FACTS[panel.attribution.method].title}: {title}", fontsize=TEXT_PT + 2, color=INK)
+    below.axis("off")
+    text = "\n".join(textwrap.fill(line, 92) for line in panel.lines)
+    below.text(0.0, 1.0, text, fontsize=TEXT_PT, color=INK, va="top", transform=below.transAxes)
+    _legend(figure)
+    return figure
+
+
+def montage(panels: Sequence[Panel], title: str) -> Figure:
+    """The radiograph and each of `panels`, maps of it by several methods, side by side."""
+    from matplotlib.figure import Figure
+
+    columns = min(4, len(panels) + 1)
+    rows = -(-(len(panels) + 1) // columns)
+    figure = Figure(figsize=(3.0 * columns, 3.4 * rows + 0.6), dpi=130, layout="constrained", facecolor="white")
+    plain, *others = figure.subplots(rows, columns, squeeze=False).ravel()
+    plain.imshow(panels[0].pixels, cmap="gray", vmin=0.0, vmax=1.0)
+    plain.set_title("radiograph", fontsize=TEXT_PT, color=INK)
+    for axes in (plain, *others):
+        axes.axis("off")
+    for axes, panel in zip(others, panels, strict=False):
+        _scale(figure, draw(axes, panel), axes, panel.attribution)
+        axes.set_title(FACTS[panel.attribution.method].title, fontsize=TEXT_PT, color=INK)
+    figure.suptitle(title, fontsize=TEXT_PT + 2, color=INK)
+    _legend(figure)
+    return figure
+
+
+def draw(axes: Axes, panel: Panel) -> ScalarMappable:
+    """Draws `panel` into `axes`; returns what a colour bar is made of. Values are relative to the largest of the picture."""
+    signed = FACTS[panel.attribution.method].signed
+    relative = relative_values(panel)
+    axes.imshow(panel.pixels, cmap="gray", vmin=0.0, vmax=1.0)
+    shown = axes.imshow(
+        relative, cmap=SIGNED if signed else POSITIVE, vmin=-1.0 if signed else 0.0, vmax=1.0, alpha=STRONGEST * np.abs(relative)
+    )
+    for place, colour in ((panel.lungs, LUNGS), (panel.marks, MARKS)):
+        if place is not None and place.any():
+            axes.contour(place.astype(np.float32), levels=[0.5], colors=[colour], linewidths=1.0, linestyles="--")
+    axes.axis("off")
+    return shown
+
+
+def relative_values(panel: Panel) -> np.ndarray:
+    """float32 [H, W], the map over its largest absolute value, in [-1, 1] or [0, 1]; 0 everywhere for an empty map."""
+    values = panel.values
+    if panel.attribution.cell_px <= 1.0:
+        values = gaussian_filter(values, _PIXEL_BLUR * max(values.shape))
+    if not FACTS[panel.attribution.method].signed:
+        values = np.maximum(values, 0.0)
+    largest = float(np.abs(values).max())
+    return values / largest if largest > 0 else np.zeros_like(values)
+
+
+def _scale(figure: Figure, shown: ScalarMappable, axes: Axes, attribution: Attribution) -> None:
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    low = -1.0 if FACTS[attribution.method].signed else 0.0
+    bar = figure.colorbar(
+        ScalarMappable(Normalize(low, 1.0), shown.get_cmap()), ax=axes, fraction=0.046, pad=0.02, ticks=[low, 0.0, 1.0]
+    )
+    bar.ax.set_yticklabels(["against", "none", "for"] if low else ["none", "", "most"], fontsize=TEXT_PT - 2)
+    bar.outline.set_edgecolor(FAINT)
+
+
+def _legend(figure: Figure) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=colour, linestyle="--") for colour in (LUNGS, MARKS)]
+    figure.legend(
+        lines, ["lungs (estimate)", "marker or text"], loc="outside lower left", ncols=2, frameon=False, fontsize=TEXT_PT - 1
+    )

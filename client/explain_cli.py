@@ -1,0 +1,78 @@
+"""`pneumofed explain`: maps of evidence over radiographs, and whether to believe them. Nothing heavy at the top."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from client.explain.methods import METHODS, Method, Target
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def explain(
+    paths: Annotated[list[Path], typer.Argument(help="JPEG, PNG and DICOM files, or folders of them.")],
+    bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
+    method: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; may stand more than once.  [default: grad-cam]")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every method; minutes an image on a slow machine.")] = False,
+    target: Annotated[
+        str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")
+    ] = "pneumonia",
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
+    trusted: Annotated[
+        list[Path] | None, typer.Option("--trusted-key", help="Public key whose signature is taken; may repeat.  [default: any]")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Show where in a radiograph the model finds its evidence, and say whether the map can be believed.
+
+    Exit code: 0 at least one image was explained, 1 none could be read.
+    """
+    from client.explain.files import RESULT, Request, explain_files
+    from common.keys import read_public_key
+    from common.model_bundle.bundle import open_bundle
+
+    opened = open_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
+    methods = METHODS if all_ else _methods(method or ["grad-cam"])
+    request = Request(methods, _target(target, opened.manifest.classes), seed, check)
+    outcome = explain_files(paths, opened, out, request, (lambda _: None) if json_ else _say)
+    if json_:
+        _say((out / RESULT).read_text())
+        return
+    for found in outcome.sanity.values():
+        _say(f"{found['method']}: {found['sentence']}")
+    for reason, count in outcome.skipped.items():
+        _say(f"left out: {reason}: {count}")
+    _say(
+        f"{len(outcome.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
+    )
+
+
+def _methods(names: list[str]) -> tuple[Method, ...]:
+    """Each once, in the order of the list of all."""
+    from common.errors import ConfigError
+
+    if unknown := sorted(set(names) - set(METHODS)):
+        raise ConfigError(f"--method: expected one of {', '.join(METHODS)}, got {', '.join(unknown)}")
+    return tuple(method for method in METHODS if method in names)
+
+
+def _target(name: str, classes: tuple[str, ...]) -> Target:
+    from common.errors import ConfigError
+
+    if name in classes and name != "pneumonia":
+        return classes.index(name)
+    if name != "pneumonia":
+        raise ConfigError(f"--target: expected pneumonia or one of {', '.join(classes)}, got {name!r}")
+    return "pneumonia"
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False)
