@@ -68,9 +68,9 @@ class FeatureSet:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, rows: NDArray[np.int64] | slice, compute: Compute) -> Tensor:
+    def take(self, rows: NDArray[np.int64], compute: Compute) -> Tensor:
         """float32 [rows, D] on the device, a copy."""
-        return torch.from_numpy(np.array(self.features[rows])).to(compute.device)
+        return torch.from_numpy(np.asarray(self.features)[rows]).to(compute.device)
 
 
 def has_fixed_body(model: nn.Module, cfg: ModelConfig) -> bool:
@@ -93,8 +93,8 @@ def predict_cached(
     found = FeatureSet(load_features(model, dataset, compute, cfg, cache_dir), dataset.labels, dataset.patients)
     model.eval()
     with torch.inference_mode(), compute.autocast():
-        batches = [found.take(slice(start, start + batch_size), compute) for start in range(0, len(found), batch_size)]
-        logits = torch.cat([classifier_of(model)(batch).to("cpu", torch.float64) for batch in batches])
+        lots = np.split(np.arange(len(found)), range(batch_size, len(found), batch_size))
+        logits = torch.cat([classifier_of(model)(found.take(rows, compute)).to("cpu", torch.float64) for rows in lots])
     return torch.softmax(logits, dim=1).numpy()
 
 
