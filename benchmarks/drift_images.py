@@ -173,7 +173,7 @@ def _pool(model: torch.nn.Module, images: Pixels, labels: Rows, file: Path, chan
 
 def _compute(model: torch.nn.Module, images: Pixels, labels: Rows, file: Path) -> None:
     data = Dataset(images, labels, (), (), None)  # type: ignore[arg-type]
-    features = compute_features(model, data, build_compute("cpu", "fp32"), 1, batch_size=64)
+    features = compute_features(model, data, build_compute("cpu", "fp32"), 1)
     classifier = classifier_of(model)
     logits = features @ classifier.weight.detach().numpy().T + classifier.bias.detach().numpy()
     statistics = pixel_statistics((images / np.float32(255.0)).astype(np.float32))

@@ -117,7 +117,7 @@ class GraphCheck(Section):
 
     images: Count
     logits: NonNegative
-    """Largest absolute difference of a logit."""
+    """Largest difference of a logit, over the largest one of the images where that is above 1."""
     probability: NonNegative
     """Largest absolute difference of P(pneumonia)."""
     features: NonNegative

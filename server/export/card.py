@@ -57,8 +57,8 @@ def _details(manifest: BundleManifest) -> str:
     step, facts = manifest.preprocessing, manifest.card
     onnx = facts.onnx
     check = (
-        f"The ONNX graph was compared with PyTorch on {whole(onnx.images)} images: no logit differs by more than {onnx.logits:.1e}, no "
-        f"probability by more than {onnx.probability:.1e}."
+        f"The ONNX graph was compared with PyTorch on {whole(onnx.images)} images: no probability differs by more than "
+        f"{onnx.probability:.1e}."
         if onnx
         else ""
     )

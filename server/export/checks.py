@@ -32,7 +32,7 @@ def check_graph(network: nn.Module, in_channels: int, graph: Path, pictures: lis
     """How far `graph` is from `network` on images of all sets.
 
     Raises:
-        BundleError: an output differs by more than `TOLERANCE`, features and activations relative to their largest value.
+        BundleError: P(pneumonia) differs by more than `TOLERANCE`, or another output, relative to its largest value.
     """
     session = open_session(graph.read_bytes())
     worst, images = np.zeros(3), 0
@@ -92,8 +92,8 @@ def _batches(index: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
 
 
 def _differences(graph: list[Floats], torch: tuple[Floats, ...]) -> npt.NDArray[np.float64]:
-    """(of a logit, of P(pneumonia), of anything else relative to its largest value)"""
-    logits = float(np.abs(graph[0] - torch[0]).max())
+    """(of a logit, of P(pneumonia), of anything else), all but the second relative to the largest value where that is above 1."""
+    logits = float(np.abs(graph[0] - torch[0]).max()) / max(1.0, float(np.abs(torch[0]).max()))
     first, second = (Calibration().probability(pneumonia_score(values[0])) for values in (graph, torch))
     others = [
         float(np.abs(mine - yours).max()) / max(1.0, float(np.abs(yours).max()))

@@ -71,6 +71,8 @@ def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) 
     """
     exported = ExportedNetwork(network, in_channels).eval()
     example = torch.zeros(2, 1, size_px, size_px)
+    with torch.inference_mode():
+        exported(example)  # fills caches with real tensors, where tracing would leave its own
     shapes = {"image": {0: torch.export.Dim("n", min=1, max=BATCH_LIMIT)}}
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -93,11 +95,16 @@ def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) 
             raise BundleError("torch.onnx gave no graph")
         program.save(str(path), external_data=False)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        name = type(network).__name__
-        raise BundleError(f"{name} cannot be exported as ONNX ({type(error).__name__}: {reason})") from error
+        raise BundleError(f"{type(network).__name__} cannot be exported as ONNX: {_root_of(error)}") from error
     finally:
         logger.setLevel(level)
+
+
+def _root_of(error: BaseException) -> str:
+    """The first line of the error that began it: the exporter wraps it in advice to its own developers."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def run_torch(network: nn.Module, in_channels: int, images: Floats) -> tuple[Floats, ...]:

@@ -11,6 +11,7 @@ import torch
 
 from common.config import ModelConfig
 from common.config_types import ModelName, TaskName
+from common.errors import BundleError
 from common.model_bundle.predictor import open_session
 from common.models import build_model, classifier_of
 from server.export.graph import ExportedNetwork, export_onnx, quantize_onnx, run_torch
@@ -46,7 +47,16 @@ def test_the_activation_map_is_the_derivative_of_the_score() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+def test_a_network_that_cannot_be_exported_is_refused_with_the_reason_and_left_as_it_was(tmp_path: Path) -> None:
+    network = build_model(ModelConfig(name="scattering"), "binary", seed=0)
+    before = run_torch(network, 1, images(2, 64))
+    with pytest.raises(BundleError, match=r"ScatteringLinear cannot be exported.*complex"):
+        export_onnx(network, 1, 64, tmp_path / "model.onnx")
+    np.testing.assert_array_equal(run_torch(network, 1, images(2, 64))[0], before[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "scattering"])
 @pytest.mark.parametrize(("task", "in_channels", "norm"), [("binary", 1, "batch"), ("three_class", 3, "group")])
 def test_onnx_gives_what_pytorch_gives(name: ModelName, task: TaskName, in_channels: int, norm: str, tmp_path: Path) -> None:
     cfg = ModelConfig(name=name, in_channels=in_channels, norm=norm, weight_standardization=norm == "group")  # type: ignore[arg-type]
@@ -56,7 +66,8 @@ def test_onnx_gives_what_pytorch_gives(name: ModelName, task: TaskName, in_chann
     for n in (1, 5):
         expected = run_torch(network, in_channels, images(n, 64))
         for mine, yours in zip(session.run(None, {"image": images(n, 64)}), expected, strict=True):
-            np.testing.assert_allclose(mine, yours, atol=1e-4 * max(1.0, np.abs(yours).max()))
+            # Random weights make more of rounding than trained ones, for which `check_graph` allows 1e-4.
+            np.testing.assert_allclose(mine, yours, atol=5e-4 * max(1.0, np.abs(yours).max()))
     quantize_onnx(tmp_path / "model.onnx", tmp_path / "int8.onnx", iter([images(8, 64)]))
     coarse = open_session((tmp_path / "int8.onnx").read_bytes())
     assert [output.name for output in coarse.get_outputs()] == [output.name for output in session.get_outputs()]
