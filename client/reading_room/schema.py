@@ -41,7 +41,7 @@ class Problem(BaseModel):
 
     error: ErrorCode
     detail: str
-    retry_sec: int | None = Field(None, description="When to try again; with `locked` and `busy`.")
+    retry_sec: int | None = Field(default=None, description="When to try again; with `locked` and `busy`.")
 
 
 # --- who
@@ -157,17 +157,19 @@ class WorklistQuery(Strict):
     """Which cases, in which order. A POST body, since the text may be a patient's number."""
 
     text: str = Field(
-        "", max_length=64, description="Part of a patient's number or of an accession number, or the beginning of a case id."
+        default="",
+        max_length=64,
+        description="Part of a patient's number or of an accession number, or the beginning of a case id.",
     )
     verdict: list[Verdict] = Field(default_factory=list, max_length=3, description="Empty: all.")
     status: Status | None = None
     finding: list[Label] = Field(default_factory=list, max_length=5, description="Current finding is one of these. Empty: all.")
     arrived_from: date | None = None
-    arrived_to: date | None = Field(None, description="The last day, included.")
+    arrived_to: date | None = Field(default=None, description="The last day, included.")
     sort: Sort = "arrival"
     descending: bool = True
-    offset: int = Field(0, ge=0, le=1_000_000)
-    limit: int = Field(50, ge=1, le=200)
+    offset: int = Field(default=0, ge=0, le=1_000_000)
+    limit: int = Field(default=50, ge=1, le=200)
 
 
 class CaseLine(BaseModel):
@@ -233,7 +235,7 @@ class NewFinding(Strict):
     """A reader's finding on a case."""
 
     label: Label
-    note: str = Field("", max_length=2000)
+    note: str = Field(default="", max_length=2000)
 
 
 class CaseDetail(CaseLine):
