@@ -41,7 +41,7 @@ class Problem(BaseModel):
 
     error: ErrorCode
     detail: str
-    retry_sec: int | None = Field(None, description="When to try again; with `locked` and `busy`.")
+    retry_sec: int | None = Field(default=None, description="When to try again; with `locked` and `busy`.")
 
 
 # --- who
@@ -235,7 +235,7 @@ class NewFinding(Strict):
     """A reader's finding on a case."""
 
     label: Label
-    note: str = Field("", max_length=2000)
+    note: str = Field(default="", max_length=2000)
 
 
 class CaseDetail(CaseLine):

@@ -6,7 +6,6 @@ import csv
 import io
 import os
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
 
 from client.reading_room.cases import Cases
 from client.reading_room.room import clean
@@ -244,9 +242,9 @@ def row(number: int, probability: float, finding: str | None) -> Case:
     return Case(number=number, verdict=verdict, finding=finding, **facts, **numbers, **lists, **keys)
 
 
-@lru_cache
-def _database(tmp_path_factory: pytest.TempPathFactory) -> Engine:
-    return open_database(tmp_path_factory.mktemp("walk") / "room.db")
+@pytest.fixture(scope="module")
+def walked(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    return Cases(open_database(tmp_path_factory.mktemp("walk") / "room.db"))
 
 
 PROBABILITY = st.sampled_from([0.1, 0.4, 0.5, 0.9])
@@ -261,13 +259,13 @@ ROWS = st.lists(st.tuples(PROBABILITY, st.sampled_from([None, "normal", "viral"]
     descending=st.booleans(),
 )
 def test_next_walks_through_the_worklist_in_its_order_and_back(
-    tmp_path_factory: pytest.TempPathFactory,
+    walked: Cases,
     rows: list[tuple[float, str | None]],
     status: str | None,
     sort: str,
     descending: bool,
 ) -> None:
-    cases = Cases(_database(tmp_path_factory))
+    cases = walked
     for identifier in cases.ids():
         cases.remove(identifier)
     for number, (probability, finding) in enumerate(rows, 1):
@@ -284,11 +282,11 @@ def test_next_walks_through_the_worklist_in_its_order_and_back(
     assert [case.id for case in listed] == order
     assert (total, unread) == (len(order), sum(case.finding is None for case in listed))
     for backwards in (False, True):
-        walked: list[str] = []
-        while (found := cases.next(NextQuery(after=walked[-1] if walked else None, query=query, backwards=backwards)))[0]:
-            assert found[1] == len(order) - len(walked) - 1
-            walked.append(str(found[0]))
-        assert walked == (order[::-1] if backwards else order)
+        seen: list[str] = []
+        while (found := cases.next(NextQuery(after=seen[-1] if seen else None, query=query, backwards=backwards)))[0]:
+            assert found[1] == len(order) - len(seen) - 1
+            seen.append(str(found[0]))
+        assert seen == (order[::-1] if backwards else order)
 
 
 def test_the_worklist_is_searched_without_wildcards_and_by_day(tmp_path: Path) -> None:
