@@ -75,7 +75,7 @@ def clean(room: Room = Path(), json_: Json = False) -> None:
 
 @app.command()
 def labels(out: Annotated[Path, typer.Argument(help="CSV file that is written.")], room: Room = Path()) -> None:
-    """Write the readers' findings as a manifest, with pseudonyms of the patients, for `pneumofed site data add csv`."""
+    """Write what readers said of the cases, with pseudonyms of the patients, for `pneumofed site data feedback`."""
     from client.reading_room.cases import Cases
     from client.reading_room.labels import write_labels
     from client.reading_room.tables import open_database
@@ -83,7 +83,7 @@ def labels(out: Annotated[Path, typer.Argument(help="CSV file that is written.")
     folder = _open(room)
     count = write_labels(folder, Cases(open_database(folder.database)), out)
     _record(folder, "labels-exported", count=count)
-    _say(f"{count} labelled images: {out}")
+    _say(f"{count} readings: {out}")
 
 
 @user_app.command("add")

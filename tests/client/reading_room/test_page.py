@@ -58,7 +58,7 @@ def test_the_whole_way_of_a_radiologist(desk: Desk, stage: Stage) -> None:
     page.keyboard.press("Escape")
     page.wait_for_selector("#rows tr.read")
     assert "Viral pneumonia" in desk.text("#rows tr.read td.reading")
-    assert [line.finding for line in stage.room.cases.labelled()] == ["viral"]
+    assert [said.label for _, said in stage.room.cases.readings()] == ["viral"]
 
 
 def test_the_heat_map_colours_its_place_and_its_strength_is_the_reader_s(desk: Desk, stage: Stage) -> None:
@@ -213,7 +213,7 @@ def test_everything_can_be_done_with_the_keyboard(desk: Desk, stage: Stage) -> N
     keyboard.type("typed, not clicked: a e i o u ?")
     keyboard.press("Control+Enter")
     desk.page.wait_for_selector("#history li")
-    assert [case.finding for case in stage.room.cases.labelled()] == [chosen]
+    assert [said.label for _, said in stage.room.cases.readings()] == [chosen]
     assert "a e i o u ?" in desk.text("#history")
     keyboard.press("Escape")
     desk.page.wait_for_selector("#worklist:not([hidden])")
