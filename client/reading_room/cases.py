@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, delete, func, or_, select
+from sqlalchemy import ColumnElement, Engine, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import sessionmaker
 
@@ -31,6 +31,11 @@ class Cases:
             return True
         except IntegrityError:
             return False
+
+    def set_monitored(self, identifier: str, image: int) -> None:
+        """Keeps under which number the monitor knows the case."""
+        with self._session() as session:
+            session.execute(update(Case).where(Case.id == identifier).values(monitored=image))
 
     def find(self, identifier: str) -> Case | None:
         with self._session() as session:

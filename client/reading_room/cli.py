@@ -49,12 +49,9 @@ def init(
 @app.command()
 def start(room: Room = Path()) -> None:
     """Serve the page until Ctrl-C or a signal; under systemd too."""
-    from client.reading_room.folder import RoomFolder
-    from client.reading_room.serve import address, serve
+    from client.reading_room.serve import serve
 
-    folder = RoomFolder.open(room)
-    _say(f"reading room at {address(folder)}")
-    serve(folder)
+    serve(_open(room), _say)
 
 
 @app.command()

@@ -92,6 +92,7 @@ def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, ro
     finding = view_finding(row, found)
     room.record(reader.name, "finding", case=case, label=row.label, agrees=finding.agrees)
     room.measures.found(finding.agrees)
+    room.watch.read(found.monitored, body.label)
     return finding
 
 
