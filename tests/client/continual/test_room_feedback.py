@@ -14,7 +14,7 @@ from client.reading_room.room import clean
 from common.audit import read_entries
 from common.errors import SkipReason
 from common.images import read_image
-from tests.client.reading_room.conftest import _cheap_passwords  # noqa: F401 - a fixture
+from tests.client.reading_room.conftest import _cheap_passwords, _quick_focus  # noqa: F401 - fixtures
 from tests.client.reading_room.stage import ADMIN, READER, Stage, files_below, phantom_dicom, phantom_png, upload
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.dicom_factory import PATIENT_ID

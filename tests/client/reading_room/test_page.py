@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
+from client.explain.focus import Focus, Misplaced
+from client.reading_room import judge
 from client.reading_room.reading import MAP
 from tests.client.reading_room.browser import CHROMIUM, Desk, launched, phantom_file, served
 from tests.client.reading_room.stage import ADMIN, READER, Stage
@@ -89,6 +91,24 @@ def test_a_heat_map_in_which_nothing_stands_out_says_so(desk: Desk, stage: Stage
     desk.page.keyboard.press("h")
     desk.page.wait_for_selector("#legend-empty:not([hidden])")
     assert desk.text("#legend-empty") == "No place stands out in this heat map"
+
+
+def test_a_heat_map_outside_the_lungs_says_so_in_both_languages_while_it_is_shown(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "quick_focus", lambda *_: Focus(0.9, 0.5, 0.4, 0.0, (Misplaced.OUTSIDE, Misplaced.MARKS)))
+    desk.sign_in()
+    desk.add(("chest.dcm", phantom_file(0)))
+    desk.open_first()
+    assert desk.page.is_hidden("#map-warning")
+    desk.page.keyboard.press("h")
+    desk.page.wait_for_selector("#map-warning:not([hidden])")
+    assert "outside the lungs" in desk.text("#map-warning")
+    assert "markers or text" in desk.text("#map-warning")
+    desk.page.click("#language")
+    desk.page.wait_for_function("document.querySelector('#map-warning').textContent.includes('肺野之外')")
+    desk.page.keyboard.press("h")
+    desk.page.wait_for_selector("#map-warning", state="hidden")
 
 
 def draw_map(stage: Stage, values: np.ndarray) -> None:
