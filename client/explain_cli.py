@@ -50,7 +50,9 @@ def explain(
     try:
         outcome = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
     except KeyboardInterrupt:
-        notes.print(f"stopped: pictures of {len(explained)} images are in {out}; {RESULT} was not written", style="yellow", markup=False)
+        notes.print(
+            f"stopped: pictures of {len(explained)} images are in {out}; {RESULT} was not written", style="yellow", markup=False
+        )
         raise typer.Exit(INTERRUPTED) from None
     if json_:
         _say((out / RESULT).read_text())

@@ -113,7 +113,9 @@ class Cases:
         latest = select(func.max(FindingRow.id)).group_by(FindingRow.case, FindingRow.by)
         query = select(Case, FindingRow).join(FindingRow, FindingRow.case == Case.number)
         with self._session() as session:
-            return [(case, said) for case, said in session.execute(query.where(FindingRow.id.in_(latest)).order_by(FindingRow.id))]
+            return [
+                (case, said) for case, said in session.execute(query.where(FindingRow.id.in_(latest)).order_by(FindingRow.id))
+            ]
 
     def ids(self) -> set[str]:
         with self._session() as session:

@@ -98,7 +98,7 @@ def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, ro
 
 @router.get("/labels.csv", response_class=Response, responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}})
 def labels(user: AdminNow, room: RoomNow) -> Response:
-    """The latest word of each reader on each case, with pseudonyms of the patients and the places of the files on the hospital's machine."""
+    """The latest word of each reader on each case, with pseudonyms of the patients and the places of the files on this machine."""
     text, count = labels_csv(room.folder, room.cases)
     room.record(user.name, "labels-exported", count=count)
     return Response(text, media_type="text/csv", headers={"Content-Disposition": 'attachment; filename="labels.csv"'})

@@ -29,7 +29,9 @@ def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Cas
     return schema.CaseDetail.model_validate(
         {
             **_line(case),
-            **{name: getattr(case, name) for name in ("classes", "threshold", "model", "model_digest", "has_map", "map_warnings")},
+            **{
+                name: getattr(case, name) for name in ("classes", "threshold", "model", "model_digest", "has_map", "map_warnings")
+            },
             "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
             | {"window": window},
             "findings": [view_finding(row, case) for row in findings],

@@ -189,5 +189,7 @@ def test_a_user_who_stops_it_is_told_what_there_is(
     assert result.exit_code == 130
     assert not (tmp_path / "out.csv").exists()
     told = " ".join(result.stderr.split())
-    assert f"stopped after 2 files; {tmp_path / 'out.csv'} was not written; what was written into {tmp_path / 'maps'} stays" in told
+    assert (
+        f"stopped after 2 files; {tmp_path / 'out.csv'} was not written; what was written into {tmp_path / 'maps'} stays" in told
+    )
     assert "resume" not in told

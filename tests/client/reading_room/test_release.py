@@ -31,7 +31,13 @@ def folder(tmp_path: Path) -> RoomFolder:
 
 
 def mark(folder: RoomFolder, key: PrivateKey, digest: str, **values: object) -> None:
-    facts = {"time": datetime(2026, 3, 1, tzinfo=UTC), "decision": "released", "old": None, "margins": MARGINS, "site_margins": MARGINS}
+    facts = {
+        "time": datetime(2026, 3, 1, tzinfo=UTC),
+        "decision": "released",
+        "old": None,
+        "margins": MARGINS,
+        "site_margins": MARGINS,
+    }
     record = ReleaseRecord.model_validate({**facts, "new": Model(name="m", digest=digest), **values})
     write_record(mark_of(folder.inside(folder.settings.bundle)), record, key)
 

@@ -40,9 +40,13 @@ def test_each_new_case_is_in_the_monitor_once_as_the_page_shows_it(stage: Stage)
 
 def test_what_a_reader_decides_reaches_the_monitor_and_unsure_does_not(stage: Stage) -> None:
     with stage.signed_in() as client:
-        cases = [(file["case"], client.get(f"/api/cases/{file['case']}").json()) for file in upload(client, *map(phantom_png, range(3)))]
+        cases = [
+            (file["case"], client.get(f"/api/cases/{file['case']}").json())
+            for file in upload(client, *map(phantom_png, range(3)))
+        ]
     other = {"pneumonia": "normal", "normal": "bacterial"}
-    for (case, detail), label in zip(cases, ("unsure", *(other[detail["verdict"]] for _, detail in cases[1:])), strict=True):
+    labels = ["unsure", *(other[detail["verdict"]] for _, detail in cases[1:])]
+    for (case, _), label in zip(cases, labels, strict=True):
         say(stage, case, label)
     say(stage, cases[1][0], cases[1][1]["verdict"], ADMIN)  # the first reading of an image counts
     found = monitor_of(stage).check().found
