@@ -30,6 +30,13 @@ max_delta: null
 # What a private run must protect at least: a single image, or a patient with all images.
 min_unit: image
 
+# What never leaves, whatever a run asks for: data_report (what was found and left out, by class), training_metrics,
+# validation_statistics. The run goes on without them.
+withhold: []
+
+# Numbers of images leave with Gaussian noise of this deviation, e.g. 10, which work/ledger.sqlite counts; null: as they are.
+count_noise: null
+
 # Whether every run must use secure aggregation, in which the coordinator sees sums over hospitals and never this one's update alone.
 require_secure_aggregation: false
 

@@ -140,8 +140,9 @@ class Run:
 
     def kept_back(self, kind: str) -> list[str]:
         """Hospitals whose policy keeps back so much (`common.config_types.Withheld`), or noises its counts (`count_noise`)."""
-        told = self.summary.get("sites") or {}
-        return sorted(name for name, report in told.items() if kind in report or kind in (report.get("withheld") or ()))
+        told = {name: report for name, report in (self.summary.get("sites") or {}).items() if isinstance(report, dict)}
+        withheld = {name: found for name, report in told.items() if isinstance(found := report.get("withheld"), list)}
+        return sorted(name for name, report in told.items() if report.get(kind) or kind in withheld.get(name, ()))
 
     def absent(self) -> dict[str, str]:
         """Reason by name of everyone who was not a site of the run at its end."""
