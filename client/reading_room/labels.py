@@ -1,4 +1,4 @@
-"""Readers' findings as a table, which `pneumofed site data feedback` takes into the site's manifest (see `client.continual.export_table`)."""
+"""Readers' findings as the table that `pneumofed site data feedback` reads (see `client.continual.export_table`)."""
 
 from __future__ import annotations
 
