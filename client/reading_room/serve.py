@@ -50,7 +50,13 @@ def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
     path = folder.inside(settings.bundle)
     bundle = open_bundle(path, _keys(folder, settings.trusted))
     if settings.require_release is not None:
-        require_release(bundle, mark_of(path), _keys(folder, settings.require_release))
+        try:
+            require_release(bundle, mark_of(path), _keys(folder, settings.require_release))
+        except ReleaseError as error:
+            raise ReleaseError(
+                f"{settings.bundle}: this room takes released models alone (require_release in room.yaml): {error}; get the release "
+                f"record from the coordinator and lay it beside the bundle as {mark_of(path).name}"
+            ) from None
     return bundle
 
 
