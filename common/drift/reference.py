@@ -101,7 +101,8 @@ def reference_of(bundle: Bundle) -> Reference:
     """
     if bundle.manifest.reference is None:
         raise ConfigError("the bundle carries no reference to tell drift by; export it again with reference images")
-    return Reference.of(bundle.digest, bundle.manifest.reference.statistics, vars(bundle.load_reference()))
+    arrays = {name: values for name, values in vars(bundle.load_reference()).items() if values is not None}
+    return Reference.of(bundle.digest, bundle.manifest.reference.statistics, arrays)
 
 
 def _split(n: int, digest: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -27,17 +27,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The reference images, M of them, in numbers that show no image and name no patient.
+    """The reference images, M of them, one a patient, in numbers that show no image and name no patient.
 
     Attributes:
         features: float32 [M, D], the classifier's input.
         probabilities: float32 [M], calibrated P(pneumonia).
         pixel_statistics: float32 [M, K].
+        labels: int64 [M], 1 is pneumonia; None where nobody labelled them.
     """
 
     features: npt.NDArray[np.float32]
     probabilities: npt.NDArray[np.float32]
     pixel_statistics: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +109,8 @@ class Bundle:
             BundleError: the bundle has none.
         """
         with np.load(io.BytesIO(self.read(REFERENCE)), allow_pickle=False) as arrays:
-            return Reference(*(arrays[name] for name in ("features", "probabilities", "pixel_statistics")))
+            labels = arrays.get("labels")
+            return Reference(*(arrays[name] for name in ("features", "probabilities", "pixel_statistics")), labels)
 
 
 class _Temporary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -193,7 +193,19 @@ def _write_reference(folder: Path, reference: Pictures, calibration: Calibration
     squares = reference.inputs(index)[:, 0]
     statistics = pixel_statistics(squares)
     probabilities = calibration.probability(pneumonia_score(logits)).astype(np.float32)
-    np.savez_compressed(folder / REFERENCE, features=features, probabilities=probabilities, pixel_statistics=statistics)
-    described = ReferenceSet(sets=(reference.name,), images=len(index), statistics=NAMES)
     patients = None if reference.patients is None else [reference.patients[row] for row in index]
+    kept = first_of_each(patients or list(index))  # drift is told by patients that are independent of each other
+    arrays = {"features": features, "probabilities": probabilities, "pixel_statistics": statistics}
+    if reference.labels is not None:
+        arrays["labels"] = (reference.labels[index] > 0).astype(np.int64)
+    np.savez_compressed(folder / REFERENCE, **{name: values[kept] for name, values in arrays.items()})
+    described = ReferenceSet(sets=(reference.name,), images=len(kept), statistics=NAMES)
     return described, fit_suitability(squares, features, statistics, patients=patients)
+
+
+def first_of_each(patients: Sequence[Hashable]) -> list[int]:
+    """Positions of the first image of each patient, in order."""
+    seen: dict[Hashable, int] = {}
+    for position, patient in enumerate(patients):
+        seen.setdefault(patient, position)
+    return list(seen.values())

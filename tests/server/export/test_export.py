@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
 
@@ -19,7 +21,7 @@ from common.model_bundle.calibration import pneumonia_score
 from common.model_bundle.predictor import Predictor
 from common.models import classifier_of
 from server.export import export as module
-from server.export.export import ExportPlan, export_run
+from server.export.export import ExportPlan, export_run, first_of_each
 from server.run_folder import RunFolder
 from simulation.cli import app
 from tests.model_bundles import signing_key, small_graph
@@ -99,6 +101,13 @@ def test_reference_statistics_fit_the_graph(bundle: Bundle) -> None:
     assert reference.features.shape == (60, 128) and reference.pixel_statistics.shape == (60, 16)
     assert bundle.manifest.reference is not None and bundle.manifest.reference.sets == ("test",)
     assert np.all((reference.probabilities > 0) & (reference.probabilities < 1))
+    assert reference.labels is not None and set(reference.labels.tolist()) == {0, 1}
+
+
+@given(patients=st.lists(st.sampled_from("abcd"), max_size=12))
+def test_the_reference_has_the_first_image_of_each_patient(patients: list[str]) -> None:
+    kept = first_of_each(patients)
+    assert [patients[row] for row in kept] == list(dict.fromkeys(patients)) and kept == sorted(kept)
 
 
 def test_triton_serves_the_graph_under_its_own_names(bundle: Bundle) -> None:
