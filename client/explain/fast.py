@@ -31,7 +31,7 @@ def quick_map(activation_map: np.ndarray, score: float, side: int) -> Attributio
 
 
 def quick_focus(pixels: np.ndarray, activation_map: np.ndarray, fit: Literal["pad", "crop"]) -> Focus:
-    """Where the weight of the map lies in the image that it was made of; the most of its third of a second is the search for the lungs.
+    """Where the weight of the map lies in the image that it was made of; about 0.15 s, most of it the search for the lungs.
 
     Asked of the image at the resolution at which marks are looked for, so that its cost does not grow with the detector's.
 

@@ -94,11 +94,12 @@ def test_a_heat_map_in_which_nothing_stands_out_says_so(desk: Desk, stage: Stage
 
 
 def test_a_heat_map_outside_the_lungs_says_so_in_both_languages_while_it_is_shown(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(judge, "quick_focus", lambda *_: Focus(0.9, 0.5, 0.4, 0.0, (Misplaced.OUTSIDE, Misplaced.MARKS)))
     desk.sign_in()
     desk.add(("chest.dcm", phantom_file(0)))
+    draw_map(stage, np.array([[1.0, 0.0], [0.0, 0.0]], np.float32))
     desk.open_first()
     assert desk.page.is_hidden("#map-warning")
     desk.page.keyboard.press("h")
