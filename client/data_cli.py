@@ -69,7 +69,9 @@ def remove(
 
 @app.command()
 def feedback(
-    export: Annotated[Path, typer.Argument(help="The reading room's export of labels (CSV), or the folder with its labels.csv.")],
+    export: Annotated[
+        Path, typer.Argument(help="The reading room's folder, or its export of labels (CSV, or a folder with labels.csv).")
+    ],
     site: Site = Path(),
     as_json: Json = False,
 ) -> None:
@@ -77,8 +79,12 @@ def feedback(
     with exit_codes(as_json):
         from client.continual.feedback import add_feedback
         from client.data_add import open_site
+        from client.folder import SiteFolder
+        from common.audit_events import LABELS_TAKEN
 
         told = add_feedback(open_site(site), export).describe()
+        changed = {name: told[name] for name in ("found", "added", "corrected", "confirmed", "set_aside", "total")}
+        SiteFolder.open(site).audit.record(LABELS_TAKEN, **changed)
         if as_json:
             typer.echo(json.dumps(told, indent=1))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,10 @@ from rich.console import Console
 
 from client.explain.methods import METHODS, Method, Target
 
+INTERRUPTED = 130
+
 console = Console(highlight=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def explain(
@@ -33,7 +37,7 @@ def explain(
 ) -> None:
     """Show where in a radiograph the model finds its evidence, and say whether the map can be believed.
 
-    Exit code: 0 at least one image was explained, 1 none could be read.
+    Exit code: 0 at least one image was explained, 1 none could be read, 130 stopped.
     """
     from client.explain.files import RESULT, Request, explain_files
     from common.keys import read_public_key
@@ -42,7 +46,14 @@ def explain(
     opened = open_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     methods = METHODS if all_ else _methods(method or ["grad-cam"])
     request = Request(methods, _target(target, opened.manifest.classes), seed, check)
-    outcome = explain_files(paths, opened, out, request, (lambda _: None) if json_ else _say)
+    explained: list[str] = []
+    try:
+        outcome = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
+    except KeyboardInterrupt:
+        notes.print(
+            f"stopped: pictures of {len(explained)} images are in {out}; {RESULT} was not written", style="yellow", markup=False
+        )
+        raise typer.Exit(INTERRUPTED) from None
     if json_:
         _say((out / RESULT).read_text())
         return
@@ -53,6 +64,16 @@ def explain(
     _say(
         f"{len(outcome.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
     )
+
+
+def _saying(told: list[str]) -> Callable[[str], None]:
+    """Says each sentence, and keeps it in `told`."""
+
+    def tell(text: str) -> None:
+        told.append(text)
+        _say(text)
+
+    return tell
 
 
 def _methods(names: list[str]) -> tuple[Method, ...]:

@@ -7,6 +7,7 @@
     failure            class of the error
     app-approved / app-revoked / site-started / site-stopped release         which model, against which, and the decision
     models-compared    two models on the site's validation
+    labels-taken       readers' labels in the manifest, in counts
 
 No line names a patient, a file or a folder. The fact `heads` keeps the other side's head (see `common.audit_report.anchors_in`).
 """
@@ -26,7 +27,7 @@ if TYPE_CHECKING:  # the names alone; Flower would be imported with the messages
 REQUEST, ANSWER, REFUSAL, FAILURE = "request", "answer", "refusal", "failure"
 APP_APPROVED, APP_REVOKED = "app-approved", "app-revoked"
 SITE_STARTED, SITE_STOPPED = "site-started", "site-stopped"
-COMPARED, RELEASE = "models-compared", "release"
+COMPARED, LABELS_TAKEN, RELEASE = "models-compared", "labels-taken", "release"
 RUN_STARTED, ROUND, RUN_ENDED = "run-started", "round", "run-ended"
 
 COORDINATOR = "coordinator"

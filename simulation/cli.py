@@ -252,7 +252,7 @@ def main() -> None:
         errors.print(f"pneumofed: {error}", style="red", markup=False)
         sys.exit(FAILURE)
     except KeyboardInterrupt:
-        errors.print("pneumofed: stopped; --resume goes on after the last completed round", style="yellow")
+        errors.print("pneumofed: stopped", style="yellow")
         sys.exit(INTERRUPTED)
 
 
@@ -279,7 +279,11 @@ def _simulate(run_dir: Path, experiment: dict[str, Any], virtual: dict[str, Any]
     from simulation.runner import simulate
 
     console.print(f"run folder: {run_dir}")
-    summary = simulate(plan, lambda text: console.print(text, markup=False))
+    try:
+        summary = simulate(plan, lambda text: console.print(text, markup=False))
+    except KeyboardInterrupt:  # Typer would end the command without a word
+        errors.print("pneumofed: stopped; --resume goes on after the last completed round", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
     _show(summary, run_dir)
 
 

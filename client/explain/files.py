@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from client.explain.placing import place_on_image
 from client.explain.sanity import Sanity, check
 from client.explain.score import LogOdds, empty
 from client.explain.words import Case, describe
+from client.predict.files import find_files
 from common.data.atomic import atomic_write
 from common.errors import EmptySiteError, ImageError
 from common.evaluation.figures import write
@@ -70,7 +71,7 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Req
     """Writes `NUMBER-METHOD.png`, with several methods `NUMBER.png`, and `explanations.json` into `out`; no name of a file is in theirs.
 
     Args:
-        paths: files, and folders that are searched with all below them. What cannot be read is counted, with its reason.
+        paths: files, and folders that are searched with all below them (see `find_files`). What cannot be read is counted, with its reason.
         bundle: opened, hence checked.
         out: made if missing.
         request: what is asked for.
@@ -97,16 +98,7 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Req
     return outcome
 
 
-def find_files(paths: Sequence[Path]) -> list[Path]:
-    """`paths`, and in the place of each folder the files in it and below, by name and without hidden ones."""
-    found: list[Path] = []
-    for path in paths:
-        below = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [file for file in below if not file.is_dir() and not file.name.startswith(".")]
-    return found
-
-
-def _read(files: Sequence[Path], predictor: Predictor, outcome: Outcome) -> Iterator[Path]:
+def _read(files: Iterable[Path], predictor: Predictor, outcome: Outcome) -> Iterator[Path]:
     for path in files:
         try:
             read_image(path, window=predictor.window)

@@ -7,7 +7,7 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -33,6 +33,7 @@ class Loaded:
         problem: why there is none.
         study: Study Instance UID; empty for other files than DICOM.
         instance: SOP Instance UID; likewise.
+        patient: the hospital's number of the patient; likewise. It goes into no row.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Loaded:
     problem: SkipReason | None = None
     study: str = ""
     instance: str = ""
+    patient: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,13 @@ def load(path: Path, predictor: Predictor) -> Loaded:
     """The file `path`, prepared for `predictor`; never raises for what the file holds."""
     try:
         image = read_image(path, window=predictor.window)
-        study, instance = _identify(path) if image.info.format == "dicom" else ("", "")
+        study, instance, patient = _identify(path) if image.info.format == "dicom" else ("", "", "")
     except ImageError as error:
         return Loaded(path, problem=error.reason)
     square = prepare(
         image.pixels, predictor.manifest.preprocessing
     )  # judging prepares again, which leaves such a square as it is
-    return Loaded(path, replace(image, pixels=square), study=study, instance=instance)
+    return Loaded(path, replace(image, pixels=square), study=study, instance=instance, patient=patient)
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
@@ -104,9 +106,9 @@ def _answer_batch(batch: list[Loaded], judge: _Judge) -> Iterator[Answer]:
         yield Answer(loaded, next(judgements) if loaded.image else None)
 
 
-def _identify(path: Path) -> tuple[str, str]:
+def _identify(path: Path) -> tuple[str, str, str]:
     from common.dicom.header import read_header  # pydicom takes a third of a second to import: only those who have DICOM pay
 
     header = read_header(path)
     study, instance = (uid if _UID.fullmatch(uid) else "" for uid in (header.study_uid, header.sop_uid))
-    return study, instance
+    return study, instance, header.patient

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from client.predict.answers import Answer
     from client.predict.archive.writer import ArchiveWriter
     from client.predict.outputs import Output
+    from client.predict.recording import Recorder
     from client.predict.studies import Tally
+    from common.model_bundle.bundle import Bundle
     from common.model_bundle.manifest import BundleManifest
     from common.model_bundle.predictor import Predictor
 
-ALL_READ, NONE_READ, SOME_UNREADABLE = 0, 1, 3
+ALL_READ, NONE_READ, SOME_UNREADABLE, INTERRUPTED = 0, 1, 3, 130
 
 console = Console(highlight=False)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -40,12 +42,16 @@ def predict(
     overlay: Annotated[
         Path | None, typer.Option(help="Folder for a heat map of each judged image: DICOM secondary capture, else PNG.")
     ] = None,
+    monitor: Annotated[
+        Path | None, typer.Option(help="Put what is judged into the monitor of drift in this folder, in the order of the files.")
+    ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="The quantised network: faster, a little less exact.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the network, and as many that decode; 0: all processors.")] = 0,
 ) -> None:
     """Judge radiographs: probability of pneumonia with its interval, the decision, or why an image cannot be judged.
 
-    Exit code: 0 every file was read, 3 some could not be read, 1 none could or the bundle was refused, 2 usage.
+    Exit code: 0 every file was read, 3 some could not be read, 1 none could or the bundle was refused, 2 usage,
+    130 stopped.
     """
     from client.predict.answers import answer_files
     from client.predict.archive.writer import ArchiveWriter
@@ -59,12 +65,39 @@ def predict(
     if not trusted:
         notes.print(f"bundle signed by {opened.signer}; --trusted-key FILE takes no other signature", style="dim", markup=False)
     predictor = Predictor(opened, "int8" if int8 else "float32", threads)
-    tally = Tally()
-    with ExitStack() as stack:
-        outputs = _open_outputs(stack, predictor, tally, csv, json_)
-        answers = answer_files(find_files(paths), predictor, threads)
-        _run(answers, predictor.manifest, ArchiveWriter(predictor, sr, overlay), tally, outputs)
+    recorder, tally = _recorder(monitor, opened), Tally()
+    try:
+        with ExitStack() as stack:
+            outputs = _open_outputs(stack, predictor, tally, csv, json_)
+            answers = answer_files(find_files(paths), predictor, threads)
+            watched = recorder.pass_on(answers) if recorder else answers
+            _run(watched, predictor.manifest, ArchiveWriter(predictor, sr, overlay), tally, outputs)
+    except KeyboardInterrupt:
+        _tell_stopped(tally, csv, [folder for folder in (sr, overlay) if folder], recorder)
+        raise typer.Exit(INTERRUPTED) from None
     raise typer.Exit(_exit_code(tally))
+
+
+def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
+    if folder is None:
+        return None
+    from client.monitor.monitor import Monitor
+    from client.predict.recording import Recorder
+
+    return Recorder(Monitor.open(folder, bundle), _note)
+
+
+def _tell_stopped(tally: Tally, csv: Path | None, folders: list[Path], recorder: Recorder | None) -> None:
+    """What there is of a run that the user ended."""
+    told = [f"stopped after {tally.files} files"]
+    told += [f"{csv} was not written"] if csv else []
+    told += [f"what was written into {folder} stays" for folder in folders]
+    told += [f"{recorder.recorded} images are in the monitor"] if recorder else []
+    _note("; ".join(told))
+
+
+def _note(text: str) -> None:
+    notes.print(text, style="yellow", markup=False)
 
 
 def _open_outputs(stack: ExitStack, predictor: Predictor, tally: Tally, csv: Path | None, json_: bool) -> list[Output]:

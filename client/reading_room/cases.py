@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, delete, func, or_, select
+from sqlalchemy import ColumnElement, Engine, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import sessionmaker
 
@@ -31,6 +31,11 @@ class Cases:
             return True
         except IntegrityError:
             return False
+
+    def set_monitored(self, identifier: str, image: int) -> None:
+        """Keeps under which number the monitor knows the case."""
+        with self._session() as session:
+            session.execute(update(Case).where(Case.id == identifier).values(monitored=image))
 
     def find(self, identifier: str) -> Case | None:
         with self._session() as session:
@@ -103,11 +108,14 @@ class Cases:
         with self._session() as session:
             return session.scalars(select(Case.id).where(Case.arrived < moment)).all()
 
-    def labelled(self) -> Sequence[Case]:
-        """Cases whose finding is a label, in the order of arrival."""
-        query = select(Case).where(Case.finding.is_not(None), Case.finding != "unsure").order_by(Case.number)
+    def readings(self) -> Sequence[tuple[Case, FindingRow]]:
+        """The latest word of each reader on each case, in the order in which they were said."""
+        latest = select(func.max(FindingRow.id)).group_by(FindingRow.case, FindingRow.by)
+        query = select(Case, FindingRow).join(FindingRow, FindingRow.case == Case.number)
         with self._session() as session:
-            return session.scalars(query).all()
+            return [
+                (case, said) for case, said in session.execute(query.where(FindingRow.id.in_(latest)).order_by(FindingRow.id))
+            ]
 
     def ids(self) -> set[str]:
         with self._session() as session:

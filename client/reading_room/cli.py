@@ -49,12 +49,9 @@ def init(
 @app.command()
 def start(room: Room = Path()) -> None:
     """Serve the page until Ctrl-C or a signal; under systemd too."""
-    from client.reading_room.folder import RoomFolder
-    from client.reading_room.serve import address, serve
+    from client.reading_room.serve import serve
 
-    folder = RoomFolder.open(room)
-    _say(f"reading room at {address(folder)}")
-    serve(folder)
+    serve(_open(room), _say)
 
 
 @app.command()
@@ -75,7 +72,7 @@ def clean(room: Room = Path(), json_: Json = False) -> None:
 
 @app.command()
 def labels(out: Annotated[Path, typer.Argument(help="CSV file that is written.")], room: Room = Path()) -> None:
-    """Write the readers' findings as a manifest, with pseudonyms of the patients, for `pneumofed site data add csv`."""
+    """Write what readers said of the cases, with pseudonyms of the patients, for `pneumofed site data feedback`."""
     from client.reading_room.cases import Cases
     from client.reading_room.labels import write_labels
     from client.reading_room.tables import open_database
@@ -83,7 +80,7 @@ def labels(out: Annotated[Path, typer.Argument(help="CSV file that is written.")
     folder = _open(room)
     count = write_labels(folder, Cases(open_database(folder.database)), out)
     _record(folder, "labels-exported", count=count)
-    _say(f"{count} labelled images: {out}")
+    _say(f"{count} readings: {out}")
 
 
 @user_app.command("add")

@@ -6,6 +6,7 @@ ROOM/                    mode 0700, since all of it is about patients
   state/room.db          users, tokens, cases, findings
   state/audit.jsonl      who did what, chained (see `common.audit`)
   store/ab/ab12.../      one folder a case: the file as it came, its pixels, the heat map
+  monitor/               for `pneumofed monitor`, unless `monitor` names another folder: numbers of each judged case
   quarantine/            files that are still arriving or being judged
 """
 
@@ -54,6 +55,10 @@ class RoomSettings(Section):
     """Public keys of who may sign bundles; without any the signature is checked against the key in the bundle alone."""
     site: str | None = None
     """The hospital's site folder, whose pseudonyms the exported labels then have."""
+    require_release: list[str] | None = None
+    """Public keys of coordinators; the room then starts only with a bundle that one of them released."""
+    monitor: str | None = "monitor"
+    """Folder of the monitor of drift that each case is recorded in; null records none."""
     host: Host = "127.0.0.1"
     port: Port = 8443
     names: list[Host] = Field(default_factory=list)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from client.explain.fast import quick_focus
 from client.reading_room.reading import ORIGINAL, Opinion, Reading, Viewing, map_area, read_file, write_viewing
 from client.reading_room.workers import Job, Outcome
 from common.errors import ImageError
@@ -32,15 +33,17 @@ class Reader:
         except ImageError as error:
             return error
         judgement = self.predictor.judge([image])[0]
-        viewing = self._viewing(image, judgement)
+        viewing = self._viewing(image, judgement, job.explain)
         window = write_viewing(job.folder, image, viewing) if job.keep else Window(0.5, 1.0)
         return Reading(header, image.info, window, _opinion(judgement), viewing)
 
-    def _viewing(self, image: Image, judgement: Judgement) -> Viewing:
+    def _viewing(self, image: Image, judgement: Judgement, explain: bool) -> Viewing:
         height, width = image.pixels.shape
-        area = map_area(height, width, self.predictor.manifest.preprocessing.fit)
-        found = judgement.activation_map
-        return Viewing(None if found is None else evidence(found), area, judgement.features, judgement.pixel_statistics)
+        fit, found = self.predictor.manifest.preprocessing.fit, judgement.activation_map
+        warnings = quick_focus(image.pixels, found, fit).warnings if explain and found is not None else ()
+        shown = None if found is None else evidence(found)
+        names = tuple(warning.name.lower() for warning in warnings)
+        return Viewing(shown, map_area(height, width, fit), judgement.features, judgement.pixel_statistics, names)
 
 
 def load_reader(bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"]) -> Reader:

@@ -1,7 +1,12 @@
-"""Readers' findings as a manifest, for the next round of training: see `common.data.manifest`."""
+"""Readers' findings as the table that `pneumofed site data feedback` reads (see `client.continual.export_table`)."""
 
 from __future__ import annotations
 
+import csv
+import getpass
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,35 +15,33 @@ from client.reading_room.cases import Cases
 from client.reading_room.folder import RoomFolder
 from client.reading_room.reading import ORIGINAL
 from client.reading_room.store import Store
-from client.reading_room.tables import Case
+from client.reading_room.tables import Case, FindingRow, open_database
+from common.audit import AuditLog
 from common.data.atomic import atomic_write
-from common.data.manifest import ImageRecord, Manifest, write_manifest
+from common.data.manifest import COLUMNS
+
+EXPORT_COLUMNS = (*COLUMNS, "reader", "time", "case")
 
 
-def labels_manifest(folder: RoomFolder, cases: Cases) -> Manifest:
-    """The cases whose latest finding is a label, with the site's pseudonyms of their patients.
+def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
+    """(a CSV table with the latest word of each reader on each case, its number of rows).
 
-    A file without a patient's number counts as a patient of its own. Left out are cases that somebody read as `unsure`.
+    `reader` is the user's name, `time` ISO 8601 in UTC, `case` the case's random id, `path` where the file lies. `patient` is a pseudonym,
+    empty where the file names nobody: a picture whose patient is unknown must not become a patient of its own in training.
 
     Raises:
         ConfigError: the key of the pseudonyms cannot be used.
     """
-    pseudonyms = load_pseudonyms(_pseudonym_folder(folder))
-    store = Store(folder.store, folder.quarantine)
-    return Manifest(tuple(_record(case, store.path(case.id) / ORIGINAL, pseudonyms) for case in cases.labelled()))
-
-
-def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
-    """(the manifest as a CSV file with whole paths, its number of rows)."""
-    manifest = labels_manifest(folder, cases)
-    with TemporaryDirectory(dir=folder.quarantine) as name:
-        path = Path(name) / "labels.csv"
-        write_manifest(manifest, path)
-        return path.read_bytes(), len(manifest)
+    pseudonyms, store = load_pseudonyms(_pseudonym_folder(folder)), Store(folder.store, folder.quarantine)
+    rows = [_cells(case, said, store.path(case.id) / ORIGINAL, pseudonyms) for case, said in cases.readings()]
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerows([EXPORT_COLUMNS, *rows])
+    return text.getvalue().encode("utf-8", errors="surrogateescape"), len(rows)
 
 
 def write_labels(folder: RoomFolder, cases: Cases, path: Path) -> int:
-    """Writes the manifest as the file `path` and returns its number of rows.
+    """Writes the table as the file `path`, mode 0600, and returns its number of rows.
 
     Raises:
         OSError: it cannot be written.
@@ -47,6 +50,25 @@ def write_labels(folder: RoomFolder, cases: Cases, path: Path) -> int:
     with atomic_write(path) as file:
         file.write(content)
     return count
+
+
+@contextmanager
+def export_of_room(path: Path) -> Iterator[Path]:
+    """The table of the room at `path`, a file that is there as long as the block lasts; the room's audit log keeps that it was asked for.
+
+    Raises:
+        ConfigError: there is no room, or its database or the key of the pseudonyms cannot be used.
+    """
+    folder = RoomFolder.open(path)
+    engine = open_database(folder.database)
+    try:
+        with TemporaryDirectory(dir=folder.quarantine) as name:
+            table = Path(name) / "labels.csv"
+            count = write_labels(folder, Cases(engine), table)
+            AuditLog(folder.audit, f"os:{getpass.getuser()}").record("labels-exported", count=count)
+            yield table
+    finally:
+        engine.dispose()
 
 
 def _pseudonym_folder(folder: RoomFolder) -> Path:
@@ -58,13 +80,8 @@ def _pseudonym_folder(folder: RoomFolder) -> Path:
     return open_site(folder.inside(folder.settings.site)).data
 
 
-def _record(case: Case, path: Path, pseudonyms: Pseudonyms) -> ImageRecord:
-    return ImageRecord(
-        path=path,
-        patient=pseudonyms.patient(case.patient or f"file {case.sha256}"),
-        label=case.finding or "",
-        view=case.view,
-        sex=case.sex,
-        age_years=case.age_years,
-        manufacturer=case.manufacturer,
-    )
+def _cells(case: Case, said: FindingRow, path: Path, pseudonyms: Pseudonyms) -> list[str]:
+    patient = pseudonyms.patient(case.patient) if case.patient else ""
+    age = "" if case.age_years is None else repr(case.age_years)
+    known = [case.view or "", case.sex or "", age, case.manufacturer or ""]
+    return [str(path), patient, said.label, *known, said.by, said.at.isoformat(), case.id]

@@ -31,6 +31,9 @@ class Measures:
         self._findings = Counter(
             "pneumofed_findings", "Findings of readers, by agreement with the model.", ["agrees"], registry=self._registry
         )
+        self._unwatched = Counter(
+            "pneumofed_monitor_failures", "Cases and findings that the monitor of drift could not take.", registry=self._registry
+        )
         Gauge("pneumofed_files_waiting", "Files that wait for a worker.", registry=self._registry).set_function(waiting)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -46,6 +49,9 @@ class Measures:
 
     def found(self, agrees: bool | None) -> None:
         self._findings.labels({True: "yes", False: "no", None: "open"}[agrees]).inc()
+
+    def unwatched(self) -> None:
+        self._unwatched.inc()
 
     def text(self) -> bytes:
         """All of it in Prometheus's text format."""

@@ -60,12 +60,14 @@ class Opinion:
 @dataclass(frozen=True)
 class Viewing:
     """What a model and an image give to look at: `map` float32 [h, w] in [0, 1] or None, spread over `area` of the image (left, top,
-    width, height in parts of it); `features` and `statistics` for the watch on drift."""
+    width, height in parts of it); `features` and `statistics` for the watch on drift; `warnings` of `client.explain.focus.Misplaced`, by
+    name, if they were asked for."""
 
     map: np.ndarray | None
     area: tuple[float, float, float, float]
     features: np.ndarray
     statistics: np.ndarray
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

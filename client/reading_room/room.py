@@ -17,8 +17,7 @@ import secrets
 import threading
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine
 
@@ -33,10 +32,14 @@ from client.reading_room.schema import ErrorCode, Model, Uploaded
 from client.reading_room.store import Store
 from client.reading_room.tables import Case
 from client.reading_room.users import Users
+from client.reading_room.watch import Watch
 from client.reading_room.workers import Job, Workers
 from common.audit import AuditLog
 from common.errors import ImageError
 from common.web.sessions import Sessions
+
+if TYPE_CHECKING:  # SciPy
+    from client.monitor.monitor import Monitor
 
 SESSION_SEC = 12 * 3600.0
 
@@ -49,9 +52,12 @@ class Room:
         engine: on its database.
         model: which model judges.
         workers: who judge.
+        monitor: of drift, for the bundle that judges; None watches nothing.
     """
 
-    def __init__(self, folder: RoomFolder, engine: Engine, model: Model, workers: Workers) -> None:
+    def __init__(
+        self, folder: RoomFolder, engine: Engine, model: Model, workers: Workers, monitor: Monitor | None = None
+    ) -> None:
         self.folder, self.settings, self.model, self.workers = folder, folder.settings, model, workers
         self.users, self.cases = Users(engine), Cases(engine)
         self.store = Store(folder.store, folder.quarantine)
@@ -60,6 +66,7 @@ class Room:
         self.gate = Gate(self.settings.upload)
         self.sign_ins = asyncio.Semaphore(2)  # scrypt takes 32 MiB and a core each
         self.measures = Measures(lambda: workers.waiting)
+        self.watch = Watch(monitor, self.measures.unwatched)
         self.rendering = asyncio.Semaphore(self.settings.workers)
         """Held while a picture is made: one of a large image takes some hundred megabytes."""
         self._audit_lock = threading.Lock()
@@ -86,21 +93,21 @@ class Room:
         if known:
             return Uploaded(index=index, outcome="known", case=known, error=None, detail="")
         try:
-            reading = await self.judge(arrived.folder, by, keep=True)
+            reading = await self.judge(Job(arrived.folder, keep=True, explain=True), by)
         except ImageError as error:
             return self._refused(index, code_of(error))
         case, outcome = await asyncio.to_thread(self._add, arrived, reading, by)
         return Uploaded(index=index, outcome="new" if outcome else "known", case=case, error=None, detail="")
 
-    async def judge(self, folder: Path, by: str, *, keep: bool) -> Reading:
-        """The reading of the file in `folder`.
+    async def judge(self, job: Job, by: str) -> Reading:
+        """What came of the job.
 
         Raises:
             ImageError: it cannot be used.
         """
-        reading = await self.workers.run(Job(folder, keep))
+        reading = await self.workers.run(job)
         self.measures.judged(reading.opinion.verdict)
-        if not keep:
+        if not job.keep:
             await asyncio.to_thread(self.record, by, "image-judged", model=self.model.digest, verdict=reading.opinion.verdict)
         return reading
 
@@ -118,6 +125,8 @@ class Room:
         size = self.store.keep(arrived.folder, identifier)
         if self.cases.add(_row(identifier, arrived.sha256, size, reading, self.model)):
             self.record(by, "case-added", case=identifier, model=self.model.digest, verdict=reading.opinion.verdict)
+            if (image := self.watch.judged(reading)) is not None:
+                self.cases.set_monitored(identifier, image)
             return identifier, True
         self.store.remove(identifier)
         return self.cases.with_content(arrived.sha256) or identifier, False
@@ -161,4 +170,5 @@ def _row(identifier: str, sha256: str, size: int, reading: Reading, model: Model
         model_digest=model.digest,
         has_map=reading.viewing.map is not None,
         map_area=list(reading.viewing.area),
+        map_warnings=list(reading.viewing.warnings),
     )

@@ -92,12 +92,13 @@ def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, ro
     finding = view_finding(row, found)
     room.record(reader.name, "finding", case=case, label=row.label, agrees=finding.agrees)
     room.measures.found(finding.agrees)
+    room.watch.read(found.monitored, body.label)
     return finding
 
 
 @router.get("/labels.csv", response_class=Response, responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}})
 def labels(user: AdminNow, room: RoomNow) -> Response:
-    """The findings as a manifest, with pseudonyms of the patients and the places of the files on the hospital's machine."""
+    """The latest word of each reader on each case, with pseudonyms of the patients and the places of the files on this machine."""
     text, count = labels_csv(room.folder, room.cases)
     room.record(user.name, "labels-exported", count=count)
     return Response(text, media_type="text/csv", headers={"Content-Disposition": 'attachment; filename="labels.csv"'})

@@ -82,8 +82,8 @@ async def pixels(case: FoundCase, request: Request, room: RoomNow, max_side: Max
 
 @router.get("/{case}/map")
 def heat_map(case: CaseWithMap, room: RoomNow) -> schema.HeatMap:
-    """Where the evidence lies, as numbers."""
-    return view_map(pictures.read_map(room.store.path(case.id)), case.map_area)
+    """Where the evidence lies, as numbers, and whether that is a place for it."""
+    return view_map(pictures.read_map(room.store.path(case.id)), case.map_area, case.map_warnings)
 
 
 @router.get("/{case}/map.png", response_class=Response, responses=_PNG)

@@ -13,6 +13,7 @@ from client.reading_room.problems import code_of
 from client.reading_room.reading import Reading
 from client.reading_room.room import Room
 from client.reading_room.views import view_map, view_opinion
+from client.reading_room.workers import Job
 from common.errors import ImageError
 
 router = APIRouter(tags=["programs"])
@@ -24,18 +25,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {408: {"model": schema.Problem}}
 @router.post("/api/predict", openapi_extra=_BODY, responses=_ERRORS)
 async def predict(request: Request, who: ProgramNow, room: RoomNow) -> schema.Judgement:
     """The judgement of the DICOM, JPEG or PNG file that is the body, whatever its content type says."""
-    reading = await _read(request, who, room)
+    reading = await _read(request, who, room, explain=False)
     return view_opinion(reading.opinion, room.model.threshold)
 
 
 @router.post("/api/explain", openapi_extra=_BODY, responses=_ERRORS)
 async def explain(request: Request, who: ProgramNow, room: RoomNow) -> schema.Explanation:
-    """The judgement of the file and where its evidence lies."""
-    reading = await _read(request, who, room)
+    """The judgement of the file, where its evidence lies, and whether that is a place for it."""
+    reading = await _read(request, who, room, explain=True)
     viewing = reading.viewing
     return schema.Explanation(
         judgement=view_opinion(reading.opinion, room.model.threshold),
-        map=None if viewing.map is None else view_map(viewing.map, viewing.area),
+        map=None if viewing.map is None else view_map(viewing.map, viewing.area, viewing.warnings),
     )
 
 
@@ -53,13 +54,13 @@ def metrics(who: ProgramNow, room: RoomNow) -> Response:
     return Response(room.measures.text(), media_type="text/plain; version=0.0.4")
 
 
-async def _read(request: Request, who: str, room: Room) -> Reading:
+async def _read(request: Request, who: str, room: Room, *, explain: bool) -> Reading:
     """The reading of the body, which is deleted afterwards."""
     async with room.gate.enter():
         with room.store.arriving() as folder:
             await receive_one(request.stream(), folder, room.settings.upload)
             try:
-                return await room.judge(folder, who, keep=False)
+                return await room.judge(Job(folder, explain=explain), who)
             except ImageError as error:
                 room.measures.refused(code_of(error))
                 raise

@@ -14,6 +14,9 @@ Status = Literal["open", "read"]
 """`read` as soon as somebody gave a finding."""
 Verdict = Literal["pneumonia", "normal", "cannot judge"]
 Sort = Literal["arrival", "probability"]
+MapWarning = Literal["outside", "marks", "no_lungs", "empty"]
+"""Where the weight of a map lies: too much outside the lungs, much on markers or text, lungs not found and so unknown, nowhere. As
+`client.explain.focus.Misplaced`, in lower case."""
 
 ErrorCode = Literal[
     # who asks
@@ -141,6 +144,7 @@ class HeatMap(BaseModel):
     columns: int
     values: list[float]
     area: Area
+    warnings: list[MapWarning] = Field(description="Why where it lies is doubtful; empty where it lies on the lungs.")
 
 
 class Explanation(BaseModel):
@@ -247,6 +251,7 @@ class CaseDetail(CaseLine):
     model_digest: str
     image: ImageFacts
     has_map: bool
+    map_warnings: list[MapWarning] = Field(description="As the map's own `warnings`.")
     findings: list[Finding] = Field(description="Oldest first.")
     previous: list[CaseLine] = Field(description="Other cases of the same patient, newest first, 20 at most.")
 

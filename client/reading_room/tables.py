@@ -14,7 +14,7 @@ from sqlalchemy.types import TypeDecorator
 
 from common.errors import ConfigError
 
-VERSION = 1
+VERSION = 2
 """Of the tables, kept in SQLite's `user_version`."""
 
 
@@ -101,6 +101,10 @@ class Case(Base):
     has_map: Mapped[bool]
     map_area: Mapped[list[float]] = mapped_column(JSON)
     """left, top, width, height of what the map covers, in parts of the image."""
+    map_warnings: Mapped[list[str]] = mapped_column(JSON, default=list)
+    """What is wrong with where the map lies, as `client.reading_room.schema.MapWarning`."""
+    monitored: Mapped[int | None]
+    """The image's number in the monitor of drift."""
 
     finding: Mapped[str | None] = mapped_column(String(16), index=True)
     finding_by: Mapped[str | None] = mapped_column(String(64))

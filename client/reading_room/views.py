@@ -29,7 +29,9 @@ def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Cas
     return schema.CaseDetail.model_validate(
         {
             **_line(case),
-            **{name: getattr(case, name) for name in ("classes", "threshold", "model", "model_digest", "has_map")},
+            **{
+                name: getattr(case, name) for name in ("classes", "threshold", "model", "model_digest", "has_map", "map_warnings")
+            },
             "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
             | {"window": window},
             "findings": [view_finding(row, case) for row in findings],
@@ -57,14 +59,17 @@ def view_opinion(opinion: Opinion, threshold: float) -> schema.Judgement:
     )
 
 
-def view_map(values: np.ndarray, area: Sequence[float]) -> schema.HeatMap:
-    """The heat map `values` [h, w] over `area` (left, top, width, height in parts of the image)."""
+def view_map(values: np.ndarray, area: Sequence[float], warnings: Sequence[str]) -> schema.HeatMap:
+    """The heat map `values` [h, w] over `area` (left, top, width, height in parts of the image), and what is wrong with where it lies."""
     left, top, width, height = area
-    return schema.HeatMap(
-        rows=values.shape[0],
-        columns=values.shape[1],
-        values=values.ravel().tolist(),
-        area=schema.Area(left=left, top=top, width=width, height=height),
+    return schema.HeatMap.model_validate(
+        {
+            "rows": values.shape[0],
+            "columns": values.shape[1],
+            "values": values.ravel().tolist(),
+            "area": {"left": left, "top": top, "width": width, "height": height},
+            "warnings": list(warnings),
+        }
     )
 
 

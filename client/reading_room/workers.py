@@ -28,10 +28,12 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Job:
-    """The file `original` in `folder`; with `keep`, what the viewer needs is written beside it."""
+    """The file `original` in `folder`; with `keep`, what the viewer needs is written beside it, with `explain` it is found out where
+    the map lies, which takes longer than the judgement."""
 
     folder: Path
-    keep: bool
+    keep: bool = False
+    explain: bool = False
 
 
 Outcome = Reading | ImageError

@@ -11,9 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from common.errors import ConfigError, FlowerError
 from common.processes import descendants
+from simulation.cli import app
 from simulation.flower_simulation import parse_run_config, read_project, read_resources
 
 PNEUMOFED = [sys.executable, "-m", "simulation.cli"]
@@ -139,6 +141,16 @@ def test_any_flower_app_runs_and_a_failed_run_is_an_error(tmp_path: Path) -> Non
     assert mark.read_text() == "7"
     with pytest.raises(FlowerError, match="failed"):
         run(tmp_path / "app", 2, [f"mark='{mark}' fail=true"], resources, verbose=False)
+
+
+def test_ctrl_c_in_a_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("simulation.runner.simulate", interrupt)
+    result = CliRunner().invoke(app, ["simulate", "--out", str(tmp_path / "run")])
+    assert result.exit_code == 130
+    assert "--resume goes on" in result.stderr
 
 
 @pytest.mark.slow

@@ -67,9 +67,18 @@ export function showTools(state, comparing = state.previous?.case?.id ?? "") {
   at("legend-box").hidden = !pane.heat;
   at("legend-scale").hidden = Boolean(pane.heat?.isEmpty);
   at("legend-empty").hidden = !pane.heat?.isEmpty;
+  showMapWarning(pane.heat, shown);
   at("compare").disabled = !shown?.previous.length;
   at("compare").value = comparing;
   at("link").hidden = !comparing;
+}
+
+/** Says below the probability what is wrong with where the map lies, while it can be seen; that it is empty stands in the legend. */
+function showMapWarning(heat, shown) {
+  const told = heat && !heat.isEmpty ? shown.map_warnings.filter((warning) => warning !== "empty") : [];
+  const text = told.map((warning) => t(`heat.warning_${warning}`)).join(" ");
+  if (at("map-warning").textContent !== text) at("map-warning").textContent = text;
+  at("map-warning").hidden = !text;
 }
 
 function both(state, action) {

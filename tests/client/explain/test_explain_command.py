@@ -85,3 +85,15 @@ def test_the_quick_map_of_a_judgement_is_grad_cam(bundle: Path) -> None:
     quick = quick_map(judged.activation_map, judged.score, PREPROCESSING.size_px)
     np.testing.assert_allclose(quick.values, slow.values * judged.activation_map.size, atol=1e-3)
     assert quick.score == pytest.approx(slow.score, abs=1e-3) and quick.cell_px == slow.cell_px
+
+
+def test_a_user_who_stops_it_is_told_what_there_is(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("client.explain.files._explain_image", interrupt)
+    given = ["explain", str(draw_images(tmp_path / "in")), "--bundle", str(bundle), "--out", str(tmp_path / "out"), "--no-check"]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 130
+    assert "pictures of 0 images are in" in result.stderr
+    assert "resume" not in result.stderr

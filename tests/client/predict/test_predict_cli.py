@@ -13,11 +13,14 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
+from client.monitor.monitor import Monitor
 from client.predict import outputs
 from client.predict.cli import predict
-from client.predict.rows import COLUMNS
+from client.predict.rows import COLUMNS, Row
+from client.predict.studies import Tally
 from common.errors import BundleError, ConfigError
 from common.keys import NodeKey
+from common.model_bundle.bundle import open_bundle
 from tests.client.predict.pictures import STUDY, write_phantom, write_png
 
 app = typer.Typer()
@@ -146,3 +149,47 @@ def test_nothing_of_a_patient_is_logged(bundle_dir: Path, folder: Path, tmp_path
         assert secret not in caplog.text
         assert secret not in result.stderr
         assert not [path for path in (tmp_path / "sr").iterdir() if secret in path.name]
+
+
+def monitored(bundle_dir: Path, folder: Path) -> Monitor:
+    return Monitor.open(folder, open_bundle(bundle_dir, None))
+
+
+def test_what_is_judged_is_in_the_monitor_by_patient(bundle_dir: Path, folder: Path, tmp_path: Path) -> None:
+    told = run_json(bundle_dir, folder, "--monitor", tmp_path / "monitor")[1]
+    found = monitored(bundle_dir, tmp_path / "monitor").check().found
+    judged = [row for row in told["images"] if row["status"] != "unreadable"]
+    assert found.refused.tolist() == [row["status"] == "cannot_judge" for row in judged]
+    assert len(set(found.units[[Path(row["file"]).name.startswith("DOE") for row in judged]])) == 1
+
+
+def test_a_monitor_that_cannot_be_written_is_told_of_once_and_judging_goes_on(
+    bundle_dir: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "monitor").write_text("a file in the folder's place")
+    result = run(bundle_dir, folder, "--json", "--monitor", tmp_path / "monitor")
+    assert json.loads(result.stdout)["summary"]["judged"] == 3
+    assert result.stderr.count("--monitor: stopped after 0 images") == 1
+
+
+def test_a_user_who_stops_it_is_told_what_there_is(
+    bundle_dir: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Row] = []
+
+    def interrupt(self: Tally, row: Row) -> None:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(row)
+        count(self, row)
+
+    count = Tally.add
+    monkeypatch.setattr(Tally, "add", interrupt)
+    result = run(bundle_dir, folder, "--csv", tmp_path / "out.csv", "--overlay", tmp_path / "maps")
+    assert result.exit_code == 130
+    assert not (tmp_path / "out.csv").exists()
+    told = " ".join(result.stderr.split())
+    assert (
+        f"stopped after 2 files; {tmp_path / 'out.csv'} was not written; what was written into {tmp_path / 'maps'} stays" in told
+    )
+    assert "resume" not in told

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from client.reading_room import passwords
+from client.explain.focus import Focus
+from client.reading_room import judge, passwords
 from tests.client.reading_room.stage import Stage
 
 
@@ -16,6 +17,12 @@ def _cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes that take no time; `test_passwords.py` tests the real ones."""
     monkeypatch.setattr(passwords, "LOG2_N", 4)
     monkeypatch.setattr(passwords, "_NOBODY", passwords.hash_password("nobody's"))
+
+
+@pytest.fixture(autouse=True)
+def _quick_focus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No search for lungs, which takes longer than all else; `test_watch.py` has the real one."""
+    monkeypatch.setattr(judge, "quick_focus", lambda *_: Focus(0.0, 0.5, 0.0, 0.0, ()))
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
+from client.explain.focus import Focus, Misplaced
+from client.reading_room import judge
 from client.reading_room.reading import MAP
 from tests.client.reading_room.browser import CHROMIUM, Desk, launched, phantom_file, served
 from tests.client.reading_room.stage import ADMIN, READER, Stage
@@ -58,7 +60,7 @@ def test_the_whole_way_of_a_radiologist(desk: Desk, stage: Stage) -> None:
     page.keyboard.press("Escape")
     page.wait_for_selector("#rows tr.read")
     assert "Viral pneumonia" in desk.text("#rows tr.read td.reading")
-    assert [line.finding for line in stage.room.cases.labelled()] == ["viral"]
+    assert [said.label for _, said in stage.room.cases.readings()] == ["viral"]
 
 
 def test_the_heat_map_colours_its_place_and_its_strength_is_the_reader_s(desk: Desk, stage: Stage) -> None:
@@ -89,6 +91,25 @@ def test_a_heat_map_in_which_nothing_stands_out_says_so(desk: Desk, stage: Stage
     desk.page.keyboard.press("h")
     desk.page.wait_for_selector("#legend-empty:not([hidden])")
     assert desk.text("#legend-empty") == "No place stands out in this heat map"
+
+
+def test_a_heat_map_outside_the_lungs_says_so_in_both_languages_while_it_is_shown(
+    desk: Desk, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "quick_focus", lambda *_: Focus(0.9, 0.5, 0.4, 0.0, (Misplaced.OUTSIDE, Misplaced.MARKS)))
+    desk.sign_in()
+    desk.add(("chest.dcm", phantom_file(0)))
+    draw_map(stage, np.array([[1.0, 0.0], [0.0, 0.0]], np.float32))
+    desk.open_first()
+    assert desk.page.is_hidden("#map-warning")
+    desk.page.keyboard.press("h")
+    desk.page.wait_for_selector("#map-warning:not([hidden])")
+    assert "outside the lungs" in desk.text("#map-warning")
+    assert "markers or text" in desk.text("#map-warning")
+    desk.page.click("#language")
+    desk.page.wait_for_function("document.querySelector('#map-warning').textContent.includes('肺野之外')")
+    desk.page.keyboard.press("h")
+    desk.page.wait_for_selector("#map-warning", state="hidden")
 
 
 def draw_map(stage: Stage, values: np.ndarray) -> None:
@@ -213,7 +234,7 @@ def test_everything_can_be_done_with_the_keyboard(desk: Desk, stage: Stage) -> N
     keyboard.type("typed, not clicked: a e i o u ?")
     keyboard.press("Control+Enter")
     desk.page.wait_for_selector("#history li")
-    assert [case.finding for case in stage.room.cases.labelled()] == [chosen]
+    assert [said.label for _, said in stage.room.cases.readings()] == [chosen]
     assert "a e i o u ?" in desk.text("#history")
     keyboard.press("Escape")
     desk.page.wait_for_selector("#worklist:not([hidden])")

@@ -74,7 +74,7 @@ def test_users_and_tokens_come_and_go_and_the_log_keeps_it(tmp_path: Path) -> No
 def test_labels_and_clean_work_on_an_empty_room(tmp_path: Path) -> None:
     room = tmp_path / "room"
     run("init", room, "--bundle", bundle().folder)
-    assert "0 labelled images" in run("labels", tmp_path / "labels.csv", "-C", room)
+    assert "0 readings" in run("labels", tmp_path / "labels.csv", "-C", room)
     assert (tmp_path / "labels.csv").read_text().startswith("path,patient,label")
     assert json.loads(run("clean", "--json", "-C", room)) == {"cases": 0, "left_behind": 0}
 

@@ -51,6 +51,7 @@ def test_every_word_of_the_server_is_translated() -> None:
     expected += [f"label.{label}" for label in get_args(schema.Label)]
     expected += [f"verdict.{verdict.replace(' ', '_')}" for verdict in get_args(schema.Verdict)]
     expected += [f"status.{status}" for status in get_args(schema.Status)]
+    expected += [f"heat.warning_{warning}" for warning in get_args(schema.MapWarning) if warning != "empty"]
     assert [key for key in expected if not has(key)] == []
 
 

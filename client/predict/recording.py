@@ -1,0 +1,50 @@
+"""Answers on their way through the site's monitor of drift (`pneumofed monitor`), which must not stop them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from client.predict.answers import Answer
+from common.errors import PneumofedError
+
+if TYPE_CHECKING:  # SciPy: only those who have a monitor pay
+    from client.monitor.monitor import Monitor
+
+
+@dataclass
+class Recorder:
+    """Puts answers into `monitor`, in their order, as of today. After the first failure, which `tell` hears of, it records no more.
+
+    Attributes:
+        recorded: images that the monitor has taken.
+    """
+
+    monitor: Monitor
+    tell: Callable[[str], None]
+    recorded: int = 0
+
+    def pass_on(self, answers: Iterable[Answer]) -> Iterator[Answer]:
+        """`answers` as they are; those that were judged are recorded."""
+        works = True
+        for answer in answers:
+            if works:
+                works = self._record(answer)
+            yield answer
+
+    def _record(self, answer: Answer) -> bool:
+        loaded = answer.loaded
+        if answer.judgement is None or loaded.image is None:
+            return True
+        try:
+            self.monitor.record(answer.judgement, loaded.image.info, patient=loaded.patient or loaded.study or None)
+        except (PneumofedError, OSError) as error:
+            self.tell(f"--monitor: stopped after {self.recorded} images, judging goes on: {_sentence(error)}")
+            return False
+        self.recorded += 1
+        return True
+
+
+def _sentence(error: PneumofedError | OSError) -> str:
+    return str(error) if isinstance(error, PneumofedError) else type(error).__name__
