@@ -109,8 +109,7 @@ class Bundle:
             BundleError: the bundle has none.
         """
         with np.load(io.BytesIO(self.read(REFERENCE)), allow_pickle=False) as arrays:
-            labels = arrays.get("labels")
-            return Reference(*(arrays[name] for name in ("features", "probabilities", "pixel_statistics")), labels)
+            return Reference(arrays["features"], arrays["probabilities"], arrays["pixel_statistics"], labels=arrays.get("labels"))
 
 
 class _Temporary:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,7 +196,7 @@ def _write_reference(folder: Path, reference: Pictures, calibration: Calibration
     probabilities = calibration.probability(pneumonia_score(logits)).astype(np.float32)
     patients = None if reference.patients is None else [reference.patients[row] for row in index]
     kept = first_of_each(patients or list(index))  # drift is told by patients that are independent of each other
-    arrays = {"features": features, "probabilities": probabilities, "pixel_statistics": statistics}
+    arrays: dict[str, Any] = {"features": features, "probabilities": probabilities, "pixel_statistics": statistics}
     if reference.labels is not None:
         arrays["labels"] = (reference.labels[index] > 0).astype(np.int64)
     np.savez_compressed(folder / REFERENCE, **{name: values[kept] for name, values in arrays.items()})
