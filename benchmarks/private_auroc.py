@@ -139,7 +139,9 @@ def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         + " | external, mean | external, each | most in a ledger |"
     )
     yield "|" + "---|" * (6 + len(seeds))
-    for epsilon, unit in sorted({(outcome.case.epsilon, outcome.case.unit) for outcome in outcomes}, key=lambda key: key[::-1]):
+    for epsilon, unit in sorted(
+        {(outcome.case.epsilon, outcome.case.unit) for outcome in outcomes}, key=lambda key: (key[1] == INFINITE_UNIT, *key[::-1])
+    ):
         row = [outcome for outcome in outcomes if (outcome.case.epsilon, outcome.case.unit) == (epsilon, unit)]
         tests = [f"{one.test['value']:.3f} ({one.test['low']:.3f} to {one.test['high']:.3f})" for one in row]
         external = [one.external["value"] for one in row if one.external]

@@ -17,8 +17,7 @@ from common.privacy.accounting import NOISE_TOLERANCE, AccountantName, Mechanism
 from tests.tiny import tiny_experiment
 
 TOLERANCE, MESH = 0.01, 1.0e-3
-"""How far below the independent accountant's epsilon, an upper bound itself, ours may lie: as a share of it, and by two meshes of it
-(where the true epsilon is 0 it tells a little more than one)."""
+"""How far below the independent accountant's epsilon, an upper bound itself, ours may lie: as a share of it, and by its own mesh."""
 
 mechanisms = st.builds(
     Mechanism,
@@ -54,16 +53,18 @@ def test_epsilon_of_the_plain_gaussian_is_the_exact_one_or_a_little_more(noise: 
 def test_epsilon_is_not_below_that_of_an_independent_accountant(
     accountant: AccountantName, schedule: list[Mechanism], delta: float
 ) -> None:
-    expected = independent_epsilon(schedule, delta)
-    assert epsilon(schedule, delta, accountant) >= expected * (1.0 - TOLERANCE) - 2.0 * MESH
+    ours, expected = epsilon(schedule, delta, accountant), independent_epsilon(schedule, delta)
+    if ours < expected * (1.0 - TOLERANCE) - MESH:  # many steps on a coarse mesh cost the independent one more than a mesh width
+        expected = independent_epsilon(schedule, delta, MESH / 10.0)
+    assert ours >= expected * (1.0 - TOLERANCE) - MESH
 
 
-def independent_epsilon(schedule: list[Mechanism], delta: float) -> float:
+def independent_epsilon(schedule: list[Mechanism], delta: float, mesh: float = MESH) -> float:
     """By privacy loss distributions of `dp-accounting`, worse of both directions of add-or-remove-one."""
     dp = pytest.importorskip("dp_accounting", reason="the independent accountant is not installed")
     from dp_accounting import pld
 
-    accountant = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=MESH)
+    accountant = pld.PLDAccountant(dp.NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=mesh)
     for mechanism in schedule:
         event = dp.PoissonSampledDpEvent(mechanism.sampling_rate, dp.GaussianDpEvent(mechanism.noise_multiplier))
         accountant.compose(event, mechanism.steps)
