@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +35,8 @@ Trusted = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 Day = datetime
 DAY_FORMAT = ["%Y-%m-%d"]
+First = Annotated[Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")]
+Last = Annotated[Day | None, typer.Option("--to", formats=DAY_FORMAT, help="Last day.  [default: today]")]
 
 
 @app.command()
@@ -43,16 +45,23 @@ def add(
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
     day: Annotated[Day | None, typer.Option(formats=DAY_FORMAT, help="Day of the images.  [default: today]")] = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(help="Manifest (CSV with path and patient) that says whose the images are; JPEG and PNG do not."),
+    ] = None,
     trusted: Trusted = None,
     json_: Json = False,
 ) -> None:
     """Judge images and put them into the monitor. No pixel and no patient is kept."""
     from client.monitor.add import add_images
     from client.monitor.monitor import Monitor
+    from common.data.manifest import read_manifest
     from common.model_bundle.predictor import Predictor
 
     opened = _open(bundle, trusted, json_)
-    added = add_images(Monitor.open(folder, opened), Predictor(opened), paths, day.date() if day else None)
+    records = read_manifest(patients).records if patients else ()
+    known = {record.path.absolute(): record.patient for record in records}
+    added = add_images(Monitor.open(folder, opened), Predictor(opened), paths, day.date() if day else None, known)
     if json_:
         _print_json(vars(added))
         return
@@ -60,7 +69,7 @@ def add(
     for reason, count in added.skipped.items():
         _say(f"  left out: {reason}: {count}")
     if added.patients_unknown:
-        _say(f"  {added.patients_unknown} without a patient: each counts as one of its own")
+        _say(f"  {added.patients_unknown} without a patient: each counts as one of its own (--patients tells whose they are)")
 
 
 @app.command()
@@ -101,15 +110,12 @@ def accept(
     scanner: Annotated[str, typer.Argument(help="Its name, as `check --json` and the page tell it.")],
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
-    first: Annotated[
-        Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")
-    ] = None,
-    last: Annotated[Day | None, typer.Option("--to", formats=DAY_FORMAT, help="Last day.  [default: today]")] = None,
+    first: First = None,
+    last: Last = None,
     trusted: Trusted = None,
 ) -> None:
     """Take a scanner's images as what its next ones are compared with, after a person found them in order, and the model on them."""
-    end = (last or datetime.now()).date()
-    start = first.date() if first else end - timedelta(days=30)
+    start, end = _period(first, last)
     patients = _monitor(folder, bundle, trusted).accept(scanner, start, end)
     _say(f"{scanner}: compared with its own images of {patients} patients from {start} to {end} from now on")
 
@@ -136,17 +142,14 @@ def share(
     site: Annotated[str, typer.Option(help="This site's name.")],
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
-    first: Annotated[
-        Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")
-    ] = None,
-    last: Annotated[Day | None, typer.Option("--to", formats=DAY_FORMAT, help="Last day.  [default: today]")] = None,
+    first: First = None,
+    last: Last = None,
     trusted: Trusted = None,
 ) -> None:
     """Write counts and sums that tell the coordinator whether this site has moved. No image, no patient, no day, no scanner."""
     from client.monitor.share import write_share
 
-    end = (last or datetime.now()).date()
-    start = first.date() if first else end - timedelta(days=30)
+    start, end = _period(first, last)
     summary = _monitor(folder, bundle, trusted).summarise(start, end)
     write_share(out, site, (start, end), summary)
     _say(f"{out}: {summary.patients} patients from {start} to {end}")
@@ -222,3 +225,9 @@ def _print_json(values: Any) -> None:
 
 def _plain(value: Any) -> Any:
     return vars(value) if hasattr(value, "__dataclass_fields__") else str(value)
+
+
+def _period(first: Day | None, last: Day | None) -> tuple[date, date]:
+    """First and last day, with their defaults."""
+    end = (last or datetime.now()).date()
+    return (first.date() if first else end - timedelta(days=30)), end

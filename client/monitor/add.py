@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from itertools import islice
@@ -39,10 +39,20 @@ class Added:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def add_images(monitor: Monitor, predictor: Predictor, paths: Iterable[Path], day: date | None = None) -> Added:
+def add_images(
+    monitor: Monitor,
+    predictor: Predictor,
+    paths: Iterable[Path],
+    day: date | None = None,
+    patients: Mapping[Path, str] | None = None,
+) -> Added:
     """Judges every file of `paths` (folders with all below them) as of `day`, today without one, and writes it to `monitor`.
 
     In random order: names often sort by class or by device, and such an order is itself a change to whoever watches.
+
+    `patients` tells whose the images are, by absolute path; it wins over what a DICOM file says. Without it images of one patient that
+    name none count as so many patients, and a set in which the sick have more images than the healthy looks unlike the reference,
+    which has one image a patient.
 
     A file that is no usable image is counted with its reason. The same file added twice counts twice.
 
@@ -51,9 +61,10 @@ def add_images(monitor: Monitor, predictor: Predictor, paths: Iterable[Path], da
     """
     listed = list(_files(paths))
     order = numpy_generator("drift", "arrival", monitor.reference.digest, len(listed)).permutation(len(listed))
+    known = patients or {}
     added, files = Added(), iter([listed[row] for row in order])
     while batch := list(islice(files, BATCH)):
-        read = [taken for path in batch if (taken := _read(path, predictor, added)) is not None]
+        read = [taken for path in batch if (taken := _read(path, predictor, added, known)) is not None]
         judgements = predictor.judge([image for image, _ in read])
         for (image, patient), judgement in zip(read, judgements, strict=True):
             monitor.record(judgement, image.info, day, patient)
@@ -71,12 +82,12 @@ def _files(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
 
 
-def _read(path: Path, predictor: Predictor, added: Added) -> tuple[Image, str | None] | None:
-    """(the image, its patient or else its study, if the file names one); None if it cannot be used."""
+def _read(path: Path, predictor: Predictor, added: Added, known: Mapping[Path, str]) -> tuple[Image, str | None] | None:
+    """(the image, its patient or else its study, if anything names one); None if it cannot be used."""
     try:
         image = read_image(path, window=predictor.window)
-        if image.info.format != "dicom":
-            return image, None
+        if (patient := known.get(path.absolute())) or image.info.format != "dicom":
+            return image, patient
         header = read_header(path)
         return image, header.patient or header.study_uid or None
     except ImageError as error:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MOST_SCANNERS = 3
 NAMED = 4
 FLOOR = 1e-8
+LEAST_DAYS = 7.0
+"""Width of a picture; matplotlib would give a single day six years."""
 
 
 def draw_evidence(findings: Findings, scanners: Sequence[Scanner]) -> Figure:
@@ -65,7 +67,8 @@ def _draw_course(ax: Axes, stream: Stream, rank: int) -> None:
     p_values = np.clip(RATE * np.exp(np.clip(stream.log_limit - best[last], -50.0, 50.0)), FLOOR, 1.0)
     named = rank < NAMED and stream.p_value < 0.5
     look = {**style_of(rank), "linewidth": 1.6, "label": title(stream.quantity)} if named else {"color": FAINT, "linewidth": 0.7}
-    ax.plot(date2num([date.fromordinal(int(day)) for day in stream.days[last]]), p_values, **look)
+    marker = "o" if len(last) == 1 else ""  # a single day has no line
+    ax.plot(date2num([date.fromordinal(int(day)) for day in stream.days[last]]), p_values, marker=marker, markersize=5, **look)
 
 
 def _finish(ax: Axes, name: str) -> None:
@@ -102,6 +105,9 @@ def _draw_days(ax: Axes, name: str, looks: Sequence[Look]) -> Any:
 def _format_days(ax: Axes) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
+    if ax.dataLim.width < LEAST_DAYS:
+        middle = (ax.dataLim.x0 + ax.dataLim.x1) / 2
+        ax.set_xlim(middle - LEAST_DAYS / 2, middle + LEAST_DAYS / 2)
     locator = AutoDateLocator(maxticks=8)
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))

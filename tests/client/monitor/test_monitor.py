@@ -129,6 +129,21 @@ def test_files_are_judged_and_bad_ones_counted(bundle: Bundle, tmp_path: Path) -
     assert b"DOE" not in (tmp_path / "monitor" / "judged.sqlite").read_bytes()
 
 
+def test_a_manifest_tells_whose_the_images_are(bundle: Bundle, tmp_path: Path) -> None:
+    rows = ["path,patient,label"]
+    for number, (image, _) in enumerate(phantom_images(4, 6)):
+        path = tmp_path / f"{number}.png"
+        PIL.Image.fromarray(np.rint(image.pixels * 255).astype(np.uint8)).save(path)
+        rows.append(f"{path},DOE^JANE {number // 2},normal")
+    (tmp_path / "patients.csv").write_text("\n".join(rows) + "\n")
+    options = ["--bundle", str(bundle.folder), "-C", str(tmp_path / "monitor"), "--json"]
+    pictures = [str(path) for path in sorted(tmp_path.glob("*.png"))]
+    result = CliRunner().invoke(app, ["add", *pictures, *options, "--patients", str(tmp_path / "patients.csv")])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["patients_unknown"] == 0
+    assert b"DOE" not in (tmp_path / "monitor" / "judged.sqlite").read_bytes()
+
+
 def test_the_coordinator_sees_which_site_moved(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     bundle_option, period = ["--bundle", str(bundle.folder)], ["--from", "2026-03-02", "--to", "2026-03-07"]
     shared = tmp_path / "moved.json"
