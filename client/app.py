@@ -173,7 +173,8 @@ def evaluate_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
     site = open_site(config, experiment)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
     releases = Releases.of(site, experiment)
-    statistics = releases.statistics(judge(compute.place(model), site, experiment, compute))
+    withheld = releases.withholds("validation_statistics")  # then nothing is judged: what is sent is that of no image
+    statistics = _no_statistics(experiment) if withheld else judge(compute.place(model), site, experiment, compute)
     presence = releases.presence(layout.digest)
     if plan is not None:
         vector = encode_statistics(statistics)
@@ -185,11 +186,14 @@ def evaluate_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
 
 def judge(model: nn.Module, site: Site, experiment: ExperimentConfig, compute: Compute) -> Statistics:
     """Mergeable statistics of `model` on the site's validation patients; those of nothing where it has none."""
-    classes = class_number(experiment)
     if not len(site.validation.labels):
-        return Statistics.zero(classes, FEDERATED_GRID)
+        return _no_statistics(experiment)
     probabilities = predict_cached(model, site.validation, compute, experiment, site.cache_dir)
     return Statistics.of(Predictions(probabilities, site.validation.labels, site.validation.patients), FEDERATED_GRID)
+
+
+def _no_statistics(experiment: ExperimentConfig) -> Statistics:
+    return Statistics.zero(class_number(experiment), FEDERATED_GRID)
 
 
 def _answer(message: Message, context: Context, handler: Handler) -> Message:

@@ -20,7 +20,6 @@ from client.site import Site, class_number
 from common.config import ExperimentConfig
 from common.config_types import Withheld
 from common.data.manifest import CLASSES
-from common.evaluation.statistics import FEDERATED_GRID, Statistics
 from common.messages import Presence
 from common.party_config import SitePolicy
 
@@ -34,8 +33,6 @@ class Releases:
 
     site: Site
     policy: SitePolicy
-    masked: bool
-    """Whether counts and statistics go under the masks of a secure sum, so that the presence tells none."""
     train: int
     report: Mapping[str, Any]
 
@@ -47,13 +44,12 @@ class Releases:
             PolicyError, BudgetError: the policy cannot be read, or the ledger has no budget for noised counts.
         """
         policy = require_policy(Path(site.config.policy)) if site.config.policy else SitePolicy()
-        masked = experiment.secure_aggregation.enabled
         withheld = {"withheld": sorted(policy.withhold)} if policy.withhold else {}
-        if masked:
-            return cls(site, policy, masked, max(1, len(site.train.labels)), withheld)
+        if experiment.secure_aggregation.enabled:  # counts go under the masks, and the presence tells none
+            return cls(site, policy, max(1, len(site.train.labels)), withheld)
         counts = _counts(site, experiment, policy)
         report = {} if policy.count_noise or "data_report" in policy.withhold else dict(site.public_report)
-        return cls(site, policy, masked, counts["train"], {**report, **counts, **withheld})
+        return cls(site, policy, counts["train"], {**report, **counts, **withheld})
 
     def presence(self, layout: str) -> Presence:
         """Who the site is, with the counts that may leave."""
@@ -70,10 +66,6 @@ class Releases:
 
     def withholds(self, kind: Withheld) -> bool:
         return kind in self.policy.withhold
-
-    def statistics(self, found: Statistics) -> Statistics:
-        """`found`, or those of no image."""
-        return Statistics.zero(found.classes, FEDERATED_GRID) if self.withholds("validation_statistics") else found
 
 
 def _counts(site: Site, experiment: ExperimentConfig, policy: SitePolicy) -> dict[str, Any]:

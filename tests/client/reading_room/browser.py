@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
-import uvicorn
 from playwright.sync_api import Browser, ConsoleMessage, Page, Response, sync_playwright
 
 from client.reading_room.app import create_app
 from simulation.phantom_dicom import Examination, encode_dicom
 from simulation.phantom_patients import draw_patients, draw_picture
 from tests.client.reading_room.stage import PASSWORD, READER, Stage
+from tests.serving import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
@@ -33,16 +31,8 @@ def launched() -> Iterator[Browser]:
 @contextmanager
 def served(stage: Stage) -> Iterator[str]:
     """Address of the room."""
-    server = uvicorn.Server(uvicorn.Config(create_app(stage.room, ["127.0.0.1"]), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with serving(create_app(stage.room, ["127.0.0.1"])) as address:
+        yield address
 
 
 @lru_cache

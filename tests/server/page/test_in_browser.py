@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
 from server.page.app import create_app
 from tests.server.coordinator_folder import METRICS
 from tests.server.page.test_page import Stage
+from tests.serving import serving
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 OFFLINE = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--virtual-time-budget=6000"]
@@ -32,16 +30,8 @@ def served(stage: Stage, token: str | None) -> Iterator[str]:
             scope = {**scope, "headers": [*scope["headers"], (b"authorization", f"Bearer {token}".encode())]}
         await app(scope, receive, send)
 
-    server = uvicorn.Server(uvicorn.Config(signed, port=0, log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
-    finally:
-        server.should_exit = True
-        thread.join()
+    with serving(signed, log_level="warning", lifespan="off") as address:
+        yield address
 
 
 def dom(address: str, profile: Path) -> str:
