@@ -26,8 +26,8 @@ DOORS = {
     "pynetdicom": ("client/archive/",),
     "dicomweb_client": ("client/archive/",),
     "cryptography": ("common/keys.py", "common/secure_sum/", "server/provisioning/", "common/privacy/"),
-    "sqlalchemy": ("server/registry/", "client/reading_room/"),
-    "alembic": ("server/registry/",),
+    "sqlalchemy": ("common/database.py", "server/registry/", "client/reading_room/"),
+    "alembic": ("common/database.py", "server/registry/migrations/", "client/reading_room/migrations/"),
     "fastapi": ("server/page/", "client/reading_room/"),
     "torchvision": ("common/torchvision_shim.py", "common/architectures.py", "common/weights.py"),
 }

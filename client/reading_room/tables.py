@@ -5,17 +5,17 @@ from __future__ import annotations
 import os
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from sqlalchemy import JSON, URL, DateTime, Dialect, Engine, ForeignKey, Index, String, Text, create_engine, event, text
+from sqlalchemy import JSON, URL, DateTime, Dialect, Double, Engine, ForeignKey, Index, String, Text, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
 
+from common.database import migrate
 from common.errors import ConfigError
 
-VERSION = 2
-"""Of the tables, kept in SQLite's `user_version`."""
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -33,6 +33,9 @@ class UtcTime(TypeDecorator[datetime]):
 
 class Base(DeclarativeBase):
     """Of all tables."""
+
+    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
+    """As SQLAlchemy has it since 2.1."""
 
 
 class User(Base):
@@ -124,7 +127,7 @@ class FindingRow(Base):
 
 
 def open_database(path: Path) -> Engine:
-    """An engine on the SQLite file `path`, which is made with mode 0600 if missing.
+    """An engine on the SQLite file `path`, which is made with mode 0600 if missing and whose tables are those of this version.
 
     Raises:
         ConfigError: it cannot be written, or a later version of pneumofed wrote it.
@@ -134,12 +137,7 @@ def open_database(path: Path) -> Engine:
         # An error of SQLAlchemy quotes its parameters, which name patients, unless told not to.
         engine = create_engine(URL.create("sqlite", database=str(path)), hide_parameters=True)
         event.listen(engine, "connect", _prepare)
-        with engine.begin() as connection:
-            version = connection.scalar(text("PRAGMA user_version"))
-            if version not in (0, VERSION):
-                raise ConfigError(f"{path} was written by another version of pneumofed (tables {version}); install that one")
-            Base.metadata.create_all(connection)
-            connection.execute(text(f"PRAGMA user_version = {VERSION}"))
+        migrate(engine, MIGRATIONS, str(path))
     except (OSError, SQLAlchemyError) as error:
         raise ConfigError(
             f"{path} cannot be opened ({type(error).__name__}); check the folder, its owner and the disk"

@@ -1,4 +1,4 @@
-"""Opens the registry's database, brings its tables to this version, and takes them back if asked.
+"""Opens the registry's database and brings its tables to this version.
 
 sqlite:////srv/coordinator/state/registry.db      the default, a file of mode 0600
 postgresql://user@host/pneumofed                  needs the driver psycopg (pip install 'psycopg[binary]')
@@ -7,24 +7,17 @@ postgresql://user@host/pneumofed                  needs the driver psycopg (pip 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from alembic import command
-from alembic.config import Config
-from alembic.util import CommandError
-from filelock import FileLock
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from common.database import migrate
 from common.errors import ConfigError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-ADVISORY_LOCK = 7053
-"""Number of the PostgreSQL lock that lets one process migrate at a time."""
 
 
 def default_url(state_dir: Path) -> str:
@@ -41,31 +34,11 @@ def open_database(url: str) -> Engine:
     engine = create_engine(_check(url), pool_pre_ping=True)
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare_sqlite)
-    migrate(engine)
-    return engine
-
-
-def migrate(engine: Engine) -> None:
-    """Brings the tables to this version.
-
-    Raises:
-        ConfigError: the database cannot be reached, or a later version of pneumofed has changed it.
-    """
     try:
-        with _alone(engine) as connection:
-            command.upgrade(_config(connection), "head")
-    except CommandError as error:
-        raise ConfigError(
-            f"registry {_shown(engine.url)}: {error}; it was written by another version of pneumofed, install that one"
-        ) from error
+        migrate(engine, MIGRATIONS, f"registry {_shown(engine.url)}")
     except SQLAlchemyError as error:
         raise ConfigError(f"registry {_shown(engine.url)} cannot be opened: {str(error).splitlines()[0]}") from error
-
-
-def take_back(engine: Engine, revision: str = "base") -> None:
-    """Takes the tables back to an earlier `revision`, before an earlier version of pneumofed is installed."""
-    with _alone(engine) as connection:
-        command.downgrade(_config(connection), revision)
+    return engine
 
 
 def _check(url: str) -> URL:
@@ -105,25 +78,6 @@ def _prepare_file(url: URL) -> None:
 def _prepare_sqlite(connection: Any, _: object) -> None:
     for pragma in ("journal_mode=WAL", "foreign_keys=ON", "busy_timeout=10000"):
         connection.execute(f"PRAGMA {pragma}")
-
-
-@contextmanager
-def _alone(engine: Engine) -> Iterator[Connection]:
-    """A connection of the only process that migrates."""
-    if engine.dialect.name == "sqlite":
-        with FileLock(f"{engine.url.database}.lock", mode=0o600), engine.begin() as connection:
-            yield connection
-        return
-    with engine.begin() as connection:
-        connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK})"))
-        yield connection
-
-
-def _config(connection: Connection) -> Config:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    return config
 
 
 def _shown(url: URL) -> str:

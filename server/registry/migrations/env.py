@@ -1,18 +1,8 @@
-"""What Alembic runs for each upgrade and downgrade, on the connection that `server.registry.database` hands over."""
+"""What Alembic runs, for `common.database`."""
 
 from __future__ import annotations
 
-from alembic import context
-
+from common.database import run_migrations
 from server.registry.models import Base
 
-
-def run() -> None:
-    context.configure(
-        connection=context.config.attributes["connection"], target_metadata=Base.metadata, render_as_batch=True, compare_type=True
-    )
-    with context.begin_transaction():
-        context.run_migrations()
-
-
-run()
+run_migrations(Base.metadata)

@@ -15,8 +15,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, inspect, text
 
+from common.database import migrate, take_back
 from common.errors import ConfigError
-from server.registry.database import default_url, migrate, open_database, take_back
+from server.registry.database import MIGRATIONS, default_url, open_database
 from server.registry.models import Base, RunState
 from server.registry.registry import Registry
 
@@ -32,11 +33,11 @@ def differences(engine: Engine) -> list[object]:
 def check_migrations(engine: Engine) -> None:
     assert differences(engine) == []
     assert set(inspect(engine).get_table_names()) >= OURS
-    migrate(engine)  # again changes nothing
+    migrate(engine, MIGRATIONS, "registry")  # again changes nothing
     assert differences(engine) == []
-    take_back(engine)
+    take_back(engine, MIGRATIONS)
     assert not OURS & set(inspect(engine).get_table_names())
-    migrate(engine)
+    migrate(engine, MIGRATIONS, "registry")
     assert differences(engine) == []
 
 
@@ -147,7 +148,7 @@ def test_postgresql_does_the_same(postgresql_url: str) -> None:
         check_migrations(engine)
         check_registry(Registry(engine))
     finally:
-        take_back(engine)
+        take_back(engine, MIGRATIONS)
         engine.dispose()
 
 

@@ -1,0 +1,8 @@
+"""What Alembic runs, for `common.database`."""
+
+from __future__ import annotations
+
+from client.reading_room.tables import Base
+from common.database import run_migrations
+
+run_migrations(Base.metadata)
