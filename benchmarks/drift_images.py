@@ -15,6 +15,7 @@ from client.site import load_site, read_site_config
 from common.compute import build_compute
 from common.config import ExperimentConfig
 from common.data.dataset import Dataset, load_dataset
+from common.data.report import DataReport
 from common.data.sources.kaggle import read_kaggle
 from common.drift.observations import Observations
 from common.drift.reference import Reference
@@ -172,7 +173,8 @@ def _pool(model: torch.nn.Module, images: Pixels, labels: Rows, file: Path, chan
 
 
 def _compute(model: torch.nn.Module, images: Pixels, labels: Rows, file: Path) -> None:
-    data = Dataset(images, labels, (), (), None)  # type: ignore[arg-type]
+    each = tuple(str(row) for row in range(len(labels)))
+    data = Dataset(images, labels, each, each, DataReport())
     features = compute_features(model, data, build_compute("cpu", "fp32"), 1)
     classifier = classifier_of(model)
     logits = features @ classifier.weight.detach().numpy().T + classifier.bias.detach().numpy()

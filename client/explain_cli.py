@@ -31,7 +31,7 @@ def explain(
     check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
     trusted: Annotated[
-        list[Path] | None, typer.Option("--trusted-key", help="Public key whose signature is taken; may repeat.  [default: any]")
+        list[Path] | None, typer.Option("--trusted", help="Public key whose signature is taken; may repeat.  [default: any]")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
 ) -> None:

@@ -30,7 +30,7 @@ BundlePath = Annotated[
 ]
 Trusted = Annotated[
     list[Path] | None,
-    typer.Option("--trusted", help="Public key (PEM) whose signature is taken. Without it any is, and is shown."),
+    typer.Option("--trusted", help="Public key whose signature is taken; may repeat. Without it any is, and is shown."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 Day = datetime

@@ -16,7 +16,6 @@ from common.evaluation.figures import FAINT, INK, TEXT_PT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
 POSITIVE, SIGNED = "inferno", "PuOr_r"
@@ -56,13 +55,13 @@ def overlay(panel: Panel, title: str) -> Figure:
 
     figure = Figure(figsize=(6.4, 7.2), dpi=150, layout="constrained", facecolor="white")
     axes, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": (5.0, 2.0)})
-    shown = draw(axes, panel)
-    _scale(figure, shown, axes, panel.attribution)
+    draw(axes, panel)
+    _scale(figure, axes, panel.attribution)
     axes.set_title(f"{FACTS[panel.attribution.method].title}: {title}", fontsize=TEXT_PT + 2, color=INK)
     below.axis("off")
     text = "\n".join(textwrap.fill(line, 92) for line in panel.lines)
     below.text(0.0, 1.0, text, fontsize=TEXT_PT, color=INK, va="top", transform=below.transAxes)
-    _legend(figure)
+    _legend(figure, [panel])
     return figure
 
 
@@ -79,26 +78,24 @@ def montage(panels: Sequence[Panel], title: str) -> Figure:
     for axes in (plain, *others):
         axes.axis("off")
     for axes, panel in zip(others, panels, strict=False):
-        _scale(figure, draw(axes, panel), axes, panel.attribution)
+        draw(axes, panel)
+        _scale(figure, axes, panel.attribution)
         axes.set_title(FACTS[panel.attribution.method].title, fontsize=TEXT_PT, color=INK)
     figure.suptitle(title, fontsize=TEXT_PT + 2, color=INK)
-    _legend(figure)
+    _legend(figure, panels)
     return figure
 
 
-def draw(axes: Axes, panel: Panel) -> ScalarMappable:
-    """Draws `panel` into `axes`; returns what a colour bar is made of. Values are relative to the largest of the picture."""
-    signed = FACTS[panel.attribution.method].signed
+def draw(axes: Axes, panel: Panel) -> None:
+    """Draws `panel` into `axes`. Values are relative to the largest of the picture."""
+    cmap, lowest = _colours(panel.attribution)
     relative = relative_values(panel)
     axes.imshow(panel.pixels, cmap="gray", vmin=0.0, vmax=1.0)
-    shown = axes.imshow(
-        relative, cmap=SIGNED if signed else POSITIVE, vmin=-1.0 if signed else 0.0, vmax=1.0, alpha=STRONGEST * np.abs(relative)
-    )
+    axes.imshow(relative, cmap=cmap, vmin=lowest, vmax=1.0, alpha=STRONGEST * np.abs(relative))
     for place, colour in ((panel.lungs, LUNGS), (panel.marks, MARKS)):
         if place is not None and place.any():
             axes.contour(place.astype(np.float32), levels=[0.5], colors=[colour], linewidths=1.0, linestyles="--")
     axes.axis("off")
-    return shown
 
 
 def relative_values(panel: Panel) -> np.ndarray:
@@ -112,22 +109,33 @@ def relative_values(panel: Panel) -> np.ndarray:
     return values / largest if largest > 0 else np.zeros_like(values)
 
 
-def _scale(figure: Figure, shown: ScalarMappable, axes: Axes, attribution: Attribution) -> None:
+def _colours(attribution: Attribution) -> tuple[str, float]:
+    """(colour map, lowest relative value)."""
+    return (SIGNED, -1.0) if FACTS[attribution.method].signed else (POSITIVE, 0.0)
+
+
+def _scale(figure: Figure, axes: Axes, attribution: Attribution) -> None:
+    """A colour bar at the picture's own edge, which for a picture that is not as wide as its place is not that of the place."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    low = -1.0 if FACTS[attribution.method].signed else 0.0
+    cmap, lowest = _colours(attribution)
+    place = axes.inset_axes((1.03, 0.0, 0.05, 1.0))
     bar = figure.colorbar(
-        ScalarMappable(Normalize(low, 1.0), shown.get_cmap()), ax=axes, fraction=0.046, pad=0.02, ticks=[low, 0.0, 1.0]
+        ScalarMappable(Normalize(lowest, 1.0), cmap), cax=place, ticks=[-1.0, 0.0, 1.0] if lowest else [0.0, 1.0]
     )
-    bar.ax.set_yticklabels(["against", "none", "for"] if low else ["none", "", "most"], fontsize=TEXT_PT - 2)
+    bar.ax.set_yticklabels(["against", "none", "for"] if lowest else ["none", "most"], fontsize=TEXT_PT - 2)
     bar.outline.set_edgecolor(FAINT)
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure, panels: Sequence[Panel]) -> None:
+    """Of the outlines that are there."""
     from matplotlib.lines import Line2D
 
-    lines = [Line2D([], [], color=colour, linestyle="--") for colour in (LUNGS, MARKS)]
-    figure.legend(
-        lines, ["lungs (estimate)", "marker or text"], loc="outside lower left", ncols=2, frameon=False, fontsize=TEXT_PT - 1
-    )
+    drawn = {
+        "lungs (estimate)": (LUNGS, any(panel.lungs is not None for panel in panels)),
+        "marker or text": (MARKS, any(panel.marks.any() for panel in panels)),
+    }
+    lines = [Line2D([], [], color=colour, linestyle="--", label=name) for name, (colour, shown) in drawn.items() if shown]
+    if lines:
+        figure.legend(handles=lines, loc="outside lower left", ncols=2, frameon=False, fontsize=TEXT_PT - 1)

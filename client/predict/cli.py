@@ -34,7 +34,7 @@ def predict(
     paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG or PNG files, and folders of them.")],
     bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
     trusted: Annotated[
-        list[Path] | None, typer.Option("--trusted-key", help="Public key whose signature is taken; may repeat.  [default: any]")
+        list[Path] | None, typer.Option("--trusted", help="Public key whose signature is taken; may repeat.  [default: any]")
     ] = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each file here.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document in the place of the table.")] = False,
@@ -63,7 +63,7 @@ def predict(
 
     opened = open_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     if not trusted:
-        notes.print(f"bundle signed by {opened.signer}; --trusted-key FILE takes no other signature", style="dim", markup=False)
+        notes.print(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim", markup=False)
     predictor = Predictor(opened, "int8" if int8 else "float32", threads)
     recorder, tally = _recorder(monitor, opened), Tally()
     try:

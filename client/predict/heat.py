@@ -6,12 +6,12 @@ import numpy as np
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
-from common.images import fit_square
 from common.model_bundle.judgement import Judgement
 from common.model_bundle.predictor import Predictor
 
-MAX_SIDE_PX = 1024
-"""Longer side of the picture: enough to see where the heat lies, and a twentieth of a detector's pixels to store."""
+SIDES_PX = 512, 1024
+"""Least and greatest longer side of the picture: words can be read at the first, and at the second it is a twentieth of a detector's
+pixels to store."""
 STATEMENT = "AI result, not for primary diagnosis"
 _OPACITY = 0.55
 _HOT, _WARM = np.array([0.85, 0.0, 0.0], np.float32), np.array([1.0, 0.8, 0.0], np.float32)
@@ -28,7 +28,7 @@ def draw_heat(pixels: np.ndarray, judgement: Judgement, predictor: Predictor) ->
     """
     if judgement.activation_map is None:
         raise ValueError("this network has no activation map")
-    grey = _shrink(pixels)
+    grey = _resize(pixels)
     heat = place_map(judgement.activation_map, grey.shape, predictor.manifest.preprocessing.fit)
     opacity = _OPACITY * heat[..., None]
     colour = _WARM + (_HOT - _WARM) * heat[..., None]
@@ -64,18 +64,20 @@ def words(judgement: Judgement, predictor: Predictor) -> tuple[str, ...]:
     phantom = " (trained on PHANTOMS: says nothing about patients)" if predictor.manifest.card.phantom else ""
     return (
         STATEMENT,
-        f"pneumonia {judgement.probability:.1%}, 95 % interval {judgement.low:.1%} to {judgement.high:.1%}",
-        f"{side} the threshold {threshold:.1%}; warm: speaks for pneumonia",
+        f"pneumonia {_percent(judgement.probability)}, 95 % interval {_percent(judgement.low)} to {_percent(judgement.high)}",
+        f"{side} the threshold {_percent(threshold)}; warm: speaks for pneumonia",
         f"{predictor.manifest.name} {predictor.bundle.digest[:16]}{phantom}",
     )
 
 
-def _shrink(pixels: np.ndarray) -> np.ndarray:
-    if max(pixels.shape) <= MAX_SIDE_PX:
-        return pixels
-    height, width = (max(1, round(length * MAX_SIDE_PX / max(pixels.shape))) for length in pixels.shape)
-    if height == width:
-        return fit_square(pixels, height, "pad")
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _resize(pixels: np.ndarray) -> np.ndarray:
+    longer = max(pixels.shape)
+    target = min(max(longer, SIDES_PX[0]), SIDES_PX[1])
+    height, width = (max(1, round(length * target / longer)) for length in pixels.shape)
     image = PIL.Image.fromarray(np.ascontiguousarray(pixels, np.float32))
     return np.clip(np.asarray(image.resize((width, height), PIL.Image.Resampling.BILINEAR)), 0, 1)
 

@@ -32,7 +32,7 @@ def init(
     bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive from the coordinator.")],
     folder: Annotated[Path, typer.Argument(help="The room's folder; made if missing.")] = Path(),
     hospital: Annotated[str, typer.Option(help="Name of the hospital, shown on the page.")] = "Reading room",
-    trust: Annotated[
+    trusted: Annotated[
         list[Path] | None, typer.Option(help="Public key of who may sign bundles; may stand more than once.")
     ] = None,
     site: Annotated[Path | None, typer.Option(help="The hospital's site folder, if it has one.")] = None,
@@ -40,9 +40,9 @@ def init(
     """Make a room: its folder, its settings (room.yaml), its database. The bundle is checked and stays where it is."""
     from client.reading_room.init import init_room
 
-    room, opened = init_room(folder, bundle, hospital, trust, site)
+    room, opened = init_room(folder, bundle, hospital, trusted, site)
     _say(f"reading room: {room.path}")
-    _say(f"model: {opened.manifest.name}, signed by {opened.signer}" + ("" if trust else " (compare it on the telephone)"))
+    _say(f"model: {opened.manifest.name}, signed by {opened.signer}" + ("" if trusted else " (compare it on the telephone)"))
     _say(f"next: pneumofed reading-room user add NAME --role admin -C {room.path}, then pneumofed reading-room start")
 
 

@@ -101,8 +101,8 @@ was chosen {policy} on the hospitals' pooled validation patients and applied to 
 {_calibration_words(manifest)}
 
 Intervals are of 95 %: by bootstrap over patients for the test and external sets, approximate ones (Wilson, Newcombe) for validation \
-and groups. Calibration error is the expected one over 15 bins (Naeini et al. 2015); {
-        "" if fit.method == "none" else "that of validation is measured on the patients that the calibration was fitted on."
+and groups. Calibration error is the expected one over 15 bins (Naeini et al. 2015){
+        "." if fit.method == "none" else "; that of validation is measured on the patients that the calibration was fitted on."
     }"""
 
 

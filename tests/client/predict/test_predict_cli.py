@@ -126,7 +126,7 @@ def test_exit_codes(bundle_dir: Path, folder: Path, tmp_path: Path) -> None:
 
 def test_a_bundle_of_a_stranger_is_refused(bundle_dir: Path, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "stranger.pub").write_bytes(NodeKey.generate("stranger").public)
-    result = run(bundle_dir, folder, "--trusted-key", tmp_path / "stranger.pub")
+    result = run(bundle_dir, folder, "--trusted", tmp_path / "stranger.pub")
     assert isinstance(result.exception, BundleError)
 
 

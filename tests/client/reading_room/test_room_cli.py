@@ -43,9 +43,9 @@ def test_a_bundle_of_a_stranger_makes_no_room(tmp_path: Path) -> None:
     stranger.write_bytes(NodeKey.generate("stranger").public)
     known.write_bytes(format_public_key(signing_key().public_key(), "coordinator"))
     with pytest.raises(BundleError):
-        run("init", tmp_path / "room", "--bundle", bundle().folder, "--trust", stranger)
+        run("init", tmp_path / "room", "--bundle", bundle().folder, "--trusted", stranger)
     assert not (tmp_path / "room").exists()
-    run("init", tmp_path / "room", "--bundle", bundle().folder, "--trust", known)
+    run("init", tmp_path / "room", "--bundle", bundle().folder, "--trusted", known)
 
 
 def test_users_and_tokens_come_and_go_and_the_log_keeps_it(tmp_path: Path) -> None:
