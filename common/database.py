@@ -6,6 +6,7 @@ in `alembic_version` which of them it has.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from sqlalchemy import Connection, Engine, MetaData, text
 
 from common.errors import ConfigError
 
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells at each start which kind of database it found
 ADVISORY_LOCK = 7053
 """Number of the PostgreSQL lock that lets one process migrate at a time."""
 

@@ -7,6 +7,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, Engine, delete, func, or_, select, update
+from sqlalchemy import case as either
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import sessionmaker
 
@@ -15,6 +16,8 @@ from client.reading_room.tables import Case, FindingRow
 
 MOST_PREVIOUS = 20
 _FIRST_DAY, _LAST_DAY = date(2000, 1, 1), date(2200, 1, 1)
+_SHOWN = either((Case.verdict == "cannot judge", -1.0), else_=Case.probability)
+"""What the worklist is ordered by: images that cannot be judged have no probability, and lie beyond the least."""
 
 
 class Cases:
@@ -158,7 +161,7 @@ def _midnight(day: date) -> datetime:
 
 
 def _order(query: WorklistQuery) -> list[ColumnElement[Any]]:
-    columns: list[Any] = [Case.probability, Case.number] if query.sort == "probability" else [Case.number]
+    columns: list[Any] = [_SHOWN, Case.number] if query.sort == "probability" else [Case.number]
     return [column.desc() if query.descending else column.asc() for column in columns]
 
 
@@ -167,5 +170,6 @@ def _after(query: WorklistQuery, case: Case) -> ColumnElement[bool]:
     later = Case.number < case.number if query.descending else Case.number > case.number
     if query.sort == "arrival":
         return later
-    beyond = Case.probability < case.probability if query.descending else Case.probability > case.probability
-    return or_(beyond, (Case.probability == case.probability) & later)
+    shown = -1.0 if case.verdict == "cannot judge" else case.probability
+    beyond = shown > _SHOWN if query.descending else shown < _SHOWN
+    return or_(beyond, (shown == _SHOWN) & later)

@@ -39,7 +39,8 @@ class Reader:
 
     def _viewing(self, image: Image, judgement: Judgement, explain: bool) -> Viewing:
         height, width = image.pixels.shape
-        fit, found = self.predictor.manifest.preprocessing.fit, judgement.activation_map
+        fit = self.predictor.manifest.preprocessing.fit
+        found = None if judgement.reasons else judgement.activation_map  # what cannot be judged cannot be explained
         warnings = quick_focus(image.pixels, found, fit).warnings if explain and found is not None else ()
         shown = None if found is None else evidence(found)
         names = tuple(warning.name.lower() for warning in warnings)

@@ -118,11 +118,11 @@ class Judgement(BaseModel):
     """The model's answer for one image."""
 
     verdict: Verdict
-    probability: float = Field(ge=0, le=1, description="Calibrated probability of pneumonia.")
-    low: float = Field(ge=0, le=1, description="Lower end of its 95 % interval.")
-    high: float = Field(ge=0, le=1)
+    probability: float | None = Field(ge=0, le=1, description="Calibrated probability of pneumonia; null if it cannot be judged.")
+    low: float | None = Field(ge=0, le=1, description="Lower end of its 95 % interval.")
+    high: float | None = Field(ge=0, le=1)
     threshold: float = Field(ge=0, le=1)
-    classes: dict[str, float] = Field(description="Probability by class, summing to 1.")
+    classes: dict[str, float] = Field(description="Probability by class, summing to 1; empty if it cannot be judged.")
     reasons: list[str] = Field(description="Why it cannot be judged; empty for other verdicts.")
 
 
@@ -148,7 +148,7 @@ class HeatMap(BaseModel):
 
 
 class Explanation(BaseModel):
-    """A judgement and its map, which models without global average pooling do not have."""
+    """A judgement and its map, which an image that cannot be judged has not, nor a model without global average pooling."""
 
     judgement: Judgement
     map: HeatMap | None
@@ -189,9 +189,9 @@ class CaseLine(BaseModel):
     sex: Literal["M", "F"] | None
     age_years: float | None
     verdict: Verdict
-    probability: float
-    low: float
-    high: float
+    probability: float | None = Field(description="Null, like its interval, where the verdict is `cannot judge`.")
+    low: float | None
+    high: float | None
     reasons: list[str]
     status: Status
     finding: Label | None = Field(description="The latest finding.")

@@ -7,7 +7,7 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, URL, DateTime, Dialect, Double, Engine, ForeignKey, Index, String, Text, create_engine, event
+from sqlalchemy import JSON, URL, DateTime, Dialect, Double, Engine, ForeignKey, String, Text, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import TypeDecorator
@@ -65,8 +65,6 @@ class Case(Base):
     """One image: what its file says, what the model says, and the latest finding of a reader."""
 
     __tablename__ = "case"
-    __table_args__ = (Index("ix_case_probability", "probability", "number"),)
-
     number: Mapped[int] = mapped_column(primary_key=True)
     """In the order of arrival."""
     id: Mapped[str] = mapped_column(String(32), unique=True)

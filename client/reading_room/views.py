@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,9 +12,11 @@ from client.reading_room.cases import agrees
 from client.reading_room.reading import Opinion
 from client.reading_room.tables import Case, FindingRow
 
+T = TypeVar("T")
+
 _LINE = (
-    "id", "arrived", "study_date", "patient", "accession", "modality", "view", "sex", "age_years", "verdict", "probability", "low",
-    "high", "reasons", "finding", "finding_by",
+    "id", "arrived", "study_date", "patient", "accession", "modality", "view", "sex", "age_years", "verdict", "reasons", "finding",
+    "finding_by",
 )  # fmt: skip
 
 
@@ -29,9 +31,8 @@ def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Cas
     return schema.CaseDetail.model_validate(
         {
             **_line(case),
-            **{
-                name: getattr(case, name) for name in ("classes", "threshold", "model", "model_digest", "has_map", "map_warnings")
-            },
+            **{name: getattr(case, name) for name in ("threshold", "model", "model_digest", "has_map", "map_warnings")},
+            "classes": _told(case.verdict, case.classes, {}),
             "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
             | {"window": window},
             "findings": [view_finding(row, case) for row in findings],
@@ -50,11 +51,11 @@ def view_opinion(opinion: Opinion, threshold: float) -> schema.Judgement:
     """The model's answer for one image."""
     return schema.Judgement(
         verdict=opinion.verdict,
-        probability=opinion.probability,
-        low=opinion.low,
-        high=opinion.high,
+        probability=_told(opinion.verdict, opinion.probability, None),
+        low=_told(opinion.verdict, opinion.low, None),
+        high=_told(opinion.verdict, opinion.high, None),
         threshold=threshold,
-        classes=opinion.classes,
+        classes=_told(opinion.verdict, opinion.classes, {}),
         reasons=list(opinion.reasons),
     )
 
@@ -74,4 +75,10 @@ def view_map(values: np.ndarray, area: Sequence[float], warnings: Sequence[str])
 
 
 def _line(case: Case) -> dict[str, Any]:
-    return {"status": "open" if case.finding is None else "read", **{name: getattr(case, name) for name in _LINE}}
+    numbers = {name: _told(case.verdict, getattr(case, name), None) for name in ("probability", "low", "high")}
+    return {"status": "open" if case.finding is None else "read", **numbers, **{name: getattr(case, name) for name in _LINE}}
+
+
+def _told(verdict: str, value: T, nothing: T) -> T:
+    """`value`, or `nothing` of an image that cannot be judged: the network has a number for it, which nobody should see."""
+    return nothing if verdict == "cannot judge" else value

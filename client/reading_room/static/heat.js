@@ -6,7 +6,7 @@ const CLEAR_BELOW = 0.25;
 const STRONGEST = 0.85;
 
 /** Whether there is a map to show: what the model cannot judge it cannot explain either. */
-export const mayShowHeat = (case_) => Boolean(case_?.has_map) && case_.verdict !== "cannot judge";
+export const mayShowHeat = (case_) => Boolean(case_?.has_map);
 
 /** The colour of one value in [0, 1] as [red, green, blue, alpha], each 0 to 255. */
 export function heatColour(value) {

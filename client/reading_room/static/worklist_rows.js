@@ -50,7 +50,7 @@ function drawRow(case_, threshold) {
 
 function chanceOf(case_, threshold) {
   if (case_.verdict !== "cannot judge") return [smallBar(case_, threshold)];
-  return [smallBar(case_, threshold), h("small", { text: reasonWords(case_.reasons).join("; ") })];
+  return [smallBar(case_, threshold), h("small", { text: reasonWords(case_.reasons).join(" · ") })];
 }
 
 function readingOf(case_) {

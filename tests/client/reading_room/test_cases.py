@@ -50,6 +50,24 @@ def test_a_file_becomes_a_case_with_the_predictors_judgement(stage: Stage, tmp_p
     assert (case["status"], case["findings"], case["previous"]) == ("open", [], [])
 
 
+def test_what_cannot_be_judged_has_no_numbers_anywhere(stage: Stage) -> None:
+    lateral = phantom_dicom(3, ViewPosition="LL")
+    with stage.signed_in() as client:
+        [done] = upload(client, lateral)
+        case = client.get(f"/api/cases/{done['case']}").json()
+        line = client.post("/api/worklist", json={}).json()["cases"][0]
+        predicted = client.post("/api/predict", content=lateral).json()
+        explained = client.post("/api/explain", content=lateral).json()
+        picture = client.get(f"/api/cases/{done['case']}/map.png")
+    for told in (case, line, predicted, explained["judgement"]):
+        assert told["verdict"] == "cannot judge"
+        assert (told["probability"], told["low"], told["high"]) == (None, None, None)
+        assert not told.get("classes")
+    assert explained["map"] is None
+    assert not case["has_map"]
+    assert problem(picture) == (404, "no_map")
+
+
 def test_a_dicom_tells_the_reader_what_he_needs_and_nothing_lies_open_to_others(stage: Stage) -> None:
     tags: dict[str, Any] = {
         "StudyDate": "20260131",
@@ -229,6 +247,10 @@ def test_a_full_store_takes_no_more(stage: Stage, monkeypatch: pytest.MonkeyPatc
     assert problem(answer) == (507, "disk_full")
 
 
+UNJUDGED = 0.45
+"""What the network says of images that cannot be judged in these tests."""
+
+
 def row(number: int, probability: float, finding: str | None) -> Case:
     facts = {"patient": f"P{number % 3}_%", "accession": "", "format": "png", "height": 1, "width": 1, "bits": 8}
     numbers = {"window_center": 0.5, "window_width": 1.0, "low": 0.0, "high": 1.0, "threshold": 0.5, "probability": probability}
@@ -239,7 +261,7 @@ def row(number: int, probability: float, finding: str | None) -> Case:
         "bytes": 1,
         "arrived": datetime(2026, 1, 1 + number % 5, 12, tzinfo=UTC),
     }
-    verdict = "pneumonia" if probability >= 0.5 else "normal"
+    verdict = "cannot judge" if probability == UNJUDGED else "pneumonia" if probability >= 0.5 else "normal"
     return Case(number=number, verdict=verdict, finding=finding, **facts, **numbers, **lists, **keys)
 
 
@@ -248,7 +270,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Cases:
     return Cases(open_database(tmp_path_factory.mktemp("walk") / "room.db"))
 
 
-PROBABILITY = st.sampled_from([0.1, 0.4, 0.5, 0.9])
+PROBABILITY = st.sampled_from([0.1, 0.4, 0.5, 0.9, UNJUDGED])
 ROWS = st.lists(st.tuples(PROBABILITY, st.sampled_from([None, "normal", "viral"])), max_size=12)
 
 
@@ -274,7 +296,7 @@ def test_next_walks_through_the_worklist_in_its_order_and_back(
     query = WorklistQuery.model_validate({"status": status, "sort": sort, "descending": descending})
     total, unread, listed = cases.list(query)
     kept = [
-        (probability, number)
+        (-1.0 if probability == UNJUDGED else probability, number)
         for number, (probability, finding) in enumerate(rows, 1)
         if status is None or (status == "open") == (finding is None)
     ]

@@ -41,7 +41,6 @@ def upgrade() -> None:
     )
     for column in ("arrived", "patient", "verdict", "finding"):
         op.create_index(f"ix_case_{column}", "case", [column], if_not_exists=True)
-    op.create_index("ix_case_probability", "case", ["probability", "number"], if_not_exists=True)
     op.create_index("ix_finding_case", "finding", ["case"], if_not_exists=True)
 
 
