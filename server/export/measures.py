@@ -25,13 +25,19 @@ LEAST_IN_SUBGROUP = 20
 AGE_GROUPS = ((0, 18), (18, 40), (40, 65), (65, 200))
 """Years, from and below; 18 is the border of paediatrics."""
 
+NOT_KEPT = "the run kept no validation statistics"
+FEDBN = (
+    "under FedBN validation, and so the choice of round and threshold, is of networks with each hospital's own normalisation layers; "
+    "this one has their average, which no hospital trained with"
+)
+
 Reals = npt.NDArray[np.float64]
 
 
 def calibrate(source: Source, method: Method) -> Calibration:
     """The calibration on the hospitals' validation patients, whose images stayed where they are: their counts by score suffice."""
     if source.validation is None:
-        return Calibration(fitted_on="not fitted: the run kept no validation statistics")
+        return Calibration(fitted_on=f"not fitted: {FEDBN if source.experiment.strategy.name == 'fedbn' else NOT_KEPT}")
     scores, negatives, positives = score_histogram(source.validation)
     return fit_calibration(
         scores,

@@ -27,7 +27,8 @@ class Source:
         run: its folder as the report reads it.
         experiment: its settings.
         checkpoint: the model that was kept.
-        validation: the hospitals' pooled validation statistics of that model; None where the run kept none.
+        validation: the hospitals' pooled validation statistics of that model; None where the run kept none, and under FedBN, where they
+            are of networks that each have the hospital's own normalisation layers.
         coordinator: where the central sets lie; None where the run does not say.
     """
 
@@ -69,7 +70,8 @@ def read_source(path: Path) -> Source:
         raise BundleError(f"{path} is no run that succeeded (it is {run.status}): only a finished and judged model is exported")
     checkpoint = read_checkpoint(run.folder.best_checkpoint)
     kept = run.folder.read_validation(len(CLASSES[run.experiment.task]))
-    validation = kept[1] if kept and kept[0] == checkpoint.round else None
+    is_shared = run.experiment.strategy.name != "fedbn"
+    validation = kept[1] if kept and kept[0] == checkpoint.round and is_shared else None
     return Source(run, run.experiment, checkpoint, validation, _coordinator(path))
 
 

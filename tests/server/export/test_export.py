@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ from common.model_bundle.predictor import Predictor
 from common.models import classifier_of
 from server.export import export as module
 from server.export.export import ExportPlan, export_run, first_of_each
+from server.export.measures import calibrate, measure_validation
+from server.export.source import read_source
 from server.run_folder import RunFolder
 from simulation.cli import app
 from tests.model_bundles import signing_key, small_graph
@@ -83,6 +86,17 @@ def test_the_calibration_is_that_of_the_validation_statistics(run: RunFolder, bu
         for found in (bundle.manifest.card.uncalibrated, bundle.manifest.card.measured)
     )
     assert before is not None and after is not None and after <= before + 1e-9
+
+
+def test_a_fedbn_network_is_not_calibrated_on_what_other_networks_said(run: RunFolder, tmp_path: Path) -> None:
+    folder = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run")))
+    experiment = read_source(run.path).experiment
+    folder.write_config(experiment.model_copy(update={"strategy": experiment.strategy.model_copy(update={"name": "fedbn"})}))
+    source = read_source(folder.path)
+    fit = calibrate(source, "temperature")
+    assert (fit.method, fit.slope, fit.intercept) == ("none", 1.0, 0.0)
+    assert "FedBN" in fit.fitted_on
+    assert not measure_validation(source, fit)
 
 
 def test_the_card_says_what_was_measured_on_whom(bundle: Bundle) -> None:
