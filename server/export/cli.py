@@ -39,7 +39,9 @@ def export(
     """Make the model bundle of a run: weights, ONNX, int8, calibration, card and reference, signed, as a folder and an archive."""
     from common.keys import fingerprint, read_private_key
     from server.export.export import ExportPlan, export_run
+    from server.export.source import read_source
 
+    read_source(run)  # before a key is made in its folder
     key_file = key or _release_key(run)
     signing = read_private_key(key_file)
     plan = ExportPlan(run, out or run / "bundle", signing, tuple(reference or ()), calibration)

@@ -155,6 +155,9 @@ def test_an_unfinished_run_and_an_existing_bundle_are_refused(run: RunFolder, bu
     unfinished.prepare()
     unfinished.write_config(run.read_config())
     unfinished.write_summary({"status": "failed"})
+    with pytest.raises(ConfigError, match="no run folder"):
+        CliRunner().invoke(app, ["export", str(tmp_path / "nothing")], catch_exceptions=False, standalone_mode=False)
+    assert not (tmp_path / "nothing").exists()  # nor a key in it
     with pytest.raises(BundleError, match="it is failed"):
         export_run(ExportPlan(unfinished.path, tmp_path / "bundle", signing_key()))
 
@@ -177,7 +180,6 @@ def test_the_command_makes_a_key_tells_its_fingerprint_and_takes_other_reference
 
 def _central_squares(run: RunFolder) -> np.ndarray:
     from server.export.pictures import load_central
-    from server.export.source import read_source
 
     (part,) = load_central(read_source(run.path))
     return part.inputs(np.arange(len(part)))
