@@ -16,7 +16,7 @@ from client.reading_room.tables import Case, FindingRow
 
 MOST_PREVIOUS = 20
 _FIRST_DAY, _LAST_DAY = date(2000, 1, 1), date(2200, 1, 1)
-_SHOWN = either((Case.verdict == "cannot judge", -1.0), else_=Case.probability)
+_SHOWN: ColumnElement[float] = either((Case.verdict == "cannot judge", -1.0), else_=Case.probability)
 """What the worklist is ordered by: images that cannot be judged have no probability, and lie beyond the least."""
 
 
