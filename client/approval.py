@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 
 from client.policy import read_policy
-from common.bundle import PACKAGES, build_bundle, hash_bundle
+from common.app_bundle import PACKAGES, build_bundle, hash_bundle
 from common.config_reader import build_config
 from common.data.atomic import atomic_write
 from common.errors import ConfigError

@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
-from common.bundle import PACKAGES
+from common.app_bundle import PACKAGES
 
 
 def unpack(folder: Path, content: bytes, install: Callable[..., Path]) -> Path:

@@ -35,8 +35,8 @@ from client.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from client.policy import require_policy
 from client.site import read_site_config
 from client.visit import audit_log
+from common.app_bundle import hash_bundle
 from common.audit_events import REFUSAL
-from common.bundle import hash_bundle
 from common.errors import FlowerError, PolicyError
 from common.messages import CONFIG, build_failure
 from common.party_config import SiteConfig

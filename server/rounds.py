@@ -1,6 +1,6 @@
 """The rounds: who is there, train, check, aggregate, judge, remember.
 
-coordinator.assemble()                       roll call until enough sites are there
+coordinator.roll_call.assemble()             until enough sites are there
 for each round:
     line = coordinator.run_round(round)      the ten visible steps of a round, and the line that tells of it
 """
@@ -34,7 +34,6 @@ from common.messages import (
     Update,
     pack_instruction,
     unpack_evaluation,
-    unpack_presence,
     with_step,
 )
 from common.secure_sum.roster import KeyRoster
@@ -45,14 +44,12 @@ from server.chronicle import Chronicle
 from server.exchange import Post
 from server.judge import Judge
 from server.outcomes import Evaluations, Judged, Trained
+from server.roll_call import RollCall, tell_reasons
 from server.roster import Roster
 from server.secure_sum.rounds import SecureRounds
 from server.strategies import SiteStrategy, aggregate, draw_sites
 
 logger = logging.getLogger(__name__)
-
-ASK_AGAIN = ("Timeout", "Unreachable")
-"""A node that was absent for such a reason is asked again before each round; the others gave an answer that will not change."""
 
 
 @dataclass
@@ -69,6 +66,7 @@ class Coordinator:
     roster: Roster = field(init=False)
     layout: ArraysLayout = field(init=False)
     post: Post = field(init=False)
+    roll_call: RollCall = field(init=False)
     secure: SecureRounds | None = field(init=False, default=None)
     """Set where the experiment asks for secure aggregation."""
     central_privacy: CentralPrivacy | None = None
@@ -80,25 +78,9 @@ class Coordinator:
         self.layout = ArraysLayout.of(self.network)
         self.roster = Roster(self.layout.digest)
         self.post = Post(self.grid, self.chronicle.activity)
+        self.roll_call = RollCall(self.grid, self.experiment, self.chronicle, self.post, self.roster)
         if key_roster is not None:
             self.secure = SecureRounds(self.post, self.experiment, self.chronicle.run, self.layout, key_roster, self.roster.nodes)
-
-    def assemble(self) -> None:
-        """Waits for the sites that the experiment expects and calls the roll.
-
-        Raises:
-            RoundError: fewer than `min_sites` sites are there after `wait_timeout_sec`.
-        """
-        cfg = self.experiment.strategy
-        wanted, deadline = max(cfg.wait_for_sites, cfg.replies_needed), time.monotonic() + cfg.wait_timeout_sec
-        while len(list(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
-            time.sleep(0.2)
-        self._call_roll()
-        if len(self.roster.names) < cfg.replies_needed:
-            raise RoundError(
-                f"{len(self.roster.names)} sites are ready, {cfg.replies_needed} are needed (strategy.min_sites). "
-                + _tell(self.roster.absences(), nobody="No other node is connected; start the sites' SuperNodes.")
-            )
 
     def run_round(self, number: int) -> dict[str, Any]:
         """Runs one round, moves `arrays` on, and returns the history line.
@@ -108,7 +90,7 @@ class Coordinator:
         """
         clock = Clock()
         late = self.post.collect_late()
-        sites = self._sites_now()
+        sites = self.roll_call.free_sites()
         drawn = draw_sites(sites, self.experiment.strategy.fraction_train, self.experiment.seed, number)
         deadline = self.experiment.strategy.round_timeout_sec
         self.chronicle.activity.note(Kind.ROUND_STARTED, round=number, sites=drawn, deadline_sec=deadline)
@@ -152,44 +134,6 @@ class Coordinator:
             trained.told["central_epsilon"] = self.central_privacy.epsilon(number)
         return aggregate(self.strategy, number, updates)
 
-    def _sites_now(self) -> list[str]:
-        """Names of the sites that are connected and free, sorted."""
-        self._call_roll()
-        connected = self.roster.keep_connected(list(self.grid.get_node_ids()))
-        return [site for site in connected if site not in self.post.busy]
-
-    def _call_roll(self) -> None:
-        """Asks every node that was not asked yet, or did not answer in time, which site it is."""
-        connected = list(self.grid.get_node_ids())
-        self.roster.forget_absent(ASK_AGAIN)
-        asked = {str(node): node for node in self.roster.unknown(connected)}
-        if not asked:
-            return
-        content = pack_instruction(Instruction(self.experiment, self.chronicle.run, 0))
-        messages = {name: Message(content, dst_node_id=node, message_type=MessageType.QUERY) for name, node in asked.items()}
-
-        def admit(name: str, message: Message) -> bool:
-            try:
-                self.roster.admit(asked[name], unpack_presence(message.content), connected)
-            except MessageError as error:
-                self.roster.refuse(asked[name], Failure(None, "MessageError", str(error)))
-                return False
-            return True
-
-        failures = self.post.exchange(messages, "roll call", 0, self.experiment.strategy.round_timeout_sec, admit)
-        for name, failure in failures.items():
-            named = failure.site if failure.site != name else None
-            self.roster.refuse(asked[name], Failure(named, failure.error, failure.sentence))
-        self._note_roll(set(asked.values()))
-
-    def _note_roll(self, asked: set[int]) -> None:
-        for site, node in self.roster.nodes.items():
-            if node in asked:
-                self.chronicle.activity.note(Kind.JOINED, round=0, site=site)
-        for node, failure in self.roster.absent.items():
-            if node in asked:
-                self.chronicle.activity.note(Kind.ABSENT, round=0, site=failure.site or f"node {node}", reason=str(failure))
-
     def _train(self, drawn: Sequence[str], number: int) -> Trained:
         """What the sites' training gave.
 
@@ -213,7 +157,7 @@ class Coordinator:
             reasons = {site: str(failure) for site, failure in {**failures, **left_out}.items()}
             raise RoundError(
                 f"round {number}: {len(updates)} good updates, {cfg.replies_needed} are needed (strategy.min_sites). "
-                + _tell({**reasons, **self.roster.absences()}, nobody="No site was connected.")
+                + tell_reasons({**reasons, **self.roster.absences()}, nobody="No site was connected.")
             )
         heads = {site: head for site, update in updates.items() if (head := update.presence.audit_head)}
         bytes_up = sum(update.nbytes for update in updates.values())
@@ -304,7 +248,3 @@ def _site_lines(trained: Mapping[str, Any], evaluations: Evaluations, threshold:
     for site, (evaluation, statistics) in evaluations.items():
         lines[site]["validation"] = {**metrics(statistics, threshold), **evaluation.metrics}
     return lines
-
-
-def _tell(reasons: Mapping[str, str], nobody: str) -> str:
-    return "; ".join(f"{site}: {reason}" for site, reason in reasons.items()) or nobody

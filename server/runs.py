@@ -195,7 +195,7 @@ class Runs:
 
 def hash_installed_app() -> str:
     """SHA-256 of the bundle of the code that is installed here, which a hospital approves."""
-    from common.bundle import build_bundle, hash_bundle
+    from common.app_bundle import build_bundle, hash_bundle
 
     return hash_bundle(build_bundle())
 

@@ -87,7 +87,7 @@ def submit(folder: Path, run_config: Mapping[str, str]) -> int:
     Raises:
         FlowerError: the SuperLink does not answer or refuses the run.
     """
-    from common.bundle import build_bundle
+    from common.app_bundle import build_bundle
     from server.control import open_control
 
     with open_control(_open(folder)) as control:

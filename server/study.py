@@ -57,7 +57,7 @@ def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCon
             coordinator = _build_coordinator(grid, experiment, settings, chronicle, checkpoint)
             summary["data"] = coordinator.judge.data_reports()
             summary["app_bundle"] = grid.run.fab_hash
-            coordinator.assemble()
+            coordinator.roll_call.assemble()
             _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
             summary.update(_final_results(coordinator, folder), status=SUCCEEDED)
     except BaseException as error:

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.bundle import write_app
+from common.app_bundle import write_app
 from common.errors import CheckpointError, FlowerError, PneumofedError
 from server.report import write_report
 from server.run_folder import RunFolder

@@ -17,7 +17,7 @@ DOORS = {
         "client/checks/node.py",
         "server/",
         "common/messages.py",
-        "common/bundle.py",
+        "common/app_bundle.py",
         "common/secure_sum/messages.py",
     ),
     "opacus": ("client/privacy/", "common/privacy/"),

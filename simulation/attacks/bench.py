@@ -44,7 +44,9 @@ class Bench:
         epsilons: from large to small; infinity is no privacy.
         site: the attacked site's images.
         spare: images of patients whom the site does not have.
+        others: images of each other hospital of the federation.
         phantom: whether all of them were drawn.
+        cache_dir: where victims keep features of images.
     """
 
     cfg: AttackConfig
@@ -52,7 +54,9 @@ class Bench:
     epsilons: tuple[float, ...]
     site: Dataset
     spare: Dataset
+    others: tuple[Dataset, ...]
     phantom: bool
+    cache_dir: Path
 
     def at(self, epsilon: float) -> ExperimentConfig:
         return at_epsilon(self.experiment, epsilon)
@@ -83,17 +87,19 @@ def build_bench(cfg: AttackConfig, experiment: ExperimentConfig, epsilons: Seque
     """
     manifest, phantom = _find_data(cfg, experiment.image.size_px, out)
     patients = sorted(set(manifest.patients))
-    if len(patients) < cfg.patients + cfg.canaries:
+    if len(patients) < cfg.all_patients:
         raise ConfigError(
-            f"{cfg.patients} patients and {cfg.canaries} canaries are asked for, the data hold {len(patients)} patients; take fewer"
+            f"{cfg.hospitals} hospitals of {cfg.patients} patients and {cfg.canaries} canaries are asked for, the data hold "
+            f"{len(patients)} patients; take fewer"
         )
     order = numpy_generator(cfg.seed, "attacked patients").permutation(len(patients))
-    chosen = [patients[position] for position in order[: cfg.patients + cfg.canaries]]
-    site, spare = (
-        _load(manifest, set(part), experiment, out / name)
-        for name, part in (("site", chosen[: cfg.patients]), ("spare", chosen[cfg.patients :]))
-    )
-    return Bench(cfg, experiment, tuple(epsilons), site, spare, phantom)
+    chosen = [patients[position] for position in order[: cfg.all_patients]]
+    spare_end = cfg.patients + cfg.canaries
+    parts = {"site": chosen[: cfg.patients], "spare": chosen[cfg.patients : spare_end]}
+    for number, start in enumerate(range(spare_end, cfg.all_patients, cfg.patients), start=1):
+        parts[f"other-{number}"] = chosen[start : start + cfg.patients]
+    site, spare, *others = (_load(manifest, set(part), experiment, out / name) for name, part in parts.items())
+    return Bench(cfg, experiment, tuple(epsilons), site, spare, tuple(others), phantom, out / "cache")
 
 
 def attack_membership(bench: Bench, tell: Tell) -> list[Membership]:
@@ -131,7 +137,7 @@ def attack_canaries(bench: Bench, tell: Tell) -> list[dict[str, Any]]:
     canaries = make_canaries(bench.spare, cfg.canary_kind, bench.experiment.task, cfg.canaries, cfg.seed)
     included = toss(cfg.canaries, cfg.seed)
     train = join([bench.site, canaries.subset(np.flatnonzero(included))])
-    jobs = [Victim("canaries", bench.at(epsilon), train, canaries) for epsilon in bench.epsilons]
+    jobs = [Victim("canaries", bench.at(epsilon), train, canaries, bench.cache_dir, bench.others) for epsilon in bench.epsilons]
     rows = []
     for epsilon, scores in zip(bench.epsilons, run_all(margins_of, jobs, cfg.workers), strict=True):
         plan = None if math.isinf(epsilon) else plan_of(bench.at(epsilon), train)
@@ -150,7 +156,7 @@ def _accounted(plan: SitePlan | None, delta: float) -> float:
 
 
 def _half_victim(bench: Bench, epsilon: float, number: int, half: Dataset) -> Victim:
-    return Victim(f"half-{number}", bench.at(epsilon), half, bench.site)
+    return Victim(f"half-{number}", bench.at(epsilon), half, bench.site, bench.cache_dir, bench.others)
 
 
 def _judge(margins: Margins, members: np.ndarray, bench: Bench) -> dict[str, Verdict]:
@@ -167,8 +173,7 @@ def _judge(margins: Margins, members: np.ndarray, bench: Bench) -> dict[str, Ver
 def _find_data(cfg: AttackConfig, size_px: int, out: Path) -> tuple[Manifest, bool]:
     if cfg.data:
         return read_kaggle(Path(cfg.data))[0], is_phantom(Path(cfg.data))
-    patients = cfg.patients + cfg.canaries
-    return write_phantoms(out / "phantoms", patients, cfg.seed, max(size_px, MIN_SIZE_PX)), True
+    return write_phantoms(out / "phantoms", cfg.all_patients, cfg.seed, max(size_px, MIN_SIZE_PX)), True
 
 
 def _load(manifest: Manifest, patients: set[str], experiment: ExperimentConfig, cache: Path) -> Dataset:

@@ -20,7 +20,8 @@ PAGE = """\
 <p class="kicker">pneumofed: attacks on trained models and updates</p>
 <h1>{{ bench.experiment.name }}</h1>
 <p class="meta">{{ bench.experiment.model.name }}, {{ bench.experiment.image.size_px }} px, one site of {{ patients }} patients with
-{{ bench.site | length }} images, seed {{ bench.cfg.seed }}</p>
+{{ bench.site | length }} images{% if bench.others %} in a federation of {{ bench.cfg.hospitals }} such sites, whose released model is
+attacked{% endif %}, seed {{ bench.cfg.seed }}</p>
 <div class="box warn" role="note"><p><strong>
 {%- if bench.phantom %}All images here were drawn by a program.{% else %}The images here come from the folder that this bench was
 given.{% endif %}</strong> The bench trains and attacks its own simulated hospital. It never sees the update or an image of a real

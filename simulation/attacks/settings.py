@@ -43,6 +43,10 @@ class AttackConfig(Section):
     """Folder in the Kaggle layout; unset, phantoms are drawn into the output folder."""
     patients: Annotated[int, Field(ge=20)] = 160
     """Of the site that is attacked, drawn from the data; each model of the membership attack is trained on half of them."""
+    hospitals: Count = 1
+    """Of the federation whose released model the membership attack and the canaries are after. The attacked one has `patients`; each other
+    one has as many of its own, who are in all models. With 1 the attack is on the model of a hospital by itself, which is also what a
+    coordinator without secure aggregation sees of it."""
     models: Annotated[int, Field(ge=3)] = 16
     """Of the membership attack, for each epsilon: each one is attacked with the others as its shadows."""
     canaries: Annotated[int, Field(ge=10)] = 100
@@ -60,6 +64,11 @@ class AttackConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes; 0 is one a CPU."""
     seed: Annotated[int, Field(ge=0)] = 0
+
+    @property
+    def all_patients(self) -> int:
+        """Patients that the data must hold: of all hospitals, and the canaries."""
+        return self.patients * self.hospitals + self.canaries
 
 
 def attacked_experiment(config: Path | None, values: Mapping[str, Any]) -> ExperimentConfig:

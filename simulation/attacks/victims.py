@@ -1,6 +1,8 @@
-"""Models to be attacked, trained by the hospital's own training code on images that the attacker may not have.
+"""Models to be attacked, trained by the hospitals' own training code on images that the attacker may not have.
 
-All models of one experiment start from the same weights, as those of a federation do: the attacker knows them.
+With `others` a victim is the model that a federation releases: each round every hospital trains from the global weights, and their
+mean by number of images is the next. All models of one experiment start from the same weights, as those of a federation do: the
+attacker knows them.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from client.examples import choose_examples
 from client.privacy.dp_sgd import PrivateRound, build_private_setup
 from client.privacy.plan import SitePlan
 from client.privacy.sampling import count_units
@@ -25,7 +29,8 @@ from common.config import ExperimentConfig
 from common.data.dataset import Dataset
 from common.data.manifest import CLASSES
 from common.errors import ConfigError
-from common.inference import predict
+from common.features import predict_cached
+from common.layout import ArraysLayout
 from common.models import build_model
 from common.privacy.randomness import KEY_BYTES
 from common.seeds import derive_seed, numpy_generator
@@ -33,6 +38,7 @@ from common.seeds import derive_seed, numpy_generator
 J = TypeVar("J")
 R = TypeVar("R")
 Margins = npt.NDArray[np.float64]
+Weights = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 _SMALLEST = 1e-300
 
@@ -44,14 +50,18 @@ class Victim:
     Attributes:
         name: stands in the seeds, so that victims of different names draw differently.
         experiment: the recipe; private where its `privacy.mechanism` says so.
-        train: the site's training images.
+        train: the attacked site's training images.
         asked: the images that the attacker shows to the model.
+        cache_dir: where features of images are kept, for networks of which only the classifier is trained.
+        others: training images of the federation's other hospitals; none where the attacked site trains alone.
     """
 
     name: str
     experiment: ExperimentConfig
     train: Dataset
     asked: Dataset
+    cache_dir: Path
+    others: tuple[Dataset, ...] = ()
 
 
 def plan_of(experiment: ExperimentConfig, data: Dataset) -> SitePlan:
@@ -74,7 +84,7 @@ def margins_of(victim: Victim) -> Margins:
     compute = build_compute("auto", victim.experiment.training.precision, threads=1)
     model = train_victim(victim, compute)
     cfg = victim.experiment
-    probabilities = predict(model, victim.asked, compute, cfg.model.in_channels, cfg.evaluation.batch_size)
+    probabilities = predict_cached(model, victim.asked, compute, cfg, victim.cache_dir / "asked")
     if not np.isfinite(probabilities).all():
         raise ConfigError("training of the model to attack diverged; lower training.learning_rate")
     return margins(probabilities, victim.asked.labels)
@@ -93,12 +103,16 @@ def margins(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64
 
 
 def train_victim(victim: Victim, compute: Compute) -> nn.Module:
-    """A model trained on `victim.train` alone for all rounds of the experiment, by `client.training`."""
+    """The global model after all rounds of the experiment, trained on `victim.train` and `victim.others` by `client.training`."""
     experiment = victim.experiment
     model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    layout = ArraysLayout.of(model)
+    shares = np.array([len(data) for data in (victim.train, *victim.others)], dtype=np.float64)
+    weights = layout.flatten(model)
     for number in range(1, experiment.rounds + 1):
-        setup, plan = _set_up(model, victim, RoundPlan(experiment, number, victim.name), compute)
-        train_locally(setup, victim.train, plan)
+        sent = list(_visit_sites(model, weights, victim, number, compute))
+        weights = _mean([part for part, _ in sent], shares), _mean([part for _, part in sent], shares)
+    layout.load(model, *weights)
     return model
 
 
@@ -112,12 +126,29 @@ def run_all(function: Callable[[J], R], jobs: Sequence[J], workers: int = 0) -> 
         yield from pool.map(function, jobs)
 
 
-def _set_up(model: nn.Module, victim: Victim, plan: RoundPlan, compute: Compute) -> tuple[TrainingSetup, RoundPlan]:
-    experiment = victim.experiment
+def _visit_sites(model: nn.Module, weights: Weights, victim: Victim, number: int, compute: Compute) -> Iterator[Weights]:
+    """What each site sends in round `number`, the attacked one first."""
+    layout = ArraysLayout.of(model)
+    for site, data in enumerate((victim.train, *victim.others)):
+        layout.load(model, *weights)
+        name = f"{victim.name}/{site}" if site else victim.name
+        setup, plan = _set_up(model, victim.experiment, data, RoundPlan(victim.experiment, number, name), compute)
+        train_locally(setup, choose_examples(setup.model, data, plan, compute, victim.cache_dir / str(site)), plan)
+        yield layout.flatten(model)
+
+
+def _mean(arrays: Sequence[npt.NDArray[np.float32]], shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    """FedAvg's mean by number of images (McMahan et al. 2017, algorithm 1), summed in float64."""
+    return np.average(np.stack(arrays), axis=0, weights=shares).astype(np.float32)
+
+
+def _set_up(
+    model: nn.Module, experiment: ExperimentConfig, data: Dataset, plan: RoundPlan, compute: Compute
+) -> tuple[TrainingSetup, RoundPlan]:
     if experiment.privacy.mechanism == "none":
-        counts = np.bincount(victim.train.labels, minlength=len(CLASSES[experiment.task]))
+        counts = np.bincount(data.labels, minlength=len(CLASSES[experiment.task]))
         return build_setup(model, counts.tolist(), plan, compute), plan
     key = numpy_generator(*plan.seed_parts(), "noise of a victim").bytes(KEY_BYTES)
-    private = PrivateRound.of(plan_of(experiment, victim.train), victim.train, key, secure=experiment.privacy.secure_noise)
+    private = PrivateRound.of(plan_of(experiment, data), data, key, secure=experiment.privacy.secure_noise)
     plan = private.hide(plan)
     return build_private_setup(model, private, plan, compute), plan

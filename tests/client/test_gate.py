@@ -28,8 +28,8 @@ from client import gate
 from client.approval import approve, installed_hash, revoke
 from client.cli import app as site_cli
 from client.policy import read_policy
+from common.app_bundle import PACKAGES, build_bundle, hash_bundle, write_app
 from common.audit import read_entries
-from common.bundle import PACKAGES, build_bundle, hash_bundle, write_app
 from common.data.manifest import write_manifest
 from common.errors import ConfigError, FlowerError
 from common.messages import Failure, pack_instruction, read_failure

@@ -22,7 +22,7 @@ from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.runtime import RuntimeHttpClient
 from httpx import HTTPStatusError
 
-from common.bundle import write_app
+from common.app_bundle import write_app
 from common.errors import ConfigError, FlowerError
 from common.flower_commands import flower_environment, flower_tool, stop_group
 from common.keys import NodeKey, public_pem, read_public_key

@@ -13,8 +13,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from common.compute import build_compute
+from common.config_reader import merge
+from common.data.dataset import Dataset
 from common.errors import ConfigError
 from common.evaluation.bootstrap import Bootstrap
+from common.layout import ArraysLayout
 from simulation.attack_cli import attack
 from simulation.attacks.bench import Bench, Membership, build_bench
 from simulation.attacks.inversion_bench import Inversion
@@ -22,7 +26,7 @@ from simulation.attacks.membership import draw_halves, judge_scores
 from simulation.attacks.report import Findings, as_json, render_page, write_findings
 from simulation.attacks.run import run_attacks
 from simulation.attacks.settings import AttackConfig, at_epsilon, attacked_experiment, read_attacks, read_epsilons
-from simulation.attacks.victims import Victim, margins_of, run_all
+from simulation.attacks.victims import Victim, margins_of, run_all, train_victim
 
 SMALL: dict[str, Any] = {"patients": 20, "models": 4, "canaries": 10, "images": 2, "iterations": 3, "workers": 1}
 SHORT: dict[str, Any] = {"rounds": 1, "training": {"local_epochs": 1}, "evaluation": {"bootstrap_samples": 50}}
@@ -74,10 +78,10 @@ def _data_folder(bench: Bench, tmp_path: Path) -> Path:
 
 def test_victims_repeat_bit_for_bit_and_differ_by_name_and_by_privacy(bench: Bench) -> None:
     private = bench.at(3.0)
-    first, again = (margins_of(Victim("a", private, bench.site, bench.spare)) for _ in range(2))
+    first, again = (margins_of(Victim("a", private, bench.site, bench.spare, bench.cache_dir)) for _ in range(2))
     assert np.array_equal(first, again)
-    assert not np.array_equal(first, margins_of(Victim("b", private, bench.site, bench.spare)))
-    assert not np.array_equal(first, margins_of(Victim("a", bench.at(math.inf), bench.site, bench.spare)))
+    assert not np.array_equal(first, margins_of(Victim("b", private, bench.site, bench.spare, bench.cache_dir)))
+    assert not np.array_equal(first, margins_of(Victim("a", bench.at(math.inf), bench.site, bench.spare, bench.cache_dir)))
 
 
 def test_the_bench_writes_numbers_and_page(bench: Bench, tmp_path: Path) -> None:
@@ -92,9 +96,35 @@ def test_the_bench_writes_numbers_and_page(bench: Bench, tmp_path: Path) -> None
     assert said
 
 
+def test_one_hospital_among_others_trains_the_mean_of_all_by_images(bench: Bench) -> None:
+    compute = build_compute("cpu", "fp32", 1)
+    one_step = {"privacy": {"mechanism": "none"}, "rounds": 1}
+    experiment = attacked_experiment(None, merge(SHORT, one_step))
+    parts = bench.site, bench.spare
+
+    def weights(train: Dataset, others: tuple[Dataset, ...], name: str) -> np.ndarray:
+        model = train_victim(Victim(name, experiment, train, bench.spare, bench.cache_dir, others), compute)
+        return ArraysLayout.of(model).flatten(model)[0]
+
+    together = weights(parts[0], (parts[1],), "a")
+    alone = [weights(parts[0], (), "a"), weights(parts[1], (), "a/1")]
+    assert np.allclose(together, np.average(alone, axis=0, weights=[len(part) for part in parts]), atol=1e-6)
+
+
+def test_a_federation_gives_each_hospital_patients_of_its_own(tmp_path: Path) -> None:
+    cfg = AttackConfig(**{**SMALL, "hospitals": 3})
+    bench = build_bench(cfg, attacked_experiment(None, SHORT), (3.0,), tmp_path)
+    sets = [set(data.patients) for data in (bench.site, bench.spare, *bench.others)]
+    assert [len(names) for names in sets] == [cfg.patients, cfg.canaries, cfg.patients, cfg.patients]
+    assert sum(map(len, sets)) == len(set.union(*sets))
+
+
 @pytest.mark.slow
 def test_processes_answer_as_one_does_and_in_order(bench: Bench) -> None:
-    jobs = [Victim(name, bench.at(epsilon), bench.site, bench.spare) for name, epsilon in (("a", 3.0), ("b", math.inf))]
+    jobs = [
+        Victim(name, bench.at(epsilon), bench.site, bench.spare, bench.cache_dir)
+        for name, epsilon in (("a", 3.0), ("b", math.inf))
+    ]
     for alone, together in zip(run_all(margins_of, jobs, 1), run_all(margins_of, jobs, 2), strict=True):
         assert np.array_equal(alone, together)
 
