@@ -171,5 +171,6 @@ def _after(query: WorklistQuery, case: Case) -> ColumnElement[bool]:
     if query.sort == "arrival":
         return later
     shown = -1.0 if case.verdict == "cannot judge" else case.probability
-    beyond = shown > _SHOWN if query.descending else shown < _SHOWN
-    return or_(beyond, (shown == _SHOWN) & later)
+    column = _SHOWN
+    beyond = column < shown if query.descending else column > shown
+    return or_(beyond, (column == shown) & later)
