@@ -22,6 +22,7 @@ STRATEGIES: dict[str, dict[str, Any]] = {
     "fedmedian": {"name": "fedmedian"},
     "fedtrimmedavg": {"name": "fedtrimmedavg", "trim_fraction": 0.2},
     "krum": {"name": "krum", "malicious_sites": 1},
+    "multikrum": {"name": "multikrum", "malicious_sites": 1},
 }
 DEEDS: tuple[Deed, ...] = ("absent", "flipped", "scaled", "nan")
 

@@ -148,7 +148,7 @@ class StrategyConfig(Section):
     name: StrategyName = "fedavg"
     fraction_train: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     min_sites: Count | None = None
-    """A round with fewer good replies fails. Unset it is 2f + 3 for Krum (Blanchard et al. 2017, proposition 1), else 1."""
+    """A round with fewer good replies fails. Unset it is 2f + 3 for Krum and Multi-Krum (Blanchard et al. 2017, proposition 1), else 1."""
     wait_for_sites: Annotated[int, Field(ge=0)] = 0
     """Sites that must be connected before the first round; 0 means `min_sites`. After `wait_timeout_sec` the run starts with
     those that are there, if they are `min_sites` at least."""
@@ -169,14 +169,19 @@ class StrategyConfig(Section):
     tau: Positive = 1.0e-3
     trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     malicious_sites: Annotated[int, Field(ge=0)] = 0
-    """Krum's f: how many sites may be hostile."""
+    """f of Krum and Multi-Krum: how many sites may be hostile."""
 
     @property
     def replies_needed(self) -> int:
         """`min_sites`, or the strategy's own minimum where it is unset."""
         if self.min_sites is not None:
             return self.min_sites
-        return 2 * self.malicious_sites + 3 if self.name == "krum" else 1
+        return 2 * self.malicious_sites + 3 if self.is_krum else 1
+
+    @property
+    def is_krum(self) -> bool:
+        """Whether the strategy is Krum or Multi-Krum."""
+        return self.name in ("krum", "multikrum")
 
 
 class EvaluationConfig(Section):
@@ -249,7 +254,7 @@ class ExperimentConfig(Section):
                 f"strategy.enough_sites is {self.strategy.enough_sites} but {self.strategy.replies_needed} replies are needed"
             )
         needed = 2 * self.strategy.malicious_sites + 3
-        if self.strategy.name == "krum" and self.strategy.replies_needed < needed:
+        if self.strategy.is_krum and self.strategy.replies_needed < needed:
             raise ValueError(
                 f"strategy.min_sites: Krum against {self.strategy.malicious_sites} hostile sites needs {needed} replies a round "
                 f"(2f + 3), got {self.strategy.min_sites}"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from common.config_types import ROBUST
+
 if TYPE_CHECKING:
     from common.config import ExperimentConfig
 
@@ -43,7 +45,7 @@ def check_central_privacy(cfg: ExperimentConfig) -> None:
         return
     refused = {
         f"strategy.name '{cfg.strategy.name}' does not average: take fedavg, fedprox, fedavgm, fedadam or fedyogi": (
-            cfg.strategy.name in ("fedbn", "fedmedian", "fedtrimmedavg", "krum")
+            cfg.strategy.name in ("fedbn", *ROBUST)
         ),
         "BatchNorm's running statistics would leave without noise: set model.norm to 'group'": cfg.model.norm == "batch",
         "the sites' own clipping under secure_aggregation weighs by numbers of images, which this sum must not: switch one of the two "
@@ -63,7 +65,7 @@ def check_secure_aggregation(cfg: ExperimentConfig) -> None:
     if not cfg.secure_aggregation.enabled:
         return
     strategy, needed = cfg.strategy, 3
-    if strategy.name in ("fedmedian", "fedtrimmedavg", "krum"):
+    if strategy.name in ROBUST:
         raise ValueError(
             f"strategy.name: {strategy.name} compares single updates, which secure_aggregation hides; take fedavg, fedprox, fedbn, "
             "fedavgm, fedadam or fedyogi, or switch secure_aggregation off"

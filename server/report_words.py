@@ -15,7 +15,7 @@ MODELS = {
 }  # fmt: skip
 STRATEGIES = {
     "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN",
-    "fedmedian": "FedMedian", "fedtrimmedavg": "trimmed mean", "krum": "Krum",
+    "fedmedian": "FedMedian", "fedtrimmedavg": "trimmed mean", "krum": "Krum", "multikrum": "Multi-Krum",
 }  # fmt: skip
 PARTITIONS = {
     "iid": "each with the same mix of classes and the same size",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,12 +12,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.config import StrategyConfig
-from common.config_types import StrategyName
+from common.config_types import ROBUST, StrategyName
 from common.messages import ModelArrays, Update, pack_arrays
 from server.strategies import SiteStrategy, aggregate, build_strategy, draw_sites, restore_state, strategy_state
 from tests.server.updates import small_update, take_identity
 
-ALL: list[StrategyName] = ["fedavg", "fedprox", "fedbn", "fedavgm", "fedadam", "fedyogi", "fedmedian", "fedtrimmedavg", "krum"]
+ALL: list[StrategyName] = [
+    "fedavg",
+    "fedprox",
+    "fedbn",
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+]
 OPTIMIZERS: list[StrategyName] = ["fedavgm", "fedadam", "fedyogi"]
 START = ModelArrays(np.array([1.0, -1.0], np.float32), np.array([1.0], np.float32))
 VALUES = [(1.1, -1.2), (1.3, -0.9), (0.8, -1.1), (1.2, -1.0), (0.9, -0.7)]
@@ -115,6 +127,19 @@ def test_krum_takes_one_of_the_honest_updates(hostile: int, distance: float) -> 
     assert min(np.abs(np.array(honest) - result.parameters).max(axis=1)) < 1e-5
 
 
+@given(st.integers(0, 5), st.floats(50, 1e4))
+def test_multi_krum_is_the_plain_mean_of_honest_updates_whatever_the_counts(hostile: int, distance: float) -> None:
+    take_identity()
+    values = [*map(list, VALUES), [0.5, 0.5]]
+    values[hostile] = [distance, -distance]
+    counts = [1, 2, 3, 4, 5, 6]
+    counts[hostile] = 10**6
+    result = step(build_strategy(StrategyConfig(name="multikrum", malicious_sites=1)), updates(values, counts=tuple(counts)))
+    honest = np.array([value for number, value in enumerate(values) if number != hostile])
+    means = [np.mean(chosen, axis=0) for chosen in itertools.combinations(honest, 3)]
+    assert min(np.abs(np.array(means) - result.parameters).max(axis=1)) < 1e-3
+
+
 def test_krum_tells_near_points_apart_far_from_the_origin() -> None:
     far = ModelArrays(np.full(2, 3000.0, np.float32), START.statistics)
     values = [(3000.0, 3000.0), (3000.01, 3000.0), (3000.0, 3000.01), (3000.5, 2999.5), (2999.5, 3000.5)]
@@ -122,7 +147,7 @@ def test_krum_tells_near_points_apart_far_from_the_origin() -> None:
     assert np.abs(result.parameters - 3000.0).max() < 0.02
 
 
-@pytest.mark.parametrize("name", ["fedmedian", "fedtrimmedavg", "krum"])
+@pytest.mark.parametrize("name", ROBUST)
 def test_robust_strategies_stay_near_the_honest_sites(name: StrategyName) -> None:
     values = [*VALUES[:4], (1e4, 1e4)]
     result = step(build_strategy(StrategyConfig(name=name, malicious_sites=1)), updates(values))
