@@ -34,8 +34,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--reference", type=Path, required=True)
-    parser.add_argument("--good", nargs="*", default=[])
-    parser.add_argument("--bad", nargs="*", default=[])
+    parser.add_argument("--good", nargs="*", default=[], type=_named_folder, metavar="NAME=FOLDER")
+    parser.add_argument("--bad", nargs="*", default=[], type=_named_folder, metavar="NAME=FOLDER")
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--every", type=int, default=8, help="every n-th reference image is spoilt")
     args = parser.parse_args()
@@ -46,10 +46,18 @@ def main() -> None:
     rates = [_held_out(reference, patients, seed) for seed in range(args.splits)]
     print(f"refused of left-out patients: {np.mean(rates):.3%} (mean of {args.splits} splits), stated: at most 2 %")
     fitted = _fit(reference, patients)
-    for name, folder in (pair.split("=", 1) for pair in (*args.good, *args.bad)):
-        _tell(name, check(fitted, _inputs(predictor, walk_files(Path(folder)))))
+    for name, folder in (*args.good, *args.bad):
+        _tell(name, check(fitted, _inputs(predictor, walk_files(folder))))
     for name, squares in _unsuitable(reference.images[:: args.every], predictor.manifest.preprocessing.size_px):
         _tell(name, check(fitted, _run(predictor, squares, [reference.infos[0]] * len(squares))))
+
+
+def _named_folder(text: str) -> tuple[str, Path]:
+    """Name and folder of `NAME=FOLDER`; refused before the long work begins."""
+    name, _, folder = text.partition("=")
+    if not name or not folder or not Path(folder).is_dir():
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER with a folder that exists, got {text!r}")
+    return name, Path(folder)
 
 
 def _unsuitable(squares: np.ndarray, side: int) -> Iterable[tuple[str, np.ndarray]]:
