@@ -169,7 +169,7 @@ class StrategyConfig(Section):
     tau: Positive = 1.0e-3
     trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     malicious_sites: Annotated[int, Field(ge=0)] = 0
-    """f of Krum and Multi-Krum: how many sites may be hostile."""
+    """f of Krum and Multi-Krum: how many sites may be hostile. Krum goes on with one site's update alone, which is a noisy model."""
 
     @property
     def replies_needed(self) -> int:
