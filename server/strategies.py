@@ -95,10 +95,10 @@ class FedTrimmedAvg(flower.FedTrimmedAvg, SiteSampling):
 
 
 class MultiKrum(flower.MultiKrum, SiteSampling):
-    """Multi-Krum, and Krum with `one`, on updates instead of weights (Blanchard et al. 2017, sections 3 and 4).
+    """Multi-Krum, and Krum with `one`, on updates instead of weights (Blanchard et al. 2017).
 
-    Multi-Krum takes the plain mean of the n - f - 2 updates with the best scores, the most for which it is known to withstand f hostile
-    sites of n (Damaskinos et al. 2019, AggregaThor, section 3). Numbers of images count for nothing: a hostile site may send any.
+    Multi-Krum takes the plain mean of the n - f - 2 updates with the best scores, as many as its score compares each with. Numbers of
+    images count for nothing: a hostile site may send any.
 
     The choice does not change when all points move together, but Flower takes distances as |x|^2 + |y|^2 - 2xy in float32, which loses
     the small differences of long vectors.

@@ -83,8 +83,10 @@ def build_bench(cfg: AttackConfig, experiment: ExperimentConfig, epsilons: Seque
     """Reads or draws the data of a bench, decoded into `out`.
 
     Raises:
-        ConfigError: the data hold too few patients.
+        ConfigError: the data hold too few patients, or the experiment's federation releases no single model.
     """
+    if cfg.hospitals > 1 and experiment.strategy.name == "fedbn":
+        raise ConfigError("under FedBN each hospital keeps a model of its own: attack one of them with hospitals=1")
     manifest, phantom = _find_data(cfg, experiment.image.size_px, out)
     patients = sorted(set(manifest.patients))
     if len(patients) < cfg.all_patients:

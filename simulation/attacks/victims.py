@@ -1,7 +1,7 @@
 """Models to be attacked, trained by the hospitals' own training code on images that the attacker may not have.
 
-With `others` a victim is the model that a federation releases: each round every hospital trains from the global weights, and their
-mean by number of images is the next. All models of one experiment start from the same weights, as those of a federation do: the
+With `others` a victim is the model that a federation releases: each round every hospital trains from the global weights, and the
+coordinator's own strategy combines them. All models of one experiment start from the same weights, as those of a federation do: the
 attacker knows them.
 """
 
@@ -17,6 +17,8 @@ from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from flwr.app import ConfigRecord
+from flwr.clientapp import ClientApp
 from torch import nn
 
 from client.examples import choose_examples
@@ -31,14 +33,16 @@ from common.data.manifest import CLASSES
 from common.errors import ConfigError
 from common.features import predict_cached
 from common.layout import ArraysLayout
+from common.messages import ModelArrays, Presence, Update, pack_arrays
 from common.models import build_model
 from common.privacy.randomness import KEY_BYTES
 from common.seeds import derive_seed, numpy_generator
+from server.strategies import aggregate, build_strategy
+from simulation.local_grid import LocalGrid
 
 J = TypeVar("J")
 R = TypeVar("R")
 Margins = npt.NDArray[np.float64]
-Weights = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 _SMALLEST = 1e-300
 
@@ -103,16 +107,20 @@ def margins(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64
 
 
 def train_victim(victim: Victim, compute: Compute) -> nn.Module:
-    """The global model after all rounds of the experiment, trained on `victim.train` and `victim.others` by `client.training`."""
+    """The model after all rounds of the experiment: of `victim.train` alone, or the global one under the experiment's strategy."""
     experiment = victim.experiment
     model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
-    layout = ArraysLayout.of(model)
-    shares = np.array([len(data) for data in (victim.train, *victim.others)], dtype=np.float64)
-    weights = layout.flatten(model)
+    layout, strategy = ArraysLayout.of(model), build_strategy(experiment.strategy)
+    nobody = LocalGrid(ClientApp(), [], {})  # the strategy wants a grid; the sites are visited here
+    arrays = ModelArrays(*layout.flatten(model))
     for number in range(1, experiment.rounds + 1):
-        sent = list(_visit_sites(model, weights, victim, number, compute))
-        weights = _mean([part for part, _ in sent], shares), _mean([part for _, part in sent], shares)
-    layout.load(model, *weights)
+        updates = list(_visit_sites(model, arrays, victim, number, compute))
+        if victim.others:
+            list(strategy.configure_train(number, pack_arrays(arrays), ConfigRecord(), nobody))
+            arrays = aggregate(strategy, number, updates)
+        else:
+            arrays = updates[0].arrays
+    layout.load(model, arrays.parameters, arrays.statistics)
     return model
 
 
@@ -126,20 +134,15 @@ def run_all(function: Callable[[J], R], jobs: Sequence[J], workers: int = 0) -> 
         yield from pool.map(function, jobs)
 
 
-def _visit_sites(model: nn.Module, weights: Weights, victim: Victim, number: int, compute: Compute) -> Iterator[Weights]:
+def _visit_sites(model: nn.Module, arrays: ModelArrays, victim: Victim, number: int, compute: Compute) -> Iterator[Update]:
     """What each site sends in round `number`, the attacked one first."""
     layout = ArraysLayout.of(model)
     for site, data in enumerate((victim.train, *victim.others)):
-        layout.load(model, *weights)
+        layout.load(model, arrays.parameters, arrays.statistics)
         name = f"{victim.name}/{site}" if site else victim.name
         setup, plan = _set_up(model, victim.experiment, data, RoundPlan(victim.experiment, number, name), compute)
         train_locally(setup, choose_examples(setup.model, data, plan, compute, victim.cache_dir / str(site)), plan)
-        yield layout.flatten(model)
-
-
-def _mean(arrays: Sequence[npt.NDArray[np.float32]], shares: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    """FedAvg's mean by number of images (McMahan et al. 2017, algorithm 1), summed in float64."""
-    return np.average(np.stack(arrays), axis=0, weights=shares).astype(np.float32)
+        yield Update.of(Presence(name, layout.digest), ModelArrays(*layout.flatten(model)), len(data), {})
 
 
 def _set_up(

@@ -111,6 +111,23 @@ def test_one_hospital_among_others_trains_the_mean_of_all_by_images(bench: Bench
     assert np.allclose(together, np.average(alone, axis=0, weights=[len(part) for part in parts]), atol=1e-6)
 
 
+def test_the_released_model_is_that_of_the_experiment_s_strategy(bench: Bench) -> None:
+    compute, parts = build_compute("cpu", "fp32", 1), (bench.site, bench.spare)
+
+    def weights(strategy: str) -> np.ndarray:
+        values = {"privacy": {"mechanism": "none"}, "rounds": 1, "strategy": {"name": strategy}}
+        victim = Victim("a", attacked_experiment(None, merge(SHORT, values)), parts[0], bench.spare, bench.cache_dir, parts[1:])
+        return ArraysLayout.of(model := train_victim(victim, compute)).flatten(model)[0]
+
+    assert not np.allclose(weights("fedavg"), weights("fedmedian"), atol=1e-6)
+
+
+def test_fedbn_releases_no_single_model_to_attack(tmp_path: Path) -> None:
+    experiment = attacked_experiment(None, {"strategy": {"name": "fedbn"}, "model": {"norm": "batch"}})
+    with pytest.raises(ConfigError, match="hospitals=1"):
+        build_bench(AttackConfig(**{**SMALL, "hospitals": 2}), experiment, (math.inf,), tmp_path)
+
+
 def test_a_federation_gives_each_hospital_patients_of_its_own(tmp_path: Path) -> None:
     cfg = AttackConfig(**{**SMALL, "hospitals": 3})
     bench = build_bench(cfg, attacked_experiment(None, SHORT), (3.0,), tmp_path)
