@@ -7,6 +7,7 @@ attacker knows them.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -39,6 +40,8 @@ from common.privacy.randomness import KEY_BYTES
 from common.seeds import derive_seed, numpy_generator
 from server.strategies import aggregate, build_strategy
 from simulation.local_grid import LocalGrid
+
+logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells of each round of each victim
 
 J = TypeVar("J")
 R = TypeVar("R")
