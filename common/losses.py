@@ -32,6 +32,10 @@ class WeightedLoss(nn.Module):
     of classes by the prior, and z estimates what all sites share, the evidence in the image; this is what FedLC does against label
     skew (Zhang et al. 2022, section 4). A site with one class alone has next to nothing left to explain and hardly moves the weights.
 
+    The smoothed target is carried to the site's mix by the same prior, q_c * prior_c over its sum, so that the z of least loss is
+    log q at every site. A target that kept e / C would ask a site with pneumonia alone, whose prior says 0.999 already, to call its
+    pneumonia normal: its least loss lies at z = log q - log_prior.
+
     Attributes:
         class_weights: float32 [C].
         log_prior: float32 [C]; zeros without adjustment.
@@ -51,20 +55,16 @@ class WeightedLoss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Scalar mean of the loss over `logits` [N, C] and int64 `labels` [N], N at least 1; computed in float32."""
-        logits = logits.float() + self.log_prior
-        if self.gamma == 0.0:
-            total = functional.cross_entropy(
-                logits, labels, self.class_weights, reduction="sum", label_smoothing=self.label_smoothing
-            )
-            return total / labels.numel()
-        return self._focal(logits, labels).sum() / labels.numel()
+        log_p = functional.log_softmax(logits.float() + self.log_prior, dim=1)
+        loss = -(self._targets(labels, logits.shape[1]) * self.class_weights * log_p)
+        if self.gamma > 0.0:
+            loss = loss * (-torch.expm1(log_p)).clamp_min(_SMALLEST_MISS) ** self.gamma
+        return loss.sum() / labels.numel()
 
-    def _focal(self, logits: Tensor, labels: Tensor) -> Tensor:
-        log_p = functional.log_softmax(logits, dim=1)
-        target = functional.one_hot(labels, logits.shape[1]).to(log_p)
-        target = target * (1.0 - self.label_smoothing) + self.label_smoothing / logits.shape[1]
-        miss = (-torch.expm1(log_p)).clamp_min(_SMALLEST_MISS)
-        return -(target * self.class_weights * miss**self.gamma * log_p).sum(dim=1)
+    def _targets(self, labels: Tensor, classes: int) -> Tensor:
+        """float32 [N, C]: the smoothed one-hot labels under the site's own mix of classes; rows sum to 1."""
+        smoothed = functional.one_hot(labels, classes).float() * (1.0 - self.label_smoothing) + self.label_smoothing / classes
+        return torch.softmax(smoothed.log() + self.log_prior, dim=1)
 
 
 def build_loss(cfg: LossConfig, class_counts: Sequence[int]) -> WeightedLoss:

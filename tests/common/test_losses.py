@@ -170,11 +170,26 @@ def test_logit_adjustment_finds_the_evidence_that_all_sites_share() -> None:
     torch.testing.assert_close(slopes[1], torch.tensor([-2.0, 2.0]), atol=0.4, rtol=0)
 
 
-def test_a_site_with_one_class_hardly_moves_the_weights_under_logit_adjustment() -> None:
+@pytest.mark.parametrize("smoothing", [0.0, 0.05, 0.3])
+def test_a_site_with_one_class_hardly_moves_the_weights_under_logit_adjustment(smoothing: float) -> None:
     logits = torch.zeros(8, 2, requires_grad=True)
     labels = torch.ones(8, dtype=torch.int64)
     gradients = {}
     for adjusted in (False, True):
-        loss = build_loss(plain(class_weights="none", logit_adjustment=adjusted), [0, 200])
+        loss = build_loss(plain(class_weights="none", logit_adjustment=adjusted, label_smoothing=smoothing), [0, 200])
         (gradients[adjusted],) = torch.autograd.grad(loss(logits, labels), logits)
     assert gradients[True].abs().max() < 0.02 * gradients[False].abs().max()
+
+
+@quick
+@given(COUNTS, st.floats(0.01, 0.4), st.data())
+def test_smoothed_labels_ask_the_same_logits_of_every_site(counts: list[int], smoothing: float, data: Any) -> None:
+    classes = len(counts)
+    label = data.draw(st.integers(0, classes - 1))
+    smoothed = torch.full((classes,), smoothing / classes)
+    smoothed[label] += 1.0 - smoothing
+    loss = build_loss(plain(class_weights="none", logit_adjustment=True, label_smoothing=smoothing), counts)
+    logits = smoothed.log()[None].requires_grad_()
+    loss(logits, torch.tensor([label])).backward()
+    assert logits.grad is not None
+    torch.testing.assert_close(logits.grad, torch.zeros_like(logits), atol=1e-6, rtol=0)
