@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,23 @@ def test_the_pull_is_the_gradient_of_the_proximal_term() -> None:
             loss.backward()
             stepper.step()
     torch.testing.assert_close(pulled, oracle)
+
+
+def test_epsilon_lets_a_site_of_one_class_move_by_what_it_has_to_teach() -> None:
+    """AdamW's steps are of full length however small the gradient; an epsilon above a one-class site's gradients ends that."""
+
+    def moved(class_counts: list[int], epsilon: float) -> float:
+        experiment = tiny_experiment(training={"adam_epsilon": epsilon, "weight_decay": 0.0})
+        model, plan = build_model(experiment.model, experiment.task, seed=1), RoundPlan(experiment, 1, "site")
+        start = ArraysLayout.of(model).flatten(model)[0]
+        data = tiny_data(20)
+        data = replace(data, labels=np.ones_like(data.labels)) if class_counts[0] == 0 else data
+        train_locally(build_setup(model, class_counts, plan, CPU), data, plan)
+        return float(np.linalg.norm(ArraysLayout.of(model).flatten(model)[0] - start))
+
+    one, both = [0, 2000], [1000, 1000]
+    assert moved(one, 1e-8) > 0.3 * moved(both, 1e-8)
+    assert moved(one, 1e-3) < 0.1 * moved(both, 1e-3)
 
 
 def test_frozen_layers_and_their_statistics_do_not_move() -> None:
