@@ -108,7 +108,7 @@ class TrainingConfig(Section):
     adam_epsilon: Positive = 1.0e-8
     """Of AdamW alone: what is added to the root of the mean square gradient that a step is divided by. AdamW takes steps of full length
     whatever the gradient's size, also at a site with one class, whose gradients are next to nothing; an epsilon between the two sizes
-    (1e-4 for ResNet18) keeps such a site still."""
+    (1e-4 for ResNet18, docs/results.md) keeps such a site nearly still."""
     batch_size: Count = 32
     local_epochs: Count = 1
     schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
