@@ -30,11 +30,12 @@ class WeightedLoss(nn.Module):
 
     With `log_prior` the logits are z + log_prior: logit adjustment (Menon et al. 2021, eq. 10). Each site then explains its own mix
     of classes by the prior, and z estimates what all sites share, the evidence in the image; this is what FedLC does against label
-    skew (Zhang et al. 2022, section 4). A site with one class alone has next to nothing left to explain and hardly moves the weights.
+    skew (Zhang et al. 2022, section 4). A site with one class alone has next to nothing left to explain: its gradients are next to nothing
+    (AdamW needs `training.adam_epsilon` to see that).
 
-    The smoothed target is carried to the site's mix by the same prior, q_c * prior_c over its sum, so that the z of least loss is
-    log q at every site. A target that kept e / C would ask a site with pneumonia alone, whose prior says 0.999 already, to call its
-    pneumonia normal: its least loss lies at z = log q - log_prior.
+    The smoothed target is carried to the site's mix by the same prior, q_c * prior_c over its sum, so that cross-entropy asks the same
+    z = log q of every site. A target that kept e / C would ask for z = log q - log_prior: of a site with pneumonia alone, whose
+    prior says 0.999 already, to call its pneumonia normal.
 
     Attributes:
         class_weights: float32 [C].
