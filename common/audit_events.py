@@ -46,7 +46,7 @@ def record_round(log: AuditLog, run: str, line: Mapping[str, Any], arrays: Model
         log: the coordinator's.
         run: the run's token.
         line: the round's history line.
-        arrays: the new global weights.
+        arrays: the weights that the round's model is judged with.
         heads: head of each site's log as its reply told it.
     """
     out = {*line["failures"], *line["left_out"]}

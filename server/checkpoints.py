@@ -27,13 +27,19 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after `round` rounds."""
+    """The state after `round` rounds.
+
+    Attributes:
+        arrays: what was judged in that round.
+        training: what sites train on from, where that is not `arrays` (`strategy.ema_decay`).
+    """
 
     experiment: ExperimentConfig
     run: str
     round: int
     arrays: ModelArrays
     strategy_state: dict[str, np.ndarray]
+    training: ModelArrays | None = None
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, model: nn.Module) -> None:
@@ -49,6 +55,8 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, model: nn.Module) -> No
         "model": model.state_dict(),
         "strategy": {name: torch.from_numpy(values) for name, values in checkpoint.strategy_state.items()},
     }
+    if checkpoint.training is not None:
+        content["training"] = {name: torch.from_numpy(values) for name, values in vars(checkpoint.training).items()}
     with atomic_write(path) as file:
         torch.save(content, file)
 
@@ -72,7 +80,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
     arrays = ModelArrays(*ArraysLayout.of(model).flatten(model))
     strategy = {name: values.numpy() for name, values in content["strategy"].items()}
-    return Checkpoint(experiment, content["run"], content["round"], arrays, strategy)
+    training = (
+        ModelArrays(**{name: values.numpy() for name, values in content["training"].items()}) if "training" in content else None
+    )
+    return Checkpoint(experiment, content["run"], content["round"], arrays, strategy, training)
 
 
 def check_same_experiment(checkpoint: Checkpoint, experiment: ExperimentConfig) -> None:

@@ -56,6 +56,8 @@ def _training(run: Run) -> str:
     ending = ". One data set was dealt out to them" if run.virtual else "; no image left its hospital"
     kind = (run.summary.get("partition") or {}).get("kind", run.simulation.get("partition"))
     ending += f", {PARTITIONS[kind]}" if run.virtual and kind in PARTITIONS else ""
+    if cfg and cfg.strategy.ema_decay > 0:
+        ending += ". Judged and kept is the moving average of its weights over the rounds"
     return f"A {model} was trained{method} over {count(run.completed, 'round')}{where}{of_images}{ending}."
 
 

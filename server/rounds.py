@@ -47,14 +47,14 @@ from server.outcomes import Evaluations, Judged, Trained
 from server.roll_call import RollCall, tell_reasons
 from server.roster import Roster
 from server.secure_sum.rounds import SecureRounds
-from server.strategies import SiteStrategy, aggregate, draw_sites
+from server.strategies import SiteStrategy, aggregate, draw_sites, moving_average
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Coordinator:
-    """One run in progress. `arrays` are the global weights; `network` is a scratch model that they are loaded into."""
+    """One run in progress. `arrays` are the global weights that sites train on from; `network` is a scratch model."""
 
     grid: Grid
     experiment: ExperimentConfig
@@ -63,6 +63,8 @@ class Coordinator:
     arrays: ModelArrays
     network: nn.Module
     judge: Judge
+    kept: ModelArrays | None = None
+    """What is judged and kept: `arrays`, or their moving average over the rounds (`strategy.ema_decay`). None before the first round."""
     roster: Roster = field(init=False)
     layout: ArraysLayout = field(init=False)
     post: Post = field(init=False)
@@ -83,10 +85,10 @@ class Coordinator:
             self.secure = SecureRounds(self.post, self.experiment, self.chronicle.run, self.layout, key_roster, self.roster.nodes)
 
     def run_round(self, number: int) -> dict[str, Any]:
-        """Runs one round, moves `arrays` on, and returns the history line.
+        """Runs one round, moves `arrays` and `kept` on, and returns the history line.
 
         Raises:
-            RoundError: fewer than `min_sites` good updates; `arrays` stay as they were.
+            RoundError: fewer than `min_sites` good updates; the weights stay as they were.
         """
         clock = Clock()
         late = self.post.collect_late()
@@ -97,9 +99,10 @@ class Coordinator:
         trained = self._train(drawn, number)
         seconds = {"train": clock.lap()}
         self.arrays = self._aggregate(number, trained, len(drawn))
+        self.kept = moving_average(self.kept, self.arrays, self.experiment.strategy.ema_decay)
         seconds["aggregate"] = clock.lap()
         judges = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
-        judged = self._evaluate(judges, number)
+        judged = self._evaluate(judges, number, self.kept)
         self.validation = judged.pooled
         threshold, line = self._validation(judged.pooled)
         seconds["evaluate"] = clock.lap()
@@ -122,7 +125,7 @@ class Coordinator:
             "bytes": {"down": self.arrays.nbytes * (len(drawn) + len(judges)), "up": trained.bytes_up},
         }
         if self.chronicle.audit:
-            record_round(self.chronicle.audit, self.chronicle.run, line, self.arrays, trained.heads)
+            record_round(self.chronicle.audit, self.chronicle.run, line, self.kept, trained.heads)
         return line
 
     def _aggregate(self, number: int, trained: Trained, asked: int) -> ModelArrays:
@@ -165,18 +168,18 @@ class Coordinator:
 
     def _training_messages(self, number: int, sites: Sequence[str], steps: Mapping[str, str] | None = None) -> dict[str, Message]:
         """One a site, as the strategy configures them; `steps` are those of a secure sum."""
-        content = self._instruct(number)
+        content = self._instruct(number, self.arrays)
         self.strategy.drawn_nodes = [self.roster.nodes[site] for site in sites]
         messages = self.strategy.configure_train(number, content.array_records[ARRAYS], content.config_records[CONFIG], self.grid)
         by_site = dict(zip(sites, messages, strict=True))
         return {site: with_step(message, steps[site]) if steps else message for site, message in by_site.items()}
 
-    def _evaluate(self, judges: Sequence[str], number: int) -> Judged:
-        content = self._instruct(number)
+    def _evaluate(self, judges: Sequence[str], number: int, model: ModelArrays) -> Judged:
+        content = self._instruct(number, model)
         messages = {site: _message(content, self.roster.nodes[site], MessageType.EVALUATE) for site in judges}
         if self.secure is not None:
             return self.secure.evaluate(
-                judges, number, self.arrays, lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()}
+                judges, number, model, lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()}
             )
         good: Evaluations = {}
         bad: dict[str, Failure] = {}
@@ -207,13 +210,14 @@ class Coordinator:
         return dict(self.judge.results(self.judge.predict(self.load_network()), threshold.value))
 
     def load_network(self) -> nn.Module:
-        """The scratch network with the global weights."""
-        self.layout.load(self.network, self.arrays.parameters, self.arrays.statistics)
+        """The scratch network with the weights that are judged and kept."""
+        kept = self.kept or self.arrays
+        self.layout.load(self.network, kept.parameters, kept.statistics)
         return self.network
 
-    def _instruct(self, number: int) -> RecordDict:
+    def _instruct(self, number: int, arrays: ModelArrays) -> RecordDict:
         head = self.chronicle.audit.head() if self.chronicle.audit else None
-        return pack_instruction(Instruction(self.experiment, self.chronicle.run, number, self.arrays, head))
+        return pack_instruction(Instruction(self.experiment, self.chronicle.run, number, arrays, head))
 
 
 class Clock:

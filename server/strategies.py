@@ -168,6 +168,17 @@ def aggregate(strategy: SiteStrategy, round_number: int, updates: Sequence[Updat
     return ModelArrays(*(arrays[name].numpy().astype(np.float32) for name in (PARAMETERS, BUFFERS)))
 
 
+def moving_average(average: ModelArrays | None, arrays: ModelArrays, decay: float) -> ModelArrays:
+    """decay * average + (1 - decay) * arrays, float32, which begins with the first round's `arrays`. With decay 0 it is `arrays` itself.
+
+    Statistics are averaged as parameters are: rounds' running means and variances lie close to each other.
+    """
+    if average is None or decay == 0.0:
+        return arrays
+    pairs = ((average.parameters, arrays.parameters), (average.statistics, arrays.statistics))
+    return ModelArrays(*((decay * old + (1.0 - decay) * new).astype(np.float32) for old, new in pairs))
+
+
 def strategy_state(strategy: SiteStrategy) -> dict[str, np.ndarray]:
     """What the strategy must remember from round to round: momentum, or Adam's and Yogi's moments. Empty for the others."""
     state: dict[str, np.ndarray] = {}

@@ -6,6 +6,7 @@ import logging
 import secrets
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,11 @@ def _build_coordinator(
     network = build_model(network_config, experiment.task, derive_seed(experiment.seed, "initial weights"))
     arrays = ModelArrays(*ArraysLayout.of(network).flatten(network))
     if checkpoint:
-        arrays = checkpoint.arrays
+        arrays = checkpoint.training or checkpoint.arrays
         restore_state(strategy, checkpoint.strategy_state)
     central = CentralPrivacy.of(experiment, Path(settings.run_dir))
-    return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge, central, key_roster)
+    kept = checkpoint.arrays if checkpoint else None
+    return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge, kept, central, key_roster)
 
 
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:
@@ -112,21 +114,22 @@ def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> 
 
 def _remember(coordinator: Coordinator, folder: RunFolder, line: dict[str, Any]) -> None:
     """History first, then the checkpoint: a run that dies between them repeats the round and writes the same line again."""
-    checkpoint = Checkpoint(
-        coordinator.experiment, coordinator.chronicle.run, line["round"], coordinator.arrays, strategy_state(coordinator.strategy)
-    )
+    kept = coordinator.kept or coordinator.arrays
+    state = strategy_state(coordinator.strategy)
+    checkpoint = Checkpoint(coordinator.experiment, coordinator.chronicle.run, line["round"], kept, state)
     folder.append_history(line)
     if best_round(folder.read_history()) == line["round"]:
         write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
         if coordinator.validation is not None:
             folder.write_validation(line["round"], coordinator.validation)
-    write_checkpoint(folder.last_checkpoint, checkpoint, coordinator.network)
+    training = None if kept is coordinator.arrays else coordinator.arrays
+    write_checkpoint(folder.last_checkpoint, replace(checkpoint, training=training), coordinator.network)
 
 
 def _final_results(coordinator: Coordinator, folder: RunFolder) -> dict[str, Any]:
     """The best round's model on the central sets with intervals, at the threshold that validation chose in that round."""
     best = read_checkpoint(folder.best_checkpoint)
-    coordinator.arrays = best.arrays
+    coordinator.kept = best.arrays
     line = next(line for line in folder.read_history() if line["round"] == best.round)
     predictions = coordinator.judge.predict(coordinator.load_network())
     for name, found in predictions.items():

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from common.config import StrategyConfig
 from common.config_types import ROBUST, StrategyName
 from common.messages import ModelArrays, Update, pack_arrays
-from server.strategies import SiteStrategy, aggregate, build_strategy, draw_sites, restore_state, strategy_state
+from server.strategies import (
+    SiteStrategy,
+    aggregate,
+    build_strategy,
+    draw_sites,
+    moving_average,
+    restore_state,
+    strategy_state,
+)
 from tests.server.updates import small_update, take_identity
 
 ALL: list[StrategyName] = [
@@ -52,6 +60,16 @@ def step(strategy: SiteStrategy, given_updates: Sequence[Update], start: ModelAr
 
 def weighted_mean(given_updates: Sequence[Update]) -> np.ndarray:
     return np.average([u.arrays.parameters for u in given_updates], axis=0, weights=[u.num_examples for u in given_updates])
+
+
+def test_the_moving_average_forgets_as_its_decay_says() -> None:
+    rounds = [ModelArrays(np.array([value], np.float32), np.array([-value], np.float32)) for value in (1.0, 3.0, 5.0)]
+    average = None
+    for arrays in rounds:
+        average = moving_average(average, arrays, 0.5)
+    assert average is not None and average.parameters.dtype == np.float32
+    assert average.parameters == 0.5 * (0.5 * 1.0 + 0.5 * 3.0) + 0.5 * 5.0 == -average.statistics
+    assert moving_average(rounds[0], rounds[1], 0.0) is rounds[1]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -55,6 +55,20 @@ class KillingApp(ClientApp):
         return client_app(message, context)
 
 
+class WatchingApp(ClientApp):
+    """Keeps the weights that came with each message, by its type and round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[tuple[str, int], ModelArrays] = {}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if "arrays" in message.content.array_records:
+            asked = message.metadata.message_type, int(str(message.content.config_records["config"]["round"]))
+            self.seen[asked] = unpack_arrays(message.content.array_records["arrays"])
+        return client_app(message, context)
+
+
 def weights(federation: TinyFederation, name: str, which: str = "last") -> ModelArrays:
     return read_checkpoint(federation.folder / name / "checkpoints" / f"{which}.pt").arrays
 
@@ -94,9 +108,22 @@ def test_two_runs_of_one_seed_are_equal_bit_for_bit(tmp_path: Path) -> None:
     assert_same(weights(federation, "first"), weights(federation, "second"))
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedbn"])
-def test_a_run_killed_in_a_round_and_resumed_equals_one_never_stopped(tmp_path: Path, strategy: StrategyName) -> None:
-    experiment = tiny_experiment(rounds=3, strategy={"name": strategy, "fraction_train": 0.7})
+RESUMED = [
+    ("fedavg", 0.0),
+    ("fedavgm", 0.0),
+    ("fedadam", 0.0),
+    ("fedyogi", 0.0),
+    ("fedbn", 0.0),
+    ("fedavg", 0.7),
+    ("fedavgm", 0.5),
+]
+
+
+@pytest.mark.parametrize(("strategy", "ema_decay"), RESUMED)
+def test_a_run_killed_in_a_round_and_resumed_equals_one_never_stopped(
+    tmp_path: Path, strategy: StrategyName, ema_decay: float
+) -> None:
+    experiment = tiny_experiment(rounds=3, strategy={"name": strategy, "fraction_train": 0.7, "ema_decay": ema_decay})
     federation = TinyFederation(tmp_path)
     federation.run("unbroken", experiment)
     for site in federation.sites.glob("site-*/local_norms"):
@@ -231,9 +258,26 @@ def test_a_single_site_federation_is_local_training(tmp_path: Path) -> None:
     assert_same(weights(federation, "run"), ModelArrays(*ArraysLayout.of(model).flatten(model)))
 
 
-def test_the_final_results_are_those_of_the_best_round(tmp_path: Path) -> None:
+def test_the_moving_average_is_judged_and_kept_while_sites_train_on_from_the_rounds_own_weights(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=1)
+    plain, averaged = WatchingApp(), WatchingApp()
+    federation.run("plain", tiny_experiment(rounds=3), grid=federation.grid(plain))
+    federation.run("averaged", tiny_experiment(rounds=3, strategy={"ema_decay": 0.75}), grid=federation.grid(averaged))
+    expected = plain.seen["evaluate", 1]
+    for number in (1, 2, 3):
+        assert_same(averaged.seen["train", number], plain.seen["train", number])
+        own = plain.seen["evaluate", number]
+        pairs = (expected.parameters, own.parameters), (expected.statistics, own.statistics)
+        expected = own if number == 1 else ModelArrays(*(np.float32(0.75) * old + np.float32(0.25) * new for old, new in pairs))
+        np.testing.assert_allclose(averaged.seen["evaluate", number].parameters, expected.parameters, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(averaged.seen["evaluate", number].statistics, expected.statistics, rtol=1e-5, atol=1e-7)
+    assert_same(weights(federation, "averaged"), averaged.seen["evaluate", 3])
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.6])
+def test_the_final_results_are_those_of_the_best_round(tmp_path: Path, ema_decay: float) -> None:
     federation = TinyFederation(tmp_path)
-    summary = federation.run("run", tiny_experiment(rounds=3))
+    summary = federation.run("run", tiny_experiment(rounds=3, strategy={"ema_decay": ema_decay}))
     line = history(federation, "run")[summary["best_round"] - 1]
     assert summary["test"]["auroc"]["value"] == pytest.approx(line["test"]["auroc"])
     assert summary["threshold"] == line["threshold"]
