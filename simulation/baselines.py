@@ -34,12 +34,14 @@ from common.evaluation.metrics import metrics, without_nan
 from common.evaluation.predictions import Predictions
 from common.evaluation.thresholds import choose_threshold
 from common.layout import ArraysLayout
+from common.messages import ModelArrays
 from common.models import build_model
 from common.party_config import CoordinatorConfig, SiteConfig
 from common.seeds import derive_seed
 from server.judge import Judge, bootstrap_settings, build_judge
 from server.progress import best_round
 from server.run_folder import RunFolder, write_text
+from server.strategies import moving_average
 
 POOLED = "pooled"
 COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
@@ -123,7 +125,8 @@ def _train_and_judge(job: Job, site: Site, experiment: ExperimentConfig) -> dict
     lines, states = _train(site, experiment)
     best = lines[best_round(lines) - 1]
     model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
-    ArraysLayout.of(model).load(model, *states[best["round"]])
+    kept = states[best["round"]]
+    ArraysLayout.of(model).load(model, kept.parameters, kept.statistics)
     judge = _judge(job, experiment)
     predictions = judge.predict(model)
     for name, found in predictions.items():
@@ -134,23 +137,27 @@ def _train_and_judge(job: Job, site: Site, experiment: ExperimentConfig) -> dict
     return {**counts, "best_round": best["round"], "threshold": threshold, "validation": best["validation"], **central}
 
 
-def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[dict[str, Any]], dict[int, tuple[np.ndarray, np.ndarray]]]:
+def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[dict[str, Any]], dict[int, ModelArrays]]:
     """Each round's validation, and the weights of the best round so far (alone, to bound memory)."""
     compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
     exact = build_compute(site.config.device, "fp32", site.config.threads)
     model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    judged = build_model(experiment.model.without_weights(), experiment.task, seed=0)
     layout = ArraysLayout.of(model)
+    kept: ModelArrays | None = None
     lines: list[dict[str, Any]] = []
-    states: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    states: dict[int, ModelArrays] = {}
     for number in range(1, experiment.rounds + 1):
         plan = RoundPlan(experiment, number, site.name)
         setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
         train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
-        statistics = judge_validation(exact.place(model), site, experiment, exact)
+        kept = moving_average(kept, ModelArrays(*layout.flatten(model)), experiment.strategy.ema_decay)
+        layout.load(judged, kept.parameters, kept.statistics)
+        statistics = judge_validation(exact.place(judged), site, experiment, exact)
         threshold = choose_threshold(statistics, experiment.evaluation.threshold_policy, experiment.evaluation.target)
         lines.append({"round": number, "threshold": vars(threshold), "validation": metrics(statistics, threshold.value)})
         if best_round(lines) == number:
-            states = {number: layout.flatten(model)}
+            states = {number: kept}
     return lines, states
 
 

@@ -103,9 +103,10 @@ def test_a_run_leaves_what_scripts_rely_on(tmp_path: Path, phantoms: Path) -> No
         assert (tmp_path / name).stat().st_size > 0
 
 
-def test_the_pooled_baseline_of_one_hospital_is_the_federation_of_one(tmp_path: Path, phantoms: Path) -> None:
-    """Both start from the same weights; they differ in the site's name alone, which the generators take in."""
-    summary = run(tmp_path, phantoms, hospitals=1, baselines=True)
+@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+def test_the_baseline_of_one_hospital_is_the_federation_of_one(tmp_path: Path, phantoms: Path, ema_decay: float) -> None:
+    """Both start from the same weights, and the generators take in the same site's name."""
+    summary = run(tmp_path, phantoms, hospitals=1, baselines=True, strategy={"ema_decay": ema_decay})
     alone = summary["baselines"]["alone"]["hospital-00"]
     assert alone["test"]["auroc"] == summary["test"]["auroc"]
     assert alone["threshold"] == summary["threshold"]
