@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
@@ -56,6 +56,7 @@ def test_epsilon_is_not_below_that_of_an_independent_accountant(
     ours, expected = epsilon(schedule, delta, accountant), independent_epsilon(schedule, delta)
     if ours < expected * (1.0 - TOLERANCE) - MESH:  # many steps on a coarse mesh cost the independent one more than a mesh width
         expected = independent_epsilon(schedule, delta, MESH / 10.0)
+    assume(math.isfinite(expected))  # between 710 and 745 it divides by a denormal exp(-epsilon) and answers with infinity
     assert ours >= expected * (1.0 - TOLERANCE) - MESH
 
 
