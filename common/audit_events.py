@@ -2,7 +2,7 @@
 
     site                                                     coordinator
     request            what the coordinator asked            run-started     configuration and app by their hashes
-    answer             what left the site                    round           who took part, bytes, hash of the new weights
+    answer             what left the site                    round           who took part, bytes, hash of its model
     refusal            by which rule                         run-ended       status, and why
     failure            class of the error
     app-approved / app-revoked / site-started / site-stopped release         which model, against which, and the decision

@@ -164,9 +164,9 @@ class StrategyConfig(Section):
     update_precision: UpdatePrecision = "float32"
     """Number type of an update on the wire; see `common.transport`."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Above 0 sites and coordinator judge, and the run keeps, the exponential moving average of the global weights over the rounds
-    (Polyak and Juditsky 1992), while sites train on from the round's own weights. It evens out what one round's draw of images and
-    sites changes by chance; 0.7 looks back about three rounds."""
+    """Above 0 sites and coordinator judge, and the run keeps, the exponential moving average of the global weights over the rounds (after
+    Polyak and Juditsky 1992, who average all steps), while sites train on from the round's own weights. It evens out what one round's
+    draw of images and sites changes by chance; 0.7 looks back about three rounds."""
     max_update_norm_factor: Positive = 10.0
     """A reply whose update is longer than this many times the median update of its round is left out."""
     server_learning_rate: Positive | None = None

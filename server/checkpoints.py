@@ -80,10 +80,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
     arrays = ModelArrays(*ArraysLayout.of(model).flatten(model))
     strategy = {name: values.numpy() for name, values in content["strategy"].items()}
-    training = (
-        ModelArrays(**{name: values.numpy() for name, values in content["training"].items()}) if "training" in content else None
-    )
-    return Checkpoint(experiment, content["run"], content["round"], arrays, strategy, training)
+    own = {name: values.numpy() for name, values in content.get("training", {}).items()}
+    return Checkpoint(experiment, content["run"], content["round"], arrays, strategy, ModelArrays(**own) if own else None)
 
 
 def check_same_experiment(checkpoint: Checkpoint, experiment: ExperimentConfig) -> None:

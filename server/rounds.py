@@ -63,8 +63,8 @@ class Coordinator:
     arrays: ModelArrays
     network: nn.Module
     judge: Judge
-    kept: ModelArrays | None = None
-    """What is judged and kept: `arrays`, or their moving average over the rounds (`strategy.ema_decay`). None before the first round."""
+    kept: ModelArrays
+    """What is judged and kept: after a round `arrays`, or their moving average over the rounds (`strategy.ema_decay`)."""
     roster: Roster = field(init=False)
     layout: ArraysLayout = field(init=False)
     post: Post = field(init=False)
@@ -99,10 +99,10 @@ class Coordinator:
         trained = self._train(drawn, number)
         seconds = {"train": clock.lap()}
         self.arrays = self._aggregate(number, trained, len(drawn))
-        self.kept = moving_average(self.kept, self.arrays, self.experiment.strategy.ema_decay)
+        self.kept = moving_average(self.kept if number > 1 else None, self.arrays, self.experiment.strategy.ema_decay)
         seconds["aggregate"] = clock.lap()
         judges = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
-        judged = self._evaluate(judges, number, self.kept)
+        judged = self._evaluate(judges, number)
         self.validation = judged.pooled
         threshold, line = self._validation(judged.pooled)
         seconds["evaluate"] = clock.lap()
@@ -174,12 +174,12 @@ class Coordinator:
         by_site = dict(zip(sites, messages, strict=True))
         return {site: with_step(message, steps[site]) if steps else message for site, message in by_site.items()}
 
-    def _evaluate(self, judges: Sequence[str], number: int, model: ModelArrays) -> Judged:
-        content = self._instruct(number, model)
+    def _evaluate(self, judges: Sequence[str], number: int) -> Judged:
+        content = self._instruct(number, self.kept)
         messages = {site: _message(content, self.roster.nodes[site], MessageType.EVALUATE) for site in judges}
         if self.secure is not None:
             return self.secure.evaluate(
-                judges, number, model, lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()}
+                judges, number, self.kept, lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()}
             )
         good: Evaluations = {}
         bad: dict[str, Failure] = {}
@@ -211,8 +211,7 @@ class Coordinator:
 
     def load_network(self) -> nn.Module:
         """The scratch network with the weights that are judged and kept."""
-        kept = self.kept or self.arrays
-        self.layout.load(self.network, kept.parameters, kept.statistics)
+        self.layout.load(self.network, self.kept.parameters, self.kept.statistics)
         return self.network
 
     def _instruct(self, number: int, arrays: ModelArrays) -> RecordDict:

@@ -92,12 +92,11 @@ def _build_coordinator(
     judge = build_judge(experiment, settings)
     network_config = experiment.model.without_weights() if checkpoint else experiment.model
     network = build_model(network_config, experiment.task, derive_seed(experiment.seed, "initial weights"))
-    arrays = ModelArrays(*ArraysLayout.of(network).flatten(network))
+    arrays = kept = ModelArrays(*ArraysLayout.of(network).flatten(network))
     if checkpoint:
-        arrays = checkpoint.training or checkpoint.arrays
+        arrays, kept = checkpoint.training or checkpoint.arrays, checkpoint.arrays
         restore_state(strategy, checkpoint.strategy_state)
     central = CentralPrivacy.of(experiment, Path(settings.run_dir))
-    kept = checkpoint.arrays if checkpoint else None
     return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge, kept, central, key_roster)
 
 
@@ -114,15 +113,15 @@ def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> 
 
 def _remember(coordinator: Coordinator, folder: RunFolder, line: dict[str, Any]) -> None:
     """History first, then the checkpoint: a run that dies between them repeats the round and writes the same line again."""
-    kept = coordinator.kept or coordinator.arrays
-    state = strategy_state(coordinator.strategy)
-    checkpoint = Checkpoint(coordinator.experiment, coordinator.chronicle.run, line["round"], kept, state)
+    checkpoint = Checkpoint(
+        coordinator.experiment, coordinator.chronicle.run, line["round"], coordinator.kept, strategy_state(coordinator.strategy)
+    )
     folder.append_history(line)
     if best_round(folder.read_history()) == line["round"]:
         write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
         if coordinator.validation is not None:
             folder.write_validation(line["round"], coordinator.validation)
-    training = None if kept is coordinator.arrays else coordinator.arrays
+    training = None if coordinator.kept is coordinator.arrays else coordinator.arrays
     write_checkpoint(folder.last_checkpoint, replace(checkpoint, training=training), coordinator.network)
 
 
