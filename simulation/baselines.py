@@ -2,7 +2,9 @@
 
 Each baseline is a federation of one: the same recipe, the same number of passes over its own training images, the same local loop,
 the same rule for the best round and the threshold, judged on the same central sets. `pooled` joins the sites' training images and
-their validation images, so that no patient changes sides. Baselines of a private run train without privacy, on the same network.
+their validation images, so that no patient changes sides. The moving average of the weights is kept as in the federation; what a
+strategy adds to the mean over sites (FedAvgM's momentum, FedAdam's step) is left out, since here nothing is averaged over sites.
+Baselines of a private run train without privacy, on the same network.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from common.config import AugmentationConfig
+from common.torchvision_shim import import_torchvision
 from common.transforms import AugmentationParameters, augment, draw_parameters, normalize, to_model_input
 
 NOTHING = AugmentationConfig(
@@ -167,6 +168,7 @@ def test_model_input_is_a_copy_of_the_pixels_between_0_and_1(n: int, seed: int) 
 
 @pytest.mark.parametrize("in_channels", [1, 3])
 def test_normalized_images_hold_the_grey_image_in_every_channel(in_channels: int) -> None:
+    import_torchvision()
     from torchvision.transforms.functional import normalize as reference
 
     images = images_of(3)

@@ -78,6 +78,13 @@ def check(page: Page) -> None:
     assert "medical device" in page.text
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.7])
+def test_a_model_that_is_a_moving_average_is_called_one(tmp_path: Path, unrendered: None, ema_decay: float) -> None:
+    page = read(RunMaker(tmp_path, strategy={"ema_decay": ema_decay}).rounds(1).path)
+    check(page)
+    assert ("moving average of its weights over the rounds." in page.text) == (ema_decay > 0)
+
+
 def begun(path: Path, **values: Any) -> RunMaker:
     return RunMaker(path, **values)
 

@@ -93,6 +93,17 @@ def test_the_model_is_that_of_the_plain_run_to_the_stated_error(tmp_path: Path, 
     assert line["validation"]["auroc"] == pytest.approx(plain["validation"]["auroc"], abs=0.02)
 
 
+def test_the_moving_average_is_judged_by_secure_sums_too(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    chosen = {"rounds": 2, "strategy": {"ema_decay": 0.5}}
+    made.run("secret", experiment(**chosen))
+    made.run("plain", experiment(secure_aggregation={}, **chosen))
+    lines, plain = history(made, "secret"), history(made, "plain")
+    assert [line["failures"] for line in lines] == [{}, {}]
+    assert [line["validation"]["n"] for line in lines] == [line["validation"]["n"] for line in plain]
+    assert lines[-1]["validation"]["auroc"] == pytest.approx(plain[-1]["validation"]["auroc"], abs=0.02)
+
+
 def test_the_coordinators_files_hold_no_number_of_a_single_site(tmp_path: Path) -> None:
     made = federation(tmp_path, sites=3)
     made.run("run", experiment())
