@@ -157,7 +157,7 @@ def build_bench(arguments: argparse.Namespace) -> Bench:
         "rounds": arguments.rounds,
         "image": {"size_px": arguments.image_size},
         "model": {"name": arguments.model},
-        "training": {"validation_fraction": 0.25, "precision": "fp32"},
+        "training": {"local_epochs": 1, "validation_fraction": 0.25, "precision": "fp32"},
         "evaluation": {"bootstrap_samples": 100, "threshold_policy": arguments.policy},
     }
     virtual = {"data": arguments.data, "external": arguments.external, "hospitals": arguments.hospitals, "partition": "iid"}

@@ -54,6 +54,7 @@ def _run(strategy: str, deed: Deed, seed: int, options: argparse.Namespace, fold
         "rounds": options.rounds,
         "seed": seed,
         "image": {"size_px": options.image_size},
+        "training": {"local_epochs": 1},
         "strategy": STRATEGIES[strategy],
         "evaluation": {"every_rounds": options.rounds, "bootstrap_samples": 0},
     }

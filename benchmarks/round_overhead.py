@@ -103,7 +103,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    values = {"rounds": options.rounds, "seed": options.seed, "image": {"size_px": options.image_size}}
+    values = {
+        "rounds": options.rounds,
+        "seed": options.seed,
+        "image": {"size_px": options.image_size},
+        "training": {"local_epochs": 1},  # the least work that a round's own costs can hide behind
+    }
     virtual = {key: value for key in ("data", "external") if (value := getattr(options, key))} | {"hospitals": options.hospitals}
     with tempfile.TemporaryDirectory() as name:
         run_dir = Path(name)

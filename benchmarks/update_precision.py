@@ -30,6 +30,7 @@ def _run(precision: str, seed: int, options: argparse.Namespace, folder: str) ->
         "rounds": options.rounds,
         "seed": seed,
         "image": {"size_px": options.image_size},
+        "training": {"local_epochs": 1},
         "strategy": {"update_precision": precision},
         "evaluation": {"every_rounds": options.rounds, "bootstrap_samples": 0},
     }

@@ -9,8 +9,7 @@ DEMO_EXPERIMENT: dict[str, Any] = {
     "rounds": 12,
     "image": {"size_px": 64},
     "strategy": {"name": "fedavg", "wait_for_sites": 3},
-    "training": {"batch_size": 16},
-    "evaluation": {"threshold_policy": "sensitivity", "target": 0.9},
+    "training": {"batch_size": 16, "local_epochs": 1},
 }
 
 DEMO_SIMULATION: dict[str, Any] = {"hospitals": 3, "partition": "dirichlet", "alpha": 1.0, "phantom_patients": 180}

@@ -39,8 +39,8 @@ def pretrain(
 
     The network learns to tell the classes of the pictures apart: for `phantoms` the three labels that a phantom patient is drawn with,
     for `random-processes` which of `PROCESSES` processes made the picture. Model, image size, augmentation, training and seed are the
-    experiment's, and one of its rounds is one pass over the pictures; the loop is that of the sites. The first weights are random,
-    whatever `model.weights` says.
+    experiment's, and one of its rounds is one pass over the pictures, whatever `training.local_epochs` says; the loop is that of the
+    sites. The first weights are random, whatever `model.weights` says.
 
     `out` holds `state_dict`, without the classifier, and `provenance`; `model.weights` takes it (see `common.weights`).
 
@@ -52,6 +52,8 @@ def pretrain(
         ConfigError: fewer pictures than classes, or a network that has only a classifier to train.
         OSError: `out` cannot be written.
     """
+    once = experiment.training.model_copy(update={"local_epochs": 1})
+    experiment = experiment.model_copy(update={"training": once})
     classes = len(SHARES) if source == "phantoms" else PROCESSES
     if images < classes:
         raise ConfigError(f"images: expected at least {classes}, one of each class of {source}, got {images}")
@@ -66,7 +68,7 @@ def pretrain(
         "seed": experiment.seed,
         "images": images,
         "images_sha256": hashlib.sha256(np.ascontiguousarray(data.pixels).tobytes()).hexdigest(),
-        "epochs": experiment.rounds * experiment.training.local_epochs,
+        "epochs": experiment.rounds,
         "last_epoch_accuracy": accuracy,
         "experiment": experiment.model_dump_json(),
     }

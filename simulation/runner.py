@@ -7,6 +7,7 @@ simulate(plan, tell)                lay out -> run -> baselines -> report; retur
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -100,7 +101,10 @@ def _run_here(plan: Plan, federation: Federation, tell: Tell) -> None:
 
 def _baselines(plan: Plan, federation: Federation, tell: Tell) -> dict[str, Any]:
     tell(f"baselines: all images in one place, and each of {federation.hospitals} hospitals alone")
-    return run_baselines(plan.run_dir.resolve(), plan.experiment, federation.site_files, federation.coordinator_file, tell)
+    started = time.perf_counter()
+    table = run_baselines(plan.run_dir.resolve(), plan.experiment, federation.site_files, federation.coordinator_file, tell)
+    tell(f"baselines took {time.perf_counter() - started:.0f} s")
+    return table
 
 
 def _partition_table(plan: Plan, federation: Federation) -> dict[str, Any]:

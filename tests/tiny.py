@@ -27,7 +27,7 @@ TINY = {
     "rounds": 2,
     "image": {"size_px": 32},
     "model": {"name": "small_cnn"},
-    "training": {"batch_size": 8, "validation_fraction": 0.25, "precision": "fp32", "learning_rate": 5e-3},
+    "training": {"local_epochs": 1, "batch_size": 8, "validation_fraction": 0.25, "precision": "fp32", "learning_rate": 5e-3},
     "evaluation": {"bootstrap_samples": 20},
 }
 
