@@ -26,6 +26,7 @@ from common.data.dataset import Dataset
 from common.features import FeatureSet
 from common.losses import build_loss
 from common.models import classifier_of, freeze_in_round, set_trainable, train_mode
+from common.schedule import schedule_factor
 from common.seeds import derive_seed, numpy_generator, torch_generator
 from common.transforms import augment, draw_parameters, normalize, to_model_input
 
@@ -160,20 +161,6 @@ def pull_toward(optimizer: torch.optim.Optimizer, anchors: list[torch.Tensor], m
     optimizer.register_step_pre_hook(pull)
 
 
-def schedule_factor(cfg: TrainingConfig, progress: float) -> float:
-    """Learning rate at `progress` in [0, 1) of the whole run, as a share of `learning_rate`.
-
-    `one_cycle` rises by half a cosine from 1/25 over `warmup_fraction`, then falls by half a cosine to `final_factor`
-    (Smith and Topin 2018; the shape and the 25 are torch's `OneCycleLR` defaults). `cosine` falls from 1 to `final_factor`.
-    """
-    if cfg.schedule == "constant":
-        return 1.0
-    if cfg.schedule == "one_cycle" and progress < cfg.warmup_fraction:
-        return _half_cosine(1.0 / 25.0, 1.0, progress / cfg.warmup_fraction)
-    start = cfg.warmup_fraction if cfg.schedule == "one_cycle" else 0.0
-    return _half_cosine(1.0, cfg.final_factor, (progress - start) / (1.0 - start) if start < 1.0 else 1.0)
-
-
 def draw_batches(images: int, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
     """One epoch's indices in random order, int64 [batch] each; every image once.
 
@@ -260,7 +247,3 @@ def _build_optimizer(parameters: list[nn.Parameter], cfg: TrainingConfig, learni
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
     # fused: one pass over the weights instead of seven, half the optimizer's time on a CPU
     return torch.optim.AdamW(parameters, lr=learning_rate, eps=cfg.adam_epsilon, weight_decay=cfg.weight_decay, fused=True)
-
-
-def _half_cosine(start: float, end: float, progress: float) -> float:
-    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

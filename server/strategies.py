@@ -7,7 +7,7 @@ a running variance is a measurement to be averaged, and Adam would step it below
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +20,9 @@ from common.errors import ConfigError
 from common.messages import ARRAYS, BUFFERS, CONFIG, METRICS, NUM_EXAMPLES, ModelArrays, Update, unpack_arrays
 from common.seeds import numpy_generator
 from common.transport import PARAMETERS
+
+RateOfRound = Callable[[int], float]
+"""The sites' mean learning rate in a round, counted from 1."""
 
 
 def draw_sites(sites: Sequence[str], fraction: float, seed: int, round_number: int) -> list[str]:
@@ -72,7 +75,21 @@ class FedAvg(SiteSampling):
 
 
 class FedAvgM(ParametersOnly, flower.FedAvgM, SiteSampling):
-    """Hsu, Qi and Brown 2019."""
+    """Hsu, Qi and Brown 2019, with the momentum correction of Goyal et al. 2017, section 3.
+
+    An update is a sum of steps, each as long as the sites' learning rate. So what is remembered of former updates is brought to the
+    rate of this round; else a run whose rate falls would end by coasting on updates of its middle, which no site corrects any more.
+    """
+
+    def __init__(self, rate: RateOfRound, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._rate = rate
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        if self.momentum_vector is not None:
+            factor = np.float32(self._rate(server_round) / self._rate(server_round - 1))
+            self.momentum_vector = [factor * vector for vector in self.momentum_vector]
+        return super().aggregate_train(server_round, replies)
 
     def _own(self, arrays: ArrayRecord) -> Any:
         return ArrayRecord({PARAMETERS: arrays[PARAMETERS]})
@@ -130,8 +147,8 @@ class MultiKrum(flower.MultiKrum, SiteSampling):
 SiteStrategy = FedAvg | FedAvgM | FedAdam | FedYogi | FedMedian | FedTrimmedAvg | MultiKrum
 
 
-def build_strategy(cfg: StrategyConfig) -> SiteStrategy:
-    """The strategy that `cfg` names, with its settings."""
+def build_strategy(cfg: StrategyConfig, rate: RateOfRound = lambda _: 1.0) -> SiteStrategy:
+    """The strategy that `cfg` names, with its settings; `rate` is that of `common.schedule.rate_of_round` for the run."""
     adaptive: dict[str, Any] = {
         "eta": cfg.server_learning_rate or 0.01,
         "beta_1": cfg.beta_1,
@@ -142,7 +159,7 @@ def build_strategy(cfg: StrategyConfig) -> SiteStrategy:
         case "fedavg" | "fedprox" | "fedbn":
             return FedAvg()
         case "fedavgm":
-            return FedAvgM(server_learning_rate=cfg.server_learning_rate or 1.0, server_momentum=cfg.server_momentum)
+            return FedAvgM(rate, server_learning_rate=cfg.server_learning_rate or 1.0, server_momentum=cfg.server_momentum)
         case "fedadam":
             return FedAdam(**adaptive)
         case "fedyogi":

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from common.layout import ArraysLayout
 from common.messages import ModelArrays
 from common.models import build_model
 from common.party_config import CoordinatorConfig
+from common.schedule import rate_of_round
 from common.seeds import derive_seed
 from server.activity import HEARTBEAT_FILE, Heartbeat
 from server.central_privacy import CentralPrivacy
@@ -88,7 +90,7 @@ def _build_coordinator(
     grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, chronicle: Chronicle, checkpoint: Checkpoint | None
 ) -> Coordinator:
     key_roster = read_key_roster(settings.key_roster) if experiment.secure_aggregation.enabled else None
-    strategy = build_strategy(experiment.strategy)
+    strategy = build_strategy(experiment.strategy, partial(rate_of_round, experiment))
     judge = build_judge(experiment, settings)
     network_config = experiment.model.without_weights() if checkpoint else experiment.model
     network = build_model(network_config, experiment.task, derive_seed(experiment.seed, "initial weights"))

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
@@ -37,6 +38,7 @@ from common.layout import ArraysLayout
 from common.messages import ModelArrays, Presence, Update, pack_arrays
 from common.models import build_model
 from common.privacy.randomness import KEY_BYTES
+from common.schedule import rate_of_round
 from common.seeds import derive_seed, numpy_generator
 from server.strategies import aggregate, build_strategy
 from simulation.local_grid import LocalGrid
@@ -113,7 +115,7 @@ def train_victim(victim: Victim, compute: Compute) -> nn.Module:
     """The model after all rounds of the experiment: of `victim.train` alone, or the global one under the experiment's strategy."""
     experiment = victim.experiment
     model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
-    layout, strategy = ArraysLayout.of(model), build_strategy(experiment.strategy)
+    layout, strategy = ArraysLayout.of(model), build_strategy(experiment.strategy, partial(rate_of_round, experiment))
     nobody = LocalGrid(ClientApp(), [], {})  # the strategy wants a grid; the sites are visited here
     arrays = ModelArrays(*layout.flatten(model))
     for number in range(1, experiment.rounds + 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.training import RoundPlan, build_setup, draw_batches, pull_toward, schedule_factor, train_locally
+from client.training import RoundPlan, build_setup, draw_batches, pull_toward, train_locally
 from common.compute import build_compute
 from common.config import TrainingConfig
 from common.data.dataset import Dataset
@@ -57,28 +56,6 @@ def test_batches_hold_every_image_once_and_none_is_a_single_value(images: int, s
     assert together.tolist() == list(range(images))
     if size > 1:
         assert all(2 <= len(batch) <= size + 1 for batch in batches)
-
-
-@given(st.sampled_from(["constant", "cosine", "one_cycle"]), st.floats(0, 1, exclude_max=True), st.floats(0, 1), st.floats(0, 1))
-def test_schedule_stays_between_its_ends(name: str, progress: float, warmup: float, final: float) -> None:
-    cfg = TrainingConfig(schedule=name, warmup_fraction=warmup, final_factor=final)  # type: ignore[arg-type]
-    assert min(final, 1 / 25) - 1e-12 <= schedule_factor(cfg, progress) <= 1 + 1e-12
-
-
-def test_one_cycle_has_the_shape_of_torch() -> None:
-    cfg = TrainingConfig(schedule="one_cycle", warmup_fraction=0.25, final_factor=1e-2)
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
-    steps = 400
-    oracle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=1.0, total_steps=steps + 1, pct_start=0.25, final_div_factor=1 / (25 * 1e-2), cycle_momentum=False
-    )
-    for step in range(steps):
-        assert math.isclose(
-            oracle.get_last_lr()[0], schedule_factor(cfg, step / steps), abs_tol=2e-2
-        )  # torch ends its warm-up one step early
-        optimizer.step()
-        oracle.step()
 
 
 def test_a_round_repeats_bit_for_bit() -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import ConfigRecord
 from hypothesis import given
 from hypothesis import strategies as st
@@ -172,15 +173,27 @@ def test_robust_strategies_stay_near_the_honest_sites(name: StrategyName) -> Non
     assert np.abs(result.parameters - np.mean(VALUES[:4], axis=0)).max() < 1.0
 
 
+def test_fedavgm_under_a_falling_rate_takes_the_steps_of_sgd_with_momentum() -> None:
+    rates, gradients = {1: 1.0, 2: 0.5, 3: 0.5, 4: 0.01}, np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    strategy = build_strategy(StrategyConfig(name="fedavgm", server_momentum=0.6), rates.__getitem__)
+    parameter, now = torch.nn.Parameter(torch.tensor(START.parameters)), START
+    optimizer = torch.optim.SGD([parameter], lr=1.0, momentum=0.6)
+    for number, gradient in enumerate(gradients, 1):
+        now = step(strategy, updates([now.parameters - rates[number] * gradient]), now, number)
+        optimizer.param_groups[0]["lr"], parameter.grad = rates[number], torch.tensor(gradient)
+        optimizer.step()
+        np.testing.assert_allclose(now.parameters, parameter.detach().numpy(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_a_restored_strategy_goes_on_as_the_unbroken_one(name: StrategyName) -> None:
-    cfg = StrategyConfig(name=name)
-    unbroken = build_strategy(cfg)
+    cfg, rate = StrategyConfig(name=name), {1: 1.0, 2: 0.3}.__getitem__
+    unbroken = build_strategy(cfg, rate)
     middle = step(unbroken, updates())
     after = step(unbroken, updates(counts=(1, 2, 3, 4, 5)), middle, number=2)
-    first = build_strategy(cfg)
+    first = build_strategy(cfg, rate)
     step(first, updates())
-    restored = build_strategy(cfg)
+    restored = build_strategy(cfg, rate)
     restore_state(restored, {key: value.copy() for key, value in strategy_state(first).items()})
     resumed = step(restored, updates(counts=(1, 2, 3, 4, 5)), middle, number=2)
     np.testing.assert_array_equal(after.parameters, resumed.parameters)
