@@ -177,6 +177,7 @@ class StrategyConfig(Section):
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.99
     tau: Positive = 1.0e-3
+    """Keeps the denominators of fedadam, fedyogi and fedexp from zero."""
     trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     malicious_sites: Annotated[int, Field(ge=0)] = 0
     """f of Krum and Multi-Krum: how many sites may be hostile. Krum goes on with one site's update alone, which is a noisy model."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from common.config_types import ROBUST
+from common.config_types import NEEDS_SINGLE_UPDATES
 
 if TYPE_CHECKING:
     from common.config import ExperimentConfig
@@ -44,8 +44,8 @@ def check_central_privacy(cfg: ExperimentConfig) -> None:
     if not cfg.central_privacy.enabled:
         return
     refused = {
-        f"strategy.name '{cfg.strategy.name}' does not average: take fedavg, fedprox, fedavgm, fedadam or fedyogi": (
-            cfg.strategy.name in ("fedbn", *ROBUST)
+        f"strategy.name '{cfg.strategy.name}' takes more than the noisy mean: take fedavg, fedprox, fedavgm, fedadam or fedyogi": (
+            cfg.strategy.name in ("fedbn", *NEEDS_SINGLE_UPDATES)
         ),
         "BatchNorm's running statistics would leave without noise: set model.norm to 'group'": cfg.model.norm == "batch",
         "the sites' own clipping under secure_aggregation weighs by numbers of images, which this sum must not: switch one of the two "
@@ -65,9 +65,9 @@ def check_secure_aggregation(cfg: ExperimentConfig) -> None:
     if not cfg.secure_aggregation.enabled:
         return
     strategy, needed = cfg.strategy, 3
-    if strategy.name in ROBUST:
+    if strategy.name in NEEDS_SINGLE_UPDATES:
         raise ValueError(
-            f"strategy.name: {strategy.name} compares single updates, which secure_aggregation hides; take fedavg, fedprox, fedbn, "
+            f"strategy.name: {strategy.name} looks at single updates, which secure_aggregation hides; take fedavg, fedprox, fedbn, "
             "fedavgm, fedadam or fedyogi, or switch secure_aggregation off"
         )
     if strategy.update_precision != "float32":

@@ -14,7 +14,8 @@ MODELS = {
     "scattering": "linear classifier on scattering features",
 }  # fmt: skip
 STRATEGIES = {
-    "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN",
+    "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedexp": "FedExP",
+    "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN",
     "fedmedian": "FedMedian", "fedtrimmedavg": "trimmed mean", "krum": "Krum", "multikrum": "Multi-Krum",
 }  # fmt: skip
 PARTITIONS = {

@@ -7,6 +7,7 @@ a running variance is a measurement to be averaged, and Adam would step it below
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ from common.errors import ConfigError
 from common.messages import ARRAYS, BUFFERS, CONFIG, METRICS, NUM_EXAMPLES, ModelArrays, Update, unpack_arrays
 from common.seeds import numpy_generator
 from common.transport import PARAMETERS
+
+logger = logging.getLogger(__name__)
 
 RateOfRound = Callable[[int], float]
 """The sites' mean learning rate in a round, counted from 1."""
@@ -95,6 +98,38 @@ class FedAvgM(ParametersOnly, flower.FedAvgM, SiteSampling):
         return ArrayRecord({PARAMETERS: arrays[PARAMETERS]})
 
 
+class FedExP(SiteSampling):
+    """Jhunjhunwala, Wang and Joshi 2023, with numbers of images as weights, as in the authors' code.
+
+    Where the sites' updates point in different directions, their mean is much shorter than each of them, and FedAvg creeps. The mean is
+    taken max(1, mean of |update|^2 / (2 (|mean update|^2 + sites tau rate^2))) times therefore; `rate` is the sites' learning rate in
+    the round, as a share of its peak, since tau must shrink as updates do. Its iterates swing; judge and keep their moving average
+    (`strategy.ema_decay`), which takes the place of the authors' mean of the last two. Normalisation statistics are averaged.
+    """
+
+    def __init__(self, tau: float, rate: RateOfRound) -> None:
+        super().__init__()
+        self._tau, self._rate = tau, rate
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        self.current = unpack_arrays(arrays)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        kept, start = list(replies), self.current.parameters
+        squares = [_square(cast(ArrayRecord, reply.content[ARRAYS])[PARAMETERS].numpy() - start) for reply in kept]
+        weights = [cast(int, cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES]) for reply in kept]
+        arrays, metrics = super().aggregate_train(server_round, kept)
+        if arrays is not None:
+            mean = arrays[PARAMETERS].numpy() - start
+            small = len(kept) * self._tau * self._rate(server_round) ** 2
+            factor = float(np.average(squares, weights=weights)) / (2.0 * (_square(mean) + small))
+            logger.info("round %d: the mean update is taken %.2f times", server_round, max(1.0, factor))
+            if factor > 1.0:
+                arrays[PARAMETERS] = Array(start + np.float32(factor) * mean)
+        return arrays, metrics
+
+
 class FedAdam(ParametersOnly, flower.FedAdam, SiteSampling):
     """Reddi et al. 2021, algorithm 2."""
 
@@ -144,7 +179,7 @@ class MultiKrum(flower.MultiKrum, SiteSampling):
         return arrays, metrics
 
 
-SiteStrategy = FedAvg | FedAvgM | FedAdam | FedYogi | FedMedian | FedTrimmedAvg | MultiKrum
+SiteStrategy = FedAvg | FedAvgM | FedExP | FedAdam | FedYogi | FedMedian | FedTrimmedAvg | MultiKrum
 
 
 def build_strategy(cfg: StrategyConfig, rate: RateOfRound = lambda _: 1.0) -> SiteStrategy:
@@ -160,6 +195,8 @@ def build_strategy(cfg: StrategyConfig, rate: RateOfRound = lambda _: 1.0) -> Si
             return FedAvg()
         case "fedavgm":
             return FedAvgM(rate, server_learning_rate=cfg.server_learning_rate or 1.0, server_momentum=cfg.server_momentum)
+        case "fedexp":
+            return FedExP(cfg.tau, rate)
         case "fedadam":
             return FedAdam(**adaptive)
         case "fedyogi":
@@ -183,6 +220,11 @@ def aggregate(strategy: SiteStrategy, round_number: int, updates: Sequence[Updat
     if arrays is None:
         raise ConfigError("the strategy gave no arrays for a round with replies")
     return ModelArrays(*(arrays[name].numpy().astype(np.float32) for name in (PARAMETERS, BUFFERS)))
+
+
+def _square(vector: np.ndarray) -> float:
+    """Squared length, the same on any number of threads."""
+    return float(np.sum(np.square(vector), dtype=np.float64))
 
 
 def moving_average(average: ModelArrays | None, arrays: ModelArrays, decay: float) -> ModelArrays:

@@ -114,8 +114,9 @@ def same_as_default(values: dict[str, Any], defaults: dict[str, Any]) -> list[st
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"strategy": {"name": "fedmedian"}}, "strategy.name: fedmedian compares single updates"),
+        ({"strategy": {"name": "fedmedian"}}, "strategy.name: fedmedian looks at single updates"),
         ({"strategy": {"name": "fedtrimmedavg"}}, "strategy.name: fedtrimmedavg"),
+        ({"strategy": {"name": "fedexp"}}, "strategy.name: fedexp"),
         ({"strategy": {"name": "krum", "malicious_sites": 1}}, "strategy.name: krum"),
         ({"strategy": {"update_precision": "int8"}}, "strategy.update_precision"),
         ({"strategy": {"max_update_norm_factor": 3.0}}, "secure_aggregation.clip_norm"),

@@ -31,6 +31,7 @@ ALL: list[StrategyName] = [
     "fedprox",
     "fedbn",
     "fedavgm",
+    "fedexp",
     "fedadam",
     "fedyogi",
     "fedmedian",
@@ -183,6 +184,22 @@ def test_fedavgm_under_a_falling_rate_takes_the_steps_of_sgd_with_momentum() -> 
         optimizer.param_groups[0]["lr"], parameter.grad = rates[number], torch.tensor(gradient)
         optimizer.step()
         np.testing.assert_allclose(now.parameters, parameter.detach().numpy(), rtol=1e-5)
+
+
+def test_fedexp_is_fedavg_where_sites_agree_and_goes_further_where_they_do_not() -> None:
+    agreeing = updates([(1.1, -1.2)] * 3)
+    np.testing.assert_array_equal(
+        step(build_strategy(StrategyConfig(name="fedexp")), agreeing).parameters,
+        step(build_strategy(StrategyConfig(name="fedavg")), agreeing).parameters,
+    )
+    # four updates of length 1 at right angles: mean square 1, square of the mean 1/4, so twice the mean
+    crossed = updates(
+        [(2.0, -1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0), (1.0, -1.0, 1.0, 0.0), (1.0, -1.0, 0.0, 1.0)], counts=(7, 7, 7, 7)
+    )
+    start = ModelArrays(np.array([1.0, -1.0, 0.0, 0.0], np.float32), START.statistics)
+    further = step(build_strategy(StrategyConfig(name="fedexp", tau=1e-9)), crossed, start)
+    np.testing.assert_allclose(further.parameters - start.parameters, [0.5] * 4, rtol=1e-5)
+    np.testing.assert_allclose(further.statistics, np.mean([1.0, 2.0, 3.0, 4.0]), rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ALL)
