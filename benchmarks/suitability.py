@@ -19,10 +19,10 @@ import numpy as np
 from common.data.sources.collect import walk_files
 from common.data.sources.kaggle import read_kaggle
 from common.errors import ImageError
-from common.images import ImageInfo, read_image
+from common.images import ImageInfo
 from common.model_bundle.bundle import open_bundle
 from common.model_bundle.pixel_statistics import NAMES
-from common.model_bundle.predictor import BATCH, Predictor, prepare
+from common.model_bundle.predictor import BATCH, Predictor
 from common.model_bundle.suitability import Finding, Inputs, Suitability, check, fit_suitability
 from common.seeds import numpy_generator
 from simulation.not_radiographs import PATTERNS, SPOILT, draw_pattern, spoil
@@ -72,10 +72,10 @@ def _inputs(predictor: Predictor, paths: Iterable[Path]) -> Inputs:
     squares, infos = [], []
     for path in paths:
         try:
-            image = read_image(path, window=predictor.window)
+            image = predictor.read(path).image
         except ImageError:
             continue
-        squares.append(prepare(image.pixels, predictor.manifest.preprocessing))
+        squares.append(predictor.prepare(image))
         infos.append(image.info)
     return _run(predictor, np.stack(squares), infos)
 

@@ -35,7 +35,7 @@ from common.model_bundle.manifest import (
     ReferenceSet,
 )
 from common.model_bundle.pixel_statistics import NAMES, pixel_statistics
-from common.model_bundle.predictor import open_session, prepare
+from common.model_bundle.predictor import model_input, open_session
 from common.model_bundle.sealing import seal
 from common.model_bundle.suitability import fit_suitability
 from common.models import build_model
@@ -182,4 +182,4 @@ def _quantized() -> bytes:
 def _squares(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """(float32 [N, S, S], int64 [N]): phantoms as the network's input, and their labels."""
     drawn = phantom_images(count, seed)
-    return np.stack([prepare(image.pixels, PREPROCESSING) for image, _ in drawn]), np.array([label for _, label in drawn])
+    return np.stack([model_input(image.pixels, PREPROCESSING) for image, _ in drawn]), np.array([label for _, label in drawn])

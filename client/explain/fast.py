@@ -15,7 +15,7 @@ from client.explain.placing import place_on_image
 
 
 def quick_map(activation_map: np.ndarray, score: float, side: int) -> Attribution:
-    """Grad-CAM of P(pneumonia) from `Judgement.activation_map` float32 [h, w] and `Judgement.score`; well under a millisecond.
+    """Grad-CAM of P(pneumonia) from `Prediction.activation_map` float32 [h, w] and `Prediction.score`; well under a millisecond.
 
     The activation map is sum_k v_k A_k with v the gradient of the score by the features (Zhou et al. 2016, eq. 2). The features are
     averages of the maps A, so the gradient by each place of map k is v_k / (h w), and so is its mean: this is Grad-CAM
@@ -37,7 +37,7 @@ def quick_focus(pixels: np.ndarray, activation_map: np.ndarray, fit: Literal["pa
 
     Args:
         pixels: float32 [H, W] in [0, 1].
-        activation_map: `Judgement.activation_map` float32 [h, w]; what is above zero speaks for pneumonia.
+        activation_map: `Prediction.activation_map` float32 [h, w]; what is above zero speaks for pneumonia.
         fit: how the network's square was made.
     """
     small = _reduced(pixels)

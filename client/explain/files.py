@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +22,16 @@ from client.explain.pictures import Panel, montage, overlay
 from client.explain.placing import place_on_image
 from client.explain.sanity import Sanity, check
 from client.explain.score import LogOdds, empty
-from client.explain.words import Case, describe
+from client.explain.words import describe, headline
 from client.predict.files import find_files
 from common.data.atomic import atomic_write
 from common.errors import EmptySiteError, ImageError
 from common.evaluation.figures import write
 from common.evaluation.metrics import without_nan
-from common.images import Image, read_image
+from common.images import Image
 from common.model_bundle.bundle import Bundle
-from common.model_bundle.predictor import Predictor, prepare
+from common.model_bundle.judgement import Judgement
+from common.model_bundle.predictor import Predictor
 
 CHECKED_IMAGES = 6
 """The check asks of the method and the network, not of one image; with more its interval is narrower and it takes longer."""
@@ -67,6 +68,16 @@ class Outcome:
     skipped_files: list[dict[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Setup:
+    """What all images are explained with."""
+
+    predictor: Predictor
+    network: nn.Module
+    request: Request
+    sanity: Mapping[Method, Sanity]
+
+
 def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Request, tell: Tell) -> Outcome:
     """Writes `NUMBER-METHOD.png`, with several methods `NUMBER.png`, and `explanations.json` into `out`; no name of a file is in theirs.
 
@@ -83,12 +94,11 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Req
     out.mkdir(parents=True, exist_ok=True)
     outcome, predictor = Outcome(bundle.digest), Predictor(bundle, threads=1)
     network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, outcome))
-    verdicts = _check(network, readable, bundle, request) if request.checked else {}
+    verdicts = _check(network, readable, predictor, request) if request.checked else {}
     outcome.sanity = {method: found.as_json() for method, found in verdicts.items()}
+    setup = _Setup(predictor, network, request, verdicts)
     for number, path in enumerate(readable, start=1):
-        image = read_image(path, window=predictor.window)
-        case = Case(predictor.manifest, predictor.judge([image])[0], request, verdicts)
-        outcome.images.append({"path": str(path), **_explain_image(network, image, case, out / f"{number:04d}")})
+        outcome.images.append({"path": str(path), **_explain_image(setup, path, out / f"{number:04d}")})
         tell(f"{number} of {len(readable)}: {', '.join(request.methods)}")
     with atomic_write(out / RESULT) as file:
         file.write(json.dumps(without_nan(vars(outcome)), indent=1).encode())
@@ -101,7 +111,7 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Req
 def _read(files: Iterable[Path], predictor: Predictor, outcome: Outcome) -> Iterator[Path]:
     for path in files:
         try:
-            read_image(path, window=predictor.window)
+            predictor.read(path)
         except ImageError as error:
             outcome.skipped[error.reason.value] += 1
             outcome.skipped_files.append({"path": str(path), "reason": error.reason.value})
@@ -109,46 +119,60 @@ def _read(files: Iterable[Path], predictor: Predictor, outcome: Outcome) -> Iter
             yield path
 
 
-def _check(network: nn.Module, files: Sequence[Path], bundle: Bundle, request: Request) -> dict[Method, Sanity]:
-    images = [_to_input(read_image(path), bundle) for path in files[:CHECKED_IMAGES]]
+def _check(network: nn.Module, files: Sequence[Path], predictor: Predictor, request: Request) -> dict[Method, Sanity]:
+    images = [_network_input(predictor, predictor.read(path).image) for path in files[:CHECKED_IMAGES]]
     if not images:
         return {}
     return {method: check(network, images, method, request.target, seed=request.seed) for method in request.methods}
 
 
-def _explain_image(network: nn.Module, image: Image, case: Case, stem: Path) -> dict[str, Any]:
+def _explain_image(setup: _Setup, path: Path, stem: Path) -> dict[str, Any]:
     """Draws all maps of one image; what the JSON file says of it."""
-    inputs = torch.from_numpy(prepare(image.pixels, case.manifest.preprocessing))[None, None]
+    predictor, request, image = setup.predictor, setup.request, setup.predictor.read(path).image
+    (judgement,) = predictor.judge([image], [str(path)])
+    inputs, title = _network_input(predictor, image), headline(judgement)
     lungs, marks = find_lungs(image.pixels), find_markers(image.pixels)
     scale = max(image.pixels.shape) / inputs.shape[-1]
     panels, maps = [], {}
-    for method in case.request.methods:
-        attribution = explain(network, inputs, method, case.request.target, seed=case.request.seed)
-        values = place_on_image(attribution.values, image.pixels.shape, case.manifest.preprocessing.fit)
+    for method in request.methods:
+        attribution = explain(setup.network, inputs, method, request.target, seed=request.seed)
+        values = place_on_image(attribution.values, image.pixels.shape, predictor.manifest.preprocessing.fit)
         focus = judge_focus(values, lungs, marks, scale * attribution.cell_px / 2)
-        faith = _faithfulness(network, inputs, attribution, case)
-        lines = describe(case, attribution, focus, faith)
+        faith = _faithfulness(setup, inputs, attribution)
+        lines = describe(attribution, predictor.manifest, setup.sanity.get(method), focus, faith)
         panels.append(Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines))
         maps[method] = {"score": attribution.score, "focus": vars(focus), "deletion": faith, "text": lines}
-        write(overlay(panels[-1], case.headline), stem.with_name(f"{stem.name}-{method}.png"))
+        write(overlay(panels[-1], title), stem.with_name(f"{stem.name}-{method}.png"))
     if len(panels) > 1:
-        write(montage(panels, case.headline), stem.with_suffix(".png"))
-    return {"number": stem.name, "probability": case.judgement.probability, "verdict": case.judgement.verdict, "maps": maps}
+        write(montage(panels, title), stem.with_suffix(".png"))
+    return json_entry(stem.name, judgement, maps)
 
 
-def _faithfulness(network: nn.Module, inputs: Tensor, attribution: Attribution, case: Case) -> dict[str, float]:
+def json_entry(number: str, judgement: Judgement, maps: Mapping[Method, Any]) -> dict[str, Any]:
+    """What the JSON file says of one image.
+
+    Args:
+        number: of the image, which its pictures' names begin with.
+        judgement: of the image; `probability` is null where it cannot be judged.
+        maps: what is said of each map, by method.
+    """
+    found = judgement.prediction
+    return {"number": number, "probability": found.probability if found else None, "verdict": judgement.verdict, "maps": maps}
+
+
+def _faithfulness(setup: _Setup, inputs: Tensor, attribution: Attribution) -> dict[str, float]:
     """Areas under the deletion curve, and the probability of the empty image; areas only where that is on the other side of one half."""
-    if not case.request.checked:
+    if not setup.request.checked:
         return {}
-    score, blank = LogOdds(network, attribution.target), empty(inputs)
+    score, blank = LogOdds(setup.network, attribution.target), empty(inputs)
     with torch.inference_mode():
         of_blank = float(torch.sigmoid(score(blank)))
     found = {"empty": of_blank}
     if attribution.score > 0.0 and of_blank < 0.5:
         found["area"] = curves(score, inputs, attribution.values, blank).deletion_area
-        found["random_area"] = random_curves(score, inputs, blank, case.request.seed).deletion_area
+        found["random_area"] = random_curves(score, inputs, blank, setup.request.seed).deletion_area
     return found
 
 
-def _to_input(image: Image, bundle: Bundle) -> Tensor:
-    return torch.from_numpy(prepare(image.pixels, bundle.manifest.preprocessing))[None, None]
+def _network_input(predictor: Predictor, image: Image) -> Tensor:
+    return torch.from_numpy(predictor.prepare(image))[None, None]

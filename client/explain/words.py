@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from client.explain.focus import Focus
-from client.explain.methods import FACTS, Attribution, Method
+from client.explain.methods import FACTS, Attribution
 from client.explain.sanity import Sanity
 from common.model_bundle.judgement import Judgement
 from common.model_bundle.manifest import BundleManifest
-
-if TYPE_CHECKING:
-    from client.explain.files import Request
 
 LIMITS = (
     "The map is about the network and not about the patient: it outlines no disease. Colours are relative to the largest value in this "
@@ -22,36 +17,36 @@ LIMITS = (
 PHANTOM = "The model was trained on drawn images. Nothing here is about patients."
 
 
-@dataclass(frozen=True)
-class Case:
-    """One image as the model judged it, and what is known of the methods."""
-
-    manifest: BundleManifest
-    judgement: Judgement
-    request: Request
-    sanity: Mapping[Method, Sanity]
-
-    @property
-    def headline(self) -> str:
-        """The judgement in a few words."""
-        found = self.judgement
-        if found.verdict == "cannot judge":
-            return f"cannot judge ({', '.join(found.reasons)})"
-        return f"{found.verdict}, P = {found.probability:.2f} ({found.low:.2f} to {found.high:.2f})"
+def headline(judgement: Judgement) -> str:
+    """The judgement in a few words, as the title of its pictures."""
+    found = judgement.prediction
+    if found is None:
+        return f"cannot judge ({', '.join(judgement.reasons)})"
+    return f"{found.decision}, P = {found.probability:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def describe(case: Case, attribution: Attribution, focus: Focus, faith: Mapping[str, float]) -> tuple[str, ...]:
-    """The lines below one map; warnings first."""
-    facts, sanity = FACTS[attribution.method], case.sanity.get(attribution.method)
+def describe(
+    attribution: Attribution, manifest: BundleManifest, sanity: Sanity | None, focus: Focus, faith: Mapping[str, float]
+) -> tuple[str, ...]:
+    """The lines below one map; warnings first.
+
+    Args:
+        attribution: the map.
+        manifest: of the bundle whose network it explains.
+        sanity: of the method; None where it was not checked.
+        focus: where the map's weight lies.
+        faith: areas under its deletion curve, empty where they were not measured.
+    """
+    facts = FACTS[attribution.method]
     lines = [f"Caution: {warning.value}" for warning in focus.warnings]
-    lines.append(f"{facts.title} ({facts.source}) shows {facts.shows}. Evidence for: {_target(case, attribution)}.")
+    lines.append(f"{facts.title} ({facts.source}) shows {facts.shows}. Evidence for: {_target(attribution, manifest)}.")
     lines.append(sanity.sentence() if sanity else "Whether the map can be believed was not checked.")
     lines += _about_focus(focus) + _about_deletion(attribution, faith)
-    return (*lines, LIMITS, *([PHANTOM] if case.manifest.card.phantom else []))
+    return (*lines, LIMITS, *([PHANTOM] if manifest.card.phantom else []))
 
 
-def _target(case: Case, attribution: Attribution) -> str:
-    return attribution.target if isinstance(attribution.target, str) else case.manifest.classes[attribution.target]
+def _target(attribution: Attribution, manifest: BundleManifest) -> str:
+    return attribution.target if isinstance(attribution.target, str) else manifest.classes[attribution.target]
 
 
 def _about_focus(focus: Focus) -> list[str]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.monitor.monitor import Monitor
-from common.dicom.header import read_header
-from common.errors import ImageError
-from common.images import Image, read_image
+from client.predict.answers import judge_files
+from client.predict.files import find_files
 from common.seeds import numpy_generator
 
 if TYPE_CHECKING:
     from common.model_bundle.predictor import Predictor
-
-BATCH = 16
 
 
 @dataclass
@@ -59,37 +56,18 @@ def add_images(
     Raises:
         DataError: the monitor's folder cannot be written.
     """
-    listed = list(_files(paths))
+    listed = list(find_files(paths))
     order = numpy_generator("drift", "arrival", monitor.reference.digest, len(listed)).permutation(len(listed))
-    known = patients or {}
-    added, files = Added(), iter([listed[row] for row in order])
-    while batch := list(islice(files, BATCH)):
-        read = [taken for path in batch if (taken := _read(path, predictor, added, known)) is not None]
-        judgements = predictor.judge([image for image, _ in read])
-        for (image, patient), judgement in zip(read, judgements, strict=True):
-            monitor.record(judgement, image.info, day, patient)
-            added.judged += 1
-            added.refused += judgement.verdict == "cannot judge"
-            added.patients_unknown += patient is None
+    known = {os.path.abspath(path): patient for path, patient in (patients or {}).items()}  # noqa: PTH100 - as `find_files` has them
+    added = Added()
+    for result in judge_files((listed[row] for row in order), predictor):
+        loaded, judgement = result.loaded, result.judgement
+        if judgement is None or loaded.image is None:
+            added.skipped[result.explanation] += 1
+            continue
+        patient = known.get(str(loaded.path)) or loaded.patient
+        monitor.record(judgement, loaded.image.info, day, patient)
+        added.judged += 1
+        added.refused += judgement.prediction is None
+        added.patients_unknown += patient is None
     return added
-
-
-def _files(paths: Iterable[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(found for found in path.rglob("*") if found.is_file() and not found.name.startswith("."))
-        else:
-            yield path
-
-
-def _read(path: Path, predictor: Predictor, added: Added, known: Mapping[Path, str]) -> tuple[Image, str | None] | None:
-    """(the image, its patient or else its study, if anything names one); None if it cannot be used."""
-    try:
-        image = read_image(path, window=predictor.window)
-        if (patient := known.get(path.absolute())) or image.info.format != "dicom":
-            return image, patient
-        header = read_header(path)
-        return image, header.patient or header.study_uid or None
-    except ImageError as error:
-        added.skipped[error.reason.value] += 1
-        return None

@@ -103,7 +103,7 @@ class Monitor:
             scanner=info.manufacturer or UNKNOWN_SCANNER,
             patient=patient,
             verdict=judgement.verdict,
-            probability=judgement.probability,
+            probability=judgement.prediction.probability if judgement.prediction else None,
             statistics=judgement.pixel_statistics,
             embedding=self.reference.embedding.map(judgement.features)[0],
         )

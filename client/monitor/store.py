@@ -31,6 +31,9 @@ Label = Literal["pneumonia", "normal"]
 FILE, KEY = "judged.sqlite", "key"
 BUSY_SEC = 30.0
 REFUSED = "cannot judge"
+_NO_NUMBER = -1.0
+"""Probability in the row of an image that cannot be judged, since the column must not be null. Rows of earlier versions have the network's
+own number there; neither is read."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS judged (
@@ -53,13 +56,14 @@ CREATE INDEX IF NOT EXISTS judged_by_day ON judged (bundle, day);
 
 @dataclass(frozen=True)
 class Entry:
-    """One judged image. `day` and `scanner` as in `Observations`; `patient` is hashed before it is written, None if unknown."""
+    """One judged image. `day` and `scanner` as in `Observations`; `patient` is hashed before it is written, None if unknown; `probability`
+    is None where the image cannot be judged."""
 
     day: int
     scanner: str
     patient: str | None
     verdict: str
-    probability: float
+    probability: float | None
     statistics: npt.NDArray[np.float32]
     embedding: Floats
 
@@ -80,8 +84,9 @@ class Store:
         Raises:
             DataError: the folder cannot be written.
         """
+        probability = _NO_NUMBER if entry.probability is None else entry.probability
         values = (
-            bundle, entry.day, entry.scanner, self._unit(entry.patient), entry.verdict, entry.probability,
+            bundle, entry.day, entry.scanner, self._unit(entry.patient), entry.verdict, probability,
             entry.statistics.astype("<f4").tobytes(), entry.embedding.astype("<f4").tobytes(),
         )  # fmt: skip
         columns = "bundle, day, scanner, unit, verdict, probability, statistics, embedding"
@@ -177,10 +182,11 @@ class Store:
 def _observations(rows: list[tuple[Any, ...]]) -> Observations:
     columns = list(zip(*rows, strict=True)) if rows else [()] * 11
     _, days, scanners, units, verdicts, probabilities, statistics, embedding, read_days, labels, readings = columns
-    verdict, score = np.array(verdicts, np.str_), np.array(probabilities, np.float64)
+    verdict = np.array(verdicts, np.str_)
+    refused = verdict == REFUSED
+    score = np.where(refused, np.nan, np.array(probabilities, np.float64))
     read = [(day, reading) for day, reading in zip(read_days, readings, strict=True) if reading is not None]
     order = {reading: rank for rank, (_, reading) in enumerate(sorted(read))}
-    refused = verdict == REFUSED
     return Observations(
         days=np.array(days, np.int64),
         scanners=np.array(scanners, np.str_),
@@ -189,7 +195,7 @@ def _observations(rows: list[tuple[Any, ...]]) -> Observations:
         embedding=_matrix(embedding),
         probabilities=score,
         refused=refused,
-        expected_errors=np.where(refused, np.nan, np.where(verdict == "pneumonia", 1.0 - score, score)),
+        expected_errors=np.where(verdict == "pneumonia", 1.0 - score, score),
         corrected=np.array([label is not None and label != said for label, said in zip(labels, verdicts, strict=True)], np.bool_),
         read_order=np.array([-1 if reading is None else order[reading] for reading in readings], np.int64),
         read_days=np.array([-1 if day is None else day for day in read_days], np.int64),

@@ -174,7 +174,7 @@ def _medians(stream: Stream, findings: Findings, reference: Reference) -> tuple[
         return None, None
     new = stream.rows[stream.days >= stream.since]
     values = reference.values_of(findings.found.take(new))[stream.quantity]
-    before = stream.test.rows[stream.test.rows < stream.test.start]
+    before = stream.test.rows[(stream.test.rows < stream.test.start) & ~findings.found.refused[stream.test.rows]]
     known = reference.values_of(findings.found.take(before)) if stream.test.own_baseline else reference.values
     return float(np.median(values)), float(np.median(known[stream.quantity]))
 

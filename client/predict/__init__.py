@@ -1,1 +1,1 @@
-"""`pneumofed predict`: files in, one answer for each out, whatever the files are."""
+"""`pneumofed predict`: files in, one result for each out, whatever the files are."""

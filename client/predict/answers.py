@@ -1,4 +1,4 @@
-"""From files to answers: decoding in threads, a few files ahead of the network, so that neither waits for the other."""
+"""From files to judgements: decoding in threads, a few files ahead of the network, so that neither waits for the other."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from common.errors import ImageError, SkipReason
-from common.images import Image, read_image
-from common.model_bundle.judgement import Judgement
-from common.model_bundle.predictor import BATCH, Predictor, prepare
+from common.images import Image
+from common.model_bundle.judgement import Judgement, Prediction
+from common.model_bundle.predictor import BATCH, Predictor
+
+if TYPE_CHECKING:
+    from common.dicom.header import DicomHeader
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+Status = Literal["judged", "cannot_judge", "unreadable"]
 
 _UID = re.compile(r"[0-9.]{1,64}")  # PS3.5, 9.1
 
@@ -31,35 +36,77 @@ class Loaded:
         path: absolute.
         image: its pixels are the model's square already, so that waiting files take little memory.
         problem: why there is none.
-        study: Study Instance UID; empty for other files than DICOM.
-        instance: SOP Instance UID; likewise.
-        patient: the hospital's number of the patient; likewise. It goes into no row.
+        header: the identifying tags of a DICOM file; None for other files.
     """
 
     path: Path
     image: Image | None = None
     problem: SkipReason | None = None
-    study: str = ""
-    instance: str = ""
-    patient: str = field(default="", repr=False)
+    header: DicomHeader | None = field(default=None, repr=False)
+
+    @property
+    def study(self) -> str:
+        """Study Instance UID; empty where the file has none that is a UID."""
+        return _valid_uid(self.header.study_uid) if self.header else ""
+
+    @property
+    def instance(self) -> str:
+        """SOP Instance UID; likewise."""
+        return _valid_uid(self.header.sop_uid) if self.header else ""
+
+    @property
+    def patient(self) -> str | None:
+        """Whom the monitor of drift counts the image as: the patient, else the study; None where the file names neither."""
+        return (self.header.patient or self.header.study_uid or None) if self.header else None
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What became of one file; `judgement` is None where it could not be read."""
+class FileResult:
+    """What came of one file: its judgement, None where it could not be read, and what was written beside it.
+
+    Attributes:
+        loaded: the file.
+        judgement: of its image.
+        report, overlay: paths of the DICOM objects or pictures that were written, or empty.
+        note: why one of them was not, or empty.
+    """
 
     loaded: Loaded
     judgement: Judgement | None
+    report: str = ""
+    overlay: str = ""
+    note: str = ""
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """The model's answer; None where the file was not read or its image cannot be judged."""
+        return self.judgement.prediction if self.judgement else None
+
+    @property
+    def status(self) -> Status:
+        if self.judgement is None:
+            return "unreadable"
+        return "judged" if self.judgement.prediction else "cannot_judge"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why there is no prediction, in fixed words: values of `Reason`, or a `SkipReason`'s name in small letters."""
+        if self.loaded.problem:
+            return (self.loaded.problem.name.lower(),)
+        return tuple(reason.value for reason in self.judgement.reasons) if self.judgement else ()
+
+    @property
+    def explanation(self) -> str:
+        """The reasons in plain English."""
+        if self.loaded.problem:
+            return self.loaded.problem.value
+        return self.judgement.explanation if self.judgement else ""
 
 
-class _Judge(Protocol):
-    def __call__(self, images: list[Image]) -> list[Judgement]: ...
+def judge_files(paths: Iterable[Path], predictor: Predictor, workers: int = 0) -> Iterator[FileResult]:
+    """One result for each of `paths`, in their order; a file that cannot be read is a result too, with its reason.
 
-
-def answer_files(paths: Iterable[Path], predictor: Predictor, workers: int = 0) -> Iterator[Answer]:
-    """One answer for each of `paths`, in their order; a file that cannot be read is an answer too, with its reason.
-
-    At most 2 `BATCH` + 2 `workers` squares and `workers` whole images are in memory, whatever the number of files. Answers do not
+    At most 2 `BATCH` + 2 `workers` squares and `workers` whole images are in memory, whatever the number of files. Results do not
     depend on `workers` or on the other files, but for float32's last digits.
 
     Args:
@@ -70,20 +117,17 @@ def answer_files(paths: Iterable[Path], predictor: Predictor, workers: int = 0) 
     threads = workers or os.cpu_count() or 1
     loaded = map_ahead(lambda path: load(path, predictor), paths, threads, ahead=BATCH + 2 * threads)
     while batch := list(islice(loaded, BATCH)):
-        yield from _answer_batch(batch, predictor.judge)
+        yield from _judge_batch(batch, predictor)
 
 
 def load(path: Path, predictor: Predictor) -> Loaded:
     """The file `path`, prepared for `predictor`; never raises for what the file holds."""
     try:
-        image = read_image(path, window=predictor.window)
-        study, instance, patient = _identify(path) if image.info.format == "dicom" else ("", "", "")
+        read = predictor.read(path)
     except ImageError as error:
         return Loaded(path, problem=error.reason)
-    square = prepare(
-        image.pixels, predictor.manifest.preprocessing
-    )  # judging prepares again, which leaves such a square as it is
-    return Loaded(path, replace(image, pixels=square), study=study, instance=instance, patient=patient)
+    # Judging prepares again, which leaves such a square as it is.
+    return Loaded(path, replace(read.image, pixels=predictor.prepare(read.image)), header=read.header)
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
@@ -100,15 +144,13 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int, ahea
         pool.shutdown(cancel_futures=True)
 
 
-def _answer_batch(batch: list[Loaded], judge: _Judge) -> Iterator[Answer]:
-    judgements = iter(judge([loaded.image for loaded in batch if loaded.image]))
+def _judge_batch(batch: list[Loaded], predictor: Predictor) -> Iterator[FileResult]:
+    images = {str(loaded.path): loaded.image for loaded in batch if loaded.image}
+    judgements = predictor.judge(list(images.values()), list(images))
+    by_name = {judgement.image: judgement for judgement in judgements}
     for loaded in batch:
-        yield Answer(loaded, next(judgements) if loaded.image else None)
+        yield FileResult(loaded, by_name.get(str(loaded.path)))
 
 
-def _identify(path: Path) -> tuple[str, str, str]:
-    from common.dicom.header import read_header  # pydicom takes a third of a second to import: only those who have DICOM pay
-
-    header = read_header(path)
-    study, instance = (uid if _UID.fullmatch(uid) else "" for uid in (header.study_uid, header.sop_uid))
-    return study, instance, header.patient
+def _valid_uid(text: str) -> str:
+    return text if _UID.fullmatch(text) else ""

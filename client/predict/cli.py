@@ -15,13 +15,12 @@ from common.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from client.predict.answers import Answer
+    from client.predict.answers import FileResult
     from client.predict.archive.writer import ArchiveWriter
     from client.predict.outputs import Output
     from client.predict.recording import Recorder
     from client.predict.studies import Tally
     from common.model_bundle.bundle import Bundle
-    from common.model_bundle.manifest import BundleManifest
     from common.model_bundle.predictor import Predictor
 
 ALL_READ, NONE_READ, SOME_UNREADABLE, INTERRUPTED = 0, 1, 3, 130
@@ -53,7 +52,7 @@ def predict(
     Exit code: 0 every file was read, 3 some could not be read, 1 none could or the bundle was refused, 2 usage,
     130 stopped.
     """
-    from client.predict.answers import answer_files
+    from client.predict.answers import judge_files
     from client.predict.archive.writer import ArchiveWriter
     from client.predict.files import find_files
     from client.predict.studies import Tally
@@ -69,9 +68,9 @@ def predict(
     try:
         with ExitStack() as stack:
             outputs = _open_outputs(stack, predictor, tally, csv, json_)
-            answers = answer_files(find_files(paths), predictor, threads)
-            watched = recorder.pass_on(answers) if recorder else answers
-            _run(watched, predictor.manifest, ArchiveWriter(predictor, sr, overlay), tally, outputs)
+            results = judge_files(find_files(paths), predictor, threads)
+            watched = recorder.pass_on(results) if recorder else results
+            _run(watched, ArchiveWriter(predictor, sr, overlay), tally, outputs)
     except KeyboardInterrupt:
         _tell_stopped(tally, csv, [folder for folder in (sr, overlay) if folder], recorder)
         raise typer.Exit(INTERRUPTED) from None
@@ -110,14 +109,11 @@ def _open_outputs(stack: ExitStack, predictor: Predictor, tally: Tally, csv: Pat
     return outputs
 
 
-def _run(answers: Iterator[Answer], manifest: BundleManifest, writer: ArchiveWriter, tally: Tally, outputs: list[Output]) -> None:
-    from client.predict.rows import row_of
-
-    for answer in answers:
-        row = writer.write(answer, row_of(answer, manifest))
-        tally.add(row)
+def _run(results: Iterator[FileResult], writer: ArchiveWriter, tally: Tally, outputs: list[Output]) -> None:
+    for result in map(writer.write, results):
+        tally.add(result)
         for output in outputs:
-            output.add(row)
+            output.add(result)
     if not tally.files:
         raise ConfigError("no file found: give files, or folders that hold some (hidden files are left out)")
 

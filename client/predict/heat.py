@@ -1,4 +1,4 @@
-"""The heat map of an answer, laid over the image, with what must be said beside it in words."""
+"""The heat map of a judged image, laid over the image, with what must be said beside it in words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
-from common.model_bundle.judgement import Judgement
+from common.model_bundle.judgement import Judgement, Prediction
 from common.model_bundle.predictor import Predictor
 
 SIDES_PX = 512, 1024
@@ -23,17 +23,23 @@ def draw_heat(pixels: np.ndarray, judgement: Judgement, predictor: Predictor) ->
     The band covers no anatomy. Warm is what speaks for pneumonia, relative to the strongest place of the map in either direction, so
     that an image in which everything speaks against it stays nearly grey.
 
+    Args:
+        pixels: of the whole image.
+        judgement: of the same image.
+        predictor: that judged it.
+
     Raises:
-        ValueError: the judgement has no activation map.
+        ValueError: the image cannot be judged, or the network has no activation map.
     """
-    if judgement.activation_map is None:
-        raise ValueError("this network has no activation map")
+    found = judgement.prediction
+    if found is None or found.activation_map is None:
+        raise ValueError("there is no activation map")
     grey = _resize(pixels)
-    heat = place_map(judgement.activation_map, grey.shape, predictor.manifest.preprocessing.fit)
+    heat = place_map(found.activation_map, grey.shape, predictor.manifest.preprocessing.fit)
     opacity = _OPACITY * heat[..., None]
     colour = _WARM + (_HOT - _WARM) * heat[..., None]
     picture = np.rint(255 * (grey[..., None] * (1 - opacity) + colour * opacity)).astype(np.uint8)
-    return np.concatenate([picture, _band(words(judgement, predictor), grey.shape[1])])
+    return np.concatenate([picture, _band(words(found, predictor), grey.shape[1])])
 
 
 def place_map(activation_map: np.ndarray, shape: tuple[int, ...], fit: str) -> np.ndarray:
@@ -57,15 +63,19 @@ def place_map(activation_map: np.ndarray, shape: tuple[int, ...], fit: str) -> n
     return placed
 
 
-def words(judgement: Judgement, predictor: Predictor) -> tuple[str, ...]:
-    """What stands below the picture; nothing in it tells of a patient."""
-    threshold = predictor.manifest.threshold.value
-    side = "at or above" if judgement.verdict == "pneumonia" else "below"
+def words(found: Prediction, predictor: Predictor) -> tuple[str, ...]:
+    """What stands below the picture; nothing in it tells of a patient.
+
+    Args:
+        found: for the image in the picture.
+        predictor: that it comes from.
+    """
+    side = "at or above" if found.decision == "pneumonia" else "below"
     phantom = " (trained on PHANTOMS: says nothing about patients)" if predictor.manifest.card.phantom else ""
     return (
         STATEMENT,
-        f"pneumonia {_percent(judgement.probability)}, 95 % interval {_percent(judgement.low)} to {_percent(judgement.high)}",
-        f"{side} the threshold {_percent(threshold)}; warm: speaks for pneumonia",
+        f"pneumonia {_percent(found.probability)}, 95 % interval {_percent(found.low)} to {_percent(found.high)}",
+        f"{side} the threshold {_percent(predictor.manifest.threshold.value)}; warm: speaks for pneumonia",
         f"{predictor.manifest.name} {predictor.bundle.digest[:16]}{phantom}",
     )
 

@@ -1,4 +1,4 @@
-"""Where rows go: a CSV file, a JSON document, a table at the terminal. Each takes one row after the other and holds few."""
+"""Where results go: a CSV file, a JSON document, a table at the terminal. Each takes one after the other and holds few."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from client.predict.rows import COLUMNS, SCHEMA, Row
+from client.predict.answers import FileResult
+from client.predict.rows import COLUMNS, SCHEMA, csv_row, json_row
 from client.predict.studies import Tally
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
@@ -26,19 +27,20 @@ _STYLES = {"pneumonia": "bold red", "normal": "green", "cannot judge": "yellow",
 
 
 class Output(Protocol):
-    """Takes rows while its context is open."""
+    """Takes results while its context is open."""
 
-    def add(self, row: Row) -> None: ...
+    def add(self, result: FileResult) -> None: ...
 
 
 class _Csv:
-    def __init__(self, file: TextIO, classes: tuple[str, ...], model: str) -> None:
-        columns = [*COLUMNS, *(f"probability_{name}" for name in classes), "model"]
-        self._writer, self._model = csv.DictWriter(file, columns, restval=""), model
+    def __init__(self, file: TextIO, predictor: Predictor) -> None:
+        columns = [*COLUMNS, *(f"probability_{name}" for name in predictor.manifest.classes), "model"]
+        self._writer, self._predictor = csv.DictWriter(file, columns, restval=""), predictor
         self._writer.writeheader()
 
-    def add(self, row: Row) -> None:
-        self._writer.writerow({**row.to_csv(), "model": self._model})
+    def add(self, result: FileResult) -> None:
+        row = csv_row(result, self._predictor.manifest.threshold.value)
+        self._writer.writerow({**row, "model": self._predictor.bundle.digest})
 
 
 @contextmanager
@@ -51,7 +53,7 @@ def open_csv(path: Path, predictor: Predictor) -> Iterator[Output]:
     try:
         with atomic_write(path) as binary:
             file = io.TextIOWrapper(binary, encoding="utf-8", newline="", errors="surrogateescape")
-            yield _Csv(file, predictor.manifest.classes, predictor.bundle.digest)
+            yield _Csv(file, predictor)
             file.flush()
             file.detach()
     except OSError as error:
@@ -59,11 +61,11 @@ def open_csv(path: Path, predictor: Predictor) -> Iterator[Output]:
 
 
 class _Json:
-    def __init__(self, file: TextIO) -> None:
-        self._file, self._between = file, "\n"
+    def __init__(self, file: TextIO, threshold: float) -> None:
+        self._file, self._threshold, self._between = file, threshold, "\n"
 
-    def add(self, row: Row) -> None:
-        self._file.write(self._between + json.dumps(row.to_json()))
+    def add(self, result: FileResult) -> None:
+        self._file.write(self._between + json.dumps(json_row(result, self._threshold)))
         self._between = ",\n"
 
 
@@ -72,7 +74,7 @@ def open_json(file: TextIO, predictor: Predictor, tally: Tally) -> Iterator[Outp
     """Writes one JSON document to `file` as rows come: `schema`, `model`, `images`, then `studies` and `summary` of `tally`."""
     head = json.dumps({"schema": SCHEMA, "model": describe_model(predictor)})
     file.write(f'{head[:-1]}, "images": [')
-    yield _Json(file)
+    yield _Json(file, predictor.manifest.threshold.value)
     tail = {"studies": [study.to_json() for study in tally.studies.values()], "summary": tally.to_json()}
     file.write(f"\n], {json.dumps(tail)[1:]}\n")
 
@@ -93,11 +95,12 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
 
 class _Rows:
     def __init__(self) -> None:
-        self.kept: list[Row] = []
+        self.kept: list[tuple[str, tuple[Text, ...]]] = []
+        """Study and cells only: a result holds its image."""
 
-    def add(self, row: Row) -> None:
+    def add(self, result: FileResult) -> None:
         if len(self.kept) < TABLE_ROWS:
-            self.kept.append(row)
+            self.kept.append((result.loaded.study, table_cells(result)))
 
 
 @contextmanager
@@ -106,10 +109,10 @@ def open_table(console: Console, predictor: Predictor, tally: Tally) -> Iterator
     rows = _Rows()
     yield rows
     table = Table("File", "Pneumonia", "95 % interval", "Finding", "Why", title=_title(predictor))
-    order = {study: place for place, study in enumerate(dict.fromkeys(row.study for row in rows.kept))}
-    kept = sorted(rows.kept, key=lambda row: order[row.study])
-    for row, following in zip(kept, [*kept[1:], None], strict=True):
-        table.add_row(*_cells(row), end_section=bool(row.study and following and following.study != row.study))
+    order = {study: place for place, study in enumerate(dict.fromkeys(study for study, _ in rows.kept))}
+    kept = sorted(rows.kept, key=lambda row: order[row[0]])
+    for (study, cells), following in zip(kept, [*kept[1:], None], strict=True):
+        table.add_row(*cells, end_section=bool(study and following and following[0] != study))
     console.print(table)
     if tally.files > len(rows.kept):
         console.print(f"and {tally.files - len(rows.kept)} more: --csv FILE or --json shows all")
@@ -127,11 +130,13 @@ def _title(predictor: Predictor) -> str:
     return f"{manifest.name} {predictor.bundle.digest[:12]}, threshold {_percent(manifest.threshold.value)}{phantom}"
 
 
-def _cells(row: Row) -> tuple[Text, ...]:
-    finding = row.finding or row.status.replace("_", " ")
-    interval = "" if row.low is None or row.high is None else f"{_percent(row.low)} to {_percent(row.high)}"
-    name = "/".join(Path(row.file).parts[-2:])
-    texts = (name, _percent(row.probability), interval, finding, row.explanation or row.note)
+def table_cells(result: FileResult) -> tuple[Text, ...]:
+    """The file's line in the table at the terminal: name, probability, interval, finding, and why there is none."""
+    found = result.prediction
+    finding = found.decision if found else result.status.replace("_", " ")
+    interval = f"{_percent(found.low)} to {_percent(found.high)}" if found else ""
+    name, probability = "/".join(result.loaded.path.parts[-2:]), _percent(found.probability) if found else ""
+    texts = (name, probability, interval, finding, result.explanation or result.note)
     # File names are foreign text: no markup, no control characters that a terminal would obey.
     return tuple(Text(_printable(text), style=_STYLES.get(finding, "") if place == 3 else "") for place, text in enumerate(texts))
 
@@ -140,5 +145,5 @@ def _printable(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{100 * value:.1f} %"
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,4 +1,4 @@
-"""Answers on their way through the site's monitor of drift (`pneumofed monitor`), which must not stop them."""
+"""Results on their way through the site's monitor of drift (`pneumofed monitor`), which must not stop them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from client.predict.answers import Answer
+from client.predict.answers import FileResult
 from common.errors import PneumofedError
 
 if TYPE_CHECKING:  # SciPy: only those who have a monitor pay
@@ -15,7 +15,7 @@ if TYPE_CHECKING:  # SciPy: only those who have a monitor pay
 
 @dataclass
 class Recorder:
-    """Puts answers into `monitor`, in their order, as of today. After the first failure, which `tell` hears of, it records no more.
+    """Puts judgements into `monitor`, in their order, as of today. After the first failure, which `tell` hears of, it records no more.
 
     Attributes:
         recorded: images that the monitor has taken.
@@ -25,20 +25,19 @@ class Recorder:
     tell: Callable[[str], None]
     recorded: int = 0
 
-    def pass_on(self, answers: Iterable[Answer]) -> Iterator[Answer]:
-        """`answers` as they are; those that were judged are recorded."""
+    def pass_on(self, results: Iterable[FileResult]) -> Iterator[FileResult]:
+        """`results` as they are; those that were judged are recorded."""
         works = True
-        for answer in answers:
+        for result in results:
             if works:
-                works = self._record(answer)
-            yield answer
+                works = self._record(result)
+            yield result
 
-    def _record(self, answer: Answer) -> bool:
-        loaded = answer.loaded
-        if answer.judgement is None or loaded.image is None:
+    def _record(self, result: FileResult) -> bool:
+        if result.judgement is None or result.loaded.image is None:
             return True
         try:
-            self.monitor.record(answer.judgement, loaded.image.info, patient=loaded.patient or loaded.study or None)
+            self.monitor.record(result.judgement, result.loaded.image.info, patient=result.loaded.patient)
         except (PneumofedError, OSError) as error:
             self.tell(f"--monitor: stopped after {self.recorded} images, judging goes on: {_sentence(error)}")
             return False

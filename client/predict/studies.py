@@ -1,11 +1,11 @@
-"""Rows of one examination together: what a worklist asks of a DICOM study."""
+"""Results of one examination together: what a worklist asks of a DICOM study."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from client.predict.rows import Row
+from client.predict.answers import FileResult
 
 
 @dataclass
@@ -25,11 +25,11 @@ class Study:
 
 @dataclass
 class Tally:
-    """Counts of all rows, and their studies; memory grows with the number of studies, not of images.
+    """Counts of all files, and their studies; memory grows with the number of studies, not of images.
 
     Attributes:
-        statuses: rows by status.
-        findings: judged rows by finding.
+        statuses: files by status.
+        findings: judged files by decision.
         studies: by Study Instance UID.
     """
 
@@ -41,19 +41,22 @@ class Tally:
     def files(self) -> int:
         return sum(self.statuses.values())
 
-    def add(self, row: Row) -> None:
-        """Counts `row`."""
-        self.statuses[row.status] += 1
-        if row.finding:
-            self.findings[row.finding] += 1
-        if row.study:
-            self._add_to_study(self.studies.setdefault(row.study, Study(row.study)), row)
+    def add(self, result: FileResult) -> None:
+        """Counts one file."""
+        self.statuses[result.status] += 1
+        if result.prediction:
+            self.findings[result.prediction.decision] += 1
+        if name := result.loaded.study:
+            self._add_to_study(self.studies.setdefault(name, Study(name)), result)
 
-    def _add_to_study(self, study: Study, row: Row) -> None:
+    def _add_to_study(self, study: Study, result: FileResult) -> None:
         study.images += 1
-        study.judged += row.status == "judged"
-        if row.probability is not None and (study.probability is None or row.probability > study.probability):
-            study.probability, study.finding, study.instance = row.probability, row.finding, row.instance
+        found = result.prediction
+        if found is None:
+            return
+        study.judged += 1
+        if study.probability is None or found.probability > study.probability:
+            study.probability, study.finding, study.instance = found.probability, found.decision, result.loaded.instance
 
     def to_json(self) -> dict[str, Any]:
         """The counts, as plain JSON values."""

@@ -12,11 +12,11 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import sessionmaker
 
 from client.reading_room.schema import Label, NextQuery, WorklistQuery
-from client.reading_room.tables import Case, FindingRow
+from client.reading_room.tables import NO_NUMBER, Case, FindingRow
 
 MOST_PREVIOUS = 20
 _FIRST_DAY, _LAST_DAY = date(2000, 1, 1), date(2200, 1, 1)
-_SHOWN: ColumnElement[float] = either((Case.verdict == "cannot judge", -1.0), else_=Case.probability)
+_SHOWN: ColumnElement[float] = either((Case.verdict == "cannot judge", NO_NUMBER), else_=Case.probability)
 """What the worklist is ordered by: images that cannot be judged have no probability, and lie beyond the least."""
 
 
@@ -170,7 +170,7 @@ def _after(query: WorklistQuery, case: Case) -> ColumnElement[bool]:
     later = Case.number < case.number if query.descending else Case.number > case.number
     if query.sort == "arrival":
         return later
-    shown = -1.0 if case.verdict == "cannot judge" else case.probability
+    shown = NO_NUMBER if case.verdict == "cannot judge" else case.probability
     column = _SHOWN
     beyond = column < shown if query.descending else column > shown
     return or_(beyond, (column == shown) & later)

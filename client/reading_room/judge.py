@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from client.explain.fast import quick_focus
-from client.reading_room.reading import ORIGINAL, Opinion, Reading, Viewing, map_area, read_file, write_viewing
+from client.reading_room.reading import ORIGINAL, Reading, Viewing, header_of, map_area, write_viewing
 from client.reading_room.workers import Job, Outcome
 from common.errors import ImageError
 from common.images import Image, Window
+from common.model_bundle.judgement import Judgement
 
-if TYPE_CHECKING:  # the models load ONNX Runtime
-    from common.model_bundle.judgement import Judgement
+if TYPE_CHECKING:  # it loads ONNX Runtime
     from common.model_bundle.predictor import Predictor
 
 
@@ -29,22 +29,21 @@ class Reader:
     def __call__(self, job: Job) -> Outcome:
         """What came of the job."""
         try:
-            image, header = read_file(job.folder / ORIGINAL, self.predictor.window)
+            read = self.predictor.read(job.folder / ORIGINAL)
         except ImageError as error:
             return error
-        judgement = self.predictor.judge([image])[0]
-        viewing = self._viewing(image, judgement, job.explain)
-        window = write_viewing(job.folder, image, viewing) if job.keep else Window(0.5, 1.0)
-        return Reading(header, image.info, window, _opinion(judgement), viewing)
+        (judgement,) = self.predictor.judge([read.image], [job.folder.name])
+        viewing = self._viewing(read.image, judgement, job.explain)
+        window = write_viewing(job.folder, read.image, judgement, viewing) if job.keep else Window(0.5, 1.0)
+        return Reading(header_of(read), read.image.info, window, judgement, viewing)
 
     def _viewing(self, image: Image, judgement: Judgement, explain: bool) -> Viewing:
         height, width = image.pixels.shape
         fit = self.predictor.manifest.preprocessing.fit
-        found = None if judgement.reasons else judgement.activation_map  # what cannot be judged cannot be explained
+        found = judgement.prediction.activation_map if judgement.prediction else None
         warnings = quick_focus(image.pixels, found, fit).warnings if explain and found is not None else ()
         shown = None if found is None else evidence(found)
-        names = tuple(warning.name.lower() for warning in warnings)
-        return Viewing(shown, map_area(height, width, fit), judgement.features, judgement.pixel_statistics, names)
+        return Viewing(shown, map_area(height, width, fit), tuple(warning.name.lower() for warning in warnings))
 
 
 def load_reader(bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"]) -> Reader:
@@ -71,14 +70,3 @@ def evidence(activation_map: np.ndarray) -> np.ndarray:
     if not strongest > 0:
         return np.zeros_like(activation_map, dtype=np.float32)
     return np.clip(activation_map / strongest, 0, 1).astype(np.float32)
-
-
-def _opinion(judgement: Judgement) -> Opinion:
-    return Opinion(
-        verdict=judgement.verdict,
-        probability=judgement.probability,
-        low=judgement.low,
-        high=judgement.high,
-        classes={name: float(value) for name, value in judgement.classes.items()},
-        reasons=tuple(str(reason) for reason in judgement.reasons),
-    )

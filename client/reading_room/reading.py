@@ -12,12 +12,16 @@ import gzip
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from common.errors import ImageError, SkipReason
 from common.images import Image, ImageInfo, Window, read_image
+from common.model_bundle.judgement import Judgement
+
+if TYPE_CHECKING:  # ONNX Runtime, for the workers only
+    from common.model_bundle.predictor import Radiograph
 
 ORIGINAL, PIXELS, MAP, MEASURES = "original", "pixels.gz", "map.npy", "measures.npz"
 FULL_SCALE = 65_535
@@ -46,27 +50,12 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Opinion:
-    """What the model says of one image (see `common.model_bundle.predictor.Judgement`), in plain values."""
-
-    verdict: Literal["pneumonia", "normal", "cannot judge"]
-    probability: float
-    low: float
-    high: float
-    classes: dict[str, float]
-    reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Viewing:
     """What a model and an image give to look at: `map` float32 [h, w] in [0, 1] or None, spread over `area` of the image (left, top,
-    width, height in parts of it); `features` and `statistics` for the watch on drift; `warnings` of `client.explain.focus.Misplaced`, by
-    name, if they were asked for."""
+    width, height in parts of it); `warnings` of `client.explain.focus.Misplaced`, by name, if they were asked for."""
 
     map: np.ndarray | None
     area: tuple[float, float, float, float]
-    features: np.ndarray
-    statistics: np.ndarray
     warnings: tuple[str, ...] = ()
 
 
@@ -78,23 +67,14 @@ class Reading:
     info: ImageInfo
     window: Window
     """The one to show `pixels.gz` with first, in parts of its full range."""
-    opinion: Opinion
+    judgement: Judgement
     viewing: Viewing
 
 
-def read_file(path: Path, window: Window | None = None) -> tuple[Image, Header]:
-    """The image in `path`, through `window` if one is given, and whose it is.
-
-    Raises:
-        ImageError: it cannot be used.
-    """
-    image = read_image(path, window=window)
-    if image.info.format != "dicom":
-        return image, Header()
-    from common.dicom.header import read_header
-
-    header = read_header(path)
-    return image, Header(header.patient, header.accession, header.study_date)
+def header_of(read: Radiograph) -> Header:
+    """Whose image it is, as the worklist shows it."""
+    found = read.header
+    return Header(found.patient, found.accession, found.study_date) if found else Header()
 
 
 def is_archive(path: Path) -> bool:
@@ -104,14 +84,21 @@ def is_archive(path: Path) -> bool:
     return start.startswith(ARCHIVES) or start[257:262] == b"ustar"
 
 
-def write_viewing(folder: Path, image: Image, viewing: Viewing) -> Window:
-    """Writes what the viewer needs into `folder` and returns the window to begin with."""
+def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Viewing) -> Window:
+    """Writes what the viewer needs into `folder` and returns the window to begin with.
+
+    Args:
+        folder: of the file.
+        image: in the file.
+        judgement: of the image; its features and pixel statistics are kept.
+        viewing: its map is kept, if it has one.
+    """
     pixels, window = whole_range(folder / ORIGINAL, image)
     with gzip.GzipFile(folder / PIXELS, "wb", compresslevel=1, mtime=0) as file:
         file.write(pixels.astype("<u2", copy=False).tobytes())
     if viewing.map is not None:
         np.save(folder / MAP, viewing.map.astype(np.float32))
-    np.savez(folder / MEASURES, features=viewing.features, pixel_statistics=viewing.statistics)
+    np.savez(folder / MEASURES, features=judgement.features, pixel_statistics=judgement.pixel_statistics)
     for name in (ORIGINAL, PIXELS, MAP, MEASURES):
         if (folder / name).exists():
             (folder / name).chmod(0o600)

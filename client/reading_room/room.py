@@ -30,12 +30,13 @@ from client.reading_room.problems import code_of, sentence
 from client.reading_room.reading import Reading
 from client.reading_room.schema import ErrorCode, Model, Uploaded
 from client.reading_room.store import Store
-from client.reading_room.tables import Case
+from client.reading_room.tables import NO_NUMBER, Case
 from client.reading_room.users import Users
 from client.reading_room.watch import Watch
 from client.reading_room.workers import Job, Workers
 from common.audit import AuditLog
 from common.errors import ImageError
+from common.model_bundle.judgement import Judgement
 from common.web.sessions import Sessions
 
 if TYPE_CHECKING:  # SciPy
@@ -106,9 +107,11 @@ class Room:
             ImageError: it cannot be used.
         """
         reading = await self.workers.run(job)
-        self.measures.judged(reading.opinion.verdict)
+        self.measures.judged(reading.judgement.verdict)
         if not job.keep:
-            await asyncio.to_thread(self.record, by, "image-judged", model=self.model.digest, verdict=reading.opinion.verdict)
+            await asyncio.to_thread(
+                self.record, by, "image-judged", model=reading.judgement.model_digest, verdict=reading.judgement.verdict
+            )
         return reading
 
     def close(self) -> None:
@@ -123,8 +126,10 @@ class Room:
         """(id of the case, whether it is new). The files are in place before the row tells of them."""
         identifier = secrets.token_hex(16)
         size = self.store.keep(arrived.folder, identifier)
-        if self.cases.add(_row(identifier, arrived.sha256, size, reading, self.model)):
-            self.record(by, "case-added", case=identifier, model=self.model.digest, verdict=reading.opinion.verdict)
+        if self.cases.add(case_row(identifier, arrived.sha256, size, reading)):
+            self.record(
+                by, "case-added", case=identifier, model=reading.judgement.model_digest, verdict=reading.judgement.verdict
+            )
             if (image := self.watch.judged(reading)) is not None:
                 self.cases.set_monitored(identifier, image)
             return identifier, True
@@ -149,26 +154,42 @@ def clean(cases: Cases, store: Store, retention_days: int, now: datetime | None 
     return Cleaned(len(old), store.sweep(cases.ids()))
 
 
-def _row(identifier: str, sha256: str, size: int, reading: Reading, model: Model) -> Case:
+def _audit_facts(judgement: Judgement) -> dict[str, str]:
+    return {"model": judgement.model_digest, "verdict": judgement.verdict}
+
+
+def case_row(identifier: str, sha256: str, size: int, reading: Reading) -> Case:
+    """The database's row of a new case.
+
+    Args:
+        identifier: of the case.
+        sha256: of the file.
+        size: of all files of the case, in bytes.
+        reading: of the file.
+    """
     facts = ("format", "bits", "modality", "view", "sex", "age_years", "manufacturer")
-    info = {name: getattr(reading.info, name) for name in facts}
-    opinion = asdict(reading.opinion)
+    judgement, viewing, found = reading.judgement, reading.viewing, reading.judgement.prediction
     return Case(
         id=identifier,
         sha256=sha256,
         bytes=size,
         arrived=datetime.now(UTC),
         **asdict(reading.header),
-        **info,
-        **{**opinion, "reasons": list(opinion["reasons"])},
+        **{name: getattr(reading.info, name) for name in facts},
         height=reading.info.height_px,
         width=reading.info.width_px,
         window_center=reading.window.center,
         window_width=reading.window.width,
-        threshold=model.threshold,
-        model=model.name,
-        model_digest=model.digest,
-        has_map=reading.viewing.map is not None,
-        map_area=list(reading.viewing.area),
-        map_warnings=list(reading.viewing.warnings),
+        verdict=judgement.verdict,
+        probability=found.probability if found else NO_NUMBER,
+        low=found.low if found else NO_NUMBER,
+        high=found.high if found else NO_NUMBER,
+        classes=dict(found.classes) if found else {},
+        reasons=[reason.value for reason in judgement.reasons],
+        threshold=min(judgement.threshold, 1.0),
+        model=judgement.model,
+        model_digest=judgement.model_digest,
+        has_map=viewing.map is not None,
+        map_area=list(viewing.area),
+        map_warnings=list(viewing.warnings),
     )

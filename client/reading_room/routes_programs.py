@@ -12,7 +12,7 @@ from client.reading_room.arrivals import receive_one
 from client.reading_room.problems import code_of
 from client.reading_room.reading import Reading
 from client.reading_room.room import Room
-from client.reading_room.views import view_map, view_opinion
+from client.reading_room.views import view_judgement, view_map
 from client.reading_room.workers import Job
 from common.errors import ImageError
 
@@ -23,10 +23,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {408: {"model": schema.Problem}}
 
 
 @router.post("/api/predict", openapi_extra=_BODY, responses=_ERRORS)
-async def predict(request: Request, who: ProgramNow, room: RoomNow) -> schema.Judgement:
+async def predict(request: Request, who: ProgramNow, room: RoomNow) -> schema.JudgementOut:
     """The judgement of the DICOM, JPEG or PNG file that is the body, whatever its content type says."""
     reading = await _read(request, who, room, explain=False)
-    return view_opinion(reading.opinion, room.model.threshold)
+    return view_judgement(reading.judgement)
 
 
 @router.post("/api/explain", openapi_extra=_BODY, responses=_ERRORS)
@@ -35,7 +35,7 @@ async def explain(request: Request, who: ProgramNow, room: RoomNow) -> schema.Ex
     reading = await _read(request, who, room, explain=True)
     viewing = reading.viewing
     return schema.Explanation(
-        judgement=view_opinion(reading.opinion, room.model.threshold),
+        judgement=view_judgement(reading.judgement),
         map=None if viewing.map is None else view_map(viewing.map, viewing.area, viewing.warnings),
     )
 

@@ -7,12 +7,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from common.model_bundle.judgement import Verdict
+
 Role = Literal["radiologist", "admin"]
 Label = Literal["normal", "pneumonia", "bacterial", "viral", "unsure"]
 """What a reader may say. All but `unsure` are words of the manifest's label column (`common.data.manifest.LABELS`)."""
 Status = Literal["open", "read"]
 """`read` as soon as somebody gave a finding."""
-Verdict = Literal["pneumonia", "normal", "cannot judge"]
 Sort = Literal["arrival", "probability"]
 MapWarning = Literal["outside", "marks", "no_lungs", "empty"]
 """Where the weight of a map lies: too much outside the lungs, much on markers or text, lungs not found and so unknown, nowhere. As
@@ -114,7 +115,7 @@ class Health(BaseModel):
 # --- judgements
 
 
-class Judgement(BaseModel):
+class JudgementOut(BaseModel):
     """The model's answer for one image."""
 
     verdict: Verdict
@@ -150,7 +151,7 @@ class HeatMap(BaseModel):
 class Explanation(BaseModel):
     """A judgement and its map, which an image that cannot be judged has not, nor a model without global average pooling."""
 
-    judgement: Judgement
+    judgement: JudgementOut
     map: HeatMap | None
 
 

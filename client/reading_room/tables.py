@@ -15,6 +15,9 @@ from sqlalchemy.types import TypeDecorator
 from common.database import migrate
 from common.errors import ConfigError
 
+NO_NUMBER = -1.0
+"""In columns that must not be null, of a case that cannot be judged: no probability, so that nobody takes it for one. Rows of earlier
+versions have the network's own number there, so the verdict is asked first."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 

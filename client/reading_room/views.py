@@ -9,8 +9,8 @@ import numpy as np
 
 from client.reading_room import schema
 from client.reading_room.cases import agrees
-from client.reading_room.reading import Opinion
 from client.reading_room.tables import Case, FindingRow
+from common.model_bundle.judgement import Judgement
 
 T = TypeVar("T")
 
@@ -47,16 +47,17 @@ def view_finding(row: FindingRow, case: Case) -> schema.Finding:
     return schema.Finding.model_validate({**values, "agrees": agrees(case.verdict, row.label)})
 
 
-def view_opinion(opinion: Opinion, threshold: float) -> schema.Judgement:
+def view_judgement(judgement: Judgement) -> schema.JudgementOut:
     """The model's answer for one image."""
-    return schema.Judgement(
-        verdict=opinion.verdict,
-        probability=_told(opinion.verdict, opinion.probability, None),
-        low=_told(opinion.verdict, opinion.low, None),
-        high=_told(opinion.verdict, opinion.high, None),
-        threshold=threshold,
-        classes=_told(opinion.verdict, opinion.classes, {}),
-        reasons=list(opinion.reasons),
+    found = judgement.prediction
+    return schema.JudgementOut(
+        verdict=judgement.verdict,
+        probability=found.probability if found else None,
+        low=found.low if found else None,
+        high=found.high if found else None,
+        threshold=min(judgement.threshold, 1.0),  # as `ModelInfo` has it: a bundle's may lie a rounding error above 1
+        classes=dict(found.classes) if found else {},
+        reasons=[reason.value for reason in judgement.reasons],
     )
 
 
@@ -80,5 +81,6 @@ def _line(case: Case) -> dict[str, Any]:
 
 
 def _told(verdict: str, value: T, nothing: T) -> T:
-    """`value`, or `nothing` of an image that cannot be judged: the network has a number for it, which nobody should see."""
+    """`value`, or `nothing` of an image that cannot be judged: rows of earlier versions hold the network's number, which nobody should
+    see."""
     return nothing if verdict == "cannot judge" else value

@@ -14,7 +14,6 @@ from common.errors import PneumofedError
 if TYPE_CHECKING:  # SciPy, and with the bundle ONNX Runtime
     from client.monitor.monitor import Monitor
     from common.model_bundle.bundle import Bundle
-    from common.model_bundle.judgement import Judgement
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ class Watch:
             return None
         header = reading.header
         try:
-            return self._monitor.record(_judgement(reading), reading.info, patient=header.patient or header.accession or None)
+            return self._monitor.record(reading.judgement, reading.info, patient=header.patient or header.accession or None)
         except Exception as error:
             self._tell(error)
             return None
@@ -66,22 +65,3 @@ class Watch:
     def _tell(self, error: Exception) -> None:
         logger.error("the monitor of drift could not be written: %s", type(error).__name__)
         self._failed()
-
-
-def _judgement(reading: Reading) -> Judgement:
-    from common.model_bundle.judgement import Judgement, Reason
-
-    opinion, viewing = reading.opinion, reading.viewing
-    return Judgement(
-        probability=opinion.probability,
-        low=opinion.low,
-        high=opinion.high,
-        classes=opinion.classes,
-        verdict=opinion.verdict,
-        reasons=tuple(Reason(reason) for reason in opinion.reasons),
-        suitability_scores={},
-        score=float("nan"),  # the monitor takes the calibrated probability
-        features=viewing.features,
-        pixel_statistics=viewing.statistics,
-        activation_map=None,
-    )

@@ -20,7 +20,7 @@ class Observations:
         units: an opaque word for the patient, or for the study where that is all that is known; never empty.
         statistics: float64 [N, K], of the pixels.
         embedding: float64 [N, E], see `Embedding`.
-        probabilities: float64 [N], calibrated P(pneumonia).
+        probabilities: float64 [N], calibrated P(pneumonia); nan where refused.
         refused: bool [N], whether the model would not judge.
         expected_errors: float64 [N], the calibrated probability that the verdict is wrong; nan where refused.
         corrected: bool [N], whether the reader changed the verdict.

@@ -1,15 +1,16 @@
-"""What a model bundle says of one image."""
+"""What a model bundle says of one image: the one record from which every table, report, page and database row is written."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+Decision = Literal["pneumonia", "normal"]
 Verdict = Literal["pneumonia", "normal", "cannot judge"]
 
 
@@ -46,31 +47,66 @@ _SENTENCES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Judgement:
-    """One image, judged.
+class Prediction:
+    """The numbers of an image that can be judged.
 
     Attributes:
+        decision: `pneumonia` if the probability is at least the threshold of the judgement.
         probability: calibrated P(pneumonia).
         low, high: its 95 % interval (see `Calibration.interval`).
         classes: calibrated probability of each class of the task; they sum to 1.
-        verdict: the decision at the operating point, or `cannot judge`.
-        reasons: why it cannot be judged; empty if it can.
-        suitability_scores: what the reasons were decided on, by name; empty where the bundle has no suitability check.
         score: the network's own logit of P(pneumonia), before calibration.
-        features: float32 [D], the classifier's input.
-        pixel_statistics: float32 [K], see `common.model_bundle.pixel_statistics`.
         activation_map: float32 [h, w], the class activation map of `score` (Zhou et al. 2016, eq. 2): what each place of the picture
             adds to it, times h * w. None for a network without a feature map.
     """
 
+    decision: Decision
     probability: float
     low: float
     high: float
     classes: Mapping[str, float]
-    verdict: Verdict
-    reasons: tuple[Reason, ...]
-    suitability_scores: Mapping[str, float]
     score: float
+    activation_map: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """One image, judged. Where the image cannot be judged there is no prediction, and so no number that anybody could read.
+
+    Attributes:
+        image: the name that the caller gave the image. It may be a path that names a patient, so it is left out of `repr`.
+        model: name of the bundle.
+        model_digest: SHA-256 of the bundle's manifest.
+        threshold: on the calibrated probability, as the bundle has it; the same for every image.
+        calibrated: whether the bundle's probabilities were calibrated.
+        reasons: why the image cannot be judged; empty if it can.
+        suitability: what the reasons were decided on, by test: p-values in (0, 1]; empty where the bundle has no suitability check.
+        features: float32 [D], the classifier's input, for the monitor of drift.
+        pixel_statistics: float32 [K], likewise; see `common.model_bundle.pixel_statistics`.
+        prediction: the answer; None if and only if there are `reasons`.
+    """
+
+    image: str = field(repr=False)
+    model: str
+    model_digest: str
+    threshold: float
+    calibrated: bool
+    reasons: tuple[Reason, ...]
+    suitability: Mapping[str, float]
     features: npt.NDArray[np.float32]
     pixel_statistics: npt.NDArray[np.float32]
-    activation_map: npt.NDArray[np.float32] | None
+    prediction: Prediction | None
+
+    def __post_init__(self) -> None:
+        if (self.prediction is None) != bool(self.reasons):
+            raise ValueError("a judgement has either a prediction or reasons why there is none")
+
+    @property
+    def verdict(self) -> Verdict:
+        """The decision, or `cannot judge`."""
+        return self.prediction.decision if self.prediction else "cannot judge"
+
+    @property
+    def explanation(self) -> str:
+        """The reasons in plain English; empty if the image can be judged."""
+        return "; ".join(reason.sentence for reason in self.reasons)

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from common.images import Image, Window, fit_square
+from common.images import Image, Window, fit_square, read_image
 from common.model_bundle import suitability
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.calibration import pneumonia_score
-from common.model_bundle.judgement import Judgement, Verdict
+from common.model_bundle.judgement import Judgement, Prediction
 from common.model_bundle.manifest import NETWORK, QUANTIZED, BundleManifest, Preprocessing
 from common.model_bundle.pixel_statistics import pixel_statistics
+
+if TYPE_CHECKING:
+    from common.dicom.header import DicomHeader
 
 Floats = npt.NDArray[np.float32]
 
 BATCH = 16
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """A file as `Predictor.read` gives it: the image, and for a DICOM file the identifying tags, which name a patient."""
+
+    image: Image
+    header: DicomHeader | None = field(repr=False)
 
 
 class Predictor:
@@ -48,11 +61,39 @@ class Predictor:
         window = self.manifest.preprocessing.window
         return Window(window.center, window.width) if window else None
 
-    def judge(self, images: Sequence[Image]) -> list[Judgement]:
-        """One judgement for each image, in order; the same whatever else is judged with it, up to float32's last digits."""
+    def read(self, path: Path) -> Radiograph:
+        """The radiograph in the file `path`, through the bundle's own window if it has one.
+
+        Raises:
+            ImageError: it cannot be used.
+        """
+        image = read_image(path, window=self.window)
+        if image.info.format != "dicom":
+            return Radiograph(image, None)
+        from common.dicom.header import read_header  # pydicom takes a third of a second to import: only those who have DICOM pay
+
+        return Radiograph(image, read_header(path))
+
+    def prepare(self, image: Image) -> Floats:
+        """float32 [S, S] in [0, 1], what the network sees of `image`; an image whose pixels are that already stays as it is."""
+        return model_input(image.pixels, self.manifest.preprocessing)
+
+    def judge(self, images: Sequence[Image], names: Sequence[str] | None = None) -> list[Judgement]:
+        """One judgement for each image, in order; the same whatever else is judged with it, up to float32's last digits.
+
+        Args:
+            images: as `read` gives them.
+            names: of each image, for `Judgement.image`; without them their places in `images`, from 0.
+
+        Raises:
+            ValueError: there are not as many names as images.
+        """
+        known = [str(place) for place in range(len(images))] if names is None else names
+        if len(known) != len(images):
+            raise ValueError(f"expected a name for each of {len(images)} images, got {len(known)}")
         found: list[Judgement] = []
         for start in range(0, len(images), BATCH):
-            found += self._judge_batch(images[start : start + BATCH])
+            found += self._judge_batch(images[start : start + BATCH], known[start : start + BATCH])
         return found
 
     def run(self, inputs: Floats) -> dict[str, Floats]:
@@ -60,44 +101,49 @@ class Predictor:
         names = [output.name for output in self._session.get_outputs()]
         return dict(zip(names, self._session.run(names, {"image": inputs}), strict=True))
 
-    def _judge_batch(self, images: Sequence[Image]) -> list[Judgement]:
-        squares = np.stack([prepare(image.pixels, self.manifest.preprocessing) for image in images])
+    def _judge_batch(self, images: Sequence[Image], names: Sequence[str]) -> list[Judgement]:
+        squares = np.stack([self.prepare(image) for image in images])
         outputs = self.run(squares[:, None])
         statistics = pixel_statistics(squares)
         inputs = suitability.Inputs(squares, outputs["features"], statistics, [image.info for image in images])
-        findings = self._check(inputs)
-        calibration = self.manifest.calibration
-        scores, classes = pneumonia_score(outputs["logits"]), calibration.class_probabilities(outputs["logits"])
-        low, high = calibration.interval(scores)
-        probabilities = calibration.probability(scores)
-        maps = outputs.get("cam")
+        predictions = self._predict(outputs)
         return [
             Judgement(
-                probability=float(probabilities[row]),
+                image=names[row],
+                model=self.manifest.name,
+                model_digest=self.bundle.digest,
+                threshold=self.manifest.threshold.value,
+                calibrated=self.manifest.calibration.method != "none",
+                reasons=finding.reasons,
+                suitability=finding.scores,
+                features=outputs["features"][row],
+                pixel_statistics=statistics[row],
+                prediction=None if finding.reasons else predictions[row],
+            )
+            for row, finding in enumerate(suitability.check(self.manifest.suitability, inputs))
+        ]
+
+    def _predict(self, outputs: dict[str, Floats]) -> list[Prediction]:
+        """What the calibrated network says of each image, whether or not it may be asked."""
+        calibration, threshold = self.manifest.calibration, self.manifest.threshold.value
+        scores, classes = pneumonia_score(outputs["logits"]), calibration.class_probabilities(outputs["logits"])
+        low, high = calibration.interval(scores)
+        maps = outputs.get("cam")
+        return [
+            Prediction(
+                decision="pneumonia" if probability >= threshold else "normal",
+                probability=probability,
                 low=float(low[row]),
                 high=float(high[row]),
                 classes=dict(zip(self.manifest.classes, classes[row].tolist(), strict=True)),
-                verdict=self._decide(float(probabilities[row]), finding),
-                reasons=finding.reasons,
-                suitability_scores=finding.scores,
                 score=float(scores[row]),
-                features=outputs["features"][row],
-                pixel_statistics=statistics[row],
                 activation_map=None if maps is None else maps[row],
             )
-            for row, finding in enumerate(findings)
+            for row, probability in enumerate(calibration.probability(scores).tolist())
         ]
 
-    def _check(self, inputs: suitability.Inputs) -> list[suitability.Finding]:
-        return suitability.check(self.manifest.suitability, inputs)
 
-    def _decide(self, probability: float, finding: suitability.Finding) -> Verdict:
-        if finding.reasons:
-            return "cannot judge"
-        return "pneumonia" if probability >= self.manifest.threshold.value else "normal"
-
-
-def prepare(pixels: Floats, preprocessing: Preprocessing) -> Floats:
+def model_input(pixels: Floats, preprocessing: Preprocessing) -> Floats:
     """float32 [S, S] in [0, 1] of `pixels` [H, W] in [0, 1], with the 256 grey levels that the training cache keeps."""
     square = fit_square(pixels, preprocessing.size_px, preprocessing.fit)
     return (np.rint(square * 255.0) / 255.0).astype(np.float32)

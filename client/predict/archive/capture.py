@@ -1,4 +1,4 @@
-"""An answer as a DICOM Secondary Capture: the heat map burnt over the image (PS3.3, A.8.1)."""
+"""A judged image as a DICOM Secondary Capture: the heat map burnt over the image (PS3.3, A.8.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An answer as a DICOM Structured Report: TID 1500, Measurement Report (PS3.16, annex A)."""
+"""A judgement as a DICOM Structured Report: TID 1500, Measurement Report (PS3.16, annex A)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _measurements(source: Dataset, judgement: Judgement, predictor: Predictor) -
         finding_type=PNEUMONIA,
         algorithm_id=_algorithm(predictor),
         finding_sites=[sr.FindingSite(anatomic_location=LUNG)],
-        measurements=_numbers(judgement, predictor.manifest.threshold.value),
+        measurements=_numbers(judgement),
         qualitative_evaluations=[sr.QualitativeEvaluation(name=PRESENCE, value=presence)],
         source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source)],
     )
@@ -116,17 +116,18 @@ def _algorithm(predictor: Predictor) -> sr.AlgorithmIdentification:
     )
 
 
-def _numbers(judgement: Judgement, threshold: float) -> list[sr.Measurement]:
-    if judgement.reasons:
+def _numbers(judgement: Judgement) -> list[sr.Measurement]:
+    found = judgement.prediction
+    if found is None:
         return []
-    values = ((PROBABILITY, judgement.probability), (LOWER, judgement.low), (UPPER, judgement.high), (THRESHOLD, threshold))
+    values = ((PROBABILITY, found.probability), (LOWER, found.low), (UPPER, found.high), (THRESHOLD, judgement.threshold))
     return [sr.Measurement(name=name, value=round(100 * value, 4), unit=PERCENT) for name, value in values]
 
 
 def _comments(judgement: Judgement, predictor: Predictor) -> list[str]:
     texts = [_NOT_A_DIAGNOSIS]
     if judgement.reasons:
-        texts.append("The image cannot be judged: " + "; ".join(reason.sentence for reason in judgement.reasons) + ".")
+        texts.append(f"The image cannot be judged: {judgement.explanation}.")
     if predictor.manifest.card.phantom:
         texts.append("The model was trained on PHANTOMS: it says nothing about patients.")
     return texts

@@ -1,4 +1,4 @@
-"""The image that an answer is about, as the archive knows it: its header, complete enough to derive objects from."""
+"""The image that a judgement is about, as the archive knows it: its header, complete enough to derive objects from."""
 
 from __future__ import annotations
 

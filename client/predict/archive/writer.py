@@ -1,4 +1,4 @@
-"""Writing what the user asked for beside the rows: Structured Reports, and heat maps as secondary captures or PNG files."""
+"""Writing what the user asked for beside the table: Structured Reports, and heat maps as secondary captures or PNG files."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.predict.answers import Answer
-from client.predict.rows import Row
+from client.predict.answers import FileResult
 from common.data.atomic import atomic_write
 from common.errors import ConfigError, ImageError
 from common.model_bundle.judgement import Judgement
@@ -23,7 +22,7 @@ _HEADER = "not written: the image's header does not allow it"
 
 
 class ArchiveWriter:
-    """Writes the objects of one answer after the other; one that cannot be made is told in its row and stops nothing.
+    """Writes the objects of one result after the other; one that cannot be made is noted in its result and stops nothing.
 
     DICOM objects are named by their SOP Instance UID, pictures by the source's name and a hash of its path; mode 0600.
     """
@@ -31,7 +30,7 @@ class ArchiveWriter:
     def __init__(self, predictor: Predictor, reports: Path | None, overlays: Path | None) -> None:
         """
         Args:
-            predictor: whose answers they are.
+            predictor: whose judgements they are.
             reports: folder for Structured Reports, made if missing; None for none.
             overlays: folder for heat maps, likewise.
 
@@ -42,51 +41,49 @@ class ArchiveWriter:
         for folder in filter(None, (reports, overlays)):
             _make_folder(folder)
 
-    def write(self, answer: Answer, row: Row) -> Row:
-        """`row` with the names of the files that were written, or a note why one was not.
+    def write(self, result: FileResult) -> FileResult:
+        """`result` with the names of the files that were written, or a note why one was not.
 
         Raises:
             ConfigError: a file cannot be written: the disk is full, or the folder is gone.
         """
-        if answer.judgement is None:
-            return row
+        if result.judgement is None:
+            return result
         try:
-            row = self._write_report(answer, answer.judgement, row)
-            return self._write_overlay(answer, answer.judgement, row)
+            return self._write_overlay(self._write_report(result, result.judgement), result.judgement)
         except OSError as error:
             raise ConfigError(f"results cannot be written ({error.strerror}); free some space, or give another folder") from None
 
-    def _write_report(self, answer: Answer, judgement: Judgement, row: Row) -> Row:
+    def _write_report(self, result: FileResult, judgement: Judgement) -> FileResult:
         if self._reports is None:
-            return row
-        if not answer.loaded.instance:
-            return replace(row, note=_join(row.note, NOT_DICOM))
+            return result
+        if not result.loaded.instance:
+            return replace(result, note=_join(result.note, NOT_DICOM))
         from client.predict.archive.report import make_report
         from client.predict.archive.source import read_source
 
         try:
-            report = make_report(read_source(answer.loaded.path), judgement, self._predictor)
+            report = make_report(read_source(result.loaded.path), judgement, self._predictor)
         except (ImageError, ValueError, TypeError, AttributeError, KeyError) as error:
-            return replace(row, note=_join(row.note, f"report {_HEADER}", type(error).__name__))
-        return replace(row, report=str(_save(report, self._reports)))
+            return replace(result, note=_join(result.note, f"report {_HEADER}", type(error).__name__))
+        return replace(result, report=str(_save(report, self._reports)))
 
-    def _write_overlay(self, answer: Answer, judgement: Judgement, row: Row) -> Row:
-        if self._overlays is None or judgement.reasons:
-            return row
-        if judgement.activation_map is None:
-            return replace(row, note=_join(row.note, NO_MAP))
+    def _write_overlay(self, result: FileResult, judgement: Judgement) -> FileResult:
+        if self._overlays is None or judgement.prediction is None:
+            return result
+        if judgement.prediction.activation_map is None:
+            return replace(result, note=_join(result.note, NO_MAP))
         try:
-            return replace(row, overlay=str(self._draw(answer, judgement, self._overlays)))
+            return replace(result, overlay=str(self._draw(result, judgement, self._overlays)))
         except (ImageError, ValueError, TypeError, AttributeError, KeyError) as error:
-            return replace(row, note=_join(row.note, f"heat map {_HEADER}", type(error).__name__))
+            return replace(result, note=_join(result.note, f"heat map {_HEADER}", type(error).__name__))
 
-    def _draw(self, answer: Answer, judgement: Judgement, folder: Path) -> Path:
+    def _draw(self, result: FileResult, judgement: Judgement, folder: Path) -> Path:
         from client.predict.heat import draw_heat
-        from common.images import read_image
 
-        path = answer.loaded.path
-        picture = draw_heat(read_image(path, window=self._predictor.window).pixels, judgement, self._predictor)
-        if answer.loaded.instance:
+        path = result.loaded.path
+        picture = draw_heat(self._predictor.read(path).image.pixels, judgement, self._predictor)
+        if result.loaded.instance:
             from client.predict.archive.capture import make_capture
             from client.predict.archive.source import read_source
 

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 from typer.testing import CliRunner
 
-from common.model_bundle.predictor import prepare
+from common.model_bundle.predictor import model_input
 from simulation.cli import app
 from tests.model_bundles import PREPROCESSING, make_bundle, phantom_images
 
@@ -56,6 +56,25 @@ def test_images_are_explained_and_what_is_no_image_is_counted(bundle: Path, tmp_
     assert PIL.Image.open(out / "0001-grad-cam.png").size[0] > 500
 
 
+def test_an_image_that_cannot_be_judged_has_no_probability(bundle: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    PIL.Image.fromarray(noise).save(tmp_path / "noise.png")
+    given = [
+        "explain",
+        str(tmp_path / "noise.png"),
+        "--bundle",
+        str(bundle),
+        "--out",
+        str(tmp_path / "out"),
+        "--no-check",
+        "--json",
+    ]
+    result = CliRunner().invoke(app, given)
+    assert result.exit_code == 0, result.output
+    (told,) = json.loads(result.output)["images"]
+    assert (told["number"], told["verdict"], told["probability"]) == ("0001", "cannot judge", None)
+
+
 def test_nothing_readable_is_a_failure_that_says_why(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("no image")
     result = CliRunner().invoke(
@@ -78,10 +97,10 @@ def test_the_quick_map_of_a_judgement_is_grad_cam(bundle: Path) -> None:
     from common.model_bundle.predictor import Predictor
 
     opened, image = open_bundle(bundle, None), phantom_images(2)[0][0]
-    judged = Predictor(opened, threads=1).judge([image])[0]
-    inputs = torch.from_numpy(prepare(image.pixels, PREPROCESSING))[None, None]
+    judged = Predictor(opened, threads=1).judge([image])[0].prediction
+    inputs = torch.from_numpy(model_input(image.pixels, PREPROCESSING))[None, None]
     slow = explain(opened.load_network(), inputs, "grad-cam")
-    assert judged.activation_map is not None
+    assert judged and judged.activation_map is not None
     quick = quick_map(judged.activation_map, judged.score, PREPROCESSING.size_px)
     np.testing.assert_allclose(quick.values, slow.values * judged.activation_map.size, atol=1e-3)
     assert quick.score == pytest.approx(slow.score, abs=1e-3) and quick.cell_px == slow.cell_px

@@ -17,7 +17,7 @@ ENTRY = Entry(DAY, "Maker Model", "DOE^JANE", "pneumonia", 0.75, np.array([0.5, 
 
 def test_what_was_written_is_read_by_day_and_arrival(tmp_path: Path) -> None:
     store = Store(tmp_path / "monitor")
-    later = store.append("bundle", replace(ENTRY, day=DAY + 1, verdict="cannot judge", patient=None))
+    later = store.append("bundle", replace(ENTRY, day=DAY + 1, verdict="cannot judge", probability=None, patient=None))
     first = store.append("bundle", ENTRY)
     store.append("other bundle", ENTRY)
     store.append_reading(first, "normal", DAY)
@@ -29,6 +29,8 @@ def test_what_was_written_is_read_by_day_and_arrival(tmp_path: Path) -> None:
     assert found.corrected.tolist() == [True, False]
     assert found.read_order.tolist() == [0, -1]
     assert found.expected_errors[0] == pytest.approx(0.25)
+    assert found.probabilities[0] == 0.75
+    assert np.isnan([found.probabilities[1], found.expected_errors[1]]).all()
     assert first != later
     assert store.bundles() == [("bundle", 2), ("other bundle", 1)]
 

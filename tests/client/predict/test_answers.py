@@ -1,4 +1,4 @@
-"""Finding files and answering them."""
+"""Finding files and judging them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.predict.answers import answer_files, map_ahead
+from client.predict.answers import judge_files, map_ahead
 from client.predict.files import MAX_DEPTH, find_files
 from common.errors import SkipReason
 from common.images import read_image
@@ -70,18 +70,22 @@ def test_an_error_of_our_own_is_not_swallowed() -> None:
 def test_answers_are_those_of_the_predictor_whatever_the_batch(tmp_path: Path, predictor: Predictor) -> None:
     paths = [write_png(tmp_path / f"{number:02}.png", number) for number in range(BATCH + 4)]
     paths.insert(3, write_phantom(tmp_path / "x.dcm", 20))
-    answers = list(answer_files(paths, predictor, workers=3))
+    answers = list(judge_files(paths, predictor, workers=3))
     assert [answer.loaded.path for answer in answers] == paths
     alone = predictor.judge([read_image(path, window=predictor.window) for path in paths])
+    assert sum(answer.status == "judged" for answer in answers) > BATCH
     for answer, expected in zip(answers, alone, strict=True):
         assert answer.judgement is not None
-        assert answer.judgement.probability == pytest.approx(expected.probability, abs=1e-6)
+        assert answer.judgement.verdict == expected.verdict
+        assert answer.judgement.image == str(answer.loaded.path)
+        if answer.prediction and expected.prediction:
+            assert answer.prediction.probability == pytest.approx(expected.prediction.probability, abs=1e-6)
         np.testing.assert_allclose(answer.judgement.features, expected.features, atol=1e-5)
     assert (answers[3].loaded.study, answers[3].loaded.instance) == (STUDY, f"{STUDY}.1.21")
 
 
 def test_waiting_images_are_small(tmp_path: Path, predictor: Predictor) -> None:
-    (answer,) = answer_files([write_png(tmp_path / "a.png")], predictor)
+    (answer,) = judge_files([write_png(tmp_path / "a.png")], predictor)
     assert answer.loaded.image is not None
     size = predictor.manifest.preprocessing.size_px
     assert answer.loaded.image.pixels.shape == (size, size)
@@ -94,7 +98,7 @@ def test_bad_files_have_reasons_and_stop_nothing(tmp_path: Path, predictor: Pred
     (tmp_path / "text.txt").write_text("no image")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:300])
     names = ("empty.png", "text.txt", "cut.png", "gone.png", "good.png")
-    answers = list(answer_files([tmp_path / name for name in names], predictor))
+    answers = list(judge_files([tmp_path / name for name in names], predictor))
     reasons = (SkipReason.EMPTY, SkipReason.UNKNOWN_FORMAT, SkipReason.CORRUPT, SkipReason.MISSING, None)
     assert tuple(answer.loaded.problem for answer in answers) == reasons
     assert [answer.judgement is None for answer in answers] == [True, True, True, True, False]
@@ -103,7 +107,7 @@ def test_bad_files_have_reasons_and_stop_nothing(tmp_path: Path, predictor: Pred
 def test_the_files_own_account_is_heard(tmp_path: Path, predictor: Predictor) -> None:
     told: tuple[dict[str, Any], ...] = ({"ViewPosition": "LL"}, {"Modality": "CT"}, {"BodyPartExamined": "HAND"})
     paths = [write_phantom(tmp_path / f"{number}.dcm", **tags) for number, tags in enumerate(told)]
-    found = [answer.judgement.reasons for answer in answer_files(paths, predictor) if answer.judgement]
+    found = [answer.judgement.reasons for answer in judge_files(paths, predictor) if answer.judgement]
     expected = (Reason.NOT_FRONTAL, Reason.NOT_A_RADIOGRAPH, Reason.NOT_THE_CHEST)
     for reason, reasons in zip(expected, found, strict=True):
         assert reason in reasons
@@ -111,5 +115,5 @@ def test_the_files_own_account_is_heard(tmp_path: Path, predictor: Predictor) ->
 
 def test_an_identity_that_is_no_uid_is_left_out(tmp_path: Path, predictor: Predictor) -> None:
     path = write_phantom(tmp_path / "a.dcm", text={"StudyInstanceUID": "=cmd()"}, StudyInstanceUID=None)
-    (answer,) = answer_files([path], predictor)
+    (answer,) = judge_files([path], predictor)
     assert (answer.loaded.study, answer.loaded.instance) == ("", f"{STUDY}.1.1")

@@ -15,35 +15,33 @@ from hypothesis import strategies as st
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from client.predict.answers import answer_files
+from client.predict.answers import FileResult, judge_files
 from client.predict.archive.writer import ArchiveWriter
 from client.predict.heat import STATEMENT, place_map
-from client.predict.rows import Row, row_of
 from common.images import fit_square, read_image
 from common.model_bundle.predictor import Predictor
 from tests.client.predict.pictures import PATIENT, STUDY, write_phantom, write_png
 from tests.orthanc import run_orthanc
 
 
-def write(path: Path, predictor: Predictor, out: Path) -> Row:
-    (answer,) = answer_files([path], predictor, workers=1)
-    writer = ArchiveWriter(predictor, out / "sr", out / "overlay")
-    return writer.write(answer, row_of(answer, predictor.manifest))
+def write(path: Path, predictor: Predictor, out: Path) -> FileResult:
+    (result,) = judge_files([path], predictor, workers=1)
+    return ArchiveWriter(predictor, out / "sr", out / "overlay").write(result)
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory, predictor: Predictor) -> Row:
+def written(tmp_path_factory: pytest.TempPathFactory, predictor: Predictor) -> FileResult:
     folder = tmp_path_factory.mktemp("written")
     return write(write_phantom(folder / "DOE_JANE.dcm", 1, SpecificCharacterSet="ISO_IR 100"), predictor, folder)
 
 
 @pytest.fixture(scope="module")
-def report(written: Row) -> Dataset:
+def report(written: FileResult) -> Dataset:
     return dcmread(written.report)
 
 
 @pytest.fixture(scope="module")
-def capture(written: Row) -> Dataset:
+def capture(written: FileResult) -> Dataset:
     return dcmread(written.overlay)
 
 
@@ -72,14 +70,14 @@ def test_objects_belong_to_the_patient_and_study_of_the_image(report: Dataset, c
     assert report.SeriesInstanceUID != capture.SeriesInstanceUID
 
 
-def test_the_report_holds_the_row(report: Dataset, written: Row, predictor: Predictor) -> None:
-    assert written.probability is not None
-    assert written.low is not None
-    assert number(report, "Probability") == pytest.approx(100 * written.probability, abs=1e-3)
-    assert number(report, "Lower limit of the 95 % interval of the probability") == pytest.approx(100 * written.low, abs=1e-3)
-    assert number(report, "Threshold Value") == pytest.approx(100 * written.threshold, abs=1e-3)
+def test_the_report_holds_the_prediction(report: Dataset, written: FileResult, predictor: Predictor) -> None:
+    found = written.prediction
+    assert found is not None
+    assert number(report, "Probability") == pytest.approx(100 * found.probability, abs=1e-3)
+    assert number(report, "Lower limit of the 95 % interval of the probability") == pytest.approx(100 * found.low, abs=1e-3)
+    assert number(report, "Threshold Value") == pytest.approx(100 * predictor.manifest.threshold.value, abs=1e-3)
     (presence,) = named(report, "Presence")
-    expected = {"pneumonia": "Present", "normal": "Absent"}[written.finding]
+    expected = {"pneumonia": "Present", "normal": "Absent"}[found.decision]
     assert presence.ConceptCodeSequence[0].CodeMeaning == expected
     (finding,) = named(report, "Finding")
     assert (finding.ConceptCodeSequence[0].CodeValue, finding.ConceptCodeSequence[0].CodingSchemeDesignator) == (
@@ -107,8 +105,8 @@ def test_an_image_that_cannot_be_judged_is_reported_without_numbers(tmp_path: Pa
     assert row.overlay == ""
 
 
-def test_the_capture_shows_the_image_with_a_band_of_words(capture: Dataset, written: Row) -> None:
-    source = read_image(written.file).pixels
+def test_the_capture_shows_the_image_with_a_band_of_words(capture: Dataset, written: FileResult) -> None:
+    source = read_image(written.loaded.path).pixels
     height, width = (length * capture.Columns // source.shape[1] for length in source.shape)
     assert (capture.Columns, max(height, width), capture.SamplesPerPixel) == (
         width,
@@ -183,7 +181,7 @@ def test_heat_lies_where_the_network_saw_it(height: int, width: int, row: float,
 
 
 @pytest.mark.parametrize("tool", ["dsrdump", "dcmdump"])
-def test_dcmtk_reads_what_was_written(written: Row, tool: str) -> None:
+def test_dcmtk_reads_what_was_written(written: FileResult, tool: str) -> None:
     program = shutil.which(tool)
     if program is None:
         pytest.skip("needs dcmtk")
@@ -196,9 +194,9 @@ def test_dcmtk_reads_what_was_written(written: Row, tool: str) -> None:
 
 
 @pytest.mark.slow
-def test_an_archive_takes_both_into_the_study(written: Row, tmp_path: Path) -> None:
+def test_an_archive_takes_both_into_the_study(written: FileResult, tmp_path: Path) -> None:
     with run_orthanc(tmp_path) as archive:
-        for path in (written.file, written.report, written.overlay):
+        for path in (written.loaded.path, written.report, written.overlay):
             archive.upload(Path(path).read_bytes())
         (study,) = archive.ask("/studies")
         series = [archive.ask(f"/series/{name}")["MainDicomTags"] for name in archive.ask(f"/studies/{study}")["Series"]]

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from client.monitor.monitor import Monitor
 from client.predict import outputs
+from client.predict.answers import FileResult
 from client.predict.cli import predict
-from client.predict.rows import COLUMNS, Row
+from client.predict.rows import COLUMNS
 from client.predict.studies import Tally
 from common.errors import BundleError, ConfigError
 from common.keys import NodeKey
@@ -175,9 +176,9 @@ def test_a_monitor_that_cannot_be_written_is_told_of_once_and_judging_goes_on(
 def test_a_user_who_stops_it_is_told_what_there_is(
     bundle_dir: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Row] = []
+    seen: list[FileResult] = []
 
-    def interrupt(self: Tally, row: Row) -> None:
+    def interrupt(self: Tally, row: FileResult) -> None:
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(row)

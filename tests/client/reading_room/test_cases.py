@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from client.reading_room.cases import Cases
 from client.reading_room.room import clean
 from client.reading_room.schema import NextQuery, WorklistQuery
-from client.reading_room.tables import Case, open_database
+from client.reading_room.tables import NO_NUMBER, Case, open_database
 from common.audit import read_entries
 from common.audit_report import verify
 from common.images import Window, read_image
@@ -44,8 +44,11 @@ def test_a_file_becomes_a_case_with_the_predictors_judgement(stage: Stage, tmp_p
     expected = inline_reader().predictor.judge([read_image(tmp_path / "again.png")])[0]
     assert done["outcome"] == "new"
     assert case["verdict"] == expected.verdict
-    assert (case["probability"], case["low"], case["high"]) == (expected.probability, expected.low, expected.high)
-    assert case["classes"] == dict(expected.classes)
+    found = expected.prediction
+    assert found is not None
+    assert (case["probability"], case["low"], case["high"]) == (found.probability, found.low, found.high)
+    assert case["classes"] == dict(found.classes)
+    assert (case["model"], case["model_digest"]) == (expected.model, expected.model_digest)
     assert case["threshold"] == stage.room.model.threshold
     assert (case["status"], case["findings"], case["previous"]) == ("open", [], [])
 
@@ -65,6 +68,9 @@ def test_what_cannot_be_judged_has_no_numbers_anywhere(stage: Stage) -> None:
         assert not told.get("classes")
     assert explained["map"] is None
     assert not case["has_map"]
+    row = stage.room.cases.find(done["case"])
+    assert row is not None
+    assert (row.probability, row.low, row.high, row.classes) == (NO_NUMBER, NO_NUMBER, NO_NUMBER, {})
     assert problem(picture) == (404, "no_map")
 
 
