@@ -72,7 +72,7 @@ def write_untrained_bundle(folder: Path) -> Path:
     from common.keys import NodeKey, parse_private_key
     from common.model_bundle.calibration import Calibration
     from common.model_bundle.manifest import BundleManifest, CardFacts, OperatingPoint, Preprocessing
-    from common.model_bundle.sealing import seal
+    from common.model_bundle.sealing import seal_bundle
     from common.models import build_model
     from common.transforms import GREY_MEAN, GREY_STD
     from server.export.graph import export_onnx, quantize_onnx
@@ -96,7 +96,7 @@ def write_untrained_bundle(folder: Path) -> Path:
         calibration=Calibration(),
         card=CardFacts(sites=0),
     )
-    seal(folder, manifest, parse_private_key(NodeKey.generate("benchmark").private, "benchmark"))
+    seal_bundle(folder, manifest, parse_private_key(NodeKey.generate("benchmark").private, "benchmark"))
     return folder
 
 

@@ -84,7 +84,7 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
     from common.model_bundle.bundle import open_bundle
     from common.model_bundle.calibration import Calibration
     from common.model_bundle.manifest import WEIGHTS, BundleManifest, CardFacts, OperatingPoint, Preprocessing, Provenance
-    from common.model_bundle.sealing import hash_file, seal
+    from common.model_bundle.sealing import hash_bundle_file, seal_bundle
     from common.transforms import GREY_MEAN, GREY_STD
     from server.run_folder import RunFolder
 
@@ -97,8 +97,8 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
         pneumofed="benchmark",
         run=checkpoint["run"],
         round=checkpoint["round"],
-        checkpoint=hash_file(files.best_checkpoint),
-        config=hash_file(files.config),
+        checkpoint=hash_bundle_file(files.best_checkpoint),
+        config=hash_bundle_file(files.config),
         split_seed=experiment.split_seed,
         validation_fraction=experiment.training.validation_fraction,
         parent=parent.digest if parent else None,
@@ -117,7 +117,7 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
         calibration=Calibration(),
         card=CardFacts(sites=0, training_images=0, training_patients=0, provenance=origin),
     )
-    seal(folder, manifest, key)
+    seal_bundle(folder, manifest, key)
     return open_bundle(folder, [key.public_key()])
 
 

@@ -19,7 +19,7 @@ from benchmarks.drift_images import DAYS_A_WEEK, PATIENTS_A_DAY, QUIET_PATIENTS,
 from client.monitor.monitor import find
 from client.monitor.page import write_page
 from common.drift.bets import list_tests
-from common.drift.looks import look
+from common.drift.looks import daily_looks
 from common.drift.observations import Observations
 from common.drift.watch import RATE, Stream, watch
 from common.seeds import numpy_generator
@@ -56,7 +56,7 @@ def _weeks(bench: Bench, weeks: int) -> None:
         reference = bench.reference(np.sort(rows[:REFERENCE_PATIENTS]), f"week {week}")
         found = bench.observe(bench.plain.take(rows[REFERENCE_PATIENTS:][:size]), reference)
         alarms += any(stream.alarm is not None for stream in watch(found, reference))
-        looks = look(found, reference, list_tests(found, ()))
+        looks = daily_looks(found, reference, list_tests(found, ()))
         days, marked = days + len(looks), marked + sum(min(seen.p_values.values()) <= RATE for seen in looks)
     print(f"  {weeks} weeks, each after its own reference: {alarms} with an alarm")
     print(f"  their {days} single days: {marked} with an adjusted p-value <= {RATE:g}, {marked / days:.1%}", flush=True)
@@ -107,7 +107,7 @@ def _shift_labels(bench: Bench, share: float, repeats: int) -> None:
         arrivals = bench.plain.take(np.concatenate([quiet, shifted]))
         waits.append(_wait(watch(bench.observe(arrivals, reference), reference)))
         day = bench.observe(bench.plain.take(shifted[:200]), reference, 200)
-        found = look(day, reference, list_tests(day, ()))[0].prevalence
+        found = daily_looks(day, reference, list_tests(day, ()))[0].prevalence
         if found:
             estimates.append(found.value)
             covered += found.low <= share <= found.high

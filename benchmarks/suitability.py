@@ -23,7 +23,7 @@ from common.images import ImageInfo
 from common.model_bundle.bundle import open_bundle
 from common.model_bundle.pixel_statistics import NAMES
 from common.model_bundle.predictor import BATCH, Predictor
-from common.model_bundle.suitability import Finding, Inputs, Suitability, check, fit_suitability
+from common.model_bundle.suitability import Inputs, Suitability, SuitabilityResult, check_suitability, fit_suitability
 from common.seeds import numpy_generator
 from simulation.not_radiographs import PATTERNS, SPOILT, draw_pattern, spoil
 
@@ -47,9 +47,9 @@ def main() -> None:
     print(f"refused of left-out patients: {np.mean(rates):.3%} (mean of {args.splits} splits), stated: at most 2 %")
     fitted = _fit(reference, patients)
     for name, folder in (*args.good, *args.bad):
-        _tell(name, check(fitted, _inputs(predictor, walk_files(folder))))
+        _tell(name, check_suitability(fitted, _inputs(predictor, walk_files(folder))))
     for name, squares in _unsuitable(reference.images[:: args.every], predictor.manifest.preprocessing.size_px):
-        _tell(name, check(fitted, _run(predictor, squares, [reference.infos[0]] * len(squares))))
+        _tell(name, check_suitability(fitted, _run(predictor, squares, [reference.infos[0]] * len(squares))))
 
 
 def _named_folder(text: str) -> tuple[str, Path]:
@@ -100,13 +100,13 @@ def _fit(inputs: Inputs, patients: np.ndarray) -> Suitability:
 def _held_out(inputs: Inputs, patients: np.ndarray, seed: int) -> float:
     everyone = numpy_generator(seed, "benchmark").permutation(np.unique(patients))
     out = np.isin(patients, everyone[: len(everyone) // 4])
-    found = check(_fit(_part(inputs, ~out), patients[~out]), _part(inputs, out))
+    found = check_suitability(_fit(_part(inputs, ~out), patients[~out]), _part(inputs, out))
     refused = np.array([bool(finding.reasons) for finding in found])
     # What is guaranteed is the chance of one image of a new patient, so each patient counts once.
     return float(np.mean([refused[patients[out] == patient].mean() for patient in np.unique(patients[out])]))
 
 
-def _tell(name: str, found: list[Finding]) -> None:
+def _tell(name: str, found: list[SuitabilityResult]) -> None:
     reasons = Counter(reason.value for finding in found for reason in finding.reasons)
     shares = ", ".join(f"{reason} {count / len(found):.0%}" for reason, count in reasons.most_common())
     print(f"{name}: {np.mean([bool(finding.reasons) for finding in found]):.1%} of {len(found)} refused ({shares})")

@@ -36,7 +36,7 @@ from common.model_bundle.manifest import (
 )
 from common.model_bundle.pixel_statistics import NAMES, pixel_statistics
 from common.model_bundle.predictor import model_input, open_session
-from common.model_bundle.sealing import seal
+from common.model_bundle.sealing import seal_bundle
 from common.model_bundle.suitability import fit_suitability
 from common.models import build_model
 from common.seeds import derive_seed
@@ -118,7 +118,7 @@ def make_bundle(folder: Path, *, key: PrivateKey | None = None, name: str = "pha
         reference=ReferenceSet(sets=("phantoms",), images=len(squares), statistics=NAMES),
         card=CardFacts(sites=2, training_images=64, training_patients=64, phantom=True),
     )
-    seal(folder, manifest, key or signing_key())
+    seal_bundle(folder, manifest, key or signing_key())
     return folder
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from client.monitor.store import Entry, Label, Store, today
 from common.drift.bets import Baseline, list_tests
 from common.drift.evidence import YEAR_DAYS
-from common.drift.looks import Look, look
+from common.drift.looks import Look, daily_looks
 from common.drift.observations import Observations
 from common.drift.reference import Reference, reference_of
 from common.drift.summary import Grid, Summary
@@ -66,7 +66,7 @@ def find(found: Observations, reference: Reference, baselines: Sequence[Baseline
     tests = list_tests(found, baselines)
     since = int(found.days[-1]) - LOOKED_BACK_DAYS + 1
     starts = {test.scanner: test.start for test in tests}
-    return Findings(found, watch(found, reference, baselines), look(found, reference, tests, since), starts)
+    return Findings(found, watch(found, reference, baselines), daily_looks(found, reference, tests, since), starts)
 
 
 class Monitor:

@@ -52,7 +52,7 @@ class Look:
     prevalence: Prevalence | None
 
 
-def look(found: Observations, reference: Reference, tests: Sequence[Test], since: int = 0) -> list[Look]:
+def daily_looks(found: Observations, reference: Reference, tests: Sequence[Test], since: int = 0) -> list[Look]:
     """A look at each day from the ordinal `since` on at each scanner, in the order of `tests` and days."""
     return [seen for test in tests for seen in _look_at(found, reference, test, since)]
 

@@ -31,7 +31,7 @@ def pack(folder: Path, archive: Path) -> Path:
     return archive
 
 
-def unpack(archive: Path, folder: Path) -> Path:
+def unpack_bundle(archive: Path, folder: Path) -> Path:
     """Unpacks `archive` into the empty `folder`; returns where the bundle lies, which is `folder` or the one folder in it.
 
     Only plain files with plain relative names are taken, and no more of them or their bytes than a bundle may have, whatever the

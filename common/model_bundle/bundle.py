@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from common.errors import BundleError
 from common.keys import PublicKey
-from common.model_bundle.archive import unpack
+from common.model_bundle.archive import unpack_bundle
 from common.model_bundle.manifest import REFERENCE, WEIGHTS, BundleManifest
 from common.model_bundle.sealing import check_seal
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Reference:
+class ReferenceArrays:
     """The reference images, M of them, one a patient, in numbers that show no image and name no patient.
 
     Attributes:
@@ -102,14 +102,16 @@ class Bundle:
             ) from None
         return model.eval()
 
-    def load_reference(self) -> Reference:
+    def load_reference(self) -> ReferenceArrays:
         """The reference statistics.
 
         Raises:
             BundleError: the bundle has none.
         """
         with np.load(io.BytesIO(self.read(REFERENCE)), allow_pickle=False) as arrays:
-            return Reference(arrays["features"], arrays["probabilities"], arrays["pixel_statistics"], labels=arrays.get("labels"))
+            return ReferenceArrays(
+                arrays["features"], arrays["probabilities"], arrays["pixel_statistics"], labels=arrays.get("labels")
+            )
 
 
 class _Temporary:
@@ -135,5 +137,5 @@ def open_bundle(path: Path, trusted: Sequence[PublicKey] | None) -> Bundle:
     if not path.is_file():
         raise BundleError(f"{path} does not exist; give the folder or the archive that `pneumofed export` wrote")
     temporary = _Temporary()
-    folder = unpack(path, temporary.path)
+    folder = unpack_bundle(path, temporary.path)
     return Bundle(folder, *check_seal(folder, trusted), _temporary=temporary)

@@ -77,7 +77,7 @@ class ReferenceSet(Section):
     """Names of the columns of its pixel statistics."""
 
 
-class Estimate(Section):
+class IntervalEstimate(Section):
     """A number with its 95 % interval; None where it is undefined."""
 
     value: float | None
@@ -93,7 +93,7 @@ class Measured(Section):
     images: Annotated[int, Field(ge=0)]
     positives: Annotated[int, Field(ge=0)]
     patients: int | None = None
-    metrics: dict[str, Estimate]
+    metrics: dict[str, IntervalEstimate]
     """Metrics as in `common.evaluation.metrics`."""
 
 
@@ -104,8 +104,8 @@ class Quantization(Section):
     """The set, as in `Measured`."""
     images: Count
     calibration_images: Count
-    auroc_float32: Estimate
-    auroc_int8: Estimate
+    auroc_float32: IntervalEstimate
+    auroc_int8: IntervalEstimate
     mean_difference: NonNegative
     """Mean of |probability of int8 - probability of float32|, calibrated."""
     max_difference: NonNegative

@@ -12,12 +12,12 @@ import numpy.typing as npt
 import onnxruntime
 
 from common.images import Image, Window, fit_square, read_image
-from common.model_bundle import suitability
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.calibration import pneumonia_score
 from common.model_bundle.judgement import Judgement, Prediction
 from common.model_bundle.manifest import NETWORK, QUANTIZED, BundleManifest, Preprocessing
 from common.model_bundle.pixel_statistics import pixel_statistics
+from common.model_bundle.suitability import Inputs, check_suitability
 
 if TYPE_CHECKING:
     from common.dicom.header import DicomHeader
@@ -105,7 +105,7 @@ class Predictor:
         squares = np.stack([self.prepare(image) for image in images])
         outputs = self.run(squares[:, None])
         statistics = pixel_statistics(squares)
-        inputs = suitability.Inputs(squares, outputs["features"], statistics, [image.info for image in images])
+        inputs = Inputs(squares, outputs["features"], statistics, [image.info for image in images])
         predictions = self._predict(outputs)
         return [
             Judgement(
@@ -120,7 +120,7 @@ class Predictor:
                 pixel_statistics=statistics[row],
                 prediction=None if finding.reasons else predictions[row],
             )
-            for row, finding in enumerate(suitability.check(self.manifest.suitability, inputs))
+            for row, finding in enumerate(check_suitability(self.manifest.suitability, inputs))
         ]
 
     def _predict(self, outputs: dict[str, Floats]) -> list[Prediction]:

@@ -38,14 +38,14 @@ class SignatureFile(Section):
         return self.model_dump_json(indent=1).encode() + b"\n"
 
 
-def seal(folder: Path, manifest: BundleManifest, key: PrivateKey) -> BundleManifest:
+def seal_bundle(folder: Path, manifest: BundleManifest, key: PrivateKey) -> BundleManifest:
     """Writes `bundle.json` with the hashes of all files that lie in `folder`, and its signature; returns what was written.
 
     Raises:
         BundleError: the folder holds links, or more than a bundle may.
     """
     names = [name for name in list_files(folder) if name not in (MANIFEST, SIGNATURE_FILE)]
-    complete = manifest.model_copy(update={"files": {name: hash_file(folder / name) for name in names}})
+    complete = manifest.model_copy(update={"files": {name: hash_bundle_file(folder / name) for name in names}})
     text = _manifest_text(complete)
     public = format_public_key(key.public_key(), "").decode("ascii").strip()
     signature = base64.b64encode(sign(key, DOMAIN + text)).decode("ascii")
@@ -97,7 +97,7 @@ def list_files(folder: Path) -> list[str]:
     return sorted(names)
 
 
-def hash_file(path: Path) -> str:
+def hash_bundle_file(path: Path) -> str:
     """SHA-256 of the file in hexadecimal.
 
     Raises:
@@ -168,7 +168,7 @@ def _check_files(folder: Path, manifest: BundleManifest, names: Sequence[str]) -
             shown = ", ".join(sorted(difference)[:3])
             raise BundleError(f"the bundle {what} {len(difference)} file(s): {shown}; get it again from the coordinator")
     for name, digest in manifest.files.items():
-        if hash_file(folder / name) != digest:
+        if hash_bundle_file(folder / name) != digest:
             raise BundleError(f"{name} was changed after the bundle was signed; get it again from the coordinator")
 
 

@@ -95,7 +95,7 @@ class _Looks:
 
 
 @dataclass(frozen=True)
-class Finding:
+class SuitabilityResult:
     """Of one image: why it cannot be judged, empty if it can, and the numbers behind that.
 
     Attributes:
@@ -151,18 +151,20 @@ def fit_suitability(
     )
 
 
-def check(suitability: Suitability | None, inputs: Inputs) -> list[Finding]:
+def check_suitability(suitability: Suitability | None, inputs: Inputs) -> list[SuitabilityResult]:
     """One finding for each image of `inputs`, in order; without `suitability` the file's own account alone decides."""
     own = [header_reasons(info) for info in inputs.infos]
     if suitability is None or not own:
-        return [Finding(reasons, {}) for reasons in own]
+        return [SuitabilityResult(reasons, {}) for reasons in own]
     looks = _look(inputs.images)
     scores = _scores((suitability.features, suitability.pixels, suitability.cells), inputs.features, looks)
     p_values = _p_values(suitability.calibration.array, scores)
     refused = ~(scores <= suitability.limits[:, None])  # NaN, which a network may give for a strange picture, refuses
     best = _turned_distances(suitability.cells, looks.cells).argmin(axis=1)
     return [
-        Finding(reasons or _explain(refused[:, row], int(best[row])), dict(zip(TESTS, p_values[:, row].tolist(), strict=True)))
+        SuitabilityResult(
+            reasons or _explain(refused[:, row], int(best[row])), dict(zip(TESTS, p_values[:, row].tolist(), strict=True))
+        )
         for row, reasons in enumerate(own)
     ]
 

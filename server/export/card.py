@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from common.model_bundle.manifest import BundleManifest, CardFacts, Estimate, Measured, PrivacySpent, Provenance, Quantization
+from common.model_bundle.manifest import (
+    BundleManifest,
+    CardFacts,
+    IntervalEstimate,
+    Measured,
+    PrivacySpent,
+    Provenance,
+    Quantization,
+)
 from server.report_numbers import DASH, number, whole
 
 PHANTOM = "**These are drawn images (phantoms): the numbers below say nothing about patients.**"
@@ -228,7 +236,7 @@ def _metric_table(found: Sequence[Measured], wanted: Sequence[str] = tuple(_NAME
     return _table(["set (normal + pneumonia)", *(_NAMES[name] for name in shown)], rows)
 
 
-def _cell(estimate: Estimate | None) -> str:
+def _cell(estimate: IntervalEstimate | None) -> str:
     if estimate is None or estimate.value is None:
         return DASH
     span = f" ({number(estimate.low)}{DASH}{number(estimate.high)})" if estimate.low is not None else ""

@@ -12,7 +12,7 @@ from common.errors import BundleError
 from common.evaluation.bootstrap import Bootstrap, bootstrap
 from common.evaluation.predictions import Predictions
 from common.model_bundle.calibration import Calibration, pneumonia_score
-from common.model_bundle.manifest import Estimate, GraphCheck, Quantization
+from common.model_bundle.manifest import GraphCheck, IntervalEstimate, Quantization
 from common.model_bundle.predictor import open_session
 from server.export.graph import run_torch
 from server.export.pictures import Pictures
@@ -102,12 +102,12 @@ def _differences(graph: list[Floats], torch: tuple[Floats, ...]) -> npt.NDArray[
     return np.array([logits, float(np.abs(first - second).max()), max(others)])
 
 
-def _auroc(logits: Floats, part: Pictures, index: npt.NDArray[np.int64]) -> Estimate:
+def _auroc(logits: Floats, part: Pictures, index: npt.NDArray[np.int64]) -> IntervalEstimate:
     """With its bootstrap interval by patient; undefined where nobody labelled the images."""
     if part.labels is None:
-        return Estimate(value=None)
+        return IntervalEstimate(value=None)
     patients = tuple(part.patients[row] for row in index) if part.patients else tuple(map(str, index))
     predictions = Predictions.from_logits(logits, part.labels[index], patients)
     found = bootstrap(predictions, 0.5, Bootstrap())["auroc"]
     known = {name: float(found[name]) if np.isfinite(found[name]) else None for name in ("value", "low", "high")}
-    return Estimate(**known)
+    return IntervalEstimate(**known)

@@ -31,7 +31,7 @@ from common.model_bundle.manifest import (
     ReferenceSet,
 )
 from common.model_bundle.pixel_statistics import NAMES, pixel_statistics
-from common.model_bundle.sealing import seal
+from common.model_bundle.sealing import seal_bundle
 from common.model_bundle.suitability import Suitability, fit_suitability
 from common.models import build_model
 from common.transforms import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
@@ -151,7 +151,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     (folder / CARD).write_text(write_card(manifest), encoding="utf-8")
     write_triton(folder)
     write_monai(folder, manifest)
-    return seal(folder, manifest, plan.key)
+    return seal_bundle(folder, manifest, plan.key)
 
 
 def load_network(source: Source) -> nn.Module:

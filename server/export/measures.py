@@ -14,7 +14,7 @@ from common.evaluation.metrics import metrics
 from common.evaluation.predictions import Predictions
 from common.evaluation.statistics import CALIBRATION_BINS, Statistics
 from common.model_bundle.calibration import Calibration, Method, fit_calibration
-from common.model_bundle.manifest import Estimate, Measured
+from common.model_bundle.manifest import IntervalEstimate, Measured
 from server.export.source import Source
 from server.judge import bootstrap_settings
 from server.report_numbers import approximate
@@ -101,9 +101,9 @@ def measure_validation(source: Source, calibration: Calibration) -> list[Measure
     if source.validation is None or not source.validation.n:
         return []
     told = metrics(source.validation, source.threshold)
-    estimates = {name: Estimate(value=e.value, low=e.low, high=e.high) for name, e in approximate(told).items()}
+    estimates = {name: IntervalEstimate(value=e.value, low=e.low, high=e.high) for name, e in approximate(told).items()}
     for name, value in _proper_scores(source.validation, calibration).items():
-        estimates[name] = Estimate(value=value)
+        estimates[name] = IntervalEstimate(value=value)
     shown = {name: estimates[name] for name in SHOWN if name in estimates}
     return [Measured(name="validation", images=source.validation.n, positives=source.validation.n_positive, metrics=shown)]
 
@@ -127,7 +127,9 @@ def _measure_group(name: str, predictions: Predictions, threshold: float, settin
     measured = _measure(name, predictions, threshold, settings)
     closed = approximate(metrics(Statistics.of(predictions), threshold))
     estimates = {
-        metric: Estimate(value=e.value, low=e.low, high=e.high) for metric, e in closed.items() if metric in measured.metrics
+        metric: IntervalEstimate(value=e.value, low=e.low, high=e.high)
+        for metric, e in closed.items()
+        if metric in measured.metrics
     }
     return measured.model_copy(update={"metrics": {**measured.metrics, **estimates}})
 
@@ -143,11 +145,11 @@ def _measure(name: str, predictions: Predictions, threshold: float, settings: Bo
     )
 
 
-def _estimate(interval: Interval) -> Estimate:
+def _estimate(interval: Interval) -> IntervalEstimate:
     value, low, high = (
         float(number) if np.isfinite(number) else None for number in (interval["value"], interval["low"], interval["high"])
     )
-    return Estimate(value=value, low=low, high=high)
+    return IntervalEstimate(value=value, low=low, high=high)
 
 
 def _groups(known: list[ImageRecord | None]) -> dict[str, Callable[[ImageRecord], bool]]:

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from common.errors import BundleError
 from common.keys import NodeKey, fingerprint, parse_private_key
 from common.model_bundle import sealing
-from common.model_bundle.archive import pack, unpack
+from common.model_bundle.archive import pack, unpack_bundle
 from common.model_bundle.bundle import open_bundle
 from common.model_bundle.manifest import FORMAT
-from common.model_bundle.sealing import MANIFEST, SIGNATURE_FILE, list_files, seal
+from common.model_bundle.sealing import MANIFEST, SIGNATURE_FILE, list_files, seal_bundle
 from tests.model_bundles import make_bundle, signing_key
 
 TRUSTED = [signing_key().public_key()]
@@ -96,7 +96,7 @@ def test_a_link_in_the_folder_is_refused(copy: Path, tmp_path: Path) -> None:
 
 def test_a_stranger_is_refused_by_name_and_taken_where_all_are_trusted(copy: Path) -> None:
     stranger = parse_private_key(NodeKey.generate("stranger").private, "test")
-    seal(copy, open_bundle(copy, TRUSTED).manifest, stranger)
+    seal_bundle(copy, open_bundle(copy, TRUSTED).manifest, stranger)
     with pytest.raises(BundleError, match="does not trust") as refused:
         open_bundle(copy, TRUSTED)
     assert fingerprint(stranger.public_key()) in str(refused.value)
@@ -148,7 +148,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(name: str, tmp_path: Path
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr(zipfile.ZipInfo(name), b"gotcha")
     with pytest.raises(BundleError, match="leads out"):
-        unpack(archive, target)
+        unpack_bundle(archive, target)
     assert not list(tmp_path.rglob("*outside*"))
 
 
@@ -166,7 +166,7 @@ def test_links_in_archives_are_refused(tmp_path: Path) -> None:
         target = tmp_path / archive.suffix
         target.mkdir()
         with pytest.raises(BundleError, match="link"):
-            unpack(archive, target)
+            unpack_bundle(archive, target)
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +176,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("zeros", bytes(1_000_000))
     with pytest.raises(BundleError, match="unpacks to more than"):
-        unpack(archive, target)
+        unpack_bundle(archive, target)
     assert sum(path.stat().st_size for path in target.rglob("*")) <= 10_000
 
 

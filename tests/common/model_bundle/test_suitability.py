@@ -19,7 +19,7 @@ from common.model_bundle.density import Packed, fit_density
 from common.model_bundle.header_rules import header_reasons
 from common.model_bundle.judgement import Reason
 from common.model_bundle.layout_statistics import LAYOUT_STATISTICS, statistics_of, thumbnail
-from common.model_bundle.suitability import Inputs, Suitability, check, fit_suitability
+from common.model_bundle.suitability import Inputs, Suitability, check_suitability, fit_suitability
 from simulation.not_radiographs import PATTERNS, SPOILT, draw_pattern, spoil
 from simulation.phantom_patients import draw_patients, draw_picture
 
@@ -51,7 +51,7 @@ def inputs_of(squares: np.ndarray) -> Inputs:
 
 
 def reasons_of(squares: np.ndarray) -> list[tuple[Reason, ...]]:
-    return [finding.reasons for finding in check(fitted(), inputs_of(squares))]
+    return [finding.reasons for finding in check_suitability(fitted(), inputs_of(squares))]
 
 
 def fit(squares: np.ndarray, patients: list[str], rate: float = 0.05) -> Suitability:
@@ -127,7 +127,7 @@ def test_parameters_survive_a_file() -> None:
     again = Suitability.model_validate_json(fitted().model_dump_json())
     inputs = inputs_of(phantoms()[0][:5])
     assert again == fitted()
-    assert check(again, inputs) == check(fitted(), inputs)
+    assert check_suitability(again, inputs) == check_suitability(fitted(), inputs)
 
 
 def test_an_array_of_the_wrong_length_is_refused() -> None:
@@ -139,7 +139,7 @@ def test_an_array_of_the_wrong_length_is_refused() -> None:
 
 def test_features_that_are_no_numbers_are_refused() -> None:
     squares = phantoms()[0][:1]
-    (finding,) = check(fitted(), replace(inputs_of(squares), features=np.full((1, 64), np.nan)))
+    (finding,) = check_suitability(fitted(), replace(inputs_of(squares), features=np.full((1, 64), np.nan)))
     assert Reason.FAR_FROM_REFERENCE in finding.reasons
 
 
@@ -168,7 +168,7 @@ def test_too_few_patients_cannot_be_fitted() -> None:
 def test_the_files_own_account_is_believed(told: dict[str, object], reason: Reason | None) -> None:
     info = replace(GREY, **told)  # type: ignore[arg-type]
     assert header_reasons(info) == ((reason,) if reason else ())
-    (finding,) = check(None, replace(inputs_of(phantoms()[0][:1]), infos=[info]))
+    (finding,) = check_suitability(None, replace(inputs_of(phantoms()[0][:1]), infos=[info]))
     assert finding.reasons == header_reasons(info)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from common.model_bundle.bundle import open_bundle
-from common.model_bundle.sealing import seal
+from common.model_bundle.sealing import seal_bundle
 from server.export.layouts import write_monai
 from tests.model_bundles import make_bundle, signing_key
 
@@ -20,7 +20,7 @@ def test_monai_finds_inputs_and_outputs_as_the_metadata_says(tmp_path: Path, mon
     folder = make_bundle(tmp_path / "bundle")
     manifest = open_bundle(folder, None).manifest
     write_monai(folder, manifest)
-    seal(folder, manifest, signing_key())
+    seal_bundle(folder, manifest, signing_key())
     monkeypatch.chdir(folder)
     verify_net_in_out(
         net_id="network_def", meta_file="metadata.json", config_file="configs/inference.json", device="cpu", bundle_root="."

@@ -14,7 +14,7 @@ from common.evaluation.comparison import Comparison, compare
 from common.model_bundle.bundle import Bundle, open_bundle
 from common.model_bundle.calibration import Calibration
 from common.model_bundle.manifest import WEIGHTS, BundleManifest, CardFacts, OperatingPoint, Provenance
-from common.model_bundle.sealing import seal
+from common.model_bundle.sealing import seal_bundle
 from common.models import build_model
 from tests.common.evaluation.draws import of_scores
 from tests.model_bundles import PREPROCESSING, signing_key
@@ -46,7 +46,7 @@ def seal_network(
         calibration=Calibration(),
         card=CardFacts(sites=sites, training_images=0, training_patients=0, phantom=True, provenance=origin),
     )
-    seal(folder, manifest, signing_key())
+    seal_bundle(folder, manifest, signing_key())
     return open_bundle(folder, [signing_key().public_key()])
 
 
