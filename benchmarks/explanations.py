@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from client.explain.deletion import Curves, by_cell, curves, random_curves
 from client.explain.explain import explain
 from client.explain.focus import Misplaced, judge_focus
-from client.explain.intervals import mean_interval, show
+from client.explain.intervals import mean_interval, show_interval
 from client.explain.lungs import LungField, find_lungs
 from client.explain.markers import find_markers
 from client.explain.methods import METHODS, Method, Target
@@ -182,9 +182,9 @@ def _sanity_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
     yield "|---" * (5 + len(shares)) + "|"
     for method, mine in _by_method(rows):
         found = [_sanity(method, mine, share) for share in shares]
-        ranks = " | ".join(show(max(one.rank, one.absolute_rank, key=lambda mean: mean["value"])) for one in found)
+        ranks = " | ".join(show_interval(max(one.rank, one.absolute_rank, key=lambda mean: mean["value"])) for one in found)
         seconds = float(np.median([row["seconds"] for row in mine]))
-        yield f"| {method} | {len(mine)} | {seconds:.2f} | {ranks} | {show(found[-1].structure)} | {found[-1].verdict} |"
+        yield f"| {method} | {len(mine)} | {seconds:.2f} | {ranks} | {show_interval(found[-1].structure)} | {found[-1].verdict} |"
 
 
 def _sanity(method: Method, rows: list[dict[str, Any]], share: str) -> Sanity:
@@ -206,7 +206,7 @@ def _curve_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
 
 def _curve_cells(rows: list[dict[str, Any]], reference: str, kind: str) -> str:
     own, chance, gain = (_mean_of(rows, reference, key) for key in (f"{kind}_area", f"random_{kind}_area", kind))
-    return f"{own['value']:.3f} ({chance['value']:.3f}) | {show(gain, 3)}"
+    return f"{own['value']:.3f} ({chance['value']:.3f}) | {show_interval(gain, 3)}"
 
 
 def _mean_of(rows: list[dict[str, Any]], reference: str, key: str) -> Interval:
@@ -221,7 +221,7 @@ def _focus_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
         columns: list[list[float]] = [[one["outside"] for one in part], [one["outside_area"] for one in part]]
         columns += [[float(flag in one["warnings"]) for one in part] for flag in (Misplaced.OUTSIDE, Misplaced.MARKS)]
         columns.append(_habit([row for row in mine if row["called"] == "pneumonia"]))
-        cells = [show(mean_interval(column, [one["patient"] for one in part])) for column in columns]
+        cells = [show_interval(mean_interval(column, [one["patient"] for one in part])) for column in columns]
         yield f"| {method} | {len(part)} | {' | '.join(cells)} |"
 
 

@@ -17,7 +17,7 @@ console = Console(highlight=False, soft_wrap=True)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def explain(
+def explain_command(
     paths: Annotated[list[Path], typer.Argument(help="JPEG, PNG and DICOM files, or folders of them.")],
     bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
@@ -48,7 +48,7 @@ def explain(
     request = Request(methods, _target(target, opened.manifest.classes), seed, check)
     explained: list[str] = []
     try:
-        outcome = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
+        report = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
     except KeyboardInterrupt:
         notes.print(
             f"stopped: pictures of {len(explained)} images are in {out}; {RESULT} was not written", style="yellow", markup=False
@@ -57,12 +57,12 @@ def explain(
     if json_:
         _say((out / RESULT).read_text())
         return
-    for found in outcome.sanity.values():
+    for found in report.sanity.values():
         _say(f"{found['method']}: {found['sentence']}")
-    for reason, count in outcome.skipped.items():
+    for reason, count in report.skipped.items():
         _say(f"left out: {reason}: {count}")
     _say(
-        f"{len(outcome.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
+        f"{len(report.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
     )
 
 

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 
 from client.cli import app as site_app
-from client.explain_cli import explain
+from client.explain_cli import explain_command
 from client.monitor_cli import app as monitor_app
-from client.predict.cli import predict
+from client.predict.cli import predict_command
 from client.privacy_cli import app as privacy_app
 from client.reading_room.cli import app as room_app
 from common.audit_cli import app as audit_app
@@ -38,8 +38,8 @@ app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 app.command(rich_help_panel="Study")(export)
 app.command(rich_help_panel="Study")(release)
-app.command(rich_help_panel="Reading room")(predict)
-app.command(rich_help_panel="Reading room")(explain)
+app.command("predict", rich_help_panel="Reading room")(predict_command)
+app.command("explain", rich_help_panel="Reading room")(explain_command)
 app.add_typer(room_app, name="reading-room", rich_help_panel="Reading room")
 app.add_typer(monitor_app, name="monitor", rich_help_panel="Reading room")
 

@@ -20,9 +20,9 @@ from client.explain.markers import find_markers
 from client.explain.methods import Attribution, Method, Target
 from client.explain.pictures import Panel, montage, overlay
 from client.explain.placing import place_on_image
-from client.explain.sanity import Sanity, check
+from client.explain.sanity import Sanity, sanity_check
 from client.explain.score import LogOdds, empty
-from client.explain.words import describe, headline
+from client.explain.words import caption_map, headline
 from client.predict.files import find_files
 from common.data.atomic import atomic_write
 from common.errors import EmptySiteError, ImageError
@@ -58,7 +58,7 @@ class Request:
 
 
 @dataclass
-class Outcome:
+class ExplanationReport:
     """What was done, as it stands in the JSON file, which names the files and so stays where they are."""
 
     bundle: str
@@ -78,7 +78,7 @@ class _Setup:
     sanity: Mapping[Method, Sanity]
 
 
-def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Request, tell: Tell) -> Outcome:
+def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Request, tell: Tell) -> ExplanationReport:
     """Writes `NUMBER-METHOD.png`, with several methods `NUMBER.png`, and `explanations.json` into `out`; no name of a file is in theirs.
 
     Args:
@@ -92,29 +92,29 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Req
         EmptySiteError: no file could be read; the JSON file says why.
     """
     out.mkdir(parents=True, exist_ok=True)
-    outcome, predictor = Outcome(bundle.digest), Predictor(bundle, threads=1)
-    network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, outcome))
+    report, predictor = ExplanationReport(bundle.digest), Predictor(bundle, threads=1)
+    network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, report))
     verdicts = _check(network, readable, predictor, request) if request.checked else {}
-    outcome.sanity = {method: found.as_json() for method, found in verdicts.items()}
+    report.sanity = {method: found.as_json() for method, found in verdicts.items()}
     setup = _Setup(predictor, network, request, verdicts)
     for number, path in enumerate(readable, start=1):
-        outcome.images.append({"path": str(path), **_explain_image(setup, path, out / f"{number:04d}")})
+        report.images.append({"path": str(path), **_explain_image(setup, path, out / f"{number:04d}")})
         tell(f"{number} of {len(readable)}: {', '.join(request.methods)}")
     with atomic_write(out / RESULT) as file:
-        file.write(json.dumps(without_nan(vars(outcome)), indent=1).encode())
+        file.write(json.dumps(without_nan(vars(report)), indent=1).encode())
     if not readable:
-        counts = ", ".join(f"{reason} ({count})" for reason, count in sorted(outcome.skipped.items()))
+        counts = ", ".join(f"{reason} ({count})" for reason, count in sorted(report.skipped.items()))
         raise EmptySiteError(f"no image could be read: {counts or 'there is no file'}; each is named in {out / RESULT}")
-    return outcome
+    return report
 
 
-def _read(files: Iterable[Path], predictor: Predictor, outcome: Outcome) -> Iterator[Path]:
+def _read(files: Iterable[Path], predictor: Predictor, report: ExplanationReport) -> Iterator[Path]:
     for path in files:
         try:
             predictor.read(path)
         except ImageError as error:
-            outcome.skipped[error.reason.value] += 1
-            outcome.skipped_files.append({"path": str(path), "reason": error.reason.value})
+            report.skipped[error.reason.value] += 1
+            report.skipped_files.append({"path": str(path), "reason": error.reason.value})
         else:
             yield path
 
@@ -123,7 +123,7 @@ def _check(network: nn.Module, files: Sequence[Path], predictor: Predictor, requ
     images = [_network_input(predictor, predictor.read(path).image) for path in files[:CHECKED_IMAGES]]
     if not images:
         return {}
-    return {method: check(network, images, method, request.target, seed=request.seed) for method in request.methods}
+    return {method: sanity_check(network, images, method, request.target, seed=request.seed) for method in request.methods}
 
 
 def _explain_image(setup: _Setup, path: Path, stem: Path) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def _explain_image(setup: _Setup, path: Path, stem: Path) -> dict[str, Any]:
         values = place_on_image(attribution.values, image.pixels.shape, predictor.manifest.preprocessing.fit)
         focus = judge_focus(values, lungs, marks, scale * attribution.cell_px / 2)
         faith = _faithfulness(setup, inputs, attribution)
-        lines = describe(attribution, predictor.manifest, setup.sanity.get(method), focus, faith)
+        lines = caption_map(attribution, predictor.manifest, setup.sanity.get(method), focus, faith)
         panels.append(Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines))
         maps[method] = {"score": attribution.score, "focus": vars(focus), "deletion": faith, "text": lines}
         write(overlay(panels[-1], title), stem.with_name(f"{stem.name}-{method}.png"))

@@ -37,7 +37,7 @@ def mean_interval(values: Sequence[float], patients: Sequence[str] | None = None
     return Interval(value=float(known[defined].mean()), low=float(low), high=float(high), resamples=len(means))
 
 
-def show(found: Interval, digits: int = 2) -> str:
+def show_interval(found: Interval, digits: int = 2) -> str:
     """The mean with its interval, or that there is none."""
     if math.isnan(found["value"]):
         return "not known"

@@ -55,7 +55,7 @@ def overlay(panel: Panel, title: str) -> Figure:
 
     figure = Figure(figsize=(6.4, 7.2), dpi=150, layout="constrained", facecolor="white")
     axes, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": (5.0, 2.0)})
-    draw(axes, panel)
+    draw_panel(axes, panel)
     _scale(figure, axes, panel.attribution)
     axes.set_title(f"{FACTS[panel.attribution.method].title}: {title}", fontsize=TEXT_PT + 2, color=INK)
     below.axis("off")
@@ -78,7 +78,7 @@ def montage(panels: Sequence[Panel], title: str) -> Figure:
     for axes in (plain, *others):
         axes.axis("off")
     for axes, panel in zip(others, panels, strict=False):
-        draw(axes, panel)
+        draw_panel(axes, panel)
         _scale(figure, axes, panel.attribution)
         axes.set_title(FACTS[panel.attribution.method].title, fontsize=TEXT_PT, color=INK)
     figure.suptitle(title, fontsize=TEXT_PT + 2, color=INK)
@@ -86,7 +86,7 @@ def montage(panels: Sequence[Panel], title: str) -> Figure:
     return figure
 
 
-def draw(axes: Axes, panel: Panel) -> None:
+def draw_panel(axes: Axes, panel: Panel) -> None:
     """Draws `panel` into `axes`. Values are relative to the largest of the picture."""
     cmap, lowest = _colours(panel.attribution)
     relative = relative_values(panel)

@@ -12,7 +12,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from client.explain.explain import explain
-from client.explain.intervals import mean_interval, show
+from client.explain.intervals import mean_interval, show_interval
 from client.explain.methods import Method, Target
 from client.explain.randomise import randomised
 from common.evaluation.bootstrap import Interval
@@ -70,7 +70,7 @@ class Sanity:
     def sentence(self) -> str:
         """The verdict with its number, for the radiologist."""
         worst = max(self.rank, self.absolute_rank, key=lambda found: found["value"])
-        number = f"rank correlation {show(worst)}, {self.pairs} pairs of maps"
+        number = f"rank correlation {show_interval(worst)}, {self.pairs} pairs of maps"
         if self.verdict == "depends on the weights":
             return f"The map depends on what the network has learnt: with random weights it is another one ({number})."
         if self.verdict == "does not depend on the weights":
@@ -80,7 +80,9 @@ class Sanity:
         return f"Whether the map depends on the weights could not be told ({number})."
 
 
-def check(network: nn.Module, images: Sequence[Tensor], method: Method, target: Target = "pneumonia", *, seed: int = 0) -> Sanity:
+def sanity_check(
+    network: nn.Module, images: Sequence[Tensor], method: Method, target: Target = "pneumonia", *, seed: int = 0
+) -> Sanity:
     """The check with all weights drawn anew, on each of `images` [1, 1, S, S]; several random networks where there are few images."""
     networks = [randomised(network, 1.0, seed + number) for number in range(math.ceil(LEAST_PAIRS / max(1, len(images))))]
     found: list[Likeness] = []

@@ -25,7 +25,7 @@ def headline(judgement: Judgement) -> str:
     return f"{found.decision}, P = {found.probability:.2f} ({found.low:.2f} to {found.high:.2f})"
 
 
-def describe(
+def caption_map(
     attribution: Attribution, manifest: BundleManifest, sanity: Sanity | None, focus: Focus, faith: Mapping[str, float]
 ) -> tuple[str, ...]:
     """The lines below one map; warnings first.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from client.predict.archive.writer import ArchiveWriter
     from client.predict.outputs import Output
     from client.predict.recording import Recorder
-    from client.predict.studies import Tally
+    from client.predict.studies import PredictionSummary
     from common.model_bundle.bundle import Bundle
     from common.model_bundle.predictor import Predictor
 
@@ -29,7 +29,7 @@ console = Console(highlight=False)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def predict(
+def predict_command(
     paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG or PNG files, and folders of them.")],
     bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
     trusted: Annotated[
@@ -55,7 +55,7 @@ def predict(
     from client.predict.answers import judge_files
     from client.predict.archive.writer import ArchiveWriter
     from client.predict.files import find_files
-    from client.predict.studies import Tally
+    from client.predict.studies import PredictionSummary
     from common.keys import read_public_key
     from common.model_bundle.bundle import open_bundle
     from common.model_bundle.predictor import Predictor
@@ -64,17 +64,17 @@ def predict(
     if not trusted:
         notes.print(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim", markup=False)
     predictor = Predictor(opened, "int8" if int8 else "float32", threads)
-    recorder, tally = _recorder(monitor, opened), Tally()
+    recorder, summary = _recorder(monitor, opened), PredictionSummary()
     try:
         with ExitStack() as stack:
-            outputs = _open_outputs(stack, predictor, tally, csv, json_)
+            outputs = _open_outputs(stack, predictor, summary, csv, json_)
             results = judge_files(find_files(paths), predictor, threads)
             watched = recorder.pass_on(results) if recorder else results
-            _run(watched, ArchiveWriter(predictor, sr, overlay), tally, outputs)
+            _run(watched, ArchiveWriter(predictor, sr, overlay), summary, outputs)
     except KeyboardInterrupt:
-        _tell_stopped(tally, csv, [folder for folder in (sr, overlay) if folder], recorder)
+        _tell_stopped(summary, csv, [folder for folder in (sr, overlay) if folder], recorder)
         raise typer.Exit(INTERRUPTED) from None
-    raise typer.Exit(_exit_code(tally))
+    raise typer.Exit(_exit_code(summary))
 
 
 def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
@@ -86,9 +86,9 @@ def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
     return Recorder(Monitor.open(folder, bundle), _note)
 
 
-def _tell_stopped(tally: Tally, csv: Path | None, folders: list[Path], recorder: Recorder | None) -> None:
+def _tell_stopped(summary: PredictionSummary, csv: Path | None, folders: list[Path], recorder: Recorder | None) -> None:
     """What there is of a run that the user ended."""
-    told = [f"stopped after {tally.files} files"]
+    told = [f"stopped after {summary.files} files"]
     told += [f"{csv} was not written"] if csv else []
     told += [f"what was written into {folder} stays" for folder in folders]
     told += [f"{recorder.recorded} images are in the monitor"] if recorder else []
@@ -99,27 +99,29 @@ def _note(text: str) -> None:
     notes.print(text, style="yellow", markup=False)
 
 
-def _open_outputs(stack: ExitStack, predictor: Predictor, tally: Tally, csv: Path | None, json_: bool) -> list[Output]:
+def _open_outputs(
+    stack: ExitStack, predictor: Predictor, summary: PredictionSummary, csv: Path | None, json_: bool
+) -> list[Output]:
     from client.predict.outputs import open_csv, open_json, open_table
 
-    shown = open_json(sys.stdout, predictor, tally) if json_ else open_table(console, predictor, tally)
+    shown = open_json(sys.stdout, predictor, summary) if json_ else open_table(console, predictor, summary)
     outputs = [stack.enter_context(shown)]
     if csv:
         outputs.append(stack.enter_context(open_csv(csv, predictor)))
     return outputs
 
 
-def _run(results: Iterator[FileResult], writer: ArchiveWriter, tally: Tally, outputs: list[Output]) -> None:
+def _run(results: Iterator[FileResult], writer: ArchiveWriter, summary: PredictionSummary, outputs: list[Output]) -> None:
     for result in map(writer.write, results):
-        tally.add(result)
+        summary.add(result)
         for output in outputs:
             output.add(result)
-    if not tally.files:
+    if not summary.files:
         raise ConfigError("no file found: give files, or folders that hold some (hidden files are left out)")
 
 
-def _exit_code(tally: Tally) -> int:
-    unreadable = tally.statuses["unreadable"]
-    if unreadable == tally.files:
+def _exit_code(summary: PredictionSummary) -> int:
+    unreadable = summary.statuses["unreadable"]
+    if unreadable == summary.files:
         return NONE_READ
     return SOME_UNREADABLE if unreadable else ALL_READ

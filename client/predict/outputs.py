@@ -16,7 +16,7 @@ from rich.text import Text
 
 from client.predict.answers import FileResult
 from client.predict.rows import COLUMNS, SCHEMA, csv_row, json_row
-from client.predict.studies import Tally
+from client.predict.studies import PredictionSummary
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
 from common.model_bundle.predictor import Predictor
@@ -70,12 +70,12 @@ class _Json:
 
 
 @contextmanager
-def open_json(file: TextIO, predictor: Predictor, tally: Tally) -> Iterator[Output]:
-    """Writes one JSON document to `file` as rows come: `schema`, `model`, `images`, then `studies` and `summary` of `tally`."""
+def open_json(file: TextIO, predictor: Predictor, summary: PredictionSummary) -> Iterator[Output]:
+    """Writes one JSON document to `file` as rows come: `schema`, `model`, `images`, then `studies` and `summary` of `summary`."""
     head = json.dumps({"schema": SCHEMA, "model": describe_model(predictor)})
     file.write(f'{head[:-1]}, "images": [')
     yield _Json(file, predictor.manifest.threshold.value)
-    tail = {"studies": [study.to_json() for study in tally.studies.values()], "summary": tally.to_json()}
+    tail = {"studies": [study.to_json() for study in summary.studies.values()], "summary": summary.to_json()}
     file.write(f"\n], {json.dumps(tail)[1:]}\n")
 
 
@@ -104,7 +104,7 @@ class _Rows:
 
 
 @contextmanager
-def open_table(console: Console, predictor: Predictor, tally: Tally) -> Iterator[Output]:
+def open_table(console: Console, predictor: Predictor, summary: PredictionSummary) -> Iterator[Output]:
     """Shows the first `TABLE_ROWS` rows as a table, images of a study together, and the counts of all of them."""
     rows = _Rows()
     yield rows
@@ -114,11 +114,11 @@ def open_table(console: Console, predictor: Predictor, tally: Tally) -> Iterator
     for (study, cells), following in zip(kept, [*kept[1:], None], strict=True):
         table.add_row(*cells, end_section=bool(study and following and following[0] != study))
     console.print(table)
-    if tally.files > len(rows.kept):
-        console.print(f"and {tally.files - len(rows.kept)} more: --csv FILE or --json shows all")
-    counts = tally.statuses
+    if summary.files > len(rows.kept):
+        console.print(f"and {summary.files - len(rows.kept)} more: --csv FILE or --json shows all")
+    counts = summary.statuses
     console.print(
-        f"{tally.files} files: {tally.findings['pneumonia']} pneumonia, {tally.findings['normal']} normal, "
+        f"{summary.files} files: {summary.findings['pneumonia']} pneumonia, {summary.findings['normal']} normal, "
         f"{counts['cannot_judge']} cannot be judged, {counts['unreadable']} cannot be read"
     )
     console.print("A second look, not a diagnosis: whoever reads the image decides.", style="dim")

@@ -24,7 +24,7 @@ class Study:
 
 
 @dataclass
-class Tally:
+class PredictionSummary:
     """Counts of all files, and their studies; memory grows with the number of studies, not of images.
 
     Attributes:

@@ -23,7 +23,7 @@ def make_capture(source: Dataset, picture: np.ndarray, predictor: Predictor) -> 
     """A Secondary Capture of `picture` uint8 [H, W, 3], in the study and of the patient of `source`, in a series of its own.
 
     Args:
-        source: of `read_source`.
+        source: of `read_source_header`.
         picture: of `draw_heat`.
         predictor: that judged it.
 

@@ -47,7 +47,7 @@ def make_report(source: Dataset, judgement: Judgement, predictor: Predictor) -> 
     the bundle's name and digest, the image by its SOP Instance UID.
 
     Args:
-        source: of `read_source`.
+        source: of `read_source_header`.
         judgement: of the same image.
         predictor: that judged it.
 

@@ -20,7 +20,7 @@ _MAY_BE_EMPTY = (
 """Type 2 of the Patient and General Study modules (PS3.3, C.7.1.1 and C.7.2.1): empty where the source lacks them."""
 
 
-def read_source(path: Path) -> Dataset:
+def read_source_header(path: Path) -> Dataset:
     """The header of the DICOM file `path` without its pixels; tags of type 2 that it lacks are there and empty.
 
     Raises:

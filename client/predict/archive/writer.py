@@ -60,10 +60,10 @@ class ArchiveWriter:
         if not result.loaded.instance:
             return replace(result, note=_join(result.note, NOT_DICOM))
         from client.predict.archive.report import make_report
-        from client.predict.archive.source import read_source
+        from client.predict.archive.source import read_source_header
 
         try:
-            report = make_report(read_source(result.loaded.path), judgement, self._predictor)
+            report = make_report(read_source_header(result.loaded.path), judgement, self._predictor)
         except (ImageError, ValueError, TypeError, AttributeError, KeyError) as error:
             return replace(result, note=_join(result.note, f"report {_HEADER}", type(error).__name__))
         return replace(result, report=str(_save(report, self._reports)))
@@ -85,9 +85,9 @@ class ArchiveWriter:
         picture = draw_heat(self._predictor.read(path).image.pixels, judgement, self._predictor)
         if result.loaded.instance:
             from client.predict.archive.capture import make_capture
-            from client.predict.archive.source import read_source
+            from client.predict.archive.source import read_source_header
 
-            return _save(make_capture(read_source(path), picture, self._predictor), folder)
+            return _save(make_capture(read_source_header(path), picture, self._predictor), folder)
         import PIL.Image
 
         target = folder / f"{path.stem}-{hashlib.sha256(bytes(path)).hexdigest()[:8]}.png"

@@ -11,7 +11,7 @@ import torch
 from client.explain.deletion import CELLS, STEPS, area, curves, random_curves
 from client.explain.intervals import mean_interval
 from client.explain.randomise import cascade, randomised
-from client.explain.sanity import Likeness, check, conclude, likeness, spearman
+from client.explain.sanity import Likeness, conclude, likeness, sanity_check, spearman
 from client.explain.score import LogOdds
 from common.seeds import torch_generator
 from common.transforms import GREY_MEAN
@@ -47,12 +47,12 @@ def test_a_map_that_is_only_upside_down_is_no_other_map() -> None:
 def test_a_network_whose_weights_do_not_matter_fails_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """`Bright` has no weights: its maps are of the image alone, and the check must say so."""
     monkeypatch.setattr("client.explain.sanity.randomised", lambda network, share, seed: network)
-    found = check(Bright(), [IMAGE], "integrated-gradients")
+    found = sanity_check(Bright(), [IMAGE], "integrated-gradients")
     assert found.verdict == "does not depend on the weights" and found.rank["value"] == pytest.approx(1.0)
 
 
 def test_the_check_of_a_real_network_compares_enough_pairs() -> None:
-    found = check(network_of("small_cnn"), [IMAGE, IMAGE.flip(-1)], "integrated-gradients")
+    found = sanity_check(network_of("small_cnn"), [IMAGE, IMAGE.flip(-1)], "integrated-gradients")
     assert found.pairs + found.constant == 6 and found.rank["value"] < 0.9
 
 

@@ -16,16 +16,16 @@ from typer.testing import CliRunner
 from client.monitor.monitor import Monitor
 from client.predict import outputs
 from client.predict.answers import FileResult
-from client.predict.cli import predict
+from client.predict.cli import predict_command
 from client.predict.rows import COLUMNS
-from client.predict.studies import Tally
+from client.predict.studies import PredictionSummary
 from common.errors import BundleError, ConfigError
 from common.keys import NodeKey
 from common.model_bundle.bundle import open_bundle
 from tests.client.predict.pictures import STUDY, write_phantom, write_png
 
 app = typer.Typer()
-app.command()(predict)
+app.command()(predict_command)
 
 
 def run(bundle: Path, *arguments: object) -> Result:
@@ -178,14 +178,14 @@ def test_a_user_who_stops_it_is_told_what_there_is(
 ) -> None:
     seen: list[FileResult] = []
 
-    def interrupt(self: Tally, row: FileResult) -> None:
+    def interrupt(self: PredictionSummary, row: FileResult) -> None:
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(row)
         count(self, row)
 
-    count = Tally.add
-    monkeypatch.setattr(Tally, "add", interrupt)
+    count = PredictionSummary.add
+    monkeypatch.setattr(PredictionSummary, "add", interrupt)
     result = run(bundle_dir, folder, "--csv", tmp_path / "out.csv", "--overlay", tmp_path / "maps")
     assert result.exit_code == 130
     assert not (tmp_path / "out.csv").exists()
