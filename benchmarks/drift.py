@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.drift_images import DAYS_A_WEEK, PATIENTS_A_DAY, QUIET_PATIENTS, REFERENCE_PATIENTS, Bench, Pool, load_bench
-from client.monitor.monitor import find
-from client.monitor.page import write_page
+from client.monitor.monitor import find_drift
+from client.monitor.page import write_drift_page
 from common.drift.bets import list_tests
 from common.drift.looks import daily_looks
 from common.drift.observations import Observations
@@ -148,7 +148,7 @@ def _show(bench: Bench, out: Path) -> None:
     columns = {name: np.concatenate([getattr(steady, name), getattr(turned, name)]) for name in vars(steady)}
     order = np.argsort(columns["days"], kind="stable")
     found = replace(Observations(**columns).take(order), read_order=np.arange(len(order)))
-    print(*write_page(out, find(found, reference), reference))
+    print(*write_drift_page(out, find_drift(found, reference), reference))
 
 
 def _parse() -> argparse.Namespace:

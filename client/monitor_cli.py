@@ -53,7 +53,7 @@ def add(
     json_: Json = False,
 ) -> None:
     """Judge images and put them into the monitor. No pixel and no patient is kept."""
-    from client.monitor.add import add_images
+    from client.monitor.add import record_images
     from client.monitor.monitor import Monitor
     from common.data.manifest import read_manifest
     from common.model_bundle.predictor import Predictor
@@ -61,7 +61,7 @@ def add(
     opened = _open(bundle, trusted, json_)
     records = read_manifest(patients).records if patients else ()
     known = {record.path.absolute(): record.patient for record in records}
-    added = add_images(Monitor.open(folder, opened), Predictor(opened), paths, day.date() if day else None, known)
+    added = record_images(Monitor.open(folder, opened), Predictor(opened), paths, day.date() if day else None, known)
     if json_:
         _print_json(vars(added))
         return
@@ -72,8 +72,8 @@ def add(
         _say(f"  {added.patients_unknown} without a patient: each counts as one of its own (--patients tells whose they are)")
 
 
-@app.command()
-def check(bundle: BundlePath, folder: Folder = Path("monitor"), trusted: Trusted = None, json_: Json = False) -> None:
+@app.command("check")
+def check_drift(bundle: BundlePath, folder: Folder = Path("monitor"), trusted: Trusted = None, json_: Json = False) -> None:
     """Say whether anything has moved. Made for cron: exit code 0 quiet, 20 alarm."""
     from client.monitor.telling import as_numbers, sentences, tell
 
@@ -96,10 +96,10 @@ def page(
     trusted: Trusted = None,
 ) -> None:
     """Write the page and the picture: evidence by scanner and day, what moved, and what that means."""
-    from client.monitor.page import write_page
+    from client.monitor.page import write_drift_page
 
     monitor = _monitor(folder, bundle, trusted)
-    html, picture = write_page(out or folder, monitor.check(), monitor.reference)
+    html, picture = write_drift_page(out or folder, monitor.check(), monitor.reference)
     _say(f"page: {html}")
     if picture:
         _say(f"picture: {picture}")
@@ -120,8 +120,8 @@ def accept(
     _say(f"{scanner}: compared with its own images of {patients} patients from {start} to {end} from now on")
 
 
-@app.command()
-def resume(
+@app.command("resume")
+def resume_scanner(
     scanner: Annotated[str, typer.Argument(help="Its name, as `check --json` and the page tell it.")],
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
@@ -155,8 +155,8 @@ def share(
     _say(f"{out}: {summary.patients} patients from {start} to {end}")
 
 
-@app.command()
-def compare(
+@app.command("compare")
+def compare_shared(
     files: Annotated[list[Path], typer.Argument(help="What the sites shared, one file a site.")],
     bundle: BundlePath,
     looks: Annotated[int, typer.Option(min=1, help="How often a year is compared; the false-alarm rate is for the year.")] = 12,

@@ -36,7 +36,7 @@ class Added:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
-def add_images(
+def record_images(
     monitor: Monitor,
     predictor: Predictor,
     paths: Iterable[Path],

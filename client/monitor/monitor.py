@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from client.monitor.store import Entry, Label, Store, today
+from client.monitor.store import Label, MonitorStore, Observation, today
 from common.drift.bets import Baseline, list_tests
 from common.drift.evidence import YEAR_DAYS
 from common.drift.looks import Look, daily_looks
@@ -32,7 +32,7 @@ LOOKED_BACK_DAYS = 90
 
 
 @dataclass(frozen=True)
-class Findings:
+class DriftFindings:
     """What the monitor says now.
 
     Attributes:
@@ -59,21 +59,21 @@ class Findings:
         return sorted((stream for stream in self.current if stream.alarm is not None), key=lambda stream: stream.p_value)
 
 
-def find(found: Observations, reference: Reference, baselines: Sequence[Baseline] = ()) -> Findings:
+def find_drift(found: Observations, reference: Reference, baselines: Sequence[Baseline] = ()) -> DriftFindings:
     """What is to be said of `found`."""
     if not len(found):
-        return Findings(found, (), (), {})
+        return DriftFindings(found, (), (), {})
     tests = list_tests(found, baselines)
     since = int(found.days[-1]) - LOOKED_BACK_DAYS + 1
     starts = {test.scanner: test.start for test in tests}
-    return Findings(found, watch(found, reference, baselines), daily_looks(found, reference, tests, since), starts)
+    return DriftFindings(found, watch(found, reference, baselines), daily_looks(found, reference, tests, since), starts)
 
 
 class Monitor:
     """The store in a folder together with the reference of the bundle that judges."""
 
     def __init__(self, folder: Path, reference: Reference) -> None:
-        self.store, self.reference = Store(folder), reference
+        self.store, self.reference = MonitorStore(folder), reference
 
     @classmethod
     def open(cls, folder: Path, bundle: Bundle) -> Monitor:
@@ -98,16 +98,7 @@ class Monitor:
         Raises:
             DataError: the folder cannot be written.
         """
-        entry = Entry(
-            day=day.toordinal() if day else today(),
-            scanner=info.manufacturer or UNKNOWN_SCANNER,
-            patient=patient,
-            verdict=judgement.verdict,
-            probability=judgement.prediction.probability if judgement.prediction else None,
-            statistics=judgement.pixel_statistics,
-            embedding=self.reference.embedding.map(judgement.features)[0],
-        )
-        return self.store.append(self.reference.digest, entry)
+        return self.store.append(self.reference.digest, self._observation(judgement, info, day, patient))
 
     def record_reading(self, image: int, label: Label, day: date | None = None) -> None:
         """Writes what the reader found on the image of that number; what agrees with the verdict counts too.
@@ -117,7 +108,7 @@ class Monitor:
         """
         self.store.append_reading(image, label, day.toordinal() if day else today())
 
-    def check(self) -> Findings:
+    def check(self) -> DriftFindings:
         """All evidence so far, and the last days one by one.
 
         Raises:
@@ -132,7 +123,7 @@ class Monitor:
                 "Check --folder and --bundle, or begin with `pneumofed monitor add`"
             )
         baselines = self.store.read_baselines(self.reference.digest, found)
-        return find(found, self.reference, baselines)
+        return find_drift(found, self.reference, baselines)
 
     def accept(self, scanner: str, first: date, last: date) -> int:
         """Makes the images of `scanner` from `first` to `last` its baseline from then on; returns of how many patients they are.
@@ -173,6 +164,17 @@ class Monitor:
         if not inside.any():
             raise DataError(f"this bundle judged nothing from {first} to {last}")
         return Summary.of(found.take(inside), self.reference, self._grid).for_release()
+
+    def _observation(self, judgement: Judgement, info: ImageInfo, day: date | None, patient: str | None) -> Observation:
+        return Observation(
+            day=day.toordinal() if day else today(),
+            scanner=info.manufacturer or UNKNOWN_SCANNER,
+            patient=patient,
+            verdict=judgement.verdict,
+            probability=judgement.prediction.probability if judgement.prediction else None,
+            statistics=judgement.pixel_statistics,
+            embedding=self.reference.embedding.map(judgement.features)[0],
+        )
 
     def _check_scanner(self, scanner: str) -> Observations:
         found = self._found

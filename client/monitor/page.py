@@ -6,7 +6,7 @@ import base64
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from client.monitor.monitor import LOOKED_BACK_DAYS, Findings
+from client.monitor.monitor import LOOKED_BACK_DAYS, DriftFindings
 from client.monitor.page_template import PAGE
 from client.monitor.pictures import draw_days, draw_evidence
 from client.monitor.telling import sentences, show_p, tell
@@ -19,7 +19,7 @@ SHOWN_DAYS = 14
 PAGE_NAME, PICTURE_NAME = "drift.html", "drift.png"
 
 
-def write_page(folder: Path, findings: Findings, reference: Reference) -> tuple[Path, Path | None]:
+def write_drift_page(folder: Path, findings: DriftFindings, reference: Reference) -> tuple[Path, Path | None]:
     """Writes `drift.html`, and `drift.png` beside it, into `folder`; returns their paths, the second None where nothing was judged.
 
     Raises:
@@ -40,7 +40,7 @@ def write_page(folder: Path, findings: Findings, reference: Reference) -> tuple[
     return folder / PAGE_NAME, picture
 
 
-def _render(findings: Findings, reference: Reference, pictures: list[bytes | None]) -> str:
+def _render(findings: DriftFindings, reference: Reference, pictures: list[bytes | None]) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 

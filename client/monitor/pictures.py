@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from client.monitor.monitor import Findings
-from client.monitor.telling import Scanner
+from client.monitor.monitor import DriftFindings
+from client.monitor.telling import ScannerStatus
 from common.drift.looks import Look
 from common.drift.watch import RATE, Stream
 from common.drift.words import title
@@ -26,7 +26,7 @@ LEAST_DAYS = 7.0
 """Width of a picture; matplotlib would give a single day six years."""
 
 
-def draw_evidence(findings: Findings, scanners: Sequence[Scanner]) -> Figure:
+def draw_evidence(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> Figure:
     """A panel for each of the first scanners: the p-value of each quantity over days, those with most evidence named."""
     shown = scanners[:MOST_SCANNERS]
     figure, axes = new_figure(len(shown))
@@ -39,7 +39,7 @@ def draw_evidence(findings: Findings, scanners: Sequence[Scanner]) -> Figure:
     return figure
 
 
-def draw_days(looks: Sequence[Look], scanners: Sequence[Scanner]) -> Figure | None:
+def draw_days(looks: Sequence[Look], scanners: Sequence[ScannerStatus]) -> Figure | None:
     """A panel for each of the first scanners: days across, quantities down, dark where the day's adjusted p-value is small.
 
     None where no day had patients enough to be tested.

@@ -55,7 +55,7 @@ CREATE INDEX IF NOT EXISTS judged_by_day ON judged (bundle, day);
 
 
 @dataclass(frozen=True)
-class Entry:
+class Observation:
     """One judged image. `day` and `scanner` as in `Observations`; `patient` is hashed before it is written, None if unknown; `probability`
     is None where the image cannot be judged."""
 
@@ -69,7 +69,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Store:
+class MonitorStore:
     """The store in `folder`, which is made with its first image."""
 
     folder: Path
@@ -78,16 +78,16 @@ class Store:
     def path(self) -> Path:
         return self.folder / FILE
 
-    def append(self, bundle: str, entry: Entry) -> int:
-        """Writes `entry`, judged by the bundle of that digest, and returns its number, by which a reading names it.
+    def append(self, bundle: str, observation: Observation) -> int:
+        """Writes `observation`, judged by the bundle of that digest, and returns its number, by which a reading names it.
 
         Raises:
             DataError: the folder cannot be written.
         """
-        probability = _NO_NUMBER if entry.probability is None else entry.probability
+        probability = _NO_NUMBER if observation.probability is None else observation.probability
         values = (
-            bundle, entry.day, entry.scanner, self._unit(entry.patient), entry.verdict, probability,
-            entry.statistics.astype("<f4").tobytes(), entry.embedding.astype("<f4").tobytes(),
+            bundle, observation.day, observation.scanner, self._unit(observation.patient), observation.verdict, probability,
+            observation.statistics.astype("<f4").tobytes(), observation.embedding.astype("<f4").tobytes(),
         )  # fmt: skip
         columns = "bundle, day, scanner, unit, verdict, probability, statistics, embedding"
         return self._insert(f"INSERT INTO judged ({columns}) VALUES ({', '.join('?' * len(values))})", values)

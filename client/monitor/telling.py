@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from client.monitor.monitor import Findings
+from client.monitor.monitor import DriftFindings
 from common.drift.bets import CORRECTIONS, REFUSALS
 from common.drift.label_shift import Prevalence, estimate_prevalence
 from common.drift.reference import PROBABILITY, Reference
@@ -22,7 +22,7 @@ RECENT_PATIENTS = 200
 
 
 @dataclass(frozen=True)
-class Row:
+class QuantityStatus:
     """One quantity of one scanner, told.
 
     Attributes:
@@ -52,31 +52,31 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Scanner:
+class ScannerStatus:
     """One scanner, told: its rows, the clearest evidence first, and the share of pneumonia that the scores suggest."""
 
     name: str
     images: int
     patients: int
-    rows: Sequence[Row]
+    rows: Sequence[QuantityStatus]
     prevalence: Prevalence | None
     own_baseline: bool
 
     @property
-    def alarms(self) -> list[Row]:
+    def alarms(self) -> list[QuantityStatus]:
         return [row for row in self.rows if row.alarm]
 
     @property
-    def told(self) -> list[Row]:
+    def told(self) -> list[QuantityStatus]:
         """Rows with some evidence."""
         return [row for row in self.rows if row.meaning]
 
     @property
-    def untold(self) -> list[Row]:
+    def untold(self) -> list[QuantityStatus]:
         return [row for row in self.rows if not row.meaning]
 
 
-def tell(findings: Findings, reference: Reference) -> list[Scanner]:
+def tell(findings: DriftFindings, reference: Reference) -> list[ScannerStatus]:
     """Every scanner that was seen, those with alarms first and then by name."""
     by_scanner: dict[str, list[Stream]] = {}
     for stream in findings.current:
@@ -85,7 +85,7 @@ def tell(findings: Findings, reference: Reference) -> list[Scanner]:
     return sorted(told, key=lambda scanner: (not scanner.alarms, scanner.name))
 
 
-def sentences(findings: Findings, scanners: Sequence[Scanner]) -> list[str]:
+def sentences(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> list[str]:
     """The findings in a few plain sentences."""
     if not scanners:
         return ["Nothing was judged since the watch began, or was begun anew, so there is nothing to compare."]
@@ -102,7 +102,7 @@ def sentences(findings: Findings, scanners: Sequence[Scanner]) -> list[str]:
     return texts
 
 
-def as_numbers(findings: Findings, scanners: Sequence[Scanner]) -> dict[str, Any]:
+def as_numbers(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> dict[str, Any]:
     """All of it for scripts."""
     return {
         "alarm": any(scanner.alarms for scanner in scanners),
@@ -129,13 +129,13 @@ def show_p(p_value: float) -> str:
     return f"{p_value:.2f}" if p_value >= 0.1 else f"{p_value:.2g}" if p_value >= 1e-3 else f"{p_value:.6f}"
 
 
-def _tell_scanner(name: str, streams: Sequence[Stream], findings: Findings, reference: Reference) -> Scanner:
+def _tell_scanner(name: str, streams: Sequence[Stream], findings: DriftFindings, reference: Reference) -> ScannerStatus:
     rows = sorted((_tell(stream, findings, reference) for stream in streams), key=lambda row: row.p_value)
     own = findings.found.scanners == name
     scores = [
         findings.found.probabilities[stream.rows[-RECENT_PATIENTS:]] for stream in streams if stream.quantity == PROBABILITY
     ]
-    return Scanner(
+    return ScannerStatus(
         name=name,
         images=int(own.sum()),
         patients=len(np.unique(findings.found.units[own])),
@@ -149,10 +149,10 @@ def _prevalence(scores: Floats, reference: Reference) -> Prevalence | None:
     return estimate_prevalence(float(scores.mean()), float(scores.var()), len(scores), reference.separation)
 
 
-def _tell(stream: Stream, findings: Findings, reference: Reference) -> Row:
+def _tell(stream: Stream, findings: DriftFindings, reference: Reference) -> QuantityStatus:
     now, usual = _medians(stream, findings, reference)
     told = stream.p_value < 0.5
-    return Row(
+    return QuantityStatus(
         scanner=stream.scanner,
         quantity=stream.quantity,
         title=title(stream.quantity),
@@ -168,7 +168,7 @@ def _tell(stream: Stream, findings: Findings, reference: Reference) -> Row:
     )
 
 
-def _medians(stream: Stream, findings: Findings, reference: Reference) -> tuple[float | None, float | None]:
+def _medians(stream: Stream, findings: DriftFindings, reference: Reference) -> tuple[float | None, float | None]:
     """(of the values since the change, of what they are compared with)."""
     if stream.quantity in (CORRECTIONS, REFUSALS):
         return None, None
@@ -179,7 +179,7 @@ def _medians(stream: Stream, findings: Findings, reference: Reference) -> tuple[
     return float(np.median(values)), float(np.median(known[stream.quantity]))
 
 
-def _sentence(row: Row) -> str:
+def _sentence(row: QuantityStatus) -> str:
     numbers = "" if row.now is None or row.usual is None else f" (median {row.now:.3g}, usually {row.usual:.3g})"
     return f"{row.meaning}, since about {row.since:%d %B %Y}{numbers}; alarm on {row.alarm_day:%d %B %Y}."
 

@@ -11,8 +11,8 @@ import PIL.Image
 import pytest
 from typer.testing import CliRunner
 
-from client.monitor.monitor import Monitor, find
-from client.monitor.page import write_page
+from client.monitor.monitor import Monitor, find_drift
+from client.monitor.page import write_drift_page
 from client.monitor.share import read_share
 from client.monitor_cli import ALARM, app
 from common.drift.bets import Baseline
@@ -101,16 +101,18 @@ def test_an_accepted_scanner_is_quiet_again(bundle: Bundle, folder: Path, tmp_pa
 def test_a_mended_scanner_begins_anew_against_the_reference() -> None:
     reference = draw_reference()
     found = draw_arrivals(reference, 200, brighter=3.0)
-    assert find(found, reference).alarms
+    assert find_drift(found, reference).alarms
     fixed = replace(found, statistics=np.where(np.arange(200)[:, None] < 100, found.statistics, found.statistics - [3.0, 0.0]))
-    findings = find(fixed, reference, [Baseline("A", 100, 100)])
+    findings = find_drift(fixed, reference, [Baseline("A", 100, 100)])
     assert not findings.alarms
     assert {stream.test.own_baseline for stream in findings.current} == {False}
 
 
 def test_the_page_of_a_site_without_images_says_so(tmp_path: Path) -> None:
     reference = draw_reference()
-    page, picture = write_page(tmp_path, find(draw_arrivals(reference, 20).take(np.empty(0, np.int64)), reference), reference)
+    page, picture = write_drift_page(
+        tmp_path, find_drift(draw_arrivals(reference, 20).take(np.empty(0, np.int64)), reference), reference
+    )
     assert "nothing to compare" in page.read_text()
     assert picture is None
 

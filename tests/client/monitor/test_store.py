@@ -8,18 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.monitor.store import Entry, Store
+from client.monitor.store import MonitorStore, Observation
 from common.errors import DataError
 
 DAY = date(2026, 3, 2).toordinal()
-ENTRY = Entry(DAY, "Maker Model", "DOE^JANE", "pneumonia", 0.75, np.array([0.5, 0.25], np.float32), np.array([1.0, 2.0, 3.0]))
+SEEN = Observation(
+    DAY, "Maker Model", "DOE^JANE", "pneumonia", 0.75, np.array([0.5, 0.25], np.float32), np.array([1.0, 2.0, 3.0])
+)
 
 
 def test_what_was_written_is_read_by_day_and_arrival(tmp_path: Path) -> None:
-    store = Store(tmp_path / "monitor")
-    later = store.append("bundle", replace(ENTRY, day=DAY + 1, verdict="cannot judge", probability=None, patient=None))
-    first = store.append("bundle", ENTRY)
-    store.append("other bundle", ENTRY)
+    store = MonitorStore(tmp_path / "monitor")
+    later = store.append("bundle", replace(SEEN, day=DAY + 1, verdict="cannot judge", probability=None, patient=None))
+    first = store.append("bundle", SEEN)
+    store.append("other bundle", SEEN)
     store.append_reading(first, "normal", DAY)
     found = store.read("bundle")
     assert found.days.tolist() == [DAY, DAY + 1]
@@ -36,9 +38,9 @@ def test_what_was_written_is_read_by_day_and_arrival(tmp_path: Path) -> None:
 
 
 def test_a_patient_is_recognised_and_not_named(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = MonitorStore(tmp_path)
     for patient in ("DOE^JANE", "DOE^JANE", "ROE^RICHARD", None, None):
-        store.append("bundle", replace(ENTRY, patient=patient))
+        store.append("bundle", replace(SEEN, patient=patient))
     units = store.read("bundle").units.tolist()
     assert units[0] == units[1]
     assert len(set(units)) == 4
@@ -49,22 +51,22 @@ def test_a_patient_is_recognised_and_not_named(tmp_path: Path) -> None:
 def test_another_site_gives_the_same_patient_another_word(tmp_path: Path) -> None:
     words = []
     for name in ("a", "b"):
-        Store(tmp_path / name).append("bundle", ENTRY)
-        words.append(Store(tmp_path / name).read("bundle").units[0])
+        MonitorStore(tmp_path / name).append("bundle", SEEN)
+        words.append(MonitorStore(tmp_path / name).read("bundle").units[0])
     assert words[0] != words[1]
 
 
 @pytest.mark.parametrize("statement", ["UPDATE judged SET probability = 0", "DELETE FROM judged", "DELETE FROM readings"])
 def test_the_file_itself_refuses_to_be_changed(tmp_path: Path, statement: str) -> None:
-    store = Store(tmp_path)
-    store.append_reading(store.append("bundle", ENTRY), "pneumonia", DAY)
+    store = MonitorStore(tmp_path)
+    store.append_reading(store.append("bundle", SEEN), "pneumonia", DAY)
     with sqlite3.connect(store.path) as connection, pytest.raises(sqlite3.IntegrityError, match="append-only"):
         connection.execute(statement)
 
 
 def test_the_first_reading_is_kept_and_one_of_no_image_refused(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    image = store.append("bundle", ENTRY)
+    store = MonitorStore(tmp_path)
+    image = store.append("bundle", SEEN)
     store.append_reading(image, "pneumonia", DAY)
     store.append_reading(image, "normal", DAY)
     assert store.read("bundle").corrected.tolist() == [False]
@@ -75,8 +77,8 @@ def test_the_first_reading_is_kept_and_one_of_no_image_refused(tmp_path: Path) -
 def test_a_damaged_file_is_said_to_be_one(tmp_path: Path) -> None:
     (tmp_path / "judged.sqlite").write_bytes(b"no database at all" * 100)
     with pytest.raises(DataError, match="restore it"):
-        Store(tmp_path).read("bundle")
+        MonitorStore(tmp_path).read("bundle")
 
 
 def test_an_empty_store_holds_nothing(tmp_path: Path) -> None:
-    assert len(Store(tmp_path / "none").read("bundle")) == 0
+    assert len(MonitorStore(tmp_path / "none").read("bundle")) == 0
