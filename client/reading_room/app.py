@@ -16,7 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from client.reading_room import routes_cases, routes_pictures, routes_programs, routes_session
 from client.reading_room.guard import Guard
 from client.reading_room.problems import RESPONSES, Refusal, add_problem_handlers
-from client.reading_room.room import Room, clean
+from client.reading_room.room import Room, delete_old_cases
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ TYPES = {
 CLEAN_EVERY_SEC = 6 * 3600.0
 
 
-def create_app(room: Room, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
+def create_room_app(room: Room, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
     """The application. It answers under the names in `hosts` alone, so that no foreign name can be pointed at it."""
     app = FastAPI(
         title="pneumofed reading room",
@@ -69,7 +69,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 async def _clean_now_and_then(room: Room) -> None:
     while True:
         try:
-            done = await asyncio.to_thread(clean, room.cases, room.store, room.settings.retention_days)
+            done = await asyncio.to_thread(delete_old_cases, room.cases, room.store, room.settings.retention_days)
             if done.cases:
                 await asyncio.to_thread(room.record, "", "cleaned", cases=done.cases)
         except Exception as error:  # a task that died would keep patients' images for ever

@@ -27,8 +27,8 @@ Name = Annotated[str, typer.Argument(metavar="NAME")]
 Stdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from the first line of standard input.")]
 
 
-@app.command()
-def init(
+@app.command("init")
+def make_room(
     bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive from the coordinator.")],
     folder: Annotated[Path, typer.Argument(help="The room's folder; made if missing.")] = Path(),
     hospital: Annotated[str, typer.Option(help="Name of the hospital, shown on the page.")] = "Reading room",
@@ -46,12 +46,12 @@ def init(
     _say(f"next: pneumofed reading-room user add NAME --role admin -C {room.path}, then pneumofed reading-room start")
 
 
-@app.command()
-def start(room: Room = Path()) -> None:
+@app.command("start")
+def start_room(room: Room = Path()) -> None:
     """Serve the page until Ctrl-C or a signal; under systemd too."""
-    from client.reading_room.serve import serve
+    from client.reading_room.serve import serve_room
 
-    serve(_open(room), _say)
+    serve_room(_open(room), _say)
 
 
 @app.command()
@@ -60,18 +60,20 @@ def clean(room: Room = Path(), json_: Json = False) -> None:
     from dataclasses import asdict
 
     from client.reading_room.cases import Cases
-    from client.reading_room.room import clean
-    from client.reading_room.store import Store
+    from client.reading_room.room import delete_old_cases
+    from client.reading_room.store import CaseFiles
     from client.reading_room.tables import open_database
 
     folder = _open(room)
-    done = clean(Cases(open_database(folder.database)), Store(folder.store, folder.quarantine), folder.settings.retention_days)
+    done = delete_old_cases(
+        Cases(open_database(folder.database)), CaseFiles(folder.store, folder.quarantine), folder.settings.retention_days
+    )
     _record(folder, "cleaned", cases=done.cases)
     _print_json(asdict(done)) if json_ else _say(f"{done.cases} cases deleted, {done.left_behind} folders left behind by crashes")
 
 
-@app.command()
-def labels(out: Annotated[Path, typer.Argument(help="CSV file that is written.")], room: Room = Path()) -> None:
+@app.command("labels")
+def export_labels(out: Annotated[Path, typer.Argument(help="CSV file that is written.")], room: Room = Path()) -> None:
     """Write what readers said of the cases, with pseudonyms of the patients, for `pneumofed site data feedback`."""
     from client.reading_room.cases import Cases
     from client.reading_room.labels import write_labels

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from client.reading_room.measures import Measures
-from client.reading_room.problems import answer
+from client.reading_room.problems import error_response
 from common.web.headers import is_foreign, security_headers
 
 logger = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Guard:
         except Exception as error:  # whatever a route raises that nobody foresaw
             _log(error)
             if status == 0:
-                await answer(500, "internal")(scope, receive, guarded)
+                await error_response(500, "internal")(scope, receive, guarded)
 
 
 def _refusal(scope: Scope) -> ASGIApp | None:
@@ -62,12 +62,12 @@ def _refusal(scope: Scope) -> ASGIApp | None:
         return None
     headers = Headers(scope=scope)
     if is_foreign(headers):
-        return answer(403, "foreign_page")
+        return error_response(403, "foreign_page")
     length = headers.get("content-length", "0")
     if scope["path"] in UPLOADS:
         return None
     if "transfer-encoding" in headers or not length.isdecimal() or int(length[:20]) > MAX_BODY:
-        return answer(413, "request_too_large")
+        return error_response(413, "request_too_large")
     return None
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from client.explain.fast import quick_focus
-from client.reading_room.reading import ORIGINAL, Reading, Viewing, header_of, map_area, write_viewing
-from client.reading_room.workers import Job, Outcome
+from client.reading_room.reading import ORIGINAL, JudgedFile, Viewing, header_of, map_area, write_viewing
+from client.reading_room.workers import ImageJob, JobOutcome
 from common.errors import ImageError
 from common.images import Image, Window
 from common.model_bundle.judgement import Judgement
@@ -21,12 +21,12 @@ if TYPE_CHECKING:  # it loads ONNX Runtime
 
 
 @dataclass(frozen=True)
-class Reader:
+class FileJudge:
     """Reads and judges files with one model."""
 
     predictor: Predictor
 
-    def __call__(self, job: Job) -> Outcome:
+    def __call__(self, job: ImageJob) -> JobOutcome:
         """What came of the job."""
         try:
             read = self.predictor.read(job.folder / ORIGINAL)
@@ -35,7 +35,7 @@ class Reader:
         (judgement,) = self.predictor.judge([read.image], [job.folder.name])
         viewing = self._viewing(read.image, judgement, job.explain)
         window = write_viewing(job.folder, read.image, judgement, viewing) if job.keep else Window(0.5, 1.0)
-        return Reading(header_of(read), read.image.info, window, judgement, viewing)
+        return JudgedFile(header_of(read), read.image.info, window, judgement, viewing)
 
     def _viewing(self, image: Image, judgement: Judgement, explain: bool) -> Viewing:
         height, width = image.pixels.shape
@@ -46,7 +46,7 @@ class Reader:
         return Viewing(shown, map_area(height, width, fit), tuple(warning.name.lower() for warning in warnings))
 
 
-def load_reader(bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"]) -> Reader:
+def load_file_judge(bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"]) -> FileJudge:
     """A reader with the bundle's model, on one thread: the room has a process for each core.
 
     Raises:
@@ -58,7 +58,7 @@ def load_reader(bundle: Path, trusted: Sequence[Path] | None, precision: Literal
     from common.model_bundle.predictor import Predictor
 
     keys = None if trusted is None else [read_public_key(path) for path in trusted]
-    return Reader(Predictor(open_bundle(bundle, keys), precision, threads=1))
+    return FileJudge(Predictor(open_bundle(bundle, keys), precision, threads=1))
 
 
 def evidence(activation_map: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from client.archive.pseudonyms import Pseudonyms, load_pseudonyms
 from client.reading_room.cases import Cases
 from client.reading_room.folder import RoomFolder
 from client.reading_room.reading import ORIGINAL
-from client.reading_room.store import Store
+from client.reading_room.store import CaseFiles
 from client.reading_room.tables import Case, FindingRow, open_database
 from common.audit import AuditLog
 from common.data.atomic import atomic_write
@@ -32,7 +32,7 @@ def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
     Raises:
         ConfigError: the key of the pseudonyms cannot be used.
     """
-    pseudonyms, store = load_pseudonyms(_pseudonym_folder(folder)), Store(folder.store, folder.quarantine)
+    pseudonyms, store = load_pseudonyms(_pseudonym_folder(folder)), CaseFiles(folder.store, folder.quarantine)
     rows = [_cells(case, said, store.path(case.id) / ORIGINAL, pseudonyms) for case, said in cases.readings()]
     text = io.StringIO(newline="")
     writer = csv.writer(text)

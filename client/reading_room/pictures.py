@@ -32,7 +32,7 @@ def read_pixels(folder: Path, height: int, width: int) -> np.ndarray:
     return np.frombuffer(data, "<u2").reshape(height, width)
 
 
-def render(pixels: np.ndarray, window: Window, *, invert: bool, max_side: int) -> bytes:
+def render_image(pixels: np.ndarray, window: Window, *, invert: bool, max_side: int) -> bytes:
     """PNG, 8 bits of grey, of uint16 `pixels` [H, W] through `window` (in parts of their full range), scaled down to `max_side`."""
     values = np.arange(FULL_SCALE + 1) / FULL_SCALE
     grey = np.clip((values - window.center) / window.width + 0.5, 0, 1)

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from client.reading_room.schema import ErrorCode, Problem
+from client.reading_room.schema import ErrorBody, ErrorCode
 from common.errors import ImageError, SkipReason
 
 SENTENCES: dict[ErrorCode, str] = {
@@ -53,7 +53,7 @@ _BY_REASON: dict[SkipReason, ErrorCode] = {
 }
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    code: {"model": Problem, "description": text}
+    code: {"model": ErrorBody, "description": text}
     for code, text in {
         400: "No host name of the room's, or a header that cannot be read",
         401: "Not signed in",
@@ -80,14 +80,16 @@ def sentence(code: ErrorCode) -> str:
     return SENTENCES.get(code) or SkipReason[code.upper()].value
 
 
-def code_of(error: ImageError) -> ErrorCode:
+def error_code(error: ImageError) -> ErrorCode:
     """The code of a file that cannot be used."""
     return _BY_REASON[error.reason]
 
 
-def answer(status: int, code: ErrorCode, retry_sec: int | None = None, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(
+    status: int, code: ErrorCode, retry_sec: int | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
     """The problem as a response."""
-    body = Problem(error=code, detail=sentence(code), retry_sec=retry_sec)
+    body = ErrorBody(error=code, detail=sentence(code), retry_sec=retry_sec)
     more = {"Retry-After": str(retry_sec)} if retry_sec is not None else {}
     return JSONResponse(body.model_dump(), status, {**more, **(headers or {})})
 
@@ -97,17 +99,17 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(Refusal)
     async def refuse(_: Request, error: Refusal) -> Response:
-        return answer(error.status, error.code, error.retry_sec, error.headers)
+        return error_response(error.status, error.code, error.retry_sec, error.headers)
 
     @app.exception_handler(ImageError)
     async def refuse_file(_: Request, error: ImageError) -> Response:
-        return answer(422, code_of(error))
+        return error_response(422, error_code(error))
 
     @app.exception_handler(RequestValidationError)
     async def refuse_form(_: Request, error: RequestValidationError) -> Response:
-        return answer(422, "invalid_request")
+        return error_response(422, "invalid_request")
 
     @app.exception_handler(HTTPException)
     async def refuse_http(_: Request, error: HTTPException) -> Response:
         codes: dict[int, ErrorCode] = {404: "not_found", 405: "wrong_method", 400: "invalid_request"}
-        return answer(error.status_code, codes.get(error.status_code, "invalid_request"), headers=error.headers)
+        return error_response(error.status_code, codes.get(error.status_code, "invalid_request"), headers=error.headers)

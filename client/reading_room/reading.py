@@ -60,7 +60,7 @@ class Viewing:
 
 
 @dataclass(frozen=True)
-class Reading:
+class JudgedFile:
     """All that is known of one file."""
 
     header: Header

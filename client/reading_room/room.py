@@ -26,14 +26,14 @@ from client.reading_room.cases import Cases
 from client.reading_room.folder import GIB, RoomFolder
 from client.reading_room.measures import Measures
 from client.reading_room.passwords import BackOff
-from client.reading_room.problems import code_of, sentence
-from client.reading_room.reading import Reading
-from client.reading_room.schema import ErrorCode, Model, Uploaded
-from client.reading_room.store import Store
+from client.reading_room.problems import error_code, sentence
+from client.reading_room.reading import JudgedFile
+from client.reading_room.schema import ErrorCode, ModelInfo, Uploaded
+from client.reading_room.store import CaseFiles
 from client.reading_room.tables import NO_NUMBER, Case
 from client.reading_room.users import Users
-from client.reading_room.watch import Watch
-from client.reading_room.workers import Job, Workers
+from client.reading_room.watch import RoomMonitor
+from client.reading_room.workers import ImageJob, Workers
 from common.audit import AuditLog
 from common.errors import ImageError
 from common.model_bundle.judgement import Judgement
@@ -57,17 +57,17 @@ class Room:
     """
 
     def __init__(
-        self, folder: RoomFolder, engine: Engine, model: Model, workers: Workers, monitor: Monitor | None = None
+        self, folder: RoomFolder, engine: Engine, model: ModelInfo, workers: Workers, monitor: Monitor | None = None
     ) -> None:
         self.folder, self.settings, self.model, self.workers = folder, folder.settings, model, workers
         self.users, self.cases = Users(engine), Cases(engine)
-        self.store = Store(folder.store, folder.quarantine)
+        self.store = CaseFiles(folder.store, folder.quarantine)
         self.sessions = Sessions(SESSION_SEC, 60.0 * self.settings.idle_min)
         self.back_off = BackOff()
         self.gate = Gate(self.settings.upload)
         self.sign_ins = asyncio.Semaphore(2)  # scrypt takes 32 MiB and a core each
         self.measures = Measures(lambda: workers.waiting)
-        self.watch = Watch(monitor, self.measures.unwatched)
+        self.watch = RoomMonitor(monitor, self.measures.unwatched)
         self.rendering = asyncio.Semaphore(self.settings.workers)
         """Held while a picture is made: one of a large image takes some hundred megabytes."""
         self._audit_lock = threading.Lock()
@@ -94,25 +94,23 @@ class Room:
         if known:
             return Uploaded(index=index, outcome="known", case=known, error=None, detail="")
         try:
-            reading = await self.judge(Job(arrived.folder, keep=True, explain=True), by)
+            file = await self.judge(ImageJob(arrived.folder, keep=True, explain=True), by)
         except ImageError as error:
-            return self._refused(index, code_of(error))
-        case, outcome = await asyncio.to_thread(self._add, arrived, reading, by)
+            return self._refused(index, error_code(error))
+        case, outcome = await asyncio.to_thread(self._add, arrived, file, by)
         return Uploaded(index=index, outcome="new" if outcome else "known", case=case, error=None, detail="")
 
-    async def judge(self, job: Job, by: str) -> Reading:
+    async def judge(self, job: ImageJob, by: str) -> JudgedFile:
         """What came of the job.
 
         Raises:
             ImageError: it cannot be used.
         """
-        reading = await self.workers.run(job)
-        self.measures.judged(reading.judgement.verdict)
+        file = await self.workers.run(job)
+        self.measures.judged(file.judgement.verdict)
         if not job.keep:
-            await asyncio.to_thread(
-                self.record, by, "image-judged", model=reading.judgement.model_digest, verdict=reading.judgement.verdict
-            )
-        return reading
+            await asyncio.to_thread(self.record, by, "image-judged", **_audit_facts(file.judgement))
+        return file
 
     def close(self) -> None:
         self.workers.close()
@@ -122,15 +120,13 @@ class Room:
         self.measures.refused(code)
         return Uploaded(index=index, outcome="refused", case=None, error=code, detail=sentence(code))
 
-    def _add(self, arrived: Arrived, reading: Reading, by: str) -> tuple[str, bool]:
+    def _add(self, arrived: Arrived, file: JudgedFile, by: str) -> tuple[str, bool]:
         """(id of the case, whether it is new). The files are in place before the row tells of them."""
         identifier = secrets.token_hex(16)
         size = self.store.keep(arrived.folder, identifier)
-        if self.cases.add(case_row(identifier, arrived.sha256, size, reading)):
-            self.record(
-                by, "case-added", case=identifier, model=reading.judgement.model_digest, verdict=reading.judgement.verdict
-            )
-            if (image := self.watch.judged(reading)) is not None:
+        if self.cases.add(case_row(identifier, arrived.sha256, size, file)):
+            self.record(by, "case-added", case=identifier, **_audit_facts(file.judgement))
+            if (image := self.watch.judged(file)) is not None:
                 self.cases.set_monitored(identifier, image)
             return identifier, True
         self.store.remove(identifier)
@@ -139,13 +135,13 @@ class Room:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What `clean` deleted."""
+    """What `delete_old_cases` deleted."""
 
     cases: int
     left_behind: int
 
 
-def clean(cases: Cases, store: Store, retention_days: int, now: datetime | None = None) -> Cleaned:
+def delete_old_cases(cases: Cases, store: CaseFiles, retention_days: int, now: datetime | None = None) -> Cleaned:
     """Deletes cases that arrived more than `retention_days` ago, with their findings, and what crashes left behind."""
     old = cases.older_than((now or datetime.now(UTC)) - timedelta(days=retention_days))
     for identifier in old:
@@ -158,28 +154,28 @@ def _audit_facts(judgement: Judgement) -> dict[str, str]:
     return {"model": judgement.model_digest, "verdict": judgement.verdict}
 
 
-def case_row(identifier: str, sha256: str, size: int, reading: Reading) -> Case:
+def case_row(identifier: str, sha256: str, size: int, file: JudgedFile) -> Case:
     """The database's row of a new case.
 
     Args:
         identifier: of the case.
         sha256: of the file.
         size: of all files of the case, in bytes.
-        reading: of the file.
+        file: its content, read and judged.
     """
     facts = ("format", "bits", "modality", "view", "sex", "age_years", "manufacturer")
-    judgement, viewing, found = reading.judgement, reading.viewing, reading.judgement.prediction
+    judgement, viewing, found = file.judgement, file.viewing, file.judgement.prediction
     return Case(
         id=identifier,
         sha256=sha256,
         bytes=size,
         arrived=datetime.now(UTC),
-        **asdict(reading.header),
-        **{name: getattr(reading.info, name) for name in facts},
-        height=reading.info.height_px,
-        width=reading.info.width_px,
-        window_center=reading.window.center,
-        window_width=reading.window.width,
+        **asdict(file.header),
+        **{name: getattr(file.info, name) for name in facts},
+        height=file.info.height_px,
+        width=file.info.width_px,
+        window_center=file.window.center,
+        window_width=file.window.width,
         verdict=judgement.verdict,
         probability=found.probability if found else NO_NUMBER,
         low=found.low if found else NO_NUMBER,

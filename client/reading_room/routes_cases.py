@@ -15,7 +15,7 @@ from client.reading_room.labels import labels_csv
 from client.reading_room.problems import Refusal
 from client.reading_room.room import Room
 from client.reading_room.tables import Case
-from client.reading_room.views import view_case, view_finding, view_line
+from client.reading_room.views import view_case, view_case_line, view_finding
 
 router = APIRouter(prefix="/api", tags=["cases"])
 CaseInPath = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="A case's id.")]
@@ -39,7 +39,7 @@ _FORM: dict[str, Any] = {
 @router.post(
     "/cases",
     openapi_extra=_FORM,
-    responses={408: {"model": schema.Problem}, 507: {"model": schema.Problem}},
+    responses={408: {"model": schema.ErrorBody}, 507: {"model": schema.ErrorBody}},
 )
 async def upload(request: Request, reader: ReaderNow, room: RoomNow) -> schema.Upload:
     """Takes files as new cases, each judged by the time of the answer. A file that cannot be used is refused, and the others go on."""
@@ -55,7 +55,7 @@ async def upload(request: Request, reader: ReaderNow, room: RoomNow) -> schema.U
 def worklist(query: schema.WorklistQuery, reader: ReaderNow, room: RoomNow) -> schema.Worklist:
     """The cases that match, a page at a time."""
     total, unread, cases = room.cases.list(query)
-    return schema.Worklist(total=total, open=unread, cases=[view_line(case) for case in cases])
+    return schema.Worklist(total=total, open=unread, cases=[view_case_line(case) for case in cases])
 
 
 @router.post("/next")
@@ -68,7 +68,7 @@ def next_case(query: schema.NextQuery, reader: ReaderNow, room: RoomNow) -> sche
 @router.get("/cases/{case}")
 def open_case(case: CaseInPath, reader: ReaderNow, room: RoomNow) -> schema.CaseDetail:
     """All of one case. The audit log keeps who opened it."""
-    found = find(room, case)
+    found = find_case(room, case)
     room.record(reader.name, "case-opened", case=case)
     return view_case(found, room.cases.findings(found), room.cases.previous(found))
 
@@ -83,7 +83,7 @@ def remove_case(case: CaseInPath, user: AdminNow, room: RoomNow) -> None:
 
 
 @router.post("/cases/{case}/findings", status_code=201)
-def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, room: RoomNow) -> schema.Finding:
+def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, room: RoomNow) -> schema.ReaderFinding:
     """Keeps what the reader says of the case, beside all that was said before."""
     row = room.cases.judge(case, reader.name, body.label, body.note.strip())
     found = room.cases.find(case)
@@ -97,14 +97,14 @@ def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, ro
 
 
 @router.get("/labels.csv", response_class=Response, responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}})
-def labels(user: AdminNow, room: RoomNow) -> Response:
+def labels_table(user: AdminNow, room: RoomNow) -> Response:
     """The latest word of each reader on each case, with pseudonyms of the patients and the places of the files on this machine."""
     text, count = labels_csv(room.folder, room.cases)
     room.record(user.name, "labels-exported", count=count)
     return Response(text, media_type="text/csv", headers={"Content-Disposition": 'attachment; filename="labels.csv"'})
 
 
-def find(room: Room, identifier: str) -> Case:
+def find_case(room: Room, identifier: str) -> Case:
     """The case.
 
     Raises:

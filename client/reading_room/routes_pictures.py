@@ -14,7 +14,7 @@ from client.reading_room.access import ReaderNow, RoomNow
 from client.reading_room.problems import Refusal
 from client.reading_room.reading import PIXELS
 from client.reading_room.room import Room
-from client.reading_room.routes_cases import CaseInPath, find
+from client.reading_room.routes_cases import CaseInPath, find_case
 from client.reading_room.tables import Case
 from client.reading_room.views import view_map
 from common.images import MAX_SIDE_PX, Window
@@ -37,7 +37,7 @@ _RAW: dict[int | str, dict[str, Any]] = {200: {"content": {BINARY: {"schema": {"
 
 
 def _found(case: CaseInPath, reader: ReaderNow, room: RoomNow) -> Case:
-    return find(room, case)
+    return find_case(room, case)
 
 
 def _found_with_map(case: Annotated[Case, Depends(_found)]) -> Case:
@@ -63,7 +63,7 @@ async def image(
     window = Window(case.window_center if center is None else center, case.window_width if width is None else width)
 
     def draw() -> bytes:
-        return pictures.render(_pixels(room, case), window, invert=invert, max_side=max_side)
+        return pictures.render_image(_pixels(room, case), window, invert=invert, max_side=max_side)
 
     async with room.rendering:
         return Response(await asyncio.to_thread(draw), media_type="image/png")

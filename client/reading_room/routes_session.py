@@ -19,7 +19,7 @@ router = APIRouter(prefix="/api", tags=["session"])
 
 
 @router.post("/login")
-async def login(body: schema.Login, request: Request, response: Response, room: RoomNow) -> schema.Me:
+async def login(body: schema.Credentials, request: Request, response: Response, room: RoomNow) -> schema.SessionInfo:
     """Changes a name and a password for a session, whose cookie comes with the answer."""
     user = await _sign_in(room, body.user, body.password)
     identifier = room.sessions.open(user.name)
@@ -29,7 +29,9 @@ async def login(body: schema.Login, request: Request, response: Response, room: 
     await asyncio.to_thread(room.record, user.name, "login")
     secure = request.url.scheme == "https"
     response.set_cookie(COOKIE, identifier, max_age=int(SESSION_SEC), httponly=True, samesite="strict", secure=secure)
-    return schema.Me.model_validate({"user": user.name, "role": user.role, "csrf": session.csrf, "idle_sec": _idle(room)})
+    return schema.SessionInfo.model_validate(
+        {"user": user.name, "role": user.role, "csrf": session.csrf, "idle_sec": _idle(room)}
+    )
 
 
 @router.post("/logout", status_code=204)
@@ -41,9 +43,9 @@ def logout(response: Response, reader: ReaderNow, room: RoomNow) -> None:
 
 
 @router.get("/me")
-def me(reader: ReaderNow, room: RoomNow) -> schema.Me:
+def me(reader: ReaderNow, room: RoomNow) -> schema.SessionInfo:
     """Who is signed in."""
-    return schema.Me(user=reader.name, role=reader.role, csrf=reader.csrf, idle_sec=_idle(room))
+    return schema.SessionInfo(user=reader.name, role=reader.role, csrf=reader.csrf, idle_sec=_idle(room))
 
 
 @router.post("/password", status_code=204)
@@ -56,10 +58,10 @@ async def change_password(body: schema.NewPassword, reader: ReaderNow, room: Roo
 
 
 @router.get("/room")
-def room_facts(reader: ReaderNow, room: RoomNow) -> schema.Room:
+def room_facts(reader: ReaderNow, room: RoomNow) -> schema.RoomInfo:
     """The hospital, the model, and the limits of uploads."""
     upload = room.settings.upload
-    return schema.Room(
+    return schema.RoomInfo(
         hospital=room.settings.hospital,
         model=room.model,
         limits=schema.Limits(file_bytes=upload.file_mb * MIB, files=upload.files, request_bytes=upload.request_mb * MIB),

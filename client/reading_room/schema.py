@@ -40,7 +40,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Problem(BaseModel):
+class ErrorBody(BaseModel):
     """The body of every answer above 399. `detail` is an English sentence without any value of the request."""
 
     error: ErrorCode
@@ -51,7 +51,7 @@ class Problem(BaseModel):
 # --- who
 
 
-class Login(Strict):
+class Credentials(Strict):
     """A user's name and password."""
 
     user: str = Field(max_length=64)
@@ -65,7 +65,7 @@ class NewPassword(Strict):
     new: str = Field(max_length=256)
 
 
-class Me(BaseModel):
+class SessionInfo(BaseModel):
     """Who is signed in. `csrf` goes into the header `X-CSRF-Token` of every request that is no GET."""
 
     user: str
@@ -82,7 +82,7 @@ class Limits(BaseModel):
     request_bytes: int
 
 
-class Model(BaseModel):
+class ModelInfo(BaseModel):
     """The model bundle that judges."""
 
     name: str
@@ -96,16 +96,16 @@ class Model(BaseModel):
     created: datetime
 
 
-class Room(BaseModel):
+class RoomInfo(BaseModel):
     """What the page needs to know once, after the login."""
 
     hospital: str
-    model: Model
+    model: ModelInfo
     limits: Limits
     retention_days: int
 
 
-class Health(BaseModel):
+class RoomHealth(BaseModel):
     """`ready` is false while the model cannot judge (it is starting, or the store is full or not writable)."""
 
     live: bool = True
@@ -207,7 +207,7 @@ class Worklist(BaseModel):
     cases: list[CaseLine]
 
 
-class Window(BaseModel):
+class ViewWindow(BaseModel):
     """Grey values from `center - width / 2` (black) to `center + width / 2` (white), in parts of the pixels' full range, 65535."""
 
     center: float
@@ -222,10 +222,10 @@ class ImageFacts(BaseModel):
     bits: int
     format: Literal["dicom", "jpeg", "png"]
     manufacturer: str | None
-    window: Window = Field(description="The one to begin with.")
+    window: ViewWindow = Field(description="The one to begin with.")
 
 
-class Finding(BaseModel):
+class ReaderFinding(BaseModel):
     """What a reader said. Never changed; the latest counts."""
 
     id: int
@@ -253,7 +253,7 @@ class CaseDetail(CaseLine):
     image: ImageFacts
     has_map: bool
     map_warnings: list[MapWarning] = Field(description="As the map's own `warnings`.")
-    findings: list[Finding] = Field(description="Oldest first.")
+    findings: list[ReaderFinding] = Field(description="Oldest first.")
     previous: list[CaseLine] = Field(description="Other cases of the same patient, newest first, 20 at most.")
 
 

@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from client.reading_room.folder import RoomFolder, RoomSettings
-from client.reading_room.judge import load_reader
+from client.reading_room.judge import load_file_judge
 from client.reading_room.room import Room
-from client.reading_room.schema import Model
+from client.reading_room.schema import ModelInfo
 from client.reading_room.tables import open_database
 from client.reading_room.watch import open_monitor
 from client.reading_room.workers import Worker, Workers
@@ -30,10 +30,10 @@ def open_room(folder: RoomFolder, bundle: Bundle) -> Room:
     """
     settings = folder.settings
     trusted = None if settings.trusted is None else [folder.inside(name) for name in settings.trusted]
-    load = partial(load_reader, bundle.folder, trusted, settings.precision)
+    load = partial(load_file_judge, bundle.folder, trusted, settings.precision)
     workers = [Worker(load, settings.worker_memory_mb, settings.worker_seconds) for _ in range(settings.workers)]
     folder.make()
-    return Room(folder, open_database(folder.database), describe(bundle), Workers(workers), open_monitor(folder, bundle))
+    return Room(folder, open_database(folder.database), model_info(bundle), Workers(workers), open_monitor(folder, bundle))
 
 
 def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
@@ -80,10 +80,10 @@ def _keys(folder: RoomFolder, names: Sequence[str] | None) -> list[PublicKey] | 
     return None if names is None else [read_public_key(folder.inside(name)) for name in names]
 
 
-def describe(bundle: Bundle) -> Model:
+def model_info(bundle: Bundle) -> ModelInfo:
     """What the page says of the model."""
     manifest = bundle.manifest
-    return Model(
+    return ModelInfo(
         name=manifest.name,
         digest=bundle.digest,
         signer=bundle.signer,
@@ -94,7 +94,7 @@ def describe(bundle: Bundle) -> Model:
     )
 
 
-def serve(folder: RoomFolder, tell: Callable[[str], None]) -> None:
+def serve_room(folder: RoomFolder, tell: Callable[[str], None]) -> None:
     """Serves until it is told to stop. No line of its log tells an address that was asked for.
 
     Args:
@@ -107,7 +107,7 @@ def serve(folder: RoomFolder, tell: Callable[[str], None]) -> None:
     """
     import uvicorn
 
-    from client.reading_room.app import create_app
+    from client.reading_room.app import create_room_app
 
     settings = folder.settings
     check_port_free(settings.host, settings.port, "the reading room")
@@ -119,7 +119,7 @@ def serve(folder: RoomFolder, tell: Callable[[str], None]) -> None:
     room = open_room(folder, bundle)
     if not room.users.all():
         raise ConfigError(f"nobody could sign in yet; add yourself: pneumofed reading-room user add NAME -C {folder.path}")
-    app = create_app(room, [*LOOPBACK, *settings.names, *([settings.host] if settings.host != "0.0.0.0" else [])])
+    app = create_room_app(room, [*LOOPBACK, *settings.names, *([settings.host] if settings.host != "0.0.0.0" else [])])
     released = describe_release(folder, bundle)
     tell(f"model: {room.model.name} {room.model.digest[:12]}, signed by {room.model.signer}; {released}")
     tell(f"reading room at {address(folder)}")

@@ -16,7 +16,7 @@ FREE_BYTES = 2**30
 """The room takes no more files when the disk has less than this left."""
 
 
-class Store:
+class CaseFiles:
     """The store and the quarantine of one room, on one disk."""
 
     def __init__(self, store: Path, quarantine: Path) -> None:

@@ -54,7 +54,7 @@ class User(Base):
     last_login: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
-class Token(Base):
+class ApiToken(Base):
     """A program that asks for judgements, by the SHA-256 of its token."""
 
     __tablename__ = "token"

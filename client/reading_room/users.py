@@ -14,7 +14,7 @@ from sqlalchemy.orm import sessionmaker
 
 from client.reading_room.passwords import hash_password, is_password, weakness
 from client.reading_room.schema import Role
-from client.reading_room.tables import Token, User
+from client.reading_room.tables import ApiToken, User
 from common.errors import ConfigError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -90,7 +90,7 @@ class Users:
         token = secrets.token_urlsafe(32)
         try:
             with self._session() as session:
-                session.add(Token(name=name, sha256=_digest(token), added=datetime.now(UTC)))
+                session.add(ApiToken(name=name, sha256=_digest(token), added=datetime.now(UTC)))
         except IntegrityError:
             raise ConfigError(f"token {name} exists; remove it first") from None
         return token
@@ -98,16 +98,16 @@ class Users:
     def remove_token(self, name: str) -> bool:
         """Makes a token void. False if there was none of the name."""
         with self._session() as session:
-            return bool(session.scalars(delete(Token).where(Token.name == name).returning(Token.name)).all())
+            return bool(session.scalars(delete(ApiToken).where(ApiToken.name == name).returning(ApiToken.name)).all())
 
-    def tokens(self) -> Sequence[Token]:
+    def tokens(self) -> Sequence[ApiToken]:
         with self._session() as session:
-            return session.scalars(select(Token).order_by(Token.name)).all()
+            return session.scalars(select(ApiToken).order_by(ApiToken.name)).all()
 
     def owner_of(self, token: str) -> str | None:
         """Name of the program whose token this is. It is looked for by its hash, so the time tells nothing of others."""
         with self._session() as session:
-            return session.scalar(select(Token.name).where(Token.sha256 == _digest(token)))
+            return session.scalar(select(ApiToken.name).where(ApiToken.sha256 == _digest(token)))
 
 
 def _hash(password: str, user: str) -> str:

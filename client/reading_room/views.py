@@ -20,7 +20,7 @@ _LINE = (
 )  # fmt: skip
 
 
-def view_line(case: Case) -> schema.CaseLine:
+def view_case_line(case: Case) -> schema.CaseLine:
     """The case in the worklist."""
     return schema.CaseLine.model_validate(_line(case))
 
@@ -36,15 +36,15 @@ def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Cas
             "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
             | {"window": window},
             "findings": [view_finding(row, case) for row in findings],
-            "previous": [view_line(other) for other in previous],
+            "previous": [view_case_line(other) for other in previous],
         }
     )
 
 
-def view_finding(row: FindingRow, case: Case) -> schema.Finding:
+def view_finding(row: FindingRow, case: Case) -> schema.ReaderFinding:
     """A finding on `case`."""
     values = {name: getattr(row, name) for name in ("id", "by", "at", "label", "note")}
-    return schema.Finding.model_validate({**values, "agrees": agrees(case.verdict, row.label)})
+    return schema.ReaderFinding.model_validate({**values, "agrees": agrees(case.verdict, row.label)})
 
 
 def view_judgement(judgement: Judgement) -> schema.JudgementOut:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from client.reading_room.folder import RoomFolder
-from client.reading_room.reading import Reading
+from client.reading_room.reading import JudgedFile
 from client.reading_room.schema import Label
 from common.errors import PneumofedError
 
@@ -31,7 +31,7 @@ def open_monitor(folder: RoomFolder, bundle: Bundle) -> Monitor | None:
         return None
 
 
-class Watch:
+class RoomMonitor:
     """The monitor as the room uses it. What goes wrong is logged by its kind, since its text may quote what is in a file.
 
     Args:
@@ -42,13 +42,13 @@ class Watch:
     def __init__(self, monitor: Monitor | None, failed: Callable[[], None]) -> None:
         self._monitor, self._failed = monitor, failed
 
-    def judged(self, reading: Reading) -> int | None:
+    def judged(self, file: JudgedFile) -> int | None:
         """Records a judged image; its number in the monitor, or None if it was not recorded."""
         if self._monitor is None:
             return None
-        header = reading.header
+        header = file.header
         try:
-            return self._monitor.record(reading.judgement, reading.info, patient=header.patient or header.accession or None)
+            return self._monitor.record(file.judgement, file.info, patient=header.patient or header.accession or None)
         except Exception as error:
             self._tell(error)
             return None

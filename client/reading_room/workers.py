@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from client.reading_room.reading import Reading
+from client.reading_room.reading import JudgedFile
 from common.errors import ImageError, SkipReason
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Job:
+class ImageJob:
     """The file `original` in `folder`; with `keep`, what the viewer needs is written beside it, with `explain` it is found out where
     the map lies, which takes longer than the judgement."""
 
@@ -36,8 +36,8 @@ class Job:
     explain: bool = False
 
 
-Outcome = Reading | ImageError
-Read = Callable[[Job], Outcome]
+JobOutcome = JudgedFile | ImageError
+Read = Callable[[ImageJob], JobOutcome]
 
 
 class Worker:
@@ -72,14 +72,14 @@ class Worker:
             self.close()
         return ready
 
-    def __call__(self, job: Job) -> Outcome:
+    def __call__(self, job: ImageJob) -> JobOutcome:
         """What came of the job; CORRUPT if it killed the process or took too long."""
         if not self.start() or self._connection is None:
             return ImageError(SkipReason.UNREADABLE, "no worker could be started")
         try:
             self._connection.send(job)
             if self._connection.poll(self._limit_sec):
-                outcome: Outcome = self._connection.recv()
+                outcome: JobOutcome = self._connection.recv()
                 return outcome
             detail = "took too long"
         except (EOFError, OSError):
@@ -114,7 +114,7 @@ class Workers:
         processes = [worker for worker in self._workers if isinstance(worker, Worker)]
         self.ready = all(await asyncio.gather(*(asyncio.to_thread(worker.start) for worker in processes)))
 
-    async def run(self, job: Job) -> Reading:
+    async def run(self, job: ImageJob) -> JudgedFile:
         """What came of the job.
 
         Raises:
@@ -128,7 +128,7 @@ class Workers:
         # Shielded: a caller who goes away must not set a worker free that still reads.
         return await asyncio.shield(asyncio.ensure_future(self._run(worker, job)))
 
-    async def _run(self, worker: Read, job: Job) -> Reading:
+    async def _run(self, worker: Read, job: ImageJob) -> JudgedFile:
         try:
             outcome = await asyncio.to_thread(worker, job)
         finally:
@@ -156,7 +156,7 @@ def _serve(connection: Connection, load: Callable[[], Read], memory_mb: int) -> 
         connection.send(_outcome(read, job))
 
 
-def _outcome(read: Read, job: Job) -> Outcome:
+def _outcome(read: Read, job: ImageJob) -> JobOutcome:
     try:
         return read(job)
     except MemoryError:

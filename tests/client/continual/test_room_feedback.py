@@ -10,7 +10,7 @@ import pytest
 
 from client.continual.export_table import read_export
 from client.reading_room.labels import write_labels
-from client.reading_room.room import clean
+from client.reading_room.room import delete_old_cases
 from common.audit import read_entries
 from common.errors import SkipReason
 from common.images import read_image
@@ -72,7 +72,7 @@ def test_readers_labels_reach_the_manifest_and_stay_when_the_room_forgets(stage:
         SkipReason.UNCERTAIN_LABEL.value: 1,
     }
     assert manifest_of(site).labels == ("bacterial", "normal")
-    clean(stage.room.cases, stage.room.store, 1, datetime.now(UTC) + timedelta(days=2))
+    delete_old_cases(stage.room.cases, stage.room.store, 1, datetime.now(UTC) + timedelta(days=2))
     assert not files_below(stage.room.folder.store)
     assert [read_image(record.path).info.format for record in manifest_of(site).records] == ["dicom", "dicom"]
     assert run_data(site, "feedback", str(stage.room.folder.path))[1]["total"] == 2

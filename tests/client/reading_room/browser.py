@@ -10,7 +10,7 @@ from typing import Any
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Response, sync_playwright
 
-from client.reading_room.app import create_app
+from client.reading_room.app import create_room_app
 from simulation.phantom_dicom import Examination, encode_dicom
 from simulation.phantom_patients import draw_patients, draw_picture
 from tests.client.reading_room.stage import PASSWORD, READER, Stage
@@ -31,7 +31,7 @@ def launched() -> Iterator[Browser]:
 @contextmanager
 def served(stage: Stage) -> Iterator[str]:
     """Address of the room."""
-    with serving(create_app(stage.room, ["127.0.0.1"])) as address:
+    with serving(create_room_app(stage.room, ["127.0.0.1"])) as address:
         yield address
 
 

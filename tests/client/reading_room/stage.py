@@ -16,11 +16,11 @@ import yaml
 from fastapi.testclient import TestClient
 from httpx import Response
 
-from client.reading_room.app import create_app
+from client.reading_room.app import create_room_app
 from client.reading_room.folder import RoomFolder
-from client.reading_room.judge import Reader
+from client.reading_room.judge import FileJudge
 from client.reading_room.room import Room
-from client.reading_room.serve import describe
+from client.reading_room.serve import model_info
 from client.reading_room.tables import open_database
 from client.reading_room.watch import open_monitor
 from client.reading_room.workers import Read, Workers
@@ -40,8 +40,8 @@ def bundle() -> Bundle:
 
 
 @lru_cache
-def inline_reader() -> Reader:
-    return Reader(Predictor(bundle(), threads=1))
+def inline_reader() -> FileJudge:
+    return FileJudge(Predictor(bundle(), threads=1))
 
 
 class Stage:
@@ -55,10 +55,10 @@ class Stage:
         folder.settings_file.chmod(0o600)
         monitor = open_monitor(folder, bundle())
         workers = Workers([read or inline_reader()])
-        self.room = Room(folder, open_database(folder.database), describe(bundle()), workers, monitor)
+        self.room = Room(folder, open_database(folder.database), model_info(bundle()), workers, monitor)
         for name, role in ((ADMIN, "admin"), (READER, "radiologist")):
             self.room.users.add(name, role, PASSWORD)  # type: ignore[arg-type]
-        self.app = create_app(self.room, ["testserver", "localhost"])
+        self.app = create_room_app(self.room, ["testserver", "localhost"])
 
     @contextmanager
     def visitor(self) -> Iterator[TestClient]:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.reading_room.cases import Cases
-from client.reading_room.room import clean
+from client.reading_room.room import delete_old_cases
 from client.reading_room.schema import NextQuery, WorklistQuery
 from client.reading_room.tables import NO_NUMBER, Case, open_database
 from common.audit import read_entries
@@ -239,9 +239,9 @@ def test_old_cases_and_what_crashes_left_go(stage: Stage) -> None:
     left = stage.room.folder.quarantine / "left"
     left.mkdir()
     os.utime(left, (0, 0))
-    kept = clean(stage.room.cases, stage.room.store, 1)
+    kept = delete_old_cases(stage.room.cases, stage.room.store, 1)
     assert (kept.cases, kept.left_behind) == (0, 1)
-    done = clean(stage.room.cases, stage.room.store, 1, datetime.now(UTC) + timedelta(days=2))
+    done = delete_old_cases(stage.room.cases, stage.room.store, 1, datetime.now(UTC) + timedelta(days=2))
     assert (done.cases, stage.room.cases.ids()) == (2, set())
     assert not files_below(stage.room.folder.store)
 

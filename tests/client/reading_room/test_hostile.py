@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.reading_room.reading import ORIGINAL, Reading
-from client.reading_room.workers import Job, Worker
+from client.reading_room.reading import ORIGINAL, JudgedFile
+from client.reading_room.workers import ImageJob, Worker
 from common.errors import SkipReason
 from tests.client.reading_room.stage import Stage, files_below, phantom_dicom, phantom_png, problem, upload
 from tests.client.reading_room.treacherous import load_treacherous
@@ -191,8 +191,8 @@ def test_a_worker_that_a_file_kills_or_holds_is_replaced(tmp_path: Path) -> None
 
     def told(word: str) -> SkipReason:
         (tmp_path / ORIGINAL).write_text(f"{word} now")
-        outcome = worker(Job(tmp_path, keep=False))
-        assert not isinstance(outcome, Reading)
+        outcome = worker(ImageJob(tmp_path, keep=False))
+        assert not isinstance(outcome, JudgedFile)
         return outcome.reason
 
     try:

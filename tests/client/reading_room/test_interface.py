@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from client.reading_room.problems import SENTENCES, sentence
-from client.reading_room.schema import ErrorCode, Problem
+from client.reading_room.schema import ErrorBody, ErrorCode
 from tests.client.reading_room.stage import Stage
 
 
@@ -23,8 +23,8 @@ def test_every_refusal_is_described(stage: Stage) -> None:
             for status, answer in operation["responses"].items():
                 if status >= "400" and (path, status) != ("/api/health", "503"):
                     [content] = answer["content"].values()
-                    assert content["schema"]["$ref"].endswith("/Problem")
+                    assert content["schema"]["$ref"].endswith("/ErrorBody")
 
 
 def test_a_problem_has_no_room_for_values() -> None:
-    assert set(Problem.model_fields) == {"error", "detail", "retry_sec"}
+    assert set(ErrorBody.model_fields) == {"error", "detail", "retry_sec"}

@@ -8,11 +8,11 @@ import signal
 import numpy as np
 
 from client.reading_room.reading import ORIGINAL
-from client.reading_room.workers import Job, Outcome, Read
+from client.reading_room.workers import ImageJob, JobOutcome, Read
 from common.errors import ImageError, SkipReason
 
 
-def treacherous(job: Job) -> Outcome:
+def treacherous(job: ImageJob) -> JobOutcome:
     """Does what the file's first word says."""
     word = (job.folder / ORIGINAL).read_bytes().split(b" ")[0]
     if word == b"die":
