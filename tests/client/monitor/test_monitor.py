@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from client.monitor.monitor import Monitor, find_drift
 from client.monitor.page import write_drift_page
 from client.monitor.share import read_share
+from client.monitor.telling import tell
 from client.monitor_cli import ALARM, app
 from common.drift.bets import Baseline
 from common.drift.reference import reference_of
@@ -106,6 +107,16 @@ def test_a_mended_scanner_begins_anew_against_the_reference() -> None:
     findings = find_drift(fixed, reference, [Baseline("A", 100, 100)])
     assert not findings.alarms
     assert {stream.test.own_baseline for stream in findings.current} == {False}
+
+
+def test_refused_images_of_a_baseline_do_not_count_for_what_is_usual() -> None:
+    reference, found = draw_reference(), draw_arrivals(draw_reference(), 200)
+    assert found.refused[:100].any()
+    findings = find_drift(found, reference, [Baseline("A", 0, 100)])
+    (scanner,) = tell(findings, reference)
+    assert scanner.own_baseline
+    (row,) = [row for row in scanner.rows if row.quantity == "probability"]
+    assert row.usual == pytest.approx(np.median(found.probabilities[:100][~found.refused[:100]]))
 
 
 def test_the_page_of_a_site_without_images_says_so(tmp_path: Path) -> None:

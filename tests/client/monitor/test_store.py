@@ -37,6 +37,14 @@ def test_what_was_written_is_read_by_day_and_arrival(tmp_path: Path) -> None:
     assert store.bundles() == [("bundle", 2), ("other bundle", 1)]
 
 
+def test_the_number_that_earlier_versions_kept_of_a_refused_image_is_not_read(tmp_path: Path) -> None:
+    store = MonitorStore(tmp_path)
+    store.append("bundle", replace(SEEN, verdict="cannot judge"))
+    found = store.read("bundle")
+    assert found.refused.tolist() == [True]
+    assert np.isnan([found.probabilities[0], found.expected_errors[0]]).all()
+
+
 def test_a_patient_is_recognised_and_not_named(tmp_path: Path) -> None:
     store = MonitorStore(tmp_path)
     for patient in ("DOE^JANE", "DOE^JANE", "ROE^RICHARD", None, None):

@@ -27,15 +27,16 @@ def draw_arrivals(reference: Reference, patients: int, seed: int = 1, *, brighte
     statistics[:, 0] += brighter
     called = scores >= 0.5
     days = FIRST_DAY + np.arange(patients) // a_day
+    refused = rng.random(patients) < 0.02
     return Observations(
         days=days,
         scanners=np.full(patients, "A"),
         units=np.char.add(f"{seed}-", np.arange(patients).astype(np.str_)),
         statistics=statistics,
         embedding=reference.embedding.map(features),
-        probabilities=scores,
-        refused=rng.random(patients) < 0.02,
-        expected_errors=np.where(called, 1.0 - scores, scores),
+        probabilities=np.where(refused, np.nan, scores),
+        refused=refused,
+        expected_errors=np.where(refused, np.nan, np.where(called, 1.0 - scores, scores)),
         corrected=called != (labels == 1),
         read_order=np.arange(patients),
         read_days=days,

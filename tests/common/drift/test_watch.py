@@ -64,7 +64,7 @@ def test_after_a_baseline_the_scanner_is_compared_with_itself() -> None:
 def test_more_refusals_and_more_corrections_than_promised_alarm() -> None:
     reference = draw_reference()
     found = draw_arrivals(reference, 300)
-    refused = replace(found, refused=np.arange(300) % 4 == 0)
+    refused = replace(found, refused=found.refused | (np.arange(300) % 4 == 0))
     assert alarmed(watch(refused, reference)) == {REFUSALS}
     disputed = replace(found, corrected=np.arange(300) % 2 == 0)
     assert alarmed(watch(disputed, reference)) == {CORRECTIONS}
