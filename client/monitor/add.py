@@ -47,11 +47,16 @@ def record_images(
 
     In random order: names often sort by class or by device, and such an order is itself a change to whoever watches.
 
-    `patients` tells whose the images are, by absolute path; it wins over what a DICOM file says. Without it images of one patient that
-    name none count as so many patients, and a set in which the sick have more images than the healthy looks unlike the reference,
-    which has one image a patient.
-
     A file that is no usable image is counted with its reason. The same file added twice counts twice.
+
+    Args:
+        monitor: takes the judgements.
+        predictor: of the bundle that `monitor` was opened for.
+        paths: files, and folders as `find_files` searches them.
+        day: of the images.
+        patients: whose the images are, by path; it wins over what a DICOM file says. Without it images of one patient that name none
+            count as so many patients, and a set in which the sick have more images than the healthy looks unlike the reference, which
+            has one image a patient.
 
     Raises:
         DataError: the monitor's folder cannot be written.
