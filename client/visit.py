@@ -11,12 +11,13 @@ from typing import Any
 from client.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from client.policy import Work, check_epsilon, check_patients, check_run, local_now, require_policy
 from client.site import Site, load_site
-from common.audit import AuditLog, canonical
+from common.audit import AuditLog
 from common.audit_events import ANSWER, FAILURE, REFUSAL, REQUEST, hash_experiment
 from common.config import ExperimentConfig
 from common.data.digests import load_digests
 from common.data.manifest import read_manifest
 from common.errors import PolicyError
+from common.hash_chain import canonical
 from common.messages import Instruction, attach_head, describe_content
 from common.party_config import SiteConfig
 from common.secure_sum.steps import read_step

@@ -20,9 +20,8 @@ from typing import Any
 from filelock import FileLock
 
 from common.errors import AuditError
+from common.hash_chain import CHAIN_START, canonical, chain_hash
 
-START = "0" * 64
-"""`previous` of the first line."""
 RECOVERED = "log-recovered"
 """Event of the line that tells of one before it that a crash cut short."""
 FIELDS = frozenset({"actor", "event", "facts", "hash", "previous", "sequence", "time"})
@@ -47,7 +46,7 @@ class Entry:
 
     def is_sound(self) -> bool:
         """Whether `hash` is that of the rest."""
-        return self.hash == _hash_of({key: value for key, value in asdict(self).items() if key != "hash"})
+        return self.hash == chain_hash(canonical({key: value for key, value in asdict(self).items() if key != "hash"}))
 
 
 class AuditLog:
@@ -87,9 +86,9 @@ class AuditLog:
             "actor": self.actor,
             "event": event,
             "facts": json.loads(json.dumps(facts, allow_nan=False)),  # what a reader will read: tuples are lists
-            "previous": last.hash if last else START,
+            "previous": last.hash if last else CHAIN_START,
         }
-        entry = Entry(**body, hash=_hash_of(body))
+        entry = Entry(**body, hash=chain_hash(canonical(body)))
         _write(descriptor, entry.line())
         return entry
 
@@ -119,15 +118,6 @@ def parse_line(line: bytes) -> Entry | None:
         return entry if entry.line() == line and entry.is_sound() and isinstance(entry.sequence, int) else None
     except (ValueError, TypeError, RecursionError):
         return None
-
-
-def canonical(values: Any) -> bytes:
-    """JSON in one form only: sorted keys, no spaces, ASCII."""
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
-
-
-def _hash_of(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical(body)).hexdigest()
 
 
 @contextmanager
@@ -177,7 +167,7 @@ def _mend(path: Path, descriptor: int) -> tuple[Entry | None, bytes]:
     if not tail:
         return last, b""
     whole = parse_line(tail + b"\n")
-    if whole and whole.previous == (last.hash if last else START):
+    if whole and whole.previous == (last.hash if last else CHAIN_START):
         _write(descriptor, b"\n")
         return whole, b""
     os.ftruncate(descriptor, path.stat().st_size - len(tail))

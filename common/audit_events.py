@@ -18,7 +18,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from common.audit import AuditLog, canonical
+from common.audit import AuditLog
+from common.hash_chain import canonical
 
 if TYPE_CHECKING:  # the names alone; Flower would be imported with the messages
     from common.config import ExperimentConfig

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.audit import START, Entry, parse_line, read_entries
+from common.audit import Entry, parse_line, read_entries
 from common.errors import AuditError
+from common.hash_chain import CHAIN_START
 
 Damage = Literal["changed", "removed", "inserted", "reordered", "truncated"]
 
@@ -84,7 +85,7 @@ def _damage_at(number: int, line: bytes, entries: Sequence[Entry | None]) -> Dam
         return "truncated" if number == len(entries) - 1 and not line.endswith(b"\n") else "changed"
     expected = before.sequence + 1 if before else 1
     if entry.sequence == expected:
-        return None if entry.previous == (before.hash if before else START) else "changed"
+        return None if entry.previous == (before.hash if before else CHAIN_START) else "changed"
     if entry.sequence < expected:
         return "inserted"
     late = any(other is not None and other.sequence == expected for other in entries[number + 1 :])

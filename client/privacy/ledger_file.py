@@ -9,7 +9,6 @@ here does it; who decides to removes both files.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
@@ -22,14 +21,12 @@ from typing import Any
 
 from client.privacy.entries import Entry
 from client.privacy.lineages import SCHEMA as LINEAGES
-from common.audit import canonical
 from common.config_types import PrivacyUnit
 from common.data.atomic import atomic_write, exclusive
 from common.errors import ConfigError, PolicyError
+from common.hash_chain import CHAIN_START, canonical, chain_hash, first_broken
 from common.privacy.accounting import Mechanism
 
-START = "0" * 64
-"""The hash before the first entry's."""
 _WAIT_SEC = 60.0
 _SCHEMA = (
     "CREATE TABLE ledger (secret BLOB NOT NULL)",
@@ -132,11 +129,13 @@ def read_all(connection: sqlite3.Connection) -> tuple[list[Recorded], bytes]:
         raise _closed(path, "is damaged")
     rows = connection.execute("SELECT number, body, hash FROM entry ORDER BY number").fetchall()
     secret = connection.execute("SELECT secret FROM ledger").fetchall()
-    before = START
-    for position, (number, body, found) in enumerate(rows, start=1):
-        if number != position or found != _chain(before, body.encode()):
-            raise _closed(path, f"is not as it was written: entry {number} was changed, or entries before it are missing")
-        before = found
+    misplaced = next((index for index, (number, _, _) in enumerate(rows) if number != index + 1), None)
+    broken = [
+        index for index in (first_broken((body.encode(), found) for _, body, found in rows), misplaced) if index is not None
+    ]
+    if broken:
+        number = rows[min(broken)][0]
+        raise _closed(path, f"is not as it was written: entry {number} was changed, or entries before it are missing")
     if len(secret) != 1:
         raise _closed(path, "has lost its key")
     try:
@@ -148,7 +147,7 @@ def read_all(connection: sqlite3.Connection) -> tuple[list[Recorded], bytes]:
 def append_entry(connection: sqlite3.Connection, new: Recorded, known: Sequence[Recorded]) -> None:
     """Adds `new` after `known`, which are all entries."""
     body = new.body()
-    connection.execute("INSERT INTO entry VALUES (?, ?, ?)", (new.number, body.decode(), _chain(_head(known), body)))
+    connection.execute("INSERT INTO entry VALUES (?, ?, ?)", (new.number, body.decode(), chain_hash(body, _head(known))))
 
 
 def write_mark(path: Path, known: Sequence[Recorded]) -> None:
@@ -183,11 +182,7 @@ def _mark_file(path: Path) -> Path:
 
 
 def _head(known: Sequence[Recorded]) -> str:
-    return known[-1].hash if known else START
-
-
-def _chain(before: str, body: bytes) -> str:
-    return hashlib.sha256(before.encode() + body).hexdigest()
+    return known[-1].hash if known else CHAIN_START
 
 
 def _closed(path: Path, why: str) -> PolicyError:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from client.site import Site
-from common.audit import canonical
+from common.hash_chain import canonical
 
 SCHEMA = (
     "CREATE TABLE dataset (id TEXT PRIMARY KEY, lineage INTEGER NOT NULL, images INTEGER NOT NULL, patients INTEGER NOT NULL)",

@@ -62,11 +62,11 @@ def clean(room: Room = Path(), json_: Json = False) -> None:
     from client.reading_room.cases import Cases
     from client.reading_room.room import delete_old_cases
     from client.reading_room.store import CaseFiles
-    from client.reading_room.tables import open_database
+    from client.reading_room.tables import open_room_database
 
     folder = _open(room)
     done = delete_old_cases(
-        Cases(open_database(folder.database)), CaseFiles(folder.store, folder.quarantine), folder.settings.retention_days
+        Cases(open_room_database(folder.database)), CaseFiles(folder.store, folder.quarantine), folder.settings.retention_days
     )
     _record(folder, "cleaned", cases=done.cases)
     _print_json(asdict(done)) if json_ else _say(f"{done.cases} cases deleted, {done.left_behind} folders left behind by crashes")
@@ -77,10 +77,10 @@ def export_labels(out: Annotated[Path, typer.Argument(help="CSV file that is wri
     """Write what readers said of the cases, with pseudonyms of the patients, for `pneumofed site data feedback`."""
     from client.reading_room.cases import Cases
     from client.reading_room.labels import write_labels
-    from client.reading_room.tables import open_database
+    from client.reading_room.tables import open_room_database
 
     folder = _open(room)
-    count = write_labels(folder, Cases(open_database(folder.database)), out)
+    count = write_labels(folder, Cases(open_room_database(folder.database)), out)
     _record(folder, "labels-exported", count=count)
     _say(f"{count} readings: {out}")
 
@@ -173,10 +173,10 @@ def _open(path: Path) -> RoomFolder:
 
 
 def _users(folder: RoomFolder) -> Users:
-    from client.reading_room.tables import open_database
+    from client.reading_room.tables import open_room_database
     from client.reading_room.users import Users
 
-    return Users(open_database(folder.database))
+    return Users(open_room_database(folder.database))
 
 
 def _record(folder: RoomFolder, event: str, **facts: Any) -> None:

@@ -10,7 +10,7 @@ import yaml
 
 from client.reading_room.folder import RoomFolder, RoomSettings
 from client.reading_room.serve import open_room_bundle
-from client.reading_room.tables import open_database
+from client.reading_room.tables import open_room_database
 from common.config_reader import build_config
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
@@ -44,7 +44,7 @@ def init_room(
     given = {key: value for key, value in values.items() if value is not None}
     opened = open_room_bundle(folder, build_config(RoomSettings, given, "pneumofed reading-room init"))
     folder.make()
-    open_database(folder.database).dispose()
+    open_room_database(folder.database).dispose()
     with atomic_write(folder.settings_file) as file:
         file.write(_COMMENT + yaml.safe_dump(given, sort_keys=False, allow_unicode=True).encode())
     return folder, opened

@@ -15,7 +15,7 @@ from client.reading_room.cases import Cases
 from client.reading_room.folder import RoomFolder
 from client.reading_room.reading import ORIGINAL
 from client.reading_room.store import CaseFiles
-from client.reading_room.tables import Case, FindingRow, open_database
+from client.reading_room.tables import Case, FindingRow, open_room_database
 from common.audit import AuditLog
 from common.data.atomic import atomic_write
 from common.data.manifest import COLUMNS
@@ -60,7 +60,7 @@ def export_of_room(path: Path) -> Iterator[Path]:
         ConfigError: there is no room, or its database or the key of the pseudonyms cannot be used.
     """
     folder = RoomFolder.open(path)
-    engine = open_database(folder.database)
+    engine = open_room_database(folder.database)
     try:
         with TemporaryDirectory(dir=folder.quarantine) as name:
             table = Path(name) / "labels.csv"

@@ -11,7 +11,7 @@ from client.reading_room.folder import RoomFolder, RoomSettings
 from client.reading_room.judge import load_file_judge
 from client.reading_room.room import Room
 from client.reading_room.schema import ModelInfo
-from client.reading_room.tables import open_database
+from client.reading_room.tables import open_room_database
 from client.reading_room.watch import open_monitor
 from client.reading_room.workers import Worker, Workers
 from common.errors import ConfigError, ReleaseError
@@ -33,7 +33,7 @@ def open_room(folder: RoomFolder, bundle: Bundle) -> Room:
     load = partial(load_file_judge, bundle.folder, trusted, settings.precision)
     workers = [Worker(load, settings.worker_memory_mb, settings.worker_seconds) for _ in range(settings.workers)]
     folder.make()
-    return Room(folder, open_database(folder.database), model_info(bundle), Workers(workers), open_monitor(folder, bundle))
+    return Room(folder, open_room_database(folder.database), model_info(bundle), Workers(workers), open_monitor(folder, bundle))
 
 
 def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, date, datetime
+from datetime import date, datetime
 from pathlib import Path
-from typing import Any, ClassVar
 
-from sqlalchemy import JSON, URL, DateTime, Dialect, Double, Engine, ForeignKey, String, Text, create_engine, event
+from sqlalchemy import JSON, Engine, ForeignKey, String, Text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
 
-from common.database import migrate
+from common.database import Columns, UtcTime, migrate, sqlite_engine
 from common.errors import ConfigError
 
 NO_NUMBER = -1.0
@@ -21,27 +18,11 @@ versions have the network's own number there, so the verdict is asked first."""
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-class UtcTime(TypeDecorator[datetime]):
-    """A time with its zone. SQLite keeps no zone, so UTC goes in and comes out."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.astimezone(UTC).replace(tzinfo=None)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=UTC)
+class RoomTable(Columns, DeclarativeBase):
+    """Of all tables of a room."""
 
 
-class Base(DeclarativeBase):
-    """Of all tables."""
-
-    type_annotation_map: ClassVar[dict[Any, Any]] = {float: Double()}
-    """As SQLAlchemy has it since 2.1."""
-
-
-class User(Base):
+class User(RoomTable):
     """Somebody who signs in."""
 
     __tablename__ = "user"
@@ -54,7 +35,7 @@ class User(Base):
     last_login: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
-class ApiToken(Base):
+class ApiToken(RoomTable):
     """A program that asks for judgements, by the SHA-256 of its token."""
 
     __tablename__ = "token"
@@ -64,7 +45,7 @@ class ApiToken(Base):
     added: Mapped[datetime] = mapped_column(UtcTime)
 
 
-class Case(Base):
+class Case(RoomTable):
     """One image: what its file says, what the model says, and the latest finding of a reader."""
 
     __tablename__ = "case"
@@ -114,7 +95,7 @@ class Case(Base):
     finding_by: Mapped[str | None] = mapped_column(String(64))
 
 
-class FindingRow(Base):
+class FindingRow(RoomTable):
     """What a reader said of a case. Rows are added and never changed."""
 
     __tablename__ = "finding"
@@ -127,25 +108,18 @@ class FindingRow(Base):
     note: Mapped[str] = mapped_column(Text)
 
 
-def open_database(path: Path) -> Engine:
+def open_room_database(path: Path) -> Engine:
     """An engine on the SQLite file `path`, which is made with mode 0600 if missing and whose tables are those of this version.
 
     Raises:
         ConfigError: it cannot be written, or a later version of pneumofed wrote it.
     """
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite itself would make it readable for all
         # An error of SQLAlchemy quotes its parameters, which name patients, unless told not to.
-        engine = create_engine(URL.create("sqlite", database=str(path)), hide_parameters=True)
-        event.listen(engine, "connect", _prepare)
+        engine = sqlite_engine(path, ("synchronous=NORMAL", "secure_delete=ON"), hide_parameters=True)
         migrate(engine, MIGRATIONS, str(path))
     except (OSError, SQLAlchemyError) as error:
         raise ConfigError(
             f"{path} cannot be opened ({type(error).__name__}); check the folder, its owner and the disk"
         ) from error
     return engine
-
-
-def _prepare(connection: Any, _: object) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=10000", "secure_delete=ON"):
-        connection.execute(f"PRAGMA {pragma}")

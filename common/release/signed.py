@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from common.audit import canonical
 from common.config_types import Section
 from common.data.atomic import atomic_write
 from common.errors import ConfigError, ReleaseError
+from common.hash_chain import canonical
 from common.keys import PrivateKey, PublicKey, fingerprint, format_public_key, is_signed, parse_public_key, sign
 
 MAX_BYTES = 2**24

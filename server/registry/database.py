@@ -6,15 +6,13 @@ postgresql://user@host/pneumofed                  needs the driver psycopg (pip 
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from common.database import migrate
+from common.database import migrate, sqlite_engine
 from common.errors import ConfigError
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -25,15 +23,13 @@ def default_url(state_dir: Path) -> str:
     return URL.create("sqlite", database=str(state_dir.resolve() / "registry.db")).render_as_string(hide_password=False)
 
 
-def open_database(url: str) -> Engine:
+def open_registry_database(url: str) -> Engine:
     """An engine on the database at `url`, whose tables are those of this version.
 
     Raises:
         ConfigError: no such kind of database, no driver, no connection, or tables of a later version.
     """
-    engine = create_engine(_check(url), pool_pre_ping=True)
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _prepare_sqlite)
+    engine = _engine(url)
     try:
         migrate(engine, MIGRATIONS, f"registry {_shown(engine.url)}")
     except SQLAlchemyError as error:
@@ -41,8 +37,8 @@ def open_database(url: str) -> Engine:
     return engine
 
 
-def _check(url: str) -> URL:
-    """`url` with its driver.
+def _engine(url: str) -> Engine:
+    """An engine on the database at `url`, with its driver.
 
     Raises:
         ConfigError: it is no URL of a database that is supported here.
@@ -53,31 +49,24 @@ def _check(url: str) -> URL:
         raise ConfigError("registry: expected sqlite:////PATH or postgresql://USER@HOST/NAME, got something else") from None
     kind = parsed.drivername.partition("+")[0]
     if kind == "sqlite":
-        _prepare_file(parsed)
-        return parsed
+        return _sqlite(parsed)
     if kind not in ("postgresql", "postgres"):
         raise ConfigError(f"registry: databases are sqlite and postgresql, got {kind}")
     driver = parsed.drivername.partition("+")[2] or "psycopg"
     if find_spec(driver) is None:
         raise ConfigError(f"registry: the driver {driver} of PostgreSQL is not installed; pip install 'psycopg[binary]'")
-    return parsed.set(drivername=f"postgresql+{driver}")
+    return create_engine(parsed.set(drivername=f"postgresql+{driver}"), pool_pre_ping=True)
 
 
-def _prepare_file(url: URL) -> None:
-    """Makes the file first, since SQLite would make it readable for all."""
+def _sqlite(url: URL) -> Engine:
     if not url.database or url.database == ":memory:":
         raise ConfigError("registry: the SQLite URL names no file; write sqlite:////PATH/registry.db")
     try:
-        os.close(os.open(url.database, os.O_RDWR | os.O_CREAT, 0o600))
+        return sqlite_engine(url, pool_pre_ping=True)
     except OSError as error:
         raise ConfigError(
             f"registry {url.database} cannot be written: {error.strerror}; check the folder and its owner"
         ) from error
-
-
-def _prepare_sqlite(connection: Any, _: object) -> None:
-    for pragma in ("journal_mode=WAL", "foreign_keys=ON", "busy_timeout=10000"):
-        connection.execute(f"PRAGMA {pragma}")
 
 
 def _shown(url: URL) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 
-from sqlalchemy import CheckConstraint, DateTime, Dialect, ForeignKey, String, Text
+from sqlalchemy import CheckConstraint, ForeignKey, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.types import TypeDecorator
+
+from common.database import Columns, UtcTime
 
 
 class RunState(StrEnum):
@@ -31,26 +32,11 @@ class SiteState(StrEnum):
     REVOKED = "revoked"
 
 
-class UtcTime(TypeDecorator[datetime]):
-    """A time with its zone. SQLite keeps no zone, so UTC goes in and comes out."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+class RegistryTable(Columns, DeclarativeBase):
+    """Of all tables of the registry."""
 
 
-class Base(DeclarativeBase):
-    """Of all tables."""
-
-
-class Site(Base):
+class Site(RegistryTable):
     """A hospital and the key that it is known by."""
 
     __tablename__ = "site"
@@ -63,7 +49,7 @@ class Site(Base):
     last_seen: Mapped[datetime | None] = mapped_column(UtcTime)
 
 
-class Run(Base):
+class Run(RegistryTable):
     """One run and its folder. `events_read` counts the lines of its `events.jsonl` that stand in the table `event`."""
 
     __tablename__ = "run"
@@ -85,7 +71,7 @@ class Run(Base):
     events_read: Mapped[int] = mapped_column(default=0)
 
 
-class Event(Base):
+class Event(RegistryTable):
     """One line of the activity log."""
 
     __tablename__ = "event"

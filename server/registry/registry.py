@@ -1,6 +1,6 @@
 """What the coordinator knows of its sites and runs, and the only way to change it.
 
-registry = Registry(open_database(url))
+registry = Registry(open_registry_database(url))
 registry.add_run("pneumonia-1", experiment.model_dump_json(), folder)     submitted
 registry.move("pneumonia-1", RunState.RUNNING)                             running
 registry.move("pneumonia-1", RunState.FAILED, "round 3: ...")              failed, and nothing but `resume` leads out of it
@@ -21,7 +21,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import sessionmaker
 
 from common.errors import ConfigError
-from server.registry.database import default_url, open_database
+from server.registry.database import default_url, open_registry_database
 from server.registry.models import Event, Run, RunState, Site, SiteState
 from server.settings import CoordinatorFolder
 
@@ -189,7 +189,7 @@ def open_registry(folder: CoordinatorFolder) -> Registry:
     url = folder.settings().registry
     if url is None:
         folder.state.mkdir(mode=0o700, exist_ok=True)
-    return Registry(open_database(url or default_url(folder.state)))
+    return Registry(open_registry_database(url or default_url(folder.state)))
 
 
 def check_run_name(name: str) -> None:

@@ -14,11 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from common.audit import RECOVERED, START, AuditLog, read_entries
+from common.audit import RECOVERED, AuditLog, read_entries
 from common.audit_cli import app
 from common.audit_events import hash_arrays, hash_experiment, record_round, record_run_ended, record_run_started
 from common.audit_report import anchors_in, verify
 from common.errors import AuditError
+from common.hash_chain import CHAIN_START
 from common.messages import ModelArrays
 from tests.tiny import tiny_experiment
 
@@ -217,7 +218,7 @@ def test_the_head_of_an_empty_log_is_none_and_then_the_last_hash(tmp_path: Path)
     assert log.head() is None
     head = log.record("answer")
     assert log.head() == head
-    assert read_entries(log.path)[0].previous == START
+    assert read_entries(log.path)[0].previous == CHAIN_START
 
 
 def test_a_run_at_the_coordinator_is_recorded_with_its_hashes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from common.errors import FlowerError
 from server.activity import EVENTS_FILE, HEARTBEAT_FILE, Activity
-from server.registry.database import default_url, open_database
+from server.registry.database import default_url, open_registry_database
 from server.registry.registry import Registry
 from server.run_folder import RunFolder
 from server.runs import Runs
@@ -62,7 +62,7 @@ def write_coordinator(path: Path, **settings: Any) -> CoordinatorFolder:
 
 def open_runs(folder: CoordinatorFolder, flower: FakeFlower) -> Runs:
     folder.state.mkdir(parents=True, exist_ok=True)
-    return Runs(folder, Registry(open_database(default_url(folder.state))), flower, lambda: APP_HASH)
+    return Runs(folder, Registry(open_registry_database(default_url(folder.state))), flower, lambda: APP_HASH)
 
 
 class FakeServerApp:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from client.reading_room.tables import Base
+from client.reading_room.tables import RoomTable
 from common.database import run_migrations
 
-run_migrations(Base.metadata)
+run_migrations(RoomTable.metadata)

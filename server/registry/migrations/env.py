@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from common.database import run_migrations
-from server.registry.models import Base
+from server.registry.models import RegistryTable
 
-run_migrations(Base.metadata)
+run_migrations(RegistryTable.metadata)

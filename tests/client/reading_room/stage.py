@@ -21,7 +21,7 @@ from client.reading_room.folder import RoomFolder
 from client.reading_room.judge import FileJudge
 from client.reading_room.room import Room
 from client.reading_room.serve import model_info
-from client.reading_room.tables import open_database
+from client.reading_room.tables import open_room_database
 from client.reading_room.watch import open_monitor
 from client.reading_room.workers import Read, Workers
 from common.model_bundle.bundle import Bundle
@@ -55,7 +55,7 @@ class Stage:
         folder.settings_file.chmod(0o600)
         monitor = open_monitor(folder, bundle())
         workers = Workers([read or inline_reader()])
-        self.room = Room(folder, open_database(folder.database), model_info(bundle()), workers, monitor)
+        self.room = Room(folder, open_room_database(folder.database), model_info(bundle()), workers, monitor)
         for name, role in ((ADMIN, "admin"), (READER, "radiologist")):
             self.room.users.add(name, role, PASSWORD)  # type: ignore[arg-type]
         self.app = create_room_app(self.room, ["testserver", "localhost"])

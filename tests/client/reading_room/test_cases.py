@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from client.reading_room.cases import Cases
 from client.reading_room.room import delete_old_cases
 from client.reading_room.schema import NextQuery, WorklistQuery
-from client.reading_room.tables import NO_NUMBER, Case, open_database
+from client.reading_room.tables import NO_NUMBER, Case, open_room_database
 from common.audit import read_entries
 from common.audit_report import verify
 from common.images import Window, read_image
@@ -273,7 +273,7 @@ def row(number: int, probability: float, finding: str | None) -> Case:
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Cases:
-    return Cases(open_database(tmp_path_factory.mktemp("walk") / "room.db"))
+    return Cases(open_room_database(tmp_path_factory.mktemp("walk") / "room.db"))
 
 
 PROBABILITY = st.sampled_from([0.1, 0.4, 0.5, 0.9, UNJUDGED])
@@ -319,7 +319,7 @@ def test_next_walks_through_the_worklist_in_its_order_and_back(
 
 
 def test_the_worklist_is_searched_without_wildcards_and_by_day(tmp_path: Path) -> None:
-    cases = Cases(open_database(tmp_path / "room.db"))
+    cases = Cases(open_room_database(tmp_path / "room.db"))
     for number in range(1, 7):
         cases.add(row(number, 0.1 * number, "normal" if number == 3 else None))
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from server.registry.database import default_url, open_database
+from server.registry.database import default_url, open_registry_database
 from server.registry.registry import Registry
 
 
 @pytest.fixture
 def registry(tmp_path: Path) -> Iterator[Registry]:
-    found = Registry(open_database(default_url(tmp_path)))
+    found = Registry(open_registry_database(default_url(tmp_path)))
     yield found
     found.close()

@@ -17,8 +17,8 @@ from sqlalchemy import Engine, inspect, text
 
 from common.database import migrate, take_back
 from common.errors import ConfigError
-from server.registry.database import MIGRATIONS, default_url, open_database
-from server.registry.models import Base, RunState
+from server.registry.database import MIGRATIONS, default_url, open_registry_database
+from server.registry.models import RegistryTable, RunState
 from server.registry.registry import Registry
 
 OURS = {"site", "run", "event"}
@@ -27,7 +27,7 @@ OURS = {"site", "run", "event"}
 def differences(engine: Engine) -> list[object]:
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        return list(compare_metadata(context, Base.metadata))
+        return list(compare_metadata(context, RegistryTable.metadata))
 
 
 def check_migrations(engine: Engine) -> None:
@@ -57,13 +57,13 @@ def check_registry(registry: Registry) -> None:
 
 
 def test_migrations_give_the_models_and_go_back(tmp_path: Path) -> None:
-    engine = open_database(default_url(tmp_path))
+    engine = open_registry_database(default_url(tmp_path))
     check_migrations(engine)
     engine.dispose()
 
 
 def test_a_difference_between_models_and_migrations_would_show(tmp_path: Path) -> None:
-    engine = open_database(default_url(tmp_path))
+    engine = open_registry_database(default_url(tmp_path))
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE site DROP COLUMN last_seen"))
     assert differences(engine)
@@ -71,18 +71,18 @@ def test_a_difference_between_models_and_migrations_would_show(tmp_path: Path) -
 
 
 def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
-    engine = open_database(default_url(tmp_path))
+    engine = open_registry_database(default_url(tmp_path))
     assert (tmp_path / "registry.db").stat().st_mode & 0o777 == 0o600
     engine.dispose()
 
 
 def test_a_database_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    engine = open_database(default_url(tmp_path))
+    engine = open_registry_database(default_url(tmp_path))
     with engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     engine.dispose()
     with pytest.raises(ConfigError, match="another version of pneumofed"):
-        open_database(default_url(tmp_path))
+        open_registry_database(default_url(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,13 @@ def test_a_database_of_a_later_version_is_refused(tmp_path: Path) -> None:
 )
 def test_urls_that_cannot_be_used_say_why(url: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        open_database(url)
+        open_registry_database(url)
 
 
 def test_a_password_is_not_told(tmp_path: Path) -> None:
     url = "postgresql+nosuchdriver://user:geheim@127.0.0.1:1/name"
     with pytest.raises(ConfigError) as caught:
-        open_database(url)
+        open_registry_database(url)
     assert "geheim" not in str(caught.value)
 
 
@@ -143,7 +143,7 @@ def _temporary_server(tools: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_postgresql_does_the_same(postgresql_url: str) -> None:
-    engine = open_database(postgresql_url)
+    engine = open_registry_database(postgresql_url)
     try:
         check_migrations(engine)
         check_registry(Registry(engine))
