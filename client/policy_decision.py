@@ -60,17 +60,17 @@ class Request:
         privacy, private = experiment.privacy, experiment.privacy.mechanism != "none"
         planned = private and privacy.noise_multiplier is None
         return cls(
-            work,
-            run,
-            round_number,
-            experiment.name,
-            private,
-            experiment.strategy.name,
-            experiment.model.name,
-            experiment.secure_aggregation.enabled,
-            privacy.unit if private else None,
-            privacy.target_epsilon if planned else None,
-            privacy.delta if private else None,
+            work=work,
+            run=run,
+            round=round_number,
+            study=experiment.name,
+            private=private,
+            strategy=experiment.strategy.name,
+            model=experiment.model.name,
+            secure_aggregation=experiment.secure_aggregation.enabled,
+            unit=privacy.unit if private else None,
+            target_epsilon=privacy.target_epsilon if planned else None,
+            delta=privacy.delta if private else None,
         )
 
 

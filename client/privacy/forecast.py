@@ -114,11 +114,12 @@ def _first_refusal(
 ) -> tuple[int | None, str | None]:
     """The first round that is refused, and why; later rounds cost more, so that halving finds it."""
 
+    request = Request.of(experiment, "train", entry.run, 1)
+    decision = decide(only(policy, *PRIVACY), request, Arrival(datetime.min))  # no rule of these asks for the time
+    if not decision.permit:
+        return 1, decision.reason
+
     def reason(number: int) -> str | None:
-        request = Request.of(experiment, "train", entry.run, number)
-        decision = decide(only(policy, *PRIVACY), request, Arrival(datetime.min))  # no rule of these asks for the time
-        if not decision.permit:
-            return decision.reason
         try:
             judge([*earlier, *[entry] * (number - 1)], entry, policy)
         except PolicyError as error:

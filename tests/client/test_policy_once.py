@@ -110,7 +110,13 @@ def test_the_policy_is_read_once_for_each_message(
 
 
 def test_a_refused_message_reads_it_once(federation: TinyFederation, opened: list[str]) -> None:
-    for values in ({"strategies": []}, {"min_patients": 1000}, {"max_rounds_per_day": 0}, {**LAX, "max_epsilon": 0.1}):
+    refusing: list[dict[str, Any]] = [
+        {"strategies": []},
+        {"min_patients": 1000},
+        {"max_rounds_per_day": 0},
+        {**LAX, "max_epsilon": 0.1},
+    ]
+    for values in refusing:
         policy = give_policy(federation, **values)
         opened.clear()
         assert ask(federation, "train", PRIVATE).has_error()
