@@ -1,14 +1,14 @@
 """The ClientApp: what a hospital answers to each message of the coordinator.
 
-Each handler is a function (instruction, site configuration) -> reply content; `_answer` gives it the site and turns every failure
-into a reply without details, so that a site that fails is named and the run goes on.
+Each handler is a function (instruction, site configuration, policy) -> reply content; `_answer` gives it the site and turns every
+failure into a reply without details, so that a site that fails is named and the run goes on.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -19,13 +19,13 @@ from torch import nn
 
 from client.examples import choose_examples
 from client.local_norms import LocalNorms
-from client.policy import Work
+from client.policy_decision import Work
 from client.releases import Releases
 from client.secure_sum.answer import answer_step, begin_masking
 from client.secure_sum.stages import MaskPlan
 from client.site import Site, class_number, find_site_config, site_log
 from client.training import RoundPlan, TrainingResult, build_setup, train_locally
-from client.visit import answer, open_site
+from client.visit import Handler, answer, open_site
 from common.compute import Compute, build_compute
 from common.config import ExperimentConfig, ModelConfig
 from common.config_types import TaskName
@@ -48,7 +48,7 @@ from common.messages import (
     unpack_instruction,
 )
 from common.models import build_model
-from common.party_config import SiteConfig
+from common.party_config import SiteConfig, SitePolicy
 from common.secure_sum.counts import encode_statistics
 from common.secure_sum.masks import SumVector
 from common.secure_sum.messages import pack_masked, pack_reply
@@ -56,8 +56,6 @@ from common.secure_sum.quantize import TrainingSums, UpdateCodec
 from common.seeds import numpy_generator
 
 logger = logging.getLogger(__name__)
-
-Handler = Callable[[Instruction, SiteConfig], RecordDict]
 
 app = ClientApp()
 
@@ -77,27 +75,27 @@ def evaluate(message: Message, context: Context) -> Message:
     return _answer(message, context, evaluate_round)
 
 
-def answer_query(instruction: Instruction, config: SiteConfig) -> RecordDict:
+def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
     """What needs no training: the roll call, or a step of a secure sum."""
     if instruction.step:
         return pack_reply(Presence(config.name, ""), answer_step(instruction, config))
-    return answer_roll_call(instruction, config)
+    return answer_roll_call(instruction, config, policy)
 
 
-def answer_roll_call(instruction: Instruction, config: SiteConfig) -> RecordDict:
+def answer_roll_call(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
     """Who the site is and what data it has for the experiment, in counts; decodes the images on the way."""
-    site = open_site(config, instruction.experiment)
+    site = open_site(instruction, config, policy, "query")
     layout = ArraysLayout.of(_model(instruction.experiment.model, instruction.experiment.task))
-    return pack_presence(Releases.of(site, instruction.experiment).presence(layout.digest))
+    return pack_presence(Releases.of(site, instruction.experiment, policy).presence(layout.digest))
 
 
-def train_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
+def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
     """Trains the global model on the site's training patients for one round."""
     if instruction.experiment.secure_aggregation.enabled or instruction.step:
         plan = begin_masking(instruction, config, "train")
-        trained = _train(instruction, config)
+        trained = _train(instruction, config, policy)
         return pack_masked(trained.releases.presence(trained.layout.digest), trained.masked(plan, instruction))
-    trained = _train(instruction, config)
+    trained = _train(instruction, config, policy)
     presence = trained.releases.presence(trained.layout.digest)
     update = Update.of(presence, trained.arrays, trained.releases.train, trained.metrics)
     return pack_update(update, _travelling(trained.arrays, instruction, trained.site.name))
@@ -131,13 +129,13 @@ class Trained:
         return vector
 
 
-def _train(instruction: Instruction, config: SiteConfig) -> Trained:
+def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Trained:
     experiment = instruction.experiment
     compute = build_compute(config.device, experiment.training.precision, config.threads)
-    site = open_site(config, experiment)
+    site = open_site(instruction, config, policy, "train")
     if not len(site.train.labels):
         raise EmptySiteError(f"{site.name}: no training image")
-    releases = Releases.of(site, experiment)
+    releases = Releases.of(site, experiment, policy)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
     plan = RoundPlan(experiment, instruction.round, site.name)
     metrics: Mapping[str, float]
@@ -148,7 +146,7 @@ def _train(instruction: Instruction, config: SiteConfig) -> Trained:
     else:
         from client.privacy.rounds import train_privately  # Opacus costs a second to import
 
-        result, metrics = train_privately(model, site, instruction, compute)
+        result, metrics = train_privately(model, site, instruction, compute, policy)
     arrays = ModelArrays(*layout.flatten(model))
     if experiment.strategy.name == "fedbn":
         LocalNorms.of(config.work_dir, instruction.run, layout).keep(arrays, instruction.round)
@@ -163,16 +161,16 @@ def _travelling(arrays: ModelArrays, instruction: Instruction, site: str) -> Arr
     return encode_update(arrays, _arrays_of(instruction), experiment.strategy.update_precision, generator)
 
 
-def evaluate_round(instruction: Instruction, config: SiteConfig) -> RecordDict:
+def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
     """Judges the global model on the site's validation patients; only sums leave (see `common.evaluation.statistics`)."""
     started = time.perf_counter()
     experiment = instruction.experiment
     secret = experiment.secure_aggregation.enabled or instruction.step
     plan = begin_masking(instruction, config, "evaluate") if secret else None
     compute = build_compute(config.device, "fp32", config.threads)
-    site = open_site(config, experiment)
+    site = open_site(instruction, config, policy, "evaluate")
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
-    releases = Releases.of(site, experiment)
+    releases = Releases.of(site, experiment, policy)
     withheld = releases.withholds("validation_statistics")  # then nothing is judged: what is sent is that of no image
     statistics = _no_statistics(experiment) if withheld else judge(compute.place(model), site, experiment, compute)
     presence = releases.presence(layout.digest)

@@ -23,11 +23,12 @@ Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 def show(site: Site = Path(), json_: Json = False) -> None:
     """Show what was spent of the budget, on which data, by which study and run, and what remains."""
     from client.folder import SiteFolder
+    from client.policy import policy_of
     from client.privacy.ledger_report import accounts, table
-    from client.privacy.spending import limits_of, open_ledger
+    from client.privacy.spending import open_ledger
 
     config = SiteFolder.open(site).config
-    limits = limits_of(config)
+    limits = policy_of(config)
     found = accounts(open_ledger(config).lineages(), limits)
     if json_:
         _print_json([asdict(account) for account in found])
@@ -55,6 +56,7 @@ def plan(
     Exit code: 0 all rounds are within the budget, 1 the site would refuse the run or one of its rounds.
     """
     from client.folder import SiteFolder
+    from client.policy import policy_of
     from client.privacy.forecast import forecast
     from client.privacy.forecast_picture import draw
     from common.config import ExperimentConfig
@@ -62,7 +64,7 @@ def plan(
 
     config = SiteFolder.open(site).config
     run = build_config(ExperimentConfig, read_yaml(experiment), experiment.name)
-    found = forecast(config, run)
+    found = forecast(config, run, policy_of(config))
     picture = out or Path(config.work_dir) / f"epsilon-{run.name}.png"
     draw(found, picture)
     if json_:

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from client.policy import require_policy
 from client.site import Site, class_number
 from common.config import ExperimentConfig
 from common.config_types import Withheld
@@ -37,13 +35,17 @@ class Releases:
     report: Mapping[str, Any]
 
     @classmethod
-    def of(cls, site: Site, experiment: ExperimentConfig) -> Releases:
-        """What the site's policy lets go; a site without one, as in simulation, lets go what the experiment asks for.
+    def of(cls, site: Site, experiment: ExperimentConfig, policy: SitePolicy) -> Releases:
+        """What `policy` lets go of what the experiment asks for.
+
+        Args:
+            site: the site's data.
+            experiment: of the run.
+            policy: the site's, as it stood when the message came.
 
         Raises:
-            PolicyError, BudgetError: the policy cannot be read, or the ledger has no budget for noised counts.
+            PolicyError, BudgetError: the ledger cannot be used, or has no budget for noised counts.
         """
-        policy = require_policy(Path(site.config.policy)) if site.config.policy else SitePolicy()
         withheld = {"withheld": sorted(policy.withhold)} if policy.withhold else {}
         if experiment.secure_aggregation.enabled:  # counts go under the masks, and the presence tells none
             return cls(site, policy, max(1, len(site.train.labels)), withheld)
@@ -76,6 +78,6 @@ def _counts(site: Site, experiment: ExperimentConfig, policy: SitePolicy) -> dic
     from client.privacy.counts import noised_counts  # Opacus costs a second to import
 
     counts = [*site.class_counts(class_number(experiment)), exact["validation"]]
-    *classes, validation = noised_counts(site, experiment, counts, policy.count_noise)
+    *classes, validation = noised_counts(site, experiment, counts, policy)
     shares = dict(zip(CLASSES[experiment.task], classes, strict=True))
     return {"train": max(1, sum(classes)), "validation": validation, "classes": shares, "count_noise": policy.count_noise}

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from client.folder import APP_VARIABLE, COORDINATOR_VARIABLE
-from client.policy import Work, check_epsilon, check_patients, check_run, local_now, require_policy
+from client.policy import UNRESTRICTED, Clock, count_round, local_now, policy_of
+from client.policy_decision import Arrival, Request, TrainingData, Work, decide
 from client.site import Site, load_site
 from common.audit import AuditLog
 from common.audit_events import ANSWER, FAILURE, REFUSAL, REQUEST, hash_experiment
-from common.config import ExperimentConfig
 from common.data.digests import load_digests
 from common.data.manifest import read_manifest
 from common.errors import PolicyError
 from common.hash_chain import canonical
 from common.messages import Instruction, attach_head, describe_content
-from common.party_config import SiteConfig
+from common.party_config import SiteConfig, SitePolicy
 from common.secure_sum.steps import read_step
 
 
@@ -27,28 +27,35 @@ def audit_log(config: SiteConfig) -> AuditLog:
     return AuditLog(Path(config.work_dir) / "audit.jsonl", config.name)
 
 
-def answer(instruction: Instruction, config: SiteConfig, work: Work, handler: Callable[[Instruction, SiteConfig], Any]) -> Any:
+Handler = Callable[[Instruction, SiteConfig, SitePolicy], Any]
+"""Makes the content of a reply, under the policy as it stood when the message came."""
+
+
+def answer(instruction: Instruction, config: SiteConfig, work: Work, handler: Handler) -> Any:
     """The handler's reply content. Where the site has a policy, nothing is read against it and nothing leaves unrecorded.
+
+    The policy is read here, once, and handed down: an edit while the message is answered is for the next one.
+
+    Args:
+        instruction: what the coordinator asks.
+        config: the site's own.
+        work: the kind of the message.
+        handler: makes the content.
 
     Raises:
         PolicyError: the policy forbids it; no data was read, except for the count of patients.
     """
     if config.policy is None:
-        return handler(instruction, config)
+        return handler(instruction, config, UNRESTRICTED)
     log, asked = audit_log(config), {"work": work, "run": instruction.run, "round": instruction.round}
     if instruction.step:
         step = read_step(instruction.step)
         asked |= {"secure_sum": f"{step.purpose} {step.stage}"}
     try:
         log.record(REQUEST, **asked, **_who_asks(instruction))
-        policy = require_policy(Path(config.policy))
-        check_epsilon(policy, instruction.experiment)
-        if work == "train" and instruction.experiment.privacy.mechanism != "none":
-            from client.privacy.spending import check_budget  # Opacus costs a second to import
-
-            check_budget(config, policy, instruction.experiment, instruction.run)
-        check_run(policy, instruction.experiment, work, Path(config.work_dir), local_now)
-        content = handler(instruction, config)
+        policy = policy_of(config)
+        admit(instruction, config, policy, work)
+        content = handler(instruction, config, policy)
         leaving = describe_content(content)
         data = {"data": hash_data(config)} if _reads_data(instruction) else {}
         attach_head(content, log.record(ANSWER, **asked, **data, **leaving))
@@ -61,16 +68,45 @@ def answer(instruction: Instruction, config: SiteConfig, work: Work, handler: Ca
         raise
 
 
-def open_site(config: SiteConfig, experiment: ExperimentConfig) -> Site:
-    """The site's data for the experiment.
+def admit(instruction: Instruction, config: SiteConfig, policy: SitePolicy, work: Work, clock: Clock = local_now) -> None:
+    """Refuses what can be refused before any data is read; a training round that passes is counted.
+
+    Args:
+        instruction: what the coordinator asks.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+        work: the kind of the message.
+        clock: tells the local time.
 
     Raises:
-        PolicyError: it holds fewer training patients than the site's policy asks for.
+        PolicyError, BudgetError: names the rule.
+    """
+    request, now = _request(instruction, work), clock()
+    decide(policy, request, Arrival(now)).enforce()
+    if work != "train":
+        return
+    if request.private:
+        from client.privacy.spending import check_budget  # Opacus costs a second to import
+
+        check_budget(config, policy, instruction.experiment, instruction.run)
+    count_round(policy, request, Path(config.work_dir), now)  # last: a refused round does not count
+
+
+def open_site(instruction: Instruction, config: SiteConfig, policy: SitePolicy, work: Work) -> Site:
+    """The site's data for the instruction's experiment.
+
+    Args:
+        instruction: what the coordinator asks.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+        work: the kind of the message.
+
+    Raises:
+        PolicyError: it holds fewer training patients than the policy asks for.
         DataError: as `load_site`.
     """
-    site = load_site(config, experiment)
-    if config.policy is not None:
-        check_patients(require_policy(Path(config.policy)), len(set(site.train.patients)))
+    site = load_site(config, instruction.experiment)
+    decide(policy, _request(instruction, work), TrainingData(len(set(site.train.patients)))).enforce()
     return site
 
 
@@ -80,6 +116,10 @@ def hash_data(config: SiteConfig) -> str:
     digests = load_digests([record.path for record in records], Path(config.work_dir) / "cache", workers=1)
     rows = sorted([record.label or "", str(digest)] for record, digest in zip(records, digests, strict=True))
     return hashlib.sha256(canonical(rows)).hexdigest()
+
+
+def _request(instruction: Instruction, work: Work) -> Request:
+    return Request.of(instruction.experiment, work, instruction.run, instruction.round)
 
 
 def _reads_data(instruction: Instruction) -> bool:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from client.checks.finding import Finding, Level
 from client.folder import SiteFolder
+from client.policy_decision import Request, TrainingData, decide
+from common.config import ExperimentConfig
 from common.data.manifest import Manifest, class_index, read_manifest
 from common.errors import ConfigError, DataError
 
@@ -59,11 +61,14 @@ def check_classes(manifest: Manifest) -> Finding:
 
 def check_patients(folder: SiteFolder, manifest: Manifest) -> Iterator[Finding]:
     try:
-        needed = folder.policy.min_patients
+        policy = folder.policy
     except ConfigError:
         return  # told by the policy's check
     known = {record.patient for record in manifest.records if class_index(record.label, "binary") is not None}
     training = int(len(known) * TRAINING_SHARE)
-    sentence = f"about {training} for training, the policy asks for {needed}"
+    sentence = f"about {training} for training, the policy asks for {policy.min_patients}"
     remedy = "add images of more patients, or lower min_patients in policy.yaml if your privacy officer agrees"
-    yield Finding("data", "patients", "ok" if training >= needed else "problem", sentence, "" if training >= needed else remedy)
+    if decide(policy, Request.of(ExperimentConfig(), "train", "preflight", 1), TrainingData(training)).permit:
+        yield Finding("data", "patients", "ok", sentence)
+    else:
+        yield Finding("data", "patients", "problem", sentence, remedy)

@@ -13,35 +13,46 @@ import numpy as np
 
 from client.privacy.entries import Entry
 from client.privacy.lineages import DataUnits
-from client.privacy.spending import limits_of, open_ledger
+from client.privacy.spending import open_ledger
 from client.site import Site
 from common.audit_events import hash_experiment
 from common.config import ExperimentConfig
+from common.errors import ConfigError
+from common.party_config import SitePolicy
 from common.privacy.accounting import Mechanism
 from common.privacy.randomness import RandomStream
 from common.privacy.secret import fingerprint, own_secret, round_key
 
 
-def noised_counts(site: Site, experiment: ExperimentConfig, counts: list[int], noise_multiplier: float) -> list[int]:
+def noised_counts(site: Site, experiment: ExperimentConfig, counts: list[int], policy: SitePolicy) -> list[int]:
     """`counts`, whole numbers that one image moves by one in all, with the noise of the site's policy; none is below 0.
 
-    The noise has deviation `noise_multiplier`, or where the policy protects patients so many times the images of a patient. It is in
+    The noise has deviation `count_noise`, or where the policy protects patients so many times the images of a patient. It is in
     the ledger before it is drawn.
+
+    Args:
+        site: the site's data.
+        experiment: of the run.
+        counts: exact.
+        policy: the site's, with `count_noise` set.
 
     Raises:
         PolicyError, BudgetError: as `Ledger.spend`; nothing was released.
+        ConfigError: the policy sets no noise.
     """
-    units, limits = DataUnits.of(site), limits_of(site.config)
-    content = "/".join((fingerprint(site.train), fingerprint(site.validation), experiment.task, limits.min_unit))
+    if policy.count_noise is None:
+        raise ConfigError("the policy sets no count_noise")
+    units, noise_multiplier = DataUnits.of(site), policy.count_noise
+    content = "/".join((fingerprint(site.train), fingerprint(site.validation), experiment.task, policy.min_unit))
     token = hashlib.sha256(f"counts {content} {noise_multiplier!r}".encode()).hexdigest()[:16]
     ledger = open_ledger(site.config)
     if not any(entry.purpose == "counts" and entry.run == token for entry in ledger.earlier(units)):
-        delta = limits.max_delta or 1.0 / max(2, len(set(units.patients)))
+        delta = policy.max_delta or 1.0 / max(2, len(set(units.patients)))
         mechanism = Mechanism(1.0, noise_multiplier, 1)
         k = units.images_per_patient
-        entry = Entry(token, 0, experiment.name, hash_experiment(experiment), "counts", limits.min_unit, k, mechanism, delta)
-        ledger.spend(entry, units, limits)
-    deviation = noise_multiplier * (units.images_per_patient if limits.min_unit == "patient" else 1)
+        entry = Entry(token, 0, experiment.name, hash_experiment(experiment), "counts", policy.min_unit, k, mechanism, delta)
+        ledger.spend(entry, units, policy)
+    deviation = noise_multiplier * (units.images_per_patient if policy.min_unit == "patient" else 1)
     stream = RandomStream(round_key(own_secret(Path(site.config.work_dir)), ("counts", token)))
     noisy = np.asarray(counts) + deviation * stream.normal(len(counts)).numpy()
     return [max(0, round(float(value))) for value in noisy]

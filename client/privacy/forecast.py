@@ -5,16 +5,18 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 
-from client.policy import check_epsilon
+from client.policy import only
+from client.policy_decision import LIMITS, Arrival, Request, decide
 from client.privacy.entries import Entry, level_of, total_epsilon
 from client.privacy.ledger import judge
 from client.privacy.lineages import DataUnits
 from client.privacy.plan import SitePlan
 from client.privacy.sampling import count_units
-from client.privacy.spending import limits_of, open_ledger, round_entry
+from client.privacy.spending import open_ledger, round_entry
 from client.site import load_site
 from common.config import ExperimentConfig
 from common.config_types import PrivacyUnit
@@ -23,6 +25,8 @@ from common.party_config import SiteConfig, SitePolicy
 
 POINTS = 24
 """Of the curve, at most: each is a composition anew."""
+PRIVACY = (*LIMITS, "max_delta", "min_unit")
+"""Keys of the policy that limit what private training may tell."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +67,30 @@ class Forecast:
         return [*found, f"round {self.refused_from} would be refused: {self.refusal}"]
 
 
-def forecast(config: SiteConfig, experiment: ExperimentConfig) -> Forecast:
+def forecast(config: SiteConfig, experiment: ExperimentConfig, policy: SitePolicy) -> Forecast:
     """What the run would spend on the site's present data.
+
+    Args:
+        config: the site's own.
+        experiment: of the run.
+        policy: the site's; only its limits of privacy are judged here.
 
     Raises:
         ConfigError: the experiment is not private, or the site has too few patients for it.
         DataError: the data cannot be used.
-        PolicyError: policy or ledger cannot be read.
+        PolicyError: the ledger cannot be read.
     """
-    limits, site = limits_of(config), load_site(config, experiment)
+    site = load_site(config, experiment)
     patients = site.train.patients
     plan = SitePlan.of(experiment, count_units(patients, experiment.privacy.unit), len(set(patients)))
     units = DataUnits.of(site)
     earlier, entry = open_ledger(config).earlier(units), round_entry("planned", 1, experiment, units, plan)
     rounds = sorted({round(number) for number in np.linspace(0, plan.rounds, min(plan.rounds, POINTS) + 1)})
     delta, level = (
-        limits.max_delta or min(other.delta for other in [*earlier, entry]),
-        level_of([*earlier, entry], limits.min_unit),
+        policy.max_delta or min(other.delta for other in [*earlier, entry]),
+        level_of([*earlier, entry], policy.min_unit),
     )
-    refused_from, refusal = _first_refusal(earlier, entry, plan.rounds, limits, experiment)
+    refused_from, refusal = _first_refusal(earlier, entry, plan.rounds, policy, experiment)
     return Forecast(
         experiment.name,
         plan.unit,
@@ -94,21 +103,25 @@ def forecast(config: SiteConfig, experiment: ExperimentConfig) -> Forecast:
         tuple(total_epsilon([*earlier, *[entry] * number], delta, level) for number in rounds),
         level,
         delta,
-        limits.max_epsilon,
+        policy.max_epsilon,
         refused_from,
         refusal,
     )
 
 
 def _first_refusal(
-    earlier: Sequence[Entry], entry: Entry, rounds: int, limits: SitePolicy, experiment: ExperimentConfig
+    earlier: Sequence[Entry], entry: Entry, rounds: int, policy: SitePolicy, experiment: ExperimentConfig
 ) -> tuple[int | None, str | None]:
     """The first round that is refused, and why; later rounds cost more, so that halving finds it."""
 
+    request = Request.of(experiment, "train", entry.run, 1)
+    decision = decide(only(policy, *PRIVACY), request, Arrival(datetime.min))  # no rule of these asks for the time
+    if not decision.permit:
+        return 1, decision.reason
+
     def reason(number: int) -> str | None:
         try:
-            check_epsilon(limits, experiment)
-            judge([*earlier, *[entry] * (number - 1)], entry, limits)
+            judge([*earlier, *[entry] * (number - 1)], entry, policy)
         except PolicyError as error:
             return str(error)
         return None

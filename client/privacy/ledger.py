@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from client.policy_decision import LIMITS, Request, Spending, decide
 from client.privacy.entries import Entry, level_of, total_epsilon
 from client.privacy.ledger_file import (
     Recorded,
@@ -29,7 +30,7 @@ from client.privacy.ledger_file import (
 )
 from client.privacy.lineages import DataUnits, join_lineage, unit_keys
 from common.config_types import PrivacyUnit
-from common.errors import BudgetError, PolicyError
+from common.errors import BudgetError
 from common.party_config import SitePolicy
 
 
@@ -56,35 +57,41 @@ class Lineage:
     entries: tuple[Recorded, ...]
 
 
-def judge(earlier: Sequence[Entry], entry: Entry, limits: SitePolicy) -> Spent:
+def judge(earlier: Sequence[Entry], entry: Entry, policy: SitePolicy) -> Spent:
     """What would be spent with `entry` on top of `earlier`, the entries of its lineage.
 
-    Judged at `limits.max_delta`, or at the smallest delta of all these entries where it is unset.
+    Judged at `policy.max_delta`, or at the smallest delta of all these entries where it is unset.
+
+    Args:
+        earlier: what was counted before.
+        entry: what is asked for.
+        policy: the site's.
 
     Raises:
         PolicyError: the entry protects less than `min_unit`, or was planned with more than `max_delta`.
         BudgetError: it would exceed a limit.
     """
-    if limits.min_unit == "patient" and entry.unit == "image":
-        raise PolicyError("min_unit", "the run protects single images; the policy asks for patients")
-    if limits.max_delta is not None and entry.delta > limits.max_delta:
-        raise PolicyError("max_delta", f"the run plans with delta {entry.delta:g}; at most {limits.max_delta:g} is allowed")
     together = [*earlier, entry]
-    delta, level = limits.max_delta or min(other.delta for other in together), level_of(together, limits.min_unit)
-
-    def within(rule: str, limit: float | None, chosen: Sequence[Entry]) -> float:
-        after = total_epsilon([*chosen, entry], delta, level)
-        if limit is not None and after > limit:
-            remaining = limit - total_epsilon(chosen, delta, level)
-            detail = f"round {entry.round} of {entry.study} would bring epsilon to {after:.4g} ({level}, delta {delta:.3g})"
-            raise BudgetError(rule, f"{detail}; the limit is {limit:g}, {max(0.0, remaining):.4g} remains", remaining)
-        return after
-
-    lineage = within("max_epsilon", limits.max_epsilon, earlier)
+    delta, level = policy.max_delta or min(other.delta for other in together), level_of(together, policy.min_unit)
     same_study = [other for other in earlier if other.study == entry.study]
-    study = within("max_epsilon_per_study", limits.max_epsilon_per_study, same_study)
+    spending = Spending(total_epsilon(together, delta, level), total_epsilon([*same_study, entry], delta, level), level, delta)
+    decision = decide(policy, request_of(entry), spending)
+    if not decision.permit and decision.rule in LIMITS:
+        limit = getattr(policy, decision.rule)
+        chosen = earlier if decision.rule == "max_epsilon" else same_study
+        remaining = limit - total_epsilon(
+            chosen, delta, level
+        )  # only where it is refused: each composition costs tenths of a second
+        raise BudgetError(decision.rule, f"{decision.reason}, {max(0.0, remaining):.4g} remains", remaining)
+    decision.enforce()
     same_run = [other for other in earlier if other.run == entry.run and other.unit == entry.unit]
-    return Spent(lineage, study, level, delta, total_epsilon([*same_run, entry], entry.delta, entry.unit))
+    run = total_epsilon([*same_run, entry], entry.delta, entry.unit)
+    return Spent(spending.lineage, spending.study, level, delta, run)
+
+
+def request_of(entry: Entry) -> Request:
+    """The request to count `entry`."""
+    return Request("train", entry.run, entry.round, entry.study, private=True, unit=entry.unit, delta=entry.delta)
 
 
 class Ledger:
@@ -93,7 +100,7 @@ class Ledger:
     def __init__(self, path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.path, self._now = Path(path), now
 
-    def spend(self, entry: Entry, units: DataUnits, limits: SitePolicy) -> Spent:
+    def spend(self, entry: Entry, units: DataUnits, policy: SitePolicy) -> Spent:
         """Counts `entry`, which is about the data of `units`, on the disk; only then may its mechanism run.
 
         Raises:
@@ -105,7 +112,7 @@ class Ledger:
                 known, secret = read_all(connection)
                 check_mark(self.path, known)
                 lineage = join_lineage(connection, units, unit_keys(secret, units.digests, units.patients))
-                spent = judge([other.entry for other in _of_lineage(connection, known, lineage)], entry, limits)
+                spent = judge([other.entry for other in _of_lineage(connection, known, lineage)], entry, policy)
                 new = Recorded(
                     len(known) + 1,
                     self._now().isoformat(timespec="seconds"),
@@ -120,7 +127,7 @@ class Ledger:
                 write_mark(self.path, read_all(connection)[0])
         return spent
 
-    def foresee(self, run: str, experiment: str, limits: SitePolicy) -> None:
+    def foresee(self, run: str, experiment: str, policy: SitePolicy) -> None:
         """Refuses, without the data and writing nothing, the next round of a run whose last one is an entry here and cost the same.
 
         Raises:
@@ -130,7 +137,7 @@ class Ledger:
             earlier = [other.entry for other in lineage.entries]
             same = [entry for entry in earlier if (entry.run, entry.experiment, entry.purpose) == (run, experiment, "training")]
             if same:
-                judge(earlier, same[-1], limits)
+                judge(earlier, same[-1], policy)
 
     def earlier(self, units: DataUnits) -> list[Entry]:
         """The entries that data of `units` inherits; writes nothing.

@@ -16,6 +16,7 @@ from client.site import Site
 from client.training import RoundPlan, TrainingResult, train_locally
 from common.compute import Compute
 from common.messages import Instruction
+from common.party_config import SitePolicy
 from common.privacy.secret import fingerprint, own_secret, round_key
 
 OPEN = ("steps", "learning_rate", "train_sec")
@@ -23,11 +24,18 @@ OPEN = ("steps", "learning_rate", "train_sec")
 
 
 def train_privately(
-    model: nn.Module, site: Site, instruction: Instruction, compute: Compute
+    model: nn.Module, site: Site, instruction: Instruction, compute: Compute, policy: SitePolicy
 ) -> tuple[TrainingResult, dict[str, float]]:
     """Trains `model` in place for one private round; what happened, and the metrics that may leave the site.
 
     The round is in the site's ledger before its first step.
+
+    Args:
+        model: with the round's first weights.
+        site: the site's data.
+        instruction: what the coordinator asks.
+        compute: device and precision.
+        policy: the site's, as it stood when the message came.
 
     Raises:
         ConfigError: the model or the site's data do not allow private training.
@@ -40,7 +48,7 @@ def train_privately(
     )
     plan = private.hide(RoundPlan(experiment, instruction.round, site.name))
     setup = build_private_setup(model, private, plan, compute)
-    spent = spend_round(instruction.run, instruction.round, experiment, site, site_plan)
+    spent = spend_round(instruction.run, instruction.round, experiment, site, site_plan, policy)
     result = train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
     metrics = result.metrics()
     if not experiment.privacy.open_metrics:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from client.policy import require_policy
 from client.privacy.entries import Entry
 from client.privacy.ledger import Ledger, Spent
 from client.privacy.lineages import DataUnits
@@ -20,24 +19,25 @@ def open_ledger(config: SiteConfig) -> Ledger:
     return Ledger(Path(config.work_dir) / "ledger.sqlite")
 
 
-def limits_of(config: SiteConfig) -> SitePolicy:
-    """The site's policy, or one without limits where it has none, as in simulation.
-
-    Raises:
-        PolicyError: it cannot be read.
-    """
-    return require_policy(Path(config.policy)) if config.policy else SitePolicy()
-
-
-def spend_round(run: str, round_number: int, experiment: ExperimentConfig, site: Site, plan: SitePlan) -> Spent:
+def spend_round(
+    run: str, round_number: int, experiment: ExperimentConfig, site: Site, plan: SitePlan, policy: SitePolicy
+) -> Spent:
     """Counts the training of one round, which may begin once this has returned. To be called for each attempt, a repeated one too.
+
+    Args:
+        run: the run's token.
+        round_number: from 1.
+        experiment: of the run.
+        site: the site's data.
+        plan: what the round does.
+        policy: the site's, as it stood when the message came.
 
     Raises:
         PolicyError, BudgetError: policy or ledger refuse the round (see `Ledger.spend`); it must not train.
     """
     units = DataUnits.of(site)
     entry = round_entry(run, round_number, experiment, units, plan)
-    return open_ledger(site.config).spend(entry, units, limits_of(site.config))
+    return open_ledger(site.config).spend(entry, units, policy)
 
 
 def round_entry(run: str, round_number: int, experiment: ExperimentConfig, units: DataUnits, plan: SitePlan) -> Entry:

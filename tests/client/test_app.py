@@ -11,6 +11,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app, evaluate_round, train_round
+from client.policy import UNRESTRICTED
 from client.site import find_site_config, load_site, read_site_config
 from common.errors import ConfigError, MessageError
 from common.evaluation.metrics import metrics
@@ -84,16 +85,16 @@ def first_arrays() -> ModelArrays:
 
 def test_a_training_answer_is_the_local_loop_on_the_training_patients(federation: TinyFederation) -> None:
     config = read_site_config(federation.sites / "0.yaml")
-    update = unpack_update(train_round(instruction(), config), first_arrays())
+    update = unpack_update(train_round(instruction(), config, UNRESTRICTED), first_arrays())
     assert update.num_examples == len(load_site(config, EXPERIMENT).train)
     assert not np.array_equal(update.arrays.parameters, instruction().arrays.parameters)  # type: ignore[union-attr]
-    again = unpack_update(train_round(instruction(), config), first_arrays())
+    again = unpack_update(train_round(instruction(), config, UNRESTRICTED), first_arrays())
     np.testing.assert_array_equal(update.arrays.parameters, again.arrays.parameters)
 
 
 def test_an_evaluation_answer_holds_the_validation_patients_alone(federation: TinyFederation) -> None:
     config = read_site_config(federation.sites / "0.yaml")
-    evaluation = unpack_evaluation(evaluate_round(instruction(), config))
+    evaluation = unpack_evaluation(evaluate_round(instruction(), config, UNRESTRICTED))
     statistics = Statistics.from_numbers(evaluation.statistics, classes=2)
     validation = load_site(config, EXPERIMENT).validation
     assert statistics.n == len(validation)
@@ -121,4 +122,4 @@ def test_a_node_that_knows_no_site_says_how_to_start_one() -> None:
 
 def test_an_instruction_without_weights_is_refused(federation: TinyFederation) -> None:
     with pytest.raises(MessageError):
-        train_round(Instruction(EXPERIMENT, "run", 1), read_site_config(federation.sites / "0.yaml"))
+        train_round(Instruction(EXPERIMENT, "run", 1), read_site_config(federation.sites / "0.yaml"), UNRESTRICTED)

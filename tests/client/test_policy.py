@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.app import app
-from client.policy import check_patients, check_run, rounds_within_a_day
+from client.policy import rounds_within_a_day
+from client.policy_decision import Arrival, Request, TrainingData, decide
 from client.site import read_site_config
-from client.visit import hash_data
+from client.visit import admit, hash_data
 from common.audit import AuditLog, Entry, read_entries
 from common.audit_report import verify
 from common.config_reader import build_config
@@ -27,7 +28,7 @@ from common.errors import PolicyError
 from common.layout import ArraysLayout
 from common.messages import Instruction, ModelArrays, pack_arrays, pack_instruction, read_failure, record_bytes, unpack_presence
 from common.models import build_model
-from common.party_config import SitePolicy
+from common.party_config import SiteConfig, SitePolicy
 from tests.tiny import TinyFederation, tiny_experiment
 
 NOON = datetime(2026, 3, 2, 12, 0).astimezone()
@@ -40,7 +41,8 @@ def policy(**values: Any) -> SitePolicy:
 
 def refused(rules: SitePolicy, tmp_path: Path, work: Any = "train", now: datetime = NOON, **changes: Any) -> str | None:
     try:
-        check_run(rules, tiny_experiment(**changes), work, tmp_path, lambda: now)
+        site = SiteConfig(name="site", manifest="unused", work_dir=str(tmp_path))
+        admit(Instruction(tiny_experiment(**changes), "run", 1), site, rules, work, lambda: now)
     except PolicyError as error:
         return error.rule
     return None
@@ -71,9 +73,10 @@ def test_a_run_in_the_clear_is_refused_where_secure_aggregation_is_required(tmp_
 
 
 def test_too_few_training_patients_are_refused() -> None:
-    check_patients(policy(min_patients=20), 20)
+    request = Request.of(EXPERIMENT, "train", "run", 1)
+    decide(policy(min_patients=20), request, TrainingData(20)).enforce()
     with pytest.raises(PolicyError) as error:
-        check_patients(policy(min_patients=20), 19)
+        decide(policy(min_patients=20), request, TrainingData(19)).enforce()
     assert error.value.rule == "min_patients"
 
 
@@ -93,18 +96,9 @@ def test_quiet_hours_hold_from_their_first_minute_to_the_one_before_their_last(
 def test_quiet_hours_may_pass_midnight(start: int, end: int, minute: int) -> None:
     text = "-".join(f"{moment // 60:02d}:{moment % 60:02d}" for moment in (start, end))
     expected = (minute - start) % 1440 < ((end - start) % 1440 or 1440)
-    try:
-        check_run(
-            policy(quiet_hours=[text]),
-            EXPERIMENT,
-            "evaluate",
-            Path("unused"),
-            lambda: NOON.replace(hour=minute // 60, minute=minute % 60),
-        )
-    except PolicyError:
-        assert expected
-    else:
-        assert not expected
+    now = NOON.replace(hour=minute // 60, minute=minute % 60)
+    decision = decide(policy(quiet_hours=[text]), Request.of(EXPERIMENT, "evaluate", "run", 1), Arrival(now))
+    assert decision.permit == (not expected)
 
 
 def test_the_roll_call_is_answered_in_quiet_hours(tmp_path: Path) -> None:

@@ -333,6 +333,7 @@ def test_fewer_patients_than_the_policy_asks_for_are_a_problem(site: SiteFolder)
         "strategies: []",
         "max_rounds_per_day: 0",
         'quiet_hours: ["00:00-00:00"]',
+        'quiet_hours: ["07:00-19:00", "18:00-07:00"]',
         "min_patient: 1",
     ],
 )

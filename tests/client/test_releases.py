@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from client.policy import UNRESTRICTED, policy_of
 from client.privacy.spending import open_ledger
 from client.releases import Releases
 from client.site import load_site, read_site_config
@@ -31,7 +32,8 @@ def with_policy(federation: TinyFederation, number: int, **policy: Any) -> Path:
 
 
 def released(path: Path, experiment: ExperimentConfig) -> Releases:
-    return Releases.of(load_site(read_site_config(path), experiment), experiment)
+    config = read_site_config(path)
+    return Releases.of(load_site(config, experiment), experiment, policy_of(config))
 
 
 def lines_of(tmp_path: Path, federation: TinyFederation) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def lines_of(tmp_path: Path, federation: TinyFederation) -> dict[str, Any]:
 def test_without_a_policy_counts_are_exact(tmp_path: Path) -> None:
     TinyFederation(tmp_path, sites=1)
     site = load_site(read_site_config(tmp_path / "sites" / "0.yaml"), tiny_experiment())
-    found = Releases.of(site, tiny_experiment())
+    found = Releases.of(site, tiny_experiment(), UNRESTRICTED)
     assert (found.train, found.report["validation"]) == (len(site.train.labels), len(site.validation.labels))
     assert found.report["found"] == 16 and "withheld" not in found.report
 
@@ -89,7 +91,7 @@ def test_the_noise_has_the_deviation_that_is_accounted(tmp_path: Path, unit: str
     for secret in range(120):
         (Path(config.work_dir) / KEY_FILE).write_bytes(secret.to_bytes(32, "little"))
         (Path(config.work_dir) / KEY_FILE).chmod(0o600)
-        told = Releases.of(site, experiment).report
+        told = Releases.of(site, experiment, policy_of(config)).report
         differences += [value - exact for value, exact in zip(told["classes"].values(), site.class_counts(2), strict=True)]
     assert np.std(differences) == pytest.approx(deviation, rel=0.25)
     assert abs(np.mean(differences)) < 4 * deviation / len(differences) ** 0.5

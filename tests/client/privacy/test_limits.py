@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import app
-from client.policy import check_epsilon
+from client.policy import policy_of
+from client.policy_decision import Arrival, Request, decide
 from client.privacy.plan import SitePlan
 from client.privacy.spending import spend_round
 from client.site import load_site, read_site_config
 from common.audit import read_entries
 from common.config_reader import build_config
-from common.errors import PolicyError
 from common.layout import ArraysLayout
 from common.messages import Instruction, ModelArrays, pack_instruction, read_failure
 from common.models import build_model
@@ -29,11 +30,9 @@ GROUP: dict[str, Any] = {"model": {"norm": "group"}, "loss": {"logit_adjustment"
 
 
 def refused(rules: dict[str, Any], **privacy: Any) -> str | None:
-    try:
-        check_epsilon(build_config(SitePolicy, rules), tiny_experiment(**GROUP, privacy=privacy))
-    except PolicyError as error:
-        return error.rule
-    return None
+    request = Request.of(tiny_experiment(**GROUP, privacy=privacy), "train", "run", 1)
+    decision = decide(build_config(SitePolicy, rules), request, Arrival(datetime(2026, 3, 2, 12)))
+    return None if decision.permit else decision.rule
 
 
 @pytest.mark.parametrize("rule", ["max_epsilon", "max_epsilon_per_study"])
@@ -66,7 +65,7 @@ def test_the_coordinator_hears_what_remains_and_the_data_stays_closed(tmp_path: 
     config = read_site_config(file)
     site = load_site(config, experiment)
     patients = len(set(site.train.patients))
-    spend_round("run-7", 1, experiment, site, SitePlan.of(experiment, patients, patients))
+    spend_round("run-7", 1, experiment, site, SitePlan.of(experiment, patients, patients), policy_of(config))
     Path(config.manifest).unlink()
 
     model = build_model(experiment.model, experiment.task, seed=3)

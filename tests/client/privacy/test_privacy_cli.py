@@ -12,9 +12,10 @@ import yaml
 from typer.testing import CliRunner
 
 from client.folder import SiteFolder
+from client.policy import policy_of
 from client.privacy.ledger import Spent
 from client.privacy.plan import SitePlan
-from client.privacy.spending import check_budget, limits_of, spend_round
+from client.privacy.spending import check_budget, spend_round
 from client.privacy_cli import app
 from client.site import load_site
 from client.visit import audit_log
@@ -42,7 +43,7 @@ def site(tmp_path: Path) -> SiteFolder:
 def spend(site: SiteFolder, number: int, run: str = "run-1", experiment: ExperimentConfig = EXPERIMENT) -> Spent:
     loaded = load_site(site.config, experiment)
     patients = len(set(loaded.train.patients))
-    return spend_round(run, number, experiment, loaded, SitePlan.of(experiment, patients, patients))
+    return spend_round(run, number, experiment, loaded, SitePlan.of(experiment, patients, patients), policy_of(site.config))
 
 
 def call(site: SiteFolder, *arguments: str) -> tuple[int, Any]:
@@ -69,7 +70,7 @@ def test_a_run_spends_its_target_and_the_next_round_is_refused(site: SiteFolder)
     with pytest.raises(BudgetError):
         spend(site, 3)
     with pytest.raises(BudgetError):
-        check_budget(site.config, limits_of(site.config), EXPERIMENT, "run-1")
+        check_budget(site.config, policy_of(site.config), EXPERIMENT, "run-1")
 
 
 def test_show_tells_each_run_and_what_remains(site: SiteFolder) -> None:

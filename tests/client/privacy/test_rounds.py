@@ -10,6 +10,7 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import train_round
+from client.policy import UNRESTRICTED
 from client.privacy.spending import open_ledger
 from client.site import load_site, read_site_config
 from common.config import ExperimentConfig
@@ -38,7 +39,8 @@ def federation(tmp_path: Path) -> TinyFederation:
 
 def ask(federation: TinyFederation, experiment: ExperimentConfig, run: str = "run", number: int = 1, seed: int = 3) -> Update:
     """The update of site 0, whose first weights are those of `seed`."""
-    return unpack_update(train_round(instruct(experiment, run, number, seed), config_of(federation)), arrays_of(experiment, seed))
+    content = train_round(instruct(experiment, run, number, seed), config_of(federation), UNRESTRICTED)
+    return unpack_update(content, arrays_of(experiment, seed))
 
 
 def instruct(experiment: ExperimentConfig, run: str, number: int, seed: int) -> Instruction:
