@@ -1,6 +1,6 @@
 """`simulate`: virtual hospitals are laid out, the two Flower apps run over them, baselines and report follow.
 
-plan = build_plan(options)          what was asked, checked
+plan = plan_simulation(request)      what was asked, checked
 simulate(plan, tell)                lay out -> run -> baselines -> report; returns the summary
 """
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from client.explain.deletion import curves, random_curves
 from client.explain.explain import explain
-from client.explain.focus import judge_focus
+from client.explain.focus import Focus, judge_focus
 from client.explain.lungs import find_lungs
 from client.explain.markers import find_markers
 from client.explain.methods import Attribution, Method, Target
@@ -67,6 +67,21 @@ class Outcome:
     skipped_files: list[dict[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class ExplainedMap:
+    """One map of one image, with what is said of it.
+
+    Attributes:
+        panel: the map over the image, and the lines for the reader.
+        focus: where its weight lies, and the warnings about that.
+        deletion: areas under the deletion curve, as far as one can be drawn.
+    """
+
+    panel: Panel
+    focus: Focus
+    deletion: dict[str, float]
+
+
 def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Request, tell: Tell) -> Outcome:
     """Writes `NUMBER-METHOD.png`, with several methods `NUMBER.png`, and `explanations.json` into `out`; no name of a file is in theirs.
 
@@ -83,7 +98,10 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Req
     out.mkdir(parents=True, exist_ok=True)
     outcome, predictor = Outcome(bundle.digest), Predictor(bundle, threads=1)
     network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, outcome))
-    verdicts = _check(network, readable, bundle, request) if request.checked else {}
+    verdicts = {}
+    if request.checked:
+        images = [read_image(path, window=predictor.window) for path in readable[:CHECKED_IMAGES]]
+        verdicts = check_methods(network, images, bundle, request)
     outcome.sanity = {method: found.as_json() for method, found in verdicts.items()}
     for number, path in enumerate(readable, start=1):
         image = read_image(path, window=predictor.window)
@@ -109,28 +127,55 @@ def _read(files: Iterable[Path], predictor: Predictor, outcome: Outcome) -> Iter
             yield path
 
 
-def _check(network: nn.Module, files: Sequence[Path], bundle: Bundle, request: Request) -> dict[Method, Sanity]:
-    images = [_to_input(read_image(path), bundle) for path in files[:CHECKED_IMAGES]]
-    if not images:
-        return {}
-    return {method: check(network, images, method, request.target, seed=request.seed) for method in request.methods}
+def explain_image(network: nn.Module, image: Image, case: Case) -> Iterator[ExplainedMap]:
+    """One map for each of the methods that were asked for, in their order.
 
-
-def _explain_image(network: nn.Module, image: Image, case: Case, stem: Path) -> dict[str, Any]:
-    """Draws all maps of one image; what the JSON file says of it."""
+    Args:
+        network: the bundle's.
+        image: as it was judged.
+        case: its judgement, what was asked for, and what the check found.
+    """
     inputs = torch.from_numpy(prepare(image.pixels, case.manifest.preprocessing))[None, None]
     lungs, marks = find_lungs(image.pixels), find_markers(image.pixels)
     scale = max(image.pixels.shape) / inputs.shape[-1]
-    panels, maps = [], {}
     for method in case.request.methods:
         attribution = explain(network, inputs, method, case.request.target, seed=case.request.seed)
         values = place_on_image(attribution.values, image.pixels.shape, case.manifest.preprocessing.fit)
         focus = judge_focus(values, lungs, marks, scale * attribution.cell_px / 2)
-        faith = _faithfulness(network, inputs, attribution, case)
-        lines = describe(case, attribution, focus, faith)
-        panels.append(Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines))
-        maps[method] = {"score": attribution.score, "focus": vars(focus), "deletion": faith, "text": lines}
-        write(overlay(panels[-1], case.headline), stem.with_name(f"{stem.name}-{method}.png"))
+        deletion = _faithfulness(network, inputs, attribution, case)
+        lines = describe(case, attribution, focus, deletion)
+        panel = Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines)
+        yield ExplainedMap(panel, focus, deletion)
+
+
+def check_methods(network: nn.Module, images: Sequence[Image], bundle: Bundle, request: Request) -> dict[Method, Sanity]:
+    """Whether the maps of each method depend on what the network has learnt; nothing without images.
+
+    Args:
+        network: the bundle's.
+        images: to make the maps of; a few are enough.
+        bundle: says how they are prepared.
+        request: the methods, the target and the seed.
+    """
+    inputs = [_to_input(image, bundle) for image in images]
+    if not inputs:
+        return {}
+    return {method: check(network, inputs, method, request.target, seed=request.seed) for method in request.methods}
+
+
+def _explain_image(network: nn.Module, image: Image, case: Case, stem: Path) -> dict[str, Any]:
+    """Draws all maps of one image; what the JSON file says of it."""
+    panels, maps = [], {}
+    for found in explain_image(network, image, case):
+        attribution = found.panel.attribution
+        panels.append(found.panel)
+        maps[attribution.method] = {
+            "score": attribution.score,
+            "focus": vars(found.focus),
+            "deletion": found.deletion,
+            "text": found.panel.lines,
+        }
+        write(overlay(found.panel, case.headline), stem.with_name(f"{stem.name}-{attribution.method}.png"))
     if len(panels) > 1:
         write(montage(panels, case.headline), stem.with_suffix(".png"))
     return {"number": stem.name, "probability": case.judgement.probability, "verdict": case.judgement.verdict, "maps": maps}
