@@ -20,7 +20,7 @@ from common.images import read_image as read_image
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
-ImageLike: TypeAlias = Union[str, PathLike[str], npt.NDArray[Any], PIL.Image.Image, "Dataset", Image]  # noqa: UP007 - with a string
+ImageLike: TypeAlias = Union[str, PathLike[str], npt.NDArray[Any], PIL.Image.Image, "Dataset", Image]
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601-2, as Pillow has it
 _ROUNDING = 1e-6
@@ -94,7 +94,7 @@ def _from_array(array: npt.NDArray[Any]) -> Image:
     if pixels.ndim == 2:
         return from_grey(pixels, bits, "png")
     coarse = convert_picture(PIL.Image.fromarray(np.rint(pixels * 255).astype(np.uint8)))
-    return from_grey(pixels @ _LUMA, bits, "png", coarse.info.colour)
+    return from_grey(np.clip(pixels @ _LUMA, 0.0, 1.0), bits, "png", coarse.info.colour)
 
 
 def _check_shape(array: npt.NDArray[Any]) -> None:
@@ -126,7 +126,9 @@ def _scale(array: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float32], int]:
             )
         return array.astype(np.float32) / np.float32(65535), 16
     if not np.issubdtype(array.dtype, np.floating):
-        raise ArgumentError(f"image array: expected uint8, uint16 or a float type, got {array.dtype}; convert it, e.g. to float32 in [0, 1]")
+        raise ArgumentError(
+            f"image array: expected uint8, uint16 or a float type, got {array.dtype}; convert it, e.g. to float32 in [0, 1]"
+        )
     if not np.isfinite(array).all():
         raise ArgumentError("image array: expected finite values, got NaN or infinity; replace them, e.g. by 0, which is black")
     low, high = float(array.min()), float(array.max())
