@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -230,13 +231,13 @@ class Explanation:
         lines: all that a reader must be told with the map.
     """
 
-    map: npt.NDArray[np.float32]
+    map: npt.NDArray[np.float32] = field(repr=False)
     method: Method
     target: str
     judgement: Prediction
     trusted: bool | None
     warnings: tuple[str, ...]
-    lines: tuple[str, ...]
+    lines: tuple[str, ...] = field(repr=False)
     _found: ExplainedMap = field(repr=False)
     _headline: str = field(repr=False)
 
@@ -287,7 +288,9 @@ def explain(
     opened = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle)
     methods = choose_methods([method], "method")
     chosen = choose_target(target, opened.classes, "target")
-    from client.explain.files import Request, check_methods, explain_image
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of Captum's tqdm, in a notebook without ipywidgets
+        from client.explain.files import Request, check_methods, explain_image
     from client.explain.words import Case
 
     found, request = to_image(image, opened.predictor.window), Request(methods, chosen, seed, check)
@@ -298,7 +301,7 @@ def explain(
 
 def _explanation(opened: ModelBundle, target: str, case: Case, found: ExplainedMap) -> Explanation:
     attribution = found.panel.attribution
-    warnings = tuple(warning.value for warning in found.focus.warnings)
+    misplaced = tuple(warning.value for warning in found.focus.warnings)
     sanity = case.sanity.get(attribution.method)
     verdict = sanity.verdict if sanity else "open"
     known = {"depends on the weights": True, "does not depend on the weights": False, "open": None}
@@ -307,8 +310,8 @@ def _explanation(opened: ModelBundle, target: str, case: Case, found: ExplainedM
         method=attribution.method,
         target=target,
         judgement=describe(case.judgement, opened.threshold),
-        trusted=False if warnings else known[verdict],
-        warnings=warnings,
+        trusted=False if misplaced else known[verdict],
+        warnings=misplaced,
         lines=found.panel.lines,
         _found=found,
         _headline=case.headline,

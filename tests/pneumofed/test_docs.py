@@ -61,7 +61,7 @@ def test_the_notebook_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.Monkey
     shown = {kind for output in outputs for kind in output.get("data", {})}
     assert "round   3/3" in text and "cannot judge None a picture in colour" in text
     assert {"text/html", "image/png"} <= shown
-    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert not [output for output in outputs if output.get("name") == "stderr"]  # no warning of a library
 
 
 def test_the_notebook_is_stored_without_what_a_machine_leaves() -> None:
