@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -110,7 +111,8 @@ class Run:
         read_source(self.folder)  # before a key is made in its folder
         signing = read_private_key(Path(key) if key else release_key(self.folder, say))
         folder = Path(out) if out else self.folder / "bundle"
-        export_run(ExportPlan(self.folder, folder, signing, [Path(place) for place in reference], calibration), say)
+        with _torch_as_it_was():
+            export_run(ExportPlan(self.folder, folder, signing, [Path(place) for place in reference], calibration), say)
         return open_bundle(folder)
 
     def _repr_html_(self) -> str:
@@ -228,7 +230,8 @@ def simulate(
     )
     from simulation.runner import simulate as run  # torch and Flower, once everything else is known to be right
 
-    run(plan, progress or _silent)
+    with _torch_as_it_was():
+        run(plan, progress or _silent)
     return open_run(plan.run_dir)
 
 
@@ -269,6 +272,19 @@ def _name_nearest(unknown: Mapping[str, object]) -> str:
 
 def _path(value: AnyPath | None) -> Path | None:
     return None if value is None else Path(value)
+
+
+@contextmanager
+def _torch_as_it_was() -> Iterator[None]:
+    """Training in this process sets torch's threads and seeds: the caller's session gets its own back."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _silent(_: str) -> None:

@@ -103,6 +103,18 @@ def test_a_folder_of_images_and_its_own_external_set(tmp_path: Path) -> None:
     assert {"test", "external"} <= set(run.summary) and not (run.folder / "phantoms").exists()
 
 
+def test_the_session_keeps_its_threads_and_its_seeds(tmp_path: Path) -> None:
+    import torch
+
+    torch.set_num_threads(2)
+    try:
+        state = torch.random.get_rng_state()
+        pneumofed.simulate(out=tmp_path / "run", **{**KEYS, "rounds": 1})
+        assert torch.get_num_threads() == 2 and torch.equal(torch.random.get_rng_state(), state)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     def stop(text: str) -> None:
         if text.startswith("round   1"):
