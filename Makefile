@@ -5,7 +5,7 @@ WORKERS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SOURCES := client common server simulation tests benchmarks
+SOURCES := pneumofed client common server simulation tests benchmarks
 
 .PHONY: help demo test test-slow lint format install clean
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from client.explain.methods import METHODS, Method, Target
+from client.explain.methods import METHODS, choose_methods, choose_target
 
 INTERRUPTED = 130
 
@@ -44,8 +44,8 @@ def explain_command(
     from common.model_bundle.bundle import open_bundle
 
     opened = open_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
-    methods = METHODS if all_ else _methods(method or ["grad-cam"])
-    request = Request(methods, _target(target, opened.manifest.classes), seed, check)
+    methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
+    request = Request(methods, choose_target(target, opened.manifest.classes, "--target"), seed, check)
     explained: list[str] = []
     try:
         report = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
@@ -74,25 +74,6 @@ def _saying(told: list[str]) -> Callable[[str], None]:
         _say(text)
 
     return tell
-
-
-def _methods(names: list[str]) -> tuple[Method, ...]:
-    """Each once, in the order of the list of all."""
-    from common.errors import ConfigError
-
-    if unknown := sorted(set(names) - set(METHODS)):
-        raise ConfigError(f"--method: expected one of {', '.join(METHODS)}, got {', '.join(unknown)}")
-    return tuple(method for method in METHODS if method in names)
-
-
-def _target(name: str, classes: tuple[str, ...]) -> Target:
-    from common.errors import ConfigError
-
-    if name in classes and name != "pneumonia":
-        return classes.index(name)
-    if name != "pneumonia":
-        raise ConfigError(f"--target: expected pneumonia or one of {', '.join(classes)}, got {name!r}")
-    return "pneumonia"
 
 
 def _say(text: str) -> None:

@@ -2,6 +2,7 @@
 
     PneumofedError
     ├── ConfigError            the user mends the configuration or the command line
+    ├── ArgumentError          the caller of the Python API mends what was handed over; a ValueError too
     ├── DataError              the user mends the data of one site or of the coordinator
     │   ├── ImageError         one file is left out and counted; the site goes on
     │   └── EmptySiteError     the site has nothing to train on and says so
@@ -39,6 +40,10 @@ class ConfigError(PneumofedError):
     """The configuration or the command line is wrong; the text says where, what was expected and what came."""
 
     public_message = "the site's configuration does not fit this run"
+
+
+class ArgumentError(PneumofedError, ValueError):
+    """A value handed to the Python API is none that it takes; the text says which, what was expected, what came and what to do."""
 
 
 class DataError(PneumofedError):

@@ -7,6 +7,8 @@ text of that error holds kinds and numbers of pixels, never a path or the value 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from os import PathLike
@@ -17,7 +19,7 @@ import numpy as np
 import PIL.Image
 from PIL import ImageOps
 
-from common.errors import ConfigError, ImageError, SkipReason
+from common.errors import ConfigError, ImageError, PneumofedError, SkipReason
 from common.quiet import quiet_warnings
 
 MIN_SIDE_PX = 16
@@ -109,16 +111,66 @@ def read_image(path: str | PathLike[str], *, window: Window | None = None) -> Im
         ImageError: the file is missing, damaged, without contrast, too small, too large or of a kind that is not read; its
             `reason` says which. Sizes are checked before anything is decoded.
     """
-    data = _read_bytes(Path(path))
+    return decode_image(_read_bytes(Path(path)), window=window)
+
+
+def decode_image(data: bytes, *, window: Window | None = None) -> Image:
+    """The radiograph in `data`, the content of a file; as `read_image`, with the same errors."""
+    with only_image_errors():
+        return _decode(data, window)
+
+
+def convert_picture(picture: PIL.Image.Image, kind: Literal["jpeg", "png"] = "png") -> Image:
+    """The radiograph in a Pillow picture, with the values that a file of `kind` with this content has.
+
+    Args:
+        picture: of a mode that a JPEG or PNG file can have; it is left as it is.
+        kind: what stands in `ImageInfo.format`.
+
+    Raises:
+        ImageError: too small, too large, or without contrast.
+    """
+    check_size(picture.height, picture.width)
+    picture.load()
+    colour = _measure_colour(picture)
+    grey, levels = _to_grey(ImageOps.exif_transpose(picture))
+    return from_grey(np.asarray(grey, np.float32) / np.float32(levels), levels.bit_length(), kind, colour)
+
+
+def from_grey(pixels: np.ndarray, bits: int, kind: Format, colour: float = 0.0) -> Image:
+    """An image of `pixels` float32 [H, W] in [0, 1] that no header describes.
+
+    Args:
+        pixels: 0 is black.
+        bits: of the values that they were made from.
+        kind: what stands in `ImageInfo.format`.
+        colour: as `ImageInfo.colour`.
+
+    Raises:
+        ImageError: too small, too large, or without contrast.
+    """
+    check_size(*pixels.shape)
+    if pixels.min() == pixels.max():
+        raise ImageError(SkipReason.CONSTANT)
+    return Image(pixels, ImageInfo(kind, pixels.shape[0], pixels.shape[1], bits, colour=colour))
+
+
+@contextmanager
+def only_image_errors() -> Iterator[None]:
+    """Silences warnings inside, and turns whatever is raised there into an `ImageError` that quotes no value of the file.
+
+    Raises:
+        ImageError: anything was raised that is none of ours.
+    """
     try:
         with quiet_warnings():
-            return _decode(data, window)
-    except ImageError:
+            yield
+    except PneumofedError:
         raise
     except (MemoryError, PIL.Image.DecompressionBombError):
         raise ImageError(SkipReason.TOO_LARGE) from None
     except Exception as error:  # hostile bytes make the parsers raise nearly any class
-        # Its text may quote tag values, so the class's name alone is kept.
+        # Its text may quote tag values, so only the name of its class is kept.
         raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
 
 
@@ -204,16 +256,7 @@ def _decode(data: bytes, window: Window | None) -> Image:
 
 def _decode_raster(data: bytes, kind: Literal["jpeg", "png"]) -> Image:
     with PIL.Image.open(BytesIO(data), formats=[kind]) as image:
-        check_size(image.height, image.width)
-        image.load()
-        colour = _measure_colour(image)
-        grey, levels = _to_grey(ImageOps.exif_transpose(image))
-    pixels = np.asarray(grey, np.float32) / np.float32(levels)
-    if pixels.min() == pixels.max():
-        raise ImageError(SkipReason.CONSTANT)
-    bits = levels.bit_length()
-    info = ImageInfo(format=kind, height_px=pixels.shape[0], width_px=pixels.shape[1], bits=bits, colour=colour)
-    return Image(pixels, info)
+        return convert_picture(image, kind)
 
 
 def _measure_colour(image: PIL.Image.Image) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,8 +23,11 @@ from server.cli import app as server_app
 from server.export.cli import export
 from server.provisioning.cli import provision
 from simulation.attack_cli import attack
-from simulation.options import EngineName, PartitionKind, PhantomFormat, PretrainSource, default_run_dir
+from simulation.options import EngineName, PartitionKind, PhantomFormat, PretrainSource
 from simulation.release_cli import release
+
+if TYPE_CHECKING:
+    from simulation.plan import SimulationRequest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 console = Console(highlight=False, soft_wrap=True)
@@ -53,6 +56,7 @@ External = Annotated[Path | None, typer.Option(help="Held-out external set: a fo
 Hospitals = Annotated[int | None, typer.Option(min=1, help="Number of virtual hospitals.  [default: 5]")]
 Partition = Annotated[PartitionKind | None, typer.Option(help="How patients are dealt to hospitals.  [default: dirichlet]")]
 Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet draws; small is uneven.  [default: 0.5]")]
+Phantoms = Annotated[int | None, typer.Option(min=3, help="Phantom patients that are drawn without --data.  [default: 240]")]
 Strategy = Annotated[StrategyName | None, typer.Option(help="Federated strategy.  [default: fedavg]")]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds.  [default: 12]")]
 ImageSize = Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the model's input in pixels.  [default: 128]")]
@@ -101,6 +105,7 @@ def simulate(
     hospitals: Hospitals = None,
     partition: Partition = None,
     alpha: Alpha = None,
+    phantoms: Phantoms = None,
     strategy: Strategy = None,
     rounds: Rounds = None,
     image_size: ImageSize = None,
@@ -118,40 +123,33 @@ def simulate(
     ray_address: RayAddress = None,
 ) -> None:
     """Train one model over N virtual hospitals on this machine, judge it on held-out data, and write a report."""
-    from common.config_reader import merge, parse_overrides
+    from common.config_reader import parse_overrides
+    from simulation.plan import SimulationRequest
 
-    shortcuts: dict[str, Any] = {}
-    if strategy:
-        shortcuts["strategy"] = {"name": strategy}
-    if image_size:
-        shortcuts["image"] = {"size_px": image_size}
-    shortcuts |= _given(rounds=rounds, seed=seed)
-    virtual = _given(
-        data=str(data) if data else None,
-        external=str(external) if external else None,
-        hospitals=hospitals,
-        partition=partition,
-        alpha=alpha,
-        threads=threads,
-    )
-    run_dir, experiment = out or default_run_dir(resume), merge(shortcuts, parse_overrides(set_ or []))
-    start = None
-    if init:
-        from common.model_bundle.start import open_start, start_values
-
-        start = open_start(init, trusted or [])
-        experiment = merge(start_values(start, init), experiment)
     _simulate(
-        run_dir,
-        experiment,
-        virtual,
-        config_file=config,
-        resume=resume,
-        baselines=baselines,
-        engine=engine,
-        gpus=gpus,
-        ray_address=ray_address,
-        start=start,
+        SimulationRequest(
+            data=data,
+            external=external,
+            hospitals=hospitals,
+            partition=partition,
+            alpha=alpha,
+            phantoms=phantoms,
+            strategy=strategy,
+            rounds=rounds,
+            image_size=image_size,
+            seed=seed,
+            baselines=baselines,
+            resume=resume,
+            init=init,
+            trusted=trusted or [],
+            out=out,
+            config=config,
+            settings=parse_overrides(set_ or []),
+            engine=engine,
+            threads=threads,
+            gpus=gpus,
+            ray_address=ray_address,
+        )
     )
 
 
@@ -161,11 +159,11 @@ def demo(out: Annotated[Path, typer.Option(help="Run folder; an earlier demo the
     import shutil
 
     from common.config_reader import read_yaml
-    from simulation.demo import DEMO_EXPERIMENT, DEMO_SIMULATION
+    from simulation.demo import demo_request
 
     if (out / "simulation.yaml").exists() and read_yaml(out / "simulation.yaml").get("data") is None:
         shutil.rmtree(out)
-    _simulate(out, DEMO_EXPERIMENT, DEMO_SIMULATION, baselines=True)
+    _simulate(demo_request(out))
 
 
 @app.command(rich_help_panel="Research")
@@ -256,35 +254,19 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def _simulate(run_dir: Path, experiment: dict[str, Any], virtual: dict[str, Any], **options: Any) -> None:
-    from simulation.plan import Plan, build_plan
-    from simulation.superlink import Resources
+def _simulate(request: SimulationRequest) -> None:
+    from simulation.plan import plan_simulation
 
-    resume = options.get("resume", False)
-    built = build_plan(run_dir, experiment, virtual, config_file=options.get("config_file"), resume=resume)
-    if options.get("start"):
-        from common.model_bundle.start import check_start
-
-        check_start(built[0], options["start"])
-    resources = Resources(
-        nodes=built[1].hospitals,
-        client_cpus=built[1].threads,
-        client_gpus=options.get("gpus", 0.0),
-        ray_address=options.get("ray_address"),
-    )
-    engine = options.get("engine", "flower")
-    plan = Plan(
-        *built, run_dir=run_dir, resources=resources, engine=engine, resume=resume, baselines=options.get("baselines", False)
-    )
+    plan = plan_simulation(request)
     from simulation.runner import simulate
 
-    console.print(f"run folder: {run_dir}")
+    console.print(f"run folder: {plan.run_dir}")
     try:
         summary = simulate(plan, lambda text: console.print(text, markup=False))
     except KeyboardInterrupt:  # Typer would end the command without a word
         errors.print("pneumofed: stopped; --resume goes on after the last completed round", style="yellow")
         raise typer.Exit(INTERRUPTED) from None
-    _show(summary, run_dir)
+    _show(summary, plan.run_dir)
 
 
 def _show(summary: dict[str, Any], run_dir: Path) -> None:

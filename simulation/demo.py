@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
 
-DEMO_EXPERIMENT: dict[str, Any] = {
-    "name": "demo",
-    "rounds": 12,
-    "image": {"size_px": 64},
-    "strategy": {"name": "fedavg", "wait_for_sites": 3},
-    "training": {"batch_size": 16, "local_epochs": 1},
-}
+from simulation.plan import SimulationRequest
 
-DEMO_SIMULATION: dict[str, Any] = {"hospitals": 3, "partition": "dirichlet", "alpha": 1.0, "phantom_patients": 180}
+
+def demo_request(out: Path) -> SimulationRequest:
+    """The demo, with the run folder `out`."""
+    return SimulationRequest(
+        hospitals=3,
+        partition="dirichlet",
+        alpha=1.0,
+        phantoms=180,
+        rounds=12,
+        image_size=64,
+        strategy="fedavg",
+        settings={"name": "demo", "strategy": {"wait_for_sites": 3}, "training": {"batch_size": 16, "local_epochs": 1}},
+        baselines=True,
+        out=out,
+    )

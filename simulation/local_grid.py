@@ -6,7 +6,7 @@ weights are those of Flower's own simulation bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -22,11 +22,18 @@ FIRST_NODE_ID = 1000
 
 
 class LocalGrid(Grid):
-    """`len(node_configs)` nodes that run `client_app`."""
+    """`len(node_configs)` nodes that run `client_app`; `on_send` is called before each batch of messages."""
 
-    def __init__(self, client_app: ClientApp, node_configs: Sequence[Mapping[str, Any]], run_config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        node_configs: Sequence[Mapping[str, Any]],
+        run_config: Mapping[str, Any],
+        on_send: Callable[[], None] = lambda: None,
+    ) -> None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE_ID
         self._client_app = client_app
+        self._on_send = on_send
         self._waiting: dict[str, Message] = {}
         self._contexts = {
             FIRST_NODE_ID + number: Context(RUN_ID, FIRST_NODE_ID + number, dict(node_config), RecordDict(), dict(run_config))
@@ -51,6 +58,7 @@ class LocalGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Keeps the messages; each is answered when its reply is asked for, so that one reply at a time is in memory."""
+        self._on_send()
         return [self._keep(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,9 @@ def default_run_dir(resume: bool) -> Path:
         CheckpointError: there is no run to resume.
     """
     if not resume:
-        return RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
+        stamp = RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
+        later = (stamp.with_name(f"{stamp.name}-{number}") for number in count(2))  # for two runs within one second
+        return next(folder for folder in chain([stamp], later) if not folder.exists())
     runs = sorted(RUNS.glob("*/simulation.yaml"), key=lambda path: path.stat().st_mtime)
     if not runs:
         raise CheckpointError(f"--resume: no run below {RUNS.resolve()}; name its folder with --out")

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import Field
 
 from common.config import ExperimentConfig
 from common.config_reader import build_config, load_experiment, merge, read_yaml
-from common.config_types import Section
+from common.config_types import Section, StrategyName
 from common.errors import CheckpointError, ConfigError
 from server.run_folder import RunFolder
-from simulation.options import EngineName, PartitionKind
+from simulation.options import EngineName, PartitionKind, default_run_dir
 from simulation.superlink import Resources
 
 
@@ -48,6 +48,105 @@ class Plan:
     engine: EngineName = "flower"
     resume: bool = False
     baselines: bool = False
+
+
+@dataclass(frozen=True)
+class SimulationRequest:
+    """A simulation as a user asks for it, on the command line or in Python; None leaves a value to the configuration and its defaults.
+
+    Attributes:
+        data, external, hospitals, partition, alpha, threads: as in `SimulationConfig`.
+        phantoms: `phantom_patients` of `SimulationConfig`.
+        strategy, rounds, image_size, seed: short for `strategy.name`, `rounds`, `image.size_px` and `seed` of the experiment.
+        settings: other keys of the experiment, nested; they win over all else.
+        config: YAML file with what differs from the defaults.
+        init: model bundle that the run goes on from.
+        trusted: public keys of coordinators whose bundle is taken; empty: any.
+        out: run folder; None: a new one, or with `resume` the newest.
+        resume: whether to go on with the run in `out`.
+        baselines: whether to train on pooled images and in each hospital too.
+        engine: Flower's simulation on Ray, or one hospital after the other in this process.
+        gpus: share of a GPU for each hospital.
+        ray_address: of a running Ray cluster.
+    """
+
+    data: str | Path | None = None
+    external: str | Path | None = None
+    hospitals: int | None = None
+    partition: PartitionKind | None = None
+    alpha: float | None = None
+    phantoms: int | None = None
+    strategy: StrategyName | None = None
+    rounds: int | None = None
+    image_size: int | None = None
+    seed: int | None = None
+    baselines: bool = False
+    resume: bool = False
+    init: Path | None = None
+    trusted: Sequence[Path] = ()
+    out: Path | None = None
+    config: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    engine: EngineName = "flower"
+    threads: int | None = None
+    gpus: float = 0.0
+    ray_address: str | None = None
+
+    def experiment_values(self) -> dict[str, Any]:
+        """What it changes in the experiment, nested."""
+        shortcuts = _given(
+            strategy=_given(name=self.strategy) or None,
+            image=_given(size_px=self.image_size) or None,
+            rounds=self.rounds,
+            seed=self.seed,
+        )
+        return merge(shortcuts, self.settings)
+
+    def simulation_values(self) -> dict[str, Any]:
+        """What it changes in the virtual hospitals.
+
+        Raises:
+            ConfigError: both a data folder and a number of phantoms are given.
+        """
+        if self.data is not None and self.phantoms is not None:
+            raise ConfigError("phantoms: phantoms are drawn only where no data folder is given; leave out data or phantoms")
+        return _given(
+            data=None if self.data is None else str(self.data),
+            external=None if self.external is None else str(self.external),
+            hospitals=self.hospitals,
+            partition=self.partition,
+            alpha=self.alpha,
+            phantom_patients=self.phantoms,
+            threads=self.threads,
+        )
+
+
+def plan_simulation(request: SimulationRequest) -> Plan:
+    """The plan of `request`, for `simulation.runner.simulate`; nothing is written yet.
+
+    Raises:
+        ConfigError: a key or value is wrong, or the bundle to start from does not fit.
+        BundleError: the bundle to start from cannot be opened.
+        CheckpointError: there is nothing to resume.
+    """
+    if request.engine not in get_args(EngineName):
+        raise ConfigError(f"engine: expected {' or '.join(get_args(EngineName))}, got {request.engine!r}")
+    run_dir, experiment_values = request.out or default_run_dir(request.resume), request.experiment_values()
+    bundle = None
+    if request.init:
+        from common.model_bundle.start import open_start, start_values
+
+        bundle = open_start(request.init, request.trusted)
+        experiment_values = merge(start_values(bundle, request.init), experiment_values)
+    experiment, simulation = build_plan(
+        run_dir, experiment_values, request.simulation_values(), config_file=request.config, resume=request.resume
+    )
+    if bundle:
+        from common.model_bundle.start import check_start
+
+        check_start(experiment, bundle)
+    resources = Resources(simulation.hospitals, simulation.threads, request.gpus, ray_address=request.ray_address)
+    return Plan(experiment, simulation, run_dir, resources, request.engine, request.resume, request.baselines)
 
 
 def build_plan(
@@ -88,3 +187,7 @@ def build_plan(
 def _absolute(values: Mapping[str, Any]) -> dict[str, str]:
     """Paths that hold in every folder: Flower's processes start elsewhere, and a run may be resumed from elsewhere."""
     return {key: str(Path(values[key]).resolve()) for key in ("data", "external") if values.get(key)}
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

@@ -1,14 +1,16 @@
 """`simulate`: virtual hospitals are laid out, the two Flower apps run over them, baselines and report follow.
 
-plan = build_plan(options)          what was asked, checked
+plan = plan_simulation(request)     what was asked, checked
 simulate(plan, tell)                lay out -> run -> baselines -> report; returns the summary
 """
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -94,9 +96,22 @@ def _run_here(plan: Plan, federation: Federation, tell: Tell) -> None:
 
     config = run_config(plan, federation)
     nodes = [{"partition-id": number, "num-partitions": federation.hospitals} for number in range(federation.hospitals)]
-    grid = LocalGrid(client_app, nodes, config)
-    run_study(grid, read_experiment(config), read_coordinator(config))
-    _Watch(RunFolder(plan.run_dir), plan.experiment.rounds, tell)()
+    watch = _Watch(RunFolder(plan.run_dir), plan.experiment.rounds, tell)
+    with _quiet_flower():
+        run_study(LocalGrid(client_app, nodes, config, watch), read_experiment(config), read_coordinator(config))
+    watch()
+
+
+@contextmanager
+def _quiet_flower() -> Iterator[None]:
+    """Flower logs each aggregation to standard error, a line that says less than ours."""
+    logger = logging.getLogger("flwr")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _baselines(plan: Plan, federation: Federation, tell: Tell) -> dict[str, Any]:

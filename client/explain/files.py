@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from client.explain.deletion import curves, random_curves
 from client.explain.explain import explain
-from client.explain.focus import judge_focus
+from client.explain.focus import Focus, judge_focus
 from client.explain.lungs import find_lungs
 from client.explain.markers import find_markers
 from client.explain.methods import Attribution, Method, Target
@@ -69,13 +69,35 @@ class ExplanationReport:
 
 
 @dataclass(frozen=True)
-class _Setup:
-    """What all images are explained with."""
+class ExplanationSetup:
+    """What all images of one bundle are explained with.
+
+    Attributes:
+        predictor: of the bundle; judges the image and prepares it for the network.
+        network: the bundle's, in PyTorch.
+        request: what is asked for.
+        sanity: what the check of each method found; empty where it was not asked for.
+    """
 
     predictor: Predictor
     network: nn.Module
     request: Request
     sanity: Mapping[Method, Sanity]
+
+
+@dataclass(frozen=True)
+class ExplainedMap:
+    """One map of one image, with what is said of it.
+
+    Attributes:
+        panel: the map over the image, and the lines for the reader.
+        focus: where its weight lies, and the warnings about that.
+        deletion: areas under the deletion curve, as far as one can be drawn.
+    """
+
+    panel: Panel
+    focus: Focus
+    deletion: dict[str, float]
 
 
 def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Request, tell: Tell) -> ExplanationReport:
@@ -94,11 +116,12 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Req
     out.mkdir(parents=True, exist_ok=True)
     report, predictor = ExplanationReport(bundle.digest), Predictor(bundle, threads=1)
     network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, report))
-    verdicts = _check(network, readable, predictor, request) if request.checked else {}
+    images = [predictor.read(path).image for path in readable[:CHECKED_IMAGES]] if request.checked else []
+    verdicts = check_methods(network, images, predictor, request)
     report.sanity = {method: found.as_json() for method, found in verdicts.items()}
-    setup = _Setup(predictor, network, request, verdicts)
+    setup = ExplanationSetup(predictor, network, request, verdicts)
     for number, path in enumerate(readable, start=1):
-        report.images.append({"path": str(path), **_explain_image(setup, path, out / f"{number:04d}")})
+        report.images.append({"path": str(path), **_explain_file(setup, path, out / f"{number:04d}")})
         tell(f"{number} of {len(readable)}: {', '.join(request.methods)}")
     with atomic_write(out / RESULT) as file:
         file.write(json.dumps(without_nan(vars(report)), indent=1).encode())
@@ -119,30 +142,53 @@ def _read(files: Iterable[Path], predictor: Predictor, report: ExplanationReport
             yield path
 
 
-def _check(network: nn.Module, files: Sequence[Path], predictor: Predictor, request: Request) -> dict[Method, Sanity]:
-    images = [_network_input(predictor, predictor.read(path).image) for path in files[:CHECKED_IMAGES]]
-    if not images:
+def check_methods(network: nn.Module, images: Sequence[Image], predictor: Predictor, request: Request) -> dict[Method, Sanity]:
+    """Whether the maps of each method depend on what the network has learnt; nothing without images.
+
+    Args:
+        network: the bundle's.
+        images: to make the maps of; a few are enough.
+        predictor: of the bundle; says how they are prepared.
+        request: the methods, the target and the seed.
+    """
+    inputs = [_network_input(predictor, image) for image in images]
+    if not inputs:
         return {}
-    return {method: sanity_check(network, images, method, request.target, seed=request.seed) for method in request.methods}
+    return {method: sanity_check(network, inputs, method, request.target, seed=request.seed) for method in request.methods}
 
 
-def _explain_image(setup: _Setup, path: Path, stem: Path) -> dict[str, Any]:
-    """Draws all maps of one image; what the JSON file says of it."""
-    predictor, request, image = setup.predictor, setup.request, setup.predictor.read(path).image
-    (judgement,) = predictor.judge([image], [str(path)])
-    inputs, title = _network_input(predictor, image), headline(judgement)
+def explain_image(setup: ExplanationSetup, image: Image) -> Iterator[ExplainedMap]:
+    """One map for each of the methods that were asked for, in their order.
+
+    Args:
+        setup: the bundle, what was asked for, and what the check found.
+        image: as it was judged.
+    """
+    inputs, manifest = _network_input(setup.predictor, image), setup.predictor.manifest
     lungs, marks = find_lungs(image.pixels), find_markers(image.pixels)
     scale = max(image.pixels.shape) / inputs.shape[-1]
-    panels, maps = [], {}
-    for method in request.methods:
-        attribution = explain(setup.network, inputs, method, request.target, seed=request.seed)
-        values = place_on_image(attribution.values, image.pixels.shape, predictor.manifest.preprocessing.fit)
+    for method in setup.request.methods:
+        attribution = explain(setup.network, inputs, method, setup.request.target, seed=setup.request.seed)
+        values = place_on_image(attribution.values, image.pixels.shape, manifest.preprocessing.fit)
         focus = judge_focus(values, lungs, marks, scale * attribution.cell_px / 2)
-        faith = _faithfulness(setup, inputs, attribution)
-        lines = caption_map(attribution, predictor.manifest, setup.sanity.get(method), focus, faith)
-        panels.append(Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines))
-        maps[method] = {"score": attribution.score, "focus": vars(focus), "deletion": faith, "text": lines}
-        write(overlay(panels[-1], title), stem.with_name(f"{stem.name}-{method}.png"))
+        deletion = _faithfulness(setup, inputs, attribution)
+        lines = caption_map(attribution, manifest, setup.sanity.get(method), focus, deletion)
+        panel = Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines)
+        yield ExplainedMap(panel, focus, deletion)
+
+
+def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, Any]:
+    """Draws all maps of one image; what the JSON file says of it."""
+    image = setup.predictor.read(path).image
+    (judgement,) = setup.predictor.judge([image], [str(path)])
+    title, panels, maps = headline(judgement), [], {}
+    for found in explain_image(setup, image):
+        attribution = found.panel.attribution
+        panels.append(found.panel)
+        maps[attribution.method] = {
+            "score": attribution.score, "focus": vars(found.focus), "deletion": found.deletion, "text": found.panel.lines
+        }  # fmt: skip
+        write(overlay(found.panel, title), stem.with_name(f"{stem.name}-{attribution.method}.png"))
     if len(panels) > 1:
         write(montage(panels, title), stem.with_suffix(".png"))
     return json_entry(stem.name, judgement, maps)
@@ -160,7 +206,7 @@ def json_entry(number: str, judgement: Judgement, maps: Mapping[Method, Any]) ->
     return {"number": number, "probability": found.probability if found else None, "verdict": judgement.verdict, "maps": maps}
 
 
-def _faithfulness(setup: _Setup, inputs: Tensor, attribution: Attribution) -> dict[str, float]:
+def _faithfulness(setup: ExplanationSetup, inputs: Tensor, attribution: Attribution) -> dict[str, float]:
     """Areas under the deletion curve, and the probability of the empty image; areas only where that is on the other side of one half."""
     if not setup.request.checked:
         return {}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
+
+from common.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,3 +81,36 @@ class Attribution:
     target: Target
     score: float
     cell_px: float
+
+
+def choose_methods(names: Sequence[str], option: str) -> tuple[Method, ...]:
+    """The methods called `names`, each once, in the order of `METHODS`.
+
+    Args:
+        names: as the user gave them.
+        option: where, e.g. `--method`.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    if unknown := sorted(set(names) - set(METHODS)):
+        raise ConfigError(f"{option}: expected one of {', '.join(METHODS)}, got {', '.join(unknown)}")
+    return tuple(method for method in METHODS if method in names)
+
+
+def choose_target(name: str, classes: Sequence[str], option: str) -> Target:
+    """The target called `name`: pneumonia, or one of a bundle's `classes`.
+
+    Args:
+        name: as the user gave it.
+        classes: of the bundle, in the order of the logits.
+        option: where it was given, e.g. `--target`.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    if name in classes and name != "pneumonia":
+        return classes.index(name)
+    if name != "pneumonia":
+        raise ConfigError(f"{option}: expected pneumonia or one of {', '.join(classes)}, got {name!r}")
+    return "pneumonia"

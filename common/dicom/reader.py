@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from pydicom.dataset import Dataset, FileDataset
 from common.dicom.greyscale import CODES, LookupTable, VoiFunction, apply_window, find_codes, map_codes, stretch
 from common.dicom.pixels import PixelLayout, parse, read_codes, read_layout
 from common.dicom.tags import age_years_of, code_of, number_of, numbers_of, text_of, value_of
-from common.errors import ImageError, SkipReason
+from common.errors import ArgumentError, ImageError, SkipReason
 from common.images import Image, ImageInfo, Window
 
 LUNG_WINDOW = Window(center=-600.0, width=1500.0)
@@ -38,6 +39,23 @@ def decode_dicom(data: bytes, window: Window | None = None) -> Image:
     table = np.zeros(CODES, np.float32)
     table[tissue] = 1 - grey if inverted else grey
     return Image(map_codes(codes, table), _describe(dataset, layout, used, inverted))
+
+
+def encode_dataset(dataset: Dataset) -> bytes:
+    """The content of a DICOM file with `dataset`: an image in memory is read the way of a file, with the same checks.
+
+    Raises:
+        ArgumentError: it does not say how its pixels are encoded.
+    """
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    if syntax is None and None in dataset.original_encoding:
+        raise ArgumentError(
+            "pydicom data set: expected a transfer syntax in file_meta, as `pydicom.dcmread` reads it, got none; "
+            "set dataset.file_meta.TransferSyntaxUID to what its pixels are encoded in"
+        )
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=False)
+    return buffer.getvalue()
 
 
 def _is_inverted(dataset: Dataset, layout: PixelLayout) -> bool:

@@ -38,11 +38,11 @@ def export(
 ) -> None:
     """Make the model bundle of a run: weights, ONNX, int8, calibration, card and reference, signed, as a folder and an archive."""
     from common.keys import fingerprint, read_private_key
-    from server.export.export import ExportPlan, export_run
+    from server.export.export import ExportPlan, export_run, release_key
     from server.export.source import read_source
 
     read_source(run)  # before a key is made in its folder
-    key_file = key or _release_key(run)
+    key_file = key or release_key(run, lambda text: notes.print(text, markup=False))
     signing = read_private_key(key_file)
     plan = ExportPlan(run, out or run / "bundle", signing, tuple(reference or ()), calibration)
     manifest = export_run(plan, lambda text: None if json_ else console.print(text, markup=False))
@@ -60,18 +60,6 @@ def export(
         typer.echo(json.dumps(told, indent=2))
     else:
         _tell(told, manifest)
-
-
-def _release_key(run: Path) -> Path:
-    """The coordinator's key for releases, made on first use: in its `keys/`, or of a run without a coordinator folder in the run."""
-    from common.keys import write_node_key
-
-    place = run.resolve().parent.parent / "keys"
-    folder = (place if (place.parent / "coordinator.yaml").is_file() and place.is_dir() else run / "keys") / "release"
-    if not (folder / "node").exists():
-        public = write_node_key(folder, "pneumofed-release")
-        notes.print(f"a new key for releases was made; give {public} to the hospitals, once", markup=False)
-    return folder / "node"
 
 
 def _tell(told: dict[str, Any], manifest: BundleManifest) -> None:

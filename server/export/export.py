@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.errors import BundleError, ConfigError
-from common.keys import PrivateKey
+from common.keys import PrivateKey, write_node_key
 from common.layout import ArraysLayout
 from common.model_bundle.archive import pack
 from common.model_bundle.calibration import Calibration, Method, pneumonia_score
@@ -97,6 +97,21 @@ def export_run(plan: ExportPlan, say: Say = lambda _: None) -> BundleManifest:
         folder.rename(plan.out)
         archive.rename(plan.archive)
     return manifest
+
+
+def release_key(run: Path, say: Say = lambda _: None) -> Path:
+    """The file of the coordinator's key for releases, made on first use.
+
+    Args:
+        run: a run folder. The key lies in `keys/` of its coordinator, or of a run without a coordinator folder in the run.
+        say: takes a sentence if the key was made.
+    """
+    place = run.resolve().parent.parent / "keys"
+    folder = (place if (place.parent / "coordinator.yaml").is_file() and place.is_dir() else run / "keys") / "release"
+    if not (folder / "node").exists():
+        public = write_node_key(folder, "pneumofed-release")
+        say(f"a new key for releases was made; give {public} to the hospitals, once")
+    return folder / "node"
 
 
 def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleManifest:

@@ -110,7 +110,7 @@ def test_a_user_who_stops_it_is_told_what_there_is(bundle: Path, tmp_path: Path,
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("client.explain.files._explain_image", interrupt)
+    monkeypatch.setattr("client.explain.files._explain_file", interrupt)
     given = ["explain", str(draw_images(tmp_path / "in")), "--bundle", str(bundle), "--out", str(tmp_path / "out"), "--no-check"]
     result = CliRunner().invoke(app, given)
     assert result.exit_code == 130

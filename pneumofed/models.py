@@ -1,0 +1,313 @@
+"""A finished model: `open_bundle(...).predict(...)` needs ONNX Runtime and no torch; `explain` needs torch."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import islice
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from client.explain.methods import Method, choose_methods, choose_target
+from client.predict.answers import map_ahead
+from common.errors import ArgumentError, ImageError, SkipReason
+from common.images import Image
+from common.keys import read_public_key
+from common.model_bundle.bundle import Bundle
+from common.model_bundle.bundle import open_bundle as open_checked_bundle
+from common.model_bundle.judgement import Judgement
+from common.model_bundle.manifest import CARD, BundleManifest
+from common.model_bundle.predictor import BATCH, Predictor, model_input
+from pneumofed.images import ImageLike, to_image
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
+
+    from client.explain.files import ExplainedMap
+
+Status = Literal["judged", "cannot judge", "unreadable"]
+
+
+@dataclass(frozen=True)
+class ImageAnswer:
+    """What the model says of one image. What is not judged has no finding and no number that anyone might read as one.
+
+    Attributes:
+        status: whether the image was judged, must not be judged by this model, or could not be read.
+        finding: the decision at the bundle's threshold; None unless judged, as the next four.
+        probability: calibrated P(pneumonia).
+        low, high: its 95 % interval.
+        classes: calibrated probability of each class; empty unless judged.
+        threshold: the finding is pneumonia if the probability is at least this.
+        reasons: fixed words that say why it is not judged, as in docs/predict.md; empty if judged.
+        explanation: the same in plain English.
+        scores: p-values of the suitability tests, by name.
+    """
+
+    status: Status
+    threshold: float
+    finding: Literal["pneumonia", "normal"] | None = None
+    probability: float | None = None
+    low: float | None = None
+    high: float | None = None
+    classes: Mapping[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    explanation: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+class ModelBundle:
+    """An opened bundle, ready to judge images; `open_bundle` makes it. May be used by several threads at once."""
+
+    def __init__(self, bundle: Bundle, predictor: Predictor) -> None:
+        self.bundle = bundle
+        self.predictor = predictor
+
+    def __repr__(self) -> str:
+        return f"ModelBundle({self.name!r}, classes={self.classes}, image_size={self.image_size}, digest={self.digest[:12]!r})"
+
+    @property
+    def manifest(self) -> BundleManifest:
+        """All that stands in `bundle.json`."""
+        return self.bundle.manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """In the order of the network's outputs; the first is normal."""
+        return self.manifest.classes
+
+    @property
+    def threshold(self) -> float:
+        """The finding is pneumonia if the calibrated probability is at least this."""
+        return self.manifest.threshold.value
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that the network sees, in pixels."""
+        return self.manifest.preprocessing.size_px
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the model in audit logs and reports."""
+        return self.bundle.digest
+
+    @property
+    def signer(self) -> str:
+        """Fingerprint of the key that signed it."""
+        return self.bundle.signer
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown. `manifest.card` has its facts as a record."""
+        return self.bundle.read(CARD).decode("utf-8")
+
+    @overload
+    def predict(self, images: ImageLike) -> ImageAnswer: ...  # type: ignore[overload-overlap]  # str is a sequence too
+    @overload
+    def predict(self, images: Sequence[ImageLike]) -> list[ImageAnswer]: ...
+    def predict(self, images: Any) -> ImageAnswer | list[ImageAnswer]:
+        """Judges one image, or each of a list of images, which may be of different kinds.
+
+        Args:
+            images: path, array, Pillow picture, pydicom data set (see `pneumofed.images.to_image`), or a sequence of them.
+
+        Returns:
+            One prediction, or a list of them in the order of `images`. A file that cannot be read is a prediction too, with the
+            status `unreadable`, so that one bad file does not end a long list.
+
+        Raises:
+            ArgumentError: a value is no image; the text says which one of the list.
+        """
+        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+            return list(self._predict_all(images))
+        return self._answer([self._load(images)])[0]
+
+    def _predict_all(self, images: Sequence[ImageLike]) -> Iterator[ImageAnswer]:
+        threads = os.cpu_count() or 1
+        loaded = map_ahead(self._load_numbered, enumerate(images), threads, ahead=BATCH + 2 * threads)
+        while batch := list(islice(loaded, BATCH)):
+            yield from self._answer(batch)
+
+    def _load_numbered(self, item: tuple[int, ImageLike]) -> Image | SkipReason:
+        number, image = item
+        try:
+            return self._load(image)
+        except ArgumentError as error:
+            raise ArgumentError(f"images[{number}]: {error}") from None
+
+    def _load(self, image: ImageLike) -> Image | SkipReason:
+        """The image, made small at once so that a long list takes little memory; or why it cannot be read."""
+        try:
+            found = to_image(image, self.predictor.window)
+        except ImageError as error:
+            return error.reason
+        return replace(found, pixels=model_input(found.pixels, self.manifest.preprocessing))
+
+    def _answer(self, batch: Sequence[Image | SkipReason]) -> list[ImageAnswer]:
+        judged = iter(self.predictor.judge([image for image in batch if isinstance(image, Image)]))
+        return [describe(next(judged) if isinstance(image, Image) else image, self.threshold) for image in batch]
+
+    @cached_property
+    def network(self) -> nn.Module:
+        """The PyTorch network in evaluation mode."""
+        return self.bundle.load_network()
+
+
+def open_bundle(
+    path: str | PathLike[str],
+    *,
+    trusted: Sequence[str | PathLike[str]] = (),
+    precision: Literal["float32", "int8"] = "float32",
+    threads: int = 0,
+) -> ModelBundle:
+    """Opens the bundle at `path`, once its signature and every file of it were checked.
+
+    Args:
+        path: folder or archive that `pneumofed export` wrote.
+        trusted: public keys whose signature is taken; empty takes any (`ModelBundle.signer` says whose it is).
+        precision: which of the bundle's two networks judges.
+        threads: of the network; 0 leaves the choice to ONNX Runtime.
+
+    Raises:
+        BundleError: it is missing, damaged, changed, of a newer format, or signed by a stranger.
+        ConfigError: a key cannot be read.
+    """
+    if precision not in ("float32", "int8"):
+        raise ArgumentError(f"precision: expected 'float32' or 'int8', got {precision!r}")
+    bundle = open_checked_bundle(Path(path), [read_public_key(Path(key)) for key in trusted] or None)
+    return ModelBundle(bundle, Predictor(bundle, precision, threads))
+
+
+def describe(found: Judgement | SkipReason, threshold: float) -> ImageAnswer:
+    """The prediction of an image that was judged or refused, or of one that cannot be read.
+
+    Args:
+        found: what the predictor gave, or why there was nothing to give it.
+        threshold: of the bundle.
+    """
+    if isinstance(found, SkipReason):
+        return ImageAnswer("unreadable", threshold, reasons=(found.name.lower(),), explanation=found.value)
+    answer = found.prediction
+    if answer is None:
+        reasons = tuple(reason.value for reason in found.reasons)
+        return ImageAnswer("cannot judge", threshold, reasons=reasons, explanation=found.explanation, scores=found.suitability)
+    return ImageAnswer(
+        "judged",
+        threshold,
+        finding=answer.decision,
+        probability=answer.probability,
+        low=answer.low,
+        high=answer.high,
+        classes=answer.classes,
+        scores=found.suitability,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where in one image the model finds its evidence, and whether the map can be believed; a picture in a notebook.
+
+    Attributes:
+        map: float32 [S, S] over the square that the network saw; above zero speaks for the target.
+        method: that made it.
+        target: what the evidence is for.
+        judgement: of the image.
+        trusted: True if the map depends on what the network has learnt and nothing is wrong with where it lies, False if either
+            fails, None if that was not checked or is open.
+        warnings: what is wrong with where the map lies.
+        lines: all that a reader must be told with the map.
+    """
+
+    map: npt.NDArray[np.float32] = field(repr=False)
+    method: Method
+    target: str
+    judgement: ImageAnswer
+    trusted: bool | None
+    warnings: tuple[str, ...]
+    lines: tuple[str, ...] = field(repr=False)
+    _found: ExplainedMap = field(repr=False)
+    _headline: str = field(repr=False)
+
+    def picture(self) -> Figure:
+        """The map over the image, with its scale and the lines: a Matplotlib figure."""
+        from client.explain.pictures import overlay
+
+        return overlay(self._found.panel, self._headline)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Writes the picture as a PNG, or an SVG where the name ends in `.svg`. It shows the patient: keep it in the hospital."""
+        from common.evaluation.figures import write
+
+        write(self.picture(), Path(path))
+        return Path(path)
+
+    def _repr_png_(self) -> bytes:
+        from common.evaluation.figures import render
+
+        return render(self.picture())
+
+
+def explain(
+    bundle: ModelBundle | str | PathLike[str],
+    image: ImageLike,
+    method: Method = "grad-cam",
+    target: str = "pneumonia",
+    *,
+    check: bool = True,
+    seed: int = 0,
+) -> Explanation:
+    """Explains one image as `pneumofed explain` does, with the same checks and words.
+
+    Args:
+        bundle: opened, or where it lies.
+        image: as for `ModelBundle.predict`.
+        method: `grad-cam`, `grad-cam++`, `integrated-gradients`, `gradient-shap`, `occlusion`, `kernel-shap` or `lime`.
+        target: what the evidence is for: pneumonia, or one of the bundle's classes.
+        check: whether to find out if the map can be believed; takes several times as long.
+        seed: of what SHAP and LIME draw.
+
+    Raises:
+        ArgumentError: `image` is no image.
+        ImageError: it cannot be read.
+        ConfigError: there is no such method or target.
+        BundleError: `bundle` cannot be opened.
+    """
+    opened = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle)
+    methods = choose_methods([method], "method")
+    chosen = choose_target(target, opened.classes, "target")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of Captum's tqdm, in a notebook without ipywidgets
+        from client.explain.files import ExplanationSetup, Request, check_methods, explain_image
+    from client.explain.words import headline
+
+    found, request = to_image(image, opened.predictor.window), Request(methods, chosen, seed, check)
+    sanity = check_methods(opened.network, [found], opened.predictor, request) if check else {}
+    (judgement,) = opened.predictor.judge([found])
+    explained = next(explain_image(ExplanationSetup(opened.predictor, opened.network, request, sanity), found))
+    attribution = explained.panel.attribution
+    misplaced = tuple(warning.value for warning in explained.focus.warnings)
+    verdict = sanity[attribution.method].verdict if sanity else "open"
+    known = {"depends on the weights": True, "does not depend on the weights": False, "open": None}
+    return Explanation(
+        map=attribution.values,
+        method=attribution.method,
+        target=target,
+        judgement=describe(judgement, opened.threshold),
+        trusted=False if misplaced else known[verdict],
+        warnings=misplaced,
+        lines=explained.panel.lines,
+        _found=explained,
+        _headline=headline(judgement),
+    )
