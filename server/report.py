@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,8 @@ from server.report_sites import class_counts, class_names, data_rows, describe_p
 from server.report_words import describe_policy, limits, summarise, tell_drops, warn_of_few, with_interval
 from server.run_folder import write_text
 
+logger = logging.getLogger(__name__)
+
 UNKNOWN = "unknown"
 
 
@@ -36,6 +39,16 @@ def write_report(run_dir: Path) -> Path:
     write_pictures([picture for key in context if key.endswith("_pictures") for picture in context[key]], run.folder.figure)
     write_text(run.folder.report, render(__package__, "report.html", FILTERS, **context))
     return run.folder.report
+
+
+def close_with_report(run_dir: Path) -> bool:
+    """Writes the report of a run that ended and returns whether that worked. A failure is logged: it must not fail a good run."""
+    try:
+        write_report(run_dir)
+    except Exception:
+        logger.exception("the report of %s could not be written; `pneumofed report %s` tries again", run_dir, run_dir)
+        return False
+    return True
 
 
 def _context(run: Run) -> dict[str, Any]:
