@@ -34,9 +34,11 @@ class Watch:
     def turn(self) -> None:
         """One look at everything. A trouble is logged, once while it stays the same, and the next turn tries again."""
         try:
-            self._page.overview = look(self._page.runs.folder, self._page.registry)
-            self._page.runs.reconcile()
-            self._page.runs.write_reports()
+            try:
+                self._page.overview = look(self._page.runs.folder, self._page.registry)
+            finally:  # a bad key in `sites/` must leave no run open, nor without its report
+                self._page.runs.reconcile()
+                self._page.runs.write_reports()
             self._told = ""
         except Exception as error:  # a thread that died would leave the page with old news for ever
             if str(error) != self._told:

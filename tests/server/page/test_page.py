@@ -13,6 +13,7 @@ from common.config import ExperimentConfig
 from server.overview import Overview
 from server.page.access import Access, digest_of, make_token, read_visitors
 from server.page.app import Page, create_app
+from server.page.watch import Watch
 from server.site_states import Link
 from server.stack import ProcessState
 from tests.server.coordinator_folder import METRICS, FakeFlower, FakeServerApp, open_runs, write_coordinator
