@@ -13,7 +13,7 @@ from common.config_reader import build_config
 from common.data.atomic import atomic_write
 from common.errors import ConfigError
 from common.party_config import ConnectionConfig, SiteConfig, SitePolicy
-from common.policy_text import DEFAULT_POLICY
+from common.policy_text import default_policy
 
 LARGEST_FILE_BYTES = 10 << 20
 MOST_FILES = 200
@@ -45,7 +45,7 @@ def init_from_kit(folder: Path, kit: Path) -> list[str]:
             )
     _make_folders(folder)
     kept = [name for name in sorted(files) if not _put(folder / name, files[name])]
-    _put(folder / "policy.yaml", File(DEFAULT_POLICY.encode()))
+    _put(folder / "policy.yaml", File(default_policy().encode()))
     return kept
 
 
@@ -61,12 +61,12 @@ def init_by_hand(folder: Path, name: str, coordinator: str, ca: Path | None = No
     connection = {"coordinator": coordinator, "ca": "keys/ca.crt", "key": "keys/node"}
     build_config(SiteConfig, site, "--name")
     build_config(ConnectionConfig, connection, "--coordinator")
-    build_config(SitePolicy, yaml.safe_load(DEFAULT_POLICY), "policy.yaml")
+    build_config(SitePolicy, yaml.safe_load(default_policy()), "policy.yaml")
     if ca is not None:
         certificate_validity(ca)
     _make_folders(folder)
     public = write_node_key(folder / "keys", name)
-    files = {"site.yaml": _yaml(site), "connection.yaml": _yaml(connection), "policy.yaml": DEFAULT_POLICY.encode()}
+    files = {"site.yaml": _yaml(site), "connection.yaml": _yaml(connection), "policy.yaml": default_policy().encode()}
     if ca is not None:
         files["keys/ca.crt"] = ca.read_bytes()
     for path, content in files.items():

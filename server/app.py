@@ -13,9 +13,8 @@ from flwr.serverapp import Grid, ServerApp
 from common.config import ExperimentConfig
 from common.config_reader import build_config, experiment_from_json, load_experiment, read_yaml
 from common.errors import ConfigError
-from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY, SITES_KEY
+from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY
 from common.party_config import CoordinatorConfig
-from server.report import write_report
 from server.study import run_study
 
 app = ServerApp()
@@ -25,11 +24,9 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     _show_log()
     settings = read_coordinator(context.run_config)
-    try:
-        run_study(grid, read_experiment(context.run_config), settings)
-    finally:
-        if not context.run_config.get(SITES_KEY):  # a simulation adds its baselines first
-            write_report(Path(settings.run_dir))
+    run_study(
+        grid, read_experiment(context.run_config), settings
+    )  # who closes the run writes its report: it is no part of the app
 
 
 def _show_log() -> None:

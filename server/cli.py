@@ -97,6 +97,7 @@ def status(
     with _runs(place) as runs:
         runs.reconcile()
         chosen = [runs.registry.run(name)] if name else list(runs.registry.runs())
+        runs.write_reports(chosen)
         if json_:
             from server.service import describe_all
 
@@ -131,6 +132,7 @@ def stop(name: Annotated[str | None, typer.Argument(help="Name of the run.")] = 
         return
     with _runs(place) as runs:
         ended = runs.stop(name)
+        runs.write_reports([ended])
         _show_runs([ended])
 
 
@@ -154,6 +156,7 @@ def _open(folder: Path) -> CoordinatorFolder:
 
 
 def _follow(runs: Runs, name: str) -> None:
+    from server.run_folder import RunFolder
     from server.watch import follow
 
     try:
@@ -161,10 +164,12 @@ def _follow(runs: Runs, name: str) -> None:
     except KeyboardInterrupt:
         _say(f"the run goes on; `pneumofed server status {name}` shows it, `pneumofed server stop {name}` ends it")
         raise typer.Exit(INTERRUPTED) from None
+    runs.write_reports([ended])
     if ended.state != "succeeded":
         _say(f"{name} {ended.state}: {ended.reason}")
         raise typer.Exit(FAILURE)
-    _say(f"{name} succeeded; the report is {Path(ended.folder) / 'report.html'}")
+    report = RunFolder(Path(ended.folder)).report
+    _say(f"{name} succeeded; the report is {report}" if report.exists() else f"{name} succeeded; its report could not be written")
 
 
 def _tell_of_interrupted(runs: Runs) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup
-
-from common.report_style import STYLE
+from common.render import Filters, render
 from server.report_course import command, describe_course, environment_rows, incidents
 from server.report_ending import describe_ending
 from server.report_figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
@@ -20,9 +18,10 @@ from server.report_privacy import describe_privacy
 from server.report_results import comparisons, metric_rows, result_tiles, run_tiles, untrained
 from server.report_run import SETS, Run, read_run
 from server.report_sites import class_counts, class_names, data_rows, describe_partition, describe_spread, hospital_rows
-from server.report_template import PAGE
 from server.report_words import describe_policy, limits, summarise, tell_drops, warn_of_few, with_interval
 from server.run_folder import write_text
+
+logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
 
@@ -38,23 +37,24 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(Path(run_dir))
     context = _context(run)
     write_pictures([picture for key in context if key.endswith("_pictures") for picture in context[key]], run.folder.figure)
-    write_text(run.folder.report, _template().render(context))
+    write_text(run.folder.report, render(__package__, "report.html", FILTERS, **context))
     return run.folder.report
 
 
-def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(
-        number=number, whole=whole, good_replies=_good_replies, bracketed=lambda found: with_interval(found, "95% CI")
-    )
-    return environment.from_string(PAGE)
+def close_with_report(run_dir: Path) -> bool:
+    """Writes the report of a run that ended and returns whether that worked. A failure is logged: it must not fail a good run."""
+    try:
+        write_report(run_dir)
+    except Exception:
+        logger.exception("the report of %s could not be written; `pneumofed report %s` tries again", run_dir, run_dir)
+        return False
+    return True
 
 
 def _context(run: Run) -> dict[str, Any]:
     return {
         "run": run,
         "sets": SETS,
-        "style": Markup(STYLE),
         "ending": describe_ending(run),
         "sentences": summarise(run),
         "result_tiles": result_tiles,
@@ -142,6 +142,14 @@ def _interval_note(run: Run, judged: list[str]) -> str:
 
 def _good_replies(line: Mapping[str, Any]) -> int:
     return sum("train" in site for site in line.get("sites", {}).values())
+
+
+FILTERS: Filters = {
+    "number": number,
+    "whole": whole,
+    "good_replies": _good_replies,
+    "bracketed": lambda found: with_interval(found, "95% CI"),
+}
 
 
 def _code(git: Mapping[str, Any] | None) -> str:

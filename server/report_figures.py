@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.data.atomic import atomic_write
 from common.evaluation import plots, plots_federation
 from common.evaluation.figures import FAINT, INK, TEXT_PT, colour_of, legend_above, new_figure, render
 from common.evaluation.predictions import Predictions
@@ -108,7 +109,8 @@ def write_pictures(pictures: Sequence[Picture], path_of: Callable[[str], Path]) 
     for picture in pictures:
         path = path_of(picture.name)
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(picture.png)
+        with atomic_write(path) as file:  # two processes may write the report of one run
+            file.write(picture.png)
 
 
 def plot_site_losses(rounds: Sequence[int], losses: Mapping[str, Sequence[float]], mean: Sequence[float]) -> Figure:

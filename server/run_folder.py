@@ -59,6 +59,15 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def report_is_due(self) -> bool:
+        """Whether there is a summary, and no report or one that is older; of a run that goes on this says nothing."""
+        try:
+            written = self.summary.stat().st_mtime_ns
+            return self.report.stat().st_mtime_ns < written if self.report.exists() else True
+        except OSError:  # never began, or the folder was moved away
+            return False
+
+    @property
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.pt"
 

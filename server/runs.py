@@ -3,6 +3,7 @@
 runs = Runs(folder, registry)
 runs.submit("pneumonia-1", experiment)     registry -> run folder -> SuperLink
 runs.reconcile()                           compares the registry with Flower, the run folder and the heartbeat; closes what is over
+runs.write_reports()                       the reports of runs that are over
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ class Runs:
     ) -> None:
         self.folder, self.registry, self._flower = folder, registry, flower
         self._hash_app = hash_app or hash_installed_app
+        self._reports_failed: dict[str, int] = {}  # run -> when its summary was written, so that no report is tried for ever
 
     def submit(self, name: str, experiment: ExperimentConfig) -> Run:
         """A new run in `runs/NAME`, handed to Flower.
@@ -119,6 +121,23 @@ class Runs:
                 self._close(run, verdict)
             elif verdict.state == RunState.RUNNING:
                 self.registry.move(run.name, RunState.RUNNING)
+
+    def write_reports(self, runs: Sequence[Run] | None = None) -> None:
+        """Writes the report of each run of `runs` (default: all) that ended without one or after it was written.
+
+        The app writes none, and whoever closed the run may have died before it did; so everybody who looks at runs calls this.
+        """
+        for run in self.registry.runs() if runs is None else runs:
+            folder = RunFolder(Path(run.folder))
+            if RunState(run.state).final and folder.report_is_due:
+                self._write_report(run.name, folder)
+
+    def _write_report(self, name: str, folder: RunFolder) -> None:
+        from server.report import close_with_report  # its figures cost a second, and most looks need none
+
+        ended = folder.summary.stat().st_mtime_ns
+        if self._reports_failed.get(name) != ended and not close_with_report(folder.path):
+            self._reports_failed[name] = ended
 
     def _hand_over(self, run: Run, settings: CoordinatorConfig) -> None:
         path = Path(run.folder)

@@ -56,6 +56,7 @@ def stop_all(place: CoordinatorFolder, tell: Tell) -> None:
         page_daemon(place).stop()
         stack.stop(place.path)
         runs.reconcile()
+        runs.write_reports()
     finally:
         runs.registry.close()
 

@@ -281,7 +281,8 @@ def _show(summary: dict[str, Any], run_dir: Path) -> None:
     if summary.get("phantom"):
         console.print("these are drawn images: the numbers say nothing about patients")
     console.print(f"{summary['status']} after {summary['rounds_completed']} rounds and {summary['seconds']:.0f} s")
-    console.print(f"report: {run_dir / 'report.html'}")
+    report = run_dir / "report.html"
+    console.print(f"report: {report if report.exists() else 'could not be written'}")
 
 
 def _number(value: float | None) -> str:

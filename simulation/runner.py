@@ -17,7 +17,7 @@ from typing import Any
 
 from common.app_bundle import write_app
 from common.errors import CheckpointError, FlowerError, PneumofedError
-from server.report import write_report
+from server.report import close_with_report
 from server.run_folder import RunFolder
 from server.study import FAILED, RUNNING, STOPPED, SUCCEEDED, course
 from simulation.baselines import run_baselines
@@ -53,7 +53,7 @@ def simulate(plan: Plan, tell: Tell) -> dict[str, Any]:
         raise
     finally:
         _add(folder, phantom=federation.phantom, source=federation.report.public(), partition=_partition_table(plan, federation))
-        write_report(folder.path)
+        close_with_report(folder.path)
     return folder.read_summary()
 
 

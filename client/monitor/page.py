@@ -7,13 +7,12 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from client.monitor.monitor import LOOKED_BACK_DAYS, DriftFindings
-from client.monitor.page_template import PAGE
 from client.monitor.pictures import draw_days, draw_evidence
 from client.monitor.telling import sentences, show_p, tell
 from common.data.atomic import atomic_write
 from common.drift.reference import Reference
 from common.drift.watch import RATE
-from common.report_style import STYLE
+from common.render import render as render_page
 
 SHOWN_DAYS = 14
 PAGE_NAME, PICTURE_NAME = "drift.html", "drift.png"
@@ -41,15 +40,12 @@ def write_drift_page(folder: Path, findings: DriftFindings, reference: Reference
 
 
 def _render(findings: DriftFindings, reference: Reference, pictures: list[bytes | None]) -> str:
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update(p=show_p, day=lambda ordinal: f"{date.fromordinal(ordinal):%d %b %Y}")
     scanners = tell(findings, reference)
     days = sorted({seen.day for seen in findings.looks})[-SHOWN_DAYS:]
-    return environment.from_string(PAGE).render(
-        style=Markup(STYLE),
+    return render_page(
+        __package__,
+        "monitor.html",
+        {"p": show_p, "day": lambda ordinal: f"{date.fromordinal(ordinal):%d %b %Y}"},
         scanners=scanners,
         sentences=sentences(findings, scanners),
         alarm=bool(findings.alarms),

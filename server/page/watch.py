@@ -1,4 +1,4 @@
-"""Keeps the registry true and the page's view of sites fresh while the page runs."""
+"""Keeps the registry true, the reports of ended runs written and the page's view of sites fresh while the page runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY_SEC = 3.0
 
 
 class Watch:
-    """A thread that reconciles the runs and looks at processes and sites, again and again, whatever goes wrong."""
+    """A thread that reconciles the runs, writes their reports and looks at processes and sites, again and again, whatever goes wrong."""
 
     def __init__(self, page: Page, every_sec: float = EVERY_SEC) -> None:
         self._page, self._every_sec = page, every_sec
@@ -34,8 +34,11 @@ class Watch:
     def turn(self) -> None:
         """One look at everything. A trouble is logged, once while it stays the same, and the next turn tries again."""
         try:
-            self._page.overview = look(self._page.runs.folder, self._page.registry)
-            self._page.runs.reconcile()
+            try:
+                self._page.overview = look(self._page.runs.folder, self._page.registry)
+            finally:  # a bad key in `sites/` must leave no run open, nor without its report
+                self._page.runs.reconcile()
+                self._page.runs.write_reports()
             self._told = ""
         except Exception as error:  # a thread that died would leave the page with old news for ever
             if str(error) != self._told:

@@ -12,12 +12,11 @@ import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from jinja2 import Environment, StrictUndefined
 
 from common.keys import parse_private_key, private_pem, read_private_key
-from common.policy_text import DEFAULT_POLICY
+from common.policy_text import default_policy
+from common.render import render
 from server.door import render_door
-from server.provisioning import coordinator_templates, site_templates
 from server.provisioning.authority import Authority, new_key
 from server.provisioning.identities import SiteIdentity, Token
 from server.provisioning.kit import EXECUTABLE, Kit, KitFile
@@ -42,22 +41,20 @@ def coordinator_kit(
         "page_port": settings.page_port,
         "expires": f"{x509.load_pem_x509_certificate(certificate).not_valid_after_utc:%Y-%m-%d}",
     }
-    templates = coordinator_templates
-    head = _text(templates.SETTINGS_HEAD, words).content
     files = {
-        "coordinator.yaml": KitFile(head + _yaml(settings)),
-        "local.example.yaml": _text(templates.LOCAL, words),
+        "coordinator.yaml": _text("coordinator/coordinator.yaml", {**words, "settings": _yaml(settings)}),
+        "local.example.yaml": _text("coordinator/local.example.yaml", words),
         "nginx.conf": KitFile(render_door(settings, sorted(sites)).encode()),
         "keys/ca.crt": KitFile(authority.pem),
         "keys/server.crt": KitFile(certificate),
         "keys/server.key": KitFile(key),
         "keys/roster.json": KitFile(roster),
         "keys/superexec.secret": KitFile(secrets.token_hex(32).encode(), keep=True),
-        "start.sh": _text(templates.START, words, EXECUTABLE),
-        "pneumofed-coordinator.service": _text(templates.UNIT, words),
-        "compose.yaml": _text(templates.COMPOSE, words),
-        ".dockerignore": _text(site_templates.DOCKERIGNORE, words),
-        "README.md": _text(templates.README, words),
+        "start.sh": _text("coordinator/start.sh", words, EXECUTABLE),
+        "pneumofed-coordinator.service": _text("coordinator/pneumofed-coordinator.service", words),
+        "compose.yaml": _text("coordinator/compose.yaml", words),
+        ".dockerignore": _text("dockerignore", words),
+        "README.md": _text("coordinator/README.md", words),
     }
     files |= {f"sites/{name}.pub": KitFile(identity.public) for name, identity in sites.items()}
     return Kit("coordinator", files, gone=tuple(f"sites/{site.name}.pub" for site in config.sites if site.revoked))
@@ -75,18 +72,17 @@ def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity, 
         "own_key": identity.private is None,
         "fingerprint": identity.fingerprint,
     }
-    templates = site_templates
     files = {
-        "site.yaml": _text(templates.SITE, words, keep=True),
-        "policy.yaml": _text(DEFAULT_POLICY, words, keep=True),
-        "connection.yaml": _text(templates.CONNECTION, words),
+        "site.yaml": _text("site/site.yaml", words, keep=True),
+        "policy.yaml": KitFile(default_policy().encode(), keep=True),
+        "connection.yaml": _text("site/connection.yaml", words),
         "keys/ca.crt": KitFile(authority.pem),
         "keys/node.pub": KitFile(identity.public),
-        "start.sh": _text(templates.START, words, EXECUTABLE),
-        f"pneumofed-{site.name}.service": _text(templates.UNIT, words),
-        "compose.yaml": _text(templates.COMPOSE, words),
-        ".dockerignore": _text(templates.DOCKERIGNORE, words),
-        "README.md": _text(templates.README, words),
+        "start.sh": _text("site/start.sh", words, EXECUTABLE),
+        f"pneumofed-{site.name}.service": _text("site/pneumofed-site.service", words),
+        "compose.yaml": _text("site/compose.yaml", words),
+        ".dockerignore": _text("dockerignore", words),
+        "README.md": _text("site/README.md", words),
     }
     files |= _secrets_of(config, site, identity, authority, out)
     return Kit(site.name, files, gone=_outdated(identity, out / site.name / "keys"))
@@ -104,7 +100,7 @@ def auditor_kit(config: FederationConfig, auditor: AuditorParty, token: str, aut
     files = {
         "token": KitFile(f"{token}\n".encode()),
         "ca.crt": KitFile(authority.pem),
-        "README.md": _text(coordinator_templates.AUDITOR_README, words),
+        "README.md": _text("auditor/README.md", words),
     }
     return Kit(f"auditor-{auditor.name}", files)
 
@@ -122,9 +118,9 @@ def _settings(config: FederationConfig, tokens: Mapping[str, Token]) -> Coordina
     )
 
 
-def _yaml(settings: CoordinatorSettings) -> bytes:
+def _yaml(settings: CoordinatorSettings) -> str:
     """What was set above; the rest belongs into `local.yaml`, which is the coordinator's own."""
-    return yaml.safe_dump(settings.model_dump(include=settings.model_fields_set), sort_keys=False).encode("utf-8")
+    return yaml.safe_dump(settings.model_dump(include=settings.model_fields_set), sort_keys=False).rstrip("\n")
 
 
 def _server_pair(config: FederationConfig, authority: Authority, keys: Path) -> tuple[bytes, bytes]:
@@ -189,7 +185,4 @@ def _expiry(config: FederationConfig) -> datetime:
 
 
 def _text(template: str, words: Mapping[str, Any], mode: int = 0o600, keep: bool = False) -> KitFile:
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, autoescape=False
-    )
-    return KitFile(environment.from_string(template).render(words).encode("utf-8"), mode, keep)
+    return KitFile(render(__package__, template, **words).encode("utf-8"), mode, keep)

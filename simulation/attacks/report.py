@@ -15,19 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from common.data.atomic import atomic_write
-from common.evaluation.figures import FAINT, INK, LINES, TEXT_PT, colour_of, new_figure, render
+from common.evaluation import figures
+from common.evaluation.figures import FAINT, INK, LINES, TEXT_PT, colour_of, new_figure
 from common.evaluation.metrics import without_nan
-from common.report_style import STYLE
+from common.render import render
 from server.report_numbers import DASH, Estimate, number
 from simulation.attacks.bench import Bench, Membership
 from simulation.attacks.inversion_bench import MASKED, MEAN, PLAIN, Inversion
 from simulation.attacks.membership import FALSE_POSITIVE_RATES, Share
-from simulation.attacks.report_template import PAGE
 from simulation.attacks.similarity import Images
 
 if TYPE_CHECKING:
@@ -75,15 +73,15 @@ def as_json(bench: Bench, found: Findings) -> dict[str, Any]:
 def render_page(bench: Bench, found: Findings) -> str:
     """The page as HTML, which needs no other file."""
     patients = len(set(bench.site.patients))
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(PAGE).render(
-        style=Markup(STYLE),
+    return render(
+        __package__,
+        "attack.html",
         bench=bench,
         patients=patients,
         membership_rows=[row for result in found.membership for row in _membership_rows(result)],
         rates=[f"{rate:.1%}" for rate in FALSE_POSITIVE_RATES],
         others=bench.cfg.models * (patients - patients // 2),
-        roc=_uri(render(draw_roc(found.membership))) if found.membership else "",
+        roc=_uri(figures.render(draw_roc(found.membership))) if found.membership else "",
         canary_rows=[_canary_row(row) for row in found.canaries],
         originals=[_tile(image) for image in found.images] if found.images is not None else [],
         inversion_rows=[_inversion_row(row) for row in found.inversions],

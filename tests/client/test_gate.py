@@ -33,7 +33,7 @@ from common.audit import read_entries
 from common.data.manifest import write_manifest
 from common.errors import ConfigError, FlowerError
 from common.messages import Failure, pack_instruction, read_failure
-from common.policy_text import DEFAULT_POLICY
+from common.policy_text import default_policy
 from tests.client.superlink import Link, superlink
 from tests.client.test_policy import instruction
 from tests.tiny import draw_manifest
@@ -78,7 +78,7 @@ def site(tmp_path: Path) -> Path:
         "threads": 1,
     }
     (tmp_path / "site" / "site.yaml").write_text(yaml.safe_dump(values))
-    (tmp_path / "site" / "policy.yaml").write_text(DEFAULT_POLICY)
+    (tmp_path / "site" / "policy.yaml").write_text(default_policy())
     return tmp_path / "site"
 
 
@@ -253,7 +253,7 @@ HASH = "12" + "0" * 30 + "e" + "4" * 31
 @pytest.mark.parametrize(
     "text",
     [
-        DEFAULT_POLICY,
+        default_policy(),
         "# mine\nmin_patients: 3 # few\n",
         "",
         "approved_apps: []\n# end\n",
@@ -279,10 +279,10 @@ def test_approving_and_taking_back_keeps_comments_and_all_else(tmp_path: Path, t
 
 def test_what_is_no_hash_is_not_approved(tmp_path: Path) -> None:
     path = tmp_path / "policy.yaml"
-    path.write_text(DEFAULT_POLICY)
+    path.write_text(default_policy())
     with pytest.raises(ConfigError):
         approve(path, "latest")
-    assert path.read_text() == DEFAULT_POLICY
+    assert path.read_text() == default_policy()
 
 
 def test_the_hash_of_the_installed_code_is_built_once_until_the_code_changes(

@@ -47,6 +47,11 @@ def test_three_sources_over_tls_give_the_weights_of_the_simulation_bit_for_bit(
     np.testing.assert_array_equal(real.statistics, simulated.statistics)
 
 
+def test_the_run_has_the_report_that_its_app_did_not_write(federation: RealFederation) -> None:
+    federation.state("first")
+    assert 'class="badge succeeded"' in federation.run_folder("first").report.read_text()
+
+
 def test_the_audit_logs_of_both_sides_hold_and_anchor_each_other(federation: RealFederation) -> None:
     coordinator = federation.coordinator / "state" / "audit.jsonl"
     assert verify(coordinator).intact

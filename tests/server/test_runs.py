@@ -289,3 +289,68 @@ def test_asking_to_resume_shortens_the_patience_with_a_silent_process(runs: Runs
     assert state(runs)[0] == "running"
     assert runs.resume("one").state == "submitted"
     assert flower.statuses[1] == "finished:stopped"
+
+
+@pytest.mark.parametrize("status", ["succeeded", "failed"])
+def test_whoever_looks_writes_the_report_of_a_run_that_ended(runs: Runs, flower: FakeFlower, status: str) -> None:
+    app = begin(runs, flower)
+    app.finish_round(1)
+    state(runs)
+    runs.write_reports()
+    assert not app.folder.report.exists()  # it goes on
+    app.end(status, validation=METRICS, error="round 2: south was lost")
+    assert state(runs)[0] == status
+    runs.write_reports()
+    written = app.folder.report.stat().st_mtime_ns
+    runs.write_reports()
+    assert app.folder.report.stat().st_mtime_ns == written
+
+
+def test_a_resumed_run_gets_a_new_report_when_it_ends(runs: Runs, flower: FakeFlower) -> None:
+    app = begin(runs, flower)
+    app.finish_round(1)
+    app.end("failed", error="round 2: south was lost")
+    state(runs)
+    runs.write_reports()
+    assert 'class="badge failed"' in app.folder.report.read_text()
+    runs.resume("one")
+    runs.write_reports()
+    assert 'class="badge failed"' in app.folder.report.read_text()  # the last one stays until there is another
+    app.begin()
+    app.finish_round(2)
+    app.end("succeeded", validation=METRICS)
+    assert state(runs)[0] == "succeeded"
+    runs.write_reports()
+    assert 'class="badge succeeded"' in app.folder.report.read_text()
+
+
+def test_a_report_that_fails_is_logged_once_and_leaves_the_run_as_it_is(
+    runs: Runs, flower: FakeFlower, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = begin(runs, flower)
+    app.finish_round(1)
+    app.end("succeeded", validation=METRICS)
+
+    def fail(_: Path) -> Path:
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr("server.report.write_report", fail)
+    assert state(runs)[0] == "succeeded"
+    runs.write_reports()
+    runs.write_reports()
+    assert len([record for record in caplog.records if "could not be written" in record.message]) == 1
+    assert state(runs)[0] == "succeeded"
+    monkeypatch.undo()
+    runs.write_reports()  # the process that failed does not try for ever
+    assert not app.folder.report.exists()
+    again = Runs(runs.folder, runs.registry, flower, lambda: APP_HASH)
+    again.write_reports()
+    assert app.folder.report.exists()
+
+
+def test_a_run_without_a_folder_gets_no_report(runs: Runs, flower: FakeFlower) -> None:
+    flower.down = True
+    with pytest.raises(FlowerError):
+        runs.submit("one", ExperimentConfig())
+    runs.write_reports()
+    assert not (runs.folder.runs / "one" / "report.html").exists()

@@ -65,6 +65,7 @@ def test_waiting_for_a_run_that_succeeds_is_0(coordinator: Coordinator) -> None:
     assert result.exit_code == 0
     assert "north answered for training after 1.5 s" in result.stdout
     assert "one succeeded" in result.stdout
+    assert (coordinator.folder.runs / "one" / "report.html").exists()
 
 
 def test_waiting_for_a_run_that_fails_is_1_and_says_why(coordinator: Coordinator) -> None:
@@ -73,6 +74,16 @@ def test_waiting_for_a_run_that_fails_is_1_and_says_why(coordinator: Coordinator
     assert result.exit_code == 1
     assert "round 1: south was lost" in result.stdout
     assert coordinator.call("status", "one").exit_code == 1
+    assert "badge failed" in (coordinator.folder.runs / "one" / "report.html").read_text()
+
+
+def test_a_run_that_nobody_waited_for_has_its_report_after_the_first_look(coordinator: Coordinator) -> None:
+    coordinator.call("run", "one")
+    succeed(coordinator)
+    report = coordinator.folder.runs / "one" / "report.html"
+    assert not report.exists()
+    assert coordinator.call("status").exit_code == 0
+    assert report.exists()
 
 
 def test_success_without_results_is_1(coordinator: Coordinator) -> None:

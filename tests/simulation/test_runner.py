@@ -133,6 +133,28 @@ def test_a_resumed_simulation_equals_one_never_stopped(tmp_path: Path, phantoms:
     np.testing.assert_array_equal(final_weights(tmp_path / "whole"), final_weights(tmp_path / "broken"))
 
 
+def test_a_report_that_cannot_be_written_is_logged_and_fails_no_run(
+    tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: Path) -> Path:
+        raise ValueError("no figure")
+
+    monkeypatch.setattr("server.report.write_report", fail)
+    assert run(tmp_path, phantoms, rounds=1)["status"] == "succeeded"
+    assert "pneumofed report" in caplog.text
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_run_that_fails_has_a_report(tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise DataError("round 1: the disk is full")
+
+    monkeypatch.setattr("server.study._remember", fail)
+    with pytest.raises(DataError):
+        run(tmp_path, phantoms)
+    assert 'class="badge failed"' in (tmp_path / "report.html").read_text()
+
+
 def test_resume_needs_no_other_option_and_refuses_other_hospitals(tmp_path: Path, phantoms: Path) -> None:
     run(tmp_path, phantoms)
     experiment, simulation = build_plan(tmp_path, {}, {}, resume=True)

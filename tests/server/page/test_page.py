@@ -13,6 +13,7 @@ from common.config import ExperimentConfig
 from server.overview import Overview
 from server.page.access import Access, digest_of, make_token, read_visitors
 from server.page.app import Page, create_app
+from server.page.watch import Watch
 from server.site_states import Link
 from server.stack import ProcessState
 from tests.server.coordinator_folder import METRICS, FakeFlower, FakeServerApp, open_runs, write_coordinator
@@ -240,3 +241,10 @@ def test_events_come_from_where_one_left_off(stage: Stage) -> None:
     first = client.get("/api/events", params={"run": "pneumonia-1"}).json()
     assert "round 1 began with 2 sites" in [event["text"] for event in first]
     assert client.get("/api/events", params={"run": "pneumonia-1", "after": first[-1]["id"]}).json() == []
+
+
+def test_the_pages_watch_writes_the_report_of_a_run_that_nobody_waited_for(stage: Stage) -> None:
+    stage.server_app.finish_round(1)
+    stage.server_app.end("succeeded", validation=METRICS)
+    Watch(stage.page).turn()
+    assert 'class="badge succeeded"' in (stage.folder.runs / "pneumonia-1" / "report.html").read_text()

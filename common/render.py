@@ -1,0 +1,36 @@
+"""Pages and forms: Jinja files in a `templates/` folder beside the code that fills them in, rendered in one way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
+
+Filters = Mapping[str, Callable[..., Any]]
+
+
+def render(package: str, name: str, /, filters: Filters | None = None, **values: Any) -> str:
+    """Returns the template `name` of `package`, filled in.
+
+    Args:
+        package: the package in whose folder `templates/` lies; callers pass their own `__package__`. What is not found there is
+            looked for in the folder beside this module, which holds what pages share: `base.html`, `macros.html`, `style.css`.
+        name: the file's path below `templates/`. Values are escaped where it ends in `.html`, and nowhere else.
+        filters: what the template calls with `|`, by name, beyond Jinja's own.
+        values: what the template names.
+
+    Raises:
+        jinja2.TemplateNotFound: there is no such file.
+        jinja2.UndefinedError: the template names a value that was not given.
+    """
+    environment = Environment(
+        loader=ChoiceLoader([PackageLoader(package), PackageLoader(__package__)]),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(filters or {})
+    return environment.get_template(name).render(values)
