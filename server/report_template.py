@@ -36,7 +36,7 @@ PAGE = """\
 <p class="kicker">pneumofed: report of a federated study of pneumonia on chest radiographs</p>
 <h1>{{ run.name }}</h1>
 <p class="meta"><span class="badge {{ ending.status }}">{{ ending.badge }}</span> Written on {{ written }}</p>
-{% if run.summary.get('phantom') %}
+{% if run.summary.phantom %}
 <div class="box warn" role="note"><p><strong>These are drawn images.</strong> All radiographs of this run were drawn by a program to try
 out
 the software. The numbers below say nothing about patients.</p></div>
@@ -78,16 +78,16 @@ the software. The numbers below say nothing about patients.</p></div>
 {% if metric_rows %}
 <section aria-labelledby="results">
 <h2 id="results">Results</h2>
-<p>The threshold is {{ run.threshold.get('value') | number }}: {{ policy }} on the hospitals' pooled validation
+<p>The threshold is {{ run.threshold_value | number }}: {{ policy }} on the hospitals' pooled validation
 images{{ validation_size }}, then
 applied to the sets below as it is. On validation it gives a sensitivity of {{ validation.sensitivity | bracketed }} and a specificity of
 {{ validation.specificity | bracketed }}; the AUROC there is {{ validation.auroc | bracketed }}.</p>
-{% if run.threshold.get('reason_of_fallback') %}
-<div class="box warn"><p>The threshold could not be chosen as asked, since {{ run.threshold.get('reason_of_fallback') }}; it is 0.5
+{% if run.threshold and run.threshold.reason_of_fallback %}
+<div class="box warn"><p>The threshold could not be chosen as asked, since {{ run.threshold.reason_of_fallback }}; it is 0.5
 instead.</p></div>
 {% endif %}
 {% if provisional %}
-<div class="box warn"><p>The run did not reach its final evaluation. These are results of round {{ run.reported_line['round'] }}, the best
+<div class="box warn"><p>The run did not reach its final evaluation. These are results of round {{ run.reported_line.round }}, the best
 that was
 judged, with approximate intervals from counts.</p></div>
 {% endif %}
@@ -226,11 +226,10 @@ AUROC.</caption>
 <th scope="col" class="n">Central (s)</th><th scope="col" class="n">Round (s)</th><th scope="col" class="n">Down (MB)</th>
 <th scope="col" class="n">Up (MB)</th></tr></thead>
 <tbody>{% for line in run.history %}
-<tr><th scope="row" class="n">{{ line.round }}</th><td class="n">{{ line | good_replies }} of {{ line.drawn | length }}</td>
-<td class="n">{{ (line.get('validation') or {}).get('auroc') | number }}</td>
-<td class="n">{{ (line.get('test') or {}).get('auroc') | number }}</td>
-<td class="n">{{ (line.get('external') or {}).get('auroc') | number }}</td>
-<td class="n">{{ (line.get('threshold') or {}).get('value') | number }}</td>
+<tr><th scope="row" class="n">{{ line.round }}</th><td class="n">{{ line.trained | length }} of {{ line.drawn | length }}</td>
+{%- for found in (line.validation, line.test, line.external) %}
+<td class="n">{{ (found.auroc if found else none) | number }}</td>{% endfor %}
+<td class="n">{{ (line.threshold.value if line.threshold else none) | number }}</td>
 {%- for part in ('train', 'aggregate', 'evaluate', 'central', 'total') %}
 <td class="n">{{ line.seconds[part] | number(1) }}</td>{% endfor %}
 <td class="n">{{ (line.bytes.down / 1e6) | number(1) }}</td><td class="n">{{ (line.bytes.up / 1e6) | number(1) }}</td></tr>

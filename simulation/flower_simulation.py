@@ -130,7 +130,7 @@ def _run_own(values: Mapping[str, Any], resources: Any) -> None:
     run_dir = Path(out) if out else default_run_dir(resume)
     built = build_plan(run_dir, experiment, simulation, config_file=Path(config) if config else None, resume=resume)
     summary = simulate(Plan(*built, run_dir=run_dir, resources=resources, resume=resume), logger.info)
-    logger.info("%s; report: %s", summary["status"], run_dir / "report.html")
+    logger.info("%s; report: %s", summary.status, run_dir / "report.html")
 
 
 def _run_other(app: Path, values: Mapping[str, Any], resources: Any) -> None:
