@@ -15,6 +15,7 @@ from client.site import load_site, read_site_config
 from common.config import ExperimentConfig
 from common.errors import BudgetError
 from common.privacy.secret import KEY_FILE
+from server.records import RoundRecord
 from server.report_privacy import describe_privacy
 from server.report_run import read_run
 from server.run_folder import RunFolder
@@ -34,7 +35,7 @@ def released(path: Path, experiment: ExperimentConfig) -> Releases:
     return Releases.of(load_site(read_site_config(path), experiment), experiment)
 
 
-def lines_of(tmp_path: Path, federation: TinyFederation) -> dict[str, Any]:
+def lines_of(tmp_path: Path, federation: TinyFederation) -> RoundRecord:
     federation.run("run", tiny_experiment(rounds=1))
     (line,) = RunFolder(tmp_path / "run").read_history()
     return line
@@ -56,8 +57,8 @@ def test_each_kind_is_kept_back_and_the_run_goes_on_and_says_so(tmp_path: Path) 
     line = lines_of(tmp_path, federation)
     assert line.left_out == {} and line.failures == {}
     reports = RunFolder(tmp_path / "run").read_summary().sites
-    assert "found" not in reports["site-0"] and "classes" not in reports["site-0"] and reports["site-0"]["train"] > 0
-    assert "found" in reports["site-1"]
+    assert {"found", "classes"}.isdisjoint(reports["site-0"].to_json()) and there(reports["site-0"].train) > 0
+    assert reports["site-1"].found is not None
     assert there(line.sites["site-0"].train).train_loss is not None and there(line.sites["site-1"].train).train_loss is None
     validated = {name: there(told.validation).n or 0 for name, told in line.sites.items()}
     assert validated["site-2"] == 0 < validated["site-0"]

@@ -58,7 +58,7 @@ def is_gate(pid: int) -> bool:
 
 
 def failures(federation: RealFederation, run: str) -> list[dict[str, str]]:
-    return [line.failures for line in federation.run_folder(run).read_history()]
+    return [dict(line.failures) for line in federation.run_folder(run).read_history()]
 
 
 def trains_again(federation: RealFederation, run: str, site: str, after: int) -> int:

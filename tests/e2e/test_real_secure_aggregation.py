@@ -35,7 +35,7 @@ def test_the_sum_over_tls_is_the_plain_mean_and_a_lost_site_is_survived(tmp_path
         federation.wait_for("lossy", "answered", 1, site="hill", task="shares")
         federation.signal_site("hill", signal.SIGKILL)
         assert federation.wait("lossy")["state"] == "succeeded"
-        told = federation.run_folder("lossy").read_history()[0].secure_sum
+        told = there(federation.run_folder("lossy").read_history()[0].secure_sum)
         assert set(told.dropped) == {"hill"}
     finally:
         federation.stop()

@@ -113,7 +113,7 @@ def test_what_would_go_around_the_noise_is_refused(change: dict[str, Any], word:
 def test_a_run_tells_what_it_spent_round_by_round(tmp_path: Path, strategy: str) -> None:
     federation = TinyFederation(tmp_path)
     federation.run("run", tiny_experiment(rounds=2, strategy={"name": strategy}, **CENTRAL))
-    spent = [line.central_epsilon for line in RunFolder(tmp_path / "run").read_history()]
+    spent = [there(line.central_epsilon) for line in RunFolder(tmp_path / "run").read_history()]
     assert 0 < spent[0] < spent[1]
     found = describe_privacy(read_run(tmp_path / "run"))
     assert found is not None and "each whole hospital" in found.protected[0]

@@ -131,7 +131,7 @@ def test_a_resumed_simulation_equals_one_never_stopped(tmp_path: Path, phantoms:
     assert (summary["status"], summary["rounds_completed"]) == ("stopped", 1)
     assert (tmp_path / "broken" / "report.html").exists()
     monkeypatch.undo()
-    assert run(tmp_path / "broken", phantoms, resume=True)["status"] == "succeeded"
+    assert run(tmp_path / "broken", phantoms, resume=True).status == "succeeded"
     np.testing.assert_array_equal(final_weights(tmp_path / "whole"), final_weights(tmp_path / "broken"))
 
 
