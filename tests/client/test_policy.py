@@ -281,4 +281,4 @@ def test_the_run_goes_on_with_the_sites_that_do_not_refuse(tmp_path: Path) -> No
     assert summary.status == "succeeded"
     assert there(summary.absent)["site-1"] == "PolicyError: the site's policy refuses this (models)"
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
-    assert [line.failures["site-2"] for line in history] == ["PolicyError: the site's policy refuses this (quiet_hours)"] * 2
+    assert [line["failures"]["site-2"] for line in history] == ["PolicyError: the site's policy refuses this (quiet_hours)"] * 2

@@ -124,7 +124,7 @@ def test_what_was_not_given_stays_absent_and_none_stays_null() -> None:
 def test_a_record_never_changes_and_an_update_is_checked() -> None:
     line = RoundRecord(round=1)
     with pytest.raises(ValueError, match="frozen"):
-        line.round = 2  # type: ignore[misc]
+        line.round = 2
     assert (line.updated(round=2).round, line.round) == (2, 1)
     with pytest.raises(ValueError, match="round"):
         line.updated(round="two")
