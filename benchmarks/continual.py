@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +31,10 @@ from common.model_bundle.bundle import Bundle
 from common.model_bundle.start import start_values
 from common.party_config import SiteConfig
 from common.seeds import numpy_generator
+from server.records import CENTRAL_SETS
 from server.release.gate import Evidence, decide
 from server.release.page import write_page
+from server.summary_records import RunSummary
 
 FLIPPED_SITES = 2
 
@@ -46,7 +49,7 @@ class Bench:
     coordinator: Path
     key: PrivateKey
 
-    def run(self, name: str, parent: Bundle | None) -> tuple[dict[str, Any], Bundle]:
+    def run(self, name: str, parent: Bundle | None) -> tuple[RunSummary, Bundle]:
         """Trains over the sites as they are now, from `parent` if there is one; the summary and the bundle of the best round."""
         from client.app import app as client_app
         from common.config_reader import read_yaml
@@ -92,7 +95,8 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
     folder.mkdir()
     checkpoint = torch.load(files.best_checkpoint, weights_only=True)
     torch.save(checkpoint["model"], folder / WEIGHTS)
-    threshold, image = files.read_summary()["threshold"], experiment.image
+    threshold, image = files.read_summary().threshold, experiment.image
+    assert threshold is not None  # a run that succeeded has one
     origin = Provenance(
         pneumofed="benchmark",
         run=checkpoint["run"],
@@ -104,7 +108,10 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
         parent=parent.digest if parent else None,
     )
     point = OperatingPoint(
-        value=threshold["value"], policy=threshold["policy"], target=experiment.evaluation.target, raw_value=threshold["value"]
+        value=threshold.value,
+        policy=experiment.evaluation.threshold_policy,
+        target=experiment.evaluation.target,
+        raw_value=threshold.value,
     )
     manifest = BundleManifest(
         name=run.name,
@@ -211,9 +218,12 @@ def main() -> None:
     print(f"{time.perf_counter() - started:.0f} s")
 
 
-def tell(name: str, summary: dict[str, Any]) -> None:
-    areas = {place: round(summary[place]["auroc"]["value"], 4) for place in ("test", "external")}
-    print(f"{name}: {areas}, validation {summary['validation']['auroc']:.4f}, {summary['seconds']:.0f} s", flush=True)
+def tell(name: str, summary: RunSummary) -> None:
+    areas = {place: round(summary.auroc(place), 4) for place in CENTRAL_SETS}
+    validation = summary.validation and summary.validation.auroc
+    print(
+        f"{name}: {areas}, validation {math.nan if validation is None else validation:.4f}, {summary.seconds:.0f} s", flush=True
+    )
 
 
 if __name__ == "__main__":

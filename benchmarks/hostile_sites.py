@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         cases = [(name, deed, seed) for name in options.strategies for deed in _deeds(name) for seed in options.seeds]
         summaries = run_all([_run(*case, options, folder) for case in cases])
-    aurocs = {case: summary["test"]["auroc"]["value"] for case, summary in zip(cases, summaries, strict=True)}
+    aurocs = {case: summary.auroc("test") for case, summary in zip(cases, summaries, strict=True)}
     print(json.dumps(vars(options)))
     for name in options.strategies:
         for deed in _deeds(name)[1:]:

@@ -9,7 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from server.summary_records import RunSummary
 
 Deed = Literal["honest", "absent", "flipped", "scaled", "nan"]
 """What the last hospital does: takes part, is not there, swaps normal and pneumonia in its labels, sends its update a hundredfold,
@@ -40,7 +43,7 @@ def build_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run_all(runs: Sequence[Run], runs_per_process: int | None = 1) -> list[dict[str, Any]]:
+def run_all(runs: Sequence[Run], runs_per_process: int | None = 1) -> list[RunSummary]:
     """The summaries of `runs`, in their order; as many at once as there are CPUs, with one thread each.
 
     Small runs share processes with `runs_per_process` None, which saves the import of torch for each.
@@ -49,7 +52,8 @@ def run_all(runs: Sequence[Run], runs_per_process: int | None = 1) -> list[dict[
         return list(pool.map(run_one, runs))
 
 
-def run_one(run: Run) -> dict[str, Any]:
+def run_one(run: Run) -> RunSummary:
+    """Lays out the federation of `run`, runs it and returns its summary."""
     from client.app import app as client_app
     from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY, SITES_KEY
     from server.app import read_coordinator, read_experiment

@@ -26,6 +26,7 @@ from client.privacy.entries import total_epsilon
 from client.privacy.ledger import Ledger
 from common.config_reader import merge, read_yaml
 from common.config_types import PrivacyUnit
+from server.summary_records import MetricInterval, RunSummary
 from simulation.federation import hospital_name
 
 INFINITE_UNIT = "none"
@@ -58,8 +59,8 @@ class Outcome:
     """What became of a run. Intervals are 95 % by bootstrap over patients."""
 
     case: Case
-    test: dict[str, float]
-    external: dict[str, float] | None
+    test: MetricInterval
+    external: MetricInterval | None
     validation: float
     spent: tuple[float, ...]
     """Epsilon in each site's ledger, composed anew from its entries; empty without privacy."""
@@ -108,7 +109,7 @@ def _run(case: Case, options: argparse.Namespace) -> Run:
     return Run(case.name, experiment, simulation, str(options.out))
 
 
-def _outcome(case: Case, summary: dict[str, Any], options: argparse.Namespace) -> Outcome:
+def _outcome(case: Case, summary: RunSummary, options: argparse.Namespace) -> Outcome:
     from server.run_folder import RunFolder
 
     run = options.out / case.name
@@ -116,13 +117,17 @@ def _outcome(case: Case, summary: dict[str, Any], options: argparse.Namespace) -
     ledgers = [Ledger(folder / "ledger.sqlite") for folder in sorted((run / "sites").glob("hospital-*"))]
     return Outcome(
         case,
-        summary["test"]["auroc"],
-        summary.get("external", {}).get("auroc"),
-        summary["validation"]["auroc"],
+        summary.central("test")["auroc"],
+        summary.central("external").get("auroc"),
+        _defined(summary.validation.auroc if summary.validation else None),
         tuple(_spent(ledger, case) for ledger in ledgers if ledger.exists()),
-        sum(len(line["failures"]) + len(line["left_out"]) for line in history) + len(history) * len(summary["absent"]),
-        summary["seconds"],
+        sum(len(line.failures) + len(line.left_out) for line in history) + len(history) * len(summary.absent or ()),
+        summary.seconds or 0.0,
     )
+
+
+def _defined(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _spent(ledger: Ledger, case: Case) -> float:
@@ -143,11 +148,11 @@ def _table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         {(outcome.case.epsilon, outcome.case.unit) for outcome in outcomes}, key=lambda key: (key[1] == INFINITE_UNIT, *key[::-1])
     ):
         row = [outcome for outcome in outcomes if (outcome.case.epsilon, outcome.case.unit) == (epsilon, unit)]
-        tests = [f"{one.test['value']:.3f} ({one.test['low']:.3f} to {one.test['high']:.3f})" for one in row]
-        external = [one.external["value"] for one in row if one.external]
+        tests = [f"{_defined(one.test.value):.3f} ({_defined(one.test.low):.3f} to {_defined(one.test.high):.3f})" for one in row]
+        external = [_defined(one.external.value) for one in row if one.external]
         outside = [f"{statistics.mean(external):.3f}", ", ".join(f"{value:.3f}" for value in external)] if external else ["", ""]
         spent = max((max(one.spent, default=0.0) for one in row), default=0.0)
-        mean = f"**{statistics.mean(one.test['value'] for one in row):.3f}**"
+        mean = f"**{statistics.mean(_defined(one.test.value) for one in row):.3f}**"
         cells = [_shown(epsilon), unit, mean, *tests, *outside, f"{spent:.3f}" if spent else ""]
         yield "| " + " | ".join(cells) + " |"
 
@@ -170,7 +175,7 @@ def _curves(outcomes: Sequence[Outcome]) -> list[Curve]:
         chosen = [*(outcome for outcome in outcomes if outcome.case.unit == unit), *without.values()]
         points: dict[float, list[float]] = {}
         for outcome in chosen:
-            points.setdefault(outcome.case.epsilon, []).append(outcome.test["value"])
+            points.setdefault(outcome.case.epsilon, []).append(_defined(outcome.test.value))
         curves.append(Curve(unit, dict(sorted(points.items()))))
     return curves
 

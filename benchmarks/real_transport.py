@@ -85,10 +85,10 @@ def _tell(real: RunFolder, simulated: RunFolder) -> None:
     same = np.array_equal(first.parameters, second.parameters) and np.array_equal(first.statistics, second.statistics)
     print("weights bit for bit those of one process:", same)
     for what, folder in (("real", real), ("one process", simulated)):
-        summary, seconds = folder.read_summary(), [line["seconds"]["total"] for line in folder.read_history()]
-        auroc = summary["test"]["auroc"]
-        images = {site: report["train"] for site, report in summary["sites"].items()}
-        print(f"{what:12} test AUROC {auroc['value']:.4f} ({auroc['low']:.4f} to {auroc['high']:.4f})  training images {images}")
+        summary, seconds = folder.read_summary(), [line.seconds.total or 0.0 for line in folder.read_history()]
+        auroc = summary.central("test")["auroc"]
+        images = {site: report.train for site, report in summary.sites.items()}
+        print(f"{what:12} test AUROC {auroc.value:.4f} ({auroc.low:.4f} to {auroc.high:.4f})  training images {images}")
         print(f"{'':12} seconds a round: median {statistics.median(seconds):.1f} of {[round(value, 1) for value in seconds]}")
 
 

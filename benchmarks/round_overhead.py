@@ -117,11 +117,10 @@ def main() -> None:
         simulate(Plan(experiment, simulation, run_dir, resources), print)
         folder = RunFolder(run_dir)
         summary = folder.read_summary()
-        counts = [(site["train"], site["validation"]) for site in summary["sites"].values()]
-        central = sum(report["used"] for report in summary["data"].values())
-        rounds = [line["seconds"] for line in folder.read_history()]
+        counts = [(site.train or 0, site.validation or 0) for site in summary.sites.values()]
+        central = sum(report.used or 0 for report in summary.data.values())
+        federated = [line.seconds.total or 0.0 for line in folder.read_history()]
     bare = time_bare(experiment, counts, central, options.workers, options.rounds)
-    federated = [line["total"] for line in rounds]
     print(json.dumps({"options": vars(options), "environment": describe_environment(), "allocator": ALLOCATOR}, indent=1))
     print("federated round, s:", [round(value, 1) for value in federated], "median", round(statistics.median(federated), 1))
     print("bare loop, s:", [round(value, 1) for value in bare], "median", round(statistics.median(bare), 1))

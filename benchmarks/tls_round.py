@@ -13,7 +13,6 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from server.run_folder import RunFolder, describe_environment
 from tests.e2e.real import NAMES, RealFederation, kaggle_source
@@ -49,9 +48,9 @@ def main() -> None:
 
 def _measure(folder: RunFolder) -> tuple[float, float, float]:
     """Median seconds of a round and of its training phase, and bytes up of a round. The first round is left out: it starts processes."""
-    lines: list[dict[str, Any]] = folder.read_history()[1:]
-    seconds = [[line["seconds"][part] for line in lines] for part in ("total", "train")]
-    return statistics.median(seconds[0]), statistics.median(seconds[1]), statistics.median(line["bytes"]["up"] for line in lines)
+    lines = folder.read_history()[1:]
+    total, train = [line.seconds.total or 0.0 for line in lines], [line.seconds.train or 0.0 for line in lines]
+    return statistics.median(total), statistics.median(train), statistics.median(line.bytes.up for line in lines)
 
 
 def _simulate(folder: Path, federation: RealFederation, rounds: int) -> Path:

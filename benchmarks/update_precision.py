@@ -21,8 +21,8 @@ def main() -> None:
         summaries = dict(zip([run.name for run in runs], run_all(runs), strict=True))
     print(json.dumps(vars(options)))
     for name, summary in summaries.items():
-        up = summary["bytes"]["up"] / summary["rounds_completed"] / options.hospitals / 1e6
-        print(f"{name:12} {up:7.2f} MB an update   test AUROC {summary['test']['auroc']['value']:.4f}")
+        up = (summary.bytes.up if summary.bytes else 0) / summary.rounds_completed / options.hospitals / 1e6
+        print(f"{name:12} {up:7.2f} MB an update   test AUROC {summary.auroc('test'):.4f}")
 
 
 def _run(precision: str, seed: int, options: argparse.Namespace, folder: str) -> Run:

@@ -15,8 +15,7 @@ No line names a patient, a file or a folder. The fact `heads` keeps the other si
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.audit import AuditLog
 from common.hash_chain import canonical
@@ -38,31 +37,6 @@ COORDINATOR = "coordinator"
 def record_run_started(log: AuditLog, run: str, experiment: ExperimentConfig, app: str, *, resumed: bool = False) -> str:
     """Notes that a run begins or goes on; `app` is the hash of the app bundle. Returns the head."""
     return log.record(RUN_STARTED, run=run, name=experiment.name, config=hash_experiment(experiment), app=app, resumed=resumed)
-
-
-def record_round(log: AuditLog, run: str, line: Mapping[str, Any], arrays: ModelArrays, heads: Mapping[str, str]) -> str:
-    """Notes a finished round and returns the head.
-
-    Args:
-        log: the coordinator's.
-        run: the run's token.
-        line: the round's history line.
-        arrays: the weights that the round's model is judged with.
-        heads: head of each site's log as its reply told it.
-    """
-    out = {*line["failures"], *line["left_out"]}
-    participants: Sequence[str] = [site for site in line["drawn"] if site not in out]
-    return log.record(
-        ROUND,
-        run=run,
-        round=line["round"],
-        participants=participants,
-        failures=sorted(line["failures"]),
-        left_out=sorted(line["left_out"]),
-        bytes=dict(line["bytes"]),
-        weights=hash_arrays(arrays),
-        heads=dict(heads),
-    )
 
 
 def record_run_ended(log: AuditLog, run: str, status: str, rounds: int) -> str:

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -14,13 +13,15 @@ from common.compute import Compute, build_compute
 from common.config import ExperimentConfig
 from common.data.dataset import Dataset, load_dataset
 from common.data.manifest import read_manifest
-from common.evaluation.bootstrap import Bootstrap, Interval, bootstrap
+from common.evaluation.bootstrap import Bootstrap, bootstrap
 from common.evaluation.metrics import metrics
 from common.evaluation.predictions import Predictions
 from common.evaluation.statistics import Statistics
 from common.features import predict_cached
 from common.party_config import CoordinatorConfig
 from common.seeds import derive_seed
+from server.records import Metrics
+from server.summary_records import DataCounts, MetricInterval, Results
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +45,21 @@ class Judge:
             results[name] = Predictions(probabilities, dataset.labels, opaque_patients(dataset.patients), images)
         return results
 
-    def results(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, dict[str, float]]:
+    def results(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, Metrics]:
         """Metrics of each set at `threshold`, without intervals."""
-        return {name: metrics(Statistics.of(found), threshold) for name, found in predictions.items()}
+        return {name: Metrics.model_validate(metrics(Statistics.of(found), threshold)) for name, found in predictions.items()}
 
-    def intervals(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, dict[str, Interval]]:
+    def intervals(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, Results]:
         """Metrics of each set at `threshold` with bootstrap intervals by patient."""
+        found = {name: bootstrap(one, threshold, bootstrap_settings(self.experiment, name)) for name, one in predictions.items()}
         return {
-            name: bootstrap(found, threshold, bootstrap_settings(self.experiment, name)) for name, found in predictions.items()
+            name: {metric: MetricInterval.model_validate(interval) for metric, interval in intervals.items()}
+            for name, intervals in found.items()
         }
 
-    def data_reports(self) -> dict[str, Mapping[str, Any]]:
-        return {name: dataset.report.public() for name, dataset in self.sets.items()}
+    def data_reports(self) -> dict[str, DataCounts]:
+        """What became of each set's images, in counts."""
+        return {name: DataCounts.model_validate(dataset.report.public()) for name, dataset in self.sets.items()}
 
 
 def build_judge(experiment: ExperimentConfig, coordinator: CoordinatorConfig) -> Judge:

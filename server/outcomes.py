@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from common.evaluation.statistics import Statistics
 from common.messages import Evaluation, Failure, Update
+from server.records import SecureSumRecord, SiteTraining
 
 Evaluations = dict[str, tuple[Evaluation, Statistics]]
 """By site: what it said of itself, and its statistics."""
@@ -19,14 +19,14 @@ class Trained:
 
     updates: list[Update]
     """Those of the sites; one alone, the mean over all sites, where they are summed in secret."""
-    lines: dict[str, dict[str, Any]]
+    sites: dict[str, SiteTraining]
     """By site: what is known of its own training."""
     heads: dict[str, str]
     bytes_up: int
     left_out: Mapping[str, Failure]
     failures: Mapping[str, Failure]
-    told: dict[str, Any] = field(default_factory=dict)
-    """More for the round's history line."""
+    secure_sum: SecureSumRecord | None = None
+    central_epsilon: float | None = None
 
 
 @dataclass
@@ -36,4 +36,4 @@ class Judged:
     pooled: Statistics
     evaluations: Evaluations
     failures: Mapping[str, Failure]
-    told: dict[str, Any] = field(default_factory=dict)
+    secure_validation: SecureSumRecord | None = None

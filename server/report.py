@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from common.render import Filters, render
+from server.records import Metrics
 from server.report_course import command, describe_course, environment_rows, incidents
 from server.report_ending import describe_ending
 from server.report_figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
@@ -20,6 +21,7 @@ from server.report_run import SETS, Run, read_run
 from server.report_sites import class_counts, class_names, data_rows, describe_partition, describe_spread, hospital_rows
 from server.report_words import describe_policy, limits, summarise, tell_drops, warn_of_few, with_interval
 from server.run_folder import write_text
+from server.summary_records import ParentBundle
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +73,8 @@ def _context(run: Run) -> dict[str, Any]:
 
 def _results(run: Run) -> dict[str, Any]:
     judged = [name for name in SETS if run.results(name)]
-    validation = run.summary.get("validation") or run.reported_line.get("validation") or {}
-    images = int(validation.get("n") or 0)
+    validation = run.summary.validation or (run.reported_line and run.reported_line.validation) or Metrics()
+    images = validation.n or 0
     return {
         "judged": judged,
         "metric_rows": metric_rows(run, judged),
@@ -109,8 +111,8 @@ def _course(run: Run) -> dict[str, Any]:
 def _reproduction(run: Run) -> dict[str, Any]:
     folder = run.folder.path
     return {
-        "seed": run.experiment.seed if run.experiment else run.summary.get("seed", UNKNOWN),
-        "parent": _parent(run.summary.get("parent")),
+        "seed": run.experiment.seed if run.experiment else run.summary.seed if run.summary.seed is not None else UNKNOWN,
+        "parent": _parent(run.summary.parent),
         "code": _code(run.environment.get("git")),
         "command": command(run),
         "config": _text(run.folder.config),
@@ -121,13 +123,13 @@ def _reproduction(run: Run) -> dict[str, Any]:
     }
 
 
-def _parent(told: Any) -> str:
+def _parent(told: ParentBundle | None) -> str:
     """The model bundle that the run started from; empty for random or general first weights."""
-    if not isinstance(told, Mapping):
+    if told is None:
         return ""
     privately = {True: ", trained with differential privacy", False: ", trained without differential privacy"}
-    how = privately[told["trained_privately"]] if isinstance(told.get("trained_privately"), bool) else ""
-    return f"model bundle {told.get('name', '')} {told.get('digest', '')}{how}"
+    how = "" if told.trained_privately is None else privately[told.trained_privately]
+    return f"model bundle {told.name or ''} {told.digest}{how}"
 
 
 def _interval_note(run: Run, judged: list[str]) -> str:
@@ -140,16 +142,7 @@ def _interval_note(run: Run, judged: list[str]) -> str:
     return "95% CI from counts (Newcombe 2006, Wilson 1927; images of one patient count as independent)"
 
 
-def _good_replies(line: Mapping[str, Any]) -> int:
-    return sum("train" in site for site in line.get("sites", {}).values())
-
-
-FILTERS: Filters = {
-    "number": number,
-    "whole": whole,
-    "good_replies": _good_replies,
-    "bracketed": lambda found: with_interval(found, "95% CI"),
-}
+FILTERS: Filters = {"number": number, "whole": whole, "bracketed": lambda found: with_interval(found, "95% CI")}
 
 
 def _code(git: Mapping[str, Any] | None) -> str:

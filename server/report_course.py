@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.records import RoundRecord
 from server.report_numbers import DASH, count
 from server.report_run import Run
 
@@ -24,7 +25,7 @@ class Incident:
 def describe_course(run: Run) -> str:
     """How many rounds were run of how many, and why not all, in a sentence or two."""
     planned = run.experiment.rounds if run.experiment else None
-    troubled = [line["round"] for line in run.history if line["failures"] or line["left_out"]]
+    troubled = [line.round for line in run.history if line.trouble]
     text = f"{run.completed} of {planned} rounds were completed" if planned else f"{count(run.completed, 'round')} were completed"
     if run.status == "succeeded" and planned and run.completed < planned:
         text += ": the run stopped early, since validation AUROC no longer grew"
@@ -41,13 +42,13 @@ def _rounds(numbers: Sequence[int]) -> str:
     return f"round{'' if len(numbers) == 1 else 's'} {spans(numbers)}"
 
 
-def incidents(history: Iterable[Mapping[str, Any]]) -> list[Incident]:
+def incidents(history: Iterable[RoundRecord]) -> list[Incident]:
     """Every failure and left-out reply, one row for each site and reason."""
     rounds: dict[tuple[str, str, str], list[int]] = {}
     for line in history:
-        for key, what in (("failures", "no answer"), ("left_out", "reply left out")):
-            for site, reason in line[key].items():
-                rounds.setdefault((site, what, str(reason)), []).append(line["round"])
+        for reasons, what in ((line.failures, "no answer"), (line.left_out, "reply left out")):
+            for site, reason in reasons.items():
+                rounds.setdefault((site, what, reason), []).append(line.round)
     return [Incident(*key, rounds=spans(numbers)) for key, numbers in sorted(rounds.items())]
 
 
@@ -88,5 +89,5 @@ def command(run: Run) -> str:
     options = {key: told.get(key) for key in ("data", "external", "hospitals", "partition", "alpha", "threads")}
     parts = ["pneumofed", "simulate", "--config", str(run.folder.config.name)]
     parts += [text for key, value in options.items() if value is not None for text in (f"--{key}", str(value))]
-    parts += ["--baselines"] if run.summary.get("baselines") else []
+    parts += ["--baselines"] if run.summary.baselines else []
     return shlex.join([*parts, "--out", "NEW-FOLDER"])

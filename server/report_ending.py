@@ -28,7 +28,7 @@ def describe_ending(run: Run) -> Ending:
     """The ending as the summary tells it; a run whose summary tells of none counts as unfinished."""
     if run.status == "succeeded":
         return Ending(run.status, STATUSES[run.status])
-    error = str(run.summary.get("error") or NO_END)
+    error = run.summary.error or NO_END
     badge = f"{STATUSES.get(run.status, 'Not finished')}, {_when(run, error)}"
     reason, separator, named = IN_ROUND.sub("", error, count=1).partition("(strategy.min_sites). ")
     sites = tuple(SITE_BREAK.split(named)) if named else ()

@@ -7,18 +7,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.data.atomic import atomic_write
 from common.evaluation import plots, plots_federation
+from common.evaluation.bootstrap import Interval
 from common.evaluation.figures import FAINT, INK, TEXT_PT, colour_of, legend_above, new_figure, render
 from common.evaluation.predictions import Predictions
 from common.evaluation.statistics import Statistics
-from server.report_numbers import count
+from server.records import RoundRecord
+from server.report_numbers import Estimate, count
 from server.report_run import SETS, Run
 from server.report_words import with_interval
+from server.summary_records import BaselineResult, BaselineTable, Results
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,11 +66,17 @@ def draw_course(run: Run) -> list[Picture]:
     """AUROC and loss over rounds, and each hospital's training loss; empty without rounds."""
     if not run.history:
         return []
-    rounds = [line["round"] for line in run.history]
-    by_name = {name: [_number(line, name, "auroc") for line in run.history] for name in ("validation", *SETS)}
+    rounds = [line.round for line in run.history]
+    measured = [line.measured for line in run.history]
+    by_name = {
+        name: [_number(found[name].auroc if name in found else None) for found in measured] for name in ("validation", *SETS)
+    }
     areas = {name: values for name, values in by_name.items() if np.isfinite(values).any()}
     losses = _site_losses(run)
-    mean = {"training": _mean_loss(run), "validation": [_number(line, "validation", "log_loss") for line in run.history]}
+    mean = {
+        "training": [_number(line.mean_train_loss) for line in run.history],
+        "validation": [_number(line.validation.log_loss if line.validation else None) for line in run.history],
+    }
     shown = {name: values for name, values in mean.items() if np.isfinite(values).any()}
     figure = plots_federation.training_curves(rounds, areas, shown, run.kept_round or None)
     caption = "AUROC and loss over rounds. Training loss: mean over hospitals, as weighted in training; validation: log loss."
@@ -88,11 +97,12 @@ def draw_hospitals(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
 
 def draw_baselines(run: Run) -> list[Picture]:
     """A dot for each hospital alone, lines for the federated and the pooled model; one picture a judged set."""
-    baselines, pictures = run.summary.get("baselines") or {}, []
+    baselines, pictures = run.summary.baselines or BaselineTable(), []
     for name, noun in SETS.items():
-        alone = {site: _value(result, name) for site, result in (baselines.get("alone") or {}).items()}
+        alone = {site: _area(result.central(name)) for site, result in baselines.alone.items()}
         known = {site: value for site, value in alone.items() if math.isfinite(value)}
-        lines = {"federated": _value(run.summary, name), "pooled": _value(baselines.get("pooled") or {}, name)}
+        pooled = baselines.pooled or BaselineResult()
+        lines = {"federated": _area(run.summary.central(name)), "pooled": _area(pooled.central(name))}
         lines = {label: value for label, value in lines.items() if math.isfinite(value)}
         if known and lines:
             figure = plots_federation.sites(
@@ -157,12 +167,12 @@ def _areas(run: Run, names: Sequence[str]) -> str:
 
 
 def _scores(run: Run, name: str, predictions: Predictions) -> Picture:
-    figure = plots.score_histograms(predictions, run.classes, run.threshold["value"])
+    figure = plots.score_histograms(predictions, run.classes, _number(run.threshold_value))
     return _picture(f"scores_{name}", figure, f"Predicted probability by true class, {SETS[name]}.")
 
 
 def _called(run: Run, name: str, predictions: Predictions) -> Picture:
-    counts = plots.called_matrix(Statistics.of(predictions), run.threshold["value"])
+    counts = plots.called_matrix(Statistics.of(predictions), _number(run.threshold_value))
     (cleared, _), (_, found) = counts
     normal, pneumonia = counts.sum(axis=1)
     text = f"{found} of {pneumonia} images with pneumonia are found, {cleared} of {normal} without it are called normal."
@@ -177,9 +187,13 @@ def _most_probable(run: Run, name: str, predictions: Predictions) -> Picture:
 
 def _evaluated(run: Run, name: str, found: Predictions) -> plots.EvaluatedSet:
     """The set with the intervals that the summary holds; those without limits are left out."""
-    intervals = {metric: value for metric, value in run.summary[name].items() if value.get("low") is not None}
+    intervals = {
+        metric: Interval(value=_number(one.value), low=one.low, high=_number(one.high), resamples=one.resamples or 0)
+        for metric, one in run.summary.central(name).items()
+        if one.low is not None
+    }
     confidence = run.experiment.evaluation.confidence if run.experiment else 0.95
-    return plots.EvaluatedSet(name.capitalize(), Statistics.of(found), run.threshold["value"], intervals, confidence)
+    return plots.EvaluatedSet(name.capitalize(), Statistics.of(found), _number(run.threshold_value), intervals, confidence)
 
 
 def _picture(name: str, figure: Figure, caption: str, text: str = "") -> Picture:
@@ -191,30 +205,22 @@ def _plain(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _number(line: Mapping[str, Any], *path: str) -> float:
-    """The number at `path` in a history line; NaN where it is missing or null."""
-    value: Any = line
-    for key in path:
-        value = (value or {}).get(key)
-    return NAN if value is None else float(value)
+def _number(value: float | None) -> float:
+    """For a plot, which leaves a gap where there is NaN."""
+    return NAN if value is None else value
 
 
-def _value(results: Mapping[str, Any], name: str) -> float:
-    return _number(results, name, "auroc", "value")
+def _area(results: Results) -> float:
+    return _number(Estimate.of(results.get("auroc")).value)
 
 
 def _site_losses(run: Run) -> dict[str, list[float]]:
     """Training loss by hospital over rounds; NaN where it did not train. Hospitals that never trained are left out."""
-    names = sorted({site for line in run.history for site in line.get("sites", {})})
-    losses = {name: [_number(line, "sites", name, "train", "train_loss") for line in run.history] for name in names}
+    names = sorted({site for line in run.history for site in line.sites})
+    losses = {name: [_number(_train_loss(line, name)) for line in run.history] for name in names}
     return {name: values for name, values in losses.items() if np.isfinite(values).any()}
 
 
-def _mean_loss(run: Run) -> list[float]:
-    """Mean training loss over hospitals in each round, weighted by their images."""
-    means = []
-    for line in run.history:
-        told = [site["train"] for site in line.get("sites", {}).values() if site.get("train", {}).get("train_loss") is not None]
-        images = sum(train["num_examples"] for train in told)
-        means.append(sum(train["train_loss"] * train["num_examples"] for train in told) / images if images else NAN)
-    return means
+def _train_loss(line: RoundRecord, name: str) -> float | None:
+    site = line.sites.get(name)
+    return site.train.train_loss if site and site.train else None

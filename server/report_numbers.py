@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
 
 from common.evaluation.plots import wilson_interval
+from server.records import Metrics
+from server.summary_records import MetricInterval
 
 DASH = "–"
 Z_95 = 1.959963984540054  # the 97.5% point of the normal distribution
@@ -25,10 +25,9 @@ class Estimate:
     high: float | None = None
 
     @classmethod
-    def of(cls, found: Mapping[str, Any] | None) -> Estimate:
-        """The estimate in a summary's `{value, low, high}`; undefined where there is none."""
-        values = found or {}
-        return cls(_known(values.get("value")), _known(values.get("low")), _known(values.get("high")))
+    def of(cls, found: MetricInterval | None) -> Estimate:
+        """The estimate in a metric's interval; undefined where there is none."""
+        return cls(found.value, found.low, found.high) if found else cls()
 
     @property
     def number(self) -> str:
@@ -95,14 +94,14 @@ def hundred_span(estimate: Estimate) -> str:
     return f"{math.floor(100 * estimate.low + 1e-9)}{DASH}{math.ceil(100 * estimate.high - 1e-9)}"
 
 
-def approximate(found: Mapping[str, Any]) -> dict[str, Estimate]:
-    """Estimates with 95% intervals from the counts that `common.evaluation.metrics.metrics` gave, where no predictions are left.
+def approximate(found: Metrics) -> dict[str, Estimate]:
+    """Estimates with 95% intervals from the counts in `found`, where no predictions are left.
 
     Wilson's interval for shares and `auroc_interval`; both take images as independent, while those of one patient are alike.
     """
-    tn, fp, fn, tp = (int(found.get(key) or 0) for key in ("tn", "fp", "fn", "tp"))
+    tn, fp, fn, tp = (count or 0 for count in (found.tn, found.fp, found.fn, found.tp))
     return {
-        "auroc": auroc_interval(_known(found.get("auroc")), tp + fn, tn + fp),
+        "auroc": auroc_interval(found.auroc, tp + fn, tn + fp),
         "accuracy": _share(tp + tn, tp + tn + fp + fn),
         "sensitivity": _share(tp, tp + fn),
         "specificity": _share(tn, tn + fp),

@@ -36,10 +36,8 @@ def describe_privacy(run: Run) -> Privacy | None:
 def _spent(run: Run) -> dict[str, float]:
     found: dict[str, float] = {}
     for line in run.history:
-        for name, told in (line.get("sites") or {}).items():
-            epsilon = (told.get("train") or {}).get("epsilon")
-            if isinstance(epsilon, int | float):
-                found[name] = max(float(epsilon), found.get(name, 0.0))
+        for name, epsilon in line.epsilons.items():
+            found[name] = max(epsilon, found.get(name, 0.0))
     return dict(sorted(found.items()))
 
 
@@ -60,7 +58,7 @@ def _protected(run: Run, cfg: ExperimentConfig, spent: dict[str, float]) -> list
             "Updates, counts and validation statistics were added up under masks: the coordinator saw sums over the hospitals and no "
             "single hospital's."
         )
-        dropped = sum(len(set(line["drawn"]) - set((line.get("secure_sum") or {}).get("summed", ()))) for line in run.history)
+        dropped = sum(len(set(line.drawn) - set(line.secure_sum.summed if line.secure_sum else ())) for line in run.history)
         if dropped:
             texts.append(f"{count(dropped, 'time')} a hospital dropped out of a sum, which was completed without it.")
     return texts + _by_policy(run)
@@ -79,7 +77,7 @@ def _by_policy(run: Run) -> list[str]:
 
 
 def _central(run: Run, cfg: ExperimentConfig) -> str:
-    spent = max((line["central_epsilon"] for line in run.history if "central_epsilon" in line), default=0.0)
+    spent = max((line.central_epsilon for line in run.history if line.central_epsilon is not None), default=0.0)
     return (
         "The coordinator, whom the hospitals trusted with their updates, clipped each and added noise to their sum: the model is "
         f"differentially private with respect to each whole hospital, with epsilon {number(spent)} at delta "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from server.report_numbers import Estimate, count, duration, megabytes, number
 from server.report_run import SETS, Run
 from server.report_words import tell_lead
+from server.summary_records import BaselineLead, BaselineResult, BaselineTable, MetricSpread, Results
 
 METRICS = {
     "auroc": ("AUROC", "chance that an image with pneumonia scores above one without"),
@@ -94,61 +94,61 @@ def run_tiles(run: Run) -> list[Tile]:
     planned = run.experiment.rounds if run.experiment else None
     of_planned = f"of {planned} planned" if planned else ""
     kept = f"; round {run.kept_round} kept" if run.kept_round else ""
-    moved = run.summary.get("bytes") or {}
+    moved = run.summary.bytes
     return [
         Tile("Hospitals", str(len(run.site_reports())), "simulated" if run.virtual else ""),
         Tile("Rounds", str(run.completed), of_planned + kept),
-        Tile("Wall time", duration(run.summary.get("seconds")), "training and judging"),
+        Tile("Wall time", duration(run.summary.seconds), "training and judging"),
         Tile(
-            "Weights sent", megabytes(moved.get("total")), f"{megabytes(moved.get('down'))} down, {megabytes(moved.get('up'))} up"
+            "Weights sent",
+            megabytes(moved.total if moved else None),
+            f"{megabytes(moved.down if moved else None)} down, {megabytes(moved.up if moved else None)} up",
         ),
     ]
 
 
 def comparisons(run: Run) -> list[Comparison]:
     """Federated, pooled, and hospitals alone on each central set; empty without baselines."""
-    baselines = run.summary.get("baselines") or {}
-    return [_compare(run, baselines, name) for name in SETS if baselines and run.is_final(name)]
+    baselines = run.summary.baselines
+    return [_compare(run, baselines, name) for name in SETS if run.is_final(name)] if baselines else []
 
 
-def _compare(run: Run, baselines: Mapping[str, Any], name: str) -> Comparison:
-    alone = {site: result[name] for site, result in (baselines.get("alone") or {}).items() if name in result}
+def _compare(run: Run, baselines: BaselineTable, name: str) -> Comparison:
+    alone = {site: found for site, result in baselines.alone.items() if (found := result.central(name))}
     ranked = sorted(alone, key=lambda site: _area(alone[site]))
-    rows = [_compared_row("Federated", run.summary[name])]
-    if name in (baselines.get("pooled") or {}):
-        rows.append(_compared_row("All images pooled", baselines["pooled"][name]))
+    rows = [_compared_row("Federated", run.summary.central(name))]
+    if baselines.pooled and (pooled := baselines.pooled.central(name)):
+        rows.append(_compared_row("All images pooled", pooled))
     if ranked:
         rows.append(_compared_row(f"Best hospital alone ({ranked[-1]})", alone[ranked[-1]]))
-        rows.append(_mean_row(len(alone), (baselines.get("alone_summary") or {}).get(name) or {}))
+        rows.append(_mean_row(len(alone), baselines.alone_summary.get(name, {})))
         rows.append(_compared_row(f"Worst hospital alone ({ranked[0]})", alone[ranked[0]]))
-    lead = (baselines.get("lead") or {}).get(name) or {}
+    lead = baselines.lead.get(name, BaselineLead())
     interval_name = run.interval_name(name)
     told = [
-        tell_lead(lead.get("over_pooled"), "training on all images pooled", interval_name),
-        tell_lead(lead.get("over_best_alone"), f"the best hospital alone ({lead.get('best_alone')})", interval_name),
+        tell_lead(lead.over_pooled, "training on all images pooled", interval_name),
+        tell_lead(lead.over_best_alone, f"the best hospital alone ({lead.best_alone})", interval_name),
     ]
     return Comparison(SETS[name], interval_name, rows, [text for text in told if text])
 
 
-def _area(results: Mapping[str, Any]) -> float:
-    value = (results.get("auroc") or {}).get("value")
-    return -math.inf if value is None else float(value)
+def _area(results: Results) -> float:
+    value = Estimate.of(results.get("auroc")).value
+    return -math.inf if value is None else value
 
 
-def _compared_row(name: str, results: Mapping[str, Any]) -> ComparedRow:
+def _compared_row(name: str, results: Results) -> ComparedRow:
     return ComparedRow(name, [Estimate.of(results.get(metric)) for metric in COMPARED], [])
 
 
-def _mean_row(hospitals: int, summary: Mapping[str, Any]) -> ComparedRow:
-    spreads = [summary.get(metric) or {} for metric in COMPARED]
-    ranges = [f"from {number(spread.get('worst'))} to {number(spread.get('best'))}" for spread in spreads]
-    return ComparedRow(
-        f"Mean of {count(hospitals, 'hospital')} alone", [Estimate(spread.get("mean")) for spread in spreads], ranges
-    )
+def _mean_row(hospitals: int, found: Mapping[str, MetricSpread]) -> ComparedRow:
+    spreads = [found.get(metric, MetricSpread()) for metric in COMPARED]
+    ranges = [f"from {number(spread.worst)} to {number(spread.best)}" for spread in spreads]
+    return ComparedRow(f"Mean of {count(hospitals, 'hospital')} alone", [Estimate(spread.mean) for spread in spreads], ranges)
 
 
 def untrained(run: Run) -> dict[str, str]:
     """Baselines without a result and why."""
-    baselines = run.summary.get("baselines") or {}
-    results = {"all images pooled": baselines.get("pooled") or {}, **(baselines.get("alone") or {})}
-    return {name: str(result["error"]) for name, result in results.items() if "error" in result}
+    baselines = run.summary.baselines or BaselineTable()
+    results = {"all images pooled": baselines.pooled or BaselineResult(), **baselines.alone}
+    return {name: result.error for name, result in results.items() if result.error is not None}

@@ -14,12 +14,12 @@ from common.data.manifest import CLASSES
 from common.errors import PneumofedError
 from common.evaluation.predictions import Predictions
 from server.progress import best_round
+from server.records import Metrics, RoundRecord, StoredThreshold
 from server.report_numbers import Estimate, approximate
 from server.run_folder import RunFolder
+from server.summary_records import RunSummary, SiteSummary
 
 SETS = {"test": "test set", "external": "external set"}
-COUNTS, COUNTS_BY_NAME = ("found", "used", "patients", "train", "validation"), ("classes", "skipped", "warnings")
-"""What a site's data report holds: see `common.data.report.DataReport.public`, and how many images train and validate."""
 STATUSES = {"succeeded": "Succeeded", "failed": "Failed", "stopped": "Stopped"}
 
 
@@ -46,8 +46,8 @@ class Run:
 
     folder: RunFolder
     experiment: ExperimentConfig | None
-    summary: Mapping[str, Any]
-    history: list[dict[str, Any]]
+    summary: RunSummary
+    history: list[RoundRecord]
     environment: Mapping[str, Any]
     simulation: Mapping[str, Any]
     predictions: Mapping[str, Predictions]
@@ -55,12 +55,12 @@ class Run:
 
     @property
     def name(self) -> str:
-        return self.experiment.name if self.experiment else str(self.summary.get("name") or self.folder.path.resolve().name)
+        return self.experiment.name if self.experiment else self.summary.name or self.folder.path.resolve().name
 
     @property
     def status(self) -> str:
         """`succeeded`, `failed`, `stopped` or, of a run that left no end, `unfinished`."""
-        status = str(self.summary.get("status"))
+        status = self.summary.status
         return status if status in STATUSES else "unfinished"
 
     @property
@@ -73,26 +73,37 @@ class Run:
         return best_round(self.history)
 
     @property
-    def kept_line(self) -> Mapping[str, Any]:
-        return next((line for line in self.history if line["round"] == self.kept_round), {})
+    def kept_line(self) -> RoundRecord | None:
+        """The round whose model was kept; None if none was completed."""
+        return next((line for line in self.history if line.round == self.kept_round), None)
 
     @property
     def classes(self) -> tuple[str, ...]:
         """The task's classes, `normal` first."""
         task = self.experiment.task if self.experiment else "binary"
-        return tuple(self.summary.get("classes") or CLASSES[task])
+        return self.summary.classes or CLASSES[task]
 
     @property
-    def reported_line(self) -> Mapping[str, Any]:
+    def reported_line(self) -> RoundRecord | None:
         """The best round in which a central set was judged; the kept one where none was."""
-        judged = [line for line in self.history if any(line.get(name) for name in SETS)]
+        judged = [line for line in self.history if any(line.central(name) for name in SETS)]
         best = best_round(judged)
-        return next((line for line in judged if line["round"] == best), self.kept_line)
+        return next((line for line in judged if line.round == best), self.kept_line)
 
     @property
-    def threshold(self) -> Mapping[str, Any]:
-        """The threshold that the reported results were made with."""
-        return self.summary.get("threshold") or self.reported_line.get("threshold") or {}
+    def threshold(self) -> StoredThreshold | None:
+        """The threshold that the reported results were made with; None before one was chosen."""
+        return self.summary.threshold or (self.reported_line.threshold if self.reported_line else None)
+
+    @property
+    def threshold_value(self) -> float | None:
+        """In [0, 1], or just above 1; None before one was chosen."""
+        return self.threshold.value if self.threshold else None
+
+    @property
+    def partition_kind(self) -> str | None:
+        """How virtual hospitals were dealt their patients; None for real ones."""
+        return (self.summary.partition and self.summary.partition.kind) or self.simulation.get("partition")
 
     @property
     def virtual(self) -> bool:
@@ -101,7 +112,7 @@ class Run:
 
     def is_final(self, central_set: str) -> bool:
         """Whether the set was judged at the end, with bootstrap intervals."""
-        return bool(self.summary.get(central_set))
+        return bool(self.summary.central(central_set))
 
     def interval_name(self, central_set: str) -> str:
         """`95% CI`; approximate intervals of unfinished runs are of 95% whatever was asked for."""
@@ -112,71 +123,69 @@ class Run:
     def results(self, central_set: str) -> dict[str, Estimate]:
         """The set's metrics: the final ones, else those of `reported_line`; empty if there are none."""
         if self.is_final(central_set):
-            return {metric: Estimate.of(found) for metric, found in self.summary[central_set].items()}
-        found = self.reported_line.get(central_set)
+            return {metric: Estimate.of(found) for metric, found in self.summary.central(central_set).items()}
+        found = self._reported(central_set)
         return approximate(found) if found else {}
 
     def size(self, central_set: str) -> SetSize:
         """The set's images as the coordinator's data report tells, else as counted in a round."""
-        report = (self.summary.get("data") or {}).get(central_set)
+        report = self.summary.data.get(central_set)
         if report:
-            return SetSize(int(report["used"]), int(report["patients"]), report["classes"])
-        counts = self.reported_line.get(central_set) or {}
-        images, positive = int(counts.get("n") or 0), int(counts.get("n_positive") or 0)
+            return SetSize(report.used or 0, report.patients, report.classes or {})
+        counts = self._reported(central_set) or Metrics()
+        images, positive = counts.n or 0, counts.n_positive or 0
         return SetSize(images, None, {"normal": images - positive})
 
-    def site_reports(self) -> dict[str, Mapping[str, Any]]:
+    def site_reports(self) -> dict[str, SiteSummary]:
         """Counts of each hospital's images by name; of a run without an end those that the deal and the rounds tell."""
-        if self.summary.get("sites"):
-            return {name: _counts_alone(report) for name, report in self.summary["sites"].items()}
-        reports: dict[str, dict[str, Any]] = {}
-        for row in (self.summary.get("partition") or {}).get("hospitals", []):
-            reports[row["name"]] = {"found": row["images"], "patients": row["patients"], "classes": row["classes"]}
+        if self.summary.sites:
+            return dict(self.summary.sites)
+        dealt = self.summary.partition.hospitals if self.summary.partition else ()
+        reports = {row.name: SiteSummary(found=row.images, patients=row.patients, classes=row.classes) for row in dealt}
         for line in self.history:
-            for name, told in line.get("sites", {}).items():
-                seen = {"train": told.get("train", {}).get("num_examples"), "validation": told.get("validation", {}).get("n")}
-                reports.setdefault(name, {}).update({key: n for key, n in seen.items() if n is not None})
+            for name, site in line.sites.items():
+                seen = {
+                    "train": site.train.num_examples if site.train else None,
+                    "validation": site.validation.n if site.validation else None,
+                }
+                known = {key: n for key, n in seen.items() if n is not None}
+                reports[name] = reports.get(name, SiteSummary()).updated(**known)
         return dict(sorted(reports.items()))
+
+    def _reported(self, central_set: str) -> Metrics | None:
+        return self.reported_line.central(central_set) if self.reported_line else None
 
     def kept_back(self, kind: str) -> list[str]:
         """Hospitals whose policy keeps back so much (`common.config_types.Withheld`), or noises its counts (`count_noise`)."""
-        told = {name: report for name, report in (self.summary.get("sites") or {}).items() if isinstance(report, dict)}
-        withheld = {name: found for name, report in told.items() if isinstance(found := report.get("withheld"), list)}
-        return sorted(name for name, report in told.items() if report.get(kind) or kind in withheld.get(name, ()))
+        if kind == "count_noise":
+            return sorted(name for name, report in self.summary.sites.items() if report.count_noise)
+        return sorted(name for name, report in self.summary.sites.items() if kind in (report.withheld or ()))
 
     def absent(self) -> dict[str, str]:
         """Reason by name of everyone who was not a site of the run at its end."""
-        last = self.history[-1].get("absent", {}) if self.history else {}
-        return dict(self.summary.get("absent", last) or {})
+        last = self.history[-1].absent if self.history else {}
+        return dict(last if self.summary.absent is None else self.summary.absent)
 
 
 def read_run(path: Path) -> Run:
     """The run in `path`; what is missing or damaged is left out, the latter named in `problems`."""
     folder, problems = RunFolder(path), list[str]()
-    summary = _or_note(problems, {}, folder.read_summary)
+    summary: RunSummary = _or_note(problems, RunSummary(), folder.read_summary)
     predictions = {
         name: _or_note(problems, None, lambda name=name: Predictions.read_csv(folder.predictions(name)))
         for name in SETS
-        if summary.get(name) and summary.get("threshold") and folder.predictions(name).exists()
+        if summary.central(name) and summary.threshold and folder.predictions(name).exists()
     }
     return Run(
         folder=folder,
         experiment=_or_note(problems, None, folder.read_config) if folder.config.exists() else None,
         summary=summary,
-        history=folder.read_history(),
+        history=_or_note(problems, [], folder.read_history),
         environment=_or_note(problems, {}, lambda: _read_json(path / "environment.json")),
         simulation=_or_note(problems, {}, lambda: _read_if_there(path / "simulation.yaml")),
         predictions={name: found for name, found in predictions.items() if found is not None},
         problems=problems,
     )
-
-
-def _counts_alone(report: Any) -> dict[str, Any]:
-    """The counts in a site's report, which came over the wire and may hold anything."""
-    told = report if isinstance(report, dict) else {}
-    counts = {key: told[key] for key in COUNTS if isinstance(told.get(key), int)}
-    by_name = {key: told[key] for key in COUNTS_BY_NAME if isinstance(told.get(key), dict)}
-    return {**counts, **{key: {name: n for name, n in mix.items() if isinstance(n, int)} for key, mix in by_name.items()}}
 
 
 def _or_note(problems: list[str], otherwise: Any, read: Any) -> Any:

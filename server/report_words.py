@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from server.report_numbers import Estimate, count, difference, hundred_span, number, of_hundred, whole
 from server.report_run import SETS, Run
+from server.summary_records import MetricInterval
 
 MODELS = {
     "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "densenet121": "DenseNet-121",
@@ -51,11 +49,11 @@ def _training(run: Run) -> str:
     where = f" in {count(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""
     if not run.completed:
         return f"A {model} was to be trained{method}{where}, but no round was completed."
-    images = sum(int(told.get("used", told.get("found")) or 0) for told in sites.values())
-    patients = sum(int(told.get("patients") or 0) for told in sites.values())
+    images = sum(told.images or 0 for told in sites.values())
+    patients = sum(told.patients or 0 for told in sites.values())
     of_images = f" with {count(images, 'chest radiograph')} of {count(patients, 'patient')}" if images else ""
     ending = ". One data set was dealt out to them" if run.virtual else "; no image left its hospital"
-    kind = (run.summary.get("partition") or {}).get("kind", run.simulation.get("partition"))
+    kind = run.partition_kind
     ending += f", {PARTITIONS[kind]}" if run.virtual and kind in PARTITIONS else ""
     if cfg and cfg.strategy.ema_decay > 0:
         ending += ". Judged and kept is the moving average of its weights over the rounds"
@@ -71,7 +69,7 @@ def _auroc(run: Run, central_set: str) -> str:
 
 def _operating_point(run: Run, judged: list[str]) -> str:
     parts = [_found_and_cleared(run, name) for name in judged]
-    return f"At the threshold {number(run.threshold.get('value'))}, {'; '.join(parts)}."
+    return f"At the threshold {number(run.threshold_value)}, {'; '.join(parts)}."
 
 
 def _found_and_cleared(run: Run, central_set: str) -> str:
@@ -138,7 +136,7 @@ def warn_of_few(run: Run) -> list[str]:
 
 def describe_policy(run: Run) -> str:
     """How the threshold is chosen, as part of a sentence."""
-    policy = run.threshold.get("policy")
+    policy = run.threshold.policy if run.threshold else None
     target = f"{100 * run.experiment.evaluation.target:g}%" if run.experiment else "its target"
     texts = {
         "half": "fixed at 0.5",
@@ -161,7 +159,7 @@ def limits(run: Run) -> list[str]:
 
 
 def _limit_of_images(run: Run) -> str:
-    if run.summary.get("phantom"):
+    if run.summary.phantom:
         return "The images are drawn by a program: they exercise the software and say nothing about patients."
     return (
         "The public data set this software was built around (Kermany et al. 2018) shows children of one to five years from a single "
@@ -181,7 +179,7 @@ def _limit_of_external(run: Run) -> str:
     )
 
 
-def tell_lead(lead: Mapping[str, Any] | None, other: str, interval_name: str) -> str:
+def tell_lead(lead: MetricInterval | None, other: str, interval_name: str) -> str:
     """The federated model's lead in AUROC over another one, in words; empty without one."""
     found = Estimate.of(lead)
     if found.value is None:

@@ -2,7 +2,7 @@
 
 coordinator.roll_call.assemble()             until enough sites are there
 for each round:
-    line = coordinator.run_round(round)      the ten visible steps of a round, and the line that tells of it
+    line = coordinator.run_round(round)      the ten visible steps of a round, and its record
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
-from common.audit_events import record_round
 from common.config import ExperimentConfig
 from common.data.manifest import CLASSES
 from common.errors import MessageError, RoundError
@@ -44,6 +43,17 @@ from server.chronicle import Chronicle
 from server.exchange import Post
 from server.judge import Judge
 from server.outcomes import Evaluations, Judged, Trained
+from server.records import (
+    LateReply,
+    Metrics,
+    RoundBytes,
+    RoundRecord,
+    RoundSeconds,
+    SiteRound,
+    SiteTraining,
+    SiteValidation,
+    StoredThreshold,
+)
 from server.roll_call import RollCall, tell_reasons
 from server.roster import Roster
 from server.secure_sum.rounds import SecureRounds
@@ -84,8 +94,8 @@ class Coordinator:
         if key_roster is not None:
             self.secure = SecureRounds(self.post, self.experiment, self.chronicle.run, self.layout, key_roster, self.roster.nodes)
 
-    def run_round(self, number: int) -> dict[str, Any]:
-        """Runs one round, moves `arrays` and `kept` on, and returns the history line.
+    def run_round(self, number: int) -> RoundRecord:
+        """Runs one round, moves `arrays` and `kept` on, and returns its record.
 
         Raises:
             RoundError: fewer than `min_sites` good updates; the weights stay as they were.
@@ -104,28 +114,32 @@ class Coordinator:
         judges = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
         judged = self._evaluate(judges, number)
         self.validation = judged.pooled
-        threshold, line = self._validation(judged.pooled)
+        cfg = self.experiment.evaluation
+        threshold = choose_threshold(judged.pooled, cfg.threshold_policy, cfg.target)
         seconds["evaluate"] = clock.lap()
-        line.update(self._central(number, threshold))
+        central = self._central(number, threshold)
         seconds["central"] = clock.lap()
         seconds["total"] = clock.total()
-        self.chronicle.activity.note(Kind.ROUND_DONE, round=number, seconds=seconds["total"])
-        line = {
-            "round": number,
-            "drawn": drawn,
-            "failures": {site: str(failure) for site, failure in {**trained.failures, **judged.failures}.items()},
-            "left_out": {site: failure.sentence for site, failure in trained.left_out.items()},
-            "late": [{"site": asked.site, "round": asked.round, "task": asked.task} for asked in late],
-            **line,
-            **trained.told,
-            **judged.told,
-            "sites": _site_lines(trained.lines, judged.evaluations, threshold.value),
-            "absent": self.roster.absences(),
-            "seconds": seconds,
-            "bytes": {"down": self.arrays.nbytes * (len(drawn) + len(judges)), "up": trained.bytes_up},
-        }
-        if self.chronicle.audit:
-            record_round(self.chronicle.audit, self.chronicle.run, line, self.kept, trained.heads)
+        line = RoundRecord(
+            round=number,
+            drawn=tuple(drawn),
+            failures={site: str(failure) for site, failure in {**trained.failures, **judged.failures}.items()},
+            left_out={site: failure.sentence for site, failure in trained.left_out.items()},
+            late=tuple(LateReply(site=asked.site, round=asked.round, task=asked.task) for asked in late),
+            threshold=StoredThreshold.model_validate(vars(threshold)),
+            validation=Metrics.model_validate(metrics(judged.pooled, threshold.value)),
+            sites=_site_rounds(trained.sites, judged.evaluations, threshold.value),
+            absent=self.roster.absences(),
+            seconds=RoundSeconds(**seconds),
+            bytes=RoundBytes(down=self.arrays.nbytes * (len(drawn) + len(judges)), up=trained.bytes_up),
+            **central,
+            **_present(
+                secure_sum=trained.secure_sum,
+                central_epsilon=trained.central_epsilon,
+                secure_validation=judged.secure_validation,
+            ),
+        )
+        self.chronicle.finishes(line, self.kept, trained.heads)
         return line
 
     def _aggregate(self, number: int, trained: Trained, asked: int) -> ModelArrays:
@@ -134,7 +148,7 @@ class Coordinator:
         trained.updates.clear()
         if self.central_privacy is not None:
             updates = [self.central_privacy.combine(self.arrays, updates, asked, number)]
-            trained.told["central_epsilon"] = self.central_privacy.epsilon(number)
+            trained.central_epsilon = self.central_privacy.epsilon(number)
         return aggregate(self.strategy, number, updates)
 
     def _train(self, drawn: Sequence[str], number: int) -> Trained:
@@ -164,7 +178,7 @@ class Coordinator:
             )
         heads = {site: head for site, update in updates.items() if (head := update.presence.audit_head)}
         bytes_up = sum(update.nbytes for update in updates.values())
-        return Trained(list(updates.values()), _train_lines(updates), heads, bytes_up, left_out, failures)
+        return Trained(list(updates.values()), _site_trainings(updates), heads, bytes_up, left_out, failures)
 
     def _training_messages(self, number: int, sites: Sequence[str], steps: Mapping[str, str] | None = None) -> dict[str, Message]:
         """One a site, as the strategy configures them; `steps` are those of a secure sum."""
@@ -198,12 +212,8 @@ class Coordinator:
         zero = Statistics.zero(len(CLASSES[self.experiment.task]), FEDERATED_GRID)
         return Judged(sum((statistics for _, statistics in good.values()), zero), dict(sorted(good.items())), bad)
 
-    def _validation(self, pooled: Statistics) -> tuple[ChosenThreshold, dict[str, Any]]:
-        cfg = self.experiment.evaluation
-        threshold = choose_threshold(pooled, cfg.threshold_policy, cfg.target)
-        return threshold, {"threshold": vars(threshold), "validation": metrics(pooled, threshold.value)}
-
     def _central(self, number: int, threshold: ChosenThreshold) -> dict[str, Any]:
+        """Metrics of the central sets that are judged in this round, by field of the round's record."""
         cfg = self.experiment
         if number % cfg.evaluation.every_rounds and number != cfg.rounds:
             return {}
@@ -238,16 +248,23 @@ def _message(content: RecordDict, node: int, kind: str) -> Message:
     return Message(content, dst_node_id=node, message_type=kind)
 
 
-def _train_lines(updates: Mapping[str, Update]) -> dict[str, dict[str, Any]]:
+def _present(**parts: Any) -> dict[str, Any]:
+    """Those of `parts` that the round has; the others stay absent in its history line."""
+    return {name: part for name, part in parts.items() if part is not None}
+
+
+def _site_trainings(updates: Mapping[str, Update]) -> dict[str, SiteTraining]:
     """Each site's own numbers of its training."""
-    return {site: {"num_examples": update.num_examples, **update.metrics} for site, update in updates.items()}
+    return {site: SiteTraining.of(update.num_examples, update.metrics) for site, update in updates.items()}
 
 
-def _site_lines(trained: Mapping[str, Any], evaluations: Evaluations, threshold: float) -> dict[str, dict[str, Any]]:
+def _site_rounds(trained: Mapping[str, SiteTraining], evaluations: Evaluations, threshold: float) -> dict[str, SiteRound]:
     """Each site's own numbers of the round."""
-    lines: dict[str, dict[str, Any]] = {site: {} for site in sorted({*trained, *evaluations})}
-    for site, numbers in trained.items():
-        lines[site]["train"] = numbers
-    for site, (evaluation, statistics) in evaluations.items():
-        lines[site]["validation"] = {**metrics(statistics, threshold), **evaluation.metrics}
-    return lines
+    judged = {
+        site: SiteValidation.of(metrics(statistics, threshold), evaluation.metrics)
+        for site, (evaluation, statistics) in evaluations.items()
+    }
+    return {
+        site: SiteRound(**_present(train=trained.get(site), validation=judged.get(site)))
+        for site in sorted({*trained, *evaluations})
+    }

@@ -18,7 +18,6 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,8 +29,9 @@ from common.config import ExperimentConfig
 from common.config_reader import build_config, read_yaml
 from common.data.atomic import atomic_write
 from common.errors import CheckpointError, MessageError
-from common.evaluation.metrics import without_nan
 from common.evaluation.statistics import MAX_IMAGES, Statistics
+from server.records import RoundRecord, format_record, parse_record
+from server.summary_records import RunSummary
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "pydicom", "opacus", "pydantic", "ray")
 
@@ -99,29 +99,33 @@ class RunFolder:
     def write_environment(self) -> None:
         write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
 
-    def append_history(self, line: Mapping[str, Any]) -> None:
+    def append_history(self, line: RoundRecord) -> None:
         """Adds one round. Flushed to the disk: a line that is there survives a power cut."""
         with self.history.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(without_nan(dict(line)), allow_nan=False) + "\n")
+            file.write(_history_line(line))
             file.flush()
             os.fsync(file.fileno())
 
-    def read_history(self) -> list[dict[str, Any]]:
-        """Every complete line; a last line that a crash cut short is left out."""
-        lines: list[dict[str, Any]] = []
+    def read_history(self) -> list[RoundRecord]:
+        """Every complete line; a last line that a crash cut short is left out.
+
+        Raises:
+            CheckpointError: a line is of a newer version, or its values are not what they should be.
+        """
+        lines: list[RoundRecord] = []
         if not self.history.exists():
             return lines
-        for text in self.history.read_text(encoding="utf-8").splitlines():
+        for number, text in enumerate(self.history.read_text(encoding="utf-8").splitlines(), 1):
             try:
-                lines.append(json.loads(text))
+                content = json.loads(text)
             except ValueError:
                 break
+            lines.append(parse_record(RoundRecord, content, f"line {number} of {self.history}"))
         return lines
 
     def keep_history_until(self, round_number: int) -> None:
         """Removes what was written after `round_number`, which a resumed run will write again."""
-        lines = [line for line in self.read_history() if line["round"] <= round_number]
-        write_text(self.history, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(self.history, "".join(_history_line(line) for line in self.read_history() if line.round <= round_number))
 
     def write_validation(self, round_number: int, statistics: Statistics) -> None:
         write_text(self.validation, json.dumps({"round": round_number, "statistics": statistics.to_numbers()}) + "\n")
@@ -140,24 +144,29 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, MessageError) as error:
             raise CheckpointError(f"{self.validation} is damaged ({type(error).__name__}); restore it from a backup") from error
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        write_text(self.summary, json.dumps(without_nan(dict(summary)), indent=2, allow_nan=False) + "\n")
+    def write_summary(self, summary: RunSummary) -> None:
+        """Writes the whole of summary.json or nothing."""
+        write_text(self.summary, json.dumps(format_record(summary), indent=2, allow_nan=False) + "\n")
 
-    def read_summary(self) -> dict[str, Any]:
-        """The summary; empty if there is none yet.
+    def read_summary(self) -> RunSummary:
+        """The summary; an empty one if there is none yet.
 
         Raises:
-            CheckpointError: the file is damaged.
+            CheckpointError: the file is damaged, or of a newer version.
         """
         if not self.summary.exists():
-            return {}
+            return RunSummary()
         try:
-            content: dict[str, Any] = json.loads(self.summary.read_text(encoding="utf-8"))
-            return content
+            content = json.loads(self.summary.read_text(encoding="utf-8"))
         except ValueError as error:
             raise CheckpointError(
                 f"{self.summary} is no JSON ({error}); restore it or start a new run in another folder"
             ) from error
+        return parse_record(RunSummary, content, str(self.summary))
+
+
+def _history_line(line: RoundRecord) -> str:
+    return json.dumps(format_record(line), allow_nan=False) + "\n"
 
 
 def write_text(path: Path, text: str) -> None:

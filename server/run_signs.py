@@ -11,9 +11,11 @@ from typing import Any
 from common.errors import CheckpointError
 from server.activity import EVENTS_FILE, HEARTBEAT_FILE, read_activity
 from server.activity_words import describe
+from server.records import RoundRecord
 from server.registry.models import Event, Run, RunState
 from server.registry.registry import now
 from server.run_folder import RunFolder
+from server.summary_records import RunSummary
 from server.verdict import Signs
 
 
@@ -24,7 +26,7 @@ def read_signs(run: Run, flower: str | None, patience_sec: float) -> Signs:
         name=run.name,
         flower=flower,
         summary=read_summary(folder),
-        history=folder.read_history(),
+        history=read_history(folder),
         events=read_activity(folder.path / EVENTS_FILE),
         silent_sec=_age(folder.path / HEARTBEAT_FILE),
         submitted_sec=(now() - run.submitted).total_seconds(),
@@ -33,20 +35,27 @@ def read_signs(run: Run, flower: str | None, patience_sec: float) -> Signs:
     )
 
 
-def read_summary(folder: RunFolder) -> Mapping[str, Any]:
+def read_summary(folder: RunFolder) -> RunSummary:
     """The summary; empty where there is none or it is damaged."""
     try:
-        found: Any = folder.read_summary()
+        return folder.read_summary()
     except CheckpointError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return RunSummary()
+
+
+def read_history(folder: RunFolder) -> list[RoundRecord]:
+    """The completed rounds; none where the history is damaged, so that one run does not hide the others."""
+    try:
+        return folder.read_history()
+    except CheckpointError:
+        return []
 
 
 def forget_the_end(folder: RunFolder) -> None:
     """Takes the earlier attempt's last word and heartbeat away, which would be read as this one's."""
-    summary = {key: value for key, value in read_summary(folder).items() if key != "error"}
-    if summary:
-        folder.write_summary({**summary, "status": RunState.SUBMITTED.value})
+    summary = read_summary(folder)
+    if summary.model_fields_set:
+        folder.write_summary(summary.without("error").updated(status=RunState.SUBMITTED.value))
     (folder.path / HEARTBEAT_FILE).unlink(missing_ok=True)
 
 

@@ -21,11 +21,11 @@ from common.errors import ConfigError, FlowerError
 from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY
 from common.party_config import CoordinatorConfig
 from server.activity import EVENTS_FILE, Kind, read_activity
-from server.progress import course
+from server.progress import with_course
 from server.registry.models import Run, RunState
 from server.registry.registry import Registry, check_run_name
 from server.run_folder import RunFolder, write_text
-from server.run_signs import build_event, forget_the_end, read_signs, read_summary, time_of
+from server.run_signs import build_event, forget_the_end, read_history, read_signs, read_summary, time_of
 from server.settings import CoordinatorFolder
 from server.verdict import ASKED_SILENT_SEC, SILENT_SEC, Verdict, how_to_go_on, judge_run
 
@@ -193,8 +193,9 @@ class Runs:
             return
         folder = RunFolder(Path(run.folder))
         summary = read_summary(folder)
-        if folder.path.exists() and summary.get("status") != verdict.state:
-            folder.write_summary({**summary, **course(folder), "status": verdict.state.value, "error": verdict.reason})
+        if folder.path.exists() and summary.status != verdict.state:
+            summary = with_course(summary, read_history(folder))
+            folder.write_summary(summary.updated(status=verdict.state.value, error=verdict.reason))
 
     def _silence(self, run: Run) -> None:
         """Makes sure that an earlier attempt does not come back to life; where Flower knows nothing of it, it cannot."""

@@ -17,6 +17,7 @@ from server.page.serve import page_address, page_answers, page_daemon, start_pag
 from server.registry.models import Run
 from server.registry.registry import open_registry
 from server.run_folder import RunFolder
+from server.run_signs import read_history
 from server.runs import Runs
 from server.settings import CoordinatorFolder
 
@@ -122,7 +123,7 @@ def _describe_run(run: Run) -> dict[str, Any]:
         "name": run.name,
         "state": run.state,
         "reason": run.reason,
-        "rounds_completed": len(RunFolder(Path(run.folder)).read_history()),
+        "rounds_completed": len(read_history(RunFolder(Path(run.folder)))),
         "flower_run_id": run.flower_run_id,
         "app_hash": run.app_hash,
         "submitted": run.submitted.isoformat(),

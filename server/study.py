@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import secrets
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from flwr.serverapp import Grid
 
@@ -28,18 +26,20 @@ from server.checkpoints import Checkpoint, check_same_experiment, read_checkpoin
 from server.chronicle import Chronicle
 from server.judge import build_judge
 from server.parent import describe_parent
-from server.progress import best_round, course, stalled
+from server.progress import best_round, stalled, with_course
+from server.records import RoundRecord
 from server.rounds import Coordinator
 from server.run_folder import RunFolder
 from server.secure_sum.rounds import read_key_roster
 from server.strategies import build_strategy, restore_state, strategy_state
+from server.summary_records import RunSummary
 
 logger = logging.getLogger(__name__)
 
 SUCCEEDED, FAILED, STOPPED, RUNNING = "succeeded", "failed", "stopped", "running"
 
 
-def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig) -> dict[str, Any]:
+def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig) -> RunSummary:
     """Runs or resumes the study and returns its summary, which also lies in the run folder with the history and checkpoints.
 
     Raises:
@@ -50,26 +50,28 @@ def run_study(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCon
     checkpoint = _start_or_resume(folder, experiment, settings.resume)
     chronicle = Chronicle.of(settings, checkpoint.run if checkpoint else secrets.token_hex(8))
     started = time.perf_counter()
-    before = float(folder.read_summary().get("seconds", 0.0)) if checkpoint else 0.0
-    summary: dict[str, Any] = {"status": RUNNING, "name": experiment.name, "seed": experiment.seed}
-    folder.write_summary({**summary, **course(folder), "seconds": before})
+    earlier = folder.read_summary() if checkpoint else None
+    before = (earlier.seconds if earlier else None) or 0.0
+    summary = RunSummary(status=RUNNING, name=experiment.name, seed=experiment.seed)
+    folder.write_summary(with_course(summary, folder.read_history()).updated(seconds=before))
     try:
         with Heartbeat(folder.path / HEARTBEAT_FILE):
             chronicle.begins(experiment, grid.run.fab_hash, checkpoint.round if checkpoint else None)
-            summary |= describe_parent(experiment, folder.read_summary(), resumed=checkpoint is not None)
+            parent = describe_parent(experiment, earlier)
+            summary = summary.updated(parent=parent) if parent else summary
             coordinator = _build_coordinator(grid, experiment, settings, chronicle, checkpoint)
-            summary["data"] = coordinator.judge.data_reports()
-            summary["app_bundle"] = grid.run.fab_hash
+            summary = summary.updated(data=coordinator.judge.data_reports(), app_bundle=grid.run.fab_hash)
             coordinator.roll_call.assemble()
             _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
-            summary.update(_final_results(coordinator, folder), status=SUCCEEDED)
+            summary = _with_results(summary, coordinator, folder).updated(status=SUCCEEDED)
     except BaseException as error:
-        summary.update(status=FAILED if isinstance(error, Exception) else STOPPED, error=_sentence(error))
+        summary = summary.updated(status=FAILED if isinstance(error, Exception) else STOPPED, error=_sentence(error))
         raise
     finally:
-        folder.write_summary({**summary, **course(folder), "seconds": before + time.perf_counter() - started})
-        chronicle.ends(summary["status"], len(folder.read_history()), summary.get("error"))
-    return folder.read_summary()
+        summary = with_course(summary, folder.read_history()).updated(seconds=before + time.perf_counter() - started)
+        folder.write_summary(summary)
+        chronicle.ends(summary.status or FAILED, summary.rounds_completed, summary.error)
+    return summary
 
 
 def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bool) -> Checkpoint | None:
@@ -113,44 +115,48 @@ def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> 
         _log_round(line, experiment.rounds)
 
 
-def _remember(coordinator: Coordinator, folder: RunFolder, line: dict[str, Any]) -> None:
+def _remember(coordinator: Coordinator, folder: RunFolder, line: RoundRecord) -> None:
     """History first, then the checkpoint: a run that dies between them repeats the round and writes the same line again."""
     checkpoint = Checkpoint(
-        coordinator.experiment, coordinator.chronicle.run, line["round"], coordinator.kept, strategy_state(coordinator.strategy)
+        coordinator.experiment, coordinator.chronicle.run, line.round, coordinator.kept, strategy_state(coordinator.strategy)
     )
     folder.append_history(line)
-    if best_round(folder.read_history()) == line["round"]:
+    if best_round(folder.read_history()) == line.round:
         write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
         if coordinator.validation is not None:
-            folder.write_validation(line["round"], coordinator.validation)
+            folder.write_validation(line.round, coordinator.validation)
     training = None if coordinator.kept is coordinator.arrays else coordinator.arrays
     write_checkpoint(folder.last_checkpoint, replace(checkpoint, training=training), coordinator.network)
 
 
-def _final_results(coordinator: Coordinator, folder: RunFolder) -> dict[str, Any]:
+def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFolder) -> RunSummary:
     """The best round's model on the central sets with intervals, at the threshold that validation chose in that round."""
     best = read_checkpoint(folder.best_checkpoint)
     coordinator.kept = best.arrays
-    line = next(line for line in folder.read_history() if line["round"] == best.round)
+    line = next(line for line in folder.read_history() if line.round == best.round)
     predictions = coordinator.judge.predict(coordinator.load_network())
     for name, found in predictions.items():
         found.write_csv(folder.predictions(name))
-    results: Mapping[str, Any] = coordinator.judge.intervals(predictions, line["threshold"]["value"])
-    return {
-        "threshold": line["threshold"],
-        "validation": line["validation"],
-        "classes": CLASSES[coordinator.experiment.task],
-        "sites": {name: dict(presence.report) for name, presence in sorted(coordinator.roster.presences.items())},
-        "absent": coordinator.roster.absences(),
-        **results,
-    }
+    if line.threshold is None:
+        raise CheckpointError(f"{folder.history}: round {line.round} has no threshold; restore the file from a backup")
+    return summary.updated(
+        threshold=line.threshold,
+        validation=line.validation,
+        classes=CLASSES[coordinator.experiment.task],
+        sites={name: dict(presence.report) for name, presence in sorted(coordinator.roster.presences.items())},
+        absent=coordinator.roster.absences(),
+        **coordinator.judge.intervals(predictions, line.threshold.value),
+    )
 
 
-def _log_round(line: Mapping[str, Any], rounds: int) -> None:
-    shown = {name: line[name]["auroc"] for name in ("validation", "test", "external") if name in line}
-    areas = "  ".join(f"{name} AUROC {value:.4f}" for name, value in shown.items())
-    counts = f"{len(line['drawn']) - len(line['left_out'])} of {len(line['drawn'])} sites"
-    logger.info("round %d/%d  %s  %s  %.1f s", line["round"], rounds, counts, areas, line["seconds"]["total"])
+def _log_round(line: RoundRecord, rounds: int) -> None:
+    areas = "  ".join(f"{name} AUROC {_shown(found.auroc)}" for name, found in line.measured.items())
+    counts = f"{len(line.trained)} of {len(line.drawn)} sites"
+    logger.info("round %d/%d  %s  %s  %.1f s", line.round, rounds, counts, areas, line.seconds.total)
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _sentence(error: BaseException) -> str:

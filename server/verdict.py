@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from server.activity import Kind
+from server.records import Metrics, RoundRecord
 from server.registry.models import RunState
+from server.summary_records import RunSummary
 
 SILENT_SEC = 90.0
 """A process that has not touched its heartbeat for so long is dead or stopped; it touches it every five seconds."""
@@ -18,7 +20,6 @@ ASKED_SILENT_SEC = 20.0
 """The same where somebody says that it is dead by asking to go on with the run."""
 HANDOVER_SEC = 120.0
 """How long a run may take from its submission to Flower's acceptance."""
-MEASURED = ("validation", "test", "external")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Signs:
 
     name: str
     flower: str | None
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    history: Sequence[Mapping[str, Any]] = ()
+    summary: RunSummary = field(default_factory=RunSummary)
+    history: Sequence[RoundRecord] = ()
     events: Sequence[Mapping[str, Any]] = ()
     silent_sec: float | None = None
     submitted_sec: float = 0.0
@@ -53,7 +54,7 @@ class Verdict:
 
 def judge_run(signs: Signs) -> Verdict:
     """What became of the run: never `succeeded` without results, never `running` without a sign of life."""
-    status, flower = signs.summary.get("status"), signs.flower or ""
+    status, flower = signs.summary.status, signs.flower or ""
     if status == RunState.SUCCEEDED:
         return _check_success(signs)
     if flower == "finished:stopped" or status == RunState.STOPPED:
@@ -72,16 +73,20 @@ def judge_run(signs: Signs) -> Verdict:
     return Verdict(RunState.SUBMITTED)
 
 
-def how_to_go_on(name: str, checkpoint: bool, history: Sequence[Mapping[str, Any]]) -> str:
+def how_to_go_on(name: str, checkpoint: bool, history: Sequence[RoundRecord]) -> str:
     """The end of a sentence about a run that did not finish."""
     if checkpoint and history:
-        return f"`pneumofed server resume {name}` goes on after round {history[-1]['round']}"
+        return f"`pneumofed server resume {name}` goes on after round {history[-1].round}"
     return f"`pneumofed server resume {name}` starts it again from the beginning"
 
 
-def has_results(summary: Mapping[str, Any]) -> bool:
+def has_results(summary: RunSummary) -> bool:
     """Whether any set was measured: at least one of AUROC and accuracy is a number."""
-    return any(_number(summary.get(name), key) is not None for name in MEASURED for key in ("auroc", "accuracy"))
+    validation = summary.validation or Metrics()
+    found = [validation.auroc, validation.accuracy]
+    for results in summary.results.values():
+        found += [results[metric].value for metric in ("auroc", "accuracy") if metric in results]
+    return any(value is not None for value in found)
 
 
 def _check_success(signs: Signs) -> Verdict:
@@ -94,7 +99,7 @@ def _check_success(signs: Signs) -> Verdict:
 
 def _told(signs: Signs) -> str:
     """The run's own words, with the round if they do not name it."""
-    words = str(signs.summary.get("error") or "the run failed and did not say why").strip()
+    words = str(signs.summary.error or "the run failed and did not say why").strip()
     return words if "round" in words else f"{_where(signs)}: {words}"
 
 
@@ -105,7 +110,7 @@ def _dead(signs: Signs, what: str) -> Verdict:
 def _where(signs: Signs) -> str:
     """In which round, and on whom it waited then."""
     number, waiting = waiting_for(signs.events)
-    completed = signs.history[-1]["round"] if signs.history else 0
+    completed = signs.history[-1].round if signs.history else 0
     if number is None or number <= completed:
         return f"after round {completed}" if completed else "before the first round"
     return f"in round {number}" + (f" while it waited for {_list(waiting)}" if waiting else "")
@@ -127,10 +132,3 @@ def waiting_for(events: Sequence[Mapping[str, Any]]) -> tuple[int | None, list[s
 
 def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _number(part: Any, key: str) -> float | None:
-    """A metric, as a plain number or as one with its interval."""
-    value = part.get(key) if isinstance(part, Mapping) else None
-    value = value.get("value") if isinstance(value, Mapping) else value
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

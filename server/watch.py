@@ -15,8 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from server.activity import EVENTS_FILE, read_activity
+from server.records import RoundRecord
 from server.registry.models import Run, RunState
 from server.run_folder import RunFolder
+from server.run_signs import read_history
 from server.runs import Runs, read_experiment
 from server.site_states import round_now, site_states
 
@@ -53,7 +55,7 @@ def follow(runs: Runs, name: str, console: Console, every_sec: float = EVERY_SEC
 def picture(run: Run) -> RenderableType:
     """The run as it is now: state, rounds, sites."""
     folder = RunFolder(Path(run.folder))
-    history, events = folder.read_history(), read_activity(folder.path / EVENTS_FILE)
+    history, events = read_history(folder), read_activity(folder.path / EVENTS_FILE)
     rounds = read_experiment(run).rounds
     head = Text.assemble(
         (run.name, "bold"), "  ", (run.state, COLOURS.get(run.state, "")), f"  {len(history)} of {rounds} rounds"
@@ -76,12 +78,12 @@ def _look(runs: Runs, name: str) -> Run:
     return runs.registry.run(name)
 
 
-def _rounds(history: list[dict[str, Any]]) -> Table:
+def _rounds(history: list[RoundRecord]) -> Table:
     table = Table("round", "sites", "validation", "test", "external", "s", box=None, padding=(0, 2, 0, 0))
     for line in history:
-        good = sum("train" in site for site in line["sites"].values())
-        areas = [_number((line.get(name) or {}).get("auroc")) for name in ("validation", "test", "external")]
-        table.add_row(str(line["round"]), f"{good}/{len(line['drawn'])}", *areas, f"{line['seconds']['total']:.1f}")
+        areas = [_number(found.auroc if found else None) for found in (line.validation, line.test, line.external)]
+        seconds = "–" if line.seconds.total is None else f"{line.seconds.total:.1f}"
+        table.add_row(str(line.round), f"{len(line.trained)}/{len(line.drawn)}", *areas, seconds)
     return table
 
 

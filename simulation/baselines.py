@@ -10,14 +10,12 @@ Baselines of a private run train without privacy, on the same network.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,8 +29,8 @@ from common.config_reader import build_config, experiment_from_json, read_yaml
 from common.data.dataset import Dataset
 from common.data.report import DataReport
 from common.errors import PneumofedError
-from common.evaluation.bootstrap import bootstrap_difference
-from common.evaluation.metrics import metrics, without_nan
+from common.evaluation.bootstrap import Interval, bootstrap_difference
+from common.evaluation.metrics import metrics
 from common.evaluation.predictions import Predictions
 from common.evaluation.thresholds import choose_threshold
 from common.layout import ArraysLayout
@@ -42,8 +40,10 @@ from common.party_config import CoordinatorConfig, SiteConfig
 from common.seeds import derive_seed
 from server.judge import Judge, bootstrap_settings, build_judge
 from server.progress import best_round
+from server.records import CENTRAL_SETS, Metrics, RoundRecord, StoredThreshold
 from server.run_folder import RunFolder, write_text
 from server.strategies import moving_average
+from server.summary_records import BaselineLead, BaselineResult, BaselineTable, MetricSpread, Results
 
 POOLED = "pooled"
 COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
@@ -69,7 +69,7 @@ class Job:
 
 def run_baselines(
     run_dir: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path, tell: Callable[[str], None]
-) -> dict[str, Any]:
+) -> BaselineTable:
     """Trains every baseline that has no result yet, as many at once as there are CPUs, and returns them all beside each other."""
     folder = run_dir / "baselines"
     folder.mkdir(exist_ok=True)
@@ -91,8 +91,8 @@ def run_job(job: Job) -> None:
         site = pool_sites([load_site(config, experiment) for config in configs], job.name)
         result = _train_and_judge(job, site, experiment)
     except PneumofedError as error:
-        result = {"error": f"{type(error).__name__}: {error.public_message}"}
-    write_text(job.result, json.dumps(without_nan(result), allow_nan=False))
+        result = BaselineResult(error=f"{type(error).__name__}: {error.public_message}")
+    write_text(job.result, json.dumps(result.to_json(), allow_nan=False))
 
 
 def pool_sites(sites: Sequence[Site], name: str) -> Site:
@@ -102,17 +102,19 @@ def pool_sites(sites: Sequence[Site], name: str) -> Site:
     return Site(config, _join([site.train for site in sites]), _join([site.validation for site in sites]), {})
 
 
-def compare(folder: RunFolder, jobs: Sequence[Job], experiment: ExperimentConfig) -> dict[str, Any]:
+def compare(folder: RunFolder, jobs: Sequence[Job], experiment: ExperimentConfig) -> BaselineTable:
     """All baselines: each one's results, the mean, best and worst hospital alone, and the federated model's lead with its interval."""
-    results = {job.name: json.loads(job.result.read_text(encoding="utf-8")) for job in jobs}
+    results = {job.name: BaselineResult.model_validate_json(job.result.read_text(encoding="utf-8")) for job in jobs}
     alone = {name: result for name, result in results.items() if name != POOLED}
-    table: dict[str, Any] = {POOLED: results[POOLED], "alone": alone}
-    for central_set in ("test", "external"):
-        trained = {name: result[central_set] for name, result in alone.items() if central_set in result}
-        if trained:
-            table.setdefault("alone_summary", {})[central_set] = {metric: _spread(trained, metric) for metric in COMPARED}
-            table.setdefault("lead", {})[central_set] = _leads(folder, jobs, trained, central_set, experiment)
-    return table
+    by_set = {name: {site: found for site, result in alone.items() if (found := result.central(name))} for name in CENTRAL_SETS}
+    judged = {name: trained for name, trained in by_set.items() if trained}
+    table = BaselineTable(pooled=results[POOLED], alone=alone)
+    if not judged:
+        return table
+    return table.updated(
+        alone_summary={name: {metric: _spread(trained, metric) for metric in COMPARED} for name, trained in judged.items()},
+        lead={name: _leads(folder, jobs, trained, name, experiment) for name, trained in judged.items()},
+    )
 
 
 def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path) -> list[Job]:
@@ -123,23 +125,23 @@ def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path]
     return [Job(name, paths, str(coordinator_file), text, str(folder)) for name, paths in {POOLED: files, **names}.items()]
 
 
-def _train_and_judge(job: Job, site: Site, experiment: ExperimentConfig) -> dict[str, Any]:
+def _train_and_judge(job: Job, site: Site, experiment: ExperimentConfig) -> BaselineResult:
     lines, states = _train(site, experiment)
     best = lines[best_round(lines) - 1]
     model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
-    kept = states[best["round"]]
+    kept = states[best.round]
     ArraysLayout.of(model).load(model, kept.parameters, kept.statistics)
     judge = _judge(job, experiment)
     predictions = judge.predict(model)
     for name, found in predictions.items():
         found.write_csv(job.predictions(name))
-    threshold = best["threshold"]
-    central = judge.intervals(predictions, threshold["value"])
-    counts = {"train": len(site.train), "validation": len(site.validation)}
-    return {**counts, "best_round": best["round"], "threshold": threshold, "validation": best["validation"], **central}
+    assert best.threshold is not None  # `_train` gives each round one
+    central = judge.intervals(predictions, best.threshold.value)
+    result = BaselineResult(train=len(site.train), best_round=best.round, threshold=best.threshold, validation=best.validation)
+    return result.updated(**central)
 
 
-def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[dict[str, Any]], dict[int, ModelArrays]]:
+def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[RoundRecord], dict[int, ModelArrays]]:
     """Each round's validation, and the weights of the best round so far (alone, to bound memory)."""
     compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
     exact = build_compute(site.config.device, "fp32", site.config.threads)
@@ -147,7 +149,7 @@ def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[dict[str, Any
     judged = build_model(experiment.model.without_weights(), experiment.task, seed=0)
     layout = ArraysLayout.of(model)
     kept: ModelArrays | None = None
-    lines: list[dict[str, Any]] = []
+    lines: list[RoundRecord] = []
     states: dict[int, ModelArrays] = {}
     for number in range(1, experiment.rounds + 1):
         plan = RoundPlan(experiment, number, site.name)
@@ -157,7 +159,13 @@ def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[dict[str, Any
         layout.load(judged, kept.parameters, kept.statistics)
         statistics = judge_validation(exact.place(judged), site, experiment, exact)
         threshold = choose_threshold(statistics, experiment.evaluation.threshold_policy, experiment.evaluation.target)
-        lines.append({"round": number, "threshold": vars(threshold), "validation": metrics(statistics, threshold.value)})
+        lines.append(
+            RoundRecord(
+                round=number,
+                threshold=StoredThreshold.model_validate(vars(threshold)),
+                validation=Metrics.model_validate(metrics(statistics, threshold.value)),
+            )
+        )
         if best_round(lines) == number:
             states = {number: kept}
     return lines, states
@@ -178,26 +186,26 @@ def _join(parts: Sequence[Dataset]) -> Dataset:
     )
 
 
-def _spread(results: Mapping[str, Any], metric: str) -> dict[str, float]:
+def _spread(results: Mapping[str, Results], metric: str) -> MetricSpread:
     """Mean, best and worst over hospitals of a metric, and over how many it was defined."""
-    values = [result[metric]["value"] for result in results.values() if result[metric]["value"] is not None]
+    values = [value for result in results.values() if (value := result[metric].value) is not None]
     if not values:
-        return {"mean": math.nan, "best": math.nan, "worst": math.nan, "hospitals": 0}
-    return {"mean": float(np.mean(values)), "best": max(values), "worst": min(values), "hospitals": len(values)}
+        return MetricSpread(mean=None, best=None, worst=None, hospitals=0)
+    return MetricSpread(mean=float(np.mean(values)), best=max(values), worst=min(values), hospitals=len(values))
 
 
 def _leads(
-    folder: RunFolder, jobs: Sequence[Job], trained: Mapping[str, Any], central_set: str, experiment: ExperimentConfig
-) -> dict[str, Any]:
+    folder: RunFolder, jobs: Sequence[Job], trained: Mapping[str, Results], central_set: str, experiment: ExperimentConfig
+) -> BaselineLead:
     """AUROC of the federated model minus that of the pooled one and of the best hospital, by paired bootstrap over patients."""
     by_name = {job.name: job for job in jobs}
-    best = max(trained, key=lambda name: trained[name]["auroc"]["value"] or 0.0)
+    best = max(trained, key=lambda name: trained[name]["auroc"].value or 0.0)
     settings = bootstrap_settings(experiment, central_set)
     federated = Predictions.read_csv(folder.predictions(central_set))
     others = {"over_pooled": POOLED, "over_best_alone": best}
-    leads: dict[str, Any] = {"best_alone": best}
+    leads: dict[str, Interval] = {}
     for key, name in others.items():
         path = by_name[name].predictions(central_set)
         if path.exists():
             leads[key] = bootstrap_difference(federated, Predictions.read_csv(path), settings)
-    return leads
+    return BaselineLead.model_validate({"best_alone": best, **leads})

@@ -27,6 +27,7 @@ from simulation.options import EngineName, PartitionKind, PhantomFormat, Pretrai
 from simulation.release_cli import release
 
 if TYPE_CHECKING:
+    from server.summary_records import RunSummary
     from simulation.plan import SimulationRequest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
@@ -269,18 +270,17 @@ def _simulate(request: SimulationRequest) -> None:
     _show(summary, plan.run_dir)
 
 
-def _show(summary: dict[str, Any], run_dir: Path) -> None:
+def _show(summary: RunSummary, run_dir: Path) -> None:
     """The result in a few lines."""
-    for name in ("test", "external"):
-        if name in summary:
-            auroc, accuracy = summary[name]["auroc"], summary[name]["accuracy"]
-            console.print(
-                f"{name}: AUROC {_number(auroc['value'])} ({_number(auroc['low'])} to {_number(auroc['high'])}), "
-                f"accuracy {_number(accuracy['value'])} at the threshold {summary['threshold']['value']:.3f}"
-            )
-    if summary.get("phantom"):
+    for name, results in summary.results.items():
+        auroc, accuracy = results["auroc"], results["accuracy"]
+        console.print(
+            f"{name}: AUROC {_number(auroc.value)} ({_number(auroc.low)} to {_number(auroc.high)}), "
+            f"accuracy {_number(accuracy.value)} at the threshold {_number(summary.threshold.value if summary.threshold else None)}"
+        )
+    if summary.phantom:
         console.print("these are drawn images: the numbers say nothing about patients")
-    console.print(f"{summary['status']} after {summary['rounds_completed']} rounds and {summary['seconds']:.0f} s")
+    console.print(f"{summary.status} after {summary.rounds_completed} rounds and {summary.seconds or 0.0:.0f} s")
     report = run_dir / "report.html"
     console.print(f"report: {report if report.exists() else 'could not be written'}")
 

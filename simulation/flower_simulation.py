@@ -131,7 +131,7 @@ def _run_own(values: Mapping[str, Any], resources: Any) -> None:
     built = build_plan(run_dir, experiment, simulation, config_file=Path(config) if config else None, resume=resume)
     summary = simulate(Plan(*built, run_dir=run_dir, resources=resources, resume=resume), logger.info)
     report = run_dir / "report.html"
-    logger.info("%s; report: %s", summary["status"], report if report.exists() else "could not be written")
+    logger.info("%s; report: %s", summary.status, report if report.exists() else "could not be written")
 
 
 def _run_other(app: Path, values: Mapping[str, Any], resources: Any) -> None:

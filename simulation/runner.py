@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +17,12 @@ from typing import Any
 
 from common.app_bundle import write_app
 from common.errors import CheckpointError, FlowerError, PneumofedError
+from server.progress import with_course
+from server.records import RoundRecord
 from server.report import close_with_report
 from server.run_folder import RunFolder
-from server.study import FAILED, RUNNING, STOPPED, SUCCEEDED, course
+from server.study import FAILED, RUNNING, STOPPED, SUCCEEDED
+from server.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary
 from simulation.baselines import run_baselines
 from simulation.federation import Federation, hospital_name, lay_out
 from simulation.partition_report import label_skew, summarise
@@ -29,7 +32,7 @@ from simulation.superlink import Resources, private_superlink, submit
 Tell = Callable[[str], None]
 
 
-def simulate(plan: Plan, tell: Tell) -> dict[str, Any]:
+def simulate(plan: Plan, tell: Tell) -> RunSummary:
     """Runs `plan` and returns the summary that the run folder holds.
 
     Raises:
@@ -114,7 +117,7 @@ def _quiet_flower() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _baselines(plan: Plan, federation: Federation, tell: Tell) -> dict[str, Any]:
+def _baselines(plan: Plan, federation: Federation, tell: Tell) -> BaselineTable:
     tell(f"baselines: all images in one place, and each of {federation.hospitals} hospitals alone")
     started = time.perf_counter()
     table = run_baselines(plan.run_dir.resolve(), plan.experiment, federation.site_files, federation.coordinator_file, tell)
@@ -122,30 +125,31 @@ def _baselines(plan: Plan, federation: Federation, tell: Tell) -> dict[str, Any]
     return table
 
 
-def _partition_table(plan: Plan, federation: Federation) -> dict[str, Any]:
+def _partition_table(plan: Plan, federation: Federation) -> PartitionRecord:
     """How the patients were dealt, in counts: a row a hospital, and the skew of labels in bits."""
     rows = summarise(federation.manifests)
-    hospitals = [{"name": hospital_name(row.hospital, federation.hospitals), **asdict(row)} for row in rows]
+    hospitals = tuple(DealtHospital(name=hospital_name(row.hospital, federation.hospitals), **asdict(row)) for row in rows)
     kind, alpha = plan.simulation.partition, plan.simulation.alpha
-    return {"kind": kind, "alpha": alpha, "label_skew_bits": label_skew(rows), "hospitals": hospitals}
+    return PartitionRecord(kind=kind, alpha=alpha, label_skew_bits=label_skew(rows), hospitals=hospitals)
 
 
 def _tell_the_end(folder: RunFolder, error: BaseException) -> None:
     """Writes how the run ended where the apps could not: they were killed, or never started."""
     summary = folder.read_summary()
-    if summary.get("status") in (None, RUNNING, SUCCEEDED):
+    if summary.status in (None, RUNNING, SUCCEEDED):
         stopped = isinstance(error, KeyboardInterrupt)
         sentence = "stopped by the user; --resume goes on after the last completed round" if stopped else str(error)
-        _add(folder, status=STOPPED if stopped else FAILED, error=sentence, **course(folder))
+        summary = summary.updated(status=STOPPED if stopped else FAILED, error=sentence)
+        folder.write_summary(with_course(summary, folder.read_history()))
 
 
 def _add(folder: RunFolder, **values: Any) -> None:
-    folder.write_summary({**folder.read_summary(), **values})
+    folder.write_summary(folder.read_summary().updated(**values))
 
 
 def _reason(folder: RunFolder, error: FlowerError, log: Path) -> PneumofedError:
     """The apps' own sentence where they left one; Flower knows only that the run failed."""
-    sentence = folder.read_summary().get("error")
+    sentence = folder.read_summary().error
     return PneumofedError(sentence) if sentence else FlowerError(f"{error}; the log is {log}")
 
 
@@ -163,14 +167,9 @@ class _Watch:
         self._told = max(self._told, len(lines))
 
 
-def describe_round(line: Mapping[str, Any], rounds: int) -> str:
-    """One line of text about a round."""
-    shown = [
-        f"{name} {line[name]['auroc']:.4f}" for name in ("validation", "test", "external") if (line.get(name) or {}).get("auroc")
-    ]
-    good = len(line["drawn"]) - len(line["failures"]) - len(line["left_out"])
-    trouble = "".join(
-        f"\n    {site}: {reason}" for site, reason in {**line["failures"], **line["left_out"], **line["absent"]}.items()
-    )
-    seconds = line["seconds"]["total"]
-    return f"round {line['round']:>3}/{rounds}  {good}/{len(line['drawn'])} sites  AUROC {'  '.join(shown)}  {seconds:.1f} s{trouble}"
+def describe_round(line: RoundRecord, rounds: int) -> str:
+    """One line of text about a round, and one for each site in trouble."""
+    shown = [f"{name} {found.auroc:.4f}" for name, found in line.measured.items() if found.auroc is not None]
+    trouble = "".join(f"\n    {site}: {reason}" for site, reason in {**line.trouble, **line.absent}.items())
+    sites = f"{len(line.trained)}/{len(line.drawn)} sites"
+    return f"round {line.round:>3}/{rounds}  {sites}  AUROC {'  '.join(shown)}  {line.seconds.total or 0.0:.1f} s{trouble}"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
@@ -18,10 +17,13 @@ from common.config_reader import build_config, merge
 from common.data.manifest import ImageRecord, Manifest, write_manifest
 from common.party_config import CoordinatorConfig
 from server.study import run_study
+from server.summary_records import RunSummary
 from simulation.identities import write_identities
 from simulation.local_grid import LocalGrid
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
+
+T = TypeVar("T")
 
 TINY = {
     "rounds": 2,
@@ -30,6 +32,12 @@ TINY = {
     "training": {"local_epochs": 1, "batch_size": 8, "validation_fraction": 0.25, "precision": "fp32", "learning_rate": 5e-3},
     "evaluation": {"bootstrap_samples": 20},
 }
+
+
+def there(value: T | None) -> T:
+    """`value`, which a test knows to be there."""
+    assert value is not None
+    return value
 
 
 def tiny_experiment(**changes: Any) -> ExperimentConfig:
@@ -102,7 +110,7 @@ class TinyFederation:
         grid: LocalGrid | None = None,
         resume: bool = False,
         audit_log: Path | None = None,
-    ) -> Mapping[str, Any]:
+    ) -> RunSummary:
         """Runs the study in `folder/name` and returns its summary."""
         settings = CoordinatorConfig(
             run_dir=str(self.folder / name),

@@ -17,6 +17,7 @@ from common.model_bundle.calibration import Calibration, Method, fit_calibration
 from common.model_bundle.manifest import IntervalEstimate, Measured
 from server.export.source import Source
 from server.judge import bootstrap_settings
+from server.records import Metrics
 from server.report_numbers import approximate
 
 SHOWN = ("auroc", "sensitivity", "specificity", "accuracy", "ece", "brier", "log_loss", "accuracy_three_class", "auroc_macro")
@@ -100,7 +101,7 @@ def measure_validation(source: Source, calibration: Calibration) -> list[Measure
     """The hospitals' validation patients from their statistics; intervals take images as independent."""
     if source.validation is None or not source.validation.n:
         return []
-    told = metrics(source.validation, source.threshold)
+    told = Metrics.model_validate(metrics(source.validation, source.threshold))
     estimates = {name: IntervalEstimate(value=e.value, low=e.low, high=e.high) for name, e in approximate(told).items()}
     for name, value in _proper_scores(source.validation, calibration).items():
         estimates[name] = IntervalEstimate(value=value)
@@ -125,7 +126,7 @@ def _proper_scores(statistics: Statistics, calibration: Calibration) -> dict[str
 def _measure_group(name: str, predictions: Predictions, threshold: float, settings: Bootstrap) -> Measured:
     """As `_measure`, but the counts of a group may be so small that a bootstrap finds no width; Wilson's and Newcombe's intervals do."""
     measured = _measure(name, predictions, threshold, settings)
-    closed = approximate(metrics(Statistics.of(predictions), threshold))
+    closed = approximate(Metrics.model_validate(metrics(Statistics.of(predictions), threshold)))
     estimates = {
         metric: IntervalEstimate(value=e.value, low=e.low, high=e.high)
         for metric, e in closed.items()

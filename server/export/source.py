@@ -15,6 +15,7 @@ from common.evaluation.statistics import Statistics
 from common.model_bundle.manifest import CardFacts, PrivacySpent, Provenance
 from common.party_config import CoordinatorConfig
 from server.checkpoints import Checkpoint, read_checkpoint
+from server.records import StoredThreshold
 from server.report_privacy import describe_privacy
 from server.report_run import Run, read_run
 
@@ -26,6 +27,7 @@ class Source:
     Attributes:
         run: its folder as the report reads it.
         experiment: its settings.
+        point: the threshold that the run's validation chose.
         checkpoint: the model that was kept.
         validation: the hospitals' pooled validation statistics of that model; None where the run kept none, and under FedBN, where they
             are of networks that each have the hospital's own normalisation layers.
@@ -34,6 +36,7 @@ class Source:
 
     run: Run
     experiment: ExperimentConfig
+    point: StoredThreshold
     checkpoint: Checkpoint
     validation: Statistics | None
     coordinator: CoordinatorConfig | None
@@ -45,13 +48,13 @@ class Source:
     @property
     def threshold(self) -> float:
         """On the network's own probability."""
-        return float(self.run.threshold["value"])
+        return self.point.value
 
     @property
     def images_per_patient(self) -> float:
         """Over all hospitals; 1 where they told no counts."""
         reports = self.run.site_reports().values()
-        images, patients = (sum(report.get(key, 0) for report in reports) for key in ("used", "patients"))
+        images, patients = sum(report.used or 0 for report in reports), sum(report.patients or 0 for report in reports)
         return images / patients if patients else 1.0
 
 
@@ -61,31 +64,32 @@ def read_source(path: Path) -> Source:
     Raises:
         ConfigError: `path` is no run folder.
         BundleError: the run did not succeed, so that there is no judged model to give to hospitals.
-        CheckpointError: its model cannot be read.
+        CheckpointError: its model or its history cannot be read.
     """
     if not (path / "config.yaml").exists():
         raise ConfigError(f"{path} is no run folder: it holds no config.yaml")
     run = read_run(path)
-    if run.status != "succeeded" or run.experiment is None or "value" not in run.threshold:
+    if run.status != "succeeded" or run.experiment is None or run.threshold is None:
         raise BundleError(f"{path} is no run that succeeded (it is {run.status}): only a finished and judged model is exported")
+    run.folder.read_history()  # a damaged one would leave out what the run spent of privacy
     checkpoint = read_checkpoint(run.folder.best_checkpoint)
     kept = run.folder.read_validation(len(CLASSES[run.experiment.task]))
     is_shared = run.experiment.strategy.name != "fedbn"
     validation = kept[1] if kept and kept[0] == checkpoint.round and is_shared else None
-    return Source(run, run.experiment, checkpoint, validation, _coordinator(path))
+    return Source(run, run.experiment, run.threshold, checkpoint, validation, _coordinator(path))
 
 
 def describe_source(source: Source) -> CardFacts:
     """The facts of the card that the run folder alone tells."""
     reports = source.run.site_reports()
-    told = [report for report in reports.values() if "used" in report]
-    classes = {name: sum(report.get("classes", {}).get(name, 0) for report in told) for name in source.classes}
+    told = [report for report in reports.values() if report.used is not None]
+    classes = {name: sum((report.classes or {}).get(name, 0) for report in told) for name in source.classes}
     return CardFacts(
         sites=len(reports),
-        training_images=sum(report.get("train", report["used"]) for report in told) if told else None,
-        training_patients=sum(report.get("patients", 0) for report in told) if told else None,
+        training_images=sum((report.used or 0) if report.train is None else report.train for report in told) if told else None,
+        training_patients=sum(report.patients or 0 for report in told) if told else None,
         training_classes=classes if told else {},
-        phantom=bool(source.run.summary.get("phantom")),
+        phantom=bool(source.run.summary.phantom),
         virtual=source.run.virtual,
         privacy=_privacy(source),
         provenance=_provenance(source),
@@ -126,7 +130,7 @@ def _provenance(source: Source) -> Provenance:
         parent=source.checkpoint.experiment.parent,
         git_commit=git.get("commit"),
         git_dirty=git.get("dirty"),
-        app_bundle=source.run.summary.get("app_bundle") or None,
+        app_bundle=source.run.summary.app_bundle or None,
     )
 
 

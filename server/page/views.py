@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +12,27 @@ from common.errors import PneumofedError
 from server.activity import EVENTS_FILE, read_activity
 from server.page.schema import CurrentRound, Interval, Privacy, RoundLine, RunDetail, RunLine, SiteMetrics
 from server.progress import best_round
+from server.records import Metrics, RoundRecord, SiteRound, SiteTraining, SiteValidation
 from server.registry.models import Run, RunState
 from server.run_folder import RunFolder
-from server.run_signs import read_summary
+from server.run_signs import read_history, read_summary
 from server.runs import read_experiment
 from server.site_states import round_now
+from server.summary_records import MetricInterval
 
 RESULTS = ("auroc", "sensitivity", "specificity", "accuracy")
 PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\]\S")
-Line = Mapping[str, Any]
 
 
 def view_line(run: Run, full: bool) -> RunLine:
     """The run in the list. Without `full`, file names are cut out of its reason."""
-    return RunLine(**_line(run, full, len(read_lines(run))))
+    return RunLine(**_line(run, full, len(read_history(RunFolder(Path(run.folder))))))
 
 
 def view_run(run: Run, full: bool) -> RunDetail:
     """The run with its rounds, its sites' numbers and its results."""
-    history = read_lines(run)
+    history = read_history(RunFolder(Path(run.folder)))
     experiment = _experiment(run)
-    sums = [sum(int(_number(line.get("bytes"), way) or 0) for line in history) for way in ("down", "up")]
     return RunDetail(
         **_line(run, full, len(history)),
         title=experiment.name,
@@ -49,9 +48,9 @@ def view_run(run: Run, full: bool) -> RunDetail:
         results=_results(run),
         best_round=best_round(history),
         privacy=_privacy(history),
-        bytes_down=sums[0],
-        bytes_up=sums[1],
-        seconds=sum(_number(line.get("seconds"), "total") or 0.0 for line in history),
+        bytes_down=sum(line.bytes.down for line in history),
+        bytes_up=sum(line.bytes.up for line in history),
+        seconds=sum(line.seconds.total or 0.0 for line in history),
     )
 
 
@@ -59,12 +58,6 @@ def without_paths(text: str) -> str:
     """`text` up to the first file name in it, which may tell more than an auditor should know."""
     found = PATH.search(text)
     return text if found is None else f"{text[: found.start()].rstrip()} … (the rest names files; the coordinator can see it)"
-
-
-def read_lines(run: Run) -> list[dict[str, Any]]:
-    """The run's history, without lines that are none."""
-    lines: list[Any] = RunFolder(Path(run.folder)).read_history()
-    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("round"), int)]
 
 
 def _experiment(run: Run) -> ExperimentConfig:
@@ -94,59 +87,48 @@ def _round_now(run: Run) -> CurrentRound | None:
     return CurrentRound(number=found.number, started=found.started, deadline=found.deadline) if found else None
 
 
-def _round(line: Line) -> RoundLine:
-    trouble = {**_dict(line.get("failures")), **_dict(line.get("left_out"))}
-    drawn = len(line.get("drawn") or [])
+def _round(line: RoundRecord) -> RoundLine:
+    validation, test, external = (found or Metrics() for found in (line.validation, line.test, line.external))
     return RoundLine(
-        round=line["round"],
-        drawn=drawn,
-        good=sum(1 for site in _dict(line.get("sites")).values() if "train" in _dict(site)),
-        validation_auroc=_number(line.get("validation"), "auroc"),
-        test_auroc=_number(line.get("test"), "auroc"),
-        external_auroc=_number(line.get("external"), "auroc"),
-        train_loss=_train_loss(line),
-        validation_loss=_number(line.get("validation"), "log_loss"),
-        test_loss=_number(line.get("test"), "log_loss"),
-        external_loss=_number(line.get("external"), "log_loss"),
-        seconds=_number(line.get("seconds"), "total"),
-        bytes_down=int(_number(line.get("bytes"), "down") or 0),
-        bytes_up=int(_number(line.get("bytes"), "up") or 0),
-        trouble={str(site): str(reason) for site, reason in trouble.items()},
+        round=line.round,
+        drawn=len(line.drawn),
+        good=len(line.trained),
+        validation_auroc=validation.auroc,
+        test_auroc=test.auroc,
+        external_auroc=external.auroc,
+        train_loss=line.mean_train_loss,
+        validation_loss=validation.log_loss,
+        test_loss=test.log_loss,
+        external_loss=external.log_loss,
+        seconds=line.seconds.total,
+        bytes_down=line.bytes.down,
+        bytes_up=line.bytes.up,
+        trouble=line.trouble,
     )
 
 
-def _train_loss(line: Line) -> float | None:
-    """The sites' training losses, each weighed by its images."""
-    trained = [_dict(_dict(site).get("train")) for site in _dict(line.get("sites")).values()]
-    pairs = [(_number(site, "num_examples"), _number(site, "train_loss")) for site in trained]
-    known = [(images, loss) for images, loss in pairs if images and loss is not None]
-    total = sum(images for images, _ in known)
-    return sum(images * loss for images, loss in known) / total if total else None
-
-
-def _sites(history: Sequence[Line]) -> list[SiteMetrics]:
-    names = sorted({name for line in history for name in (*_dict(line.get("sites")), *(line.get("drawn") or []))})
+def _sites(history: Sequence[RoundRecord]) -> list[SiteMetrics]:
+    names = sorted({name for line in history for name in (*line.sites, *line.drawn)})
     return [_site(name, history) for name in names]
 
 
-def _site(name: str, history: Sequence[Line]) -> SiteMetrics:
-    own = [(line["round"], _dict(_dict(line.get("sites")).get(name))) for line in history]
-    took_part = [(number, site) for number, site in own if site]
-    number, last = took_part[-1] if took_part else (0, {})
-    trained = [_dict(site.get("train")) for _, site in own if site.get("train")]
-    train, judged = (trained[-1] if trained else {}), _dict(last.get("validation"))
+def _site(name: str, history: Sequence[RoundRecord]) -> SiteMetrics:
+    took_part = [(line.round, line.sites[name]) for line in history if name in line.sites]
+    number, last = took_part[-1] if took_part else (0, SiteRound())
+    trained = [site.train for _, site in took_part if site.train]
+    train, judged = (trained[-1] if trained else SiteTraining()), last.validation or SiteValidation()
     return SiteMetrics(
         name=name,
         round=number,
-        images=_count(train, "num_examples"),
-        train_loss=_number(train, "train_loss"),
-        train_sec=_number(train, "train_sec"),
-        auroc=_number(judged, "auroc"),
-        sensitivity=_number(judged, "sensitivity"),
-        specificity=_number(judged, "specificity"),
-        validation_images=_count(judged, "n"),
+        images=train.num_examples,
+        train_loss=train.train_loss,
+        train_sec=train.train_sec,
+        auroc=judged.auroc,
+        sensitivity=judged.sensitivity,
+        specificity=judged.specificity,
+        validation_images=judged.n,
         rounds_answered=len(trained),
-        rounds_drawn=sum(name in (line.get("drawn") or []) for line in history),
+        rounds_drawn=sum(name in line.drawn for line in history),
     )
 
 
@@ -155,36 +137,16 @@ def _results(run: Run) -> dict[str, dict[str, Interval]]:
     if run.state != RunState.SUCCEEDED:
         return {}
     summary = read_summary(RunFolder(Path(run.folder)))
-    parts = {name: _dict(summary.get(name)) for name in ("test", "external") if summary.get(name)}
-    return {
-        name: {key: _interval(part[key]) for key in RESULTS if isinstance(part.get(key), dict)} for name, part in parts.items()
-    }
+    return {name: {key: _interval(found[key]) for key in RESULTS if key in found} for name, found in summary.results.items()}
 
 
-def _interval(found: Line) -> Interval:
-    return Interval(value=_number(found, "value"), low=_number(found, "low"), high=_number(found, "high"))
+def _interval(found: MetricInterval) -> Interval:
+    return Interval(value=found.value, low=found.low, high=found.high)
 
 
-def _privacy(history: Sequence[Line]) -> Privacy:
+def _privacy(history: Sequence[RoundRecord]) -> Privacy:
     """The last epsilon that each site told; without differential privacy no site tells one."""
     spent: dict[str, float] = {}
     for line in history:
-        for name, site in _dict(line.get("sites")).items():
-            epsilon = _number(_dict(site).get("train"), "epsilon")
-            if epsilon is not None:
-                spent[str(name)] = epsilon
+        spent |= line.epsilons
     return Privacy(epsilon=spent)
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _count(part: Any, key: str) -> int | None:
-    value = _number(part, key)
-    return None if value is None else int(value)
-
-
-def _number(part: Any, key: str) -> float | None:
-    value = part.get(key) if isinstance(part, Mapping) else None
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None

@@ -85,7 +85,7 @@ def site_keys(place: CoordinatorFolder) -> dict[str, PublicKey]:
 
 def sites_of_run(run: Path) -> list[str]:
     """Names of the sites that took part in the run, by its summary."""
-    return sorted(RunFolder(run).read_summary().get("sites") or {})
+    return sorted(RunFolder(run).read_summary().sites)
 
 
 def publish(

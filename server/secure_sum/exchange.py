@@ -14,6 +14,7 @@ from common.secure_sum.masks import SumVector
 from common.secure_sum.steps import Stage, Step
 from server.activity import Kind
 from server.exchange import Post, Task
+from server.records import SecureSumRecord
 from server.secure_sum.collector import Collector
 
 Compose = Callable[[str, Step], Message]
@@ -47,9 +48,10 @@ class Outcome:
         """Those that are not in the sum, with the reason."""
         return {site: dropped.failure for site, dropped in self.dropped.items() if site not in self.summed}
 
-    def told(self) -> dict[str, object]:
-        """For the history: names and stages alone."""
-        return {"summed": self.summed, "dropped": {site: dropped.stage for site, dropped in sorted(self.dropped.items())}}
+    def record(self) -> SecureSumRecord:
+        """For the history: names and stages only."""
+        dropped = {site: dropped.stage for site, dropped in sorted(self.dropped.items())}
+        return SecureSumRecord(summed=tuple(self.summed), dropped=dropped)
 
 
 @dataclass

@@ -26,6 +26,7 @@ from common.secure_sum.session import Purpose, Session
 from common.secure_sum.steps import Step
 from server.exchange import Post
 from server.outcomes import Judged, Trained
+from server.records import SiteTraining
 from server.secure_sum.collector import Collector
 from server.secure_sum.exchange import Outcome, SumExchange
 
@@ -70,15 +71,14 @@ class SecureRounds:
         except SecureSumError as error:
             raise RoundError(f"round {number}: {error}; one of {', '.join(outcome.summed)} broke the agreement") from error
         update = Update.of(Presence("mean", self.layout.digest), self._apply(mean, base), mean.sums.images, {})
-        told = {**outcome.told(), **_describe(mean, self._codec(sites))}
         return Trained(
             updates=[update],
-            lines={site: {"summed": True} for site in outcome.summed},
+            sites={site: SiteTraining(summed=True) for site in outcome.summed},
             heads=outcome.heads,
             bytes_up=outcome.bytes_up,
             left_out={},
             failures=outcome.lost,
-            told={"secure_sum": told},
+            secure_sum=outcome.record().updated(**_describe(mean, self._codec(sites))),
         )
 
     def evaluate(self, judges: Sequence[str], number: int, model: ModelArrays, messages: Messages) -> Judged:
@@ -92,7 +92,7 @@ class SecureRounds:
             logger.warning("round %d: no validation: %s", number, error)
             failure = Failure(None, type(error).__name__, str(error))
             return Judged(Statistics.zero(classes, FEDERATED_GRID), {}, {site: replace(failure, site=site) for site in judges})
-        return Judged(pooled, {}, outcome.lost, {"secure_validation": outcome.told()})
+        return Judged(pooled, {}, outcome.lost, outcome.record())
 
     def _sum(self, asked: Asked, sites: Sequence[str], messages: Messages) -> Outcome:
         cfg, number, training = self.experiment.strategy, asked.round, asked.purpose == "train"

@@ -23,6 +23,7 @@ from common.evaluation.figures import FAINT, INK, LINES, TEXT_PT, colour_of, new
 from common.evaluation.metrics import without_nan
 from common.render import render
 from server.report_numbers import DASH, Estimate, number
+from server.summary_records import MetricInterval
 from simulation.attacks.bench import Bench, Membership
 from simulation.attacks.inversion_bench import MASKED, MEAN, PLAIN, Inversion
 from simulation.attacks.membership import FALSE_POSITIVE_RATES, Share
@@ -129,7 +130,7 @@ def _membership_rows(row: Membership) -> list[dict[str, Any]]:
             "epsilon": _epsilon(row.epsilon),
             "noise": f"noise {number(row.plan.noise_multiplier, 2)}" if row.plan else "",
             "attack": ATTACKS[name],
-            "auroc": Estimate.of(verdict.auroc),
+            "auroc": Estimate.of(MetricInterval.model_validate(verdict.auroc)),
             "chance": verdict.auroc["low"] <= 0.5 <= verdict.auroc["high"],
             "rates": [_share(rate) for rate in verdict.true_positive_rates],
             "accuracy": [f"{share:.1%}" for share in row.accuracy.values()],

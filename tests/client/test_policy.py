@@ -29,7 +29,7 @@ from common.layout import ArraysLayout
 from common.messages import Instruction, ModelArrays, pack_arrays, pack_instruction, read_failure, record_bytes, unpack_presence
 from common.models import build_model
 from common.party_config import SiteConfig, SitePolicy
-from tests.tiny import TinyFederation, tiny_experiment
+from tests.tiny import TinyFederation, there, tiny_experiment
 
 NOON = datetime(2026, 3, 2, 12, 0).astimezone()
 EXPERIMENT = tiny_experiment()
@@ -272,7 +272,7 @@ def test_the_run_goes_on_with_the_sites_that_do_not_refuse(tmp_path: Path) -> No
     give_policy(federation, number=1, models=["resnet18"])
     give_policy(federation, number=2, quiet_hours=["00:00-00:00"])
     summary = federation.run("run", tiny_experiment())
-    assert summary["status"] == "succeeded"
-    assert summary["absent"]["site-1"] == "PolicyError: the site's policy refuses this (models)"
+    assert summary.status == "succeeded"
+    assert there(summary.absent)["site-1"] == "PolicyError: the site's policy refuses this (models)"
     history = [json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines()]
     assert [line["failures"]["site-2"] for line in history] == ["PolicyError: the site's policy refuses this (quiet_hours)"] * 2

@@ -16,10 +16,11 @@ from client.site import load_site, read_site_config
 from common.config import ExperimentConfig
 from common.errors import BudgetError
 from common.privacy.secret import KEY_FILE
+from server.records import RoundRecord
 from server.report_privacy import describe_privacy
 from server.report_run import read_run
 from server.run_folder import RunFolder
-from tests.tiny import TinyFederation, tiny_experiment
+from tests.tiny import TinyFederation, there, tiny_experiment
 
 
 def with_policy(federation: TinyFederation, number: int, **policy: Any) -> Path:
@@ -36,7 +37,7 @@ def released(path: Path, experiment: ExperimentConfig) -> Releases:
     return Releases.of(load_site(config, experiment), experiment, policy_of(config))
 
 
-def lines_of(tmp_path: Path, federation: TinyFederation) -> dict[str, Any]:
+def lines_of(tmp_path: Path, federation: TinyFederation) -> RoundRecord:
     federation.run("run", tiny_experiment(rounds=1))
     (line,) = RunFolder(tmp_path / "run").read_history()
     return line
@@ -56,14 +57,14 @@ def test_each_kind_is_kept_back_and_the_run_goes_on_and_says_so(tmp_path: Path) 
     with_policy(federation, 1, withhold=["training_metrics"])
     with_policy(federation, 2, withhold=["validation_statistics"])
     line = lines_of(tmp_path, federation)
-    assert line["left_out"] == {} and line["failures"] == {}
-    reports = RunFolder(tmp_path / "run").read_summary()["sites"]
-    assert "found" not in reports["site-0"] and "classes" not in reports["site-0"] and reports["site-0"]["train"] > 0
-    assert "found" in reports["site-1"]
-    assert "train_loss" in line["sites"]["site-0"]["train"] and "train_loss" not in line["sites"]["site-1"]["train"]
-    validated = {name: told["validation"]["n"] for name, told in line["sites"].items()}
+    assert line.left_out == {} and line.failures == {}
+    reports = RunFolder(tmp_path / "run").read_summary().sites
+    assert {"found", "classes"}.isdisjoint(reports["site-0"].to_json()) and there(reports["site-0"].train) > 0
+    assert reports["site-1"].found is not None
+    assert there(line.sites["site-0"].train).train_loss is not None and there(line.sites["site-1"].train).train_loss is None
+    validated = {name: there(told.validation).n or 0 for name, told in line.sites.items()}
     assert validated["site-2"] == 0 < validated["site-0"]
-    assert line["validation"]["n"] == validated["site-0"] + validated["site-1"]
+    assert there(line.validation).n == validated["site-0"] + validated["site-1"]
     privacy = describe_privacy(read_run(tmp_path / "run"))
     assert privacy is not None
     for number in range(3):
@@ -108,7 +109,7 @@ def test_a_run_with_noised_counts_trains_with_the_numbers_that_it_was_told(tmp_p
     federation = TinyFederation(tmp_path, patients=20)
     with_policy(federation, 1, count_noise=2.0)
     line = lines_of(tmp_path, federation)
-    told = RunFolder(tmp_path / "run").read_summary()["sites"]["site-1"]
-    assert line["left_out"] == {} and line["sites"]["site-1"]["train"]["num_examples"] == told["train"]
+    told = RunFolder(tmp_path / "run").read_summary().sites["site-1"]
+    assert line.left_out == {} and there(line.sites["site-1"].train).num_examples == told.train
     privacy = describe_privacy(read_run(tmp_path / "run"))
     assert privacy is not None and any("with noise" in sentence and "site-1" in sentence for sentence in privacy.protected)

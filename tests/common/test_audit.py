@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 
 from common.audit import RECOVERED, AuditLog, read_entries
 from common.audit_cli import app
-from common.audit_events import hash_arrays, hash_experiment, record_round, record_run_ended, record_run_started
+from common.audit_events import hash_arrays, hash_experiment, record_run_ended, record_run_started
 from common.audit_report import anchors_in, verify
 from common.errors import AuditError
 from common.hash_chain import CHAIN_START
 from common.messages import ModelArrays
+from server.chronicle import record_round
+from server.records import RoundBytes, RoundRecord
 from tests.tiny import tiny_experiment
 
 FACTS = st.dictionaries(
@@ -223,13 +225,14 @@ def test_the_head_of_an_empty_log_is_none_and_then_the_last_hash(tmp_path: Path)
 
 def test_a_run_at_the_coordinator_is_recorded_with_its_hashes(tmp_path: Path) -> None:
     log, arrays = AuditLog(tmp_path / "audit.jsonl", "coordinator"), ModelArrays(np.ones(4, np.float32), np.zeros(2, np.float32))
-    line = {"round": 1, "drawn": ["a", "b", "c"], "failures": {"b": "x"}, "left_out": {"c": "y"}, "bytes": {"down": 9, "up": 3}}
+    line = RoundRecord(round=1, drawn=("a", "b", "c"), failures={"b": "x"}, left_out={"c": "y"}, bytes=RoundBytes(down=9, up=3))
     record_run_started(log, "run", tiny_experiment(), "a" * 64)
     record_round(log, "run", line, arrays, {"a": "b" * 64})
     record_run_ended(log, "run", "succeeded", 1)
     started, one, ended = read_entries(log.path)
     assert started.facts["config"] == hash_experiment(tiny_experiment()) != hash_experiment(tiny_experiment(seed=1))
     assert (one.facts["participants"], one.facts["weights"]) == (["a"], hash_arrays(arrays))
+    assert one.facts["bytes"] == {"down": 9, "up": 3}
     assert ended.facts["status"] == "succeeded"
 
 

@@ -30,6 +30,7 @@ from common.images import read_image
 from common.processes import descendants, free_port
 from server.activity import EVENTS_FILE, read_activity
 from server.run_folder import RunFolder
+from server.summary_records import RunSummary
 from tests.dicom_factory import dicom_bytes
 from tests.orthanc import Orthanc, run_orthanc
 from tests.tiny import TINY, draw_manifest
@@ -213,7 +214,7 @@ class RealFederation:
         found: dict[str, Any] = next(run for run in told["runs"] if run["name"] == name)
         return found
 
-    def run(self, name: str, **changes: Any) -> dict[str, Any]:
+    def run(self, name: str, **changes: Any) -> RunSummary:
         """The summary of a run that must succeed."""
         self.submit(name, **changes)
         state = self.wait(name)

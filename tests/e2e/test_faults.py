@@ -58,7 +58,7 @@ def is_gate(pid: int) -> bool:
 
 
 def failures(federation: RealFederation, run: str) -> list[dict[str, str]]:
-    return [line["failures"] for line in federation.run_folder(run).read_history()]
+    return [dict(line.failures) for line in federation.run_folder(run).read_history()]
 
 
 def trains_again(federation: RealFederation, run: str, site: str, after: int) -> int:
@@ -98,7 +98,7 @@ def test_a_site_killed_in_training_is_named_and_joins_again(federation: RealFede
     again = trains_again(federation, "run", "river", after=1)
     told = failures(federation, "run")
     assert "lost" in told[0]["river"] and not {"north", "hill"} & set(told[0]), told
-    assert "river" in federation.run_folder("run").read_history()[again - 1]["sites"]
+    assert "river" in federation.run_folder("run").read_history()[again - 1].sites
     end(federation, "run")
     assert_nothing_lost(federation)
 
@@ -183,7 +183,7 @@ def test_a_network_cut_for_a_minute_loses_no_finished_work(federation: RealFeder
         time.sleep(pause)
     assert federation.wait("run", 600)["state"] == "succeeded", federation.tell("run")
     history = federation.run_folder("run").read_history()
-    assert sorted(history[-1]["sites"]) == sorted(NAMES), federation.tell("run")
+    assert sorted(history[-1].sites) == sorted(NAMES), federation.tell("run")
     assert_nothing_lost(federation)
 
 
@@ -201,9 +201,9 @@ def test_a_full_disk_at_a_site_is_told_and_the_others_go_on(federation: RealFede
         federation.submit("run", rounds=1, strategy={"wait_for_sites": 2, "min_sites": 2})
         assert federation.wait("run", 300)["state"] == "succeeded", federation.tell("run")
         history = federation.run_folder("run").read_history()
-        assert {"north", "hill"} <= set(history[0]["sites"])
-        told = {**history[0]["absent"], **history[0]["failures"]}
-        assert any("river" in site for site in told) or "river" in history[0]["sites"], told
+        assert {"north", "hill"} <= set(history[0].sites)
+        told = {**history[0].absent, **history[0].failures}
+        assert any("river" in site for site in told) or "river" in history[0].sites, told
     finally:
         call("site", "stop", "--site", str(federation.site("river")), ok=range(256))
         subprocess.run(["umount", "-l", str(work)], check=False)
@@ -218,7 +218,7 @@ def test_a_key_revoked_in_a_run_shuts_the_site_out_and_the_run_goes_on(federatio
     call("server", "start", "--folder", str(federation.coordinator))
     assert federation.wait("run", 600)["state"] == "succeeded", federation.tell("run")
     last = federation.run_folder("run").read_history()[-1]
-    assert "hill" not in last["sites"] and {"north", "river"} <= set(last["sites"]), federation.tell("run")
+    assert "hill" not in last.sites and {"north", "river"} <= set(last.sites), federation.tell("run")
 
 
 def test_an_unknown_key_and_another_version_of_the_code_are_refused_and_the_run_goes_on(federation: RealFederation) -> None:
@@ -233,5 +233,5 @@ def test_an_unknown_key_and_another_version_of_the_code_are_refused_and_the_run_
     federation.submit("run", rounds=1, strategy={"wait_for_sites": 1, "min_sites": 1})
     assert federation.wait("run", 300)["state"] == "succeeded", federation.tell("run")
     line = federation.run_folder("run").read_history()[0]
-    assert set(line["sites"]) == {"north"}
-    assert "approved_apps" in line["absent"]["river"]
+    assert set(line.sites) == {"north"}
+    assert "approved_apps" in line.absent["river"]

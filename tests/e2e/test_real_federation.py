@@ -40,8 +40,8 @@ def test_three_sources_over_tls_give_the_weights_of_the_simulation_bit_for_bit(
     federation: RealFederation, tmp_path: Path
 ) -> None:
     history = federation.run_folder("first").read_history()
-    assert [line["drawn"] for line in history] == [sorted(NAMES)] * 2
-    assert all(not line["failures"] and not line["left_out"] for line in history)
+    assert [list(line.drawn) for line in history] == [sorted(NAMES)] * 2
+    assert all(not line.failures and not line.left_out for line in history)
     real, simulated = weights(federation.run_folder("first")), weights(federation.simulate("first", tmp_path))
     np.testing.assert_array_equal(real.parameters, simulated.parameters)
     np.testing.assert_array_equal(real.statistics, simulated.statistics)

@@ -10,7 +10,7 @@ import pytest
 
 from server.checkpoints import read_checkpoint
 from tests.e2e.real import RealFederation, kaggle_source
-from tests.tiny import draw_manifest
+from tests.tiny import draw_manifest, there
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 NAMES = ("north", "river", "hill", "lake")
@@ -25,17 +25,17 @@ def test_the_sum_over_tls_is_the_plain_mean_and_a_lost_site_is_survived(tmp_path
         federation.run("plain", rounds=1)
         federation.run("secret", rounds=1, secure_aggregation={"enabled": True})
         line = federation.run_folder("secret").read_history()[0]
-        assert line["secure_sum"]["summed"] == sorted(NAMES)
-        assert line["secure_sum"]["dropped"] == {}
+        assert list(there(line.secure_sum).summed) == sorted(NAMES)
+        assert there(line.secure_sum).dropped == {}
         secret, plain = (read_checkpoint(federation.run_folder(name).last_checkpoint).arrays for name in ("secret", "plain"))
-        assert np.abs(secret.parameters - plain.parameters).max() <= line["secure_sum"]["error_bound"] + 1e-7
+        assert np.abs(secret.parameters - plain.parameters).max() <= there(there(line.secure_sum).error_bound) + 1e-7
         for name in NAMES:
             assert not (federation.site(name) / "work" / "secure_sum" / "session.json").exists()
         federation.submit("lossy", rounds=1, secure_aggregation={"enabled": True})
         federation.wait_for("lossy", "answered", 1, site="hill", task="shares")
         federation.signal_site("hill", signal.SIGKILL)
         assert federation.wait("lossy")["state"] == "succeeded"
-        told = federation.run_folder("lossy").read_history()[0]["secure_sum"]
-        assert set(told["dropped"]) == {"hill"}
+        told = there(federation.run_folder("lossy").read_history()[0].secure_sum)
+        assert set(told.dropped) == {"hill"}
     finally:
         federation.stop()

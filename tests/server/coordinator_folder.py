@@ -11,11 +11,13 @@ import yaml
 
 from common.errors import FlowerError
 from server.activity import EVENTS_FILE, HEARTBEAT_FILE, Activity
+from server.records import RoundRecord
 from server.registry.database import default_url, open_registry_database
 from server.registry.registry import Registry
 from server.run_folder import RunFolder
 from server.runs import Runs
 from server.settings import CoordinatorFolder
+from server.summary_records import RunSummary
 
 APP_HASH = "ab" * 32
 METRICS = {"n": 40, "auroc": 0.9, "accuracy": 0.8, "sensitivity": 0.85, "specificity": 0.75, "log_loss": 0.4}
@@ -74,7 +76,7 @@ class FakeServerApp:
         self.activity = Activity(path / EVENTS_FILE)
 
     def begin(self, rounds: int = 3) -> None:
-        self.folder.write_summary({"status": "running", "name": "test"})
+        self.folder.write_summary(RunSummary(status="running", name="test"))
         self.activity.note("run_started", round=0, rounds=rounds)
         self.beat()
 
@@ -96,9 +98,9 @@ class FakeServerApp:
             "sites": {site: {"train": train, "validation": METRICS} for site in sites},
             "seconds": {"total": 2.0}, "bytes": {"down": 100, "up": 100},
         }  # fmt: skip
-        self.folder.append_history({**line, **changes})
+        self.folder.append_history(RoundRecord.model_validate({**line, **changes}))
         self.folder.last_checkpoint.write_bytes(b"weights")
         self.activity.note("round_done", round=number, seconds=2.0)
 
     def end(self, status: str, **summary: Any) -> None:
-        self.folder.write_summary({"status": status, "name": "test", **summary})
+        self.folder.write_summary(RunSummary(status=status, name="test").updated(**summary))

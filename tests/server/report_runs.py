@@ -18,7 +18,9 @@ from common.evaluation.bootstrap import Bootstrap, bootstrap, bootstrap_differen
 from common.evaluation.metrics import metrics
 from common.evaluation.predictions import Predictions
 from common.evaluation.statistics import Statistics
+from server.records import RoundRecord
 from server.run_folder import RunFolder
+from server.summary_records import RunSummary
 
 THRESHOLD = {"value": 0.43, "policy": "youden", "reason_of_fallback": None, "sensitivity": 0.96, "specificity": 0.94}
 COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
@@ -66,7 +68,7 @@ class RunMaker:
     def rounds(self, count: int, sets: Sequence[str] = ("test", "external"), **changes: Any) -> RunMaker:
         """Appends `count` rounds in which every site trains; `changes` are laid over each line."""
         for number in range(1, count + 1):
-            self.folder.append_history({**self._line(number, sets), **changes})
+            self.folder.append_history(RoundRecord.model_validate({**self._line(number, sets), **changes}))
         return self
 
     def _line(self, number: int, sets: Sequence[str]) -> dict[str, Any]:
@@ -94,11 +96,11 @@ class RunMaker:
         summary |= {"bytes": {"down": 7e9, "up": 3e9, "total": 1e10}, "seconds": 512.3}
         if sets:
             summary |= self._results(sets, history)
-        self.folder.write_summary({**summary, **changes})
+        self.folder.write_summary(RunSummary.model_validate({**summary, **changes}))
         return self
 
-    def _results(self, sets: Sequence[str], history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        results: dict[str, Any] = {"threshold": THRESHOLD, "validation": history[-1]["validation"], "classes": CLASSES[self.task]}
+    def _results(self, sets: Sequence[str], history: Sequence[RoundRecord]) -> dict[str, Any]:
+        results: dict[str, Any] = {"threshold": THRESHOLD, "validation": history[-1].validation, "classes": CLASSES[self.task]}
         results |= {"data": {}, "absent": {}, "sites": {name: self._report(k) for k, name in enumerate(self.sites)}}
         for name in sets:
             found = self.predict(name, 2.2)
@@ -121,7 +123,7 @@ class RunMaker:
     def add_baselines(self) -> RunMaker:
         """The table of `simulation.baselines.compare`, of drawn scores."""
         summary = self.folder.read_summary()
-        sets = [name for name in IMAGES if name in summary]
+        sets = list(summary.results)
         federated = {name: Predictions.read_csv(self.folder.predictions(name)) for name in sets}
         alone = {site: self._judge_baseline(federated, 0.4 + 1.5 * self.draw.random())[0] for site in self.sites}
         pooled, better = self._judge_baseline(federated, 2.3)
@@ -134,7 +136,7 @@ class RunMaker:
             }
             lead = bootstrap_difference(federated[name], better[name], Bootstrap(60))
             table["lead"][name] = {"best_alone": self.sites[0], "over_pooled": lead, "over_best_alone": lead}
-        self.folder.write_summary({**summary, "baselines": table})
+        self.folder.write_summary(summary.updated(baselines=table))
         return self
 
     def _judge_baseline(
@@ -162,5 +164,5 @@ class RunMaker:
             for k, name in enumerate(self.sites)
         ]
         deal = {"kind": "dirichlet", "alpha": 0.5, "label_skew_bits": 0.21, "hospitals": rows}
-        self.folder.write_summary({**self.folder.read_summary(), "partition": deal, "phantom": False})
+        self.folder.write_summary(self.folder.read_summary().updated(partition=deal, phantom=False))
         return self

@@ -21,7 +21,7 @@ from server.report_privacy import describe_privacy
 from server.report_run import read_run
 from server.run_folder import RunFolder
 from tests.server.test_study import Killed, KillingApp
-from tests.tiny import TinyFederation, tiny_experiment
+from tests.tiny import TinyFederation, there, tiny_experiment
 
 CENTRAL: dict[str, Any] = {
     "model": {"norm": "group"},
@@ -113,7 +113,7 @@ def test_what_would_go_around_the_noise_is_refused(change: dict[str, Any], word:
 def test_a_run_tells_what_it_spent_round_by_round(tmp_path: Path, strategy: str) -> None:
     federation = TinyFederation(tmp_path)
     federation.run("run", tiny_experiment(rounds=2, strategy={"name": strategy}, **CENTRAL))
-    spent = [line["central_epsilon"] for line in RunFolder(tmp_path / "run").read_history()]
+    spent = [there(line.central_epsilon) for line in RunFolder(tmp_path / "run").read_history()]
     assert 0 < spent[0] < spent[1]
     found = describe_privacy(read_run(tmp_path / "run"))
     assert found is not None and "each whole hospital" in found.protected[0]
@@ -124,7 +124,11 @@ def test_both_kinds_of_privacy_together(tmp_path: Path) -> None:
     local = {"loss": {"logit_adjustment": False}, "privacy": {"mechanism": "dp_sgd", "delta": 1e-2, "expected_batch_size": 4}}
     TinyFederation(tmp_path, patients=12).run("run", tiny_experiment(rounds=1, **CENTRAL, **local))
     (line,) = RunFolder(tmp_path / "run").read_history()
-    assert line["central_epsilon"] > 0 and all(site["train"]["epsilon"] > 0 for site in line["sites"].values())
+    assert (
+        there(line.central_epsilon) > 0
+        and set(line.epsilons) == set(line.sites)
+        and all(value > 0 for value in line.epsilons.values())
+    )
 
 
 def test_a_resumed_run_has_the_noise_of_an_unbroken_one(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from server.report import _reproduction
 from server.report_run import read_run
 from tests.model_bundles import signing_key
 from tests.server.release.models import network, seal_network
-from tests.tiny import TinyFederation, tiny_experiment
+from tests.tiny import TinyFederation, there, tiny_experiment
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +44,9 @@ def test_a_run_starts_from_the_bundle_s_weights_and_says_so(folder: Path, bundle
     started = build_model(experiment.model, experiment.task, seed=99)
     np.testing.assert_array_equal(weights_of(started)[0], weights_of(network(7))[0])
     summary = TinyFederation(tmp_path, sites=2).run("run", experiment)
-    assert summary["status"] == "succeeded"
-    assert summary["parent"]["digest"] == bundle.digest
-    assert summary["parent"]["trained_privately"] is False
+    assert summary.status == "succeeded"
+    assert there(summary.parent).digest == bundle.digest
+    assert there(summary.parent).trained_privately is False
     assert _reproduction(read_run(tmp_path / "run"))["parent"] == (
         f"model bundle model {bundle.digest}, trained without differential privacy"
     )
@@ -121,5 +121,6 @@ def test_a_resumed_run_needs_the_bundle_no_more(
     monkeypatch.undo()
     shutil.rmtree(gone)
     summary = federation.run("run", experiment, resume=True)
-    assert (summary["status"], summary["parent"]["digest"]) == ("succeeded", bundle.digest)
+    assert (summary.status, there(summary.parent).digest) == ("succeeded", bundle.digest)
+    assert there(summary.parent).name == bundle.manifest.name
     assert read_checkpoint(tmp_path / "f" / "run" / "checkpoints" / "last.pt").experiment.parent == bundle.digest

@@ -1,25 +1,25 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.progress import best_round, standard_error
+from server.records import Metrics, RoundRecord
 
 
-def lines(*areas: float, positives: int = 50, negatives: int = 50) -> list[dict[str, Any]]:
-    counts = {"n": positives + negatives, "n_positive": positives}
-    return [{"round": number, "validation": {"auroc": area, **counts}} for number, area in enumerate(areas, 1)]
+def lines(*areas: float, positives: int = 50, negatives: int = 50) -> list[RoundRecord]:
+    found = [Metrics(n=positives + negatives, n_positive=positives, auroc=area) for area in areas]
+    return [RoundRecord(round=number, validation=metrics) for number, metrics in enumerate(found, 1)]
 
 
 def test_the_standard_error_is_that_of_hanley_and_mcneil() -> None:
     """Their example: an area of 0.893 over 51 abnormal and 58 normal images has a standard error of 0.032."""
     assert standard_error(lines(0.893, positives=51, negatives=58)[0]) == pytest.approx(0.032, abs=6e-4)
     assert standard_error(lines(1.0)[0]) == 0.0
-    assert standard_error({"round": 1, "validation": {"auroc": 0.9}}) == 0.0
+    assert standard_error(RoundRecord(round=1, validation=Metrics(auroc=0.9))) == 0.0
 
 
 def test_among_rounds_that_validation_cannot_tell_apart_the_latest_is_kept() -> None:
@@ -29,9 +29,9 @@ def test_among_rounds_that_validation_cannot_tell_apart_the_latest_is_kept() -> 
 
 
 def test_rounds_without_a_validation_auroc_are_kept_only_where_there_is_no_other() -> None:
-    nothing = {"round": 3, "validation": {"auroc": None}}
+    nothing = RoundRecord(round=3, validation=Metrics(auroc=None))
     assert best_round([*lines(0.7, 0.9), nothing]) == 2
-    assert best_round([{**nothing, "round": 1}, {**nothing, "round": 2}]) == 2
+    assert best_round([nothing.updated(round=1), nothing.updated(round=2)]) == 2
 
 
 @given(st.lists(st.floats(0.5, 1.0), min_size=1, max_size=12), st.integers(1, 200), st.integers(1, 200))

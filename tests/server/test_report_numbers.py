@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from server.records import Metrics
 from server.report_course import spans
 from server.report_numbers import DASH, Estimate, approximate, auroc_interval, difference, hundred_span, number, of_hundred
+from server.summary_records import MetricInterval
 
 areas = st.floats(0.0, 1.0)
 sizes = st.integers(1, 2000)
@@ -17,8 +19,8 @@ sizes = st.integers(1, 2000)
 
 def test_difference_of_shares_is_newcombes_published_one() -> None:
     """Newcombe 1998, Statistics in Medicine 17:873, table II, method 10, contrast (a): 56/70 against 48/80."""
-    first = approximate({"tp": 56, "fn": 14, "tn": 0, "fp": 0})["sensitivity"]
-    second = approximate({"tp": 48, "fn": 32, "tn": 0, "fp": 0})["sensitivity"]
+    first = approximate(Metrics(tp=56, fn=14, tn=0, fp=0))["sensitivity"]
+    second = approximate(Metrics(tp=48, fn=32, tn=0, fp=0))["sensitivity"]
     found = difference(first, second)
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
@@ -56,7 +58,7 @@ def test_without_both_classes_there_is_no_interval(positives: int, negatives: in
 @given(st.one_of(st.none(), st.just(math.nan), st.just(math.inf)))
 def test_what_is_undefined_is_a_dash(value: float | None) -> None:
     assert number(value) == DASH
-    assert Estimate.of({"value": value, "low": value, "high": value}).number == DASH
+    assert Estimate.of(MetricInterval.model_validate({"value": value, "low": value, "high": value})).number == DASH
 
 
 @given(areas)

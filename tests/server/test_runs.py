@@ -137,8 +137,8 @@ def test_a_process_that_died_is_not_running_and_says_where(runs: Runs, flower: F
         "the coordinator's process ended without a result in round 2 while it waited for south (Flower: finished:failed); "
         "`pneumofed server resume one` goes on after round 1"
     )
-    assert app.folder.read_summary()["status"] == "failed"  # the folder tells the same
-    assert app.folder.read_summary()["rounds_completed"] == 1
+    assert app.folder.read_summary().status == "failed"  # the folder tells the same
+    assert app.folder.read_summary().rounds_completed == 1
 
 
 @pytest.mark.parametrize("flower_status", ["running", None])
@@ -191,7 +191,7 @@ def test_a_stopped_run_says_who_and_where(runs: Runs, flower: FakeFlower) -> Non
         "stopped by somebody after 1 completed rounds; `pneumofed server resume one` goes on after round 1",
     )
     assert flower.statuses[1] == "finished:stopped"
-    assert app.folder.read_summary()["status"] == "stopped"
+    assert app.folder.read_summary().status == "stopped"
 
 
 def test_what_cannot_be_stopped_is_not_called_stopped(runs: Runs, flower: FakeFlower) -> None:

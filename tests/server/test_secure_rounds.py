@@ -18,9 +18,10 @@ from common.config import ExperimentConfig
 from common.errors import ConfigError, RoundError
 from common.secure_sum.steps import Stage, Step, read_step
 from server.checkpoints import read_checkpoint
+from server.records import RoundRecord
 from server.report import write_report
 from server.run_folder import RunFolder
-from tests.tiny import TinyFederation, tiny_experiment
+from tests.tiny import TinyFederation, there, tiny_experiment
 
 SECURE = {"enabled": True, "stage_timeout_sec": 5.0}
 
@@ -35,7 +36,7 @@ def federation(tmp_path: Path, sites: int = 4) -> TinyFederation:
     return made
 
 
-def history(federation: TinyFederation, name: str) -> list[dict[str, Any]]:
+def history(federation: TinyFederation, name: str) -> list[RoundRecord]:
     return RunFolder(federation.folder / name).read_history()
 
 
@@ -84,13 +85,13 @@ def test_the_model_is_that_of_the_plain_run_to_the_stated_error(tmp_path: Path, 
     made.run("secret", experiment(**chosen))
     made.run("plain", experiment(secure_aggregation={}, **chosen))
     line, plain = history(made, "secret")[0], history(made, "plain")[0]
-    bound = line["secure_sum"]["error_bound"] + 1e-7  # of float32 besides
+    bound = there(there(line.secure_sum).error_bound) + 1e-7  # of float32 besides
     if strategy != "fedadam":  # whose first step has the size of its rate wherever the mean is not far from zero
         assert np.abs(parameters(made, "secret") - parameters(made, "plain")).max() <= bound
-    assert line["secure_sum"]["images"] == sum(site["train"]["num_examples"] for site in plain["sites"].values())
-    assert line["secure_sum"]["clipped"] == 0
-    assert line["validation"]["n"] == plain["validation"]["n"]
-    assert line["validation"]["auroc"] == pytest.approx(plain["validation"]["auroc"], abs=0.02)
+    assert there(line.secure_sum).images == sum(there(there(site.train).num_examples) for site in plain.sites.values())
+    assert there(line.secure_sum).clipped == 0
+    assert there(line.validation).n == there(plain.validation).n
+    assert there(line.validation).auroc == pytest.approx(there(plain.validation).auroc, abs=0.02)
 
 
 def test_the_moving_average_is_judged_by_secure_sums_too(tmp_path: Path) -> None:
@@ -99,26 +100,26 @@ def test_the_moving_average_is_judged_by_secure_sums_too(tmp_path: Path) -> None
     made.run("secret", experiment(**chosen))
     made.run("plain", experiment(secure_aggregation={}, **chosen))
     lines, plain = history(made, "secret"), history(made, "plain")
-    assert [line["failures"] for line in lines] == [{}, {}]
-    assert [line["validation"]["n"] for line in lines] == [line["validation"]["n"] for line in plain]
-    assert lines[-1]["validation"]["auroc"] == pytest.approx(plain[-1]["validation"]["auroc"], abs=0.02)
+    assert [line.failures for line in lines] == [{}, {}]
+    assert [there(line.validation).n for line in lines] == [there(line.validation).n for line in plain]
+    assert there(lines[-1].validation).auroc == pytest.approx(there(plain[-1].validation).auroc, abs=0.02)
 
 
 def test_the_coordinators_files_hold_no_number_of_a_single_site(tmp_path: Path) -> None:
     made = federation(tmp_path, sites=3)
     made.run("run", experiment())
     line = history(made, "run")[0]
-    assert line["sites"] == {f"site-{number}": {"train": {"summed": True}} for number in range(3)}
-    assert RunFolder(tmp_path / "run").read_summary()["sites"] == {f"site-{number}": {} for number in range(3)}
+    assert line.to_json()["sites"] == {f"site-{number}": {"train": {"summed": True}} for number in range(3)}
+    assert RunFolder(tmp_path / "run").read_summary().to_json()["sites"] == {f"site-{number}": {} for number in range(3)}
 
 
 def test_private_rounds_are_summed_and_what_the_noise_does_not_cover_stays_at_the_sites(tmp_path: Path) -> None:
     made = federation(tmp_path, sites=3)
     privacy = {"mechanism": "dp_sgd", "noise_multiplier": 1.0, "delta": 1e-3, "expected_batch_size": 4}
     made.run("run", experiment(model={"norm": "group"}, loss={"logit_adjustment": False}, privacy=privacy))
-    told = history(made, "run")[0]["secure_sum"]
-    assert told["summed"] == [f"site-{number}" for number in range(3)]
-    assert not {"train_loss", "train_accuracy"} & set(told)
+    told = there(history(made, "run")[0].secure_sum)
+    assert told.summed == tuple(f"site-{number}" for number in range(3))
+    assert {"train_loss", "train_accuracy"}.isdisjoint(told.to_json())
     for number in range(3):
         assert (made.sites / f"site-{number}" / "ledger.sqlite").exists()
 
@@ -135,15 +136,15 @@ def test_no_secret_stays_at_a_site_after_the_round(tmp_path: Path) -> None:
 def test_a_site_that_drops_out_at_any_step_is_survived(tmp_path: Path, stage: Stage) -> None:
     made = federation(tmp_path)
     made.run("run", experiment(), grid=made.grid(losing((1, stage))))
-    told = history(made, "run")[0]["secure_sum"]
+    told = there(history(made, "run")[0].secure_sum)
     stayed = ["confirm", "unmask"]  # its vector was sent by then
-    assert told["dropped"] == {"site-1": stage}
-    assert ("site-1" in told["summed"]) == (stage in stayed)
+    assert told.dropped == {"site-1": stage}
+    assert ("site-1" in told.summed) == (stage in stayed)
     without = federation(tmp_path / "others")
     if stage not in stayed:
         (without.sites / "1.yaml").unlink()
     without.run("run", experiment(secure_aggregation={}))
-    bound = told["error_bound"] + 1e-7
+    bound = there(told.error_bound) + 1e-7
     assert np.abs(parameters(made, "run") - parameters(without, "run")).max() <= bound
 
 
@@ -158,7 +159,7 @@ def test_below_the_threshold_the_round_fails_and_says_so(tmp_path: Path, stage: 
 def test_lost_judges_cost_the_validation_and_not_the_round(tmp_path: Path) -> None:
     made = federation(tmp_path, sites=3)
     made.run("run", experiment(), grid=made.grid(losing((1, "mask"), purpose="evaluate")))
-    assert "RoundError" in history(made, "run")[0]["failures"]["site-0"]
+    assert "RoundError" in history(made, "run")[0].failures["site-0"]
 
 
 def test_fewer_than_three_sites_are_no_secure_sum(tmp_path: Path) -> None:
@@ -226,7 +227,7 @@ def test_updates_beyond_the_clipping_norm_are_scaled_down_and_counted(tmp_path: 
     made = federation(tmp_path, sites=3)
     before = experiment(secure_aggregation={**SECURE, "clip_norm": 1e-3})
     made.run("run", before)
-    assert history(made, "run")[0]["secure_sum"]["clipped"] == 3
+    assert there(history(made, "run")[0].secure_sum).clipped == 3
 
 
 def test_a_sites_policy_counts_one_round_and_its_log_tells_each_step(tmp_path: Path) -> None:

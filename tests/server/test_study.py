@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +20,9 @@ from common.errors import CheckpointError, RoundError
 from common.evaluation.metrics import metrics
 from common.messages import ModelArrays, pack_arrays, unpack_arrays
 from server.checkpoints import read_checkpoint
+from server.records import RoundRecord
 from server.run_folder import RunFolder
-from tests.tiny import TinyFederation, draw_manifest, tiny_experiment
+from tests.tiny import TinyFederation, draw_manifest, there, tiny_experiment
 
 
 class MeddlingApp(ClientApp):
@@ -73,7 +73,7 @@ def weights(federation: TinyFederation, name: str, which: str = "last") -> Model
     return read_checkpoint(federation.folder / name / "checkpoints" / f"{which}.pt").arrays
 
 
-def history(federation: TinyFederation, name: str) -> list[dict[str, Any]]:
+def history(federation: TinyFederation, name: str) -> list[RoundRecord]:
     return RunFolder(federation.folder / name).read_history()
 
 
@@ -93,9 +93,9 @@ def test_the_validation_statistics_of_the_kept_round_stay_for_the_export(tmp_pat
     federation.run("kept", tiny_experiment())
     folder = RunFolder(federation.folder / "kept")
     kept, round_number = folder.read_validation(2), read_checkpoint(folder.best_checkpoint).round
-    line = next(line for line in folder.read_history() if line["round"] == round_number)
+    line = next(line for line in folder.read_history() if line.round == round_number)
     assert kept is not None and kept[0] == round_number
-    assert metrics(kept[1], line["threshold"]["value"]) == pytest.approx(line["validation"], nan_ok=True)
+    assert metrics(kept[1], there(line.threshold).value) == pytest.approx(there(line.validation).to_json(), nan_ok=True)
     folder.validation.write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         folder.read_validation(2)
@@ -130,11 +130,11 @@ def test_a_run_killed_in_a_round_and_resumed_equals_one_never_stopped(
         site.rename(site.with_name("unbroken_norms"))
     with pytest.raises(Killed):
         federation.run("broken", experiment, grid=federation.grid(KillingApp(3)))
-    assert RunFolder(tmp_path / "broken").read_summary()["status"] == "stopped"
+    assert RunFolder(tmp_path / "broken").read_summary().status == "stopped"
     summary = federation.run("broken", experiment, resume=True)
-    assert summary["status"] == "succeeded"
+    assert summary.status == "succeeded"
     assert_same(weights(federation, "unbroken"), weights(federation, "broken"))
-    drawn, resumed = ([line["drawn"] for line in history(federation, name)] for name in ("unbroken", "broken"))
+    drawn, resumed = ([line.drawn for line in history(federation, name)] for name in ("unbroken", "broken"))
     assert drawn == resumed
 
 
@@ -168,9 +168,9 @@ def test_a_site_without_images_is_named_and_the_run_goes_on(tmp_path: Path) -> N
         record.path.write_bytes(b"")
     federation.add_site(2, manifest)
     summary = federation.run("run", tiny_experiment())
-    assert summary["status"] == "succeeded"
-    assert "EmptySiteError" in summary["absent"]["site-2"]
-    assert history(federation, "run")[0]["drawn"] == ["site-0", "site-1"]
+    assert summary.status == "succeeded"
+    assert "EmptySiteError" in there(summary.absent)["site-2"]
+    assert history(federation, "run")[0].drawn == ("site-0", "site-1")
 
 
 @pytest.mark.parametrize(
@@ -187,9 +187,9 @@ def test_a_poisoned_reply_is_left_out_named_and_without_effect(
     federation = TinyFederation(tmp_path)
     app = MeddlingApp(1, lambda reply: with_arrays(reply, change))
     summary = federation.run("run", tiny_experiment(), grid=federation.grid(app))
-    assert summary["status"] == "succeeded"
+    assert summary.status == "succeeded"
     for line in history(federation, "run"):
-        assert told in line["left_out"]["site-1"]
+        assert told in line.left_out["site-1"]
     (federation.sites / "1.yaml").unlink()
     federation.run("without", tiny_experiment())
     assert_same(weights(federation, "run"), weights(federation, "without"))
@@ -203,7 +203,7 @@ def test_updates_in_fewer_bits_send_fewer_bytes_and_resume_exactly(
     full, fewer = tiny_experiment(), tiny_experiment(strategy={"update_precision": precision})
     federation.run("full", full)
     federation.run("fewer", fewer)
-    sent = [history(federation, name)[0]["bytes"]["up"] for name in ("full", "fewer")]
+    sent = [history(federation, name)[0].bytes.up for name in ("full", "fewer")]
     assert sent[1] == pytest.approx(sent[0] * share, rel=0.1)
     difference = weights(federation, "full").parameters - weights(federation, "fewer").parameters
     assert 0 < np.abs(difference).max() < 0.05
@@ -235,8 +235,8 @@ def test_no_site_at_all_fails_and_says_so(tmp_path: Path) -> None:
 def test_a_run_that_no_longer_improves_stops_early(tmp_path: Path) -> None:
     federation = TinyFederation(tmp_path)
     summary = federation.run("run", tiny_experiment(rounds=6, early_stopping={"patience_rounds": 1, "min_delta": 0.6}))
-    assert summary["status"] == "succeeded"
-    assert summary["rounds_completed"] == 2
+    assert summary.status == "succeeded"
+    assert summary.rounds_completed == 2
 
 
 def test_a_single_site_federation_is_local_training(tmp_path: Path) -> None:
@@ -278,10 +278,10 @@ def test_the_moving_average_is_judged_and_kept_while_sites_train_on_from_the_rou
 def test_the_final_results_are_those_of_the_best_round(tmp_path: Path, ema_decay: float) -> None:
     federation = TinyFederation(tmp_path)
     summary = federation.run("run", tiny_experiment(rounds=3, strategy={"ema_decay": ema_decay}))
-    line = history(federation, "run")[summary["best_round"] - 1]
-    assert summary["test"]["auroc"]["value"] == pytest.approx(line["test"]["auroc"])
-    assert summary["threshold"] == line["threshold"]
-    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt").round == summary["best_round"]
+    line = history(federation, "run")[summary.best_round - 1]
+    assert summary.auroc("test") == pytest.approx(there(line.test).auroc)
+    assert summary.threshold == line.threshold
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt").round == summary.best_round
 
 
 def test_no_patient_stands_in_the_run_folder(tmp_path: Path) -> None:
@@ -300,8 +300,8 @@ def test_three_class_task_runs_to_the_end(tmp_path: Path) -> None:
 
     write_manifest(draw_manifest(tmp_path / "three-test", 9, 77, ("normal", "bacterial", "viral")), tmp_path / "test.csv")
     summary = federation.run("run", tiny_experiment(task="three_class"))
-    assert summary["status"] == "succeeded"
-    assert "accuracy_three_class" in summary["test"]
+    assert summary.status == "succeeded"
+    assert "accuracy_three_class" in summary.central("test")
 
 
 def test_the_coordinators_audit_log_tells_of_start_rounds_and_end(tmp_path: Path) -> None:

@@ -10,10 +10,11 @@ import PIL.Image
 import pytest
 
 from common.errors import ConfigError, DataError
+from server.summary_records import RunSummary
 from simulation.plan import Plan, build_plan
 from simulation.runner import simulate
 from simulation.superlink import Resources
-from tests.tiny import draw_image
+from tests.tiny import draw_image, there
 
 SMALL: dict[str, Any] = {
     "rounds": 1,
@@ -36,7 +37,7 @@ def kaggle_folder(folder: Path, patients: int = 6) -> Path:
     return folder
 
 
-def run(out: Path, data: Path, hospitals: int, **changes: Any) -> dict[str, Any]:
+def run(out: Path, data: Path, hospitals: int, **changes: Any) -> RunSummary:
     virtual = {"data": str(data), "hospitals": hospitals, "partition": "iid", "device": "cpu"}
     built = build_plan(out, {**SMALL, **changes}, virtual)
     return simulate(Plan(*built, run_dir=out, resources=Resources(hospitals), engine="local"), lambda _: None)
@@ -55,11 +56,11 @@ def test_bad_files_are_counted_by_reason_and_the_run_succeeds(tmp_path: Path) ->
         normal / "IM-1006-0001.jpeg", "PNG"
     )
     summary = run(tmp_path / "run", data, hospitals=1)
-    assert summary["status"] == "succeeded"
-    report = summary["sites"]["hospital-00"]
-    assert report["used"] + sum(report["skipped"].values()) == report["found"] == 18
-    assert report["used"] == 13
-    assert set(report["skipped"]) == {
+    assert summary.status == "succeeded"
+    report = summary.sites["hospital-00"]
+    assert there(report.used) + sum(there(report.skipped).values()) == report.found == 18
+    assert report.used == 13
+    assert set(there(report.skipped)) == {
         "image data truncated or corrupt",
         "file is empty",
         "not a DICOM, JPEG or PNG file",
@@ -73,10 +74,10 @@ def test_bad_files_are_counted_by_reason_and_the_run_succeeds(tmp_path: Path) ->
 
 def test_a_hospital_with_one_patient_takes_part(tmp_path: Path) -> None:
     summary = run(tmp_path / "run", kaggle_folder(tmp_path / "data", patients=2), hospitals=4)
-    assert summary["status"] == "succeeded"
-    assert {site["patients"] for site in summary["sites"].values()} == {1}
-    assert summary["threshold"]["value"] == 0.5
-    assert summary["threshold"]["reason_of_fallback"]
+    assert summary.status == "succeeded"
+    assert {site.patients for site in summary.sites.values()} == {1}
+    assert there(summary.threshold).value == 0.5
+    assert there(summary.threshold).reason_of_fallback
 
 
 def test_a_class_without_images_is_told_and_survived(tmp_path: Path) -> None:
@@ -84,10 +85,10 @@ def test_a_class_without_images_is_told_and_survived(tmp_path: Path) -> None:
     for path in (data / "train" / "NORMAL").iterdir():
         path.unlink()
     summary = run(tmp_path / "run", data, hospitals=2)
-    assert summary["status"] == "succeeded"
-    assert all(site["classes"].get("normal", 0) == 0 for site in summary["sites"].values())
-    assert summary["source"]["warnings"] == {"class without any image": 1}
-    assert "no normal" in summary["threshold"]["reason_of_fallback"]
+    assert summary.status == "succeeded"
+    assert all(there(site.classes).get("normal", 0) == 0 for site in summary.sites.values())
+    assert there(summary.source).warnings == {"class without any image": 1}
+    assert "no normal" in there(there(summary.threshold).reason_of_fallback)
 
 
 def test_a_folder_without_any_image_says_what_to_do(tmp_path: Path) -> None:
@@ -107,4 +108,4 @@ def test_three_class_task_counts_labels_that_name_no_cause(tmp_path: Path) -> No
     data = kaggle_folder(tmp_path / "data")
     draw_image(data / "train" / "PNEUMONIA" / "person77_unknown_1.png", "pneumonia", np.random.default_rng(1))
     summary = run(tmp_path / "run", data, hospitals=1, task="three_class")
-    assert summary["sites"]["hospital-00"]["skipped"] == {"label is none of the task's classes": 1}
+    assert summary.sites["hospital-00"].skipped == {"label is none of the task's classes": 1}

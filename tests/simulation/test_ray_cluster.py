@@ -49,7 +49,7 @@ def cluster() -> Iterator[str]:
 def run(out: Path, data: Path, engine: EngineName, address: str | None = None) -> np.ndarray:
     built = build_plan(out, SMALL, {"data": str(data), "hospitals": 4, "device": "cpu", "partition": "iid"})
     plan = Plan(*built, run_dir=out, resources=Resources(4, ray_address=address), engine=engine)
-    assert simulate(plan, lambda _: None)["status"] == "succeeded"
+    assert simulate(plan, lambda _: None).status == "succeeded"
     return read_checkpoint(RunFolder(out).last_checkpoint).arrays.parameters
 
 

@@ -12,11 +12,13 @@ import pytest
 from common.errors import CheckpointError, ConfigError, DataError
 from server.checkpoints import read_checkpoint
 from server.run_folder import RunFolder
+from server.summary_records import RunSummary
 from simulation.options import EngineName
 from simulation.phantom import write_phantoms
 from simulation.plan import Plan, build_plan
 from simulation.runner import simulate
 from simulation.superlink import Resources
+from tests.tiny import there
 
 SMALL: dict[str, Any] = {
     "rounds": 2,
@@ -43,7 +45,7 @@ def run(
     baselines: bool = False,
     hospitals: int = 2,
     **changes: Any,
-) -> dict[str, Any]:
+) -> RunSummary:
     virtual = {"data": str(data), "external": str(data / "external"), "hospitals": hospitals, "device": "cpu", "partition": "iid"}
     built = build_plan(out, {**SMALL, **changes}, virtual, resume=resume)
     return simulate(
@@ -59,16 +61,16 @@ def final_weights(out: Path) -> np.ndarray:
 def test_flower_and_the_local_engine_give_the_same_weights_bit_for_bit(tmp_path: Path, phantoms: Path) -> None:
     flower = run(tmp_path / "flower", phantoms, engine="flower")
     run(tmp_path / "local", phantoms)
-    assert flower["status"] == "succeeded"
+    assert flower.status == "succeeded"
     np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(tmp_path / "local"))
 
 
 def test_virtual_hospitals_sum_in_secret_with_keys_of_their_own(tmp_path: Path, phantoms: Path) -> None:
     summary = run(tmp_path, phantoms, hospitals=3, rounds=1, secure_aggregation={"enabled": True})
     line = RunFolder(tmp_path).read_history()[0]
-    assert summary["status"] == "succeeded"
-    assert line["secure_sum"]["summed"] == ["hospital-00", "hospital-01", "hospital-02"]
-    assert line["secure_sum"]["images"] > 0
+    assert summary.status == "succeeded"
+    assert there(line.secure_sum).summed == ("hospital-00", "hospital-01", "hospital-02")
+    assert there(there(line.secure_sum).images) > 0
 
 
 @pytest.mark.slow
@@ -107,9 +109,9 @@ def test_a_run_leaves_what_scripts_rely_on(tmp_path: Path, phantoms: Path) -> No
 def test_the_baseline_of_one_hospital_is_the_federation_of_one(tmp_path: Path, phantoms: Path, ema_decay: float) -> None:
     """Both start from the same weights, and the generators take in the same site's name."""
     summary = run(tmp_path, phantoms, hospitals=1, baselines=True, strategy={"ema_decay": ema_decay})
-    alone = summary["baselines"]["alone"]["hospital-00"]
-    assert alone["test"]["auroc"] == summary["test"]["auroc"]
-    assert alone["threshold"] == summary["threshold"]
+    alone = there(summary.baselines).alone["hospital-00"]
+    assert alone.central("test")["auroc"] == summary.central("test")["auroc"]
+    assert alone.threshold == summary.threshold
 
 
 def test_a_resumed_simulation_equals_one_never_stopped(tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +131,7 @@ def test_a_resumed_simulation_equals_one_never_stopped(tmp_path: Path, phantoms:
     assert (summary["status"], summary["rounds_completed"]) == ("stopped", 1)
     assert (tmp_path / "broken" / "report.html").exists()
     monkeypatch.undo()
-    assert run(tmp_path / "broken", phantoms, resume=True)["status"] == "succeeded"
+    assert run(tmp_path / "broken", phantoms, resume=True).status == "succeeded"
     np.testing.assert_array_equal(final_weights(tmp_path / "whole"), final_weights(tmp_path / "broken"))
 
 
@@ -196,5 +198,5 @@ def test_every_hospital_behind_its_own_scanner_runs_to_the_end(tmp_path: Path, p
     virtual = {"data": str(phantoms), "hospitals": 2, "partition": "scanner", "device": "cpu"}
     built = build_plan(tmp_path, {**SMALL, "rounds": 1}, virtual)
     summary = simulate(Plan(*built, run_dir=tmp_path, resources=Resources(2), engine="local"), lambda _: None)
-    assert summary["status"] == "succeeded"
-    assert "external" not in summary
+    assert summary.status == "succeeded"
+    assert "external" not in summary.results

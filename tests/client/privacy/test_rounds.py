@@ -109,4 +109,4 @@ def test_a_private_study_runs_over_the_grid(tmp_path: Path, secure: bool) -> Non
         privacy={**PRIVATE, "unit": "patient", "augmentation_multiplicity": 2, "ema_decay": 0.5, "secure_noise": secure},
     )
     summary = TinyFederation(tmp_path, sites=2, patients=12).run("private", experiment)
-    assert summary["rounds_completed"] == 2
+    assert summary.rounds_completed == 2

@@ -23,7 +23,9 @@ from common.party_config import CoordinatorConfig
 from common.transforms import normalize, to_model_input
 from server.checkpoints import Checkpoint, write_checkpoint
 from server.judge import build_judge
+from server.records import Metrics, RoundRecord
 from server.run_folder import RunFolder
+from server.summary_records import RunSummary
 from tests.model_bundles import phantom_images, small_network
 from tests.tiny import tiny_experiment
 
@@ -46,18 +48,20 @@ def write_finished_run(path: Path, *, patients: int = 60) -> RunFolder:
     write_checkpoint(folder.best_checkpoint, Checkpoint(experiment, "run-0", 1, arrays, {}), network)
     folder.write_validation(1, validation)
     site = {"found": 40, "used": 40, "patients": 20, "train": 32, "validation": 8, "classes": {"normal": 16, "pneumonia": 24}}
-    folder.append_history({"round": 1, "drawn": ["a", "b"], "validation": {"auroc": 0.9}, "sites": {}})
+    folder.append_history(RoundRecord(round=1, drawn=("a", "b"), validation=Metrics(auroc=0.9), sites={}))
     folder.write_summary(
-        {
-            "status": "succeeded",
-            "phantom": True,
-            "app_bundle": "a" * 64,
-            "threshold": vars(threshold),
-            "classes": ["normal", "pneumonia"],
-            "sites": {"a": site, "b": site},
-            "data": judge.data_reports(),
-            "test": bootstrap(predictions["test"], threshold.value, Bootstrap(20)),
-        }
+        RunSummary.model_validate(
+            {
+                "status": "succeeded",
+                "phantom": True,
+                "app_bundle": "a" * 64,
+                "threshold": vars(threshold),
+                "classes": ["normal", "pneumonia"],
+                "sites": {"a": site, "b": site},
+                "data": judge.data_reports(),
+                "test": bootstrap(predictions["test"], threshold.value, Bootstrap(20)),
+            }
+        )
     )
     return folder
 

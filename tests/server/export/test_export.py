@@ -26,9 +26,11 @@ from server.export.export import ExportPlan, export_run, first_of_each
 from server.export.measures import calibrate, measure_validation
 from server.export.source import read_source
 from server.run_folder import RunFolder
+from server.summary_records import RunSummary
 from simulation.cli import app
 from tests.model_bundles import signing_key, small_graph
 from tests.server.export.finished_run import write_finished_run
+from tests.tiny import there
 
 
 def export_by_hand(network: nn.Module, _: int, __: int, path: Path) -> None:
@@ -52,7 +54,7 @@ def bundle(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def test_the_bundle_decides_as_the_run_did(run: RunFolder, bundle: Bundle) -> None:
     predictions = Predictions.read_csv(run.predictions("test"))
-    threshold = run.read_summary()["threshold"]["value"]
+    threshold = there(run.read_summary().threshold).value
     scores = pneumonia_score(Predictor(bundle, threads=1).run(_central_squares(run))["logits"])
     np.testing.assert_allclose(1 / (1 + np.exp(-scores)), predictions.scores, atol=1e-5)
     calibrated = bundle.manifest.calibration.probability(scores)
@@ -154,7 +156,7 @@ def test_an_unfinished_run_and_an_existing_bundle_are_refused(run: RunFolder, bu
     unfinished = RunFolder(tmp_path / "run")
     unfinished.prepare()
     unfinished.write_config(run.read_config())
-    unfinished.write_summary({"status": "failed"})
+    unfinished.write_summary(RunSummary(status="failed"))
     with pytest.raises(ConfigError, match="no run folder"):
         CliRunner().invoke(app, ["export", str(tmp_path / "nothing")], catch_exceptions=False, standalone_mode=False)
     assert not (tmp_path / "nothing").exists()  # nor a key in it
