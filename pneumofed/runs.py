@@ -45,7 +45,7 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """Status and results: what `summary.json` holds."""
-        return RunFolder(self.folder).read_summary()
+        return RunFolder(self.folder).read_summary().to_json()
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ class Run:
 
         Nested keys are joined by dots; lists stay lists.
         """
-        return [flatten(line) for line in RunFolder(self.folder).read_history()]
+        return [flatten(line.to_json()) for line in RunFolder(self.folder).read_history()]
 
     @property
     def config(self) -> dict[str, Any]:
