@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.config_types import (
+    NEEDS_SINGLE_UPDATES,
     Count,
     Fraction,
     ModelName,
@@ -24,7 +25,6 @@ from common.config_types import (
     UpdatePrecision,
 )
 from common.privacy_config import CentralPrivacyConfig, PrivacyConfig, SecureAggregationConfig
-from common.privacy_rules import check_central_privacy, check_dp_sgd, check_secure_aggregation
 
 
 class ImageConfig(Section):
@@ -287,7 +287,79 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _check_privacy(self) -> ExperimentConfig:
-        check_dp_sgd(self)
-        check_central_privacy(self)
-        check_secure_aggregation(self)
+        _check_dp_sgd(self)
+        _check_central_privacy(self)
+        _check_secure_aggregation(self)
         return self
+
+
+def _check_dp_sgd(cfg: ExperimentConfig) -> None:
+    """Refuses what would go around DP-SGD: everything that goes into a private update must pass the mechanism."""
+    if cfg.privacy.mechanism == "none":
+        return
+    refused = {
+        "strategy.name 'fedbn' keeps BatchNorm layers, which mix the images of a batch: take another strategy and model.norm 'group'": (
+            cfg.strategy.name == "fedbn"
+        ),
+        "BatchNorm mixes the images of a batch, so that none has a gradient of its own: set model.norm to 'group'": (
+            cfg.model.norm == "batch"
+        ),
+        "the loss would use the site's own class counts, a release that is not accounted: set loss.logit_adjustment to false and "
+        "loss.class_weights to 'none'": cfg.loss.logit_adjustment or cfg.loss.class_weights != "none",
+        "training.max_grad_norm clips the gradient of a whole batch: leave it at 0, privacy.max_grad_norm clips each unit's": (
+            cfg.training.max_grad_norm > 0
+        ),
+        "training.precision 'fp16' scales the loss, and with it what is clipped: take 'bf16', 'fp32' or 'auto'": (
+            cfg.training.precision == "fp16"
+        ),
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"privacy.mechanism is 'dp_sgd' but {sentence}")
+
+
+def _check_central_privacy(cfg: ExperimentConfig) -> None:
+    """Refuses what would go around the coordinator's noise, or lets another site move the bound on a site's part in the sum."""
+    if not cfg.central_privacy.enabled:
+        return
+    refused = {
+        f"strategy.name '{cfg.strategy.name}' takes more than the noisy mean: take fedavg, fedprox, fedavgm, fedadam or fedyogi": (
+            cfg.strategy.name in ("fedbn", *NEEDS_SINGLE_UPDATES)
+        ),
+        "BatchNorm's running statistics would leave without noise: set model.norm to 'group'": cfg.model.norm == "batch",
+        "the sites' own clipping under secure_aggregation weighs by numbers of images, which this sum must not: switch one of the two "
+        "off": cfg.secure_aggregation.enabled,
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"central_privacy.enabled is true but {sentence}")
+
+
+def _check_secure_aggregation(cfg: ExperimentConfig) -> None:
+    """Refuses what needs single updates, which cannot be had from sums only."""
+    if not cfg.secure_aggregation.enabled:
+        return
+    strategy, needed = cfg.strategy, 3
+    if strategy.name in NEEDS_SINGLE_UPDATES:
+        raise ValueError(
+            f"strategy.name: {strategy.name} looks at single updates, which secure_aggregation hides; take fedavg, fedprox, fedbn, "
+            "fedavgm, fedadam or fedyogi, or switch secure_aggregation off"
+        )
+    if strategy.update_precision != "float32":
+        raise ValueError(
+            "strategy.update_precision must be 'float32' under secure_aggregation, which has its own number type "
+            "(secure_aggregation.bits)"
+        )
+    if strategy.max_update_norm_factor != type(strategy).model_fields["max_update_norm_factor"].default:
+        raise ValueError(
+            "strategy.max_update_norm_factor compares single updates, which secure_aggregation hides; set "
+            "secure_aggregation.clip_norm instead, which each site keeps itself"
+        )
+    if strategy.wait_for_sites:
+        drawn = math.ceil(round(strategy.fraction_train * strategy.wait_for_sites, 9))
+        needed = max(needed, math.ceil(round(cfg.secure_aggregation.threshold * drawn, 9)))
+    if strategy.enough_sites is not None and strategy.enough_sites < needed:
+        raise ValueError(
+            f"strategy.enough_sites is {strategy.enough_sites} but a secure sum needs {needed} sites "
+            "(secure_aggregation.threshold, and never fewer than 3)"
+        )
