@@ -19,7 +19,7 @@ import numpy as np
 from common.data.sources.collect import walk_files
 from common.data.sources.kaggle import read_kaggle
 from common.errors import ImageError
-from common.images import ImageInfo
+from common.image_types import ImageInfo
 from common.model_bundle.bundle import open_bundle
 from common.model_bundle.pixel_statistics import NAMES
 from common.model_bundle.predictor import BATCH, Predictor

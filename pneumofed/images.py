@@ -13,8 +13,9 @@ import PIL.Image
 
 from common.errors import ArgumentError as ArgumentError
 from common.errors import PneumofedError as PneumofedError
-from common.images import Image as Image
-from common.images import Window, convert_picture, decode_image, from_grey, only_image_errors
+from common.image_types import Image as Image
+from common.image_types import Window
+from common.images import convert_picture, decode_image, from_grey, only_image_errors
 from common.images import read_image as read_image
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from client.explain.methods import Method, choose_methods, choose_target
 from client.predict.answers import map_ahead
 from common.errors import ArgumentError, ImageError, SkipReason
-from common.images import Image
+from common.image_types import Image
 from common.keys import read_public_key
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.bundle import open_bundle as open_checked_bundle

@@ -16,7 +16,8 @@ from PIL import Image
 from common.data.atomic import atomic_write
 from common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from common.errors import ImageError, PneumofedError
-from common.images import MIN_SIDE_PX, read_image
+from common.image_types import MIN_SIDE_PX
+from common.images import read_image
 from common.seeds import numpy_generator
 from simulation.fields import Map
 from simulation.phantom_dicom import Examination, encode_dicom, make_patient_id

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import ImageError, SkipReason
-from common.images import Image, read_image
+from common.image_types import Image
+from common.images import read_image
 
 
 def mutate(data: bytes, generator: np.random.Generator) -> bytes:

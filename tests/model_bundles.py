@@ -18,7 +18,7 @@ from torch import nn
 
 from common.architectures import SmallCNN
 from common.config import ModelConfig
-from common.images import Image, ImageInfo
+from common.image_types import Image, ImageInfo
 from common.keys import NodeKey, PrivateKey, parse_private_key
 from common.model_bundle.bundle import Bundle, open_bundle
 from common.model_bundle.calibration import fit_calibration, pneumonia_score

@@ -28,7 +28,7 @@ from common.data.atomic import atomic_write
 from common.errors import EmptySiteError, ImageError
 from common.evaluation.figures import write
 from common.evaluation.metrics import without_nan
-from common.images import Image
+from common.image_types import Image
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.judgement import Judgement
 from common.model_bundle.predictor import Predictor

@@ -22,7 +22,7 @@ from common.drift.watch import Stream, watch
 from common.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from common.images import ImageInfo
+    from common.image_types import ImageInfo
     from common.model_bundle.bundle import Bundle
     from common.model_bundle.judgement import Judgement
 

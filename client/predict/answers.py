@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from common.errors import ImageError, SkipReason
-from common.images import Image
+from common.image_types import Image
 from common.model_bundle.judgement import Judgement, Prediction
 from common.model_bundle.predictor import BATCH, Predictor
 

@@ -13,7 +13,7 @@ from client.explain.fast import quick_focus
 from client.reading_room.reading import ORIGINAL, JudgedFile, Viewing, header_of, map_area, write_viewing
 from client.reading_room.workers import ImageJob, JobOutcome
 from common.errors import ImageError
-from common.images import Image, Window
+from common.image_types import Image, Window
 from common.model_bundle.judgement import Judgement
 
 if TYPE_CHECKING:  # it loads ONNX Runtime

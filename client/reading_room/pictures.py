@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from client.reading_room.reading import FULL_SCALE, MAP, PIXELS
-from common.images import Window
+from common.image_types import Window
 
 MAP_SIDE_PX = 512
 STRONGEST_ALPHA = 220

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from common.errors import ImageError, SkipReason
-from common.images import Image, ImageInfo, Window, read_image
+from common.image_types import Image, ImageInfo, Window
+from common.images import read_image
 from common.model_bundle.judgement import Judgement
 
 if TYPE_CHECKING:  # ONNX Runtime, for the workers only

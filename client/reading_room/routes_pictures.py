@@ -17,7 +17,7 @@ from client.reading_room.room import Room
 from client.reading_room.routes_cases import CaseInPath, find_case
 from client.reading_room.tables import Case
 from client.reading_room.views import view_map
-from common.images import MAX_SIDE_PX, Window
+from common.image_types import MAX_SIDE_PX, Window
 
 router = APIRouter(prefix="/api/cases", tags=["pictures"])
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.images import Window
+from common.image_types import Window
 
 CODES = 2**16
 _BLOCK_PIXELS = 2**20

@@ -28,7 +28,7 @@ from pydicom.uid import (
 
 from common.dicom.tags import code_of, integer_of, value_of
 from common.errors import ImageError, SkipReason
-from common.images import MAX_FILE_BYTES, check_size
+from common.image_types import MAX_FILE_BYTES, check_size
 
 # pydicom logs the values of tags and the traceback of every damaged file; `ImageError` says what is needed.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)

@@ -13,7 +13,7 @@ from common.dicom.greyscale import CODES, LookupTable, VoiFunction, apply_window
 from common.dicom.pixels import PixelLayout, parse, read_codes, read_layout
 from common.dicom.tags import age_years_of, code_of, number_of, numbers_of, text_of, value_of
 from common.errors import ArgumentError, ImageError, SkipReason
-from common.images import Image, ImageInfo, Window
+from common.image_types import Image, ImageInfo, Window
 
 LUNG_WINDOW = Window(center=-600.0, width=1500.0)
 """The usual lung window in Hounsfield units, for a CT image that has none of its own."""

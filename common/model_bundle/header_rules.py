@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.data.sources.collect import is_frontal
-from common.images import ImageInfo
+from common.image_types import ImageInfo
 from common.model_bundle.judgement import Reason
 
 MAX_ASPECT = 2.5

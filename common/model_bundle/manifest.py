@@ -30,7 +30,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0
 
 
 class DisplayWindow(Section):
-    """A window that replaces each DICOM file's own (see `common.images.Window`)."""
+    """A window that replaces each DICOM file's own (see `common.image_types.Window`)."""
 
     center: float
     width: Positive

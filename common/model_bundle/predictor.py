@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from common.images import Image, Window, fit_square, read_image
+from common.image_types import Image, Window
+from common.images import fit_square, read_image
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.calibration import pneumonia_score
 from common.model_bundle.judgement import Judgement, Prediction

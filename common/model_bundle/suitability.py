@@ -23,7 +23,7 @@ from pydantic import Field
 
 from common.config_types import Count, Section
 from common.errors import DataError
-from common.images import ImageInfo
+from common.image_types import ImageInfo
 from common.model_bundle.density import Density, Packed, fit_density
 from common.model_bundle.header_rules import header_reasons
 from common.model_bundle.judgement import Reason

@@ -16,7 +16,8 @@ import PIL.Image
 import pytest
 
 from common.errors import ConfigError, ImageError, SkipReason
-from common.images import Image, Window, read_image
+from common.image_types import Image, Window
+from common.images import read_image
 from tests.hostile import mutate, read_or_reason
 
 ORIENTATION = 0x0112

@@ -19,7 +19,7 @@ from client.monitor_cli import ALARM, app
 from common.drift.bets import Baseline
 from common.drift.reference import reference_of
 from common.errors import ConfigError, MessageError
-from common.images import Image
+from common.image_types import Image
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.predictor import Predictor
 from tests.common.drift.drawn import draw_arrivals, draw_reference

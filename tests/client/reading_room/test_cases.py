@@ -21,7 +21,8 @@ from client.reading_room.schema import NextQuery, WorklistQuery
 from client.reading_room.tables import NO_NUMBER, Case, open_room_database
 from common.audit import read_entries
 from common.audit_report import verify
-from common.images import Window, read_image
+from common.image_types import Window
+from common.images import read_image
 from tests.client.reading_room.stage import (
     ADMIN,
     READER,

@@ -18,7 +18,8 @@ from common.data import blocks, cache
 from common.data.cache import load_block
 from common.data.manifest import Manifest
 from common.errors import DataError, ImageError, SkipReason
-from common.images import Image, fit_square, read_image
+from common.image_types import Image
+from common.images import fit_square, read_image
 
 IMAGE = ImageConfig(size_px=32)
 MakeSite = Callable[[int], Manifest]

@@ -15,7 +15,7 @@ from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 from common.dicom.greyscale import CODES, find_codes, map_codes
 from common.dicom.reader import LUNG_WINDOW, decode_dicom
 from common.errors import ImageError, SkipReason
-from common.images import Window
+from common.image_types import Window
 from tests.dicom_factory import dicom_bytes, lut_item, make_dataset
 
 RAMP = np.arange(1000, 1400, dtype=np.uint16).reshape(20, 20)

@@ -21,7 +21,8 @@ from pydicom.uid import (
 )
 
 from common.errors import ImageError, SkipReason
-from common.images import Image, read_image
+from common.image_types import Image
+from common.images import read_image
 from tests.dicom_factory import PATIENT_ID, PATIENT_NAME, dicom_bytes, draw_radiograph, lut_item, write_dicom
 from tests.hostile import mutate, read_or_reason
 

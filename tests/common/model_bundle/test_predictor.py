@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.images import Image
+from common.image_types import Image
 from common.model_bundle.bundle import Bundle
 from common.model_bundle.judgement import Reason
 from common.model_bundle.predictor import Predictor, model_input

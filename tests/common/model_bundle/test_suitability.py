@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from common.errors import DataError
-from common.images import ImageInfo, fit_square
+from common.image_types import ImageInfo
+from common.images import fit_square
 from common.model_bundle.density import Packed, fit_density
 from common.model_bundle.header_rules import header_reasons
 from common.model_bundle.judgement import Reason
