@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.architectures import architecture_of, build_architecture
 from common.config import ModelConfig
@@ -16,7 +17,7 @@ from common.weights import load_weights
 Freeze = Literal["none", "head_only", "last_block"]
 
 
-def build_model(cfg: ModelConfig, task: TaskName, seed: int) -> nn.Module:
+def build_model(cfg: ModelConfig, task: TaskName, seed: int, *, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
     """The network of `cfg`: normalised float32 [N, in_channels, S, S], S at least 32, -> logits [N, classes]; class 0 is normal.
 
     Random weights are pure in `seed`, and torch's global generators are left as they were. No operation of the network works in
@@ -26,6 +27,7 @@ def build_model(cfg: ModelConfig, task: TaskName, seed: int) -> nn.Module:
         cfg: the network, its input and its first weights. A site, which gets them from the coordinator, sets `weights` to `none`.
         task: decides the number of classes.
         seed: of the random weights.
+        weights: the first weights where the caller has read them already, as `common.model_bundle.start.read_start_weights` does.
 
     Raises:
         WeightsError: `cfg.weights` cannot be had or do not fit.
@@ -35,7 +37,7 @@ def build_model(cfg: ModelConfig, task: TaskName, seed: int) -> nn.Module:
         torch.default_generator.manual_seed(seed)
         model = build_architecture(cfg, len(CLASSES[task]))
     if cfg.weights != "none":
-        load_weights(model, cfg)
+        load_weights(model, cfg, weights)
     return model
 
 

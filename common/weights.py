@@ -1,8 +1,7 @@
-"""First weights of a network: torchvision's ImageNet weights, a local file, or a model bundle."""
+"""First weights of a network: torchvision's ImageNet weights, or a local file. Those of a bundle: `common.model_bundle.start`."""
 
 from __future__ import annotations
 
-import io
 import logging
 import pickle
 import re
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from common.architectures import Architecture, architecture_of
 from common.config import ModelConfig
-from common.errors import BundleError, WeightsError
+from common.errors import WeightsError
 from common.torchvision_shim import import_torchvision
 
 IMAGENET_CLASSES = 1000
@@ -27,7 +26,7 @@ _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 log = logging.getLogger(__name__)
 
 
-def load_weights(model: nn.Module, cfg: ModelConfig) -> None:
+def load_weights(model: nn.Module, cfg: ModelConfig, state: Mapping[str, Tensor] | None = None) -> None:
     """Loads the weights that `cfg.weights` names into `model`, a network of `build_architecture`, in place.
 
     Every tensor must fit by name and shape, but for three differences:
@@ -37,41 +36,19 @@ def load_weights(model: nn.Module, cfg: ModelConfig) -> None:
       repeated three times (as `timm.models.adapt_input_conv` does);
     - running statistics of BatchNorm are left out where the model has GroupNorm, which keeps the scale and offset.
 
-    A model bundle (a folder, .zip or .tar) must be whole and of the very network; who may have signed it is for the caller to say.
+    Args:
+        model: the network; its tensors are replaced.
+        cfg: `weights` names `imagenet` or a file.
+        state: the tensors, where the caller has read them already, as from a bundle; `cfg.weights` then only names them in errors.
 
     Raises:
         WeightsError: the weights cannot be downloaded or read, or do not fit; the model may not be used then.
     """
     source = "torchvision's ImageNet weights" if cfg.weights == "imagenet" else cfg.weights
-    if cfg.weights == "imagenet":
-        state = _download(cfg.name, architecture_of(model))
-    elif is_bundle(Path(cfg.weights)):
-        state = _read_bundle(Path(cfg.weights), cfg)
-    else:
-        state = read_state(Path(cfg.weights))
+    if state is None:
+        state = _download(cfg.name, architecture_of(model)) if cfg.weights == "imagenet" else read_state(Path(cfg.weights))
     left_out = load_state(model, state, source)
     log.info("%s: %d tensors loaded, %d left out", source, len(state) - len(left_out), len(left_out))
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether `path` is meant as a model bundle: a folder or an archive, by its name, since PyTorch's own files are zip archives too."""
-    return path.is_dir() or path.suffix in (".zip", ".tar")
-
-
-def _read_bundle(path: Path, cfg: ModelConfig) -> dict[str, Tensor]:
-    from common.model_bundle.bundle import open_bundle
-    from common.model_bundle.manifest import WEIGHTS
-
-    try:
-        bundle = open_bundle(path, trusted=None)
-        other = bundle.manifest.model.differences(cfg)
-        if other:
-            raise WeightsError(
-                f"the model in the bundle {path} is another network: {'; '.join(other)}; set the run's model to it"
-            )
-        return _as_state(torch.load(io.BytesIO(bundle.read(WEIGHTS)), map_location="cpu", weights_only=True), str(path))
-    except (BundleError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"the bundle {path} cannot be started from: {error}") from error
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -91,7 +68,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise WeightsError(f"weights file {path} cannot be read as a state dict saved by torch.save: {reason}") from error
-    return _as_state(content, str(path))
+    return as_state(content, str(path))
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
@@ -116,7 +93,7 @@ def _download(name: str, architecture: Architecture) -> dict[str, Tensor]:
         raise WeightsError(f"there are no ImageNet weights for {name}; set model.weights to 'none' or a local file")
     weights = import_torchvision().models.get_model_weights(architecture.imagenet).DEFAULT
     try:
-        return _as_state(weights.get_state_dict(progress=False, check_hash=True, weights_only=True), weights.url)
+        return as_state(weights.get_state_dict(progress=False, check_hash=True, weights_only=True), weights.url)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsError(
@@ -125,7 +102,16 @@ def _download(name: str, architecture: Architecture) -> dict[str, Tensor]:
         ) from error
 
 
-def _as_state(content: object, source: str) -> dict[str, Tensor]:
+def as_state(content: object, source: str) -> dict[str, Tensor]:
+    """The state dict in `content`, which `torch.load` gave: `content` itself, or what it holds under the key `state_dict`.
+
+    Args:
+        content: of a file of weights.
+        source: names the file in the error.
+
+    Raises:
+        WeightsError: it is no state dict.
+    """
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):

@@ -16,6 +16,7 @@ from common.data.manifest import CLASSES
 from common.errors import CheckpointError, PneumofedError
 from common.layout import ArraysLayout
 from common.messages import ModelArrays
+from common.model_bundle.start import read_start_weights
 from common.models import build_model
 from common.party_config import CoordinatorConfig
 from common.schedule import rate_of_round
@@ -95,7 +96,8 @@ def _build_coordinator(
     strategy = build_strategy(experiment.strategy, partial(rate_of_round, experiment))
     judge = build_judge(experiment, settings)
     network_config = experiment.model.without_weights() if checkpoint else experiment.model
-    network = build_model(network_config, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(network_config)
+    network = build_model(network_config, experiment.task, seed, weights=weights)
     arrays = kept = ModelArrays(*ArraysLayout.of(network).flatten(network))
     if checkpoint:
         arrays, kept = checkpoint.training or checkpoint.arrays, checkpoint.arrays

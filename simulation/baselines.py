@@ -35,6 +35,7 @@ from common.evaluation.predictions import Predictions
 from common.evaluation.thresholds import choose_threshold
 from common.layout import ArraysLayout
 from common.messages import ModelArrays
+from common.model_bundle.start import read_start_weights
 from common.models import build_model
 from common.party_config import CoordinatorConfig, SiteConfig
 from common.seeds import derive_seed
@@ -145,7 +146,8 @@ def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[RoundRecord],
     """Each round's validation, and the weights of the best round so far (alone, to bound memory)."""
     compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
     exact = build_compute(site.config.device, "fp32", site.config.threads)
-    model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)
+    model = build_model(experiment.model, experiment.task, seed, weights=weights)
     judged = build_model(experiment.model.without_weights(), experiment.task, seed=0)
     layout = ArraysLayout.of(model)
     kept: ModelArrays | None = None

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from common.config import ExperimentConfig
-from common.errors import ConfigError
+from common.config import ExperimentConfig, ModelConfig
+from common.errors import BundleError, ConfigError, WeightsError
 from common.keys import read_public_key
 from common.model_bundle.bundle import Bundle, open_bundle
+from common.model_bundle.manifest import WEIGHTS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def start_values(bundle: Bundle, path: Path) -> dict[str, Any]:
@@ -45,3 +51,31 @@ def open_start(path: Path, trusted: Sequence[Path]) -> Bundle:
         BundleError: as `open_bundle`.
     """
     return open_bundle(path, [read_public_key(file) for file in trusted] or None)
+
+
+def read_start_weights(cfg: ModelConfig) -> dict[str, Tensor] | None:
+    """The state dict of the bundle that `cfg.weights` names, for `build_model`; None where it names no bundle.
+
+    A folder, .zip or .tar is meant as a bundle: by its name, since PyTorch's own files are zip archives too. Who may have signed it
+    is for the caller to say.
+
+    Raises:
+        WeightsError: the bundle is damaged, or its model is another network than `cfg`.
+    """
+    path = Path(cfg.weights)
+    if not (path.suffix in (".zip", ".tar") or (cfg.weights not in ("none", "imagenet") and path.is_dir())):
+        return None
+    import torch
+
+    from common.weights import as_state
+
+    try:
+        bundle = open_bundle(path, trusted=None)
+        other = bundle.manifest.model.differences(cfg)
+        if other:
+            raise WeightsError(
+                f"the model in the bundle {path} is another network: {'; '.join(other)}; set the run's model to it"
+            )
+        return as_state(torch.load(io.BytesIO(bundle.read(WEIGHTS)), map_location="cpu", weights_only=True), str(path))
+    except (BundleError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"the bundle {path} cannot be started from: {error}") from error

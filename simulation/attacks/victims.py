@@ -36,6 +36,7 @@ from common.errors import ConfigError
 from common.features import predict_cached
 from common.layout import ArraysLayout
 from common.messages import ModelArrays, Presence, Update, pack_arrays
+from common.model_bundle.start import read_start_weights
 from common.models import build_model
 from common.privacy.randomness import KEY_BYTES
 from common.schedule import rate_of_round
@@ -114,7 +115,8 @@ def margins(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64
 def train_victim(victim: Victim, compute: Compute) -> nn.Module:
     """The model after all rounds of the experiment: of `victim.train` alone, or the global one under the experiment's strategy."""
     experiment = victim.experiment
-    model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)
+    model = build_model(experiment.model, experiment.task, seed, weights=weights)
     layout, strategy = ArraysLayout.of(model), build_strategy(experiment.strategy, partial(rate_of_round, experiment))
     nobody = LocalGrid(ClientApp(), [], {})  # the strategy wants a grid; the sites are visited here
     arrays = ModelArrays(*layout.flatten(model))

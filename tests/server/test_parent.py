@@ -15,7 +15,7 @@ from common.keys import format_public_key
 from common.layout import ArraysLayout
 from common.model_bundle.archive import pack
 from common.model_bundle.bundle import Bundle, open_bundle
-from common.model_bundle.start import check_start, open_start, start_values
+from common.model_bundle.start import check_start, open_start, read_start_weights, start_values
 from common.models import build_model
 from server.checkpoints import read_checkpoint
 from server.report import _reproduction
@@ -41,7 +41,7 @@ def weights_of(model: torch.nn.Module) -> Sequence[np.ndarray]:
 
 def test_a_run_starts_from_the_bundle_s_weights_and_says_so(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     experiment = tiny_experiment(**start_values(bundle, folder), rounds=1)
-    started = build_model(experiment.model, experiment.task, seed=99)
+    started = build_model(experiment.model, experiment.task, seed=99, weights=read_start_weights(experiment.model))
     np.testing.assert_array_equal(weights_of(started)[0], weights_of(network(7))[0])
     summary = TinyFederation(tmp_path, sites=2).run("run", experiment)
     assert summary.status == "succeeded"
@@ -55,7 +55,7 @@ def test_a_run_starts_from_the_bundle_s_weights_and_says_so(folder: Path, bundle
 def test_an_archive_does_as_well_as_a_folder(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     archive = pack(folder, tmp_path / "model.zip")
     experiment = tiny_experiment(**start_values(open_start(archive, []), archive))
-    started = build_model(experiment.model, experiment.task, seed=0)
+    started = build_model(experiment.model, experiment.task, seed=0, weights=read_start_weights(experiment.model))
     np.testing.assert_array_equal(weights_of(started)[0], weights_of(network(7))[0])
 
 
@@ -65,7 +65,7 @@ def test_another_network_or_task_is_refused_with_both_names(folder: Path, bundle
     with pytest.raises(ConfigError, match=r"model\.name is 'small_cnn', not 'resnet18'"):
         check_start(other, bundle)
     with pytest.raises(WeightsError, match="name is 'small_cnn', not 'resnet18'"):
-        build_model(other.model, other.task, seed=0)
+        read_start_weights(other.model)
     with pytest.raises(ConfigError, match="task is 'binary', not 'three_class'"):
         check_start(tiny_experiment(**start, task="three_class"), bundle)
 
@@ -97,7 +97,7 @@ def test_a_changed_weight_file_is_not_started_from(folder: Path, tmp_path: Path)
     content[-100] ^= 1
     (broken / "weights.pt").write_bytes(bytes(content))
     with pytest.raises(WeightsError, match=r"weights\.pt was changed"):
-        build_model(tiny_experiment(model={"weights": str(broken)}).model, "binary", seed=0)
+        read_start_weights(tiny_experiment(model={"weights": str(broken)}).model)
 
 
 def test_a_resumed_run_needs_the_bundle_no_more(
