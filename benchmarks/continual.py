@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from client.continual.feedback import add_feedback
-from client.data_add import SiteFolder
+from client.folder import SiteFolder
 from client.site import read_site_config
 from common.config import ExperimentConfig
 from common.config_reader import build_config, merge
@@ -128,6 +128,14 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
     return open_bundle(folder, [key.public_key()])
 
 
+def make_site_folder(config: SiteConfig) -> SiteFolder:
+    """A site folder for a simulated hospital, whose configuration otherwise lies with those of the other hospitals."""
+    folder = Path(config.work_dir) / "site"
+    folder.mkdir(exist_ok=True)
+    (folder / "site.yaml").write_text(config.model_dump_json(exclude_none=True))
+    return SiteFolder.open(folder)
+
+
 def hold_back(config: SiteConfig, known: float, wrong: float, seed: int) -> Path:
     """Leaves the site `known` of its patients, `wrong` of whose images have the other label; returns the export with which its readers
     will correct these and bring the others.
@@ -196,7 +204,9 @@ def main() -> None:
     exports = [hold_back(config, arguments.known, arguments.wrong, seed=0) for config in bench.configs]
     first, old = bench.run("run-1", None)
     tell("run 1", first)
-    told = [add_feedback(SiteFolder(config), export).describe() for config, export in zip(bench.configs, exports, strict=True)]
+    told = [
+        add_feedback(make_site_folder(config), export).describe() for config, export in zip(bench.configs, exports, strict=True)
+    ]
     counts = {key: sum(site[key] for site in told) for key in ("found", "added", "corrected", "total", "read")}
     print(f"feedback: {counts}", flush=True)
     second, new = bench.run("run-2", old)

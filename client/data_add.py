@@ -5,48 +5,16 @@ from __future__ import annotations
 import os
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from client.archive.pseudonyms import load_pseudonyms
 from client.continual.readings import Readings
-from client.site import read_site_config
+from client.folder import SiteFolder
 from client.withdrawals import Withdrawals
 from common.data.atomic import exclusive
 from common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from common.data.report import DataReport
-from common.errors import ConfigError, DataError, SkipReason
-from common.party_config import SiteConfig
-
-SITE_FILE = "site.yaml"
-
-
-@dataclass(frozen=True)
-class SiteFolder:
-    """A hospital's folder: its configuration, and where its data lie."""
-
-    config: SiteConfig
-
-    @property
-    def manifest(self) -> Path:
-        return Path(self.config.manifest)
-
-    @property
-    def data(self) -> Path:
-        """Holds the manifest, the key of the pseudonyms and the images from the archive."""
-        return self.manifest.parent
-
-    @property
-    def images(self) -> Path:
-        return self.data / "images"
-
-    def delete_copy(self, record: ImageRecord) -> bool:
-        """Deletes the image and returns True if the site itself wrote it, on an import from the archive."""
-        path = record.path.resolve()
-        if not path.is_relative_to(self.images.resolve()) or not path.exists():
-            return False
-        path.unlink()
-        return True
+from common.errors import DataError, SkipReason
 
 
 @dataclass(frozen=True)
@@ -63,19 +31,6 @@ class Addition:
         """Plain JSON values, counts and fixed sentences alone."""
         counts = {key: value for key, value in asdict(self).items() if key != "report"}
         return {**self.report.public(), **counts}
-
-
-def open_site(folder: Path) -> SiteFolder:
-    """The site whose configuration is in `folder`.
-
-    Raises:
-        ConfigError: there is none, or it is wrong.
-    """
-    if not (folder / SITE_FILE).is_file():
-        raise ConfigError(
-            f"{folder} is no site folder: it holds no {SITE_FILE}; give one with --site, or make it with pneumofed site init"
-        )
-    return SiteFolder(read_site_config(folder.absolute() / SITE_FILE))
 
 
 def add_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Addition:

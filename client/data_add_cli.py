@@ -112,9 +112,10 @@ def padchest(
 
 
 def _add(site: Path, manifest: Manifest, report: DataReport, *, as_json: bool, pseudonymous: bool) -> None:
-    from client.data_add import open_site, with_pseudonyms
+    from client.data_add import with_pseudonyms
+    from client.folder import SiteFolder
 
-    opened = open_site(site)
+    opened = SiteFolder.open(site)
     finish(opened, with_pseudonyms(opened, manifest) if pseudonymous else manifest, report, as_json)
 
 

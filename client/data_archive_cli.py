@@ -121,11 +121,11 @@ def _import(site: Path, archive: Archive, table: Path, query: ArchiveQuery, rule
     from client.archive.arrivals import import_images
     from client.archive.pseudonyms import load_pseudonyms
     from client.archive.store import ImageStore, Rules
-    from client.data_add import open_site
+    from client.folder import SiteFolder
     from client.site import site_log
     from common.data.sources.dicom import read_labels
 
-    opened = open_site(site)
+    opened = SiteFolder.open(site)
     store = ImageStore(opened.images, load_pseudonyms(opened.data), Rules(**rules))
     try:
         with site_log(opened.config), _progress(as_json) as show:

@@ -33,12 +33,12 @@ def check(
 ) -> None:
     """Read and decode every image of the manifest as training would, and say what cannot be used and why."""
     with exit_codes(as_json):
-        from client.data_add import open_site
+        from client.folder import SiteFolder
         from common.config import ImageConfig
         from common.data.dataset import SKIPPED, load_dataset
         from common.data.manifest import read_manifest
 
-        opened = open_site(site)
+        opened = SiteFolder.open(site)
         cache = Path(opened.config.work_dir) / "cache"
         dataset = load_dataset(read_manifest(opened.manifest), task, ImageConfig(size_px=size), cache, workers=workers)
         show_report(dataset.report.public(), as_json)
@@ -56,10 +56,10 @@ def remove(
 ) -> None:
     """Take out patients who have withdrawn: rows, copies and decoded images. They are not added again."""
     with exit_codes(as_json):
-        from client.data_add import open_site
         from client.data_remove import remove_patients
+        from client.folder import SiteFolder
 
-        removal = remove_patients(open_site(site), _lines(patients)).describe()
+        removal = remove_patients(SiteFolder.open(site), _lines(patients)).describe()
         if as_json:
             typer.echo(json.dumps(removal, indent=1))
             return
@@ -78,13 +78,13 @@ def feedback(
     """Take the readers' labels into the manifest: corrections of images that are there, and new cases."""
     with exit_codes(as_json):
         from client.continual.feedback import add_feedback
-        from client.data_add import open_site
         from client.folder import SiteFolder
         from common.audit_events import LABELS_TAKEN
 
-        told = add_feedback(open_site(site), export).describe()
+        folder = SiteFolder.open(site)
+        told = add_feedback(folder, export).describe()
         changed = {name: told[name] for name in ("found", "added", "corrected", "confirmed", "set_aside", "total")}
-        SiteFolder.open(site).audit.record(LABELS_TAKEN, **changed)
+        folder.audit.record(LABELS_TAKEN, **changed)
         if as_json:
             typer.echo(json.dumps(told, indent=1))
             return

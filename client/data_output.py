@@ -13,7 +13,7 @@ import typer
 from common.errors import ArchiveError, ConfigError, DataError, EmptySiteError, PneumofedError
 
 if TYPE_CHECKING:
-    from client.data_add import SiteFolder
+    from client.folder import SiteFolder
     from common.data.manifest import Manifest
     from common.data.report import DataReport
 

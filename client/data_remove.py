@@ -13,7 +13,7 @@ from pathlib import Path
 
 from client import split_memory
 from client.continual import readings
-from client.data_add import SiteFolder
+from client.folder import SiteFolder
 from client.withdrawals import Withdrawals
 from common.data.atomic import exclusive
 from common.data.manifest import Manifest, read_manifest, write_manifest

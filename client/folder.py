@@ -9,6 +9,7 @@ from pathlib import Path
 from client.policy import read_policy
 from client.site import read_connection, read_site_config
 from common.audit import AuditLog
+from common.data.manifest import ImageRecord
 from common.errors import ConfigError
 from common.party_config import ConnectionConfig, SiteConfig, SitePolicy
 
@@ -30,7 +31,9 @@ class SiteFolder:
             ConfigError: it holds no site.yaml.
         """
         if not (path / "site.yaml").is_file():
-            raise ConfigError(f"{path} is no site folder: it holds no site.yaml; make one with `pneumofed site init {path}`")
+            raise ConfigError(
+                f"{path} is no site folder: it holds no site.yaml; give another folder, or make one with `pneumofed site init {path}`"
+            )
         return cls(path.resolve())
 
     @property
@@ -64,6 +67,28 @@ class SiteFolder:
     @property
     def policy(self) -> SitePolicy:
         return read_policy(self.policy_file)
+
+    @property
+    def manifest(self) -> Path:
+        return Path(self.config.manifest)
+
+    @property
+    def data(self) -> Path:
+        """Holds the manifest, the key of the pseudonyms and the images from the archive."""
+        return self.manifest.parent
+
+    @property
+    def images(self) -> Path:
+        """Copies that the site itself wrote, on an import from the archive."""
+        return self.data / "images"
+
+    def delete_copy(self, record: ImageRecord) -> bool:
+        """Deletes the image and returns True if the site itself wrote it, on an import from the archive."""
+        path = record.path.resolve()
+        if not path.is_relative_to(self.images.resolve()) or not path.exists():
+            return False
+        path.unlink()
+        return True
 
     @property
     def work(self) -> Path:

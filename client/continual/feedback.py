@@ -19,7 +19,8 @@ from typing import Any
 from client.continual.export_table import ReadRow, read_export
 from client.continual.intake import Candidate
 from client.continual.readings import ReadImage, Readings
-from client.data_add import SiteFolder, identify
+from client.data_add import identify
+from client.folder import SiteFolder
 from client.withdrawals import Withdrawals
 from common.data.atomic import exclusive
 from common.data.digests import load_digests

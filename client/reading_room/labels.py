@@ -75,9 +75,9 @@ def _pseudonym_folder(folder: RoomFolder) -> Path:
     """Where the key lies: the site folder's, so that a patient has one pseudonym whichever way the image came, or the room's own."""
     if folder.settings.site is None:
         return folder.keys
-    from client.data_add import open_site
+    from client.folder import SiteFolder
 
-    return open_site(folder.inside(folder.settings.site)).data
+    return SiteFolder.open(folder.inside(folder.settings.site)).data
 
 
 def _cells(case: Case, said: FindingRow, path: Path, pseudonyms: Pseudonyms) -> list[str]:

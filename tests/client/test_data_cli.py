@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from client.data_add import add_images, open_site
+from client.data_add import add_images
 from client.data_cli import app
+from client.folder import SiteFolder
 from common.data.manifest import ImageRecord, Manifest
 from common.data.report import DataReport
 from common.errors import ConfigError, SkipReason
@@ -84,7 +85,7 @@ def test_sources_share_one_manifest_and_one_name_for_each_patient(site: Path, ka
 
 
 def test_processes_that_add_at_the_same_time_lose_nothing(site: Path, tmp_path: Path) -> None:
-    opened = open_site(site)
+    opened = SiteFolder.open(site)
 
     def add(number: int) -> None:
         add_images(opened, Manifest((ImageRecord(tmp_path / f"{number}.png", "p", "normal"),)), DataReport())
@@ -123,7 +124,7 @@ def test_wrong_commands_and_configurations_have_their_own_exit_code(site: Path, 
 def test_a_folder_that_is_no_site_is_refused(tmp_path: Path, kaggle: Path) -> None:
     assert run_data(tmp_path, "add", "kaggle", str(kaggle))[0] == 2
     with pytest.raises(ConfigError, match="pneumofed site init"):
-        open_site(tmp_path)
+        SiteFolder.open(tmp_path)
 
 
 def test_a_damaged_manifest_is_left_as_it_is(site: Path, kaggle: Path) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from client.data_add import add_images, open_site
+from client.data_add import add_images
 from client.data_remove import remove_patients
+from client.folder import SiteFolder
 from common.data.manifest import ImageRecord, Manifest
 from common.data.report import DataReport
 from common.errors import SkipReason
@@ -59,7 +60,7 @@ def test_a_patient_can_be_named_as_the_manifest_names_him(site: Path) -> None:
 
 
 def test_copies_that_the_site_wrote_are_deleted_and_files_of_others_stay(site: Path, tmp_path: Path) -> None:
-    opened = open_site(site)
+    opened = SiteFolder.open(site)
     opened.images.mkdir()
     copy, other = write_image(opened.images / "a.png", 50), write_image(tmp_path / "b.png", 51)
     manifest = Manifest((ImageRecord(copy, "public-1", "normal"), ImageRecord(other, "public-1", "viral")))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from client.data_add import open_site
+from client.folder import SiteFolder
 from client.privacy.ledger import Ledger
 from client.privacy.lineages import DataUnits
 from common.data.digests import load_digests
@@ -177,4 +177,4 @@ def test_added_and_relabelled_images_keep_the_site_s_privacy_budget(site: Path, 
 def test_the_site_folder_opens_after_feedback_without_a_manifest(tmp_path: Path) -> None:
     site = make_site(tmp_path / "fresh")
     assert feed(site, reading(write_image(tmp_path / "new.png", 3), "normal"))["total"] == 1
-    assert open_site(site).manifest.exists()
+    assert SiteFolder.open(site).manifest.exists()
