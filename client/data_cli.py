@@ -67,37 +67,6 @@ def remove(
         typer.echo(f"manifest: {removal['total']} images are left. Models that were trained before still hold what they learnt.")
 
 
-@app.command()
-def feedback(
-    export: Annotated[
-        Path, typer.Argument(help="The reading room's folder, or its export of labels (CSV, or a folder with labels.csv).")
-    ],
-    site: Site = Path(),
-    as_json: Json = False,
-) -> None:
-    """Take the readers' labels into the manifest: corrections of images that are there, and new cases."""
-    with exit_codes(as_json):
-        from client.continual.feedback import add_feedback
-        from client.folder import SiteFolder
-        from common.audit_events import LABELS_TAKEN
-
-        folder = SiteFolder.open(site)
-        told = add_feedback(folder, export).describe()
-        changed = {name: told[name] for name in ("found", "added", "corrected", "confirmed", "set_aside", "total")}
-        folder.audit.record(LABELS_TAKEN, **changed)
-        if as_json:
-            typer.echo(json.dumps(told, indent=1))
-            return
-        typer.echo(
-            f"{told['found']} images read: {told['added']} added, {told['corrected']} labels corrected, "
-            f"{told['confirmed']} confirmed, {told['set_aside']} set aside"
-        )
-        for reason, count in told["skipped"].items():
-            typer.echo(f"  unchanged: {reason}: {count}")
-        share = told["read"] / told["total"] if told["total"] else 0.0
-        typer.echo(f"manifest: {told['total']} images, {told['read']} of them ({share:.0%}) from readers, who choose their cases")
-
-
 def _lines(file: Path) -> list[str]:
     """Patient numbers are no arguments: these would stay in the shell's history and show in the list of processes."""
     try:

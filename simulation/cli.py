@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from client.cli import app as site_app
+from client.data_cli import app as data_app
 from client.explain_cli import explain_command
 from client.monitor_cli import app as monitor_app
 from client.predict.cli import predict_command
@@ -23,6 +24,7 @@ from server.cli import app as server_app
 from server.export.cli import export
 from server.provisioning.cli import provision
 from simulation.attack_cli import attack
+from simulation.feedback_cli import feedback
 from simulation.options import EngineName, PartitionKind, PhantomFormat, PretrainSource
 from simulation.release_cli import release
 
@@ -36,6 +38,7 @@ errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 app.command(rich_help_panel="Federation")(provision)
 app.add_typer(server_app, name="server", rich_help_panel="Federation")
+data_app.command("feedback")(feedback)
 app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")

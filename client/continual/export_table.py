@@ -13,7 +13,6 @@ from common.errors import ConfigError, DataError
 
 EXPORT = "labels.csv"
 """Name of the export where a folder is given."""
-ROOM = "room.yaml"
 """What a reading room's folder holds."""
 REQUIRED = ("path", "label")
 
@@ -32,7 +31,7 @@ class ReadRow:
 
 
 def read_export(table: Path) -> list[ReadRow]:
-    """The rows of an export, of `labels.csv` in the folder `table`, or of the reading room whose folder `table` is.
+    """The rows of an export, or of `labels.csv` in the folder `table`.
 
     Columns are `path` (relative to the table's folder) and `label`, and where known `patient`, `view`, `sex`, `age`, `manufacturer`,
     `reader`, `time` (ISO 8601; without a zone it is UTC) and `case`. A row without a reader counts as that of a reader of its own.
@@ -41,11 +40,6 @@ def read_export(table: Path) -> list[ReadRow]:
         ConfigError: the file does not exist or cannot be opened.
         DataError: a column is missing, or a row has no path or a time that is none; the text never says what is in it.
     """
-    if (table / ROOM).is_file():
-        from client.reading_room.labels import export_of_room  # SQLAlchemy, for those alone who have a room
-
-        with export_of_room(table) as export:
-            return _read(export)
     file = table / EXPORT if table.is_dir() else table
     if not file.is_file():
         raise ConfigError(f"{file} does not exist; give the reading room's folder, or its export of labels (a CSV file)")

@@ -10,6 +10,7 @@ import pytest
 
 from client.continual.export_table import read_export
 from client.reading_room.labels import write_labels
+from simulation.feedback_cli import readers_export
 from client.reading_room.room import delete_old_cases
 from common.audit import read_entries
 from common.errors import SkipReason
@@ -82,7 +83,8 @@ def test_the_export_file_and_the_folder_say_the_same(stage: Stage, tmp_path: Pat
     read_cases(stage)
     write_labels(stage.room.folder, stage.room.cases, tmp_path / "labels.csv")
     rows = read_export(tmp_path / "labels.csv")
-    assert rows == read_export(stage.room.folder.path)
+    with readers_export(stage.room.folder.path) as table:
+        assert rows == read_export(table)
     assert not files_below(stage.room.folder.quarantine)
     assert read_entries(stage.room.folder.audit)[-1].event == "labels-exported"
 
