@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import Field
 
 from common.config_types import Section
-from common.data.atomic import StateFile, exclusive
+from common.data.atomic import StateFile
 from common.errors import SecureSumError
 from common.secure_sum.roster import KeyRoster
 from common.secure_sum.session import Purpose, Session
@@ -96,7 +96,7 @@ class MemoryFolder:
         """Forgets the sum before this one, and holds the folder while the block makes the new one's secrets.
 
         Raises:
-            SecureSumError: this sum was begun before, or the roster is older than one that was seen.
+            SecureSumError: this sum was begun before, the roster is older than one that was seen, or what tells so is damaged.
         """
         with self._used.locked() as used:
             if session.identifier in used:
@@ -120,8 +120,7 @@ class MemoryFolder:
         """
         if not self.path.is_dir():
             raise SecureSumError("this site takes no part in a secure sum")
-        with exclusive(self.path):
-            memory = self._session.read()
+        with self._session.locked() as memory:
             if memory is None or not memory.belongs_to(session):
                 raise SecureSumError("this site takes no part in this secure sum, or it is over")
             if memory.progress != progress:
