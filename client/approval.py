@@ -15,7 +15,7 @@ import yaml
 from client.policy import read_policy
 from common.app_bundle import PACKAGES, build_bundle, hash_bundle
 from common.config_reader import build_config
-from common.data.atomic import StateFile, write_file
+from common.data.atomic import write_file
 from common.errors import ConfigError
 from common.party_config import SitePolicy
 
@@ -31,25 +31,17 @@ def approved_hashes(policy: SitePolicy, work_dir: Path) -> set[str]:
 
 def installed_hash(work_dir: Path, build: Callable[[], bytes] = build_bundle) -> str:
     """The hash of the installed code's bundle, kept in `work_dir` until a file of the code changes: to build it costs a second."""
-    memo, state = _memo(work_dir), _state_of_code()
-    known = memo.read()
-    if known["state"] == state:
-        return known["hash"]
+    memo, state = work_dir / "installed_app.json", _state_of_code()
+    try:
+        known = json.loads(memo.read_bytes())
+        if known["state"] == state and re.fullmatch(r"[0-9a-f]{64}", known["hash"]):
+            return str(known["hash"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not built yet, or damaged
     found = hash_bundle(build())
     work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    memo.write({"state": state, "hash": found})
+    write_file(memo, json.dumps({"state": state, "hash": found}).encode())
     return found
-
-
-def _memo(work_dir: Path) -> StateFile[dict[str, str]]:
-    def parse(content: bytes) -> dict[str, str]:
-        known = json.loads(content)
-        if not re.fullmatch(r"[0-9a-f]{64}", known["hash"]):
-            raise ValueError("no hash")
-        return {"state": str(known["state"]), "hash": known["hash"]}
-
-    never = {"state": "", "hash": ""}
-    return StateFile(work_dir / "installed_app.json", "the hash of the installed code", parse, never, "it is computed again")
 
 
 def hash_file(path: Path) -> str:

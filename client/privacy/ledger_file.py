@@ -22,7 +22,7 @@ from typing import Any
 from client.privacy.entries import Entry
 from client.privacy.lineages import SCHEMA as LINEAGES
 from common.config_types import PrivacyUnit
-from common.data.atomic import StateFile, exclusive
+from common.data.atomic import exclusive, write_file
 from common.errors import ConfigError, PolicyError
 from common.hash_chain import CHAIN_START, canonical, chain_hash, first_broken
 from common.privacy.accounting import Mechanism
@@ -152,7 +152,7 @@ def append_entry(connection: sqlite3.Connection, new: Recorded, known: Sequence[
 
 def write_mark(path: Path, known: Sequence[Recorded]) -> None:
     """Notes beside the ledger how far it has come, on the disk."""
-    _mark(path).write((len(known), _head(known)))
+    write_file(_mark_file(path), canonical({"entries": len(known), "hash": _head(known)}))
 
 
 def check_mark(path: Path, known: Sequence[Recorded]) -> None:
@@ -161,32 +161,21 @@ def check_mark(path: Path, known: Sequence[Recorded]) -> None:
     Raises:
         PolicyError: the ledger is missing or older than the mark, or the mark cannot be read.
     """
-    mark = _mark(path).read()
-    if mark is None:
+    try:
+        mark = json.loads(_mark_file(path).read_bytes())
+        entries, head = int(mark["entries"]), str(mark["hash"])
+    except FileNotFoundError:
         return
-    entries, head = mark
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _closed(path, f"cannot be compared with {_mark_file(path).name}, which is damaged") from error
     if not path.exists():
         raise _closed(path, f"is missing; it had {entries} entries")
     if len(known) < entries or _head(known[:entries]) != head:
         raise _closed(path, f"has {len(known)} entries, and once had {entries} or others: an old copy or another ledger")
 
 
-def _mark(path: Path) -> StateFile[tuple[int, str] | None]:
-    """The file of how many entries there were, and of the last one's hash."""
-
-    def parse(content: bytes) -> tuple[int, str]:
-        mark = json.loads(content)
-        return int(mark["entries"]), str(mark["hash"])
-
-    return StateFile(
-        path.with_suffix(".mark"),
-        kind="the count of its entries",
-        parse=parse,
-        missing=None,
-        remedy="so nobody can say whether entries are missing",
-        refuse=lambda problem: _closed(path, f"cannot be compared with its mark: {problem}"),
-        dump=lambda mark: canonical(dict(zip(("entries", "hash"), mark, strict=True))) if mark else b"",
-    )
+def _mark_file(path: Path) -> Path:
+    return path.with_suffix(".mark")
 
 
 def _head(known: Sequence[Recorded]) -> str:
