@@ -15,7 +15,7 @@ import yaml
 from client.policy import read_policy
 from common.app_bundle import PACKAGES, build_bundle, hash_bundle
 from common.config_reader import build_config
-from common.data.atomic import atomic_write
+from common.data.atomic import write_file
 from common.errors import ConfigError
 from common.party_config import SitePolicy
 
@@ -40,8 +40,7 @@ def installed_hash(work_dir: Path, build: Callable[[], bytes] = build_bundle) ->
         pass  # not built yet, or damaged
     found = hash_bundle(build())
     work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with atomic_write(memo) as file:
-        file.write(json.dumps({"state": state, "hash": found}).encode())
+    write_file(memo, json.dumps({"state": state, "hash": found}).encode())
     return found
 
 
@@ -106,8 +105,7 @@ def _rewrite(policy_file: Path, text: str, expected: list[str]) -> None:
     policy = build_config(SitePolicy, yaml.safe_load(text) or {}, policy_file.name)
     if policy.approved_apps != expected:
         raise ConfigError(f"{policy_file}: the list '{KEY}' cannot be edited without losing comments; edit it by hand")
-    with atomic_write(policy_file) as file:
-        file.write(text.encode())
+    write_file(policy_file, text.encode())
 
 
 def _node(text: str) -> yaml.SequenceNode | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.data.atomic import atomic_write
 from common.layout import ArraysLayout
 from common.messages import ModelArrays
 
@@ -48,9 +49,8 @@ class LocalNorms:
             "parameters": arrays.parameters[self.layout.norm_parameters],
             "statistics": arrays.statistics[self.layout.norm_statistics],
         }
-        temporary = self.folder / f".round-{round_number:05d}.npz"
-        np.savez(temporary, **own)
-        temporary.replace(self.folder / f"round-{round_number:05d}.npz")
+        with atomic_write(self.folder / f"round-{round_number:05d}.npz", synced=True) as file:
+            np.savez(file, **own)
 
     def _files(self) -> list[Path]:
         return sorted(self.folder.glob("round-*.npz"))

@@ -17,7 +17,7 @@ from client.folder import COORDINATOR_VARIABLE, SiteFolder
 from common.audit import read_entries
 from common.audit_events import ANSWER, REFUSAL, SITE_STARTED, SITE_STOPPED
 from common.audit_report import verify
-from common.data.atomic import atomic_write
+from common.data.atomic import StateFile, to_json
 from common.errors import AuditError, ConfigError, FlowerError
 from common.flower_commands import flower_environment
 from common.health import is_serving
@@ -75,7 +75,7 @@ def _start_once(folder: SiteFolder, report: Callable[[str], None]) -> tuple[Daem
     daemon, command, environment = _prepare(folder)
     pid = daemon.start(command, environment, folder.work)
     folder.audit.record(SITE_STARTED, coordinator=folder.connection.coordinator)
-    health, deadline = _health_address(folder), time.monotonic() + START_SEC
+    health, deadline = _health_file(folder).read(), time.monotonic() + START_SEC
     while daemon.pid() is not None and not is_serving(health) and time.monotonic() < deadline:
         time.sleep(0.2)
     report("the SuperNode is up; waiting for the coordinator's answer")
@@ -123,7 +123,7 @@ def read_status(folder: SiteFolder, now: Callable[[], datetime] = lambda: dateti
         coordinator=folder.connection.coordinator,
         process="running" if pid else "died" if daemon.was_started() else "stopped",
         pid=pid,
-        serving=pid is not None and is_serving(_health_address(folder)),
+        serving=pid is not None and is_serving(_health_file(folder).read()),
         last_answer={key: last[key] for key in ("work", "run", "round", "time")} if last else None,
         audit_lines=lines,
         audit_head=head,
@@ -160,8 +160,7 @@ def _prepare(folder: SiteFolder) -> tuple[Daemon, list[str], dict[str, str]]:
     _check_complete(folder)
     folder.work.mkdir(mode=0o700, parents=True, exist_ok=True)
     health = f"127.0.0.1:{free_port()}"
-    with atomic_write(folder.work / "supernode.json") as file:
-        file.write(json.dumps({"health": health}).encode())
+    _health_file(folder).write(health)
     return daemon, supernode_command(folder, free_port(), health), _environment(folder)
 
 
@@ -207,11 +206,15 @@ def _daemon(folder: SiteFolder) -> Daemon:
     return Daemon("supernode", folder.work)
 
 
-def _health_address(folder: SiteFolder) -> str:
-    try:
-        return str(json.loads((folder.work / "supernode.json").read_bytes())["health"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "127.0.0.1:1"  # where nobody answers
+def _health_file(folder: SiteFolder) -> StateFile[str]:
+    return StateFile(
+        folder.work / "supernode.json",
+        kind="the address of the SuperNode's health service",
+        parse=lambda content: str(json.loads(content)["health"]),
+        missing="127.0.0.1:1",  # where nobody answers
+        remedy="the SuperNode counts as not serving until it is started again",
+        dump=lambda address: to_json({"health": address}),
+    )
 
 
 def _audit_state(folder: SiteFolder) -> tuple[int, str | None, str | None]:

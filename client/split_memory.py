@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.atomic import atomic_write, exclusive
+from common.data.atomic import StateFile
 from common.data.dataset import Dataset
 from common.data.splits import split_by_patient
 from common.errors import DataError
@@ -33,14 +33,13 @@ def split_site(dataset: Dataset, fraction: float, seed: int, work_dir: Path) -> 
     """
     name = f"{seed} {fraction!r}"
     try:
-        work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with exclusive(work_dir):
-            memory = _read(work_dir / FILE)
+        file = _file(work_dir)
+        with file.locked() as memory:
             known = memory.get(name, {})
             train, validation = split_by_patient(dataset.patients, dataset.labels.tolist(), fraction, seed, known)
             dealt = {dataset.patients[row]: False for row in train} | {dataset.patients[row]: True for row in validation}
             if dealt.keys() - known.keys():
-                _write(work_dir / FILE, {**memory, name: {**known, **dealt}})
+                file.write({**memory, name: {**known, **dealt}})
     except OSError as error:
         raise DataError(f"{work_dir / FILE} cannot be written: {error.strerror}; without it no split can be kept") from None
     return train, validation
@@ -53,27 +52,25 @@ def forget(work_dir: Path, gone: Callable[[str], bool]) -> None:
         DataError: the memory is damaged.
         OSError: it cannot be written.
     """
-    if not (work_dir / FILE).exists():
+    file = _file(work_dir)
+    if not file.path.exists():
         return
-    with exclusive(work_dir):
-        memory = _read(work_dir / FILE)
-        left = {name: {who: side for who, side in sides.items() if not gone(who)} for name, sides in memory.items()}
-        _write(work_dir / FILE, left)
+    with file.locked() as memory:
+        file.write({name: {who: side for who, side in sides.items() if not gone(who)} for name, sides in memory.items()})
 
 
-def _read(file: Path) -> dict[str, Sides]:
-    try:
-        content = json.loads(file.read_bytes())
-        return {str(name): {str(patient): bool(side) for patient, side in sides.items()} for name, sides in content.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, AttributeError):
-        raise DataError(
-            f"{file} is damaged: it tells which patients are kept for validation. Restore it from a backup; if there is none, remove "
-            "it, and do not compare new models with those that were trained before"
-        ) from None
+def _file(work_dir: Path) -> StateFile[dict[str, Sides]]:
+    return StateFile(
+        work_dir / FILE,
+        kind="the list of patients kept for validation",
+        parse=_parse,
+        missing={},
+        remedy="restore it from a backup; if there is none, remove it, and do not compare new models with those that were trained before",
+        refuse=DataError,
+    )
 
 
-def _write(file: Path, memory: dict[str, Sides]) -> None:
-    with atomic_write(file) as stream:
-        stream.write(json.dumps(memory).encode())
+def _parse(content: bytes) -> dict[str, Sides]:
+    return {
+        str(name): {str(patient): bool(side) for patient, side in sides.items()} for name, sides in json.loads(content).items()
+    }

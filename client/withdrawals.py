@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.archive.pseudonyms import Pseudonyms, load_pseudonyms
-from common.data.atomic import atomic_write
+from common.data.atomic import write_file
 
 FILE = "withdrawn.txt"
 
@@ -44,5 +44,4 @@ class Withdrawals:
         return Withdrawals(self.listed | own | {self.pseudonyms.patient(patient) for patient in given}, self.pseudonyms)
 
     def write(self, folder: Path) -> None:
-        with atomic_write(folder / FILE) as file:
-            file.write("".join(f"{name}\n" for name in sorted(self.listed)).encode())
+        write_file(folder / FILE, "".join(f"{name}\n" for name in sorted(self.listed)).encode())

@@ -19,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from common.data.atomic import sync_folder
 from common.errors import AuditError
 from common.hash_chain import CHAIN_START, canonical, chain_hash
 
@@ -133,17 +134,8 @@ def _appending(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         if new:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes sure that a new file's name is on the disk, not its content alone."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

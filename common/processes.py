@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.data.atomic import atomic_write
+from common.data.atomic import write_file
 from common.errors import ConfigError
 
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -66,8 +66,7 @@ class Daemon:
 
     def record(self, pid: int) -> None:
         """Writes the pid file for the process `pid`, e.g. this one before it becomes another program."""
-        with atomic_write(self._pid_file) as file:
-            file.write(json.dumps({"pid": pid, "started": started_at(pid)}).encode())
+        write_file(self._pid_file, json.dumps({"pid": pid, "started": started_at(pid)}).encode())
 
     def send(self, sign: signal.Signals) -> None:
         """Sends `sign` to the process alone, if it lives."""

@@ -27,8 +27,8 @@ import yaml
 
 from common.config import ExperimentConfig
 from common.config_reader import build_config, read_yaml
-from common.data.atomic import atomic_write
-from common.errors import CheckpointError, MessageError
+from common.data.atomic import StateFile, write_file
+from common.errors import CheckpointError
 from common.evaluation.statistics import MAX_IMAGES, Statistics
 from server.records import RoundRecord, format_record, parse_record
 from server.summary_records import RunSummary
@@ -136,13 +136,13 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        try:
-            content = json.loads(self.validation.read_text(encoding="utf-8"))
-            return int(content["round"]), Statistics.from_numbers(content["statistics"], classes, MAX_IMAGES)
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, MessageError) as error:
-            raise CheckpointError(f"{self.validation} is damaged ({type(error).__name__}); restore it from a backup") from error
+
+        def parse(content: bytes) -> tuple[int, Statistics]:
+            values = json.loads(content)
+            return int(values["round"]), Statistics.from_numbers(values["statistics"], classes, MAX_IMAGES)
+
+        remedy = "restore it from a backup"
+        return StateFile(self.validation, "the validation statistics", parse, None, remedy, CheckpointError).read()
 
     def write_summary(self, summary: RunSummary) -> None:
         """Writes the whole of summary.json or nothing."""
@@ -154,15 +154,9 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged, or of a newer version.
         """
-        if not self.summary.exists():
-            return RunSummary()
-        try:
-            content = json.loads(self.summary.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise CheckpointError(
-                f"{self.summary} is no JSON ({error}); restore it or start a new run in another folder"
-            ) from error
-        return parse_record(RunSummary, content, str(self.summary))
+        remedy = "restore it or start a new run in another folder"
+        file: StateFile[Any] = StateFile(self.summary, "the summary", json.loads, {}, remedy, CheckpointError)
+        return parse_record(RunSummary, file.read(), str(self.summary))
 
 
 def _history_line(line: RoundRecord) -> str:
@@ -171,8 +165,7 @@ def _history_line(line: RoundRecord) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Writes the whole of `text` or nothing."""
-    with atomic_write(path) as file:
-        file.write(text.encode("utf-8"))
+    write_file(path, text.encode("utf-8"))
 
 
 def describe_environment() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from common.data.atomic import atomic_write
+from common.data.atomic import write_file
 from common.errors import ConfigError
 from common.keys import certificate_validity
 from server.door import render_door
@@ -156,10 +156,8 @@ def _prepare(place: CoordinatorFolder) -> None:
         f'[superlink]\ndefault = "{CONNECTION}"\n\n'
         f'[superlink.{CONNECTION}]\naddress = "{address}"\nroot-certificates = {json.dumps(str(place.ca))}\n'
     )
-    with atomic_write(place.flower_home / "config.toml") as file:
-        file.write(text.encode())
+    write_file(place.flower_home / "config.toml", text.encode())
 
 
 def _write_door(place: CoordinatorFolder) -> None:
-    with atomic_write(place.door) as file:
-        file.write(render_door(place.settings(), list(place.site_keys())).encode())
+    write_file(place.door, render_door(place.settings(), list(place.site_keys())).encode())

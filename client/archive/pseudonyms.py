@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.data.atomic import exclusive
+from common.data.atomic import drawn_once
 from common.errors import ConfigError
 
 KEY_FILE = "pseudonym.key"
@@ -62,25 +61,13 @@ def load_pseudonyms(folder: Path) -> Pseudonyms:
     """
     path = folder / KEY_FILE
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with exclusive(folder):
-            if not path.exists():
-                _draw_key(path)
-            mode, text = path.stat().st_mode & 0o777, path.read_text(encoding="ascii").strip()
+        text = drawn_once(path, lambda: f"{secrets.token_hex(_KEY_BYTES)}\n".encode()).decode("ascii").strip()
+        mode = path.stat().st_mode & 0o777
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read or written ({type(error).__name__}); check its owner and permissions") from None
     if mode & 0o077:
         raise ConfigError(f"{path} may be read by others (mode {mode:o}), who could then undo pseudonyms; run: chmod 600 {path}")
     return Pseudonyms(_read_key(path, text))
-
-
-def _draw_key(path: Path) -> None:
-    """Writes a new key. It is synced to the disk first: with a lost key the same patient would come back under another name."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(secrets.token_hex(_KEY_BYTES) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _read_key(path: Path, text: str) -> bytes:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.archive.pseudonyms import Pseudonyms
 from client.archive.query import Instance
-from common.data.atomic import atomic_write
+from common.data.atomic import StateFile, atomic_write, to_json
 from common.errors import DataError, SkipReason
 
 logger = logging.getLogger(__name__)
 
-_REFUSED = "refused.json"
 _PASSING = frozenset({SkipReason.NOT_DELIVERED, SkipReason.MISSING, SkipReason.UNREADABLE})
 """Not the image's fault, so it is asked for again the next time."""
 
@@ -57,7 +55,7 @@ class ImageStore:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.folder} cannot be made: {error.strerror}; check its owner and permissions") from None
-        self.refused = _read_refused(self.folder / _REFUSED)
+        self.refused = _refused_file(self.folder).read()
 
     def name(self, instance: Instance) -> str:
         """The pseudonym of an image."""
@@ -92,20 +90,18 @@ class ImageStore:
 
     def save_refused(self) -> None:
         """Writes down which images cannot be used. Where that fails they are fetched once more the next time, no harm done."""
-        content = {name: reason.name for name, reason in self.refused.items()}
         try:
-            with atomic_write(self.folder / _REFUSED) as file:
-                file.write(json.dumps(content).encode())
+            _refused_file(self.folder).write(self.refused)
         except OSError as error:
             logger.warning("the list of refused images cannot be written: %s", error.strerror)
 
 
-def _read_refused(file: Path) -> dict[str, SkipReason]:
-    try:
-        content: Mapping[str, str] = json.loads(file.read_bytes())
-        return {str(name): SkipReason[reason] for name, reason in content.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        logger.warning("the list of refused images cannot be read; they are fetched again")
-        return {}
+def _refused_file(folder: Path) -> StateFile[dict[str, SkipReason]]:
+    return StateFile(
+        folder / "refused.json",
+        kind="the list of refused images",
+        parse=lambda content: {str(name): SkipReason[reason] for name, reason in json.loads(content).items()},
+        missing={},
+        remedy="they are fetched again",
+        dump=lambda refused: to_json({name: reason.name for name, reason in refused.items()}),
+    )

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.data.atomic import atomic_write
+from common.data.atomic import StateFile, to_json
 from common.data.manifest import LABELS, ImageRecord
 from common.errors import DataError, SkipReason
 
@@ -83,21 +83,10 @@ class Readings:
         Raises:
             DataError: the file is damaged.
         """
-        try:
-            content: Mapping[str, Any] = json.loads((folder / FILE).read_bytes())
-            return cls({digest: _image(values) for digest, values in content.items()})
-        except FileNotFoundError:
-            return cls()
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise DataError(
-                f"{folder / FILE} is damaged; restore it from a backup, or remove it and give `pneumofed site data feedback` the "
-                "reading room's export again: then the labels that images have now count as their original ones"
-            ) from None
+        return _file(folder).read()
 
     def write(self, folder: Path) -> None:
-        content = {digest: asdict(image) for digest, image in self.images.items()}
-        with atomic_write(folder / FILE) as file:
-            file.write(json.dumps(content).encode())
+        _file(folder).write(self)
 
     def by_path(self) -> dict[str, ReadImage]:
         """The images that have a row in the manifest, or had one."""
@@ -128,6 +117,19 @@ def forget(folder: Path, gone: Callable[[str], bool]) -> None:
     if (folder / FILE).exists():
         readings = Readings.of(folder)
         Readings({digest: image for digest, image in readings.images.items() if not gone(image.patient)}).write(folder)
+
+
+def _file(folder: Path) -> StateFile[Readings]:
+    return StateFile(
+        folder / FILE,
+        kind="the list of readings",
+        parse=lambda content: Readings({digest: _image(values) for digest, values in json.loads(content).items()}),
+        missing=Readings(),
+        remedy="restore it from a backup, or remove it and give `pneumofed site data feedback` the reading room's export again: then "
+        "the labels that images have now count as their original ones",
+        refuse=DataError,
+        dump=lambda readings: to_json({digest: asdict(image) for digest, image in readings.images.items()}),
+    )
 
 
 def _image(values: Mapping[str, Any]) -> ReadImage:

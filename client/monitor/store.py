@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from common.data.atomic import atomic_write, exclusive
+from common.data.atomic import drawn_once
 from common.drift.bets import Baseline
 from common.drift.observations import Observations
 from common.errors import DataError
@@ -167,16 +167,7 @@ class MonitorStore:
         """An opaque word for `patient`; one of its own for an image whose patient is unknown."""
         if patient is None:
             return secrets.token_hex(8)
-        return hmac.new(self._key(), patient.encode(), sha256).hexdigest()[:16]
-
-    def _key(self) -> bytes:
-        path = self.folder / KEY
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with exclusive(self.folder):
-            if not path.exists():
-                with atomic_write(path) as file:
-                    file.write(secrets.token_bytes(32))
-            return path.read_bytes()
+        return hmac.new(drawn_once(self.folder / KEY, lambda: secrets.token_bytes(32)), patient.encode(), sha256).hexdigest()[:16]
 
 
 def _observations(rows: list[tuple[Any, ...]]) -> Observations:

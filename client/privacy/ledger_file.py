@@ -22,7 +22,7 @@ from typing import Any
 from client.privacy.entries import Entry
 from client.privacy.lineages import SCHEMA as LINEAGES
 from common.config_types import PrivacyUnit
-from common.data.atomic import atomic_write, exclusive
+from common.data.atomic import exclusive, write_file
 from common.errors import ConfigError, PolicyError
 from common.hash_chain import CHAIN_START, canonical, chain_hash, first_broken
 from common.privacy.accounting import Mechanism
@@ -152,10 +152,7 @@ def append_entry(connection: sqlite3.Connection, new: Recorded, known: Sequence[
 
 def write_mark(path: Path, known: Sequence[Recorded]) -> None:
     """Notes beside the ledger how far it has come, on the disk."""
-    with atomic_write(_mark_file(path)) as file:
-        file.write(canonical({"entries": len(known), "hash": _head(known)}))
-        file.flush()
-        os.fsync(file.fileno())
+    write_file(_mark_file(path), canonical({"entries": len(known), "hash": _head(known)}))
 
 
 def check_mark(path: Path, known: Sequence[Recorded]) -> None:

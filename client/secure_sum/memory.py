@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from common.config_types import Section
-from common.data.atomic import atomic_write, exclusive
+from common.data.atomic import StateFile
 from common.errors import SecureSumError
 from common.secure_sum.roster import KeyRoster
 from common.secure_sum.session import Purpose, Session
@@ -64,26 +64,50 @@ class MemoryFolder:
 
     def __init__(self, work_dir: str) -> None:
         self.path = Path(work_dir) / "secure_sum"
+        self._session: StateFile[Memory | None] = StateFile(
+            self.path / "session.json",
+            kind="the secure sum in progress",
+            parse=Memory.model_validate_json,
+            missing=None,
+            remedy="this site takes no further part in it",
+            dump=lambda memory: memory.model_dump_json().encode("ascii") if memory else b"",
+        )
+        self._used: StateFile[tuple[str, ...]] = StateFile(
+            self.path / "used",
+            kind="the list of secure sums that were begun",
+            parse=lambda content: tuple(content.decode("ascii").split()),
+            missing=(),
+            remedy="restore it from a backup: without it an old sum could be begun again",
+            refuse=SecureSumError,
+            dump=lambda used: "\n".join(used).encode("ascii"),
+        )
+        self._serial: StateFile[int] = StateFile(
+            self.path / "serial",
+            kind="the serial of the newest key roster",
+            parse=lambda content: int(content or 0),
+            missing=0,
+            remedy="restore it from a backup: without it an old roster could be used",
+            refuse=SecureSumError,
+            dump=lambda serial: str(serial).encode("ascii"),
+        )
 
     @contextmanager
     def begin(self, session: Session, roster: KeyRoster) -> Iterator[None]:
         """Forgets the sum before this one, and holds the folder while the block makes the new one's secrets.
 
         Raises:
-            SecureSumError: this sum was begun before, or the roster is older than one that was seen.
+            SecureSumError: this sum was begun before, the roster is older than one that was seen, or what tells so is damaged.
         """
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with exclusive(self.path):
-            used = self._read("used").split()
+        with self._used.locked() as used:
             if session.identifier in used:
                 raise SecureSumError("this secure sum was begun before; keys of an old one may be played again")
-            seen = int(self._read("serial") or 0)
+            seen = self._serial.read()
             if roster.serial < seen:
                 raise SecureSumError(
                     f"the key roster has serial {roster.serial}, but {seen} was seen; a site may have been revoked since"
                 )
-            self._write("used", "\n".join([*used, session.identifier]))
-            self._write("serial", str(max(seen, roster.serial)))
+            self._used.write((*used, session.identifier))
+            self._serial.write(max(seen, roster.serial))
             self.forget()
             yield
 
@@ -96,12 +120,7 @@ class MemoryFolder:
         """
         if not self.path.is_dir():
             raise SecureSumError("this site takes no part in a secure sum")
-        with exclusive(self.path):
-            text = self._read("session.json")
-            try:
-                memory = Memory.model_validate_json(text) if text else None
-            except ValidationError:
-                memory = None
+        with self._session.locked() as memory:
             if memory is None or not memory.belongs_to(session):
                 raise SecureSumError("this site takes no part in this secure sum, or it is over")
             if memory.progress != progress:
@@ -111,15 +130,7 @@ class MemoryFolder:
             yield memory
 
     def keep(self, memory: Memory) -> None:
-        self._write("session.json", memory.model_dump_json())
+        self._session.write(memory)
 
     def forget(self) -> None:
-        (self.path / "session.json").unlink(missing_ok=True)
-
-    def _read(self, name: str) -> str:
-        path = self.path / name
-        return path.read_text(encoding="ascii") if path.is_file() else ""
-
-    def _write(self, name: str, text: str) -> None:
-        with atomic_write(self.path / name) as file:
-            file.write(text.encode("ascii"))
+        self._session.path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from common.data.atomic import atomic_write, exclusive, pass_if_disk_full
+from common.data.atomic import StateFile, pass_if_disk_full
 from common.errors import ImageError, SkipReason
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ def load_digests(paths: Sequence[Path], folder: Path, workers: int) -> list[str 
     Raises:
         DataError: `folder` cannot be made or written. A full disk is no error: the files are read again the next time.
     """
-    memo_file = folder / "digests.json"
-    memo = _read_memo(memo_file)
+    memo_file = _memo_file(folder)
+    memo = memo_file.read()
     with ThreadPoolExecutor(workers) as pool:
         chunks = pool.map(lambda chunk: [_digest(path, memo) for path in chunk], _chunks(paths))
         results = [result for chunk in chunks for result in chunk]
@@ -47,26 +47,20 @@ def _chunks(paths: Sequence[Path]) -> Iterator[list[str]]:
         yield [os.path.abspath(path) for path in paths[start : start + _CHUNK]]  # noqa: PTH100 - resolve() follows links
 
 
-def _read_memo(file: Path) -> Memo:
-    try:
-        content = json.loads(file.read_bytes())
-        return {path: (int(size), int(mtime_ns), str(digest)) for path, (size, mtime_ns, digest) in content.items()}
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, AttributeError):
-        log.warning("the memo of file digests cannot be read; all files are read again")
-        return {}
+def _memo_file(folder: Path) -> StateFile[Memo]:
+    def parse(content: bytes) -> Memo:
+        known = json.loads(content)
+        return {path: (int(size), int(mtime_ns), str(digest)) for path, (size, mtime_ns, digest) in known.items()}
+
+    return StateFile(folder / "digests.json", "the memo of file digests", parse, {}, "all files are read again")
 
 
-def _extend_memo(new: Memo, file: Path) -> None:
+def _extend_memo(new: Memo, file: StateFile[Memo]) -> None:
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with exclusive(file.parent):
-            memo = _read_memo(file) | new
-            with atomic_write(file) as stream:
-                stream.write(json.dumps(memo).encode())
+        with file.locked() as memo:
+            file.write(memo | new)
     except OSError as error:
-        pass_if_disk_full(error, file.parent)
+        pass_if_disk_full(error, file.path.parent)
 
 
 def _digest(path: str, memo: Memo) -> tuple[str, tuple[int, int, str] | SkipReason]:

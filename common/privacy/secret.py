@@ -15,7 +15,7 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.data.atomic import atomic_write, exclusive
+from common.data.atomic import drawn_once, write_file
 from common.data.dataset import Dataset
 from common.errors import ConfigError
 from common.privacy.randomness import KEY_BYTES
@@ -29,12 +29,8 @@ def own_secret(work_dir: Path) -> bytes:
     Raises:
         ConfigError: the file has another length, or others may read it.
     """
-    work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = work_dir / KEY_FILE
-    with exclusive(work_dir):
-        if not path.exists():
-            write_secret(path, secrets.token_bytes(KEY_BYTES))
-    secret = path.read_bytes()
+    secret = drawn_once(path, lambda: secrets.token_bytes(KEY_BYTES))
     if len(secret) != KEY_BYTES or path.stat().st_mode & 0o077:
         raise ConfigError(
             f"{path}: expected {KEY_BYTES} bytes of mode 0600; remove it, and the next private round makes a new one"
@@ -44,8 +40,7 @@ def own_secret(work_dir: Path) -> bytes:
 
 def write_secret(path: Path, secret: bytes) -> None:
     """Writes `secret` to `path`, mode 0600."""
-    with atomic_write(path) as file:
-        file.write(secret)
+    write_file(path, secret)
 
 
 def round_key(secret: bytes, parts: Iterable[str]) -> bytes:

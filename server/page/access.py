@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.data.atomic import atomic_write
+from common.data.atomic import write_file
 from common.errors import ConfigError
 from common.web.sessions import Sessions
 from server.settings import CoordinatorFolder
@@ -83,8 +83,7 @@ def make_token(folder: CoordinatorFolder) -> str:
     token = secrets.token_urlsafe(32)
     path = token_file(folder)
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    with atomic_write(path) as file:
-        file.write(digest_of(token).encode())
+    write_file(path, digest_of(token).encode())
     return token
 
 

@@ -217,6 +217,19 @@ def test_secrets_are_readable_by_the_owner_alone_and_gone_when_not_needed(tmp_pa
     assert (kept["channel"], kept["mask"], kept["seed"]) == (None, None, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("used", "the list of secure sums"), ("serial", "the serial of the newest key roster")]
+)
+def test_a_site_that_cannot_know_what_was_begun_before_begins_nothing(tmp_path: Path, name: str, kind: str) -> None:
+    chosen = parties(tmp_path)
+    file = MemoryFolder(str(tmp_path / "alpha")).path / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"\xff")
+    with pytest.raises(SecureSumError, match=f"{kind}.* is damaged"):
+        chosen.sites["alpha"].advertise(chosen.collector.advertise(FIVE)["alpha"])
+    assert file.read_bytes() == b"\xff" and not (file.parent / "session.json").exists()
+
+
 def vector_of(chosen: Parties, name: str) -> SumVector:
     sent = unpack_masked(chosen.seen[f"mask {name}"], SHAPE)
     return SumVector(sent.body.copy(), sent.tail.copy())

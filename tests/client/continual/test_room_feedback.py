@@ -10,11 +10,11 @@ import pytest
 
 from client.continual.export_table import read_export
 from client.reading_room.labels import write_labels
-from simulation.feedback_cli import readers_export
 from client.reading_room.room import delete_old_cases
 from common.audit import read_entries
 from common.errors import SkipReason
 from common.images import read_image
+from simulation.feedback_cli import readers_export
 from tests.client.reading_room.conftest import _cheap_passwords, _quick_focus  # noqa: F401 - fixtures
 from tests.client.reading_room.stage import ADMIN, READER, Stage, files_below, phantom_dicom, phantom_png, upload
 from tests.client.site_folder import make_site, manifest_of, run_data
