@@ -17,7 +17,7 @@ from common.config_reader import build_config
 from common.config_types import StrategyName
 from common.errors import PolicyError
 from common.party_config import SitePolicy
-from common.policy_text import DEFAULT_POLICY
+from common.policy_text import default_policy
 from tests.tiny import tiny_experiment
 
 NOON = Arrival(datetime(2026, 3, 2, 12, 0))
@@ -63,7 +63,7 @@ def test_each_rule_refuses_and_names_its_key(values: dict[str, Any], request_: R
     (key,) = values
     request_ = replace(request_, study="pneumonia")
     assert decide(policy(**values), request_, facts) == Decision(False, key, reason)
-    assert key in yaml.safe_load(DEFAULT_POLICY)
+    assert key in yaml.safe_load(default_policy())
     with pytest.raises(PolicyError) as error:
         decide(policy(**values), request_, facts).enforce()
     assert (error.value.rule, error.value.public_message) == (key, f"the site's policy refuses this ({key})")
@@ -72,7 +72,7 @@ def test_each_rule_refuses_and_names_its_key(values: dict[str, Any], request_: R
 
 def test_every_key_that_restricts_a_run_has_an_example() -> None:
     not_judged = {"approved_apps", "withhold", "count_noise"}  # the gate's, and what leaves with an answer
-    assert {key for values, *_ in REFUSED for key in values} == set(yaml.safe_load(DEFAULT_POLICY)) - not_judged
+    assert {key for values, *_ in REFUSED for key in values} == set(yaml.safe_load(default_policy())) - not_judged
 
 
 def test_the_first_refusal_is_that_of_privacy() -> None:

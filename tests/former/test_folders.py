@@ -115,7 +115,7 @@ def test_a_former_site_trains_on_and_its_books_go_on(former: Path) -> None:
     settings = CoordinatorConfig(
         run_dir=str(former / "again"), test_manifest=str(former / "coordinator" / "test.csv"), device="cpu"
     )
-    assert run_study(LocalGrid(client_app, nodes, {}), experiment, settings)["status"] == "succeeded"
+    assert run_study(LocalGrid(client_app, nodes, {}), experiment, settings).status == "succeeded"
     after = json.loads(call("privacy", "show", "-C", "north", "--json"))
     assert len(after) == len(before) == 1
     known = len(before[0]["runs"])

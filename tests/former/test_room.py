@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fastapi.testclient import TestClient
 
-from client.reading_room.app import create_app
+from client.reading_room.app import create_room_app
 from client.reading_room.folder import RoomFolder
 from client.reading_room.serve import open_room, open_room_bundle
 from tests.former.make import PASSWORDS, wait_until_ready
@@ -17,7 +17,7 @@ def test_a_former_room_goes_on(former: Path) -> None:
     folder = RoomFolder.open(former / "room")
     room = open_room(folder, open_room_bundle(folder, folder.settings))
     try:
-        with TestClient(create_app(room, ["testserver"])) as client:
+        with TestClient(create_room_app(room, ["testserver"])) as client:
             go_on(client, former)
     finally:
         room.close()

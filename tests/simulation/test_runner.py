@@ -142,7 +142,7 @@ def test_a_report_that_cannot_be_written_is_logged_and_fails_no_run(
         raise ValueError("no figure")
 
     monkeypatch.setattr("server.report.write_report", fail)
-    assert run(tmp_path, phantoms, rounds=1)["status"] == "succeeded"
+    assert run(tmp_path, phantoms, rounds=1).status == "succeeded"
     assert "pneumofed report" in caplog.text
     assert not (tmp_path / "report.html").exists()
 
