@@ -8,12 +8,9 @@ phantoms of 512 pixels. Targets: median below 60 ms in float32 and below 30 ms i
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import argparse
 import json
+import os
 import platform
 import tempfile
 import time
@@ -24,9 +21,12 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 
-from common.images import read_image
-from common.model_bundle.bundle import Bundle, open_bundle
-from common.model_bundle.predictor import Predictor
+from pneumofed.common.imaging.images import read_image
+from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
+from pneumofed.common.model_bundle.predictor import Predictor
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 PRECISIONS: tuple[Literal["float32", "int8"], ...] = ("float32", "int8")
 
@@ -36,7 +36,7 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as name:
-        bundle = open_bundle(options.bundle or write_untrained_bundle(Path(name) / "bundle"), None)
+        bundle = load_bundle(options.bundle or write_untrained_bundle(Path(name) / "bundle"), None)
         paths = find_images(options.images, Path(name))
         print(json.dumps({"machine": platform.machine(), "cpu": _cpu(), "model": bundle.manifest.model.name}))
         for precision in PRECISIONS:
@@ -68,14 +68,14 @@ def write_untrained_bundle(folder: Path) -> Path:
     """A signed bundle of a ResNet18 of 224 pixels with random weights; its norms have seen noise, so that no activation overflows."""
     import torch
 
-    from common.config import ModelConfig
-    from common.keys import NodeKey, parse_private_key
-    from common.model_bundle.calibration import Calibration
-    from common.model_bundle.manifest import BundleManifest, CardFacts, OperatingPoint, Preprocessing
-    from common.model_bundle.sealing import seal_bundle
-    from common.models import build_model
-    from common.transforms import GREY_MEAN, GREY_STD
-    from server.export.graph import export_onnx, quantize_onnx
+    from pneumofed.common.config.experiment import ModelConfig
+    from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD
+    from pneumofed.common.model_bundle.calibration import Calibration
+    from pneumofed.common.model_bundle.manifest import BundleManifest, CardFacts, OperatingPoint, Preprocessing
+    from pneumofed.common.model_bundle.sealing import seal_bundle
+    from pneumofed.common.models.build import build_model
+    from pneumofed.common.wire.keys import NodeKey, parse_private_key
+    from pneumofed.server.export.graph import export_onnx, quantize_onnx
 
     folder.mkdir()
     cfg, noise = ModelConfig(name="resnet18"), np.random.default_rng(0).random((16, 1, 224, 224), np.float32)
@@ -104,7 +104,7 @@ def find_images(folder: Path | None, scratch: Path) -> list[Path]:
     """At most 200 image files of `folder`, or 40 phantoms drawn into `scratch`."""
     if folder is not None:
         return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm"))[:200]
-    from simulation.phantom_patients import draw_patients, draw_picture
+    from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
 
     paths = []
     for patient in draw_patients("train", 40, 0):

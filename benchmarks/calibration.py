@@ -13,15 +13,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from client.app import judge
-from client.site import load_site, read_site_config
-from common.compute import build_compute
-from common.data.manifest import CLASSES
-from common.evaluation.statistics import Statistics
-from common.model_bundle.calibration import Calibration, Method
-from server.export.export import load_network
-from server.export.measures import calibrate, measure_central, measure_validation
-from server.export.source import Source, read_source
+from pneumofed.client.app import evaluate_model
+from pneumofed.client.federation.site_data import load_site, read_site_config
+from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.evaluation.statistics import Statistics
+from pneumofed.common.model_bundle.calibration import Calibration, Method
+from pneumofed.common.models.compute import build_compute
+from pneumofed.server.export.export import load_network
+from pneumofed.server.export.measures import calibrate, measure_central, measure_validation
+from pneumofed.server.export.source import Source, read_finished_run
 
 METHODS: tuple[Method, ...] = ("none", "temperature", "temperature_and_bias")
 
@@ -32,7 +32,7 @@ def pooled_validation(source: Source) -> Statistics:
     network = compute.place(load_network(source))
     total = Statistics.zero(len(CLASSES[source.experiment.task]))
     for file in sorted((source.run.folder.path / "sites").glob("*.yaml")):
-        total = total + judge(network, load_site(read_site_config(file), source.experiment), source.experiment, compute)
+        total = total + evaluate_model(network, load_site(read_site_config(file), source.experiment), source.experiment, compute)
     return total
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--write", action="store_true", help="keep the statistics in RUN/validation.json")
     options = parser.parse_args()
-    source = read_source(options.run)
+    source = read_finished_run(options.run)
     if source.validation is None:
         pooled = pooled_validation(source)
         source = replace(source, validation=pooled)

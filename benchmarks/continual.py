@@ -19,22 +19,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from client.continual.feedback import add_feedback
-from client.folder import SiteFolder
-from client.site import read_site_config
-from common.config import ExperimentConfig
-from common.config_reader import build_config, merge
-from common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
-from common.evaluation.comparison import Margins
-from common.keys import NodeKey, PrivateKey, parse_private_key
-from common.model_bundle.bundle import Bundle
-from common.model_bundle.start import start_values
-from common.party_config import SiteConfig
-from common.seeds import numpy_generator
-from server.records import CENTRAL_SETS
-from server.release.gate import Evidence, decide
-from server.release.page import write_page
-from server.summary_records import RunSummary
+from pneumofed.client.data.feedback import add_feedback
+from pneumofed.client.federation.site_data import read_site_config
+from pneumofed.client.site.folder import SiteFolder
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import SiteConfig
+from pneumofed.common.config.reader import build_config, merge
+from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
+from pneumofed.common.evaluation.comparison import Margins
+from pneumofed.common.model_bundle.bundle import Bundle, start_values
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.common.wire.keys import NodeKey, PrivateKey, parse_private_key
+from pneumofed.server.release.gate import Evidence, decide_release
+from pneumofed.server.release.release import write_release_page
+from pneumofed.server.runs.records import CENTRAL_SETS
+from pneumofed.server.runs.summary_records import RunSummary
 
 FLIPPED_SITES = 2
 
@@ -51,24 +50,23 @@ class Bench:
 
     def run(self, name: str, parent: Bundle | None) -> tuple[RunSummary, Bundle]:
         """Trains over the sites as they are now, from `parent` if there is one; the summary and the bundle of the best round."""
-        from client.app import app as client_app
-        from common.config_reader import read_yaml
-        from common.party_config import CoordinatorConfig
-        from server.study import run_study
-        from simulation.local_grid import LocalGrid
+        from pneumofed.client.app import app as client_app
+        from pneumofed.common.config.parties import CoordinatorConfig
+        from pneumofed.common.config.reader import read_yaml
+        from pneumofed.server.federation.run import run_federation
+        from pneumofed.simulation.local_grid import LocalGrid
 
         start = start_values(parent, parent.folder) if parent else {}
         experiment = build_config(ExperimentConfig, merge(self.experiment, start))
         settings = build_config(CoordinatorConfig, {**read_yaml(self.coordinator), "run_dir": str(self.folder / name)})
         nodes = [{"partition-id": number} for number in range(len(self.configs))]
         grid = LocalGrid(client_app, nodes, {"sites": str(self.folder / "layout" / "sites")})
-        summary = run_study(grid, experiment, settings)
+        summary = run_federation(grid, experiment, settings)
         return summary, seal_run(self.folder / name, experiment, parent, self.key)
 
     def evidence(self, old: Bundle, new: Bundle) -> Evidence:
-        from client.continual.compare import compare_at_site
-        from server.release.central import compare_on_sets
-        from server.release.release import Sets
+        from pneumofed.client.data.compare import compare_at_site
+        from pneumofed.server.release.release import Sets, compare_on_sets
 
         sets = Sets.of_run(self.folder / "layout")
         sites = {config.name: compare_at_site(config, old, new).comparison for config in self.configs}
@@ -83,13 +81,20 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
 
     import torch
 
-    from common.data.manifest import CLASSES
-    from common.model_bundle.bundle import open_bundle
-    from common.model_bundle.calibration import Calibration
-    from common.model_bundle.manifest import WEIGHTS, BundleManifest, CardFacts, OperatingPoint, Preprocessing, Provenance
-    from common.model_bundle.sealing import hash_bundle_file, seal_bundle
-    from common.transforms import GREY_MEAN, GREY_STD
-    from server.run_folder import RunFolder
+    from pneumofed.common.data.manifest import CLASSES
+    from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD
+    from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.model_bundle.calibration import Calibration
+    from pneumofed.common.model_bundle.manifest import (
+        WEIGHTS,
+        BundleManifest,
+        CardFacts,
+        OperatingPoint,
+        Preprocessing,
+        Provenance,
+    )
+    from pneumofed.common.model_bundle.sealing import hash_bundle_file, seal_bundle
+    from pneumofed.server.runs.folder import RunFolder
 
     files, folder = RunFolder(run), run / "bundle"
     folder.mkdir()
@@ -125,7 +130,7 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
         card=CardFacts(sites=0, training_images=0, training_patients=0, provenance=origin),
     )
     seal_bundle(folder, manifest, key)
-    return open_bundle(folder, [key.public_key()])
+    return load_bundle(folder, [key.public_key()])
 
 
 def make_site_folder(config: SiteConfig) -> SiteFolder:
@@ -163,8 +168,8 @@ def exchange(record: ImageRecord) -> ImageRecord:
 
 
 def build_bench(arguments: argparse.Namespace) -> Bench:
-    from simulation.federation import lay_out
-    from simulation.plan import build_plan
+    from pneumofed.simulation.hospitals.federation import lay_out
+    from pneumofed.simulation.plan import build_plan
 
     folder = Path(arguments.out)
     experiment = {
@@ -221,8 +226,11 @@ def main() -> None:
     results: dict[str, Any] = {"feedback": counts}
     for name, bundle in (("run-2", new), ("run-3", spoilt)):
         for margins in (Margins(auroc=0.02, point=0.05), Margins(auroc=0.10, point=0.15)):
-            record = decide((old, bundle), evidence[name], (margins, margins))
-            print(f"\n== {name} against run-1, margins {margins.auroc} and {margins.point}\n\n{write_page(record)}", flush=True)
+            record = decide_release((old, bundle), evidence[name], (margins, margins))
+            print(
+                f"\n== {name} against run-1, margins {margins.auroc} and {margins.point}\n\n{write_release_page(record)}",
+                flush=True,
+            )
             results[f"{name} {margins.auroc}"] = record.model_dump(mode="json")
     (bench.folder / "continual.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(f"{time.perf_counter() - started:.0f} s")

@@ -3,7 +3,7 @@
     python -m benchmarks.drift --run RUN --data DATA --cache FOLDER [--out FOLDER]
 
 On real images that the run's network was not trained on: the hospitals' validation patients and the test set, the first image of each
-patient. Its features are computed once for each change and kept in the cache folder. Changes are those of `simulation.scanners`, at the
+patient. Its features are computed once for each change and kept in the cache folder. Changes are those of `simulation.phantoms.scanners`, at the
 network's resolution.
 """
 
@@ -16,13 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.drift_images import DAYS_A_WEEK, PATIENTS_A_DAY, QUIET_PATIENTS, REFERENCE_PATIENTS, Bench, Pool, load_bench
-from client.monitor.monitor import find_drift
-from client.monitor.page import write_drift_page
-from common.drift.bets import list_tests
-from common.drift.looks import daily_looks
-from common.drift.observations import Observations
-from common.drift.watch import RATE, Stream, watch
-from common.seeds import numpy_generator
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.inference.monitor.e_processes import list_tests
+from pneumofed.inference.monitor.monitor import find_drift
+from pneumofed.inference.monitor.page import write_drift_page
+from pneumofed.inference.monitor.reference import Observations
+from pneumofed.inference.monitor.streams import RATE, Stream, daily_looks, watch
 
 SHARES = (0.3, 0.8)
 SHIFTED_PATIENTS = 1000

@@ -11,23 +11,22 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from client.site import load_site, read_site_config
-from common.compute import build_compute
-from common.config import ExperimentConfig
-from common.data.dataset import Dataset, load_dataset
-from common.data.report import DataReport
-from common.data.sources.kaggle import read_kaggle
-from common.drift.observations import Observations
-from common.drift.reference import Reference
-from common.features import compute_features
-from common.images import fit_square
-from common.layout import ArraysLayout
-from common.model_bundle.calibration import fit_calibration, pneumonia_score
-from common.model_bundle.pixel_statistics import NAMES, pixel_statistics
-from common.models import build_model, classifier_of
-from common.seeds import numpy_generator
-from server.checkpoints import read_checkpoint
-from simulation.scanners import Scanner, apply
+from pneumofed.client.federation.site_data import load_site, read_site_config
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.data.dataset import Dataset, load_dataset
+from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.sources.public_sets import read_kaggle
+from pneumofed.common.imaging.images import fit_square
+from pneumofed.common.model_bundle.calibration import fit_calibration, pneumonia_score
+from pneumofed.common.model_bundle.image_statistics import NAMES, pixel_statistics
+from pneumofed.common.models.build import build_model, classifier_of
+from pneumofed.common.models.compute import build_compute
+from pneumofed.common.models.features import compute_features
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.inference.monitor.reference import Observations, Reference
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.simulation.phantoms.scanners import VirtualScanner, apply
 
 Rows = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
@@ -36,16 +35,16 @@ FIRST_DAY = 739_000
 PATIENTS_A_DAY, DAYS_A_WEEK = 20, 5
 REFERENCE_PATIENTS, QUIET_PATIENTS = 250, 100
 SCANNERS = {
-    "contrast +0.9": Scanner("", contrast=0.9),
-    "contrast +0.45": Scanner("", contrast=0.45),
-    "contrast -0.8": Scanner("", contrast=-0.8),
-    "gamma 1.55 (darker)": Scanner("", gamma=1.55),
-    "blur 0.012": Scanner("", blur=0.012),
-    "noise 0.05": Scanner("", noise=0.05),
-    "blur 0.006": Scanner("", blur=0.006),
-    "noise 0.02": Scanner("", noise=0.02),
-    "collimation 0.05": Scanner("", collimation=0.05),
-    "zoom 1.12": Scanner("", zoom=1.12),
+    "contrast +0.9": VirtualScanner("", contrast=0.9),
+    "contrast +0.45": VirtualScanner("", contrast=0.45),
+    "contrast -0.8": VirtualScanner("", contrast=-0.8),
+    "gamma 1.55 (darker)": VirtualScanner("", gamma=1.55),
+    "blur 0.012": VirtualScanner("", blur=0.012),
+    "noise 0.05": VirtualScanner("", noise=0.05),
+    "blur 0.006": VirtualScanner("", blur=0.006),
+    "noise 0.02": VirtualScanner("", noise=0.02),
+    "collimation 0.05": VirtualScanner("", collimation=0.05),
+    "zoom 1.12": VirtualScanner("", zoom=1.12),
 }
 """Each property at the end of the range that the simulation draws from, and some within."""
 INVERTED, RESOLUTION = "MONOCHROME1 not inverted", "half the resolution"

@@ -26,26 +26,33 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from client.explain.deletion import Curves, by_cell, curves, random_curves
-from client.explain.explain import explain
-from client.explain.focus import Misplaced, judge_focus
-from client.explain.intervals import mean_interval, show_interval
-from client.explain.lungs import LungField, find_lungs
-from client.explain.markers import find_markers
-from client.explain.methods import METHODS, Method, Target
-from client.explain.placing import place_on_image
-from client.explain.randomise import cascade
-from client.explain.sanity import Likeness, Sanity, conclude, likeness, spearman
-from client.explain.score import LogOdds, empty
-from common.config import ImageConfig
-from common.data.manifest import ImageRecord
-from common.data.sources.kaggle import read_kaggle
-from common.evaluation.bootstrap import Interval
-from common.images import fit_square, read_image
-from common.model_bundle.bundle import open_bundle
-from common.models import build_model
-from common.seeds import derive_seed, numpy_generator
-from server.checkpoints import read_checkpoint
+from pneumofed.common.config.experiment import ImageConfig
+from pneumofed.common.data.manifest import ImageRecord
+from pneumofed.common.data.sources.public_sets import read_kaggle
+from pneumofed.common.evaluation.bootstrap import ConfidenceInterval
+from pneumofed.common.imaging.images import fit_square, read_image
+from pneumofed.common.model_bundle.bundle import load_bundle
+from pneumofed.common.models.build import build_model
+from pneumofed.common.seeds import derive_seed, numpy_generator
+from pneumofed.inference.explain.attribution import LogOdds, compute_attribution, empty
+from pneumofed.inference.explain.faithfulness import (
+    Curves,
+    Likeness,
+    Sanity,
+    by_cell,
+    cascade,
+    conclude,
+    curves,
+    likeness,
+    mean_interval,
+    random_curves,
+    show_interval,
+    spearman,
+)
+from pneumofed.inference.explain.focus import LungField, Misplaced, find_lungs, find_markers, judge_focus
+from pneumofed.inference.explain.methods import METHODS, Method, Target
+from pneumofed.inference.explain.pictures import place_on_image
+from pneumofed.server.runs.checkpoints import read_checkpoint
 
 GRADIENTS: tuple[Method, ...] = ("integrated-gradients", "gradient-shap", "occlusion")
 SURROGATES: tuple[Method, ...] = ("kernel-shap", "lime")
@@ -95,10 +102,12 @@ class Bench:
     def measure(self, subject: Subject, method: Method, stages: int) -> dict[str, Any]:
         """Everything of one map; its likeness with the maps of the last `stages` of the cascade."""
         started, score = time.process_time(), LogOdds(self.network, subject.target)
-        own = explain(self.network, subject.inputs, method, subject.target, seed=self.seed)
+        own = compute_attribution(self.network, subject.inputs, method, subject.target, seed=self.seed)
         seconds = time.process_time() - started
         alike = {
-            share: asdict(likeness(own.values, explain(other, subject.inputs, method, subject.target, seed=self.seed).values))
+            share: asdict(
+                likeness(own.values, compute_attribution(other, subject.inputs, method, subject.target, seed=self.seed).values)
+            )
             for share, other in self.relatives[-stages:]
         }
         gains = {
@@ -209,7 +218,7 @@ def _curve_cells(rows: list[dict[str, Any]], reference: str, kind: str) -> str:
     return f"{own['value']:.3f} ({chance['value']:.3f}) | {show_interval(gain, 3)}"
 
 
-def _mean_of(rows: list[dict[str, Any]], reference: str, key: str) -> Interval:
+def _mean_of(rows: list[dict[str, Any]], reference: str, key: str) -> ConfidenceInterval:
     return mean_interval([row["gains"][reference][key] for row in rows], [row["patient"] for row in rows])
 
 
@@ -236,7 +245,7 @@ def _habit(rows: list[dict[str, Any]]) -> list[float]:
 
 def _load(arguments: argparse.Namespace) -> tuple[nn.Module, ImageConfig]:
     if arguments.bundle:
-        bundle = open_bundle(arguments.bundle, None)
+        bundle = load_bundle(arguments.bundle, None)
         return bundle.load_network(), bundle.manifest.preprocessing.image
     checkpoint = read_checkpoint(arguments.run / "checkpoints" / "best.pt")
     network = build_model(checkpoint.experiment.model.without_weights(), checkpoint.experiment.task, seed=0)

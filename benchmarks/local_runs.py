@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from server.summary_records import RunSummary
+    from pneumofed.server.runs.summary_records import RunSummary
+
 
 Deed = Literal["honest", "absent", "flipped", "scaled", "nan"]
 """What the last hospital does: takes part, is not there, swaps normal and pneumonia in its labels, sends its update a hundredfold,
@@ -54,13 +55,13 @@ def run_all(runs: Sequence[Run], runs_per_process: int | None = 1) -> list[RunSu
 
 def run_one(run: Run) -> RunSummary:
     """Lays out the federation of `run`, runs it and returns its summary."""
-    from client.app import app as client_app
-    from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY, SITES_KEY
-    from server.app import read_coordinator, read_experiment
-    from server.study import run_study
-    from simulation.federation import lay_out
-    from simulation.local_grid import LocalGrid
-    from simulation.plan import build_plan
+    from pneumofed.client.app import app as client_app
+    from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY, SITES_KEY
+    from pneumofed.server.app import experiment_of, read_coordinator
+    from pneumofed.server.federation.run import run_federation
+    from pneumofed.simulation.hospitals.federation import lay_out
+    from pneumofed.simulation.local_grid import LocalGrid
+    from pneumofed.simulation.plan import build_plan
 
     folder = Path(run.folder) / run.name
     experiment, simulation = build_plan(folder, run.experiment, run.simulation)
@@ -80,14 +81,14 @@ def run_one(run: Run) -> RunSummary:
     }
     app = _meddling(client_app, last, run.deed) if run.deed in ("scaled", "nan") else client_app
     grid = LocalGrid(app, [{"partition-id": number} for number in range(present)], config)
-    return run_study(grid, read_experiment(config), read_coordinator(config))
+    return run_federation(grid, experiment_of(config), read_coordinator(config))
 
 
 def _flip_labels(folder: Path, number: int, hospitals: int) -> None:
     from dataclasses import replace
 
-    from common.data.manifest import Manifest, read_manifest, write_manifest
-    from simulation.federation import hospital_name
+    from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
+    from pneumofed.simulation.hospitals.federation import hospital_name
 
     path = folder / "sites" / hospital_name(number, hospitals) / "manifest.csv"
     records = read_manifest(path).records
@@ -99,7 +100,7 @@ def _meddling(client_app: Any, number: int, deed: Deed) -> Any:
     """`client_app`, but training replies of hospital `number` are changed on their way out."""
     import numpy as np
 
-    from common.messages import ARRAYS, ModelArrays, pack_arrays, unpack_arrays
+    from pneumofed.common.wire.messages import ARRAYS, ModelArrays, pack_arrays, unpack_arrays
 
     def answer(message: Any, context: Any) -> Any:
         reply = client_app(message, context)

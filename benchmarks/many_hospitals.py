@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common.processes import descendants
+from pneumofed.common.ops.processes import descendants
 
 
 def memory_mib(pids: set[int]) -> float:
@@ -41,7 +41,7 @@ def main() -> None:
         command = [
             sys.executable,
             "-m",
-            "simulation.cli",
+            "pneumofed.cli.main",
             "simulate",
             "--hospitals",
             str(options.hospitals),

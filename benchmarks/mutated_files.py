@@ -41,13 +41,12 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from client.archive.arrivals import prepare
-from client.archive.pseudonyms import Pseudonyms
-from client.archive.receiver import parse_file
-from client.archive.store import Rules
-from common.dicom.header import read_header
-from common.errors import ImageError
-from common.images import read_image
+from pneumofed.client.archive.import_images import Rules, prepare_import
+from pneumofed.client.archive.receiver import parse_file
+from pneumofed.common.data.pseudonyms import Pseudonyms
+from pneumofed.common.errors import ImageError
+from pneumofed.common.imaging.dicom_header import read_header
+from pneumofed.common.imaging.images import read_image
 from tests.dicom_factory import dicom_bytes, draw_radiograph, lut_item
 
 Mutation = Callable[[bytes, np.random.Generator], bytes]
@@ -194,7 +193,7 @@ def open_everywhere(path: Path) -> dict[str, str]:
     doors: dict[str, Callable[[], object]] = {"read_image": lambda: read_image(path)}
     if path.suffix == ".dcm":
         doors["header"] = lambda: read_header(path)
-        doors["arrival"] = lambda: prepare(parse_file(path.read_bytes()), "1.2.3.4.5", Pseudonyms(b"k" * 32), Rules())
+        doors["arrival"] = lambda: prepare_import(parse_file(path.read_bytes()), "1.2.3.4.5", Pseudonyms(b"k" * 32), Rules())
     return {name: _outcome(door) for name, door in doors.items()}
 
 
@@ -291,7 +290,7 @@ def add_all(folder: Path) -> dict[str, dict[str, object]]:
         "add kaggle": ["add", "kaggle", str(folder / "kaggle")],
         "check": ["check"],
     }
-    program = [sys.executable, "-c", "from client.data_cli import app; app()"]
+    program = [sys.executable, "-c", "from pneumofed.client.cli.data import app; app()"]
     reports = {}
     for name, arguments in commands.items():
         command = [*program, *arguments, "--site", str(site), "--json"]

@@ -22,12 +22,12 @@ from typing import Any
 
 from benchmarks.local_runs import Run, run_all
 from benchmarks.private_auroc_picture import Curve, draw_curves
-from client.privacy.entries import total_epsilon
-from client.privacy.ledger import Ledger
-from common.config_reader import merge, read_yaml
-from common.config_types import PrivacyUnit
-from server.summary_records import MetricInterval, RunSummary
-from simulation.federation import hospital_name
+from pneumofed.client.privacy.entries import total_epsilon
+from pneumofed.client.privacy.ledger import Ledger
+from pneumofed.common.config.experiment import PrivacyUnit
+from pneumofed.common.config.reader import merge, read_yaml
+from pneumofed.server.runs.summary_records import MetricInterval, RunSummary
+from pneumofed.simulation.hospitals.federation import hospital_name
 
 INFINITE_UNIT = "none"
 """In place of a unit: no privacy."""
@@ -110,7 +110,7 @@ def _run(case: Case, options: argparse.Namespace) -> Run:
 
 
 def _outcome(case: Case, summary: RunSummary, options: argparse.Namespace) -> Outcome:
-    from server.run_folder import RunFolder
+    from pneumofed.server.runs.folder import RunFolder
 
     run = options.out / case.name
     history = RunFolder(run).read_history()

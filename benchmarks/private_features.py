@@ -23,14 +23,14 @@ from scipy.stats import norm
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from common.compute import Compute, build_compute
-from common.config import ImageConfig, ModelConfig
-from common.config_reader import build_config
-from common.data.dataset import Dataset, load_dataset
-from common.data.sources.kaggle import read_kaggle
-from common.features import compute_features
-from common.models import build_model
-from common.seeds import numpy_generator
+from pneumofed.common.config.experiment import ImageConfig, ModelConfig
+from pneumofed.common.config.reader import build_config
+from pneumofed.common.data.dataset import Dataset, load_dataset
+from pneumofed.common.data.sources.public_sets import read_kaggle
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.compute import Compute, build_compute
+from pneumofed.common.models.features import compute_features
+from pneumofed.common.seeds import numpy_generator
 
 MOMENTUM = 0.9
 INVERSE_PENALTY = 20.0

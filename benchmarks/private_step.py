@@ -21,14 +21,14 @@ from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import nn
 
-from client.privacy.dp_sgd import PrivateRound, build_private_setup
-from client.privacy.plan import SitePlan
-from client.training import RoundPlan, TrainingSetup, build_setup
-from common.compute import Compute, build_compute
-from common.config import ExperimentConfig
-from common.config_reader import build_config
-from common.models import build_model
-from server.run_folder import describe_environment
+from pneumofed.client.federation.training import RoundPlan, TrainingSetup, build_setup
+from pneumofed.client.privacy.dp_sgd import PrivateRound, build_private_setup
+from pneumofed.client.privacy.plan import SitePlan
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.reader import build_config
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.compute import Compute, build_compute
+from pneumofed.server.runs.folder import describe_environment
 
 
 def experiment_of(options: argparse.Namespace, model: str) -> ExperimentConfig:

@@ -29,14 +29,14 @@ import numpy as np
 import PIL.Image
 import yaml
 
-from common.processes import free_port
-from common.web.headers import CSRF_HEADER
-from simulation.phantom_patients import draw_patients, draw_picture
+from pneumofed.common.ops.processes import free_port
+from pneumofed.common.ops.web import CSRF_HEADER
+from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
 from tests.dicom_factory import dicom_bytes
 from tests.model_bundles import make_bundle
 
 PASSWORD = "a long pass phrase"
-COMMAND = [sys.executable, "-m", "simulation.cli", "reading-room"]
+COMMAND = [sys.executable, "-m", "pneumofed.cli.main", "reading-room"]
 LUA = """
 local requests = {}
 local at = 0

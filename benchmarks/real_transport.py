@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.data.manifest import Manifest
-from common.data.sources.kaggle import read_kaggle
-from server.checkpoints import read_checkpoint
-from server.run_folder import RunFolder, describe_environment
+from pneumofed.common.data.manifest import Manifest
+from pneumofed.common.data.sources.public_sets import read_kaggle
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.server.runs.folder import RunFolder, describe_environment
 from tests.e2e.real import NAMES, RealFederation, Source, archive_source, call, dicom_source, kaggle_source
 from tests.orthanc import Orthanc, run_orthanc
 

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 
-from common.compute import build_compute
-from common.config import ExperimentConfig
-from common.flower_commands import ALLOCATOR
-from common.models import build_model
-from server.run_folder import RunFolder, describe_environment
-from simulation.plan import Plan, build_plan
-from simulation.runner import simulate
-from simulation.superlink import Resources
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.compute import build_compute
+from pneumofed.common.ops.processes import ALLOCATOR
+from pneumofed.server.runs.folder import RunFolder, describe_environment
+from pneumofed.simulation.plan import Plan, build_plan
+from pneumofed.simulation.runner import run_simulation
+from pneumofed.simulation.superlink import Resources
 
 
 def train_bare(text: str, counts: list[tuple[int, int]]) -> None:
@@ -114,7 +114,7 @@ def main() -> None:
         run_dir = Path(name)
         experiment, simulation = build_plan(run_dir, values, virtual)
         resources = Resources(options.hospitals, cpus=options.workers)
-        simulate(Plan(experiment, simulation, run_dir, resources), print)
+        run_simulation(Plan(experiment, simulation, run_dir, resources), print)
         folder = RunFolder(run_dir)
         summary = folder.read_summary()
         counts = [(site.train or 0, site.validation or 0) for site in summary.sites.values()]

@@ -23,17 +23,15 @@ from typing import Any
 import numpy as np
 from flwr.app import RecordDict
 
-from common.config import StrategyConfig
-from common.messages import ModelArrays, Presence, Update, content_bytes
-from common.privacy_config import SecureAggregationConfig
-from common.secure_sum.masks import SumVector
-from common.secure_sum.messages import SECURE, pack_masked
-from common.secure_sum.quantize import TrainingSums, UpdateCodec
-from common.secure_sum.steps import Step
-from server.run_folder import describe_environment
-from server.strategies import aggregate, build_strategy
+from pneumofed.common.config.experiment import SecureAggregationConfig, StrategyConfig
+from pneumofed.common.secure_aggregation.masking import SumVector
+from pneumofed.common.secure_aggregation.protocol import SECURE, Step, pack_masked
+from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec
+from pneumofed.common.wire.messages import ModelArrays, Presence, Update, content_bytes
+from pneumofed.server.federation.strategies import aggregate, build_strategy
+from pneumofed.server.runs.folder import describe_environment
 from tests.secure_parties import MODEL, Parties
-from tests.server.updates import take_identity
+from tests.server.federation.updates import take_identity
 
 PARAMETERS, STATISTICS, CLASSES = 11_171_266, 9_600, 2
 """Of ResNet18 with one input channel and two classes."""

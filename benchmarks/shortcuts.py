@@ -23,8 +23,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.nn import functional
 
-from common.data.sources.kaggle import read_kaggle
-from common.images import read_image
+from pneumofed.common.data.sources.public_sets import read_kaggle
+from pneumofed.common.imaging.images import read_image
 
 SIDE_PX = 128
 BANDS = (1, 3, 6, 12, 24, 40, 64)

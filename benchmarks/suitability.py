@@ -16,16 +16,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common.data.sources.collect import walk_files
-from common.data.sources.kaggle import read_kaggle
-from common.errors import ImageError
-from common.image_types import ImageInfo
-from common.model_bundle.bundle import open_bundle
-from common.model_bundle.pixel_statistics import NAMES
-from common.model_bundle.predictor import BATCH, Predictor
-from common.model_bundle.suitability import Inputs, Suitability, SuitabilityResult, check_suitability, fit_suitability
-from common.seeds import numpy_generator
-from simulation.not_radiographs import PATTERNS, SPOILT, draw_pattern, spoil
+from pneumofed.common.data.sources.public_sets import read_kaggle
+from pneumofed.common.data.sources.table import walk_files
+from pneumofed.common.errors import ImageError
+from pneumofed.common.imaging.types import ImageInfo
+from pneumofed.common.model_bundle.bundle import load_bundle
+from pneumofed.common.model_bundle.image_statistics import NAMES
+from pneumofed.common.model_bundle.predictor import BATCH, Predictor
+from pneumofed.common.model_bundle.suitability import Inputs, Suitability, SuitabilityResult, check_suitability, fit_suitability
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.simulation.phantoms.other_images import PATTERNS, SPOILT, draw_pattern, spoil
 
 DRAWN = 40
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=20)
     parser.add_argument("--every", type=int, default=8, help="every n-th reference image is spoilt")
     args = parser.parse_args()
-    predictor = Predictor(open_bundle(args.bundle, None), threads=1)
+    predictor = Predictor(load_bundle(args.bundle, None), threads=1)
     records = read_kaggle(args.reference.parent, [args.reference.name])[0].records
     reference = _inputs(predictor, [record.path for record in records])
     patients = np.array([record.patient for record in records])

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from server.run_folder import RunFolder, describe_environment
+from pneumofed.server.runs.folder import RunFolder, describe_environment
 from tests.e2e.real import NAMES, RealFederation, kaggle_source
 from tests.tiny import draw_manifest
 
@@ -55,9 +55,9 @@ def _measure(folder: RunFolder) -> tuple[float, float, float]:
 
 def _simulate(folder: Path, federation: RealFederation, rounds: int) -> Path:
     """The same experiment over three hospitals in Flower's simulation, on the images of all sites dealt evenly."""
-    from simulation.plan import Plan, build_plan
-    from simulation.runner import simulate
-    from simulation.superlink import Resources
+    from pneumofed.simulation.plan import Plan, build_plan
+    from pneumofed.simulation.runner import run_simulation
+    from pneumofed.simulation.superlink import Resources
 
     experiment = federation.run_folder("float32").read_config().model_dump() | {"rounds": rounds}
     data = folder / "pooled"
@@ -66,7 +66,7 @@ def _simulate(folder: Path, federation: RealFederation, rounds: int) -> Path:
         kaggle_source(manifest, data, split)
     out = folder / "simulation"
     built = build_plan(out, experiment, {"data": str(data), "hospitals": 3, "partition": "iid", "device": "cpu"})
-    simulate(Plan(*built, run_dir=out, resources=Resources(nodes=3)), print)
+    run_simulation(Plan(*built, run_dir=out, resources=Resources(nodes=3)), print)
     return out
 
 

@@ -17,24 +17,26 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.examples import choose_examples
-from client.local_norms import LocalNorms
-from client.policy_decision import Work
-from client.releases import Releases
-from client.secure_sum.answer import answer_step, begin_masking
-from client.secure_sum.stages import MaskPlan
-from client.site import Site, class_number, find_site_config, site_log
-from client.training import RoundPlan, TrainingResult, build_setup, train_locally
-from client.visit import Handler, answer, open_site
-from common.compute import Compute, build_compute
-from common.config import ExperimentConfig, ModelConfig
-from common.config_types import TaskName
-from common.errors import EmptySiteError, MessageError
-from common.evaluation.predictions import Predictions
-from common.evaluation.statistics import FEDERATED_GRID, Statistics
-from common.features import predict_cached
-from common.layout import ArraysLayout
-from common.messages import (
+from pneumofed.client.federation.disclosure import Disclosure
+from pneumofed.client.federation.fedbn import LocalNorms
+from pneumofed.client.federation.policy_decision import Work
+from pneumofed.client.federation.requests import Handler, answer_request, open_site_data
+from pneumofed.client.federation.site_data import SiteData, class_number, find_site_config, site_log
+from pneumofed.client.federation.training import RoundPlan, TrainingResult, build_setup, choose_examples, train_locally
+from pneumofed.client.secure_aggregation.participant import MaskPlan, answer_step, begin_masking
+from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig, TaskName
+from pneumofed.common.config.parties import SiteConfig, SitePolicy
+from pneumofed.common.errors import EmptySiteError, MessageError
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.compute import Compute, build_compute
+from pneumofed.common.models.features import predict_cached
+from pneumofed.common.secure_aggregation.masking import SumVector
+from pneumofed.common.secure_aggregation.protocol import pack_masked, pack_reply
+from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec, encode_statistics
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.common.wire.messages import (
     Evaluation,
     Instruction,
     ModelArrays,
@@ -47,13 +49,7 @@ from common.messages import (
     pack_update,
     unpack_instruction,
 )
-from common.models import build_model
-from common.party_config import SiteConfig, SitePolicy
-from common.secure_sum.counts import encode_statistics
-from common.secure_sum.masks import SumVector
-from common.secure_sum.messages import pack_masked, pack_reply
-from common.secure_sum.quantize import TrainingSums, UpdateCodec
-from common.seeds import numpy_generator
+from pneumofed.common.wire.parameter_layout import ArraysLayout
 
 logger = logging.getLogger(__name__)
 
@@ -84,9 +80,9 @@ def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolic
 
 def answer_roll_call(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
     """Who the site is and what data it has for the experiment, in counts; decodes the images on the way."""
-    site = open_site(instruction, config, policy, "query")
+    site = open_site_data(instruction, config, policy, "query")
     layout = ArraysLayout.of(_model(instruction.experiment.model, instruction.experiment.task))
-    return pack_presence(Releases.of(site, instruction.experiment, policy).presence(layout.digest))
+    return pack_presence(Disclosure.of(site, instruction.experiment, policy).presence(layout.digest))
 
 
 def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
@@ -102,11 +98,11 @@ def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy
 
 
 @dataclass(frozen=True)
-class Trained:
+class LocalTraining:
     """What a round of local training gave."""
 
-    site: Site
-    releases: Releases
+    site: SiteData
+    releases: Disclosure
     layout: ArraysLayout
     arrays: ModelArrays
     result: TrainingResult
@@ -129,13 +125,13 @@ class Trained:
         return vector
 
 
-def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Trained:
+def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> LocalTraining:
     experiment = instruction.experiment
     compute = build_compute(config.device, experiment.training.precision, config.threads)
-    site = open_site(instruction, config, policy, "train")
+    site = open_site_data(instruction, config, policy, "train")
     if not len(site.train.labels):
         raise EmptySiteError(f"{site.name}: no training image")
-    releases = Releases.of(site, experiment, policy)
+    releases = Disclosure.of(site, experiment, policy)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
     plan = RoundPlan(experiment, instruction.round, site.name)
     metrics: Mapping[str, float]
@@ -144,14 +140,14 @@ def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> 
         result = train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
         metrics = result.metrics()
     else:
-        from client.privacy.rounds import train_privately  # Opacus costs a second to import
+        from pneumofed.client.privacy.rounds import train_privately  # Opacus costs a second to import
 
         result, metrics = train_privately(model, site, instruction, compute, policy)
     arrays = ModelArrays(*layout.flatten(model))
     if experiment.strategy.name == "fedbn":
         LocalNorms.of(config.work_dir, instruction.run, layout).keep(arrays, instruction.round)
     logger.info("round %d: trained %d steps, loss %.4f", instruction.round, result.steps, result.loss)
-    return Trained(site, releases, layout, arrays, result, releases.metrics(metrics))
+    return LocalTraining(site, releases, layout, arrays, result, releases.metrics(metrics))
 
 
 def _travelling(arrays: ModelArrays, instruction: Instruction, site: str) -> ArrayRecord:
@@ -168,11 +164,11 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
     secret = experiment.secure_aggregation.enabled or instruction.step
     plan = begin_masking(instruction, config, "evaluate") if secret else None
     compute = build_compute(config.device, "fp32", config.threads)
-    site = open_site(instruction, config, policy, "evaluate")
+    site = open_site_data(instruction, config, policy, "evaluate")
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
-    releases = Releases.of(site, experiment, policy)
+    releases = Disclosure.of(site, experiment, policy)
     withheld = releases.withholds("validation_statistics")  # then nothing is judged: what is sent is that of no image
-    statistics = _no_statistics(experiment) if withheld else judge(compute.place(model), site, experiment, compute)
+    statistics = _no_statistics(experiment) if withheld else evaluate_model(compute.place(model), site, experiment, compute)
     presence = releases.presence(layout.digest)
     if plan is not None:
         vector = encode_statistics(statistics)
@@ -182,7 +178,7 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
     return pack_evaluation(Evaluation(presence, statistics.n, metrics, statistics.to_numbers()))
 
 
-def judge(model: nn.Module, site: Site, experiment: ExperimentConfig, compute: Compute) -> Statistics:
+def evaluate_model(model: nn.Module, site: SiteData, experiment: ExperimentConfig, compute: Compute) -> Statistics:
     """Mergeable statistics of `model` on the site's validation patients; those of nothing where it has none."""
     if not len(site.validation.labels):
         return _no_statistics(experiment)
@@ -209,7 +205,7 @@ def _answer(message: Message, context: Context, handler: Handler) -> Message:
 def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
     try:
         work = cast(Work, message.metadata.message_type.partition(".")[0])  # "train" is also "train.default"
-        return Message(answer(unpack_instruction(message.content), config, work, handler), reply_to=message)
+        return Message(answer_request(unpack_instruction(message.content), config, work, handler), reply_to=message)
     except Exception:
         logger.exception("a message of type %s could not be answered", message.metadata.message_type)
         raise

@@ -124,7 +124,7 @@ class WeightsError(PneumofedError):
 
 
 class MessageError(PneumofedError):
-    """A message of the other side breaks the agreement in `common.messages`."""
+    """A message of the other side breaks the agreement in `common.wire.messages`."""
 
     public_message = "the message does not follow the agreed format"
 

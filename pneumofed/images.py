@@ -11,15 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
-from common.errors import ArgumentError as ArgumentError
-from common.errors import PneumofedError as PneumofedError
-from common.image_types import Image as Image
-from common.image_types import Window
-from common.images import convert_picture, decode_image, from_grey, only_image_errors
-from common.images import read_image as read_image
+from pneumofed.common.errors import ArgumentError as ArgumentError
+from pneumofed.common.errors import PneumofedError as PneumofedError
+from pneumofed.common.imaging.images import convert_picture, decode_image, from_grey, only_image_errors
+from pneumofed.common.imaging.images import read_image as read_image
+from pneumofed.common.imaging.types import Image as Image
+from pneumofed.common.imaging.types import Window
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+
 
 ImageLike: TypeAlias = Union[str, PathLike[str], npt.NDArray[Any], PIL.Image.Image, "Dataset", Image]
 
@@ -56,7 +57,7 @@ def to_image(value: ImageLike, window: Window | None = None) -> Image:
     if isinstance(value, PIL.Image.Image):
         return _from_picture(value)
     if _is_dataset(value):
-        from common.dicom.reader import encode_dataset
+        from pneumofed.common.imaging.dicom_decode import encode_dataset
 
         with only_image_errors():
             data = encode_dataset(value)

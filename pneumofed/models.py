@@ -15,23 +15,24 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from client.explain.methods import Method, choose_methods, choose_target
-from client.predict.answers import map_ahead
-from common.errors import ArgumentError, ImageError, SkipReason
-from common.image_types import Image
-from common.keys import read_public_key
-from common.model_bundle.bundle import Bundle
-from common.model_bundle.bundle import open_bundle as open_checked_bundle
-from common.model_bundle.judgement import Judgement
-from common.model_bundle.manifest import CARD, BundleManifest
-from common.model_bundle.predictor import BATCH, Predictor, model_input
+from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
+from pneumofed.common.imaging.types import Image
+from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.model_bundle.bundle import load_bundle as open_checked_bundle
+from pneumofed.common.model_bundle.manifest import CARD, BundleManifest
+from pneumofed.common.model_bundle.predictor import BATCH, Predictor, model_input
+from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.common.wire.keys import read_public_key
 from pneumofed.images import ImageLike, to_image
+from pneumofed.inference.explain.methods import Method, choose_methods, choose_target
+from pneumofed.inference.predict.predict import map_ahead
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
-    from client.explain.files import ExplainedMap
+    from pneumofed.inference.explain.files import ExplainedMap
+
 
 Status = Literal["judged", "cannot judge", "unreadable"]
 
@@ -242,21 +243,21 @@ class Explanation:
 
     def picture(self) -> Figure:
         """The map over the image, with its scale and the lines: a Matplotlib figure."""
-        from client.explain.pictures import overlay
+        from pneumofed.inference.explain.pictures import overlay
 
         return overlay(self._found.panel, self._headline)
 
     def save(self, path: str | PathLike[str]) -> Path:
         """Writes the picture as a PNG, or an SVG where the name ends in `.svg`. It shows the patient: keep it in the hospital."""
-        from common.evaluation.figures import write
+        from pneumofed.common.evaluation.plots import write
 
         write(self.picture(), Path(path))
         return Path(path)
 
     def _repr_png_(self) -> bytes:
-        from common.evaluation.figures import render
+        from pneumofed.common.evaluation.plots import render_figure
 
-        return render(self.picture())
+        return render_figure(self.picture())
 
 
 def explain(
@@ -289,10 +290,10 @@ def explain(
     chosen = choose_target(target, opened.classes, "target")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # of Captum's tqdm, in a notebook without ipywidgets
-        from client.explain.files import ExplanationSetup, Request, check_methods, explain_image
-    from client.explain.words import headline
+        from pneumofed.inference.explain.files import ExplanationRequest, ExplanationSetup, check_methods, explain_image
+    from pneumofed.inference.explain.files import headline
 
-    found, request = to_image(image, opened.predictor.window), Request(methods, chosen, seed, check)
+    found, request = to_image(image, opened.predictor.window), ExplanationRequest(methods, chosen, seed, check)
     sanity = check_methods(opened.network, [found], opened.predictor, request) if check else {}
     (judgement,) = opened.predictor.judge([found])
     explained = next(explain_image(ExplanationSetup(opened.predictor, opened.network, request, sanity), found))

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal, Never, TypeAlias
 
 import numpy as np
 
-from common.config_reader import merge, set_by_path
-from common.config_types import StrategyName
-from common.errors import ArgumentError, ConfigError
-from server.run_folder import RunFolder
-from simulation.options import EngineName, PartitionKind
-from simulation.plan import SimulationRequest, plan_simulation
+from pneumofed.common.config.experiment import StrategyName
+from pneumofed.common.config.reader import merge, set_by_path
+from pneumofed.common.errors import ArgumentError, ConfigError
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.simulation.plan import EngineName, PartitionKind, SimulationRequest, plan_simulation
 
 if TYPE_CHECKING:
     from pneumofed.models import ModelBundle
+
 
 AnyPath: TypeAlias = str | PathLike[str]
 Say = Callable[[str], None]
@@ -73,7 +73,7 @@ class Run:
         """
         import torch
 
-        from server.checkpoints import read_checkpoint
+        from pneumofed.server.runs.checkpoints import read_checkpoint
 
         file = RunFolder(self.folder).best_checkpoint
         read_checkpoint(file)  # says in a sentence what is wrong with it
@@ -102,13 +102,13 @@ class Run:
             BundleError: the run did not succeed.
             ConfigError: `out` holds something already, or the key cannot be read.
         """
-        from common.keys import read_private_key
+        from pneumofed.common.wire.keys import read_private_key
         from pneumofed.models import open_bundle
-        from server.export.export import ExportPlan, export_run, release_key
-        from server.export.source import read_source
+        from pneumofed.server.export.export import ExportPlan, export_run, release_key
+        from pneumofed.server.export.source import read_finished_run
 
         say = progress or _silent
-        read_source(self.folder)  # before a key is made in its folder
+        read_finished_run(self.folder)  # before a key is made in its folder
         signing = read_private_key(Path(key) if key else release_key(self.folder, say))
         folder = Path(out) if out else self.folder / "bundle"
         with _torch_as_it_was():
@@ -228,7 +228,7 @@ def simulate(
             ray_address=ray_address,
         )
     )
-    from simulation.runner import simulate as run  # torch and Flower, once everything else is known to be right
+    from pneumofed.simulation.runner import run_simulation as run  # torch and Flower, once everything else is known to be right
 
     with _torch_as_it_was():
         run(plan, progress or _silent)

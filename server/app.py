@@ -10,12 +10,12 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import ExperimentConfig
-from common.config_reader import build_config, experiment_from_json, load_experiment, read_yaml
-from common.errors import ConfigError
-from common.messages import COORDINATOR_KEY, EXPERIMENT_KEY
-from common.party_config import CoordinatorConfig
-from server.study import run_study
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.reader import build_config, experiment_from_json, load_experiment, read_yaml
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
+from pneumofed.server.federation.run import run_federation
 
 app = ServerApp()
 
@@ -24,8 +24,8 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     _show_log()
     settings = read_coordinator(context.run_config)
-    run_study(
-        grid, read_experiment(context.run_config), settings
+    run_federation(
+        grid, experiment_of(context.run_config), settings
     )  # who closes the run writes its report: it is no part of the app
 
 
@@ -39,7 +39,7 @@ def _show_log() -> None:
         logger.addHandler(handler)
 
 
-def read_experiment(run_config: Mapping[str, Any]) -> ExperimentConfig:
+def experiment_of(run_config: Mapping[str, Any]) -> ExperimentConfig:
     """The experiment that the run config names; the defaults where it names none."""
     value = str(run_config.get(EXPERIMENT_KEY, ""))
     return experiment_from_json(value) if value.lstrip().startswith("{") else load_experiment(value or None)

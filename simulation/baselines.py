@@ -19,39 +19,36 @@ from pathlib import Path
 
 import numpy as np
 
-from client.app import judge as judge_validation
-from client.examples import choose_examples
-from client.site import Site, class_number, load_site, read_site_config
-from client.training import RoundPlan, build_setup, train_locally
-from common.compute import build_compute
-from common.config import ExperimentConfig
-from common.config_reader import build_config, experiment_from_json, read_yaml
-from common.data.dataset import Dataset
-from common.data.report import DataReport
-from common.errors import PneumofedError
-from common.evaluation.bootstrap import Interval, bootstrap_difference
-from common.evaluation.metrics import metrics
-from common.evaluation.predictions import Predictions
-from common.evaluation.thresholds import choose_threshold
-from common.layout import ArraysLayout
-from common.messages import ModelArrays
-from common.model_bundle.start import read_start_weights
-from common.models import build_model
-from common.party_config import CoordinatorConfig, SiteConfig
-from common.seeds import derive_seed
-from server.judge import Judge, bootstrap_settings, build_judge
-from server.progress import best_round
-from server.records import CENTRAL_SETS, Metrics, RoundRecord, StoredThreshold
-from server.run_folder import RunFolder, write_text
-from server.strategies import moving_average
-from server.summary_records import BaselineLead, BaselineResult, BaselineTable, MetricSpread, Results
+from pneumofed.client.app import evaluate_model as judge_validation
+from pneumofed.client.federation.site_data import SiteData, class_number, load_site, read_site_config
+from pneumofed.client.federation.training import RoundPlan, build_setup, choose_examples, train_locally
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
+from pneumofed.common.config.reader import build_config, experiment_from_json, read_yaml
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.data.report import DataReport
+from pneumofed.common.errors import PneumofedError
+from pneumofed.common.evaluation.bootstrap import ConfidenceInterval, bootstrap_difference
+from pneumofed.common.evaluation.metrics import choose_threshold, metrics
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.model_bundle.bundle import read_start_weights
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.compute import build_compute
+from pneumofed.common.seeds import derive_seed
+from pneumofed.common.wire.messages import ModelArrays
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.central_evaluation import CentralEvaluator, bootstrap_settings, build_central_evaluator
+from pneumofed.server.federation.strategies import moving_average
+from pneumofed.server.runs.folder import RunFolder, best_round, write_text
+from pneumofed.server.runs.records import CENTRAL_SETS, Metrics, RoundRecord, StoredThreshold
+from pneumofed.server.runs.summary_records import BaselineLead, BaselineResult, BaselineTable, MetricSpread, Results
 
 POOLED = "pooled"
 COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
-class Job:
+class BaselineJob:
     """One baseline: a name, the sites whose images it trains on, and where its result is written. Plain text, to cross processes."""
 
     name: str
@@ -81,10 +78,10 @@ def run_baselines(
         for done in as_completed(running):
             done.result()
             tell(f"baseline {running[done].name} is done")
-    return compare(RunFolder(run_dir), jobs, experiment)
+    return compare_baselines(RunFolder(run_dir), jobs, experiment)
 
 
-def run_job(job: Job) -> None:
+def run_job(job: BaselineJob) -> None:
     """Trains and judges one baseline and writes its result; a site without usable images gets a result that says so."""
     experiment = experiment_from_json(job.experiment)
     configs = [read_site_config(Path(path)) for path in job.site_files]
@@ -96,14 +93,14 @@ def run_job(job: Job) -> None:
     write_text(job.result, json.dumps(result.to_json(), allow_nan=False))
 
 
-def pool_sites(sites: Sequence[Site], name: str) -> Site:
+def pool_sites(sites: Sequence[SiteData], name: str) -> SiteData:
     """One site with the images of all `sites`; training and validation patients stay apart."""
     first = sites[0].config
     config = SiteConfig(name=name, manifest=first.manifest, work_dir=first.work_dir, device=first.device, threads=first.threads)
-    return Site(config, _join([site.train for site in sites]), _join([site.validation for site in sites]), {})
+    return SiteData(config, _join([site.train for site in sites]), _join([site.validation for site in sites]), {})
 
 
-def compare(folder: RunFolder, jobs: Sequence[Job], experiment: ExperimentConfig) -> BaselineTable:
+def compare_baselines(folder: RunFolder, jobs: Sequence[BaselineJob], experiment: ExperimentConfig) -> BaselineTable:
     """All baselines: each one's results, the mean, best and worst hospital alone, and the federated model's lead with its interval."""
     results = {job.name: BaselineResult.model_validate_json(job.result.read_text(encoding="utf-8")) for job in jobs}
     alone = {name: result for name, result in results.items() if name != POOLED}
@@ -118,15 +115,17 @@ def compare(folder: RunFolder, jobs: Sequence[Job], experiment: ExperimentConfig
     )
 
 
-def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path) -> list[Job]:
+def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path) -> list[BaselineJob]:
     """The pooled one first: it takes as long as all others together."""
     files = tuple(str(path) for path in site_files)
     names = {read_site_config(Path(path)).name: (path,) for path in files}
     text = experiment.model_dump_json()
-    return [Job(name, paths, str(coordinator_file), text, str(folder)) for name, paths in {POOLED: files, **names}.items()]
+    return [
+        BaselineJob(name, paths, str(coordinator_file), text, str(folder)) for name, paths in {POOLED: files, **names}.items()
+    ]
 
 
-def _train_and_judge(job: Job, site: Site, experiment: ExperimentConfig) -> BaselineResult:
+def _train_and_judge(job: BaselineJob, site: SiteData, experiment: ExperimentConfig) -> BaselineResult:
     lines, states = _train(site, experiment)
     best = lines[best_round(lines) - 1]
     model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
@@ -142,7 +141,7 @@ def _train_and_judge(job: Job, site: Site, experiment: ExperimentConfig) -> Base
     return result.updated(**central)
 
 
-def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[RoundRecord], dict[int, ModelArrays]]:
+def _train(site: SiteData, experiment: ExperimentConfig) -> tuple[list[RoundRecord], dict[int, ModelArrays]]:
     """Each round's validation, and the weights of the best round so far (alone, to bound memory)."""
     compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
     exact = build_compute(site.config.device, "fp32", site.config.threads)
@@ -173,9 +172,9 @@ def _train(site: Site, experiment: ExperimentConfig) -> tuple[list[RoundRecord],
     return lines, states
 
 
-def _judge(job: Job, experiment: ExperimentConfig) -> Judge:
+def _judge(job: BaselineJob, experiment: ExperimentConfig) -> CentralEvaluator:
     settings = build_config(CoordinatorConfig, read_yaml(job.coordinator_file), job.coordinator_file)
-    return build_judge(experiment, settings.model_copy(update={"threads": 1}))
+    return build_central_evaluator(experiment, settings.model_copy(update={"threads": 1}))
 
 
 def _join(parts: Sequence[Dataset]) -> Dataset:
@@ -197,7 +196,7 @@ def _spread(results: Mapping[str, Results], metric: str) -> MetricSpread:
 
 
 def _leads(
-    folder: RunFolder, jobs: Sequence[Job], trained: Mapping[str, Results], central_set: str, experiment: ExperimentConfig
+    folder: RunFolder, jobs: Sequence[BaselineJob], trained: Mapping[str, Results], central_set: str, experiment: ExperimentConfig
 ) -> BaselineLead:
     """AUROC of the federated model minus that of the pooled one and of the best hospital, by paired bootstrap over patients."""
     by_name = {job.name: job for job in jobs}
@@ -205,7 +204,7 @@ def _leads(
     settings = bootstrap_settings(experiment, central_set)
     federated = Predictions.read_csv(folder.predictions(central_set))
     others = {"over_pooled": POOLED, "over_best_alone": best}
-    leads: dict[str, Interval] = {}
+    leads: dict[str, ConfidenceInterval] = {}
     for key, name in others.items():
         path = by_name[name].predictions(central_set)
         if path.exists():

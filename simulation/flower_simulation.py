@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config_reader import set_by_path
-from common.errors import ConfigError, PneumofedError
+from pneumofed.common.config.reader import set_by_path
+from pneumofed.common.errors import ConfigError, PneumofedError
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        run(Path(options.app), options.num_supernodes, options.run_config or [], options.backend_config, options.verbose)
+        run_app_over_nodes(
+            Path(options.app), options.num_supernodes, options.run_config or [], options.backend_config, options.verbose
+        )
     except PneumofedError as error:
         logger.error("flower-simulation: %s", error)
         return 2 if isinstance(error, ConfigError) else 1
@@ -42,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(app: Path, nodes: int, run_config: Sequence[str], backend_config: str, verbose: bool) -> None:
+def run_app_over_nodes(app: Path, nodes: int, run_config: Sequence[str], backend_config: str, verbose: bool) -> None:
     """Runs `app` over `nodes` virtual nodes.
 
     Raises:
@@ -90,7 +92,7 @@ def read_resources(nodes: int, backend_config: str, verbose: bool) -> Any:
     Raises:
         ConfigError: no JSON object, or a key that is not supported.
     """
-    from simulation.superlink import Resources
+    from pneumofed.simulation.superlink import Resources
 
     if nodes < 1:
         raise ConfigError(f"--num-supernodes: expected at least 1, got {nodes}")
@@ -116,9 +118,8 @@ def _rename(given: Mapping[str, Any], names: Mapping[str, str], section: str) ->
 
 
 def _run_own(values: Mapping[str, Any], resources: Any) -> None:
-    from simulation.options import default_run_dir
-    from simulation.plan import Plan, build_plan
-    from simulation.runner import simulate
+    from pneumofed.simulation.plan import Plan, build_plan, default_run_dir
+    from pneumofed.simulation.runner import run_simulation
 
     experiment: dict[str, Any] = {}
     simulation: dict[str, Any] = {"hospitals": resources.nodes}
@@ -129,7 +130,7 @@ def _run_own(values: Mapping[str, Any], resources: Any) -> None:
         set_by_path(target, key, value)
     run_dir = Path(out) if out else default_run_dir(resume)
     built = build_plan(run_dir, experiment, simulation, config_file=Path(config) if config else None, resume=resume)
-    summary = simulate(Plan(*built, run_dir=run_dir, resources=resources, resume=resume), logger.info)
+    summary = run_simulation(Plan(*built, run_dir=run_dir, resources=resources, resume=resume), logger.info)
     report = run_dir / "report.html"
     logger.info("%s; report: %s", summary.status, report if report.exists() else "could not be written")
 
@@ -137,12 +138,12 @@ def _run_own(values: Mapping[str, Any], resources: Any) -> None:
 def _run_other(app: Path, values: Mapping[str, Any], resources: Any) -> None:
     import tempfile
 
-    from simulation.superlink import private_superlink, submit
+    from pneumofed.simulation.superlink import private_superlink, run_app
 
     resources.check()
     environment = {"RAY_ADDRESS": resources.ray_address} if resources.ray_address else {}
     with tempfile.TemporaryDirectory() as folder, private_superlink(Path(folder) / "superlink.log", environment) as superlink:
-        submit(superlink, app, values, resources, None, lambda: None)
+        run_app(superlink, app, values, resources, None, lambda: None)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,21 +1,49 @@
-"""What a simulation was asked to be, checked before anything heavy is imported: a typing error is answered at once."""
+"""What a simulation was asked to be, checked before anything heavy is imported: a typing error is answered at once.
+
+What may be asked of a simulation, and where runs lie when nobody says: `runs/<date>-<time>`, for `--resume` the newest.
+
+What `pneumofed demo` runs: small enough for minutes on two CPU cores, and every part of the way in it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from common.config import ExperimentConfig
-from common.config_reader import build_config, load_experiment, merge, read_yaml
-from common.config_types import Section, StrategyName
-from common.errors import CheckpointError, ConfigError
-from server.run_folder import RunFolder
-from simulation.options import EngineName, PartitionKind, default_run_dir
-from simulation.superlink import Resources
+from pneumofed.common.config.experiment import ExperimentConfig, Section, StrategyName
+from pneumofed.common.config.reader import build_config, load_experiment, merge, read_yaml
+from pneumofed.common.errors import CheckpointError, ConfigError
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.simulation.superlink import Resources
+
+EngineName = Literal["flower", "local"]
+PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
+PhantomFormat = Literal["jpeg", "dicom"]
+PretrainSource = Literal["phantoms", "random-processes"]
+
+RUNS = Path("runs")
+
+
+def default_run_dir(resume: bool) -> Path:
+    """A new folder below `runs/`, or with `resume` the one that was changed last.
+
+    Raises:
+        CheckpointError: there is no run to resume.
+    """
+    if not resume:
+        stamp = RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
+        later = (stamp.with_name(f"{stamp.name}-{number}") for number in count(2))  # for two runs within one second
+        return next(folder for folder in chain([stamp], later) if not folder.exists())
+    runs = sorted(RUNS.glob("*/simulation.yaml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise CheckpointError(f"--resume: no run below {RUNS.resolve()}; name its folder with --out")
+    return runs[-1].parent
 
 
 class SimulationConfig(Section):
@@ -122,7 +150,7 @@ class SimulationRequest:
 
 
 def plan_simulation(request: SimulationRequest) -> Plan:
-    """The plan of `request`, for `simulation.runner.simulate`; nothing is written yet.
+    """The plan of `request`, for `simulation.runner.run_simulation`; nothing is written yet.
 
     Raises:
         ConfigError: a key or value is wrong, or the bundle to start from does not fit.
@@ -134,7 +162,7 @@ def plan_simulation(request: SimulationRequest) -> Plan:
     run_dir, experiment_values = request.out or default_run_dir(request.resume), request.experiment_values()
     bundle = None
     if request.init:
-        from common.model_bundle.start import open_start, start_values
+        from pneumofed.common.model_bundle.bundle import open_start, start_values
 
         bundle = open_start(request.init, request.trusted)
         experiment_values = merge(start_values(bundle, request.init), experiment_values)
@@ -142,7 +170,7 @@ def plan_simulation(request: SimulationRequest) -> Plan:
         run_dir, experiment_values, request.simulation_values(), config_file=request.config, resume=request.resume
     )
     if bundle:
-        from common.model_bundle.start import check_start
+        from pneumofed.common.model_bundle.bundle import check_start
 
         check_start(experiment, bundle)
     resources = Resources(simulation.hospitals, simulation.threads, request.gpus, ray_address=request.ray_address)
@@ -191,3 +219,19 @@ def _absolute(values: Mapping[str, Any]) -> dict[str, str]:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
+
+
+def demo_request(out: Path) -> SimulationRequest:
+    """The demo, with the run folder `out`."""
+    return SimulationRequest(
+        hospitals=3,
+        partition="dirichlet",
+        alpha=1.0,
+        phantoms=180,
+        rounds=12,
+        image_size=64,
+        strategy="fedavg",
+        settings={"name": "demo", "strategy": {"wait_for_sites": 3}, "training": {"batch_size": 16, "local_epochs": 1}},
+        baselines=True,
+        out=out,
+    )

@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from client.training import RoundPlan, build_setup, train_locally
-from common.architectures import architecture_of, build_architecture
-from common.compute import build_compute
-from common.config import ExperimentConfig
-from common.data.atomic import atomic_write
-from common.data.blocks import Pixels
-from common.data.dataset import Dataset
-from common.data.report import DataReport
-from common.errors import ConfigError
-from common.images import fit_square
-from common.models import set_trainable
-from common.seeds import derive_seed, numpy_generator
-from simulation.options import PretrainSource
-from simulation.phantom_patients import SHARES, draw_patients, draw_picture
-from simulation.random_processes import PROCESSES, draw_process, draw_process_picture
+from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.data.cache import Pixels
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.data.report import DataReport
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.files import atomic_write
+from pneumofed.common.imaging.images import fit_square
+from pneumofed.common.models.architectures import architecture_of, build_architecture
+from pneumofed.common.models.build import set_trainable
+from pneumofed.common.models.compute import build_compute
+from pneumofed.common.seeds import derive_seed, numpy_generator
+from pneumofed.simulation.phantoms.other_images import PROCESSES, draw_process, draw_process_picture
+from pneumofed.simulation.phantoms.patients import SHARES, draw_patients, draw_picture
+from pneumofed.simulation.plan import PretrainSource
 
 SITE = "pretraining"
 _SMALLEST_PHANTOM_PX = 64
@@ -32,7 +32,7 @@ _VERSION = 1
 """To be raised whenever the pictures or the way of training change."""
 
 
-def pretrain(
+def pretrain_network(
     source: PretrainSource, experiment: ExperimentConfig, images: int, out: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
     """Trains the network of `experiment` on drawn pictures, writes its weights to `out`, and returns where they come from.
@@ -42,7 +42,7 @@ def pretrain(
     experiment's, and one of its rounds is one pass over the pictures, whatever `training.local_epochs` says; the loop is that of the
     sites. The first weights are random, whatever `model.weights` says.
 
-    `out` holds `state_dict`, without the classifier, and `provenance`; `model.weights` takes it (see `common.weights`).
+    `out` holds `state_dict`, without the classifier, and `provenance`; `model.weights` takes it (see `common.models.build`).
 
     Guarantees:
         Reads no file, and so depends on no patient's image.

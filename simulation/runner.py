@@ -15,24 +15,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common.app_bundle import write_app
-from common.errors import CheckpointError, FlowerError, PneumofedError
-from server.progress import with_course
-from server.records import RoundRecord
-from server.report import close_with_report
-from server.run_folder import RunFolder
-from server.study import FAILED, RUNNING, STOPPED, SUCCEEDED
-from server.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary
-from simulation.baselines import run_baselines
-from simulation.federation import Federation, hospital_name, lay_out
-from simulation.partition_report import label_skew, summarise
-from simulation.plan import Plan
-from simulation.superlink import Resources, private_superlink, submit
+from pneumofed.common.errors import CheckpointError, FlowerError, PneumofedError
+from pneumofed.common.ops.app_bundle import write_app
+from pneumofed.server.federation.run import FAILED, RUNNING, STOPPED, SUCCEEDED
+from pneumofed.server.report.report import close_with_report
+from pneumofed.server.runs.folder import RunFolder, with_course
+from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary
+from pneumofed.simulation.baselines import run_baselines
+from pneumofed.simulation.hospitals.federation import Federation, hospital_name, lay_out
+from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
+from pneumofed.simulation.plan import Plan
+from pneumofed.simulation.superlink import Resources, private_superlink, run_app
 
 Tell = Callable[[str], None]
 
 
-def simulate(plan: Plan, tell: Tell) -> RunSummary:
+def run_simulation(plan: Plan, tell: Tell) -> RunSummary:
     """Runs `plan` and returns the summary that the run folder holds.
 
     Raises:
@@ -70,7 +69,7 @@ def _run_apps(plan: Plan, federation: Federation, tell: Tell) -> None:
         log = plan.run_dir / "flower.log"
         with private_superlink(log, environment(plan.resources)) as superlink, log.open("ab") as output:
             try:
-                submit(superlink, app, run_config(plan, federation), plan.resources, output, watch)
+                run_app(superlink, app, run_config(plan, federation), plan.resources, output, watch)
             except FlowerError as error:
                 raise _reason(RunFolder(plan.run_dir), error, log) from error
 
@@ -92,16 +91,16 @@ def environment(resources: Resources) -> dict[str, str]:
 
 def _run_here(plan: Plan, federation: Federation, tell: Tell) -> None:
     """Both apps in this process, one hospital after the other."""
-    from client.app import app as client_app
-    from server.app import read_coordinator, read_experiment
-    from server.study import run_study
-    from simulation.local_grid import LocalGrid
+    from pneumofed.client.app import app as client_app
+    from pneumofed.server.app import experiment_of, read_coordinator
+    from pneumofed.server.federation.run import run_federation
+    from pneumofed.simulation.local_grid import LocalGrid
 
     config = run_config(plan, federation)
     nodes = [{"partition-id": number, "num-partitions": federation.hospitals} for number in range(federation.hospitals)]
     watch = _Watch(RunFolder(plan.run_dir), plan.experiment.rounds, tell)
     with _quiet_flower():
-        run_study(LocalGrid(client_app, nodes, config, watch), read_experiment(config), read_coordinator(config))
+        run_federation(LocalGrid(client_app, nodes, config, watch), experiment_of(config), read_coordinator(config))
     watch()
 
 
@@ -127,7 +126,7 @@ def _baselines(plan: Plan, federation: Federation, tell: Tell) -> BaselineTable:
 
 def _partition_table(plan: Plan, federation: Federation) -> PartitionRecord:
     """How the patients were dealt, in counts: a row a hospital, and the skew of labels in bits."""
-    rows = summarise(federation.manifests)
+    rows = partition_rows(federation.manifests)
     hospitals = tuple(DealtHospital(name=hospital_name(row.hospital, federation.hospitals), **asdict(row)) for row in rows)
     kind, alpha = plan.simulation.partition, plan.simulation.alpha
     return PartitionRecord(kind=kind, alpha=alpha, label_skew_bits=label_skew(rows), hospitals=hospitals)

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from common.errors import ConfigError, FlowerError
-from common.flower_commands import flower_environment, flower_tool, stop_group
-from common.processes import free_port
+from pneumofed.common.errors import ConfigError, FlowerError
+from pneumofed.common.ops.processes import flower_environment, flower_tool, free_port, stop_group
 
 CONNECTION = "private"
 START_SEC = 60.0
@@ -98,7 +97,7 @@ def private_superlink(log: Path, extra_environment: Mapping[str, str]) -> Iterat
             stop_group(process)
 
 
-def submit(
+def run_app(
     superlink: Superlink,
     app: Path,
     run_config: Mapping[str, Any],

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common.errors import ImageError, SkipReason
-from common.image_types import Image
-from common.images import read_image
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.images import read_image
+from pneumofed.common.imaging.types import Image
 
 
 def mutate(data: bytes, generator: np.random.Generator) -> bytes:

@@ -16,13 +16,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from common.architectures import SmallCNN
-from common.config import ModelConfig
-from common.image_types import Image, ImageInfo
-from common.keys import NodeKey, PrivateKey, parse_private_key
-from common.model_bundle.bundle import Bundle, open_bundle
-from common.model_bundle.calibration import fit_calibration, pneumonia_score
-from common.model_bundle.manifest import (
+from pneumofed.common.config.experiment import ModelConfig
+from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, normalize
+from pneumofed.common.imaging.types import Image, ImageInfo
+from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
+from pneumofed.common.model_bundle.calibration import fit_calibration, pneumonia_score
+from pneumofed.common.model_bundle.image_statistics import NAMES, pixel_statistics
+from pneumofed.common.model_bundle.manifest import (
     CARD,
     NETWORK,
     QUANTIZED,
@@ -34,14 +34,14 @@ from common.model_bundle.manifest import (
     Preprocessing,
     ReferenceSet,
 )
-from common.model_bundle.pixel_statistics import NAMES, pixel_statistics
-from common.model_bundle.predictor import model_input, open_session
-from common.model_bundle.sealing import seal_bundle
-from common.model_bundle.suitability import fit_suitability
-from common.models import build_model
-from common.seeds import derive_seed
-from common.transforms import GREY_MEAN, GREY_STD, normalize
-from simulation.phantom_patients import draw_patients, draw_picture
+from pneumofed.common.model_bundle.predictor import model_input, open_session
+from pneumofed.common.model_bundle.sealing import seal_bundle
+from pneumofed.common.model_bundle.suitability import fit_suitability
+from pneumofed.common.models.architectures import SmallCNN
+from pneumofed.common.models.build import build_model
+from pneumofed.common.seeds import derive_seed
+from pneumofed.common.wire.keys import NodeKey, PrivateKey, parse_private_key
+from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
 
 SIZE_PX = 32
 PREPROCESSING = Preprocessing(size_px=SIZE_PX, fit="pad", in_channels=1, mean=(GREY_MEAN,), std=(GREY_STD,))
@@ -124,7 +124,7 @@ def make_bundle(folder: Path, *, key: PrivateKey | None = None, name: str = "pha
 
 def open_test_bundle(folder: Path) -> Bundle:
     """The bundle of `make_bundle`, written into `folder` and opened."""
-    return open_bundle(make_bundle(folder), [signing_key().public_key()])
+    return load_bundle(make_bundle(folder), [signing_key().public_key()])
 
 
 def small_graph(network: nn.Module) -> bytes:
@@ -169,7 +169,7 @@ def small_graph(network: nn.Module) -> bytes:
 def _quantized() -> bytes:
     import tempfile
 
-    from server.export.graph import quantize_onnx
+    from pneumofed.server.export.graph import quantize_onnx
 
     with tempfile.TemporaryDirectory() as name:
         source, target = Path(name) / "float32.onnx", Path(name) / "int8.onnx"

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from common.processes import free_port
+from pneumofed.common.ops.processes import free_port
 
 PLUGINS = ("/usr/share/orthanc/plugins/libOrthancDicomWeb.so", "/usr/lib/orthanc/plugins/libOrthancDicomWeb.so")
 AE_TITLE = "ARCHIVE"

@@ -11,18 +11,16 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import RecordDict
 
-from client.secure_sum.identity import Identity
-from client.secure_sum.memory import MemoryFolder
-from client.secure_sum.stages import Participant
-from common.keys import format_public_key
-from common.messages import Presence
-from common.privacy_config import SecureAggregationConfig
-from common.secure_sum.masks import SumShape, SumVector
-from common.secure_sum.messages import pack_masked, pack_reply
-from common.secure_sum.roster import KeyRoster, issue_roster, read_roster
-from common.secure_sum.session import Session
-from common.secure_sum.steps import Step
-from server.secure_sum.collector import Collector
+from pneumofed.client.secure_aggregation.identity import Identity
+from pneumofed.client.secure_aggregation.memory import MemoryFolder
+from pneumofed.client.secure_aggregation.participant import Participant
+from pneumofed.common.config.experiment import SecureAggregationConfig
+from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory, issue_roster, read_roster
+from pneumofed.common.secure_aggregation.masking import SumShape, SumVector
+from pneumofed.common.secure_aggregation.protocol import Step, SumSession, pack_masked, pack_reply
+from pneumofed.common.wire.keys import format_public_key
+from pneumofed.common.wire.messages import Presence
+from pneumofed.server.secure_aggregation.collector import Collector
 
 SHAPE = SumShape(4096, 8, 32)
 MODEL = "hash of the weights"
@@ -36,7 +34,7 @@ class Parties:
     names: list[str]
     cfg: SecureAggregationConfig = field(default_factory=lambda: SecureAggregationConfig(enabled=True))
     vectors: Mapping[str, SumVector] = field(default_factory=dict)
-    session: Session = field(default_factory=lambda: Session.begin("run", 1, "train", "settings"))
+    session: SumSession = field(default_factory=lambda: SumSession.begin("run", 1, "train", "settings"))
     shape: SumShape = SHAPE
     models: dict[str, str] = field(default_factory=dict)
     """Hash of the weights that a site was given, where they are others."""
@@ -48,14 +46,14 @@ class Parties:
         self.seen: dict[str, RecordDict] = {}
         self.collector = self.new_collector(self.session)
 
-    def roster(self, serial: int = 1) -> KeyRoster:
+    def roster(self, serial: int = 1) -> KeyDirectory:
         keys = {name: format_public_key(key.public_key(), name) for name, key in self.node_keys.items()}
         return read_roster(issue_roster("test", keys, serial, self.authority), self.authority.public_key())
 
-    def new_collector(self, session: Session) -> Collector:
+    def new_collector(self, session: SumSession) -> Collector:
         return Collector(session, self.cfg, self.roster(), lambda _: self.shape, MODEL)
 
-    def site(self, name: str, session: Session) -> Participant:
+    def site(self, name: str, session: SumSession) -> Participant:
         identity = Identity(name, self.node_keys[name], self.authority.public_key())
         return Participant(identity, MemoryFolder(str(self.folder / name)), self.cfg, session)
 

@@ -9,9 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-APPS = ("client.app", "server.app")
+APPS = ("pneumofed.client.app", "pneumofed.server.app")
 OURS = ("client", "common", "server", "simulation")
-FORBIDDEN = ("server.report", "common.render", "common.evaluation.figures", "common.evaluation.plots", "matplotlib", "jinja2")
+FORBIDDEN = (
+    "pneumofed.server.report.report",
+    "pneumofed.common.ops.render",
+    "pneumofed.common.evaluation.plots",
+    "pneumofed.common.evaluation.plots",
+    "matplotlib",
+    "jinja2",
+)
 
 
 def file_of(module: str) -> Path | None:
@@ -46,13 +53,18 @@ def closure(roots: tuple[str, ...]) -> dict[str, str]:
 
 def test_the_closure_of_the_apps_holds_no_report() -> None:
     found = closure(APPS)
-    assert {"server.study", "client.training", "common.config", "torch"} <= found.keys()  # it was walked at all
+    assert {
+        "pneumofed.server.federation.run",
+        "pneumofed.client.federation.training",
+        "pneumofed.common.config.experiment",
+        "torch",
+    } <= found.keys()  # it was walked at all
     assert not {name: importer for name, importer in found.items() if name.startswith(FORBIDDEN)}
 
 
 def test_the_apps_imported_in_a_fresh_process_bring_no_report() -> None:
     code = (
-        "import sys, client.app, server.app\n"
+        "import sys, pneumofed.client.app, pneumofed.server.app\n"
         f"ours = tuple(name for name in {FORBIDDEN} if '.' in name)\n"
         "print(sorted(name for name in sys.modules if name.startswith(ours)))"
     )

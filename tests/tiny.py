@@ -11,15 +11,15 @@ import PIL.Image
 import yaml
 from flwr.clientapp import ClientApp
 
-from client.app import app as client_app
-from common.config import ExperimentConfig
-from common.config_reader import build_config, merge
-from common.data.manifest import ImageRecord, Manifest, write_manifest
-from common.party_config import CoordinatorConfig
-from server.study import run_study
-from server.summary_records import RunSummary
-from simulation.identities import write_identities
-from simulation.local_grid import LocalGrid
+from pneumofed.client.app import app as client_app
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.reader import build_config, merge
+from pneumofed.common.data.manifest import ImageRecord, Manifest, write_manifest
+from pneumofed.server.federation.run import run_federation
+from pneumofed.server.runs.summary_records import RunSummary
+from pneumofed.simulation.hospitals.federation import write_identities
+from pneumofed.simulation.local_grid import LocalGrid
 
 logging.getLogger("flwr").setLevel(logging.ERROR)
 
@@ -120,4 +120,4 @@ class TinyFederation:
             resume=resume,
             device="cpu",
         )
-        return run_study(grid or self.grid(), experiment, settings)
+        return run_federation(grid or self.grid(), experiment, settings)

@@ -1,4 +1,7 @@
-"""De-identification of one X-ray image on arrival (DICOM PS3.15, annex E; the decisions are in `client.archive.profile`)."""
+"""De-identification of one X-ray image on arrival (DICOM PS3.15, annex E; the decisions are in `client.archive.profile`).
+
+Images that are likely to have writing in their pixels, which no removal of tags takes away (DICOM PS3.15, E.3.1).
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,12 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from pydicom.valuerep import DSfloat
 
-from client.archive.profile import ACTIONS, CODES, METHOD_CODES, NUMBERS, TABLES, TEXTS, Action
-from client.archive.pseudonyms import Pseudonyms
-from common.dicom.greyscale import LookupTable
-from common.dicom.pixels import PixelLayout, read_codes, read_layout
-from common.dicom.reader import read_lookup_table
-from common.dicom.tags import age_years_of, codes_of, numbers_of, text_of
-from common.errors import ImageError, SkipReason
+from pneumofed.client.archive.profile import ACTIONS, CODES, METHOD_CODES, NUMBERS, TABLES, TEXTS, Action
+from pneumofed.common.data.pseudonyms import Pseudonyms
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.dicom_decode import LookupTable, read_lookup_table
+from pneumofed.common.imaging.dicom_pixels import PixelLayout, read_codes, read_layout
+from pneumofed.common.imaging.dicom_tags import age_years_of, codes_of, numbers_of, text_of
 
 MAX_AGE_YEARS = 90
 """All ages over 89 are one category, "age 90 or older" (HIPAA Safe Harbor, 45 CFR 164.514(b)(2)(i)(C))."""
@@ -40,7 +42,7 @@ _IDENTIFYING = (
 def deidentify(original: Dataset, pseudonyms: Pseudonyms) -> Dataset:
     """A new data set with the image of `original` and nothing that identifies the patient, ready for `encode`.
 
-    Its stored values, and with them what `common.images.read_image` gives, are those of `original`. It is pure in the arguments.
+    Its stored values, and with them what `common.imaging.images.read_image` gives, are those of `original`. It is pure in the arguments.
 
     Raises:
         ImageError: the image cannot be read, the patient is unknown, or it is no image of the standard's storage classes. On
@@ -63,7 +65,7 @@ def deidentify(original: Dataset, pseudonyms: Pseudonyms) -> Dataset:
     return clean
 
 
-def encode(clean: Dataset) -> bytes:
+def encode_file(clean: Dataset) -> bytes:
     """The DICOM file of a de-identified data set: an empty preamble, file meta information made anew, Explicit VR Little Endian."""
     buffer = BytesIO()
     clean.save_as(buffer, enforce_file_format=True)
@@ -190,3 +192,28 @@ def _set_pixels(clean: Dataset, layout: PixelLayout, codes: np.ndarray) -> None:
     clean.file_meta = FileMetaDataset()
     clean.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     clean.compress(RLELossless, words, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+
+
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+"""Secondary Capture Image Storage, and with a further `.N` its multi-frame kinds (PS3.4, B.5)."""
+_CONVERSIONS = frozenset({"DV", "DI", "DF", "WSD", "SD", "SI", "DRW", "SYN"})
+"""Conversion Type (0008,0064): digitized video or film, workstation, scanned document or image, drawing (PS3.3, C.8.6.1). Films
+have the patient's name exposed in a corner, screens show it."""
+
+
+def is_burnt_in(dataset: Dataset) -> bool:
+    """Whether writing stands in the pixels, as far as the tags tell.
+
+    Burned In Annotation (0028,0301) decides where it is there. Else an image counts as burnt in if it is a secondary capture, was
+    converted from film, video, paper or a screen, or has SECONDARY or a screen save in its Image Type (0008,0008).
+    """
+    stated = text_of(dataset, "BurnedInAnnotation").upper()
+    if stated in ("YES", "NO"):
+        return stated == "YES"
+    sop_class = text_of(dataset, "SOPClassUID")
+    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
+        return True
+    kinds = codes_of(dataset, "ImageType")
+    return bool(_CONVERSIONS & set(codes_of(dataset, "ConversionType"))) or any(
+        kind == "SECONDARY" or "SCREEN" in kind or "SAVE" in kind for kind in kinds
+    )

@@ -13,9 +13,8 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
-from client.archive.query import RETURNED, Answer, Instance, Level
-from client.archive.retry import PassingArchiveError, Patience
-from common.errors import ArchiveError, ConfigError, ImageError, SkipReason
+from pneumofed.client.archive.query import RETURNED, Answer, Instance, Level, PassingArchiveError, Patience
+from pneumofed.common.errors import ArchiveError, ConfigError, ImageError, SkipReason
 
 T = TypeVar("T")
 for _name in ("dicomweb_client", "urllib3"):

@@ -1,11 +1,15 @@
-"""An archive over the classic protocol: C-FIND to search, C-GET or C-MOVE to fetch (DICOM PS3.4, annex C; PS3.7)."""
+"""An archive over the classic protocol: C-FIND to search, C-GET or C-MOVE to fetch (DICOM PS3.4, annex C; PS3.7).
+
+Where an archive of the classic protocol is, and under which names both sides speak (DICOM PS3.8, 9.3).
+"""
 
 from __future__ import annotations
 
 import logging
 import ssl
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydicom.dataset import Dataset
 from pynetdicom import AE, build_context, build_role, evt
@@ -16,12 +20,10 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelMove,
 )
 
-from client.archive.dimse_address import DimseAddress
-from client.archive.query import RETURNED, Answer, Instance, Level
-from client.archive.receiver import STORAGE_CLASSES, TRANSFER_SYNTAXES, Receiver, parse_file
-from client.archive.retry import PassingArchiveError, Patience
-from common.dicom.tags import text_of
-from common.errors import ArchiveError, ConfigError, ImageError, SkipReason
+from pneumofed.client.archive.query import RETURNED, Answer, Instance, Level, PassingArchiveError, Patience
+from pneumofed.client.archive.receiver import STORAGE_CLASSES, TRANSFER_SYNTAXES, Receiver, parse_file
+from pneumofed.common.errors import ArchiveError, ConfigError, ImageError, SkipReason
+from pneumofed.common.imaging.dicom_tags import text_of
 
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)  # it logs what is sent and received
 
@@ -208,3 +210,31 @@ def _contexts(retrieve: str) -> list[Any]:
         return [build_context(_FIND), build_context(_MOVE)]
     storage = [build_context(uid, syntax) for uid in STORAGE_CLASSES for syntax in TRANSFER_SYNTAXES]
     return [build_context(_FIND), build_context(_GET), *storage]
+
+
+@dataclass(frozen=True)
+class DimseAddress:
+    """Where an archive listens, the AE titles of both sides, and how images come back."""
+
+    host: str
+    port: int
+    called_ae_title: str
+    ae_title: str = "PNEUMOFED"
+    retrieve: Literal["get", "move"] = "get"
+    listen_host: str = "0.0.0.0"
+    listen_port: int = 11112
+    """Of C-MOVE alone: where the archive sends images to. It has to know this port under `ae_title`."""
+    tls: bool = False
+    ca: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses AE titles and ports that cannot be.
+
+        Raises:
+            ConfigError: an AE title is not 1 to 16 printable characters (PS3.5, 6.2: AE), or a port is out of range.
+        """
+        for title in (self.called_ae_title, self.ae_title):
+            if not (1 <= len(title.strip()) <= 16 and title.isascii() and title.isprintable() and "\\" not in title):
+                raise ConfigError(f"AE title '{title}': expected 1 to 16 printable characters")
+        if not (0 < self.port < 2**16 and 0 < self.listen_port < 2**16):
+            raise ConfigError(f"ports: expected 1 to 65535, got {self.port} and {self.listen_port}")

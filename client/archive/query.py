@@ -1,17 +1,22 @@
-"""What is asked of an archive, in the terms that DICOMweb and the classic protocol share (DICOM PS3.4, annex C; PS3.18, 10.6)."""
+"""What is asked of an archive, in the terms that DICOMweb and the classic protocol share (DICOM PS3.4, annex C; PS3.18, 10.6).
+
+Patience with an archive that is busy or a network that stumbles.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from pydicom.dataset import Dataset
 
-from common.config_types import Section
-from common.data.sources.dicom import Labels
-from common.errors import ConfigError
+from pneumofed.common.config.experiment import Section
+from pneumofed.common.data.sources.dicom import Labels
+from pneumofed.common.errors import ArchiveError, ConfigError
 
 Level = Literal["STUDY", "SERIES", "IMAGE"]
 Answer = Mapping[str, str]
@@ -143,3 +148,33 @@ def _instances_of(archive: Archive, query: ArchiveQuery, study_uid: str, accessi
             if sop_uid and sop_uid not in seen:
                 seen.add(sop_uid)
                 yield Instance(study_uid, series["SeriesInstanceUID"], sop_uid, accession)
+
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class PassingArchiveError(ArchiveError):
+    """A failure that may pass: the same request is worth another try."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long to wait for an answer, and how often to ask again."""
+
+    timeout_sec: float = 30.0
+    attempts: int = 4
+    first_wait_sec: float = 1.0
+    """Doubled after each failure."""
+
+    def retry(self, request: Callable[[], T]) -> T:
+        """The answer to `request`, asked up to `attempts` times while it raises PassingArchiveError; then the last one is raised."""
+        wait_sec = self.first_wait_sec
+        for attempt in range(1, self.attempts):
+            try:
+                return request()
+            except PassingArchiveError as error:
+                logger.warning("archive: attempt %d of %d failed (%s); next in %.1f s", attempt, self.attempts, error, wait_sec)
+                time.sleep(wait_sec)
+                wait_sec *= 2
+        return request()

@@ -29,9 +29,9 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from common.dicom.pixels import check_inflated_size
-from common.errors import ImageError, SkipReason
-from common.quiet import quiet_warnings
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.dicom_pixels import check_inflated_size
+from pneumofed.common.imaging.dicom_tags import quiet_warnings
 
 STORAGE_CLASSES = (
     ComputedRadiographyImageStorage,

@@ -11,20 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from client.privacy.entries import Entry
-from client.privacy.lineages import DataUnits
-from client.privacy.spending import open_ledger
-from client.site import Site
-from common.audit_events import hash_experiment
-from common.config import ExperimentConfig
-from common.errors import ConfigError
-from common.party_config import SitePolicy
-from common.privacy.accounting import Mechanism
-from common.privacy.randomness import RandomStream
-from common.privacy.secret import fingerprint, own_secret, round_key
+from pneumofed.client.federation.site_data import SiteData
+from pneumofed.client.privacy.entries import DataUnits, LedgerEntry
+from pneumofed.client.privacy.spending import open_ledger
+from pneumofed.common.audit.log import hash_experiment
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import SitePolicy
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.privacy.accounting import Mechanism
+from pneumofed.common.privacy.randomness import RandomStream, data_fingerprint, own_secret, round_key
 
 
-def noised_counts(site: Site, experiment: ExperimentConfig, counts: list[int], policy: SitePolicy) -> list[int]:
+def noised_counts(site: SiteData, experiment: ExperimentConfig, counts: list[int], policy: SitePolicy) -> list[int]:
     """`counts`, whole numbers that one image moves by one in all, with the noise of the site's policy; none is below 0.
 
     The noise has deviation `count_noise`, or where the policy protects patients so many times the images of a patient. It is in
@@ -43,14 +41,16 @@ def noised_counts(site: Site, experiment: ExperimentConfig, counts: list[int], p
     if policy.count_noise is None:
         raise ConfigError("the policy sets no count_noise")
     units, noise_multiplier = DataUnits.of(site), policy.count_noise
-    content = "/".join((fingerprint(site.train), fingerprint(site.validation), experiment.task, policy.min_unit))
+    content = "/".join((data_fingerprint(site.train), data_fingerprint(site.validation), experiment.task, policy.min_unit))
     token = hashlib.sha256(f"counts {content} {noise_multiplier!r}".encode()).hexdigest()[:16]
     ledger = open_ledger(site.config)
     if not any(entry.purpose == "counts" and entry.run == token for entry in ledger.earlier(units)):
         delta = policy.max_delta or 1.0 / max(2, len(set(units.patients)))
         mechanism = Mechanism(1.0, noise_multiplier, 1)
         k = units.images_per_patient
-        entry = Entry(token, 0, experiment.name, hash_experiment(experiment), "counts", policy.min_unit, k, mechanism, delta)
+        entry = LedgerEntry(
+            token, 0, experiment.name, hash_experiment(experiment), "counts", policy.min_unit, k, mechanism, delta
+        )
         ledger.spend(entry, units, policy)
     deviation = noise_multiplier * (units.images_per_patient if policy.min_unit == "patient" else 1)
     stream = RandomStream(round_key(own_secret(Path(site.config.work_dir)), ("counts", token)))

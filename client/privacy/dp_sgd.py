@@ -1,9 +1,9 @@
-"""DP-SGD (Abadi et al. 2016, algorithm 1) as a rule for the steps of `client.training`'s one loop.
+"""DP-SGD (Abadi et al. 2016, algorithm 1) as a rule for the steps of `client.federation.training`'s one loop.
 
-    each step   draws units by Poisson sampling, one image of each          `client.privacy.sampling`
+    each step   draws units by Poisson sampling, one image of each          `client.privacy.plan`
                 views each image `augmentation_multiplicity` times and
                 averages the views' gradients (De et al. 2022, section 3.4)
-                clips each unit's gradient to `max_grad_norm`, adds up      `client.privacy.gradients`
+                clips each unit's gradient to `max_grad_norm`, adds up      `client.privacy.per_sample_gradients`
                 adds noise of deviation noise_multiplier * max_grad_norm    `PrivateOptimizer`, `common.privacy.randomness`
                 divides by the expected number of units, and steps
     at the end  puts the moving average of the weights in their place
@@ -28,17 +28,15 @@ from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processe
 from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
-from client.privacy.gradients import ClippedGradients
-from client.privacy.plan import SitePlan
-from client.privacy.sampling import UnitSampler, count_units, split_into_lots
-from client.training import Examples, RoundPlan, TrainingSetup, build_setup
-from common.compute import Compute
-from common.data.dataset import Dataset
-from common.data.manifest import CLASSES
-from common.errors import ConfigError
-from common.privacy.randomness import KEY_BYTES, RandomStream
-from common.privacy.secret import round_key
-from common.privacy_config import PrivacyConfig
+from pneumofed.client.federation.training import Examples, RoundPlan, TrainingSetup, build_setup
+from pneumofed.client.privacy.per_sample_gradients import ClippedGradients
+from pneumofed.client.privacy.plan import SitePlan, UnitSampler, count_units, split_into_lots
+from pneumofed.common.config.experiment import PrivacyConfig
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.models.compute import Compute
+from pneumofed.common.privacy.randomness import KEY_BYTES, RandomStream, round_key
 
 NORMALS_ADDED = 4
 """Under `secure_noise` a noise value is half the sum of so many normals: n = 2 of Holohan and Braghin 2021, section 5.1, as Opacus'

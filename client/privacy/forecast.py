@@ -9,19 +9,16 @@ from datetime import datetime
 
 import numpy as np
 
-from client.policy import only
-from client.policy_decision import LIMITS, Arrival, Request, decide
-from client.privacy.entries import Entry, level_of, total_epsilon
-from client.privacy.ledger import judge
-from client.privacy.lineages import DataUnits
-from client.privacy.plan import SitePlan
-from client.privacy.sampling import count_units
-from client.privacy.spending import open_ledger, round_entry
-from client.site import load_site
-from common.config import ExperimentConfig
-from common.config_types import PrivacyUnit
-from common.errors import PolicyError
-from common.party_config import SiteConfig, SitePolicy
+from pneumofed.client.federation.policy import only
+from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, RunRequest, decide
+from pneumofed.client.federation.site_data import load_site
+from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, level_of, total_epsilon
+from pneumofed.client.privacy.ledger import check_entry
+from pneumofed.client.privacy.plan import SitePlan, count_units
+from pneumofed.client.privacy.spending import open_ledger, round_entry
+from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
+from pneumofed.common.config.parties import SiteConfig, SitePolicy
+from pneumofed.common.errors import PolicyError
 
 POINTS = 24
 """Of the curve, at most: each is a composition anew."""
@@ -110,18 +107,18 @@ def forecast(config: SiteConfig, experiment: ExperimentConfig, policy: SitePolic
 
 
 def _first_refusal(
-    earlier: Sequence[Entry], entry: Entry, rounds: int, policy: SitePolicy, experiment: ExperimentConfig
+    earlier: Sequence[LedgerEntry], entry: LedgerEntry, rounds: int, policy: SitePolicy, experiment: ExperimentConfig
 ) -> tuple[int | None, str | None]:
     """The first round that is refused, and why; later rounds cost more, so that halving finds it."""
 
-    request = Request.of(experiment, "train", entry.run, 1)
-    decision = decide(only(policy, *PRIVACY), request, Arrival(datetime.min))  # no rule of these asks for the time
+    request = RunRequest.of(experiment, "train", entry.run, 1)
+    decision = decide(only(policy, *PRIVACY), request, ArrivalFacts(datetime.min))  # no rule of these asks for the time
     if not decision.permit:
         return 1, decision.reason
 
     def reason(number: int) -> str | None:
         try:
-            judge([*earlier, *[entry] * (number - 1)], entry, policy)
+            check_entry([*earlier, *[entry] * (number - 1)], entry, policy)
         except PolicyError as error:
             return str(error)
         return None

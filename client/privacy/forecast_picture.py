@@ -8,14 +8,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from client.privacy.forecast import Forecast
-from common.data.atomic import atomic_write
-from common.errors import ConfigError
+from pneumofed.client.privacy.forecast import Forecast
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.files import atomic_write
 
 BLUE, ORANGE, RED, GREY = "#1f5fa8", "#c96a12", "#b3261e", "#5f6368"
 
 
-def draw(forecast: Forecast, path: Path) -> None:
+def draw_forecast(forecast: Forecast, path: Path) -> None:
     """Writes the picture (PNG) to `path`: the run alone, all runs on the data, the limit, and where the site would refuse.
 
     Raises:

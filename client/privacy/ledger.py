@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from client.policy_decision import LIMITS, Request, Spending, decide
-from client.privacy.entries import Entry, level_of, total_epsilon
-from client.privacy.ledger_file import (
+from pneumofed.client.federation.policy_decision import LIMITS, RunRequest, Spending, decide
+from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, join_lineage, level_of, total_epsilon, unit_keys
+from pneumofed.client.privacy.ledger_file import (
     Recorded,
     append_entry,
     check_mark,
@@ -28,10 +28,9 @@ from client.privacy.ledger_file import (
     transaction,
     write_mark,
 )
-from client.privacy.lineages import DataUnits, join_lineage, unit_keys
-from common.config_types import PrivacyUnit
-from common.errors import BudgetError
-from common.party_config import SitePolicy
+from pneumofed.common.config.experiment import PrivacyUnit
+from pneumofed.common.config.parties import SitePolicy
+from pneumofed.common.errors import BudgetError
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Lineage:
     entries: tuple[Recorded, ...]
 
 
-def judge(earlier: Sequence[Entry], entry: Entry, policy: SitePolicy) -> Spent:
+def check_entry(earlier: Sequence[LedgerEntry], entry: LedgerEntry, policy: SitePolicy) -> Spent:
     """What would be spent with `entry` on top of `earlier`, the entries of its lineage.
 
     Judged at `policy.max_delta`, or at the smallest delta of all these entries where it is unset.
@@ -89,9 +88,9 @@ def judge(earlier: Sequence[Entry], entry: Entry, policy: SitePolicy) -> Spent:
     return Spent(spending.lineage, spending.study, level, delta, run)
 
 
-def request_of(entry: Entry) -> Request:
+def request_of(entry: LedgerEntry) -> RunRequest:
     """The request to count `entry`."""
-    return Request("train", entry.run, entry.round, entry.study, private=True, unit=entry.unit, delta=entry.delta)
+    return RunRequest("train", entry.run, entry.round, entry.study, private=True, unit=entry.unit, delta=entry.delta)
 
 
 class Ledger:
@@ -100,7 +99,7 @@ class Ledger:
     def __init__(self, path: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.path, self._now = Path(path), now
 
-    def spend(self, entry: Entry, units: DataUnits, policy: SitePolicy) -> Spent:
+    def spend(self, entry: LedgerEntry, units: DataUnits, policy: SitePolicy) -> Spent:
         """Counts `entry`, which is about the data of `units`, on the disk; only then may its mechanism run.
 
         Raises:
@@ -112,7 +111,7 @@ class Ledger:
                 known, secret = read_all(connection)
                 check_mark(self.path, known)
                 lineage = join_lineage(connection, units, unit_keys(secret, units.digests, units.patients))
-                spent = judge([other.entry for other in _of_lineage(connection, known, lineage)], entry, policy)
+                spent = check_entry([other.entry for other in _of_lineage(connection, known, lineage)], entry, policy)
                 new = Recorded(
                     len(known) + 1,
                     self._now().isoformat(timespec="seconds"),
@@ -137,9 +136,9 @@ class Ledger:
             earlier = [other.entry for other in lineage.entries]
             same = [entry for entry in earlier if (entry.run, entry.experiment, entry.purpose) == (run, experiment, "training")]
             if same:
-                judge(earlier, same[-1], policy)
+                check_entry(earlier, same[-1], policy)
 
-    def earlier(self, units: DataUnits) -> list[Entry]:
+    def earlier(self, units: DataUnits) -> list[LedgerEntry]:
         """The entries that data of `units` inherits; writes nothing.
 
         Raises:

@@ -19,13 +19,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from client.privacy.entries import Entry
-from client.privacy.lineages import SCHEMA as LINEAGES
-from common.config_types import PrivacyUnit
-from common.data.atomic import exclusive, write_file
-from common.errors import ConfigError, PolicyError
-from common.hash_chain import CHAIN_START, canonical, chain_hash, first_broken
-from common.privacy.accounting import Mechanism
+from pneumofed.client.privacy.entries import SCHEMA as LINEAGES
+from pneumofed.client.privacy.entries import LedgerEntry
+from pneumofed.common.audit.hash_chain import CHAIN_START, canonical, chain_hash, first_broken
+from pneumofed.common.config.experiment import PrivacyUnit
+from pneumofed.common.errors import ConfigError, PolicyError
+from pneumofed.common.files import exclusive, write_file
+from pneumofed.common.privacy.accounting import Mechanism
 
 _WAIT_SEC = 60.0
 _SCHEMA = (
@@ -42,7 +42,7 @@ class Recorded:
     number: int
     time: str
     dataset: str
-    entry: Entry
+    entry: LedgerEntry
     epsilon: float | None
     """None is infinity."""
     delta: float
@@ -59,7 +59,7 @@ class Recorded:
     def parse(cls, body: str, hash_: str) -> Recorded:
         values: dict[str, Any] = json.loads(body)
         entry = values.pop("entry")
-        return cls(**values, entry=Entry(**{**entry, "mechanism": Mechanism(**entry["mechanism"])}), hash=hash_)
+        return cls(**values, entry=LedgerEntry(**{**entry, "mechanism": Mechanism(**entry["mechanism"])}), hash=hash_)
 
 
 @contextmanager

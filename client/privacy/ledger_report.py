@@ -10,16 +10,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from client.privacy.entries import Entry, level_of, total_epsilon
-from client.privacy.ledger import Lineage
-from client.privacy.spending import open_ledger
-from client.visit import audit_log
-from common.audit import Entry as Line
-from common.audit import read_entries
-from common.audit_events import ANSWER
-from common.config_types import PrivacyUnit
-from common.errors import AuditError, PolicyError
-from common.party_config import SiteConfig, SitePolicy
+from pneumofed.client.federation.requests import audit_log
+from pneumofed.client.privacy.entries import LedgerEntry, level_of, total_epsilon
+from pneumofed.client.privacy.ledger import Lineage
+from pneumofed.client.privacy.spending import open_ledger
+from pneumofed.common.audit.log import ANSWER, read_entries
+from pneumofed.common.audit.log import AuditEntry as Line
+from pneumofed.common.config.experiment import PrivacyUnit
+from pneumofed.common.config.parties import SiteConfig, SitePolicy
+from pneumofed.common.errors import AuditError, PolicyError
 
 TOLERANCE = 0.01
 """How far the epsilon that an entry holds may be from one that is computed anew, as a share of it: libraries change their rounding."""
@@ -62,7 +61,7 @@ def accounts(lineages: Sequence[Lineage], limits: SitePolicy) -> list[Account]:
     return [_account(lineage, limits) for lineage in lineages if lineage.entries]
 
 
-def table(account: Account) -> Table:
+def runs_table(account: Account) -> Table:
     """The runs of an account for people."""
     shown = Table(box=None, pad_edge=False)
     for heading in ("study", "run", "rounds", "last", "noise", "epsilon alone"):
@@ -92,7 +91,7 @@ class LedgerReport:
         return f"{self.entries} entries, {state}{aside}"
 
 
-def verify(config: SiteConfig) -> LedgerReport:
+def verify_ledger(config: SiteConfig) -> LedgerReport:
     """The ledger of a site, checked: its chain, the epsilon of each lineage by the other accountant, its rounds by the audit log.
 
     Law: of a sound ledger, changing, removing or inserting any entry makes a problem.
@@ -121,7 +120,7 @@ def _account(lineage: Lineage, limits: SitePolicy) -> Account:
 
 def _run_account(lineage: Lineage, study: str, run: str, delta: float, level: PrivacyUnit) -> RunAccount:
     recorded = [other for other in lineage.entries if (other.entry.study, other.entry.run) == (study, run)]
-    entries: list[Entry] = [other.entry for other in recorded]
+    entries: list[LedgerEntry] = [other.entry for other in recorded]
     noises = tuple(sorted({entry.mechanism.noise_multiplier for entry in entries}))
     return RunAccount(study, run, len(entries), recorded[-1].time, noises, total_epsilon(entries, delta, level))
 

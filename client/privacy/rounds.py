@@ -7,24 +7,22 @@ from pathlib import Path
 
 from torch import nn
 
-from client.examples import choose_examples
-from client.privacy.dp_sgd import PrivateRound, build_private_setup
-from client.privacy.plan import SitePlan
-from client.privacy.sampling import count_units
-from client.privacy.spending import spend_round
-from client.site import Site
-from client.training import RoundPlan, TrainingResult, train_locally
-from common.compute import Compute
-from common.messages import Instruction
-from common.party_config import SitePolicy
-from common.privacy.secret import fingerprint, own_secret, round_key
+from pneumofed.client.federation.site_data import SiteData
+from pneumofed.client.federation.training import RoundPlan, TrainingResult, choose_examples, train_locally
+from pneumofed.client.privacy.dp_sgd import PrivateRound, build_private_setup
+from pneumofed.client.privacy.plan import SitePlan, count_units
+from pneumofed.client.privacy.spending import spend_round
+from pneumofed.common.config.parties import SitePolicy
+from pneumofed.common.models.compute import Compute
+from pneumofed.common.privacy.randomness import data_fingerprint, own_secret, round_key
+from pneumofed.common.wire.messages import Instruction
 
 OPEN = ("steps", "learning_rate", "train_sec")
 """Metrics of a private round that leave without noise: the first two are the plan's own, seconds tell how many units were drawn."""
 
 
 def train_privately(
-    model: nn.Module, site: Site, instruction: Instruction, compute: Compute, policy: SitePolicy
+    model: nn.Module, site: SiteData, instruction: Instruction, compute: Compute, policy: SitePolicy
 ) -> tuple[TrainingResult, dict[str, float]]:
     """Trains `model` in place for one private round; what happened, and the metrics that may leave the site.
 
@@ -56,14 +54,14 @@ def train_privately(
     return result, {**metrics, "epsilon": spent.run, "noise_multiplier": site_plan.noise_multiplier}
 
 
-def plan_site(site: Site, instruction: Instruction) -> SitePlan:
+def plan_site(site: SiteData, instruction: Instruction) -> SitePlan:
     """The plan of the instruction's run at the site."""
     experiment, patients = instruction.experiment, site.train.patients
     return SitePlan.of(experiment, count_units(patients, experiment.privacy.unit), len(set(patients)))
 
 
-def _round_key(site: Site, instruction: Instruction, compute: Compute) -> bytes:
-    """A key that is new as soon as anything is that the update depends on; see `common.privacy.secret`."""
+def _round_key(site: SiteData, instruction: Instruction, compute: Compute) -> bytes:
+    """A key that is new as soon as anything is that the update depends on; see `common.privacy.randomness`."""
     arrays = instruction.arrays
     weights = hashlib.sha256() if arrays is None else hashlib.sha256(arrays.parameters.tobytes() + arrays.statistics.tobytes())
     context = (
@@ -72,7 +70,7 @@ def _round_key(site: Site, instruction: Instruction, compute: Compute) -> bytes:
         instruction.experiment.model_dump_json(),
         weights.hexdigest(),
         site.name,
-        fingerprint(site.train),
+        data_fingerprint(site.train),
         f"{compute.device.type} {compute.dtype}",
     )
     return round_key(own_secret(Path(site.config.work_dir)), context)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from client.privacy.entries import Entry
-from client.privacy.ledger import Ledger, Spent
-from client.privacy.lineages import DataUnits
-from client.privacy.plan import SitePlan
-from client.site import Site
-from common.audit_events import hash_experiment
-from common.config import ExperimentConfig
-from common.party_config import SiteConfig, SitePolicy
+from pneumofed.client.federation.site_data import SiteData
+from pneumofed.client.privacy.entries import DataUnits, LedgerEntry
+from pneumofed.client.privacy.ledger import Ledger, Spent
+from pneumofed.client.privacy.plan import SitePlan
+from pneumofed.common.audit.log import hash_experiment
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import SiteConfig, SitePolicy
 
 
 def open_ledger(config: SiteConfig) -> Ledger:
@@ -20,7 +19,7 @@ def open_ledger(config: SiteConfig) -> Ledger:
 
 
 def spend_round(
-    run: str, round_number: int, experiment: ExperimentConfig, site: Site, plan: SitePlan, policy: SitePolicy
+    run: str, round_number: int, experiment: ExperimentConfig, site: SiteData, plan: SitePlan, policy: SitePolicy
 ) -> Spent:
     """Counts the training of one round, which may begin once this has returned. To be called for each attempt, a repeated one too.
 
@@ -40,9 +39,9 @@ def spend_round(
     return open_ledger(site.config).spend(entry, units, policy)
 
 
-def round_entry(run: str, round_number: int, experiment: ExperimentConfig, units: DataUnits, plan: SitePlan) -> Entry:
+def round_entry(run: str, round_number: int, experiment: ExperimentConfig, units: DataUnits, plan: SitePlan) -> LedgerEntry:
     """The entry of one training round."""
-    return Entry(
+    return LedgerEntry(
         run,
         round_number,
         experiment.name,

@@ -1,24 +1,39 @@
 """Decoded images, keyed by content and preprocessing, so that no image is decoded twice.
 
 The cache folder may be deleted at any time.
+
+Blocks of decoded images on disk.
+
+A block is a set of images after one preprocessing, in two files: `NAME.pixels`, the bare uint8 [M, S, S], and `NAME.json`, which
+holds the digest of each row, the images that could not be decoded, and the CRC-32 of both. The index is written after the
+pixels and each file appears in one step, so a process that is stopped leaves nothing that could be taken for a block.
+
+SHA-256 of image files, remembered so that a later process need not read them again.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
 import logging
+import os
+import shutil
+import stat
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from common.config import ImageConfig
-from common.data.atomic import exclusive, pass_if_disk_full
-from common.data.blocks import Block, Pixels, Result, gather_block, read_block, remove_block, write_block
-from common.errors import ImageError
-from common.images import fit_square, read_image
+from pneumofed.common.config.experiment import ImageConfig
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.files import StateFile, atomic_write, exclusive, pass_if_disk_full
+from pneumofed.common.imaging.images import fit_square, read_image
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +66,7 @@ def load_block(wanted: Mapping[str, Path], image: ImageConfig, folder: Path, wor
     return gather_block(_decode_all(wanted, {}, image, workers), len(wanted), image.size_px)
 
 
-def decode(path: Path, image: ImageConfig) -> Pixels:
+def decode_for_cache(path: Path, image: ImageConfig) -> Pixels:
     """The image file as the model will see it: uint8 [S, S], rounded from [0, 1] to 0..255.
 
     Raises:
@@ -110,10 +125,197 @@ def _decode_all(
 
 def _try_decode(path: Path, image: ImageConfig) -> Result:
     try:
-        return decode(path, image)
+        return decode_for_cache(path, image)
     except ImageError as error:
         return error.reason
 
 
 def _key(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+Pixels = NDArray[np.uint8]
+Result = Pixels | SkipReason
+"""A decoded image, uint8 [S, S], or why there is none."""
+
+_TRANSIENT = frozenset({SkipReason.MISSING, SkipReason.UNREADABLE})
+"""Not the fault of the content, so not remembered with it: the file may be there again the next time."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Decoded images.
+
+    Attributes:
+        pixels: uint8 [M, S, S].
+        digests: of the image in each row.
+        refused: why an image has no row, by digest.
+        stored: whether the pixels are on disk rather than in this process's memory.
+    """
+
+    pixels: Pixels
+    digests: tuple[str, ...]
+    refused: Mapping[str, SkipReason]
+    stored: bool = True
+
+    def items(self) -> Iterator[tuple[str, Result]]:
+        """(digest, result) of each image in the block."""
+        yield from zip(self.digests, self.pixels, strict=True)
+        yield from self.refused.items()
+
+
+def read_block(index: Path) -> Block | None:
+    """The block whose index file is `index`, its pixels memory-mapped; None if it is not there, cannot be read or is damaged."""
+    try:
+        content = json.loads(index.read_bytes())
+        digests, size_px, checksum = tuple(content["digests"]), int(content["size_px"]), int(content["crc32"])
+        refused = {digest: SkipReason[name] for digest, name in content["refused"].items()}
+        pixels = _map(index.with_suffix(".pixels"), len(digests), size_px)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        log.warning("cached images %s are damaged; they are decoded again", index.stem)
+        return None
+    if _checksum(zlib.crc32(pixels.data), digests, refused) != checksum:
+        log.warning("cached images %s have a wrong checksum; they are decoded again", index.stem)
+        return None
+    return Block(pixels, digests, refused)
+
+
+def write_block(index: Path, results: Iterable[tuple[str, Result]], count: int, size_px: int) -> Block:
+    """Writes the block of `results` (at most `count` images) as they come and gives it back memory-mapped.
+
+    The pixels are written as a stream, never through a mapping: on a full disk the one raises an error, the other kills the
+    process.
+
+    Raises:
+        OSError: a file cannot be written; nothing of the block stays.
+    """
+    if shutil.disk_usage(index.parent).free < count * size_px**2:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    digests: list[str] = []
+    refused: dict[str, SkipReason] = {}
+    checksum = 0
+    with atomic_write(index.with_suffix(".pixels")) as file:
+        for digest, result in results:
+            if isinstance(result, SkipReason):
+                refused[digest] = result
+                continue
+            digests.append(digest)
+            checksum = zlib.crc32(result.tobytes(), checksum)
+            file.write(result.tobytes())
+    lasting = {digest: reason for digest, reason in refused.items() if reason not in _TRANSIENT}
+    content = {
+        "size_px": size_px,
+        "crc32": _checksum(checksum, digests, lasting),
+        "digests": digests,
+        "refused": {digest: reason.name for digest, reason in lasting.items()},
+    }
+    with atomic_write(index) as file:
+        file.write(json.dumps(content).encode())
+    return Block(_map(index.with_suffix(".pixels"), len(digests), size_px), tuple(digests), refused)
+
+
+def gather_block(results: Iterable[tuple[str, Result]], count: int, size_px: int) -> Block:
+    """The block of `results` (at most `count` images) in memory."""
+    pixels = np.empty((count, size_px, size_px), dtype=np.uint8)
+    digests: list[str] = []
+    refused: dict[str, SkipReason] = {}
+    for digest, result in results:
+        if isinstance(result, SkipReason):
+            refused[digest] = result
+        else:
+            pixels[len(digests)] = result
+            digests.append(digest)
+    return Block(pixels[: len(digests)], tuple(digests), refused, stored=False)
+
+
+def remove_block(index: Path) -> None:
+    """Removes a block; a process that has it mapped keeps it."""
+    for file in (index, index.with_suffix(".pixels")):
+        file.unlink(missing_ok=True)
+
+
+def _checksum(of_pixels: int, digests: Sequence[str], refused: Mapping[str, SkipReason]) -> int:
+    """CRC-32 of the pixels and of what the index says about them."""
+    said = json.dumps([*digests, *((digest, reason.name) for digest, reason in refused.items())])
+    return zlib.crc32(said.encode(), of_pixels)
+
+
+def _map(file: Path, count: int, size_px: int) -> Pixels:
+    shape = (count, size_px, size_px)
+    if file.stat().st_size != count * size_px**2:
+        raise ValueError("the file's size does not fit its index")
+    return np.memmap(file, dtype=np.uint8, mode="r", shape=shape) if count else np.empty(shape, dtype=np.uint8)
+
+
+Memo = dict[str, tuple[int, int, str]]
+"""(bytes, time of last change in ns, hexadecimal SHA-256) by absolute path."""
+
+_CHUNK = 64
+
+
+def load_digests(paths: Sequence[Path], folder: Path, workers: int) -> list[str | SkipReason]:
+    """The hexadecimal SHA-256 of each file, or why it has none.
+
+    A file is read only if the memo in `folder` does not know its path with its present size and time of last change.
+
+    Raises:
+        DataError: `folder` cannot be made or written. A full disk is no error: the files are read again the next time.
+    """
+    memo_file = _memo_file(folder)
+    memo = memo_file.read()
+    with ThreadPoolExecutor(workers) as pool:
+        chunks = pool.map(lambda chunk: [_digest(path, memo) for path in chunk], _chunks(paths))
+        results = [result for chunk in chunks for result in chunk]
+    new = {path: entry for path, entry in results if not isinstance(entry, SkipReason) and memo.get(path) != entry}
+    if new:
+        _extend_memo(new, memo_file)
+    return [entry if isinstance(entry, SkipReason) else entry[2] for _, entry in results]
+
+
+def _chunks(paths: Sequence[Path]) -> Iterator[list[str]]:
+    """Absolute paths, some at a time: to hand a thread one path costs more than to look it up."""
+    for start in range(0, len(paths), _CHUNK):
+        yield [os.path.abspath(path) for path in paths[start : start + _CHUNK]]  # noqa: PTH100 - resolve() follows links
+
+
+def _memo_file(folder: Path) -> StateFile[Memo]:
+    def parse(content: bytes) -> Memo:
+        known = json.loads(content)
+        return {path: (int(size), int(mtime_ns), str(digest)) for path, (size, mtime_ns, digest) in known.items()}
+
+    return StateFile(folder / "digests.json", "the memo of file digests", parse, {}, "all files are read again")
+
+
+def _extend_memo(new: Memo, file: StateFile[Memo]) -> None:
+    try:
+        with file.locked() as memo:
+            file.write(memo | new)
+    except OSError as error:
+        pass_if_disk_full(error, file.path.parent)
+
+
+def _digest(path: str, memo: Memo) -> tuple[str, tuple[int, int, str] | SkipReason]:
+    try:
+        status = _status(path)
+        known = memo.get(path)
+        if known and known[:2] == (status.st_size, status.st_mtime_ns):
+            return path, known
+        with Path(path).open("rb") as file:
+            return path, (status.st_size, status.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest())
+    except ImageError as error:
+        return path, error.reason
+    except (FileNotFoundError, NotADirectoryError):
+        return path, SkipReason.MISSING
+    except (OSError, ValueError):  # ValueError: a null character in the path
+        return path, SkipReason.UNREADABLE
+
+
+def _status(path: str) -> os.stat_result:
+    status = Path(path).stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        raise ImageError(SkipReason.UNREADABLE)
+    if status.st_size == 0:
+        raise ImageError(SkipReason.EMPTY)
+    return status

@@ -12,15 +12,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import ImageConfig
-from common.config_types import TaskName
-from common.data.atomic import atomic_write, pass_if_disk_full
-from common.data.blocks import Block, Pixels
-from common.data.cache import load_block
-from common.data.digests import load_digests
-from common.data.manifest import CLASSES, ImageRecord, Manifest, class_index
-from common.data.report import DataReport, DataWarning
-from common.errors import EmptySiteError, SkipReason
+from pneumofed.common.config.experiment import ImageConfig, TaskName
+from pneumofed.common.data.cache import Block, Pixels, load_block, load_digests
+from pneumofed.common.data.manifest import CLASSES, ImageRecord, Manifest, class_index
+from pneumofed.common.data.report import DataReport, DataWarning
+from pneumofed.common.errors import EmptySiteError, SkipReason
+from pneumofed.common.files import atomic_write, pass_if_disk_full
 
 SKIPPED = "skipped.csv"
 """Beside the cache: which images were left out, and why. It names files, so it stays at its site."""

@@ -2,6 +2,8 @@
 
 A manifest is a CSV file with the columns `path,patient,label` and, where known, `view,sex,age,manufacturer`; other columns are
 ignored. It stays at its site.
+
+Rows of CSV files, with errors that name the column and the row but never what is in it.
 """
 
 from __future__ import annotations
@@ -10,15 +12,14 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from common.config_types import TaskName
-from common.data.atomic import atomic_write
-from common.data.tables import read_rows
-from common.errors import DataError
+from pneumofed.common.config.experiment import TaskName
+from pneumofed.common.errors import ConfigError, DataError
+from pneumofed.common.files import atomic_write
 
 LABELS = ("normal", "pneumonia", "bacterial", "viral")
 """The vocabulary of the label column. `bacterial` and `viral` are pneumonias."""
@@ -159,3 +160,63 @@ def _cells(record: ImageRecord, folder: Path) -> list[str]:
     age = "" if record.age_years is None else repr(record.age_years)
     known = (record.view or "", record.sex or "", age, record.manufacturer or "")
     return [str(path.relative_to(folder) if inside else path), record.patient, record.label, *known]
+
+
+def read_columns(table: Path) -> list[str]:
+    """Column names in the first row of the CSV file `table`: stripped and lower case.
+
+    Raises:
+        ConfigError: the file does not exist or cannot be opened.
+        DataError: the file is empty or is no text.
+    """
+    for _, cells in _read_cells(table):
+        return [cell.strip().lower() for cell in cells]
+    raise DataError(f"{table} is empty; expected a CSV file whose first row names the columns")
+
+
+def read_rows(table: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
+    """(row number, cell by column) for each row of the CSV file `table` that is not blank.
+
+    Rows count as a spreadsheet shows them: the header is row 1. Column names are stripped and lower case, cells are as they
+    stand, cells missing at the end of a row are empty. Commas, semicolons and tabs are recognized as separators.
+
+    Args:
+        table: a UTF-8 file, with or without a byte order mark.
+        required: lower-case names of columns that must be there.
+
+    Raises:
+        ConfigError: the file does not exist or cannot be opened.
+        DataError: a required column is missing or there twice, a row has more cells than the header, or it is no CSV text.
+    """
+    columns = read_columns(table)
+    check_columns(table, columns, required)
+    for number, cells in _read_cells(table):
+        if number == 1 or not any(cells):
+            continue
+        if len(cells) > len(columns):
+            problem = f"{len(cells)} cells where the header names {len(columns)} columns; cells with separators need quotes"
+            raise DataError(f"{table}, row {number}: {problem}")
+        yield number, dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False))
+
+
+def check_columns(table: Path, columns: Sequence[str], required: Sequence[str]) -> None:
+    """Raises DataError unless each of `required` is exactly once in `columns`."""
+    for name in required:
+        if name not in columns:
+            raise DataError(f"{table}: column '{name}' is missing; the columns there are: {', '.join(filter(None, columns))}")
+        if columns.count(name) > 1:
+            raise DataError(f"{table}: column '{name}' is there {columns.count(name)} times; keep one")
+
+
+def _read_cells(table: Path) -> Iterator[tuple[int, list[str]]]:
+    try:
+        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            yield from enumerate(csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True), start=1)
+    except FileNotFoundError:
+        raise ConfigError(f"table {table} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"table {table} cannot be opened: {error.strerror}") from None
+    except csv.Error as error:
+        raise DataError(f"{table} is no well-formed CSV file: {error}") from None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from common.errors import SkipReason
+from pneumofed.common.errors import SkipReason
 
 K = TypeVar("K")
 

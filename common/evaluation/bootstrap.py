@@ -14,11 +14,10 @@ from typing import TypedDict
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import DataError
-from common.evaluation.curves import auroc
-from common.evaluation.metrics import Tally, metrics_of
-from common.evaluation.predictions import Predictions
-from common.evaluation.statistics import Statistics, image_terms
+from pneumofed.common.errors import DataError
+from pneumofed.common.evaluation.metrics import ConfusionCounts, auroc, metrics_of
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import Statistics, image_terms
 
 Counts = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
@@ -26,7 +25,7 @@ Reals = npt.NDArray[np.float64]
 CELLS_AT_ONCE = 2**20  # resamples times images held in memory together: 70 MiB at the peak
 
 
-class Interval(TypedDict):
+class ConfidenceInterval(TypedDict):
     """A metric with its confidence interval; `low` and `high` are NaN where no resample had the metric defined."""
 
     value: float
@@ -45,22 +44,26 @@ class Bootstrap:
     seed: int = 0
 
 
-def bootstrap(predictions: Predictions, threshold: float, settings: Bootstrap | None = None) -> dict[str, Interval]:
+def bootstrap(predictions: Predictions, threshold: float, settings: Bootstrap | None = None) -> dict[str, ConfidenceInterval]:
     """Each metric of `metrics_of` with its interval; `threshold` is held fixed, being chosen elsewhere. Pure in its arguments."""
     settings = settings or Bootstrap()
-    values = metrics_of(Tally.of(Statistics.of(predictions), threshold))
+    values = metrics_of(ConfusionCounts.of(Statistics.of(predictions), threshold))
     patient, patients = _patient_index(predictions)
     views = [_View.of(scores, positive, patient) for scores, positive in zip(*predictions.views, strict=True)]
     first_positive = int(np.searchsorted(views[0].scores, threshold))
     terms = [_by_patient(term, patient, patients) for term in image_terms(predictions)]
     parts = [
-        metrics_of(Tally([view.histograms(draws) for view in views], first_positive, *(_weighted(draws, term) for term in terms)))
-        for draws in draw_patients(patients, settings, _rows_at_once(len(predictions)))
+        metrics_of(
+            ConfusionCounts(
+                [view.histograms(draws) for view in views], first_positive, *(_weighted(draws, term) for term in terms)
+            )
+        )
+        for draws in resample_patients(patients, settings, _rows_at_once(len(predictions)))
     ]
     return {name: _interval(value, [part[name] for part in parts], settings.confidence) for name, value in values.items()}
 
 
-def bootstrap_difference(first: Predictions, second: Predictions, settings: Bootstrap | None = None) -> Interval:
+def bootstrap_difference(first: Predictions, second: Predictions, settings: Bootstrap | None = None) -> ConfidenceInterval:
     """AUROC of `first` minus that of `second` on the same images, with its interval; both models see the same draws.
 
     Raises:
@@ -72,11 +75,11 @@ def bootstrap_difference(first: Predictions, second: Predictions, settings: Boot
     patient, patients = _patient_index(first)
     views = [_View.of(model.scores, model.labels != 0, patient) for model in (first, second)]
     once = np.ones((1, patients), np.int64)
-    parts = [_auroc_difference(views, draws) for draws in draw_patients(patients, settings, _rows_at_once(len(first)))]
+    parts = [_auroc_difference(views, draws) for draws in resample_patients(patients, settings, _rows_at_once(len(first)))]
     return _interval(_auroc_difference(views, once)[0], parts, settings.confidence)
 
 
-def draw_patients(patients: int, settings: Bootstrap, rows: int) -> Iterator[Counts]:
+def resample_patients(patients: int, settings: Bootstrap, rows: int) -> Iterator[Counts]:
     """How often each patient is in each resample, as int64 [<= rows, patients] arrays of `settings.resamples` rows in all.
 
     Each resample draws as many patients as there are, with replacement. The draws do not depend on `rows`.
@@ -139,10 +142,10 @@ def _auroc_difference(views: list[_View], draws: Counts) -> Reals:
     return first - second
 
 
-def _interval(value: npt.ArrayLike, parts: list[Reals], confidence: float) -> Interval:
+def _interval(value: npt.ArrayLike, parts: list[Reals], confidence: float) -> ConfidenceInterval:
     """The percentile interval (Efron and Tibshirani 1993, section 13.3) of the resamples in which the metric is defined."""
     resampled = np.concatenate([np.empty(0), *parts])
     valid = resampled[~np.isnan(resampled)]
     tail = (1.0 - confidence) / 2
     low, high = np.quantile(valid, [tail, 1.0 - tail]) if len(valid) else (np.nan, np.nan)
-    return Interval(value=float(np.asarray(value)), low=float(low), high=float(high), resamples=len(valid))
+    return ConfidenceInterval(value=float(np.asarray(value)), low=float(low), high=float(high), resamples=len(valid))

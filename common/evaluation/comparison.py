@@ -1,16 +1,39 @@
-"""Two models compared on one party's images, in numbers that show no image: what a site may tell and a release is decided on."""
+"""Two models compared on one party's images, in numbers that show no image: what a site may tell and a release is decided on.
+
+Two models on the same images: their areas under the ROC curve and their hit rates, with what the difference may owe to chance.
+
+Images of one patient are alike, so a patient is the unit of every variance. With one image a patient the areas' covariance is that of
+DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837.
+
+Lower bounds for "new minus old", and whether they show that a new model is not worse by more than a margin.
+
+Non-inferiority: the new model passes if the one-sided lower confidence bound of the difference lies above -margin. Where several
+comparisons must all pass, each is made at the full level: the test that all hypotheses are rejected together has that level itself
+(intersection-union test: Berger 1982, Technometrics 24:295, theorem 1).
+
+Two bounds are computed and the lower one counts. The first is the usual one, difference - z * standard error. It collapses where both
+models make no error on few images: then nothing varies, and five images would prove anything. The second does not: score limits, for
+areas those of Newcombe 2006 (Statistics in Medicine 25:559, method 5) combined for a difference as in Zou and Donner 2008 (Statistics
+in Medicine 27:1693), for shares those of Tango 1998 (Statistics in Medicine 17:891), both with patients for images.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from statistics import NormalDist
 from typing import Annotated
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import Field, model_validator
+from scipy.stats import rankdata
 
-from common.config_types import Fraction, NonNegative, Section
-from common.evaluation.noninferiority import Outcome, judge_areas, judge_rates
-from common.evaluation.paired import PairedAreas, PairedRates, paired_areas, sensitivity_and_specificity
-from common.evaluation.predictions import Predictions
+from pneumofed.common.config.experiment import Fraction, NonNegative, Section
+from pneumofed.common.errors import DataError
+from pneumofed.common.evaluation.predictions import Predictions
 
 AUROC, SENSITIVITY, SPECIFICITY = "auroc", "sensitivity", "specificity"
 Whole = Annotated[int, Field(ge=0)]
@@ -69,7 +92,7 @@ class Margins(Section):
     alpha: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.05
 
 
-class Comparison(Section):
+class ModelComparison(Section):
     """The new model against the old one on one set of images; sensitivity is of the images with pneumonia, specificity of the others."""
 
     auroc: Areas
@@ -85,7 +108,7 @@ class Comparison(Section):
     def images(self) -> int:
         return self.sensitivity.images + self.specificity.images
 
-    def judge(self, margins: Margins) -> dict[str, Outcome]:
+    def judge(self, margins: Margins) -> dict[str, MarginOutcome]:
         """What each metric shows against its margin."""
         return {
             AUROC: judge_areas(self.auroc.paired(), self.patients, margins.auroc, margins.alpha),
@@ -94,7 +117,7 @@ class Comparison(Section):
         }
 
 
-def compare(old: Predictions, new: Predictions, thresholds: tuple[float, float]) -> Comparison:
+def compare_predictions(old: Predictions, new: Predictions, thresholds: tuple[float, float]) -> ModelComparison:
     """The comparison of two models' predictions of the same images; `thresholds` of the old and of the new one.
 
     Raises:
@@ -104,8 +127,297 @@ def compare(old: Predictions, new: Predictions, thresholds: tuple[float, float])
     found, spared = (
         Rates(**{**vars(r), "variance": _known(r.variance)}) for r in sensitivity_and_specificity(old, new, thresholds)
     )
-    return Comparison(auroc=areas, sensitivity=found, specificity=spared)
+    return ModelComparison(auroc=areas, sensitivity=found, specificity=spared)
 
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+Reals = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class PairedAreas:
+    """AUROC of the old and the new model on the same images.
+
+    Attributes:
+        old, new: the areas; NaN unless there are images of both classes.
+        var_old, var_new, covariance: of the two areas; NaN unless both classes have images of two patients.
+    """
+
+    old: float
+    new: float
+    var_old: float
+    var_new: float
+    covariance: float
+
+    @property
+    def difference(self) -> float:
+        return self.new - self.old
+
+    @property
+    def variance(self) -> float:
+        """Of the difference; 0 at least, since rounding may take it below."""
+        return float(np.fmax(self.var_old + self.var_new - 2.0 * self.covariance, 0.0))
+
+    @property
+    def correlation(self) -> float:
+        """Of the two areas in [-1, 1]; 0 where a variance is 0 or unknown, which is the careful choice."""
+        scale = np.sqrt(self.var_old * self.var_new)
+        return float(np.clip(self.covariance / scale, -1.0, 1.0)) if scale > 0.0 else 0.0
+
+
+@dataclass(frozen=True)
+class PairedRates:
+    """How many images of one class the old and the new model call rightly, each at its own threshold.
+
+    Attributes:
+        images, patients: of that class.
+        old, new: images that each model calls rightly.
+        gained, lost: images that only the new, only the old model calls rightly.
+        variance: of the difference of the two shares, by patient; NaN for fewer than two patients.
+    """
+
+    images: int
+    patients: int
+    old: int
+    new: int
+    gained: int
+    lost: int
+    variance: float
+
+    @property
+    def difference(self) -> float:
+        return (self.gained - self.lost) / self.images if self.images else float("nan")
+
+
+def paired_areas(old: Predictions, new: Predictions) -> PairedAreas:
+    """The areas of two models' P(pneumonia), and their covariance by patient.
+
+    The structural components come from midranks in O(n log n) (Sun and Xu 2014, IEEE Signal Processing Letters 21:1389, algorithm 2);
+    the covariance sums them by patient (Obuchowski 1997, Biometrics 53:567, section 3).
+
+    Raises:
+        DataError: the two are not of the same images in the same order.
+    """
+    check_paired(old, new)
+    sick, patients = old.labels != 0, _patient_index(old)
+    m, n = int(sick.sum()), int((~sick).sum())
+    nothing = float("nan")
+    if m == 0 or n == 0:
+        return PairedAreas(nothing, nothing, nothing, nothing, nothing)
+    found, spared = np.stack([np.stack(_components(model.scores, sick)) for model in (old, new)], axis=1)
+    areas = found[:, sick].mean(axis=1)
+    covariance = _covariance(found - areas[:, None], spared - areas[:, None], sick, patients)
+    return PairedAreas(*map(float, (*areas, covariance[0, 0], covariance[1, 1], covariance[0, 1])))
+
+
+def paired_rates(old: Flags, new: Flags, patients: npt.NDArray[np.int64]) -> PairedRates:
+    """What two models get right of the same images of one class.
+
+    The variance is that of a difference of proportions in clusters (Obuchowski 1998, Statistics in Medicine 17:1495): patients are
+    drawn, images come with them.
+
+    Args:
+        old, new: whether the model calls each image rightly, [N].
+        patients: the patient of each, numbered from 0.
+    """
+    gained, lost, n = int((new & ~old).sum()), int((old & ~new).sum()), len(old)
+    known = np.unique(patients)
+    variance = float("nan")
+    if len(known) > 1:
+        change = new.astype(np.float64) - old
+        residuals = np.bincount(patients, change - change.mean())[known]
+        variance = float(len(known) / (len(known) - 1) * (residuals**2).sum() / n**2)
+    return PairedRates(n, len(known), int(old.sum()), int(new.sum()), gained, lost, variance)
+
+
+def sensitivity_and_specificity(
+    old: Predictions, new: Predictions, thresholds: tuple[float, float]
+) -> tuple[PairedRates, PairedRates]:
+    """What each model, at its own of the `thresholds` (old, new), gets right of the images with pneumonia and of those without.
+
+    Raises:
+        DataError: the two are not of the same images in the same order.
+    """
+    check_paired(old, new)
+    sick, patients = old.labels != 0, _patient_index(old)
+    called = [model.scores >= threshold for model, threshold in zip((old, new), thresholds, strict=True)]
+    found = paired_rates(called[0][sick], called[1][sick], patients[sick])
+    return found, paired_rates(~called[0][~sick], ~called[1][~sick], patients[~sick])
+
+
+def check_paired(old: Predictions, new: Predictions) -> None:
+    """Raises DataError unless both are of the same images in the same order."""
+    if (old.images, old.patients) != (new.images, new.patients) or not np.array_equal(old.labels, new.labels):
+        raise DataError("paired comparison: expected two models' predictions of the same images in the same order, got others")
+
+
+def _patient_index(predictions: Predictions) -> npt.NDArray[np.int64]:
+    return np.unique(np.array(predictions.patients, dtype=str), return_inverse=True)[1].astype(np.int64)
+
+
+def _components(scores: Reals, sick: Flags) -> tuple[Reals, Reals]:
+    """For each image with pneumonia the share of the others that score below it, for each of the others the share with pneumonia that
+    score above; ties count one half. Both are [N], 0 for images of the other class.
+    """
+    m, n = sick.sum(), (~sick).sum()
+    found, spared = np.zeros(len(scores)), np.zeros(len(scores))
+    together = rankdata(scores)
+    found[sick] = (together[sick] - rankdata(scores[sick])) / n
+    spared[~sick] = 1.0 - (together[~sick] - rankdata(scores[~sick])) / m
+    return found, spared
+
+
+def _covariance(found: Reals, spared: Reals, sick: Flags, patients: npt.NDArray[np.int64]) -> Reals:
+    """[2, 2] covariance of the areas of two models, whose centred components are [2, N] each."""
+    m, n, count = sick.sum(), (~sick).sum(), int(patients.max()) + 1
+    with_sick, with_well = len(np.unique(patients[sick])), len(np.unique(patients[~sick]))
+    if min(with_sick, with_well) < 2:
+        return np.full((2, 2), np.nan)
+    x = np.stack([np.bincount(patients[sick], row[sick], count) for row in found])
+    y = np.stack([np.bincount(patients[~sick], row[~sick], count) for row in spared])
+    cross = count / (count - 1) * (x @ y.T)
+    return (
+        with_sick / (with_sick - 1) * (x @ x.T) / m**2
+        + with_well / (with_well - 1) * (y @ y.T) / n**2
+        + (cross + cross.T) / (m * n)
+    )
+
+
+PLANNED_AREA = 0.95
+"""AUROC of both models that is assumed where a class is missing, so that none can be observed."""
+_STEPS = 60
+_MOST = 1e7
+
+
+class NonInferiority(StrEnum):
+    """What a comparison shows."""
+
+    NOT_WORSE = "not worse"
+    WORSE = "worse"
+    """The observed difference itself is beyond the margin: more cases help only if they are kinder."""
+    TOO_FEW = "not enough data to tell"
+
+
+@dataclass(frozen=True)
+class MarginOutcome:
+    """One comparison against its margin.
+
+    Attributes:
+        difference: new minus old; NaN where it cannot be computed.
+        lower: its one-sided lower bound; -1 where nothing is known.
+        factor: how many times the patients of each class would be needed to pass, were the difference to stay as observed;
+            1 where it passes, None where no number helps.
+    """
+
+    difference: float
+    lower: float
+    margin: float
+    verdict: NonInferiority
+    factor: float | None
+
+
+def judge_areas(areas: PairedAreas, patients: tuple[int, int], margin: float, alpha: float) -> MarginOutcome:
+    """Whether the new model's AUROC is not worse; `patients` with pneumonia and without."""
+    known = not math.isnan(areas.difference)
+    return _judge(areas.difference, margin, lambda factor: area_bound(areas, patients, alpha, factor) if known else -1.0)
+
+
+def judge_rates(rates: PairedRates, margin: float, alpha: float) -> MarginOutcome:
+    """Whether the new model's sensitivity or specificity is not worse."""
+    return _judge(rates.difference, margin, lambda factor: rate_bound(rates, alpha, factor) if rates.images else -1.0)
+
+
+def area_bound(areas: PairedAreas, patients: tuple[int, int], alpha: float, factor: float = 1.0) -> float:
+    """One-sided lower bound of the AUROC difference at level `alpha`; with `factor` as of so many times the patients."""
+    z, (sick, well) = _z(alpha), (count * factor for count in patients)
+    if sick <= 0 or well <= 0:
+        return -1.0
+    usual = areas.difference - z * math.sqrt(areas.variance / factor) if math.isfinite(areas.variance) else math.inf
+    below = areas.new - area_limit(areas.new, sick, well, z, upper=False)
+    above = area_limit(areas.old, sick, well, z, upper=True) - areas.old
+    spread = below**2 + above**2 - 2.0 * areas.correlation * below * above
+    return max(-1.0, min(usual, areas.difference - math.sqrt(max(spread, 0.0))))
+
+
+def area_limit(area: float, sick: float, well: float, z: float, *, upper: bool) -> float:
+    """The limit t of an observed `area` with (t - area)^2 = z^2 V(t), Newcombe 2006, method 5.
+
+    V(t) = t (1 - t) (1 + (N* - 1) ((1 - t) / (2 - t) + t / (1 + t))) / (sick * well) with N* = (sick + well) / 2: the variance of
+    Hanley and McNeil 1982, whose exponential scores make it a careful one.
+    """
+
+    def excess(t: float) -> float:
+        middle = (sick + well) / 2.0 - 1.0
+        variance = t * (1.0 - t) * (1.0 + middle * ((1.0 - t) / (2.0 - t) + t / (1.0 + t))) / (sick * well)
+        return (t - area) ** 2 - z * z * variance
+
+    return _root(excess, area, 1.0) if upper else _root(excess, area, 0.0)
+
+
+def rate_bound(rates: PairedRates, alpha: float, factor: float = 1.0) -> float:
+    """One-sided lower bound of the difference of two shares at level `alpha`; with `factor` as of so many times the patients."""
+    z = _z(alpha)
+    usual = rates.difference - z * math.sqrt(rates.variance / factor) if math.isfinite(rates.variance) else math.inf
+    scale = factor * rates.patients / rates.images
+    return max(-1.0, min(usual, tango_limit(rates.gained * scale, rates.lost * scale, rates.patients * factor, z)))
+
+
+def tango_limit(gained: float, lost: float, n: float, z: float) -> float:
+    """The lower score limit of (gained - lost) / n for `n` pairs (Tango 1998, section 3); without any change it is -z^2 / (n + z^2)."""
+    observed = (gained - lost) / n
+
+    def excess(delta: float) -> float:
+        b = (2.0 * n - gained + lost) * delta - gained - lost
+        q = (math.sqrt(max(b * b + 8.0 * n * lost * delta * (1.0 - delta), 0.0)) - b) / (4.0 * n)
+        variance = n * max(2.0 * q + delta * (1.0 - delta), 0.0)
+        return (gained - lost - n * delta) ** 2 - z * z * variance
+
+    return _root(excess, observed, -1.0)
+
+
+def patients_needed(outcome: MarginOutcome, patients: tuple[int, int], alpha: float) -> tuple[int, int] | None:
+    """Patients with pneumonia and without that would be needed to pass, or None where no number helps.
+
+    Where a class is missing so far, as many of each as two models of AUROC `PLANNED_AREA` would need.
+    """
+    if math.isnan(outcome.difference) or min(patients) == 0:
+        same = PairedAreas(PLANNED_AREA, PLANNED_AREA, *[math.nan] * 3)
+        planned = judge_areas(same, (1, 1), outcome.margin, alpha).factor or 1.0
+        return max(patients[0], math.ceil(planned)), max(patients[1], math.ceil(planned))
+    if outcome.factor is None:
+        return None
+    return math.ceil(patients[0] * outcome.factor), math.ceil(patients[1] * outcome.factor)
+
+
+def _judge(difference: float, margin: float, bound: Callable[[float], float]) -> MarginOutcome:
+    lower = bound(1.0)
+    if lower > -margin:
+        return MarginOutcome(difference, lower, margin, NonInferiority.NOT_WORSE, 1.0)
+    if difference <= -margin:
+        return MarginOutcome(difference, lower, margin, NonInferiority.WORSE, None)
+    if math.isnan(difference):
+        return MarginOutcome(difference, lower, margin, NonInferiority.TOO_FEW, None)
+    low, high = 0.0, math.log(_MOST)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if bound(math.exp(middle)) > -margin else (middle, high)
+    return MarginOutcome(difference, lower, margin, NonInferiority.TOO_FEW, math.exp(high))
+
+
+def _root(excess: Callable[[float], float], inside: float, outside: float) -> float:
+    """Where `excess`, at most 0 at `inside`, rises above 0 on the way to `outside`; `outside` if it does not."""
+    for _ in range(_STEPS):
+        middle = (inside + outside) / 2.0
+        if excess(middle) > 0.0:
+            outside = middle
+        else:
+            inside = middle
+    return outside
+
+
+def _z(alpha: float) -> float:
+    return NormalDist().inv_cdf(1.0 - alpha)

@@ -2,6 +2,13 @@
 
 The primary view is pneumonia against normal. A metric that is undefined (no image, one class only, nothing called positive) is
 NaN, never a number that could be mistaken for a result.
+
+ROC, precision-recall and reliability curves of score histograms, and the areas under them.
+
+`negatives` and `positives` are int64 [..., B], images by bin of increasing score. Functions of areas take any leading axes and
+return one number for each, NaN where it is undefined, so that one image set and a thousand resamples share one code path.
+
+Thresholds on P(pneumonia), chosen on validation statistics and applied to other sets unchanged.
 """
 
 from __future__ import annotations
@@ -13,15 +20,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from common.evaluation.curves import auroc, average_precision, calibration_error, ratio
-from common.evaluation.statistics import FIXED_POINT, LOG_LOSS, SQUARED_ERROR, Statistics
+from pneumofed.common.config.experiment import ThresholdPolicyName
+from pneumofed.common.evaluation.statistics import COUNT, FIXED_POINT, LOG_LOSS, POSITIVE, SCORE_SUM, SQUARED_ERROR, Statistics
 
 Counts = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Tally:
+class ConfusionCounts:
     """The counts that metrics are computed from, of one set of images or, with leading axes, of many at once.
 
     Attributes:
@@ -37,7 +44,7 @@ class Tally:
     losses: Counts
 
     @classmethod
-    def of(cls, statistics: Statistics, threshold: float) -> Tally:
+    def of(cls, statistics: Statistics, threshold: float) -> ConfusionCounts:
         """The counts of `statistics`, an image being called pneumonia if its score >= `threshold`."""
         first = statistics.grid.first_positive(threshold)
         return cls(list(statistics.histograms), first, statistics.confusion, statistics.calibration, statistics.losses)
@@ -50,13 +57,13 @@ def metrics(statistics: Statistics, threshold: float) -> dict[str, float]:
         Counts `n`, `n_positive`, `tn`, `fp`, `fn`, `tp`; `threshold`; and the metrics of `metrics_of`. On a fixed grid the images
         of a bin that the threshold cuts are counted as called normal (see `ScoreGrid.first_positive`).
     """
-    tally = Tally.of(statistics, threshold)
+    tally = ConfusionCounts.of(statistics, threshold)
     tn, fp, fn, tp = (int(count) for count in _called(tally.histograms[0], tally.first_positive))
     counts = {"n": statistics.n, "n_positive": statistics.n_positive, "tn": tn, "fp": fp, "fn": fn, "tp": tp}
     return {**counts, "threshold": float(threshold), **{name: float(value) for name, value in metrics_of(tally).items()}}
 
 
-def metrics_of(tally: Tally) -> dict[str, Reals]:
+def metrics_of(tally: ConfusionCounts) -> dict[str, Reals]:
     """Each metric of `tally`, with its leading axes: of the scores, of the threshold, of the probabilities, of the classes."""
     negatives, positives = np.moveaxis(tally.histograms[0], -2, 0)
     return {
@@ -105,7 +112,7 @@ def _mcc(tn: Counts, fp: Counts, fn: Counts, tp: Counts) -> Reals:
     return np.where(one_class, np.nan, np.where(alike, 0.0, ratio(tp * 1.0 * tn - fp * 1.0 * fn, scale)))
 
 
-def _of_probabilities(tally: Tally) -> dict[str, Reals]:
+def _of_probabilities(tally: ConfusionCounts) -> dict[str, Reals]:
     mean_losses = ratio(tally.losses / FIXED_POINT, tally.confusion.sum(axis=(-2, -1))[..., None])
     return {
         "brier": mean_losses[..., SQUARED_ERROR],
@@ -114,7 +121,7 @@ def _of_probabilities(tally: Tally) -> dict[str, Reals]:
     }
 
 
-def _of_classes(tally: Tally) -> dict[str, Reals]:
+def _of_classes(tally: ConfusionCounts) -> dict[str, Reals]:
     """With more than two classes: accuracy of the most probable class, and each class against the rest."""
     classes = tally.confusion.shape[-1]
     if classes == 2:
@@ -126,3 +133,178 @@ def _of_classes(tally: Tally) -> dict[str, Reals]:
         "auroc_macro": np.mean(areas, axis=0),
         **{f"auroc_class_{k}": area for k, area in enumerate(areas)},
     }
+
+
+def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Reals:
+    """`numerator / denominator`, NaN where the denominator is 0."""
+    above, below = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
+    return np.divide(above, below, out=np.full(np.broadcast_shapes(above.shape, below.shape), np.nan), where=below != 0)
+
+
+def auroc(negatives: Counts, positives: Counts) -> Reals:
+    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half.
+
+    The Mann-Whitney statistic of Hanley and McNeil 1982, Radiology 143:29, in whole numbers until the last division. NaN unless
+    there are both positives and negatives.
+    """
+    at_or_below = np.cumsum(negatives, axis=-1)
+    half_wins = (positives * (2 * at_or_below - negatives)).sum(axis=-1)
+    return ratio(half_wins, 2 * positives.sum(axis=-1) * negatives.sum(axis=-1))
+
+
+def average_precision(negatives: Counts, positives: Counts) -> Reals:
+    """Sum over thresholds of precision times the step in recall (as scikit-learn). NaN unless there are both classes."""
+    found, called = _at_or_above(positives), _at_or_above(negatives + positives)
+    precision = np.divide(found, called, out=np.zeros(found.shape), where=called > 0)
+    area = ratio((positives * precision).sum(axis=-1), positives.sum(axis=-1))
+    return np.where(negatives.sum(axis=-1) > 0, area, np.nan)
+
+
+def roc_curve(statistics: Statistics) -> tuple[Reals, Reals]:
+    """(false, true) positive rate of P(pneumonia) by falling threshold, from (0, 0) to (1, 1); NaN for a class without images."""
+    negatives, positives = _occupied(statistics)
+    false, true = (np.append(0, _at_or_above(side)[::-1]) for side in (negatives, positives))
+    return ratio(false, negatives.sum()), ratio(true, positives.sum())
+
+
+def precision_recall_curve(statistics: Statistics) -> tuple[Reals, Reals]:
+    """(recall, precision) of P(pneumonia) by falling threshold, one point a distinct score; recall is NaN without positives."""
+    negatives, positives = _occupied(statistics)
+    found, called = (_at_or_above(side)[::-1] for side in (positives, negatives + positives))
+    return ratio(found, positives.sum()), ratio(found, called)
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Reliability curve of P(pneumonia) over 15 equal bins, each array [15]; NaN in bins without images.
+
+    Attributes:
+        score: float64, mean score of a bin's images.
+        frequency: float64, share of pneumonia among them.
+        count: int64, their number.
+    """
+
+    score: Reals
+    frequency: Reals
+    count: Counts
+
+
+def reliability(statistics: Statistics) -> Reliability:
+    """The reliability curve of `statistics`."""
+    count, positive, total = statistics.calibration.T
+    return Reliability(ratio(total / FIXED_POINT, count), ratio(positive, count), count)
+
+
+def calibration_error(calibration: Counts) -> Reals:
+    """Expected calibration error of [..., 15, 3] calibration counts, in [0, 1]; NaN without images.
+
+    The mean over images of |mean score - share of pneumonia| of their bin: Naeini et al. 2015, "Obtaining Well Calibrated
+    Probabilities Using Bayesian Binning", section "Calibration Measures".
+    """
+    gap = np.abs(calibration[..., SCORE_SUM] / FIXED_POINT - calibration[..., POSITIVE]).sum(axis=-1)
+    return ratio(gap, calibration[..., COUNT].sum(axis=-1))
+
+
+def _at_or_above(counts: Counts) -> Counts:
+    return np.flip(np.cumsum(np.flip(counts, axis=-1), axis=-1), axis=-1)
+
+
+def _occupied(statistics: Statistics) -> Counts:
+    histogram = statistics.histograms[0]
+    return histogram[:, histogram.any(axis=0)]
+
+
+HALF = 0.5
+
+
+@dataclass(frozen=True)
+class ChosenThreshold:
+    """A threshold and how it came about.
+
+    Attributes:
+        value: an image is called pneumonia if its score >= value. In [0, 1], or just above 1 if none is to be.
+        policy: the policy asked for.
+        reason_of_fallback: why `value` is 0.5 in spite of the policy; None if the policy was followed.
+        sensitivity, specificity: on the validation statistics; NaN where a class is missing.
+    """
+
+    value: float
+    policy: ThresholdPolicyName
+    reason_of_fallback: str | None
+    sensitivity: float
+    specificity: float
+
+
+@dataclass(frozen=True)
+class _Cuts:
+    """All ways to cut M occupied bins in two: cut c in 0..M calls the bins from c on positive. Arrays are [M + 1]."""
+
+    sensitivity: npt.NDArray[np.float64]
+    specificity: npt.NDArray[np.float64]
+    gain: npt.NDArray[np.int64]
+    """Youden's J times both class sizes: in whole numbers, so that ties are exact."""
+    below: npt.NDArray[np.float64]
+    """Highest score that may lie under the cut."""
+    above: npt.NDArray[np.float64]
+    """Lowest score that may lie over it."""
+
+
+def choose_threshold(statistics: Statistics, policy: ThresholdPolicyName, target: float = 0.95) -> ChosenThreshold:
+    """The threshold that `policy` chooses on `statistics`, in the middle of the gap between the scores that it separates.
+
+    - `half`: 0.5.
+    - `youden`: highest J = sensitivity + specificity - 1 (Youden 1950, Cancer 3:32); among equals the widest gap, then the
+      highest sensitivity.
+    - `sensitivity`: highest specificity of those with sensitivity >= `target`; among equals the highest sensitivity.
+    - `specificity`: highest sensitivity of those with specificity >= `target`; among equals the highest specificity.
+
+    Without images of both classes, or if `youden` finds no J above 0, it is 0.5 and `reason_of_fallback` says why.
+    """
+    positive, total = statistics.n_positive, statistics.n
+    if policy == "half":
+        return _at_half(statistics, policy, None)
+    if positive in (0, total):
+        missing = "images" if total == 0 else "pneumonia" if positive == 0 else "normal images"
+        return _at_half(statistics, policy, f"validation has no {missing}")
+    cuts = _cuts(statistics)
+    if policy == "youden" and cuts.gain.max() <= 0:
+        return _at_half(statistics, policy, "no threshold is better than chance on validation")
+    best = _best(cuts, policy, target)
+    value = _middle(float(cuts.below[best]), float(cuts.above[best]))
+    return ChosenThreshold(value, policy, None, float(cuts.sensitivity[best]), float(cuts.specificity[best]))
+
+
+def _at_half(statistics: Statistics, policy: ThresholdPolicyName, reason: str | None) -> ChosenThreshold:
+    at_half = metrics(statistics, HALF)
+    return ChosenThreshold(HALF, policy, reason, at_half["sensitivity"], at_half["specificity"])
+
+
+def _cuts(statistics: Statistics) -> _Cuts:
+    occupied = statistics.histograms[0].any(axis=0)
+    negatives, positives = np.cumsum(np.pad(statistics.histograms[0][:, occupied], ((0, 0), (1, 0))), axis=1)
+    found, spared = positives[-1] - positives, negatives
+    return _Cuts(
+        sensitivity=ratio(found, positives[-1]),
+        specificity=ratio(spared, negatives[-1]),
+        gain=found * negatives[-1] + spared * positives[-1] - positives[-1] * negatives[-1],
+        below=np.append(0.0, statistics.grid.upper[occupied]),
+        above=np.append(statistics.grid.lower[occupied], 1.0),
+    )
+
+
+def _best(cuts: _Cuts, policy: ThresholdPolicyName, target: float) -> int:
+    sensitivity, specificity = cuts.sensitivity, cuts.specificity
+    keys: dict[str, tuple[npt.NDArray, ...]] = {  # the last key weighs most
+        "youden": (sensitivity, cuts.above - cuts.below, cuts.gain),
+        "sensitivity": (sensitivity, specificity, sensitivity >= target),
+        "specificity": (specificity, sensitivity, specificity >= target),
+    }
+    return int(np.lexsort(keys[policy])[-1])
+
+
+def _middle(below: float, above: float) -> float:
+    """The middle of the gap; `above` where nothing lies between, and just above 1 where a score of 1 must stay under the cut."""
+    middle = (below + above) / 2
+    if middle > below:
+        return middle
+    return above if below < 1.0 else float(np.nextafter(1.0, 2.0))

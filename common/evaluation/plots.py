@@ -1,20 +1,28 @@
-"""Figures of how a model does on sets of images."""
+"""Figures of how a model does on sets of images.
+
+Figures of a federated run: metrics over rounds, and hospitals beside one another.
+
+The canvas of all figures: one size, one look, one palette; and their way to bytes or a file.
+
+Figures are made through matplotlib's object interface: no pyplot, no global state, no display. matplotlib is imported late.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from common.evaluation.bootstrap import Interval
-from common.evaluation.curves import precision_recall_curve, reliability, roc_curve
-from common.evaluation.figures import FAINT, INK, TEXT_PT, colour_of, label_line, legend_above, marker_of, new_figure, style_of
-from common.evaluation.metrics import metrics
-from common.evaluation.predictions import Predictions
-from common.evaluation.statistics import Statistics
+from pneumofed.common.evaluation.bootstrap import ConfidenceInterval
+from pneumofed.common.evaluation.metrics import metrics, precision_recall_curve, reliability, roc_curve
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import Statistics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +44,7 @@ class EvaluatedSet:
     name: str
     statistics: Statistics
     threshold: float
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    intervals: Mapping[str, ConfidenceInterval] = field(default_factory=dict)
     confidence: float = 0.95
 
 
@@ -165,3 +173,179 @@ def wilson_interval(share: npt.NDArray[np.float64], n: npt.NDArray[np.int64]) ->
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return middle - half, middle + half
+
+
+MAX_NAMED_SITES = 25  # more names than this are not readable in 4.5 inches
+Series = Mapping[str, Sequence[float]]
+
+
+def training_curves(rounds: Sequence[int], auroc: Series, loss: Series, best_round: int | None = None) -> Figure:
+    """AUROC above loss over rounds.
+
+    Args:
+        rounds: R round numbers.
+        auroc: R values for each series, by name (validation, test, external); NaN where a round was not judged.
+        loss: as `auroc`; a name that is in both has one colour in both.
+        best_round: the round whose model was kept, marked by a vertical line.
+    """
+    figure, (top, bottom) = new_figure(2, (1.3, 1.0))
+    names = list(dict.fromkeys([*auroc, *loss]))
+    for ax, series in ((top, auroc), (bottom, loss)):
+        for name, values in series.items():
+            _over_rounds(ax, rounds, values, names.index(name))
+        if best_round is not None:
+            ax.axvline(best_round, color=FAINT, linewidth=1.2, zorder=0)
+        _label_ends(ax, rounds, series, names)
+    if best_round is not None:
+        label_line(top, best_round, f"kept: round {best_round}", at_top=False)
+    top.set(ylabel="AUROC")
+    bottom.set(ylabel="Loss", xlabel="Round")
+    bottom.locator_params(axis="x", integer=True)
+    return figure
+
+
+def sites(
+    alone: Mapping[str, float], federated: Mapping[str, float], lines: Mapping[str, float], metric: str = "AUROC"
+) -> Figure:
+    """One row a hospital: `metric` of its own model (open) and of the federated model (filled), by rising value of its own.
+
+    Args:
+        alone: by hospital, of the model that it trained alone.
+        federated: by hospital, of the federated model on the same images; may lack hospitals or be empty.
+        lines: values drawn across all rows, by name, e.g. of the federated and the pooled model on the test set.
+        metric: its name on the axis.
+    """
+    figure, (ax,) = new_figure()
+    names = sorted(alone, key=lambda name: (np.nan_to_num(alone[name], nan=-np.inf), name))
+    rows = np.arange(len(names))
+    own, joint = np.array([alone[name] for name in names]), np.array([federated.get(name, np.nan) for name in names])
+    size = 7.0 if len(names) <= MAX_NAMED_SITES else 3.5
+    ax.hlines(rows, own, joint, color=FAINT, linewidth=size / 4)
+    dots: dict[str, Any] = {"marker": "o", "markersize": size, "linestyle": "none"}
+    ax.plot(own, rows, color=colour_of(1), markerfacecolor="white", label="hospital alone", **dots)
+    if federated:
+        ax.plot(joint, rows, color=colour_of(0), label="federated, at hospital", **dots)
+    for index, (name, value) in enumerate(lines.items()):
+        ax.axvline(value, linewidth=1.4, zorder=0, label=f"{name} {value:.3f}", **style_of(index and index + 1))
+    _name_rows(ax, [name if np.isfinite(alone[name]) else f"{name}\n(undefined)" for name in names], metric)
+    ax.set_xlabel(metric)
+    legend_above(figure, 2 if len(lines) > 1 and federated else 3)
+    return figure
+
+
+def _name_rows(ax: Axes, names: Sequence[str], metric: str) -> None:
+    ax.grid(visible=False, axis="y")
+    margin = max(0.7, len(names) / 50)
+    ax.set_ylim(-margin, max(len(names), 1) - 1 + margin)
+    if len(names) <= MAX_NAMED_SITES:
+        ax.set_yticks(range(len(names)), names)
+        return
+    ax.set_yticks([])
+    ax.set_ylabel(f"{len(names)} hospitals by rising {metric} alone")
+
+
+def _over_rounds(ax: Axes, rounds: Sequence[int], values: Sequence[float], index: int) -> None:
+    points = np.asarray(values, dtype=float)
+    known = np.isfinite(points)
+    ax.plot(np.asarray(rounds)[known], points[known], linewidth=1.8, marker=marker_of(index), markersize=4, **style_of(index))
+
+
+def _label_ends(ax: Axes, rounds: Sequence[int], series: Series, names: Sequence[str]) -> None:
+    """Names each line at its last point, labels pushed apart so that they do not overlap."""
+    last = {name: values[known[-1]] for name, values in series.items() if len(known := np.flatnonzero(np.isfinite(values)))}
+    low, high = ax.get_ylim()
+    heights = _spread([(value - low) / (high - low) for value in last.values()], gap=0.13)
+    for (name, value), height in zip(last.items(), heights, strict=True):
+        ax.annotate(
+            f"{name} {value:.3f}", (1.0, height), (4, 0), xycoords="axes fraction", textcoords="offset points", va="center",
+            fontsize=TEXT_PT, color=colour_of(names.index(name)), annotation_clip=False,
+        )  # fmt: skip
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """`heights` moved up as little as makes them `gap` apart, then all down if they left [0, 1]."""
+    order = np.argsort(heights, kind="stable")
+    placed = list(heights)
+    for lower, upper in pairwise(order.tolist()):
+        placed[upper] = max(placed[upper], placed[lower] + gap)
+    excess = max([0.0, *(height - 1.0 for height in placed)])
+    return [height - excess for height in placed]
+
+
+WIDTH_INCH, HEIGHT_INCH, DPI = 6.0, 4.5, 200
+
+# Okabe and Ito 2008, "Color Universal Design"; distinguishable with every common colour vision deficiency
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK, FAINT = "#222222", "#B8B8B8"
+TEXT_PT = 9.0
+
+
+def new_figure(rows: int = 1, height_ratios: tuple[float, ...] | None = None) -> tuple[Figure, list[Axes]]:
+    """An empty figure with `rows` plain axes above one another that share their x axis."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH_INCH, HEIGHT_INCH), dpi=DPI, layout="constrained", facecolor="white")
+    grid = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": height_ratios or (1.0,) * rows})
+    axes = [row[0] for row in grid]
+    for ax in axes:
+        _plain(ax)
+    return figure, axes
+
+
+def colour_of(index: int) -> str:
+    """Colour of the series `index`."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def marker_of(index: int) -> str:
+    """Marker of the series `index`."""
+    return MARKERS[index % len(MARKERS)]
+
+
+def style_of(index: int) -> dict[str, Any]:
+    """Colour and line style of the series `index`: series differ in both, for print in grey."""
+    return {"color": colour_of(index), "linestyle": LINES[index % len(LINES)]}
+
+
+def legend_above(figure: Figure, columns: int) -> None:
+    """A legend above the axes, where it cannot hide data."""
+    figure.legend(loc="outside upper center", ncols=columns, fontsize=TEXT_PT - 0.5, frameon=False, labelcolor=INK)
+
+
+def label_line(ax: Axes, x: float, text: str, at_top: bool) -> None:
+    """Writes `text` beside the vertical line at `x`, on the side where there is more room."""
+    low, high = ax.get_xlim()
+    to_left = x - low > 0.7 * (high - low)
+    ax.annotate(
+        text, (x, float(at_top)), (-4 if to_left else 4, -3 if at_top else 3), xycoords=("data", "axes fraction"),
+        textcoords="offset points", ha="right" if to_left else "left", va="top" if at_top else "bottom",
+        fontsize=TEXT_PT, color=INK,
+    )  # fmt: skip
+
+
+def render_figure(figure: Figure, kind: Literal["png", "svg"] = "png") -> bytes:
+    """The figure as a PNG (1200 x 900 pixels) or SVG; the same figure gives the same bytes."""
+    import matplotlib
+
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with matplotlib.rc_context({"svg.hashsalt": "pneumofed"}):
+        figure.savefig(buffer, format=kind, metadata=metadata)
+    return buffer.getvalue()
+
+
+def write(figure: Figure, path: str | Path) -> None:
+    """Writes the figure to `path`, a PNG or, where the name ends in `.svg`, an SVG."""
+    Path(path).write_bytes(render_figure(figure, "svg" if Path(path).suffix == ".svg" else "png"))
+
+
+def _plain(ax: Axes) -> None:
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(INK)
+    ax.tick_params(labelsize=TEXT_PT, color=INK, labelcolor=INK)
+    ax.grid(color="#E6E6E6", linewidth=0.6)
+    ax.set_axisbelow(True)
+    for label in (ax.xaxis.label, ax.yaxis.label, ax.title):
+        label.set(fontsize=TEXT_PT + 1, color=INK)

@@ -1,28 +1,38 @@
-"""Opening a model bundle: nothing of it is used before its signature and every file were checked."""
+"""Opening a model bundle: nothing of it is used before its signature and every file were checked.
+
+A bundle as one file: a plain .zip or .tar, packed the same way each time and unpacked without trust.
+
+A run that goes on from a bundle's model: what it takes over from it, and whether the two fit.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import shutil
+import stat
+import tarfile
 import tempfile
 import weakref
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from common.errors import BundleError
-from common.keys import PublicKey
-from common.model_bundle.archive import unpack_bundle
-from common.model_bundle.manifest import REFERENCE, WEIGHTS, BundleManifest
-from common.model_bundle.sealing import check_seal
+from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
+from pneumofed.common.errors import BundleError, ConfigError, WeightsError
+from pneumofed.common.model_bundle.manifest import REFERENCE, WEIGHTS, BundleManifest
+from pneumofed.common.model_bundle.sealing import MAX_BYTES, MAX_FILES, check_seal, list_files
+from pneumofed.common.wire.keys import PublicKey, read_public_key
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +101,7 @@ class Bundle:
         """
         import torch
 
-        from common.models import build_model
+        from pneumofed.common.models.build import build_model
 
         model = build_model(self.manifest.model.without_weights(), self.manifest.task, seed=0)
         try:
@@ -122,7 +132,7 @@ class _Temporary:
         weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
 
 
-def open_bundle(path: Path, trusted: Sequence[PublicKey] | None) -> Bundle:
+def load_bundle(path: Path, trusted: Sequence[PublicKey] | None) -> Bundle:
     """The bundle at `path`, a folder or an archive (.zip or .tar), after its signature and every file's SHA-256 were checked.
 
     Args:
@@ -139,3 +149,154 @@ def open_bundle(path: Path, trusted: Sequence[PublicKey] | None) -> Bundle:
     temporary = _Temporary()
     folder = unpack_bundle(path, temporary.path)
     return Bundle(folder, *check_seal(folder, trusted), _temporary=temporary)
+
+
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip can say: the same files give the same bytes
+_CHUNK = 2**20
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+
+
+def pack(folder: Path, archive: Path) -> Path:
+    """Writes the bundle in `folder` as the zip file `archive`, all below one folder of the archive's name; returns `archive`."""
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        for name in list_files(folder):
+            entry = zipfile.ZipInfo(f"{archive.stem}/{name}", _DATE)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            with (folder / name).open("rb") as source, file.open(entry, "w", force_zip64=True) as target:
+                shutil.copyfileobj(source, target, _CHUNK)
+    return archive
+
+
+def unpack_bundle(archive: Path, folder: Path) -> Path:
+    """Unpacks `archive` into the empty `folder`; returns where the bundle lies, which is `folder` or the one folder in it.
+
+    Only plain files with plain relative names are taken, and no more of them or their bytes than a bundle may have, whatever the
+    archive claims of their sizes.
+
+    Raises:
+        BundleError: the archive is damaged, is no zip or tar, or holds anything else.
+    """
+    try:
+        if _begins(archive, b"PK"):  # not is_zipfile, which would find the weights' own zip at the end of a .tar
+            with zipfile.ZipFile(archive) as zip_file:
+                _take(_zip_entries(zip_file), folder)
+        else:
+            with tarfile.open(archive, "r:") as tar_file:
+                _take(_tar_entries(tar_file), folder)
+    except _DAMAGED as error:
+        raise BundleError(f"{archive} is damaged or is no .zip or .tar ({type(error).__name__}); get it again") from None
+    inside = list(folder.iterdir())
+    return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
+
+
+def _begins(archive: Path, magic: bytes) -> bool:
+    with archive.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def _zip_entries(archive: zipfile.ZipFile) -> Iterator[tuple[str, IO[bytes]]]:
+    for entry in archive.infolist():
+        kind = stat.S_IFMT(entry.external_attr >> 16)
+        if entry.is_dir() and kind in (0, stat.S_IFDIR):
+            continue
+        if kind not in (0, stat.S_IFREG):
+            raise BundleError("the archive holds a link or a device, which a model bundle must not")
+        with archive.open(entry) as content:
+            yield entry.filename, content
+
+
+def _tar_entries(archive: tarfile.TarFile) -> Iterator[tuple[str, IO[bytes]]]:
+    for entry in archive:
+        if entry.isdir():
+            continue
+        content = archive.extractfile(entry) if entry.isreg() and not entry.issparse() else None
+        if content is None:
+            raise BundleError("the archive holds a link or a device, which a model bundle must not")
+        yield entry.name, content
+
+
+def _take(entries: Iterator[tuple[str, IO[bytes]]], folder: Path) -> None:
+    room = MAX_BYTES
+    for count, (name, content) in enumerate(entries, start=1):
+        if count > MAX_FILES:
+            raise BundleError(f"the archive holds more than {MAX_FILES} files, more than any model bundle")
+        target = folder / _plain(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            while chunk := content.read(min(_CHUNK, room + 1)):
+                room -= len(chunk)
+                if room < 0:
+                    raise BundleError(f"the archive unpacks to more than {MAX_BYTES} bytes, more than any model bundle")
+                file.write(chunk)
+
+
+def _plain(name: str) -> PurePosixPath:
+    """`name` as a path that stays below where it is put."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or any(sign in name for sign in ("\\", ":", "\0")):
+        raise BundleError("the archive holds a file name that leads out of its folder; do not use it")
+    return path
+
+
+def start_values(bundle: Bundle, path: Path) -> dict[str, Any]:
+    """Settings of an experiment that starts from `bundle`, which lies at `path`: its weights, its digest, and the parent's own draw of
+    validation patients, so that nobody whom the parent was trained on is judged on.
+    """
+    values: dict[str, Any] = {"parent": bundle.digest, "model": {"weights": str(path.resolve())}}
+    origin = bundle.manifest.card.provenance
+    if origin is not None and origin.split_seed is not None and origin.validation_fraction is not None:
+        values["training"] = {"split_seed": origin.split_seed, "validation_fraction": origin.validation_fraction}
+    return values
+
+
+def check_start(experiment: ExperimentConfig, bundle: Bundle) -> None:
+    """Raises ConfigError unless the experiment's network and task are the bundle's, and it names this very bundle."""
+    if experiment.parent != bundle.digest:
+        raise ConfigError(
+            f"{experiment.model.weights} is not the bundle that the run was to start from: its digest is {bundle.digest}, "
+            f"expected {experiment.parent}"
+        )
+    other = [f"model.{sentence}" for sentence in bundle.manifest.model.differences(experiment.model)]
+    if bundle.manifest.task != experiment.task:
+        other.insert(0, f"task is {bundle.manifest.task!r}, not {experiment.task!r}")
+    if other:
+        raise ConfigError(f"the bundle does not fit the run, in it {'; '.join(other)}. Set the run to what the bundle has")
+
+
+def open_start(path: Path, trusted: Sequence[Path]) -> Bundle:
+    """The bundle to start from; with `trusted` only if one of these public keys signed it.
+
+    Raises:
+        ConfigError: a key cannot be read.
+        BundleError: as `open_bundle`.
+    """
+    return load_bundle(path, [read_public_key(file) for file in trusted] or None)
+
+
+def read_start_weights(cfg: ModelConfig) -> dict[str, Tensor] | None:
+    """The state dict of the bundle that `cfg.weights` names, for `build_model`; None where it names no bundle.
+
+    A folder, .zip or .tar is meant as a bundle: by its name, since PyTorch's own files are zip archives too. Who may have signed it
+    is for the caller to say.
+
+    Raises:
+        WeightsError: the bundle is damaged, or its model is another network than `cfg`.
+    """
+    path = Path(cfg.weights)
+    if not (path.suffix in (".zip", ".tar") or (cfg.weights not in ("none", "imagenet") and path.is_dir())):
+        return None
+    import torch
+
+    from pneumofed.common.models.build import as_state
+
+    try:
+        bundle = load_bundle(path, trusted=None)
+        other = bundle.manifest.model.differences(cfg)
+        if other:
+            raise WeightsError(
+                f"the model in the bundle {path} is another network: {'; '.join(other)}; set the run's model to it"
+            )
+        return as_state(torch.load(io.BytesIO(bundle.read(WEIGHTS)), map_location="cpu", weights_only=True), str(path))
+    except (BundleError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"the bundle {path} cannot be started from: {error}") from error

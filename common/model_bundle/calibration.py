@@ -19,7 +19,7 @@ from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import expit, logit, logsumexp
 
-from common.config_types import Positive, Section
+from pneumofed.common.config.experiment import Positive, Section
 
 Reals = npt.NDArray[np.float64]
 

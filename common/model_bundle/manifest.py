@@ -7,10 +7,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from common.config import ImageConfig, ModelConfig
-from common.config_types import Count, Fraction, NonNegative, Positive, Section, TaskName, ThresholdPolicyName
-from common.model_bundle.calibration import Calibration
-from common.model_bundle.suitability import Suitability
+from pneumofed.common.config.experiment import (
+    Count,
+    Fraction,
+    ImageConfig,
+    ModelConfig,
+    NonNegative,
+    Positive,
+    Section,
+    TaskName,
+    ThresholdPolicyName,
+)
+from pneumofed.common.model_bundle.calibration import Calibration
+from pneumofed.common.model_bundle.suitability import Suitability
 
 FORMAT = 1
 """Raised when an older version could no longer read a bundle rightly."""
@@ -30,7 +39,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0
 
 
 class DisplayWindow(Section):
-    """A window that replaces each DICOM file's own (see `common.image_types.Window`)."""
+    """A window that replaces each DICOM file's own (see `common.imaging.types.Window`)."""
 
     center: float
     width: Positive
@@ -39,7 +48,7 @@ class DisplayWindow(Section):
 class Preprocessing(Section):
     """From a file to the graph's input; all but the first step and the square lies in the ONNX graph.
 
-    `common.images.read_image` -> `fit_square` -> rounded to 256 grey levels, as in training -> float32 [N, 1, S, S] in [0, 1] ->
+    `common.imaging.images.read_image` -> `fit_square` -> rounded to 256 grey levels, as in training -> float32 [N, 1, S, S] in [0, 1] ->
     (in the graph) repeated to `in_channels` -> (x - mean) / std.
     """
 

@@ -11,17 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from common.image_types import Image, Window
-from common.images import fit_square, read_image
-from common.model_bundle.bundle import Bundle
-from common.model_bundle.calibration import pneumonia_score
-from common.model_bundle.judgement import Judgement, Prediction
-from common.model_bundle.manifest import NETWORK, QUANTIZED, BundleManifest, Preprocessing
-from common.model_bundle.pixel_statistics import pixel_statistics
-from common.model_bundle.suitability import Inputs, check_suitability
+from pneumofed.common.imaging.images import fit_square, read_image
+from pneumofed.common.imaging.types import Image, Window
+from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.model_bundle.calibration import pneumonia_score
+from pneumofed.common.model_bundle.image_statistics import pixel_statistics
+from pneumofed.common.model_bundle.manifest import NETWORK, QUANTIZED, BundleManifest, Preprocessing
+from pneumofed.common.model_bundle.suitability import Inputs, Judgement, Prediction, check_suitability
 
 if TYPE_CHECKING:
-    from common.dicom.header import DicomHeader
+    from pneumofed.common.imaging.dicom_header import DicomHeader
+
 
 Floats = npt.NDArray[np.float32]
 
@@ -71,7 +71,9 @@ class Predictor:
         image = read_image(path, window=self.window)
         if image.info.format != "dicom":
             return Radiograph(image, None)
-        from common.dicom.header import read_header  # pydicom takes a third of a second to import: only those who have DICOM pay
+        from pneumofed.common.imaging.dicom_header import (
+            read_header,  # pydicom takes a third of a second to import: only those who have DICOM pay
+        )
 
         return Radiograph(image, read_header(path))
 

@@ -13,11 +13,19 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from common.config_types import Section
-from common.data.atomic import atomic_write
-from common.errors import BundleError, ConfigError
-from common.keys import PrivateKey, PublicKey, fingerprint, format_public_key, is_signed, parse_public_key, sign
-from common.model_bundle.manifest import FORMAT, MANIFEST, SIGNATURE_FILE, BundleManifest
+from pneumofed.common.config.experiment import Section
+from pneumofed.common.errors import BundleError, ConfigError
+from pneumofed.common.files import atomic_write
+from pneumofed.common.model_bundle.manifest import FORMAT, MANIFEST, SIGNATURE_FILE, BundleManifest
+from pneumofed.common.wire.keys import (
+    PrivateKey,
+    PublicKey,
+    format_public_key,
+    is_signed,
+    key_fingerprint,
+    parse_public_key,
+    sign,
+)
 
 DOMAIN = b"pneumofed model bundle 1\n"
 """Comes before `bundle.json` in what is signed, so that the signature can be taken for nothing else."""
@@ -49,7 +57,7 @@ def seal_bundle(folder: Path, manifest: BundleManifest, key: PrivateKey) -> Bund
     text = _manifest_text(complete)
     public = format_public_key(key.public_key(), "").decode("ascii").strip()
     signature = base64.b64encode(sign(key, DOMAIN + text)).decode("ascii")
-    signed = SignatureFile(key=public, fingerprint=fingerprint(key.public_key()), signature=signature)
+    signed = SignatureFile(key=public, fingerprint=key_fingerprint(key.public_key()), signature=signature)
     for name, content in ((MANIFEST, text), (SIGNATURE_FILE, signed.text)):
         with atomic_write(folder / name) as file:
             file.write(content)
@@ -126,12 +134,12 @@ def _check_signature(content: bytes, told: bytes, trusted: Sequence[PublicKey] |
         raise broken from None
     again = base64.b64encode(signature).decode("ascii")
     canonical = file.model_copy(update={"key": format_public_key(key, "").decode("ascii").strip(), "signature": again})
-    if canonical.text != content or fingerprint(key) != file.fingerprint:
+    if canonical.text != content or key_fingerprint(key) != file.fingerprint:
         raise broken
     if not is_signed(key, DOMAIN + told, signature):
         raise BundleError(f"{MANIFEST} was changed after it was signed; get the bundle again from the coordinator")
-    if trusted is not None and file.fingerprint not in {fingerprint(known) for known in trusted}:
-        known = ", ".join(fingerprint(known) for known in trusted) or "none"
+    if trusted is not None and file.fingerprint not in {key_fingerprint(known) for known in trusted}:
+        known = ", ".join(key_fingerprint(known) for known in trusted) or "none"
         raise BundleError(
             f"the bundle is signed by {file.fingerprint}, whom this place does not trust (trusted: {known}). If the coordinator reads "
             "the same fingerprint to you on the telephone, add their public key to the trusted ones; otherwise do not use it"

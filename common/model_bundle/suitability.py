@@ -8,26 +8,132 @@ image of each patient of the other half. For a new patient of the same populatio
 
 since all n + 1 ranks are equally likely; over all tests the chances add up to at most `refusal_rate`. The guarantee is over draws of
 the reference images too, and none is given for hospitals unlike those of the reference: refusing them is what the tests are for.
+
+What a model bundle says of one image: the one record from which every table, report, page and database row is written.
+
+Rules that need no model: what the file itself says against a frontal chest radiograph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import Field
 
-from common.config_types import Count, Section
-from common.errors import DataError
-from common.image_types import ImageInfo
-from common.model_bundle.density import Density, Packed, fit_density
-from common.model_bundle.header_rules import header_reasons
-from common.model_bundle.judgement import Reason
-from common.model_bundle.layout_statistics import cells_of, statistics_of, thumbnail
+from pneumofed.common.config.experiment import Count, Section
+from pneumofed.common.data.sources.table import is_frontal
+from pneumofed.common.errors import DataError
+from pneumofed.common.imaging.types import ImageInfo
+from pneumofed.common.model_bundle.image_statistics import Density, Packed, cells_of, fit_density, statistics_of, thumbnail
+
+Decision = Literal["pneumonia", "normal"]
+Verdict = Literal["pneumonia", "normal", "cannot judge"]
+
+
+class Reason(StrEnum):
+    """Why an image is not judged. The value is a fixed word: pages translate it, scripts compare it; `sentence` is plain English."""
+
+    NOT_A_RADIOGRAPH = "not_a_radiograph"
+    NOT_THE_CHEST = "not_the_chest"
+    NOT_FRONTAL = "not_frontal"
+    COLOUR = "colour"
+    SHAPE = "shape"
+    INVERTED = "inverted"
+    TURNED = "turned"
+    UNLIKE_REFERENCE = "unlike_reference"
+    FAR_FROM_REFERENCE = "far_from_reference"
+
+    @property
+    def sentence(self) -> str:
+        """The reason in plain English, for tables, reports and pages without a translation."""
+        return _SENTENCES[self]
+
+
+_SENTENCES = {
+    Reason.NOT_A_RADIOGRAPH: "the file says that this is no radiograph (DICOM Modality)",
+    Reason.NOT_THE_CHEST: "the file says that this is not the chest (DICOM Body Part Examined)",
+    Reason.NOT_FRONTAL: "the file says that this is no frontal view (DICOM View Position)",
+    Reason.COLOUR: "a picture in colour",
+    Reason.SHAPE: "too long and narrow for a radiograph of the chest",
+    Reason.INVERTED: "black and white seem to be exchanged",
+    Reason.TURNED: "the image seems to lie on its side or upside down",
+    Reason.UNLIKE_REFERENCE: "grey values or layout are unlike those of frontal chest radiographs",
+    Reason.FAR_FROM_REFERENCE: "far from all images that the model was checked on",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The numbers of an image that can be judged.
+
+    Attributes:
+        decision: `pneumonia` if the probability is at least the threshold of the judgement.
+        probability: calibrated P(pneumonia).
+        low, high: its 95 % interval (see `Calibration.interval`).
+        classes: calibrated probability of each class of the task; they sum to 1.
+        score: the network's own logit of P(pneumonia), before calibration.
+        activation_map: float32 [h, w], the class activation map of `score` (Zhou et al. 2016, eq. 2): what each place of the picture
+            adds to it, times h * w. None for a network without a feature map.
+    """
+
+    decision: Decision
+    probability: float
+    low: float
+    high: float
+    classes: Mapping[str, float]
+    score: float
+    activation_map: npt.NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """One image, judged. Where the image cannot be judged there is no prediction, and so no number that anybody could read.
+
+    Attributes:
+        image: the name that the caller gave the image. It may be a path that names a patient, so it is left out of `repr`.
+        model: name of the bundle.
+        model_digest: SHA-256 of the bundle's manifest.
+        threshold: on the calibrated probability, as the bundle has it; the same for every image.
+        calibrated: whether the bundle's probabilities were calibrated.
+        reasons: why the image cannot be judged; empty if it can.
+        suitability: what the reasons were decided on, by test: p-values in (0, 1]; empty where the bundle has no suitability check.
+        features: float32 [D], the classifier's input, for the monitor of drift.
+        pixel_statistics: float32 [K], likewise; see `common.model_bundle.image_statistics`.
+        prediction: the answer; None if and only if there are `reasons`.
+    """
+
+    image: str = field(repr=False)
+    model: str
+    model_digest: str
+    threshold: float
+    calibrated: bool
+    reasons: tuple[Reason, ...]
+    suitability: Mapping[str, float]
+    features: npt.NDArray[np.float32]
+    pixel_statistics: npt.NDArray[np.float32]
+    prediction: Prediction | None
+
+    def __post_init__(self) -> None:
+        if (self.prediction is None) != bool(self.reasons):
+            raise ValueError("a judgement has either a prediction or reasons why there is none")
+
+    @property
+    def verdict(self) -> Verdict:
+        """The decision, or `cannot judge`."""
+        return self.prediction.decision if self.prediction else "cannot judge"
+
+    @property
+    def explanation(self) -> str:
+        """The reasons in plain English; empty if the image can be judged."""
+        return "; ".join(reason.sentence for reason in self.reasons)
+
 
 DEFAULT_REFUSAL_RATE = 0.02
 FEATURE_AXES = 32
@@ -178,7 +284,7 @@ def _explain(refused: np.ndarray, best_turn: int) -> tuple[Reason, ...]:
 
 def _split(patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(indices of all images of one half of the patients, of one image of each of the others, drawn at random)."""
-    from common.seeds import numpy_generator  # it imports torch, which those who only check need not have
+    from pneumofed.common.seeds import numpy_generator  # it imports torch, which those who only check need not have
 
     generator = numpy_generator("suitability")
     order = generator.permutation(len(patients))
@@ -222,3 +328,38 @@ def _allowed(count: int, refusal_rate: float) -> list[int]:
     budget = int(refusal_rate * (count + 1) + 1e-9)
     cuts = [budget * test // len(TESTS) for test in range(len(TESTS), -1, -1)]
     return [high - low for high, low in pairwise(cuts)]
+
+
+MAX_ASPECT = 2.5
+"""Longer side to shorter side. Detectors for the chest are 35 x 43 or 43 x 43 cm (1.23 and 1); a leg or a spine is longer."""
+MAX_COLOUR = 0.1
+"""Mean distance of the largest to the smallest of red, green and blue, in [0, 1]: a tinted scan of a film, or one with coloured arrows,
+stays below; photographs in colour are above."""
+
+_RADIOGRAPHY = frozenset({"CR", "DX", "DR", "RG", "XR", "OT", "SC"})
+"""Modality (0008,0060), PS3.3, C.7.3.1.1.1: computed and digital radiography, scanned film (RG), names out of use that archives still
+hold (DR, XR), and those that tell nothing (OT, SC)."""
+_OTHER_PARTS = frozenset(
+    (
+        *("ABDOMEN", "ANKLE", "ARM", "BREAST", "CALCANEUS", "CALF", "CLAVICLE", "COCCYX", "COLON", "CSPINE", "ELBOW"),
+        *("EXTREMITY", "FEMUR", "FINGER", "FOOT", "FOREARM", "HAND", "HEAD", "HEEL", "HIP", "HUMERUS", "JAW", "KNEE"),
+        *("LEG", "LSPINE", "LSSPINE", "MANDIBLE", "MAXILLA", "NECK", "NOSE", "ORBIT", "PATELLA", "PELVIS", "SACRUM", "SCAPULA"),
+        *("SCOLIOSIS", "SHOULDER", "SINUS", "SKULL", "SPINE", "SSPINE", "TEETH", "THIGH", "THUMB", "TIBIA", "TLSPINE"),
+        *("TMJ", "TOE", "TSPINE", "WRIST", "ZYGOMA"),
+    )
+)
+"""Body Part Examined (0018,0015), PS3.16, annex L, of other examinations. Whatever else stands there passes: sites write their own
+words, in their own language."""
+
+
+def header_reasons(info: ImageInfo) -> tuple[Reason, ...]:
+    """What in the file's own account speaks against a frontal chest radiograph; empty where it says nothing."""
+    sides, parts = (info.height_px, info.width_px), set((info.body_part or "").split())
+    rules = (
+        (Reason.NOT_A_RADIOGRAPH, bool(info.modality) and info.modality not in _RADIOGRAPHY),
+        (Reason.NOT_THE_CHEST, "CHEST" not in parts and bool(_OTHER_PARTS & parts)),
+        (Reason.NOT_FRONTAL, not is_frontal(info.view or "")),
+        (Reason.COLOUR, info.colour > MAX_COLOUR),
+        (Reason.SHAPE, max(sides) > MAX_ASPECT * min(sides)),
+    )
+    return tuple(reason for reason, applies in rules if applies)

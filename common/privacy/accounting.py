@@ -31,7 +31,7 @@ from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from common.errors import ConfigError
+from pneumofed.common.errors import ConfigError
 
 AccountantName = Literal["prv", "rdp"]
 

@@ -3,17 +3,33 @@
 Torch's and numpy's generators will not do for noise: torch's takes 32 bits of a seed on the CPU, few enough to try them all and
 subtract the noise, and the Mersenne Twister's state can be had from its output. A stream cipher cannot be told from random without
 its 256-bit key, and on a CPU is no slower.
+
+The key of a round's noise and sampling: secret from everybody else, and repeatable where the noise is added.
+
+A site, and a coordinator that adds noise, has a secret of 32 random bytes in its own folder. At a site a round's key is HMAC-
+SHA256 of everything that the update depends on: the run, the round, the experiment, the weights that came, the site's training
+data and the number type. So the same question gets the same answer bit for bit, which tells nothing new, and any other question
+gets independent noise. Were the key pure in (run, round), a coordinator that asks a round twice with other weights would subtract
+two answers and be rid of the noise; so would one that asks before and after a patient came.
 """
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import math
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.files import drawn_once, write_file
 
 KEY_BYTES = 32
 _AT_ONCE = 1 << 18
@@ -59,3 +75,37 @@ class RandomStream:
         nonce = bytes(4) + self._calls.to_bytes(12, "little")
         self._calls += 1
         return Cipher(ChaCha20(self._key, nonce), mode=None).encryptor().update(bytes(count))
+
+
+KEY_FILE = "noise.key"
+
+
+def own_secret(work_dir: Path) -> bytes:
+    """This party's secret, made on first use with mode 0600. Back it up nowhere: a new one costs repeatability alone.
+
+    Raises:
+        ConfigError: the file has another length, or others may read it.
+    """
+    path = work_dir / KEY_FILE
+    secret = drawn_once(path, lambda: secrets.token_bytes(KEY_BYTES))
+    if len(secret) != KEY_BYTES or path.stat().st_mode & 0o077:
+        raise ConfigError(
+            f"{path}: expected {KEY_BYTES} bytes of mode 0600; remove it, and the next private round makes a new one"
+        )
+    return secret
+
+
+def write_secret(path: Path, secret: bytes) -> None:
+    """Writes `secret` to `path`, mode 0600."""
+    write_file(path, secret)
+
+
+def round_key(secret: bytes, parts: Iterable[str]) -> bytes:
+    """32 bytes: HMAC-SHA256 of `parts`, told apart by their lengths, under `secret`."""
+    return hmac.digest(secret, b"".join(f"{len(part.encode())}:{part}".encode() for part in parts), "sha256")
+
+
+def data_fingerprint(data: Dataset) -> str:
+    """SHA-256 over content, label and patient of each image, in order, and over what the images became."""
+    digest = hashlib.sha256(str((data.pixels.shape, data.labels.tolist(), data.patients, data.digests)).encode())
+    return digest.hexdigest()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.model_bundle.manifest import BundleManifest, IntervalEstimate, Measured, Provenance, Quantization
-from common.render import render
-from server.report_numbers import DASH, number, whole
+from pneumofed.common.model_bundle.manifest import BundleManifest, IntervalEstimate, Measured, Provenance, Quantization
+from pneumofed.common.ops.render import render
+from pneumofed.server.report.numbers import DASH, number, whole
 
 _NAMES = {
     "auroc": "AUROC",

@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from common.architectures import architecture_of
-from common.errors import BundleError
-from common.models import classifier_of
-from common.transforms import normalize
+from pneumofed.common.errors import BundleError
+from pneumofed.common.imaging.augment import normalize
+from pneumofed.common.models.architectures import architecture_of
+from pneumofed.common.models.build import classifier_of
 
 OUTPUTS = ("logits", "features", "activations", "cam")
 OPSET = 20

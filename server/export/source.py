@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from common.config import ExperimentConfig
-from common.config_reader import build_config, read_yaml
-from common.data.manifest import CLASSES
-from common.errors import BundleError, ConfigError
-from common.evaluation.statistics import Statistics
-from common.model_bundle.manifest import CardFacts, PrivacySpent, Provenance
-from common.party_config import CoordinatorConfig
-from server.checkpoints import Checkpoint, read_checkpoint
-from server.records import StoredThreshold
-from server.report_privacy import describe_privacy
-from server.report_run import Run, read_run
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.errors import BundleError, ConfigError
+from pneumofed.common.evaluation.statistics import Statistics
+from pneumofed.common.model_bundle.manifest import CardFacts, PrivacySpent, Provenance
+from pneumofed.server.report.course import describe_privacy
+from pneumofed.server.report.read_run import StoredRun, read_run
+from pneumofed.server.runs.checkpoints import Checkpoint, read_checkpoint
+from pneumofed.server.runs.records import StoredThreshold
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Source:
         coordinator: where the central sets lie; None where the run does not say.
     """
 
-    run: Run
+    run: StoredRun
     experiment: ExperimentConfig
     point: StoredThreshold
     checkpoint: Checkpoint
@@ -58,7 +58,7 @@ class Source:
         return images / patients if patients else 1.0
 
 
-def read_source(path: Path) -> Source:
+def read_finished_run(path: Path) -> Source:
     """The finished run in `path`.
 
     Raises:

@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from common.errors import ConfigError
-from common.keys import private_pem
-from server.provisioning.kit import write_private
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.wire.keys import private_pem
+from pneumofed.server.provisioning.kit import write_private
 
 CLOCK_SKEW = timedelta(hours=1)
 """Certificates begin this much earlier, for sites whose clocks are late."""

@@ -3,7 +3,7 @@
 ca/sites/NAME.pub         public node key of each site
 ca/auditors/NAME.sha256   SHA-256 of each auditor's token
 ca/revoked                fingerprints of keys that no site may use again
-ca/roster.json            the key roster as it was last signed (`common.secure_sum.roster`)
+ca/roster.json            the key roster as it was last signed (`common.secure_aggregation.key_agreement`)
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.errors import ConfigError, SecureSumError
-from common.keys import NodeKey, fingerprint, format_public_key, read_private_key, read_public_key
-from common.secure_sum.roster import issue_roster, read_roster
-from server.provisioning.authority import Authority
-from server.provisioning.kit import write_private
-from server.provisioning.schema import AuditorParty, SiteParty
+from pneumofed.common.errors import ConfigError, SecureSumError
+from pneumofed.common.secure_aggregation.key_agreement import issue_roster, read_roster
+from pneumofed.common.wire.keys import NodeKey, format_public_key, key_fingerprint, read_private_key, read_public_key
+from pneumofed.server.provisioning.authority import Authority
+from pneumofed.server.provisioning.kit import write_private
+from pneumofed.server.provisioning.schema import AuditorParty, SiteParty
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class SiteIdentity:
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.key)
+        return key_fingerprint(self.key)
 
 
 @dataclass(frozen=True)
-class Token:
+class AuditorToken:
     """An auditor's bearer token; `value` is None where it is not here, since the kit was taken away."""
 
     sha256: str
@@ -71,17 +71,17 @@ class Identities:
             self._remember_revoked(read_public_key(known))
             known.unlink()
 
-    def auditor(self, auditor: AuditorParty) -> Token:
+    def auditor(self, auditor: AuditorParty) -> AuditorToken:
         """The auditor's token; a new one where there is none yet."""
         known, here = self._auditor_file(auditor.name), self._out / f"auditor-{auditor.name}" / "token"
         if known.is_file():
             sha256 = known.read_text(encoding="ascii").strip()
             value = here.read_text(encoding="ascii").strip() if here.is_file() else None
             if value is None or _sha256(value) == sha256:
-                return Token(sha256, value)
+                return AuditorToken(sha256, value)
         value = secrets.token_urlsafe(32)
         write_private(known, f"{_sha256(value)}\n".encode())
-        return Token(_sha256(value), value)
+        return AuditorToken(_sha256(value), value)
 
     def revoke_auditor(self, name: str) -> None:
         """Forgets the auditor's token; one who comes back gets a new one."""
@@ -136,7 +136,7 @@ class Identities:
         return SiteIdentity(site.name, key, None)
 
     def _check_usable(self, name: str, key: ec.EllipticCurvePublicKey, path: Path) -> None:
-        if fingerprint(key) in self._revoked():
+        if key_fingerprint(key) in self._revoked():
             raise ConfigError(f"site {name}: the key {path} was revoked and is never taken again; ask the hospital for a new one")
         for other in self.known_sites() - {name}:
             if read_public_key(self._site_file(other)) == key:
@@ -147,7 +147,7 @@ class Identities:
         return {line.split()[0] for line in path.read_text(encoding="ascii").splitlines()} if path.is_file() else set()
 
     def _remember_revoked(self, key: ec.EllipticCurvePublicKey) -> None:
-        lines = sorted(self._revoked() | {fingerprint(key)})
+        lines = sorted(self._revoked() | {key_fingerprint(key)})
         write_private(self._ca / "revoked", "".join(f"{line}\n" for line in lines).encode("ascii"))
 
     def _site_file(self, name: str) -> Path:

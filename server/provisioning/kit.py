@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.data.atomic import atomic_write
+from pneumofed.common.files import atomic_write
 
 PRIVATE, EXECUTABLE = 0o600, 0o700
 

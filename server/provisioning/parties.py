@@ -13,22 +13,22 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.keys import parse_private_key, private_pem, read_private_key
-from common.policy_text import default_policy
-from common.render import render
-from server.door import render_door
-from server.provisioning.authority import Authority, new_key
-from server.provisioning.identities import SiteIdentity, Token
-from server.provisioning.kit import EXECUTABLE, Kit, KitFile
-from server.provisioning.schema import AuditorParty, FederationConfig, SiteParty
-from server.settings import AuditorAccess, CoordinatorSettings
+from pneumofed.common.config.default_policy import default_policy
+from pneumofed.common.ops.render import render
+from pneumofed.common.wire.keys import parse_private_key, private_pem, read_private_key
+from pneumofed.server.operations.gateway import render_door
+from pneumofed.server.operations.settings import AuditorAccess, CoordinatorSettings
+from pneumofed.server.provisioning.authority import Authority, new_key
+from pneumofed.server.provisioning.identities import AuditorToken, SiteIdentity
+from pneumofed.server.provisioning.kit import EXECUTABLE, Kit, KitFile
+from pneumofed.server.provisioning.schema import AuditorParty, FederationConfig, SiteParty
 
 
 def coordinator_kit(
     config: FederationConfig,
     authority: Authority,
     sites: Mapping[str, SiteIdentity],
-    tokens: Mapping[str, Token],
+    tokens: Mapping[str, AuditorToken],
     out: Path,
     roster: bytes,
 ) -> Kit:
@@ -105,7 +105,7 @@ def auditor_kit(config: FederationConfig, auditor: AuditorParty, token: str, aut
     return Kit(f"auditor-{auditor.name}", files)
 
 
-def _settings(config: FederationConfig, tokens: Mapping[str, Token]) -> CoordinatorSettings:
+def _settings(config: FederationConfig, tokens: Mapping[str, AuditorToken]) -> CoordinatorSettings:
     return CoordinatorSettings(
         federation=config.name,
         hosts=config.coordinator.hosts,

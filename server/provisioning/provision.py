@@ -8,12 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
-from common.errors import ConfigError
-from server.provisioning.authority import Authority, open_authority
-from server.provisioning.identities import Identities, SiteIdentity, Token
-from server.provisioning.kit import Kit, write_kit
-from server.provisioning.parties import auditor_kit, coordinator_kit, site_kit
-from server.provisioning.schema import AuditorParty, FederationConfig, SiteParty
+from pneumofed.common.errors import ConfigError
+from pneumofed.server.provisioning.authority import Authority, open_authority
+from pneumofed.server.provisioning.identities import AuditorToken, Identities, SiteIdentity
+from pneumofed.server.provisioning.kit import Kit, write_kit
+from pneumofed.server.provisioning.parties import auditor_kit, coordinator_kit, site_kit
+from pneumofed.server.provisioning.schema import AuditorParty, FederationConfig, SiteParty
 
 Outcome = Literal["written", "unchanged", "handed over", "revoked"]
 
@@ -57,7 +57,7 @@ def _provision_site(
 
 
 def _provision_auditor(
-    config: FederationConfig, auditor: AuditorParty, token: Token, authority: Authority, out: Path
+    config: FederationConfig, auditor: AuditorParty, token: AuditorToken, authority: Authority, out: Path
 ) -> PartyReport:
     if token.value is None:
         return PartyReport(f"auditor-{auditor.name}", "handed over")

@@ -8,10 +8,10 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from common.config_reader import build_config, read_yaml
-from common.config_types import Section
-from common.errors import ConfigError
-from server.settings import Host, LoopbackPorts, Name, Port
+from pneumofed.common.config.experiment import Section
+from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.errors import ConfigError
+from pneumofed.server.operations.settings import Host, LoopbackPorts, Name, Port
 
 RESERVED = frozenset({"ca", "coordinator"})
 Contact = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]

@@ -12,10 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from common.evaluation.comparison import AUROC, SENSITIVITY, SPECIFICITY, Comparison, Margins
-from common.evaluation.noninferiority import Outcome, Verdict, patients_needed
-from common.model_bundle.bundle import Bundle
-from common.release.record import Check, Kind, Model, Place, ReleaseRecord
+from pneumofed.common.evaluation.comparison import (
+    AUROC,
+    SENSITIVITY,
+    SPECIFICITY,
+    MarginOutcome,
+    Margins,
+    ModelComparison,
+    NonInferiority,
+    patients_needed,
+)
+from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.release import Check, Kind, Place, ReleasedModel, ReleaseRecord
 
 NAMES = {AUROC: "AUROC", SENSITIVITY: "sensitivity", SPECIFICITY: "specificity"}
 
@@ -31,14 +39,14 @@ class Evidence:
         expected_number: how many took part.
     """
 
-    central: Mapping[str, Comparison]
-    sites: Mapping[str, Comparison]
+    central: Mapping[str, ModelComparison]
+    sites: Mapping[str, ModelComparison]
     expected: Sequence[str] = ()
     expected_number: int = 0
     sets_needed: Sequence[str] = field(default=("test", "external"))
 
 
-def decide(
+def decide_release(
     models: tuple[Bundle, Bundle],
     evidence: Evidence,
     margins: tuple[Margins, Margins],
@@ -84,31 +92,33 @@ def _missing(evidence: Evidence) -> list[str]:
     return found
 
 
-def _place(name: str, kind: Kind, comparison: Comparison, margins: Margins) -> Place:
+def _place(name: str, kind: Kind, comparison: ModelComparison, margins: Margins) -> Place:
     outcomes = comparison.judge(margins)
     checks = tuple(_check(metric, outcome, comparison.patients, margins.alpha) for metric, outcome in outcomes.items())
     return Place(name=name, kind=kind, comparison=comparison, checks=checks)
 
 
-def _check(metric: str, outcome: Outcome, patients: tuple[int, int], alpha: float) -> Check:
+def _check(metric: str, outcome: MarginOutcome, patients: tuple[int, int], alpha: float) -> Check:
     return Check(
         metric=metric,
         difference=None if math.isnan(outcome.difference) else outcome.difference,
         lower=outcome.lower,
         margin=outcome.margin,
         verdict=outcome.verdict,
-        needed=patients_needed(outcome, patients, alpha) if outcome.verdict is Verdict.TOO_FEW else None,
+        needed=patients_needed(outcome, patients, alpha) if outcome.verdict is NonInferiority.TOO_FEW else None,
     )
 
 
 def _refusals(place: Place) -> list[str]:
-    return [f"{place.name}: {describe(check, place)}" for check in place.checks if check.verdict is not Verdict.NOT_WORSE]
+    return [
+        f"{place.name}: {describe_check(check, place)}" for check in place.checks if check.verdict is not NonInferiority.NOT_WORSE
+    ]
 
 
-def describe(check: Check, place: Place) -> str:
+def describe_check(check: Check, place: Place) -> str:
     """Why a check did not pass, in a sentence."""
     name = NAMES[check.metric]
-    if check.verdict is Verdict.WORSE:
+    if check.verdict is NonInferiority.WORSE:
         return f"{name} was {-(check.difference or 0.0):.3f} lower on these cases, the margin is {check.margin:g}"
     sick, well = place.comparison.patients
     has = f"it has {sick} patients with pneumonia and {well} without"
@@ -122,5 +132,5 @@ def describe(check: Check, place: Place) -> str:
     return f"{name}: {check.verdict.value} (it may be {max(-check.lower, 0.0):.3f} lower); {has}, {wanted}"
 
 
-def _model(bundle: Bundle) -> Model:
-    return Model(name=bundle.manifest.name, digest=bundle.digest)
+def _model(bundle: Bundle) -> ReleasedModel:
+    return ReleasedModel(name=bundle.manifest.name, digest=bundle.digest)

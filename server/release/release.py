@@ -1,25 +1,34 @@
-"""A release from its evidence to its traces: decided, signed, written, recorded."""
+"""A release from its evidence to its traces: decided, signed, written, recorded.
+
+The two models on the coordinator's held-out sets.
+
+A release record as a page of Markdown.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.audit import AuditLog
-from common.audit_events import COORDINATOR, RELEASE
-from common.config_reader import build_config, read_yaml
-from common.errors import ConfigError, ReleaseError
-from common.evaluation.comparison import Comparison
-from common.keys import PrivateKey, PublicKey, read_public_key
-from common.model_bundle.bundle import Bundle
-from common.party_config import CoordinatorConfig
-from common.release.record import ReleaseRecord, mark_of, write_record
-from common.release.verdict import read_verdict
-from server.release.page import write_page
-from server.run_folder import RunFolder, write_text
-from server.settings import CoordinatorFolder
+from pneumofed.common.audit.log import COORDINATOR, RELEASE, AuditLog
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.data.dataset import load_dataset
+from pneumofed.common.data.manifest import read_manifest
+from pneumofed.common.errors import ConfigError, ReleaseError
+from pneumofed.common.evaluation.comparison import AUROC, ModelComparison, NonInferiority
+from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.model_bundle.compare import compare_bundles
+from pneumofed.common.models.compute import build_compute
+from pneumofed.common.ops.render import render
+from pneumofed.common.release import ReleaseRecord, mark_of, read_verdict, write_record
+from pneumofed.common.wire.keys import PrivateKey, PublicKey, read_public_key
+from pneumofed.server.operations.settings import CoordinatorFolder
+from pneumofed.server.release.gate import NAMES
+from pneumofed.server.runs.folder import RunFolder, write_text
 
 RECORD, PAGE = "release.json", "release.md"
 
@@ -61,13 +70,15 @@ def _given(test: str | None, external: str | None) -> dict[str, Path]:
     return {name: Path(path) for name, path in (("test", test), ("external", external)) if path}
 
 
-def read_verdicts(files: Iterable[Path], keys: Mapping[str, PublicKey], models: tuple[Bundle, Bundle]) -> dict[str, Comparison]:
+def read_verdicts(
+    files: Iterable[Path], keys: Mapping[str, PublicKey], models: tuple[Bundle, Bundle]
+) -> dict[str, ModelComparison]:
     """The sites' comparisons of `models` (old, new), by site; a folder stands for the JSON files in it.
 
     Raises:
         ReleaseError: one is not signed by its site, is of other models, or a site told twice.
     """
-    found: dict[str, Comparison] = {}
+    found: dict[str, ModelComparison] = {}
     for file in (inner for path in files for inner in (sorted(path.glob("*.json")) if path.is_dir() else [path])):
         verdict = read_verdict(file, keys)
         if (verdict.old, verdict.new) != (models[0].digest, models[1].digest):
@@ -101,7 +112,7 @@ def publish(
     written = []
     for folder in folders:
         write_record(folder / RECORD, record, key)
-        write_text(folder / PAGE, write_page(record))
+        write_text(folder / PAGE, write_release_page(record))
         written += [folder / RECORD, folder / PAGE]
     mark = mark_of(bundle)
     if record.released:
@@ -118,3 +129,54 @@ def publish(
 
 def audit_of(place: CoordinatorFolder) -> AuditLog:
     return AuditLog(place.state / "audit.jsonl", COORDINATOR)
+
+
+def compare_on_sets(
+    old: Bundle, new: Bundle, manifests: Mapping[str, Path], cache: Path, device: str = "auto", threads: int = 0
+) -> dict[str, ModelComparison]:
+    """The comparison on each of `manifests` (`test`, `external`); images are decoded through `cache`.
+
+    Raises:
+        DataError, ConfigError: a set cannot be used.
+    """
+    compute = build_compute(device, "fp32", threads)
+    found = {}
+    for name, path in manifests.items():
+        manifest = read_manifest(path)
+        datasets = tuple(
+            load_dataset(manifest, bundle.manifest.task, bundle.manifest.preprocessing.image, cache / name, keep_duplicates=True)
+            for bundle in (old, new)
+        )
+        found[name] = compare_bundles(old, new, (datasets[0], datasets[1]), compute)
+    return found
+
+
+DASH = "–"
+
+
+def write_release_page(record: ReleaseRecord) -> str:
+    """The page: the decision, why, and every comparison with its bound."""
+    return render(__package__, "release.md", {"signed": _signed}, record=record, names=NAMES, values=_values)
+
+
+def _values(comparison: ModelComparison, metric: str) -> tuple[str, str]:
+    if metric == AUROC:
+        return _number(comparison.auroc.old), _number(comparison.auroc.new)
+    rates = getattr(comparison, metric)
+    return (f"{rates.old}/{rates.images}", f"{rates.new}/{rates.images}") if rates.images else (DASH, DASH)
+
+
+def _number(value: float | None) -> str:
+    return DASH if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _signed(value: float | None) -> str:
+    return DASH if value is None or math.isnan(value) else f"{value:+.3f}"
+
+
+def summary_lines(record: ReleaseRecord) -> list[str]:
+    """A few lines for the terminal."""
+    checks = [check for place in record.places for check in place.checks]
+    passed = sum(check.verdict is NonInferiority.NOT_WORSE for check in checks)
+    lines = [f"{record.new.name}: {record.decision}; {passed} of {len(checks)} comparisons passed on {len(record.places)} sets"]
+    return [*lines, *(f"  {reason}" for reason in record.reasons)]

@@ -13,21 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from client.privacy.plan import SitePlan
-from common.config import ExperimentConfig
-from common.data.dataset import Dataset, load_dataset
-from common.data.manifest import Manifest
-from common.data.sources.kaggle import read_kaggle
-from common.errors import ConfigError
-from common.evaluation.bootstrap import Bootstrap
-from common.privacy.accounting import epsilon as accounted_epsilon
-from common.seeds import derive_seed, numpy_generator
-from simulation.attacks.canaries import audit, join, make_canaries, toss
-from simulation.attacks.membership import Verdict, by_patient, draw_halves, judge_scores, lira_scores, loss_scores
-from simulation.attacks.settings import AttackConfig, at_epsilon
-from simulation.attacks.victims import Margins, Victim, margins_of, plan_of, run_all
-from simulation.phantom import MIN_SIZE_PX, write_phantoms
-from simulation.phantom_mark import is_phantom
+from pneumofed.client.privacy.plan import SitePlan
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.data.dataset import Dataset, load_dataset
+from pneumofed.common.data.manifest import Manifest
+from pneumofed.common.data.sources.public_sets import read_kaggle
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.evaluation.bootstrap import Bootstrap
+from pneumofed.common.privacy.accounting import epsilon as accounted_epsilon
+from pneumofed.common.seeds import derive_seed, numpy_generator
+from pneumofed.simulation.attacks.canaries import audit, join, make_canaries, toss
+from pneumofed.simulation.attacks.membership import (
+    MembershipResult,
+    by_patient,
+    draw_halves,
+    judge_scores,
+    lira_scores,
+    loss_scores,
+)
+from pneumofed.simulation.attacks.settings import AttackConfig, at_epsilon
+from pneumofed.simulation.attacks.victims import Margins, Victim, margins_of, plan_of, run_all
+from pneumofed.simulation.phantoms.image import is_phantom
+from pneumofed.simulation.phantoms.phantom import MIN_SIZE_PX, write_phantoms
 
 Tell = Callable[[str], None]
 
@@ -75,7 +82,7 @@ class Membership:
 
     epsilon: float
     plan: SitePlan | None
-    attacks: dict[str, Verdict]
+    attacks: dict[str, MembershipResult]
     accuracy: dict[str, float]
 
 
@@ -161,7 +168,7 @@ def _half_victim(bench: Bench, epsilon: float, number: int, half: Dataset) -> Vi
     return Victim(f"half-{number}", bench.at(epsilon), half, bench.site, bench.cache_dir, bench.others)
 
 
-def _judge(margins: Margins, members: np.ndarray, bench: Bench) -> dict[str, Verdict]:
+def _judge(margins: Margins, members: np.ndarray, bench: Bench) -> dict[str, MembershipResult]:
     evaluation = bench.experiment.evaluation
     bootstrap = Bootstrap(
         evaluation.bootstrap_samples, evaluation.confidence, derive_seed(bench.cfg.seed, "bootstrap of the attack")

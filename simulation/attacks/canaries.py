@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from common.config_types import TaskName
-from common.data.dataset import Dataset
-from common.data.manifest import CLASSES
-from common.errors import ConfigError
-from common.seeds import numpy_generator
+from pneumofed.common.config.experiment import TaskName
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.seeds import numpy_generator
 
 CanaryKind = Literal["mislabelled", "pattern"]
 

@@ -2,6 +2,13 @@
 
 Geiping et al. 2020, "Inverting Gradients: How easy is it to break privacy in federated learning?", section 4: the images whose gradient
 points in the direction of the observed one, with a small total variation, found by Adam on the signs of the derivatives.
+
+What the server sees of one hospital's training step, by protection.
+
+The setting is the attacker's best: one step on one image or a few, without augmentation, and the server knows the step size, so that it
+knows the gradient. A real round is many steps.
+
+How alike a reconstruction and an image are, and whether it tells whose image it is.
 """
 
 from __future__ import annotations
@@ -9,12 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from common.models import classifier_of
-from common.seeds import torch_generator
-from common.transforms import normalize
+from pneumofed.client.privacy.per_sample_gradients import ClippedGradients
+from pneumofed.common.imaging.augment import normalize
+from pneumofed.common.models.build import classifier_of
+from pneumofed.common.privacy.randomness import KEY_BYTES, RandomStream
+from pneumofed.common.seeds import numpy_generator, torch_generator
 
 Gradients = list[Tensor]
 """One tensor for each trainable parameter of a model, in the order of `named_parameters`."""
@@ -127,3 +139,101 @@ def _distance_function(target: Target, observed: Gradients, labels: Tensor) -> C
 
 def _parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+SCALE_BITS, MODULUS_BITS = 16, 32
+"""Of the masked view: updates in units of 2^-16, added modulo 2^32."""
+
+
+def private_view(target: Target, images: Tensor, labels: Tensor, clip_and_noise: tuple[float, float], seed: int) -> Gradients:
+    """The sum of the images' clipped gradients with the noise of one step of DP-SGD, over their number.
+
+    The server knows how many images were drawn, which Poisson sampling would hide from it.
+
+    Args:
+        target: model and loss.
+        images: float32 [B, 1, S, S] in [0, 1], each a unit of its own.
+        labels: int64 [B].
+        clip_and_noise: `max_grad_norm` and `noise_multiplier`.
+        seed: of the noise.
+    """
+    max_grad_norm, noise_multiplier = clip_and_noise
+    clipped = ClippedGradients(target.model, max_grad_norm)
+    for parameter in clipped.parameters:
+        parameter.grad = None
+    normal = normalize(images, target.in_channels)
+    clipped.add(lambda: target.loss(target.model(normal), labels) * len(labels))
+    clipped.fill_missing()
+    stream = RandomStream(numpy_generator(seed, "noise of a view").bytes(KEY_BYTES))
+    return [_noised(parameter, max_grad_norm * noise_multiplier, stream) / len(labels) for parameter in clipped.parameters]
+
+
+def masked_view(gradients: Gradients, seed: int) -> Gradients:
+    """One hospital's masked vector as secure aggregation sends it, read back as if it were a gradient.
+
+    In fixed point, plus a mask that is uniform modulo 2^32: uniform itself, whatever the gradient is.
+    """
+    flat = torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
+    whole = np.round(flat * 2.0**SCALE_BITS).astype(np.int64)
+    mask = numpy_generator(seed, "mask").integers(0, 2**MODULUS_BITS, len(whole), dtype=np.int64)
+    masked = (whole + mask) % 2**MODULUS_BITS
+    signed = torch.from_numpy(np.where(masked >= 2 ** (MODULUS_BITS - 1), masked - 2**MODULUS_BITS, masked) / 2.0**SCALE_BITS)
+    pieces = signed.float().split([gradient.numel() for gradient in gradients])
+    return [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
+
+
+def _noised(parameter: torch.nn.Parameter, deviation: float, stream: RandomStream) -> Tensor:
+    if parameter.grad is None:
+        raise ValueError("a parameter without a gradient: call ClippedGradients.fill_missing first")
+    noise = stream.normal(parameter.numel()).view(parameter.shape)
+    noisy = (parameter.grad.double() + deviation * noise).float()
+    parameter.grad = None
+    return noisy
+
+
+Images = npt.NDArray[np.float64]
+
+_LARGEST_PSNR = 100.0
+
+
+def psnr(image: Images, other: Images) -> float:
+    """Peak signal-to-noise ratio in dB of two images in [0, 1], 100 at most: -10 log10 of the mean squared difference."""
+    error = float(np.mean((image - other) ** 2))
+    return min(_LARGEST_PSNR, -10.0 * float(np.log10(max(error, 1e-12))))
+
+
+def correlations(images: Images, candidates: Images) -> npt.NDArray[np.float64]:
+    """Pearson's correlation over pixels of each of `images` [A, S, S] with each of `candidates` [B, S, S], float64 [A, B].
+
+    An image without contrast has none: 0.
+    """
+    return _standardized(images) @ _standardized(candidates).T
+
+
+def ranks(found: npt.NDArray[np.float64], truth: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Place of the true candidate among all by correlation, int64 [A], 1 where the reconstruction identifies it.
+
+    Candidates that tie with the true one stand before it.
+
+    Args:
+        found: correlations [A, B].
+        truth: position of the true candidate of each row.
+    """
+    of_truth = found[np.arange(len(truth)), truth]
+    return (found >= of_truth[:, None]).sum(axis=1)
+
+
+def match(reconstructions: Images, images: Images) -> npt.NDArray[np.int64]:
+    """Which reconstruction stands for each image, int64: the assignment of the largest sum of correlations.
+
+    Who inverts a batch cannot know the order; giving them the best one overstates the attack.
+    """
+    rows, columns = linear_sum_assignment(correlations(images, reconstructions), maximize=True)
+    return columns[np.argsort(rows)].astype(np.int64)
+
+
+def _standardized(images: Images) -> Images:
+    flat = images.reshape(len(images), -1)
+    centred = flat - flat.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(centred, axis=1, keepdims=True)
+    return np.divide(centred, length, out=np.zeros_like(centred), where=length > 1e-9)

@@ -10,25 +10,36 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.config import ExperimentConfig
-from common.data.manifest import CLASSES
-from common.evaluation.ssim import ssim
-from common.losses import build_loss
-from common.models import build_model
-from common.seeds import derive_seed, numpy_generator
-from common.transforms import to_model_input
-from simulation.attacks.bench import Bench, Tell
-from simulation.attacks.inversion import Gradients, InversionSettings, Target, infer_label, reconstruct
-from simulation.attacks.membership import Share, clopper_pearson
-from simulation.attacks.similarity import Images, correlations, match, psnr, ranks
-from simulation.attacks.victims import plan_of, run_all
-from simulation.attacks.views import masked_view, private_view
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.evaluation.ssim import ssim
+from pneumofed.common.imaging.augment import to_model_input
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.losses import build_loss
+from pneumofed.common.seeds import derive_seed, numpy_generator
+from pneumofed.simulation.attacks.bench import Bench, Tell
+from pneumofed.simulation.attacks.inversion import (
+    Gradients,
+    Images,
+    InversionSettings,
+    Target,
+    correlations,
+    infer_label,
+    masked_view,
+    match,
+    private_view,
+    psnr,
+    ranks,
+    reconstruct,
+)
+from pneumofed.simulation.attacks.membership import Share, clopper_pearson
+from pneumofed.simulation.attacks.victims import plan_of, run_all
 
 PLAIN, MEAN, MASKED = "plain", "mean", "masked"
 
 
 @dataclass(frozen=True)
-class Problem:
+class InversionProblem:
     """One gradient to invert, with all that decides what the server sees; plain numbers, to cross processes.
 
     Attributes:
@@ -92,7 +103,7 @@ def attack_gradients(bench: Bench, tell: Tell) -> tuple[Images, list[Inversion]]
     ]
 
 
-def solve(problem: Problem) -> tuple[np.ndarray, int | None]:
+def solve(problem: InversionProblem) -> tuple[np.ndarray, int | None]:
     """The reconstructed images, float64 [B, S, S], and the inferred label of a single image; a batch's labels are given."""
     torch.set_num_threads(1)
     target = target_of(problem.experiment)
@@ -117,7 +128,7 @@ def target_of(experiment: ExperimentConfig) -> Target:
     return Target(model.eval(), loss, experiment.image.size_px, experiment.model.in_channels)
 
 
-def observe(target: Target, problem: Problem) -> Gradients:
+def observe(target: Target, problem: InversionProblem) -> Gradients:
     """What the server sees of the problem's step."""
     if problem.view == "private":
         clip, noise = problem.experiment.privacy.max_grad_norm, problem.noise_multiplier
@@ -141,7 +152,7 @@ def _choose(bench: Bench) -> np.ndarray:
     return np.sort(numpy_generator(bench.cfg.seed, "attacked images").choice(first, bench.cfg.images, replace=False))
 
 
-def _problems(bench: Bench, view: str, epsilon: float, images: Tensor, labels: Tensor) -> list[Problem]:
+def _problems(bench: Bench, view: str, epsilon: float, images: Tensor, labels: Tensor) -> list[InversionProblem]:
     cfg, experiment = bench.cfg, bench.at(epsilon)
     if cfg.fixed_norms:
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"norm": "batch"})})
@@ -149,7 +160,7 @@ def _problems(bench: Bench, view: str, epsilon: float, images: Tensor, labels: T
     settings = InversionSettings(cfg.iterations, cfg.restarts, total_variation=cfg.total_variation)
     parts = [slice(None)] if view == MEAN else [slice(row, row + 1) for row in range(len(images))]
     return [
-        Problem(view, experiment, images[part], labels[part], noise, settings, derive_seed(cfg.seed, view, number))
+        InversionProblem(view, experiment, images[part], labels[part], noise, settings, derive_seed(cfg.seed, view, number))
         for number, part in enumerate(parts)
     ]
 

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from common.evaluation.bootstrap import Bootstrap, Interval, draw_patients
-from common.evaluation.curves import auroc
-from common.seeds import numpy_generator
+from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, resample_patients
+from pneumofed.common.evaluation.metrics import auroc
+from pneumofed.common.seeds import numpy_generator
 
 Reals = npt.NDArray[np.float64]
 Members = npt.NDArray[np.bool_]
@@ -42,7 +42,7 @@ class Share(TypedDict):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class MembershipResult:
     """How well scores tell members from others.
 
     Attributes:
@@ -51,7 +51,7 @@ class Verdict:
         roc: false and true positive rates, float64 [2, K].
     """
 
-    auroc: Interval
+    auroc: ConfidenceInterval
     true_positive_rates: tuple[Share, ...]
     roc: Reals
 
@@ -94,7 +94,7 @@ def lira_scores(margins: Reals, members: Members) -> Reals:
     return np.stack([_likelihood_ratio(margins, members, target) for target in range(len(margins))])
 
 
-def judge_scores(scores: Reals, members: Members, bootstrap: Bootstrap) -> Verdict:
+def judge_scores(scores: Reals, members: Members, bootstrap: Bootstrap) -> MembershipResult:
     """How well `scores` [M, P], high for members, tell who is a member; all models' scores pooled.
 
     The interval of the AUROC resamples patients, each with their scores from all models. Those of true positive rates count scores
@@ -102,10 +102,10 @@ def judge_scores(scores: Reals, members: Members, bootstrap: Bootstrap) -> Verdi
     """
     flat, truth = scores.ravel(), members.ravel()
     rates = tuple(true_positive_rate(flat[truth], flat[~truth], rate) for rate in FALSE_POSITIVE_RATES)
-    return Verdict(auroc_by_patient(scores, members, bootstrap), rates, _roc(flat, truth))
+    return MembershipResult(auroc_by_patient(scores, members, bootstrap), rates, _roc(flat, truth))
 
 
-def auroc_by_patient(scores: Reals, members: Members, bootstrap: Bootstrap) -> Interval:
+def auroc_by_patient(scores: Reals, members: Members, bootstrap: Bootstrap) -> ConfidenceInterval:
     """AUROC of members against others over all of `scores` [M, P], ties counting half, with its percentile interval over patients."""
     patients = scores.shape[1]
     order = np.argsort(scores.ravel(), kind="stable")
@@ -117,13 +117,13 @@ def auroc_by_patient(scores: Reals, members: Members, bootstrap: Bootstrap) -> I
         sides = [np.add.reduceat(weights * side, starts, axis=1) for side in (~member, member)]
         return auroc(*sides)
 
-    drawn = [areas(draws) for draws in draw_patients(patients, bootstrap, _ROWS_AT_ONCE)]
+    drawn = [areas(draws) for draws in resample_patients(patients, bootstrap, _ROWS_AT_ONCE)]
     resampled = np.concatenate([np.empty(0), *drawn])
     valid = resampled[~np.isnan(resampled)]
     tail = (1.0 - bootstrap.confidence) / 2.0
     low, high = np.quantile(valid, [tail, 1.0 - tail]) if len(valid) else (np.nan, np.nan)
     value = areas(np.ones((1, patients), np.int64))[0]
-    return Interval(value=float(value), low=float(low), high=float(high), resamples=len(valid))
+    return ConfidenceInterval(value=float(value), low=float(low), high=float(high), resamples=len(valid))
 
 
 def true_positive_rate(members: Reals, others: Reals, false_positive_rate: float) -> Share:

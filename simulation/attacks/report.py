@@ -1,6 +1,8 @@
 """`attack.json` and `attack.html`: what the bench measured, and the reconstructed pictures.
 
 Pictures are shown of phantoms, or of images in the folder that the person who runs the bench gave it. The bench reads nothing else.
+
+The bench from end to end: the attacks that were asked for, and their report.
 """
 
 from __future__ import annotations
@@ -17,27 +19,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from common.data.atomic import atomic_write
-from common.evaluation import figures
-from common.evaluation.figures import FAINT, INK, LINES, TEXT_PT, colour_of, new_figure
-from common.evaluation.metrics import without_nan
-from common.render import render
-from server.report_numbers import DASH, Estimate, number
-from server.summary_records import MetricInterval
-from simulation.attacks.bench import Bench, Membership
-from simulation.attacks.inversion_bench import MASKED, MEAN, PLAIN, Inversion
-from simulation.attacks.membership import FALSE_POSITIVE_RATES, Share
-from simulation.attacks.similarity import Images
+from pneumofed.common.evaluation import plots
+from pneumofed.common.evaluation.metrics import without_nan
+from pneumofed.common.evaluation.plots import FAINT, INK, LINES, TEXT_PT, colour_of, new_figure
+from pneumofed.common.files import atomic_write
+from pneumofed.common.ops.render import render
+from pneumofed.server.report.numbers import DASH, ReportedEstimate, number
+from pneumofed.server.runs.summary_records import MetricInterval
+from pneumofed.simulation.attacks.bench import Bench, Membership, Tell, attack_canaries, attack_membership
+from pneumofed.simulation.attacks.inversion import Images
+from pneumofed.simulation.attacks.inversion_bench import MASKED, MEAN, PLAIN, Inversion, attack_gradients
+from pneumofed.simulation.attacks.membership import FALSE_POSITIVE_RATES, Share
+from pneumofed.simulation.attacks.settings import AttackName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 ATTACKS = {"loss": "Loss threshold", "lira": "LiRA"}
 TILE_PX = 96
 
 
 @dataclass(frozen=True)
-class Findings:
+class AttackFindings:
     """What the attacks found; empty where an attack was not asked for."""
 
     membership: list[Membership] = field(default_factory=list)
@@ -46,7 +50,7 @@ class Findings:
     inversions: list[Inversion] = field(default_factory=list)
 
 
-def write_findings(bench: Bench, found: Findings, out: Path) -> Path:
+def write_findings(bench: Bench, found: AttackFindings, out: Path) -> Path:
     """Writes `attack.json` and `attack.html` into `out` and returns the page's path.
 
     Raises:
@@ -58,7 +62,7 @@ def write_findings(bench: Bench, found: Findings, out: Path) -> Path:
     return out / "attack.html"
 
 
-def as_json(bench: Bench, found: Findings) -> dict[str, Any]:
+def as_json(bench: Bench, found: AttackFindings) -> dict[str, Any]:
     """All numbers, without any image; an infinite epsilon is the text `inf`, what is undefined null."""
     values = {
         "settings": bench.cfg.model_dump(),
@@ -71,7 +75,7 @@ def as_json(bench: Bench, found: Findings) -> dict[str, Any]:
     return dict(_readable(values))
 
 
-def render_page(bench: Bench, found: Findings) -> str:
+def render_page(bench: Bench, found: AttackFindings) -> str:
     """The page as HTML, which needs no other file."""
     patients = len(set(bench.site.patients))
     return render(
@@ -82,7 +86,7 @@ def render_page(bench: Bench, found: Findings) -> str:
         membership_rows=[row for result in found.membership for row in _membership_rows(result)],
         rates=[f"{rate:.1%}" for rate in FALSE_POSITIVE_RATES],
         others=bench.cfg.models * (patients - patients // 2),
-        roc=_uri(figures.render(draw_roc(found.membership))) if found.membership else "",
+        roc=_uri(plots.render_figure(draw_roc(found.membership))) if found.membership else "",
         canary_rows=[_canary_row(row) for row in found.canaries],
         originals=[_tile(image) for image in found.images] if found.images is not None else [],
         inversion_rows=[_inversion_row(row) for row in found.inversions],
@@ -130,7 +134,7 @@ def _membership_rows(row: Membership) -> list[dict[str, Any]]:
             "epsilon": _epsilon(row.epsilon),
             "noise": f"noise {number(row.plan.noise_multiplier, 2)}" if row.plan else "",
             "attack": ATTACKS[name],
-            "auroc": Estimate.of(MetricInterval.model_validate(verdict.auroc)),
+            "auroc": ReportedEstimate.of(MetricInterval.model_validate(verdict.auroc)),
             "chance": verdict.auroc["low"] <= 0.5 <= verdict.auroc["high"],
             "rates": [_share(rate) for rate in verdict.true_positive_rates],
             "accuracy": [f"{share:.1%}" for share in row.accuracy.values()],
@@ -203,3 +207,21 @@ def _readable(value: Any) -> Any:
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
+
+
+NOTHING: tuple[Images | None, list[Inversion]] = (None, [])
+
+
+def run_attacks(bench: Bench, attacks: Sequence[AttackName], out: Path, tell: Tell) -> Path:
+    """Runs `attacks` and returns the path of the report, `out/attack.html`; `out/attack.json` holds the numbers.
+
+    Pure in `bench` on one machine, but for a private experiment with `secure_noise`.
+
+    Raises:
+        ConfigError: the model cannot be trained privately.
+        OSError: `out` cannot be written.
+    """
+    membership = attack_membership(bench, tell) if "membership" in attacks else []
+    canaries = attack_canaries(bench, tell) if "canaries" in attacks else []
+    images, inversions = attack_gradients(bench, tell) if "inversion" in attacks else NOTHING
+    return write_findings(bench, AttackFindings(membership, canaries, images, inversions), out)

@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-from common.config import ExperimentConfig
-from common.config_reader import build_config, load_experiment, merge
-from common.config_types import Count, Section
-from common.errors import ConfigError
+from pneumofed.common.config.experiment import Count, ExperimentConfig, Section
+from pneumofed.common.config.reader import build_config, load_experiment, merge
+from pneumofed.common.errors import ConfigError
 
 AttackName = Literal["membership", "inversion", "canaries"]
 

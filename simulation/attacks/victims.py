@@ -23,26 +23,24 @@ from flwr.app import ConfigRecord
 from flwr.clientapp import ClientApp
 from torch import nn
 
-from client.examples import choose_examples
-from client.privacy.dp_sgd import PrivateRound, build_private_setup
-from client.privacy.plan import SitePlan
-from client.privacy.sampling import count_units
-from client.training import RoundPlan, TrainingSetup, build_setup, train_locally
-from common.compute import Compute, build_compute
-from common.config import ExperimentConfig
-from common.data.dataset import Dataset
-from common.data.manifest import CLASSES
-from common.errors import ConfigError
-from common.features import predict_cached
-from common.layout import ArraysLayout
-from common.messages import ModelArrays, Presence, Update, pack_arrays
-from common.model_bundle.start import read_start_weights
-from common.models import build_model
-from common.privacy.randomness import KEY_BYTES
-from common.schedule import rate_of_round
-from common.seeds import derive_seed, numpy_generator
-from server.strategies import aggregate, build_strategy
-from simulation.local_grid import LocalGrid
+from pneumofed.client.federation.training import RoundPlan, TrainingSetup, build_setup, choose_examples, train_locally
+from pneumofed.client.privacy.dp_sgd import PrivateRound, build_private_setup
+from pneumofed.client.privacy.plan import SitePlan, count_units
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.model_bundle.bundle import read_start_weights
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.compute import Compute, build_compute
+from pneumofed.common.models.features import predict_cached
+from pneumofed.common.models.schedule import rate_of_round
+from pneumofed.common.privacy.randomness import KEY_BYTES
+from pneumofed.common.seeds import derive_seed, numpy_generator
+from pneumofed.common.wire.messages import ModelArrays, Presence, Update, pack_arrays
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.strategies import aggregate, build_strategy
+from pneumofed.simulation.local_grid import LocalGrid
 
 logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells of each round of each victim
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from client.folder import SiteFolder
-from client.init import init_by_hand
-from common.data.manifest import write_manifest
+from pneumofed.client.site.folder import SiteFolder
+from pneumofed.client.site.init import init_by_hand
+from pneumofed.common.data.manifest import write_manifest
 from tests.tiny import draw_manifest
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from client.data_cli import app
-from common.data.manifest import Manifest, read_manifest
+from pneumofed.client.cli.data import app
+from pneumofed.common.data.manifest import Manifest, read_manifest
 
 
 def make_site(folder: Path) -> Path:

@@ -15,10 +15,9 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from common.flower_commands import flower_environment, flower_tool, stop_group
-from common.keys import private_pem
-from common.processes import free_port
-from server.provisioning.authority import Authority, open_authority
+from pneumofed.common.ops.processes import flower_environment, flower_tool, free_port, stop_group
+from pneumofed.common.wire.keys import private_pem
+from pneumofed.server.provisioning.authority import Authority, open_authority
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,22 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app, evaluate_round, train_round
-from client.policy import UNRESTRICTED
-from client.site import find_site_config, load_site, read_site_config
-from common.errors import ConfigError, MessageError
-from common.evaluation.metrics import metrics
-from common.evaluation.statistics import Statistics
-from common.layout import ArraysLayout
-from common.messages import Instruction, ModelArrays, pack_instruction, read_failure, unpack_evaluation, unpack_update
-from common.models import build_model
+from pneumofed.client.app import app, evaluate_round, train_round
+from pneumofed.client.federation.policy import UNRESTRICTED
+from pneumofed.client.federation.site_data import find_site_config, load_site, read_site_config
+from pneumofed.common.errors import ConfigError, MessageError
+from pneumofed.common.evaluation.metrics import metrics
+from pneumofed.common.evaluation.statistics import Statistics
+from pneumofed.common.models.build import build_model
+from pneumofed.common.wire.messages import (
+    Instruction,
+    ModelArrays,
+    pack_instruction,
+    read_failure,
+    unpack_evaluation,
+    unpack_update,
+)
+from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, draw_manifest, tiny_experiment
 
 EXPERIMENT = tiny_experiment()

@@ -12,14 +12,14 @@ import yaml
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client import visit
-from client.app import app
-from client.privacy.spending import open_ledger
-from client.site import Site, read_site_config
-from common.audit import read_entries
-from common.config import ExperimentConfig
-from common.layout import ArraysLayout
-from common.messages import (
+from pneumofed.client.app import app
+from pneumofed.client.federation import requests
+from pneumofed.client.federation.site_data import SiteData, read_site_config
+from pneumofed.client.privacy.spending import open_ledger
+from pneumofed.common.audit.log import read_entries
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.models.build import build_model
+from pneumofed.common.wire.messages import (
     Instruction,
     ModelArrays,
     pack_instruction,
@@ -28,7 +28,7 @@ from common.messages import (
     unpack_presence,
     unpack_update,
 )
-from common.models import build_model
+from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, tiny_experiment
 
 PLAIN = tiny_experiment()
@@ -137,14 +137,14 @@ def test_each_step_of_a_secure_sum_reads_it_once(tmp_path: Path, opened: list[st
 
 def after_loading(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object]) -> None:
     """Makes `change` once the site's data is loaded, in the middle of a message."""
-    load = visit.load_site
+    load = requests.load_site
 
-    def load_and_change(*arguments: Any) -> Site:
+    def load_and_change(*arguments: Any) -> SiteData:
         site = load(*arguments)
         change()
         return site
 
-    monkeypatch.setattr(visit, "load_site", load_and_change)
+    monkeypatch.setattr(requests, "load_site", load_and_change)
 
 
 @pytest.mark.parametrize("edited", [yaml.safe_dump(STRICT), "no policy at all"], ids=["stricter", "broken"])

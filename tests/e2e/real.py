@@ -25,17 +25,17 @@ import PIL.Image
 import pytest
 import yaml
 
-from common.data.manifest import ImageRecord, Manifest, write_manifest
-from common.images import read_image
-from common.processes import descendants, free_port
-from server.activity import EVENTS_FILE, read_activity
-from server.run_folder import RunFolder
-from server.summary_records import RunSummary
+from pneumofed.common.data.manifest import ImageRecord, Manifest, write_manifest
+from pneumofed.common.imaging.images import read_image
+from pneumofed.common.ops.processes import descendants, free_port
+from pneumofed.server.runs.events import EVENTS_FILE, read_activity
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.summary_records import RunSummary
 from tests.dicom_factory import dicom_bytes
 from tests.orthanc import Orthanc, run_orthanc
 from tests.tiny import TINY, draw_manifest
 
-PNEUMOFED = [sys.executable, "-m", "simulation.cli"]
+PNEUMOFED = [sys.executable, "-m", "pneumofed.cli.main"]
 NAMES = ("north", "river", "hill")
 TIMEOUT_SEC = 330.0
 
@@ -226,16 +226,16 @@ class RealFederation:
 
     def simulate(self, name: str, folder: Path) -> RunFolder:
         """The same run over copies of the same hospitals below `folder`, in this process."""
-        from client.app import app as client_app
-        from common.party_config import CoordinatorConfig
-        from server.study import run_study
-        from simulation.local_grid import LocalGrid
+        from pneumofed.client.app import app as client_app
+        from pneumofed.common.config.parties import CoordinatorConfig
+        from pneumofed.server.federation.run import run_federation
+        from pneumofed.simulation.local_grid import LocalGrid
 
         shutil.copytree(self.folder / "sites", folder / "sites", ignore=shutil.ignore_patterns("*.sock", "gate", "flower"))
         nodes = [{"site-config": str(folder / "sites" / site / "site.yaml")} for site in self.names]
         test = str(self.folder / "test.csv")
         settings = CoordinatorConfig(run_dir=str(folder / name), test_manifest=test, device="cpu", threads=1)
-        run_study(LocalGrid(client_app, nodes, {}), self.run_folder(name).read_config(), settings)
+        run_federation(LocalGrid(client_app, nodes, {}), self.run_folder(name).read_config(), settings)
         return RunFolder(folder / name)
 
     def events(self, name: str) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from common.audit import read_entries
-from common.data.manifest import read_manifest
-from common.keys import write_node_key
-from common.processes import started_at
-from server.checkpoints import read_checkpoint
+from pneumofed.common.audit.log import read_entries
+from pneumofed.common.data.manifest import read_manifest
+from pneumofed.common.ops.processes import started_at
+from pneumofed.common.wire.keys import write_node_key
+from pneumofed.server.runs.checkpoints import read_checkpoint
 from tests.e2e.real import NAMES, RealFederation, call, family, three_sources, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -54,7 +54,7 @@ def client_process(federation: RealFederation, name: str) -> int:
 
 def is_gate(pid: int) -> bool:
     command = Path(f"/proc/{pid}/cmdline")
-    return command.exists() and b"client.gate" in command.read_bytes()
+    return command.exists() and b"pneumofed.client.site.code_gate" in command.read_bytes()
 
 
 def failures(federation: RealFederation, run: str) -> list[dict[str, str]]:

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.audit import read_entries
-from common.audit_report import anchors_in, verify
-from common.messages import ModelArrays
-from server.checkpoints import read_checkpoint
-from server.run_folder import RunFolder
+from pneumofed.common.audit.log import read_entries
+from pneumofed.common.audit.verify import anchors_in, verify_log
+from pneumofed.common.wire.messages import ModelArrays
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.server.runs.folder import RunFolder
 from tests.e2e.real import NAMES, RealFederation, three_sources
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -54,13 +54,13 @@ def test_the_run_has_the_report_that_its_app_did_not_write(federation: RealFeder
 
 def test_the_audit_logs_of_both_sides_hold_and_anchor_each_other(federation: RealFederation) -> None:
     coordinator = federation.coordinator / "state" / "audit.jsonl"
-    assert verify(coordinator).intact
+    assert verify_log(coordinator).intact
     events = [entry.event for entry in read_entries(coordinator)]
     assert events[:4] == ["run-started", "round", "round", "run-ended"]
     for name in NAMES:
         log = federation.site(name) / "work" / "audit.jsonl"
         known = anchors_in(coordinator, name)
-        assert known and verify(log, known).intact
+        assert known and verify_log(log, known).intact
         left = [entry.facts for entry in read_entries(log) if entry.event == "answer" and entry.facts["work"] == "train"]
         assert [facts["arrays"] for facts in left] == [["parameters", "statistics"]] * 2
 

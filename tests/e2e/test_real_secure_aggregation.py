@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.checkpoints import read_checkpoint
+from pneumofed.server.runs.checkpoints import read_checkpoint
 from tests.e2e.real import RealFederation, kaggle_source
 from tests.tiny import draw_manifest, there
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from simulation.cli import app
+from pneumofed.cli.main import app
 from tests.former.make import ARCHIVES, PLACE
 
 VERSION = Path(__file__).parent / "0.2.0"

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from client.app import app as client_app
-from common.party_config import CoordinatorConfig
-from server.run_folder import RunFolder
-from server.study import run_study
-from simulation.local_grid import LocalGrid
+from pneumofed.client.app import app as client_app
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.server.federation.run import run_federation
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.simulation.local_grid import LocalGrid
 from tests.former.make import ANSWERS, KNOWN, plain
 from tests.former.opened import call, read_json
 
@@ -115,7 +115,7 @@ def test_a_former_site_trains_on_and_its_books_go_on(former: Path) -> None:
     settings = CoordinatorConfig(
         run_dir=str(former / "again"), test_manifest=str(former / "coordinator" / "test.csv"), device="cpu"
     )
-    assert run_study(LocalGrid(client_app, nodes, {}), experiment, settings).status == "succeeded"
+    assert run_federation(LocalGrid(client_app, nodes, {}), experiment, settings).status == "succeeded"
     after = json.loads(call("privacy", "show", "-C", "north", "--json"))
     assert len(after) == len(before) == 1
     known = len(before[0]["runs"])

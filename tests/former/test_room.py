@@ -6,9 +6,9 @@ from pathlib import Path
 
 from fastapi.testclient import TestClient
 
-from client.reading_room.app import create_room_app
-from client.reading_room.folder import RoomFolder
-from client.reading_room.serve import open_room, open_room_bundle
+from pneumofed.inference.reading_room.app import create_room_app
+from pneumofed.inference.reading_room.serve import open_room, open_room_bundle
+from pneumofed.inference.reading_room.settings import RoomFolder
 from tests.former.make import PASSWORDS, wait_until_ready
 from tests.former.opened import call
 

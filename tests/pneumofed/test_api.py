@@ -81,7 +81,7 @@ def test_a_bundle_says_what_it_is(bundle: pneumofed.ModelBundle) -> None:
 
 
 def test_an_archive_opens_as_its_folder_does(bundle: pneumofed.ModelBundle, folder: Path, tmp_path: Path) -> None:
-    from common.model_bundle.archive import pack
+    from pneumofed.common.model_bundle.bundle import pack
 
     archive = pneumofed.open_bundle(str(pack(folder, tmp_path / "bundle.zip")))
     assert archive.digest == bundle.digest
@@ -203,7 +203,7 @@ def test_a_folder_is_answered_with_a_list(bundle: pneumofed.ModelBundle, tmp_pat
 
 
 def test_a_bundle_of_a_stranger_is_refused(folder: Path, tmp_path: Path) -> None:
-    from common.keys import write_node_key
+    from pneumofed.common.wire.keys import write_node_key
 
     with pytest.raises(pneumofed.PneumofedError, match=r"sign"):
         pneumofed.open_bundle(folder, trusted=[write_node_key(tmp_path / "other", "other")])
@@ -223,7 +223,7 @@ def test_an_explanation_is_what_the_command_gives(bundle: pneumofed.ModelBundle,
 
     from typer.testing import CliRunner
 
-    from simulation.cli import app
+    from pneumofed.cli.main import app
 
     PIL.Image.fromarray(grey8()).save(tmp_path / "a.png")
     command = ["explain", str(tmp_path / "a.png"), "--bundle", str(folder), "--out", str(tmp_path / "out"), "--json"]

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from nbclient import NotebookClient
 
-from simulation.phantom import write_phantoms
+from pneumofed.simulation.phantoms.phantom import write_phantoms
 from tests.dicom_factory import write_dicom
 from tests.model_bundles import make_bundle, phantom_images
 
@@ -28,7 +28,7 @@ def examples(page: Path) -> list[str]:
 
 
 def test_the_examples_of_the_page_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from common.model_bundle.archive import pack
+    from pneumofed.common.model_bundle.bundle import pack
 
     monkeypatch.chdir(tmp_path)
     pack(make_bundle(tmp_path / "bundle"), tmp_path / "bundle.zip")

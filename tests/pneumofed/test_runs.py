@@ -11,13 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 import pneumofed
+from pneumofed.cli.main import app
 from pneumofed.runs import flatten, unfold
-from server.checkpoints import read_checkpoint
-from server.run_folder import RunFolder
-from simulation.cli import app
-from simulation.demo import demo_request
-from simulation.phantom import write_phantoms
-from simulation.plan import SimulationRequest, plan_simulation
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.simulation.phantoms.phantom import write_phantoms
+from pneumofed.simulation.plan import SimulationRequest, demo_request, plan_simulation
 from tests.server.export.finished_run import write_finished_run
 
 TINY: dict[str, Any] = {
@@ -188,7 +187,12 @@ def test_the_demo_asks_for_what_it_did() -> None:
     assert (plan.experiment.name, plan.experiment.rounds, plan.experiment.image.size_px) == ("demo", 12, 64)
     assert (plan.experiment.strategy.wait_for_sites, plan.experiment.training.batch_size) == (3, 16)
     simulation = plan.simulation
-    assert (simulation.hospitals, simulation.partition, simulation.alpha, simulation.phantom_patients) == (
+    assert (
+        simulation.hospitals,
+        pneumofed.simulation.hospitals.partition,
+        simulation.alpha,
+        pneumofed.simulation.phantoms.patients,
+    ) == (
         3,
         "dirichlet",
         1.0,

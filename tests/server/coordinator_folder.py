@@ -9,15 +9,14 @@ from typing import Any
 
 import yaml
 
-from common.errors import FlowerError
-from server.activity import EVENTS_FILE, HEARTBEAT_FILE, Activity
-from server.records import RoundRecord
-from server.registry.database import default_url, open_registry_database
-from server.registry.registry import Registry
-from server.run_folder import RunFolder
-from server.runs import Runs
-from server.settings import CoordinatorFolder
-from server.summary_records import RunSummary
+from pneumofed.common.errors import FlowerError
+from pneumofed.server.operations.settings import CoordinatorFolder
+from pneumofed.server.runs.events import EVENTS_FILE, HEARTBEAT_FILE, Activity
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.registry import Registry, default_url, open_registry_database
+from pneumofed.server.runs.runs import Runs
+from pneumofed.server.runs.summary_records import RunSummary
 
 APP_HASH = "ab" * 32
 METRICS = {"n": 40, "auroc": 0.9, "accuracy": 0.8, "sensitivity": 0.85, "specificity": 0.75, "log_loss": 0.4}

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from common.config_reader import build_config
-from server.door import answers, door_command
-from server.provisioning.provision import provision
-from server.provisioning.schema import FederationConfig
-from server.settings import CoordinatorFolder
+from pneumofed.common.config.reader import build_config
+from pneumofed.server.operations.gateway import answers, door_command
+from pneumofed.server.operations.settings import CoordinatorFolder
+from pneumofed.server.provisioning.provision import provision
+from pneumofed.server.provisioning.schema import FederationConfig
 
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None, reason="nginx is not installed (apt install nginx)"

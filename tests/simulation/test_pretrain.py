@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from common.config import ExperimentConfig, ModelConfig
-from common.config_reader import build_config, merge
-from common.errors import ConfigError
-from common.models import build_model, classifier_of
-from simulation.cli import app
-from simulation.options import PretrainSource
-from simulation.pretrain import draw_pictures, pretrain
-from simulation.random_processes import PROCESSES, draw_process, draw_process_picture
+from pneumofed.cli.main import app
+from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
+from pneumofed.common.config.reader import build_config, merge
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.models.build import build_model, classifier_of
+from pneumofed.simulation.phantoms.other_images import PROCESSES, draw_process, draw_process_picture
+from pneumofed.simulation.plan import PretrainSource
+from pneumofed.simulation.pretrain import draw_pictures, pretrain_network
 
 SOURCES: tuple[PretrainSource, ...] = get_args(PretrainSource)
 SMALL = {
@@ -40,7 +40,7 @@ def silent(_: str) -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_network_starts_from_the_file_with_a_classifier_of_its_own(tmp_path: Path, source: PretrainSource) -> None:
-    pretrain(source, experiment(), 40, tmp_path / "weights.pt", silent)
+    pretrain_network(source, experiment(), 40, tmp_path / "weights.pt", silent)
     cfg = ModelConfig(name="small_cnn", norm="group", weights=str(tmp_path / "weights.pt"))
     model, random = build_model(cfg, "binary", 3), build_model(cfg.without_weights(), "binary", 3)
     stored = torch.load(tmp_path / "weights.pt", weights_only=True)["state_dict"]
@@ -51,9 +51,11 @@ def test_a_network_starts_from_the_file_with_a_classifier_of_its_own(tmp_path: P
 
 def test_the_file_says_what_it_was_made_from_and_the_same_again_gives_the_same(tmp_path: Path) -> None:
     told: list[str] = []
-    first = pretrain("random-processes", experiment(rounds=2), 40, tmp_path / "a.pt", told.append)
-    again = pretrain("random-processes", experiment(rounds=2, training={"local_epochs": 3}), 40, tmp_path / "b.pt", silent)
-    other = pretrain("random-processes", experiment(rounds=2, seed=1), 40, tmp_path / "c.pt", silent)
+    first = pretrain_network("random-processes", experiment(rounds=2), 40, tmp_path / "a.pt", told.append)
+    again = pretrain_network(
+        "random-processes", experiment(rounds=2, training={"local_epochs": 3}), 40, tmp_path / "b.pt", silent
+    )
+    other = pretrain_network("random-processes", experiment(rounds=2, seed=1), 40, tmp_path / "c.pt", silent)
     a, b, c = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in "abc")
     assert a["provenance"] == first == again
     assert (first["source"], first["seed"], first["images"], first["epochs"]) == ("random-processes", 0, 40, 2)
@@ -75,13 +77,13 @@ def test_pictures_are_pure_in_the_seed_and_show_every_class(source: PretrainSour
 
 def test_too_few_pictures_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"at least {PROCESSES}"):
-        pretrain("random-processes", experiment(), PROCESSES - 1, tmp_path / "weights.pt", silent)
+        pretrain_network("random-processes", experiment(), PROCESSES - 1, tmp_path / "weights.pt", silent)
     assert not (tmp_path / "weights.pt").exists()
 
 
 def test_a_network_of_a_classifier_alone_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to learn"):
-        pretrain("phantoms", experiment(model={"name": "scattering"}), 12, tmp_path / "weights.pt", silent)
+        pretrain_network("phantoms", experiment(model={"name": "scattering"}), 12, tmp_path / "weights.pt", silent)
 
 
 @settings(max_examples=25, deadline=None)

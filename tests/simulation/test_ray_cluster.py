@@ -12,13 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.checkpoints import read_checkpoint
-from server.run_folder import RunFolder
-from simulation.options import EngineName
-from simulation.phantom import write_phantoms
-from simulation.plan import Plan, build_plan
-from simulation.runner import simulate
-from simulation.superlink import Resources
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.simulation.phantoms.phantom import write_phantoms
+from pneumofed.simulation.plan import EngineName, Plan, build_plan
+from pneumofed.simulation.runner import run_simulation
+from pneumofed.simulation.superlink import Resources
 
 RAY = Path(sys.executable).parent / "ray"
 SMALL = {
@@ -49,7 +48,7 @@ def cluster() -> Iterator[str]:
 def run(out: Path, data: Path, engine: EngineName, address: str | None = None) -> np.ndarray:
     built = build_plan(out, SMALL, {"data": str(data), "hospitals": 4, "device": "cpu", "partition": "iid"})
     plan = Plan(*built, run_dir=out, resources=Resources(4, ray_address=address), engine=engine)
-    assert simulate(plan, lambda _: None).status == "succeeded"
+    assert run_simulation(plan, lambda _: None).status == "succeeded"
     return read_checkpoint(RunFolder(out).last_checkpoint).arrays.parameters
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from server.checkpoints import read_checkpoint
-from server.run_folder import RunFolder
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.server.runs.folder import RunFolder
 
 ROUNDS, STOP_AFTER = 5, 3
-COMMAND = [sys.executable, "-m", "simulation.cli", "simulate"]
+COMMAND = [sys.executable, "-m", "pneumofed.cli.main", "simulate"]
 SETTINGS = ["--hospitals", "3", "--image-size", "32", "--rounds", str(ROUNDS), "--set", "evaluation.bootstrap_samples=0"]
 
 

@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import CheckpointError, ConfigError, DataError
-from server.checkpoints import read_checkpoint
-from server.run_folder import RunFolder
-from server.summary_records import RunSummary
-from simulation.options import EngineName
-from simulation.phantom import write_phantoms
-from simulation.plan import Plan, build_plan
-from simulation.runner import simulate
-from simulation.superlink import Resources
+from pneumofed.common.errors import CheckpointError, ConfigError, DataError
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.summary_records import RunSummary
+from pneumofed.simulation.phantoms.phantom import write_phantoms
+from pneumofed.simulation.plan import EngineName, Plan, build_plan
+from pneumofed.simulation.runner import run_simulation
+from pneumofed.simulation.superlink import Resources
 from tests.tiny import there
 
 SMALL: dict[str, Any] = {
@@ -48,7 +47,7 @@ def run(
 ) -> RunSummary:
     virtual = {"data": str(data), "external": str(data / "external"), "hospitals": hospitals, "device": "cpu", "partition": "iid"}
     built = build_plan(out, {**SMALL, **changes}, virtual, resume=resume)
-    return simulate(
+    return run_simulation(
         Plan(*built, run_dir=out, resources=Resources(hospitals), engine=engine, resume=resume, baselines=baselines),
         lambda _: None,
     )
@@ -115,16 +114,16 @@ def test_the_baseline_of_one_hospital_is_the_federation_of_one(tmp_path: Path, p
 
 
 def test_a_resumed_simulation_equals_one_never_stopped(tmp_path: Path, phantoms: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import server.study
+    import pneumofed.server.federation.run
 
     run(tmp_path / "whole", phantoms)
-    real = server.study._remember
+    real = pneumofed.server.federation.run._remember
 
     def interrupt(*arguments: Any) -> None:
         real(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(server.study, "_remember", interrupt)
+    monkeypatch.setattr(pneumofed.server.federation.run, "_remember", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", phantoms)
     summary = json.loads((tmp_path / "broken" / "summary.json").read_text())
@@ -141,7 +140,7 @@ def test_a_report_that_cannot_be_written_is_logged_and_fails_no_run(
     def fail(_: Path) -> Path:
         raise ValueError("no figure")
 
-    monkeypatch.setattr("server.report.write_report", fail)
+    monkeypatch.setattr("pneumofed.server.report.report.write_report", fail)
     assert run(tmp_path, phantoms, rounds=1).status == "succeeded"
     assert "pneumofed report" in caplog.text
     assert not (tmp_path / "report.html").exists()
@@ -151,7 +150,7 @@ def test_a_run_that_fails_has_a_report(tmp_path: Path, phantoms: Path, monkeypat
     def fail(*_: object) -> None:
         raise DataError("round 1: the disk is full")
 
-    monkeypatch.setattr("server.study._remember", fail)
+    monkeypatch.setattr("pneumofed.server.federation.run._remember", fail)
     with pytest.raises(DataError):
         run(tmp_path, phantoms)
     assert 'class="badge failed"' in (tmp_path / "report.html").read_text()
@@ -197,6 +196,6 @@ def test_a_client_larger_than_the_machine_is_refused_before_it_hangs() -> None:
 def test_every_hospital_behind_its_own_scanner_runs_to_the_end(tmp_path: Path, phantoms: Path) -> None:
     virtual = {"data": str(phantoms), "hospitals": 2, "partition": "scanner", "device": "cpu"}
     built = build_plan(tmp_path, {**SMALL, "rounds": 1}, virtual)
-    summary = simulate(Plan(*built, run_dir=tmp_path, resources=Resources(2), engine="local"), lambda _: None)
+    summary = run_simulation(Plan(*built, run_dir=tmp_path, resources=Resources(2), engine="local"), lambda _: None)
     assert summary.status == "succeeded"
     assert "external" not in summary.results

@@ -6,13 +6,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.data.manifest import LABELS, ImageRecord, Manifest, read_label, read_sex
-from common.data.report import DataReport
-from common.data.sources.collect import collect, is_frontal, walk_files
-from common.data.sources.table import find_column
-from common.data.tables import read_columns, read_rows
-from common.dicom.header import DicomHeader, read_header
-from common.errors import DataError, ImageError, SkipReason
+from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest, read_columns, read_label, read_rows, read_sex
+from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.sources.table import collect, find_column, is_frontal, walk_files
+from pneumofed.common.errors import DataError, ImageError, SkipReason
+from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
 
 _KEYS = {
     "sop_uid": ("sopinstanceuid", "sopuid", "sop"),

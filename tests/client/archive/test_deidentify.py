@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 from io import BytesIO
@@ -19,14 +21,13 @@ from pydicom.uid import (
     JPEGLosslessSV1,
 )
 
-from client.archive.arrivals import prepare
-from client.archive.deidentify import coarse_age, deidentify, encode
-from client.archive.profile import ACTIONS, KEPT, WRITTEN, Action
-from client.archive.pseudonyms import Pseudonyms
-from client.archive.receiver import parse_file
-from client.archive.store import Rules
-from common.errors import ImageError, SkipReason
-from common.images import read_image
+from pneumofed.client.archive.deidentify import coarse_age, deidentify, encode_file
+from pneumofed.client.archive.import_images import Rules, prepare_import
+from pneumofed.client.archive.profile import ACTIONS, KEPT, WRITTEN, Action
+from pneumofed.client.archive.receiver import parse_file
+from pneumofed.common.data.pseudonyms import Pseudonyms
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.images import read_image
 from tests.dicom_factory import dicom_bytes, draw_radiograph, lut_item, make_dataset
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)
@@ -40,7 +41,7 @@ SECRET = "ZQX8KJ"
 
 
 def _clean(data: bytes) -> Dataset:
-    return dcmread(BytesIO(encode(deidentify(parse_file(data), PSEUDONYMS))))
+    return dcmread(BytesIO(encode_file(deidentify(parse_file(data), PSEUDONYMS))))
 
 
 def _image(**tags: Any) -> bytes:
@@ -62,7 +63,7 @@ def test_no_attribute_of_the_dictionary_carries_an_identifier_through() -> None:
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=True)
     assert buffer.getvalue().count(SECRET.encode()) >= len(secrets)
-    assert SECRET.encode() not in encode(deidentify(parse_file(buffer.getvalue()), PSEUDONYMS))
+    assert SECRET.encode() not in encode_file(deidentify(parse_file(buffer.getvalue()), PSEUDONYMS))
 
 
 def test_nothing_of_the_original_identifiers_is_in_the_bytes_of_the_file() -> None:
@@ -89,7 +90,7 @@ def test_nothing_of_the_original_identifiers_is_in_the_bytes_of_the_file() -> No
     buffer = BytesIO()
     dataset.preamble = b"preamble of Zwingli".ljust(128, b"\0")
     dataset.save_as(buffer, enforce_file_format=True)
-    written = encode(deidentify(parse_file(buffer.getvalue()), PSEUDONYMS)).upper()
+    written = encode_file(deidentify(parse_file(buffer.getvalue()), PSEUDONYMS)).upper()
     parts = {part for text in identifiers.values() for part in [text, *text.split("^")] if len(part) > 2}
     for part in parts | {"ZWINGLI", "OVERLAYBITS", "ELSEWHERE", "ACME PRIVATE"}:
         assert part.upper().encode() in buffer.getvalue().upper()
@@ -154,7 +155,7 @@ def test_lookup_tables_keep_their_effect_and_lose_their_text(tmp_path: Path, key
 
 
 def _compare(folder: Path, data: bytes) -> bytes:
-    written = encode(deidentify(parse_file(data), PSEUDONYMS))
+    written = encode_file(deidentify(parse_file(data), PSEUDONYMS))
     before, after = folder / "before", folder / "after"
     before.write_bytes(data)
     after.write_bytes(written)
@@ -169,7 +170,7 @@ def test_unused_bits_and_bytes_behind_the_pixels_are_not_kept() -> None:
     pixels = dirty.tobytes() + b"ZWINGLI behind the image"
     clean = _clean(dicom_bytes(stored, BitsStored=12, PixelData=pixels, **UIDS))
     np.testing.assert_array_equal(clean.pixel_array, stored)
-    assert b"ZWINGLI" not in encode(clean)
+    assert b"ZWINGLI" not in encode_file(clean)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_images_of_one_patient_stay_together_and_studies_keep_their_images() -> 
 )
 def test_images_that_cannot_be_used_have_a_reason(tags: dict[str, Any], reason: SkipReason) -> None:
     with pytest.raises(ImageError) as caught:
-        prepare(parse_file(_image(**tags)), UIDS["SOPInstanceUID"], PSEUDONYMS, Rules())
+        prepare_import(parse_file(_image(**tags)), UIDS["SOPInstanceUID"], PSEUDONYMS, Rules())
     assert caught.value.reason is reason
 
 
@@ -222,10 +223,10 @@ def test_images_that_cannot_be_used_have_a_reason(tags: dict[str, Any], reason: 
     [{}, {"BurnedInAnnotation": "NO", "ConversionType": "DF"}, {"ImageType": ["DERIVED", "PRIMARY"]}, {"BurnedInAnnotation": ""}],
 )
 def test_plain_radiographs_pass(tags: dict[str, Any]) -> None:
-    assert prepare(parse_file(_image(**tags)), UIDS["SOPInstanceUID"], PSEUDONYMS, Rules())
+    assert prepare_import(parse_file(_image(**tags)), UIDS["SOPInstanceUID"], PSEUDONYMS, Rules())
 
 
 def test_keep_burnt_in_and_all_views_overrule() -> None:
     data = _image(BurnedInAnnotation="YES", ViewPosition="LL")
-    written = prepare(parse_file(data), UIDS["SOPInstanceUID"], PSEUDONYMS, Rules(frontal_only=False, keep_burnt_in=True))
+    written = prepare_import(parse_file(data), UIDS["SOPInstanceUID"], PSEUDONYMS, Rules(frontal_only=False, keep_burnt_in=True))
     assert dcmread(BytesIO(written)).BurnedInAnnotation == "YES"

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, RLELossless
 
-from client.archive.dicomweb import DicomWebArchive, WebAddress
-from client.archive.dimse import DimseArchive
-from client.archive.dimse_address import DimseAddress
-from client.archive.query import Archive, ArchiveQuery, Instance, list_instances
-from client.archive.retry import Patience
-from common.errors import ArchiveError, ConfigError, ImageError, SkipReason
+from pneumofed.client.archive.dicomweb import DicomWebArchive, WebAddress
+from pneumofed.client.archive.dimse import DimseAddress, DimseArchive
+from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, Patience, list_instances
+from pneumofed.common.errors import ArchiveError, ConfigError, ImageError, SkipReason
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.dicom_factory import dicom_bytes, draw_radiograph
 from tests.orthanc import AE_TITLE, Orthanc, free_port, run_orthanc

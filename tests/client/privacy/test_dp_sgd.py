@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from client.privacy.dp_sgd import MovingAverage, PrivateRound, build_private_setup
-from client.privacy.plan import SitePlan
-from client.privacy.sampling import count_units
-from client.training import RoundPlan, TrainingResult, train_locally
-from common.compute import build_compute
-from common.data.dataset import Dataset
-from common.errors import ConfigError
-from common.layout import ArraysLayout
-from common.models import build_model
-from tests.client.test_training import tiny_data
+from pneumofed.client.federation.training import RoundPlan, TrainingResult, train_locally
+from pneumofed.client.privacy.dp_sgd import MovingAverage, PrivateRound, build_private_setup
+from pneumofed.client.privacy.plan import SitePlan, count_units
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.compute import build_compute
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from tests.client.federation.test_training import tiny_data
 from tests.tiny import tiny_experiment
 
 CPU = build_compute("cpu", "fp32", threads=1)

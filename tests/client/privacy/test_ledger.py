@@ -17,21 +17,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.privacy.entries import Entry, total_epsilon
-from client.privacy.ledger import Ledger
-from client.privacy.lineages import DataUnits
-from common.config_reader import build_config
-from common.errors import BudgetError, PolicyError, describe_for_wire
-from common.party_config import SitePolicy
-from common.privacy.accounting import Mechanism, epsilon
+from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, total_epsilon
+from pneumofed.client.privacy.ledger import Ledger
+from pneumofed.common.config.parties import SitePolicy
+from pneumofed.common.config.reader import build_config
+from pneumofed.common.errors import BudgetError, PolicyError, describe_for_wire
+from pneumofed.common.privacy.accounting import Mechanism, epsilon
 
 ROUND = Mechanism(0.25, 1.5, 4)
 DATA = DataUnits(("a1", "a2", "b1"), ("a", "a", "b"))
 DELTA = 1e-3
 
 
-def entry(number: int = 1, **values: Any) -> Entry:
-    usual = Entry("run-1", number, "pneumonia", "0" * 64, "training", "patient", 2, ROUND, DELTA)
+def entry(number: int = 1, **values: Any) -> LedgerEntry:
+    usual = LedgerEntry("run-1", number, "pneumonia", "0" * 64, "training", "patient", 2, ROUND, DELTA)
     return replace(usual, **values)
 
 

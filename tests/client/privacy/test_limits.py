@@ -11,27 +11,27 @@ import yaml
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import app
-from client.policy import policy_of
-from client.policy_decision import Arrival, Request, decide
-from client.privacy.plan import SitePlan
-from client.privacy.spending import spend_round
-from client.site import load_site, read_site_config
-from common.audit import read_entries
-from common.config_reader import build_config
-from common.layout import ArraysLayout
-from common.messages import Instruction, ModelArrays, pack_instruction, read_failure
-from common.models import build_model
-from common.party_config import SitePolicy
-from server.activity import Kind, kind_of_failure
+from pneumofed.client.app import app
+from pneumofed.client.federation.policy import policy_of
+from pneumofed.client.federation.policy_decision import ArrivalFacts, RunRequest, decide
+from pneumofed.client.federation.site_data import load_site, read_site_config
+from pneumofed.client.privacy.plan import SitePlan
+from pneumofed.client.privacy.spending import spend_round
+from pneumofed.common.audit.log import read_entries
+from pneumofed.common.config.parties import SitePolicy
+from pneumofed.common.config.reader import build_config
+from pneumofed.common.models.build import build_model
+from pneumofed.common.wire.messages import Instruction, ModelArrays, pack_instruction, read_failure
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.runs.events import Kind, kind_of_failure
 from tests.tiny import TinyFederation, tiny_experiment
 
 GROUP: dict[str, Any] = {"model": {"norm": "group"}, "loss": {"logit_adjustment": False}}
 
 
 def refused(rules: dict[str, Any], **privacy: Any) -> str | None:
-    request = Request.of(tiny_experiment(**GROUP, privacy=privacy), "train", "run", 1)
-    decision = decide(build_config(SitePolicy, rules), request, Arrival(datetime(2026, 3, 2, 12)))
+    request = RunRequest.of(tiny_experiment(**GROUP, privacy=privacy), "train", "run", 1)
+    decision = decide(build_config(SitePolicy, rules), request, ArrivalFacts(datetime(2026, 3, 2, 12)))
     return None if decision.permit else decision.rule
 
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from client.app import train_round
-from client.policy import UNRESTRICTED
-from client.privacy.spending import open_ledger
-from client.site import load_site, read_site_config
-from common.config import ExperimentConfig
-from common.data.manifest import Manifest, read_manifest, write_manifest
-from common.layout import ArraysLayout
-from common.messages import Instruction, ModelArrays, Update, unpack_update
-from common.models import build_model
-from common.privacy.secret import KEY_FILE
+from pneumofed.client.app import train_round
+from pneumofed.client.federation.policy import UNRESTRICTED
+from pneumofed.client.federation.site_data import load_site, read_site_config
+from pneumofed.client.privacy.spending import open_ledger
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
+from pneumofed.common.models.build import build_model
+from pneumofed.common.privacy.randomness import KEY_FILE
+from pneumofed.common.wire.messages import Instruction, ModelArrays, Update, unpack_update
+from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, tiny_experiment
 
 PRIVATE = {"mechanism": "dp_sgd", "noise_multiplier": 2.0, "delta": 1e-3, "expected_batch_size": 4}

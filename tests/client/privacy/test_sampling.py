@@ -9,8 +9,8 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.privacy.sampling import UnitSampler, count_units, split_into_lots
-from common.privacy.randomness import RandomStream
+from pneumofed.client.privacy.plan import UnitSampler, count_units, split_into_lots
+from pneumofed.common.privacy.randomness import RandomStream
 
 KEY = bytes(32)
 PATIENTS = ("b", "a", "c", "a", "a", "b", "a")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.data.manifest import ImageRecord, Manifest
+from pneumofed.common.data.manifest import ImageRecord, Manifest
 
 
 def write_image(path: Path, seed: int) -> Path:

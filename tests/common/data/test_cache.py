@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 import multiprocessing
@@ -13,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.config import ImageConfig
-from common.data import blocks, cache
-from common.data.cache import load_block
-from common.data.manifest import Manifest
-from common.errors import DataError, ImageError, SkipReason
-from common.image_types import Image
-from common.images import fit_square, read_image
+from pneumofed.common.config.experiment import ImageConfig
+from pneumofed.common.data import cache
+from pneumofed.common.data.cache import load_block
+from pneumofed.common.data.manifest import Manifest
+from pneumofed.common.errors import DataError, ImageError, SkipReason
+from pneumofed.common.imaging.images import fit_square, read_image
+from pneumofed.common.imaging.types import Image
 
 IMAGE = ImageConfig(size_px=32)
 MakeSite = Callable[[int], Manifest]
@@ -233,8 +235,8 @@ def test_a_disk_known_to_be_too_small_is_not_written_to(
     make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Path]
 ) -> None:
     wanted = _wanted(make_site(3))
-    usage = blocks.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(blocks.shutil, "disk_usage", lambda _: usage._replace(free=3 * 32 * 32 - 1))
+    usage = cache.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=3 * 32 * 32 - 1))
     assert not load_block(wanted, IMAGE, tmp_path, 1).stored
     assert len(decoded) == 3
 

@@ -1,12 +1,14 @@
+""""""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from common.data.sources.chexpert import read_chexpert
-from common.data.sources.collect import UncertainPolicy
-from common.errors import ConfigError, SkipReason
+from pneumofed.common.data.sources.public_sets import read_chexpert
+from pneumofed.common.data.sources.table import UncertainPolicy
+from pneumofed.common.errors import ConfigError, SkipReason
 from tests.common.data.conftest import write_table
 
 HEADER = "Path,Sex,Age,Frontal/Lateral,AP/PA,No Finding,Lung Opacity,Pneumonia,Pleural Effusion"

@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 import csv
@@ -14,13 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import ImageConfig
-from common.data import blocks, cache
-from common.data.dataset import load_dataset
-from common.data.manifest import ImageRecord, Manifest
-from common.data.report import DataWarning
-from common.data.sources.kaggle import read_kaggle
-from common.errors import EmptySiteError, SkipReason
+from pneumofed.common.config.experiment import ImageConfig
+from pneumofed.common.data import cache
+from pneumofed.common.data.dataset import load_dataset
+from pneumofed.common.data.manifest import ImageRecord, Manifest
+from pneumofed.common.data.report import DataWarning
+from pneumofed.common.data.sources.public_sets import read_kaggle
+from pneumofed.common.errors import EmptySiteError, SkipReason
 from tests.common.data.conftest import write_image
 from tests.tiny import draw_manifest
 
@@ -48,7 +50,7 @@ def test_rows_follow_the_manifest(make_site: MakeSite, tmp_path: Path) -> None:
     assert dataset.labels.dtype == np.int64
     assert dataset.patients == manifest.patients
     for row, record in zip(dataset.pixels, manifest.records, strict=True):
-        np.testing.assert_array_equal(row, cache.decode(record.path, IMAGE))
+        np.testing.assert_array_equal(row, cache.decode_for_cache(record.path, IMAGE))
 
 
 def test_a_subset_keeps_what_belongs_together(make_site: MakeSite, tmp_path: Path) -> None:
@@ -162,16 +164,16 @@ def test_a_changed_image_is_decoded_again(make_site: MakeSite, tmp_path: Path) -
     path = write_image(manifest.records[1].path, seed=99)
     os.utime(path, ns=(0, 1))
     dataset = load_dataset(manifest, "binary", IMAGE, tmp_path / "cache")
-    np.testing.assert_array_equal(dataset.pixels[1], cache.decode(path, IMAGE))
+    np.testing.assert_array_equal(dataset.pixels[1], cache.decode_for_cache(path, IMAGE))
 
 
 def test_a_full_disk_is_told_in_the_report_and_training_can_go_on(
     make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = make_site(4)
-    usage = blocks.shutil.disk_usage(tmp_path)
+    usage = cache.shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(blocks.shutil, "disk_usage", lambda _: usage._replace(free=0))
+        patch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=0))
         full = load_dataset(manifest, "binary", IMAGE, tmp_path / "cache")
     assert full.report.warnings == Counter({DataWarning.CACHE_IN_MEMORY: 1})
     freed = load_dataset(manifest, "binary", IMAGE, tmp_path / "cache")

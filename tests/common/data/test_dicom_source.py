@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -6,9 +8,9 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from common.data.sources.dicom import read_dicom_folder
-from common.dicom.header import read_header
-from common.errors import DataError, ImageError, SkipReason
+from pneumofed.common.data.sources.dicom import read_dicom_folder
+from pneumofed.common.errors import DataError, ImageError, SkipReason
+from pneumofed.common.imaging.dicom_header import read_header
 from tests.common.data.conftest import write_table
 from tests.dicom_factory import dicom_bytes, draw_radiograph
 
@@ -138,7 +140,7 @@ def test_a_deflated_header_that_would_fill_the_memory_is_refused(tmp_path: Path,
     deflated = dicom_bytes(draw_radiograph(), syntax=DeflatedExplicitVRLittleEndian, ImageComments="x" * 10_000)
     (tmp_path / "bomb").write_bytes(deflated)
     assert read_header(tmp_path / "bomb").patient
-    monkeypatch.setattr("common.dicom.pixels.MAX_FILE_BYTES", 5000)
+    monkeypatch.setattr("pneumofed.common.imaging.dicom_pixels.MAX_FILE_BYTES", 5000)
     with pytest.raises(ImageError) as caught:
         read_header(tmp_path / "bomb")
     assert caught.value.reason is SkipReason.TOO_LARGE

@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 import hashlib
@@ -7,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from common.data import digests
-from common.data.digests import load_digests
-from common.data.manifest import Manifest
-from common.errors import DataError, SkipReason
+from pneumofed.common.data import cache
+from pneumofed.common.data.cache import load_digests
+from pneumofed.common.data.manifest import Manifest
+from pneumofed.common.errors import DataError, SkipReason
 
 
 def _forbid_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a known file was read again")
 
-    monkeypatch.setattr(digests.hashlib, "file_digest", refuse)
+    monkeypatch.setattr(cache.hashlib, "file_digest", refuse)
 
 
 @pytest.mark.parametrize("count", [1, 3, 200])

@@ -1,13 +1,15 @@
+""""""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from common.data.manifest import Manifest
-from common.data.report import DataReport, DataWarning
-from common.data.sources.kaggle import read_kaggle
-from common.errors import DataError
+from pneumofed.common.data.manifest import Manifest
+from pneumofed.common.data.report import DataReport, DataWarning
+from pneumofed.common.data.sources.public_sets import read_kaggle
+from pneumofed.common.errors import DataError
 
 NORMAL, PNEUMONIA = "NORMAL", "PNEUMONIA"
 

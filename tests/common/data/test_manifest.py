@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 import stat
@@ -7,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.manifest import (
+from pneumofed.common.data.manifest import (
     CLASSES,
     LABELS,
     ImageRecord,
@@ -18,7 +20,7 @@ from common.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from common.errors import ConfigError, DataError
+from pneumofed.common.errors import ConfigError, DataError
 from tests.common.data.conftest import write_table
 
 WORDS = (

@@ -1,11 +1,13 @@
+""""""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from common.data.sources.nih import read_nih
-from common.errors import DataError, SkipReason
+from pneumofed.common.data.sources.public_sets import read_nih
+from pneumofed.common.errors import DataError, SkipReason
 from tests.common.data.conftest import write_table
 
 HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,{sex},View Position,Width,Height,Spacing,y,"

@@ -1,12 +1,14 @@
+""""""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from common.data.sources.collect import UncertainPolicy
-from common.data.sources.padchest import read_padchest
-from common.errors import ConfigError, SkipReason
+from pneumofed.common.data.sources.public_sets import read_padchest
+from pneumofed.common.data.sources.table import UncertainPolicy
+from pneumofed.common.errors import ConfigError, SkipReason
 from tests.common.data.conftest import write_table
 
 HEADER = ",ImageID,ImageDir,StudyDate_DICOM,PatientID,PatientBirth,PatientSex_DICOM,Projection,Manufacturer_DICOM,Labels"

@@ -1,3 +1,5 @@
+""""""
+
 from __future__ import annotations
 
 import json
@@ -6,8 +8,8 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.report import DataReport, DataWarning
-from common.errors import SkipReason
+from pneumofed.common.data.report import DataReport, DataWarning
+from pneumofed.common.errors import SkipReason
 
 COUNTS = st.integers(0, 1000)
 

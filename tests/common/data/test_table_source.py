@@ -1,12 +1,14 @@
+""""""
+
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
 
-from common.data.manifest import ImageRecord
-from common.data.sources.table import read_csv
-from common.errors import ConfigError, DataError, SkipReason
+from pneumofed.common.data.manifest import ImageRecord
+from pneumofed.common.data.sources.table import read_csv
+from pneumofed.common.errors import ConfigError, DataError, SkipReason
 from tests.common.data.conftest import write_table
 
 

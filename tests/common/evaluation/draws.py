@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.predictions import Predictions
 
 EXTREME = [0.0, 1.0, 0.5, 1e-12, 1.0 - 1e-12, 1 / 15, 0.2]
 scores = st.one_of(st.sampled_from(EXTREME), st.floats(0.0, 1.0), st.integers(0, 8).map(lambda eighths: eighths / 8))

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from common.errors import DataError
-from common.evaluation import bootstrap as module
-from common.evaluation.bootstrap import Bootstrap, bootstrap, bootstrap_difference, draw_patients
-from common.evaluation.metrics import metrics
-from common.evaluation.predictions import Predictions
-from common.evaluation.statistics import Statistics
+from pneumofed.common.errors import DataError
+from pneumofed.common.evaluation import bootstrap as module
+from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap, bootstrap_difference, resample_patients
+from pneumofed.common.evaluation.metrics import metrics
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import Statistics
 from tests.common.evaluation.draws import any_task, binary, of_scores, take
 
 few = Bootstrap(resamples=20, confidence=0.8, seed=3)
@@ -24,7 +24,7 @@ def plain_resamples(predictions: Predictions, settings_: Bootstrap) -> list[Pred
     """The resamples one by one: for each draw of a patient all images of that patient."""
     patients = sorted(set(predictions.patients))
     images = [np.flatnonzero(np.array(predictions.patients) == patient) for patient in patients]
-    draws = np.concatenate(list(draw_patients(len(patients), settings_, 1000)))
+    draws = np.concatenate(list(resample_patients(len(patients), settings_, 1000)))
     return [take(predictions, np.concatenate([np.tile(i, count) for i, count in zip(images, row, strict=True)])) for row in draws]
 
 
@@ -52,7 +52,7 @@ def test_intervals_equal_the_plain_bootstrap_with_the_same_draws(predictions: Pr
 
 
 def test_each_resample_draws_as_many_patients_as_there_are() -> None:
-    draws = np.concatenate(list(draw_patients(7, Bootstrap(4000), 1000)))
+    draws = np.concatenate(list(resample_patients(7, Bootstrap(4000), 1000)))
     assert draws.shape == (4000, 7)
     assert np.all(draws.sum(axis=1) == 7)
     np.testing.assert_allclose(draws.mean(axis=0), 1.0, atol=5 * math.sqrt(6 / 7 / 4000))
@@ -61,8 +61,8 @@ def test_each_resample_draws_as_many_patients_as_there_are() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 1000])
 def test_draws_do_not_depend_on_how_many_are_held_at_once(rows: int) -> None:
-    once = np.concatenate(list(draw_patients(11, few, few.resamples)))
-    np.testing.assert_array_equal(np.concatenate(list(draw_patients(11, few, rows))), once)
+    once = np.concatenate(list(resample_patients(11, few, few.resamples)))
+    np.testing.assert_array_equal(np.concatenate(list(resample_patients(11, few, rows))), once)
 
 
 def test_intervals_do_not_depend_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:

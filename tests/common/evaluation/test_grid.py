@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import DataError
-from common.evaluation.grid import FEDERATED_GRID, LOGIT_BINS, LOGIT_LIMIT, ScoreGrid
+from pneumofed.common.errors import DataError
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, LOGIT_BINS, LOGIT_LIMIT, ScoreGrid
 from tests.common.evaluation.draws import scores
 
 

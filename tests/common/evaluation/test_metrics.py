@@ -13,11 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from common.evaluation.curves import precision_recall_curve, reliability, roc_curve
-from common.evaluation.grid import FEDERATED_GRID
-from common.evaluation.metrics import metrics, without_nan
-from common.evaluation.predictions import Predictions
-from common.evaluation.statistics import Statistics
+from pneumofed.common.evaluation.metrics import metrics, precision_recall_curve, reliability, roc_curve, without_nan
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from tests.common.evaluation.draws import any_task, binary, of_scores, scores, three_class
 
 quick = settings(max_examples=25, deadline=None)

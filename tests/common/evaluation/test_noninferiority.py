@@ -9,17 +9,20 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import xlogy
 
-from common.evaluation.noninferiority import (
-    Verdict,
+from pneumofed.common.evaluation.comparison import (
+    NonInferiority,
+    PairedAreas,
+    PairedRates,
     area_bound,
     area_limit,
     judge_areas,
     judge_rates,
+    paired_areas,
+    paired_rates,
     patients_needed,
     rate_bound,
     tango_limit,
 )
-from common.evaluation.paired import PairedAreas, PairedRates, paired_areas, paired_rates
 from tests.common.evaluation.draws import of_scores
 
 ALPHA, Z = 0.05, 1.6448536269514722
@@ -37,8 +40,8 @@ def unchanged(images: int) -> PairedRates:
 
 def test_two_faultless_models_on_few_images_prove_nothing() -> None:
     outcome = judge_areas(perfect(5, 5), (5, 5), 0.02, ALPHA)
-    assert outcome.verdict is Verdict.TOO_FEW
-    assert judge_rates(unchanged(20), 0.02, ALPHA).verdict is Verdict.TOO_FEW
+    assert outcome.verdict is NonInferiority.TOO_FEW
+    assert judge_rates(unchanged(20), 0.02, ALPHA).verdict is NonInferiority.TOO_FEW
 
 
 def test_the_number_of_patients_that_is_told_suffices_and_fewer_do_not() -> None:
@@ -46,9 +49,9 @@ def test_the_number_of_patients_that_is_told_suffices_and_fewer_do_not() -> None
     needed = patients_needed(outcome, (5, 5), ALPHA)
     assert needed is not None
     assert needed[0] == needed[1]
-    assert judge_areas(perfect(*needed), needed, 0.02, ALPHA).verdict is Verdict.NOT_WORSE
+    assert judge_areas(perfect(*needed), needed, 0.02, ALPHA).verdict is NonInferiority.NOT_WORSE
     fewer = (needed[0] - 1, needed[1] - 1)
-    assert judge_areas(perfect(*fewer), fewer, 0.02, ALPHA).verdict is Verdict.TOO_FEW
+    assert judge_areas(perfect(*fewer), fewer, 0.02, ALPHA).verdict is NonInferiority.TOO_FEW
 
 
 def test_without_a_change_the_score_limit_is_the_one_known_in_closed_form() -> None:
@@ -102,13 +105,13 @@ def test_the_bound_of_an_area_lies_below_what_was_seen_and_rises_with_more_patie
 def test_a_model_that_is_much_worse_is_called_so_and_no_number_of_cases_is_promised() -> None:
     areas = drawn_areas(np.random.default_rng(0), 200, 200, 2.0, 0.2)
     outcome = judge_areas(areas, (200, 200), 0.02, ALPHA)
-    assert (outcome.verdict, patients_needed(outcome, (200, 200), ALPHA)) == (Verdict.WORSE, None)
+    assert (outcome.verdict, patients_needed(outcome, (200, 200), ALPHA)) == (NonInferiority.WORSE, None)
 
 
 def test_a_set_of_one_class_is_refused_with_the_number_of_patients_to_plan_for() -> None:
     model = of_scores([0.9] * 7, [1] * 7)
     outcome = judge_areas(paired_areas(model, model), (7, 0), 0.05, ALPHA)
-    assert outcome.verdict is Verdict.TOO_FEW
+    assert outcome.verdict is NonInferiority.TOO_FEW
     needed = patients_needed(outcome, (7, 0), ALPHA)
     assert needed is not None
     assert 50 < needed[1] < 1000
@@ -119,7 +122,7 @@ def test_an_equal_model_passes_on_enough_cases() -> None:
         judge_areas(drawn_areas(np.random.default_rng(seed), 400, 400, 2.5, 2.5), (400, 400), 0.02, ALPHA).verdict
         for seed in range(20)
     ]
-    assert passed.count(Verdict.NOT_WORSE) >= 17
+    assert passed.count(NonInferiority.NOT_WORSE) >= 17
 
 
 def drawn_areas(generator: np.random.Generator, sick: int, well: int, old: float, new: float, shared: float = 0.8) -> PairedAreas:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import DataError
-from common.evaluation.bootstrap import Bootstrap, bootstrap_difference, draw_patients
-from common.evaluation.paired import paired_areas, paired_rates, sensitivity_and_specificity
-from common.evaluation.predictions import Predictions
+from pneumofed.common.errors import DataError
+from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap_difference, resample_patients
+from pneumofed.common.evaluation.comparison import paired_areas, paired_rates, sensitivity_and_specificity
+from pneumofed.common.evaluation.predictions import Predictions
 from tests.common.evaluation.draws import of_scores
 
 SCORES = st.one_of(st.integers(0, 4).map(lambda quarter: quarter / 4), st.floats(0.0, 1.0))
@@ -103,7 +103,7 @@ def test_the_variance_of_the_change_in_sensitivity_is_that_of_the_bootstrap_by_p
         assert (rates.gained, rates.lost, rates.images) == ((change > 0).sum(), (change < 0).sum(), chosen.sum())
         names, index = np.unique(np.array(old.patients)[chosen], return_inverse=True)
         sums, sizes = np.bincount(index, change), np.bincount(index)
-        draws = next(draw_patients(len(names), Bootstrap(4000, seed=2), rows=4000))
+        draws = next(resample_patients(len(names), Bootstrap(4000, seed=2), rows=4000))
         assert np.sqrt(rates.variance) == pytest.approx(((draws @ sums) / (draws @ sizes)).std(), rel=0.05)
 
 

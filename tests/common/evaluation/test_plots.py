@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.evaluation import plots, plots_federation
-from common.evaluation.bootstrap import Bootstrap, bootstrap
-from common.evaluation.figures import render, write
-from common.evaluation.grid import FEDERATED_GRID
-from common.evaluation.predictions import Predictions
-from common.evaluation.statistics import Statistics
+from pneumofed.common.evaluation import plots
+from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap
+from pneumofed.common.evaluation.plots import render_figure, write
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from tests.common.evaluation.draws import of_scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 NAN = float("nan")
 
@@ -47,12 +47,12 @@ def histograms() -> Figure:
 
 def curves() -> Figure:
     series = {"validation": [0.7, 0.8, 0.9], "test": [NAN, 0.8, NAN], "external": [NAN, NAN, NAN]}
-    return plots_federation.training_curves([1, 2, 3], series, {"training": [1.0, 0.5, 0.4]}, best_round=2)
+    return plots.training_curves([1, 2, 3], series, {"training": [1.0, 0.5, 0.4]}, best_round=2)
 
 
 def many_sites() -> Figure:
     alone = {f"site-{k}": 0.5 + k / 500 for k in range(100)}
-    return plots_federation.sites(alone, dict.fromkeys(alone, 0.9), {"federated": 0.9, "pooled": 0.95})
+    return plots.sites(alone, dict.fromkeys(alone, 0.9), {"federated": 0.9, "pooled": 0.95})
 
 
 FIGURES: dict[str, Callable[[], Figure]] = {
@@ -63,9 +63,9 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "confusion_empty": lambda: plots.confusion_matrix(np.zeros((3, 3), int), ("normal", "bacterial", "viral"), "Test"),
     "histograms": histograms,
     "curves": curves,
-    "curves_one_round": lambda: plots_federation.training_curves([1], {"test": [0.5]}, {}),
-    "sites": lambda: plots_federation.sites({"a": 0.7, "b": NAN}, {"a": 0.8, "b": 0.9}, {}),
-    "sites_alone": lambda: plots_federation.sites({"a": 0.7}, {}, {"federated": 0.8}),
+    "curves_one_round": lambda: plots.training_curves([1], {"test": [0.5]}, {}),
+    "sites": lambda: plots.sites({"a": 0.7, "b": NAN}, {"a": 0.8, "b": 0.9}, {}),
+    "sites_alone": lambda: plots.sites({"a": 0.7}, {}, {"federated": 0.8}),
     "many_sites": many_sites,
 }
 
@@ -73,7 +73,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.filterwarnings("error")
 def test_a_figure_is_a_picture_with_something_on_it(name: str) -> None:
-    picture = Image.open(io.BytesIO(render(FIGURES[name]())))
+    picture = Image.open(io.BytesIO(render_figure(FIGURES[name]())))
     assert picture.size == (1200, 900)
     assert np.asarray(picture.convert("L")).min() < 128
 
@@ -97,7 +97,7 @@ def test_roc_says_auroc_with_interval_and_what_is_undefined() -> None:
 
 
 def test_labels_of_near_lines_do_not_overlap() -> None:
-    figure = plots_federation.training_curves([1, 2], {name: [0.5, 0.9] for name in "abcd"}, {})
+    figure = plots.training_curves([1, 2], {name: [0.5, 0.9] for name in "abcd"}, {})
     figure.draw_without_rendering()
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == 4
@@ -113,7 +113,7 @@ def test_wilson_interval_is_the_score_interval() -> None:
 
 def test_neither_import_nor_plotting_touches_pyplot() -> None:
     code = (
-        "import sys; from common.evaluation import plots, plots_federation as f; from common.evaluation.figures import render;"
+        "import sys; from pneumofed.common.evaluation import plots, plots_federation as f; from pneumofed.common.evaluation.plots import render;"
         "late = 'matplotlib' not in sys.modules; render(f.sites({'a': 0.5}, {}, {}));"
         "sys.exit(0 if late and 'matplotlib.pyplot' not in sys.modules else 1)"
     )

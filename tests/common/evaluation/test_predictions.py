@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import DataError
-from common.evaluation.predictions import Predictions
+from pneumofed.common.errors import DataError
+from pneumofed.common.evaluation.predictions import Predictions
 from tests.common.evaluation.draws import any_task, of_scores
 
 GOOD: dict[str, Any] = {

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from common.errors import DataError, MessageError
-from common.evaluation.grid import FEDERATED_GRID, ScoreGrid
-from common.evaluation.predictions import Predictions
-from common.evaluation.statistics import FIXED_POINT, MAX_IMAGES, MAX_SITE_IMAGES, Statistics
+from pneumofed.common.errors import DataError, MessageError
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, FIXED_POINT, MAX_IMAGES, MAX_SITE_IMAGES, ScoreGrid, Statistics
 from tests.common.evaluation.draws import any_task, binary, of_scores, take, three_class
 
 ONE_TASK = st.sampled_from([binary(), three_class()])

@@ -11,12 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config_types import ThresholdPolicyName
-from common.evaluation.grid import FEDERATED_GRID
-from common.evaluation.metrics import metrics
-from common.evaluation.predictions import Predictions
-from common.evaluation.statistics import Statistics
-from common.evaluation.thresholds import ChosenThreshold, choose_threshold
+from pneumofed.common.config.experiment import ThresholdPolicyName
+from pneumofed.common.evaluation.metrics import ChosenThreshold, choose_threshold, metrics
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from tests.common.evaluation.draws import binary, of_scores
 
 POLICIES: tuple[ThresholdPolicyName, ...] = get_args(ThresholdPolicyName)

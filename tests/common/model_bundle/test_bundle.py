@@ -15,13 +15,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.errors import BundleError
-from common.keys import NodeKey, fingerprint, parse_private_key
-from common.model_bundle import sealing
-from common.model_bundle.archive import pack, unpack_bundle
-from common.model_bundle.bundle import open_bundle
-from common.model_bundle.manifest import FORMAT
-from common.model_bundle.sealing import MANIFEST, SIGNATURE_FILE, list_files, seal_bundle
+from pneumofed.common.errors import BundleError
+from pneumofed.common.model_bundle import sealing
+from pneumofed.common.model_bundle.bundle import load_bundle, pack, unpack_bundle
+from pneumofed.common.model_bundle.manifest import FORMAT
+from pneumofed.common.model_bundle.sealing import MANIFEST, SIGNATURE_FILE, list_files, seal_bundle
+from pneumofed.common.wire.keys import NodeKey, key_fingerprint, parse_private_key
 from tests.model_bundles import make_bundle, signing_key
 
 TRUSTED = [signing_key().public_key()]
@@ -38,9 +37,9 @@ def copy(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_an_untouched_bundle_opens_and_says_who_signed_it(folder: Path) -> None:
-    bundle = open_bundle(folder, TRUSTED)
-    assert bundle.signer == fingerprint(TRUSTED[0])
-    assert open_bundle(folder, None).digest == bundle.digest
+    bundle = load_bundle(folder, TRUSTED)
+    assert bundle.signer == key_fingerprint(TRUSTED[0])
+    assert load_bundle(folder, None).digest == bundle.digest
     assert bundle.load_reference().features.shape[0] == bundle.manifest.reference.images  # type: ignore[union-attr]
 
 
@@ -54,9 +53,9 @@ def test_any_changed_byte_is_refused(folder: Path, data: st.DataObject) -> None:
     try:
         path.write_bytes(content[:place] + flipped + content[place + 1 :])
         with pytest.raises(BundleError):
-            open_bundle(folder, TRUSTED)
+            load_bundle(folder, TRUSTED)
         with pytest.raises(BundleError):
-            open_bundle(folder, None)
+            load_bundle(folder, None)
     finally:
         path.write_bytes(content)
 
@@ -75,15 +74,15 @@ def test_every_byte_of_the_signature_file_counts(folder: Path) -> None:
 def test_an_extra_a_missing_and_a_shortened_file_are_refused(copy: Path) -> None:
     (copy / "extra.txt").write_text("")
     with pytest.raises(BundleError, match=r"extra\.txt"):
-        open_bundle(copy, TRUSTED)
+        load_bundle(copy, TRUSTED)
     (copy / "extra.txt").unlink()
     card = (copy / "card.md").read_bytes()
     (copy / "card.md").write_bytes(card[:-1])
     with pytest.raises(BundleError, match=r"card\.md was changed"):
-        open_bundle(copy, TRUSTED)
+        load_bundle(copy, TRUSTED)
     (copy / "card.md").unlink()
     with pytest.raises(BundleError, match=r"lacks 1 file.*card\.md"):
-        open_bundle(copy, TRUSTED)
+        load_bundle(copy, TRUSTED)
 
 
 def test_a_link_in_the_folder_is_refused(copy: Path, tmp_path: Path) -> None:
@@ -91,29 +90,29 @@ def test_a_link_in_the_folder_is_refused(copy: Path, tmp_path: Path) -> None:
     (copy / "card.md").unlink()
     (copy / "card.md").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(BundleError, match="link"):
-        open_bundle(copy, TRUSTED)
+        load_bundle(copy, TRUSTED)
 
 
 def test_a_stranger_is_refused_by_name_and_taken_where_all_are_trusted(copy: Path) -> None:
     stranger = parse_private_key(NodeKey.generate("stranger").private, "test")
-    seal_bundle(copy, open_bundle(copy, TRUSTED).manifest, stranger)
+    seal_bundle(copy, load_bundle(copy, TRUSTED).manifest, stranger)
     with pytest.raises(BundleError, match="does not trust") as refused:
-        open_bundle(copy, TRUSTED)
-    assert fingerprint(stranger.public_key()) in str(refused.value)
+        load_bundle(copy, TRUSTED)
+    assert key_fingerprint(stranger.public_key()) in str(refused.value)
     with pytest.raises(BundleError, match="does not trust"):
-        open_bundle(copy, [])
-    assert open_bundle(copy, None).signer == fingerprint(stranger.public_key())
+        load_bundle(copy, [])
+    assert load_bundle(copy, None).signer == key_fingerprint(stranger.public_key())
 
 
 def test_a_newer_format_asks_for_a_newer_program(copy: Path) -> None:
     values = json.loads((copy / SIGNATURE_FILE).read_text())
     (copy / SIGNATURE_FILE).write_text(json.dumps({**values, "format": FORMAT + 1}))
     with pytest.raises(BundleError, match="install a newer pneumofed"):
-        open_bundle(copy, TRUSTED)
+        load_bundle(copy, TRUSTED)
 
 
 def test_a_file_that_changes_after_opening_is_not_used(copy: Path) -> None:
-    bundle = open_bundle(copy, TRUSTED)
+    bundle = load_bundle(copy, TRUSTED)
     (copy / "model.onnx").write_bytes(b"something else")
     with pytest.raises(BundleError, match="changed after the bundle was opened"):
         bundle.read("model.onnx")
@@ -125,7 +124,7 @@ def test_archives_hold_the_same_bundle(folder: Path, tmp_path: Path) -> None:
     assert pack(folder, tmp_path / "again" / "bundle.zip").read_bytes() == zipped.read_bytes()
     with tarfile.open(tmp_path / "bundle.tar", "w") as tar:
         tar.add(folder, arcname="bundle")
-    digests = {open_bundle(path, TRUSTED).digest for path in (folder, zipped, tmp_path / "bundle.tar")}
+    digests = {load_bundle(path, TRUSTED).digest for path in (folder, zipped, tmp_path / "bundle.tar")}
     assert len(digests) == 1
 
 
@@ -138,7 +137,7 @@ def test_a_damaged_archive_is_refused_or_gives_the_very_same_bundle(folder: Path
     content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
     path.write_bytes(content)
     with contextlib.suppress(BundleError):
-        assert open_bundle(path, TRUSTED).digest == open_bundle(folder, TRUSTED).digest
+        assert load_bundle(path, TRUSTED).digest == load_bundle(folder, TRUSTED).digest
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "a/../../outside", "..\\outside", "C:outside"])
@@ -170,7 +169,7 @@ def test_links_in_archives_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.model_bundle.archive.MAX_BYTES", 10_000)
+    monkeypatch.setattr("pneumofed.common.model_bundle.bundle.MAX_BYTES", 10_000)
     archive, target = tmp_path / "bomb.zip", tmp_path / "target"
     target.mkdir()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
@@ -183,11 +182,11 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.zip").write_bytes(b"no archive at all")
     with pytest.raises(BundleError, match=r"no \.zip or \.tar"):
-        open_bundle(tmp_path / "text.zip", None)
+        load_bundle(tmp_path / "text.zip", None)
     with pytest.raises(BundleError, match="does not exist"):
-        open_bundle(tmp_path / "nowhere", None)
+        load_bundle(tmp_path / "nowhere", None)
     with pytest.raises(BundleError, match="no model bundle"):
-        open_bundle(tmp_path, None)
+        load_bundle(tmp_path, None)
 
 
 def test_compressed_tars_are_not_read(tmp_path: Path) -> None:
@@ -196,4 +195,4 @@ def test_compressed_tars_are_not_read(tmp_path: Path) -> None:
         tar.addfile(tarfile.TarInfo("empty"))
     (tmp_path / "bundle.tar").write_bytes(buffer.getvalue())
     with pytest.raises(BundleError):
-        open_bundle(tmp_path / "bundle.tar", None)
+        load_bundle(tmp_path / "bundle.tar", None)

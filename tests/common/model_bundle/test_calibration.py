@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from common.model_bundle.calibration import Calibration, fit_calibration, pneumonia_score
+from pneumofed.common.model_bundle.calibration import Calibration, fit_calibration, pneumonia_score
 
 
 def draw(n: int, slope: float, intercept: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

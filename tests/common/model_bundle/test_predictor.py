@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from common.image_types import Image
-from common.model_bundle.bundle import Bundle
-from common.model_bundle.judgement import Reason
-from common.model_bundle.predictor import Predictor, model_input
-from common.models import classifier_of
-from common.transforms import normalize
-from server.export.graph import run_torch
+from pneumofed.common.imaging.augment import normalize
+from pneumofed.common.imaging.types import Image
+from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.model_bundle.predictor import Predictor, model_input
+from pneumofed.common.model_bundle.suitability import Reason
+from pneumofed.common.models.build import classifier_of
+from pneumofed.server.export.graph import run_torch
 from tests.model_bundles import PREPROCESSING, open_test_bundle, phantom_images, small_network
 
 

@@ -13,16 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from common.errors import DataError
-from common.image_types import ImageInfo
-from common.images import fit_square
-from common.model_bundle.density import Packed, fit_density
-from common.model_bundle.header_rules import header_reasons
-from common.model_bundle.judgement import Reason
-from common.model_bundle.layout_statistics import LAYOUT_STATISTICS, statistics_of, thumbnail
-from common.model_bundle.suitability import Inputs, Suitability, check_suitability, fit_suitability
-from simulation.not_radiographs import PATTERNS, SPOILT, draw_pattern, spoil
-from simulation.phantom_patients import draw_patients, draw_picture
+from pneumofed.common.errors import DataError
+from pneumofed.common.imaging.images import fit_square
+from pneumofed.common.imaging.types import ImageInfo
+from pneumofed.common.model_bundle.image_statistics import LAYOUT_STATISTICS, Packed, fit_density, statistics_of, thumbnail
+from pneumofed.common.model_bundle.suitability import (
+    Inputs,
+    Reason,
+    Suitability,
+    check_suitability,
+    fit_suitability,
+    header_reasons,
+)
+from pneumofed.simulation.phantoms.other_images import PATTERNS, SPOILT, draw_pattern, spoil
+from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
 
 SIDE = 64
 GREY = ImageInfo(format="png", height_px=SIDE, width_px=SIDE, bits=8)
@@ -209,7 +213,7 @@ def test_layout_of_extreme_pictures_is_finite() -> None:
 
 
 def test_colour_is_measured(tmp_path: object) -> None:
-    from common.images import read_image
+    from pneumofed.common.imaging.images import read_image
 
     path = tmp_path / "picture.png"  # type: ignore[operator]
     ramp = np.tile(np.arange(100, dtype=np.uint8), (100, 1))

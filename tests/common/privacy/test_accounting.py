@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from client.privacy.plan import SitePlan
-from common.errors import ConfigError
-from common.privacy.accounting import NOISE_TOLERANCE, AccountantName, Mechanism, epsilon, noise_for
+from pneumofed.client.privacy.plan import SitePlan
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.privacy.accounting import NOISE_TOLERANCE, AccountantName, Mechanism, epsilon, noise_for
 from tests.tiny import tiny_experiment
 
 TOLERANCE, MESH = 0.01, 1.0e-3

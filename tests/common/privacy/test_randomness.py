@@ -10,10 +10,9 @@ import pytest
 import scipy.stats
 import torch
 
-from common.errors import ConfigError
-from common.privacy.randomness import RandomStream
-from common.privacy.secret import KEY_FILE, fingerprint, own_secret, round_key
-from tests.client.test_training import tiny_data
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.privacy.randomness import KEY_FILE, RandomStream, data_fingerprint, own_secret, round_key
+from tests.client.federation.test_training import tiny_data
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
 
@@ -64,7 +63,7 @@ def test_a_fingerprint_changes_with_any_image_label_or_patient() -> None:
         dataclasses.replace(data, digests=("0", "1", "2", "x")),
         data.subset([0, 1, 2]),
     ]
-    assert len({fingerprint(other) for other in (data, *changed)}) == 5
+    assert len({data_fingerprint(other) for other in (data, *changed)}) == 5
 
 
 def test_a_site_keeps_one_secret_that_others_cannot_read(tmp_path: Path) -> None:

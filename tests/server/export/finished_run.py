@@ -10,22 +10,22 @@ import PIL.Image
 import torch
 import yaml
 
-from common.config import ExperimentConfig
-from common.data.manifest import ImageRecord, Manifest, write_manifest
-from common.evaluation.bootstrap import Bootstrap, bootstrap
-from common.evaluation.predictions import Predictions
-from common.evaluation.statistics import FEDERATED_GRID, Statistics
-from common.evaluation.thresholds import choose_threshold
-from common.images import fit_square
-from common.layout import ArraysLayout
-from common.messages import ModelArrays
-from common.party_config import CoordinatorConfig
-from common.transforms import normalize, to_model_input
-from server.checkpoints import Checkpoint, write_checkpoint
-from server.judge import build_judge
-from server.records import Metrics, RoundRecord
-from server.run_folder import RunFolder
-from server.summary_records import RunSummary
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.data.manifest import ImageRecord, Manifest, write_manifest
+from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap
+from pneumofed.common.evaluation.metrics import choose_threshold
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
+from pneumofed.common.imaging.augment import normalize, to_model_input
+from pneumofed.common.imaging.images import fit_square
+from pneumofed.common.wire.messages import ModelArrays
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.central_evaluation import build_central_evaluator
+from pneumofed.server.runs.checkpoints import Checkpoint, write_checkpoint
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import Metrics, RoundRecord
+from pneumofed.server.runs.summary_records import RunSummary
 from tests.model_bundles import phantom_images, small_network
 from tests.tiny import tiny_experiment
 
@@ -38,7 +38,7 @@ def write_finished_run(path: Path, *, patients: int = 60) -> RunFolder:
     folder.write_config(experiment)
     (path / "environment.json").write_text(json.dumps({"git": {"commit": "c" * 40, "dirty": False}}))
     settings = _write_central(path, patients)
-    judge = build_judge(experiment, settings)
+    judge = build_central_evaluator(experiment, settings)
     network = small_network()
     validation = _validation(experiment)
     threshold = choose_threshold(validation, "youden")

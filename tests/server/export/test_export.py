@@ -14,20 +14,20 @@ from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
 
-from common.errors import BundleError, ConfigError
-from common.evaluation.predictions import Predictions
-from common.keys import fingerprint
-from common.model_bundle.bundle import Bundle, open_bundle
-from common.model_bundle.calibration import pneumonia_score
-from common.model_bundle.predictor import Predictor
-from common.models import classifier_of
-from server.export import export as module
-from server.export.export import ExportPlan, export_run, first_of_each
-from server.export.measures import calibrate, measure_validation
-from server.export.source import read_source
-from server.run_folder import RunFolder
-from server.summary_records import RunSummary
-from simulation.cli import app
+from pneumofed.cli.main import app
+from pneumofed.common.errors import BundleError, ConfigError
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
+from pneumofed.common.model_bundle.calibration import pneumonia_score
+from pneumofed.common.model_bundle.predictor import Predictor
+from pneumofed.common.models.build import classifier_of
+from pneumofed.common.wire.keys import key_fingerprint
+from pneumofed.server.export import export as module
+from pneumofed.server.export.export import ExportPlan, export_run, first_of_each
+from pneumofed.server.export.measures import calibrate, measure_validation
+from pneumofed.server.export.source import read_finished_run
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.summary_records import RunSummary
 from tests.model_bundles import signing_key, small_graph
 from tests.server.export.finished_run import write_finished_run
 from tests.tiny import there
@@ -49,7 +49,7 @@ def bundle(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "export_onnx", export_by_hand)
         export_run(ExportPlan(run.path, out, signing_key()))
-    return open_bundle(out, [signing_key().public_key()])
+    return load_bundle(out, [signing_key().public_key()])
 
 
 def test_the_bundle_decides_as_the_run_did(run: RunFolder, bundle: Bundle) -> None:
@@ -63,7 +63,7 @@ def test_the_bundle_decides_as_the_run_did(run: RunFolder, bundle: Bundle) -> No
 
 
 def test_folder_and_archive_are_one_bundle_and_no_picture_of_a_patient_is_in_it(bundle: Bundle) -> None:
-    assert open_bundle(bundle.folder.with_name("bundle.zip"), [signing_key().public_key()]).digest == bundle.digest
+    assert load_bundle(bundle.folder.with_name("bundle.zip"), [signing_key().public_key()]).digest == bundle.digest
     for name in bundle.manifest.files:
         content = bundle.read(name)
         assert b"patient-1" not in content and b"central" not in content, name
@@ -92,9 +92,9 @@ def test_the_calibration_is_that_of_the_validation_statistics(run: RunFolder, bu
 
 def test_a_fedbn_network_is_not_calibrated_on_what_other_networks_said(run: RunFolder, tmp_path: Path) -> None:
     folder = RunFolder(Path(shutil.copytree(run.path, tmp_path / "run")))
-    experiment = read_source(run.path).experiment
+    experiment = read_finished_run(run.path).experiment
     folder.write_config(experiment.model_copy(update={"strategy": experiment.strategy.model_copy(update={"name": "fedbn"})}))
-    source = read_source(folder.path)
+    source = read_finished_run(folder.path)
     fit = calibrate(source, "temperature")
     assert (fit.method, fit.slope, fit.intercept) == ("none", 1.0, 0.0)
     assert "FedBN" in fit.fitted_on
@@ -172,16 +172,16 @@ def test_the_command_makes_a_key_tells_its_fingerprint_and_takes_other_reference
     arguments = ["export", str(run.path), "--out", str(tmp_path / "b"), "--reference", str(run.path.parent / "central"), "--json"]
     done = CliRunner().invoke(app, [*arguments, "--calibration", "none"], catch_exceptions=False)
     told = json.loads(done.stdout)
-    found = open_bundle(Path(told["archive"]), None)
+    found = load_bundle(Path(told["archive"]), None)
     assert told["signed_by"] == found.signer
     assert found.manifest.calibration.method == "none" and found.manifest.reference is not None
     assert found.manifest.reference.sets == ("reference",) and found.manifest.reference.images == 60
     assert "not calibrated" in found.read("card.md").decode()
-    assert fingerprint(signing_key().public_key()) != found.signer
+    assert key_fingerprint(signing_key().public_key()) != found.signer
 
 
 def _central_squares(run: RunFolder) -> np.ndarray:
-    from server.export.pictures import load_central
+    from pneumofed.server.export.measures import load_central
 
-    (part,) = load_central(read_source(run.path))
+    (part,) = load_central(read_finished_run(run.path))
     return part.inputs(np.arange(len(part)))

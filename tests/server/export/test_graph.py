@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import ModelConfig
-from common.config_types import ModelName, TaskName
-from common.errors import BundleError
-from common.model_bundle.predictor import open_session
-from common.models import build_model, classifier_of
-from server.export.graph import ExportedNetwork, export_onnx, quantize_onnx, run_torch
+from pneumofed.common.config.experiment import ModelConfig, ModelName, TaskName
+from pneumofed.common.errors import BundleError
+from pneumofed.common.model_bundle.predictor import open_session
+from pneumofed.common.models.build import build_model, classifier_of
+from pneumofed.server.export.graph import ExportedNetwork, export_onnx, quantize_onnx, run_torch
 
 NAMES = get_args(ModelName)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from common.model_bundle.bundle import open_bundle
-from common.model_bundle.sealing import seal_bundle
-from server.export.layouts import write_monai
+from pneumofed.common.model_bundle.bundle import load_bundle
+from pneumofed.common.model_bundle.sealing import seal_bundle
+from pneumofed.server.export.measures import write_monai
 from tests.model_bundles import make_bundle, signing_key
 
 
@@ -18,7 +18,7 @@ def test_monai_finds_inputs_and_outputs_as_the_metadata_says(tmp_path: Path, mon
     from monai.bundle import verify_net_in_out
 
     folder = make_bundle(tmp_path / "bundle")
-    manifest = open_bundle(folder, None).manifest
+    manifest = load_bundle(folder, None).manifest
     write_monai(folder, manifest)
     seal_bundle(folder, manifest, signing_key())
     monkeypatch.chdir(folder)
@@ -29,7 +29,7 @@ def test_monai_finds_inputs_and_outputs_as_the_metadata_says(tmp_path: Path, mon
 
 def test_metadata_names_classes_and_shapes(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "bundle")
-    write_monai(folder, open_bundle(folder, None).manifest)
+    write_monai(folder, load_bundle(folder, None).manifest)
     told = json.loads((folder / "metadata.json").read_text())
     assert told["network_data_format"]["inputs"]["image"]["spatial_shape"] == [32, 32]
     assert told["network_data_format"]["outputs"]["pred"]["channel_def"] == {"0": "normal", "1": "pneumonia"}

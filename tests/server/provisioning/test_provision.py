@@ -22,15 +22,22 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from typer import Typer
 from typer.testing import CliRunner
 
-from common.config_reader import build_config, read_yaml
-from common.errors import ConfigError, SecureSumError
-from common.keys import NodeKey, fingerprint, parse_private_key, read_private_key, read_public_key, write_node_key
-from common.party_config import ConnectionConfig, SiteConfig, SitePolicy
-from common.secure_sum.roster import KeyRoster, authority_key, read_roster
-from server.provisioning.cli import provision as command
-from server.provisioning.provision import provision
-from server.provisioning.schema import FederationConfig, read_federation
-from server.settings import CoordinatorFolder
+from pneumofed.common.config.parties import ConnectionConfig, SiteConfig, SitePolicy
+from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.errors import ConfigError, SecureSumError
+from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory, authority_key, read_roster
+from pneumofed.common.wire.keys import (
+    NodeKey,
+    key_fingerprint,
+    parse_private_key,
+    read_private_key,
+    read_public_key,
+    write_node_key,
+)
+from pneumofed.server.cli.study import provision_command as command
+from pneumofed.server.operations.settings import CoordinatorFolder
+from pneumofed.server.provisioning.provision import provision
+from pneumofed.server.provisioning.schema import FederationConfig, read_federation
 from tests.server.federations import changed, federation
 
 SITES = [{"name": "alpha"}, {"name": "beta"}]
@@ -92,7 +99,7 @@ def test_a_second_run_touches_nothing(config: FederationConfig, out: Path) -> No
     assert snapshot(out) == before
 
 
-def roster_of(out: Path) -> KeyRoster:
+def roster_of(out: Path) -> KeyDirectory:
     """The coordinator's roster, as a site checks it."""
     ca = out / "alpha" / "keys" / "ca.crt"
     return read_roster((out / "coordinator" / "keys" / "roster.json").read_text(), authority_key(ca))
@@ -143,11 +150,11 @@ def test_revoking_a_site_touches_the_coordinator_alone(config: FederationConfig,
 
 
 def test_a_site_that_comes_back_gets_a_new_key(config: FederationConfig, out: Path) -> None:
-    old = fingerprint(read_public_key(out / "beta" / "keys" / "node.pub"))
+    old = key_fingerprint(read_public_key(out / "beta" / "keys" / "node.pub"))
     provision(changed(config, sites=[SITES[0], {"name": "beta", "revoked": True}]), out)
     provision(config, out)
     new = read_public_key(out / "beta" / "keys" / "node.pub")
-    assert fingerprint(new) != old
+    assert key_fingerprint(new) != old
     assert read_private_key(out / "beta" / "keys" / "node").public_key() == new
     assert read_public_key(out / "coordinator" / "sites" / "beta.pub") == new
 
@@ -325,7 +332,7 @@ class TestOwnKey:
     def test_a_key_made_here_before_leaves_the_kit(self, tmp_path: Path, public: Path) -> None:
         out = tmp_path / "kits"
         provision(federation(sites=SITES[:1]), out)
-        old = fingerprint(read_public_key(out / "coordinator" / "sites" / "alpha.pub"))
+        old = key_fingerprint(read_public_key(out / "coordinator" / "sites" / "alpha.pub"))
         provision(self.config(public), out)
         assert not (out / "alpha" / "keys" / "node").exists()
         assert old in (out / "ca" / "revoked").read_text()
@@ -378,7 +385,7 @@ class TestCommand:
 
     def test_each_key_is_shown_by_its_fingerprint(self, tmp_path: Path) -> None:
         shown = self.run(str(EXAMPLE), "--out", str(tmp_path))
-        assert fingerprint(read_public_key(tmp_path / "river-clinic" / "keys" / "node.pub")) in shown
+        assert key_fingerprint(read_public_key(tmp_path / "river-clinic" / "keys" / "node.pub")) in shown
 
 
 @pytest.mark.parametrize(
@@ -416,7 +423,7 @@ def test_a_public_key_is_looked_for_beside_the_federation_file(tmp_path: Path) -
 def test_fingerprints_are_those_of_ssh_keygen(tmp_path: Path) -> None:
     public = write_node_key(tmp_path, "alpha")
     shown = subprocess.run(["ssh-keygen", "-lf", str(public)], capture_output=True, text=True, check=True).stdout
-    assert fingerprint(read_public_key(public)) == shown.split()[1]
+    assert key_fingerprint(read_public_key(public)) == shown.split()[1]
 
 
 def test_a_node_key_is_never_overwritten(tmp_path: Path) -> None:

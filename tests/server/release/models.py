@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.config import ModelConfig
-from common.evaluation.comparison import Comparison, compare
-from common.model_bundle.bundle import Bundle, open_bundle
-from common.model_bundle.calibration import Calibration
-from common.model_bundle.manifest import WEIGHTS, BundleManifest, CardFacts, OperatingPoint, Provenance
-from common.model_bundle.sealing import seal_bundle
-from common.models import build_model
+from pneumofed.common.config.experiment import ModelConfig
+from pneumofed.common.evaluation.comparison import ModelComparison, compare_predictions
+from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
+from pneumofed.common.model_bundle.calibration import Calibration
+from pneumofed.common.model_bundle.manifest import WEIGHTS, BundleManifest, CardFacts, OperatingPoint, Provenance
+from pneumofed.common.model_bundle.sealing import seal_bundle
+from pneumofed.common.models.build import build_model
 from tests.common.evaluation.draws import of_scores
 from tests.model_bundles import PREPROCESSING, signing_key
 
@@ -47,10 +47,10 @@ def seal_network(
         card=CardFacts(sites=sites, training_images=0, training_patients=0, phantom=True, provenance=origin),
     )
     seal_bundle(folder, manifest, signing_key())
-    return open_bundle(folder, [signing_key().public_key()])
+    return load_bundle(folder, [signing_key().public_key()])
 
 
-def comparison(each: int = 600, *, worse: float = 0.0, seed: int = 0) -> Comparison:
+def comparison(each: int = 600, *, worse: float = 0.0, seed: int = 0) -> ModelComparison:
     """Two good models on `each` patients of each class; the new one's classes overlap more by `worse` standard deviations."""
     generator = np.random.default_rng(seed)
     labels = np.repeat([0, 1], each)
@@ -60,4 +60,4 @@ def comparison(each: int = 600, *, worse: float = 0.0, seed: int = 0) -> Compari
         for gap in (4.5, 4.5 - worse)
     ]
     old, new = (of_scores(values.tolist(), labels.tolist()) for values in scores)
-    return compare(old, new, (0.5, 0.5))
+    return compare_predictions(old, new, (0.5, 0.5))

@@ -8,17 +8,22 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from common.audit import AuditLog, read_entries
-from common.errors import ReleaseError
-from common.evaluation.comparison import Comparison, Margins
-from common.evaluation.noninferiority import Verdict
-from common.keys import NodeKey, PrivateKey, parse_private_key
-from common.model_bundle.bundle import Bundle
-from common.release.record import ReleaseRecord, mark_of, read_record, require_release
-from common.release.verdict import SiteVerdict, read_verdict, write_verdict
-from server.release.gate import Evidence, decide, first_release
-from server.release.page import summarise, write_page
-from server.release.release import publish, read_verdicts
+from pneumofed.common.audit.log import AuditLog, read_entries
+from pneumofed.common.errors import ReleaseError
+from pneumofed.common.evaluation.comparison import Margins, ModelComparison, NonInferiority
+from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.release import (
+    ReleaseRecord,
+    SiteVerdict,
+    mark_of,
+    read_record,
+    read_verdict,
+    require_release,
+    write_verdict,
+)
+from pneumofed.common.wire.keys import NodeKey, PrivateKey, parse_private_key
+from pneumofed.server.release.gate import Evidence, decide_release, first_release
+from pneumofed.server.release.release import publish, read_verdicts, summary_lines, write_release_page
 from tests.model_bundles import signing_key
 from tests.server.release.models import NOW, comparison, network, seal_network
 
@@ -33,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, Bundle]:
 
 
 def gate(models: tuple[Bundle, Bundle], evidence: Evidence) -> ReleaseRecord:
-    return decide(models, evidence, MARGINS, lambda: NOW)
+    return decide_release(models, evidence, MARGINS, lambda: NOW)
 
 
 def test_a_model_that_is_not_worse_anywhere_is_released(models: tuple[Bundle, Bundle]) -> None:
@@ -58,7 +63,7 @@ def test_too_few_cases_refuse_with_the_number_that_would_do(models: tuple[Bundle
     record = gate(models, Evidence(GOOD, {"small": comparison(each=12)}, ["small"], 1))
     assert record.decision == "refused"
     assert any("not enough data to tell" in reason and "would be needed" in reason for reason in record.reasons)
-    needed = [check.needed for check in record.places[-1].checks if check.verdict is Verdict.TOO_FEW]
+    needed = [check.needed for check in record.places[-1].checks if check.verdict is NonInferiority.TOO_FEW]
     assert needed and all(number is not None and min(number) > 12 for number in needed)
 
 
@@ -100,20 +105,20 @@ def test_a_changed_record_is_refused(models: tuple[Bundle, Bundle], tmp_path: Pa
 def test_the_first_model_is_released_and_says_that_it_was_compared_with_nothing(models: tuple[Bundle, Bundle]) -> None:
     record = first_release(models[1], MARGINS, NOW)
     assert record.released and record.old is None
-    assert "a first model" in write_page(record)
+    assert "a first model" in write_release_page(record)
 
 
 def test_the_page_says_decision_reasons_and_every_number(models: tuple[Bundle, Bundle]) -> None:
     record = gate(models, Evidence(GOOD, {"small": comparison(each=12)}, ["small"], 1))
-    page = write_page(record)
+    page = write_release_page(record)
     assert page.startswith("# Not released: new")
     assert all(reason in page for reason in record.reasons)
     assert page.count("| small |") == 3
     assert models[1].digest in page
-    assert "refused" in summarise(record)[0]
+    assert "refused" in summary_lines(record)[0]
 
 
-def verdict(models: tuple[Bundle, Bundle], site: str = "north", told: Comparison | None = None) -> SiteVerdict:
+def verdict(models: tuple[Bundle, Bundle], site: str = "north", told: ModelComparison | None = None) -> SiteVerdict:
     return SiteVerdict(site=site, time=NOW, old=models[0].digest, new=models[1].digest, comparison=told or comparison(each=20))
 
 
@@ -141,4 +146,4 @@ def test_impossible_numbers_are_refused() -> None:
     told = comparison(each=20).model_dump()
     for change in ({"sensitivity": {**told["sensitivity"], "gained": 999}}, {"auroc": {**told["auroc"], "covariance": 5.0}}):
         with pytest.raises(ValidationError):
-            Comparison.model_validate({**told, **change})
+            ModelComparison.model_validate({**told, **change})

@@ -13,20 +13,19 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from common.compute import build_compute
-from common.config_reader import merge
-from common.data.dataset import Dataset
-from common.errors import ConfigError
-from common.evaluation.bootstrap import Bootstrap
-from common.layout import ArraysLayout
-from simulation.attack_cli import attack
-from simulation.attacks.bench import Bench, Membership, build_bench
-from simulation.attacks.inversion_bench import Inversion
-from simulation.attacks.membership import draw_halves, judge_scores
-from simulation.attacks.report import Findings, as_json, render_page, write_findings
-from simulation.attacks.run import run_attacks
-from simulation.attacks.settings import AttackConfig, at_epsilon, attacked_experiment, read_attacks, read_epsilons
-from simulation.attacks.victims import Victim, margins_of, run_all, train_victim
+from pneumofed.cli.attack import attack
+from pneumofed.common.config.reader import merge
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.evaluation.bootstrap import Bootstrap
+from pneumofed.common.models.compute import build_compute
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.simulation.attacks.bench import Bench, Membership, build_bench
+from pneumofed.simulation.attacks.inversion_bench import Inversion
+from pneumofed.simulation.attacks.membership import draw_halves, judge_scores
+from pneumofed.simulation.attacks.report import AttackFindings, as_json, render_page, run_attacks, write_findings
+from pneumofed.simulation.attacks.settings import AttackConfig, at_epsilon, attacked_experiment, read_attacks, read_epsilons
+from pneumofed.simulation.attacks.victims import Victim, margins_of, run_all, train_victim
 
 SMALL: dict[str, Any] = {"patients": 20, "models": 4, "canaries": 10, "images": 2, "iterations": 3, "workers": 1}
 SHORT: dict[str, Any] = {"rounds": 1, "training": {"local_epochs": 1}, "evaluation": {"bootstrap_samples": 50}}
@@ -38,7 +37,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return build_bench(AttackConfig(**SMALL), attacked_experiment(None, SHORT), (math.inf, 3.0), out)
 
 
-def _findings() -> Findings:
+def _findings() -> AttackFindings:
     members = draw_halves(4, 20, 0)
     generator = np.random.default_rng(0)
     verdict = judge_scores(generator.random(members.shape), members, Bootstrap(resamples=20))
@@ -54,7 +53,7 @@ def _findings() -> Findings:
         "guesses": {"canaries": 10, "made": 4, "right": 3},
     }
     accuracy = {"members": 0.9, "others": 0.8}
-    return Findings([Membership(math.inf, None, {"loss": verdict, "lira": verdict}, accuracy)], [canary], images, rows)
+    return AttackFindings([Membership(math.inf, None, {"loss": verdict, "lira": verdict}, accuracy)], [canary], images, rows)
 
 
 def test_site_and_canaries_share_no_patient(bench: Bench) -> None:
@@ -70,7 +69,7 @@ def test_too_few_patients_are_refused(tmp_path: Path, bench: Bench) -> None:
 
 
 def _data_folder(bench: Bench, tmp_path: Path) -> Path:
-    from simulation.phantom import write_phantoms
+    from pneumofed.simulation.phantoms.phantom import write_phantoms
 
     write_phantoms(tmp_path / "phantoms", 30, 0, 64)
     return tmp_path / "phantoms"
@@ -171,7 +170,7 @@ def test_the_page_says_whose_images_it_shows_and_needs_no_other_file(bench: Benc
 
 
 def test_the_page_leaves_out_attacks_that_were_not_asked_for(bench: Bench) -> None:
-    page = render_page(bench, Findings())
+    page = render_page(bench, AttackFindings())
     assert "<img" not in page
     assert "What this does not prove" in page
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from common.data.dataset import Dataset
-from common.data.report import DataReport
-from common.errors import ConfigError
-from simulation.attacks.canaries import Guesses, audit, epsilon_lower_bound, guess, join, make_canaries, p_value, toss
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.data.report import DataReport
+from pneumofed.common.errors import ConfigError
+from pneumofed.simulation.attacks.canaries import Guesses, audit, epsilon_lower_bound, guess, join, make_canaries, p_value, toss
 
 
 def _data(patients: int, size_px: int = 32) -> Dataset:

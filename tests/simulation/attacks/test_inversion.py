@@ -8,18 +8,28 @@ import torch
 from scipy import stats
 from torch import nn
 
-from client.training import RoundPlan, build_setup, train_locally
-from common.compute import build_compute
-from common.config import LossConfig, ModelConfig
-from common.data.dataset import Dataset
-from common.data.report import DataReport
-from common.losses import build_loss
-from common.models import build_model
-from common.transforms import GREY_MEAN, GREY_STD, to_model_input
-from simulation.attacks.inversion import InversionSettings, Target, cosine_distance, infer_label, reconstruct, total_variation
-from simulation.attacks.inversion_bench import target_of
-from simulation.attacks.similarity import correlations, psnr, ranks
-from simulation.attacks.views import masked_view, private_view
+from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
+from pneumofed.common.config.experiment import LossConfig, ModelConfig
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.data.report import DataReport
+from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, to_model_input
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.compute import build_compute
+from pneumofed.common.models.losses import build_loss
+from pneumofed.simulation.attacks.inversion import (
+    InversionSettings,
+    Target,
+    correlations,
+    cosine_distance,
+    infer_label,
+    masked_view,
+    private_view,
+    psnr,
+    ranks,
+    reconstruct,
+    total_variation,
+)
+from pneumofed.simulation.attacks.inversion_bench import target_of
 from tests.tiny import tiny_experiment
 
 LOSS = build_loss(LossConfig(label_smoothing=0.0, logit_adjustment=False), [1, 1])

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from common.evaluation.bootstrap import Bootstrap
-from simulation.attacks.membership import (
+from pneumofed.common.evaluation.bootstrap import Bootstrap
+from pneumofed.simulation.attacks.membership import (
     auroc_by_patient,
     by_patient,
     clopper_pearson,
@@ -20,7 +20,7 @@ from simulation.attacks.membership import (
     loss_scores,
     true_positive_rate,
 )
-from simulation.attacks.victims import margins
+from pneumofed.simulation.attacks.victims import margins
 
 BOOTSTRAP = Bootstrap(resamples=300, seed=1)
 

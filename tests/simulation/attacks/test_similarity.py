@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.evaluation.ssim import K1, K2, ssim
-from simulation.attacks.similarity import correlations, match, psnr, ranks
+from pneumofed.common.evaluation.ssim import K1, K2, ssim
+from pneumofed.simulation.attacks.inversion import correlations, match, psnr, ranks
 
 GENERATOR = np.random.default_rng(0)
 IMAGES = GENERATOR.random((6, 16, 16))

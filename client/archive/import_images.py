@@ -1,0 +1,219 @@
+"""The way of images from the archive into the site folder: listed, labelled, fetched, de-identified, stored, each once.
+
+Where de-identified images lie in the site folder, and which of them are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from pydicom.dataset import Dataset
+
+from pneumofed.client.archive.deidentify import deidentify, encode_file, is_burnt_in
+from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, list_instances
+from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
+from pneumofed.common.data.pseudonyms import Pseudonyms
+from pneumofed.common.data.report import DataReport, DataWarning
+from pneumofed.common.data.sources.dicom import Labels, find_label, record_of
+from pneumofed.common.data.sources.table import collect, is_frontal
+from pneumofed.common.errors import ArchiveError, DataError, ImageError, PneumofedError, SkipReason
+from pneumofed.common.files import StateFile, atomic_write, to_json
+from pneumofed.common.imaging.dicom_header import read_header
+from pneumofed.common.imaging.dicom_tags import quiet_warnings, text_of
+
+logger = logging.getLogger(__name__)
+
+Outcome = ImageRecord | SkipReason
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What came of an import. `stopped` is why it ended early; what had arrived until then is in `manifest` all the same."""
+
+    manifest: Manifest
+    report: DataReport
+    stopped: PneumofedError | None = None
+
+
+def import_images(
+    archive: Archive,
+    query: ArchiveQuery,
+    labels: Labels,
+    store: ImageStore,
+    on_progress: Callable[[int, int], None] = lambda done, found: None,
+) -> Arrival:
+    """The labelled images that `query` finds, as they lie in `store` in the end; those that are there already are not fetched.
+
+    An image without a label stays in the archive. A bad image is left out and counted. When the archive or the disk fails for
+    good, the images that arrived before are given back with the error.
+    """
+    query = query.with_keys_of(labels)
+    outcomes: dict[Instance, Outcome] = {}
+    stopped: PneumofedError | None = None
+    try:
+        with quiet_warnings():
+            instances = list(islice(list_instances(archive, query), query.limit))
+            for instance in instances:
+                outcomes[instance] = _take(archive, instance, find_label(instance.keys(), labels), store)
+                on_progress(len(outcomes), len(instances))
+    except (ArchiveError, DataError) as error:
+        stopped = error
+    finally:
+        store.save_refused()
+    manifest, report = collect(outcomes.values())
+    if stopped is None and query.limit is None:
+        report.warnings[DataWarning.NOT_IN_ARCHIVE] = _count_unknown(labels, outcomes)
+    return Arrival(manifest, report, stopped)
+
+
+def _count_unknown(labels: Labels, instances: Iterable[Instance]) -> int:
+    """Examinations in the label table of which the archive listed no image."""
+    found = {key for instance in instances for keys in instance.keys().values() for key in keys}
+    return sum(key not in found for kind in ("study_uid", "accession") for key in labels.get(kind, ()))
+
+
+def _take(archive: Archive, instance: Instance, label: str, store: ImageStore) -> Outcome:
+    """The record of one image, fetched if need be, or why there is none."""
+    if label not in LABELS:
+        return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
+    try:
+        if not store.path(instance).exists():
+            earlier = store.reason_against(instance)
+            if earlier is not None:
+                return earlier
+            store.write(instance, prepare_import(archive.fetch(instance), instance.sop_uid, store.pseudonyms, store.rules))
+        return _record(store.path(instance), label)
+    except ImageError as error:
+        store.refuse(instance, error.reason)
+        logger.info("image %s left out: %s", store.name(instance), error)
+        return error.reason
+
+
+def prepare_import(original: Dataset, sop_uid: str, pseudonyms: Pseudonyms, rules: Rules) -> bytes:
+    """The de-identified file of an image that came from the archive when `sop_uid` was asked for.
+
+    Raises:
+        ImageError: it cannot be used, or the site's rules leave it out.
+    """
+    try:
+        with quiet_warnings():
+            _check_wanted(original, sop_uid, rules)
+            return encode_file(deidentify(original, pseudonyms))
+    except ImageError:
+        raise
+    except MemoryError:
+        raise ImageError(SkipReason.TOO_LARGE) from None
+    except Exception as error:  # hostile bytes make pydicom and the decoders raise nearly any class
+        raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
+
+
+def _check_wanted(original: Dataset, sop_uid: str, rules: Rules) -> None:
+    """Raises ImageError unless `original` is the image that was asked for and the site's rules keep it."""
+    if text_of(original, "SOPInstanceUID") != sop_uid:
+        raise ImageError(SkipReason.NOT_DELIVERED, "another image came")
+    if is_burnt_in(original) and not rules.keep_burnt_in:
+        raise ImageError(SkipReason.BURNT_IN)
+    if rules.frontal_only and not is_frontal(text_of(original, "ViewPosition")):
+        raise ImageError(SkipReason.NOT_FRONTAL)
+
+
+def _record(path: Path, label: str) -> ImageRecord:
+    return record_of(path, read_header(path), label)
+
+
+_PASSING = frozenset({SkipReason.NOT_DELIVERED, SkipReason.MISSING, SkipReason.UNREADABLE})
+"""Not the image's fault, so it is asked for again the next time."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which of the labelled images are kept."""
+
+    frontal_only: bool = True
+    keep_burnt_in: bool = False
+
+    def overrules(self, reason: SkipReason) -> bool:
+        """Whether an image that was left out for `reason` earlier would be kept now."""
+        return (reason is SkipReason.BURNT_IN and self.keep_burnt_in) or (
+            reason is SkipReason.NOT_FRONTAL and not self.frontal_only
+        )
+
+
+@dataclass
+class ImageStore:
+    """De-identified images in a folder of the site, each named after the pseudonym of its SOP Instance UID.
+
+    The name is the state: an image whose file is there has arrived. Those that cannot be used are remembered in `refused.json` by
+    the same pseudonyms, so that they are not fetched again.
+    """
+
+    folder: Path
+    pseudonyms: Pseudonyms
+    rules: Rules = field(default_factory=Rules)
+    refused: dict[str, SkipReason] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Makes the folder.
+
+        Raises:
+            DataError: it cannot be made.
+        """
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be made: {error.strerror}; check its owner and permissions") from None
+        self.refused = _refused_file(self.folder).read()
+
+    def name(self, instance: Instance) -> str:
+        """The pseudonym of an image."""
+        return self.pseudonyms.uid(instance.sop_uid)
+
+    def path(self, instance: Instance) -> Path:
+        """Where the image is, or would be."""
+        return self.folder / f"{self.name(instance)}.dcm"
+
+    def reason_against(self, instance: Instance) -> SkipReason | None:
+        """Why an earlier import left the image out, unless the rules have changed since."""
+        reason = self.refused.get(self.name(instance))
+        return None if reason is None or self.rules.overrules(reason) else reason
+
+    def refuse(self, instance: Instance, reason: SkipReason) -> None:
+        """Remembers that the image cannot be used, if that will not pass."""
+        if reason not in _PASSING:
+            self.refused[self.name(instance)] = reason
+
+    def write(self, instance: Instance, data: bytes) -> None:
+        """Stores a de-identified file, whole or not at all.
+
+        Raises:
+            DataError: the folder cannot be written or the disk is full.
+        """
+        try:
+            with atomic_write(self.path(instance)) as file:
+                file.write(data)
+        except OSError as error:
+            raise DataError(f"{self.folder} cannot be written: {error.strerror}; free some space and run this again") from None
+        self.refused.pop(self.name(instance), None)
+
+    def save_refused(self) -> None:
+        """Writes down which images cannot be used. Where that fails they are fetched once more the next time, no harm done."""
+        try:
+            _refused_file(self.folder).write(self.refused)
+        except OSError as error:
+            logger.warning("the list of refused images cannot be written: %s", error.strerror)
+
+
+def _refused_file(folder: Path) -> StateFile[dict[str, SkipReason]]:
+    return StateFile(
+        folder / "refused.json",
+        kind="the list of refused images",
+        parse=lambda content: {str(name): SkipReason[reason] for name, reason in json.loads(content).items()},
+        missing={},
+        remedy="they are fetched again",
+        dump=lambda refused: to_json({name: reason.name for name, reason in refused.items()}),
+    )

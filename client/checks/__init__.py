@@ -1,1 +1,0 @@
-"""The checks of `pneumofed site preflight`, one module a kind."""

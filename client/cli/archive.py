@@ -1,0 +1,172 @@
+"""`pneumofed site data add` for images in the hospital's archive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from pneumofed.client.cli.options import AllViews, Json, LabelTable, Site, exit_codes, finish
+from pneumofed.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pneumofed.client.archive.query import Archive, ArchiveQuery
+
+
+archive_sources = typer.Typer()
+
+Modality = Annotated[list[str] | None, typer.Option("--modality", help="May stand more than once.  [default: CR, DX]")]
+BodyPart = Annotated[str | None, typer.Option(help="Body Part Examined, e.g. CHEST.")]
+FirstDate = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day of the examinations.")]
+LastDate = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day of the examinations.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="At most so many images, for a first try.")]
+KeepBurntIn = Annotated[
+    bool, typer.Option("--keep-burnt-in", help="Keep images that are likely to have writing in their pixels.")
+]
+Timeout = Annotated[float, typer.Option(min=1.0, help="Seconds to wait for an answer of the archive.")]
+Attempts = Annotated[int, typer.Option(min=1, help="How often to ask again when the archive or the network stumbles.")]
+Authority = Annotated[Path | None, typer.Option("--ca", help="Certificate authority of the archive (PEM).")]
+Password = Annotated[str | None, typer.Option(envvar="PNEUMOFED_ARCHIVE_PASSWORD", hidden=True)]
+Token = Annotated[str | None, typer.Option(envvar="PNEUMOFED_ARCHIVE_TOKEN", hidden=True)]
+
+
+@archive_sources.command("dicomweb")
+def add_dicomweb(
+    url: Annotated[str, typer.Argument(help="Address of the DICOMweb service, e.g. https://pacs.example/dicom-web")],
+    labels: LabelTable,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            help="Account; its password comes from the environment: PNEUMOFED_ARCHIVE_PASSWORD, or a token: PNEUMOFED_ARCHIVE_TOKEN."
+        ),
+    ] = None,
+    ca: Authority = None,
+    modality: Modality = None,
+    body_part: BodyPart = None,
+    first: FirstDate = None,
+    last: LastDate = None,
+    limit: Limit = None,
+    all_views: AllViews = False,
+    keep_burnt_in: KeepBurntIn = False,
+    timeout: Timeout = 30.0,
+    attempts: Attempts = 4,
+    password: Password = None,
+    token: Token = None,
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """Labelled images from the archive over DICOMweb, de-identified on arrival."""
+    with exit_codes(as_json):
+        from pneumofed.client.archive.dicomweb import DicomWebArchive, WebAddress
+        from pneumofed.client.archive.query import Patience
+
+        _require_file(ca, "--ca")
+        address = WebAddress(url, user, password, token, str(ca) if ca else None)
+        archive = DicomWebArchive(address, Patience(timeout, attempts))
+        query = _query(modality, body_part, first, last, limit)
+        _import(site, archive, labels, query, {"frontal_only": not all_views, "keep_burnt_in": keep_burnt_in}, as_json)
+
+
+@archive_sources.command("dimse")
+def add_dimse(
+    address: Annotated[str, typer.Argument(help="HOST:PORT of the archive.")],
+    labels: LabelTable,
+    called_ae_title: Annotated[str, typer.Option(help="The archive's AE title.")],
+    ae_title: Annotated[str, typer.Option(help="This site's AE title, as the archive knows it.")] = "PNEUMOFED",
+    retrieve: Annotated[Literal["get", "move"], typer.Option(help="C-GET, or C-MOVE to --listen.")] = "get",
+    listen: Annotated[str, typer.Option(help="For C-MOVE: HOST:PORT where the archive sends images to.")] = "0.0.0.0:11112",
+    tls: Annotated[bool, typer.Option("--tls", help="Encrypted connection.")] = False,
+    ca: Authority = None,
+    modality: Modality = None,
+    body_part: BodyPart = None,
+    first: FirstDate = None,
+    last: LastDate = None,
+    limit: Limit = None,
+    all_views: AllViews = False,
+    keep_burnt_in: KeepBurntIn = False,
+    timeout: Timeout = 30.0,
+    attempts: Attempts = 4,
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """Labelled images from the archive over the classic DICOM protocol, de-identified on arrival."""
+    with exit_codes(as_json):
+        from pneumofed.client.archive.dimse import DimseAddress, DimseArchive
+        from pneumofed.client.archive.query import Patience
+
+        _require_file(ca, "--ca")
+        host, port = _split_address(address)
+        listen_host, listen_port = _split_address(listen)
+        place = DimseAddress(
+            host,
+            port,
+            called_ae_title,
+            ae_title,
+            retrieve,
+            listen_host,
+            listen_port,
+            tls or ca is not None,
+            str(ca) if ca else None,
+        )
+        archive = DimseArchive(place, Patience(timeout, attempts))
+        query = _query(modality, body_part, first, last, limit)
+        _import(site, archive, labels, query, {"frontal_only": not all_views, "keep_burnt_in": keep_burnt_in}, as_json)
+
+
+def _import(site: Path, archive: Archive, table: Path, query: ArchiveQuery, rules: Mapping[str, bool], as_json: bool) -> None:
+    from pneumofed.client.archive.import_images import ImageStore, Rules, import_images
+    from pneumofed.client.federation.site_data import site_log
+    from pneumofed.client.site.folder import SiteFolder
+    from pneumofed.common.data.pseudonyms import load_pseudonyms
+    from pneumofed.common.data.sources.dicom import read_labels
+
+    opened = SiteFolder.open(site)
+    store = ImageStore(opened.images, load_pseudonyms(opened.data), Rules(**rules))
+    try:
+        with site_log(opened.config), _progress(as_json) as show:
+            arrival = import_images(archive, query, read_labels(table), store, show)
+    finally:
+        archive.close()
+    finish(opened, arrival.manifest, arrival.report, as_json, arrival.stopped)
+
+
+@contextmanager
+def _progress(as_json: bool) -> Iterator[Any]:
+    """A function of (done, found) that shows how far an import is."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
+        task = progress.add_task("images", total=None)
+        yield lambda done, found: progress.update(task, completed=done, total=found)
+
+
+def _query(
+    modality: list[str] | None, body_part: str | None, first: datetime | None, last: datetime | None, limit: int | None
+) -> ArchiveQuery:
+    from pneumofed.client.archive.query import ArchiveQuery
+
+    query = ArchiveQuery(
+        body_part=body_part,
+        first_date=first.date() if first else None,
+        last_date=last.date() if last else None,
+        limit=limit,
+    )
+    return query.model_copy(update={"modalities": tuple(name.strip().upper() for name in modality)}) if modality else query
+
+
+def _split_address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise ConfigError(f"'{text}': expected HOST:PORT, e.g. pacs.hospital.example:104")
+    return host.strip("[]"), int(port)
+
+
+def _require_file(path: Path | None, option: str) -> None:
+    if path is not None and not path.is_file():
+        raise ConfigError(f"{option} {path}: no such file")

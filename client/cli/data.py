@@ -1,0 +1,238 @@
+"""`pneumofed site data add` for images that the site has as files.
+
+`pneumofed site data`: a hospital's images, from folders, tables and the archive, into its manifest, and their check.
+
+`pneumofed site compare`. Nothing heavy is imported before the command runs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from pneumofed.client.cli import archive
+from pneumofed.client.cli.options import AllViews, Json, LabelTable, Site, exit_codes, finish, show_report
+from pneumofed.common.config.experiment import TaskName
+from pneumofed.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pneumofed.common.data.manifest import Manifest
+    from pneumofed.common.data.report import DataReport
+
+
+file_sources = typer.Typer()
+
+Uncertain = Annotated[Literal["ignore", "positive", "negative"], typer.Option(help="What a label marked uncertain counts as.")]
+
+
+@file_sources.command("kaggle")
+def add_kaggle(
+    folder: Annotated[Path, typer.Argument(help="Holds train/NORMAL, train/PNEUMONIA, ...")],
+    split: Annotated[list[str] | None, typer.Option(help="May stand more than once.  [default: train, val]")] = None,
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """The Kaggle pediatric set."""
+    with exit_codes(as_json):
+        from pneumofed.common.data.sources.public_sets import read_kaggle
+
+        _add(site, *read_kaggle(folder, split or ("train", "val")), as_json=as_json, pseudonymous=False)
+
+
+@file_sources.command("table")
+def add_table(
+    file: Annotated[Path, typer.Argument(help="CSV with a row an image.")],
+    images: Annotated[Path | None, typer.Option(help="What paths are relative to.  [default: the table's folder]")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="NAME=COLUMN for path, patient, label, view, sex, age, manufacturer.")
+    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="TABLE'S WORD=LABEL, e.g. lobar=bacterial.")] = None,
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """Any CSV table of images."""
+    with exit_codes(as_json):
+        from pneumofed.common.data.sources.table import read_csv
+
+        found = read_csv(file, images, _pairs(column, "--column"), _pairs(label, "--label"))
+        _add(site, *found, as_json=as_json, pseudonymous=True)
+
+
+@file_sources.command("dicom")
+def add_dicom(
+    folder: Annotated[Path, typer.Argument(help="Searched with all folders below it.")],
+    labels: LabelTable,
+    all_views: AllViews = False,
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """A folder of DICOM files. They stay where they are, as they are."""
+    with exit_codes(as_json):
+        from pneumofed.common.data.sources.dicom import read_dicom_folder
+
+        _add(site, *read_dicom_folder(folder, labels, frontal_only=not all_views), as_json=as_json, pseudonymous=True)
+
+
+@file_sources.command("nih")
+def add_nih(
+    file: Annotated[Path, typer.Argument(help="Data_Entry_2017.csv")],
+    images: Annotated[Path, typer.Argument(help="Searched with all folders below it.")],
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """NIH ChestX-ray14."""
+    with exit_codes(as_json):
+        from pneumofed.common.data.sources.public_sets import read_nih
+
+        _add(site, *read_nih(file, images), as_json=as_json, pseudonymous=False)
+
+
+@file_sources.command("chexpert")
+def add_chexpert(
+    file: Annotated[Path, typer.Argument(help="train.csv or valid.csv")],
+    images: Annotated[Path, typer.Argument(help="The folder that holds train and valid, or the one above it.")],
+    uncertain: Uncertain = "ignore",
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """CheXpert."""
+    with exit_codes(as_json):
+        from pneumofed.common.data.sources.public_sets import read_chexpert
+
+        _add(site, *read_chexpert(file, images, uncertain), as_json=as_json, pseudonymous=False)
+
+
+@file_sources.command("padchest")
+def add_padchest(
+    file: Annotated[Path, typer.Argument(help="The set's CSV table.")],
+    images: Annotated[Path, typer.Argument(help="Searched with all folders below it.")],
+    uncertain: Uncertain = "ignore",
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """PadChest."""
+    with exit_codes(as_json):
+        from pneumofed.common.data.sources.public_sets import read_padchest
+
+        _add(site, *read_padchest(file, images, uncertain), as_json=as_json, pseudonymous=False)
+
+
+def _add(site: Path, manifest: Manifest, report: DataReport, *, as_json: bool, pseudonymous: bool) -> None:
+    from pneumofed.client.data.manifest_update import with_pseudonyms
+    from pneumofed.client.site.folder import SiteFolder
+
+    opened = SiteFolder.open(site)
+    finish(opened, with_pseudonyms(opened, manifest) if pseudonymous else manifest, report, as_json)
+
+
+def _pairs(options: list[str] | None, name: str) -> dict[str, str]:
+    for option in options or ():
+        if "=" not in option:
+            raise ConfigError(f"{name} {option}: expected NAME=VALUE")
+    return dict(option.split("=", 1) for option in options or ())
+
+
+app = typer.Typer(no_args_is_help=True, help="The site's images: add them to its manifest, remove them, and check them.")
+add = typer.Typer(
+    no_args_is_help=True, help="Add images to the site's manifest. Images that are there already are not added twice."
+)
+add.add_typer(file_sources)
+add.add_typer(archive.archive_sources)
+app.add_typer(add, name="add")
+
+
+@app.command("check")
+def data_check(
+    task: Annotated[TaskName, typer.Option(help="Decides which labels have a class.")] = "binary",
+    size: Annotated[int, typer.Option(min=32, max=1024, help="Side in pixels, as the run will have it.")] = 128,
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 1,
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """Read and decode every image of the manifest as training would, and say what cannot be used and why."""
+    with exit_codes(as_json):
+        from pneumofed.client.site.folder import SiteFolder
+        from pneumofed.common.config.experiment import ImageConfig
+        from pneumofed.common.data.dataset import SKIPPED, load_dataset
+        from pneumofed.common.data.manifest import read_manifest
+
+        opened = SiteFolder.open(site)
+        cache = Path(opened.config.work_dir) / "cache"
+        dataset = load_dataset(read_manifest(opened.manifest), task, ImageConfig(size_px=size), cache, workers=workers)
+        show_report(dataset.report.public(), as_json)
+        if dataset.report.skipped and not as_json:
+            typer.echo(f"which ones: {cache / SKIPPED}")
+
+
+@app.command("remove")
+def data_remove(
+    patients: Annotated[
+        Path, typer.Option("--patients", help="File with a patient number (the hospital's own) a line; - is the standard input.")
+    ],
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """Take out patients who have withdrawn: rows, copies and decoded images. They are not added again."""
+    with exit_codes(as_json):
+        from pneumofed.client.data.withdrawal import remove_patients
+        from pneumofed.client.site.folder import SiteFolder
+
+        removal = remove_patients(SiteFolder.open(site), _lines(patients)).describe()
+        if as_json:
+            typer.echo(json.dumps(removal, indent=1))
+            return
+        typer.echo(f"{removal['patients']} patients removed: {removal['rows']} rows, {removal['files']} copies of images")
+        typer.echo(f"manifest: {removal['total']} images are left. Models that were trained before still hold what they learnt.")
+
+
+def _lines(file: Path) -> list[str]:
+    """Patient numbers are no arguments: these would stay in the shell's history and show in the list of processes."""
+    try:
+        return sys.stdin.read().splitlines() if file == Path("-") else file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise ConfigError("--patients: the file cannot be read as text; give one patient number a line") from None
+
+
+def compare(
+    old: Annotated[Path, typer.Argument(help="Bundle of the model that was released last.")],
+    new: Annotated[Path, typer.Argument(help="Bundle of the new model.")],
+    out: Annotated[Path | None, typer.Option(help="The signed verdict for the coordinator.  [default: verdict-NEW.json]")] = None,
+    trusted: Annotated[
+        list[Path] | None,
+        typer.Option("--trusted", help="Public key of the coordinator; other bundles are refused.  [default: any]"),
+    ] = None,
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """Judge two models on the site's own validation patients, and sign the numbers for the coordinator. No image leaves."""
+    with exit_codes(as_json):
+        from pneumofed.client.data.compare import compare_at_site, default_output
+        from pneumofed.client.site.folder import SiteFolder
+        from pneumofed.common.audit.log import COMPARED
+        from pneumofed.common.model_bundle.bundle import load_bundle
+        from pneumofed.common.release import write_verdict
+        from pneumofed.common.wire.keys import read_private_key, read_public_key
+
+        folder = SiteFolder.open(site)
+        key = read_private_key(Path(folder.connection.key))
+        keys = [read_public_key(file) for file in trusted or ()] or None
+        models = load_bundle(old, keys), load_bundle(new, keys)
+        verdict = compare_at_site(folder.config, *models)
+        folder.audit.record(COMPARED, old=verdict.old, new=verdict.new, images=verdict.comparison.images)
+        file = out or default_output(new)
+        write_verdict(file, verdict, key)
+        if as_json:
+            typer.echo(json.dumps(verdict.model_dump(mode="json"), indent=1))
+            return
+        for name, bundle in zip(("old", "new"), models, strict=True):
+            typer.echo(f"{name} model: {bundle.manifest.name}, signed by {bundle.signer}")
+        patients, areas = verdict.comparison.patients, verdict.comparison.auroc
+        shown = [f"{value:.3f}" if value is not None else "unknown" for value in (areas.old, areas.new)]
+        typer.echo(
+            f"validation: {patients[0]} patients with pneumonia, {patients[1]} without; AUROC {shown[0]} before, {shown[1]} now"
+        )
+        typer.echo(f"for the coordinator: {file}; it holds these numbers, their variances and counts, and no image")

@@ -1,0 +1,173 @@
+"""`pneumofed site`: what a hospital's engineer types. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pneumofed.client.cli.data import compare
+
+app = typer.Typer(no_args_is_help=True, help="Take part in a federation as a hospital.")
+console = Console(highlight=False, soft_wrap=True)
+
+NOT_RUNNING = 3
+"""Exit code of `status` where no SuperNode runs, as the init scripts of Linux have it (LSB 5, status)."""
+
+Site = Annotated[Path, typer.Option("--site", "-C", help="The site folder.")]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+
+if find_spec("pneumofed.client.cli.data"):
+    app.add_typer(import_module("pneumofed.client.cli.data").app, name="data")
+app.command("compare")(compare)
+
+
+@app.command("init")
+def site_init(
+    folder: Annotated[Path, typer.Argument(help="The site folder; made if missing.")] = Path(),
+    kit: Annotated[Path | None, typer.Option(help="The kit from the coordinator: an archive or a folder.")] = None,
+    name: Annotated[str | None, typer.Option(help="Without a kit: this site's name.")] = None,
+    coordinator: Annotated[str | None, typer.Option(help="Without a kit: HOST:PORT of the coordinator.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Without a kit: the federation's certificate authority (PEM).")] = None,
+) -> None:
+    """Make a site folder from the coordinator's kit, or by hand with a key that never leaves it."""
+    from pneumofed.client.site.init import init_by_hand, init_from_kit
+    from pneumofed.common.errors import ConfigError
+
+    if kit is not None and (name or coordinator or ca):
+        raise ConfigError("give either --kit, or --name and --coordinator (and --ca)")
+    if kit is not None:
+        kept = init_from_kit(folder, kit)
+        _say(f"site folder: {folder}")
+        if kept:
+            _say(f"left as they were: {', '.join(kept)}")
+        _say("read policy.yaml, then: pneumofed site data add, pneumofed site preflight, pneumofed site start")
+        return
+    if not (name and coordinator):
+        raise ConfigError("give --kit FILE, or --name NAME --coordinator HOST:PORT [--ca FILE]")
+    _tell_of_key(init_by_hand(folder, name, coordinator, ca), name, has_ca=ca is not None)
+
+
+@app.command("preflight")
+def site_preflight(site: Site = Path(), json_: Json = False) -> None:
+    """Check everything that a run needs, and say how to mend what is wrong.
+
+    Exit code: 0 nothing is wrong, 10 environment, 11 certificates or keys, 12 connection, 13 data, 14 policy; the first of these if
+    there are several. Warnings do not fail.
+    """
+    from pneumofed.client.site.folder import SiteFolder
+    from pneumofed.client.site.preflight import exit_code, findings_table, run_checks
+
+    findings = run_checks(SiteFolder.open(site))
+    if json_:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        console.print(findings_table(findings))
+    raise typer.Exit(exit_code(findings))
+
+
+@app.command("approve")
+def site_approve(
+    app_hash: Annotated[str | None, typer.Argument(help="SHA-256 of an app bundle.", metavar="[HASH]")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="A bundle file (.fab) whose hash is approved.")] = None,
+    installed: Annotated[
+        bool, typer.Option("--installed", help="Approve the code that is installed here, in every version.")
+    ] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Show what is approved.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Take the approval back.")] = False,
+    site: Site = Path(),
+) -> None:
+    """Approve code that may run here, by the hash of its bundle; edits policy.yaml."""
+    from pneumofed.client.site.approval import INSTALLED, approve_app, hash_app_file, installed_hash, revoke
+    from pneumofed.client.site.folder import SiteFolder
+    from pneumofed.common.audit.log import APP_APPROVED, APP_REVOKED
+    from pneumofed.common.errors import ConfigError
+
+    folder = SiteFolder.open(site)
+    if list_:
+        for known in folder.policy.approved_apps:
+            _say(f"installed  {installed_hash(folder.work)}" if known == INSTALLED else known)
+        return
+    given = [value for value in (app_hash, bundle and hash_app_file(bundle), INSTALLED if installed else None) if value]
+    if len(given) != 1:
+        raise ConfigError("give one of HASH, --bundle FILE, --installed, --list")
+    done = revoke(folder.policy_file, given[0]) if remove else approve_app(folder.policy_file, given[0])
+    if done:
+        folder.audit.record(APP_REVOKED if remove else APP_APPROVED, app=given[0])
+    _say(f"{given[0]}: {'no longer approved' if remove else 'approved'}" + ("" if done else ", as before"))
+
+
+@app.command("start")
+def site_start(
+    site: Site = Path(),
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay in the foreground, for systemd and containers.")] = False,
+) -> None:
+    """Connect to the coordinator and answer its runs, within the policy."""
+    from pneumofed.client.site.folder import SiteFolder
+    from pneumofed.client.site.service import run_in_foreground, start_service
+
+    folder = SiteFolder.open(site)
+    if foreground:
+        run_in_foreground(folder)
+    pid = start_service(folder, _say)
+    _say(f"{folder.config.name} runs as process {pid}; log: {folder.work / 'supernode.log'}")
+
+
+@app.command("status")
+def site_status(site: Site = Path(), json_: Json = False) -> None:
+    """Show how the site is: process, health, last reply, audit log, refusals. Exits with 3 if it does not run."""
+    from pneumofed.client.site.folder import SiteFolder
+    from pneumofed.client.site.service import read_status
+
+    found = read_status(SiteFolder.open(site))
+    if json_:
+        _print_json(asdict(found))
+    else:
+        _show_status(found)
+    raise typer.Exit(0 if found.process == "running" else NOT_RUNNING)
+
+
+@app.command("stop")
+def site_stop(site: Site = Path()) -> None:
+    """Stop answering: the SuperNode ends, gently and then not."""
+    from pneumofed.client.site.folder import SiteFolder
+    from pneumofed.client.site.service import stop_service
+
+    folder = SiteFolder.open(site)
+    _say(f"{folder.config.name} {'stopped' if stop_service(folder) else 'did not run'}")
+
+
+def _tell_of_key(public: Path, name: str, has_ca: bool) -> None:
+    from pneumofed.common.wire.keys import key_fingerprint, read_public_key
+
+    _say(f"send to the coordinator: {public} (public; keys/node stays here and is never sent)")
+    _say(f"and compare on the telephone: {key_fingerprint(read_public_key(public))}")
+    if not has_ca:
+        _say(f"ask the coordinator for the certificate authority and put it into {public.parent / 'ca.crt'}")
+    _say(f"when the coordinator has registered {name}: pneumofed site preflight")
+
+
+def _show_status(found: Any) -> None:
+    health = "answers" if found.serving else "does not answer"
+    _say(f"{found.site}: {found.process}" + (f" (process {found.pid}), {health}" if found.pid else ""))
+    _say(f"coordinator: {found.coordinator}")
+    if found.last_answer:
+        last = found.last_answer
+        _say(f"last reply: {last['work']}, round {last['round']} of run {last['run']}, {last['time'][:19]}Z")
+    _say(f"audit log: {found.audit_problem or f'{found.audit_lines} lines, unbroken, head {found.audit_head}'}")
+    refusals = ", ".join(f"{rule} {count}" for rule, count in found.refusals_today.items())
+    _say(f"refusals today: {refusals or 'none'}")
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False)
+
+
+def _print_json(values: Any) -> None:
+    console.print(json.dumps(values, default=str, indent=2), markup=False)

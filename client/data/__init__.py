@@ -1,0 +1,1 @@
+"""The site's own patients: additions, withdrawals, readers' corrections."""

@@ -1,0 +1,253 @@
+"""The reading room's labels on their way into the site's manifest.
+
+two readers differ, or one is unsure     nothing changes, counted; an image that came from the reading room is set aside
+an image of the manifest                 its label becomes the readers'; the original one is kept in readings.json
+an image that is new                     copied into the site's folder, de-identified, and added
+the same image again                     one row, whatever the file's name: told by its bytes, a DICOM file also by its instance
+a patient who has withdrawn              left out, counted
+
+Images of the reading room on their way into the site's own folder: de-identified, under names that tell nothing, each once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pneumofed.client.archive.import_images import ImageStore, prepare_import
+from pneumofed.client.archive.query import Instance
+from pneumofed.client.archive.receiver import parse_file
+from pneumofed.client.data.manifest_update import Withdrawals, identify
+from pneumofed.client.data.readings import ReadImage, Readings, ReadRow, read_export
+from pneumofed.client.site.folder import SiteFolder
+from pneumofed.common.data.cache import load_digests
+from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
+from pneumofed.common.data.pseudonyms import Pseudonyms
+from pneumofed.common.data.sources.dicom import record_of
+from pneumofed.common.data.sources.table import is_frontal
+from pneumofed.common.errors import DataError, ImageError, SkipReason
+from pneumofed.common.files import atomic_write, exclusive
+from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
+from pneumofed.common.imaging.images import read_image
+
+Rows = dict[str, ImageRecord]
+"""The manifest by resolved path."""
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What an export changed. Counts of images alone.
+
+    Attributes:
+        found: images that readers spoke of.
+        added: new rows.
+        corrected: rows whose label is another than before.
+        confirmed: rows whose label the readers share.
+        set_aside: rows taken out, since readers came to differ on them.
+        skipped: images that changed nothing, by reason.
+        total, read: rows of the manifest now, and those of them of which readers spoke. Cases that were read are no random sample of the
+            hospital's, so their share is worth watching.
+        classes, classes_read: of these rows, by label.
+    """
+
+    found: int = 0
+    added: int = 0
+    corrected: int = 0
+    confirmed: int = 0
+    set_aside: int = 0
+    skipped: Counter[SkipReason] = field(default_factory=Counter)
+    total: int = 0
+    read: int = 0
+    classes: Counter[str] = field(default_factory=Counter)
+    classes_read: Counter[str] = field(default_factory=Counter)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        counts = {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(self).items()}
+        return {**counts, "skipped": {reason.value: count for reason, count in sorted(self.skipped.items())}}
+
+
+def add_feedback(site: SiteFolder, table: Path) -> Feedback:
+    """Merges the reading room's export `table` into the site's manifest. Doing it twice is the same as once.
+
+    Raises:
+        ConfigError: there is no such table, or the key of the pseudonyms cannot be used.
+        DataError: the table, the manifest or readings.json is damaged, or cannot be written; the manifest is left as it was.
+    """
+    rows, withdrawals = read_export(table), Withdrawals.of(site.data)
+    digests = load_digests([row.path for row in rows], _cache(site), workers=1)
+    by_image: dict[str, list[ReadRow]] = {}
+    unreadable: dict[Path, SkipReason] = {}
+    for row, digest in zip(rows, digests, strict=True):
+        if isinstance(digest, SkipReason):
+            unreadable[row.path] = digest
+        else:
+            by_image.setdefault(digest, []).append(row)
+    try:
+        with exclusive(site.data):
+            merge = _Merge.of(site, withdrawals)
+            skipped = Counter(unreadable.values())
+            for digest, readings in by_image.items():
+                skipped.update(merge.take(digest, readings))
+            return replace(merge.finish(), found=len(by_image) + len(unreadable), skipped=skipped)
+    except OSError as error:
+        raise DataError(f"{site.data} cannot be written: {error.strerror}; mend that and give the same command again") from None
+
+
+@dataclass
+class _Merge:
+    """A merge in progress, under the lock of the site's data."""
+
+    site: SiteFolder
+    withdrawals: Withdrawals
+    before: Rows
+    rows: Rows
+    readings: Readings
+    by_digest: Mapping[str, str]
+    """Resolved path of each image of the manifest by its SHA-256."""
+
+    @classmethod
+    def of(cls, site: SiteFolder, withdrawals: Withdrawals) -> _Merge:
+        records = read_manifest(site.manifest).records if site.manifest.exists() else ()
+        digests = load_digests([record.path for record in records], _cache(site), workers=1)
+        rows = {identify(record): record for record in records}
+        by_digest = {str(digest): identify(record) for digest, record in zip(digests, records, strict=True)}
+        return cls(site, withdrawals, rows, dict(rows), Readings.of(site.data), by_digest)
+
+    def take(self, digest: str, rows: list[ReadRow]) -> list[SkipReason]:
+        """Takes up what readers said of one image; the reasons why its label is not the manifest's now."""
+        try:
+            candidate = Candidate.of(rows[0], digest, self.withdrawals.pseudonyms)
+            key, image = self._known(candidate)
+            if self.withdrawals.cover(image.patient):
+                return [SkipReason.WITHDRAWN]
+            image = image.with_readings(tuple(row.reading for row in rows))
+            agreed = image.agreed()
+            if image.path not in self.rows and not isinstance(agreed, SkipReason):
+                image = self._add(candidate, image, agreed)
+        except ImageError as error:
+            return [error.reason]
+        self.readings.images[key] = image
+        return [agreed] if isinstance(agreed, SkipReason) else []
+
+    def finish(self) -> Feedback:
+        """Writes the readings, then the manifest, and tells what changed: a merge that dies between them is completed by the next."""
+        self.readings.write(self.site.data)
+        settled = self.readings.settle(self.rows)
+        write_manifest(Manifest(tuple(settled.values())), self.site.manifest)
+        read = self.readings.by_path()
+        spoken = {path: row for path, row in settled.items() if path in read}
+        old = {path: self.before[path] for path in spoken if path in self.before}
+        return Feedback(
+            added=len(settled.keys() - self.before.keys()),
+            corrected=sum(row.label != spoken[path].label for path, row in old.items()),
+            confirmed=sum(row.label == spoken[path].label == read[path].agreed() for path, row in old.items()),
+            set_aside=len(self.before.keys() - settled.keys()),
+            total=len(settled),
+            read=len(spoken),
+            classes=Counter(row.label for row in settled.values()),
+            classes_read=Counter(row.label for row in spoken.values()),
+        )
+
+    def _known(self, candidate: Candidate) -> tuple[str, ReadImage]:
+        """What was known of the image before and under which digest: from earlier readings, of this file or of another one of the same
+        image, or as a row of the manifest, whose patient then counts.
+        """
+        earlier = self.readings.images.get(candidate.digest, ReadImage(candidate.patient))
+        if earlier.path is not None:
+            return candidate.digest, earlier
+        path = self.by_digest.get(candidate.digest) or os.path.realpath(candidate.path_in(self.site.images))
+        for digest, image in self.readings.images.items():
+            if image.path == path:
+                return digest, image.with_readings(earlier.readings)
+        if path in self.rows:
+            row = self.rows[path]
+            return candidate.digest, replace(earlier, patient=row.patient, path=path, original=row.label)
+        return candidate.digest, earlier
+
+    def _add(self, candidate: Candidate, image: ReadImage, label: str) -> ReadImage:
+        record = candidate.bring(self.site.images, label)
+        path = identify(record)
+        self.rows[path] = record
+        return replace(image, patient=record.patient, path=path)
+
+
+def _cache(site: SiteFolder) -> Path:
+    return Path(site.config.work_dir) / "cache"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image that the reading room saw: its file, the row that told of it, and its header if it is a DICOM file."""
+
+    row: ReadRow
+    digest: str
+    header: DicomHeader | None
+    pseudonyms: Pseudonyms
+
+    @classmethod
+    def of(cls, row: ReadRow, digest: str, pseudonyms: Pseudonyms) -> Candidate:
+        """
+        Raises:
+            ImageError: the file cannot be opened or is damaged.
+        """
+        try:
+            return cls(row, digest, read_header(row.path), pseudonyms)
+        except ImageError as error:
+            if error.reason is not SkipReason.UNKNOWN_FORMAT:
+                raise
+            return cls(row, digest, None, pseudonyms)
+
+    @property
+    def patient(self) -> str:
+        """The patient as the manifest would name him; empty where nobody knows him."""
+        number = self.header.patient if self.header else self.row.patient
+        if not number or self.pseudonyms.is_pseudonym(number):
+            return number
+        return self.pseudonyms.patient(number)
+
+    def path_in(self, folder: Path) -> Path:
+        """Where the image lies, or would lie, in the site's folder of images. A DICOM file has the name that an import from the archive
+        gives it, so that the two ways lead to one image; a picture has that of its bytes."""
+        if self.header is not None:
+            return ImageStore(folder, self.pseudonyms).path(self._instance(self.header))
+        return folder / self.digest
+
+    def bring(self, folder: Path, label: str) -> ImageRecord:
+        """The manifest's row of the image, which then lies in `folder`.
+
+        Raises:
+            ImageError: it cannot be used: no patient, no frontal view, writing burnt in, or damaged.
+            DataError: the folder cannot be written.
+        """
+        if not self.patient:
+            raise ImageError(SkipReason.NO_PATIENT)
+        return self._bring_picture(folder, label) if self.header is None else self._bring_dicom(self.header, folder, label)
+
+    def _bring_dicom(self, header: DicomHeader, folder: Path, label: str) -> ImageRecord:
+        store, instance = ImageStore(folder, self.pseudonyms), self._instance(header)
+        if not store.path(instance).exists():
+            original = parse_file(self.row.path.read_bytes())
+            store.write(instance, prepare_import(original, header.sop_uid, self.pseudonyms, store.rules))
+        return record_of(store.path(instance), read_header(store.path(instance)), label)
+
+    def _bring_picture(self, folder: Path, label: str) -> ImageRecord:
+        row, path = self.row, self.path_in(folder)
+        if not is_frontal(row.view or ""):
+            raise ImageError(SkipReason.NOT_FRONTAL)
+        read_image(row.path)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                file.write(row.path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written: {error.strerror}; free some space and run this again") from None
+        return ImageRecord(path, self.patient, label, row.view, row.sex, row.age_years, row.manufacturer)
+
+    @staticmethod
+    def _instance(header: DicomHeader) -> Instance:
+        return Instance(header.study_uid, "", header.sop_uid, header.accession)

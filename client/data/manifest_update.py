@@ -1,0 +1,140 @@
+"""New images in a site's manifest: each once, under the site's own pseudonyms of its patients.
+
+Which patients have withdrawn: the site's own list of those who are not added again.
+
+It lies beside the manifest and holds no number of a patient as the hospital knows it, but the site's keyed pseudonym of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pneumofed.client.data.readings import Readings
+from pneumofed.client.site.folder import SiteFolder
+from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
+from pneumofed.common.data.pseudonyms import Pseudonyms, load_pseudonyms
+from pneumofed.common.data.report import DataReport
+from pneumofed.common.errors import DataError, SkipReason
+from pneumofed.common.files import exclusive, write_file
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What an addition changed; `total` is the number of rows that the manifest has now."""
+
+    report: DataReport
+    added: int
+    updated: int
+    unchanged: int
+    total: int
+
+    def describe(self) -> dict[str, Any]:
+        """Plain JSON values, counts and fixed sentences alone."""
+        counts = {key: value for key, value in asdict(self).items() if key != "report"}
+        return {**self.report.public(), **counts}
+
+
+def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Addition:
+    """Merges `manifest` into the site's: an image that is there already gets the new row in its old place.
+
+    Where readers of the reading room gave an image a label, theirs stays, and the new row's is kept beside it. Patients who have
+    withdrawn are left out and counted. Two rows are of one image if their paths lead to the same file. Processes that add at the same
+    time wait for each other.
+
+    Raises:
+        ConfigError: the key of the pseudonyms cannot be used.
+        DataError: the site's manifest is damaged or cannot be written; it is left as it was.
+    """
+    manifest, report = _without_withdrawn(site, manifest, report)
+    try:
+        with exclusive(site.data):
+            rows = {identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
+            new = {identify(record): record for record in manifest.records}
+            added, unchanged = len(new.keys() - rows.keys()), sum(_same(rows[key], new[key]) for key in new.keys() & rows.keys())
+            rows |= new
+            readings = Readings.of(site.data)
+            if readings.learn_originals(new):
+                readings.write(site.data)
+                rows = readings.settle(rows)
+            write_manifest(Manifest(tuple(rows.values())), site.manifest)
+    except OSError as error:
+        raise DataError(f"{site.manifest} cannot be written: {error.strerror}; nothing was changed") from None
+    return Addition(report, added, len(new) - added - unchanged, unchanged, len(rows))
+
+
+def with_pseudonyms(site: SiteFolder, manifest: Manifest) -> Manifest:
+    """`manifest` with the hospital's own patient numbers replaced by the site's pseudonyms.
+
+    So a patient whose images come from a folder, from a table and from the archive is one patient in the manifest, and never on
+    both sides of a split.
+
+    Raises:
+        ConfigError: the key of the pseudonyms cannot be used.
+    """
+    pseudonyms = load_pseudonyms(site.data)
+    return Manifest(tuple(replace(record, patient=pseudonyms.patient(record.patient)) for record in manifest.records))
+
+
+def _without_withdrawn(site: SiteFolder, manifest: Manifest, report: DataReport) -> tuple[Manifest, DataReport]:
+    withdrawals = Withdrawals.of(site.data)
+    kept = tuple(record for record in manifest.records if not withdrawals.cover(record.patient))
+    gone = [record for record in manifest.records if withdrawals.cover(record.patient)]
+    if not gone:
+        return manifest, report
+    for record in gone:
+        site.delete_copy(record)
+    skipped = report.skipped + Counter({SkipReason.WITHDRAWN: len(gone)})
+    classes = Counter(report.classes)
+    classes.subtract(Counter(record.label for record in gone))
+    patients = report.patients - len({record.patient for record in gone})
+    left = replace(report, used=report.used - len(gone), skipped=skipped, classes=classes, patients=patients)
+    return Manifest(kept), left
+
+
+def identify(record: ImageRecord) -> str:
+    """The file that the record's path leads to; two rows are of one image if theirs are the same."""
+    return os.path.realpath(record.path)
+
+
+def _same(old: ImageRecord, new: ImageRecord) -> bool:
+    return replace(old, path=new.path) == new
+
+
+FILE = "withdrawn.txt"
+
+
+@dataclass(frozen=True)
+class Withdrawals:
+    """Pseudonyms of the withdrawn."""
+
+    listed: frozenset[str]
+    pseudonyms: Pseudonyms
+
+    @classmethod
+    def of(cls, folder: Path) -> Withdrawals:
+        """Those that `folder`, the manifest's, lists; not to be called while its lock is held.
+
+        Raises:
+            ConfigError: the key of the pseudonyms cannot be used.
+        """
+        path = folder / FILE
+        listed = frozenset(path.read_text(encoding="utf-8").splitlines()) if path.exists() else frozenset()
+        return cls(listed, load_pseudonyms(folder))
+
+    def cover(self, patient: str) -> bool:
+        """Whether `patient`, a pseudonym or a number, is among them."""
+        return patient in self.listed or self.pseudonyms.patient(patient) in self.listed
+
+    def extended(self, patients: Iterable[str]) -> Withdrawals:
+        """These and `patients`. Each is listed as the pseudonym of what was given; one that is a pseudonym already, as it is too."""
+        given = {patient.strip() for patient in patients} - {""}
+        own = {patient for patient in given if self.pseudonyms.is_pseudonym(patient)}
+        return Withdrawals(self.listed | own | {self.pseudonyms.patient(patient) for patient in given}, self.pseudonyms)
+
+    def write(self, folder: Path) -> None:
+        write_file(folder / FILE, "".join(f"{name}\n" for name in sorted(self.listed)).encode())

@@ -1,0 +1,1 @@
+"""What a hospital does in a round: decide, train, evaluate, disclose."""

@@ -1,0 +1,60 @@
+"""FedBN (Li et al. 2021, algorithm 1): a site keeps its own BatchNorm layers; all other weights are federated.
+
+They lie in the site's folder, one file a round, since a SuperNode that restarts loses what Flower keeps in memory. The site still
+sends its normalisation layers, and the coordinator averages them for judging the model centrally; no site ever loads that average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pneumofed.common.files import atomic_write
+from pneumofed.common.wire.messages import ModelArrays
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+
+
+@dataclass(frozen=True)
+class LocalNorms:
+    """The site's own normalisation layers of one run."""
+
+    folder: Path
+    layout: ArraysLayout
+
+    @classmethod
+    def of(cls, work_dir: str, run: str, layout: ArraysLayout) -> LocalNorms:
+        return cls(Path(work_dir) / "local_norms" / run, layout)
+
+    def restore(self, arrays: ModelArrays, before_round: int) -> ModelArrays:
+        """`arrays` with the norm layers that the site kept in its last round before `before_round`; unchanged if it has none."""
+        kept = [path for path in self._files() if _round_of(path) < before_round]
+        if not kept:
+            return arrays
+        with np.load(kept[-1]) as file:
+            own = ModelArrays(file["parameters"], file["statistics"])
+        parameters, statistics = arrays.parameters.copy(), arrays.statistics.copy()
+        parameters[self.layout.norm_parameters] = own.parameters
+        statistics[self.layout.norm_statistics] = own.statistics
+        return ModelArrays(parameters, statistics)
+
+    def keep(self, arrays: ModelArrays, round_number: int) -> None:
+        """Keeps the norm layers of `arrays` as those of `round_number`; what a broken-off later round left is removed."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for path in self._files():
+            if _round_of(path) > round_number:
+                path.unlink()
+        own = {
+            "parameters": arrays.parameters[self.layout.norm_parameters],
+            "statistics": arrays.statistics[self.layout.norm_statistics],
+        }
+        with atomic_write(self.folder / f"round-{round_number:05d}.npz", synced=True) as file:
+            np.savez(file, **own)
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("round-*.npz"))
+
+
+def _round_of(path: Path) -> int:
+    return int(path.stem.removeprefix("round-"))

@@ -1,0 +1,118 @@
+"""The hospital's policy: read once for each message, and enforced on it. What it decides is in `client.federation.policy_decision`.
+
+    before any data is read    strategies, models, require_secure_aggregation, the run's own epsilon, unit and delta; for work in a
+                               round also quiet_hours; for training the epsilon that remains (see `client.privacy.spending`) and
+                               max_rounds_per_day
+    before training            min_patients, once the data is known; the epsilon of the round, which the ledger counts
+
+Whoever answers a message reads the policy with `policy_of` and hands it down, so that an edit in between gives no mixed answer.
+The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see `client.site.code_gate`, which reads
+the policy for itself before the app that answers is even unpacked.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from pneumofed.client.federation.policy_decision import RoundsBegun, RunRequest, decide
+from pneumofed.common.config.parties import SiteConfig, SitePolicy
+from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.errors import ConfigError, PolicyError
+from pneumofed.common.files import atomic_write, exclusive
+
+Clock = Callable[[], datetime]
+"""Tells the local time of day."""
+DAY = timedelta(hours=24)
+UNRESTRICTED = SitePolicy().model_copy(update={"min_patients": 0, "max_rounds_per_day": sys.maxsize})
+"""Refuses nothing and withholds nothing: of a site without a policy file, as in simulation. No file can say `min_patients: 0`."""
+
+
+def local_now() -> datetime:
+    """The time of the site's own clock, with its zone."""
+    return datetime.now().astimezone()
+
+
+def read_policy(path: Path) -> SitePolicy:
+    """The policy in `path`.
+
+    Raises:
+        ConfigError: it is missing or wrong.
+    """
+    return build_config(SitePolicy, read_yaml(path), path.name)
+
+
+def require_policy(path: Path) -> SitePolicy:
+    """The policy in `path`, without which nothing may run.
+
+    Raises:
+        PolicyError: it cannot be read, so everything is refused.
+    """
+    try:
+        return read_policy(path)
+    except ConfigError as error:
+        raise PolicyError("policy", f"the policy cannot be read, so nothing may run: {error}") from error
+
+
+def policy_of(config: SiteConfig) -> SitePolicy:
+    """The site's policy, or one that refuses nothing where site.yaml names none, as in simulation. To be called once a message.
+
+    Raises:
+        PolicyError: it cannot be read, so everything is refused.
+    """
+    return require_policy(Path(config.policy)) if config.policy else UNRESTRICTED
+
+
+def only(policy: SitePolicy, *keys: str) -> SitePolicy:
+    """The policy with these keys as they are set, and nothing restricted by any other: what they refuse by themselves.
+
+    Args:
+        policy: the hospital's.
+        keys: of policy.yaml.
+    """
+    return UNRESTRICTED.model_copy(update={key: getattr(policy, key) for key in keys})
+
+
+def count_round(policy: SitePolicy, request: RunRequest, work_dir: Path, now: datetime) -> None:
+    """Counts a training round before it begins: one that crashes counts, none goes uncounted.
+
+    Args:
+        policy: the hospital's.
+        request: the round that is asked for.
+        work_dir: the site's own folder, which keeps the count.
+        now: the local time.
+
+    Raises:
+        PolicyError: `max_rounds_per_day` were begun in the last 24 hours, or the count cannot be read.
+    """
+    work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with exclusive(work_dir):
+        begun = rounds_within_a_day(work_dir, now)
+        decide(policy, request, RoundsBegun(len(begun))).enforce()
+        with atomic_write(_count_file(work_dir)) as file:
+            file.write(json.dumps([*begun, now.timestamp()]).encode())
+
+
+def rounds_within_a_day(work_dir: Path, now: datetime) -> list[float]:
+    """When the training rounds of the last 24 hours began; those that lie in the future, after the clock was set back, count too.
+
+    Raises:
+        PolicyError: the count cannot be read.
+    """
+    path = _count_file(work_dir)
+    try:
+        begun = [float(value) for value in json.loads(path.read_bytes())]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise PolicyError(
+            "max_rounds_per_day", f"{path} cannot be read, so rounds cannot be counted; remove it to count anew"
+        ) from error
+    return [moment for moment in begun if moment > (now - DAY).timestamp()]
+
+
+def _count_file(work_dir: Path) -> Path:
+    return work_dir / "rounds.json"

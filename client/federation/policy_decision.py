@@ -1,0 +1,260 @@
+"""May this run here? The one decision on what a coordinator asks, from the hospital's policy and what is true at the site.
+
+    decide(policy, request, Arrival)        no data is read yet: the run's own privacy, strategy, model, masks, time of day
+    decide(policy, request, RoundsBegun)    under the lock of the count, before a training round is counted
+    decide(policy, request, TrainingData)   once the data is known, before anything is computed from it
+    decide(policy, request, Spending)       under the lock of the ledger, before an entry is written
+
+Each rule is one small function that names the key of policy.yaml on which it rests; the first that refuses decides. Nothing here
+reads a file or a clock, so that the same question has the same answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, time
+from typing import Literal
+
+from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
+from pneumofed.common.config.parties import SitePolicy
+from pneumofed.common.errors import PolicyError
+
+Work = Literal["query", "train", "evaluate"]
+"""Roll call, training, evaluation."""
+LIMITS: tuple[Literal["max_epsilon", "max_epsilon_per_study"], ...] = ("max_epsilon", "max_epsilon_per_study")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What the coordinator asks. What is None is not part of the request, and no policy that restricts it permits it."""
+
+    work: Work
+    run: str
+    round: int
+    study: str
+    """Name of the experiment."""
+    private: bool
+    """Whether each site's training is differentially private."""
+    strategy: str | None = None
+    model: str | None = None
+    secure_aggregation: bool = False
+    unit: PrivacyUnit | None = None
+    """What a private run protects."""
+    target_epsilon: float | None = None
+    """None too where the run names its noise, so that only the ledger can judge it."""
+    delta: float | None = None
+    """None too where it follows from the site's number of patients."""
+
+    @classmethod
+    def of(cls, experiment: ExperimentConfig, work: Work, run: str, round_number: int) -> RunRequest:
+        """The request that a message with `experiment` makes.
+
+        Args:
+            experiment: what the coordinator sent.
+            work: the kind of the message.
+            run: the run's token.
+            round_number: 0 outside the rounds.
+        """
+        privacy, private = experiment.privacy, experiment.privacy.mechanism != "none"
+        planned = private and privacy.noise_multiplier is None
+        return cls(
+            work=work,
+            run=run,
+            round=round_number,
+            study=experiment.name,
+            private=private,
+            strategy=experiment.strategy.name,
+            model=experiment.model.name,
+            secure_aggregation=experiment.secure_aggregation.enabled,
+            unit=privacy.unit if private else None,
+            target_epsilon=privacy.target_epsilon if planned else None,
+            delta=privacy.delta if private else None,
+        )
+
+
+@dataclass(frozen=True)
+class ArrivalFacts:
+    """What is true when a message comes: the local time."""
+
+    now: datetime
+
+
+@dataclass(frozen=True)
+class RoundsBegun:
+    """How many training rounds were begun in the last 24 hours."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """How many patients the site would train on."""
+
+    patients: int
+
+
+@dataclass(frozen=True)
+class Spending:
+    """Epsilon of the site's data with what is asked counted, for one unit of `level` at `delta`."""
+
+    lineage: float
+    """Of everything that was spent on the data."""
+    study: float
+    """Of what was spent on it under the request's name of the experiment."""
+    level: PrivacyUnit
+    delta: float
+
+
+Facts = ArrivalFacts | RoundsBegun | TrainingData | Spending
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether the policy permits a request; if not, the key of policy.yaml that refuses it, and why in words for the site itself."""
+
+    permit: bool
+    rule: str = ""
+    reason: str = ""
+
+    def enforce(self) -> None:
+        """Does nothing where the request is permitted.
+
+        Raises:
+            PolicyError: it is not; names the rule.
+        """
+        if not self.permit:
+            raise PolicyError(self.rule, self.reason)
+
+
+def decide(policy: SitePolicy, request: RunRequest, facts: Facts) -> Decision:
+    """The policy's decision on `request`, by the rules that `facts` allow to be judged.
+
+    Law: pure, and a policy that is stricter in any key permits nothing that is refused under the laxer one.
+
+    Args:
+        policy: the hospital's.
+        request: what the coordinator asks.
+        facts: what is true at the site at this point of the message.
+    """
+    return next(_refusals(policy, request, facts), Decision(permit=True))
+
+
+def _refusals(policy: SitePolicy, request: RunRequest, facts: Facts) -> Iterator[Decision]:
+    """What refuses the request, first things first."""
+    found: list[Decision | None]
+    match facts:
+        case ArrivalFacts():
+            found = [rule(policy, request) for rule in ON_ARRIVAL] + [refuse_in_quiet_hours(policy, request, facts)]
+        case RoundsBegun():
+            found = [refuse_many_rounds(policy, facts)]
+        case TrainingData():
+            found = [refuse_few_patients(policy, facts)]
+        case Spending():
+            found = [refuse_unit(policy, request), refuse_delta(policy, request), refuse_budget(policy, request, facts)]
+    return (refusal for refusal in found if refusal is not None)
+
+
+def refuse_planned_epsilon(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """Where a limit is set: a run that is not private, or plans more. The ledger judges what comes on top of earlier runs."""
+    for rule in LIMITS:
+        limit = getattr(policy, rule)
+        if limit is None:
+            continue
+        if not request.private:
+            return Decision(False, rule, f"the run is not differentially private; the limit is epsilon {limit:g}")
+        if request.target_epsilon is not None and request.target_epsilon > limit:
+            return Decision(False, rule, f"the run plans epsilon {request.target_epsilon:g}; the limit is {limit:g}")
+    return None
+
+
+def refuse_unit(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """A private run that protects less than the hospital asks for."""
+    if policy.min_unit == "patient" and request.unit == "image":
+        return Decision(False, "min_unit", "the run protects single images; the policy asks for patients")
+    return None
+
+
+def refuse_delta(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """A private run that plans with a larger delta."""
+    if policy.max_delta is not None and request.delta is not None and request.delta > policy.max_delta:
+        sentence = f"the run plans with delta {request.delta:g}; at most {policy.max_delta:g} is allowed"
+        return Decision(False, "max_delta", sentence)
+    return None
+
+
+def refuse_strategy(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """A strategy that is not in the list."""
+    if policy.strategies is not None and request.strategy not in policy.strategies:
+        allowed = ", ".join(policy.strategies) or "none"
+        return Decision(False, "strategies", f"the run uses {request.strategy}; allowed are {allowed}")
+    return None
+
+
+def refuse_model(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """A network that is not in the list."""
+    if policy.models is not None and request.model not in policy.models:
+        return Decision(False, "models", f"the run trains {request.model}; allowed are {', '.join(policy.models) or 'none'}")
+    return None
+
+
+def refuse_without_masks(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """A run in which the coordinator could see this site's own update."""
+    if policy.require_secure_aggregation and not request.secure_aggregation:
+        return Decision(False, "require_secure_aggregation", "the run does not use secure aggregation")
+    return None
+
+
+def refuse_in_quiet_hours(policy: SitePolicy, request: RunRequest, facts: ArrivalFacts) -> Decision | None:
+    """Work in a round at a quiet time. The roll call is answered: a site that is busy now may still be counted on later in the run."""
+    if request.work == "query":
+        return None
+    for hours in policy.quiet_hours:
+        if _within(facts.now.time(), hours):
+            return Decision(False, "quiet_hours", f"it is {facts.now:%H:%M} here, within the quiet hours {hours}")
+    return None
+
+
+def refuse_many_rounds(policy: SitePolicy, facts: RoundsBegun) -> Decision | None:
+    """A training round beyond the day's number."""
+    if facts.number >= policy.max_rounds_per_day:
+        sentence = f"{facts.number} rounds in the last 24 hours, the limit is {policy.max_rounds_per_day}"
+        return Decision(False, "max_rounds_per_day", sentence)
+    return None
+
+
+def refuse_few_patients(policy: SitePolicy, facts: TrainingData) -> Decision | None:
+    """The site's part where its training set holds too few patients."""
+    if facts.patients < policy.min_patients:
+        sentence = f"{facts.patients} training patients, at least {policy.min_patients} are needed"
+        return Decision(False, "min_patients", sentence)
+    return None
+
+
+def refuse_budget(policy: SitePolicy, request: RunRequest, facts: Spending) -> Decision | None:
+    """What would bring the epsilon of the data above a limit."""
+    for rule, after in zip(LIMITS, (facts.lineage, facts.study), strict=True):
+        limit = getattr(policy, rule)
+        if limit is not None and after > limit:
+            would = f"round {request.round} of {request.study} would bring epsilon to {after:.4g}"
+            return Decision(False, rule, f"{would} ({facts.level}, delta {facts.delta:.3g}); the limit is {limit:g}")
+    return None
+
+
+ON_ARRIVAL: tuple[Callable[[SitePolicy, RunRequest], Decision | None], ...] = (
+    refuse_planned_epsilon,
+    refuse_unit,
+    refuse_delta,
+    refuse_strategy,
+    refuse_model,
+    refuse_without_masks,
+)
+"""Judged by the request only, in this order."""
+
+
+def _within(now: time, hours: str) -> bool:
+    """Whether `now` lies in `hours` (HH:MM-HH:MM, the end not included); the same time twice is the whole day."""
+    start, end = (time.fromisoformat(part) for part in hours.split("-"))
+    if start < end:
+        return start <= now < end
+    return now >= start or now < end

@@ -1,0 +1,190 @@
+"""What a site is during one message: its own configuration, its data split by patient, its log.
+
+Which patients a site keeps for validation, remembered, so that images which join later move nobody to the other side.
+
+A model that starts from an earlier one has seen that one's training patients: were one of them judged on now, or one of those that the
+earlier was judged on trained on, the comparison of the two would flatter the new one. So `work_dir/split.json` holds, for each
+split that a run asked for (its seed and its fraction), the side of every patient who was ever dealt. It names patients as the manifest
+does and stays at the site; who withdraws is taken out of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pneumofed.client.data.splits import split_by_patient
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import ConnectionConfig, SiteConfig
+from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.data.dataset import Dataset, load_dataset
+from pneumofed.common.data.manifest import CLASSES, read_manifest
+from pneumofed.common.errors import ConfigError, DataError
+from pneumofed.common.files import StateFile
+from pneumofed.common.seeds import derive_seed
+from pneumofed.common.wire.messages import SITE_CONFIG_KEY, SITES_KEY
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """A hospital's data for one experiment; `train` and `validation` share no patient."""
+
+    config: SiteConfig
+    train: Dataset
+    validation: Dataset
+    public_report: Mapping[str, Any]
+    """Counts alone; this much may leave the site."""
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def cache_dir(self) -> Path:
+        """Of decoded images and features; goes whole when a patient withdraws."""
+        return Path(self.config.work_dir) / "cache"
+
+    def class_counts(self, classes: int) -> list[int]:
+        """Training images of each class."""
+        return np.bincount(self.train.labels, minlength=classes).tolist()
+
+
+def find_site_config(node_config: Mapping[str, Any], run_config: Mapping[str, Any]) -> SiteConfig:
+    """The hospital's configuration. Its own node config wins; the run's `sites` folder serves virtual hospitals alone.
+
+    Raises:
+        ConfigError: neither names a file, or the file is wrong.
+    """
+    if SITE_CONFIG_KEY in node_config:
+        return read_site_config(Path(str(node_config[SITE_CONFIG_KEY])))
+    if run_config.get(SITES_KEY) and "partition-id" in node_config:
+        return read_site_config(Path(str(run_config[SITES_KEY])) / f"{int(node_config['partition-id'])}.yaml")
+    raise ConfigError(
+        f"this node knows no site: a hospital starts its SuperNode with --node-config '{SITE_CONFIG_KEY}=\"/path/site.yaml\"'; "
+        "virtual hospitals are made by `pneumofed simulate` or `flower-simulation`"
+    )
+
+
+def read_site_config(path: Path) -> SiteConfig:
+    """The site configuration in `path`, with relative paths resolved against its folder."""
+    config = build_config(SiteConfig, read_yaml(path), path.name)
+    paths: dict[str, str | None] = {
+        key: str((path.parent / value).resolve()) for key in ("manifest", "work_dir", "policy") if (value := getattr(config, key))
+    }
+    beside = path.parent.resolve() / "connection.yaml"
+    paths["connection"] = str((path.parent / config.connection).resolve()) if config.connection else None
+    if config.connection is None and beside.is_file():
+        paths["connection"] = str(beside)
+    return config.model_copy(update=paths)
+
+
+def read_connection(path: Path) -> ConnectionConfig:
+    """How the coordinator is reached, by the file `path`, with absolute paths."""
+    connection = build_config(ConnectionConfig, read_yaml(path), path.name)
+    names = ("ca", "key", "client_certificate", "client_key")
+    paths = {name: str((path.parent / value).resolve()) for name in names if (value := getattr(connection, name))}
+    return connection.model_copy(update=paths)
+
+
+def load_site(config: SiteConfig, experiment: ExperimentConfig) -> SiteData:
+    """The site's data, decoded or from its cache, split by patient (see `client.federation.site_data`).
+
+    Raises:
+        DataError: the manifest cannot be read.
+        EmptySiteError: no image is usable for the experiment's task.
+    """
+    manifest = read_manifest(Path(config.manifest))
+    dataset = load_dataset(manifest, experiment.task, experiment.image, Path(config.work_dir) / "cache")
+    seed = derive_seed(experiment.split_seed, config.name, "validation split")
+    fraction = experiment.training.validation_fraction
+    train, validation = split_site(dataset, fraction, seed, Path(config.work_dir))
+    return SiteData(config, dataset.subset(train), dataset.subset(validation), dataset.report.public())
+
+
+def class_number(experiment: ExperimentConfig) -> int:
+    return len(CLASSES[experiment.task])
+
+
+@contextmanager
+def site_log(config: SiteConfig) -> Iterator[None]:
+    """Sends this process's log to the site's own `site.log`, where alone the details of an error are written."""
+    work_dir = Path(config.work_dir)
+    work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    handler = logging.FileHandler(work_dir / "site.log", encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("client", "common")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+            logger.propagate = True
+        handler.close()
+
+
+FILE = "split.json"
+Sides = dict[str, bool]
+"""Whether each patient is in validation."""
+
+
+def split_site(dataset: Dataset, fraction: float, seed: int, work_dir: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of the training and of the validation images, as `split_by_patient`; who was dealt before stays where he was.
+
+    Raises:
+        DataError: the memory is damaged, or cannot be written.
+    """
+    name = f"{seed} {fraction!r}"
+    try:
+        file = _file(work_dir)
+        with file.locked() as memory:
+            known = memory.get(name, {})
+            train, validation = split_by_patient(dataset.patients, dataset.labels.tolist(), fraction, seed, known)
+            dealt = {dataset.patients[row]: False for row in train} | {dataset.patients[row]: True for row in validation}
+            if dealt.keys() - known.keys():
+                file.write({**memory, name: {**known, **dealt}})
+    except OSError as error:
+        raise DataError(f"{work_dir / FILE} cannot be written: {error.strerror}; without it no split can be kept") from None
+    return train, validation
+
+
+def forget_split(work_dir: Path, gone: Callable[[str], bool]) -> None:
+    """Takes the patients of whom `gone` is true out of the memory.
+
+    Raises:
+        DataError: the memory is damaged.
+        OSError: it cannot be written.
+    """
+    file = _file(work_dir)
+    if not file.path.exists():
+        return
+    with file.locked() as memory:
+        file.write({name: {who: side for who, side in sides.items() if not gone(who)} for name, sides in memory.items()})
+
+
+def _file(work_dir: Path) -> StateFile[dict[str, Sides]]:
+    return StateFile(
+        work_dir / FILE,
+        kind="the list of patients kept for validation",
+        parse=_parse,
+        missing={},
+        remedy="restore it from a backup; if there is none, remove it, and do not compare new models with those that were trained before",
+        refuse=DataError,
+    )
+
+
+def _parse(content: bytes) -> dict[str, Sides]:
+    return {
+        str(name): {str(patient): bool(side) for patient, side in sides.items()} for name, sides in json.loads(content).items()
+    }

@@ -1,0 +1,285 @@
+"""Local training: one setup, one loop.
+
+setup  = build_setup(model, site's class counts, plan, compute)      model, optimizer, loss, and the rule of its steps
+result = train_locally(setup, data, plan)                            for each step: augment, add gradients, take the step
+
+`data` are images, or their features where only the classifier is trained (`client.federation.training`).
+
+Private training has the same loop and another rule (`client.privacy.dp_sgd`).
+
+What a round trains on: a site's images, or their features where only the classifier is trained and each image is always the same.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.imaging.augment import augment, draw_parameters, normalize, to_model_input
+from pneumofed.common.models.architectures import architecture_of
+from pneumofed.common.models.build import classifier_of, freeze_in_round, set_trainable, train_mode
+from pneumofed.common.models.compute import Compute, import_torchvision
+from pneumofed.common.models.features import FeatureSet, has_fixed_body, load_features
+from pneumofed.common.models.losses import build_loss
+from pneumofed.common.models.schedule import schedule_factor
+from pneumofed.common.seeds import derive_seed, numpy_generator, torch_generator
+
+Examples = Dataset | FeatureSet
+
+
+class StepRule(Protocol):
+    """What plain and private training differ in: which images a step takes, and how their gradients become one step."""
+
+    def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+        """For each step of the round the progress of the run in [0, 1), and rows of `data`, int64, in lots that fit the memory."""
+
+    def add_gradient(self, mean_loss: Callable[[], torch.Tensor], rows: int) -> None:
+        """Adds the gradient of a lot, whose mean loss over so many rows `mean_loss` computes."""
+
+    def take_step(self) -> None:
+        """Changes the weights by what was added."""
+
+    def finish(self) -> None:
+        """Called once, after the last step of the round."""
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """What one round of local training steps with. A private setup has the same parts, wrapped by its mechanism."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    loss: nn.Module
+    compute: Compute
+    rule: StepRule
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """Where in the run a round stands; all randomness of the round comes from it."""
+
+    experiment: ExperimentConfig
+    round: int
+    site: str
+    secret: str = ""
+    """What the coordinator does not know, in private training."""
+
+    def seed_parts(self) -> tuple[int | str, ...]:
+        return self.experiment.seed, self.round, self.site, *((self.secret,) if self.secret else ())
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Sums of one round's training; `loss` and `accuracy` are means over the images seen, with augmentation; of none they are NaN."""
+
+    loss: float
+    accuracy: float
+    steps: int
+    images: int
+    learning_rate: float
+    duration_sec: float
+
+    def metrics(self) -> dict[str, float]:
+        speed = self.images / self.duration_sec if self.duration_sec else 0.0
+        return {
+            "train_loss": self.loss,
+            "train_accuracy": self.accuracy,
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "train_sec": self.duration_sec,
+            "images_per_sec": speed,
+        }
+
+
+def build_setup(model: nn.Module, class_counts: list[int], plan: RoundPlan, compute: Compute) -> TrainingSetup:
+    """The plain setup: the model's trainable parameters under the experiment's optimizer and loss.
+
+    With FedProx the optimizer pulls toward the weights that `model` holds now, which are the global ones.
+    """
+    experiment = plan.experiment
+    freeze, factor = freeze_in_round(experiment.model, plan.round)
+    set_trainable(model, freeze)
+    model = compute.place(model)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = _build_optimizer(trainable, experiment.training, experiment.training.learning_rate * factor)
+    if experiment.proximal_mu > 0:
+        pull_toward(optimizer, [parameter.detach().clone() for parameter in trainable], experiment.proximal_mu)
+    loss = build_loss(experiment.loss, class_counts).to(compute.device)
+    return TrainingSetup(model, optimizer, loss, compute, PlainSteps(optimizer, trainable, experiment.training, compute))
+
+
+class PlainSteps:
+    """Every image once an epoch, in random order; one lot a step."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, trainable: list[nn.Parameter], training: TrainingConfig, compute: Compute
+    ) -> None:
+        self._optimizer, self._trainable, self._training = optimizer, trainable, training
+        self._scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.needs_scaler)
+
+    def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+        order, epochs = numpy_generator(*plan.seed_parts(), "batches"), self._training.local_epochs
+        for epoch in range(epochs):
+            batches = draw_batches(len(data.labels), self._training.batch_size, order)
+            for number, index in enumerate(batches):
+                done_epochs = (plan.round - 1) * epochs + epoch + number / len(batches)
+                yield done_epochs / (plan.experiment.rounds * epochs), [np.sort(index)]
+
+    def add_gradient(self, mean_loss: Callable[[], torch.Tensor], rows: int) -> None:
+        self._scaler.scale(mean_loss()).backward()
+
+    def take_step(self) -> None:
+        if self._training.max_grad_norm > 0:
+            self._scaler.unscale_(self._optimizer)
+            nn.utils.clip_grad_norm_(self._trainable, self._training.max_grad_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def finish(self) -> None:
+        """The weights are those of the last step."""
+
+
+def pull_toward(optimizer: torch.optim.Optimizer, anchors: list[torch.Tensor], mu: float) -> None:
+    """Adds the gradient of mu/2 * ||w - w_global||^2 (Li et al. 2020, FedProx, eq. 2) before each optimizer step.
+
+    In the step and not in the loss: under Opacus the private optimizer writes `grad` anew from the per-sample gradients, which
+    would drop a term of the loss without a word.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def pull(*_: Any) -> None:
+        for parameter, anchor in zip(parameters, anchors, strict=True):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - anchor, alpha=mu)
+
+    optimizer.register_step_pre_hook(pull)
+
+
+def draw_batches(images: int, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
+    """One epoch's indices in random order, int64 [batch] each; every image once.
+
+    A last batch of one joins the one before it, since BatchNorm cannot normalise a single value; a site's only image stands twice.
+    """
+    order = generator.permutation(images)
+    if images == 1:
+        return [np.repeat(order, 2)]
+    batches = [order[start : start + batch_size] for start in range(0, images, batch_size)]
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        batches[-2:] = [np.concatenate(batches[-2:])]
+    return batches
+
+
+def train_locally(setup: TrainingSetup, data: Examples, plan: RoundPlan) -> TrainingResult:
+    """Trains `setup.model` in place on `data` for one round and returns what happened.
+
+    Pure in (weights, data, plan): the same call gives the same weights on the same machine and number of threads.
+    """
+    started = time.perf_counter()
+    torch.manual_seed(derive_seed(*plan.seed_parts(), "dropout"))
+    training = plan.experiment.training
+    train_mode(setup.model, fix_statistics=training.fixes_statistics(plan.round, plan.experiment.rounds))
+    views = torch_generator(*plan.seed_parts(), "augmentation")
+    network = classifier_of(setup.model) if isinstance(data, FeatureSet) else setup.model
+    base_rates = [float(group["lr"]) for group in setup.optimizer.param_groups]
+    loss_sum, correct, images, steps, factor = 0.0, 0, 0, 0, 1.0
+    for progress, lots in setup.rule.draw(data, plan):
+        factor = schedule_factor(training, progress)
+        for group, rate in zip(setup.optimizer.param_groups, base_rates, strict=True):
+            group["lr"] = rate * factor
+        setup.optimizer.zero_grad(set_to_none=True)
+        for rows in lots:
+            loss, right = _add_gradient(setup, network, _inputs(data, rows, plan, setup.compute, views), data.labels[rows])
+            loss_sum, correct, images = loss_sum + loss * len(rows), correct + right, images + len(rows)
+        setup.rule.take_step()
+        steps += 1
+    setup.rule.finish()
+    duration, seen = time.perf_counter() - started, images or math.nan
+    return TrainingResult(loss_sum / seen, correct / seen, steps, images, base_rates[0] * factor, duration)
+
+
+def _inputs(data: Examples, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator) -> torch.Tensor:
+    """What the network takes of `rows`, on the device: normalised augmented images, or their features for the classifier alone."""
+    if isinstance(data, FeatureSet):
+        return data.take(rows, compute)
+    return compute.move(normalize(_view(data, rows, plan, compute, views), plan.experiment.model.in_channels))
+
+
+def _view(data: Dataset, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator) -> torch.Tensor:
+    """Augmented images of `rows`, float32 [N, 1, S, S] in [0, 1], on the device.
+
+    The bytes go to the device before they become floats, so that a GPU does the rest and is sent a quarter.
+    """
+    experiment = plan.experiment
+    size_px = experiment.training.size_in_round(plan.round, experiment.rounds, experiment.image.size_px)
+    images = _shrink(to_model_input(torch.from_numpy(data.pixels[rows]).to(compute.device)), size_px)
+    return augment(images, draw_parameters(len(rows), experiment.augmentation, views))
+
+
+def _shrink(images: torch.Tensor, size_px: int) -> torch.Tensor:
+    if images.shape[-1] == size_px:
+        return images
+    return nn.functional.interpolate(images, size=(size_px, size_px), mode="bilinear", antialias=True)
+
+
+def _add_gradient(setup: TrainingSetup, network: nn.Module, inputs: torch.Tensor, labels: np.ndarray) -> tuple[float, int]:
+    """Mean loss over the images, and how many were classified rightly."""
+    compute, seen = setup.compute, {}
+    targets = torch.from_numpy(labels).to(compute.device)
+
+    def mean_loss() -> torch.Tensor:
+        with compute.autocast():
+            seen["logits"] = network(inputs)
+        seen["loss"] = setup.loss(seen["logits"].float(), targets)
+        return seen["loss"]
+
+    setup.rule.add_gradient(mean_loss, len(labels))
+    return float(seen["loss"].detach()), int((seen["logits"].argmax(dim=1) == targets).sum())
+
+
+def _build_optimizer(parameters: list[nn.Parameter], cfg: TrainingConfig, learning_rate: float) -> torch.optim.Optimizer:
+    if cfg.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+    # fused: one pass over the weights instead of seven, half the optimizer's time on a CPU
+    return torch.optim.AdamW(parameters, lr=learning_rate, eps=cfg.adam_epsilon, weight_decay=cfg.weight_decay, fused=True)
+
+
+logger = logging.getLogger(__name__)
+
+
+def choose_examples(model: nn.Module, data: Dataset, plan: RoundPlan, compute: Compute, cache_dir: Path) -> Examples:
+    """`data`, or its features where they give the weights that the images would give, in a hundredth of the time.
+
+    There is no setting for it, so that none can be wrong. Features are taken exactly where the network below the classifier is the same
+    function of the same images in every step: its parameters are frozen in all rounds or there are none, nothing in it is random, no
+    augmentation is on, and the images have their full size. Else the images are taken.
+
+    Raises:
+        DataError: `cache_dir` cannot be written for another reason than a full disk.
+    """
+    experiment = plan.experiment
+    if not has_fixed_body(model, experiment.model) or _is_random(model) or not len(data):
+        return data
+    if experiment.augmentation.is_on:
+        logger.info("augmentation is on: features of images are computed anew for each view; set it to 0 to compute them once")
+        return data
+    size_px = experiment.image.size_px
+    if experiment.training.size_in_round(plan.round, experiment.rounds, size_px) != size_px:
+        return data
+    return FeatureSet(load_features(model, data, compute, experiment.model, cache_dir), data.labels, data.patients)
+
+
+def _is_random(model: nn.Module) -> bool:
+    """Whether a layer below the classifier draws at random in training."""
+    kinds = (nn.modules.dropout._DropoutNd, import_torchvision().ops.StochasticDepth)
+    return any(isinstance(module, kinds) for name, module in model.named_modules() if name != architecture_of(model).head)

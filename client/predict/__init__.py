@@ -1,1 +1,0 @@
-"""`pneumofed predict`: files in, one result for each out, whatever the files are."""

@@ -1,1 +1,0 @@
-"""Answers as DICOM objects for the hospital's archive: a Structured Report and a secondary capture."""

@@ -1,0 +1,135 @@
+"""What a site must remember between the steps of a secure sum, in its own folder: each message may start a new process.
+
+    WORK/secure_sum/session.json   secrets and progress of the one sum that goes on; removed with its last step
+    WORK/secure_sum/used           identifiers of all sums that were begun: none is begun twice
+    WORK/secure_sum/serial         highest serial of a key roster that was seen
+
+All with mode 0600. Progress is written before an answer leaves: a step that was begun is never done again, since two answers to one
+step (two vectors under one mask, shares of both kinds of one site) would give away what one answer hides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from pneumofed.common.config.experiment import Section
+from pneumofed.common.errors import SecureSumError
+from pneumofed.common.files import StateFile
+from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory
+from pneumofed.common.secure_aggregation.protocol import Key, Purpose, Share, SignedKeys, Site, SumSession
+
+Progress = Literal["advertised", "shared", "masked", "confirmed"]
+
+
+class HeldShares(Section):
+    """What this site holds of another's (or its own) two secrets."""
+
+    seed: Share
+    key: Share
+
+
+class Memory(Section):
+    """One sum in progress. Secrets are emptied as soon as no later step needs them."""
+
+    run: str
+    round: int
+    purpose: Purpose
+    identifier: str
+    settings: str
+    progress: Progress
+    roster: str
+    """Text of the roster that was checked in the first step."""
+    channel: Key | None = None
+    mask: Key | None = None
+    seed: Key | None = None
+    """Private keys and the seed of the site's own mask."""
+    keys: list[SignedKeys] = Field(default_factory=list)
+    senders: list[Site] = Field(default_factory=list)
+    """Whose pair masks may be in the sum."""
+    held: dict[Site, HeldShares] = Field(default_factory=dict)
+    survivors: list[Site] = Field(default_factory=list)
+
+    def belongs_to(self, session: SumSession) -> bool:
+        return SumSession(self.run, self.round, self.purpose, self.identifier, self.settings) == session
+
+
+class MemoryFolder:
+    """The folder of one site."""
+
+    def __init__(self, work_dir: str) -> None:
+        self.path = Path(work_dir) / "secure_sum"
+        self._session: StateFile[Memory | None] = StateFile(
+            self.path / "session.json",
+            kind="the secure sum in progress",
+            parse=Memory.model_validate_json,
+            missing=None,
+            remedy="this site takes no further part in it",
+            dump=lambda memory: memory.model_dump_json().encode("ascii") if memory else b"",
+        )
+        self._used: StateFile[tuple[str, ...]] = StateFile(
+            self.path / "used",
+            kind="the list of secure sums that were begun",
+            parse=lambda content: tuple(content.decode("ascii").split()),
+            missing=(),
+            remedy="restore it from a backup: without it an old sum could be begun again",
+            refuse=SecureSumError,
+            dump=lambda used: "\n".join(used).encode("ascii"),
+        )
+        self._serial: StateFile[int] = StateFile(
+            self.path / "serial",
+            kind="the serial of the newest key roster",
+            parse=lambda content: int(content or 0),
+            missing=0,
+            remedy="restore it from a backup: without it an old roster could be used",
+            refuse=SecureSumError,
+            dump=lambda serial: str(serial).encode("ascii"),
+        )
+
+    @contextmanager
+    def begin(self, session: SumSession, roster: KeyDirectory) -> Iterator[None]:
+        """Forgets the sum before this one, and holds the folder while the block makes the new one's secrets.
+
+        Raises:
+            SecureSumError: this sum was begun before, the roster is older than one that was seen, or what tells so is damaged.
+        """
+        with self._used.locked() as used:
+            if session.identifier in used:
+                raise SecureSumError("this secure sum was begun before; keys of an old one may be played again")
+            seen = self._serial.read()
+            if roster.serial < seen:
+                raise SecureSumError(
+                    f"the key roster has serial {roster.serial}, but {seen} was seen; a site may have been revoked since"
+                )
+            self._used.write((*used, session.identifier))
+            self._serial.write(max(seen, roster.serial))
+            self.forget()
+            yield
+
+    @contextmanager
+    def step(self, session: SumSession, progress: Progress) -> Iterator[Memory]:
+        """The memory of `session`, which has come as far as `progress`; the folder is held while the block lasts.
+
+        Raises:
+            SecureSumError: there is no such sum, or this step of it was done already or is not due.
+        """
+        if not self.path.is_dir():
+            raise SecureSumError("this site takes no part in a secure sum")
+        with self._session.locked() as memory:
+            if memory is None or not memory.belongs_to(session):
+                raise SecureSumError("this site takes no part in this secure sum, or it is over")
+            if memory.progress != progress:
+                raise SecureSumError(
+                    f"this step needs a sum that is '{progress}', it is '{memory.progress}': it is asked for twice or too soon"
+                )
+            yield memory
+
+    def keep(self, memory: Memory) -> None:
+        self._session.write(memory)
+
+    def forget(self) -> None:
+        self._session.path.unlink(missing_ok=True)

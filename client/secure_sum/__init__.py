@@ -1,1 +1,0 @@
-"""The site's side of a secure sum."""

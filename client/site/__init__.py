@@ -1,0 +1,1 @@
+"""The site as an installation: its folder, service, code gate and preflight."""

@@ -1,0 +1,456 @@
+"""The one typed schema of a run: `ExperimentConfig`, public, sent to every site with each message.
+
+`common.config.parties` has what each party keeps to itself, `common.config.experiment` the sections on privacy. YAML files in `configs/` hold
+only what differs from the defaults; `common.config.reader` reads them.
+
+What all configurations are made of: the base of their sections, ranges of numbers, and the names that a setting may have.
+
+The sections of an experiment that protect patients and sites: noise at the sites, noise at the coordinator, and masks.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+TaskName = Literal["binary", "three_class"]
+ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn", "scattering"]
+StrategyName = Literal[
+    "fedavg", "fedprox", "fedavgm", "fedexp", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum", "multikrum"
+]
+ROBUST: tuple[StrategyName, ...] = ("fedmedian", "fedtrimmedavg", "krum", "multikrum")
+"""They compare single updates, and none of them is the weighted mean."""
+NEEDS_SINGLE_UPDATES: tuple[StrategyName, ...] = (*ROBUST, "fedexp")
+"""They cannot be had of a sum of updates; `fedexp` needs their lengths."""
+UpdatePrecision = Literal["float32", "float16", "int8"]
+PrivacyUnit = Literal["image", "patient"]
+Withheld = Literal["data_report", "training_metrics", "validation_statistics"]
+ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
+
+
+class Section(BaseModel):
+    """A part of a configuration: immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PrivacyConfig(Section):
+    """Differential privacy of each site's own training: DP-SGD (Abadi et al. 2016, algorithm 1) with Poisson sampling.
+
+    Neighbouring data sets differ by one unit, added or removed. Sampling rate, noise, number of steps and accounting all come from
+    these numbers and the site's own number of units (`client.privacy.plan`).
+    """
+
+    mechanism: Literal["none", "dp_sgd"] = "none"
+    unit: PrivacyUnit = "patient"
+    """What is protected: one `image`, or one `patient` with all images. Under `patient` each drawn patient gives one image, drawn anew."""
+    target_epsilon: Positive = 6.0
+    """Spent by each site over all planned rounds; becomes the noise multiplier before the first step."""
+    noise_multiplier: Positive | None = None
+    """Standard deviation of the noise over `max_grad_norm`. Set, it takes the place of `target_epsilon`."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Unset it is 1 / training patients of the site."""
+    max_grad_norm: Positive = 1.0
+    """Each unit's gradient is clipped to this length."""
+    expected_batch_size: Count = 256
+    """Units drawn a step on average: the sampling rate is this over the site's units, 1 at most."""
+    physical_batch_size: Count = 32
+    """Images that are in memory at once; changes memory, speed, and which random views are drawn."""
+    augmentation_multiplicity: Count = 1
+    """Augmented views of an image whose gradients are averaged before they are clipped (De et al. 2022, section 3.4)."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Of the moving average of the weights over the steps of a round, which travels in place of the last ones; 0 is off."""
+    accountant: Literal["prv", "rdp"] = "prv"
+    secure_noise: bool = False
+    """Noise and sampling come from a ChaCha20 key that the operating system draws for each round and nobody keeps, and each noise value
+    is a sum of four, against the attack on floating point numbers (Holohan and Braghin 2021). Off, the key comes from the site's own
+    secret and everything that the update depends on: the coordinator, who knows `seed`, cannot compute it, but the site repeats the
+    round bit for bit, and who gets the secret and an update can subtract the noise. Publish what was trained with it on."""
+    open_metrics: bool = False
+    """Sends training loss, accuracy and images per second of private rounds too. They come from the raw data without any noise, so
+    that the accounted epsilon does not hold for who sees them."""
+
+
+class CentralPrivacyConfig(Section):
+    """Differential privacy of whole sites, by a coordinator whom they trust with their updates: DP-FedAvg (McMahan et al. 2018).
+
+    Neighbouring federations differ by one site, whose updates become zero. Every update weighs the same, whatever its site's size.
+    """
+
+    enabled: bool = False
+    clip_norm: Positive = 1.0
+    """Updates longer than this (L2 norm of the change of all parameters) are scaled down to it. About their median is a good choice."""
+    target_epsilon: Positive = 8.0
+    """Of all planned rounds together; becomes the noise multiplier before the first round."""
+    noise_multiplier: Positive | None = None
+    """Standard deviation of the noise on the sum of updates over `clip_norm`. Set, it takes the place of `target_epsilon`."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1.0e-5
+
+
+class SecureAggregationConfig(Section):
+    """Secure aggregation (SecAgg+, Bell et al. 2020): the coordinator learns sums of the sites' updates and counts, and no single one."""
+
+    enabled: bool = False
+    threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 0.67
+    """Share of the sites (of each site's neighbours, where not all are) that must stay to the end, rounded up, at least three. So many
+    sites together with the coordinator could read another's update; more than two thirds also withstands a coordinator that lies about
+    who dropped out, with up to a third of the sites on its side (Bonawitz et al. 2017, section 6.2)."""
+    clip_norm: Positive = 100.0
+    """Longest update (L2 norm of the difference from the global weights) that a site sends; longer ones are scaled down and counted.
+    Quantisation steps are proportional to it."""
+    bits: Literal[32, 64] = 32
+    """Of each masked parameter on the wire."""
+    max_examples: Annotated[int, Field(ge=1, le=2**20)] = 65536
+    """Most training images of one site; one that has more takes no part. Quantisation steps are proportional to it."""
+    neighbours: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
+    """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as `common.secure_aggregation.masking` needs."""
+    stage_timeout_sec: Positive = 60.0
+    """Deadline of each step besides training and evaluation, in which sites exchange keys and shares. Each starts a process at a site;
+    a simulation of hundreds of hospitals on one machine needs more, since they answer one after the other."""
+    grace_sec: NonNegative = 5.0
+    """Once enough sites have answered the last two steps, so long is waited for the others."""
+
+
+class ImageConfig(Section):
+    """How a radiograph becomes the model's input."""
+
+    size_px: Annotated[int, Field(ge=32, le=1024)] = 128
+    fit: Literal["pad", "crop"] = "pad"
+    """`pad` keeps the whole image and adds black bars; `crop` fills the square and cuts the longer side."""
+
+
+class AugmentationConfig(Section):
+    """Ranges of the random training transforms; each is drawn uniformly. Zero switches one off."""
+
+    rotation_deg: Annotated[float, Field(ge=0.0, le=45.0)] = 10.0
+    shift_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.06
+    scale_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.10
+    brightness: Annotated[float, Field(ge=0.0, le=0.5)] = 0.10
+    contrast: Annotated[float, Field(ge=0.0, le=0.9)] = 0.20
+    noise_std: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02
+    horizontal_flip_probability: Fraction = 0.0
+    """Zero by default: a mirrored chest has its heart on the wrong side. There is no vertical flip."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any transform is on."""
+        return any(self.model_dump().values())
+
+
+class ModelConfig(Section):
+    """The network, its input and where its first weights come from."""
+
+    name: ModelName = "resnet18"
+    in_channels: Literal[1, 3] = 1
+    norm: Literal["batch", "group"] = "batch"
+    weight_standardization: bool = False
+    """Convolutions use their filters with mean 0 and length 1 (Qiao et al. 2019); helps GroupNorm and private training."""
+    scattering_scale: Annotated[int, Field(ge=1, le=6)] = 2
+    """Of `scattering` alone: octaves of wavelets. 2 gives 81 channels, 3 gives 217, which were no better under noise."""
+    weights: Annotated[str, Field(min_length=1)] = "none"
+    """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator), or the path of a local weights file or model bundle."""
+    freeze: Literal["none", "head_only", "last_block"] = "none"
+    """What is trained: everything, the classifier alone, or the classifier and the last block."""
+    head_first_rounds: Annotated[int, Field(ge=0)] = 0
+    """Two-phase schedule: so many rounds with `head_only`, then `freeze` with `fine_tune_factor` times the learning rate."""
+    fine_tune_factor: Positive = 0.1
+
+    def without_weights(self) -> ModelConfig:
+        """The same network with random first weights, for those who load all weights afterwards."""
+        return self.model_copy(update={"weights": "none"})
+
+    def differences(self, other: ModelConfig) -> list[str]:
+        """In which settings that shape the network this differs from `other`: `name is 'resnet18', not 'resnet34'`."""
+        shaping = ("name", "in_channels", "norm", "weight_standardization", "scattering_scale")
+        pairs = ((key, getattr(self, key), getattr(other, key)) for key in shaping)
+        return [f"{key} is {own!r}, not {others!r}" for key, own, others in pairs if own != others]
+
+
+class LossConfig(Section):
+    """Training loss. Class weights come from each site's own counts."""
+
+    name: Literal["cross_entropy", "focal"] = "cross_entropy"
+    class_weights: Literal["none", "balanced", "effective"] = "none"
+    """`balanced`: n / (classes * n_class); `effective`: Cui et al. 2019 with beta = 0.999. Classes that a site lacks weigh nothing."""
+    max_class_weight: Positive = 4.0
+    """A ceiling on class weights, since a hospital with three normals must not let each count a hundredfold."""
+    logit_adjustment: bool = True
+    """Adds the log of the site's own class shares to the logits in training (see `common.models.losses`), against label skew between sites.
+    Takes the place of class weights: switch it off to use them."""
+    focal_gamma: NonNegative = 2.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.05
+
+
+class TrainingConfig(Section):
+    """Local training at each site in each round."""
+
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Positive = 1.0e-3
+    weight_decay: NonNegative = 0.05
+    momentum: Fraction = 0.9
+    """Of SGD alone."""
+    adam_epsilon: Positive = 1.0e-8
+    """Of AdamW alone: what is added to the root of the mean square gradient that a step is divided by. AdamW takes steps of full length
+    whatever the gradient's size, also at a site with one class, whose gradients are next to nothing; an epsilon between the two sizes
+    (1e-4 for ResNet18, docs/results.md) keeps such a site nearly still."""
+    batch_size: Count = 32
+    local_epochs: Count = 2
+    """Passes over a site's images between two averages. On the Kaggle set two reached a higher test AUROC than one in as many rounds, and
+    four in half as many rounds a lower one (docs/results.md)."""
+    schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
+    """Of the learning rate over all steps of the run: the site continues it from round to round."""
+    warmup_fraction: Fraction = 0.15
+    final_factor: Fraction = 0.01
+    proximal_mu: NonNegative | None = None
+    """FedProx: strength of the pull toward the global weights (Li et al. 2020, eq. 2). Unset it is 0.01 under the strategy
+    `fedprox` and 0, which is FedAvg, under the others."""
+    max_grad_norm: NonNegative = 0.0
+    """Gradient clipping by global norm; 0 is off."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)] = 0.1
+    """Share of each site's patients kept for validation."""
+    split_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    """Of the draw of these patients; unset it is the run's seed. A run that goes on from an earlier one's model keeps that one's, so that
+    no site judges on patients that the earlier model was trained on."""
+    early_fraction: Fraction = 0.0
+    """Progressive resizing: this share of the rounds, rounded up, trains on images of half the side (32 px at least), which costs a
+    quarter; the last round always sees `image.size_px`. 0 trains at full size throughout, which is the default since early small rounds
+    cost AUROC on the Kaggle set (docs/results.md). All rounds are judged at full size, so that such ones look worse than they are."""
+
+    batch_statistics_fraction: Fraction = 1.0
+    """In this share of the rounds, rounded up, BatchNorm normalises with each batch's own statistics. In the rest the averaged running
+    statistics stand still and normalise in training too, so that sites with other mixes of classes train one and the same function
+    (FixBN, Zhong et al. 2024, section 5)."""
+
+    def fixes_statistics(self, round_number: int, rounds: int) -> bool:
+        """Whether BatchNorm's running statistics stand still in a round, counted from 1."""
+        return round_number > math.ceil(round(self.batch_statistics_fraction * rounds, 9))
+
+    def size_in_round(self, round_number: int, rounds: int, size_px: int) -> int:
+        """Side in pixels of the training images in a round, counted from 1."""
+        early = min(math.ceil(round(self.early_fraction * rounds, 9)), rounds - 1)
+        return max(size_px // 2, 32) if round_number <= early else size_px
+
+
+class StrategyConfig(Section):
+    """How the coordinator draws sites, checks their replies and combines them."""
+
+    name: StrategyName = "fedavg"
+    fraction_train: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    min_sites: Count | None = None
+    """A round with fewer good replies fails. Unset it is 2f + 3 for Krum and Multi-Krum (Blanchard et al. 2017, proposition 1), else 1."""
+    wait_for_sites: Annotated[int, Field(ge=0)] = 0
+    """Sites that must be connected before the first round; 0 means `min_sites`. After `wait_timeout_sec` the run starts with
+    those that are there, if they are `min_sites` at least."""
+    wait_timeout_sec: Positive = 300.0
+    round_timeout_sec: Positive = 3600.0
+    enough_sites: Count | None = None
+    """k of n: a round closes as soon as so many sites have answered well. The others are late; what they send is dropped and counted.
+    Unset, a round waits for all until `round_timeout_sec`."""
+    update_precision: UpdatePrecision = "float32"
+    """Number type of an update on the wire; see `common.wire.update_encoding`."""
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Above 0 sites and coordinator judge, and the run keeps, the exponential moving average of the global weights over the rounds (after
+    Polyak and Juditsky 1992, who average all steps), while sites train on from the round's own weights. It evens out what one round's
+    draw of images and sites changes by chance; 0.7 looks back about three rounds."""
+    max_update_norm_factor: Positive = 10.0
+    """A reply whose update is longer than this many times the median update of its round is left out."""
+    server_learning_rate: Positive | None = None
+    """Of the server's optimizer; unset it is 1 for fedavgm and 0.01 for fedadam and fedyogi."""
+    server_momentum: Fraction = 0.9
+    beta_1: Fraction = 0.9
+    beta_2: Fraction = 0.99
+    tau: Positive = 1.0e-3
+    """Keeps the denominators of fedadam, fedyogi and fedexp from zero."""
+    trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
+    malicious_sites: Annotated[int, Field(ge=0)] = 0
+    """f of Krum and Multi-Krum: how many sites may be hostile. Krum goes on with one site's update alone, which is a noisy model."""
+
+    @property
+    def replies_needed(self) -> int:
+        """`min_sites`, or the strategy's own minimum where it is unset."""
+        if self.min_sites is not None:
+            return self.min_sites
+        return 2 * self.malicious_sites + 3 if self.is_krum else 1
+
+    @property
+    def is_krum(self) -> bool:
+        """Whether the strategy is Krum or Multi-Krum."""
+        return self.name in ("krum", "multikrum")
+
+
+class EvaluationConfig(Section):
+    """Central and federated evaluation."""
+
+    every_rounds: Count = 1
+    """The central sets are judged after each so many rounds, and always after the last."""
+    fraction_sites: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the sites that judge the new model on their validation patients after each round."""
+    bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    batch_size: Count = 64
+    threshold_policy: ThresholdPolicyName = "sensitivity"
+    """Chosen on the sites' pooled validation statistics, then applied to the test and external sets. Images of other places tend to look
+    sicker to a network than they are, so that a threshold as high as the sensitivity allows keeps more of its worth elsewhere. A fixed
+    specificity fixes no threshold where validation is told apart nearly without error, and one mislabelled image moves it far."""
+    target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
+    """The sensitivity or specificity that the policies of these names hold."""
+
+
+class EarlyStoppingConfig(Section):
+    """Stops a run whose validation AUROC no longer grows."""
+
+    patience_rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds without improvement before the run stops; 0 is off."""
+    min_delta: NonNegative = 0.001
+
+
+class ExperimentConfig(Section):
+    """Everything that defines a run for all parties; holds nothing of any site."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)] = "pneumonia"
+    task: TaskName = "binary"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    rounds: Count = 12
+    image: ImageConfig = ImageConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    training: TrainingConfig = TrainingConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    central_privacy: CentralPrivacyConfig = CentralPrivacyConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
+    parent: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Digest of the model bundle that the run starts from, which `model.weights` then names. It tells the sites, and goes into every
+    hash of the experiment."""
+
+    @property
+    def split_seed(self) -> int:
+        """`training.split_seed`, or the run's seed where it is unset."""
+        return self.seed if self.training.split_seed is None else self.training.split_seed
+
+    @property
+    def proximal_mu(self) -> float:
+        """`training.proximal_mu`, or the strategy's own value where it is unset."""
+        if self.training.proximal_mu is not None:
+            return self.training.proximal_mu
+        return 0.01 if self.strategy.name == "fedprox" else 0.0
+
+    @model_validator(mode="after")
+    def _check_together(self) -> ExperimentConfig:
+        if self.loss.logit_adjustment and self.loss.class_weights != "none":
+            raise ValueError(
+                "loss.logit_adjustment corrects for the class shares already; set loss.class_weights to 'none' or it to false"
+            )
+        if self.strategy.enough_sites is not None and self.strategy.enough_sites < self.strategy.replies_needed:
+            raise ValueError(
+                f"strategy.enough_sites is {self.strategy.enough_sites} but {self.strategy.replies_needed} replies are needed"
+            )
+        needed = 2 * self.strategy.malicious_sites + 3
+        if self.strategy.is_krum and self.strategy.replies_needed < needed:
+            raise ValueError(
+                f"strategy.min_sites: Krum against {self.strategy.malicious_sites} hostile sites needs {needed} replies a round "
+                f"(2f + 3), got {self.strategy.min_sites}"
+            )
+        if self.strategy.name == "fedbn" and self.model.norm != "batch":
+            raise ValueError(
+                "strategy.name is 'fedbn' but model.norm is 'group'; FedBN keeps BatchNorm layers local, set model.norm to 'batch'"
+            )
+        if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
+            raise ValueError("model.head_first_rounds must be smaller than rounds")
+        return self
+
+    @model_validator(mode="after")
+    def _check_parent(self) -> ExperimentConfig:
+        if self.parent is not None and self.model.weights in ("none", "imagenet"):
+            raise ValueError("parent names the bundle that the run starts from, but model.weights is no path of one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_privacy(self) -> ExperimentConfig:
+        _check_dp_sgd(self)
+        _check_central_privacy(self)
+        _check_secure_aggregation(self)
+        return self
+
+
+def _check_dp_sgd(cfg: ExperimentConfig) -> None:
+    """Refuses what would go around DP-SGD: everything that goes into a private update must pass the mechanism."""
+    if cfg.privacy.mechanism == "none":
+        return
+    refused = {
+        "strategy.name 'fedbn' keeps BatchNorm layers, which mix the images of a batch: take another strategy and model.norm 'group'": (
+            cfg.strategy.name == "fedbn"
+        ),
+        "BatchNorm mixes the images of a batch, so that none has a gradient of its own: set model.norm to 'group'": (
+            cfg.model.norm == "batch"
+        ),
+        "the loss would use the site's own class counts, a release that is not accounted: set loss.logit_adjustment to false and "
+        "loss.class_weights to 'none'": cfg.loss.logit_adjustment or cfg.loss.class_weights != "none",
+        "training.max_grad_norm clips the gradient of a whole batch: leave it at 0, privacy.max_grad_norm clips each unit's": (
+            cfg.training.max_grad_norm > 0
+        ),
+        "training.precision 'fp16' scales the loss, and with it what is clipped: take 'bf16', 'fp32' or 'auto'": (
+            cfg.training.precision == "fp16"
+        ),
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"privacy.mechanism is 'dp_sgd' but {sentence}")
+
+
+def _check_central_privacy(cfg: ExperimentConfig) -> None:
+    """Refuses what would go around the coordinator's noise, or lets another site move the bound on a site's part in the sum."""
+    if not cfg.central_privacy.enabled:
+        return
+    refused = {
+        f"strategy.name '{cfg.strategy.name}' takes more than the noisy mean: take fedavg, fedprox, fedavgm, fedadam or fedyogi": (
+            cfg.strategy.name in ("fedbn", *NEEDS_SINGLE_UPDATES)
+        ),
+        "BatchNorm's running statistics would leave without noise: set model.norm to 'group'": cfg.model.norm == "batch",
+        "the sites' own clipping under secure_aggregation weighs by numbers of images, which this sum must not: switch one of the two "
+        "off": cfg.secure_aggregation.enabled,
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"central_privacy.enabled is true but {sentence}")
+
+
+def _check_secure_aggregation(cfg: ExperimentConfig) -> None:
+    """Refuses what needs single updates, which cannot be had from sums only."""
+    if not cfg.secure_aggregation.enabled:
+        return
+    strategy, needed = cfg.strategy, 3
+    if strategy.name in NEEDS_SINGLE_UPDATES:
+        raise ValueError(
+            f"strategy.name: {strategy.name} looks at single updates, which secure_aggregation hides; take fedavg, fedprox, fedbn, "
+            "fedavgm, fedadam or fedyogi, or switch secure_aggregation off"
+        )
+    if strategy.update_precision != "float32":
+        raise ValueError(
+            "strategy.update_precision must be 'float32' under secure_aggregation, which has its own number type "
+            "(secure_aggregation.bits)"
+        )
+    if strategy.max_update_norm_factor != type(strategy).model_fields["max_update_norm_factor"].default:
+        raise ValueError(
+            "strategy.max_update_norm_factor compares single updates, which secure_aggregation hides; set "
+            "secure_aggregation.clip_norm instead, which each site keeps itself"
+        )
+    if strategy.wait_for_sites:
+        drawn = math.ceil(round(strategy.fraction_train * strategy.wait_for_sites, 9))
+        needed = max(needed, math.ceil(round(cfg.secure_aggregation.threshold * drawn, 9)))
+    if strategy.enough_sites is not None and strategy.enough_sites < needed:
+        raise ValueError(
+            f"strategy.enough_sites is {strategy.enough_sites} but a secure sum needs {needed} sites "
+            "(secure_aggregation.threshold, and never fewer than 3)"
+        )

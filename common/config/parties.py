@@ -1,0 +1,102 @@
+"""What each party keeps to itself: the hospital's own configuration, connection and policy, and the coordinator's."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pneumofed.common.config.experiment import ModelName, NonNegative, Positive, PrivacyUnit, Section, StrategyName, Withheld
+
+
+class SiteConfig(Section):
+    """What one hospital keeps to itself. It is never sent."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    """The site's name as the coordinator knows it."""
+    manifest: str
+    """CSV with one row an image; see `common.data.manifest`."""
+    work_dir: str
+    """The site's own folder: decoded cache, local state, log. Nothing is written elsewhere."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the training process; 0 leaves torch's choice. Fix it where runs must repeat bit for bit."""
+    policy: str | None = None
+    """The site's policy file (`SitePolicy`). Unset, as in simulation, nothing is refused."""
+    connection: str | None = None
+    """File with the paths of the site's node key and of the federation's certificate authority (`ConnectionConfig`), which secure
+    aggregation needs. Unset, it is `connection.yaml` beside the site's own file."""
+
+
+class ConnectionConfig(Section):
+    """How a hospital reaches the coordinator (`connection.yaml` in the site folder). Relative paths are relative to that file."""
+
+    coordinator: Annotated[str, Field(pattern=r"^[^\s/:]+:\d{1,5}$")]
+    """HOST:PORT of the coordinator's door."""
+    ca: str = "keys/ca.crt"
+    """The federation's certificate authority (PEM), the only one that is trusted for this connection."""
+    key: str = "keys/node"
+    """The site's private node key (PEM, P-384), mode 0600. The coordinator knows its public half."""
+    client_certificate: str | None = None
+    """For mutual TLS at the coordinator's proxy: the site's certificate (PEM) for `client_key`."""
+    client_key: str | None = None
+
+
+QuietHours = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
+
+
+class SitePolicy(Section):
+    """What may run at one hospital (`policy.yaml` in the site folder). It is the hospital's alone and wins over every run.
+
+    A run outside it is refused before any data is read, and the refusal is recorded in the site's audit log.
+    """
+
+    approved_apps: list[Annotated[str, Field(pattern=r"^(installed|[0-9a-f]{64})$")]] = Field(
+        default_factory=lambda: ["installed"]
+    )
+    """SHA-256 of the app bundles that may run here. `installed` stands for the bundle of the very code that is installed here."""
+    strategies: list[StrategyName] | None = None
+    """Strategies that a run may use; unset allows all."""
+    models: list[ModelName] | None = None
+    """Networks that a run may train; unset allows all."""
+    min_patients: Annotated[int, Field(ge=1)] = 10
+    """With fewer training patients the site takes no part: an update over few patients tells much about each."""
+    max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
+    """Training rounds that are answered within 24 hours, over all runs."""
+    max_epsilon: NonNegative | None = None
+    """Privacy budget of the site's data over all runs (see `client.privacy.ledger`): a round beyond it, and every run that is not
+    private at all, is refused. Unset sets no limit."""
+    max_epsilon_per_study: NonNegative | None = None
+    """The same for the runs of one experiment name. The coordinator chooses the name, so that only `max_epsilon` binds it."""
+    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """At which the limits are judged; a run that plans with a larger one is refused. Unset they are judged at the smallest delta of
+    the runs so far."""
+    min_unit: PrivacyUnit = "image"
+    """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
+    withhold: list[Withheld] = Field(default_factory=list)
+    """What never leaves this site, whatever a run asks for (see `client.federation.disclosure`): the report on its data (what was found, left out
+    and why, of which class), the metrics of its training, the statistics of its validation. The run goes on without them."""
+    count_noise: Positive | None = None
+    """Numbers of images leave with Gaussian noise of this deviation, for `min_unit` patient times the images of a patient. The ledger
+    counts it, once for each state of the data. Unset they leave as they are. Under secure aggregation they are masked instead."""
+    require_secure_aggregation: bool = False
+    """Whether a run is refused in which the coordinator could see this site's update and counts."""
+    quiet_hours: list[QuietHours] = Field(default_factory=list)
+    """Times of day (local, e.g. `07:30-18:00`) in which nothing is trained here; may pass midnight."""
+
+
+class CoordinatorConfig(Section):
+    """What the coordinator keeps to itself: its run folder and the held-out sets it judges the model on."""
+
+    run_dir: str
+    test_manifest: str | None = None
+    external_manifest: str | None = None
+    cache_dir: str | None = None
+    audit_log: str | None = None
+    """The coordinator's audit log; unset, as in simulation, none is kept."""
+    key_roster: str | None = None
+    """The sites' public node keys, signed when they were provisioned (`roster.json`); secure aggregation needs it."""
+    resume: bool = False
+    device: str = "auto"
+    threads: Annotated[int, Field(ge=0)] = 0

@@ -1,0 +1,158 @@
+"""Reads configurations: YAML files and overrides into the schemas of `common.config.experiment`, with errors that say what to mend."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from pneumofed.common.config.experiment import ExperimentConfig, Section
+from pneumofed.common.errors import ConfigError
+
+T = TypeVar("T", bound=Section)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-5` as text; this loader reads it as the number it is (YAML 1.2)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """The YAML value of `text`, e.g. `3` -> 3, `1e-5` -> 1e-05, `fedprox` -> 'fedprox'."""
+    return yaml.load(text, Loader=_Loader)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The mapping in the YAML file `path`; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, or holds something other than a mapping.
+    """
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"configuration file {path} does not exist") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"configuration file {path} cannot be read: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"configuration file {path}: expected keys and values, got {type(content).__name__}")
+    return content
+
+
+def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
+    """Puts `value` at the dotted `path` in the nested dictionary `values`, making sections on the way."""
+    *sections, key = path.split(".")
+    for section in sections:
+        child = values.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"{path}: '{section}' is a value, not a section")
+        values = child
+    values[key] = value
+
+
+def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """Nested dictionary of overrides given as `section.key=value`.
+
+    Raises:
+        ConfigError: an override lacks its `=`.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path.strip():
+            raise ConfigError(f"override '{override}': expected key=value, e.g. training.learning_rate=1e-3")
+        set_by_path(values, path.strip(), parse_value(text))
+    return values
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section; neither is changed."""
+    merged = dict(base)
+    for key, value in changes.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def build_config(schema: type[T], values: Mapping[str, Any], source: str = "configuration") -> T:
+    """A checked `schema` built from plain `values`.
+
+    Raises:
+        ConfigError: each problem on its own line with the key's path, what was expected, what came, and for an unknown key the
+            nearest known one.
+    """
+    try:
+        return schema.model_validate(dict(values))
+    except ValidationError as error:
+        problems = [_explain(schema, problem) for problem in error.errors()]
+        raise ConfigError(f"{source}: " + "; ".join(problems)) from None
+
+
+def load_experiment(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
+    """The experiment in the YAML file `path` (defaults alone if None) with nested `overrides` laid over it."""
+    values = read_yaml(path) if path else {}
+    return build_config(ExperimentConfig, merge(values, overrides or {}), str(path or "experiment"))
+
+
+def experiment_from_json(text: str) -> ExperimentConfig:
+    """The experiment that `ExperimentConfig.model_dump_json` wrote.
+
+    Raises:
+        ConfigError: the text was written by another version of the schema or was altered.
+    """
+    try:
+        return ExperimentConfig.model_validate_json(text)
+    except ValidationError as error:
+        problems = [_explain(ExperimentConfig, problem) for problem in error.errors()]
+        raise ConfigError("experiment of the run: " + "; ".join(problems)) from None
+
+
+def _explain(schema: type[Section], problem: Any) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _keys_at(schema, problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1, cutoff=0.4)
+        hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+        return f"{path}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{path}: is required"
+    message = str(problem["msg"]).removeprefix("Value error, ")
+    if not path:
+        return message
+    came = problem["input"]
+    hint = ""
+    if problem["type"] == "literal_error" and isinstance(came, str):
+        near = difflib.get_close_matches(came, _choices_at(schema, problem["loc"]), n=1, cutoff=0.4)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+    return f"{path}: {message[0].lower()}{message[1:]}, got {came!r}{hint}"
+
+
+def _schema_at(schema: type[Section], location: Sequence[Any]) -> type[Section]:
+    for part in location:
+        field = schema.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, Section)):
+            return schema
+        schema = field.annotation
+    return schema
+
+
+def _keys_at(schema: type[Section], location: Sequence[Any]) -> list[str]:
+    return list(_schema_at(schema, location).model_fields)
+
+
+def _choices_at(schema: type[Section], location: Sequence[Any]) -> list[str]:
+    field = _schema_at(schema, location[:-1]).model_fields.get(str(location[-1]))
+    return [str(choice) for choice in get_args(field.annotation)] if field else []

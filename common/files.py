@@ -1,0 +1,193 @@
+"""Files that appear whole or not at all, readable by their owner only, folders with one writer at a time, and small state files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar
+
+from filelock import FileLock, Timeout
+
+from pneumofed.common.errors import DataError, PneumofedError
+
+log = logging.getLogger(__name__)
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a disk, a quota or a file size limit that is used up."""
+_DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, PneumofedError)
+"""What reading a file of another content raises: JSON, pydantic, a lookup, a cast, or a check of ours."""
+
+T = TypeVar("T")
+
+
+def to_json(value: Any) -> bytes:
+    """Returns `value` as JSON."""
+    return json.dumps(value).encode()
+
+
+@dataclass(frozen=True)
+class StateFile(Generic[T]):
+    """A small file that holds one value, which one process writes and later ones read or change.
+
+    Readers see the old value or the new one. Who makes the new value from the old one holds `locked` meanwhile, so that no other
+    process's change is lost. `read` and `write` take no lock, since several files may change under the lock of their folder.
+
+    Attributes:
+        path: the file. Its folder's lock guards it.
+        kind: what errors and the log call the file; never anything of a patient.
+        parse: the value of the file's bytes; raises one of `_DAMAGE` where they hold none.
+        missing: the value before the first write. It is handed out as it is, so a mutable one belongs to a file object used once.
+        remedy: the end of the sentence about a damaged file: what a person should do, or what happens instead.
+        refuse: makes the error that a damaged or unreadable file raises. Without it such a file counts as missing, with a warning.
+        dump: the bytes of a value.
+    """
+
+    path: Path
+    kind: str
+    parse: Callable[[bytes], T]
+    missing: T
+    remedy: str
+    refuse: Callable[[str], PneumofedError] | None = None
+    dump: Callable[[T], bytes] = to_json
+
+    def read(self) -> T:
+        """Returns the value.
+
+        Raises:
+            PneumofedError: of `refuse`; the file is damaged or cannot be read.
+        """
+        try:
+            return self.parse(self.path.read_bytes())
+        except FileNotFoundError:
+            return self.missing
+        except OSError as error:
+            problem = f"{self.path}, {self.kind}, cannot be read: {error.strerror}; check its owner and permissions"
+        except _DAMAGE as error:  # its text may quote the content, so only its class is named
+            problem = f"{self.path}, {self.kind}, is damaged ({type(error).__name__}); {self.remedy}"
+        if self.refuse is not None:
+            raise self.refuse(problem)
+        log.warning("%s", problem)
+        return self.missing
+
+    def write(self, value: T) -> None:
+        """Writes `value`, which is on the disk when this returns.
+
+        Raises:
+            OSError: the folder is missing or cannot be written, or the disk is full; the file is as it was.
+        """
+        write_file(self.path, self.dump(value))
+
+    @contextmanager
+    def locked(self) -> Iterator[T]:
+        """Yields the value while no other process changes it; for a `write` in the block. Makes the folder.
+
+        Raises:
+            PneumofedError: as `read`.
+            OSError: the folder cannot be made or written.
+        """
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with exclusive(self.path.parent):
+            yield self.read()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Writes `content` as the whole of the file, which is on the disk when this returns; mode 0600.
+
+    Raises:
+        OSError: as `atomic_write`.
+    """
+    with atomic_write(path, synced=True) as file:
+        file.write(content)
+
+
+def drawn_once(path: Path, draw: Callable[[], bytes]) -> bytes:
+    """Returns the content of the file `path`, e.g. a key, which the first of all processes draws. Makes the folder.
+
+    Raises:
+        OSError: the file cannot be read or made.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with exclusive(path.parent):
+        if not path.exists():
+            write_file(path, draw())
+        return path.read_bytes()
+
+
+@contextmanager
+def atomic_write(path: Path, synced: bool = False) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Readers see the old file or the new one, never a part; one that has the old file open or mapped keeps it. The file has
+    mode 0600, since all that a site writes may name patients.
+
+    Args:
+        path: the file, in a folder that exists.
+        synced: whether file and name are on the disk when the block has ended, for what cannot be had again after a power cut.
+
+    Raises:
+        OSError: the folder is missing or cannot be written, or the disk is full.
+    """
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            if synced:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:  # KeyboardInterrupt too: nothing half-written stays behind
+        temporary.unlink(missing_ok=True)
+        raise
+    if synced:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes sure that the names of new files in `folder` are on the disk, not only their content.
+
+    Raises:
+        OSError: the folder cannot be opened or synced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Holds `folder`'s lock, for which other processes wait; the system frees it when a process dies.
+
+    Raises:
+        OSError: the lock file cannot be made.
+    """
+    lock = FileLock(folder / "lock", mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("another process works in %s; waiting for it", folder)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def pass_if_disk_full(error: OSError, folder: Path) -> None:
+    """Logs a full disk and returns, for writers of what can be had again.
+
+    Raises:
+        DataError: `error` says that `folder` cannot be written for another reason.
+    """
+    if error.errno not in _DISK_FULL:
+        raise DataError(f"{folder} cannot be written: {error.strerror}; check its owner and permissions") from error
+    log.warning("disk full while writing to %s; going on without", folder)

@@ -1,0 +1,257 @@
+"""The greyscale pipeline of DICOM (PS3.4, N.2): stored value, modality LUT or rescale, VOI LUT or window, inversion.
+
+The grey value formulas of DICOM (PS3.3, C.11) on float64 [N] arrays of distinct pixel values.
+
+An image of up to 16 bits holds at most 65,536 distinct values, so each step runs on those in double precision, and the image
+itself is mapped once through the table that results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset
+
+from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
+from pneumofed.common.imaging.dicom_pixels import PixelLayout, parse, read_codes, read_layout
+from pneumofed.common.imaging.dicom_tags import age_years_of, code_of, number_of, numbers_of, text_of, value_of
+from pneumofed.common.imaging.types import Image, ImageInfo, Window
+
+LUNG_WINDOW = Window(center=-600.0, width=1500.0)
+"""The usual lung window in Hounsfield units, for a CT image that has none of its own."""
+
+
+def decode_dicom(data: bytes, window: Window | None = None) -> Image:
+    """The radiograph in `data`, the bytes of a DICOM file.
+
+    With no `window`, the file's first VOI LUT is used, else its first window, else `LUNG_WINDOW` for CT, else the whole range
+    of values that occur. Pixels that the file calls padding become black and do not count for that range.
+
+    Raises:
+        ImageError: the file cannot be used. On damaged bytes pydicom and the decoders may raise any other exception, which
+            `common.imaging.images.read_image` turns into an `ImageError`.
+    """
+    dataset = parse(data)
+    layout = read_layout(dataset)
+    codes = read_codes(dataset, layout)
+    occurring = find_codes(codes)
+    tissue = occurring[~_is_padding(dataset, layout, layout.values_of(occurring))]
+    grey, used = _grey_values(dataset, layout.values_of(tissue), window)
+    inverted = _is_inverted(dataset, layout)
+    table = np.zeros(CODES, np.float32)
+    table[tissue] = 1 - grey if inverted else grey
+    return Image(map_codes(codes, table), _describe(dataset, layout, used, inverted))
+
+
+def encode_dataset(dataset: Dataset) -> bytes:
+    """The content of a DICOM file with `dataset`: an image in memory is read the way of a file, with the same checks.
+
+    Raises:
+        ArgumentError: it does not say how its pixels are encoded.
+    """
+    syntax = getattr(dataset, "file_meta", {}).get("TransferSyntaxUID")
+    if syntax is None and None in dataset.original_encoding:
+        raise ArgumentError(
+            "pydicom data set: expected a transfer syntax in file_meta, as `pydicom.dcmread` reads it, got none; "
+            "set dataset.file_meta.TransferSyntaxUID to what its pixels are encoded in"
+        )
+    buffer = BytesIO()
+    dataset.save_as(buffer, enforce_file_format=False)
+    return buffer.getvalue()
+
+
+def _is_inverted(dataset: Dataset, layout: PixelLayout) -> bool:
+    """Whether the least value is meant to be white.
+
+    MONOCHROME1 says so (PS3.3, C.7.6.3.1.2). It comes with the Presentation LUT Shape INVERSE (C.8.11.3), which says the same
+    once more and does not turn the image back.
+    """
+    return layout.photometric == "MONOCHROME1" or code_of(dataset, "PresentationLUTShape") == "INVERSE"
+
+
+def _is_padding(dataset: Dataset, layout: PixelLayout, values: np.ndarray) -> np.ndarray:
+    """Which stored values are Pixel Padding Value (0028,0120) or up to its Range Limit (0028,0121): PS3.3, C.7.5.1.1.2."""
+    padding = number_of(dataset, "PixelPaddingValue", math.nan)
+    ends = [padding, number_of(dataset, "PixelPaddingRangeLimit", padding)]
+    span = 2**layout.bits_allocated
+    least = -span // 2 if layout.signed else 0
+    ends = [(end - least) % span + least for end in ends]  # writers give a signed value in an unsigned tag and vice versa
+    return (values >= min(ends)) & (values <= max(ends))
+
+
+def _grey_values(dataset: FileDataset, stored: np.ndarray, window: Window | None) -> tuple[np.ndarray, Window | None]:
+    """(grey in [0, 1] of each of the distinct `stored` values, the window that was applied).
+
+    Raises:
+        ImageError: they all have one grey.
+    """
+    values = _apply_modality(dataset, stored)
+    if not values.size or not np.ptp(values) > 0:
+        raise ImageError(SkipReason.CONSTANT)
+    grey, used = _apply_voi(dataset, values, window)
+    if not np.ptp(grey) > 0:
+        raise ImageError(SkipReason.CONSTANT)
+    return grey, used
+
+
+def _apply_modality(dataset: FileDataset, stored: np.ndarray) -> np.ndarray:
+    """Stored values through the Modality LUT Sequence (0028,3000), else rescaled: PS3.3, C.11.1.1."""
+    table = read_lookup_table(dataset, "ModalityLUTSequence", stored)
+    if table:
+        return table.apply(stored)
+    slope = number_of(dataset, "RescaleSlope", 1.0) or 1.0
+    return stored * slope + number_of(dataset, "RescaleIntercept", 0.0)
+
+
+def _apply_voi(dataset: FileDataset, values: np.ndarray, window: Window | None) -> tuple[np.ndarray, Window | None]:
+    """(grey in [0, 1], window that was applied): `window`, else what the file says first (PS3.3, C.11.2.1)."""
+    if window:
+        return apply_window(values, window), window
+    table = read_lookup_table(dataset, "VOILUTSequence", values)
+    if table:
+        return np.clip(table.apply(values) / table.full_scale, 0, 1), None
+    window = _file_window(dataset)
+    if window:
+        return apply_window(values, window, _voi_function(dataset)), window
+    if code_of(dataset, "Modality") == "CT":
+        return apply_window(values, LUNG_WINDOW), LUNG_WINDOW
+    return stretch(values), None
+
+
+def _file_window(dataset: Dataset) -> Window | None:
+    """The first usable pair of Window Center (0028,1050) and Window Width (0028,1051)."""
+    pairs = zip(numbers_of(dataset, "WindowCenter"), numbers_of(dataset, "WindowWidth"), strict=False)
+    return next((Window(center, width) for center, width in pairs if not math.isnan(center) and width > 0), None)
+
+
+def _voi_function(dataset: Dataset) -> VoiFunction:
+    """VOI LUT Function (0028,1056); LINEAR where it is absent (PS3.3, C.11.2.1.3) or unknown."""
+    functions: dict[str, VoiFunction] = {"LINEAR_EXACT": "LINEAR_EXACT", "SIGMOID": "SIGMOID"}
+    return functions.get(code_of(dataset, "VOILUTFunction"), "LINEAR")
+
+
+def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> LookupTable | None:
+    """The first item of a LUT sequence for `inputs`; None where there is none or it is malformed (PS3.3, C.11.1.1.1)."""
+    items = value_of(dataset, keyword)
+    descriptor = numbers_of(items[0], "LUTDescriptor") if items else []
+    if len(descriptor) != 3 or any(map(math.isnan, descriptor)):
+        return None
+    count, first, bits = (int(number) for number in descriptor)
+    count = count % CODES or CODES  # 0 stands for 65536
+    if first >= CODES // 2 and inputs.min() < 0:
+        first -= CODES  # a negative number in an unsigned tag
+    word = "<u2" if dataset.original_encoding[1] else ">u2"
+    entries = _lut_entries(value_of(items[0], "LUTData"), word, 2 * count if bits <= 8 else 0)[:count]
+    return LookupTable(first, entries, min(max(bits, 8), 16)) if entries.size and np.isfinite(entries).all() else None
+
+
+def _lut_entries(data: Any, word: str, min_bytes: int) -> np.ndarray:
+    """LUT Data (0028,3006) as float64: numbers (VR US), or bytes (VR OW) with an entry in each `word`.
+
+    Fewer than `min_bytes` bytes are entries of 8 bits, one in each byte (PS3.3, C.11.1.1.1).
+    """
+    if data is None:
+        return np.empty(0)
+    if isinstance(data, bytes):
+        is_wide = len(data) >= min_bytes
+        data = np.frombuffer(data[: len(data) // 2 * 2], word) if is_wide else np.frombuffer(data, np.uint8)
+    return np.atleast_1d(np.asarray(data, np.float64))
+
+
+def _describe(dataset: Dataset, layout: PixelLayout, window: Window | None, inverted: bool) -> ImageInfo:
+    maker = (text_of(dataset, keyword) for keyword in ("Manufacturer", "ManufacturerModelName"))
+    sexes: dict[str, Literal["M", "F"]] = {"M": "M", "F": "F"}
+    return ImageInfo(
+        format="dicom",
+        height_px=layout.rows,
+        width_px=layout.columns,
+        bits=layout.bits_stored,
+        modality=code_of(dataset, "Modality") or None,
+        view=code_of(dataset, "ViewPosition") or None,
+        body_part=code_of(dataset, "BodyPartExamined") or None,
+        sex=sexes.get(code_of(dataset, "PatientSex")),
+        age_years=age_years_of(dataset),
+        manufacturer=" ".join(filter(None, maker)) or None,
+        photometric=layout.photometric,
+        window=window,
+        inverted=inverted,
+    )
+
+
+CODES = 2**16
+_BLOCK_PIXELS = 2**20
+VoiFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+
+
+@dataclass(frozen=True)
+class LookupTable:
+    """A Modality or VOI LUT (PS3.3, C.11.1.1 and C.11.2.1.1).
+
+    Attributes:
+        first: the input value that maps to the first entry; LUT Descriptor (0028,3002), second value.
+        entries: LUT Data (0028,3006), float64 [at least 1].
+        bits: bits of an entry; LUT Descriptor, third value.
+    """
+
+    first: int
+    entries: np.ndarray
+    bits: int
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """The entry of each of `values`; the first or last entry for values outside of the table."""
+        index = np.clip(np.rint(values - self.first), 0, len(self.entries) - 1)
+        return self.entries[index.astype(np.int64)]
+
+    @property
+    def full_scale(self) -> float:
+        """The entry that is shown white: 2^bits - 1, or the largest entry where a file declares too few bits."""
+        return max(2.0**self.bits - 1, float(self.entries.max()))
+
+
+def apply_window(values: np.ndarray, window: Window, function: VoiFunction = "LINEAR") -> np.ndarray:
+    """`values` through a window, in [0, 1] with y_min = 0 and y_max = 1 (PS3.3, C.11.2.1.2.1 and C.11.2.1.3).
+
+    LINEAR is defined for widths of at least 1; a narrower one is read as LINEAR_EXACT.
+    """
+    offset = values - window.center
+    if function == "SIGMOID":
+        # The exponent is cut where the result rounds to 0 or 1, so that exp cannot overflow.
+        return 1 / (1 + np.exp(np.clip(-4 * offset / window.width, -700, 700)))
+    if function == "LINEAR" and window.width >= 1:
+        if window.width == 1:
+            return (offset > -0.5).astype(np.float64)
+        return np.clip((offset + 0.5) / (window.width - 1) + 0.5, 0, 1)
+    return np.clip(offset / window.width + 0.5, 0, 1)
+
+
+def stretch(values: np.ndarray) -> np.ndarray:
+    """`values`, of which at least two differ, scaled so that the least is 0 and the greatest 1."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low)
+
+
+def find_codes(codes: np.ndarray) -> np.ndarray:
+    """The distinct values, ascending, int64 [N], in `codes` uint16 [H, W]."""
+    counts = np.zeros(CODES, np.int64)
+    for block in _blocks(codes):
+        counts += np.bincount(codes[block].ravel(), minlength=CODES)
+    return np.flatnonzero(counts)
+
+
+def map_codes(codes: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """`table[codes]`, float32 [H, W], for `codes` uint16 [H, W] and `table` float32 [65536]."""
+    mapped = np.empty(codes.shape, np.float32)
+    for block in _blocks(codes):
+        mapped[block] = table[codes[block]]
+    return mapped
+
+
+def _blocks(codes: np.ndarray) -> Iterator[slice]:
+    """Row ranges of about a million pixels: NumPy copies every index as 64 bits, four times the image itself."""
+    rows = max(1, _BLOCK_PIXELS // codes.shape[1])
+    return (slice(start, start + rows) for start in range(0, codes.shape[0], rows))

@@ -1,0 +1,194 @@
+"""Radiographs as greyscale arrays: `read_image` for DICOM, JPEG and PNG, `fit_square` for the model's input size.
+
+Whatever is in a file, `read_image` gives an `Image` or raises an `ImageError`, so that one bad file costs a site one file. The
+text of that error holds kinds and numbers of pixels, never a path or the value of another tag.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import PIL.Image
+from PIL import ImageOps
+
+from pneumofed.common.errors import ConfigError, ImageError, PneumofedError, SkipReason
+from pneumofed.common.imaging.dicom_tags import quiet_warnings
+from pneumofed.common.imaging.types import MAX_FILE_BYTES, Format, Image, ImageInfo, Window, check_size
+
+COLOUR_SIDE_PX = 64
+"""Pixels of the shorter side, at least, that colour is measured on."""
+
+
+def read_image(path: str | PathLike[str], *, window: Window | None = None) -> Image:
+    """The radiograph in the file `path`, whose format is told by its content.
+
+    DICOM is brought to display values as in `common.imaging.dicom_decode`. JPEG and PNG keep their values: 8 bits are divided by 255,
+    16 bits by 65535; colour becomes luma (ITU-R BT.601), transparent parts become black, the EXIF orientation is applied.
+
+    Args:
+        path: the file.
+        window: for DICOM alone: replaces the file's own window or VOI LUT.
+
+    Raises:
+        ImageError: the file is missing, damaged, without contrast, too small, too large or of a kind that is not read; its
+            `reason` says which. Sizes are checked before anything is decoded.
+    """
+    return decode_image(_read_bytes(Path(path)), window=window)
+
+
+def decode_image(data: bytes, *, window: Window | None = None) -> Image:
+    """The radiograph in `data`, the content of a file; as `read_image`, with the same errors."""
+    with only_image_errors():
+        return _decode(data, window)
+
+
+def convert_picture(picture: PIL.Image.Image, kind: Literal["jpeg", "png"] = "png") -> Image:
+    """The radiograph in a Pillow picture, with the values that a file of `kind` with this content has.
+
+    Args:
+        picture: of a mode that a JPEG or PNG file can have; it is left as it is.
+        kind: what stands in `ImageInfo.format`.
+
+    Raises:
+        ImageError: too small, too large, or without contrast.
+    """
+    check_size(picture.height, picture.width)
+    picture.load()
+    colour = _measure_colour(picture)
+    grey, levels = _to_grey(ImageOps.exif_transpose(picture))
+    return from_grey(np.asarray(grey, np.float32) / np.float32(levels), levels.bit_length(), kind, colour)
+
+
+def from_grey(pixels: np.ndarray, bits: int, kind: Format, colour: float = 0.0) -> Image:
+    """An image of `pixels` float32 [H, W] in [0, 1] that no header describes.
+
+    Args:
+        pixels: 0 is black.
+        bits: of the values that they were made from.
+        kind: what stands in `ImageInfo.format`.
+        colour: as `ImageInfo.colour`.
+
+    Raises:
+        ImageError: too small, too large, or without contrast.
+    """
+    check_size(*pixels.shape)
+    if pixels.min() == pixels.max():
+        raise ImageError(SkipReason.CONSTANT)
+    return Image(pixels, ImageInfo(kind, pixels.shape[0], pixels.shape[1], bits, colour=colour))
+
+
+@contextmanager
+def only_image_errors() -> Iterator[None]:
+    """Silences warnings inside, and turns whatever is raised there into an `ImageError` that quotes no value of the file.
+
+    Raises:
+        ImageError: anything was raised that is none of ours.
+    """
+    try:
+        with quiet_warnings():
+            yield
+    except PneumofedError:
+        raise
+    except (MemoryError, PIL.Image.DecompressionBombError):
+        raise ImageError(SkipReason.TOO_LARGE) from None
+    except Exception as error:  # hostile bytes make the parsers raise nearly any class
+        # Its text may quote tag values, so only the name of its class is kept.
+        raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
+
+
+def fit_square(pixels: np.ndarray, size_px: int, fit: Literal["pad", "crop"]) -> np.ndarray:
+    """`pixels` float32 [H, W] in [0, 1] as a square, float32 [size_px, size_px] in [0, 1], with the aspect ratio kept.
+
+    `pad` scales the longer side to `size_px` and puts black on both sides of the shorter one; `crop` cuts the longer side at
+    both ends and scales what is left. Scaling is bilinear, with a kernel as wide as the reduction so that nothing aliases
+    (a triangle filter, as `torch.nn.functional.interpolate(..., antialias=True)`). Deterministic; a constant stays constant.
+
+    Raises:
+        ConfigError: `size_px` or `fit` is none of the above, or `pixels` is not an image.
+    """
+    if fit not in ("pad", "crop") or size_px < 1 or pixels.ndim != 2 or not pixels.size:
+        raise ConfigError(f"fit_square: expected [H, W], a size and pad or crop, got {pixels.shape}, {size_px}, {fit!r}")
+    if fit == "crop":
+        side = min(pixels.shape)
+        top, left = ((length - side) // 2 for length in pixels.shape)
+        return _resize(pixels[top : top + side, left : left + side], size_px, size_px)
+    scale = size_px / max(pixels.shape)
+    height, width = (max(1, round(length * scale)) for length in pixels.shape)
+    top, left = (size_px - height) // 2, (size_px - width) // 2
+    square = np.zeros((size_px, size_px), np.float32)
+    square[top : top + height, left : left + width] = _resize(pixels, height, width)
+    return square
+
+
+def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    image = PIL.Image.fromarray(np.ascontiguousarray(pixels, np.float32))
+    resized = image.resize((width, height), PIL.Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized), 0.0, 1.0)
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if not path.is_file():  # a named pipe would block for ever
+            raise ImageError(SkipReason.UNREADABLE if path.exists() else SkipReason.MISSING)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(SkipReason.TOO_LARGE, f"file of more than {MAX_FILE_BYTES} bytes")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(SkipReason.MISSING) from None
+    except OSError as error:
+        raise ImageError(SkipReason.UNREADABLE, type(error).__name__) from None
+    if not data:
+        raise ImageError(SkipReason.EMPTY)
+    return data
+
+
+def _find_format(data: bytes) -> Format:
+    """The format by its first bytes. DICOM: `DICM` after 128 bytes (PS3.10, 7.1), or a first tag of group 0002 or 0008."""
+    if data[128:132] == b"DICM":
+        return "dicom"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if data.startswith((b"\x02\x00", b"\x08\x00", b"\x00\x08\x00")):
+        return "dicom"
+    raise ImageError(SkipReason.UNKNOWN_FORMAT)
+
+
+def _decode(data: bytes, window: Window | None) -> Image:
+    kind = _find_format(data)
+    if kind != "dicom":
+        return _decode_raster(data, kind)
+    from pneumofed.common.imaging.dicom_decode import (
+        decode_dicom,  # pydicom takes a third of a second to import: only those who have DICOM pay
+    )
+
+    return decode_dicom(data, window)
+
+
+def _decode_raster(data: bytes, kind: Literal["jpeg", "png"]) -> Image:
+    with PIL.Image.open(BytesIO(data), formats=[kind]) as image:
+        return convert_picture(image, kind)
+
+
+def _measure_colour(image: PIL.Image.Image) -> float:
+    if image.mode in ("L", "LA") or image.mode.startswith("I"):
+        return 0.0
+    small = image.convert("RGB").reduce(max(1, min(image.size) // COLOUR_SIDE_PX))
+    return float(np.ptp(np.asarray(small, np.float32), axis=2).mean() / 255)
+
+
+def _to_grey(image: PIL.Image.Image) -> tuple[PIL.Image.Image, int]:
+    """(image of one channel, its largest possible value)."""
+    if image.mode.startswith("I"):
+        return image, 65_535
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "black"), image)
+    return image.convert("L"), 255  # Pillow's L is the luma of ITU-R BT.601-2: 0.299 R + 0.587 G + 0.114 B

@@ -1,0 +1,268 @@
+"""Numbers of an image's grey levels that tell one scanner or processing from another, and nothing of a patient.
+
+An image's grey values and layout in few numbers. They are computed, compared and forgotten: none is kept of any image.
+
+A Gaussian of few parameters, fitted to few points in many dimensions: probabilistic principal components.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from functools import cached_property
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+from pydantic import model_validator
+
+from pneumofed.common.config.experiment import Positive, Section
+from pneumofed.common.errors import DataError
+
+NAMES = (
+    "mean",
+    "deviation",
+    "quantile_01",
+    "quantile_10",
+    "quantile_25",
+    "quantile_50",
+    "quantile_75",
+    "quantile_90",
+    "quantile_99",
+    "black_share",
+    "white_share",
+    "entropy_bits",
+    "gradient",
+    "laplacian",
+    "left_right_difference",
+    "border_mean",
+)
+"""The columns, in order."""
+
+_QUANTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
+_LEVELS = 32
+
+
+def pixel_statistics(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """float32 [N, K], K as in `NAMES`, of model inputs `images` float32 [N, S, S] in [0, 1].
+
+    Shares are of pixels at most 0.02 and at least 0.98; the entropy is of a histogram of 32 levels; `gradient` and `laplacian` are
+    mean absolute differences (sharpness and noise); `left_right_difference` is the mean grey of the left half minus that of the
+    right one; `border_mean` that of the outermost tenth of the picture.
+    """
+    return np.stack([_of_image(image) for image in images]) if len(images) else np.empty((0, len(NAMES)), np.float32)
+
+
+def _of_image(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    half, edge = image.shape[1] // 2, max(1, image.shape[0] // 10)
+    across, down = np.diff(image, axis=1), np.diff(image, axis=0)
+    inner = image[edge:-edge, edge:-edge]
+    return np.array(
+        [
+            image.mean(),
+            image.std(),
+            *np.quantile(image, _QUANTILES),
+            (image <= 0.02).mean(),
+            (image >= 0.98).mean(),
+            _entropy_bits(image),
+            (np.abs(across).mean() + np.abs(down).mean()) / 2,
+            (np.abs(np.diff(across, axis=1)).mean() + np.abs(np.diff(down, axis=0)).mean()) / 2,
+            image[:, :half].mean() - image[:, half:].mean(),
+            (image.sum() - inner.sum()) / (image.size - inner.size),
+        ],
+        dtype=np.float32,
+    )
+
+
+def _entropy_bits(image: npt.NDArray[np.float32]) -> float:
+    counts = np.bincount(np.minimum((image * _LEVELS).astype(np.int64), _LEVELS - 1).ravel(), minlength=_LEVELS)
+    shares = counts[counts > 0] / image.size
+    return float(-(shares * np.log2(shares)).sum())
+
+
+SIDE_PX = 64
+"""The image is brought to this many pixels a side, so that the numbers do not depend on how finely it was taken."""
+
+BLACK = 0.02
+"""Five of 255 grey levels: rows and columns that stay below are padding or collimation, whose rim a JPEG file leaves a little uneven."""
+
+LAYOUT_STATISTICS = (
+    *("mean", "deviation", "skewness", "kurtosis"),
+    *("dark_quantile", "median", "bright_quantile", "entropy", "black_fraction", "white_fraction"),
+    *("mirror_correlation", "upside_down_correlation", "diagonal_correlation"),
+    *("edge_energy", "fine_energy"),
+    *("middle_minus_sides", "bottom_minus_top", "centre_minus_rim", "lungs_minus_middle", "shoulders_minus_lungs"),
+)
+"""What `statistics_of` gives, in order."""
+
+CELLS = 8
+_BINS = 32
+_TINY = 1e-6
+
+
+def thumbnail(square: np.ndarray) -> np.ndarray:
+    """`square` float32 [S, S] without its black rim, squeezed to float64 [SIDE_PX, SIDE_PX]: padding and collimation do not count."""
+    resized = PIL.Image.fromarray(_trim(square)).resize((SIDE_PX, SIDE_PX), PIL.Image.Resampling.BILINEAR)
+    return np.clip(np.asarray(resized, np.float64), 0.0, 1.0)
+
+
+def statistics_of(grey: np.ndarray) -> np.ndarray:
+    """The `LAYOUT_STATISTICS` of a thumbnail, float32 [K]; finite for every picture."""
+    return np.array([*_histogram(grey), *_symmetry(grey), *_texture(grey), *_layout(grey)], np.float32)
+
+
+def cells_of(grey: np.ndarray) -> np.ndarray:
+    """Mean greys of `CELLS` x `CELLS` cells of a thumbnail, in units of its deviation from its mean: float32 [CELLS**2]."""
+    side = SIDE_PX // CELLS
+    cells = grey.reshape(CELLS, side, CELLS, side).mean(axis=(1, 3)).ravel()
+    return ((cells - grey.mean()) / max(grey.std(), _TINY)).astype(np.float32)
+
+
+def _trim(square: np.ndarray) -> np.ndarray:
+    rows, columns = (np.flatnonzero(square.max(axis=axis) > BLACK) for axis in (1, 0))
+    if rows.size < 2 or columns.size < 2:
+        return np.ascontiguousarray(square, np.float32)
+    return np.ascontiguousarray(square[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], np.float32)
+
+
+def _histogram(grey: np.ndarray) -> tuple[float, ...]:
+    """Moments, quantiles, Shannon entropy in units of its maximum, and the ends of the scale."""
+    mean, deviation = grey.mean(), grey.std()
+    scaled = (grey - mean) / max(deviation, _TINY)
+    shares = np.histogram(grey, _BINS, (0.0, 1.0))[0] / grey.size
+    entropy = -(shares[shares > 0] * np.log(shares[shares > 0])).sum() / np.log(_BINS)
+    ends = (np.sqrt((grey < 0.05).mean()), np.sqrt((grey > 0.95).mean()))  # of a share near 0 the root is nearer to a Gaussian
+    return (
+        mean,
+        deviation,
+        (scaled**3).mean(),
+        np.log((scaled**4).mean() + 1),
+        *np.quantile(grey, (0.05, 0.5, 0.95)),
+        entropy,
+        *ends,
+    )
+
+
+def _symmetry(grey: np.ndarray) -> tuple[float, ...]:
+    """How much the image is like its own mirror images: a frontal chest is to its left and right, a lateral one or a hand is not."""
+    return tuple(_correlation(grey, other) for other in (grey[:, ::-1], grey[::-1], grey.T))
+
+
+def _texture(grey: np.ndarray) -> tuple[float, ...]:
+    """Logarithms of the mean step between neighbours, and of the mean second difference as a share of it."""
+    steps = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
+    bends = np.abs(np.diff(grey, 2, axis=0)).mean() + np.abs(np.diff(grey, 2, axis=1)).mean()
+    return float(np.log(steps + _TINY)), float(np.log((bends + _TINY) / (steps + _TINY)))
+
+
+def _layout(grey: np.ndarray) -> tuple[float, ...]:
+    """Differences of mean grey in units of the deviation: spine against flanks, abdomen against shoulders, lungs against the rest."""
+    scaled = (grey - grey.mean()) / max(grey.std(), _TINY)
+    fifth, third, eighth = SIDE_PX // 5, SIDE_PX // 3, SIDE_PX // 8
+    middle = scaled[:, 2 * fifth : -2 * fifth].mean()
+    sides = (scaled[:, :fifth].mean() + scaled[:, -fifth:].mean()) / 2
+    inner = scaled[eighth:-eighth, eighth:-eighth]
+    rim = (scaled.sum() - inner.sum()) / (scaled.size - inner.size)
+    lungs = (scaled[third:-third, fifth : 2 * fifth].mean() + scaled[third:-third, -2 * fifth : -fifth].mean()) / 2
+    shoulders = (scaled[:eighth, :third].mean() + scaled[:eighth, -third:].mean()) / 2
+    return (
+        middle - sides,
+        scaled[-third:].mean() - scaled[:third].mean(),
+        inner.mean() - rim,
+        lungs - middle,
+        shoulders - lungs,
+    )
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = first - first.mean(), second - second.mean()
+    return float((first * second).sum() / max(np.sqrt((first**2).sum() * (second**2).sum()), _TINY))
+
+
+_FLOOR = 1e-4
+"""Variance of a direction in which the points do not differ, as a share of the mean variance: such a direction tells strangers."""
+
+
+class Packed(Section):
+    """An array of float32 as JSON takes it: its shape, and its numbers in base 64, little-endian, row by row."""
+
+    shape: tuple[int, ...]
+    float32: str
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> Packed:
+        """`array`, rounded to float32."""
+        return cls(shape=array.shape, float32=base64.b64encode(np.ascontiguousarray(array, "<f4").tobytes()).decode())
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """float64 of `shape`."""
+        return np.frombuffer(base64.b64decode(self.float32, validate=True), "<f4").astype(np.float64).reshape(self.shape)
+
+    @model_validator(mode="after")
+    def _check(self) -> Packed:
+        try:
+            size = len(base64.b64decode(self.float32, validate=True))
+        except binascii.Error:
+            raise ValueError("expected numbers in base 64") from None
+        if min(self.shape, default=0) < 0 or size != 4 * prod(self.shape):
+            raise ValueError(f"expected {prod(self.shape)} numbers of 4 bytes, got {size} bytes")
+        return self
+
+
+class Density(Section):
+    """N(mean, C), in which C has the eigenvectors `axes` with `variances`, and the variance `rest` in all other directions."""
+
+    mean: Packed
+    """[D]"""
+    scale: Packed
+    """[D], by which points are divided first."""
+    axes: Packed
+    """[Q, D], orthonormal rows, of the scaled points."""
+    variances: Packed
+    """[Q]"""
+    rest: Positive
+
+    def distance(self, points: np.ndarray) -> np.ndarray:
+        """Squared Mahalanobis distance of each of `points` [N, D] from the mean, divided by D: float64 [N], about 1 for a draw."""
+        centred = (np.asarray(points, np.float64) - self.mean.array) / self.scale.array
+        along = centred @ self.axes.array.T
+        outside = np.maximum((centred**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
+        return ((along**2 / self.variances.array).sum(axis=1) + outside / self.rest) / self.mean.shape[0]
+
+
+def fit_density(points: np.ndarray, *, components: int, standardize: bool) -> Density:
+    """The most likely `Density` of `points` [M, D] with at most `components` axes of their own variance.
+
+    Tipping & Bishop 1999, section 3.2: the axes are the first principal components, `rest` the mean of the other eigenvalues. With as
+    many axes as dimensions it is the Gaussian with the sample's covariance; with fewer it shrinks the small eigenvalues to their mean,
+    so that fewer points than dimensions are enough.
+
+    Args:
+        points: at least two.
+        components: at most a quarter of M axes are taken, whatever is asked.
+        standardize: divide each dimension by its deviation, for points whose dimensions have different units.
+
+    Raises:
+        DataError: fewer than two points.
+    """
+    points = np.asarray(points, np.float64)
+    if len(points) < 2:
+        raise DataError(f"a density needs at least two points, got {len(points)}")
+    deviation = points.std(axis=0)
+    scale = np.maximum(deviation, deviation.mean() * 1e-3 + 1e-12) if standardize else np.ones(points.shape[1])
+    mean = points.mean(axis=0)
+    _, singular, axes = np.linalg.svd((points - mean) / scale, full_matrices=False)
+    eigenvalues = singular**2 / len(points)
+    count = min(components, max(1, len(points) // 4), len(axes))
+    floor = _FLOOR * max(eigenvalues.sum() / points.shape[1], 1e-12)
+    others = points.shape[1] - count
+    rest = eigenvalues[count:].sum() / others if others else eigenvalues.mean()
+    return Density(
+        mean=Packed.of(mean),
+        scale=Packed.of(scale),
+        axes=Packed.of(axes[:count]),
+        variances=Packed.of(np.maximum(eigenvalues[:count], floor)),
+        rest=float(max(rest, floor)),
+    )

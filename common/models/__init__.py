@@ -1,0 +1,1 @@
+"""The networks, their losses, weights and the device they run on."""

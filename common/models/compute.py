@@ -1,0 +1,130 @@
+"""Where and in which number type a model runs: device, mixed precision, memory format, threads.
+
+The one door to torchvision, which opens it also beside a build of torch that its C extension does not fit.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Literal
+
+import torch
+
+from pneumofed.common.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A resolved device and number type. `dtype` is None where everything is float32."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+    def autocast(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    @property
+    def needs_scaler(self) -> bool:
+        """float16 has five exponent bits: small gradients vanish unless the loss is scaled (Micikevicius et al. 2018, section 3.2)."""
+        return self.dtype is torch.float16
+
+    def place(self, model: torch.nn.Module) -> torch.nn.Module:
+        """`model` on the device in channels_last, which convolutions of these networks run faster in."""
+        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def move(self, images: torch.Tensor) -> torch.Tensor:
+        return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+
+
+def build_compute(device: str, precision: Precision, threads: int = 0) -> Compute:
+    """The device and number type that this machine can give; `threads` > 0 fixes torch's CPU threads for the process.
+
+    Raises:
+        ConfigError: the device or the precision is asked for by name and not there.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    resolved = _resolve_device(device)
+    return Compute(resolved, _resolve_dtype(resolved, precision))
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device: expected auto, cpu, cuda or cuda:N, got '{name}'") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise ConfigError(
+            f"device '{name}' is not here: torch sees {torch.cuda.device_count()} CUDA devices; use device=auto or cpu"
+        )
+    return device
+
+
+def _resolve_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
+    if precision == "fp32":
+        return None
+    if precision == "bf16":
+        return torch.bfloat16
+    if precision == "fp16":
+        if device.type == "cpu":
+            raise ConfigError("training.precision fp16 needs a CUDA device; use auto, fp32 or bf16 on a CPU")
+        return torch.float16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if _cpu_multiplies_bf16() else None
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether bfloat16 products run in the CPU's own instructions; emulated ones are slower than float32."""
+    return torch.backends.cpu.get_cpu_capability() != "DEFAULT" and (
+        torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    )
+
+
+_BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_OPERATORS = (f"nms{_BOXES}", f"qnms{_BOXES}")
+"""Schemas of `torchvision/csrc/ops/nms.cpp` and `ops/quantized/cpu/qnms_kernel.cpp`, which torchvision refers to."""
+
+_libraries: list[torch.library.Library] = []
+
+
+def import_torchvision() -> ModuleType:
+    """The module `torchvision`, with `torchvision.models` and `torchvision.transforms` usable.
+
+    The wheel's C extension is built against the CUDA build of torch. Beside a CPU-only torch it cannot be loaded, and the import
+    stops at `operator torchvision::nms does not exist`. Then the schemas of the missing operators are declared, without a kernel,
+    and the import is made again: models and transforms need none of these operators. Where torchvision loads normally nothing
+    is declared. After the first call a plain `import torchvision` by another library works too.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        RuntimeError: its import fails for another reason than the missing operators.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or _libraries:
+            raise
+    _forget_torchvision()
+    _declare_operators()
+    return importlib.import_module("torchvision")
+
+
+def _forget_torchvision() -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        del sys.modules[name]
+
+
+def _declare_operators() -> None:
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in _OPERATORS:
+        library.define(schema)
+    _libraries.append(library)  # the declarations end with the life of the object

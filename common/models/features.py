@@ -1,0 +1,227 @@
+"""What a network's classifier sees of each image, computed once where only the classifier is trained.
+
+In deployment each message starts a new process, so features are kept on the disk, beside the decoded images that they were computed
+from: in `cache/features`, one file for each set of images and each body of a network. They tell as much of a patient as the images
+do: the files are the owner's alone to read, never leave the site, and go with the decoded images when a patient withdraws. The folder
+may be deleted at any time.
+
+A file is named by a hash over everything that features depend on (the pixels, the weights below the classifier, number type, device),
+so that it never needs to be known what has changed: other images or weights have another file.
+
+A model's probabilities for a data set: the one path of federated evaluation, central evaluation and baselines.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
+from pneumofed.common.data.dataset import Dataset
+from pneumofed.common.files import atomic_write, exclusive, pass_if_disk_full
+from pneumofed.common.imaging.augment import normalize, to_model_input
+from pneumofed.common.models.architectures import architecture_of
+from pneumofed.common.models.build import classifier_of
+from pneumofed.common.models.compute import Compute
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Part of every name; to be raised when a network gives other features with the same weights, or the files change their layout."""
+
+KEPT = 8
+"""Files of a folder; the oldest beyond go. A run needs two at a site: of training and of validation images."""
+
+_CHUNK = 64
+_HASHED_AT_ONCE = 1024
+_CRC_BYTES = 4
+
+Features = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """A data set whose images have become features, for training the classifier alone; row i of each is the same image.
+
+    Attributes:
+        features: float32 [N, D], read-only and mapped from disk where it could be written.
+        labels: int64 [N].
+        patients: of each image.
+    """
+
+    features: Features
+    labels: NDArray[np.int64]
+    patients: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64], compute: Compute) -> Tensor:
+        """float32 [rows, D] on the device, a copy."""
+        return torch.from_numpy(np.asarray(self.features)[rows]).to(compute.device)
+
+
+def has_fixed_body(model: nn.Module, cfg: ModelConfig) -> bool:
+    """Whether all rounds of a run leave everything below the classifier of `model` as it is: frozen, or without parameters."""
+    head = f"{architecture_of(model).head}."
+    return cfg.freeze == "head_only" or all(name.startswith(head) for name, _ in model.named_parameters())
+
+
+def predict_cached(
+    model: nn.Module, dataset: Dataset, compute: Compute, experiment: ExperimentConfig, cache_dir: Path
+) -> NDArray[np.float64]:
+    """Class probabilities as `predict` gives them; where the body is fixed, with features from below `cache_dir`.
+
+    Raises:
+        DataError: `cache_dir` cannot be written for another reason than a full disk.
+    """
+    cfg, batch_size = experiment.model, experiment.evaluation.batch_size
+    if not has_fixed_body(model, cfg) or not len(dataset):
+        return predict_probabilities(model, dataset, compute, cfg.in_channels, batch_size)
+    found = FeatureSet(load_features(model, dataset, compute, cfg, cache_dir), dataset.labels, dataset.patients)
+    model.eval()
+    with torch.inference_mode(), compute.autocast():
+        lots = np.split(np.arange(len(found)), range(batch_size, len(found), batch_size))
+        logits = torch.cat([classifier_of(model)(found.take(rows, compute)).to("cpu", torch.float64) for rows in lots])
+    return torch.softmax(logits, dim=1).numpy()
+
+
+def load_features(model: nn.Module, dataset: Dataset, compute: Compute, cfg: ModelConfig, cache_dir: Path) -> Features:
+    """`compute_features`, from the file below `cache_dir` where there is one, else computed and kept there.
+
+    Of several processes that want the same features, one computes and the others wait. A damaged file is computed again; when the
+    disk is full the features stay in memory.
+
+    Raises:
+        DataError: `cache_dir` cannot be written for another reason than a full disk.
+    """
+    folder, shape = cache_dir / "features", (len(dataset), classifier_of(model).in_features)
+    file = folder / f"{_name(model, dataset, compute, cfg)}.features"
+    found = _read(file, shape)
+    if found is not None:
+        return found
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with exclusive(folder):
+            found = _read(file, shape)
+            if found is None:
+                _write(file, _in_chunks(model, dataset, compute, cfg.in_channels), shape)
+                _remove_oldest(folder)
+                found = _read(file, shape)
+    except OSError as error:
+        pass_if_disk_full(error, folder)
+    return compute_features(model, dataset, compute, cfg.in_channels) if found is None else found
+
+
+def compute_features(model: nn.Module, dataset: Dataset, compute: Compute, in_channels: int) -> Features:
+    """float32 [N, D]: the input of the classifier of `model`, a network of `build_model`, for each image of `dataset`, in its order.
+
+    The images are not augmented, and `model` is left in evaluation mode: the classifier of these rows is that of the network, to the
+    last bit where the body treats each image by itself, else but for what kernels make of another number of rows.
+    """
+    return np.concatenate([*_in_chunks(model, dataset, compute, in_channels)])
+
+
+def _in_chunks(model: nn.Module, dataset: Dataset, compute: Compute, in_channels: int) -> Iterator[Features]:
+    seen: list[Features] = []
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen.append(inputs[0].float().cpu().numpy())
+
+    handle = classifier_of(model).register_forward_pre_hook(keep)
+    try:
+        for start in range(0, len(dataset), _CHUNK):
+            rows = np.arange(start, min(start + _CHUNK, len(dataset)))
+            predict_probabilities(model, dataset.subset(rows), compute, in_channels, _CHUNK)
+            yield seen.pop()
+    finally:
+        handle.remove()
+
+
+def _name(model: nn.Module, dataset: Dataset, compute: Compute, cfg: ModelConfig) -> str:
+    network = cfg.model_dump(include={"name", "in_channels", "norm", "weight_standardization", "scattering_scale"})
+    where = [compute.device.type, str(compute.dtype), torch.__version__]
+    digest = hashlib.sha256(json.dumps([FORMAT, network, where, dataset.pixels.shape]).encode())
+    head = f"{architecture_of(model).head}."
+    for name, tensor in model.state_dict().items():
+        if not name.startswith(head):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    for start in range(0, len(dataset), _HASHED_AT_ONCE):
+        digest.update(np.ascontiguousarray(dataset.pixels[start : start + _HASHED_AT_ONCE]).data)
+    return digest.hexdigest()[:32]
+
+
+def _write(file: Path, chunks: Iterator[Features], shape: tuple[int, int]) -> None:
+    """The bare numbers, row by row, and behind them their CRC-32."""
+    if shutil.disk_usage(file.parent).free < 4 * shape[0] * shape[1]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    checksum = 0
+    with atomic_write(file) as stream:
+        for chunk in chunks:
+            content = chunk.astype("<f4", copy=False).tobytes()
+            checksum = zlib.crc32(content, checksum)
+            stream.write(content)
+        stream.write(checksum.to_bytes(_CRC_BYTES, "little"))
+
+
+def _read(file: Path, shape: tuple[int, int]) -> Features | None:
+    """The features in `file`, mapped; None where it is missing or damaged."""
+    try:
+        if file.stat().st_size == 4 * shape[0] * shape[1] + _CRC_BYTES:
+            rows = np.memmap(file, dtype="<f4", mode="r", shape=shape)
+            with file.open("rb") as stream:
+                stream.seek(-_CRC_BYTES, os.SEEK_END)
+                checksum = int.from_bytes(stream.read(), "little")
+            if zlib.crc32(rows.data) == checksum:
+                return rows
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        log.warning("kept features cannot be read: %s", error.strerror)
+        return None
+    log.warning("kept features %s are damaged; they are computed again", file.stem)
+    return None
+
+
+def _remove_oldest(folder: Path) -> None:
+    """To be called by the lock's holder alone. Hidden files are what killed processes left half-written."""
+    written = sorted(folder.glob("[!.]*.features"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
+    for file in [*written[KEPT:], *folder.glob(".*")]:
+        file.unlink(missing_ok=True)
+
+
+@torch.inference_mode()
+def predict_probabilities(
+    model: torch.nn.Module, dataset: Dataset, compute: Compute, in_channels: int, batch_size: int
+) -> np.ndarray:
+    """Class probabilities, float64 [N, C], each row summing to 1, in the order of `dataset`.
+
+    `model` is left in evaluation mode. The softmax is taken in float64: scores of a confident network that tie in float32 would
+    otherwise cost AUROC.
+    """
+    model.eval()
+    batches = [dataset.pixels[start : start + batch_size] for start in range(0, len(dataset.labels), batch_size)]
+    logits = [_logits(model, pixels, compute, in_channels) for pixels in batches]
+    return torch.softmax(torch.cat(logits), dim=1).numpy()
+
+
+def _logits(model: torch.nn.Module, pixels: np.ndarray, compute: Compute, in_channels: int) -> torch.Tensor:
+    images = normalize(to_model_input(pixels), in_channels)
+    with compute.autocast():
+        logits: torch.Tensor = model(compute.move(images))
+    return logits.to("cpu", torch.float64)

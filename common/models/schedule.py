@@ -1,0 +1,36 @@
+"""The learning rate over a run: the sites' training follows it, and so does what the coordinator's momentum remembers."""
+
+from __future__ import annotations
+
+import math
+
+from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
+from pneumofed.common.models.build import freeze_in_round
+
+_POINTS = 64
+"""At which the schedule is looked up for the mean of a round."""
+
+
+def schedule_factor(cfg: TrainingConfig, progress: float) -> float:
+    """Learning rate at `progress` in [0, 1) of the whole run, as a share of `learning_rate`.
+
+    `one_cycle` rises by half a cosine from 1/25 over `warmup_fraction`, then falls by half a cosine to `final_factor`
+    (Smith and Topin 2018; the shape and the 25 are torch's `OneCycleLR` defaults). `cosine` falls from 1 to `final_factor`.
+    """
+    if cfg.schedule == "constant":
+        return 1.0
+    if cfg.schedule == "one_cycle" and progress < cfg.warmup_fraction:
+        return _half_cosine(1.0 / 25.0, 1.0, progress / cfg.warmup_fraction)
+    start = cfg.warmup_fraction if cfg.schedule == "one_cycle" else 0.0
+    return _half_cosine(1.0, cfg.final_factor, (progress - start) / (1.0 - start) if start < 1.0 else 1.0)
+
+
+def rate_of_round(experiment: ExperimentConfig, round_number: int) -> float:
+    """Mean learning rate of a round, counted from 1, as a share of `learning_rate`; above 0."""
+    _, fine_tuning = freeze_in_round(experiment.model, round_number)
+    places = ((round_number - 1 + (point + 0.5) / _POINTS) / experiment.rounds for point in range(_POINTS))
+    return fine_tuning * sum(schedule_factor(experiment.training, place) for place in places) / _POINTS
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

@@ -1,0 +1,290 @@
+"""Processes that outlive the command that started them: pid files that cannot lie, logs, and how they are stopped.
+
+Flower's own commands as child processes: where they lie, the environment they need, and how they are stopped.
+
+Liveness by the standard gRPC health service (grpc.health.v1), which Flower's long-lived processes offer on loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from pneumofed.common.errors import ConfigError, FlowerError
+from pneumofed.common.files import write_file
+
+LOOPBACK = ("127.0.0.1", "localhost")
+LOG_BYTES = 20_000_000
+"""A log that is larger at a start makes room for a new one; the one before is kept."""
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""Escape sequences with which Flower colours its log."""
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """One long-lived process, known by the files `NAME.pid` and `NAME.log` in `state`."""
+
+    name: str
+    state: Path
+
+    @property
+    def log(self) -> Path:
+        return self.state / f"{self.name}.log"
+
+    @property
+    def _pid_file(self) -> Path:
+        return self.state / f"{self.name}.pid"
+
+    def pid(self) -> int | None:
+        """The process's number while it lives; None where it ended, was never started, or its number belongs to another now."""
+        pid, started = self._recorded()
+        return pid if pid is not None and started_at(pid) == started else None
+
+    def was_started(self) -> bool:
+        """Whether a pid file lies there: with no living process it means that the process died or the machine restarted."""
+        return self._pid_file.exists()
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
+        """Starts `command` as the leader of a session of its own, with its output in the log, and returns its number."""
+        if self.log.is_file() and self.log.stat().st_size > LOG_BYTES:
+            self.log.replace(self.log.with_suffix(".log.1"))
+        with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
+            process = subprocess.Popen(
+                command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                start_new_session=True, umask=0o077,
+            )  # fmt: skip
+        try:
+            self.record(process.pid)
+        except OSError:
+            _signal_group(process.pid, signal.SIGKILL)  # nobody could find it again
+            raise
+        return process.pid
+
+    def record(self, pid: int) -> None:
+        """Writes the pid file for the process `pid`, e.g. this one before it becomes another program."""
+        write_file(self._pid_file, json.dumps({"pid": pid, "started": started_at(pid)}).encode())
+
+    def send(self, sign: signal.Signals) -> None:
+        """Sends `sign` to the process alone, if it lives."""
+        if (pid := self.pid()) is not None:
+            os.kill(pid, sign)
+
+    def stop(self, sign: signal.Signals = signal.SIGTERM, patience_sec: float = 15.0) -> None:
+        """Asks the process and its children to stop, makes them after `patience_sec`, and removes the pid file."""
+        if (pid := self.pid()) is not None:
+            _signal_group(pid, sign)
+            _wait_until(lambda: started_at(pid) is None, patience_sec)
+        recorded, started = self._recorded()
+        if recorded is not None and started_at(recorded) in (started, None):  # else the number is another program's by now
+            _signal_group(recorded, signal.SIGKILL)  # the process itself, or children that outlived it
+            _wait_until(lambda: started_at(recorded) is None and not _members(recorded), 5.0)
+        self._pid_file.unlink(missing_ok=True)
+
+    def _recorded(self) -> tuple[int | None, str]:
+        try:
+            known = json.loads(self._pid_file.read_text(encoding="utf-8"))
+            return int(known["pid"]), str(known["started"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None, ""
+
+    def last_words(self, lines: int = 3) -> str:
+        """The end of the log in one line."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "it said nothing"
+        plain = COLOUR.sub("", text)
+        return " ".join(line.strip() for line in plain.strip().splitlines()[-lines:]) or "it said nothing"
+
+
+def started_at(pid: int) -> str | None:
+    """A mark of the process that later ones with the same number do not have: boot and start time. None if it does not live.
+
+    Field 22 of /proc/PID/stat (proc(5)) is the start in clock ticks since boot; a zombie (state Z) counts as dead.
+    """
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    if after_name[0] in "ZX":
+        _reap(pid)
+        return None
+    return f"{boot} {after_name[19]}"
+
+
+def descendants(root: int) -> set[int]:
+    """Numbers of all living processes below `root`. Field 4 of /proc/PID/stat (proc(5)) is the parent."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it ended meanwhile
+            parents[int(path.parent.name)] = int(path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+    found: set[int] = set()
+    more = {root}
+    while more:
+        more = {pid for pid, parent in parents.items() if parent in more} - found
+        found |= more
+    return found
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def check_port_free(host: str, port: int, what: str) -> None:
+    """Does nothing if nobody listens on `port`.
+
+    Raises:
+        ConfigError: somebody does, or this user may not.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except PermissionError:
+            raise ConfigError(
+                f"port {port} ({what}) is below 1024 and needs rights that this user lacks; take a higher one"
+            ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"port {port} ({what}) is taken by another program ({error.strerror}): `ss -ltnp 'sport = :{port}'` names it; "
+                "stop that, or change the port in coordinator.yaml"
+            ) from error
+
+
+def without_proxy_on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
+    """`NO_PROXY` for `environment` with the loopback interface in it: a hospital's web proxy must not be asked for 127.0.0.1."""
+    known = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
+    hosts = [host for host in known.split(",") if host] + [host for host in LOOPBACK if host not in known]
+    return {"NO_PROXY": ",".join(hosts), "no_proxy": ",".join(hosts)}
+
+
+def _reap(pid: int) -> None:
+    """Takes note of the end of a child of our own, which would stay a zombie."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except OSError:
+        return
+
+
+def _signal_group(pid: int, sign: signal.Signals) -> None:
+    """To the process and its children, if it leads a group of its own; to it alone where it runs in another's, e.g. a service's.
+
+    A leader that is dead may leave children in its group, whose number the system gives to nobody else as long as they live.
+    """
+    try:
+        leads = os.getpgid(pid) == pid
+    except ProcessLookupError:
+        leads = True
+    try:
+        if leads:
+            os.killpg(pid, sign)
+        else:
+            os.kill(pid, sign)
+    except ProcessLookupError:
+        return
+
+
+def _members(group: int) -> list[int]:
+    """Processes of the group that live. Fields 3 and 5 of /proc/PID/stat (proc(5)) are state and group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+SWITCHES = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs our dependencies anew, and fails offline
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+ALLOCATOR = {
+    # glibc gives large blocks back to the system after each step and faults them in again: 8 to 13 % of a ResNet18 step on a CPU.
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": "-1",
+    "MALLOC_TOP_PAD_": str(2**26),
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages
+}
+
+
+def flower_tool(name: str) -> str:
+    """Path of the command `name` of this Python's own environment.
+
+    Raises:
+        FlowerError: Flower is not installed beside this Python.
+    """
+    path = Path(sys.executable).parent / name
+    if not path.exists():
+        raise FlowerError(f"{name} is not installed beside {sys.executable}; install with pip install 'flwr[simulation]'")
+    return str(path)
+
+
+def flower_environment(home: Path, first_on_path: Path | None = None) -> dict[str, str]:
+    """Environment of a Flower process whose state lies in `home` (FLWR_HOME).
+
+    PATH begins with `first_on_path`, if given, and this Python's commands: Flower starts its helpers by their names.
+    """
+    own = [str(first_on_path)] if first_on_path else []
+    path = os.pathsep.join([*own, str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    return {**ALLOCATOR, **os.environ, **SWITCHES, "FLWR_HOME": str(home), "PATH": path}
+
+
+def stop_group(process: subprocess.Popen[bytes]) -> None:
+    """Asks the process and its children (it leads a session of its own) to stop, and makes them after ten seconds.
+
+    Children that lead sessions of their own, as those of Ray do, are found before their parents end and would lose them.
+    """
+    family = {pid: started_at(pid) for pid in descendants(process.pid)}
+    for sign, patience in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 5.0)):
+        try:
+            os.killpg(process.pid, sign)
+            process.wait(timeout=patience)
+            break
+        except ProcessLookupError:
+            process.wait()
+            break
+        except subprocess.TimeoutExpired:
+            continue
+    for pid, started in family.items():
+        if started_at(pid) == started:  # else the number is another program's by now
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def is_serving(address: str, timeout_sec: float = 2.0) -> bool:
+    """Whether the health service at `address` (HOST:PORT, without TLS) answers SERVING in time."""
+    import grpc
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=timeout_sec)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

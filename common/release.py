@@ -1,0 +1,225 @@
+"""The signed record of a release decision. Beside a bundle it is the mark without which a reading room may refuse the model.
+
+A JSON file with the signature of a party's P-384 key beside its content.
+
+A site's verdict on a new model against the old one: counts, differences and variances on its own validation patients.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from pneumofed.common.audit.hash_chain import canonical
+from pneumofed.common.config.experiment import Section
+from pneumofed.common.errors import ConfigError, ReleaseError
+from pneumofed.common.evaluation.comparison import Margins, ModelComparison, NonInferiority
+from pneumofed.common.files import atomic_write
+from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.wire.keys import (
+    PrivateKey,
+    PublicKey,
+    format_public_key,
+    is_signed,
+    key_fingerprint,
+    parse_public_key,
+    sign,
+)
+
+MAX_BYTES = 2**24
+S = TypeVar("S", bound=Section)
+
+
+class Envelope(Section):
+    """The file: what is told, by whose key (an OpenSSH line), and the signature of its canonical JSON."""
+
+    content: dict[str, Any]
+    key: str
+    signature: str
+
+
+def write_signed(path: Path, domain: bytes, content: Section, key: PrivateKey) -> None:
+    """Writes `content` signed by `key`; `domain` says what it is, so that the signature can be taken for nothing else.
+
+    Raises:
+        ReleaseError: the file cannot be written.
+    """
+    told = content.model_dump(mode="json")
+    public = format_public_key(key.public_key(), "").decode("ascii").strip()
+    signature = base64.b64encode(sign(key, domain + canonical(told))).decode("ascii")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(Envelope(content=told, key=public, signature=signature).model_dump_json(indent=1).encode() + b"\n")
+    except OSError as error:
+        raise ReleaseError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def read_signed(path: Path, domain: bytes, kind: type[S], trusted: Sequence[PublicKey] | None) -> tuple[S, str]:
+    """(content, fingerprint of the signer) of the file at `path`; with `trusted` only of one of these.
+
+    Raises:
+        ReleaseError: it is missing, damaged, changed, not of this kind, or signed by a stranger.
+    """
+    try:
+        with path.open("rb") as file:
+            envelope = Envelope.model_validate_json(file.read(MAX_BYTES))
+        key = parse_public_key(envelope.key.encode(), str(path))
+        signature = base64.b64decode(envelope.signature, validate=True)
+        whole = is_signed(key, domain + canonical(envelope.content), signature)
+    except OSError as error:
+        raise ReleaseError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValidationError, ConfigError, binascii.Error, ValueError):
+        raise ReleaseError(f"{path} is damaged or is something else; get it again from who signed it") from None
+    if not whole:
+        raise ReleaseError(f"{path} was changed after it was signed, or is something else; get it again from who signed it")
+    signer = key_fingerprint(key)
+    if trusted is not None and signer not in {key_fingerprint(known) for known in trusted}:
+        raise ReleaseError(f"{path} is signed by {signer}, whom this place does not trust")
+    try:
+        return kind.model_validate_json(canonical(envelope.content)), signer
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ReleaseError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; another version wrote it") from None
+
+
+VERDICT_DOMAIN = b"pneumofed site verdict 1\n"
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class SiteVerdict(Section):
+    """What a site tells; no image and no patient, but how both models do on its validation set, which may be small."""
+
+    format: Literal[1] = 1
+    site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    time: datetime
+    old: Digest
+    """Digests of the two bundles."""
+    new: Digest
+    comparison: ModelComparison
+
+
+def write_verdict(path: Path, verdict: SiteVerdict, key: PrivateKey) -> None:
+    """Writes the verdict, signed with the site's node key.
+
+    Raises:
+        ReleaseError: the file cannot be written.
+    """
+    write_signed(path, VERDICT_DOMAIN, verdict, key)
+
+
+def read_verdict(path: Path, keys: Mapping[str, PublicKey]) -> SiteVerdict:
+    """The verdict at `path`, signed with the very key that `keys` has for its site.
+
+    Raises:
+        ReleaseError: it is damaged, of a site that is not known, or signed by another.
+    """
+    told, _ = read_signed(path, VERDICT_DOMAIN, SiteVerdict, None)
+    if told.site not in keys:
+        raise ReleaseError(f"{path}: no key of {told.site} is known; give the coordinator folder, whose sites/ holds it")
+    return read_signed(path, VERDICT_DOMAIN, SiteVerdict, [keys[told.site]])[0]
+
+
+RECORD_DOMAIN = b"pneumofed release record 1\n"
+SUFFIX = ".release.json"
+
+Kind = Literal["held-out set", "site"]
+
+
+class ReleasedModel(Section):
+    """A bundle, by name and digest."""
+
+    name: str
+    digest: Digest
+
+
+class Check(Section):
+    """One metric on one set against its margin; None for what cannot be computed."""
+
+    metric: str
+    difference: float | None
+    """New minus old."""
+    lower: float
+    """One-sided lower confidence bound of the difference."""
+    margin: float
+    verdict: NonInferiority
+    needed: tuple[int, int] | None = None
+    """Patients with pneumonia and without that would be needed, where there are too few; None where no number would help."""
+
+
+class Place(Section):
+    """A set on which the two models were compared."""
+
+    name: str
+    kind: Kind
+    comparison: ModelComparison
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(check.verdict is NonInferiority.NOT_WORSE for check in self.checks)
+
+
+class ReleaseRecord(Section):
+    """What was decided, on which numbers, by which margins."""
+
+    format: Literal[1] = 1
+    time: datetime
+    decision: Literal["released", "refused"]
+    new: ReleasedModel
+    old: ReleasedModel | None
+    """None for a first model, which nothing can be compared with."""
+    margins: Margins
+    """On the coordinator's held-out sets."""
+    site_margins: Margins
+    places: tuple[Place, ...] = ()
+    reasons: tuple[str, ...] = ()
+    """Why it was refused; or that it is a first model."""
+
+    @property
+    def released(self) -> bool:
+        return self.decision == "released"
+
+
+def write_record(path: Path, record: ReleaseRecord, key: PrivateKey) -> None:
+    """Writes the record, signed with the coordinator's key.
+
+    Raises:
+        ReleaseError: the file cannot be written.
+    """
+    write_signed(path, RECORD_DOMAIN, record, key)
+
+
+def read_record(path: Path, trusted: Sequence[PublicKey] | None) -> ReleaseRecord:
+    """The record at `path`; with `trusted` only if one of these signed it.
+
+    Raises:
+        ReleaseError: it is missing, damaged or signed by a stranger.
+    """
+    return read_signed(path, RECORD_DOMAIN, ReleaseRecord, trusted)[0]
+
+
+def mark_of(bundle: Path) -> Path:
+    """Where the mark of the bundle at `bundle` (folder or archive) lies: beside it, since nothing may be added to a sealed folder."""
+    name = bundle.stem if bundle.suffix in (".zip", ".tar") else bundle.name
+    return bundle.resolve().with_name(name + SUFFIX)
+
+
+def require_release(bundle: Bundle, mark: Path, trusted: Sequence[PublicKey] | None) -> ReleaseRecord:
+    """The record that releases `bundle`, read from `mark` (see `mark_of`).
+
+    Raises:
+        ReleaseError: there is none, it is of another bundle, it refuses this one, or a stranger signed it.
+    """
+    record = read_record(mark, trusted)
+    if record.new.digest != bundle.digest:
+        raise ReleaseError(f"{mark} is about another model ({record.new.digest[:12]}), not about this one ({bundle.digest[:12]})")
+    if not record.released:
+        raise ReleaseError(f"{mark}: this model was not released: {'; '.join(record.reasons)}")
+    return record

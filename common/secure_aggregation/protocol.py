@@ -1,0 +1,177 @@
+"""What coordinator and sites tell each other in a secure sum, as JSON in Flower's messages; binary values are hexadecimal.
+
+step       coordinator -> site                                    site -> coordinator
+advertise  the key roster                                         SignedKeys: its public keys of this sum
+share      everyone's SignedKeys                                  SealedShares: shares of its secrets, one sealed parcel a neighbour
+mask       the parcels for this site (and the model)              its masked vector, as arrays {body, tail}
+confirm    names of those whose vectors arrived                   Confirmation: its signature on these names
+unmask     the signatures                                         Shares: of each one's seed, or of a dropped site's mask key
+
+Which sum a key, a mask or a signature belongs to: none of one sum is of any use in another.
+
+The replies of a secure sum as records of Flower's messages; the steps themselves travel in `common.wire.messages.Instruction`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import Field, ValidationError
+
+from pneumofed.common.config.experiment import Section
+from pneumofed.common.errors import MessageError
+from pneumofed.common.secure_aggregation.masking import SumShape, SumVector
+from pneumofed.common.wire.messages import Presence, pack_presence
+
+Purpose = Literal["train", "evaluate"]
+DOMAIN = b"pneumofed secure sum 1"
+KEY_BYTES = 32
+
+
+@dataclass(frozen=True)
+class SumSession:
+    """One secure sum of one round.
+
+    Attributes:
+        identifier: 32 hexadecimal digits, drawn anew for each: a repeated round is another sum.
+        settings: hash of the experiment: sites that were told different ones, or one that is told another later, have no sum in common.
+    """
+
+    run: str
+    round: int
+    purpose: Purpose
+    identifier: str
+    settings: str
+
+    @classmethod
+    def begin(cls, run: str, round_number: int, purpose: Purpose, settings: str) -> SumSession:
+        return cls(run, round_number, purpose, secrets.token_hex(16), settings)
+
+    def bind(self, label: str, *parts: str | bytes) -> bytes:
+        """Bytes that differ for any other session, label or parts: each piece is preceded by its length."""
+        pieces = [DOMAIN, self.run, str(self.round), self.purpose, self.identifier, self.settings, label, *parts]
+        encoded = [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
+        return b"".join(len(piece).to_bytes(8, "big") + piece for piece in encoded)
+
+    def derive(self, secret: bytes, label: str, *parts: str | bytes) -> bytes:
+        """A key of 32 bytes for this session, label and parts alone (HKDF-SHA256, RFC 5869)."""
+        return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=self.bind(label, *parts)).derive(secret)
+
+
+MOST_SITES = 10_000
+
+Stage = Literal["advertise", "share", "mask", "confirm", "unmask"]
+Site = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Key = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[str, Field(pattern=r"^[0-9a-f]{66}$")]
+Signature = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){8,128}$")]
+Parcel = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){28,200}$")]
+
+
+class SignedKeys(Section):
+    """A site's two public keys of one sum."""
+
+    site: Site
+    channel: Key
+    mask: Key
+    signature: Signature
+
+
+class Step(Section):
+    """One step that the coordinator asks for; which fields are set depends on `stage`."""
+
+    stage: Stage
+    purpose: Purpose
+    identifier: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+    roster: str | None = None
+    keys: Annotated[list[SignedKeys], Field(max_length=MOST_SITES, default_factory=list)]
+    parcels: dict[Site, Parcel] = Field(default_factory=dict)
+    """By sender."""
+    senders: Annotated[list[Site], Field(max_length=MOST_SITES, default_factory=list)]
+    """Who sent parcels, to anyone."""
+    survivors: Annotated[list[Site], Field(max_length=MOST_SITES, default_factory=list)]
+    signatures: dict[Site, Signature] = Field(default_factory=dict)
+    """On the survivors, by signer."""
+
+    def session(self, run: str, round_number: int, settings: str) -> SumSession:
+        return SumSession(run, round_number, self.purpose, self.identifier, settings)
+
+
+class SealedShares(Section):
+    """A site's secrets in shares, by receiver, and the commitment to its seed."""
+
+    parcels: dict[Site, Parcel]
+    commitment: Key
+
+
+class Confirmation(Section):
+    signature: Signature
+
+
+class Shares(Section):
+    """Shares that one site holds: of the seeds of those in the sum, of the mask keys of those who dropped out. Never both of one."""
+
+    seeds: dict[Site, Share]
+    keys: dict[Site, Share]
+
+
+def read_step(text: str) -> Step:
+    """The coordinator's step.
+
+    Raises:
+        MessageError: it is malformed.
+    """
+    try:
+        return Step.model_validate_json(text)
+    except ValidationError:
+        raise MessageError("a step of a secure sum is malformed; install the same version on both sides") from None
+
+
+SECURE, BODY, TAIL, MASKED = "secure", "body", "tail", "masked"
+
+Reply = TypeVar("Reply", SignedKeys, SealedShares, Confirmation, Shares)
+
+
+def pack_reply(presence: Presence, reply: Section) -> RecordDict:
+    content = pack_presence(presence)
+    content[SECURE] = ConfigRecord({"reply": reply.model_dump_json()})
+    return content
+
+
+def unpack_reply(content: RecordDict, kind: type[Reply]) -> Reply:
+    """The site's answer to a step.
+
+    Raises:
+        MessageError: it is missing or malformed.
+    """
+    try:
+        return kind.model_validate_json(str(content.config_records[SECURE]["reply"]))
+    except (KeyError, ValidationError):
+        raise MessageError(f"expected a reply with {kind.__name__}, got something else") from None
+
+
+def pack_masked(presence: Presence, vector: SumVector) -> RecordDict:
+    content = pack_presence(presence)
+    content[MASKED] = ArrayRecord({BODY: Array(vector.body), TAIL: Array(vector.tail)})
+    return content
+
+
+def unpack_masked(content: RecordDict, shape: SumShape) -> SumVector:
+    """A site's masked vector.
+
+    Raises:
+        MessageError: it is missing, or of another shape or number type.
+    """
+    record = content.array_records.get(MASKED)
+    if record is None or set(record) != {BODY, TAIL}:
+        raise MessageError("the reply holds no masked vector")
+    vector = SumVector(record[BODY].numpy(), record[TAIL].numpy())
+    for words, wanted in ((vector.body, shape.zeros().body), (vector.tail, shape.zeros().tail)):
+        if words.dtype != wanted.dtype or words.shape != wanted.shape:
+            raise MessageError(f"masked vector: expected {wanted.dtype} {list(wanted.shape)}, got {words.dtype}")
+    return vector

@@ -1,0 +1,1 @@
+"""What travels between coordinator and sites: messages, the layout of the weights, their encoding, keys."""

@@ -1,0 +1,162 @@
+"""Node keys (ECDSA on P-384, RFC 5656, in OpenSSH's format, which Flower asks for) and what certificates say of themselves."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.files import atomic_write
+
+PrivateKey = ec.EllipticCurvePrivateKey
+PublicKey = ec.EllipticCurvePublicKey
+SIGNATURE = ec.ECDSA(hashes.SHA384())
+
+
+@dataclass(frozen=True)
+class NodeKey:
+    """A site's key pair as file contents."""
+
+    private: bytes
+    public: bytes
+
+    @classmethod
+    def generate(cls, name: str) -> NodeKey:
+        """A new pair; `name` becomes the comment of the public part."""
+        key = ec.generate_private_key(ec.SECP384R1())
+        private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
+        return cls(private, format_public_key(key.public_key(), name))
+
+
+def write_node_key(folder: Path, name: str) -> Path:
+    """Makes `node` (mode 0600) and `node.pub` in `folder`, and returns the path of the public part, which may travel.
+
+    Raises:
+        ConfigError: there is a key already; it is never overwritten.
+    """
+    private, public = folder / "node", folder / "node.pub"
+    if private.exists():
+        raise ConfigError(f"{private} exists; a new key would cut the site off, so move the old one away first")
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = NodeKey.generate(name)
+    for path, content in ((private, key.private), (public, key.public)):
+        with atomic_write(path) as file:
+            file.write(content)
+    return public
+
+
+def format_public_key(key: ec.EllipticCurvePublicKey, name: str) -> bytes:
+    """The OpenSSH line of `key` with `name` as its comment."""
+    line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return line + b" " + name.encode("ascii") + b"\n"
+
+
+def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
+    """The public node key in `path`.
+
+    Raises:
+        ConfigError: the file is missing, or holds something else than a P-384 public key in OpenSSH's format.
+    """
+    content = _read(path, "public key")
+    if b"PRIVATE KEY" in content:
+        raise ConfigError(f"{path} holds a PRIVATE key, which must not leave its site: make a new pair there and send node.pub")
+    return parse_public_key(content, str(path))
+
+
+def parse_public_key(content: bytes, source: str) -> ec.EllipticCurvePublicKey:
+    """The public node key in `content`, which came from `source`.
+
+    Raises:
+        ConfigError: it is no P-384 public key in OpenSSH's format.
+    """
+    expected = f"{source}: expected a P-384 key in OpenSSH's format (a line that starts with ecdsa-sha2-nistp384)"
+    try:
+        key = serialization.load_ssh_public_key(content)
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError):  # the last: a point in compressed form
+        raise ConfigError(f"{expected}, got something else") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp384r1":
+        raise ConfigError(f"{expected}, got a key of another kind")
+    return key
+
+
+def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
+    """The private node key in `path`.
+
+    Raises:
+        ConfigError: the file is missing or is no P-384 private key in OpenSSH's format.
+    """
+    return parse_private_key(_read(path, "private key"), str(path))
+
+
+def parse_private_key(content: bytes, source: str) -> ec.EllipticCurvePrivateKey:
+    """The private node key in `content`, which came from `source`.
+
+    Raises:
+        ConfigError: it is no P-384 private key in OpenSSH's format.
+    """
+    try:
+        key = serialization.load_ssh_private_key(content, None)
+    except (ValueError, UnsupportedAlgorithm, TypeError):  # TypeError: it has a password
+        raise ConfigError(f"{source}: expected a P-384 private key in OpenSSH's format without a password") from None
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp384r1":
+        raise ConfigError(f"{source}: expected a P-384 private key, got one of another kind")
+    return key
+
+
+def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
+    """What two people compare on the telephone: `SHA256:...`, as `ssh-keygen -lf node.pub` shows it."""
+    blob = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).split(b" ")[1]
+    digest = hashlib.sha256(base64.b64decode(blob)).digest()
+    return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
+
+
+def sign(key: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:
+    """An ECDSA signature of `content` with SHA-384 (FIPS 186-5, section 6.4), in DER. Begin `content` with what it is for."""
+    return key.sign(content, SIGNATURE)
+
+
+def is_signed(key: ec.EllipticCurvePublicKey, content: bytes, signature: bytes) -> bool:
+    """Whether `signature` is one that the private half of `key` gave for `content`."""
+    try:
+        key.verify(signature, content, SIGNATURE)
+    except InvalidSignature:
+        return False
+    return True
+
+
+def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
+    """The key as PEM, the form in which Flower's SuperLink stores it."""
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """The key as PEM (PKCS #8), the form that TLS libraries read."""
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+
+
+def certificate_validity(path: Path) -> tuple[datetime, datetime]:
+    """(not before, not after) of the first certificate in the PEM file `path`, with time zone.
+
+    Raises:
+        ConfigError: the file is missing or holds no certificate.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(_read(path, "certificate"))
+    except ValueError:
+        raise ConfigError(f"{path}: expected a certificate in PEM, got something else") from None
+    return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+
+
+def _read(path: Path, kind: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"the {kind} {path} cannot be read: {error.strerror}") from error

@@ -1,0 +1,344 @@
+"""The wire: every record and key of a Flower message between coordinator and site, packed and unpacked here alone.
+
+    instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
+    roll call     (no arrays)                                                config {experiment, run, round, protocol}
+    update        arrays  as above, or pneumofed.common.wire.update_encoding's         metrics {num-examples, loss, ...}      site {name, layout, report}
+    secure sum    as an instruction, with its arrays in one step alone              config {..., step}
+                  the replies: see pneumofed.common.secure_aggregation.protocol
+    evaluation    metrics {num-examples, loss, seconds}   statistics {...}                    site {name, layout, report}
+    presence      site {name, layout, report}
+    failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
+
+`parameters` and `statistics` (BatchNorm's running mean and variance) are flat vectors; both sides derive the layout from the model and
+compare its digest, since 122 small arrays a message cost three times as long as one vector.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, MetricRecord, RecordDict
+
+from pneumofed.common.config.experiment import ExperimentConfig, UpdatePrecision
+from pneumofed.common.config.reader import experiment_from_json
+from pneumofed.common.errors import MessageError, describe_for_wire
+from pneumofed.common.wire.update_encoding import PARAMETERS, decode_parameters, encode_parameters
+
+PROTOCOL = 2
+"""Raised when the meaning of any key changes; a site of another protocol is refused with a sentence that says so."""
+
+ARRAYS, CONFIG, METRICS, STATISTICS, SITE = "arrays", "config", "metrics", "statistics", "site"
+BUFFERS = "statistics"
+NUM_EXAMPLES = "num-examples"
+AUDIT_HEAD = "audit-head"
+STEP = "step"
+EXPERIMENT_KEY = "experiment"
+"""Key of Flower's run config: the path of a YAML file, or the whole experiment as JSON."""
+COORDINATOR_KEY = "coordinator"
+"""Key of the run config: the path of the coordinator's own YAML file."""
+SITES_KEY = "sites"
+"""Key of the run config in simulation alone: a folder with one YAML file a virtual hospital, named by partition number."""
+SITE_CONFIG_KEY = "site-config"
+"""Key of a SuperNode's own node config: the path of the hospital's YAML file."""
+SITE_FAILURE_CODE = 1000
+"""Flower reserves 0 to 99 for its own error codes."""
+
+
+@dataclass(frozen=True)
+class ModelArrays:
+    """A model's weights as they travel: float32 [P] parameters and float32 [B] normalisation statistics."""
+
+    parameters: np.ndarray
+    statistics: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.parameters.nbytes + self.statistics.nbytes)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the coordinator asks of a site. `arrays` is None in the roll call.
+
+    `run` is the run's token: the same after a resume, and no other run's, so that a site can tell its own state of this run.
+    """
+
+    experiment: ExperimentConfig
+    run: str
+    round: int
+    arrays: ModelArrays | None = None
+    audit_head: str | None = None
+    """Head of the coordinator's audit log, which the site's log keeps."""
+    step: str | None = None
+    """The step of a secure sum that is asked for (`common.secure_aggregation.protocol`), as JSON."""
+
+
+@dataclass(frozen=True)
+class Presence:
+    """A site's answer to the roll call: who it is, the layout of its model, and counts about its data."""
+
+    site: str
+    layout: str
+    report: Mapping[str, Any] = field(default_factory=dict)
+    audit_head: str | None = None
+    """Head of the site's audit log, which the coordinator's log keeps."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A site's answer to a training instruction.
+
+    The weights stay in the float32 record that Flower's arithmetic takes, one copy a site; `arrays` unpacks them for the moment.
+    `nbytes` is what they took on the wire.
+    """
+
+    presence: Presence
+    record: ArrayRecord
+    num_examples: int
+    metrics: Mapping[str, float]
+    nbytes: int
+
+    @classmethod
+    def of(cls, presence: Presence, arrays: ModelArrays, num_examples: int, metrics: Mapping[str, float]) -> Update:
+        record = pack_arrays(arrays)
+        return cls(presence, record, num_examples, metrics, record_bytes(record))
+
+    @property
+    def arrays(self) -> ModelArrays:
+        return unpack_arrays(self.record)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A site's answer to an evaluation instruction; `statistics` are the plain numbers of `common.evaluation.statistics`."""
+
+    presence: Presence
+    num_examples: int
+    metrics: Mapping[str, float]
+    statistics: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a site may say about its own failure."""
+
+    site: str | None
+    error: str
+    sentence: str
+
+    def __str__(self) -> str:
+        return f"{self.error}: {self.sentence}"
+
+
+def pack_arrays(arrays: ModelArrays) -> ArrayRecord:
+    return ArrayRecord({PARAMETERS: Array(arrays.parameters), BUFFERS: Array(arrays.statistics)})
+
+
+def unpack_arrays(record: ArrayRecord) -> ModelArrays:
+    """The flat vectors of `record`.
+
+    Raises:
+        MessageError: other names, another number type, or more than one dimension.
+    """
+    if set(record) != {PARAMETERS, BUFFERS}:
+        raise MessageError(f"expected arrays {PARAMETERS} and {BUFFERS}, got {sorted(record)[:4]}")
+    parameters, statistics = record[PARAMETERS].numpy(), record[BUFFERS].numpy()
+    for name, values in ((PARAMETERS, parameters), (BUFFERS, statistics)):
+        if values.dtype != np.float32 or values.ndim != 1:
+            raise MessageError(f"{name}: expected float32 [N], got {values.dtype} {list(values.shape)}")
+    return ModelArrays(parameters, statistics)
+
+
+def pack_instruction(instruction: Instruction) -> RecordDict:
+    experiment = instruction.experiment.model_dump_json()
+    config: dict[str, ConfigRecordValues] = {"experiment": experiment, "run": instruction.run}
+    config |= {"round": instruction.round, "protocol": PROTOCOL}
+    if instruction.audit_head:
+        config[AUDIT_HEAD] = instruction.audit_head
+    if instruction.step:
+        config[STEP] = instruction.step
+    content = RecordDict({CONFIG: ConfigRecord(config)})
+    if instruction.arrays is not None:
+        content[ARRAYS] = pack_arrays(instruction.arrays)
+    return content
+
+
+def with_step(message: Message, step: str) -> Message:
+    """The same request with a step of a secure sum in it; its arrays are shared, not copied."""
+    config = ConfigRecord({**_record(message.content.config_records, CONFIG), STEP: step})
+    content = RecordDict({**message.content, CONFIG: config})
+    return Message(content, dst_node_id=message.metadata.dst_node_id, message_type=message.metadata.message_type)
+
+
+def unpack_instruction(content: RecordDict) -> Instruction:
+    """What the coordinator asks.
+
+    Raises:
+        MessageError: another protocol, or a record or key is missing.
+        ConfigError: the experiment does not fit this version's schema.
+    """
+    config = _record(content.config_records, CONFIG)
+    if config.get("protocol") != PROTOCOL:
+        raise MessageError(
+            f"this site speaks protocol {PROTOCOL}, the coordinator {config.get('protocol')}; install the same version"
+        )
+    arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
+    experiment = experiment_from_json(str(config["experiment"]))
+    step = str(config[STEP]) if STEP in config else None
+    return Instruction(experiment, str(config["run"]), int(str(config["round"])), arrays, _head_in(config), step)
+
+
+def pack_presence(presence: Presence) -> RecordDict:
+    return RecordDict({SITE: _site_record(presence)})
+
+
+def unpack_presence(content: RecordDict) -> Presence:
+    """Who answers.
+
+    Raises:
+        MessageError: the site record is missing or malformed.
+    """
+    record = _record(content.config_records, SITE)
+    try:
+        report = json.loads(str(record["report"]))
+        return Presence(str(record["name"]), str(record["layout"]), report, _head_in(record))
+    except (KeyError, ValueError) as error:
+        raise MessageError(f"site record malformed: {error}") from error
+
+
+def pack_update(update: Update, travelling: ArrayRecord | None = None) -> RecordDict:
+    """The reply with an update; `travelling` stands for its float32 record on the wire (see `encode_update`)."""
+    metrics = MetricRecord({NUM_EXAMPLES: update.num_examples, **update.metrics})
+    return RecordDict({ARRAYS: travelling or update.record, METRICS: metrics, SITE: _site_record(update.presence)})
+
+
+def encode_update(
+    arrays: ModelArrays, base: ModelArrays, precision: UpdatePrecision, generator: np.random.Generator
+) -> ArrayRecord:
+    """The record that travels in place of `arrays` to the coordinator, who has `base`."""
+    coded = encode_parameters(arrays.parameters, base.parameters, precision, generator)
+    return ArrayRecord({**{name: Array(values) for name, values in coded.items()}, BUFFERS: Array(arrays.statistics)})
+
+
+def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePrecision) -> ArrayRecord:
+    """The float32 record {parameters, statistics} of what travelled.
+
+    Raises:
+        MessageError: other arrays than the precision has.
+    """
+    if precision == "float32":
+        unpack_arrays(record)
+        return record
+    if BUFFERS not in record:
+        raise MessageError(f"expected an array {BUFFERS}, got {sorted(record)[:4]}")
+    coded = {name: array.numpy() for name, array in record.items() if name != BUFFERS}
+    parameters = Array(decode_parameters(coded, base.parameters, precision))
+    decoded = ArrayRecord({PARAMETERS: parameters, BUFFERS: record[BUFFERS]})
+    unpack_arrays(decoded)
+    return decoded
+
+
+def unpack_update(content: RecordDict, base: ModelArrays, precision: UpdatePrecision = "float32") -> Update:
+    """A site's update on `base`; the values are checked by `server.federation.update_checks`.
+
+    Raises:
+        MessageError: a record or key is missing or of the wrong type.
+    """
+    if ARRAYS not in content.array_records:
+        raise MessageError("the update holds no arrays")
+    num_examples, metrics = _unpack_metrics(content)
+    travelled = content.array_records[ARRAYS]
+    record = decode_update(travelled, base, precision)
+    return Update(unpack_presence(content), record, num_examples, metrics, record_bytes(travelled))
+
+
+def record_bytes(record: ArrayRecord) -> int:
+    """Bytes of the arrays in `record` on the wire."""
+    return sum(len(array.data) for array in record.values())
+
+
+def pack_evaluation(evaluation: Evaluation) -> RecordDict:
+    metrics = MetricRecord({NUM_EXAMPLES: evaluation.num_examples, **evaluation.metrics})
+    statistics = MetricRecord(dict(evaluation.statistics))
+    return RecordDict({METRICS: metrics, STATISTICS: statistics, SITE: _site_record(evaluation.presence)})
+
+
+def unpack_evaluation(content: RecordDict) -> Evaluation:
+    """A site's evaluation; the statistics are checked when they are rebuilt.
+
+    Raises:
+        MessageError: a record or key is missing or of the wrong type.
+    """
+    num_examples, metrics = _unpack_metrics(content)
+    statistics = dict(_record(content.metric_records, STATISTICS))
+    return Evaluation(unpack_presence(content), num_examples, metrics, statistics)
+
+
+def describe_content(content: RecordDict) -> dict[str, Any]:
+    """What leaves with a reply, for the audit log: bytes of its arrays, names of arrays, metrics and statistics."""
+    arrays = content.array_records.values()
+    return {
+        "bytes": content_bytes(content),
+        "arrays": sorted(name for record in arrays for name in record),
+        "metrics": sorted(name for record in content.metric_records.values() for name in record),
+    }
+
+
+def content_bytes(content: RecordDict) -> int:
+    """Bytes of all arrays in `content` on the wire."""
+    return sum(record_bytes(record) for record in content.array_records.values())
+
+
+def attach_head(content: RecordDict, head: str) -> None:
+    """Adds the head of the site's audit log to its reply; the log's last line tells of this very reply."""
+    _record(content.config_records, SITE)[AUDIT_HEAD] = head
+
+
+def build_failure(error: BaseException, site: str | None, request: Message) -> Message:
+    """The reply that tells the coordinator of a failure without any detail (see `common.errors.describe_for_wire`)."""
+    name, sentence = describe_for_wire(error)
+    reason = json.dumps({"site": site, "error": name, "sentence": sentence})
+    return Message(Error(code=SITE_FAILURE_CODE, reason=reason), reply_to=request)
+
+
+def read_failure(message: Message) -> Failure:
+    """What an error reply says: a site's own words, or Flower's code where the site could not speak any more."""
+    if message.error.code == SITE_FAILURE_CODE:
+        try:
+            told = json.loads(message.error.reason or "")
+            return Failure(told["site"], str(told["error"]), str(told["sentence"]))
+        except (ValueError, KeyError, TypeError):
+            return Failure(None, "MessageError", "the site's failure could not be read")
+    return Failure(None, f"Flower error {message.error.code}", "the site was lost or its process died while it worked")
+
+
+def _site_record(presence: Presence) -> ConfigRecord:
+    return ConfigRecord({"name": presence.site, "layout": presence.layout, "report": json.dumps(dict(presence.report))})
+
+
+def _head_in(record: Mapping[str, Any]) -> str | None:
+    """The other side's head, if there is one and it is a hash: it goes into our log, where nothing else may be smuggled in."""
+    head = record.get(AUDIT_HEAD)
+    return head if isinstance(head, str) and re.fullmatch(r"[0-9a-f]{64}", head) else None
+
+
+def _record(records: Mapping[str, Any], name: str) -> Any:
+    if name not in records:
+        raise MessageError(f"record '{name}' is missing")
+    return records[name]
+
+
+def _unpack_metrics(content: RecordDict) -> tuple[int, dict[str, float]]:
+    record = dict(_record(content.metric_records, METRICS))
+    num_examples = record.pop(NUM_EXAMPLES, None)
+    if not isinstance(num_examples, int) or num_examples < 0:
+        raise MessageError(f"{NUM_EXAMPLES}: expected a count, got {num_examples!r}")
+    if not all(isinstance(value, int | float) for value in record.values()):
+        raise MessageError("a metric is not a number")
+    return num_examples, {name: float(value) if math.isfinite(value) else math.nan for name, value in record.items()}

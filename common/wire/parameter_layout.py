@@ -1,0 +1,173 @@
+"""How a model's weights are laid out in the two flat arrays that travel; both sides derive it from the model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from math import prod
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from pneumofed.common.errors import MessageError
+
+Kind = Literal["parameter", "statistic"]
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of the state dict.
+
+    Attributes:
+        name: in the state dict.
+        shape: its own; it lies in the flat array row by row (C order), whatever its memory format is.
+        kind: `parameter`, or `statistic` for a buffer of floating point numbers, such as a running mean.
+        batch_norm: whether it belongs to a BatchNorm layer.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    kind: Kind
+    batch_norm: bool
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class ArraysLayout:
+    """The order of a model's tensors in the flat arrays `parameters` float32 [P] and `statistics` float32 [B].
+
+    Integer buffers (`num_batches_tracked`) do not travel: they are no quantity to average, and BatchNorm with a fixed momentum
+    does not read them. Frozen parameters do travel, so the layout is the same in every round.
+    """
+
+    entries: tuple[TensorEntry, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> ArraysLayout:
+        """The layout of `model`, in the order of its state dict; does not depend on values, device or what is frozen."""
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, _BatchNorm))
+        return cls(
+            tuple(
+                TensorEntry(name, tuple(tensor.shape), "parameter" if name in parameters else "statistic", name.startswith(norms))
+                for name, tensor in model.state_dict().items()
+                if tensor.is_floating_point()
+            )
+        )
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of all names, shapes and kinds: equal for equal layouts."""
+        text = json.dumps([(entry.name, entry.shape, entry.kind) for entry in self.entries])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def parameter_count(self) -> int:
+        """P."""
+        return self._size("parameter")
+
+    @property
+    def statistic_count(self) -> int:
+        """B."""
+        return self._size("statistic")
+
+    @cached_property
+    def norm_parameters(self) -> np.ndarray:
+        """int64: positions in `parameters` of all scales and offsets of BatchNorm layers, ascending."""
+        return self._positions("parameter", lambda entry: entry.batch_norm)
+
+    @cached_property
+    def norm_statistics(self) -> np.ndarray:
+        """int64: positions in `statistics` of all running means and variances of BatchNorm layers, ascending."""
+        return self._positions("statistic", lambda entry: entry.batch_norm)
+
+    @cached_property
+    def variances(self) -> np.ndarray:
+        """int64: positions in `statistics` of all running variances of BatchNorm layers, ascending; none may be negative."""
+        return self._positions("statistic", lambda entry: entry.batch_norm and entry.name.endswith("running_var"))
+
+    @torch.no_grad()
+    def flatten(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        """(`parameters` float32 [P], `statistics` float32 [B]) of `model`: a copy, made once, tensor by tensor.
+
+        Raises:
+            MessageError: the model has another layout.
+        """
+        self._require(model)
+        state = model.state_dict()
+        kinds: tuple[Kind, ...] = ("parameter", "statistic")
+        arrays = {kind: np.empty(self._size(kind), dtype=np.float32) for kind in kinds}
+        for entry, piece in self._pieces(arrays):
+            torch.from_numpy(piece).view(entry.shape).copy_(state[entry.name])
+        return arrays["parameter"], arrays["statistic"]
+
+    @torch.no_grad()
+    def load(self, model: nn.Module, parameters: np.ndarray, statistics: np.ndarray) -> None:
+        """Puts `parameters` [P] and `statistics` [B] into `model`, in place; values are not looked at.
+
+        `load` after `flatten` gives the same float32 model, bit for bit; `flatten` after `load` the same arrays.
+
+        Raises:
+            MessageError: the model has another layout, or an array another shape or type; the model is as before then.
+        """
+        self._require(model)
+        arrays: dict[Kind, np.ndarray] = {"parameter": parameters, "statistic": statistics}
+        for kind, array in arrays.items():
+            expected = (self._size(kind),)
+            if array.dtype != np.float32 or array.shape != expected:
+                raise MessageError(f"{kind}s: expected float32 {list(expected)}, got {array.dtype} {list(array.shape)}")
+        state = model.state_dict()
+        for entry, piece in self._pieces(arrays):
+            # A copy, for arrays out of a message are read-only, which torch cannot express.
+            state[entry.name].copy_(torch.tensor(piece).view(entry.shape))
+
+    def name_at(self, kind: Kind, position: int) -> str:
+        """Name and index of one value of a flat array, e.g. `conv1.weight[3, 0, 2, 2]`, for a message about it.
+
+        Raises:
+            IndexError: the array has no such position.
+        """
+        entries = self._of_kind(kind)
+        ends = list(accumulate(entry.size for entry in entries))
+        if not 0 <= position < self._size(kind):
+            raise IndexError(f"{kind} {position}: expected 0 to {self._size(kind) - 1}")
+        number = bisect_right(ends, position)
+        entry = entries[number]
+        index = np.unravel_index(position - (ends[number] - entry.size), entry.shape)
+        return f"{entry.name}{[int(i) for i in index]}"
+
+    def _require(self, model: nn.Module) -> None:
+        other = ArraysLayout.of(model)
+        if other.digest != self.digest:
+            raise MessageError(
+                f"model of layout {other.digest} where {self.digest} is expected: both sides need one model section"
+            )
+
+    def _of_kind(self, kind: Kind) -> list[TensorEntry]:
+        return [entry for entry in self.entries if entry.kind == kind]
+
+    def _size(self, kind: Kind) -> int:
+        return sum(entry.size for entry in self._of_kind(kind))
+
+    def _pieces(self, arrays: Mapping[Kind, np.ndarray]) -> Iterator[tuple[TensorEntry, np.ndarray]]:
+        """Each entry with its part of the flat array of its kind, a view."""
+        for kind, array in arrays.items():
+            start = 0
+            for entry in self._of_kind(kind):
+                yield entry, array[start : start + entry.size]
+                start += entry.size
+
+    def _positions(self, kind: Kind, wanted: Callable[[TensorEntry], bool]) -> np.ndarray:
+        chosen = [np.full(entry.size, wanted(entry)) for entry in self._of_kind(kind)]
+        return np.flatnonzero(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)

@@ -1,0 +1,1 @@
+"""The commands of a finished model: `predict`, `explain`, `monitor`, `reading-room`."""

@@ -1,0 +1,234 @@
+"""`pneumofed monitor`: are the images still like those that the model was made for? Nothing heavy is imported before it is needed."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pneumofed.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pneumofed.common.model_bundle.bundle import Bundle
+    from pneumofed.inference.monitor.evidence import Direction
+    from pneumofed.inference.monitor.monitor import Monitor
+    from pneumofed.inference.monitor.share import SiteDrift
+
+
+app = typer.Typer(no_args_is_help=True, help="Watch for drift: are the images still like those that the model was made for?")
+console = Console(highlight=False, soft_wrap=True)
+
+ALARM = 20
+"""Exit code of `check` and `compare` where something has moved; 1 and 2 stay for what went wrong."""
+
+Folder = Annotated[Path, typer.Option("--folder", "-C", help="The monitor's folder; made with the first image.")]
+BundlePath = Annotated[
+    Path, typer.Option("--bundle", "-b", envvar="PNEUMOFED_BUNDLE", help="The model bundle: a folder or an archive.")
+]
+Trusted = Annotated[
+    list[Path] | None,
+    typer.Option("--trusted", help="Public key whose signature is taken; may repeat. Without it any is, and is shown."),
+]
+Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
+Day = datetime
+DAY_FORMAT = ["%Y-%m-%d"]
+First = Annotated[Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")]
+Last = Annotated[Day | None, typer.Option("--to", formats=DAY_FORMAT, help="Last day.  [default: today]")]
+
+
+@app.command("add")
+def monitor_add(
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders with all below them: DICOM, JPEG, PNG.")],
+    bundle: BundlePath,
+    folder: Folder = Path("monitor"),
+    day: Annotated[Day | None, typer.Option(formats=DAY_FORMAT, help="Day of the images.  [default: today]")] = None,
+    patients: Annotated[
+        Path | None,
+        typer.Option(help="Manifest (CSV with path and patient) that says whose the images are; JPEG and PNG do not."),
+    ] = None,
+    trusted: Trusted = None,
+    json_: Json = False,
+) -> None:
+    """Judge images and put them into the monitor. No pixel and no patient is kept."""
+    from pneumofed.common.data.manifest import read_manifest
+    from pneumofed.common.model_bundle.predictor import Predictor
+    from pneumofed.inference.monitor.monitor import Monitor, record_images
+
+    opened = _open(bundle, trusted, json_)
+    records = read_manifest(patients).records if patients else ()
+    known = {record.path.absolute(): record.patient for record in records}
+    added = record_images(Monitor.open(folder, opened), Predictor(opened), paths, day.date() if day else None, known)
+    if json_:
+        _print_json(vars(added))
+        return
+    _say(f"{added.judged} images added, {added.refused} of them cannot be judged")
+    for reason, count in added.skipped.items():
+        _say(f"  left out: {reason}: {count}")
+    if added.patients_unknown:
+        _say(f"  {added.patients_unknown} without a patient: each counts as one of its own (--patients tells whose they are)")
+
+
+@app.command("check")
+def monitor_check_drift(
+    bundle: BundlePath, folder: Folder = Path("monitor"), trusted: Trusted = None, json_: Json = False
+) -> None:
+    """Say whether anything has moved. Made for cron: exit code 0 quiet, 20 alarm."""
+    from pneumofed.inference.monitor.wording import as_numbers, sentences, tell
+
+    monitor = _monitor(folder, bundle, trusted, json_)
+    findings = monitor.check()
+    scanners = tell(findings, monitor.reference)
+    if json_:
+        _print_json(as_numbers(findings, scanners))
+    else:
+        for sentence in sentences(findings, scanners):
+            _say(sentence)
+    raise typer.Exit(ALARM if findings.alarms else 0)
+
+
+@app.command("page")
+def monitor_page(
+    bundle: BundlePath,
+    folder: Folder = Path("monitor"),
+    out: Annotated[Path | None, typer.Option(help="Folder for drift.html and drift.png.  [default: the monitor's]")] = None,
+    trusted: Trusted = None,
+) -> None:
+    """Write the page and the picture: evidence by scanner and day, what moved, and what that means."""
+    from pneumofed.inference.monitor.page import write_drift_page
+
+    monitor = _monitor(folder, bundle, trusted)
+    html, picture = write_drift_page(out or folder, monitor.check(), monitor.reference)
+    _say(f"page: {html}")
+    if picture:
+        _say(f"picture: {picture}")
+
+
+@app.command("accept")
+def monitor_accept(
+    scanner: Annotated[str, typer.Argument(help="Its name, as `check --json` and the page tell it.")],
+    bundle: BundlePath,
+    folder: Folder = Path("monitor"),
+    first: First = None,
+    last: Last = None,
+    trusted: Trusted = None,
+) -> None:
+    """Take a scanner's images as what its next ones are compared with, after a person found them in order, and the model on them."""
+    start, end = _period(first, last)
+    patients = _monitor(folder, bundle, trusted).accept(scanner, start, end)
+    _say(f"{scanner}: compared with its own images of {patients} patients from {start} to {end} from now on")
+
+
+@app.command("resume")
+def monitor_resume_scanner(
+    scanner: Annotated[str, typer.Argument(help="Its name, as `check --json` and the page tell it.")],
+    bundle: BundlePath,
+    folder: Folder = Path("monitor"),
+    last: Annotated[
+        Day | None, typer.Option("--after", formats=DAY_FORMAT, help="Last day of the fault.  [default: today]")
+    ] = None,
+    trusted: Trusted = None,
+) -> None:
+    """Compare a scanner with the reference anew, after what raised the alarm was mended."""
+    end = (last or datetime.now()).date()
+    _monitor(folder, bundle, trusted).resume(scanner, end)
+    _say(f"{scanner}: compared with the model's reference images again, from the day after {end} on")
+
+
+@app.command("share")
+def monitor_share(
+    out: Annotated[Path, typer.Option(help="File for the coordinator; read it before you send it.")],
+    site: Annotated[str, typer.Option(help="This site's name.")],
+    bundle: BundlePath,
+    folder: Folder = Path("monitor"),
+    first: First = None,
+    last: Last = None,
+    trusted: Trusted = None,
+) -> None:
+    """Write counts and sums that tell the coordinator whether this site has moved. No image, no patient, no day, no scanner."""
+    from pneumofed.inference.monitor.share import write_share
+
+    start, end = _period(first, last)
+    summary = _monitor(folder, bundle, trusted).summarise(start, end)
+    write_share(out, site, (start, end), summary)
+    _say(f"{out}: {summary.patients} patients from {start} to {end}")
+
+
+@app.command("compare")
+def monitor_compare_shared(
+    files: Annotated[list[Path], typer.Argument(help="What the sites shared, one file a site.")],
+    bundle: BundlePath,
+    looks: Annotated[int, typer.Option(min=1, help="How often a year is compared; the false-alarm rate is for the year.")] = 12,
+    trusted: Trusted = None,
+    json_: Json = False,
+) -> None:
+    """The coordinator's view: which site has moved, from what the sites shared. Exit code 0 none, 20 at least one."""
+    from pneumofed.inference.monitor.reference import reference_of
+    from pneumofed.inference.monitor.share import compare_sites, read_share
+    from pneumofed.inference.monitor.streams import RATE
+
+    reference = reference_of(_open(bundle, trusted, json_))
+    shared = [read_share(file, reference) for file in files]
+    summaries = {site: summary for site, _, summary in shared}
+    if len(summaries) < len(shared):
+        raise ConfigError("a site stands in two of the files; give one file a site")
+    drifts = compare_sites(summaries, reference, looks)
+    if json_:
+        _print_json([vars(drift) | {"moved": drift.moved(RATE)} for drift in drifts])
+    else:
+        _show_sites(drifts, RATE)
+    raise typer.Exit(ALARM if any(drift.moved(RATE) for drift in drifts) else 0)
+
+
+def _show_sites(drifts: list[SiteDrift], rate: float) -> None:
+    from pneumofed.inference.monitor.wording import meaning, title
+
+    for drift in drifts:
+        moved = drift.moved(rate)
+        _say(f"{drift.site}: {drift.patients} patients, {'moved' if moved else 'quiet'}")
+        for name in moved[:5]:
+            direction: Direction = "higher" if drift.rank.get(name, 0.5) >= 0.5 else "lower"
+            words = f": {meaning(name, direction)}" if name in drift.rank else ""
+            _say(f"  {title(name)}{words} (p-value {drift.p_values[name]:.2g})")
+        if drift.prevalence:
+            found = drift.prevalence
+            _say(f"  pneumonia, if only its share changed: {found.value:.0%} (95% CI {found.low:.0%} to {found.high:.0%})")
+
+
+def _monitor(folder: Path, bundle: Path, trusted: list[Path] | None, quiet: bool = False) -> Monitor:
+    from pneumofed.inference.monitor.monitor import Monitor
+
+    return Monitor.open(folder, _open(bundle, trusted, quiet))
+
+
+def _open(path: Path, trusted: list[Path] | None, quiet: bool = False) -> Bundle:
+    from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.wire.keys import read_public_key
+
+    bundle = load_bundle(path, [read_public_key(key) for key in trusted] if trusted else None)
+    if not trusted and not quiet:
+        _say(f"model signed by {bundle.signer}")
+    return bundle
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False)
+
+
+def _print_json(values: Any) -> None:
+    from pneumofed.common.evaluation.metrics import without_nan
+
+    console.print(json.dumps(without_nan(values), default=_plain, indent=2), markup=False)
+
+
+def _plain(value: Any) -> Any:
+    return vars(value) if hasattr(value, "__dataclass_fields__") else str(value)
+
+
+def _period(first: Day | None, last: Day | None) -> tuple[date, date]:
+    """First and last day, with their defaults."""
+    end = (last or datetime.now()).date()
+    return (first.date() if first else end - timedelta(days=30)), end

@@ -1,0 +1,198 @@
+"""`pneumofed predict`. Nothing heavy is imported before the command runs.
+
+`pneumofed explain`: maps of evidence over radiographs, and whether to believe them. Nothing heavy at the top.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from pneumofed.common.errors import ConfigError
+from pneumofed.inference.explain.methods import METHODS, choose_methods, choose_target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pneumofed.common.model_bundle.bundle import Bundle
+    from pneumofed.common.model_bundle.predictor import Predictor
+    from pneumofed.inference.predict.dicom_objects import ArchiveWriter
+    from pneumofed.inference.predict.outputs import Output
+    from pneumofed.inference.predict.predict import FileResult, PredictionSummary
+    from pneumofed.inference.predict.recording import Recorder
+
+
+ALL_READ, NONE_READ, SOME_UNREADABLE, INTERRUPTED = 0, 1, 3, 130
+
+console = Console(highlight=False)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def predict_command_command(
+    paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG or PNG files, and folders of them.")],
+    bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
+    trusted: Annotated[
+        list[Path] | None, typer.Option("--trusted", help="Public key whose signature is taken; may repeat.  [default: any]")
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each file here.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="One JSON document in the place of the table.")] = False,
+    sr: Annotated[Path | None, typer.Option("--sr", help="Folder for a DICOM Structured Report of each DICOM image.")] = None,
+    overlay: Annotated[
+        Path | None, typer.Option(help="Folder for a heat map of each judged image: DICOM secondary capture, else PNG.")
+    ] = None,
+    monitor: Annotated[
+        Path | None, typer.Option(help="Put what is judged into the monitor of drift in this folder, in the order of the files.")
+    ] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="The quantised network: faster, a little less exact.")] = False,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the network, and as many that decode; 0: all processors.")] = 0,
+) -> None:
+    """Judge radiographs: probability of pneumonia with its interval, the decision, or why an image cannot be judged.
+
+    Exit code: 0 every file was read, 3 some could not be read, 1 none could or the bundle was refused, 2 usage,
+    130 stopped.
+    """
+    from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.model_bundle.predictor import Predictor
+    from pneumofed.common.wire.keys import read_public_key
+    from pneumofed.inference.predict.dicom_objects import ArchiveWriter
+    from pneumofed.inference.predict.predict import PredictionSummary, find_files, judge_files
+
+    opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
+    if not trusted:
+        notes.print(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim", markup=False)
+    predictor = Predictor(opened, "int8" if int8 else "float32", threads)
+    recorder, summary = _recorder(monitor, opened), PredictionSummary()
+    try:
+        with ExitStack() as stack:
+            outputs = _open_outputs(stack, predictor, summary, csv, json_)
+            results = judge_files(find_files(paths), predictor, threads)
+            watched = recorder.pass_on(results) if recorder else results
+            _run(watched, ArchiveWriter(predictor, sr, overlay), summary, outputs)
+    except KeyboardInterrupt:
+        _tell_stopped(summary, csv, [folder for folder in (sr, overlay) if folder], recorder)
+        raise typer.Exit(INTERRUPTED) from None
+    raise typer.Exit(_exit_code(summary))
+
+
+def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
+    if folder is None:
+        return None
+    from pneumofed.inference.monitor.monitor import Monitor
+    from pneumofed.inference.predict.recording import Recorder
+
+    return Recorder(Monitor.open(folder, bundle), _note)
+
+
+def _tell_stopped(summary: PredictionSummary, csv: Path | None, folders: list[Path], recorder: Recorder | None) -> None:
+    """What there is of a run that the user ended."""
+    told = [f"stopped after {summary.files} files"]
+    told += [f"{csv} was not written"] if csv else []
+    told += [f"what was written into {folder} stays" for folder in folders]
+    told += [f"{recorder.recorded} images are in the monitor"] if recorder else []
+    _note("; ".join(told))
+
+
+def _note(text: str) -> None:
+    notes.print(text, style="yellow", markup=False)
+
+
+def _open_outputs(
+    stack: ExitStack, predictor: Predictor, summary: PredictionSummary, csv: Path | None, json_: bool
+) -> list[Output]:
+    from pneumofed.inference.predict.outputs import open_csv, open_json, open_table
+
+    shown = open_json(sys.stdout, predictor, summary) if json_ else open_table(console, predictor, summary)
+    outputs = [stack.enter_context(shown)]
+    if csv:
+        outputs.append(stack.enter_context(open_csv(csv, predictor)))
+    return outputs
+
+
+def _run(results: Iterator[FileResult], writer: ArchiveWriter, summary: PredictionSummary, outputs: list[Output]) -> None:
+    for result in map(writer.write, results):
+        summary.add(result)
+        for output in outputs:
+            output.add(result)
+    if not summary.files:
+        raise ConfigError("no file found: give files, or folders that hold some (hidden files are left out)")
+
+
+def _exit_code(summary: PredictionSummary) -> int:
+    unreadable = summary.statuses["unreadable"]
+    if unreadable == summary.files:
+        return NONE_READ
+    return SOME_UNREADABLE if unreadable else ALL_READ
+
+
+INTERRUPTED = 130
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def explain_command_command(
+    paths: Annotated[list[Path], typer.Argument(help="JPEG, PNG and DICOM files, or folders of them.")],
+    bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
+    method: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; may stand more than once.  [default: grad-cam]")
+    ] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every method; minutes an image on a slow machine.")] = False,
+    target: Annotated[
+        str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")
+    ] = "pneumonia",
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
+    trusted: Annotated[
+        list[Path] | None, typer.Option("--trusted", help="Public key whose signature is taken; may repeat.  [default: any]")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Show where in a radiograph the model finds its evidence, and say whether the map can be believed.
+
+    Exit code: 0 at least one image was explained, 1 none could be read, 130 stopped.
+    """
+    from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.wire.keys import read_public_key
+    from pneumofed.inference.explain.files import RESULT, ExplanationRequest, explain_files
+
+    opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
+    methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
+    request = ExplanationRequest(methods, choose_target(target, opened.manifest.classes, "--target"), seed, check)
+    explained: list[str] = []
+    try:
+        report = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
+    except KeyboardInterrupt:
+        notes.print(
+            f"stopped: pictures of {len(explained)} images are in {out}; {RESULT} was not written", style="yellow", markup=False
+        )
+        raise typer.Exit(INTERRUPTED) from None
+    if json_:
+        _say((out / RESULT).read_text())
+        return
+    for found in report.sanity.values():
+        _say(f"{found['method']}: {found['sentence']}")
+    for reason, count in report.skipped.items():
+        _say(f"left out: {reason}: {count}")
+    _say(
+        f"{len(report.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
+    )
+
+
+def _saying(told: list[str]) -> Callable[[str], None]:
+    """Says each sentence, and keeps it in `told`."""
+
+    def tell(text: str) -> None:
+        told.append(text)
+        _say(text)
+
+    return tell
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False)

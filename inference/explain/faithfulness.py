@@ -1,0 +1,283 @@
+"""Whether what a map points at matters to the network: deletion and insertion curves (Petsiuk et al. 2018, section 4.2).
+
+What is deleted must be replaced by something. The paper takes a constant or a blurred image, of which a network trained on photographs
+says "nothing". A network that tells pneumonia from normal has no such class, and calls an empty image one or the other; if it calls it
+what the image is called anyway, deletion changes nothing and the curve means nothing. So the reference is an argument: the blurred
+image where it serves, else a radiograph of the other class (as Goyal et al. 2019, "Counterfactual Visual Explanations", section 3).
+
+Whether a map depends on what the network has learnt: parameter randomisation (Adebayo et al. 2018).
+
+Networks whose weights are taken away from the output on, for the sanity check of Adebayo et al. 2018.
+
+Means over images with their intervals.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+from torch import Tensor, nn
+
+from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, resample_patients
+from pneumofed.common.evaluation.ssim import ssim
+from pneumofed.common.models.build import classifier_of
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.inference.explain.attribution import LogOdds, compute_attribution, seeded
+from pneumofed.inference.explain.methods import Method, Target
+
+CELLS = 16
+"""Cells to a side that are exchanged as a whole, by map and at random alike: single pixels in random order are noise, which disturbs a
+network more than any region that it looks at, so that a random order of pixels would seem to beat every map."""
+STEPS = 8
+RANDOM_ORDERS = 2
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Probability of the target over the share of the image that was exchanged, 0 to 1 in `STEPS` steps; float64 [STEPS + 1] each.
+
+    Attributes:
+        deletion: from image to reference, the cells of the highest evidence first; a small area is good.
+        insertion: from reference to image; a large area is good.
+    """
+
+    deletion: NDArray[np.float64]
+    insertion: NDArray[np.float64]
+
+    @property
+    def deletion_area(self) -> float:
+        return area(self.deletion)
+
+    @property
+    def insertion_area(self) -> float:
+        return area(self.insertion)
+
+
+def curves(score: LogOdds, image: Tensor, values: np.ndarray, reference: Tensor) -> Curves:
+    """Of the map `values` [S, S] of `image` [1, 1, S, S], towards `reference` of the same shape; S at least `CELLS`."""
+    return _exchange(score, image, reference, np.argsort(-by_cell(values), kind="stable"))
+
+
+def random_curves(score: LogOdds, image: Tensor, reference: Tensor, seed: int = 0) -> Curves:
+    """The mean of `RANDOM_ORDERS` random orders: what a map without any knowledge has."""
+    rng = numpy_generator("deletion", seed)
+    found = [_exchange(score, image, reference, rng.permutation(CELLS**2)) for _ in range(RANDOM_ORDERS)]
+    return Curves(*(np.mean([getattr(one, name) for one in found], axis=0) for name in ("deletion", "insertion")))
+
+
+def area(curve: np.ndarray) -> float:
+    """Area under a curve of evenly spaced points over [0, 1], by trapezoids."""
+    return float(np.trapezoid(curve, dx=1.0 / (len(curve) - 1)))
+
+
+def by_cell(values: np.ndarray) -> NDArray[np.float64]:
+    """Mean of the map in each of `CELLS` x `CELLS` cells, row by row."""
+    cell = _cells(values.shape[0]).ravel()
+    return np.bincount(cell, values.ravel()) / np.bincount(cell)
+
+
+@torch.inference_mode()
+def _exchange(score: LogOdds, image: Tensor, reference: Tensor, order: np.ndarray) -> Curves:
+    turn = np.empty(CELLS**2)
+    turn[order] = np.arange(CELLS**2)
+    place = torch.from_numpy(turn[_cells(image.shape[-1])])
+    taken = torch.stack([place < CELLS**2 * step // STEPS for step in range(STEPS + 1)])[:, None]
+    both = torch.cat([torch.where(taken, reference, image), torch.where(taken, image, reference)])
+    return Curves(*torch.sigmoid(score(both).double()).numpy().reshape(2, STEPS + 1))
+
+
+def _cells(side: int) -> NDArray[np.int64]:
+    """Number of the cell of each pixel, int64 [S, S]."""
+    part = np.arange(side) * CELLS // side
+    return (part[:, None] * CELLS + part).astype(np.int64)
+
+
+Verdict = Literal["depends on the weights", "does not depend on the weights", "open"]
+
+LARGEST_CORRELATION = 0.5
+"""Rank correlation with the map of a random network below which a map counts as the network's own: a quarter of the variance of its
+ranks, or less, comes without any learning. Ours; the paper shows curves and sets no number."""
+LEAST_PAIRS = 6
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How alike two maps of one image are; NaN where a map is constant, since that has no order.
+
+    Attributes:
+        rank: Spearman's correlation over pixels.
+        absolute_rank: the same of the absolute values, which a change of sign leaves alone (their section 4, "ABS").
+        structure: SSIM of the absolute values, each map scaled to 1 at most.
+    """
+
+    rank: float
+    absolute_rank: float
+    structure: float
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """The outcome for one method.
+
+    Attributes:
+        method: that was checked.
+        verdict: by the interval of the larger of the two correlations: below `LARGEST_CORRELATION`, above, or neither.
+        rank: mean over pairs of a trained and a random network's map.
+        absolute_rank: likewise.
+        structure: likewise.
+        pairs: number of them.
+        constant: pairs left out since a map was constant.
+    """
+
+    method: Method
+    verdict: Verdict
+    rank: ConfidenceInterval
+    absolute_rank: ConfidenceInterval
+    structure: ConfidenceInterval
+    pairs: int
+    constant: int
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with the sentence."""
+        return {**vars(self), "sentence": self.sentence()}
+
+    def sentence(self) -> str:
+        """The verdict with its number, for the radiologist."""
+        worst = max(self.rank, self.absolute_rank, key=lambda found: found["value"])
+        number = f"rank correlation {show_interval(worst)}, {self.pairs} pairs of maps"
+        if self.verdict == "depends on the weights":
+            return f"The map depends on what the network has learnt: with random weights it is another one ({number})."
+        if self.verdict == "does not depend on the weights":
+            return f"The map does not depend on the weights: do not use. Without any learning it is nearly the same ({number})."
+        if not self.pairs:
+            return "Whether the map depends on the weights could not be told: the maps to compare were empty."
+        return f"Whether the map depends on the weights could not be told ({number})."
+
+
+def sanity_check(
+    network: nn.Module, images: Sequence[Tensor], method: Method, target: Target = "pneumonia", *, seed: int = 0
+) -> Sanity:
+    """The check with all weights drawn anew, on each of `images` [1, 1, S, S]; several random networks where there are few images."""
+    networks = [randomised(network, 1.0, seed + number) for number in range(math.ceil(LEAST_PAIRS / max(1, len(images))))]
+    found: list[Likeness] = []
+    for image in images:
+        own = compute_attribution(network, image, method, target, seed=seed).values
+        found += [likeness(own, compute_attribution(other, image, method, target, seed=seed).values) for other in networks]
+    return conclude(method, found)
+
+
+def conclude(method: Method, found: Sequence[Likeness], patients: Sequence[str] | None = None) -> Sanity:
+    """The outcome of `found`, one of each pair; `patients` as in `mean_interval`."""
+    rank, absolute, structure = (
+        mean_interval([getattr(one, name) for one in found], patients) for name in ("rank", "absolute_rank", "structure")
+    )
+    constant = sum(math.isnan(one.rank) for one in found)
+    pairs = len(found) - constant
+    return Sanity(
+        method, _verdict(max(rank, absolute, key=lambda one: one["value"]), pairs), rank, absolute, structure, pairs, constant
+    )
+
+
+def likeness(first: np.ndarray, second: np.ndarray) -> Likeness:
+    """Of two maps float32 [S, S], 11 pixels a side at least."""
+    absolute = [_scaled(np.abs(values)) for values in (first, second)]
+    rank = spearman(first, second)
+    structure = math.nan if math.isnan(rank) else ssim(*absolute)
+    return Likeness(rank, spearman(*absolute), structure)
+
+
+def spearman(first: np.ndarray, second: np.ndarray) -> float:
+    """Rank correlation, ties at their mean rank; NaN where one of the two is constant."""
+    a, b = (rankdata(values.ravel()) for values in (first, second))
+    a, b = a - a.mean(), b - b.mean()
+    length = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / length if length > 0 else math.nan
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float64) / max(float(values.max()), 1e-30)
+
+
+def _verdict(worst: ConfidenceInterval, pairs: int) -> Verdict:
+    if pairs < LEAST_PAIRS:
+        return "open"
+    if worst["high"] < LARGEST_CORRELATION:
+        return "depends on the weights"
+    return "does not depend on the weights" if worst["low"] > LARGEST_CORRELATION else "open"
+
+
+PARTS = 4
+
+
+def randomised(network: nn.Module, share: float, seed: int) -> nn.Module:
+    """A copy of `network`, of `build_model`, whose last `share` of layers have random weights: their cascade, section 3.1.
+
+    Share 0 draws the classifier alone, 1 everything. Convolutions and linear layers are drawn by He et al. 2015, eq. 10, which keeps the
+    variance of the signal through the depth; norms become the identity, their statistics included.
+    """
+    copied = copy.deepcopy(network).eval()
+    layers = [
+        module for module in copied.modules() if module is not classifier_of(copied) and hasattr(module, "reset_parameters")
+    ]
+    with seeded("randomised network", seed):
+        _draw(classifier_of(copied))
+        for module in layers[len(layers) - round(share * len(layers)) :]:
+            _draw(module)
+    return copied
+
+
+def cascade(network: nn.Module, seed: int) -> Iterator[tuple[float, nn.Module]]:
+    """(share of layers that are random, network), from the classifier alone to all of them, in `PARTS` equal parts."""
+    for part in range(PARTS + 1):
+        yield part / PARTS, randomised(network, part / PARTS, seed)
+
+
+def _draw(module: nn.Module) -> None:
+    module.reset_parameters()  # type: ignore[operator]
+    if isinstance(module, (nn.Conv2d, nn.Linear)):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+
+
+LEAST_PATIENTS = 5
+"""Resamples of fewer hardly differ from each other, and their interval would claim a precision that is not there."""
+
+
+def mean_interval(values: Sequence[float], patients: Sequence[str] | None = None, seed: int = 0) -> ConfidenceInterval:
+    """The mean of `values` with its 95 % interval by the percentile bootstrap over patients; NaN values are left out.
+
+    The interval is NaN for fewer than `LEAST_PATIENTS`.
+
+    Args:
+        values: one an image.
+        patients: of each image; without them every image is somebody else.
+        seed: of the draws.
+    """
+    known = np.asarray(values, dtype=np.float64)
+    defined = ~np.isnan(known)
+    names = np.arange(len(known)) if patients is None else np.array(patients)
+    people, number = np.unique(names[defined], return_inverse=True)
+    if len(people) < LEAST_PATIENTS:
+        mean = float(known[defined].mean()) if len(people) else math.nan
+        return ConfidenceInterval(value=mean, low=math.nan, high=math.nan, resamples=0)
+    sums, counts = np.bincount(number, known[defined]), np.bincount(number)
+    draws = np.concatenate(list(resample_patients(len(people), Bootstrap(seed=seed), rows=1000)))
+    means = (draws @ sums) / (draws @ counts)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return ConfidenceInterval(value=float(known[defined].mean()), low=float(low), high=float(high), resamples=len(means))
+
+
+def show_interval(found: ConfidenceInterval, digits: int = 2) -> str:
+    """The mean with its interval, or that there is none."""
+    if math.isnan(found["value"]):
+        return "not known"
+    known = not math.isnan(found["low"])
+    interval = f"{found['low']:.{digits}f} to {found['high']:.{digits}f}" if known else "too few for an interval"
+    return f"{found['value']:.{digits}f} ({interval})"

@@ -1,0 +1,285 @@
+"""What `pneumofed explain` does: files in, pictures and one JSON file out.
+
+What the reader is told below a map: what it is, whether to believe it, and where its weight lies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pneumofed.common.errors import EmptySiteError, ImageError
+from pneumofed.common.evaluation.metrics import without_nan
+from pneumofed.common.evaluation.plots import write
+from pneumofed.common.files import atomic_write
+from pneumofed.common.imaging.types import Image
+from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.model_bundle.manifest import BundleManifest
+from pneumofed.common.model_bundle.predictor import Predictor
+from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.inference.explain.attribution import LogOdds, compute_attribution, empty
+from pneumofed.inference.explain.faithfulness import Sanity, curves, random_curves, sanity_check
+from pneumofed.inference.explain.focus import Focus, find_lungs, find_markers, judge_focus
+from pneumofed.inference.explain.methods import FACTS, Attribution, Method, Target
+from pneumofed.inference.explain.pictures import Panel, montage, overlay, place_on_image
+from pneumofed.inference.predict.predict import find_files
+
+CHECKED_IMAGES = 6
+"""The check asks of the method and the network, not of one image; with more its interval is narrower and it takes longer."""
+RESULT = "explanations.json"
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExplanationRequest:
+    """What is asked for.
+
+    Attributes:
+        methods: each gives a picture of each image; with several there is a montage too.
+        target: what the evidence is for.
+        seed: of what is drawn.
+        checked: whether to find out if the maps can be believed; takes several times as long.
+    """
+
+    methods: tuple[Method, ...]
+    target: Target = "pneumonia"
+    seed: int = 0
+    checked: bool = True
+
+
+@dataclass
+class ExplanationReport:
+    """What was done, as it stands in the JSON file, which names the files and so stays where they are."""
+
+    bundle: str
+    images: list[dict[str, Any]] = field(default_factory=list)
+    sanity: dict[str, dict[str, Any]] = field(default_factory=dict)
+    skipped: Counter[str] = field(default_factory=Counter)
+    skipped_files: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ExplanationSetup:
+    """What all images of one bundle are explained with.
+
+    Attributes:
+        predictor: of the bundle; judges the image and prepares it for the network.
+        network: the bundle's, in PyTorch.
+        request: what is asked for.
+        sanity: what the check of each method found; empty where it was not asked for.
+    """
+
+    predictor: Predictor
+    network: nn.Module
+    request: ExplanationRequest
+    sanity: Mapping[Method, Sanity]
+
+
+@dataclass(frozen=True)
+class ExplainedMap:
+    """One map of one image, with what is said of it.
+
+    Attributes:
+        panel: the map over the image, and the lines for the reader.
+        focus: where its weight lies, and the warnings about that.
+        deletion: areas under the deletion curve, as far as one can be drawn.
+    """
+
+    panel: Panel
+    focus: Focus
+    deletion: dict[str, float]
+
+
+def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: ExplanationRequest, tell: Tell) -> ExplanationReport:
+    """Writes `NUMBER-METHOD.png`, with several methods `NUMBER.png`, and `explanations.json` into `out`; no name of a file is in theirs.
+
+    Args:
+        paths: files, and folders that are searched with all below them (see `find_files`). What cannot be read is counted, with its reason.
+        bundle: opened, hence checked.
+        out: made if missing.
+        request: what is asked for.
+        tell: takes a sentence after each image.
+
+    Raises:
+        EmptySiteError: no file could be read; the JSON file says why.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    report, predictor = ExplanationReport(bundle.digest), Predictor(bundle, threads=1)
+    network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, report))
+    images = [predictor.read(path).image for path in readable[:CHECKED_IMAGES]] if request.checked else []
+    verdicts = check_methods(network, images, predictor, request)
+    report.sanity = {method: found.as_json() for method, found in verdicts.items()}
+    setup = ExplanationSetup(predictor, network, request, verdicts)
+    for number, path in enumerate(readable, start=1):
+        report.images.append({"path": str(path), **_explain_file(setup, path, out / f"{number:04d}")})
+        tell(f"{number} of {len(readable)}: {', '.join(request.methods)}")
+    with atomic_write(out / RESULT) as file:
+        file.write(json.dumps(without_nan(vars(report)), indent=1).encode())
+    if not readable:
+        counts = ", ".join(f"{reason} ({count})" for reason, count in sorted(report.skipped.items()))
+        raise EmptySiteError(f"no image could be read: {counts or 'there is no file'}; each is named in {out / RESULT}")
+    return report
+
+
+def _read(files: Iterable[Path], predictor: Predictor, report: ExplanationReport) -> Iterator[Path]:
+    for path in files:
+        try:
+            predictor.read(path)
+        except ImageError as error:
+            report.skipped[error.reason.value] += 1
+            report.skipped_files.append({"path": str(path), "reason": error.reason.value})
+        else:
+            yield path
+
+
+def check_methods(
+    network: nn.Module, images: Sequence[Image], predictor: Predictor, request: ExplanationRequest
+) -> dict[Method, Sanity]:
+    """Whether the maps of each method depend on what the network has learnt; nothing without images.
+
+    Args:
+        network: the bundle's.
+        images: to make the maps of; a few are enough.
+        predictor: of the bundle; says how they are prepared.
+        request: the methods, the target and the seed.
+    """
+    inputs = [_network_input(predictor, image) for image in images]
+    if not inputs:
+        return {}
+    return {method: sanity_check(network, inputs, method, request.target, seed=request.seed) for method in request.methods}
+
+
+def explain_image(setup: ExplanationSetup, image: Image) -> Iterator[ExplainedMap]:
+    """One map for each of the methods that were asked for, in their order.
+
+    Args:
+        setup: the bundle, what was asked for, and what the check found.
+        image: as it was judged.
+    """
+    inputs, manifest = _network_input(setup.predictor, image), setup.predictor.manifest
+    lungs, marks = find_lungs(image.pixels), find_markers(image.pixels)
+    scale = max(image.pixels.shape) / inputs.shape[-1]
+    for method in setup.request.methods:
+        attribution = compute_attribution(setup.network, inputs, method, setup.request.target, seed=setup.request.seed)
+        values = place_on_image(attribution.values, image.pixels.shape, manifest.preprocessing.fit)
+        focus = judge_focus(values, lungs, marks, scale * attribution.cell_px / 2)
+        deletion = _faithfulness(setup, inputs, attribution)
+        lines = caption_map(attribution, manifest, setup.sanity.get(method), focus, deletion)
+        panel = Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines)
+        yield ExplainedMap(panel, focus, deletion)
+
+
+def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, Any]:
+    """Draws all maps of one image; what the JSON file says of it."""
+    image = setup.predictor.read(path).image
+    (judgement,) = setup.predictor.judge([image], [str(path)])
+    title, panels, maps = headline(judgement), [], {}
+    for found in explain_image(setup, image):
+        attribution = found.panel.attribution
+        panels.append(found.panel)
+        maps[attribution.method] = {
+            "score": attribution.score, "focus": vars(found.focus), "deletion": found.deletion, "text": found.panel.lines
+        }  # fmt: skip
+        write(overlay(found.panel, title), stem.with_name(f"{stem.name}-{attribution.method}.png"))
+    if len(panels) > 1:
+        write(montage(panels, title), stem.with_suffix(".png"))
+    return json_entry(stem.name, judgement, maps)
+
+
+def json_entry(number: str, judgement: Judgement, maps: Mapping[Method, Any]) -> dict[str, Any]:
+    """What the JSON file says of one image.
+
+    Args:
+        number: of the image, which its pictures' names begin with.
+        judgement: of the image; `probability` is null where it cannot be judged.
+        maps: what is said of each map, by method.
+    """
+    found = judgement.prediction
+    return {"number": number, "probability": found.probability if found else None, "verdict": judgement.verdict, "maps": maps}
+
+
+def _faithfulness(setup: ExplanationSetup, inputs: Tensor, attribution: Attribution) -> dict[str, float]:
+    """Areas under the deletion curve, and the probability of the empty image; areas only where that is on the other side of one half."""
+    if not setup.request.checked:
+        return {}
+    score, blank = LogOdds(setup.network, attribution.target), empty(inputs)
+    with torch.inference_mode():
+        of_blank = float(torch.sigmoid(score(blank)))
+    found = {"empty": of_blank}
+    if attribution.score > 0.0 and of_blank < 0.5:
+        found["area"] = curves(score, inputs, attribution.values, blank).deletion_area
+        found["random_area"] = random_curves(score, inputs, blank, setup.request.seed).deletion_area
+    return found
+
+
+def _network_input(predictor: Predictor, image: Image) -> Tensor:
+    return torch.from_numpy(predictor.prepare(image))[None, None]
+
+
+LIMITS = (
+    "The map is about the network and not about the patient: it outlines no disease. Colours are relative to the largest value in this "
+    "picture and do not compare between pictures."
+)
+PHANTOM = "The model was trained on drawn images. Nothing here is about patients."
+
+
+def headline(judgement: Judgement) -> str:
+    """The judgement in a few words, as the title of its pictures."""
+    found = judgement.prediction
+    if found is None:
+        return f"cannot judge ({', '.join(judgement.reasons)})"
+    return f"{found.decision}, P = {found.probability:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def caption_map(
+    attribution: Attribution, manifest: BundleManifest, sanity: Sanity | None, focus: Focus, faith: Mapping[str, float]
+) -> tuple[str, ...]:
+    """The lines below one map; warnings first.
+
+    Args:
+        attribution: the map.
+        manifest: of the bundle whose network it explains.
+        sanity: of the method; None where it was not checked.
+        focus: where the map's weight lies.
+        faith: areas under its deletion curve, empty where they were not measured.
+    """
+    facts = FACTS[attribution.method]
+    lines = [f"Caution: {warning.value}" for warning in focus.warnings]
+    lines.append(f"{facts.title} ({facts.source}) shows {facts.shows}. Evidence for: {_target(attribution, manifest)}.")
+    lines.append(sanity.sentence() if sanity else "Whether the map can be believed was not checked.")
+    lines += _about_focus(focus) + _about_deletion(attribution, faith)
+    return (*lines, LIMITS, *([PHANTOM] if manifest.card.phantom else []))
+
+
+def _target(attribution: Attribution, manifest: BundleManifest) -> str:
+    return attribution.target if isinstance(attribution.target, str) else manifest.classes[attribution.target]
+
+
+def _about_focus(focus: Focus) -> list[str]:
+    if focus.outside != focus.outside:
+        return []
+    return [
+        f"{focus.outside:.0%} of its weight lies outside the lungs; of a map without preference, {focus.outside_area:.0%} would."
+    ]
+
+
+def _about_deletion(attribution: Attribution, faith: Mapping[str, float]) -> list[str]:
+    """One sentence from the deletion curve, or why there is none."""
+    if "area" in faith:
+        better = "faster than" if faith["area"] < faith["random_area"] else "no faster than"
+        areas = f"area under the curve {faith['area']:.2f} against {faith['random_area']:.2f}"
+        return [f"When what it marks is blurred first, the probability falls {better} in random order ({areas})."]
+    if faith.get("empty", 0.0) >= 0.5:
+        meaning = "; this map shows only what says more than that" if FACTS[attribution.method].empty else ""
+        return [
+            f"The network gives even a blurred picture P = {faith['empty']:.2f} (not calibrated): no deletion curve can be drawn{meaning}."
+        ]
+    return []

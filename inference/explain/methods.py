@@ -1,0 +1,117 @@
+"""The methods and what a map of each one is. Nothing heavy is imported: command lines list them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from pneumofed.common.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+Method = Literal["grad-cam", "grad-cam++", "integrated-gradients", "gradient-shap", "occlusion", "kernel-shap", "lime"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Target = int | Literal["pneumonia"]
+"""A position in the task's classes, or all but class 0, which is normal."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What to know of a method.
+
+    Attributes:
+        title: its name in pictures.
+        shows: one sentence that says what a high value means.
+        signed: whether values below zero speak against the target; else the map is zero or more.
+        empty: whether it compares with an empty (blurred) image, so that its values mean "more than if nothing were there".
+        source: paper and place in it.
+    """
+
+    title: str
+    shows: str
+    signed: bool
+    empty: bool
+    source: str
+
+
+FACTS: dict[Method, Facts] = {
+    "grad-cam": Facts(
+        "Grad-CAM", "where the last feature maps that raise the score are active", False, False, "Selvaraju et al. 2017, eq. 1-2"
+    ),
+    "grad-cam++": Facts(
+        "Grad-CAM++", "as Grad-CAM, with more weight on small active regions", False, False, "Chattopadhay et al. 2018, eq. 19"
+    ),
+    "integrated-gradients": Facts(
+        "Integrated gradients", "which pixels the score owes to their difference from the blurred image", True, True,
+        "Sundararajan et al. 2017, eq. 1",
+    ),
+    "gradient-shap": Facts(
+        "SHAP (gradients)", "expected share of each pixel in the score, against blurred, grey and black images", True, True,
+        "Lundberg & Lee 2017; Erion et al. 2021, eq. 3",
+    ),
+    "occlusion": Facts(
+        "Occlusion", "how far the score falls where a window of the image is blurred", True, True, "Zeiler & Fergus 2014, section 4.2"
+    ),
+    "kernel-shap": Facts(
+        "SHAP (superpixels)", "estimated Shapley value of each superpixel, against the blurred image", True, True,
+        "Lundberg & Lee 2017, theorem 2",
+    ),
+    "lime": Facts(
+        "LIME", "weight of each superpixel in a linear model of the score near this image", True, True, "Ribeiro et al. 2016, eq. 1-2"
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """A map of evidence for one image, in the coordinates of the network's input.
+
+    Attributes:
+        values: float32 [S, S], above zero where the image speaks for the target; finite.
+        method: that made it.
+        target: what the evidence is for.
+        score: log-odds of the target by the network, not calibrated.
+        cell_px: side of the smallest thing that the map can show, in pixels of the network's input.
+    """
+
+    values: np.ndarray
+    method: Method
+    target: Target
+    score: float
+    cell_px: float
+
+
+def choose_methods(names: Sequence[str], option: str) -> tuple[Method, ...]:
+    """The methods called `names`, each once, in the order of `METHODS`.
+
+    Args:
+        names: as the user gave them.
+        option: where, e.g. `--method`.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    if unknown := sorted(set(names) - set(METHODS)):
+        raise ConfigError(f"{option}: expected one of {', '.join(METHODS)}, got {', '.join(unknown)}")
+    return tuple(method for method in METHODS if method in names)
+
+
+def choose_target(name: str, classes: Sequence[str], option: str) -> Target:
+    """The target called `name`: pneumonia, or one of a bundle's `classes`.
+
+    Args:
+        name: as the user gave it.
+        classes: of the bundle, in the order of the logits.
+        option: where it was given, e.g. `--target`.
+
+    Raises:
+        ConfigError: there is no such class.
+    """
+    if name in classes and name != "pneumonia":
+        return classes.index(name)
+    if name != "pneumonia":
+        raise ConfigError(f"{option}: expected pneumonia or one of {', '.join(classes)}, got {name!r}")
+    return "pneumonia"

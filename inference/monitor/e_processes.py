@@ -1,0 +1,114 @@
+"""What is compared with what at a site, and the bets on it, one row an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.inference.monitor.evidence import (
+    DIRECTIONS,
+    TILTS,
+    Direction,
+    Floats,
+    bet_on_events,
+    bet_on_ranks,
+    conformal_p_values,
+)
+from pneumofed.inference.monitor.reference import Observations, Reference
+
+Rows = npt.NDArray[np.int64]
+
+CORRECTIONS, REFUSALS = "corrections", "refusals"
+LEAST_ERROR = 0.02
+"""A verdict's chance of being wrong is taken as at least this: calibration is not known more finely, and readers differ too."""
+ALLOWED_REFUSALS = 0.05
+"""Share of images that the model may refuse without anyone being called."""
+
+_MORE: tuple[Direction, ...] = ("higher", "higher", "higher")
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """From `start` on, a scanner is compared with its own images from `first` to `start`, which a person found in order.
+
+    Both are positions in the arrivals, as rows of `Observations`.
+    """
+
+    scanner: str
+    first: int
+    start: int
+
+
+@dataclass(frozen=True)
+class Test:
+    """The images of `scanner` in `rows` that are not before `start`, against those before, or the reference if `own_baseline` is not."""
+
+    __test__ = False
+
+    scanner: str
+    start: int
+    rows: Rows
+    own_baseline: bool
+
+
+@dataclass(frozen=True)
+class Bets:
+    """Log factors `log_bets` [N, J] of J gamblers on one quantity, at the images `rows` [N] and on the `days` [N] they became known."""
+
+    test: Test
+    quantity: str
+    rows: Rows
+    days: npt.NDArray[np.int64]
+    log_bets: Floats
+    directions: tuple[Direction, ...]
+
+
+def list_tests(found: Observations, baselines: Sequence[Baseline]) -> list[Test]:
+    """One for each scanner and one for each baseline, in the order in which they began."""
+    tests = []
+    for scanner in np.unique(found.scanners):
+        rows = np.flatnonzero(found.scanners == scanner)
+        own = sorted((line for line in baselines if line.scanner == scanner), key=lambda line: line.start)
+        starts, firsts = [int(rows[0]), *(line.start for line in own)], [int(rows[0]), *(line.first for line in own)]
+        for start, first, end in zip(starts, firsts, [*starts[1:], len(found)], strict=True):
+            inside = rows[(rows >= first) & (rows < end)]
+            tests.append(Test(str(scanner), start, inside, own_baseline=first < start))
+    return sorted(tests, key=lambda test: test.start)
+
+
+def bet(found: Observations, reference: Reference, test: Test) -> Iterator[Bets]:
+    """The bets on each quantity of `reference` over the images that were judged, then on refusals and on corrections."""
+    judged = first_of_each_unit(test.rows[~found.refused[test.rows]], found.units)
+    values, of_reference, old = reference.values_of(found.take(judged)), reference.values, judged < test.start
+    directions = tuple(direction for direction in DIRECTIONS for _ in TILTS)
+    for quantity in reference.quantities:
+        known = values[quantity][old] if test.own_baseline else of_reference[quantity]
+        rng = numpy_generator("drift", "ties", reference.digest, test.scanner, test.start, quantity)
+        ranks = conformal_p_values(known, values[quantity][~old], rng)
+        yield Bets(test, quantity, judged[~old], found.days[judged[~old]], bet_on_ranks(ranks), directions)
+    yield _bet_on_refusals(found, test)
+    yield _bet_on_corrections(found, test)
+
+
+def first_of_each_unit(rows: Rows, units: npt.NDArray[np.str_]) -> Rows:
+    """Those of `rows` whose patient did not come before: images of one patient are alike, and must not count as independent."""
+    return rows[np.sort(np.unique(units[rows], return_index=True)[1])]
+
+
+def _bet_on_refusals(found: Observations, test: Test) -> Bets:
+    rows = first_of_each_unit(test.rows[test.rows >= test.start], found.units)
+    log_bets = bet_on_events(found.refused[rows], np.full(len(rows), ALLOWED_REFUSALS))
+    return Bets(test, REFUSALS, rows, found.days[rows], log_bets, _MORE)
+
+
+def _bet_on_corrections(found: Observations, test: Test) -> Bets:
+    """In the order of reading, since a bet may only rest on what was known before."""
+    read = test.rows[(test.rows >= test.start) & (found.read_order[test.rows] >= 0) & ~found.refused[test.rows]]
+    rows = first_of_each_unit(read[np.argsort(found.read_order[read], kind="stable")], found.units)
+    at_most = np.clip(found.expected_errors[rows], LEAST_ERROR, 1.0 - LEAST_ERROR)
+    log_bets = bet_on_events(found.corrected[rows], at_most)
+    return Bets(test, CORRECTIONS, rows, found.read_days[rows], log_bets, _MORE)

@@ -1,0 +1,162 @@
+"""The reference: what a model's images looked like when it was judged, in the numbers that drift is told by.
+
+What is known of the images that a model judged, as columns; no pixel and no patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.inference.monitor.embedding import Embedding
+from pneumofed.inference.monitor.two_sample import Separation
+
+if TYPE_CHECKING:
+    from pneumofed.common.model_bundle.bundle import Bundle
+
+
+Floats = npt.NDArray[np.float64]
+
+FIT_SHARE = 1 / 3
+"""Of the reference images, those that the embedding is fitted on and that no test of it uses."""
+MIN_IMAGES = 60
+TESTED_COMPONENTS = 4
+PROBABILITY, COMPONENT, LIKENESS = "probability", "component", "likeness"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A bundle's reference images, one a patient, none of them seen in training.
+
+    Attributes:
+        digest: of the bundle; names the model, and seeds all that is drawn.
+        names: of the K pixel statistics.
+        statistics: float64 [M, K].
+        probabilities: float64 [M].
+        separation: of the score between the classes.
+        embedding: fitted on a third of the images.
+        rows: float64 [R, E], the embedding of the others.
+    """
+
+    digest: str
+    names: tuple[str, ...]
+    statistics: Floats
+    probabilities: Floats
+    separation: Separation
+    embedding: Embedding
+    rows: Floats
+
+    @classmethod
+    def of(cls, digest: str, names: Sequence[str], arrays: Mapping[str, npt.NDArray[np.generic]]) -> Reference:
+        """Of the arrays `features` [M, D], `probabilities` [M], `pixel_statistics` [M, K], and `labels` [M] (1 pneumonia) if known.
+
+        Raises:
+            ConfigError: an array is missing, has another length or a value that is not finite, or there are fewer than 60 images.
+        """
+        features, probabilities, statistics = (
+            _checked(arrays, name) for name in ("features", "probabilities", "pixel_statistics")
+        )
+        labels = _checked(arrays, "labels").astype(np.int64) if "labels" in arrays else None
+        lengths = {len(values) for values in (features, probabilities, statistics, labels) if values is not None}
+        if len(lengths) > 1 or len(features) < MIN_IMAGES or statistics.ndim != 2 or statistics.shape[1] != len(names):
+            raise ConfigError(
+                f"reference: expected arrays of one length of at least {MIN_IMAGES}, with {len(names)} pixel statistics, got "
+                f"lengths {sorted(lengths)} and pixel statistics {statistics.shape}; export the bundle again"
+            )
+        fit, rest = _split(len(features), digest)
+        embedding = Embedding.fit(features[fit])
+        separation = Separation.of(probabilities, labels)
+        return cls(digest, tuple(names), statistics, probabilities, separation, embedding, embedding.map(features[rest]))
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of the scalars that are tested one by one."""
+        return (*self.names, PROBABILITY, *(f"{COMPONENT} {i + 1}" for i in range(TESTED_COMPONENTS)), LIKENESS)
+
+    @cached_property
+    def values(self) -> dict[str, Floats]:
+        """Each quantity of the reference images."""
+        return self._columns(self.statistics, self.probabilities, self.rows)
+
+    def values_of(self, found: Observations) -> dict[str, Floats]:
+        """Each quantity of `found`."""
+        return self._columns(found.statistics, found.probabilities, found.embedding)
+
+    def _columns(self, statistics: Floats, probabilities: Floats, rows: Floats) -> dict[str, Floats]:
+        components = [rows[:, i] for i in range(TESTED_COMPONENTS)]
+        columns = [*statistics.T, probabilities, *components, self.embedding.likeness(rows)]
+        return dict(zip(self.quantities, columns, strict=True))
+
+
+def reference_of(bundle: Bundle) -> Reference:
+    """The reference that `bundle` carries.
+
+    Raises:
+        BundleError: the bundle has no file of it, or it was changed.
+        ConfigError: the bundle names no reference, or it is too small.
+    """
+    if bundle.manifest.reference is None:
+        raise ConfigError("the bundle carries no reference to tell drift by; export it again with reference images")
+    arrays = {name: values for name, values in vars(bundle.load_reference()).items() if values is not None}
+    return Reference.of(bundle.digest, bundle.manifest.reference.statistics, arrays)
+
+
+def _split(n: int, digest: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(rows for the fit, rows for the tests), the same for all who hold the bundle."""
+    order = numpy_generator("drift", "split", digest).permutation(n)
+    fit = round(n * FIT_SHARE)
+    return np.sort(order[:fit]), np.sort(order[fit:])
+
+
+def _checked(arrays: Mapping[str, npt.NDArray[np.generic]], name: str) -> Floats:
+    if name not in arrays:
+        raise ConfigError(f"reference: holds no '{name}'; export the bundle again")
+    values = np.asarray(arrays[name], np.float64)
+    if not np.isfinite(values).all():
+        raise ConfigError(f"reference: '{name}' holds a value that is not finite; export the bundle again")
+    return values
+
+
+@dataclass(frozen=True)
+class Observations:
+    """N judged images in the order of their arrival; row i of each is the same image.
+
+    Attributes:
+        days: int64 [N], proleptic Gregorian ordinals of the days of judgement, not decreasing.
+        scanners: the group of each image, e.g. manufacturer and model.
+        units: an opaque word for the patient, or for the study where that is all that is known; never empty.
+        statistics: float64 [N, K], of the pixels.
+        embedding: float64 [N, E], see `Embedding`.
+        probabilities: float64 [N], calibrated P(pneumonia); nan where refused.
+        refused: bool [N], whether the model would not judge.
+        expected_errors: float64 [N], the calibrated probability that the verdict is wrong; nan where refused.
+        corrected: bool [N], whether the reader changed the verdict.
+        read_order: int64 [N], rank of the image in the order of reading; -1 where no reader said anything.
+        read_days: int64 [N], day of reading; -1 likewise.
+    """
+
+    days: npt.NDArray[np.int64]
+    scanners: npt.NDArray[np.str_]
+    units: npt.NDArray[np.str_]
+    statistics: Floats
+    embedding: Floats
+    probabilities: Floats
+    refused: npt.NDArray[np.bool_]
+    expected_errors: Floats
+    corrected: npt.NDArray[np.bool_]
+    read_order: npt.NDArray[np.int64]
+    read_days: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.days)
+
+    def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> Observations:
+        """Those of `rows`, an index, a mask or a slice."""
+        return Observations(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})

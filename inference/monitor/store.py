@@ -1,0 +1,202 @@
+"""What was judged at a site, day by day: an append-only SQLite file without a pixel and without a patient.
+
+A patient is held as a keyed hash, which tells that two images are of one person and nothing more; its key lies beside the file and
+never leaves the site. A row that was written is never changed: the database itself refuses.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pneumofed.common.errors import DataError
+from pneumofed.common.files import drawn_once
+from pneumofed.inference.monitor.e_processes import Baseline
+from pneumofed.inference.monitor.reference import Observations
+
+Floats = npt.NDArray[np.float64]
+Label = Literal["pneumonia", "normal"]
+
+FILE, KEY = "judged.sqlite", "key"
+BUSY_SEC = 30.0
+REFUSED = "cannot judge"
+_NO_NUMBER = -1.0
+"""Probability in the row of an image that cannot be judged, since the column must not be null. Rows of earlier versions have the network's
+own number there; neither is read."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS judged (
+    id INTEGER PRIMARY KEY, bundle TEXT NOT NULL, day INTEGER NOT NULL, scanner TEXT NOT NULL, unit TEXT NOT NULL,
+    verdict TEXT NOT NULL, probability REAL NOT NULL, statistics BLOB NOT NULL, embedding BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS readings (
+    id INTEGER PRIMARY KEY, image INTEGER NOT NULL UNIQUE REFERENCES judged, day INTEGER NOT NULL, label TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS baselines (
+    id INTEGER PRIMARY KEY, bundle TEXT NOT NULL, scanner TEXT NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS judged_by_day ON judged (bundle, day);
+""" + "".join(
+    f"CREATE TRIGGER IF NOT EXISTS {table}_{verb.lower()} BEFORE {verb} ON {table} BEGIN SELECT RAISE(ABORT, 'append-only'); END;\n"
+    for table in ("judged", "readings", "baselines")
+    for verb in ("UPDATE", "DELETE")
+)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One judged image. `day` and `scanner` as in `Observations`; `patient` is hashed before it is written, None if unknown; `probability`
+    is None where the image cannot be judged."""
+
+    day: int
+    scanner: str
+    patient: str | None
+    verdict: str
+    probability: float | None
+    statistics: npt.NDArray[np.float32]
+    embedding: Floats
+
+
+@dataclass(frozen=True)
+class MonitorStore:
+    """The store in `folder`, which is made with its first image."""
+
+    folder: Path
+
+    @property
+    def path(self) -> Path:
+        return self.folder / FILE
+
+    def append(self, bundle: str, observation: Observation) -> int:
+        """Writes `observation`, judged by the bundle of that digest, and returns its number, by which a reading names it.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        probability = _NO_NUMBER if observation.probability is None else observation.probability
+        values = (
+            bundle, observation.day, observation.scanner, self._unit(observation.patient), observation.verdict, probability,
+            observation.statistics.astype("<f4").tobytes(), observation.embedding.astype("<f4").tobytes(),
+        )  # fmt: skip
+        columns = "bundle, day, scanner, unit, verdict, probability, statistics, embedding"
+        return self._insert(f"INSERT INTO judged ({columns}) VALUES ({', '.join('?' * len(values))})", values)
+
+    def append_reading(self, image: int, label: Label, day: int) -> None:
+        """Writes what the reader found on `image`. The first reading of an image is kept, later ones are passed over.
+
+        Raises:
+            DataError: there is no such image, or the folder cannot be written.
+        """
+        self._insert("INSERT OR IGNORE INTO readings (image, day, label) VALUES (?, ?, ?)", (image, day, label))
+
+    def append_baseline(self, bundle: str, scanner: str, first: int, last: int) -> None:
+        """Writes that a person found the images of `scanner` from day `first` to day `last` in order.
+
+        Raises:
+            DataError: the folder cannot be written.
+        """
+        columns = "bundle, scanner, first, last"
+        self._insert(f"INSERT INTO baselines ({columns}) VALUES (?, ?, ?, ?)", (bundle, scanner, first, last))
+
+    def read(self, bundle: str) -> Observations:
+        """All that the bundle of that digest judged, by day and then in the order of arrival.
+
+        Raises:
+            DataError: the store is damaged.
+        """
+        query = (
+            "SELECT judged.id, judged.day, scanner, unit, verdict, probability, statistics, embedding, readings.day, label, readings.id "
+            "FROM judged LEFT JOIN readings ON image = judged.id WHERE bundle = ? ORDER BY judged.day, judged.id"
+        )
+        return _observations(self._select(query, (bundle,)))
+
+    def read_baselines(self, bundle: str, found: Observations) -> tuple[Baseline, ...]:
+        """The baselines as positions in `found`, what `read` gave for the same bundle.
+
+        Raises:
+            DataError: the store is damaged.
+        """
+        rows = self._select("SELECT scanner, first, last FROM baselines WHERE bundle = ? ORDER BY id", (bundle,))
+        return tuple(
+            Baseline(scanner, *(int(row) for row in np.searchsorted(found.days, [first, last + 1])))
+            for scanner, first, last in rows
+        )
+
+    def bundles(self) -> list[tuple[str, int]]:
+        """(digest, images) of each bundle that judged here, the latest last.
+
+        Raises:
+            DataError: the store is damaged.
+        """
+        return self._select("SELECT bundle, COUNT(*) FROM judged GROUP BY bundle ORDER BY MAX(id)", ())
+
+    def _insert(self, statement: str, values: tuple[Any, ...]) -> int:
+        with self._connection() as connection:
+            return int(connection.execute(statement, values).lastrowid or 0)
+
+    def _select(self, query: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        if not self.path.exists():
+            return []
+        with self._connection() as connection:
+            return connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.path.touch(mode=0o600)
+            with closing(sqlite3.connect(self.path, timeout=BUSY_SEC)) as connection, connection:
+                connection.execute("PRAGMA foreign_keys = ON")
+                connection.executescript(_SCHEMA)
+                yield connection
+        except (OSError, sqlite3.Error) as error:
+            raise DataError(f"{self.path}: {type(error).__name__}; check its owner and permissions, or restore it") from error
+
+    def _unit(self, patient: str | None) -> str:
+        """An opaque word for `patient`; one of its own for an image whose patient is unknown."""
+        if patient is None:
+            return secrets.token_hex(8)
+        return hmac.new(drawn_once(self.folder / KEY, lambda: secrets.token_bytes(32)), patient.encode(), sha256).hexdigest()[:16]
+
+
+def _observations(rows: list[tuple[Any, ...]]) -> Observations:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * 11
+    _, days, scanners, units, verdicts, probabilities, statistics, embedding, read_days, labels, readings = columns
+    verdict = np.array(verdicts, np.str_)
+    refused = verdict == REFUSED
+    score = np.where(refused, np.nan, np.array(probabilities, np.float64))
+    read = [(day, reading) for day, reading in zip(read_days, readings, strict=True) if reading is not None]
+    order = {reading: rank for rank, (_, reading) in enumerate(sorted(read))}
+    return Observations(
+        days=np.array(days, np.int64),
+        scanners=np.array(scanners, np.str_),
+        units=np.array(units, np.str_),
+        statistics=_matrix(statistics),
+        embedding=_matrix(embedding),
+        probabilities=score,
+        refused=refused,
+        expected_errors=np.where(verdict == "pneumonia", 1.0 - score, score),
+        corrected=np.array([label is not None and label != said for label, said in zip(labels, verdicts, strict=True)], np.bool_),
+        read_order=np.array([-1 if reading is None else order[reading] for reading in readings], np.int64),
+        read_days=np.array([-1 if day is None else day for day in read_days], np.int64),
+    )
+
+
+def _matrix(blobs: tuple[bytes, ...]) -> Floats:
+    return np.stack([np.frombuffer(blob, "<f4") for blob in blobs]).astype(np.float64) if blobs else np.empty((0, 0))
+
+
+def today() -> int:
+    """Ordinal of the day by the site's own clock."""
+    return date.today().toordinal()

@@ -1,0 +1,163 @@
+"""Tests of one day against the reference, their correction for being many, and the index that people know.
+
+The share of pneumonia among images without labels: black-box shift estimation (Lipton, Wang & Smola 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial.distance import cdist, pdist
+from scipy.special import kolmogorov
+
+Floats = npt.NDArray[np.float64]
+
+PERMUTATIONS = 999
+EXCEEDANCES = 20
+BINS = 10
+_EMPTY_BIN = 0.5
+"""Count that stands for none in the stability index, whose logarithm would be infinite."""
+
+
+def compare_values(reference: Floats, found: Floats) -> float:
+    """p-value of the two-sample Kolmogorov-Smirnov test; with ties it is larger than it need be.
+
+    From the limit law with Stephens' correction for small samples (Stephens 1970; Press et al. 2007, "Numerical Recipes", section
+    14.3.3), which is within a few per cent of the exact p-value from eight values on.
+    """
+    both = np.concatenate([reference, found])
+    below = [np.searchsorted(np.sort(values), both, side="right") / len(values) for values in (reference, found)]
+    root = np.sqrt(len(reference) * len(found) / len(both))
+    return float(kolmogorov((root + 0.12 + 0.11 / root) * np.abs(below[0] - below[1]).max()))
+
+
+def median_distance(rows: Floats) -> float:
+    """Median Euclidean distance between rows [N, E], the usual bandwidth of an RBF kernel (Gretton et al. 2012, section 8)."""
+    distances = pdist(rows[:500])
+    return float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
+
+
+def rbf(a: Floats, b: Floats, bandwidth: float) -> Floats:
+    """float64 [N, M]: exp(-|a - b|^2 / (2 bandwidth^2))."""
+    return np.exp(-cdist(a, b, "sqeuclidean") / (2.0 * bandwidth**2))
+
+
+def compare_rows(reference: Floats, found: Floats, bandwidth: float, rng: np.random.Generator) -> float:
+    """p-value of the kernel two-sample test (maximum mean discrepancy, Gretton et al. 2012, equation 5) by permutation.
+
+    Exact for exchangeable rows at any size. Permutations end early after `EXCEEDANCES` of them were as extreme, which keeps the
+    p-value valid (Besag & Clifford 1991, "Sequential Monte Carlo p-values"); the smallest is 1 / (`PERMUTATIONS` + 1).
+    """
+    rows = np.concatenate([reference, found])
+    kernel, n, m = rbf(rows, rows, bandwidth), len(found), len(reference)
+    weights = np.where(np.arange(n + m) < m, -1.0 / m, 1.0 / n)
+    observed = weights @ kernel @ weights
+    exceeded = drawn = 0
+    while drawn < PERMUTATIONS:
+        size = min(111, PERMUTATIONS - drawn)
+        permuted = rng.permuted(np.tile(weights, (size, 1)), axis=1)
+        found_or_more = np.cumsum(np.einsum("bi,bi->b", permuted @ kernel, permuted) >= observed * (1.0 - 1e-9))
+        if exceeded + found_or_more[-1] >= EXCEEDANCES:
+            return EXCEEDANCES / (drawn + 1 + int(np.argmax(exceeded + found_or_more >= EXCEEDANCES)))
+        exceeded, drawn = exceeded + int(found_or_more[-1]), drawn + size
+    return (exceeded + 1) / (PERMUTATIONS + 1)
+
+
+def holm(p_values: Sequence[float]) -> Floats:
+    """float64 [N]: p-values adjusted by Holm 1979: under any dependence, calling those up to a leaves a chance of a false one of a."""
+    p = np.asarray(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return adjusted
+
+
+def decile_edges(values: Floats) -> Floats:
+    """float64 [9]: inner edges of ten bins that hold equal parts of `values`."""
+    return np.quantile(values, np.arange(1, BINS) / BINS)
+
+
+def bin_counts(values: Floats, edges: Floats) -> npt.NDArray[np.int64]:
+    """int64 [B]: values in each bin; a value on an edge belongs to the bin above."""
+    return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).astype(np.int64)
+
+
+def stability_index(reference: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> float:
+    """Population stability index of two histograms: sum of (q - p) log(q / p).
+
+    By custom below 0.1 counts as quiet and above 0.25 as moved (Siddiqi 2006, "Credit Risk Scorecards"), but without any change it is
+    about (bins - 1) (1/n + 1/m) (Yurdakul & Naranjo 2020), so with few images it says nothing: no alarm rests on it.
+    """
+    p, q = np.maximum(reference, _EMPTY_BIN), np.maximum(found, _EMPTY_BIN)
+    p, q = p / p.sum(), q / q.sum()
+    return float(((q - p) * np.log(q / p)).sum())
+
+
+Z_95 = 1.959963984540054
+_LEAST_SEPARATION = 0.05
+
+
+@dataclass(frozen=True)
+class Prevalence:
+    """An estimated share with its 95 % interval, all within [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Separation:
+    """What the model's score does in each class of the reference: enough to turn a mean score into a share.
+
+    Attributes:
+        normal, pneumonia: mean probability in each class.
+        normal_error, pneumonia_error: standard errors of these means.
+        prevalence: share of pneumonia in the reference.
+    """
+
+    normal: float
+    pneumonia: float
+    normal_error: float
+    pneumonia_error: float
+    prevalence: float
+
+    @classmethod
+    def of(cls, probabilities: Floats, labels: npt.NDArray[np.int64] | None) -> Separation:
+        """Of the reference, by its labels (1 pneumonia); without them each image counts for both classes by its calibrated probability."""
+        chance = probabilities if labels is None else labels.astype(np.float64)
+        normal, normal_error = _weighted_mean(probabilities, 1.0 - chance)
+        pneumonia, pneumonia_error = _weighted_mean(probabilities, chance)
+        return cls(normal, pneumonia, normal_error, pneumonia_error, float(chance.mean()))
+
+
+def estimate_prevalence(mean: float, variance: float, n: int, separation: Separation) -> Prevalence | None:
+    """The share q that solves `mean` = q pneumonia + (1 - q) normal, with an interval by the delta method.
+
+    Holds if only the share has changed and not how each class looks; with the score's mean in place of the confusion matrix it is the
+    soft form of the estimator, of smaller variance. None without images, or where the score does not tell the classes apart.
+
+    Args:
+        mean: of the calibrated probabilities of `n` images.
+        variance: of one of them.
+        n: number of images, which count as independent.
+        separation: of the reference.
+    """
+    width = separation.pneumonia - separation.normal
+    if n < 1 or width < _LEAST_SEPARATION:
+        return None
+    share = (mean - separation.normal) / width
+    spread = variance / n + (share * separation.pneumonia_error) ** 2 + ((1.0 - share) * separation.normal_error) ** 2
+    reach = Z_95 * float(np.sqrt(spread)) / width
+    low, value, high = np.clip([share - reach, share, share + reach], 0.0, 1.0)
+    return Prevalence(float(value), float(low), float(high))
+
+
+def _weighted_mean(values: Floats, weights: Floats) -> tuple[float, float]:
+    """(mean, its standard error by the delta method for a ratio)."""
+    total = max(float(weights.sum()), 1e-12)
+    mean = float((weights * values).sum()) / total
+    return mean, float(np.sqrt((np.square(weights * (values - mean))).sum())) / total

@@ -1,0 +1,1 @@
+"""Files in, one answer for each out, whatever the files are; as table, CSV, JSON and DICOM objects."""

@@ -1,0 +1,348 @@
+"""Writing what the user asked for beside the table: Structured Reports, and heat maps as secondary captures or PNG files.
+
+A judgement as a DICOM Structured Report: TID 1500, Measurement Report (PS3.16, annex A).
+
+A judged image as a DICOM Secondary Capture: the heat map burnt over the image (PS3.3, A.8.1).
+
+The image that a judgement is about, as the archive knows it: its header, complete enough to derive objects from.
+
+Who made the object: the numbers and names that every derived object carries.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from highdicom import sr
+from highdicom.sc import SCImage
+from highdicom.sr.coding import CodedConcept
+from highdicom.uid import UID
+from pydicom import dcmread, uid
+from pydicom.dataset import Dataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from pneumofed.common.errors import ConfigError, ImageError
+from pneumofed.common.files import atomic_write
+from pneumofed.common.imaging.dicom_header import read_header
+from pneumofed.common.imaging.dicom_tags import quiet_warnings
+from pneumofed.common.model_bundle.predictor import Predictor
+from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.inference.predict.heatmap import STATEMENT
+from pneumofed.inference.predict.predict import FileResult
+
+NOT_DICOM = "no report: the image is no DICOM file"
+NO_MAP = "no heat map: this network has none"
+_HEADER = "not written: the image's header does not allow it"
+
+
+class ArchiveWriter:
+    """Writes the objects of one result after the other; one that cannot be made is noted in its result and stops nothing.
+
+    DICOM objects are named by their SOP Instance UID, pictures by the source's name and a hash of its path; mode 0600.
+    """
+
+    def __init__(self, predictor: Predictor, reports: Path | None, overlays: Path | None) -> None:
+        """
+        Args:
+            predictor: whose judgements they are.
+            reports: folder for Structured Reports, made if missing; None for none.
+            overlays: folder for heat maps, likewise.
+
+        Raises:
+            ConfigError: a folder cannot be made.
+        """
+        self._predictor, self._reports, self._overlays = predictor, reports, overlays
+        for folder in filter(None, (reports, overlays)):
+            _make_folder(folder)
+
+    def write(self, result: FileResult) -> FileResult:
+        """`result` with the names of the files that were written, or a note why one was not.
+
+        Raises:
+            ConfigError: a file cannot be written: the disk is full, or the folder is gone.
+        """
+        if result.judgement is None:
+            return result
+        try:
+            return self._write_overlay(self._write_report(result, result.judgement), result.judgement)
+        except OSError as error:
+            raise ConfigError(f"results cannot be written ({error.strerror}); free some space, or give another folder") from None
+
+    def _write_report(self, result: FileResult, judgement: Judgement) -> FileResult:
+        if self._reports is None:
+            return result
+        if not result.loaded.instance:
+            return replace(result, note=_join(result.note, NOT_DICOM))
+
+        try:
+            report = make_report(read_source_header(result.loaded.path), judgement, self._predictor)
+        except (ImageError, ValueError, TypeError, AttributeError, KeyError) as error:
+            return replace(result, note=_join(result.note, f"report {_HEADER}", type(error).__name__))
+        return replace(result, report=str(_save(report, self._reports)))
+
+    def _write_overlay(self, result: FileResult, judgement: Judgement) -> FileResult:
+        if self._overlays is None or judgement.prediction is None:
+            return result
+        if judgement.prediction.activation_map is None:
+            return replace(result, note=_join(result.note, NO_MAP))
+        try:
+            return replace(result, overlay=str(self._draw(result, judgement, self._overlays)))
+        except (ImageError, ValueError, TypeError, AttributeError, KeyError) as error:
+            return replace(result, note=_join(result.note, f"heat map {_HEADER}", type(error).__name__))
+
+    def _draw(self, result: FileResult, judgement: Judgement, folder: Path) -> Path:
+        from pneumofed.inference.predict.heatmap import draw_heat
+
+        path = result.loaded.path
+        picture = draw_heat(self._predictor.read(path).image.pixels, judgement, self._predictor)
+        if result.loaded.instance:
+            return _save(make_capture(read_source_header(path), picture, self._predictor), folder)
+        import PIL.Image
+
+        target = folder / f"{path.stem}-{hashlib.sha256(bytes(path)).hexdigest()[:8]}.png"
+        with atomic_write(target) as file:
+            PIL.Image.fromarray(picture).save(file, "PNG")
+        return target
+
+
+def _save(dataset: Dataset, folder: Path) -> Path:
+    target = folder / f"{dataset.SOPInstanceUID}.dcm"
+    with atomic_write(target) as file:
+        dataset.save_as(file, enforce_file_format=True)
+    return target
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be made ({error.strerror}); give a folder that can be written") from None
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(filter(None, notes))
+
+
+PNEUMONIA = CodedConcept("233604007", "SCT", "Pneumonia")
+PRESENCE = CodedConcept("705057003", "SCT", "Presence")
+PRESENT = CodedConcept("52101004", "SCT", "Present")
+ABSENT = CodedConcept("272519000", "SCT", "Absent")
+UNDETERMINED = CodedConcept("373068000", "SCT", "Undetermined")
+"""The last three are of CID 240, Present-Absent."""
+PROBABILITY = CodedConcept("122157", "DCM", "Probability")
+LOWER = CodedConcept("probability-low", "99PNEUMOFED", "Lower limit of the 95 % interval of the probability")
+UPPER = CodedConcept("probability-high", "99PNEUMOFED", "Upper limit of the 95 % interval of the probability")
+THRESHOLD = CodedConcept("122411", "DCM", "Threshold Value")
+PERCENT = CodedConcept("%", "UCUM", "Percent")
+LUNG = CodedConcept("39607008", "SCT", "Lung")
+_CHEST_RADIOGRAPHY = CodedConcept("399208008", "SCT", "Plain X-ray of chest")
+_DEVICE = CodedConcept("121007", "DCM", "Device")
+_COMMENT = CodedConcept("121106", "DCM", "Comment")
+_NOT_A_DIAGNOSIS = (
+    "Result of a computer program as a second look, not a diagnosis and not for primary diagnosis. "
+    "It was not verified by a physician."
+)
+
+
+def make_report(source: Dataset, judgement: Judgement, predictor: Predictor) -> Dataset:
+    """An Enhanced SR about `source`, in its study and of its patient, in a series of its own; incomplete to all and unverified.
+
+    One measurement group with the finding pneumonia: its presence (present, absent, or undetermined where the image cannot be
+    judged), and if it can the calibrated probability with its interval and the threshold, each in percent. The algorithm is named by
+    the bundle's name and digest, the image by its SOP Instance UID.
+
+    Args:
+        source: of `read_source_header`.
+        judgement: of the same image.
+        predictor: that judged it.
+
+    Raises:
+        ValueError, TypeError, AttributeError: the source's header does not allow it.
+    """
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=_observer(predictor)),
+        procedure_reported=_CHEST_RADIOGRAPHY,
+        imaging_measurements=[_measurements(source, judgement, predictor)],
+        title=CodedConcept("126000", "DCM", "Imaging Measurement Report"),
+    )
+    for text in _comments(judgement, predictor):
+        content[0].ContentSequence.append(
+            sr.TextContentItem(name=_COMMENT, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+        )
+    return sr.EnhancedSR(
+        evidence=[source],
+        content=content[0],
+        series_instance_uid=series_uid(source, predictor, "SR"),
+        series_number=SERIES_NUMBERS["SR"],
+        sop_instance_uid=UID(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        is_complete=True,
+        is_final=False,  # preliminary: no person has read it
+        is_verified=False,
+        series_description=SERIES_DESCRIPTION,
+        manufacturer_model_name=predictor.manifest.name,
+        software_versions=software_versions(predictor),
+    )
+
+
+def _observer(predictor: Predictor) -> sr.ObserverContext:
+    device = sr.DeviceObserverIdentifyingAttributes(
+        uid=model_uid(predictor), name="pneumofed", manufacturer_name=MANUFACTURER, model_name=predictor.manifest.name
+    )
+    return sr.ObserverContext(observer_type=_DEVICE, observer_identifying_attributes=device)
+
+
+def _measurements(source: Dataset, judgement: Judgement, predictor: Predictor) -> sr.MeasurementsAndQualitativeEvaluations:
+    presence = {"pneumonia": PRESENT, "normal": ABSENT}.get(judgement.verdict, UNDETERMINED)
+    return sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=UID(), identifier="Image as a whole"),
+        finding_type=PNEUMONIA,
+        algorithm_id=_algorithm(predictor),
+        finding_sites=[sr.FindingSite(anatomic_location=LUNG)],
+        measurements=_numbers(judgement),
+        qualitative_evaluations=[sr.QualitativeEvaluation(name=PRESENCE, value=presence)],
+        source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source)],
+    )
+
+
+def _algorithm(predictor: Predictor) -> sr.AlgorithmIdentification:
+    """TID 4019: name, version, and what else decides the numbers."""
+    manifest = predictor.manifest
+    return sr.AlgorithmIdentification(
+        name=manifest.name,
+        version=predictor.bundle.digest,
+        manufacturer=MANUFACTURER,
+        parameters=[
+            f"threshold policy: {manifest.threshold.policy}",
+            f"calibration: {manifest.calibration.method}",
+            f"network: {manifest.model.name}, {manifest.preprocessing.size_px} pixels",
+        ],
+    )
+
+
+def _numbers(judgement: Judgement) -> list[sr.Measurement]:
+    found = judgement.prediction
+    if found is None:
+        return []
+    values = ((PROBABILITY, found.probability), (LOWER, found.low), (UPPER, found.high), (THRESHOLD, judgement.threshold))
+    return [sr.Measurement(name=name, value=round(100 * value, 4), unit=PERCENT) for name, value in values]
+
+
+def _comments(judgement: Judgement, predictor: Predictor) -> list[str]:
+    texts = [_NOT_A_DIAGNOSIS]
+    if judgement.reasons:
+        texts.append(f"The image cannot be judged: {judgement.explanation}.")
+    if predictor.manifest.card.phantom:
+        texts.append("The model was trained on PHANTOMS: it says nothing about patients.")
+    return texts
+
+
+def make_capture(source: Dataset, picture: np.ndarray, predictor: Predictor) -> Dataset:
+    """A Secondary Capture of `picture` uint8 [H, W, 3], in the study and of the patient of `source`, in a series of its own.
+
+    Args:
+        source: of `read_source_header`.
+        picture: of `draw_heat`.
+        predictor: that judged it.
+
+    Raises:
+        ValueError, TypeError, AttributeError: the source's header does not allow it.
+    """
+    capture = SCImage.from_ref_dataset(
+        ref_dataset=source,
+        pixel_array=np.ascontiguousarray(picture),
+        photometric_interpretation="RGB",
+        bits_allocated=8,
+        coordinate_system="PATIENT",
+        patient_orientation=("L", "F"),
+        series_instance_uid=series_uid(source, predictor, "SC"),
+        series_number=SERIES_NUMBERS["SC"],
+        sop_instance_uid=UID(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        series_description=SERIES_DESCRIPTION,
+        manufacturer_model_name=predictor.manifest.name,
+        software_versions=software_versions(predictor),
+    )
+    # Type 2C (PS3.3, C.7.6.1.1.1): highdicom asks for one, but only the source can tell.
+    capture.PatientOrientation = source.get("PatientOrientation")
+    capture.ImageType = ["DERIVED", "SECONDARY"]
+    capture.ImageComments = STATEMENT
+    capture.DerivationDescription = f"heat map of {predictor.manifest.name}, bundle {predictor.bundle.digest}"
+    capture.SourceImageSequence = [_reference(source)]
+    if (
+        source.get("BurnedInAnnotation") == "NO"
+    ):  # (0028,0301): our words name no patient, but what the source shows is still there
+        capture.BurnedInAnnotation = "NO"
+    capture.LossyImageCompression = source.get("LossyImageCompression") or "00"
+    return capture
+
+
+def _reference(source: Dataset) -> Dataset:
+    item = Dataset()
+    item.ReferencedSOPClassUID = source.SOPClassUID
+    item.ReferencedSOPInstanceUID = source.SOPInstanceUID
+    return item
+
+
+_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+"""Type 1 of the Study, Series and SOP Common modules (PS3.3, C.7.2.1, C.7.3.1, C.12.1): nothing can refer to an image without them."""
+_MAY_BE_EMPTY = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+)
+"""Type 2 of the Patient and General Study modules (PS3.3, C.7.1.1 and C.7.2.1): empty where the source lacks them."""
+
+
+def read_source_header(path: Path) -> Dataset:
+    """The header of the DICOM file `path` without its pixels; tags of type 2 that it lacks are there and empty.
+
+    Raises:
+        ImageError: the file is no DICOM file any more.
+        ValueError: it lacks a UID that a derived object must name; the text holds the tag's keyword alone.
+    """
+    read_header(path)  # checks the size of a deflated header first
+    with quiet_warnings():
+        dataset = dcmread(path, stop_before_pixels=True, force=True)
+    for keyword in _NEEDED:
+        if not uid.UID(str(dataset.get(keyword) or "")).is_valid:
+            raise ValueError(f"the image has no valid {keyword}")
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in dataset:
+            setattr(dataset, keyword, None)
+    return dataset
+
+
+MANUFACTURER = "pneumofed"
+SERIES_DESCRIPTION = "AI result, not for primary diagnosis"
+SERIES_NUMBERS = {"SR": 9401, "SC": 9402}
+"""Series Number (0020,0011) tells series of a study apart for people; scanners count from 1."""
+
+
+def series_uid(source: Dataset, predictor: Predictor, kind: str) -> UID:
+    """Series Instance UID of all objects of one kind by one model in one study: a run that is repeated adds to the same series."""
+    return _hashed_uid("series", source.StudyInstanceUID, predictor.bundle.digest, kind)
+
+
+def model_uid(predictor: Predictor) -> UID:
+    """The device's UID (121012, DCM): the same for the same bundle."""
+    return _hashed_uid("model", predictor.bundle.digest)
+
+
+def software_versions(predictor: Predictor) -> list[str]:
+    """Software Versions (0018,1020): of this program, and the bundle's digest as one Long String."""
+    return [f"pneumofed {version('pneumofed')}", f"bundle {predictor.bundle.digest[:48]}"]
+
+
+def _hashed_uid(*parts: str) -> UID:
+    """A UID below 2.25, made of a UUID (PS3.5, B.2) of version 8 (RFC 9562, 5.8); the same for the same parts."""
+    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
+    bits = int.from_bytes(digest[:16], "big") & ~(0xF << 76) & ~(0x3 << 62) | (0x8 << 76) | (0x2 << 62)
+    return UID(f"2.25.{bits}")

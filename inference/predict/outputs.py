@@ -1,0 +1,147 @@
+"""Where results go: a CSV file, a JSON document, a table at the terminal. Each takes one after the other and holds few."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.files import atomic_write
+from pneumofed.common.model_bundle.predictor import Predictor
+from pneumofed.inference.predict.predict import COLUMNS, SCHEMA, FileResult, PredictionSummary, csv_row, json_row
+
+TABLE_ROWS = 200
+"""More files than a reader goes through at a terminal; what comes after is counted."""
+_STYLES = {"pneumonia": "bold red", "normal": "green", "cannot judge": "yellow", "unreadable": "magenta"}
+
+
+class Output(Protocol):
+    """Takes results while its context is open."""
+
+    def add(self, result: FileResult) -> None: ...
+
+
+class _Csv:
+    def __init__(self, file: TextIO, predictor: Predictor) -> None:
+        columns = [*COLUMNS, *(f"probability_{name}" for name in predictor.manifest.classes), "model"]
+        self._writer, self._predictor = csv.DictWriter(file, columns, restval=""), predictor
+        self._writer.writeheader()
+
+    def add(self, result: FileResult) -> None:
+        row = csv_row(result, self._predictor.manifest.threshold.value)
+        self._writer.writerow({**row, "model": self._predictor.bundle.digest})
+
+
+@contextmanager
+def open_csv(path: Path, predictor: Predictor) -> Iterator[Output]:
+    """Writes rows into the CSV file `path` (UTF-8), which appears whole when the context ends well; mode 0600.
+
+    Raises:
+        ConfigError: the folder is missing or cannot be written.
+    """
+    try:
+        with atomic_write(path) as binary:
+            file = io.TextIOWrapper(binary, encoding="utf-8", newline="", errors="surrogateescape")
+            yield _Csv(file, predictor)
+            file.flush()
+            file.detach()
+    except OSError as error:
+        raise ConfigError(f"--csv {path}: cannot be written ({error.strerror}); give a file in a folder that exists") from None
+
+
+class _Json:
+    def __init__(self, file: TextIO, threshold: float) -> None:
+        self._file, self._threshold, self._between = file, threshold, "\n"
+
+    def add(self, result: FileResult) -> None:
+        self._file.write(self._between + json.dumps(json_row(result, self._threshold)))
+        self._between = ",\n"
+
+
+@contextmanager
+def open_json(file: TextIO, predictor: Predictor, summary: PredictionSummary) -> Iterator[Output]:
+    """Writes one JSON document to `file` as rows come: `schema`, `model`, `images`, then `studies` and `summary` of `summary`."""
+    head = json.dumps({"schema": SCHEMA, "model": describe_model(predictor)})
+    file.write(f'{head[:-1]}, "images": [')
+    yield _Json(file, predictor.manifest.threshold.value)
+    tail = {"studies": [study.to_json() for study in summary.studies.values()], "summary": summary.to_json()}
+    file.write(f"\n], {json.dumps(tail)[1:]}\n")
+
+
+def describe_model(predictor: Predictor) -> dict[str, Any]:
+    """What names the model in audit trails, as plain JSON values."""
+    manifest = predictor.manifest
+    return {
+        "name": manifest.name,
+        "digest": predictor.bundle.digest,
+        "signer": predictor.bundle.signer,
+        "created": manifest.created.isoformat(),
+        "threshold": manifest.threshold.value,
+        "policy": manifest.threshold.policy,
+        "phantom": manifest.card.phantom,
+    }
+
+
+class _Rows:
+    def __init__(self) -> None:
+        self.kept: list[tuple[str, tuple[Text, ...]]] = []
+        """Study and cells only: a result holds its image."""
+
+    def add(self, result: FileResult) -> None:
+        if len(self.kept) < TABLE_ROWS:
+            self.kept.append((result.loaded.study, table_cells(result)))
+
+
+@contextmanager
+def open_table(console: Console, predictor: Predictor, summary: PredictionSummary) -> Iterator[Output]:
+    """Shows the first `TABLE_ROWS` rows as a table, images of a study together, and the counts of all of them."""
+    rows = _Rows()
+    yield rows
+    table = Table("File", "Pneumonia", "95 % interval", "Finding", "Why", title=_title(predictor))
+    order = {study: place for place, study in enumerate(dict.fromkeys(study for study, _ in rows.kept))}
+    kept = sorted(rows.kept, key=lambda row: order[row[0]])
+    for (study, cells), following in zip(kept, [*kept[1:], None], strict=True):
+        table.add_row(*cells, end_section=bool(study and following and following[0] != study))
+    console.print(table)
+    if summary.files > len(rows.kept):
+        console.print(f"and {summary.files - len(rows.kept)} more: --csv FILE or --json shows all")
+    counts = summary.statuses
+    console.print(
+        f"{summary.files} files: {summary.findings['pneumonia']} pneumonia, {summary.findings['normal']} normal, "
+        f"{counts['cannot_judge']} cannot be judged, {counts['unreadable']} cannot be read"
+    )
+    console.print("A second look, not a diagnosis: whoever reads the image decides.", style="dim")
+
+
+def _title(predictor: Predictor) -> str:
+    manifest = predictor.manifest
+    phantom = ", trained on PHANTOMS: says nothing about patients" if manifest.card.phantom else ""
+    return f"{manifest.name} {predictor.bundle.digest[:12]}, threshold {_percent(manifest.threshold.value)}{phantom}"
+
+
+def table_cells(result: FileResult) -> tuple[Text, ...]:
+    """The file's line in the table at the terminal: name, probability, interval, finding, and why there is none."""
+    found = result.prediction
+    finding = found.decision if found else result.status.replace("_", " ")
+    interval = f"{_percent(found.low)} to {_percent(found.high)}" if found else ""
+    name, probability = "/".join(result.loaded.path.parts[-2:]), _percent(found.probability) if found else ""
+    texts = (name, probability, interval, finding, result.explanation or result.note)
+    # File names are foreign text: no markup, no control characters that a terminal would obey.
+    return tuple(Text(_printable(text), style=_STYLES.get(finding, "") if place == 3 else "") for place, text in enumerate(texts))
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,314 @@
+"""From files to judgements: decoding in threads, a few files ahead of the network, so that neither waits for the other.
+
+The files to judge: those that were named, and those below the folders that were named, found as they are needed.
+
+Results of one examination together: what a worklist asks of a DICOM study.
+
+Results as rows of a stable schema, for scripts: what CSV and JSON hold. See docs/predict.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.types import Image
+from pneumofed.common.model_bundle.predictor import BATCH, Predictor
+from pneumofed.common.model_bundle.suitability import Judgement, Prediction
+
+if TYPE_CHECKING:
+    from pneumofed.common.imaging.dicom_header import DicomHeader
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Status = Literal["judged", "cannot_judge", "unreadable"]
+
+_UID = re.compile(r"[0-9.]{1,64}")  # PS3.5, 9.1
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A file as the network wants it, or the reason why it cannot be read.
+
+    Attributes:
+        path: absolute.
+        image: its pixels are the model's square already, so that waiting files take little memory.
+        problem: why there is none.
+        header: the identifying tags of a DICOM file; None for other files.
+    """
+
+    path: Path
+    image: Image | None = None
+    problem: SkipReason | None = None
+    header: DicomHeader | None = field(default=None, repr=False)
+
+    @property
+    def study(self) -> str:
+        """Study Instance UID; empty where the file has none that is a UID."""
+        return _valid_uid(self.header.study_uid) if self.header else ""
+
+    @property
+    def instance(self) -> str:
+        """SOP Instance UID; likewise."""
+        return _valid_uid(self.header.sop_uid) if self.header else ""
+
+    @property
+    def patient(self) -> str | None:
+        """Whom the monitor of drift counts the image as: the patient, else the study; None where the file names neither."""
+        return (self.header.patient or self.header.study_uid or None) if self.header else None
+
+
+@dataclass(frozen=True)
+class FileResult:
+    """What came of one file: its judgement, None where it could not be read, and what was written beside it.
+
+    Attributes:
+        loaded: the file.
+        judgement: of its image.
+        report, overlay: paths of the DICOM objects or pictures that were written, or empty.
+        note: why one of them was not, or empty.
+    """
+
+    loaded: Loaded
+    judgement: Judgement | None
+    report: str = ""
+    overlay: str = ""
+    note: str = ""
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """The model's answer; None where the file was not read or its image cannot be judged."""
+        return self.judgement.prediction if self.judgement else None
+
+    @property
+    def status(self) -> Status:
+        if self.judgement is None:
+            return "unreadable"
+        return "judged" if self.judgement.prediction else "cannot_judge"
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why there is no prediction, in fixed words: values of `Reason`, or a `SkipReason`'s name in small letters."""
+        if self.loaded.problem:
+            return (self.loaded.problem.name.lower(),)
+        return tuple(reason.value for reason in self.judgement.reasons) if self.judgement else ()
+
+    @property
+    def explanation(self) -> str:
+        """The reasons in plain English."""
+        if self.loaded.problem:
+            return self.loaded.problem.value
+        return self.judgement.explanation if self.judgement else ""
+
+
+def judge_files(paths: Iterable[Path], predictor: Predictor, workers: int = 0) -> Iterator[FileResult]:
+    """One result for each of `paths`, in their order; a file that cannot be read is a result too, with its reason.
+
+    At most 2 `BATCH` + 2 `workers` squares and `workers` whole images are in memory, whatever the number of files. Results do not
+    depend on `workers` or on the other files, but for float32's last digits.
+
+    Args:
+        paths: taken as they are needed.
+        predictor: judges in this thread.
+        workers: threads that decode; 0 is one for each processor.
+    """
+    threads = workers or os.cpu_count() or 1
+    loaded = map_ahead(lambda path: load(path, predictor), paths, threads, ahead=BATCH + 2 * threads)
+    while batch := list(islice(loaded, BATCH)):
+        yield from _judge_batch(batch, predictor)
+
+
+def load(path: Path, predictor: Predictor) -> Loaded:
+    """The file `path`, prepared for `predictor`; never raises for what the file holds."""
+    try:
+        read = predictor.read(path)
+    except ImageError as error:
+        return Loaded(path, problem=error.reason)
+    # Judging prepares again, which leaves such a square as it is.
+    return Loaded(path, replace(read.image, pixels=predictor.prepare(read.image)), header=read.header)
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
+    """`map(function, items)` in its order, with `function` run by `threads` threads on up to `ahead` items before they are asked for."""
+    source, waiting = iter(items), deque[Future[R]]()
+    pool = ThreadPoolExecutor(threads, "decode")
+    try:
+        while True:
+            waiting.extend(pool.submit(function, item) for item in islice(source, ahead - len(waiting)))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _judge_batch(batch: list[Loaded], predictor: Predictor) -> Iterator[FileResult]:
+    images = {str(loaded.path): loaded.image for loaded in batch if loaded.image}
+    judgements = predictor.judge(list(images.values()), list(images))
+    by_name = {judgement.image: judgement for judgement in judgements}
+    for loaded in batch:
+        yield FileResult(loaded, by_name.get(str(loaded.path)))
+
+
+def _valid_uid(text: str) -> str:
+    return text if _UID.fullmatch(text) else ""
+
+
+MAX_DEPTH = 32
+"""Folders below a named one; an archive's export has four (patient, study, series, image)."""
+_INDEX = "DICOMDIR"  # PS3.10, 8.6: the index of a medium, no image
+
+
+def find_files(paths: Iterable[Path]) -> Iterator[Path]:
+    """Absolute paths of all files in `paths`, folders searched with all folders below; in a fixed order, each file once a path.
+
+    Only the names of the folders on the way are held, whatever the number of files. Hidden files and DICOMDIR are left out below
+    folders. A folder is entered once even where links lead back to it, and not below `MAX_DEPTH`. One that cannot be listed is
+    given back itself, so that reading it says why.
+    """
+    for path in paths:
+        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would replace the user's link by its target
+        if absolute.is_dir():
+            yield from _walk(absolute, MAX_DEPTH, set())
+        else:
+            yield absolute
+
+
+def _walk(folder: Path, depth: int, seen: set[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    try:
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.name != _INDEX)
+    except OSError:
+        yield folder
+        return
+    for name in names:
+        path = folder / name
+        if not path.is_dir():
+            yield path
+        elif depth > 0:
+            yield from _walk(path, depth - 1, seen)
+
+
+@dataclass
+class Study:
+    """The images of one Study Instance UID. The finding is that of the image with the highest probability: one is enough."""
+
+    study: str
+    images: int = 0
+    judged: int = 0
+    finding: str = ""
+    probability: float | None = None
+    instance: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass
+class PredictionSummary:
+    """Counts of all files, and their studies; memory grows with the number of studies, not of images.
+
+    Attributes:
+        statuses: files by status.
+        findings: judged files by decision.
+        studies: by Study Instance UID.
+    """
+
+    statuses: dict[str, int] = field(default_factory=lambda: {"judged": 0, "cannot_judge": 0, "unreadable": 0})
+    findings: dict[str, int] = field(default_factory=lambda: {"pneumonia": 0, "normal": 0})
+    studies: dict[str, Study] = field(default_factory=dict)
+
+    @property
+    def files(self) -> int:
+        return sum(self.statuses.values())
+
+    def add(self, result: FileResult) -> None:
+        """Counts one file."""
+        self.statuses[result.status] += 1
+        if result.prediction:
+            self.findings[result.prediction.decision] += 1
+        if name := result.loaded.study:
+            self._add_to_study(self.studies.setdefault(name, Study(name)), result)
+
+    def _add_to_study(self, study: Study, result: FileResult) -> None:
+        study.images += 1
+        found = result.prediction
+        if found is None:
+            return
+        study.judged += 1
+        if study.probability is None or found.probability > study.probability:
+            study.probability, study.finding, study.instance = found.probability, found.decision, result.loaded.instance
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts, as plain JSON values."""
+        return {"files": self.files, **self.statuses, "findings": dict(self.findings), "studies": len(self.studies)}
+
+
+SCHEMA = 1
+"""Raised when a column is renamed, removed, or means something else; new columns may come without that."""
+
+COLUMNS = (
+    *("file", "study", "instance", "status", "finding", "probability", "low", "high", "threshold"),
+    *("reasons", "explanation", "report", "overlay", "note"),
+)
+"""Of the CSV table, before one column `probability_CLASS` for each class and then `model`."""
+
+
+def json_row(result: FileResult, threshold: float) -> dict[str, Any]:
+    """One file as plain JSON values. What cannot be judged has no number that anybody might read.
+
+    Args:
+        result: of the file. Its absolute path may name a patient: rows go where the user asks for them and nowhere else.
+        threshold: of the bundle; a file that cannot be read has it too.
+    """
+    loaded, found = result.loaded, result.prediction
+    return {
+        "file": str(loaded.path),
+        "study": loaded.study,
+        "instance": loaded.instance,
+        "status": result.status,
+        "finding": found.decision if found else "",
+        "probability": found.probability if found else None,
+        "low": found.low if found else None,
+        "high": found.high if found else None,
+        "threshold": threshold,
+        "classes": dict(found.classes) if found else {},
+        "reasons": list(result.reasons),
+        "explanation": result.explanation,
+        "scores": dict(result.judgement.suitability) if result.judgement else {},
+        "report": result.report,
+        "overlay": result.overlay,
+        "note": result.note,
+    }
+
+
+def csv_row(result: FileResult, threshold: float) -> dict[str, str]:
+    """Text by column: numbers with six digits, an empty text for what is not there, reasons with a blank between them.
+
+    Args:
+        result: of the file.
+        threshold: of the bundle.
+    """
+    row = json_row(result, threshold)
+    values = {name: row[name] for name in COLUMNS} | {"reasons": " ".join(row["reasons"])}
+    probabilities = {f"probability_{name}": value for name, value in row["classes"].items()}
+    return {name: _text(value) for name, value in (values | probabilities).items()}
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6f}" if isinstance(value, float) else str(value)

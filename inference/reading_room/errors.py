@@ -1,0 +1,115 @@
+"""Every answer above 399 in one form: a fixed word for the page to translate, a sentence, and nothing of the request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.inference.reading_room.schema import ErrorBody, ErrorCode
+
+SENTENCES: dict[ErrorCode, str] = {
+    "not_signed_in": "sign in first",
+    "wrong_login": "the name or the password is wrong",
+    "locked": "too many wrong passwords; wait a little",
+    "forbidden": "this needs the role admin",
+    "no_csrf": "the session's CSRF token is missing; load the page again",
+    "foreign_page": "asked for by another page",
+    "weak_password": "the password is too short or too easy to guess",
+    "invalid_request": "the request is not as the interface describes it",
+    "not_found": "there is nothing at this address",
+    "wrong_method": "this address does not take requests of this kind",
+    "no_map": "there is no heat map for this image",
+    "too_slow": "the request took too long to arrive",
+    "request_too_large": "the request is too large",
+    "too_many_files": "too many files in one request",
+    "busy": "too many are at work; try again in a moment",
+    "disk_full": "there is no room for more files; an administrator has to make some",
+    "internal": "something went wrong; the room's log tells the administrator more",
+    "archive_file": "an archive such as zip is not opened; unpack it and send the files in it",
+    "file_too_large": "the file is too large",
+}
+"""For all codes but those of `SkipReason`, whose value is the sentence."""
+
+_BY_REASON: dict[SkipReason, ErrorCode] = {
+    SkipReason.EMPTY: "empty",
+    SkipReason.UNREADABLE: "unreadable",
+    SkipReason.MISSING: "unreadable",
+    SkipReason.UNKNOWN_FORMAT: "unknown_format",
+    SkipReason.CORRUPT: "corrupt",
+    SkipReason.NO_PIXEL_DATA: "no_pixel_data",
+    SkipReason.UNSUPPORTED_COMPRESSION: "unsupported_compression",
+    SkipReason.UNSUPPORTED_BITS: "unsupported_bits",
+    SkipReason.COLOUR: "colour",
+    SkipReason.MULTI_FRAME: "multi_frame",
+    SkipReason.TOO_LARGE: "too_large",
+    SkipReason.TOO_SMALL: "too_small",
+    SkipReason.CONSTANT: "constant",
+}
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorBody, "description": text}
+    for code, text in {
+        400: "No host name of the room's, or a header that cannot be read",
+        401: "Not signed in",
+        403: "Not allowed",
+        404: "Not found",
+        413: "Too large",
+        422: "Not as described",
+        429: "Too many; later again",
+    }.items()
+}
+"""For the description of the interface: what any route may answer."""
+
+
+class Refusal(Exception):  # noqa: N818 - an answer, not a fault
+    """Ends a request with a problem."""
+
+    def __init__(self, status: int, code: ErrorCode, *, retry_sec: int | None = None, headers: Mapping[str, str] | None = None):
+        super().__init__(code)
+        self.status, self.code, self.retry_sec, self.headers = status, code, retry_sec, dict(headers or {})
+
+
+def sentence(code: ErrorCode) -> str:
+    """What the code means, in English."""
+    return SENTENCES.get(code) or SkipReason[code.upper()].value
+
+
+def error_code(error: ImageError) -> ErrorCode:
+    """The code of a file that cannot be used."""
+    return _BY_REASON[error.reason]
+
+
+def error_response(
+    status: int, code: ErrorCode, retry_sec: int | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """The problem as a response."""
+    body = ErrorBody(error=code, detail=sentence(code), retry_sec=retry_sec)
+    more = {"Retry-After": str(retry_sec)} if retry_sec is not None else {}
+    return JSONResponse(body.model_dump(), status, {**more, **(headers or {})})
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Makes `app` answer in this form whatever goes wrong."""
+
+    @app.exception_handler(Refusal)
+    async def refuse(_: Request, error: Refusal) -> Response:
+        return error_response(error.status, error.code, error.retry_sec, error.headers)
+
+    @app.exception_handler(ImageError)
+    async def refuse_file(_: Request, error: ImageError) -> Response:
+        return error_response(422, error_code(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_form(_: Request, error: RequestValidationError) -> Response:
+        return error_response(422, "invalid_request")
+
+    @app.exception_handler(HTTPException)
+    async def refuse_http(_: Request, error: HTTPException) -> Response:
+        codes: dict[int, ErrorCode] = {404: "not_found", 405: "wrong_method", 400: "invalid_request"}
+        return error_response(error.status_code, codes.get(error.status_code, "invalid_request"), headers=error.headers)

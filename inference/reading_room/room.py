@@ -1,0 +1,245 @@
+"""The room at work: what the routes do, without HTTP.
+
+Its audit log (`state/audit.jsonl`) has as actor a user, or a program by the name of its token, and these events:
+
+    login / login-refused / logout / password-changed        no facts; a refused login has no name, which may be a mistyped password
+    case-added / case-opened / case-removed                  case id, which is random; model and verdict where judged
+    finding                                                  case id, label, whether it agrees with the model
+    image-judged                                             by a program, nothing kept: model, verdict
+    labels-exported / cleaned                                counts
+    user-added / user-changed / user-removed / token-added / token-removed / room-started / room-stopped
+
+What the room tells the site's monitor (`pneumofed monitor`): each new case, and what a reader found. No failure there stops the room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine
+
+from pneumofed.common.audit.log import AuditLog
+from pneumofed.common.errors import ImageError, PneumofedError
+from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.common.ops.web import Sessions
+from pneumofed.inference.reading_room.cases import NO_NUMBER, Case, Cases
+from pneumofed.inference.reading_room.errors import error_code, sentence
+from pneumofed.inference.reading_room.file_store import CaseFiles
+from pneumofed.inference.reading_room.prometheus import Measures
+from pneumofed.inference.reading_room.schema import ErrorCode, Label, ModelInfo, Uploaded
+from pneumofed.inference.reading_room.settings import GIB, RoomFolder
+from pneumofed.inference.reading_room.upload import Arrived, Gate
+from pneumofed.inference.reading_room.users import BackOff, Users
+from pneumofed.inference.reading_room.worker import ImageJob, JudgedFile, Workers
+
+if TYPE_CHECKING:
+    from pneumofed.common.model_bundle.bundle import Bundle
+    from pneumofed.inference.monitor.monitor import Monitor
+
+
+SESSION_SEC = 12 * 3600.0
+
+
+class Room:
+    """One room, open.
+
+    Args:
+        folder: the room's.
+        engine: on its database.
+        model: which model judges.
+        workers: who judge.
+        monitor: of drift, for the bundle that judges; None watches nothing.
+    """
+
+    def __init__(
+        self, folder: RoomFolder, engine: Engine, model: ModelInfo, workers: Workers, monitor: Monitor | None = None
+    ) -> None:
+        self.folder, self.settings, self.model, self.workers = folder, folder.settings, model, workers
+        self.users, self.cases = Users(engine), Cases(engine)
+        self.store = CaseFiles(folder.store, folder.quarantine)
+        self.sessions = Sessions(SESSION_SEC, 60.0 * self.settings.idle_min)
+        self.back_off = BackOff()
+        self.gate = Gate(self.settings.upload)
+        self.sign_ins = asyncio.Semaphore(2)  # scrypt takes 32 MiB and a core each
+        self.measures = Measures(lambda: workers.waiting)
+        self.watch = RoomMonitor(monitor, self.measures.unwatched)
+        self.rendering = asyncio.Semaphore(self.settings.workers)
+        """Held while a picture is made: one of a large image takes some hundred megabytes."""
+        self._audit_lock = threading.Lock()
+        self._engine = engine
+
+    def record(self, actor: str, event: str, **facts: Any) -> None:
+        """Appends to the audit log. Threads wait here, since those that wait for a file lock look only now and then."""
+        with self._audit_lock:
+            AuditLog(self.folder.audit, actor).record(event, **facts)
+
+    @property
+    def ready(self) -> bool:
+        return self.workers.ready and self.store.has_room()
+
+    def has_room(self) -> bool:
+        """Whether the store takes more: neither its own limit nor the disk is full."""
+        return self.store.has_room() and self.cases.bytes() < self.settings.store_gb * GIB
+
+    async def take(self, index: int, arrived: Arrived, by: str) -> Uploaded:
+        """What came of one uploaded file: a new case, the one that has the same file, or why it is refused."""
+        if arrived.error:
+            return self._refused(index, arrived.error)
+        known = await asyncio.to_thread(self.cases.with_content, arrived.sha256)
+        if known:
+            return Uploaded(index=index, outcome="known", case=known, error=None, detail="")
+        try:
+            file = await self.judge(ImageJob(arrived.folder, keep=True, explain=True), by)
+        except ImageError as error:
+            return self._refused(index, error_code(error))
+        case, outcome = await asyncio.to_thread(self._add, arrived, file, by)
+        return Uploaded(index=index, outcome="new" if outcome else "known", case=case, error=None, detail="")
+
+    async def judge(self, job: ImageJob, by: str) -> JudgedFile:
+        """What came of the job.
+
+        Raises:
+            ImageError: it cannot be used.
+        """
+        file = await self.workers.run(job)
+        self.measures.judged(file.judgement.verdict)
+        if not job.keep:
+            await asyncio.to_thread(self.record, by, "image-judged", **_audit_facts(file.judgement))
+        return file
+
+    def close(self) -> None:
+        self.workers.close()
+        self._engine.dispose()
+
+    def _refused(self, index: int, code: ErrorCode) -> Uploaded:
+        self.measures.refused(code)
+        return Uploaded(index=index, outcome="refused", case=None, error=code, detail=sentence(code))
+
+    def _add(self, arrived: Arrived, file: JudgedFile, by: str) -> tuple[str, bool]:
+        """(id of the case, whether it is new). The files are in place before the row tells of them."""
+        identifier = secrets.token_hex(16)
+        size = self.store.keep(arrived.folder, identifier)
+        if self.cases.add(case_row(identifier, arrived.sha256, size, file)):
+            self.record(by, "case-added", case=identifier, **_audit_facts(file.judgement))
+            if (image := self.watch.judged(file)) is not None:
+                self.cases.set_monitored(identifier, image)
+            return identifier, True
+        self.store.remove(identifier)
+        return self.cases.with_content(arrived.sha256) or identifier, False
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """What `delete_old_cases` deleted."""
+
+    cases: int
+    left_behind: int
+
+
+def delete_old_cases(cases: Cases, store: CaseFiles, retention_days: int, now: datetime | None = None) -> Cleaned:
+    """Deletes cases that arrived more than `retention_days` ago, with their findings, and what crashes left behind."""
+    old = cases.older_than((now or datetime.now(UTC)) - timedelta(days=retention_days))
+    for identifier in old:
+        cases.remove(identifier)  # first, so that no row tells of files that are gone
+        store.remove(identifier)
+    return Cleaned(len(old), store.sweep(cases.ids()))
+
+
+def _audit_facts(judgement: Judgement) -> dict[str, str]:
+    return {"model": judgement.model_digest, "verdict": judgement.verdict}
+
+
+def case_row(identifier: str, sha256: str, size: int, file: JudgedFile) -> Case:
+    """The database's row of a new case.
+
+    Args:
+        identifier: of the case.
+        sha256: of the file.
+        size: of all files of the case, in bytes.
+        file: its content, read and judged.
+    """
+    facts = ("format", "bits", "modality", "view", "sex", "age_years", "manufacturer")
+    judgement, viewing, found = file.judgement, file.viewing, file.judgement.prediction
+    return Case(
+        id=identifier,
+        sha256=sha256,
+        bytes=size,
+        arrived=datetime.now(UTC),
+        **asdict(file.header),
+        **{name: getattr(file.info, name) for name in facts},
+        height=file.info.height_px,
+        width=file.info.width_px,
+        window_center=file.window.center,
+        window_width=file.window.width,
+        verdict=judgement.verdict,
+        probability=found.probability if found else NO_NUMBER,
+        low=found.low if found else NO_NUMBER,
+        high=found.high if found else NO_NUMBER,
+        classes=dict(found.classes) if found else {},
+        reasons=[reason.value for reason in judgement.reasons],
+        threshold=min(judgement.threshold, 1.0),
+        model=judgement.model,
+        model_digest=judgement.model_digest,
+        has_map=viewing.map is not None,
+        map_area=list(viewing.area),
+        map_warnings=list(viewing.warnings),
+    )
+
+
+logger = logging.getLogger(__name__)
+
+
+def open_monitor(folder: RoomFolder, bundle: Bundle) -> Monitor | None:
+    """The monitor that the room's settings name; None where they name none, or where `bundle` has no reference to compare with."""
+    from pneumofed.inference.monitor.monitor import Monitor
+
+    if folder.settings.monitor is None:
+        return None
+    try:
+        return Monitor.open(folder.inside(folder.settings.monitor), bundle)
+    except PneumofedError as error:
+        logger.warning("drift is not watched: %s", error)
+        return None
+
+
+class RoomMonitor:
+    """The monitor as the room uses it. What goes wrong is logged by its kind, since its text may quote what is in a file.
+
+    Args:
+        monitor: of the bundle that judges; None watches nothing.
+        failed: called after a failure.
+    """
+
+    def __init__(self, monitor: Monitor | None, failed: Callable[[], None]) -> None:
+        self._monitor, self._failed = monitor, failed
+
+    def judged(self, file: JudgedFile) -> int | None:
+        """Records a judged image; its number in the monitor, or None if it was not recorded."""
+        if self._monitor is None:
+            return None
+        header = file.header
+        try:
+            return self._monitor.record(file.judgement, file.info, patient=header.patient or header.accession or None)
+        except Exception as error:
+            self._tell(error)
+            return None
+
+    def read(self, image: int | None, label: Label) -> None:
+        """Records what a reader found on the image of that number; nothing where he is unsure, or where the image was not recorded."""
+        if self._monitor is None or image is None or label == "unsure":
+            return
+        try:
+            self._monitor.record_reading(image, "normal" if label == "normal" else "pneumonia")
+        except Exception as error:
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        logger.error("the monitor of drift could not be written: %s", type(error).__name__)
+        self._failed()

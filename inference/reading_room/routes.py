@@ -1,0 +1,263 @@
+"""The worklist and its cases: uploaded, listed, opened, judged by readers.
+
+Signing in and out, and what the page has to know once.
+
+For programs: judgements of single files of which nothing is kept, health, and numbers for Prometheus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import AsyncExitStack
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request, Response
+
+from pneumofed.common.errors import ImageError
+from pneumofed.inference.reading_room import schema
+from pneumofed.inference.reading_room.cases import Case, User
+from pneumofed.inference.reading_room.dependencies import COOKIE, AdminNow, ProgramNow, Reader, ReaderNow, RoomNow
+from pneumofed.inference.reading_room.errors import Refusal, error_code
+from pneumofed.inference.reading_room.labels import labels_csv
+from pneumofed.inference.reading_room.room import SESSION_SEC, Room
+from pneumofed.inference.reading_room.settings import MIB
+from pneumofed.inference.reading_room.upload import receive_form, receive_one
+from pneumofed.inference.reading_room.users import weakness
+from pneumofed.inference.reading_room.views import view_case, view_case_line, view_finding, view_judgement, view_map
+from pneumofed.inference.reading_room.worker import ImageJob, JudgedFile
+
+case_routes = APIRouter(prefix="/api", tags=["cases"])
+CaseInPath = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="A case's id.")]
+_FORM: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "properties": {"files": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
+                    "required": ["files"],
+                    "additionalProperties": False,
+                }
+            }
+        },
+    }
+}
+
+
+@case_routes.post(
+    "/cases",
+    openapi_extra=_FORM,
+    responses={408: {"model": schema.ErrorBody}, 507: {"model": schema.ErrorBody}},
+)
+async def upload(request: Request, reader: ReaderNow, room: RoomNow) -> schema.Upload:
+    """Takes files as new cases, each judged by the time of the answer. A file that cannot be used is refused, and the others go on."""
+    async with AsyncExitStack() as stack, room.gate.enter():
+        if not await asyncio.to_thread(room.has_room):
+            raise Refusal(507, "disk_full")
+        kind = request.headers.get("content-type", "")
+        files = await receive_form(request.stream(), kind, stack, room.store.arriving, room.settings.upload)
+        return schema.Upload(files=[await room.take(index, file, reader.name) for index, file in enumerate(files)])
+
+
+@case_routes.post("/worklist")
+def worklist(query: schema.WorklistQuery, reader: ReaderNow, room: RoomNow) -> schema.Worklist:
+    """The cases that match, a page at a time."""
+    total, unread, cases = room.cases.list(query)
+    return schema.Worklist(total=total, open=unread, cases=[view_case_line(case) for case in cases])
+
+
+@case_routes.post("/next")
+def next_case(query: schema.NextQuery, reader: ReaderNow, room: RoomNow) -> schema.Next:
+    """The case after another one."""
+    case, remaining = room.cases.next(query)
+    return schema.Next(case=case, remaining=remaining)
+
+
+@case_routes.get("/cases/{case}")
+def open_case(case: CaseInPath, reader: ReaderNow, room: RoomNow) -> schema.CaseDetail:
+    """All of one case. The audit log keeps who opened it."""
+    found = find_case(room, case)
+    room.record(reader.name, "case-opened", case=case)
+    return view_case(found, room.cases.findings(found), room.cases.previous(found))
+
+
+@case_routes.delete("/cases/{case}", status_code=204)
+def remove_case(case: CaseInPath, user: AdminNow, room: RoomNow) -> None:
+    """Deletes a case, its files and its findings."""
+    if not room.cases.remove(case):
+        raise Refusal(404, "not_found")
+    room.store.remove(case)
+    room.record(user.name, "case-removed", case=case)
+
+
+@case_routes.post("/cases/{case}/findings", status_code=201)
+def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, room: RoomNow) -> schema.ReaderFinding:
+    """Keeps what the reader says of the case, beside all that was said before."""
+    row = room.cases.judge(case, reader.name, body.label, body.note.strip())
+    found = room.cases.find(case)
+    if row is None or found is None:
+        raise Refusal(404, "not_found")
+    finding = view_finding(row, found)
+    room.record(reader.name, "finding", case=case, label=row.label, agrees=finding.agrees)
+    room.measures.found(finding.agrees)
+    room.watch.read(found.monitored, body.label)
+    return finding
+
+
+@case_routes.get(
+    "/labels.csv", response_class=Response, responses={200: {"content": {"text/csv": {"schema": {"type": "string"}}}}}
+)
+def labels_table(user: AdminNow, room: RoomNow) -> Response:
+    """The latest word of each reader on each case, with pseudonyms of the patients and the places of the files on this machine."""
+    text, count = labels_csv(room.folder, room.cases)
+    room.record(user.name, "labels-exported", count=count)
+    return Response(text, media_type="text/csv", headers={"Content-Disposition": 'attachment; filename="labels.csv"'})
+
+
+def find_case(room: Room, identifier: str) -> Case:
+    """The case.
+
+    Raises:
+        Refusal: there is none.
+    """
+    case = room.cases.find(identifier)
+    if case is None:
+        raise Refusal(404, "not_found")
+    return case
+
+
+session_routes = APIRouter(prefix="/api", tags=["session"])
+
+
+@session_routes.post("/login")
+async def login(body: schema.Credentials, request: Request, response: Response, room: RoomNow) -> schema.SessionInfo:
+    """Changes a name and a password for a session, whose cookie comes with the answer."""
+    user = await _sign_in(room, body.user, body.password)
+    identifier = room.sessions.open(user.name)
+    session = room.sessions.find(identifier)
+    if session is None:
+        raise Refusal(429, "busy", retry_sec=1)
+    await asyncio.to_thread(room.record, user.name, "login")
+    secure = request.url.scheme == "https"
+    response.set_cookie(COOKIE, identifier, max_age=int(SESSION_SEC), httponly=True, samesite="strict", secure=secure)
+    return schema.SessionInfo.model_validate(
+        {"user": user.name, "role": user.role, "csrf": session.csrf, "idle_sec": _idle(room)}
+    )
+
+
+@session_routes.post("/logout", status_code=204)
+def logout(response: Response, reader: ReaderNow, room: RoomNow) -> None:
+    """Ends the session."""
+    room.sessions.close(reader.session)
+    room.record(reader.name, "logout")
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict")
+
+
+@session_routes.get("/me")
+def me(reader: ReaderNow, room: RoomNow) -> schema.SessionInfo:
+    """Who is signed in."""
+    return schema.SessionInfo(user=reader.name, role=reader.role, csrf=reader.csrf, idle_sec=_idle(room))
+
+
+@session_routes.post("/password", status_code=204)
+async def change_password(body: schema.NewPassword, reader: ReaderNow, room: RoomNow) -> None:
+    """Gives the reader another password and ends the other sessions of the name."""
+    if weakness(body.new, reader.name):
+        raise Refusal(422, "weak_password")
+    await _sign_in(room, reader.name, body.old)
+    await asyncio.to_thread(_change, room, reader, body.new)
+
+
+@session_routes.get("/room")
+def room_facts(reader: ReaderNow, room: RoomNow) -> schema.RoomInfo:
+    """The hospital, the model, and the limits of uploads."""
+    upload = room.settings.upload
+    return schema.RoomInfo(
+        hospital=room.settings.hospital,
+        model=room.model,
+        limits=schema.Limits(file_bytes=upload.file_mb * MIB, files=upload.files, request_bytes=upload.request_mb * MIB),
+        retention_days=room.settings.retention_days,
+    )
+
+
+async def _sign_in(room: Room, name: str, password: str) -> User:
+    """The user, checked in a thread and not too many at a time.
+
+    Raises:
+        Refusal: the name has to wait, or name or password are wrong.
+    """
+    wait = room.back_off.wait_sec(name)
+    if wait > 0:
+        raise Refusal(429, "locked", retry_sec=math.ceil(wait))
+    room.back_off.wrong(name)
+    async with room.sign_ins:
+        user = await asyncio.to_thread(room.users.sign_in, name, password)
+    if user is None:
+        await asyncio.to_thread(room.record, "", "login-refused")
+        raise Refusal(401, "wrong_login")
+    room.back_off.right(name)
+    return user
+
+
+def _change(room: Room, reader: Reader, password: str) -> None:
+    room.users.set_password(reader.name, password)
+    room.sessions.close_all(reader.name, but=reader.session)
+    room.record(reader.name, "password-changed")
+
+
+def _idle(room: Room) -> int:
+    return 60 * room.settings.idle_min
+
+
+program_routes = APIRouter(tags=["programs"])
+_BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
+_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
+_ERRORS: dict[int | str, dict[str, Any]] = {408: {"model": schema.ErrorBody}}
+
+
+@program_routes.post("/api/predict", openapi_extra=_BODY, responses=_ERRORS)
+async def predict_file(request: Request, who: ProgramNow, room: RoomNow) -> schema.JudgementOut:
+    """The judgement of the DICOM, JPEG or PNG file that is the body, whatever its content type says."""
+    file = await _read(request, who, room, explain=False)
+    return view_judgement(file.judgement)
+
+
+@program_routes.post("/api/explain", openapi_extra=_BODY, responses=_ERRORS)
+async def explain_file(request: Request, who: ProgramNow, room: RoomNow) -> schema.ExplanationView:
+    """The judgement of the file, where its evidence lies, and whether that is a place for it."""
+    file = await _read(request, who, room, explain=True)
+    viewing = file.viewing
+    return schema.ExplanationView(
+        judgement=view_judgement(file.judgement),
+        map=None if viewing.map is None else view_map(viewing.map, viewing.area, viewing.warnings),
+    )
+
+
+@program_routes.get("/api/health", responses={503: {"model": schema.RoomHealth, "description": "Not ready"}})
+def health(response: Response, room: RoomNow) -> schema.RoomHealth:
+    """Whether the room can judge. For anybody."""
+    ready = room.ready
+    response.status_code = 200 if ready else 503
+    return schema.RoomHealth(ready=ready)
+
+
+@program_routes.get(
+    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
+)
+def prometheus_metrics(who: ProgramNow, room: RoomNow) -> Response:
+    """Counts and times in Prometheus's text format."""
+    return Response(room.measures.text(), media_type="text/plain; version=0.0.4")
+
+
+async def _read(request: Request, who: str, room: Room, *, explain: bool) -> JudgedFile:
+    """What came of the body, which is deleted afterwards."""
+    async with room.gate.enter():
+        with room.store.arriving() as folder:
+            await receive_one(request.stream(), folder, room.settings.upload)
+            try:
+                return await room.judge(ImageJob(folder, explain=explain), who)
+            except ImageError as error:
+                room.measures.refused(error_code(error))
+                raise

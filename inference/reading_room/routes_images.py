@@ -1,0 +1,191 @@
+"""The pictures of a case. They are made in threads, a few at a time, since each may take the memory of a large image.
+
+The pictures of a case for the viewer: the image through a window, its pixels, and the heat map in colour.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import PIL.Image
+from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from pneumofed.common.imaging.types import MAX_SIDE_PX, Window
+from pneumofed.inference.reading_room import schema
+from pneumofed.inference.reading_room.cases import Case
+from pneumofed.inference.reading_room.dependencies import ReaderNow, RoomNow
+from pneumofed.inference.reading_room.errors import Refusal
+from pneumofed.inference.reading_room.room import Room
+from pneumofed.inference.reading_room.routes import CaseInPath, find_case
+from pneumofed.inference.reading_room.views import view_map
+from pneumofed.inference.reading_room.worker import FULL_SCALE, MAP, PIXELS
+
+image_routes = APIRouter(prefix="/api/cases", tags=["pictures"])
+
+
+class _Stored(FileResponse):
+    """A file of several megabytes in a few pieces; each piece waits for a thread."""
+
+    chunk_size = 2**20
+
+
+MaxSide = Annotated[int, Query(ge=64, le=MAX_SIDE_PX, description="Scale down to so many pixels on the longer side.")]
+Center = Annotated[float | None, Query(ge=-10, le=10, allow_inf_nan=False)]
+Width = Annotated[float | None, Query(ge=1e-6, le=20, allow_inf_nan=False)]
+BINARY = "application/octet-stream"
+_PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
+_RAW: dict[int | str, dict[str, Any]] = {200: {"content": {BINARY: {"schema": {"type": "string", "format": "binary"}}}}}
+
+
+def _found(case: CaseInPath, reader: ReaderNow, room: RoomNow) -> Case:
+    return find_case(room, case)
+
+
+def _found_with_map(case: Annotated[Case, Depends(_found)]) -> Case:
+    if not case.has_map:
+        raise Refusal(404, "no_map")
+    return case
+
+
+FoundCase = Annotated[Case, Depends(_found)]
+CaseWithMap = Annotated[Case, Depends(_found_with_map)]
+
+
+@image_routes.get("/{case}/image.png", response_class=Response, responses=_PNG)
+async def image(
+    case: FoundCase,
+    room: RoomNow,
+    center: Center = None,
+    width: Width = None,
+    invert: bool = False,
+    max_side: MaxSide = MAX_SIDE_PX,
+) -> Response:
+    """The image in 8 bits of grey through a window, by default the file's own."""
+    window = Window(case.window_center if center is None else center, case.window_width if width is None else width)
+
+    def draw() -> bytes:
+        return render_image(_pixels(room, case), window, invert=invert, max_side=max_side)
+
+    async with room.rendering:
+        return Response(await asyncio.to_thread(draw), media_type="image/png")
+
+
+@image_routes.get("/{case}/pixels", response_class=Response, responses=_RAW)
+async def pixels(case: FoundCase, request: Request, room: RoomNow, max_side: MaxSide = MAX_SIDE_PX) -> Response:
+    """uint16, little endian, row by row; X-Image-Width and X-Image-Height tell the shape."""
+    if max_side >= max(case.height, case.width) and "gzip" in request.headers.get("accept-encoding", ""):
+        headers = {"Content-Encoding": "gzip", **_shape(case.height, case.width)}  # as they lie on the disk
+        return _Stored(room.store.path(case.id) / PIXELS, media_type=BINARY, headers=headers)
+    async with room.rendering:
+        values = await asyncio.to_thread(lambda: shrink(_pixels(room, case), max_side))
+        return Response(values.tobytes(), media_type=BINARY, headers=_shape(*values.shape))
+
+
+@image_routes.get("/{case}/map")
+def heat_map(case: CaseWithMap, room: RoomNow) -> schema.HeatMap:
+    """Where the evidence lies, as numbers, and whether that is a place for it."""
+    return view_map(read_map(room.store.path(case.id)), case.map_area, case.map_warnings)
+
+
+@image_routes.get("/{case}/map.png", response_class=Response, responses=_PNG)
+def heat_map_picture(case: CaseWithMap, room: RoomNow) -> Response:
+    """Where the evidence lies, in colour, to be laid over the image."""
+    values = read_map(room.store.path(case.id))
+    return Response(render_map(values, case.map_area, case.height, case.width), media_type="image/png")
+
+
+def _pixels(room: Room, case: Case) -> np.ndarray:
+    return read_pixels(room.store.path(case.id), case.height, case.width)
+
+
+def _shape(height: int, width: int) -> dict[str, str]:
+    return {"X-Image-Width": str(width), "X-Image-Height": str(height)}
+
+
+MAP_SIDE_PX = 512
+STRONGEST_ALPHA = 220
+COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float64)
+"""Five colours of matplotlib's `inferno`, whose lightness grows evenly, so that it is read rightly in grey and by the colour-blind."""
+
+
+def read_pixels(folder: Path, height: int, width: int) -> np.ndarray:
+    """uint16 [height, width] of a case.
+
+    Raises:
+        OSError: its files are damaged or gone.
+    """
+    with gzip.open(folder / PIXELS, "rb") as file:
+        data = file.read(2 * height * width + 1)
+    if len(data) != 2 * height * width:
+        raise OSError("the pixels of a case are damaged")
+    return np.frombuffer(data, "<u2").reshape(height, width)
+
+
+def render_image(pixels: np.ndarray, window: Window, *, invert: bool, max_side: int) -> bytes:
+    """PNG, 8 bits of grey, of uint16 `pixels` [H, W] through `window` (in parts of their full range), scaled down to `max_side`."""
+    values = np.arange(FULL_SCALE + 1) / FULL_SCALE
+    grey = np.clip((values - window.center) / window.width + 0.5, 0, 1)
+    table = np.rint(255 * (1 - grey if invert else grey)).astype(np.uint8)
+    image = PIL.Image.fromarray(table[pixels])
+    if max(image.size) > max_side:
+        image = image.resize(_within(image.size, max_side), PIL.Image.Resampling.BILINEAR)
+    return _png(image)
+
+
+def shrink(pixels: np.ndarray, max_side: int) -> np.ndarray:
+    """uint16 [h, w] of `pixels` [H, W], scaled down to `max_side` with the aspect ratio kept; as they are if they fit."""
+    height, width = pixels.shape
+    if max(height, width) <= max_side:
+        return pixels
+    image = PIL.Image.fromarray(pixels.astype(np.float32))
+    small = image.resize(_within((width, height), max_side), PIL.Image.Resampling.BILINEAR)
+    return np.rint(np.clip(np.asarray(small), 0, FULL_SCALE)).astype("<u2")
+
+
+def read_map(folder: Path) -> np.ndarray:
+    """float32 [h, w] in [0, 1] of a case.
+
+    Raises:
+        OSError: it has none.
+        ValueError: the file is damaged.
+    """
+    found: np.ndarray = np.load(folder / MAP, allow_pickle=False)
+    return found
+
+
+def render_map(values: np.ndarray, area: Sequence[float], height: int, width: int) -> bytes:
+    """PNG, RGBA, of the map `values` [h, w] in [0, 1], in the shape of an image of `height` and `width`, of which it covers `area`."""
+    columns, rows = _within((width, height), MAP_SIDE_PX)
+    left, top, across, down = area
+    size = (max(1, round(across * columns)), max(1, round(down * rows)))
+    wide = PIL.Image.fromarray(values.astype(np.float32)).resize(size, PIL.Image.Resampling.BICUBIC)
+    canvas = PIL.Image.new("F", (columns, rows))
+    canvas.paste(wide, (round(left * columns), round(top * rows)))
+    return _png(PIL.Image.fromarray(_coloured(np.clip(np.asarray(canvas), 0, 1))))
+
+
+def _coloured(values: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 4]: colour by value, opacity as well."""
+    stops = np.linspace(0, 1, len(COLOURS))
+    levels = np.linspace(0, 1, 256)
+    table = np.stack([np.interp(levels, stops, channel) for channel in COLOURS.T] + [levels * STRONGEST_ALPHA], axis=1)
+    coloured: np.ndarray = np.rint(table).astype(np.uint8)[np.rint(values * 255).astype(np.uint8)]
+    return coloured
+
+
+def _within(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    scale = min(1.0, max_side / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _png(image: PIL.Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()

@@ -1,0 +1,147 @@
+"""The room's folder: its settings (`room.yaml`) and where each file in it lies.
+
+ROOM/                    mode 0700, since all of it is about patients
+  room.yaml              the settings below
+  keys/pseudonym.key     of the patients' pseudonyms in exported labels, unless `site` names a site folder
+  state/room.db          users, tokens, cases, findings
+  state/audit.jsonl      who did what, chained (see `common.audit.log`)
+  store/ab/ab12.../      one folder a case: the file as it came, its pixels, the heat map
+  monitor/               for `pneumofed monitor`, unless `monitor` names another folder: numbers of each judged case
+  quarantine/            files that are still arriving or being judged
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pneumofed.common.config.experiment import Count, Section
+from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.processes import LOOPBACK
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$", max_length=253)]
+MIB, GIB = 2**20, 2**30
+
+
+class UploadLimits(Section):
+    """What is refused before it fills the disk."""
+
+    file_mb: Count = 128
+    """A digital radiograph of 18 million pixels has 36 MB without compression."""
+    files: Count = 100
+    """In one request."""
+    request_mb: Count = 1024
+    at_once: Count = 8
+    """Requests whose files arrive or are judged at the same time; others wait."""
+    waiting: Count = 200
+    """Requests that wait; more are told to come again."""
+    seconds: Count = 600
+    """For a request to arrive."""
+
+
+class RoomSettings(Section):
+    """`room.yaml`. Paths are relative to the room's folder."""
+
+    hospital: Annotated[str, Field(min_length=1, max_length=100)]
+    bundle: str
+    """The model bundle: a folder or an archive that `pneumofed export` wrote."""
+    trusted: list[str] | None = None
+    """Public keys of who may sign bundles; without any the signature is checked against the key in the bundle alone."""
+    site: str | None = None
+    """The hospital's site folder, whose pseudonyms the exported labels then have."""
+    require_release: list[str] | None = None
+    """Public keys of coordinators; the room then starts only with a bundle that one of them released."""
+    monitor: str | None = "monitor"
+    """Folder of the monitor of drift that each case is recorded in; null records none."""
+    host: Host = "127.0.0.1"
+    port: Port = 8443
+    names: list[Host] = Field(default_factory=list)
+    """Names and addresses that browsers call the room by, besides those of loopback."""
+    certificate: str | None = None
+    """TLS certificate (PEM, with its chain); without one the room is for this machine alone."""
+    key: str | None = None
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+    """Processes that decode and judge."""
+    worker_memory_mb: Annotated[int, Field(ge=256)] = 3072
+    """What decoding one image may take; the largest that is read (100 million pixels) needs about 2 GB."""
+    worker_seconds: Count = 60
+    """After so long a file counts as damaged."""
+    precision: Literal["float32", "int8"] = "float32"
+    upload: UploadLimits = UploadLimits()
+    retention_days: Count = 90
+    store_gb: Count = 100
+    idle_min: Count = 30
+    """A session ends after so long without a request."""
+
+    @model_validator(mode="after")
+    def _tls_outside_loopback(self) -> RoomSettings:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together")
+        if self.host not in LOOPBACK and self.certificate is None:
+            raise ValueError(f"host {self.host} is reached from other machines, so it needs certificate and key")
+        return self
+
+
+@dataclass(frozen=True)
+class RoomFolder:
+    """Paths in the room's folder."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> RoomFolder:
+        """The room at `path`.
+
+        Raises:
+            ConfigError: it is none.
+        """
+        if not (path / "room.yaml").is_file():
+            raise ConfigError(
+                f"{path} is no reading room: it holds no room.yaml; make one with `pneumofed reading-room init {path}`"
+            )
+        return cls(path.resolve())
+
+    @cached_property
+    def settings(self) -> RoomSettings:
+        return build_config(RoomSettings, read_yaml(self.settings_file), "room.yaml")
+
+    @property
+    def settings_file(self) -> Path:
+        return self.path / "room.yaml"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "state" / "room.db"
+
+    @property
+    def audit(self) -> Path:
+        return self.path / "state" / "audit.jsonl"
+
+    @property
+    def keys(self) -> Path:
+        return self.path / "keys"
+
+    @property
+    def store(self) -> Path:
+        return self.path / "store"
+
+    @property
+    def quarantine(self) -> Path:
+        return self.path / "quarantine"
+
+    def inside(self, name: str) -> Path:
+        """A path of the settings."""
+        return (self.path / name).resolve()
+
+    def make(self) -> None:
+        """Makes the folders, for this user alone."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        for folder in (self.keys, self.store, self.quarantine, self.database.parent):
+            folder.mkdir(mode=0o700, exist_ok=True)

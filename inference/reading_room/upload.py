@@ -1,0 +1,210 @@
+"""Files on their way in: streamed from a request into quarantine, piece by piece, within limits, under random names."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from pneumofed.inference.reading_room.errors import Refusal
+from pneumofed.inference.reading_room.schema import ErrorCode
+from pneumofed.inference.reading_room.settings import MIB, UploadLimits
+from pneumofed.inference.reading_room.worker import ORIGINAL, is_archive
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+
+FIELD = b"files"
+
+
+@dataclass
+class Arrived:
+    """One file in its folder. `error` is why it is refused already."""
+
+    folder: Path
+    sha256: str = ""
+    error: ErrorCode | None = None
+    size: int = 0
+    _digest: hashlib._Hash = field(default_factory=hashlib.sha256, repr=False)
+    _file: BinaryIO | None = field(default=None, repr=False)
+
+    def open(self) -> None:
+        descriptor = os.open(self.folder / ORIGINAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        self._file = os.fdopen(descriptor, "wb")
+
+    def write(self, data: bytes, most: int) -> None:
+        """Takes a piece; what goes beyond `most` bytes is thrown away with all before."""
+        self.size += len(data)
+        if self._file is None or self.error:
+            return
+        if self.size > most:
+            self.error = "file_too_large"
+            self._file.truncate(0)
+            return
+        self._digest.update(data)
+        self._file.write(data)
+
+    def close(self) -> None:
+        """Ends the file, and looks whether it is one at all."""
+        if self._file is None:
+            return
+        self._file.close()
+        self._file = None
+        self.sha256 = self._digest.hexdigest()
+        if self.error is None and self.size == 0:
+            self.error = "empty"
+        elif self.error is None and is_archive(self.folder / ORIGINAL):
+            self.error = "archive_file"
+
+
+class Gate:
+    """Lets `at_once` requests in at a time and `waiting` wait for it."""
+
+    def __init__(self, limits: UploadLimits) -> None:
+        self._free = asyncio.Semaphore(limits.at_once)
+        self._most = limits.waiting
+        self.waiting = 0
+
+    @asynccontextmanager
+    async def enter(self) -> AsyncIterator[None]:
+        """Waits for its turn.
+
+        Raises:
+            Refusal: too many wait already.
+        """
+        if self._free.locked() and self.waiting >= self._most:
+            raise Refusal(429, "busy", retry_sec=2)
+        self.waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self.waiting -= 1
+        try:
+            yield
+        finally:
+            self._free.release()
+
+
+Folders = Callable[[], AbstractContextManager[Path]]
+
+
+async def receive_one(stream: AsyncIterator[bytes], folder: Path, limits: UploadLimits) -> Arrived:
+    """The body of a request as one file.
+
+    Raises:
+        Refusal: it is too large, refused for another reason, or does not come to its end in time.
+    """
+    arrived = Arrived(folder)
+    arrived.open()
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for piece in stream:
+                arrived.write(piece, limits.file_mb * MIB)
+                if arrived.error:
+                    break
+    except TimeoutError:
+        raise Refusal(408, "too_slow") from None
+    finally:
+        arrived.close()
+    if arrived.error:
+        raise Refusal(413 if arrived.error == "file_too_large" else 422, arrived.error)
+    return arrived
+
+
+async def receive_form(
+    stream: AsyncIterator[bytes], content_type: str, stack: AsyncExitStack, folders: Folders, limits: UploadLimits
+) -> list[Arrived]:
+    """The files of a multipart form (RFC 7578), in order, each in a folder that lives as long as `stack`.
+
+    File names are thrown away: they may name a patient, or a place outside the room.
+
+    Raises:
+        Refusal: it is no such form, or it goes beyond a limit of requests.
+    """
+    kind, options = parse_options_header(content_type)
+    if kind != b"multipart/form-data" or not options.get(b"boundary"):
+        raise Refusal(422, "invalid_request")
+    form = _Form(stack, folders, limits)
+    received = 0
+    try:
+        parser = MultipartParser(options[b"boundary"], form.callbacks())
+        async with asyncio.timeout(limits.seconds):
+            async for piece in stream:
+                received += len(piece)
+                if received > limits.request_mb * MIB:
+                    raise Refusal(413, "request_too_large")
+                parser.write(piece)
+        parser.finalize()
+    except FormParserError:
+        raise Refusal(422, "invalid_request") from None
+    except TimeoutError:
+        raise Refusal(408, "too_slow") from None
+    finally:
+        form.close()
+    if not form.files or not form.complete:
+        raise Refusal(422, "invalid_request")
+    return form.files
+
+
+class _Form:
+    """Takes the parser's events."""
+
+    def __init__(self, stack: AsyncExitStack, folders: Folders, limits: UploadLimits) -> None:
+        self._stack, self._folders, self._limits = stack, folders, limits
+        self.files: list[Arrived] = []
+        self.complete = False
+        self._name, self._value = bytearray(), bytearray()
+        self._disposition = b""
+        self._current: Arrived | None = None
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._begin,
+            "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._header,
+            "on_headers_finished": self._open,
+            "on_part_data": self._data,
+            "on_part_end": self.close,
+            "on_end": self._finish,
+        }
+
+    def close(self) -> None:
+        if self._current is not None:
+            self._current.close()
+            self._current = None
+
+    def _begin(self) -> None:
+        self._disposition = b""
+
+    def _header(self) -> None:
+        if bytes(self._name).lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._name.clear()
+        self._value.clear()
+
+    def _open(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        if options.get(b"name") != FIELD:
+            raise Refusal(422, "invalid_request")
+        if len(self.files) >= self._limits.files:
+            raise Refusal(413, "too_many_files")
+        self._current = Arrived(self._stack.enter_context(self._folders()))
+        self._current.open()
+        self.files.append(self._current)
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._current is not None:
+            self._current.write(data[start:end], self._limits.file_mb * MIB)
+
+    def _finish(self) -> None:
+        self.complete = True

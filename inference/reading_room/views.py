@@ -1,0 +1,85 @@
+"""Rows and readings in the form of the interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+
+from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.inference.reading_room import schema
+from pneumofed.inference.reading_room.cases import Case, FindingRow, agrees
+
+T = TypeVar("T")
+
+_LINE = (
+    "id", "arrived", "study_date", "patient", "accession", "modality", "view", "sex", "age_years", "verdict", "reasons", "finding",
+    "finding_by",
+)  # fmt: skip
+
+
+def view_case_line(case: Case) -> schema.CaseLine:
+    """The case in the worklist."""
+    return schema.CaseLine.model_validate(_line(case))
+
+
+def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Case]) -> schema.CaseDetail:
+    """All of the case."""
+    window = {"center": case.window_center, "width": case.window_width}
+    return schema.CaseDetail.model_validate(
+        {
+            **_line(case),
+            **{name: getattr(case, name) for name in ("threshold", "model", "model_digest", "has_map", "map_warnings")},
+            "classes": _told(case.verdict, case.classes, {}),
+            "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
+            | {"window": window},
+            "findings": [view_finding(row, case) for row in findings],
+            "previous": [view_case_line(other) for other in previous],
+        }
+    )
+
+
+def view_finding(row: FindingRow, case: Case) -> schema.ReaderFinding:
+    """A finding on `case`."""
+    values = {name: getattr(row, name) for name in ("id", "by", "at", "label", "note")}
+    return schema.ReaderFinding.model_validate({**values, "agrees": agrees(case.verdict, row.label)})
+
+
+def view_judgement(judgement: Judgement) -> schema.JudgementOut:
+    """The model's answer for one image."""
+    found = judgement.prediction
+    return schema.JudgementOut(
+        verdict=judgement.verdict,
+        probability=found.probability if found else None,
+        low=found.low if found else None,
+        high=found.high if found else None,
+        threshold=min(judgement.threshold, 1.0),  # as `ModelInfo` has it: a bundle's may lie a rounding error above 1
+        classes=dict(found.classes) if found else {},
+        reasons=[reason.value for reason in judgement.reasons],
+    )
+
+
+def view_map(values: np.ndarray, area: Sequence[float], warnings: Sequence[str]) -> schema.HeatMap:
+    """The heat map `values` [h, w] over `area` (left, top, width, height in parts of the image), and what is wrong with where it lies."""
+    left, top, width, height = area
+    return schema.HeatMap.model_validate(
+        {
+            "rows": values.shape[0],
+            "columns": values.shape[1],
+            "values": values.ravel().tolist(),
+            "area": {"left": left, "top": top, "width": width, "height": height},
+            "warnings": list(warnings),
+        }
+    )
+
+
+def _line(case: Case) -> dict[str, Any]:
+    numbers = {name: _told(case.verdict, getattr(case, name), None) for name in ("probability", "low", "high")}
+    return {"status": "open" if case.finding is None else "read", **numbers, **{name: getattr(case, name) for name in _LINE}}
+
+
+def _told(verdict: str, value: T, nothing: T) -> T:
+    """`value`, or `nothing` of an image that cannot be judged: rows of earlier versions hold the network's number, which nobody should
+    see."""
+    return nothing if verdict == "cannot judge" else value

@@ -1,0 +1,368 @@
+"""What a worker does with a file: read, judged by the bundle's model, and made ready for the viewer.
+
+One file read and judged, in a worker process: what came of it, and what is written beside it for the viewer.
+
+quarantine/RANDOM/original         the file as it came; the only one that is there before
+quarantine/RANDOM/pixels.gz        uint16 little endian [H, W], gzip; 0 to 65535 spans the values that occur
+quarantine/RANDOM/map.npy          float32 [h, w] in [0, 1], where the model has a map
+quarantine/RANDOM/measures.npz     features float32 [D], pixel_statistics float32 [K], for `pneumofed monitor`
+
+Processes that read and judge uploaded files, each replaced when a file kills it or keeps it too long.
+
+A decoder is the part of the room that a hostile file can break. So it runs in a process of its own, whose memory is limited, and the
+worst that a file can do is to cost that process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import logging
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.images import read_image
+from pneumofed.common.imaging.types import Image, ImageInfo, Window
+from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.inference.explain.focus import quick_focus
+
+if TYPE_CHECKING:
+    from pneumofed.common.model_bundle.predictor import Predictor, Radiograph
+
+
+@dataclass(frozen=True)
+class FileJudge:
+    """Reads and judges files with one model."""
+
+    predictor: Predictor
+
+    def __call__(self, job: ImageJob) -> JobOutcome:
+        """What came of the job."""
+        try:
+            read = self.predictor.read(job.folder / ORIGINAL)
+        except ImageError as error:
+            return error
+        (judgement,) = self.predictor.judge([read.image], [job.folder.name])
+        viewing = self._viewing(read.image, judgement, job.explain)
+        window = write_viewing(job.folder, read.image, judgement, viewing) if job.keep else Window(0.5, 1.0)
+        return JudgedFile(header_of(read), read.image.info, window, judgement, viewing)
+
+    def _viewing(self, image: Image, judgement: Judgement, explain: bool) -> Viewing:
+        height, width = image.pixels.shape
+        fit = self.predictor.manifest.preprocessing.fit
+        found = judgement.prediction.activation_map if judgement.prediction else None
+        warnings = quick_focus(image.pixels, found, fit).warnings if explain and found is not None else ()
+        shown = None if found is None else evidence(found)
+        return Viewing(shown, map_area(height, width, fit), tuple(warning.name.lower() for warning in warnings))
+
+
+def load_file_judge(bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"]) -> FileJudge:
+    """A reader with the bundle's model, on one thread: the room has a process for each core.
+
+    Raises:
+        BundleError: the bundle was changed.
+        ConfigError: a key cannot be read.
+    """
+    from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.model_bundle.predictor import Predictor
+    from pneumofed.common.wire.keys import read_public_key
+
+    keys = None if trusted is None else [read_public_key(path) for path in trusted]
+    return FileJudge(Predictor(load_bundle(bundle, keys), precision, threads=1))
+
+
+def evidence(activation_map: np.ndarray) -> np.ndarray:
+    """float32 [h, w] in [0, 1]: the evidence for pneumonia in parts of the strongest evidence of the image, for or against.
+
+    So the map of an image in which nothing speaks for pneumonia stays dark, instead of showing its least doubt in the brightest colour.
+    """
+    strongest = float(np.abs(activation_map).max())
+    if not strongest > 0:
+        return np.zeros_like(activation_map, dtype=np.float32)
+    return np.clip(activation_map / strongest, 0, 1).astype(np.float32)
+
+
+ORIGINAL, PIXELS, MAP, MEASURES = "original", "pixels.gz", "map.npy", "measures.npz"
+FULL_SCALE = 65_535
+ARCHIVES = (
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"\x1f\x8b",
+    b"7z\xbc\xaf\x27\x1c",
+    b"Rar!\x1a\x07",
+    b"\xfd7zXZ\x00",
+    b"BZh",
+    b"(\xb5/\xfd",
+)
+"""First bytes of zip, gzip, 7-Zip, RAR, xz, bzip2 and Zstandard. They are not unpacked: see docs/reading-room.md."""
+_WIDE = Window(center=0.0, width=2.0**17)
+"""Holds every value of 16 bits, signed or not, at steps that float32 tells apart (its mantissa has 24 bits)."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Whose image it is. Empty or None where the file does not say."""
+
+    patient: str = ""
+    accession: str = ""
+    study_date: date | None = None
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """What a model and an image give to look at: `map` float32 [h, w] in [0, 1] or None, spread over `area` of the image (left, top,
+    width, height in parts of it); `warnings` of `inference.explain.focus.Misplaced`, by name, if they were asked for."""
+
+    map: np.ndarray | None
+    area: tuple[float, float, float, float]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JudgedFile:
+    """All that is known of one file."""
+
+    header: Header
+    info: ImageInfo
+    window: Window
+    """The one to show `pixels.gz` with first, in parts of its full range."""
+    judgement: Judgement
+    viewing: Viewing
+
+
+def header_of(read: Radiograph) -> Header:
+    """Whose image it is, as the worklist shows it."""
+    found = read.header
+    return Header(found.patient, found.accession, found.study_date) if found else Header()
+
+
+def is_archive(path: Path) -> bool:
+    """Whether the file is an archive of files by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(262)
+    return start.startswith(ARCHIVES) or start[257:262] == b"ustar"
+
+
+def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Viewing) -> Window:
+    """Writes what the viewer needs into `folder` and returns the window to begin with.
+
+    Args:
+        folder: of the file.
+        image: in the file.
+        judgement: of the image; its features and pixel statistics are kept.
+        viewing: its map is kept, if it has one.
+    """
+    pixels, window = whole_range(folder / ORIGINAL, image)
+    with gzip.GzipFile(folder / PIXELS, "wb", compresslevel=1, mtime=0) as file:
+        file.write(pixels.astype("<u2", copy=False).tobytes())
+    if viewing.map is not None:
+        np.save(folder / MAP, viewing.map.astype(np.float32))
+    np.savez(folder / MEASURES, features=judgement.features, pixel_statistics=judgement.pixel_statistics)
+    for name in (ORIGINAL, PIXELS, MAP, MEASURES):
+        if (folder / name).exists():
+            (folder / name).chmod(0o600)
+    return window
+
+
+def whole_range(path: Path, image: Image) -> tuple[np.ndarray, Window]:
+    """(uint16 [H, W] that spans all values of the file, the window of the file in parts of that range).
+
+    A DICOM window cuts off what is darker and brighter, which a reader may want to see: such a file is decoded again without it.
+    Where the file has a lookup table or no window, its display values are all there is, and the window is the whole range.
+    """
+    window = image.info.window
+    if window is not None and abs(window.center) + window.width < _WIDE.width / 2:
+        try:
+            return _stretched(read_image(path, window=_WIDE).pixels, window, image.info.inverted)
+        except ImageError as error:  # one grey in the wide window: values beyond it
+            if error.reason != SkipReason.CONSTANT:
+                raise
+    return np.rint(image.pixels * FULL_SCALE).astype(np.uint16), Window(0.5, 1.0)
+
+
+def map_area(height: int, width: int, fit: Literal["pad", "crop"]) -> tuple[float, float, float, float]:
+    """What the model's square covers of the image: see `common.imaging.images.fit_square`."""
+    side = max(height, width) if fit == "pad" else min(height, width)
+    return ((width - side) / 2 / width, (height - side) / 2 / height, side / width, side / height)
+
+
+def _stretched(wide: np.ndarray, window: Window, inverted: bool) -> tuple[np.ndarray, Window]:
+    """`wide` [H, W], the display values through `_WIDE`, over the whole range, and `window` (in the file's units) in parts of it.
+
+    Padding is 0 in `wide` and stays 0; values are near 0.5 there.
+    """
+    tissue = wide[wide > 0]
+    least, greatest = float(tissue.min()), float(tissue.max())
+    if not greatest > least:
+        raise ImageError(SkipReason.CONSTANT)
+    pixels = np.rint(np.clip((wide - least) / (greatest - least), 0, 1) * FULL_SCALE).astype(np.uint16)
+    # LINEAR of PS3.3, C.11.2.1.2.1: g = (value - (center - 0.5)) / (width - 1) + 0.5.
+    center = (window.center - 0.5 - (_WIDE.center - 0.5)) / (_WIDE.width - 1) + 0.5
+    if inverted:
+        center = 1 - center
+    span = greatest - least
+    return pixels, Window((center - least) / span, max(window.width, 1.0) / (_WIDE.width - 1) / span)
+
+
+logger = logging.getLogger(__name__)
+
+START_SEC = 180.0
+"""For a new process to import its libraries and load the model."""
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class ImageJob:
+    """The file `original` in `folder`; with `keep`, what the viewer needs is written beside it, with `explain` it is found out where
+    the map lies, which takes longer than the judgement."""
+
+    folder: Path
+    keep: bool = False
+    explain: bool = False
+
+
+JobOutcome = JudgedFile | ImageError
+Read = Callable[[ImageJob], JobOutcome]
+
+
+class Worker:
+    """One process. A call gives it a job and waits; not for two threads at once.
+
+    Args:
+        load: makes the reading function in the process; has to be picklable.
+        memory_mb: what a job may take beyond what the loaded process has.
+        limit_sec: of a job.
+    """
+
+    def __init__(self, load: Callable[[], Read], memory_mb: int, limit_sec: float) -> None:
+        self._load, self._memory_mb, self._limit_sec = load, memory_mb, limit_sec
+        self._process: BaseProcess | None = None
+        self._connection: Connection | None = None
+
+    def start(self) -> bool:
+        """Starts the process if none lives, and waits until it can judge. False if it cannot."""
+        if self._process is not None and self._process.is_alive():
+            return True
+        self.close()
+        context = get_context("spawn")  # a fork of a server with threads may hold their locks for ever
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self._load, self._memory_mb), daemon=True)
+        self._process.start()
+        theirs.close()
+        try:
+            ready = self._connection.poll(START_SEC) and self._connection.recv() is True
+        except (EOFError, OSError):
+            ready = False
+        if not ready:
+            self.close()
+        return ready
+
+    def __call__(self, job: ImageJob) -> JobOutcome:
+        """What came of the job; CORRUPT if it killed the process or took too long."""
+        if not self.start() or self._connection is None:
+            return ImageError(SkipReason.UNREADABLE, "no worker could be started")
+        try:
+            self._connection.send(job)
+            if self._connection.poll(self._limit_sec):
+                outcome: JobOutcome = self._connection.recv()
+                return outcome
+            detail = "took too long"
+        except (EOFError, OSError):
+            detail = "ended its process"
+        logger.warning("a file %s; the worker is replaced", detail)
+        self.close()
+        return ImageError(SkipReason.CORRUPT, detail)
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+
+
+class Workers:
+    """Deals jobs to free workers. `waiting` is how many jobs have none yet."""
+
+    def __init__(self, workers: Sequence[Read]) -> None:
+        self._workers = workers
+        self._free: asyncio.Queue[Read] = asyncio.Queue()
+        for worker in workers:
+            self._free.put_nowait(worker)
+        self.waiting = 0
+        self.ready = not any(isinstance(worker, Worker) for worker in workers)
+
+    async def start(self) -> None:
+        """Starts the processes; `ready` tells whether all can judge."""
+        processes = [worker for worker in self._workers if isinstance(worker, Worker)]
+        self.ready = all(await asyncio.gather(*(asyncio.to_thread(worker.start) for worker in processes)))
+
+    async def run(self, job: ImageJob) -> JudgedFile:
+        """What came of the job.
+
+        Raises:
+            ImageError: the file cannot be used.
+        """
+        self.waiting += 1
+        try:
+            worker = await self._free.get()
+        finally:
+            self.waiting -= 1
+        # Shielded: a caller who goes away must not set a worker free that still reads.
+        return await asyncio.shield(asyncio.ensure_future(self._run(worker, job)))
+
+    async def _run(self, worker: Read, job: ImageJob) -> JudgedFile:
+        try:
+            outcome = await asyncio.to_thread(worker, job)
+        finally:
+            self._free.put_nowait(worker)
+        if isinstance(outcome, ImageError):
+            raise outcome
+        return outcome
+
+    def close(self) -> None:
+        for worker in self._workers:
+            if isinstance(worker, Worker):
+                worker.close()
+
+
+def _serve(connection: Connection, load: Callable[[], Read], memory_mb: int) -> None:
+    """Answers jobs until the other side closes."""
+    read = load()
+    _limit_memory(memory_mb)
+    connection.send(True)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        connection.send(_outcome(read, job))
+
+
+def _outcome(read: Read, job: ImageJob) -> JobOutcome:
+    try:
+        return read(job)
+    except MemoryError:
+        return ImageError(SkipReason.TOO_LARGE)
+    except Exception as error:  # its text may quote what is in the file
+        logger.error("a file could not be judged: %s", type(error).__name__)
+        return ImageError(SkipReason.UNREADABLE, type(error).__name__)
+
+
+def _limit_memory(more_mb: int) -> None:
+    """Lets this process have `more_mb` beyond the address space that it has now (proc(5), statm: its first number, in pages)."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    limit = pages * resource.getpagesize() + more_mb * MIB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

@@ -1,0 +1,301 @@
+"""The command `pneumofed`. Nothing heavy is imported before a command needs it: `--help` answers at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from pneumofed.cli.attack import attack
+from pneumofed.cli.audit import app as audit_app
+from pneumofed.cli.feedback import feedback
+from pneumofed.cli.release import release
+from pneumofed.client.cli.data import app as data_app
+from pneumofed.client.cli.privacy import app as privacy_app
+from pneumofed.client.cli.site import app as site_app
+from pneumofed.common.config.experiment import ModelName, StrategyName
+from pneumofed.common.errors import ConfigError, PneumofedError
+from pneumofed.inference.cli.monitor import app as monitor_app
+from pneumofed.inference.cli.predict import explain_command_command, predict_command_command
+from pneumofed.inference.cli.reading_room import app as room_app
+from pneumofed.server.cli.coordinator import app as server_app
+from pneumofed.server.cli.study import export_command, provision_command
+from pneumofed.simulation.plan import EngineName, PartitionKind, PhantomFormat, PretrainSource
+
+if TYPE_CHECKING:
+    from pneumofed.server.runs.summary_records import RunSummary
+    from pneumofed.simulation.plan import SimulationRequest
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+app.command("provision", rich_help_panel="Federation")(provision_command)
+app.add_typer(server_app, name="server", rich_help_panel="Federation")
+data_app.command("feedback")(feedback)
+app.add_typer(site_app, name="site", rich_help_panel="Federation")
+privacy_app.command("attack")(attack)
+app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
+app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
+app.command("export", rich_help_panel="Study")(export_command)
+app.command("release", rich_help_panel="Study")(release)
+app.command("predict", rich_help_panel="Reading room")(predict_command_command)
+app.command("explain", rich_help_panel="Reading room")(explain_command_command)
+app.add_typer(room_app, name="reading-room", rich_help_panel="Reading room")
+app.add_typer(monitor_app, name="monitor", rich_help_panel="Reading room")
+
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
+
+
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Folder in the Kaggle layout (train/, test/). Without it, phantoms are drawn.")
+]
+External = Annotated[Path | None, typer.Option(help="Held-out external set: a folder with labels.csv, or a CSV file.")]
+Hospitals = Annotated[int | None, typer.Option(min=1, help="Number of virtual hospitals.  [default: 5]")]
+Partition = Annotated[PartitionKind | None, typer.Option(help="How patients are dealt to hospitals.  [default: dirichlet]")]
+Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet draws; small is uneven.  [default: 0.5]")]
+Phantoms = Annotated[int | None, typer.Option(min=3, help="Phantom patients that are drawn without --data.  [default: 240]")]
+Strategy = Annotated[StrategyName | None, typer.Option(help="Federated strategy.  [default: fedavg]")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds.  [default: 12]")]
+ImageSize = Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the model's input in pixels.  [default: 128]")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.  [default: 0]")]
+Baselines = Annotated[bool, typer.Option("--baselines", help="Also train on pooled images and in each hospital alone.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out after its last completed round.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<date>-<time>]")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="YAML file that holds what differs from the defaults, e.g. configs/fedprox.yaml.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Any key of the experiment: --set training.learning_rate=1e-3. May stand more than once."),
+]
+Init = Annotated[Path | None, typer.Option("--init", help="Model bundle (folder or archive) that the run goes on from.")]
+Trusted = Annotated[
+    list[Path] | None, typer.Option("--trusted", help="Public key of a coordinator whose bundles are taken.  [default: any]")
+]
+Engine = Annotated[
+    EngineName, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")
+]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each hospital's training.  [default: 1]")]
+Gpus = Annotated[float, typer.Option(min=0.0, help="Share of a GPU for each hospital, e.g. 0.25.")]
+RayAddress = Annotated[str | None, typer.Option(help="Run on the Ray cluster at this address instead of this machine alone.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        console.print(f"pneumofed {version('pneumofed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    """Federated learning across hospitals for pneumonia on chest X-rays."""
+
+
+@app.command("simulate", rich_help_panel="Research")
+def simulate_command(
+    data: Data = None,
+    external: External = None,
+    hospitals: Hospitals = None,
+    partition: Partition = None,
+    alpha: Alpha = None,
+    phantoms: Phantoms = None,
+    strategy: Strategy = None,
+    rounds: Rounds = None,
+    image_size: ImageSize = None,
+    seed: Seed = None,
+    baselines: Baselines = False,
+    resume: Resume = False,
+    init: Init = None,
+    trusted: Trusted = None,
+    out: Out = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+    engine: Engine = "flower",
+    threads: Threads = None,
+    gpus: Gpus = 0.0,
+    ray_address: RayAddress = None,
+) -> None:
+    """Train one model over N virtual hospitals on this machine, judge it on held-out data, and write a report."""
+    from pneumofed.common.config.reader import parse_overrides
+    from pneumofed.simulation.plan import SimulationRequest
+
+    _simulate(
+        SimulationRequest(
+            data=data,
+            external=external,
+            hospitals=hospitals,
+            partition=partition,
+            alpha=alpha,
+            phantoms=phantoms,
+            strategy=strategy,
+            rounds=rounds,
+            image_size=image_size,
+            seed=seed,
+            baselines=baselines,
+            resume=resume,
+            init=init,
+            trusted=trusted or [],
+            out=out,
+            config=config,
+            settings=parse_overrides(set_ or []),
+            engine=engine,
+            threads=threads,
+            gpus=gpus,
+            ray_address=ray_address,
+        )
+    )
+
+
+@app.command("demo", rich_help_panel="Research")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Run folder; an earlier demo there is replaced.")] = Path("runs/demo"),
+) -> None:
+    """The whole way on drawn images in minutes: phantoms, three hospitals, a few rounds, baselines, report."""
+    import shutil
+
+    from pneumofed.common.config.reader import read_yaml
+    from pneumofed.simulation.plan import demo_request
+
+    if (out / "simulation.yaml").exists() and read_yaml(out / "simulation.yaml").get("data") is None:
+        shutil.rmtree(out)
+    _simulate(demo_request(out))
+
+
+@app.command("phantom", rich_help_panel="Research")
+def phantom_command(
+    folder: Annotated[Path, typer.Argument(help="Folder to draw into.")],
+    patients: Annotated[int, typer.Option(min=3, help="Patients of the training set.")] = 240,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")] = 0,
+    size: Annotated[int, typer.Option(min=64, max=1024, help="Longer side in pixels.")] = 144,
+    format_: Annotated[
+        PhantomFormat, typer.Option("--format", help="jpeg: the Kaggle layout. dicom: a hospital's archive with a label table.")
+    ] = "jpeg",
+) -> None:
+    """Draw a set of phantom radiographs, with a test set and an external set."""
+    from pneumofed.simulation.phantoms.phantom import write_phantoms
+
+    manifest = write_phantoms(folder, patients, seed, size, format_)
+    console.print(f"{len(manifest.records)} training images of {patients} phantom patients in {folder}")
+
+
+@app.command("pretrain", rich_help_panel="Research")
+def pretrain_command(
+    out: Annotated[Path, typer.Option(help="File for the weights; a run takes it as model.weights.")],
+    source: Annotated[PretrainSource, typer.Option(help="What is drawn.")] = "phantoms",
+    model: Annotated[ModelName | None, typer.Option(help="Network.  [default: resnet18]")] = None,
+    images: Annotated[int, typer.Option(min=3, help="Pictures that are drawn.")] = 10_000,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 10,
+    image_size: ImageSize = None,
+    seed: Seed = None,
+    config: ConfigFile = None,
+    set_: Set = None,
+) -> None:
+    """Train first weights on drawn pictures: no download, no patient, no cost in privacy."""
+    from pneumofed.common.config.reader import load_experiment, merge, parse_overrides
+
+    shortcuts = _given(
+        seed=seed,
+        model={"name": model} if model else None,
+        image={"size_px": image_size} if image_size else None,
+        rounds=epochs,
+    )
+    experiment = load_experiment(config, merge(shortcuts, parse_overrides(set_ or [])))
+    from pneumofed.simulation.pretrain import pretrain_network as train
+
+    provenance = train(source, experiment, images, out, lambda text: console.print(text, markup=False))
+    console.print(f"weights: {out}, from {images} pictures of {source}, accuracy {provenance['last_epoch_accuracy']:.3f}")
+
+
+@app.command("report", rich_help_panel="Study")
+def report_command(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> None:
+    """Write the report of a run anew, whatever state the run is in."""
+    from pneumofed.server.report.report import write_report
+
+    if not (run / "config.yaml").exists():
+        raise ConfigError(f"{run} is no run folder: it holds no config.yaml")
+    console.print(f"report: {write_report(run)}")
+
+
+@app.command("config", rich_help_panel="Study")
+def config_command(
+    file: Annotated[Path | None, typer.Argument(help="YAML file; the defaults alone without one.")] = None,
+    set_: Set = None,
+) -> None:
+    """Check a configuration and show it in full, as YAML."""
+    import yaml
+
+    from pneumofed.common.config.reader import load_experiment, parse_overrides
+
+    experiment = load_experiment(file, parse_overrides(set_ or []))
+    console.print(yaml.safe_dump(experiment.model_dump(), sort_keys=False), end="", markup=False)
+
+
+def main() -> None:
+    """Runs the command line. Our errors are one sentence on standard error; others keep their trace, since they are bugs.
+
+    SIGTERM is taken as Ctrl-C, so that a run stopped by a service manager also ends its own processes and says `stopped`.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except ConfigError as error:
+        errors.print(f"pneumofed: {error}", style="red", markup=False)
+        sys.exit(USAGE_ERROR)
+    except PneumofedError as error:
+        errors.print(f"pneumofed: {error}", style="red", markup=False)
+        sys.exit(FAILURE)
+    except KeyboardInterrupt:
+        errors.print("pneumofed: stopped", style="yellow")
+        sys.exit(INTERRUPTED)
+
+
+def _simulate(request: SimulationRequest) -> None:
+    from pneumofed.simulation.plan import plan_simulation
+
+    plan = plan_simulation(request)
+    from pneumofed.simulation.runner import run_simulation
+
+    console.print(f"run folder: {plan.run_dir}")
+    try:
+        summary = run_simulation(plan, lambda text: console.print(text, markup=False))
+    except KeyboardInterrupt:  # Typer would end the command without a word
+        errors.print("pneumofed: stopped; --resume goes on after the last completed round", style="yellow")
+        raise typer.Exit(INTERRUPTED) from None
+    _show(summary, plan.run_dir)
+
+
+def _show(summary: RunSummary, run_dir: Path) -> None:
+    """The result in a few lines."""
+    for name, results in summary.results.items():
+        auroc, accuracy = results["auroc"], results["accuracy"]
+        console.print(
+            f"{name}: AUROC {_number(auroc.value)} ({_number(auroc.low)} to {_number(auroc.high)}), "
+            f"accuracy {_number(accuracy.value)} at the threshold {_number(summary.threshold.value if summary.threshold else None)}"
+        )
+    if summary.phantom:
+        console.print("these are drawn images: the numbers say nothing about patients")
+    console.print(f"{summary.status} after {summary.rounds_completed} rounds and {summary.seconds or 0.0:.0f} s")
+    report = run_dir / "report.html"
+    console.print(f"report: {report if report.exists() else 'could not be written'}")
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+if __name__ == "__main__":
+    main()

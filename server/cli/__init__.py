@@ -1,0 +1,1 @@
+"""The coordinator's commands: `pneumofed server`, `provision`, `export`."""

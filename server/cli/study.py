@@ -1,0 +1,96 @@
+"""`pneumofed export`. Nothing heavy is imported before the command runs.
+
+`pneumofed provision`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from pneumofed.common.model_bundle.manifest import BundleManifest
+
+
+console = Console(highlight=False, soft_wrap=True)
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+CalibrationName = Literal["none", "temperature", "temperature_and_bias"]
+
+
+def export_command(
+    run: Annotated[Path, typer.Argument(help="Run folder of a run that succeeded.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the bundle; the archive lies beside it.  [default: RUN/bundle]")
+    ] = None,
+    key: Annotated[
+        Path | None,
+        typer.Option(
+            help="Private key that signs (P-384, OpenSSH).  [default: keys/release/node of the coordinator, made if missing]"
+        ),
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of radiographs or manifest, in the place of the run's test set as the reference; may repeat."),
+    ] = None,
+    calibration: Annotated[CalibrationName, typer.Option(help="Fitted on the hospitals' validation statistics.")] = "temperature",
+    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+) -> None:
+    """Make the model bundle of a run: weights, ONNX, int8, calibration, card and reference, signed, as a folder and an archive."""
+    from pneumofed.common.wire.keys import key_fingerprint, read_private_key
+    from pneumofed.server.export.export import ExportPlan, export_run, release_key
+    from pneumofed.server.export.source import read_finished_run
+
+    read_finished_run(run)  # before a key is made in its folder
+    key_file = key or release_key(run, lambda text: notes.print(text, markup=False))
+    signing = read_private_key(key_file)
+    plan = ExportPlan(run, out or run / "bundle", signing, tuple(reference or ()), calibration)
+    manifest = export_run(plan, lambda text: None if json_ else console.print(text, markup=False))
+    told = {
+        "bundle": str(plan.out),
+        "archive": str(plan.archive),
+        "signed_by": key_fingerprint(signing.public_key()),
+        "public_key": str(key_file.with_name(f"{key_file.name}.pub")),
+        "temperature": manifest.calibration.temperature,
+        "intercept": manifest.calibration.intercept,
+        "threshold": manifest.threshold.value,
+        "int8": bool(manifest.card.quantization),
+    }
+    if json_:
+        typer.echo(json.dumps(told, indent=2))
+    else:
+        _tell(told, manifest)
+
+
+def _tell(told: dict[str, Any], manifest: BundleManifest) -> None:
+    fit = manifest.calibration
+    if fit.method == "none":
+        console.print(f"probabilities are not calibrated: {fit.fitted_on}", style="yellow", markup=False)
+    else:
+        console.print(f"temperature {fit.temperature:.3f}, bias {fit.intercept:+.3f}, fitted on {fit.fitted_on}", markup=False)
+    if manifest.card.phantom:
+        console.print("trained on drawn images: the bundle says nothing about patients", style="yellow")
+    console.print(f"bundle: {told['bundle']} and {told['archive']}", markup=False)
+    console.print(f"signed by {told['signed_by']}; read this to the hospitals on the telephone", markup=False)
+
+
+def provision_command(
+    federation: Annotated[Path, typer.Argument(help="YAML file of the federation, e.g. configs/federation.example.yaml.")],
+    out: Annotated[Path, typer.Option(help="Folder of the kits and of the federation's certificate authority.")] = Path("kits"),
+) -> None:
+    """Write a start-up kit for the coordinator, each hospital and each auditor. Run it again to add, renew or revoke."""
+    from pneumofed.server.provisioning.provision import provision as write_kits
+    from pneumofed.server.provisioning.schema import read_federation
+
+    reports = write_kits(read_federation(federation), out)
+    for report in reports:
+        console.print(f"{report.name}: {report.outcome}{f'  {report.note}' if report.note else ''}", markup=False)
+    console.print(f"kits: {out}; hand each over on a way that nobody else reads, and keep {out / 'ca'} offline", markup=False)
+    if any(report.outcome == "revoked" for report in reports):
+        console.print(
+            "revoked keys are refused as soon as the coordinator has its new kit and `pneumofed server start` ran again"
+        )

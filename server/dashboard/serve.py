@@ -1,0 +1,135 @@
+"""The page's process: `python -m pneumofed.server.dashboard.serve COORDINATOR`, started and stopped by `pneumofed server`.
+
+Keeps the registry true, the reports of ended runs written and the page's view of sites fresh while the page runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+import httpx
+
+from pneumofed.common.errors import FlowerError, PneumofedError
+from pneumofed.common.ops.processes import Daemon, check_port_free
+from pneumofed.server.dashboard.app import Dashboard
+from pneumofed.server.operations.overview import observe_federation
+from pneumofed.server.operations.settings import CoordinatorFolder
+
+START_SEC = 60.0
+
+
+def start_page(folder: CoordinatorFolder) -> str:
+    """Starts the page unless it runs, and returns its address on this machine once it answers.
+
+    Raises:
+        ConfigError: the port is taken.
+        FlowerError: it does not come up; the text ends with its last words.
+    """
+    daemon, port = page_daemon(folder), folder.settings().loopback.page
+    if daemon.pid() is None:
+        check_port_free("127.0.0.1", port, "the live page")
+        command = [sys.executable, "-m", "pneumofed.server.dashboard.serve", str(folder.path)]
+        daemon.start(command, os.environ, folder.state)
+    deadline = time.monotonic() + START_SEC
+    while time.monotonic() < deadline and daemon.pid() is not None:
+        if page_answers(folder):
+            return page_address(folder)
+        time.sleep(0.2)
+    raise FlowerError(f"the live page did not come up; {daemon.log} ends with: {daemon.last_words()}")
+
+
+def page_daemon(folder: CoordinatorFolder) -> Daemon:
+    return Daemon("page", folder.state)
+
+
+def page_address(folder: CoordinatorFolder) -> str:
+    return f"http://127.0.0.1:{folder.settings().loopback.page}/"
+
+
+def page_answers(folder: CoordinatorFolder) -> bool:
+    try:
+        return httpx.get(f"{page_address(folder)}health", timeout=2.0, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def serve_dashboard(path: Path) -> None:
+    """Serves until it is told to stop. It listens on loopback alone; the door shows it outside where the settings say so."""
+    import uvicorn
+
+    from pneumofed.server.dashboard.access import Access, read_visitors
+    from pneumofed.server.dashboard.app import Dashboard, create_dashboard
+    from pneumofed.server.operations import processes
+    from pneumofed.server.runs.registry import open_registry
+    from pneumofed.server.runs.runs import Runs
+
+    folder = CoordinatorFolder(path.resolve())
+    settings = folder.settings()
+    page = Dashboard(Runs(folder, open_registry(folder), processes), Access(lambda: read_visitors(folder)))
+    app = create_dashboard(page, ["127.0.0.1", "localhost", *settings.hosts])
+    with RunWatcher(page):
+        uvicorn.run(
+            app, host="127.0.0.1", port=settings.loopback.page, log_level="warning", access_log=False, server_header=False,
+            proxy_headers=True, forwarded_allow_ips="127.0.0.1",
+        )  # fmt: skip
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        serve_dashboard(Path(sys.argv[1]))
+    except PneumofedError as error:
+        sys.exit(f"pneumofed: {error}")
+
+
+logger = logging.getLogger(__name__)
+
+EVERY_SEC = 3.0
+
+
+class RunWatcher:
+    """A thread that reconciles the runs, writes their reports and looks at processes and sites, again and again, whatever goes wrong."""
+
+    def __init__(self, page: Dashboard, every_sec: float = EVERY_SEC) -> None:
+        self._page, self._every_sec = page, every_sec
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._told = ""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join(timeout=30.0)
+
+    def turn(self) -> None:
+        """One look at everything. A trouble is logged, once while it stays the same, and the next turn tries again."""
+        try:
+            try:
+                self._page.overview = observe_federation(self._page.runs.folder, self._page.registry)
+            finally:  # a bad key in `sites/` must leave no run open, nor without its report
+                self._page.runs.reconcile()
+                self._page.runs.write_reports()
+            self._told = ""
+        except Exception as error:  # a thread that died would leave the page with old news for ever
+            if str(error) != self._told:
+                logger.exception("the sites and runs could not be looked at")
+            self._told = str(error)
+
+    def _watch(self) -> None:
+        while not self._end.is_set():
+            self.turn()
+            self._end.wait(self._every_sec)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A run: rounds, messages, enrolment, update checks, strategies, central evaluation."""

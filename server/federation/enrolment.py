@@ -1,0 +1,145 @@
+"""The roll call: which node is which site, asked before the first round and again of each newcomer.
+
+Who is there: the map between Flower's nodes and the sites that answered the roll call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.errors import MessageError, RoundError
+from pneumofed.common.wire.messages import Failure, Instruction, Presence, pack_instruction, unpack_presence
+from pneumofed.server.federation.messaging import Messenger
+from pneumofed.server.runs.events import Kind, RunLog
+
+
+@dataclass
+class SiteDirectory:
+    """Sites by name. Everything that depends on an order uses `names`, since node ids differ from run to run.
+
+    Attributes:
+        expected_layout: digest of the model's layout at the coordinator; a site with another one cannot take part.
+        absent: node -> why it is not a site of this run.
+    """
+
+    expected_layout: str
+    nodes: dict[str, int] = field(default_factory=dict)
+    presences: dict[str, Presence] = field(default_factory=dict)
+    absent: dict[int, Failure] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(self.nodes)
+
+    def unknown(self, node_ids: list[int]) -> list[int]:
+        """The nodes that were not asked yet."""
+        known = set(self.nodes.values()) | set(self.absent)
+        return [node for node in node_ids if node not in known]
+
+    def keep_connected(self, node_ids: list[int]) -> list[str]:
+        """Names of the sites that are connected now, sorted."""
+        connected = set(node_ids)
+        return [name for name in self.names if self.nodes[name] in connected]
+
+    def forget_absent(self, errors: Collection[str]) -> None:
+        """Lets those who are absent for one of these reasons be asked again."""
+        self.absent = {node: failure for node, failure in self.absent.items() if failure.error not in errors}
+
+    def admit(self, node: int, presence: Presence, connected: Collection[int]) -> None:
+        """Takes a site in, or notes why not: another model layout, or a name that a connected node already has. A site that comes
+        back as another node takes its own place again."""
+        if presence.layout != self.expected_layout:
+            self.absent[node] = Failure(presence.site, "MessageError", "the site builds another model; install the same version")
+        elif self.nodes.get(presence.site) in connected:
+            self.absent[node] = Failure(presence.site, "MessageError", "another node already answers under this site's name")
+        else:
+            self.nodes[presence.site] = node
+            self.presences[presence.site] = presence
+
+    def refuse(self, node: int, failure: Failure) -> None:
+        self.absent[node] = failure
+
+    def absences(self) -> Mapping[str, str]:
+        """Reason by name (or node) of everyone who is not a site of this run."""
+        return {failure.site or f"node {node}": str(failure) for node, failure in sorted(self.absent.items())}
+
+
+ASK_AGAIN = ("Timeout", "Unreachable")
+"""A node that was absent for such a reason is asked again before each round; the others gave an answer that will not change."""
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """Keeps `roster` true to the nodes of `grid`."""
+
+    grid: Grid
+    experiment: ExperimentConfig
+    chronicle: RunLog
+    post: Messenger
+    roster: SiteDirectory
+
+    def assemble(self) -> None:
+        """Waits for the sites that the experiment expects and calls the roll.
+
+        Raises:
+            RoundError: fewer than `min_sites` sites are there after `wait_timeout_sec`.
+        """
+        cfg = self.experiment.strategy
+        wanted, deadline = max(cfg.wait_for_sites, cfg.replies_needed), time.monotonic() + cfg.wait_timeout_sec
+        while len(list(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+            time.sleep(0.2)
+        self._call()
+        if len(self.roster.names) < cfg.replies_needed:
+            raise RoundError(
+                f"{len(self.roster.names)} sites are ready, {cfg.replies_needed} are needed (strategy.min_sites). "
+                + tell_reasons(self.roster.absences(), nobody="No other node is connected; start the sites' SuperNodes.")
+            )
+
+    def free_sites(self) -> list[str]:
+        """Names of the sites that are connected and not at work on an earlier round, sorted; newcomers are asked first."""
+        self._call()
+        connected = self.roster.keep_connected(list(self.grid.get_node_ids()))
+        return [site for site in connected if site not in self.post.busy]
+
+    def _call(self) -> None:
+        """Asks every node that was not asked yet, or did not answer in time, which site it is."""
+        connected = list(self.grid.get_node_ids())
+        self.roster.forget_absent(ASK_AGAIN)
+        asked = {str(node): node for node in self.roster.unknown(connected)}
+        if not asked:
+            return
+        content = pack_instruction(Instruction(self.experiment, self.chronicle.run, 0))
+        messages = {name: Message(content, dst_node_id=node, message_type=MessageType.QUERY) for name, node in asked.items()}
+
+        def admit(name: str, message: Message) -> bool:
+            try:
+                self.roster.admit(asked[name], unpack_presence(message.content), connected)
+            except MessageError as error:
+                self.roster.refuse(asked[name], Failure(None, "MessageError", str(error)))
+                return False
+            return True
+
+        failures = self.post.exchange(messages, "roll call", 0, self.experiment.strategy.round_timeout_sec, admit)
+        for name, failure in failures.items():
+            named = failure.site if failure.site != name else None
+            self.roster.refuse(asked[name], Failure(named, failure.error, failure.sentence))
+        self._note(set(asked.values()))
+
+    def _note(self, asked: set[int]) -> None:
+        for site, node in self.roster.nodes.items():
+            if node in asked:
+                self.chronicle.activity.note(Kind.JOINED, round=0, site=site)
+        for node, failure in self.roster.absent.items():
+            if node in asked:
+                self.chronicle.activity.note(Kind.ABSENT, round=0, site=failure.site or f"node {node}", reason=str(failure))
+
+
+def tell_reasons(reasons: Mapping[str, str], nobody: str) -> str:
+    """`site: reason; site: reason`, or `nobody` where there are none."""
+    return "; ".join(f"{site}: {reason}" for site, reason in reasons.items()) or nobody

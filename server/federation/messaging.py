@@ -1,0 +1,170 @@
+"""Sending to sites and waiting for their replies, with an end to the waiting and a name for everyone who did not answer.
+
+post.exchange(messages, task, ...)     one message a site out; replies are handed on one by one as they arrive
+post.collect_late()                    replies to earlier rounds: dropped, counted, and the site is free again
+
+What training and evaluation of one round gave, whichever way the replies came.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from pneumofed.common.evaluation.statistics import Statistics
+from pneumofed.common.wire.messages import Evaluation, Failure, Update, content_bytes, read_failure
+from pneumofed.server.runs.events import Activity, Kind, kind_of_failure
+from pneumofed.server.runs.records import SecureSumRecord, SiteTraining
+
+POLL_SEC = 0.1
+FORGET_AFTER_DEADLINES = 3
+"""A site that is silent for so many deadlines is asked again: its message is lost, for it would have been answered by now."""
+
+Task = Literal["roll call", "train", "evaluate", "keys", "shares", "confirmation", "unmasking"]
+"""The last four are steps of a secure sum (`common.secure_aggregation.protocol`)."""
+Take = Callable[[str, Message], bool]
+"""Is given a site's name and reply; says whether the reply counts."""
+
+
+@dataclass(frozen=True)
+class OpenMessage:
+    """A message that was not answered in its round."""
+
+    site: str
+    round: int
+    task: Task
+    until: float
+    """Time (monotonic) after which nothing more is expected."""
+
+
+@dataclass
+class Messenger:
+    """The coordinator's side of the exchange. `outstanding` are messages that sites still work on, by message id."""
+
+    grid: Grid
+    activity: Activity
+    outstanding: dict[str, OpenMessage] = field(default_factory=dict)
+
+    def exchange(
+        self,
+        messages: Mapping[str, Message],
+        task: Task,
+        number: int,
+        deadline_sec: float,
+        take: Take,
+        enough: int | None = None,
+        grace_sec: float = 0.0,
+    ) -> dict[str, Failure]:
+        """Sends one message a site and hands each reply to `take`; returns why each other site did not answer.
+
+        Waits until all have answered, `enough` replies count and `grace_sec` has passed since, or `deadline_sec` has passed. A site
+        is known by the message that it answers: an error reply that Flower writes for a lost node does not name the node.
+        """
+        started = time.monotonic()
+        waiting, failures = self._send(messages, task, number, deadline_sec)
+        counted = 0
+        deadline = started + deadline_sec
+        while waiting and time.monotonic() < deadline:
+            arrived, before = False, counted
+            for message in self._pull(waiting):
+                site = waiting.pop(message.metadata.reply_to_message_id)
+                arrived = True
+                if message.has_error():
+                    failures[site] = read_failure(message)
+                    self._note_failure(failures[site], site, task, number)
+                else:
+                    facts = {"task": task, "seconds": time.monotonic() - started, "bytes": content_bytes(message.content)}
+                    self.activity.note(Kind.ANSWERED, round=number, site=site, **facts)
+                    counted += take(site, message)
+            if enough is not None and before < enough <= counted:
+                deadline = min(deadline, time.monotonic() + grace_sec)
+                continue
+            if waiting and not arrived:
+                time.sleep(POLL_SEC)
+        failures.update(self._give_up(waiting, task, number, deadline_sec, time.monotonic() - started))
+        return dict(sorted(failures.items()))
+
+    @property
+    def busy(self) -> set[str]:
+        """Sites that still work on an earlier message; another one would only queue behind it."""
+        return {asked.site for asked in self.outstanding.values()}
+
+    def collect_late(self) -> list[OpenMessage]:
+        """What arrived too late: dropped. The sites are free again, as are those that nothing more is expected of."""
+        arrived = self._pull({identifier: asked.site for identifier, asked in self.outstanding.items()})
+        late = [self.outstanding.pop(message.metadata.reply_to_message_id) for message in arrived]
+        for asked in late:
+            self.activity.note(Kind.LATE, round=asked.round, site=asked.site, task=asked.task, arrived=True)
+        now = time.monotonic()
+        self.outstanding = {identifier: asked for identifier, asked in self.outstanding.items() if asked.until > now}
+        return late
+
+    def _send(
+        self, messages: Mapping[str, Message], task: Task, number: int, deadline_sec: float
+    ) -> tuple[dict[str, str], dict[str, Failure]]:
+        ids = list(self.grid.push_messages(messages.values()))
+        waiting = {identifier: site for identifier, site in zip(ids, messages, strict=True) if identifier}
+        failures = {}
+        for identifier, (site, message) in zip(ids, messages.items(), strict=True):
+            if identifier:
+                facts = {"task": task, "bytes": content_bytes(message.content), "deadline_sec": deadline_sec}
+                self.activity.note(Kind.ASKED, round=number, site=site, **facts)
+            else:
+                failures[site] = Failure(site, "Unreachable", "the message could not be handed over")
+                self._note_failure(failures[site], site, task, number)
+        return waiting, failures
+
+    def _pull(self, waiting: Mapping[str, str]) -> Iterator[Message]:
+        """Replies that are there, asked for one by one so that only one is in memory besides what is kept of the others. Flower's
+        grid repeats a request that fails."""
+        for identifier in list(waiting):
+            yield from self.grid.pull_messages([identifier])
+
+    def _give_up(
+        self, waiting: Mapping[str, str], task: Task, number: int, deadline_sec: float, waited: float
+    ) -> dict[str, Failure]:
+        until = time.monotonic() + FORGET_AFTER_DEADLINES * deadline_sec
+        failures = {}
+        for identifier, site in waiting.items():
+            self.outstanding[identifier] = OpenMessage(site, number, task, until)
+            failures[site] = Failure(site, "Timeout", f"no reply within {waited:.3g} s")
+            self._note_failure(failures[site], site, task, number)
+        return failures
+
+    def _note_failure(self, failure: Failure, site: str, task: Task, number: int) -> None:
+        self.activity.note(kind_of_failure(failure.error), round=number, site=site, task=task, reason=failure.sentence)
+
+
+Evaluations = dict[str, tuple[Evaluation, Statistics]]
+"""By site: what it said of itself, and its statistics."""
+
+
+@dataclass
+class TrainingOutcome:
+    """What the strategy aggregates, and what the history tells of it."""
+
+    updates: list[Update]
+    """Those of the sites; one alone, the mean over all sites, where they are summed in secret."""
+    sites: dict[str, SiteTraining]
+    """By site: what is known of its own training."""
+    heads: dict[str, str]
+    bytes_up: int
+    left_out: Mapping[str, Failure]
+    failures: Mapping[str, Failure]
+    secure_sum: SecureSumRecord | None = None
+    central_epsilon: float | None = None
+
+
+@dataclass
+class EvaluationOutcome:
+    """The sites' validation statistics, pooled and, where they are known, each site's own."""
+
+    pooled: Statistics
+    evaluations: Evaluations
+    failures: Mapping[str, Failure]
+    secure_validation: SecureSumRecord | None = None

@@ -1,0 +1,192 @@
+"""A run from its first message to its summary, also when it fails or goes on from a checkpoint.
+
+The model bundle that a run starts from, checked before the first round and told in the summary.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.errors import CheckpointError, PneumofedError
+from pneumofed.common.model_bundle.bundle import check_start, open_start, read_start_weights
+from pneumofed.common.models.build import build_model
+from pneumofed.common.models.schedule import rate_of_round
+from pneumofed.common.seeds import derive_seed
+from pneumofed.common.wire.messages import ModelArrays
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.central_evaluation import build_central_evaluator
+from pneumofed.server.federation.central_privacy import CentralPrivacy
+from pneumofed.server.federation.rounds import Coordinator
+from pneumofed.server.federation.strategies import build_strategy, restore_state, strategy_state
+from pneumofed.server.runs.checkpoints import Checkpoint, check_same_experiment, read_checkpoint, write_checkpoint
+from pneumofed.server.runs.events import HEARTBEAT_FILE, Heartbeat, RunLog
+from pneumofed.server.runs.folder import RunFolder, best_round, stalled, with_course
+from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.summary_records import ParentBundle, RunSummary
+from pneumofed.server.secure_aggregation.rounds import read_key_roster
+
+logger = logging.getLogger(__name__)
+
+SUCCEEDED, FAILED, STOPPED, RUNNING = "succeeded", "failed", "stopped", "running"
+
+
+def run_federation(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig) -> RunSummary:
+    """Runs or resumes the study and returns its summary, which also lies in the run folder with the history and checkpoints.
+
+    Raises:
+        PneumofedError: the run cannot start or a round failed; the summary then says `failed` and why.
+        CheckpointError: the folder holds another run, or `resume` is asked for and there is nothing to resume.
+    """
+    folder = RunFolder(Path(settings.run_dir))
+    checkpoint = _start_or_resume(folder, experiment, settings.resume)
+    chronicle = RunLog.of(settings, checkpoint.run if checkpoint else secrets.token_hex(8))
+    started = time.perf_counter()
+    earlier = folder.read_summary() if checkpoint else None
+    before = (earlier.seconds if earlier else None) or 0.0
+    summary = RunSummary(status=RUNNING, name=experiment.name, seed=experiment.seed)
+    folder.write_summary(with_course(summary, folder.read_history()).updated(seconds=before))
+    try:
+        with Heartbeat(folder.path / HEARTBEAT_FILE):
+            chronicle.begins(experiment, grid.run.fab_hash, checkpoint.round if checkpoint else None)
+            parent = describe_parent(experiment, earlier)
+            summary = summary.updated(parent=parent) if parent else summary
+            coordinator = _build_coordinator(grid, experiment, settings, chronicle, checkpoint)
+            summary = summary.updated(data=coordinator.judge.data_reports(), app_bundle=grid.run.fab_hash)
+            coordinator.roll_call.assemble()
+            _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
+            summary = _with_results(summary, coordinator, folder).updated(status=SUCCEEDED)
+    except BaseException as error:
+        summary = summary.updated(status=FAILED if isinstance(error, Exception) else STOPPED, error=_sentence(error))
+        raise
+    finally:
+        summary = with_course(summary, folder.read_history()).updated(seconds=before + time.perf_counter() - started)
+        folder.write_summary(summary)
+        chronicle.ends(summary.status or FAILED, summary.rounds_completed, summary.error)
+    return summary
+
+
+def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bool) -> Checkpoint | None:
+    folder.prepare()
+    if not resume:
+        if folder.read_history():
+            raise CheckpointError(f"{folder.path} already holds a run; use --resume to go on with it, or another folder")
+        folder.write_config(experiment)
+        folder.write_environment()
+        return None
+    checkpoint = read_checkpoint(folder.last_checkpoint)
+    check_same_experiment(checkpoint, experiment)
+    folder.keep_history_until(checkpoint.round)
+    return checkpoint
+
+
+def _build_coordinator(
+    grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, chronicle: RunLog, checkpoint: Checkpoint | None
+) -> Coordinator:
+    key_roster = read_key_roster(settings.key_roster) if experiment.secure_aggregation.enabled else None
+    strategy = build_strategy(experiment.strategy, partial(rate_of_round, experiment))
+    judge = build_central_evaluator(experiment, settings)
+    network_config = experiment.model.without_weights() if checkpoint else experiment.model
+    seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(network_config)
+    network = build_model(network_config, experiment.task, seed, weights=weights)
+    arrays = kept = ModelArrays(*ArraysLayout.of(network).flatten(network))
+    if checkpoint:
+        arrays, kept = checkpoint.training or checkpoint.arrays, checkpoint.arrays
+        restore_state(strategy, checkpoint.strategy_state)
+    central = CentralPrivacy.of(experiment, Path(settings.run_dir))
+    return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge, kept, central, key_roster)
+
+
+def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:
+    experiment = coordinator.experiment
+    for number in range(completed + 1, experiment.rounds + 1):
+        if stalled(folder.read_history(), experiment.early_stopping):
+            logger.info("stopped after round %d: validation AUROC no longer grows", number - 1)
+            break
+        line = coordinator.run_round(number)
+        _remember(coordinator, folder, line)
+        _log_round(line, experiment.rounds)
+
+
+def _remember(coordinator: Coordinator, folder: RunFolder, line: RoundRecord) -> None:
+    """History first, then the checkpoint: a run that dies between them repeats the round and writes the same line again."""
+    checkpoint = Checkpoint(
+        coordinator.experiment, coordinator.chronicle.run, line.round, coordinator.kept, strategy_state(coordinator.strategy)
+    )
+    folder.append_history(line)
+    if best_round(folder.read_history()) == line.round:
+        write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
+        if coordinator.validation is not None:
+            folder.write_validation(line.round, coordinator.validation)
+    training = None if coordinator.kept is coordinator.arrays else coordinator.arrays
+    write_checkpoint(folder.last_checkpoint, replace(checkpoint, training=training), coordinator.network)
+
+
+def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFolder) -> RunSummary:
+    """The best round's model on the central sets with intervals, at the threshold that validation chose in that round."""
+    best = read_checkpoint(folder.best_checkpoint)
+    coordinator.kept = best.arrays
+    line = next(line for line in folder.read_history() if line.round == best.round)
+    predictions = coordinator.judge.predict(coordinator.load_network())
+    for name, found in predictions.items():
+        found.write_csv(folder.predictions(name))
+    if line.threshold is None:
+        raise CheckpointError(f"{folder.history}: round {line.round} has no threshold; restore the file from a backup")
+    return summary.updated(
+        threshold=line.threshold,
+        validation=line.validation,
+        classes=CLASSES[coordinator.experiment.task],
+        sites={name: dict(presence.report) for name, presence in sorted(coordinator.roster.presences.items())},
+        absent=coordinator.roster.absences(),
+        **coordinator.judge.intervals(predictions, line.threshold.value),
+    )
+
+
+def _log_round(line: RoundRecord, rounds: int) -> None:
+    areas = "  ".join(f"{name} AUROC {_shown(found.auroc)}" for name, found in line.measured.items())
+    counts = f"{len(line.trained)} of {len(line.drawn)} sites"
+    logger.info("round %d/%d  %s  %s  %.1f s", line.round, rounds, counts, areas, line.seconds.total)
+
+
+def _shown(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _sentence(error: BaseException) -> str:
+    """Why the run ended. Ours are written for people; of others the class is told, since their text may name files."""
+    if isinstance(error, PneumofedError):
+        return str(error)
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "stopped by the user; --resume goes on after the last completed round"
+    return f"{type(error).__name__} in the coordinator's process; its log has the details"
+
+
+def describe_parent(experiment: ExperimentConfig, earlier: RunSummary | None) -> ParentBundle | None:
+    """The model bundle that the run starts from; None for a run without one.
+
+    Args:
+        experiment: of the run.
+        earlier: the summary of the attempt that is resumed, which has the bundle's weights already; None of a new run.
+
+    Raises:
+        ConfigError: the bundle at `model.weights` is another one than `parent`, or of another network or task.
+        BundleError: it is damaged.
+    """
+    if experiment.parent is None:
+        return None
+    if earlier is not None:
+        return earlier.parent or ParentBundle(digest=experiment.parent)
+    bundle = open_start(Path(experiment.model.weights), trusted=[])
+    check_start(experiment, bundle)
+    card = bundle.manifest.card
+    private = card.privacy is not None and card.privacy.mechanism != "none"
+    return ParentBundle(digest=bundle.digest, name=bundle.manifest.name, signer=bundle.signer, trained_privately=private)

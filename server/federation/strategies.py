@@ -1,0 +1,265 @@
+"""The strategies: Flower's own arithmetic, our drawing of sites.
+
+`SiteSampling` takes FedAvg's place at the end of each strategy's chain of `super()` calls, so that FedAdam, FedMedian and the rest
+configure and aggregate as Flower wrote them. `ParametersOnly` keeps the server's optimizers away from normalisation statistics:
+a running variance is a measurement to be averaged, and Adam would step it below zero.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp import strategy as flower
+
+from pneumofed.common.config.experiment import StrategyConfig
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.common.wire.messages import ARRAYS, BUFFERS, CONFIG, METRICS, NUM_EXAMPLES, ModelArrays, Update, unpack_arrays
+from pneumofed.common.wire.update_encoding import PARAMETERS
+
+logger = logging.getLogger(__name__)
+
+RateOfRound = Callable[[int], float]
+"""The sites' mean learning rate in a round, counted from 1."""
+
+
+def draw_sites(sites: Sequence[str], fraction: float, seed: int, round_number: int) -> list[str]:
+    """At least one of `sites`, `fraction` of them rounded up, drawn without replacement; sorted.
+
+    Pure in (set of sites, fraction, seed, round): a resumed run draws as an unbroken one.
+    """
+    ordered = sorted(sites)
+    count = int(np.ceil(round(fraction * len(ordered), 9)))
+    drawn = numpy_generator(seed, round_number, "sites").permutation(len(ordered))[:count]
+    return [ordered[index] for index in sorted(drawn)]
+
+
+class SiteSampling(flower.FedAvg):
+    """FedAvg whose nodes are given by the round loop, which knows sites by name."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.drawn_nodes: list[int] = []
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """One training message a drawn node, in their order."""
+        content = RecordDict({ARRAYS: arrays, CONFIG: config})
+        return self._construct_messages(content, self.drawn_nodes, MessageType.TRAIN)
+
+
+class ParametersOnly(flower.FedAvg):
+    """Put before a server optimizer: it sees the parameters alone, the statistics are averaged by number of images."""
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        messages = list(super().configure_train(server_round, arrays, config, grid))
+        self.current_arrays: Any = self._own(arrays)
+        return messages
+
+    def _own(self, arrays: ArrayRecord) -> Any:
+        return {PARAMETERS: arrays[PARAMETERS].numpy()}
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        kept = list(replies)
+        statistics = [cast(ArrayRecord, reply.content[ARRAYS]).pop(BUFFERS).numpy() for reply in kept]
+        weights = [cast(int, cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES]) for reply in kept]
+        arrays, metrics = super().aggregate_train(server_round, kept)
+        if arrays is not None:
+            arrays[BUFFERS] = Array(np.average(np.stack(statistics), axis=0, weights=weights))
+        return arrays, metrics
+
+
+class FedAvg(SiteSampling):
+    """McMahan et al. 2017. FedProx and FedBN differ from it at the site alone."""
+
+
+class FedAvgM(ParametersOnly, flower.FedAvgM, SiteSampling):
+    """Hsu, Qi and Brown 2019, with the momentum correction of Goyal et al. 2017, section 3.
+
+    An update is a sum of steps, each as long as the sites' learning rate. So what is remembered of former updates is brought to the
+    rate of this round; else a run whose rate falls would end by coasting on updates of its middle, which no site corrects any more.
+    """
+
+    def __init__(self, rate: RateOfRound, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._rate = rate
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        if self.momentum_vector is not None:
+            factor = np.float32(self._rate(server_round) / self._rate(server_round - 1))
+            self.momentum_vector = [factor * vector for vector in self.momentum_vector]
+        return super().aggregate_train(server_round, replies)
+
+    def _own(self, arrays: ArrayRecord) -> Any:
+        return ArrayRecord({PARAMETERS: arrays[PARAMETERS]})
+
+
+class FedExP(SiteSampling):
+    """Jhunjhunwala, Wang and Joshi 2023, with numbers of images as weights, as in the authors' code.
+
+    Where the sites' updates point in different directions, their mean is much shorter than each of them, and FedAvg creeps. The mean is
+    taken max(1, mean of |update|^2 / (2 (|mean update|^2 + sites tau rate^2))) times therefore; `rate` is the sites' learning rate in
+    the round, as a share of its peak, since tau must shrink as updates do. Its iterates swing; judge and keep their moving average
+    (`strategy.ema_decay`), which takes the place of the authors' mean of the last two. Normalisation statistics are averaged.
+    """
+
+    def __init__(self, tau: float, rate: RateOfRound) -> None:
+        super().__init__()
+        self._tau, self._rate = tau, rate
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        self.current = unpack_arrays(arrays)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        kept, start = list(replies), self.current.parameters
+        squares = [_square(cast(ArrayRecord, reply.content[ARRAYS])[PARAMETERS].numpy() - start) for reply in kept]
+        weights = [cast(int, cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES]) for reply in kept]
+        arrays, metrics = super().aggregate_train(server_round, kept)
+        if arrays is not None:
+            mean = arrays[PARAMETERS].numpy() - start
+            small = len(kept) * self._tau * self._rate(server_round) ** 2
+            factor = float(np.average(squares, weights=weights)) / (2.0 * (_square(mean) + small))
+            logger.info("round %d: the mean update is taken %.2f times", server_round, max(1.0, factor))
+            if factor > 1.0:
+                arrays[PARAMETERS] = Array(start + np.float32(factor) * mean)
+        return arrays, metrics
+
+
+class FedAdam(ParametersOnly, flower.FedAdam, SiteSampling):
+    """Reddi et al. 2021, algorithm 2."""
+
+
+class FedYogi(ParametersOnly, flower.FedYogi, SiteSampling):
+    """Reddi et al. 2021, algorithm 2."""
+
+
+class FedMedian(flower.FedMedian, SiteSampling):
+    """Yin et al. 2018, definition 1."""
+
+
+class FedTrimmedAvg(flower.FedTrimmedAvg, SiteSampling):
+    """Yin et al. 2018, definition 2."""
+
+
+class MultiKrum(flower.MultiKrum, SiteSampling):
+    """Multi-Krum, and Krum with `one`, on updates instead of weights (Blanchard et al. 2017).
+
+    Multi-Krum takes the plain mean of the n - f - 2 updates with the best scores, as many as its score compares each with. Numbers of
+    images count for nothing: a hostile site may send any.
+
+    The choice does not change when all points move together, but Flower takes distances as |x|^2 + |y|^2 - 2xy in float32, which loses
+    the small differences of long vectors.
+    """
+
+    def __init__(self, malicious_sites: int, *, one: bool) -> None:
+        super().__init__(num_malicious_nodes=malicious_sites)
+        self._one = one
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        self.current = unpack_arrays(arrays)
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        kept = list(replies)
+        origin = {PARAMETERS: self.current.parameters, BUFFERS: self.current.statistics}
+        self.num_nodes_to_select = 1 if self._one else max(1, len(kept) - self.num_malicious_nodes - 2)
+        for reply in kept:
+            cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES] = 1
+            record = cast(ArrayRecord, reply.content[ARRAYS])
+            for name, start in origin.items():
+                record[name] = Array(record[name].numpy() - start)
+        arrays, metrics = super().aggregate_train(server_round, kept)
+        if arrays is not None:
+            arrays = ArrayRecord({name: Array(arrays[name].numpy() + start) for name, start in origin.items()})
+        return arrays, metrics
+
+
+SiteStrategy = FedAvg | FedAvgM | FedExP | FedAdam | FedYogi | FedMedian | FedTrimmedAvg | MultiKrum
+
+
+def build_strategy(cfg: StrategyConfig, rate: RateOfRound = lambda _: 1.0) -> SiteStrategy:
+    """The strategy that `cfg` names, with its settings; `rate` is that of `common.models.schedule.rate_of_round` for the run."""
+    adaptive: dict[str, Any] = {
+        "eta": cfg.server_learning_rate or 0.01,
+        "beta_1": cfg.beta_1,
+        "beta_2": cfg.beta_2,
+        "tau": cfg.tau,
+    }
+    match cfg.name:
+        case "fedavg" | "fedprox" | "fedbn":
+            return FedAvg()
+        case "fedavgm":
+            return FedAvgM(rate, server_learning_rate=cfg.server_learning_rate or 1.0, server_momentum=cfg.server_momentum)
+        case "fedexp":
+            return FedExP(cfg.tau, rate)
+        case "fedadam":
+            return FedAdam(**adaptive)
+        case "fedyogi":
+            return FedYogi(**adaptive)
+        case "fedmedian":
+            return FedMedian()
+        case "fedtrimmedavg":
+            return FedTrimmedAvg(beta=cfg.trim_fraction)
+        case "krum" | "multikrum":
+            return MultiKrum(cfg.malicious_sites, one=cfg.name == "krum")
+    raise ConfigError(f"strategy.name: no strategy is called '{cfg.name}'")
+
+
+def aggregate(strategy: SiteStrategy, round_number: int, updates: Sequence[Update]) -> ModelArrays:
+    """The new global arrays from checked updates, float32.
+
+    Independent of the order of `updates`: they are added in the order of their sites' names.
+    """
+    replies = [_reply(update) for update in sorted(updates, key=lambda update: update.presence.site)]
+    arrays, _ = strategy.aggregate_train(round_number, replies)
+    if arrays is None:
+        raise ConfigError("the strategy gave no arrays for a round with replies")
+    return ModelArrays(*(arrays[name].numpy().astype(np.float32) for name in (PARAMETERS, BUFFERS)))
+
+
+def _square(vector: np.ndarray) -> float:
+    """Squared length, the same on any number of threads."""
+    return float(np.sum(np.square(vector), dtype=np.float64))
+
+
+def moving_average(average: ModelArrays | None, arrays: ModelArrays, decay: float) -> ModelArrays:
+    """decay * average + (1 - decay) * arrays, float32, which begins with the first round's `arrays`. With decay 0 it is `arrays` itself.
+
+    Statistics are averaged as parameters are: rounds' running means and variances lie close to each other.
+    """
+    if average is None or decay == 0.0:
+        return arrays
+    pairs = ((average.parameters, arrays.parameters), (average.statistics, arrays.statistics))
+    return ModelArrays(*((decay * old + (1.0 - decay) * new).astype(np.float32) for old, new in pairs))
+
+
+def strategy_state(strategy: SiteStrategy) -> dict[str, np.ndarray]:
+    """What the strategy must remember from round to round: momentum, or Adam's and Yogi's moments. Empty for the others."""
+    state: dict[str, np.ndarray] = {}
+    if isinstance(strategy, FedAvgM) and strategy.momentum_vector is not None:
+        state["momentum"] = strategy.momentum_vector[0]
+    if isinstance(strategy, FedAdam | FedYogi) and strategy.m_t and strategy.v_t:
+        state.update(first_moment=strategy.m_t[PARAMETERS], second_moment=strategy.v_t[PARAMETERS])
+    return state
+
+
+def restore_state(strategy: SiteStrategy, state: dict[str, np.ndarray]) -> None:
+    """The inverse of `strategy_state`."""
+    if isinstance(strategy, FedAvgM) and "momentum" in state:
+        strategy.momentum_vector = [state["momentum"]]
+    if isinstance(strategy, FedAdam | FedYogi) and "first_moment" in state:
+        strategy.m_t, strategy.v_t = {PARAMETERS: state["first_moment"]}, {PARAMETERS: state["second_moment"]}
+
+
+def _reply(update: Update) -> Message:
+    """The reply as Flower's aggregation expects it: one record of arrays, one of metrics with the weight."""
+    arrays = ArrayRecord(
+        dict(update.record)
+    )  # the arrays themselves are shared: strategies replace them and do not write into them
+    content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({NUM_EXAMPLES: update.num_examples})})
+    return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)

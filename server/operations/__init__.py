@@ -1,0 +1,1 @@
+"""The coordinator's machine: processes, the gateway (nginx), the SuperLink."""

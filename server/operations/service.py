@@ -1,0 +1,133 @@
+"""The coordinator as one thing: the processes of `server.operations.processes`, the live page and the runs, started, described and stopped together."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pneumofed.common.errors import FlowerError, PneumofedError
+from pneumofed.server.dashboard.access import make_token, token_file
+from pneumofed.server.dashboard.serve import page_address, page_answers, page_daemon, start_page
+from pneumofed.server.operations import processes
+from pneumofed.server.operations.overview import observe_federation
+from pneumofed.server.operations.settings import CoordinatorFolder
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.registry import open_registry
+from pneumofed.server.runs.runs import Runs
+from pneumofed.server.runs.status import read_history
+from pneumofed.server.runs.tables import RunRow
+
+logger = logging.getLogger(__name__)
+
+LOOK_SEC = 10.0
+Tell = Callable[[str], None]
+
+
+def open_runs(place: CoordinatorFolder) -> Runs:
+    """The runs of this folder, over the real Flower."""
+    return Runs(place, open_registry(place), processes)
+
+
+def start_all(place: CoordinatorFolder, new_token: bool = False) -> tuple[str, str | None]:
+    """Starts what does not run, and returns the page's address and its token if a new one was made.
+
+    Raises:
+        ConfigError: the folder is no coordinator folder, or a port is taken.
+        FlowerError: a process does not come up.
+    """
+    processes.start_processes(place.path)
+    token = make_token(place) if new_token or not token_file(place).exists() else None
+    return start_page(place), token
+
+
+def stop_all(place: CoordinatorFolder, tell: Tell) -> None:
+    """Stops the runs, so that their state is true, then the page and the processes."""
+    runs = open_runs(place)
+    try:
+        runs.reconcile()
+        for run in runs.registry.open_runs():
+            try:
+                tell(f"{run.name}: {runs.stop(run.name).reason}")
+            except FlowerError as error:
+                tell(f"{run.name} could not be stopped in order ({error}); it ends with its process")
+        page_daemon(place).stop()
+        processes.stop_processes(place.path)
+        runs.reconcile()
+        runs.write_reports()
+    finally:
+        runs.registry.close()
+
+
+def stay(place: CoordinatorFolder, tell: Tell) -> None:
+    """Looks after the processes until SIGTERM or Ctrl-C, then stops everything.
+
+    Raises:
+        PneumofedError: a process died and cannot be started again.
+    """
+    end = threading.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(sign, lambda *_: end.set())
+    try:
+        while not end.wait(LOOK_SEC):
+            dead = [process for process in processes.process_status(place.path).processes if process.pid is None]
+            if page_daemon(place).pid() is None:
+                dead.append(page_state(place))
+            if dead:
+                tell("; ".join(f"{process.name} {process.detail}" for process in dead))
+                start_all(place)
+    except PneumofedError:
+        stop_all(place, tell)
+        raise
+    stop_all(place, tell)
+
+
+def page_state(place: CoordinatorFolder) -> processes.ProcessState:
+    """The live page as one of the processes."""
+    daemon = page_daemon(place)
+    pid = daemon.pid()
+    if pid is None:
+        detail = f"died; its log ends with: {daemon.last_words(1)}" if daemon.was_started() else "not started"
+        return processes.ProcessState("page", None, False, detail)
+    serving = page_answers(place)
+    return processes.ProcessState("page", pid, serving, "serving" if serving else "runs but does not answer")
+
+
+def describe_all(place: CoordinatorFolder, runs: Runs, chosen: Sequence[RunRow]) -> dict[str, Any]:
+    """Processes, sites and `chosen` runs in plain values."""
+    overview = observe_federation(place, runs.registry)
+    processes = [*overview.processes, page_state(place)]
+    return {
+        "processes": [{"name": p.name, "pid": p.pid, "serving": p.serving, "detail": p.detail} for p in processes],
+        "sites": [
+            {
+                "name": site.name,
+                "state": site.state,
+                "connected": overview.links[site.name].connected if site.name in overview.links else None,
+                "detail": overview.links[site.name].detail if site.name in overview.links else "",
+                "fingerprint": site.fingerprint,
+                "last_seen": site.last_seen.isoformat() if site.last_seen else None,
+            }
+            for site in runs.registry.sites()
+        ],
+        "runs": [_describe_run(run) for run in chosen],
+        "page": page_address(place),
+    }
+
+
+def _describe_run(run: RunRow) -> dict[str, Any]:
+    return {
+        "name": run.name,
+        "state": run.state,
+        "reason": run.reason,
+        "rounds_completed": len(read_history(RunFolder(Path(run.folder)))),
+        "flower_run_id": run.flower_run_id,
+        "app_hash": run.app_hash,
+        "submitted": run.submitted.isoformat(),
+        "started": run.started.isoformat() if run.started else None,
+        "ended": run.ended.isoformat() if run.ended else None,
+        "folder": run.folder,
+    }

@@ -1,0 +1,146 @@
+"""The coordinator folder: its settings (`coordinator.yaml`) and where each file in it lies.
+
+COORDINATOR/
+  coordinator.yaml                         the settings below
+  keys/ca.crt server.crt server.key superexec.secret roster.json
+  sites/NAME.pub                           public node key of each site
+  nginx.conf                               the door, written anew at each start (see `server.operations.gateway`)
+  state/                                   SuperLink database, pid files, logs, FLWR_HOME
+  runs/NAME/                               run folders
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from pneumofed.common.config.experiment import Section
+from pneumofed.common.config.reader import build_config, merge, read_yaml
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$", max_length=253)]
+"""A DNS name or an IPv4 address."""
+
+
+class AuditorAccess(Section):
+    """Who may read the live page: the SHA-256 of the bearer token; the token itself is in the auditor's kit alone."""
+
+    name: Name
+    token_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class LoopbackPorts(Section):
+    """Ports on 127.0.0.1 alone; nothing of them is reachable from outside."""
+
+    superlink: Port = 9091
+    superlink_health: Port = 9092
+    superexec_health: Port = 9093
+    page: Port = 9094
+    """Where the live page listens; the door shows it outside at `page_port`."""
+
+
+class CoordinatorSettings(Section):
+    """`coordinator.yaml` with `local.yaml` laid over it."""
+
+    federation: Name
+    hosts: Annotated[list[Host], Field(min_length=1)]
+    """Names and addresses under which sites reach the coordinator; the server certificate holds them. The first is in the kits."""
+    port: Port = 9443
+    """The door: the only port that hospitals need."""
+    page_port: Port | None = None
+    """The live page for auditors, over TLS and with a bearer token; unset, it is not shown outside."""
+    mutual_tls: bool = False
+    """Whether the door also asks for the site's certificate."""
+    revoked: list[Name] = Field(default_factory=list)
+    """Sites whose key is no longer accepted, even where `sites/NAME.pub` lies here."""
+    auditors: list[AuditorAccess] = Field(default_factory=list)
+    loopback: LoopbackPorts = LoopbackPorts()
+    test_manifest: str | None = None
+    """Held-out test set that runs are judged on; relative to this folder, as the two below."""
+    external_manifest: str | None = None
+    """Held-out set of another place."""
+    cache_dir: str = "state/cache"
+    """Decoded images of the two sets."""
+    device: str = "auto"
+    """Where the coordinator judges: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    threads: Annotated[int, Field(ge=0)] = 0
+    """CPU threads of the coordinator's judging; 0 leaves torch's choice."""
+    registry: str | None = None
+    """Database of sites and runs as a URL, e.g. postgresql://USER@HOST/NAME; unset it is SQLite in `state/registry.db`."""
+
+
+@dataclass(frozen=True)
+class CoordinatorFolder:
+    """Paths in the coordinator folder."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.path / "coordinator.yaml"
+
+    @property
+    def local_settings_file(self) -> Path:
+        """What the coordinator sets itself, laid over `coordinator.yaml`; no new kit overwrites it."""
+        return self.path / "local.yaml"
+
+    @property
+    def ca(self) -> Path:
+        return self.path / "keys" / "ca.crt"
+
+    @property
+    def certificate(self) -> Path:
+        return self.path / "keys" / "server.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.path / "keys" / "server.key"
+
+    @property
+    def key_roster(self) -> Path:
+        """The sites' public node keys under the signature of the certificate authority, for secure aggregation."""
+        return self.path / "keys" / "roster.json"
+
+    @property
+    def superexec_secret(self) -> Path:
+        return self.path / "keys" / "superexec.secret"
+
+    @property
+    def sites(self) -> Path:
+        return self.path / "sites"
+
+    @property
+    def door(self) -> Path:
+        return self.path / "nginx.conf"
+
+    @property
+    def state(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def flower_home(self) -> Path:
+        return self.state / "flwr"
+
+    @property
+    def runs(self) -> Path:
+        return self.path / "runs"
+
+    def settings(self) -> CoordinatorSettings:
+        """The settings in this folder.
+
+        Raises:
+            ConfigError: the file is missing or wrong.
+        """
+        values = read_yaml(self.settings_file)
+        if self.local_settings_file.is_file():
+            values = merge(values, read_yaml(self.local_settings_file))
+        return build_config(CoordinatorSettings, values, str(self.settings_file))
+
+    def site_keys(self) -> dict[str, Path]:
+        """Public key files of the sites that may take part, by name."""
+        revoked = set(self.settings().revoked)
+        return {path.stem: path for path in sorted(self.sites.glob("*.pub")) if path.stem not in revoked}

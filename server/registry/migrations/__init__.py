@@ -1,1 +1,0 @@
-"""Alembic's migrations of the registry; `server.registry.database` applies them when it opens a database."""

@@ -1,0 +1,250 @@
+"""What the report says of privacy: what was protected and how, what was spent, and what left the hospitals unprotected.
+
+The course of the run as the report shows it: what went wrong, on what it ran, and how to run it again.
+
+How a run ended: never better than it was, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pneumofed.common.config.experiment import ExperimentConfig, Withheld
+from pneumofed.server.report.numbers import DASH, count, number
+from pneumofed.server.report.read_run import STATUSES, StoredRun
+from pneumofed.server.runs.records import RoundRecord
+
+WITHHELD: dict[Withheld, str] = {
+    "data_report": "what was found and left out of their data",
+    "training_metrics": "loss, accuracy and steps of training",
+    "validation_statistics": "their validation statistics, so that the pooled ones are of the others",
+}
+
+
+@dataclass(frozen=True)
+class PrivacySection:
+    """Sentences on what is protected; each thing that left without noise and without masks; epsilon by hospital, at its last round."""
+
+    protected: list[str]
+    unprotected: list[str]
+    spent: dict[str, float]
+
+
+def describe_privacy(run: StoredRun) -> PrivacySection | None:
+    """What the run's configuration and history tell; None where the configuration is missing."""
+    if run.experiment is None:
+        return None
+    spent = _spent(run)
+    return PrivacySection(_protected(run, run.experiment, spent), _unprotected(run.experiment), spent)
+
+
+def _spent(run: StoredRun) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for line in run.history:
+        for name, epsilon in line.epsilons.items():
+            found[name] = max(epsilon, found.get(name, 0.0))
+    return dict(sorted(found.items()))
+
+
+def _protected(run: StoredRun, cfg: ExperimentConfig, spent: dict[str, float]) -> list[str]:
+    texts = []
+    if cfg.privacy.mechanism != "none":
+        delta = f"{cfg.privacy.delta:g}" if cfg.privacy.delta else "1 / training patients of each hospital"
+        texts.append(
+            f"Each hospital trained with differential privacy (DP-SGD) that protects one {cfg.privacy.unit}, at delta {delta}. "
+            + (f"The most that one spent in this run is epsilon {number(max(spent.values()))}." if spent else _planned(cfg))
+        )
+        if run.virtual:
+            texts.append("The noise of a simulation is drawn from its seed: it shows what privacy costs, and protects nobody.")
+    if cfg.central_privacy.enabled:
+        texts.append(_central(run, cfg))
+    if cfg.secure_aggregation.enabled:
+        texts.append(
+            "Updates, counts and validation statistics were added up under masks: the coordinator saw sums over the hospitals and no "
+            "single hospital's."
+        )
+        dropped = sum(len(set(line.drawn) - set(line.secure_sum.summed if line.secure_sum else ())) for line in run.history)
+        if dropped:
+            texts.append(f"{count(dropped, 'time')} a hospital dropped out of a sum, which was completed without it.")
+    return texts + _by_policy(run)
+
+
+def _by_policy(run: StoredRun) -> list[str]:
+    """What hospitals kept back, or noised, by their own policy."""
+    texts = [
+        f"By their own policy, these hospitals kept back {words}: {', '.join(names)}."
+        for kind, words in WITHHELD.items()
+        if (names := run.kept_back(kind))
+    ]
+    if noised := run.kept_back("count_noise"):
+        texts.append(f"These hospitals told their numbers of images with noise, which their ledgers count: {', '.join(noised)}.")
+    return texts
+
+
+def _central(run: StoredRun, cfg: ExperimentConfig) -> str:
+    spent = max((line.central_epsilon for line in run.history if line.central_epsilon is not None), default=0.0)
+    return (
+        "The coordinator, whom the hospitals trusted with their updates, clipped each and added noise to their sum: the model is "
+        f"differentially private with respect to each whole hospital, with epsilon {number(spent)} at delta "
+        f"{cfg.central_privacy.delta:g} over the rounds so far."
+    )
+
+
+def _planned(cfg: ExperimentConfig) -> str:
+    if cfg.privacy.noise_multiplier is not None:
+        return f"The noise multiplier is {cfg.privacy.noise_multiplier:g}; each hospital's ledger has the epsilon."
+    return f"The rounds planned spend epsilon {cfg.privacy.target_epsilon:g} at each hospital."
+
+
+def _unprotected(cfg: ExperimentConfig) -> list[str]:
+    private, secret = cfg.privacy.mechanism != "none", cfg.secure_aggregation.enabled
+    whose = "summed over the hospitals" if secret else "of each hospital"
+    noised = " to the coordinator" if cfg.central_privacy.enabled else ""
+    found = [] if private else [f"the change of the model's weights in each round, {whose}{noised}"]
+    if not private or cfg.privacy.open_metrics:
+        found.append(f"loss and accuracy in training, {whose}")
+    found.append(f"numbers of images and of each class, {whose}")
+    found.append(f"validation statistics (how many images of each class have which score) in each round, {whose}")
+    found.append("the threshold, which is chosen from those statistics")
+    if not secret:
+        found.append("the seconds that a round took at each hospital")
+    return found
+
+
+@dataclass(frozen=True)
+class Incident:
+    """What went wrong at one site, and in which rounds."""
+
+    site: str
+    what: str
+    reason: str
+    rounds: str
+
+
+def describe_course(run: StoredRun) -> str:
+    """How many rounds were run of how many, and why not all, in a sentence or two."""
+    planned = run.experiment.rounds if run.experiment else None
+    troubled = [line.round for line in run.history if line.trouble]
+    text = f"{run.completed} of {planned} rounds were completed" if planned else f"{count(run.completed, 'round')} were completed"
+    if run.status == "succeeded" and planned and run.completed < planned:
+        text += ": the run stopped early, since validation AUROC no longer grew"
+    if not run.completed:
+        return text + "."
+    return text + (
+        f". Not every hospital replied well in {_rounds(troubled)}."
+        if troubled
+        else ", and every hospital that was asked replied well."
+    )
+
+
+def _rounds(numbers: Sequence[int]) -> str:
+    return f"round{'' if len(numbers) == 1 else 's'} {spans(numbers)}"
+
+
+def incidents(history: Iterable[RoundRecord]) -> list[Incident]:
+    """Every failure and left-out reply, one row for each site and reason."""
+    rounds: dict[tuple[str, str, str], list[int]] = {}
+    for line in history:
+        for reasons, what in ((line.failures, "no answer"), (line.left_out, "reply left out")):
+            for site, reason in reasons.items():
+                rounds.setdefault((site, what, reason), []).append(line.round)
+    return [Incident(*key, rounds=spans(numbers)) for key, numbers in sorted(rounds.items())]
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """`3, 5–7` for rising numbers 3, 5, 6, 7."""
+    groups: list[list[int]] = []
+    for n in numbers:
+        if groups and n == groups[-1][-1] + 1:
+            groups[-1].append(n)
+        else:
+            groups.append([n])
+    return ", ".join(str(group[0]) if len(group) == 1 else f"{group[0]}{DASH}{group[-1]}" for group in groups)
+
+
+def environment_rows(run: StoredRun) -> list[tuple[str, str]]:
+    """What the coordinator ran on."""
+    told = run.environment
+    rows = {
+        "Python": told.get("python"),
+        "System": told.get("platform"),
+        "CPU": _cpu(told),
+        "Accelerator": told.get("accelerator"),
+    }
+    rows |= dict((told.get("packages") or {}).items())
+    return [(name, str(value)) for name, value in rows.items() if value]
+
+
+def _cpu(told: Mapping[str, Any]) -> str:
+    parts = [told.get("cpu"), told.get("cpus") and count(told["cpus"], "CPU"), told.get("cpu_capability")]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def command(run: StoredRun) -> str:
+    """The command line that lays out the same virtual hospitals; empty where it cannot be told."""
+    told = run.simulation
+    if told.get("command") or not told.get("data"):
+        return str(told.get("command") or "")
+    options = {key: told.get(key) for key in ("data", "external", "hospitals", "partition", "alpha", "threads")}
+    parts = ["pneumofed", "simulate", "--config", str(run.folder.config.name)]
+    parts += [text for key, value in options.items() if value is not None for text in (f"--{key}", str(value))]
+    parts += ["--baselines"] if run.summary.baselines else []
+    return shlex.join([*parts, "--out", "NEW-FOLDER"])
+
+
+IN_ROUND = re.compile(r"round (\d+): ")
+SITE_BREAK = re.compile(r"; (?=(?:node )?[A-Za-z0-9][\w.-]*: )")
+"""Between the sites that a `RoundError` names."""
+NO_END = "The run folder tells of no end: the run is still going on, or its process was killed."
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A badge, and for a run that did not succeed the reason, the sites named, and what to do."""
+
+    status: str
+    badge: str
+    reason: str = ""
+    sites: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+
+def describe_ending(run: StoredRun) -> Ending:
+    """The ending as the summary tells it; a run whose summary tells of none counts as unfinished."""
+    if run.status == "succeeded":
+        return Ending(run.status, STATUSES[run.status])
+    error = run.summary.error or NO_END
+    badge = f"{STATUSES.get(run.status, 'Not finished')}, {_when(run, error)}"
+    reason, separator, named = IN_ROUND.sub("", error, count=1).partition("(strategy.min_sites). ")
+    sites = tuple(SITE_BREAK.split(named)) if named else ()
+    text = reason + separator.strip()
+    return Ending(run.status, badge, text[0].upper() + text[1:], sites, tuple(_advice(run, sites)))
+
+
+def _when(run: StoredRun, error: str) -> str:
+    in_round = IN_ROUND.match(error)
+    if in_round:
+        return f"in round {in_round[1]}"
+    if run.is_final("test") or run.is_final("external"):
+        return "after the last round"
+    return f"after round {run.completed}" if run.completed else "before the end of the first round"
+
+
+def _advice(run: StoredRun, sites: tuple[str, ...]) -> list[str]:
+    advice = []
+    if sites:
+        advice.append(
+            "Look into the log of each site named above (site.log in its own work folder): the details stand only there."
+        )
+        advice.append("If fewer sites are enough, lower strategy.min_sites; that is another experiment and needs a new run.")
+    if (run.folder.path / "flower.log").exists():
+        advice.append("flower.log in the run folder holds what Flower itself said.")
+    if run.completed:
+        advice.append(f"The {run.completed} completed rounds are kept: --resume goes on after them.")
+    else:
+        advice.append("No round was completed, so there is nothing to resume: start anew in an empty folder.")
+    return advice

@@ -1,0 +1,225 @@
+"""The pictures of the report, each with the words for those who cannot see it."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pneumofed.common.evaluation import plots
+from pneumofed.common.evaluation.bootstrap import ConfidenceInterval
+from pneumofed.common.evaluation.plots import FAINT, INK, TEXT_PT, colour_of, legend_above, new_figure, render_figure
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import Statistics
+from pneumofed.common.files import atomic_write
+from pneumofed.server.report.numbers import ReportedEstimate, count
+from pneumofed.server.report.read_run import SETS, StoredRun
+from pneumofed.server.report.wording import with_interval
+from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.summary_records import BaselineResult, BaselineTable, Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+NAN = math.nan
+CALLED = ("normal", "pneumonia")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure as PNG: `caption` stands below it, `text` in its place for those who cannot see it."""
+
+    name: str
+    png: bytes
+    caption: str
+    text: str
+
+    @property
+    def uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+
+def draw_results(run: StoredRun) -> list[Picture]:
+    """ROC, calibration, scores, confusion and precision-recall of the final model; empty without predictions."""
+    found = {name: predictions for name, predictions in run.predictions.items() if len(predictions)}
+    if not found:
+        return []
+    sets = [_evaluated(run, name, predictions) for name, predictions in found.items()]
+    names = " and ".join(SETS[name] for name in found)
+    reliability = f"Calibration on the {names}: on the grey diagonal probabilities mean what they say."
+    return [
+        _picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold.", _areas(run, list(found))),
+        _picture("reliability", plots.reliability_diagram(sets), reliability),
+        *(_scores(run, name, predictions) for name, predictions in found.items()),
+        *(_called(run, name, predictions) for name, predictions in found.items()),
+        *(_most_probable(run, name, predictions) for name, predictions in found.items() if predictions.classes > 2),
+        _picture("precision_recall", plots.precision_recall(sets), f"Precision-recall curves on the {names}."),
+    ]
+
+
+def draw_course(run: StoredRun) -> list[Picture]:
+    """AUROC and loss over rounds, and each hospital's training loss; empty without rounds."""
+    if not run.history:
+        return []
+    rounds = [line.round for line in run.history]
+    measured = [line.measured for line in run.history]
+    by_name = {
+        name: [_number(found[name].auroc if name in found else None) for found in measured] for name in ("validation", *SETS)
+    }
+    areas = {name: values for name, values in by_name.items() if np.isfinite(values).any()}
+    losses = _site_losses(run)
+    mean = {
+        "training": [_number(line.mean_train_loss) for line in run.history],
+        "validation": [_number(line.validation.log_loss if line.validation else None) for line in run.history],
+    }
+    shown = {name: values for name, values in mean.items() if np.isfinite(values).any()}
+    figure = plots.training_curves(rounds, areas, shown, run.kept_round or None)
+    caption = "AUROC and loss over rounds. Training loss: mean over hospitals, as weighted in training; validation: log loss."
+    pictures = [_picture("curves", figure, caption)]
+    if losses:
+        figure = plot_site_losses(rounds, losses, mean["training"])
+        caption = f"Training loss in each of {count(len(losses), 'hospital')} over rounds."
+        pictures.append(_picture("site_losses", figure, caption))
+    return pictures
+
+
+def draw_hospitals(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> list[Picture]:
+    """The mix of classes in each hospital; empty where nothing is known of it."""
+    if not counts:
+        return []
+    return [_picture("hospitals", plot_class_mix(counts, classes), "Images of each class in each hospital.")]
+
+
+def draw_baselines(run: StoredRun) -> list[Picture]:
+    """A dot for each hospital alone, lines for the federated and the pooled model; one picture a judged set."""
+    baselines, pictures = run.summary.baselines or BaselineTable(), []
+    for name, noun in SETS.items():
+        alone = {site: _area(result.central(name)) for site, result in baselines.alone.items()}
+        known = {site: value for site, value in alone.items() if math.isfinite(value)}
+        pooled = baselines.pooled or BaselineResult()
+        lines = {"federated": _area(run.summary.central(name)), "pooled": _area(pooled.central(name))}
+        lines = {label: value for label, value in lines.items() if math.isfinite(value)}
+        if known and lines:
+            figure = plots.sites({_plain(site): value for site, value in known.items()}, {}, lines, f"AUROC on the {noun}")
+            pictures.append(
+                _picture(f"baselines_{name}", figure, f"Each hospital's own model against the shared ones, on the {noun}.")
+            )
+    return pictures
+
+
+def write_pictures(pictures: Sequence[Picture], path_of: Callable[[str], Path]) -> None:
+    """The same pictures as files, for slides and papers."""
+    for picture in pictures:
+        path = path_of(picture.name)
+        path.parent.mkdir(exist_ok=True)
+        with atomic_write(path) as file:  # two processes may write the report of one run
+            file.write(picture.png)
+
+
+def plot_site_losses(rounds: Sequence[int], losses: Mapping[str, Sequence[float]], mean: Sequence[float]) -> Figure:
+    """A thin line a hospital, gaps where it did not train, and their mean."""
+    figure, (ax,) = new_figure()
+    for index, values in enumerate(losses.values()):
+        ax.plot(
+            rounds, values, color=FAINT, linewidth=0.9, marker=".", markersize=3, label="one hospital" if index == 0 else None
+        )
+    ax.plot(rounds, mean, color=colour_of(0), linewidth=2.0, label="mean, weighted by images")
+    ax.set(xlabel="Round", ylabel="Training loss", ylim=(0, None))
+    ax.locator_params(axis="x", integer=True)
+    legend_above(figure, 2)
+    return figure
+
+
+def plot_class_mix(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> Figure:
+    """One stacked bar a hospital, first hospital on top; `counts` are images by hospital and class."""
+    figure, (ax,) = new_figure()
+    rows, left = np.arange(len(counts))[::-1], np.zeros(len(counts))
+    for index, label in enumerate(classes):
+        widths = np.array([mix.get(label, 0) for mix in counts.values()], dtype=np.float64)
+        ax.barh(rows, widths, left=left, height=0.75, color=colour_of(index), label=_plain(label))
+        left += widths
+    if len(counts) <= plots.MAX_NAMED_SITES:
+        for row, total in zip(rows, left, strict=True):
+            ax.annotate(
+                f"{total:,.0f}", (total, row), (3, 0), textcoords="offset points", va="center", fontsize=TEXT_PT - 1, color=INK
+            )
+        ax.set_yticks(rows, [_plain(name) for name in counts])
+    else:
+        ax.set_yticks([])
+        ax.set_ylabel(f"{len(counts)} hospitals")
+    ax.set(xlabel="Images", ylim=(-0.7, len(counts) - 0.3))
+    ax.margins(x=0.1)
+    ax.grid(visible=False, axis="y")
+    legend_above(figure, len(classes))
+    return figure
+
+
+def _areas(run: StoredRun, names: Sequence[str]) -> str:
+    told = {SETS[name]: with_interval(run.results(name)["auroc"], run.interval_name(name)) for name in names}
+    return "; ".join(f"AUROC on the {noun}: {value}" for noun, value in told.items()) + "."
+
+
+def _scores(run: StoredRun, name: str, predictions: Predictions) -> Picture:
+    figure = plots.score_histograms(predictions, run.classes, _number(run.threshold_value))
+    return _picture(f"scores_{name}", figure, f"Predicted probability by true class, {SETS[name]}.")
+
+
+def _called(run: StoredRun, name: str, predictions: Predictions) -> Picture:
+    counts = plots.called_matrix(Statistics.of(predictions), _number(run.threshold_value))
+    (cleared, _), (_, found) = counts
+    normal, pneumonia = counts.sum(axis=1)
+    text = f"{found} of {pneumonia} images with pneumonia are found, {cleared} of {normal} without it are called normal."
+    caption = f"Truth against what the model calls at the threshold, {SETS[name]}."
+    return _picture(f"confusion_{name}", plots.confusion_matrix(counts, CALLED), caption, text)
+
+
+def _most_probable(run: StoredRun, name: str, predictions: Predictions) -> Picture:
+    figure = plots.confusion_matrix(Statistics.of(predictions).confusion, run.classes)
+    return _picture(f"classes_{name}", figure, f"Truth against the most probable class, {SETS[name]}.")
+
+
+def _evaluated(run: StoredRun, name: str, found: Predictions) -> plots.EvaluatedSet:
+    """The set with the intervals that the summary holds; those without limits are left out."""
+    intervals = {
+        metric: ConfidenceInterval(value=_number(one.value), low=one.low, high=_number(one.high), resamples=one.resamples or 0)
+        for metric, one in run.summary.central(name).items()
+        if one.low is not None
+    }
+    confidence = run.experiment.evaluation.confidence if run.experiment else 0.95
+    return plots.EvaluatedSet(name.capitalize(), Statistics.of(found), _number(run.threshold_value), intervals, confidence)
+
+
+def _picture(name: str, figure: Figure, caption: str, text: str = "") -> Picture:
+    return Picture(name, render_figure(figure), caption, f"{caption} {text}".strip())
+
+
+def _plain(name: str) -> str:
+    """`name` without meaning to matplotlib, which reads text between dollar signs as a formula and fails on a broken one."""
+    return name.replace("$", r"\$")
+
+
+def _number(value: float | None) -> float:
+    """For a plot, which leaves a gap where there is NaN."""
+    return NAN if value is None else value
+
+
+def _area(results: Results) -> float:
+    return _number(ReportedEstimate.of(results.get("auroc")).value)
+
+
+def _site_losses(run: StoredRun) -> dict[str, list[float]]:
+    """Training loss by hospital over rounds; NaN where it did not train. Hospitals that never trained are left out."""
+    names = sorted({site for line in run.history for site in line.sites})
+    losses = {name: [_number(_train_loss(line, name)) for line in run.history] for name in names}
+    return {name: values for name, values in losses.items() if np.isfinite(values).any()}
+
+
+def _train_loss(line: RoundRecord, name: str) -> float | None:
+    site = line.sites.get(name)
+    return site.train.train_loss if site and site.train else None

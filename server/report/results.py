@@ -1,0 +1,337 @@
+"""Results as the report shows them: key numbers, metrics of each set, and the baselines beside the federated model.
+
+The hospitals and the data as the report shows them, in counts.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, duration, megabytes, number, whole
+from pneumofed.server.report.read_run import SETS, StoredRun
+from pneumofed.server.report.wording import PARTITIONS, tell_lead
+from pneumofed.server.runs.records import Metrics
+from pneumofed.server.runs.summary_records import (
+    BaselineLead,
+    BaselineResult,
+    BaselineTable,
+    DataCounts,
+    MetricSpread,
+    PartitionRecord,
+    Results,
+    SiteSummary,
+)
+
+METRICS = {
+    "auroc": ("AUROC", "chance that an image with pneumonia scores above one without"),
+    "average_precision": ("Average precision", "mean precision over all sensitivities; depends on the share of pneumonia"),
+    "sensitivity": ("Sensitivity", "share of the images with pneumonia that are found"),
+    "specificity": ("Specificity", "share of the images without pneumonia that are called normal"),
+    "accuracy": ("Accuracy", "share of all images that are called right"),
+    "balanced_accuracy": ("Balanced accuracy", "mean of sensitivity and specificity"),
+    "precision": ("Precision", "share of pneumonia among the images called so; depends on the share of pneumonia"),
+    "f1": ("F1", "harmonic mean of precision and sensitivity"),
+    "mcc": ("MCC", "Matthews correlation: 0 is chance, 1 is perfect"),
+    "brier": ("Brier score", "mean squared error of the probabilities; 0 is best"),
+    "ece": ("Calibration error", "mean gap between probability and frequency (ECE); 0 is best"),
+    "log_loss": ("Log loss", "mean negative log probability of the truth; 0 is best"),
+    "accuracy_three_class": ("Accuracy, three classes", "share of images whose most probable class is right"),
+    "auroc_macro": ("AUROC, mean over classes", "mean of the areas of each class against the rest"),
+}
+COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One metric on each judged set."""
+
+    name: str
+    meaning: str
+    estimates: list[ReportedEstimate]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One key number and the line below it."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class ComparedRow:
+    """One way of training: its results, or a range over hospitals in `ranges`."""
+
+    name: str
+    estimates: list[ReportedEstimate]
+    ranges: list[str]
+
+
+@dataclass(frozen=True)
+class TrainingComparison:
+    """All ways of training on one central set."""
+
+    noun: str
+    interval_name: str
+    rows: list[ComparedRow]
+    leads: list[str]
+
+
+def metric_rows(run: StoredRun, sets: Sequence[str]) -> list[MetricRow]:
+    """A row for each metric that any of `sets` has, in the order of METRICS, each class's own AUROC last."""
+    results = [run.results(name) for name in sets]
+    names = {f"auroc_class_{k}": (f"AUROC, {label} against the rest", "") for k, label in enumerate(run.classes)}
+    rows = {**METRICS, **names}
+    return [
+        MetricRow(name, meaning, [found.get(key, ReportedEstimate()) for found in results])
+        for key, (name, meaning) in rows.items()
+        if any(key in found for found in results)
+    ]
+
+
+def result_tiles(run: StoredRun, central_set: str) -> list[Tile]:
+    """The three numbers that a clinician asks for first, on one judged set."""
+    results, shown = run.results(central_set), []
+    for key in ("auroc", "sensitivity", "specificity"):
+        found = results[key]
+        span = f"{run.interval_name(central_set)} {found.span}" if found.span else "no interval"
+        shown.append(Tile(f"{METRICS[key][0]}, {SETS[central_set]}", found.number, span))
+    return shown
+
+
+def run_tiles(run: StoredRun) -> list[Tile]:
+    """Size and cost of the run."""
+    planned = run.experiment.rounds if run.experiment else None
+    of_planned = f"of {planned} planned" if planned else ""
+    kept = f"; round {run.kept_round} kept" if run.kept_round else ""
+    moved = run.summary.bytes
+    return [
+        Tile("Hospitals", str(len(run.site_reports())), "simulated" if run.virtual else ""),
+        Tile("Rounds", str(run.completed), of_planned + kept),
+        Tile("Wall time", duration(run.summary.seconds), "training and judging"),
+        Tile(
+            "Weights sent",
+            megabytes(moved.total if moved else None),
+            f"{megabytes(moved.down if moved else None)} down, {megabytes(moved.up if moved else None)} up",
+        ),
+    ]
+
+
+def comparisons(run: StoredRun) -> list[TrainingComparison]:
+    """Federated, pooled, and hospitals alone on each central set; empty without baselines."""
+    baselines = run.summary.baselines
+    return [_compare(run, baselines, name) for name in SETS if run.is_final(name)] if baselines else []
+
+
+def _compare(run: StoredRun, baselines: BaselineTable, name: str) -> TrainingComparison:
+    alone = {site: found for site, result in baselines.alone.items() if (found := result.central(name))}
+    ranked = sorted(alone, key=lambda site: _area(alone[site]))
+    rows = [_compared_row("Federated", run.summary.central(name))]
+    if baselines.pooled and (pooled := baselines.pooled.central(name)):
+        rows.append(_compared_row("All images pooled", pooled))
+    if ranked:
+        rows.append(_compared_row(f"Best hospital alone ({ranked[-1]})", alone[ranked[-1]]))
+        rows.append(_mean_row(len(alone), baselines.alone_summary.get(name, {})))
+        rows.append(_compared_row(f"Worst hospital alone ({ranked[0]})", alone[ranked[0]]))
+    lead = baselines.lead.get(name, BaselineLead())
+    interval_name = run.interval_name(name)
+    told = [
+        tell_lead(lead.over_pooled, "training on all images pooled", interval_name),
+        tell_lead(lead.over_best_alone, f"the best hospital alone ({lead.best_alone})", interval_name),
+    ]
+    return TrainingComparison(SETS[name], interval_name, rows, [text for text in told if text])
+
+
+def _area(results: Results) -> float:
+    value = ReportedEstimate.of(results.get("auroc")).value
+    return -math.inf if value is None else value
+
+
+def _compared_row(name: str, results: Results) -> ComparedRow:
+    return ComparedRow(name, [ReportedEstimate.of(results.get(metric)) for metric in COMPARED], [])
+
+
+def _mean_row(hospitals: int, found: Mapping[str, MetricSpread]) -> ComparedRow:
+    spreads = [found.get(metric, MetricSpread()) for metric in COMPARED]
+    ranges = [f"from {number(spread.worst)} to {number(spread.best)}" for spread in spreads]
+    return ComparedRow(
+        f"Mean of {count(hospitals, 'hospital')} alone", [ReportedEstimate(spread.mean) for spread in spreads], ranges
+    )
+
+
+def untrained(run: StoredRun) -> dict[str, str]:
+    """Baselines without a result and why."""
+    baselines = run.summary.baselines or BaselineTable()
+    results = {"all images pooled": baselines.pooled or BaselineResult(), **baselines.alone}
+    return {name: result.error for name, result in results.items() if result.error is not None}
+
+
+@dataclass(frozen=True)
+class HospitalResult:
+    """One hospital: its counts, its part in the rounds, and the kept model on its validation patients."""
+
+    name: str
+    images: str
+    patients: str
+    classes: list[str]
+    train: str
+    validation: str
+    skipped: list[str]
+    auroc: ReportedEstimate
+    judged: str
+    rounds: str
+    failures: int
+
+
+@dataclass(frozen=True)
+class Participation:
+    """In how many rounds each hospital was asked to train, did so, and failed or was left out."""
+
+    drawn: Counter[str]
+    trained: Counter[str]
+    failed: Counter[str]
+
+
+@dataclass(frozen=True)
+class DataRow:
+    """What became of the images of one party."""
+
+    name: str
+    found: str
+    used: str
+    patients: str
+    classes: list[str]
+    notes: list[str]
+
+
+def class_names(run: StoredRun) -> list[str]:
+    """The classes that the hospitals' counts speak of, the task's own first."""
+    told = {label for report in run.site_reports().values() for label in report.classes or {}}
+    return [label for label in run.classes if label in told] + sorted(told - set(run.classes))
+
+
+def class_counts(run: StoredRun) -> dict[str, Mapping[str, int]]:
+    """Images by class of each hospital that told them."""
+    return {name: report.classes for name, report in run.site_reports().items() if report.classes}
+
+
+def describe_partition(run: StoredRun) -> str:
+    """How virtual hospitals were dealt their images, in a sentence; empty for real ones."""
+    dealt, kind = run.summary.partition or PartitionRecord(), run.partition_kind
+    if not run.virtual or not kind:
+        return ""
+    concentration = (
+        f" (Dirichlet draws, concentration {dealt.alpha:g})"
+        if dealt.alpha is not None and kind in ("dirichlet", "quantity")
+        else ""
+    )
+    text = f"Patients were dealt to simulated hospitals, {PARTITIONS.get(kind, kind)}{concentration}."
+    if dealt.label_skew_bits is None:
+        return text
+    skew = number(dealt.label_skew_bits)
+    return f"{text} Label skew: {skew} bits, where 0 is the same mix of classes in every hospital and 1 the most there can be."
+
+
+def hospital_rows(run: StoredRun) -> list[HospitalResult]:
+    """A row for each hospital that took part."""
+    labels, history = class_names(run), run.history
+    part = Participation(
+        drawn=Counter(site for line in history for site in line.drawn),
+        trained=Counter(site for line in history for site in line.trained),
+        failed=Counter(site for line in history for site in line.trouble),
+    )
+    return [_hospital_row(run, name, report, labels, part) for name, report in run.site_reports().items()]
+
+
+def _hospital_row(run: StoredRun, name: str, report: SiteSummary, labels: Sequence[str], part: Participation) -> HospitalResult:
+    line, judged = _judged_at(run, name)
+    in_another_round = f", round {line}" if line != run.kept_round else ""
+    return HospitalResult(
+        name=name,
+        images=whole(report.images),
+        patients=whole(report.patients),
+        classes=[whole((report.classes or {}).get(label)) for label in labels],
+        train=whole(report.train),
+        validation=whole(report.validation),
+        skipped=_told(report.skipped) + _told(report.warnings),
+        auroc=approximate(judged or Metrics())["auroc"],
+        judged=_mix(judged) + in_another_round if judged else "",
+        rounds=f"{part.trained[name]} of {part.drawn[name]}",
+        failures=part.failed[name],
+    )
+
+
+def _judged_at(run: StoredRun, site: str) -> tuple[int, Metrics | None]:
+    """The round and the validation metrics of `site` in the kept round, else in its last one."""
+    known = {line.round: found for line in run.history if site in line.sites and (found := line.sites[site].validation)}
+    number = run.kept_round if run.kept_round in known else max(known, default=0)
+    return number, known.get(number)
+
+
+def _mix(found: Metrics) -> str:
+    positive = found.n_positive or 0
+    return f"of {(found.n or 0) - positive} + {positive}"
+
+
+def describe_spread(rows: Sequence[HospitalResult]) -> str:
+    """The spread of validation AUROC over hospitals, in words; empty where fewer than two have one."""
+    values = [row.auroc.value for row in rows if row.auroc.value is not None]
+    if len(values) < 2:
+        return ""
+    middle = statistics.median(values)
+    return (
+        f"Over {len(values)} hospitals with both classes in validation, its AUROC ranges from {number(min(values))} to "
+        f"{number(max(values))} (median {number(middle)})."
+    )
+
+
+def data_rows(run: StoredRun) -> list[DataRow]:
+    """What became of the images of all hospitals together and of each central set."""
+    reports: dict[str, DataCounts] = {"hospitals together": _joined(list(run.site_reports().values())), **run.summary.data}
+    return [
+        DataRow(
+            name=SETS.get(name, name),
+            found=whole(report.found),
+            used=whole(report.used),
+            patients=whole(report.patients),
+            classes=_told(report.classes),
+            notes=_told(report.skipped) + _told(report.warnings),
+        )
+        for name, report in reports.items()
+        if report.model_fields_set
+    ]
+
+
+def _joined(reports: Sequence[SiteSummary]) -> SiteSummary:
+    """The sum of the hospitals' counts; those that no hospital told are missing."""
+    sums = {
+        "found": _sum(report.found for report in reports),
+        "used": _sum(report.used for report in reports),
+        "patients": _sum(report.patients for report in reports),
+        "train": _sum(report.train for report in reports),
+        "validation": _sum(report.validation for report in reports),
+        "classes": _sum_by_name(report.classes for report in reports),
+        "skipped": _sum_by_name(report.skipped for report in reports),
+        "warnings": _sum_by_name(report.warnings for report in reports),
+    }
+    return SiteSummary.model_validate({key: total for key, total in sums.items() if total is not None})
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
+
+def _sum_by_name(counts: Iterable[Mapping[str, int] | None]) -> dict[str, int] | None:
+    known = [one for one in counts if one is not None]
+    return {name: sum(one.get(name, 0) for one in known) for one in known for name in one} if known else None
+
+
+def _told(counts: Mapping[str, int] | None) -> list[str]:
+    """`3 × image data truncated or corrupt`, one text a reason."""
+    return [f"{n:,} × {reason}" for reason, n in (counts or {}).items()]

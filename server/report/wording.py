@@ -1,0 +1,190 @@
+"""The sentences of the report: what was trained where, what it found, and what it does not show."""
+
+from __future__ import annotations
+
+from pneumofed.server.report.numbers import ReportedEstimate, count, difference, hundred_span, number, of_hundred, whole
+from pneumofed.server.report.read_run import SETS, StoredRun
+from pneumofed.server.runs.summary_records import MetricInterval
+
+MODELS = {
+    "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "densenet121": "DenseNet-121",
+    "efficientnet_b0": "EfficientNet-B0", "vgg16": "VGG-16", "small_cnn": "small convolutional network",
+    "scattering": "linear classifier on scattering features",
+}  # fmt: skip
+STRATEGIES = {
+    "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedexp": "FedExP",
+    "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN",
+    "fedmedian": "FedMedian", "fedtrimmedavg": "trimmed mean", "krum": "Krum", "multikrum": "Multi-Krum",
+}  # fmt: skip
+PARTITIONS = {
+    "iid": "each with the same mix of classes and the same size",
+    "dirichlet": "each with its own mix of classes and size",
+    "quantity": "each of its own size, with the same mix of classes",
+    "scanner": "each with its own simulated scanner",
+}
+FEW_IMAGES = 50
+"""Below so many images of a class one image moves sensitivity or specificity by more than two percentage points."""
+
+
+def summary_sentences(run: StoredRun) -> list[str]:
+    """The run in a few plain sentences."""
+    judged = [name for name in SETS if run.results(name)]
+    texts = [_training(run)]
+    if judged:
+        areas = "; ".join(_auroc(run, name) for name in judged)
+        texts.append(f"{areas[0].upper()}{areas[1:]}. An AUROC of 0.5 is guessing, 1 is perfect.")
+        texts.append(_operating_point(run, judged))
+    missing = [noun for name, noun in SETS.items() if name not in judged]
+    if missing:
+        texts.append(
+            f"No {' and no '.join(missing)} was judged, so the report holds no result for {'them' if len(missing) > 1 else 'it'}."
+        )
+    return texts
+
+
+def _training(run: StoredRun) -> str:
+    sites, cfg = run.site_reports(), run.experiment
+    model = MODELS.get(cfg.model.name, cfg.model.name) if cfg else "network"
+    method = f" with {STRATEGIES.get(cfg.strategy.name, cfg.strategy.name)}" if cfg else ""
+    where = f" in {count(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""
+    if not run.completed:
+        return f"A {model} was to be trained{method}{where}, but no round was completed."
+    images = sum(told.images or 0 for told in sites.values())
+    patients = sum(told.patients or 0 for told in sites.values())
+    of_images = f" with {count(images, 'chest radiograph')} of {count(patients, 'patient')}" if images else ""
+    ending = ". One data set was dealt out to them" if run.virtual else "; no image left its hospital"
+    kind = run.partition_kind
+    ending += f", {PARTITIONS[kind]}" if run.virtual and kind in PARTITIONS else ""
+    if cfg and cfg.strategy.ema_decay > 0:
+        ending += ". Judged and kept is the moving average of its weights over the rounds"
+    return f"A {model} was trained{method} over {count(run.completed, 'round')}{where}{of_images}{ending}."
+
+
+def _auroc(run: StoredRun, central_set: str) -> str:
+    found, size = run.results(central_set)["auroc"], run.size(central_set)
+    of_patients = f" of {count(size.patients, 'patient')}" if size.patients else ""
+    value = with_interval(found, run.interval_name(central_set))
+    return f"on the {SETS[central_set]} ({count(size.images, 'image')}{of_patients}) the AUROC is {value}"
+
+
+def _operating_point(run: StoredRun, judged: list[str]) -> str:
+    parts = [_found_and_cleared(run, name) for name in judged]
+    return f"At the threshold {number(run.threshold_value)}, {'; '.join(parts)}."
+
+
+def _found_and_cleared(run: StoredRun, central_set: str) -> str:
+    results = run.results(central_set)
+    found = _hundred(results["sensitivity"], run.interval_name(central_set))
+    cleared = _hundred(results["specificity"], run.interval_name(central_set))
+    parts = [f"of 100 images with pneumonia it finds {found}"] if found else []
+    parts += [f"of 100 without it calls {cleared} normal"] if cleared else []
+    return f"in the {SETS[central_set]} " + (" and ".join(parts) or "sensitivity and specificity are undefined")
+
+
+def _hundred(found: ReportedEstimate, interval_name: str) -> str:
+    if found.value is None:
+        return ""
+    span = hundred_span(found)
+    return of_hundred(found.value) + (f" ({interval_name} {span})" if span else " (no interval)")
+
+
+def with_interval(found: ReportedEstimate, interval_name: str) -> str:
+    """`0.966 (95% CI 0.953–0.977)`."""
+    if found.value is None:
+        return "undefined (images of one class only)"
+    return f"{found.number} ({interval_name} {found.span})" if found.span else f"{found.number} (no interval)"
+
+
+def tell_drops(run: StoredRun) -> list[str]:
+    """How the metrics change from the test to the external set, in words; empty unless both were judged."""
+    test, external = run.results("test"), run.results("external")
+    names = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
+    if not test or not external:
+        return []
+    return [
+        _tell_change(name, difference(external[key], test[key]), run.interval_name("external")) for key, name in names.items()
+    ]
+
+
+def _tell_change(metric: str, change: ReportedEstimate, interval_name: str) -> str:
+    """A change whose interval holds 0 is not told as one."""
+    if change.value is None:
+        return f"The change of {metric} is undefined."
+    size = f"{number(abs(change.value))} {'lower' if change.value < 0 else 'higher'}"
+    if not change.span:
+        return f"On the external set {metric} is {size} than on the test set (no interval)."
+    interval = f"change {change.number}, {interval_name} {change.span}"
+    if change.clear:
+        return f"On the external set {metric} is {size} than on the test set ({interval})."
+    return f"Test and external set do not clearly differ in {metric} ({interval})."
+
+
+def warn_of_few(run: StoredRun) -> list[str]:
+    """A sentence for each judged set with few images of a class."""
+    warnings = []
+    for name, noun in SETS.items():
+        size = run.size(name)
+        few = [
+            f"{count(n, 'image')} {text}"
+            for n, text in ((size.normal, "without pneumonia"), (size.pneumonia, "with pneumonia"))
+            if n < FEW_IMAGES
+        ]
+        if few and run.results(name):
+            warnings.append(f"The {noun} has only {' and '.join(few)}: what rests on these is uncertain, as the intervals show.")
+    return warnings
+
+
+def describe_policy(run: StoredRun) -> str:
+    """How the threshold is chosen, as part of a sentence."""
+    policy = run.threshold.policy if run.threshold else None
+    target = f"{100 * run.experiment.evaluation.target:g}%" if run.experiment else "its target"
+    texts = {
+        "half": "fixed at 0.5",
+        "youden": "chosen for the highest sum of sensitivity and specificity (Youden's index)",
+        "sensitivity": f"chosen for a sensitivity of at least {target}",
+        "specificity": f"chosen for a specificity of at least {target}",
+    }
+    return texts.get(str(policy), "chosen")
+
+
+def limits(run: StoredRun) -> list[str]:
+    """Four sentences on what the results must not be used for."""
+    return [
+        "This is research software and no medical device: nothing here was tested in the care of patients, so it must decide about none.",
+        _limit_of_images(run),
+        _limit_of_external(run),
+        f"The threshold was {describe_policy(run)} on the hospitals' own validation images: with another share of pneumonia or other "
+        "machines sensitivity and specificity change, so it must be chosen anew before any use.",
+    ]
+
+
+def _limit_of_images(run: StoredRun) -> str:
+    if run.summary.phantom:
+        return "The images are drawn by a program: they exercise the software and say nothing about patients."
+    return (
+        "The public data set this software was built around (Kermany et al. 2018) shows children of one to five years from a single "
+        "centre: a model trained on it can fail without a sign on adults, other machines or other diseases."
+    )
+
+
+def _limit_of_external(run: StoredRun) -> str:
+    size, other = run.size("external"), run.size("test")
+    if not run.results("external") or not size.images:
+        return "No external set was judged, so how the model does in a hospital that took no part is unknown."
+    against = f" against {100 * other.pneumonia / other.images:.0f}% in the test set" if other.images else ""
+    return (
+        f"The external set is of another origin than the training images, and {100 * size.pneumonia / size.images:.0f}% of its "
+        f"{whole(size.images)} images show pneumonia{against}: accuracy, precision and calibration cannot be compared between the two "
+        "sets, and a result there is a first test of transfer, no proof."
+    )
+
+
+def tell_lead(lead: MetricInterval | None, other: str, interval_name: str) -> str:
+    """The federated model's lead in AUROC over another one, in words; empty without one."""
+    found = ReportedEstimate.of(lead)
+    if found.value is None:
+        return ""
+    interval = f"{interval_name} {found.span}" if found.span else "no interval"
+    if not found.clear:
+        return f"Federated and {other} cannot be told apart (AUROC difference {found.number}, {interval})."
+    return f"Federated training is {'better' if found.value > 0 else 'worse'} than {other}: AUROC difference {found.number} ({interval})."

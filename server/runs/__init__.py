@@ -1,0 +1,1 @@
+"""Runs on disk and in the registry: folder, records, events, status, checkpoints."""

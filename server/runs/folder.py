@@ -1,0 +1,270 @@
+"""The folder that every run leaves, and the only place where its file names stand.
+
+config.yaml        the resolved experiment
+environment.json   versions, machine, git state
+history.jsonl      one line a round
+checkpoints/       last.pt and best.pt
+validation.json    the hospitals' pooled validation statistics of best.pt, on which an export calibrates
+predictions/       the final model on each central set: test.csv, external.csv
+summary.json       status and results, for scripts
+report.html        the same for people
+figures/           the report's pictures as PNG
+
+What a run's history says about its course. Nothing here is stored: a resumed run reads the same from the same lines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pneumofed.common.config.experiment import EarlyStoppingConfig, ExperimentConfig
+from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.errors import CheckpointError
+from pneumofed.common.evaluation.statistics import MAX_IMAGES, Statistics
+from pneumofed.common.files import StateFile, write_file
+from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
+from pneumofed.server.runs.summary_records import RunBytes, RunSummary
+
+PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "pydicom", "opacus", "pydantic", "ray")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def history(self) -> Path:
+        return self.path / "history.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        return self.path / "summary.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def report_is_due(self) -> bool:
+        """Whether there is a summary, and no report or one that is older; of a run that goes on this says nothing."""
+        try:
+            written = self.summary.stat().st_mtime_ns
+            return self.report.stat().st_mtime_ns < written if self.report.exists() else True
+        except OSError:  # never began, or the folder was moved away
+            return False
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    @property
+    def validation(self) -> Path:
+        return self.path / "validation.json"
+
+    def predictions(self, name: str) -> Path:
+        return self.path / "predictions" / f"{name}.csv"
+
+    def figure(self, name: str) -> Path:
+        return self.path / "figures" / f"{name}.png"
+
+    def prepare(self) -> None:
+        for folder in (self.path, self.path / "checkpoints", self.path / "predictions"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def write_config(self, experiment: ExperimentConfig) -> None:
+        text = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
+        write_text(self.config, text)
+
+    def read_config(self) -> ExperimentConfig:
+        return build_config(ExperimentConfig, read_yaml(self.config), str(self.config))
+
+    def write_environment(self) -> None:
+        write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
+
+    def append_history(self, line: RoundRecord) -> None:
+        """Adds one round. Flushed to the disk: a line that is there survives a power cut."""
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(_history_line(line))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_history(self) -> list[RoundRecord]:
+        """Every complete line; a last line that a crash cut short is left out.
+
+        Raises:
+            CheckpointError: a line is of a newer version, or its values are not what they should be.
+        """
+        lines: list[RoundRecord] = []
+        if not self.history.exists():
+            return lines
+        for number, text in enumerate(self.history.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                content = json.loads(text)
+            except ValueError:
+                break
+            lines.append(parse_record(RoundRecord, content, f"line {number} of {self.history}"))
+        return lines
+
+    def keep_history_until(self, round_number: int) -> None:
+        """Removes what was written after `round_number`, which a resumed run will write again."""
+        write_text(self.history, "".join(_history_line(line) for line in self.read_history() if line.round <= round_number))
+
+    def write_validation(self, round_number: int, statistics: Statistics) -> None:
+        write_text(self.validation, json.dumps({"round": round_number, "statistics": statistics.to_numbers()}) + "\n")
+
+    def read_validation(self, classes: int) -> tuple[int, Statistics] | None:
+        """The round and its pooled statistics; None where the run kept none, as those before version 0.3.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+
+        def parse(content: bytes) -> tuple[int, Statistics]:
+            values = json.loads(content)
+            return int(values["round"]), Statistics.from_numbers(values["statistics"], classes, MAX_IMAGES)
+
+        remedy = "restore it from a backup"
+        return StateFile(self.validation, "the validation statistics", parse, None, remedy, CheckpointError).read()
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Writes the whole of summary.json or nothing."""
+        write_text(self.summary, json.dumps(format_record(summary), indent=2, allow_nan=False) + "\n")
+
+    def read_summary(self) -> RunSummary:
+        """The summary; an empty one if there is none yet.
+
+        Raises:
+            CheckpointError: the file is damaged, or of a newer version.
+        """
+        remedy = "restore it or start a new run in another folder"
+        file: StateFile[Any] = StateFile(self.summary, "the summary", json.loads, {}, remedy, CheckpointError)
+        return parse_record(RunSummary, file.read(), str(self.summary))
+
+
+def _history_line(line: RoundRecord) -> str:
+    return json.dumps(format_record(line), allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole of `text` or nothing."""
+    write_file(path, text.encode("utf-8"))
+
+
+def describe_environment() -> dict[str, Any]:
+    """What the run ran on: versions, machine, git commit and whether the working tree was clean."""
+    import torch  # here, since reading a run folder needs no torch and importing it costs seconds
+
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpus": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "accelerator": accelerator,
+        "git": _git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the code and whether it has uncommitted changes; None where the code is no git checkout."""
+    source = os.environ.get("PNEUMOFED_SOURCE") or str(Path(__file__).resolve().parents[1])
+    commands = (["git", "-C", source, "rev-parse", "HEAD"], ["git", "-C", source, "status", "--porcelain"])
+    try:
+        commit, status = (
+            subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout for command in commands
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.strip(), "dirty": bool(status.strip())}
+
+
+def validation_auroc(line: RoundRecord) -> float:
+    """The round's pooled validation AUROC; -inf where it is undefined, so that any defined one is better."""
+    value = line.validation.auroc if line.validation else None
+    return -math.inf if value is None else value
+
+
+def best_round(history: Sequence[RoundRecord]) -> int:
+    """The latest round whose validation AUROC is within one standard error of the highest; 0 without history.
+
+    The one-standard-error rule (Breiman et al. 1984, section 3.4.3): among rounds that validation cannot tell apart, the one that was
+    trained longest, at the lowest learning rate. A round that was chosen once is given up only for a later one, so that a run needs to
+    keep one model. Test and external results play no part in it.
+    """
+    if not history:
+        return 0
+    highest = max(history, key=validation_auroc)
+    limit = validation_auroc(highest) - standard_error(highest)
+    return max(line.round for line in history if validation_auroc(line) >= limit)
+
+
+def standard_error(line: RoundRecord) -> float:
+    """Of the round's validation AUROC (Hanley and McNeil 1982, Radiology 143:29, eq. 1); 0 where it is undefined or was not counted."""
+    area, validation = validation_auroc(line), line.validation or Metrics()
+    positives = validation.n_positive or 0
+    negatives = (validation.n or 0) - positives
+    if not (math.isfinite(area) and positives and negatives):
+        return 0.0
+    both_above, both_below = area / (2.0 - area), 2.0 * area**2 / (1.0 + area)
+    spread = (positives - 1) * (both_above - area**2) + (negatives - 1) * (both_below - area**2)
+    return math.sqrt(max(0.0, area * (1.0 - area) + spread) / (positives * negatives))
+
+
+def stalled(history: Sequence[RoundRecord], cfg: EarlyStoppingConfig) -> bool:
+    """Whether the last `patience_rounds` rounds brought no validation AUROC above the best before them by `min_delta`."""
+    if cfg.patience_rounds == 0 or len(history) <= cfg.patience_rounds:
+        return False
+    before, recent = history[: -cfg.patience_rounds], history[-cfg.patience_rounds :]
+    return max(map(validation_auroc, recent)) < max(map(validation_auroc, before)) + cfg.min_delta
+
+
+def with_course(summary: RunSummary, history: Sequence[RoundRecord]) -> RunSummary:
+    """The summary with what the history shows of the run at any time: rounds completed, the best one, and bytes.
+
+    Args:
+        summary: of the same run; all else in it stays.
+        history: every completed round.
+    """
+    down, up = (sum(sizes) for sizes in ([line.bytes.down for line in history], [line.bytes.up for line in history]))
+    sums = RunBytes(down=down, up=up, total=down + up)
+    return summary.updated(rounds_completed=len(history), best_round=best_round(history), bytes=sums)

@@ -1,0 +1,280 @@
+"""What is kept of a run, as typed records: one `RoundRecord` a line of history.jsonl, one `RunSummary` in summary.json.
+
+History, summary, audit line, live page, report and baselines are written from these records; the words of JSON stand here only.
+
+    RoundRecord.model_validate(values)       the record; a metric that is NaN or infinite becomes None, as JSON's null
+    record.to_json()                         plain values for JSON: a key that was never given stays absent
+    parse_record(RoundRecord, content, ...)  the record in a file, of this version or an earlier one
+    format_record(record)                    the other way, with the schema number in front
+
+Keys that this version does not know are kept through reading and writing. Files of a version without schema number are read as schema 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from pneumofed.common.errors import CheckpointError
+from pneumofed.common.evaluation.metrics import without_nan
+
+SCHEMA = 1
+"""Raised when a key changes its meaning or goes away; a new key needs no new number. 0: files of versions that wrote no number."""
+SCHEMA_KEY = "schema"
+CENTRAL_SETS = ("test", "external")
+"""What the coordinator may judge the model on."""
+
+
+class Record(BaseModel):
+    """Values that never change. What is not known is None, and absent in JSON unless it was given as None."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nan(cls, values: object) -> object:
+        return without_nan(values)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON: what was given, in the order of the fields, unknown keys last."""
+        # A NaN can only stand in a record that was made without validation; JSON knows none.
+        return dict(without_nan(self.model_dump(exclude_unset=True)))  # type: ignore[call-overload]
+
+    def updated(self, **changes: Any) -> Self:
+        """A copy with `changes`, which are validated."""
+        given = {name: value for name, value in self if name in self.model_fields_set}
+        return self.model_validate({**given, **changes})
+
+    def without(self, *names: str) -> Self:
+        """A copy in which `names` were never given."""
+        return self.model_validate({name: value for name, value in self if name in self.model_fields_set - set(names)})
+
+
+class Metrics(Record):
+    """Metrics of one set of images, as `common.evaluation.metrics.metrics` counts them; None where a metric is undefined.
+
+    Three classes add `auroc_class_0`, ... as further keys.
+    """
+
+    n: int | None = None
+    """Images."""
+    n_positive: int | None = None
+    """Images with pneumonia."""
+    tn: int | None = None
+    fp: int | None = None
+    fn: int | None = None
+    tp: int | None = None
+    threshold: float | None = None
+    """An image is called pneumonia if its probability reaches it."""
+    auroc: float | None = None
+    """In [0, 1], as all below but `mcc`, which is in [-1, 1], and `log_loss`, which has no upper end."""
+    average_precision: float | None = None
+    accuracy: float | None = None
+    balanced_accuracy: float | None = None
+    sensitivity: float | None = None
+    specificity: float | None = None
+    precision: float | None = None
+    f1: float | None = None
+    mcc: float | None = None
+    brier: float | None = None
+    ece: float | None = None
+    log_loss: float | None = None
+    accuracy_three_class: float | None = None
+    auroc_macro: float | None = None
+
+
+class StoredThreshold(Record):
+    """A `common.evaluation.metrics.ChosenThreshold`; sensitivity and specificity are those on the validation images."""
+
+    value: float
+    policy: str | None = None
+    reason_of_fallback: str | None = None
+    """Why the value is 0.5 in spite of the policy."""
+    sensitivity: float | None = None
+    specificity: float | None = None
+
+
+class SiteTraining(Record):
+    """A site's own numbers of its training in one round; which of them leave the site is for its policy to say."""
+
+    num_examples: int | None = None
+    """Training images, 1 at least."""
+    train_loss: float | None = None
+    """Mean over images and passes."""
+    train_accuracy: float | None = None
+    steps: float | None = None
+    """Steps of the optimizer."""
+    learning_rate: float | None = None
+    train_sec: float | None = None
+    images_per_sec: float | None = None
+    epsilon: float | None = None
+    """Spent in this run so far, by the site's own ledger."""
+    noise_multiplier: float | None = None
+    summed: bool | None = None
+    """True where the site is in a secure sum, which shows no site's own numbers."""
+
+    @classmethod
+    def of(cls, num_examples: int, told: Mapping[str, float]) -> SiteTraining:
+        """The coordinator's own words (`num_examples`, `summed`) come before the site's, which may be anything."""
+        own = {name: value for name, value in told.items() if name not in ("num_examples", "summed")}
+        return cls.model_validate({"num_examples": num_examples, **own})
+
+
+class SiteValidation(Metrics):
+    """Metrics on a site's own validation images."""
+
+    evaluate_sec: float | None = None
+
+    @classmethod
+    def of(cls, counted: Mapping[str, float], told: Mapping[str, float]) -> SiteValidation:
+        """What the coordinator `counted` from the site's statistics comes before what the site `told`."""
+        return cls.model_validate({**told, **counted})
+
+
+class SiteRound(Record):
+    """A site's part in a round: absent are what it did not take part in."""
+
+    train: SiteTraining | None = None
+    validation: SiteValidation | None = None
+
+
+class LateReply(Record):
+    """A reply to an earlier round that arrived in this one and was dropped."""
+
+    site: str
+    round: int
+    task: str
+
+
+class SecureSumRecord(Record):
+    """A secure sum: names and stages, and for training what the sums tell of all sites together."""
+
+    summed: tuple[str, ...] = ()
+    dropped: Mapping[str, str] = {}
+    """Site -> the stage in which it gave no good answer; it may be in `summed` all the same."""
+    images: int | None = None
+    classes: tuple[int, ...] | None = None
+    """Training images by class."""
+    clipped: int | None = None
+    """Values that met their bound."""
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    error_bound: float | None = None
+    """Of a weight, from quantisation."""
+
+
+class RoundSeconds(Record):
+    """Wall time of a round's parts in seconds."""
+
+    train: float | None = None
+    aggregate: float | None = None
+    evaluate: float | None = None
+    central: float | None = None
+    total: float | None = None
+
+
+class RoundBytes(Record):
+    """Bytes of weights that travelled, to the sites and from them."""
+
+    down: int = 0
+    up: int = 0
+
+
+class RoundRecord(Record):
+    """One completed round."""
+
+    round: int
+    """From 1."""
+    drawn: tuple[str, ...] = ()
+    """Sites that were asked to train."""
+    failures: Mapping[str, str] = {}
+    """Site -> why it gave no answer, in training or evaluation."""
+    left_out: Mapping[str, str] = {}
+    """Site -> why its update did not pass the checks."""
+    late: tuple[LateReply, ...] = ()
+    threshold: StoredThreshold | None = None
+    validation: Metrics | None = None
+    """On the sites' pooled validation images."""
+    test: Metrics | None = None
+    external: Metrics | None = None
+    secure_sum: SecureSumRecord | None = None
+    central_epsilon: float | None = None
+    """Spent by the coordinator's noise so far."""
+    secure_validation: SecureSumRecord | None = None
+    sites: Mapping[str, SiteRound] = {}
+    absent: Mapping[str, str] = {}
+    """Site or node -> why it is not a site of the run."""
+    seconds: RoundSeconds = RoundSeconds()
+    bytes: RoundBytes = RoundBytes()
+
+    @property
+    def trained(self) -> list[str]:
+        """Sites whose training counts."""
+        return [name for name, site in self.sites.items() if site.train is not None]
+
+    @property
+    def trouble(self) -> dict[str, str]:
+        """Reason by site of everyone who gave no answer or no good one."""
+        return {**self.failures, **self.left_out}
+
+    @property
+    def measured(self) -> dict[str, Metrics]:
+        """Metrics by set of those that were judged: `validation`, `test`, `external`."""
+        found = {"validation": self.validation, **{name: self.central(name) for name in CENTRAL_SETS}}
+        return {name: metrics for name, metrics in found.items() if metrics is not None}
+
+    @property
+    def mean_train_loss(self) -> float | None:
+        """Mean training loss over the sites that told theirs, weighted by their images; None where none did."""
+        trained = [site.train for site in self.sites.values() if site.train]
+        known = [(one.num_examples, one.train_loss) for one in trained if one.num_examples and one.train_loss is not None]
+        return sum(loss * images for images, loss in known) / sum(images for images, _ in known) if known else None
+
+    @property
+    def epsilons(self) -> dict[str, float]:
+        """Epsilon by site of those that told theirs."""
+        spent = {name: site.train.epsilon for name, site in self.sites.items() if site.train}
+        return {name: epsilon for name, epsilon in spent.items() if epsilon is not None}
+
+    def central(self, name: str) -> Metrics | None:
+        """Metrics on the central set `name`; None where it was not judged in this round."""
+        return {"test": self.test, "external": self.external}.get(name)
+
+
+R = TypeVar("R", bound=Record)
+
+
+def parse_record(kind: type[R], content: object, where: str) -> R:
+    """The record in the JSON value `content`.
+
+    Args:
+        kind: class of the record.
+        content: what a file holds, of this version or an earlier one.
+        where: the file, for the error's sentence.
+
+    Raises:
+        CheckpointError: the file is of a newer version, or its values are not what they should be.
+    """
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{where} is damaged: expected a JSON object, got {type(content).__name__}; restore it from a backup"
+        )
+    schema = content.get(SCHEMA_KEY, 0)
+    if type(schema) is not int or not 0 <= schema <= SCHEMA:
+        raise CheckpointError(
+            f"{where} has schema {str(schema)[:20]}, and this version of pneumofed reads up to {SCHEMA}: it was written by a newer "
+            "version; install that version or a newer one"
+        )
+    try:
+        return kind.model_validate({key: value for key, value in content.items() if key != SCHEMA_KEY})
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise CheckpointError(f"{where} is damaged: {key}: {first['msg']}; restore it from a backup") from None
+
+
+def format_record(record: Record) -> dict[str, Any]:
+    """Plain values for a JSON file, the schema number first."""
+    return {SCHEMA_KEY: SCHEMA, **record.to_json()}

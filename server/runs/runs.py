@@ -1,0 +1,322 @@
+"""The life of a run at the coordinator: submitted, watched, stopped, resumed, and closed with the truth whatever died.
+
+runs = Runs(folder, registry)
+runs.submit("pneumonia-1", experiment)     registry -> run folder -> SuperLink
+runs.reconcile()                           compares the registry with Flower, the run folder and the heartbeat; closes what is over
+runs.write_reports()                       the reports of runs that are over
+
+`pneumofed server run --wait` and `resume --wait`: a run followed in the terminal until it has ended.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import yaml
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.reader import experiment_from_json
+from pneumofed.common.errors import ConfigError, FlowerError
+from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
+from pneumofed.server.operations.overview import round_now, site_states
+from pneumofed.server.operations.settings import CoordinatorFolder
+from pneumofed.server.runs.events import EVENTS_FILE, Kind, read_activity
+from pneumofed.server.runs.folder import RunFolder, with_course, write_text
+from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.registry import Registry, check_run_name
+from pneumofed.server.runs.status import (
+    ASKED_SILENT_SEC,
+    SILENT_SEC,
+    RunStatus,
+    build_event,
+    forget_the_end,
+    how_to_go_on,
+    judge_run,
+    read_history,
+    read_signs,
+    read_summary,
+    time_of,
+)
+from pneumofed.server.runs.tables import RunRow, RunState
+
+END_SEC = 20.0
+"""How long a stopped run may take to end."""
+
+
+class Flower(Protocol):
+    """What is needed of `server.operations.processes`."""
+
+    def submit(self, folder: Path, run_config: Mapping[str, str]) -> int: ...
+
+    def run_status(self, folder: Path, run_id: int) -> str: ...
+
+    def stop_run(self, folder: Path, run_id: int) -> None: ...
+
+
+class Runs:
+    """The runs of one coordinator folder."""
+
+    def __init__(
+        self, folder: CoordinatorFolder, registry: Registry, flower: Flower, hash_app: Callable[[], str] | None = None
+    ) -> None:
+        self.folder, self.registry, self._flower = folder, registry, flower
+        self._hash_app = hash_app or hash_installed_app
+        self._reports_failed: dict[str, int] = {}  # run -> when its summary was written, so that no report is tried for ever
+
+    def submit(self, name: str, experiment: ExperimentConfig) -> RunRow:
+        """A new run in `runs/NAME`, handed to Flower.
+
+        Raises:
+            ConfigError: the name is none or taken, or the coordinator's settings are wrong.
+            FlowerError: Flower does not take it; the registry then says `failed` and why.
+        """
+        check_run_name(name)
+        path = self.folder.runs.resolve() / name
+        if RunFolder(path).read_history():
+            raise ConfigError(f"{path} holds a run already; choose another name")
+        settings = self._settings(path, resume=False)
+        run = self.registry.add_run(name, experiment.model_dump_json(), path)
+        self._hand_over(run, settings)
+        return self.registry.run(name)
+
+    def resume(self, name: str) -> RunRow:
+        """The run, handed to Flower again: after its last completed round, or from the beginning if there was none.
+
+        Raises:
+            ConfigError: no such run, it goes on still, or it succeeded.
+            FlowerError: Flower does not take it.
+        """
+        self.reconcile(ASKED_SILENT_SEC)
+        before = self.registry.run(name)
+        folder = RunFolder(Path(before.folder))
+        settings = self._settings(folder.path, resume=folder.last_checkpoint.exists())
+        if before.state in (RunState.FAILED, RunState.STOPPED):  # before it is open again: the page reconciles at any time
+            self._silence(before)
+            forget_the_end(folder)
+        run = self.registry.resume(name)
+        self._hand_over(run, settings)
+        return self.registry.run(name)
+
+    def stop(self, name: str, who: str = "the coordinator") -> RunRow:
+        """The run, stopped; one that has ended already stays as it is.
+
+        Raises:
+            ConfigError: no such run.
+            FlowerError: the SuperLink does not answer, so that nothing was stopped.
+        """
+        self.reconcile()
+        run = self.registry.run(name)
+        if RunState(run.state).final:
+            return run
+        if run.flower_run_id:
+            self._flower.stop_run(self.folder.path, int(run.flower_run_id))
+            self._wait_for_end(run)
+        signs = read_signs(run, self._flower_status(run), SILENT_SEC)
+        verdict = judge_run(signs)
+        if verdict.state != RunState.SUCCEEDED:
+            way = how_to_go_on(name, signs.checkpoint, signs.history)
+            verdict = RunStatus(RunState.STOPPED, f"stopped by {who} after {len(signs.history)} completed rounds; {way}")
+        self._close(run, verdict)
+        return self.registry.run(name)
+
+    def reconcile(self, patience_sec: float = SILENT_SEC) -> None:
+        """Brings the registry to what is true now. Doing it twice is the same as once."""
+        for run in self.registry.open_runs():
+            signs = read_signs(run, self._flower_status(run), patience_sec)
+            self._take_events(run, signs.events)
+            verdict = judge_run(signs)
+            if verdict.state.final:
+                if not (signs.flower or "finished").startswith("finished"):
+                    self._silence(run)
+                self._close(run, verdict)
+            elif verdict.state == RunState.RUNNING:
+                self.registry.move(run.name, RunState.RUNNING)
+
+    def write_reports(self, runs: Sequence[RunRow] | None = None) -> None:
+        """Writes the report of each run of `runs` (default: all) that ended without one or after it was written.
+
+        The app writes none, and whoever closed the run may have died before it did; so everybody who looks at runs calls this.
+        """
+        for run in self.registry.runs() if runs is None else runs:
+            folder = RunFolder(Path(run.folder))
+            if RunState(run.state).final and folder.report_is_due:
+                self._write_report(run.name, folder)
+
+    def _write_report(self, name: str, folder: RunFolder) -> None:
+        from pneumofed.server.report.report import close_with_report  # its figures cost a second, and most looks need none
+
+        ended = folder.summary.stat().st_mtime_ns
+        if self._reports_failed.get(name) != ended and not close_with_report(folder.path):
+            self._reports_failed[name] = ended
+
+    def _hand_over(self, run: RunRow, settings: CoordinatorConfig) -> None:
+        path = Path(run.folder)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = path / "coordinator.yaml"
+        write_text(file, yaml.safe_dump(settings.model_dump(), sort_keys=False))
+        try:
+            identifier = self._flower.submit(self.folder.path, {EXPERIMENT_KEY: run.experiment, COORDINATOR_KEY: str(file)})
+        except FlowerError as error:
+            self.registry.move(run.name, RunState.FAILED, f"Flower did not take the run: {error}")
+            raise
+        self.registry.accepted(run.name, str(identifier), self._hash_app())
+
+    def _settings(self, path: Path, resume: bool) -> CoordinatorConfig:
+        """What the ServerApp is told; paths are absolute, since it runs elsewhere."""
+        own = self.folder.settings()
+        absolute = {
+            key: str((self.folder.path / value).resolve())
+            for key, value in (("test_manifest", own.test_manifest), ("external_manifest", own.external_manifest))
+            if value
+        }
+        for key, value in absolute.items():
+            if not Path(value).is_file():
+                raise ConfigError(f"{self.folder.settings_file}: {key}: there is no file {value}")
+        cache = str((self.folder.path / own.cache_dir).resolve())
+        audit = str(self.folder.state.resolve() / "audit.jsonl")
+        if self.folder.key_roster.is_file():
+            absolute["key_roster"] = str(self.folder.key_roster.resolve())
+        return CoordinatorConfig(
+            run_dir=str(path), cache_dir=cache, audit_log=audit, resume=resume, device=own.device, threads=own.threads, **absolute
+        )
+
+    def _flower_status(self, run: RunRow) -> str | None:
+        if not run.flower_run_id:
+            return "unknown"
+        try:
+            return self._flower.run_status(self.folder.path, int(run.flower_run_id))
+        except FlowerError:
+            return None
+
+    def _take_events(self, run: RunRow, events: Sequence[Mapping[str, Any]]) -> None:
+        lines = [build_event(run.name, event) for event in events]
+        if not self.registry.take_events(run.name, lines):
+            return
+        seen = {str(e["site"]): e for e in events if e["kind"] in (Kind.JOINED, Kind.ANSWERED) and e.get("site")}
+        for site, event in seen.items():
+            self.registry.see_site(site, time_of(event))
+
+    def _close(self, run: RunRow, verdict: RunStatus) -> None:
+        """Writes the end where the run could not, so that its folder tells the same as the registry."""
+        self._take_events(run, read_activity(Path(run.folder) / EVENTS_FILE))
+        if not self.registry.move(run.name, verdict.state, verdict.reason):
+            return
+        folder = RunFolder(Path(run.folder))
+        summary = read_summary(folder)
+        if folder.path.exists() and summary.status != verdict.state:
+            summary = with_course(summary, read_history(folder))
+            folder.write_summary(summary.updated(status=verdict.state.value, error=verdict.reason))
+
+    def _silence(self, run: RunRow) -> None:
+        """Makes sure that an earlier attempt does not come back to life; where Flower knows nothing of it, it cannot."""
+        if not run.flower_run_id:
+            return
+        try:
+            self._flower.stop_run(self.folder.path, int(run.flower_run_id))
+            self._wait_for_end(run)
+        except FlowerError as error:
+            self.registry.note("note", f"the earlier attempt could not be stopped: {error}", run=run.name)
+
+    def _wait_for_end(self, run: RunRow) -> None:
+        deadline = time.monotonic() + END_SEC
+        while time.monotonic() < deadline and not (self._flower_status(run) or "finished").startswith("finished"):
+            time.sleep(0.5)
+
+
+def hash_installed_app() -> str:
+    """SHA-256 of the bundle of the code that is installed here, which a hospital approves."""
+    from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle
+
+    return hash_bundle(build_bundle())
+
+
+def read_experiment(run: RunRow) -> ExperimentConfig:
+    """The experiment that the run was submitted with."""
+    return experiment_from_json(run.experiment)
+
+
+EVERY_SEC = 1.0
+COLOURS = {
+    "training": "cyan", "evaluating": "cyan", "connected": "green", "late": "yellow", "left out": "yellow", "refused": "red",
+    "lost": "red", "failed": "red", "submitted": "cyan", "running": "cyan", "succeeded": "green", "stopped": "yellow",
+}  # fmt: skip
+
+
+def follow(runs: Runs, name: str, console: Console, every_sec: float = EVERY_SEC) -> RunRow:
+    """The run once it has ended. A terminal shows it alive; elsewhere each new line of the activity log is printed."""
+    run = runs.registry.run(name)
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while not RunState(run.state).final:
+                run = _look(runs, name)
+                live.update(picture(run), refresh=True)
+                time.sleep(every_sec)
+        console.print(picture(run))
+        return run
+    last = 0
+    while True:
+        run = _look(runs, name)
+        for event in runs.registry.events(name, after=last, limit=1000):
+            last = event.id
+            if event.run == name:
+                console.print(f"{event.time:%H:%M:%S}  {event.text}", markup=False)
+        if RunState(run.state).final:
+            return run
+        time.sleep(every_sec)
+
+
+def picture(run: RunRow) -> RenderableType:
+    """The run as it is now: state, rounds, sites."""
+    folder = RunFolder(Path(run.folder))
+    history, events = read_history(folder), read_activity(folder.path / EVENTS_FILE)
+    rounds = read_experiment(run).rounds
+    head = Text.assemble(
+        (run.name, "bold"), "  ", (run.state, COLOURS.get(run.state, "")), f"  {len(history)} of {rounds} rounds"
+    )
+    current = None if RunState(run.state).final else round_now(events)
+    if current:
+        head.append(f"  round {current.number}" + (f" until {current.deadline:%H:%M:%S} UTC" if current.deadline else ""))
+    parts: list[RenderableType] = [head, ProgressBar(total=rounds, completed=len(history), width=48)]
+    if run.reason:
+        parts.append(Text(run.reason, style=COLOURS.get(run.state, "")))
+    if history:
+        parts.append(_rounds(history[-6:]))
+    if current:
+        parts.append(_sites(events))
+    return Group(*parts)
+
+
+def _look(runs: Runs, name: str) -> RunRow:
+    runs.reconcile()
+    return runs.registry.run(name)
+
+
+def _rounds(history: list[RoundRecord]) -> Table:
+    table = Table("round", "sites", "validation", "test", "external", "s", box=None, padding=(0, 2, 0, 0))
+    for line in history:
+        areas = [_number(found.auroc if found else None) for found in (line.validation, line.test, line.external)]
+        seconds = "–" if line.seconds.total is None else f"{line.seconds.total:.1f}"
+        table.add_row(str(line.round), f"{len(line.trained)}/{len(line.drawn)}", *areas, seconds)
+    return table
+
+
+def _sites(events: list[dict[str, Any]]) -> Table:
+    table = Table("site", "now", "", box=None, padding=(0, 2, 0, 0))
+    states: Mapping[str, Any] = site_states({}, events, datetime.now(UTC))
+    for name, now in states.items():
+        table.add_row(Text(name), Text(now.state, style=COLOURS.get(now.state, "")), Text(now.detail))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

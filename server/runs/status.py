@@ -1,0 +1,212 @@
+"""What became of a run, read from the signs that it left. Nobody has to be alive to tell: that is the point.
+
+Signs, strongest first: the run's own summary, Flower's status of it, the heartbeat of its process.
+
+The signs that a run leaves in its folder, for those who judge or show it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from pneumofed.common.errors import CheckpointError
+from pneumofed.server.runs.events import EVENTS_FILE, HEARTBEAT_FILE, Kind, describe_event, read_activity
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import Metrics, RoundRecord
+from pneumofed.server.runs.registry import now
+from pneumofed.server.runs.summary_records import RunSummary
+from pneumofed.server.runs.tables import Event, RunRow, RunState
+
+SILENT_SEC = 90.0
+"""A process that has not touched its heartbeat for so long is dead or stopped; it touches it every five seconds."""
+ASKED_SILENT_SEC = 20.0
+"""The same where somebody says that it is dead by asking to go on with the run."""
+HANDOVER_SEC = 120.0
+"""How long a run may take from its submission to Flower's acceptance."""
+
+
+@dataclass(frozen=True)
+class Signs:
+    """What is known of a run. Flower has to be asked before the folder is read, since a run writes its summary before it ends.
+
+    Attributes:
+        flower: Flower's status, `unknown` where it was never given the run, None where it does not answer.
+        silent_sec: since the last heartbeat; None where there is none.
+        checkpoint: whether there is one to go on from.
+        patience_sec: how long a living process may be silent.
+    """
+
+    name: str
+    flower: str | None
+    summary: RunSummary = field(default_factory=RunSummary)
+    history: Sequence[RoundRecord] = ()
+    events: Sequence[Mapping[str, Any]] = ()
+    silent_sec: float | None = None
+    submitted_sec: float = 0.0
+    checkpoint: bool = False
+    patience_sec: float = SILENT_SEC
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The run's state, and for one that did not succeed why, in one sentence."""
+
+    state: RunState
+    reason: str = ""
+
+
+def judge_run(signs: Signs) -> RunStatus:
+    """What became of the run: never `succeeded` without results, never `running` without a sign of life."""
+    status, flower = signs.summary.status, signs.flower or ""
+    if status == RunState.SUCCEEDED:
+        return _check_success(signs)
+    if flower == "finished:stopped" or status == RunState.STOPPED:
+        return RunStatus(
+            RunState.STOPPED, f"stopped {_where(signs)}; {how_to_go_on(signs.name, signs.checkpoint, signs.history)}"
+        )
+    if status == RunState.FAILED:
+        return RunStatus(RunState.FAILED, _told(signs))
+    if flower.startswith("finished"):
+        return _dead(signs, f"the coordinator's process ended without a result {_where(signs)} (Flower: {flower})")
+    if signs.silent_sec is not None:
+        if signs.silent_sec <= signs.patience_sec:
+            return RunStatus(RunState.RUNNING if status == RunState.RUNNING else RunState.SUBMITTED)
+        return _dead(signs, f"the coordinator's process fell silent {_where(signs)}")
+    if flower in ("", "unknown") and signs.submitted_sec > HANDOVER_SEC:
+        why = "it was never handed to Flower" if flower else "the SuperLink does not answer"
+        return _dead(signs, f"the run never began: {why}")
+    return RunStatus(RunState.SUBMITTED)
+
+
+def how_to_go_on(name: str, checkpoint: bool, history: Sequence[RoundRecord]) -> str:
+    """The end of a sentence about a run that did not finish."""
+    if checkpoint and history:
+        return f"`pneumofed server resume {name}` goes on after round {history[-1].round}"
+    return f"`pneumofed server resume {name}` starts it again from the beginning"
+
+
+def has_results(summary: RunSummary) -> bool:
+    """Whether any set was measured: at least one of AUROC and accuracy is a number."""
+    validation = summary.validation or Metrics()
+    found = [validation.auroc, validation.accuracy]
+    for results in summary.results.values():
+        found += [results[metric].value for metric in ("auroc", "accuracy") if metric in results]
+    return any(value is not None for value in found)
+
+
+def _check_success(signs: Signs) -> RunStatus:
+    if not signs.history:
+        return RunStatus(RunState.FAILED, "the run says that it succeeded, but it completed no round")
+    if not has_results(signs.summary):
+        return RunStatus(RunState.FAILED, "the run says that it succeeded, but its summary holds no validation or test metrics")
+    return RunStatus(RunState.SUCCEEDED)
+
+
+def _told(signs: Signs) -> str:
+    """The run's own words, with the round if they do not name it."""
+    words = str(signs.summary.error or "the run failed and did not say why").strip()
+    return words if "round" in words else f"{_where(signs)}: {words}"
+
+
+def _dead(signs: Signs, what: str) -> RunStatus:
+    return RunStatus(RunState.FAILED, f"{what}; {how_to_go_on(signs.name, signs.checkpoint, signs.history)}")
+
+
+def _where(signs: Signs) -> str:
+    """In which round, and on whom it waited then."""
+    number, waiting = waiting_for(signs.events)
+    completed = signs.history[-1].round if signs.history else 0
+    if number is None or number <= completed:
+        return f"after round {completed}" if completed else "before the first round"
+    return f"in round {number}" + (f" while it waited for {_list(waiting)}" if waiting else "")
+
+
+def waiting_for(events: Sequence[Mapping[str, Any]]) -> tuple[int | None, list[str]]:
+    """The round that was begun last in this attempt, and the sites that were asked in it and have not answered."""
+    number, waiting = None, set[str]()
+    for event in events:
+        kind, site = event["kind"], event.get("site")
+        if kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED):
+            number, waiting = None, set()
+        elif kind == Kind.ROUND_STARTED:
+            number, waiting = event["round"], set()
+        elif event["round"] == number and site:
+            (waiting.add if kind == Kind.ASKED else waiting.discard)(str(site))
+    return number, sorted(waiting)
+
+
+def _list(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def read_signs(run: RunRow, flower: str | None, patience_sec: float) -> Signs:
+    """All signs of the run; `flower` is Flower's status of it, asked for before."""
+    folder = RunFolder(Path(run.folder))
+    return Signs(
+        name=run.name,
+        flower=flower,
+        summary=read_summary(folder),
+        history=read_history(folder),
+        events=read_activity(folder.path / EVENTS_FILE),
+        silent_sec=_age(folder.path / HEARTBEAT_FILE),
+        submitted_sec=(now() - run.submitted).total_seconds(),
+        checkpoint=folder.last_checkpoint.exists(),
+        patience_sec=patience_sec,
+    )
+
+
+def read_summary(folder: RunFolder) -> RunSummary:
+    """The summary; empty where there is none or it is damaged."""
+    try:
+        return folder.read_summary()
+    except CheckpointError:
+        return RunSummary()
+
+
+def read_history(folder: RunFolder) -> list[RoundRecord]:
+    """The completed rounds; none where the history is damaged, so that one run does not hide the others."""
+    try:
+        return folder.read_history()
+    except CheckpointError:
+        return []
+
+
+def forget_the_end(folder: RunFolder) -> None:
+    """Takes the earlier attempt's last word and heartbeat away, which would be read as this one's."""
+    summary = read_summary(folder)
+    if summary.model_fields_set:
+        folder.write_summary(summary.without("error").updated(status=RunState.SUBMITTED.value))
+    (folder.path / HEARTBEAT_FILE).unlink(missing_ok=True)
+
+
+def build_event(run: str, event: Mapping[str, Any]) -> Event:
+    """The event line as a line of the activity log."""
+    site = event.get("site") if event.get("task") != "roll call" else None
+    return Event(
+        time=time_of(event),
+        run=run,
+        round=event["round"] or None,
+        site=str(site)[:64] if site else None,
+        kind=event["kind"][:32],
+        text=describe_event(event),
+    )
+
+
+def time_of(event: Mapping[str, Any]) -> datetime:
+    """When the event was; now, where the line does not say it."""
+    try:
+        return datetime.fromisoformat(event["time"])
+    except ValueError:
+        return now()
+
+
+def _age(file: Path) -> float | None:
+    try:
+        return max(time.time() - file.stat().st_mtime, 0.0)
+    except OSError:
+        return None

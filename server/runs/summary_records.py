@@ -1,0 +1,209 @@
+"""What summary.json holds: how a run ended, its results with intervals, its data in counts, and the baselines beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, model_validator
+
+from pneumofed.server.runs.records import CENTRAL_SETS, Metrics, Record, RoundBytes, StoredThreshold
+
+
+class MetricInterval(Record):
+    """A metric with its confidence interval; None where the metric, or every resample's, is undefined."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    resamples: int | None = None
+    """Resamples in which the metric was defined."""
+
+
+Results = Mapping[str, MetricInterval]
+"""By metric (`common.evaluation.metrics.metrics_of`): `auroc`, `sensitivity`, ..."""
+
+
+class DataCounts(Record):
+    """What became of a party's images, in counts: see `common.data.report.DataReport.public`."""
+
+    found: int | None = None
+    used: int | None = None
+    skipped: Mapping[str, int] | None = None
+    """Images left out, by reason."""
+    classes: Mapping[str, int] | None = None
+    """Used images by class."""
+    patients: int | None = None
+    warnings: Mapping[str, int] | None = None
+
+    @property
+    def images(self) -> int | None:
+        """Images that are used; those found where nobody counted the used ones."""
+        return self.found if self.used is None else self.used
+
+
+class SiteSummary(DataCounts):
+    """A site's own counts, which came over the wire: what is no count is left out. Empty where sums are secret."""
+
+    train: int | None = None
+    """Training images."""
+    validation: int | None = None
+    """Validation images."""
+    count_noise: float | None = None
+    """Standard deviation of the noise on the counts, in images; None where they are exact."""
+    withheld: tuple[str, ...] | None = None
+    """What the site's policy keeps back (`common.config.experiment.Withheld`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_what_fits(cls, told: object) -> object:
+        if isinstance(told, BaseModel):
+            return told
+        values = {key: _fitting(key, value) for key, value in told.items()} if isinstance(told, dict) else {}
+        return {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
+
+
+class ParentBundle(Record):
+    """The model bundle that a run started from."""
+
+    digest: str
+    name: str | None = None
+    signer: str | None = None
+    trained_privately: bool | None = None
+
+
+class RunBytes(RoundBytes):
+    """Bytes of weights over all rounds."""
+
+    total: int = 0
+
+
+class DealtHospital(Record):
+    """One virtual hospital's share of the patients."""
+
+    name: str
+    hospital: int | None = None
+    """Its number, from 0."""
+    images: int
+    patients: int
+    classes: Mapping[str, int]
+
+
+class PartitionRecord(Record):
+    """How a simulation dealt the patients to its virtual hospitals."""
+
+    kind: str | None = None
+    alpha: float | None = None
+    """Concentration of the Dirichlet draws."""
+    label_skew_bits: float | None = None
+    """In [0, 1]: 0 is the same mix of classes everywhere."""
+    hospitals: tuple[DealtHospital, ...] = ()
+
+
+class BaselineResult(Record):
+    """One baseline: the best round's model on the central sets, or why there is none."""
+
+    error: str | None = None
+    train: int | None = None
+    """Training images."""
+    validation: Metrics | None = None
+    best_round: int | None = None
+    threshold: StoredThreshold | None = None
+    test: Results | None = None
+    external: Results | None = None
+
+    def central(self, name: str) -> Results:
+        """The results on the central set `name`; empty where there are none."""
+        return {"test": self.test, "external": self.external}.get(name) or {}
+
+
+class MetricSpread(Record):
+    """A metric over the hospitals in which it is defined."""
+
+    mean: float | None = None
+    best: float | None = None
+    worst: float | None = None
+    hospitals: int | None = None
+
+
+class BaselineLead(Record):
+    """AUROC of the federated model minus that of others, paired over patients."""
+
+    best_alone: str | None = None
+    over_pooled: MetricInterval | None = None
+    over_best_alone: MetricInterval | None = None
+
+
+class BaselineTable(Record):
+    """All baselines beside the federated model; `alone_summary` and `lead` are by central set."""
+
+    pooled: BaselineResult | None = None
+    alone: Mapping[str, BaselineResult] = {}
+    """By hospital."""
+    alone_summary: Mapping[str, Mapping[str, MetricSpread]] = {}
+    lead: Mapping[str, BaselineLead] = {}
+
+
+class RunSummary(Record):
+    """Status and results of a run. All but `seconds` is about the whole run, over every resume."""
+
+    status: str | None = None
+    """`submitted`, `running`, `succeeded`, `failed` or `stopped`; None where no run has begun."""
+    name: str | None = None
+    seed: int | None = None
+    parent: ParentBundle | None = None
+    data: Mapping[str, DataCounts] = {}
+    """By central set."""
+    app_bundle: str | None = None
+    """SHA-256 of the code that the hospitals approved; empty in one process."""
+    threshold: StoredThreshold | None = None
+    validation: Metrics | None = None
+    classes: tuple[str, ...] | None = None
+    """`normal` first."""
+    sites: Mapping[str, SiteSummary] = {}
+    absent: Mapping[str, str] | None = None
+    """Site or node -> why it is not a site of the run."""
+    test: Results | None = None
+    external: Results | None = None
+    error: str | None = None
+    """Why the run did not succeed, in a sentence."""
+    rounds_completed: int = 0
+    best_round: int = 0
+    """The round whose model was kept; 0 without one."""
+    bytes: RunBytes | None = None
+    seconds: float | None = None
+    """Wall time from the first message to the end, summed over resumes."""
+    baselines: BaselineTable | None = None
+    phantom: bool | None = None
+    """Whether the images are drawn."""
+    source: DataCounts | None = None
+    """The training images before they were dealt, in a simulation."""
+    partition: PartitionRecord | None = None
+
+    @property
+    def results(self) -> dict[str, Results]:
+        """Final results by central set, of those that were judged."""
+        return {name: found for name in CENTRAL_SETS if (found := self.central(name))}
+
+    def central(self, name: str) -> Results:
+        """Final results on the central set `name`; empty where it was not judged."""
+        return {"test": self.test, "external": self.external}.get(name) or {}
+
+    def auroc(self, name: str) -> float:
+        """Final AUROC on the central set `name`; NaN where it is undefined or was not judged."""
+        value = self.central(name).get("auroc", MetricInterval()).value
+        return math.nan if value is None else value
+
+
+def _fitting(key: str, value: Any) -> Any:
+    """The value of a site's report if it is of the kind that `key` asks for, else None; unknown keys are kept as they are."""
+    if key in ("found", "used", "patients", "train", "validation"):
+        return value if isinstance(value, int) else None
+    if key in ("classes", "skipped", "warnings"):
+        return {name: n for name, n in value.items() if isinstance(n, int)} if isinstance(value, dict) else None
+    if key == "count_noise":
+        return value if isinstance(value, int | float) else None
+    if key == "withheld":
+        return [str(kind) for kind in value] if isinstance(value, list | tuple) else None
+    return value

@@ -1,0 +1,1 @@
+"""Virtual hospitals: how patients are divided and which scanners they have."""

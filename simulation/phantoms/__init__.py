@@ -1,0 +1,1 @@
+"""Drawn patients and their radiographs, and images that are none."""

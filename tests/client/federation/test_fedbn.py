@@ -1,0 +1,48 @@
+"""FedBN: the site's own norm layers outlive rounds and restarts, and nothing else is kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pneumofed.client.federation.fedbn import LocalNorms
+from pneumofed.common.config.experiment import ModelConfig
+from pneumofed.common.models.build import build_model
+from pneumofed.common.wire.messages import ModelArrays
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+
+LAYOUT = ArraysLayout.of(build_model(ModelConfig(name="small_cnn"), "binary", seed=0))
+
+
+def filled(value: float) -> ModelArrays:
+    return ModelArrays(
+        np.full(LAYOUT.parameter_count, value, dtype=np.float32), np.full(LAYOUT.statistic_count, value, dtype=np.float32)
+    )
+
+
+def test_own_norm_layers_replace_the_global_ones_and_all_else_is_global(tmp_path: Path) -> None:
+    LocalNorms.of(str(tmp_path), "run", LAYOUT).keep(filled(1.0), 1)
+    restored = LocalNorms.of(str(tmp_path), "run", LAYOUT).restore(filled(2.0), before_round=2)
+    own = np.zeros(LAYOUT.parameter_count, dtype=bool)
+    own[LAYOUT.norm_parameters] = True
+    assert own.any()
+    assert not own.all()
+    np.testing.assert_array_equal(restored.parameters, np.where(own, 1.0, 2.0))
+    np.testing.assert_array_equal(restored.statistics[LAYOUT.norm_statistics], 1.0)
+
+
+def test_a_site_without_earlier_rounds_takes_the_global_ones(tmp_path: Path) -> None:
+    norms = LocalNorms.of(str(tmp_path), "run", LAYOUT)
+    norms.keep(filled(1.0), 3)
+    assert norms.restore(filled(2.0), before_round=3).parameters.min() == 2.0
+    assert LocalNorms.of(str(tmp_path), "other", LAYOUT).restore(filled(2.0), before_round=9).parameters.min() == 2.0
+
+
+def test_a_resumed_run_does_not_see_the_rounds_it_repeats(tmp_path: Path) -> None:
+    norms = LocalNorms.of(str(tmp_path), "run", LAYOUT)
+    for number in (1, 2, 3):
+        norms.keep(filled(float(number)), number)
+    norms.keep(filled(20.0), 2)
+    assert norms.restore(filled(0.0), before_round=9).parameters.max() == 20.0
+    assert norms.restore(filled(0.0), before_round=2).parameters.max() == 1.0

@@ -1,0 +1,90 @@
+""""""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from flwr.common.constant import HEARTBEAT_PATIENCE
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.supercore.retry import make_simple_http_retry_invoker
+
+from pneumofed.client.site.service import LEASE_SEC, RETRY_SEC
+from pneumofed.client.site.supernode import PROMISE_SEC, PatientClient
+from tests.client.superlink import issue
+
+
+@contextmanager
+def listening(answer: str, context: ssl.SSLContext | None = None) -> Iterator[tuple[str, list[float]]]:
+    """A port that takes connections and keeps silent, closes them, or begins TLS; and one number a connection."""
+    server, taken, open_ones = socket.create_server(("127.0.0.1", 0)), list[float](), list[socket.socket]()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            taken.append(1.0)
+            open_ones.append(connection)
+            if answer == "close":
+                connection.recv(64)
+                connection.close()
+            elif context is not None:
+                try:
+                    context.wrap_socket(connection, server_side=True)
+                except OSError:
+                    connection.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield f"https://127.0.0.1:{server.getsockname()[1]}", taken
+    finally:
+        server.close()
+        for connection in open_ones:
+            connection.close()
+
+
+def pull(address: str, verify: ssl.SSLContext, tries: int) -> None:
+    """Asks as Flower's SuperNode does, so many times at most, without waiting in between."""
+    retry = make_simple_http_retry_invoker()
+    retry.max_tries, retry.wait_function = tries, lambda _: None
+    client = PatientClient(address, verify=verify, timeout=0.3)
+    retry.invoke(client.PullMessages, PullMessagesRequest())
+
+
+@pytest.mark.parametrize("answer", ["silence", "close"])
+def test_a_handshake_that_was_cut_or_timed_out_is_tried_again(answer: str) -> None:
+    with listening(answer) as (address, taken), pytest.raises(httpx.ConnectTimeout, match="did not answer in time"):
+        pull(address, ssl.create_default_context(), tries=3)
+    assert len(taken) == 3
+
+
+def test_a_certificate_of_another_authority_is_not_tried_again(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        issue(tmp_path / name)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "one" / "server.crt", tmp_path / "one" / "server.key")
+    trusted = ssl.create_default_context(cafile=str(tmp_path / "two" / "ca.crt"))
+    with listening("tls", context) as (address, taken), pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
+        pull(address, trusted, tries=3)
+    assert len(taken) == 1
+
+
+def test_signs_of_life_are_promised_with_room_for_a_cut_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(PatientClient, "_unary_unary", lambda self, **call: sent.append(call["request"]))
+    client = PatientClient("https://127.0.0.1:1")
+    client.ActivateNode(ActivateNodeRequest(heartbeat_interval=30))
+    client.SendNodeHeartbeat(SendNodeHeartbeatRequest(heartbeat_interval=30))
+    assert [request.heartbeat_interval for request in sent] == [PROMISE_SEC, PROMISE_SEC]
+    assert HEARTBEAT_PATIENCE * PROMISE_SEC + RETRY_SEC < LEASE_SEC

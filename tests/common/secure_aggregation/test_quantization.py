@@ -1,0 +1,100 @@
+"""The sum of encoded updates is the weighted mean to the stated bound, and cannot overflow."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pneumofed.common.config.experiment import SecureAggregationConfig
+from pneumofed.common.errors import ConfigError, SecureSumError
+from pneumofed.common.secure_aggregation.masking import SumVector
+from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec
+from pneumofed.common.wire.messages import ModelArrays
+
+LENGTHS = st.floats(0.0, 30.0)
+
+
+def codec(sites: int, **changes: object) -> UpdateCodec:
+    cfg = SecureAggregationConfig.model_validate({"enabled": True, "clip_norm": 10.0, "max_examples": 1000, **changes})
+    return UpdateCodec(cfg, parameters=40, statistics=6, classes=2, sites=sites)
+
+
+def difference(seed: int, length: float) -> ModelArrays:
+    generator = np.random.default_rng(seed)
+    values = generator.standard_normal(40)
+    parameters = (values / np.linalg.norm(values) * length).astype(np.float32)
+    return ModelArrays(parameters, (generator.standard_normal(6) * 10).astype(np.float32))
+
+
+def sums(images: int) -> TrainingSums:
+    return TrainingSums(images, 2 * images, images, 0.7 * images, (images // 3, images - images // 3))
+
+
+def total(chosen: UpdateCodec, parts: list[tuple[ModelArrays, TrainingSums]]) -> SumVector:
+    result = chosen.shape.zeros()
+    for arrays, counts in parts:
+        result.add(chosen.encode(arrays, counts))
+    return result
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sites=st.lists(st.tuples(st.integers(0, 1000), st.integers(1, 1000), LENGTHS), min_size=1, max_size=12),
+    bits=st.sampled_from([32, 64]),
+)
+def test_the_mean_is_the_weighted_mean_to_the_stated_bound(sites: list[tuple[int, int, float]], bits: int) -> None:
+    chosen = codec(len(sites), bits=bits)
+    parts = [(difference(seed, length), sums(images)) for seed, images, length in sites]
+    mean = chosen.decode(total(chosen, parts))
+    images = np.array([images for _, images, _ in sites], float)
+    norms = np.array([max(np.linalg.norm(arrays.parameters.astype(float)), 1e-9) for arrays, _ in parts])
+    shrink = np.minimum(1.0, 10.0 / norms)
+    stack = np.stack([arrays.parameters.astype(float) for arrays, _ in parts])
+    wanted = (images * shrink) @ stack / images.sum()
+    rounding = 1e-6 * (1 + np.abs(wanted).max())  # the mean is float32
+    assert np.abs(mean.arrays.parameters - wanted).max() <= chosen.error_bound(int(images.sum())) + rounding
+    statistics = images @ np.stack([arrays.statistics.astype(float) for arrays, _ in parts]) / images.sum()
+    assert np.abs(mean.arrays.statistics - statistics).max() <= 2**-17 * len(sites) / images.sum() + 1e-5
+    assert mean.sums.images == images.sum()
+    assert mean.sums.loss == pytest.approx(0.7 * images.sum(), abs=len(sites) * 1e-6)
+    assert mean.clipped == (shrink < 1).sum()
+
+
+def test_the_largest_updates_of_all_sites_do_not_overflow() -> None:
+    chosen = codec(7)
+    spike = np.zeros(40, np.float32)
+    spike[3] = -1e6
+    parts = [(ModelArrays(spike, np.full(6, 1e9, np.float32)), sums(1000))] * 7
+    mean = chosen.decode(total(chosen, parts))
+    assert mean.arrays.parameters[3] == pytest.approx(-10.0, rel=1e-6)
+    assert mean.clipped == 7
+
+
+def test_a_site_with_more_images_than_agreed_takes_no_part() -> None:
+    with pytest.raises(ConfigError, match="max_examples is 1000"):
+        codec(3).encode(difference(0, 1.0), sums(1001))
+
+
+def test_values_that_are_no_numbers_never_enter_a_sum() -> None:
+    bad = difference(0, 1.0)
+    bad.parameters[2] = np.nan
+    with pytest.raises(SecureSumError, match="not finite"):
+        codec(3).encode(bad, sums(10))
+
+
+def test_a_mask_left_in_a_sum_is_noticed() -> None:
+    chosen = codec(3)
+    result = total(chosen, [(difference(seed, 1.0), sums(100)) for seed in range(3)])
+    result.add_mask(bytes(32))
+    with pytest.raises(SecureSumError):
+        chosen.decode(result)
+
+
+def test_a_mask_left_in_the_body_alone_is_noticed() -> None:
+    chosen = codec(3)
+    result = total(chosen, [(difference(seed, 1.0), sums(100)) for seed in range(3)])
+    SumVector(result.body, result.tail[:0]).add_mask(bytes(32))
+    with pytest.raises(SecureSumError, match="longer than the clipping norm"):
+        chosen.decode(result)

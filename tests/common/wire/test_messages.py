@@ -1,0 +1,102 @@
+"""The wire: what is packed comes out again, and what does not follow the agreement is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.errors import ImageError, MessageError, SkipReason
+from pneumofed.common.wire.messages import (
+    Instruction,
+    ModelArrays,
+    Presence,
+    Update,
+    build_failure,
+    pack_instruction,
+    pack_presence,
+    pack_update,
+    read_failure,
+    unpack_instruction,
+    unpack_presence,
+    unpack_update,
+)
+
+ARRAYS = ModelArrays(np.arange(5, dtype=np.float32), np.ones(2, dtype=np.float32))
+PRESENCE = Presence("site-1", "abc", {"train": 12})
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> None:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+
+
+def test_an_instruction_comes_out_as_it_went_in() -> None:
+    given = Instruction(ExperimentConfig(rounds=3), "token", 2, ARRAYS)
+    came = unpack_instruction(pack_instruction(given))
+    assert (came.experiment, came.run, came.round) == (given.experiment, "token", 2)
+    assert came.arrays is not None
+    np.testing.assert_array_equal(came.arrays.parameters, ARRAYS.parameters)
+
+
+def test_an_update_comes_out_as_it_went_in() -> None:
+    came = unpack_update(pack_update(Update.of(PRESENCE, ARRAYS, 12, {"train_loss": 0.5})), ARRAYS)
+    assert (came.presence, came.num_examples, came.metrics) == (PRESENCE, 12, {"train_loss": 0.5})
+    np.testing.assert_array_equal(came.arrays.statistics, ARRAYS.statistics)
+
+
+def test_presence_comes_out_as_it_went_in() -> None:
+    assert unpack_presence(pack_presence(PRESENCE)) == PRESENCE
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"parameters": np.ones(3, np.float32)},
+        {"parameters": np.ones(3, np.float64), "statistics": np.ones(1, np.float32)},
+        {"parameters": np.ones((3, 1), np.float32), "statistics": np.ones(1, np.float32)},
+        {"parameters": np.ones(3, np.float32), "statistics": np.ones(1, np.float32), "more": np.ones(1, np.float32)},
+    ],
+)
+def test_arrays_of_another_name_type_or_shape_are_refused(arrays: dict[str, np.ndarray]) -> None:
+    content = pack_update(Update.of(PRESENCE, ARRAYS, 12, {}))
+    content["arrays"] = ArrayRecord({name: Array(values) for name, values in arrays.items()})
+    with pytest.raises(MessageError):
+        unpack_update(content, ARRAYS)
+
+
+@pytest.mark.parametrize("record", ["arrays", "metrics", "site"])
+def test_a_missing_record_is_refused(record: str) -> None:
+    content = pack_update(Update.of(PRESENCE, ARRAYS, 12, {}))
+    del content[record]
+    with pytest.raises(MessageError):
+        unpack_update(content, ARRAYS)
+
+
+def test_a_count_that_is_no_count_is_refused() -> None:
+    content = pack_update(Update.of(PRESENCE, ARRAYS, 12, {}))
+    for wrong in (-1, 1.5):
+        content["metrics"] = MetricRecord({"num-examples": wrong})
+        with pytest.raises(MessageError):
+            unpack_update(content, ARRAYS)
+
+
+def test_another_protocol_is_told_to_both_sides() -> None:
+    content = pack_instruction(Instruction(ExperimentConfig(), "token", 1))
+    content["config"] = ConfigRecord({**content.config_records["config"], "protocol": 99})
+    with pytest.raises(MessageError, match="99"):
+        unpack_instruction(content)
+
+
+def test_a_failure_tells_the_class_and_a_fixed_sentence_and_nothing_of_the_text() -> None:
+    request = Message(RecordDict(), dst_node_id=7, message_type="train")
+    for error in (ImageError(SkipReason.CORRUPT, "/data/DOE^JANE/1.dcm"), OSError("/data/DOE^JANE"), RuntimeError("DOE^JANE")):
+        reply = build_failure(error, "site-1", request)
+        assert "DOE" not in json.dumps(reply.error.reason)
+        failure = read_failure(reply)
+        assert (failure.site, failure.error) == ("site-1", type(error).__name__)
+        assert failure.sentence

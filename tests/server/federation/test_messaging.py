@@ -1,0 +1,131 @@
+"""Waiting for sites: it ends, everyone is named, and late replies are dropped, counted, and free their site."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Error, Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from pneumofed.server.federation.messaging import Messenger
+from pneumofed.server.runs.events import Activity, read_activity
+from tests.server.federation.updates import take_identity
+
+NEVER = float("inf")
+
+
+class SlowGrid(Grid):
+    """Replies to node N after `delays[N]` seconds; a delay below zero means that the message cannot be handed over."""
+
+    def __init__(self, delays: Mapping[int, float], error: bool = False) -> None:
+        self.delays, self.error = delays, error
+        self.sent: dict[str, tuple[float, Message]] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> list[Any]:
+        ids: list[Any] = []
+        for message in messages:
+            delay = self.delays[message.metadata.dst_node_id]
+            identifier = f"m{len(self.sent)}" if delay >= 0 else None
+            if identifier:
+                message.metadata.__dict__["_message_id"] = identifier
+                self.sent[identifier] = (time.monotonic() + delay, message)
+            ids.append(identifier)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        ready = [identifier for identifier in message_ids if self.sent[identifier][0] <= time.monotonic()]
+        return [self.reply(self.sent[identifier][1]) for identifier in ready]
+
+    def reply(self, message: Message) -> Message:
+        return Message(Error(code=3), reply_to=message) if self.error else Message(RecordDict(), reply_to=message)
+
+    def set_run(self, run: Run) -> None: ...
+    @property
+    def run(self) -> Run:
+        return Run.create_empty(1)
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> list[int]:
+        return list(self.delays)
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        raise NotImplementedError
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> None:
+    take_identity()
+
+
+def post(tmp_path: Path, delays: Mapping[int, float], error: bool = False) -> Messenger:
+    return Messenger(SlowGrid(delays, error), Activity(tmp_path / "events.jsonl"))
+
+
+def messages(*nodes: int) -> dict[str, Message]:
+    return {f"site-{node}": Message(RecordDict(), dst_node_id=node, message_type="train") for node in nodes}
+
+
+def ask(
+    office: Messenger, *nodes: int, deadline: float = 0.5, enough: int | None = None, good: bool = True
+) -> tuple[list[str], Any]:
+    taken: list[str] = []
+
+    def take(site: str, _: Message) -> bool:
+        taken.append(site)
+        return good
+
+    failures = office.exchange(messages(*nodes), "train", 1, deadline, take, enough)
+    return sorted(taken), {site: failure.error for site, failure in failures.items()}
+
+
+def test_everyone_who_answers_in_time_is_taken_and_the_others_are_named(tmp_path: Path) -> None:
+    office = post(tmp_path, {1: 0.0, 2: 0.2, 3: NEVER, 4: -1})
+    assert ask(office, 1, 2, 3, 4) == (["site-1", "site-2"], {"site-3": "Timeout", "site-4": "Unreachable"})
+    assert office.busy == {"site-3"}
+
+
+def test_a_round_closes_when_enough_have_answered(tmp_path: Path) -> None:
+    started = time.monotonic()
+    office = post(tmp_path, {1: 0.0, 2: 0.0, 3: 20.0})
+    assert ask(office, 1, 2, 3, deadline=20.0, enough=2) == (["site-1", "site-2"], {"site-3": "Timeout"})
+    assert time.monotonic() - started < 10
+
+
+def test_a_reply_that_does_not_count_is_none_of_the_enough(tmp_path: Path) -> None:
+    office = post(tmp_path, {1: 0.0, 2: 0.1})
+    assert ask(office, 1, 2, enough=1, good=False)[0] == ["site-1", "site-2"]
+
+
+def test_a_late_reply_is_counted_once_and_frees_its_site(tmp_path: Path) -> None:
+    office = post(tmp_path, {1: 0.4})
+    assert ask(office, 1, deadline=0.2)[1] == {"site-1": "Timeout"}
+    assert office.collect_late() == [] and office.busy == {"site-1"}
+    time.sleep(0.3)
+    assert [(late.site, late.round, late.task) for late in office.collect_late()] == [("site-1", 1, "train")]
+    assert office.busy == set() and office.collect_late() == []
+
+
+def test_a_site_that_stays_silent_is_asked_again_after_some_deadlines(tmp_path: Path) -> None:
+    office = post(tmp_path, {1: NEVER})
+    ask(office, 1, deadline=0.1)
+    time.sleep(0.4)
+    office.collect_late()
+    assert office.busy == set()
+
+
+def test_what_happens_is_noted_while_it_happens(tmp_path: Path) -> None:
+    ask(post(tmp_path, {1: 0.0, 2: NEVER, 3: -1}), 1, 2, 3, deadline=0.2)
+    kinds = {(event["kind"], event["site"]) for event in read_activity(tmp_path / "events.jsonl")}
+    assert kinds >= {("asked", "site-1"), ("answered", "site-1"), ("late", "site-2"), ("lost", "site-3")}
+
+
+def test_an_error_of_flower_is_a_lost_site(tmp_path: Path) -> None:
+    office = post(tmp_path, {1: 0.0}, error=True)
+    assert ask(office, 1) == ([], {"site-1": "Flower error 3"})

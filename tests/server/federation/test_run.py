@@ -1,0 +1,314 @@
+"""Runs over real client apps: they resume exactly, name what fails, and end honestly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from pneumofed.client.app import app as client_app
+from pneumofed.common.audit.log import hash_arrays, read_entries
+from pneumofed.common.audit.verify import verify_log
+from pneumofed.common.config.experiment import StrategyName, UpdatePrecision
+from pneumofed.common.errors import CheckpointError, RoundError
+from pneumofed.common.evaluation.metrics import metrics
+from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import RoundRecord
+from tests.tiny import TinyFederation, draw_manifest, there, tiny_experiment
+
+
+class MeddlingApp(ClientApp):
+    """The real ClientApp, with something done to the training replies of one node."""
+
+    def __init__(self, node: int, meddle: Callable[[Message], Message], kind: str = "train") -> None:
+        super().__init__()
+        self.node, self.meddle, self.kind = node, meddle, kind
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        hit = context.node_config["partition-id"] == self.node and message.metadata.message_type == self.kind
+        return self.meddle(reply) if hit else reply
+
+
+class Killed(BaseException):
+    """Stands for a process that ends in the middle of a round."""
+
+
+class KillingApp(ClientApp):
+    """Ends the run when a training message of `round_number` arrives."""
+
+    def __init__(self, round_number: int) -> None:
+        super().__init__()
+        self.round_number = round_number
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train" and message.content.config_records["config"]["round"] == self.round_number:
+            raise Killed
+        return client_app(message, context)
+
+
+class WatchingApp(ClientApp):
+    """Keeps the weights that came with each message, by its type and round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[tuple[str, int], ModelArrays] = {}
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if "arrays" in message.content.array_records:
+            asked = message.metadata.message_type, int(str(message.content.config_records["config"]["round"]))
+            self.seen[asked] = unpack_arrays(message.content.array_records["arrays"])
+        return client_app(message, context)
+
+
+def weights(federation: TinyFederation, name: str, which: str = "last") -> ModelArrays:
+    return read_checkpoint(federation.folder / name / "checkpoints" / f"{which}.pt").arrays
+
+
+def history(federation: TinyFederation, name: str) -> list[RoundRecord]:
+    return RunFolder(federation.folder / name).read_history()
+
+
+def assert_same(first: ModelArrays, second: ModelArrays) -> None:
+    np.testing.assert_array_equal(first.parameters, second.parameters)
+    np.testing.assert_array_equal(first.statistics, second.statistics)
+
+
+def with_arrays(reply: Message, change: Callable[[np.ndarray], np.ndarray]) -> Message:
+    arrays = unpack_arrays(reply.content.array_records["arrays"])
+    reply.content["arrays"] = pack_arrays(ModelArrays(change(arrays.parameters), arrays.statistics))
+    return reply
+
+
+def test_the_validation_statistics_of_the_kept_round_stay_for_the_export(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("kept", tiny_experiment())
+    folder = RunFolder(federation.folder / "kept")
+    kept, round_number = folder.read_validation(2), read_checkpoint(folder.best_checkpoint).round
+    line = next(line for line in folder.read_history() if line.round == round_number)
+    assert kept is not None and kept[0] == round_number
+    assert metrics(kept[1], there(line.threshold).value) == pytest.approx(there(line.validation).to_json(), nan_ok=True)
+    folder.validation.write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        folder.read_validation(2)
+
+
+def test_two_runs_of_one_seed_are_equal_bit_for_bit(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    for name in ("first", "second"):
+        federation.run(name, tiny_experiment())
+    assert_same(weights(federation, "first"), weights(federation, "second"))
+
+
+RESUMED = [
+    ("fedavg", 0.0),
+    ("fedavgm", 0.0),
+    ("fedadam", 0.0),
+    ("fedyogi", 0.0),
+    ("fedbn", 0.0),
+    ("fedavg", 0.7),
+    ("fedavgm", 0.5),
+]
+
+
+@pytest.mark.parametrize(("strategy", "ema_decay"), RESUMED)
+def test_a_run_killed_in_a_round_and_resumed_equals_one_never_stopped(
+    tmp_path: Path, strategy: StrategyName, ema_decay: float
+) -> None:
+    experiment = tiny_experiment(rounds=3, strategy={"name": strategy, "fraction_train": 0.7, "ema_decay": ema_decay})
+    federation = TinyFederation(tmp_path)
+    federation.run("unbroken", experiment)
+    for site in federation.sites.glob("site-*/local_norms"):
+        site.rename(site.with_name("unbroken_norms"))
+    with pytest.raises(Killed):
+        federation.run("broken", experiment, grid=federation.grid(KillingApp(3)))
+    assert RunFolder(tmp_path / "broken").read_summary().status == "stopped"
+    summary = federation.run("broken", experiment, resume=True)
+    assert summary.status == "succeeded"
+    assert_same(weights(federation, "unbroken"), weights(federation, "broken"))
+    drawn, resumed = ([line.drawn for line in history(federation, name)] for name in ("unbroken", "broken"))
+    assert drawn == resumed
+
+
+def test_resuming_with_other_settings_names_them(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment())
+    with pytest.raises(CheckpointError, match=r"training\.batch_size was 8, now 4"):
+        federation.run("run", tiny_experiment(training={"batch_size": 4}), resume=True)
+
+
+def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment(rounds=1))
+    with pytest.raises(CheckpointError, match="--resume"):
+        federation.run("run", tiny_experiment(rounds=1))
+
+
+def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment(rounds=1))
+    path = tmp_path / "run" / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        federation.run("run", tiny_experiment(rounds=1), resume=True)
+
+
+def test_a_site_without_images_is_named_and_the_run_goes_on(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=2)
+    manifest = draw_manifest(tmp_path / "bad", 2, seed=9)
+    for record in manifest.records:
+        record.path.write_bytes(b"")
+    federation.add_site(2, manifest)
+    summary = federation.run("run", tiny_experiment())
+    assert summary.status == "succeeded"
+    assert "EmptySiteError" in there(summary.absent)["site-2"]
+    assert history(federation, "run")[0].drawn == ("site-0", "site-1")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda values: values * np.float32(np.nan), "not finite"),
+        (lambda values: values * 1000, "times as long"),
+        (lambda values: values[:-1], "expected"),
+    ],
+)
+def test_a_poisoned_reply_is_left_out_named_and_without_effect(
+    tmp_path: Path, change: Callable[[np.ndarray], np.ndarray], told: str
+) -> None:
+    federation = TinyFederation(tmp_path)
+    app = MeddlingApp(1, lambda reply: with_arrays(reply, change))
+    summary = federation.run("run", tiny_experiment(), grid=federation.grid(app))
+    assert summary.status == "succeeded"
+    for line in history(federation, "run"):
+        assert told in line.left_out["site-1"]
+    (federation.sites / "1.yaml").unlink()
+    federation.run("without", tiny_experiment())
+    assert_same(weights(federation, "run"), weights(federation, "without"))
+
+
+@pytest.mark.parametrize(("precision", "share"), [("float16", 1 / 2), ("int8", 1 / 4)])
+def test_updates_in_fewer_bits_send_fewer_bytes_and_resume_exactly(
+    tmp_path: Path, precision: UpdatePrecision, share: float
+) -> None:
+    federation = TinyFederation(tmp_path)
+    full, fewer = tiny_experiment(), tiny_experiment(strategy={"update_precision": precision})
+    federation.run("full", full)
+    federation.run("fewer", fewer)
+    sent = [history(federation, name)[0].bytes.up for name in ("full", "fewer")]
+    assert sent[1] == pytest.approx(sent[0] * share, rel=0.1)
+    difference = weights(federation, "full").parameters - weights(federation, "fewer").parameters
+    assert 0 < np.abs(difference).max() < 0.05
+    with pytest.raises(Killed):
+        federation.run("broken", fewer, grid=federation.grid(KillingApp(2)))
+    federation.run("broken", fewer, resume=True)
+    assert_same(weights(federation, "fewer"), weights(federation, "broken"))
+
+
+def test_too_few_good_replies_fail_the_run_and_say_who_and_why(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    app = MeddlingApp(1, lambda reply: with_arrays(reply, lambda values: values * np.float32(np.nan)))
+    with pytest.raises(RoundError):
+        federation.run("run", tiny_experiment(strategy={"min_sites": 3}), grid=federation.grid(app))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert summary["rounds_completed"] == 0
+    for part in ("round 1", "2 good updates, 3 are needed", "site-1", "not finite"):
+        assert part in summary["error"]
+    assert "test" not in summary
+
+
+def test_no_site_at_all_fails_and_says_so(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=0)
+    with pytest.raises(RoundError, match="0 sites are ready"):
+        federation.run("run", tiny_experiment(strategy={"wait_timeout_sec": 0.1}))
+
+
+def test_a_run_that_no_longer_improves_stops_early(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    summary = federation.run("run", tiny_experiment(rounds=6, early_stopping={"patience_rounds": 1, "min_delta": 0.6}))
+    assert summary.status == "succeeded"
+    assert summary.rounds_completed == 2
+
+
+def test_a_single_site_federation_is_local_training(tmp_path: Path) -> None:
+    from pneumofed.client.federation.site_data import load_site, read_site_config
+    from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
+    from pneumofed.common.models.build import build_model
+    from pneumofed.common.models.compute import build_compute
+    from pneumofed.common.seeds import derive_seed
+    from pneumofed.common.wire.parameter_layout import ArraysLayout
+
+    experiment = tiny_experiment()
+    federation = TinyFederation(tmp_path, sites=1)
+    federation.run("run", experiment)
+    site = load_site(read_site_config(federation.sites / "0.yaml"), experiment)
+    model = build_model(experiment.model, experiment.task, derive_seed(experiment.seed, "initial weights"))
+    for number in range(1, experiment.rounds + 1):
+        plan = RoundPlan(experiment, number, site.name)
+        train_locally(build_setup(model, site.class_counts(2), plan, build_compute("cpu", "fp32", 1)), site.train, plan)
+    assert_same(weights(federation, "run"), ModelArrays(*ArraysLayout.of(model).flatten(model)))
+
+
+def test_the_moving_average_is_judged_and_kept_while_sites_train_on_from_the_rounds_own_weights(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=1)
+    plain, averaged = WatchingApp(), WatchingApp()
+    federation.run("plain", tiny_experiment(rounds=3), grid=federation.grid(plain))
+    federation.run("averaged", tiny_experiment(rounds=3, strategy={"ema_decay": 0.75}), grid=federation.grid(averaged))
+    expected = plain.seen["evaluate", 1]
+    for number in (1, 2, 3):
+        assert_same(averaged.seen["train", number], plain.seen["train", number])
+        own = plain.seen["evaluate", number]
+        pairs = (expected.parameters, own.parameters), (expected.statistics, own.statistics)
+        expected = own if number == 1 else ModelArrays(*(np.float32(0.75) * old + np.float32(0.25) * new for old, new in pairs))
+        np.testing.assert_allclose(averaged.seen["evaluate", number].parameters, expected.parameters, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(averaged.seen["evaluate", number].statistics, expected.statistics, rtol=1e-5, atol=1e-7)
+    assert_same(weights(federation, "averaged"), averaged.seen["evaluate", 3])
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.6])
+def test_the_final_results_are_those_of_the_best_round(tmp_path: Path, ema_decay: float) -> None:
+    federation = TinyFederation(tmp_path)
+    summary = federation.run("run", tiny_experiment(rounds=3, strategy={"ema_decay": ema_decay}))
+    line = history(federation, "run")[summary.best_round - 1]
+    assert summary.auroc("test") == pytest.approx(there(line.test).auroc)
+    assert summary.threshold == line.threshold
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt").round == summary.best_round
+
+
+def test_no_patient_stands_in_the_run_folder(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment())
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file() and "cache" not in path.parts:
+            assert b"patient-" not in path.read_bytes(), path
+
+
+def test_three_class_task_runs_to_the_end(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=0)
+    for number in range(2):
+        federation.add_site(number, draw_manifest(tmp_path / f"three-{number}", 9, number, ("normal", "bacterial", "viral")))
+    from pneumofed.common.data.manifest import write_manifest
+
+    write_manifest(draw_manifest(tmp_path / "three-test", 9, 77, ("normal", "bacterial", "viral")), tmp_path / "test.csv")
+    summary = federation.run("run", tiny_experiment(task="three_class"))
+    assert summary.status == "succeeded"
+    assert "accuracy_three_class" in summary.central("test")
+
+
+def test_the_coordinators_audit_log_tells_of_start_rounds_and_end(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    log = tmp_path / "audit.jsonl"
+    federation.run("run", tiny_experiment(), audit_log=log)
+    entries = read_entries(log)
+    assert [entry.event for entry in entries] == ["run-started", "round", "round", "run-ended"]
+    assert entries[-2].facts["weights"] == hash_arrays(weights(federation, "run"))
+    assert entries[-2].facts["participants"] == ["site-0", "site-1", "site-2"]
+    assert verify_log(log).intact

@@ -1,0 +1,268 @@
+"""Whole runs with secure aggregation over real client apps: the plain mean, drop-outs at each step, and a tampering coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from pneumofed.client.app import app as client_app
+from pneumofed.common.audit.log import read_entries
+from pneumofed.common.audit.verify import verify_log
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.errors import ConfigError, RoundError
+from pneumofed.common.secure_aggregation.protocol import Stage, Step, read_step
+from pneumofed.server.report.report import write_report
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import RoundRecord
+from tests.tiny import TinyFederation, there, tiny_experiment
+
+SECURE = {"enabled": True, "stage_timeout_sec": 5.0}
+
+
+def experiment(**changes: Any) -> ExperimentConfig:
+    return tiny_experiment(**{"rounds": 1, "secure_aggregation": SECURE, **changes})
+
+
+def federation(tmp_path: Path, sites: int = 4) -> TinyFederation:
+    made = TinyFederation(tmp_path, sites=sites)
+    made.give_identities()
+    return made
+
+
+def history(federation: TinyFederation, name: str) -> list[RoundRecord]:
+    return RunFolder(federation.folder / name).read_history()
+
+
+def parameters(federation: TinyFederation, name: str) -> np.ndarray:
+    return read_checkpoint(federation.folder / name / "checkpoints" / "last.pt").arrays.parameters
+
+
+class Interfering(ClientApp):
+    """The real ClientApp behind a coordinator, or a network, that does something to the steps of training's secure sum."""
+
+    def __init__(self, change: Callable[[int, Step, Message], Message | None], purpose: str = "train") -> None:
+        super().__init__()
+        self.change, self.purpose = change, purpose
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        text = message.content.config_records["config"].get("step")
+        step = read_step(str(text)) if text else None
+        if step is not None and step.purpose == self.purpose:
+            changed = self.change(int(context.node_config["partition-id"]), step, message)
+            if changed is None:
+                return Message(Error(code=3), reply_to=message)
+            message = changed
+        return client_app(message, context)
+
+
+def losing(*lost: tuple[int, Stage], purpose: str = "train") -> Interfering:
+    """Each of `lost` is gone from that step on."""
+    order = ["advertise", "share", "mask", "confirm", "unmask"]
+    gone = dict(lost)
+
+    def change(node: int, step: Step, message: Message) -> Message | None:
+        return None if node in gone and order.index(step.stage) >= order.index(gone[node]) else message
+
+    return Interfering(change, purpose)
+
+
+def with_new_step(message: Message, step: Step, **changes: Any) -> Message:
+    message.content.config_records["config"]["step"] = step.model_copy(update=changes).model_dump_json()
+    return message
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedbn", "fedadam"])
+def test_the_model_is_that_of_the_plain_run_to_the_stated_error(tmp_path: Path, strategy: str) -> None:
+    made = federation(tmp_path, sites=3)
+    chosen = {"strategy": {"name": strategy}}
+    made.run("secret", experiment(**chosen))
+    made.run("plain", experiment(secure_aggregation={}, **chosen))
+    line, plain = history(made, "secret")[0], history(made, "plain")[0]
+    bound = there(there(line.secure_sum).error_bound) + 1e-7  # of float32 besides
+    if strategy != "fedadam":  # whose first step has the size of its rate wherever the mean is not far from zero
+        assert np.abs(parameters(made, "secret") - parameters(made, "plain")).max() <= bound
+    assert there(line.secure_sum).images == sum(there(there(site.train).num_examples) for site in plain.sites.values())
+    assert there(line.secure_sum).clipped == 0
+    assert there(line.validation).n == there(plain.validation).n
+    assert there(line.validation).auroc == pytest.approx(there(plain.validation).auroc, abs=0.02)
+
+
+def test_the_moving_average_is_judged_by_secure_sums_too(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    chosen = {"rounds": 2, "strategy": {"ema_decay": 0.5}}
+    made.run("secret", experiment(**chosen))
+    made.run("plain", experiment(secure_aggregation={}, **chosen))
+    lines, plain = history(made, "secret"), history(made, "plain")
+    assert [line.failures for line in lines] == [{}, {}]
+    assert [there(line.validation).n for line in lines] == [there(line.validation).n for line in plain]
+    assert there(lines[-1].validation).auroc == pytest.approx(there(plain[-1].validation).auroc, abs=0.02)
+
+
+def test_the_coordinators_files_hold_no_number_of_a_single_site(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    made.run("run", experiment())
+    line = history(made, "run")[0]
+    assert line.to_json()["sites"] == {f"site-{number}": {"train": {"summed": True}} for number in range(3)}
+    assert RunFolder(tmp_path / "run").read_summary().to_json()["sites"] == {f"site-{number}": {} for number in range(3)}
+
+
+def test_private_rounds_are_summed_and_what_the_noise_does_not_cover_stays_at_the_sites(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    privacy = {"mechanism": "dp_sgd", "noise_multiplier": 1.0, "delta": 1e-3, "expected_batch_size": 4}
+    made.run("run", experiment(model={"norm": "group"}, loss={"logit_adjustment": False}, privacy=privacy))
+    told = there(history(made, "run")[0].secure_sum)
+    assert told.summed == tuple(f"site-{number}" for number in range(3))
+    assert {"train_loss", "train_accuracy"}.isdisjoint(told.to_json())
+    for number in range(3):
+        assert (made.sites / f"site-{number}" / "ledger.sqlite").exists()
+
+
+def test_no_secret_stays_at_a_site_after_the_round(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    made.run("run", experiment())
+    for number in range(3):
+        left = {path.name for path in (made.sites / f"site-{number}" / "secure_sum").iterdir()}
+        assert left == {"used", "serial", "lock"}
+
+
+@pytest.mark.parametrize("stage", ["advertise", "share", "mask", "confirm", "unmask"])
+def test_a_site_that_drops_out_at_any_step_is_survived(tmp_path: Path, stage: Stage) -> None:
+    made = federation(tmp_path)
+    made.run("run", experiment(), grid=made.grid(losing((1, stage))))
+    told = there(history(made, "run")[0].secure_sum)
+    stayed = ["confirm", "unmask"]  # its vector was sent by then
+    assert told.dropped == {"site-1": stage}
+    assert ("site-1" in told.summed) == (stage in stayed)
+    without = federation(tmp_path / "others")
+    if stage not in stayed:
+        (without.sites / "1.yaml").unlink()
+    without.run("run", experiment(secure_aggregation={}))
+    bound = there(told.error_bound) + 1e-7
+    assert np.abs(parameters(made, "run") - parameters(without, "run")).max() <= bound
+
+
+@pytest.mark.parametrize("stage", ["advertise", "share", "mask", "confirm", "unmask"])
+def test_below_the_threshold_the_round_fails_and_says_so(tmp_path: Path, stage: Stage) -> None:
+    made = federation(tmp_path)
+    with pytest.raises(RoundError, match=r"3 are needed \(secure_aggregation.threshold\).*site-1 \(" + stage):
+        made.run("run", experiment(), grid=made.grid(losing((1, stage), (2, stage))))
+    assert history(made, "run") == []
+
+
+def test_lost_judges_cost_the_validation_and_not_the_round(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    made.run("run", experiment(), grid=made.grid(losing((1, "mask"), purpose="evaluate")))
+    assert "RoundError" in history(made, "run")[0].failures["site-0"]
+
+
+def test_fewer_than_three_sites_are_no_secure_sum(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=2)
+    with pytest.raises(RoundError, match="2 of 2 sites sent keys, 3 are needed"):
+        made.run("run", experiment())
+
+
+def test_without_a_roster_the_run_does_not_start_and_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="pneumofed provision"):
+        TinyFederation(tmp_path).run("run", experiment())
+
+
+def test_a_coordinator_that_swaps_a_public_key_is_noticed_by_every_other_site(tmp_path: Path) -> None:
+    made = federation(tmp_path)
+
+    def swap(node: int, step: Step, message: Message) -> Message:
+        if step.stage != "share" or node == 0:
+            return message
+        keys = [signed.model_copy(update={"mask": "ab" * 32}) if signed.site == "site-0" else signed for signed in step.keys]
+        return with_new_step(message, step, keys=keys)
+
+    with pytest.raises(RoundError, match=r"1 of 4 sites shared.*site-1 \(share\): SecureSumError"):
+        made.run("run", experiment(), grid=made.grid(Interfering(swap)))
+    assert "the keys of site-0 are not those that it signed" in (made.sites / "site-1" / "site.log").read_text()
+
+
+def test_a_roster_of_another_authority_is_noticed(tmp_path: Path) -> None:
+    made, foreign = federation(tmp_path), federation(tmp_path / "foreign")
+    assert foreign.key_roster is not None
+    text = foreign.key_roster.read_text()
+
+    def swap(node: int, step: Step, message: Message) -> Message:
+        return with_new_step(message, step, roster=text) if step.stage == "advertise" else message
+
+    with pytest.raises(RoundError, match="0 of 4 sites sent keys"):
+        made.run("run", experiment(), grid=made.grid(Interfering(swap)))
+
+
+def test_a_coordinator_that_tells_two_sets_of_survivors_learns_nothing(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=6)  # five must stay
+
+    def lie(node: int, step: Step, message: Message) -> Message:
+        if step.stage != "confirm" or node < 3:
+            return message
+        return with_new_step(message, step, survivors=[site for site in step.survivors if site != "site-0"])
+
+    with pytest.raises(RoundError, match="0 of 6 sites helped to unmask"):
+        made.run("run", experiment(), grid=made.grid(Interfering(lie)))
+
+
+def test_a_message_in_the_clear_is_refused_in_a_secure_run(tmp_path: Path) -> None:
+    made = federation(tmp_path)
+
+    def strip(node: int, step: Step, message: Message) -> Message:
+        if step.stage == "mask":
+            del message.content.config_records["config"]["step"]
+        return message
+
+    with pytest.raises(RoundError, match="0 of 4 sites sent their masked vectors"):
+        made.run("run", experiment(), grid=made.grid(Interfering(strip)))
+
+
+def test_updates_beyond_the_clipping_norm_are_scaled_down_and_counted(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    before = experiment(secure_aggregation={**SECURE, "clip_norm": 1e-3})
+    made.run("run", before)
+    assert there(history(made, "run")[0].secure_sum).clipped == 3
+
+
+def test_a_sites_policy_counts_one_round_and_its_log_tells_each_step(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    path, work = made.sites / "0.yaml", made.sites / "site-0"
+    (work / "policy.yaml").write_text("min_patients: 2\nmax_rounds_per_day: 1\nrequire_secure_aggregation: true\n")
+    path.write_text(f"{path.read_text()}policy: {work / 'policy.yaml'}\n")
+    made.run("run", experiment())
+    entries = [entry.facts for entry in read_entries(work / "audit.jsonl") if entry.event == "answer"]
+    steps = [f"{purpose} {stage}" for purpose in ("train", "evaluate") for stage in get_args(Stage)]
+    assert [facts.get("secure_sum") for facts in entries] == [None, *steps]
+    assert [facts["arrays"] for facts in entries if facts["arrays"]] == [["body", "tail"]] * 2
+    assert verify_log(work / "audit.jsonl").intact
+    with pytest.raises(RoundError, match="require_secure_aggregation"):
+        made.run("plain", experiment(secure_aggregation={}, strategy={"min_sites": 3}))
+
+
+def test_a_secure_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    made.run("unbroken", experiment(rounds=2))
+    two_lost = losing((1, "mask"), (2, "mask"))
+    rounds: list[int] = []
+
+    def from_round_two(node: int, step: Step, message: Message) -> Message | None:
+        rounds.append(int(message.content.config_records["config"]["round"]))  # type: ignore[arg-type]
+        return two_lost.change(node, step, message) if rounds[-1] == 2 else message
+
+    with pytest.raises(RoundError):
+        made.run("broken", experiment(rounds=2), grid=made.grid(Interfering(from_round_two)))
+    made.run("broken", experiment(rounds=2), resume=True)
+    np.testing.assert_array_equal(parameters(made, "broken"), parameters(made, "unbroken"))
+
+
+def test_the_report_of_a_secure_run_can_be_written(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    made.run("run", experiment())
+    write_report(tmp_path / "run")
+    assert "site-1" in (tmp_path / "run" / "report.html").read_text()
