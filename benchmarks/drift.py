@@ -3,7 +3,8 @@
     python -m benchmarks.drift --run RUN --data DATA --cache FOLDER [--out FOLDER]
 
 On real images that the run's network was not trained on: the hospitals' validation patients and the test set, the first image of each
-patient. Its features are computed once for each change and kept in the cache folder. Changes are those of `simulation.phantoms.scanners`, at the
+patient. Its features are computed once for each change and kept in the cache folder. Changes are those of
+`simulation.phantoms.scanners`, at the
 network's resolution.
 """
 

@@ -9,6 +9,7 @@ simulate(hospitals=4, rounds=3), open_run(folder)      a federation of virtual h
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,6 +40,18 @@ _HOMES = {
     "models": ("Explanation", "ModelBundle", "ImageAnswer", "explain", "open_bundle"),
     "runs": ("Run", "open_run", "simulate"),
 }
+
+_HERE = Path(__file__).resolve().parent
+
+if not (_HERE / "common" / "__init__.py").is_file():
+    if not (_HERE.parent / "common" / "__init__.py").is_file() or any(
+        (_HERE / house).is_file() for house in ("client", "common")
+    ):
+        raise ImportError(
+            f"{_HERE / 'common'} is no folder: in the repository it is a link to ../common, which this file system or git did not "
+            "make. Clone where symbolic links work (on Windows: git config core.symlinks true), or `pip install` a wheel."
+        )
+    __path__ = [*__path__, str(_HERE.parent)]  # `flwr build` leaves links out and puts the folders beside this one
 
 if not TYPE_CHECKING:  # a type checker would take a function of this name as leave to use any name
 

@@ -31,7 +31,7 @@ def main(grid: Grid, context: Context) -> None:
 
 def _show_log() -> None:
     """Our own log on standard error; the root logger would also show each HTTP request of Flower."""
-    logger = logging.getLogger("server")
+    logger = logging.getLogger("pneumofed.server")
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = logging.StreamHandler()

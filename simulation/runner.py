@@ -85,7 +85,7 @@ def run_config(plan: Plan, federation: Federation) -> dict[str, str]:
 
 def environment(resources: Resources) -> dict[str, str]:
     """Of the SuperLink and so of Ray, which joins the cluster at RAY_ADDRESS if it is set."""
-    source = {"PNEUMOFED_SOURCE": str(Path(__file__).resolve().parents[1])}
+    source = {"PNEUMOFED_SOURCE": str(Path(__file__).resolve().parent)}
     return {**source, "RAY_ADDRESS": resources.ray_address} if resources.ray_address else source
 
 

@@ -6,7 +6,8 @@
     before training            min_patients, once the data is known; the epsilon of the round, which the ledger counts
 
 Whoever answers a message reads the policy with `policy_of` and hands it down, so that an edit in between gives no mixed answer.
-The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see `client.site.code_gate`, which reads
+The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see
+`client.site.code_gate`, which reads
 the policy for itself before the app that answers is even unpacked.
 """
 

@@ -120,7 +120,7 @@ def site_log(config: SiteConfig) -> Iterator[None]:
     work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     handler = logging.FileHandler(work_dir / "site.log", encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("client", "common")]
+    loggers = [logging.getLogger(name) for name in ("pneumofed.client", "pneumofed.common")]
     for logger in loggers:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

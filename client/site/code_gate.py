@@ -5,7 +5,8 @@ The check cannot be a part of what it checks. So it is the installed code that r
 command that Flower gives a task to leads here (`write_commands`). The gate takes the task as Flower would, hashes the bundle, and then
 either lets Flower install and run it, or answers with the refusal and never unpacks it. A gate that cannot tell is closed.
 
-It relies on these names of flwr 1.41, all in `flwr.supernode.runtime.run_clientapp` (tests/client/site/test_code_gate.py fails where they change):
+It relies on these names of flwr 1.41, all in `flwr.supernode.runtime.run_clientapp` (tests/client/site/test_code_gate.py fails
+where they change):
 
     run_clientapp(...)            takes one task, from its message to its reply
     pull_task_input(client)       -> (message, context, run, bundle); we look at what it returns
@@ -41,7 +42,7 @@ from pneumofed.client.site.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from pneumofed.common.audit.log import REFUSAL
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import FlowerError, PolicyError
-from pneumofed.common.ops.app_bundle import PACKAGES, hash_bundle
+from pneumofed.common.ops.app_bundle import PACKAGE, hash_bundle
 from pneumofed.common.wire.messages import CONFIG, build_failure
 
 logger = logging.getLogger(__name__)
@@ -246,8 +247,8 @@ def app_reference(unpacked: Path) -> str:
 
 
 def forget_our_modules() -> None:
-    """Makes the next import of `client`, `common` or `server` look for them anew."""
-    for module in [module for module in sys.modules if module.partition(".")[0] in PACKAGES]:
+    """Makes the next import of `pneumofed` look for it anew, on the path that the bundle is first on."""
+    for module in [module for module in sys.modules if module.partition(".")[0] == PACKAGE]:
         del sys.modules[module]
 
 

@@ -14,7 +14,9 @@ from pneumofed.common.data.manifest import ImageRecord
 from pneumofed.common.errors import ConfigError
 
 APP_VARIABLE, COORDINATOR_VARIABLE = "PNEUMOFED_APP", "PNEUMOFED_COORDINATOR"
-"""In the environment of the app: the gate (`client.site.code_gate`) tells it which bundle it is, `pneumofed site start` whom it works for."""
+"""In the environment of the app: the gate (`client.site.code_gate`) tells it which bundle it is, `pneumofed site start` whom
+it works for.
+"""
 
 
 @dataclass(frozen=True)

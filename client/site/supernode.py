@@ -1,6 +1,7 @@
 """Flower's SuperNode with what a hospital needs besides: patience, and a certificate of its own.
 
-    python -P -m pneumofed.client.site.supernode [--client-certificate client.crt --client-key client.key] ... what flower-supernode takes ...
+    python -P -m pneumofed.client.site.supernode [--client-certificate client.crt --client-key client.key] ... what
+    flower-supernode takes ...
 
 Three things of Flower 1.41 are mended in its client of the fleet interface; everything else is Flower's own.
 

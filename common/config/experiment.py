@@ -1,6 +1,7 @@
 """The one typed schema of a run: `ExperimentConfig`, public, sent to every site with each message.
 
-`common.config.parties` has what each party keeps to itself, `common.config.experiment` the sections on privacy. YAML files in `configs/` hold
+`common.config.parties` has what each party keeps to itself, `common.config.experiment` the sections on privacy. YAML files in
+`configs/` hold
 only what differs from the defaults; `common.config.reader` reads them.
 
 What all configurations are made of: the base of their sections, ranges of numbers, and the names that a setting may have.
@@ -110,7 +111,9 @@ class SecureAggregationConfig(Section):
     max_examples: Annotated[int, Field(ge=1, le=2**20)] = 65536
     """Most training images of one site; one that has more takes no part. Quantisation steps are proportional to it."""
     neighbours: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
-    """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as `common.secure_aggregation.masking` needs."""
+    """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as
+    `common.secure_aggregation.masking` needs.
+    """
     stage_timeout_sec: Positive = 60.0
     """Deadline of each step besides training and evaluation, in which sites exchange keys and shares. Each starts a process at a site;
     a simulation of hundreds of hospitals on one machine needs more, since they answer one after the other."""

@@ -75,7 +75,8 @@ class SitePolicy(Section):
     min_unit: PrivacyUnit = "image"
     """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
     withhold: list[Withheld] = Field(default_factory=list)
-    """What never leaves this site, whatever a run asks for (see `client.federation.disclosure`): the report on its data (what was found, left out
+    """What never leaves this site, whatever a run asks for (see `client.federation.disclosure`): the report on its data (what
+    was found, left out
     and why, of which class), the metrics of its training, the statistics of its validation. The run goes on without them."""
     count_noise: Positive | None = None
     """Numbers of images leave with Gaussian noise of this deviation, for `min_unit` patient times the images of a patient. The ledger

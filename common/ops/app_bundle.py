@@ -1,19 +1,24 @@
 """The Flower app as a folder of its own: what `flwr run` bundles and its workers run from, and the hash that a hospital approves.
 
-Not the checkout: Flower would look through all of it, and workers started in another checkout would mix two versions of packages
-with names as plain as `client` and `common`.
+It holds the modules that the two apps can import and nothing else: the closure of their import statements, function-level ones
+included, so that a hospital approves the code that can run there, and a change anywhere else leaves the hash as it is.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import shutil
 import tempfile
+from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-PACKAGES = ("client", "common", "server")
+PACKAGE = "pneumofed"
+APPS = {"serverapp": "pneumofed.server.app", "clientapp": "pneumofed.client.app"}
+ROOT_INIT = '"""pneumofed, as far as its two Flower apps need it."""\n'
+"""The bundle's `pneumofed/__init__.py`: the public Python API, which stands in the installed one, is no part of the apps."""
 PROJECT = """\
 [project]
 name = "pneumofed"
@@ -22,11 +27,11 @@ license = "Apache-2.0"
 
 [tool.flwr.app]
 publisher = "pneumofed"
-fab-include = ["client/**/*.py", "common/**/*.py", "server/**/*.py"]
+fab-include = ["pneumofed/**/*.py"]
 
 [tool.flwr.app.components]
-serverapp = "pneumofed.server.app:app"
-clientapp = "pneumofed.client.app:app"
+serverapp = "{serverapp}:app"
+clientapp = "{clientapp}:app"
 
 [tool.flwr.app.config]
 experiment = ""
@@ -36,10 +41,15 @@ sites = ""
 
 
 def write_app(folder: Path) -> Path:
-    """Copies the installed code of `client`, `common` and `server` into `folder` with a project file, and returns `folder`."""
-    for package in PACKAGES:
-        shutil.copytree(_package_dir(package), folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    (folder / "pyproject.toml").write_text(PROJECT.format(version=version("pneumofed")), encoding="utf-8")
+    """Writes the installed code of the two apps into `folder` with a project file, and returns `folder`."""
+    for name in sorted(import_closure(*APPS.values())):
+        source = module_file(name)
+        assert source is not None  # the closure holds our own modules only
+        target = folder.joinpath(*name.split("."))
+        target = target / "__init__.py" if source.name == "__init__.py" else target.with_suffix(".py")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(ROOT_INIT.encode() if name == PACKAGE else source.read_bytes())
+    (folder / "pyproject.toml").write_text(PROJECT.format(version=version("pneumofed"), **APPS), encoding="utf-8")
     return folder
 
 
@@ -57,7 +67,63 @@ def hash_bundle(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _package_dir(package: str) -> Path:
-    spec = find_spec(package)  # finds without importing, which would cost seconds
-    assert spec is not None and spec.origin is not None  # our own packages are installed together
-    return Path(spec.origin).parent
+def import_closure(*roots: str) -> frozenset[str]:
+    """Names of our modules that importing `roots` can reach, with the packages that hold them; nothing is imported.
+
+    Import statements count wherever they stand, but not below `if TYPE_CHECKING:`.
+    """
+    found: set[str] = set()
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in found or module_file(name) is None:
+            continue
+        found.add(name)
+        waiting.append(name.rpartition(".")[0])
+        if name != PACKAGE:  # its lazy attributes are the public API, see ROOT_INIT
+            waiting.extend(imported_modules(name))
+    return frozenset(found)
+
+
+@cache
+def imported_modules(name: str) -> frozenset[str]:
+    """Names of our modules that the import statements of the module `name` name."""
+    path = module_file(name)
+    assert path is not None
+    found: set[str] = set()
+    for node in _reachable(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(module for module in found if module_file(module) is not None)
+
+
+@cache
+def module_file(name: str) -> Path | None:
+    """The file of our module or package `name` ("pneumofed.client.app"); None where there is none, or `name` is not ours."""
+    first, *rest = name.split(".")
+    if first != PACKAGE:
+        return None
+    path = package_folder().joinpath(*rest)
+    candidates = (path / "__init__.py", path.with_suffix(".py")) if rest else (path / "__init__.py",)
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+@cache
+def package_folder() -> Path:
+    """The folder of the installed package `pneumofed`."""
+    spec = find_spec(PACKAGE)
+    assert spec is not None and spec.origin is not None  # this module is a part of it
+    folder = Path(spec.origin).parent
+    return folder if (folder / "common").is_dir() else folder.parent  # `flwr build` puts the houses beside the package
+
+
+def _reachable(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and isinstance(child.test, ast.Name) and child.test.id == "TYPE_CHECKING":
+            yield from (part for statement in child.orelse for part in (statement, *_reachable(statement)))
+        else:
+            yield child
+            yield from _reachable(child)

@@ -7,7 +7,8 @@ coordinator that puts its own keys in their place, or keys of another sum, is no
 The key roster: every site's public node key, signed by the federation's certificate authority when it is provisioned.
 
 It comes to the sites through the coordinator, who cannot change it: each site has the authority's certificate from its own kit. So a site
-that is added or revoked needs no new kit at the others. An older roster than one that was seen is refused (see `client.secure_aggregation.memory`).
+that is added or revoked needs no new kit at the others. An older roster than one that was seen is refused (see
+`client.secure_aggregation.memory`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
     roll call     (no arrays)                                                config {experiment, run, round, protocol}
-    update        arrays  as above, or pneumofed.common.wire.update_encoding's         metrics {num-examples, loss, ...}      site {name, layout, report}
+    update        arrays  as above, or pneumofed.common.wire.update_encoding's         metrics {num-examples, loss, ...}
+    site {name, layout, report}
     secure sum    as an instruction, with its arrays in one step alone              config {..., step}
                   the replies: see pneumofed.common.secure_aggregation.protocol
     evaluation    metrics {num-examples, loss, seconds}   statistics {...}                    site {name, layout, report}

@@ -73,9 +73,7 @@ def monitor_add(
 
 
 @app.command("check")
-def monitor_check_drift(
-    bundle: BundlePath, folder: Folder = Path("monitor"), trusted: Trusted = None, json_: Json = False
-) -> None:
+def check_drift(bundle: BundlePath, folder: Folder = Path("monitor"), trusted: Trusted = None, json_: Json = False) -> None:
     """Say whether anything has moved. Made for cron: exit code 0 quiet, 20 alarm."""
     from pneumofed.inference.monitor.wording import as_numbers, sentences, tell
 
@@ -123,7 +121,7 @@ def monitor_accept(
 
 
 @app.command("resume")
-def monitor_resume_scanner(
+def resume_scanner(
     scanner: Annotated[str, typer.Argument(help="Its name, as `check --json` and the page tell it.")],
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
@@ -158,7 +156,7 @@ def monitor_share(
 
 
 @app.command("compare")
-def monitor_compare_shared(
+def compare_shared(
     files: Annotated[list[Path], typer.Argument(help="What the sites shared, one file a site.")],
     bundle: BundlePath,
     looks: Annotated[int, typer.Option(min=1, help="How often a year is compared; the false-alarm rate is for the year.")] = 12,

@@ -34,7 +34,7 @@ console = Console(highlight=False)
 notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def predict_command_command(
+def predict_command(
     paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG or PNG files, and folders of them.")],
     bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
     trusted: Annotated[
@@ -135,7 +135,7 @@ INTERRUPTED = 130
 console = Console(highlight=False, soft_wrap=True)
 
 
-def explain_command_command(
+def explain_command(
     paths: Annotated[list[Path], typer.Argument(help="JPEG, PNG and DICOM files, or folders of them.")],
     bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],

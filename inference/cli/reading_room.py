@@ -29,7 +29,7 @@ Stdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password
 
 
 @app.command("init")
-def room_make_room(
+def make_room(
     bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive from the coordinator.")],
     folder: Annotated[Path, typer.Argument(help="The room's folder; made if missing.")] = Path(),
     hospital: Annotated[str, typer.Option(help="Name of the hospital, shown on the page.")] = "Reading room",
@@ -48,7 +48,7 @@ def room_make_room(
 
 
 @app.command("start")
-def room_start_room(room: Room = Path()) -> None:
+def start_room(room: Room = Path()) -> None:
     """Serve the page until Ctrl-C or a signal; under systemd too."""
     from pneumofed.inference.reading_room.serve import serve_room
 

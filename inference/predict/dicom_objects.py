@@ -15,7 +15,6 @@ import hashlib
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from highdicom import sr

@@ -20,7 +20,7 @@ from pneumofed.client.cli.site import app as site_app
 from pneumofed.common.config.experiment import ModelName, StrategyName
 from pneumofed.common.errors import ConfigError, PneumofedError
 from pneumofed.inference.cli.monitor import app as monitor_app
-from pneumofed.inference.cli.predict import explain_command_command, predict_command_command
+from pneumofed.inference.cli.predict import explain_command, predict_command
 from pneumofed.inference.cli.reading_room import app as room_app
 from pneumofed.server.cli.coordinator import app as server_app
 from pneumofed.server.cli.study import export_command, provision_command
@@ -44,8 +44,8 @@ app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 app.command("export", rich_help_panel="Study")(export_command)
 app.command("release", rich_help_panel="Study")(release)
-app.command("predict", rich_help_panel="Reading room")(predict_command_command)
-app.command("explain", rich_help_panel="Reading room")(explain_command_command)
+app.command("predict", rich_help_panel="Reading room")(predict_command)
+app.command("explain", rich_help_panel="Reading room")(explain_command)
 app.add_typer(room_app, name="reading-room", rich_help_panel="Reading room")
 app.add_typer(monitor_app, name="monitor", rich_help_panel="Reading room")
 

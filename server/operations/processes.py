@@ -200,7 +200,7 @@ def sync_sites(folder: Path) -> tuple[SiteStatus, ...]:
     return list_sites(place, superlink_serves=True)
 
 
-def submit_run(folder: Path, run_config: Mapping[str, str]) -> int:
+def submit(folder: Path, run_config: Mapping[str, str]) -> int:
     """Submits a run of the installed app and returns Flower's run id at once.
 
     Raises:

@@ -1,4 +1,6 @@
-"""The coordinator as one thing: the processes of `server.operations.processes`, the live page and the runs, started, described and stopped together."""
+"""The coordinator as one thing: the processes of `server.operations.processes`, the live page and the runs, started, described
+and stopped together.
+"""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ def _cpu_name() -> str:
 
 def _git_state() -> dict[str, Any] | None:
     """Commit of the code and whether it has uncommitted changes; None where the code is no git checkout."""
-    source = os.environ.get("PNEUMOFED_SOURCE") or str(Path(__file__).resolve().parents[1])
+    source = os.environ.get("PNEUMOFED_SOURCE") or str(Path(__file__).resolve().parent)
     commands = (["git", "-C", source, "rev-parse", "HEAD"], ["git", "-C", source, "status", "--porcelain"])
     try:
         commit, status = (

@@ -187,17 +187,8 @@ def test_the_demo_asks_for_what_it_did() -> None:
     assert (plan.experiment.name, plan.experiment.rounds, plan.experiment.image.size_px) == ("demo", 12, 64)
     assert (plan.experiment.strategy.wait_for_sites, plan.experiment.training.batch_size) == (3, 16)
     simulation = plan.simulation
-    assert (
-        simulation.hospitals,
-        pneumofed.simulation.hospitals.partition,
-        simulation.alpha,
-        pneumofed.simulation.phantoms.patients,
-    ) == (
-        3,
-        "dirichlet",
-        1.0,
-        180,
-    )
+    dealt = (simulation.hospitals, simulation.partition, simulation.alpha, simulation.phantom_patients)
+    assert dealt == (3, "dirichlet", 1.0, 180)
     assert plan.baselines and plan.engine == "flower"
 
 

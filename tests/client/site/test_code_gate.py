@@ -32,7 +32,7 @@ from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.default_policy import default_policy
 from pneumofed.common.data.manifest import write_manifest
 from pneumofed.common.errors import ConfigError, FlowerError
-from pneumofed.common.ops.app_bundle import PACKAGES, build_bundle, hash_bundle, write_app
+from pneumofed.common.ops.app_bundle import PACKAGE, build_bundle, hash_bundle, write_app
 from pneumofed.common.wire.messages import Failure, pack_instruction, read_failure
 from tests.client.federation.test_policy import instruction
 from tests.client.superlink import Link, superlink
@@ -89,7 +89,7 @@ def flower() -> Iterator[None]:
     path = list(sys.path)
     yield
     sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("stranger", *PACKAGES)]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("stranger", PACKAGE)]:
         del sys.modules[name]
     for name, value in before.items():
         setattr(runtime, name, value)

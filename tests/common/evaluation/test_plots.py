@@ -113,8 +113,8 @@ def test_wilson_interval_is_the_score_interval() -> None:
 
 def test_neither_import_nor_plotting_touches_pyplot() -> None:
     code = (
-        "import sys; from pneumofed.common.evaluation import plots, plots_federation as f; from pneumofed.common.evaluation.plots import render;"
-        "late = 'matplotlib' not in sys.modules; render(f.sites({'a': 0.5}, {}, {}));"
+        "import sys; from pneumofed.common.evaluation import plots as f;"
+        "late = 'matplotlib' not in sys.modules; f.render_figure(f.sites({'a': 0.5}, {}, {}));"
         "sys.exit(0 if late and 'matplotlib.pyplot' not in sys.modules else 1)"
     )
     root = Path(__file__).resolve().parents[3]

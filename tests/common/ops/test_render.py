@@ -12,7 +12,11 @@ from jinja2 import TemplateNotFound, UndefinedError
 from pneumofed.common.ops.render import render
 
 ROOT = Path(__file__).resolve().parents[2]
-PRODUCT = [path for package in ("client", "common", "server", "simulation") for path in sorted((ROOT / package).rglob("*.py"))]
+PRODUCT = [
+    path
+    for package in ("client", "common", "inference", "server", "simulation")
+    for path in sorted((ROOT / package).rglob("*.py"))
+]
 DOCUMENT = re.compile(r"<html|<!doctype|<body|^\[Unit\]|^\s*server \{|^services:\n", re.IGNORECASE | re.MULTILINE)
 
 
@@ -59,10 +63,10 @@ def test_no_python_file_holds_a_page_or_makes_an_environment() -> None:
 
 
 def test_every_template_is_listed_for_the_wheel() -> None:
-    listed = re.findall(r"^recursive-include (\S+/templates) \*$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
+    listed = re.findall(r"^recursive-include pneumofed/(\S+/templates) \*$", (ROOT / "MANIFEST.in").read_text(), re.MULTILINE)
     found = {
         str(path.relative_to(ROOT))
-        for package in ("client", "common", "server", "simulation")
+        for package in ("client", "common", "inference", "server", "simulation")
         for path in (ROOT / package).rglob("templates")
     }
     assert found == set(listed)

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.wire.keys import NodeKey
-from pneumofed.inference.cli.predict import predict_command_command
+from pneumofed.inference.cli.predict import predict_command
 from pneumofed.inference.monitor.monitor import Monitor
 from pneumofed.inference.predict import outputs
 from pneumofed.inference.predict.predict import COLUMNS, FileResult, PredictionSummary
 from tests.inference.predict.pictures import STUDY, write_phantom, write_png
 
 app = typer.Typer()
-app.command()(predict_command_command)
+app.command()(predict_command)
 
 
 def run(bundle: Path, *arguments: object) -> Result:

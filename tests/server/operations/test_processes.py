@@ -51,7 +51,7 @@ class Federation:
         self.config = changed(self.config, **changes)
         provision(self.config, self.kits)
 
-    def site(self, name: str) -> processes.SiteState:
+    def site(self, name: str) -> processes.SiteStatus:
         return next(site for site in processes.process_status(self.folder).sites if site.name == name)
 
 
@@ -197,7 +197,7 @@ def test_a_dead_process_is_told_and_brought_back(coordinator: Federation) -> Non
 
 
 def test_a_run_is_submitted_without_waiting_and_stopped(coordinator: Federation) -> None:
-    run = processes.submit_run(coordinator.folder, {"experiment": "", "coordinator": "/nowhere.yaml"})
+    run = processes.submit(coordinator.folder, {"experiment": "", "coordinator": "/nowhere.yaml"})
     assert processes.run_status(coordinator.folder, run) in ("pending", "starting", "running")
     processes.stop_run(coordinator.folder, run)
     assert wait_for(lambda: processes.run_status(coordinator.folder, run) == "finished:stopped", 20)
@@ -282,7 +282,7 @@ def test_a_key_that_was_revoked_never_comes_back(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_isolated_serverapp_runs_and_its_failure_is_told(tmp_path: Path) -> None:
     with running(federation(sites=SITES), tmp_path) as coordinator:
-        run = processes.submit_run(coordinator.folder, {"experiment": "", "coordinator": "/nowhere.yaml"})
+        run = processes.submit(coordinator.folder, {"experiment": "", "coordinator": "/nowhere.yaml"})
         assert wait_for(lambda: processes.run_status(coordinator.folder, run).startswith("finished"), 120)
         assert processes.run_status(coordinator.folder, run) == "finished:failed"
         assert "/nowhere.yaml does not exist" in processes.run_log(coordinator.folder, run)
