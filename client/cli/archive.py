@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pneumofed.client.cli.options import AllViews, Json, LabelTable, Site, exit_codes, finish
+from pneumofed.client.cli.options import AllViews, LabelTable, exit_codes, finish
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.command_line import Json, Site, errors
 
 if TYPE_CHECKING:
     from pneumofed.client.archive.query import Archive, ArchiveQuery
@@ -137,11 +138,9 @@ def _import(site: Path, archive: Archive, table: Path, query: ArchiveQuery, rule
 @contextmanager
 def _progress(as_json: bool) -> Iterator[Any]:
     """A function of (done, found) that shows how far an import is."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=as_json or not console.is_terminal) as progress:
+    with Progress(console=errors, transient=True, disable=as_json or not errors.is_terminal) as progress:
         task = progress.add_task("images", total=None)
         yield lambda done, found: progress.update(task, completed=done, total=found)
 

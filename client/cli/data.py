@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -15,9 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pneumofed.client.cli import archive
-from pneumofed.client.cli.options import AllViews, Json, LabelTable, Site, exit_codes, finish, show_report
+from pneumofed.client.cli.options import AllViews, LabelTable, exit_codes, finish, show_report
 from pneumofed.common.config.experiment import TaskName
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.command_line import Json, Site, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.common.data.manifest import Manifest
@@ -165,7 +165,7 @@ def data_check(
         dataset = load_dataset(read_manifest(opened.manifest), task, ImageConfig(size_px=size), cache, workers=workers)
         show_report(dataset.report.public(), as_json)
         if dataset.report.skipped and not as_json:
-            typer.echo(f"which ones: {cache / SKIPPED}")
+            say(f"which ones: {cache / SKIPPED}")
 
 
 @app.command("remove")
@@ -183,10 +183,10 @@ def data_remove(
 
         removal = remove_patients(SiteFolder.open(site), _lines(patients)).describe()
         if as_json:
-            typer.echo(json.dumps(removal, indent=1))
+            print_json(removal, indent=1)
             return
-        typer.echo(f"{removal['patients']} patients removed: {removal['rows']} rows, {removal['files']} copies of images")
-        typer.echo(f"manifest: {removal['total']} images are left. Models that were trained before still hold what they learnt.")
+        say(f"{removal['patients']} patients removed: {removal['rows']} rows, {removal['files']} copies of images")
+        say(f"manifest: {removal['total']} images are left. Models that were trained before still hold what they learnt.")
 
 
 def _lines(file: Path) -> list[str]:
@@ -226,13 +226,11 @@ def compare(
         file = out or default_output(new)
         write_verdict(file, verdict, key)
         if as_json:
-            typer.echo(json.dumps(verdict.model_dump(mode="json"), indent=1))
+            print_json(verdict.model_dump(mode="json"), indent=1)
             return
         for name, bundle in zip(("old", "new"), models, strict=True):
-            typer.echo(f"{name} model: {bundle.manifest.name}, signed by {bundle.signer}")
+            say(f"{name} model: {bundle.manifest.name}, signed by {bundle.signer}")
         patients, areas = verdict.comparison.patients, verdict.comparison.auroc
         shown = [f"{value:.3f}" if value is not None else "unknown" for value in (areas.old, areas.new)]
-        typer.echo(
-            f"validation: {patients[0]} patients with pneumonia, {patients[1]} without; AUROC {shown[0]} before, {shown[1]} now"
-        )
-        typer.echo(f"for the coordinator: {file}; it holds these numbers, their variances and counts, and no image")
+        say(f"validation: {patients[0]} patients with pneumonia, {patients[1]} without; AUROC {shown[0]} before, {shown[1]} now")
+        say(f"for the coordinator: {file}; it holds these numbers, their variances and counts, and no image")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pneumofed.common.errors import ArchiveError, ConfigError, DataError, EmptySiteError, PneumofedError
+from pneumofed.common.ops.command_line import FAILURE, UNREACHABLE, USAGE_ERROR, exit_on_error, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.client.site.folder import SiteFolder
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from pneumofed.common.data.report import DataReport
 
 
-NOTHING_USABLE, USAGE_ERROR, UNREACHABLE = 1, 2, 3
-
-Site = Annotated[Path, typer.Option("--site", "-C", help="The site's folder, with site.yaml.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the report as JSON.")]
 LabelTable = Annotated[
     Path, typer.Option("--labels", help="CSV with a column label and AccessionNumber, StudyInstanceUID or SOPInstanceUID.")
 ]
@@ -41,37 +37,30 @@ def finish(
     if stopped is not None:
         raise stopped if not as_json else typer.Exit(_exit_code(stopped))
     if not report.used:
-        raise typer.Exit(NOTHING_USABLE)
+        raise typer.Exit(FAILURE)
 
 
 def show_report(report: Mapping[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(report, indent=1))
+        print_json(report, indent=1)
         return
-    typer.echo(f"{report['found']} images found, {report['used']} used, of {report['patients']} patients")
+    say(f"{report['found']} images found, {report['used']} used, of {report['patients']} patients")
     for title in ("classes", "skipped", "warnings"):
         for name, count in report[title].items():
-            typer.echo(f"  {title}: {name}: {count}")
+            say(f"  {title}: {name}: {count}")
     if "total" in report:
         changed = f"{report['added']} added, {report['updated']} updated, {report['unchanged']} unchanged"
-        typer.echo(f"manifest: {changed}; {report['total']} images in all")
+        say(f"manifest: {changed}; {report['total']} images in all")
 
 
-@contextmanager
-def exit_codes(as_json: bool) -> Iterator[None]:
+def exit_codes(as_json: bool) -> AbstractContextManager[None]:
     """Ends the command with one sentence and the code of its kind: 1 nothing usable, 2 wrong command or configuration, 3 archive."""
-    try:
-        yield
-    except PneumofedError as error:
-        if as_json:
-            typer.echo(json.dumps({"error": type(error).__name__, "message": str(error)}, indent=1))
-        typer.secho(f"pneumofed: {error}", fg="red", err=True)
-        raise typer.Exit(_exit_code(error)) from None
+    return exit_on_error(_exit_code, as_json=as_json)
 
 
 def _exit_code(error: PneumofedError) -> int:
     if isinstance(error, ArchiveError):
         return UNREACHABLE
     if isinstance(error, EmptySiteError):
-        return NOTHING_USABLE
-    return USAGE_ERROR if isinstance(error, (ConfigError, DataError)) else NOTHING_USABLE
+        return FAILURE
+    return USAGE_ERROR if isinstance(error, (ConfigError, DataError)) else FAILURE

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from pneumofed.common.ops.command_line import FAILURE, Json, Site, console, print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="The privacy budget of a hospital's data.")
-console = Console(highlight=False, soft_wrap=True)
-
-BROKEN = 1
-
-Site = Annotated[Path, typer.Option("--site", "-C", help="The site folder.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 
 @app.command("show")
@@ -31,13 +25,13 @@ def privacy_show(site: Site = Path(), json_: Json = False) -> None:
     limits = policy_of(config)
     found = accounts(open_ledger(config).lineages(), limits)
     if json_:
-        _print_json([asdict(account) for account in found])
+        print_json([asdict(account) for account in found])
         return
     if not found:
         limit = "no limit is set" if limits.max_epsilon is None else f"the limit is epsilon {limits.max_epsilon:g}"
-        _say(f"nothing was spent; {limit}")
+        say(f"nothing was spent; {limit}")
     for account in found:
-        _say(account.sentence())
+        say(account.sentence())
         console.print(runs_table(account))
 
 
@@ -68,12 +62,12 @@ def privacy_plan(
     picture = out or Path(config.work_dir) / f"epsilon-{run.name}.png"
     draw_forecast(found, picture)
     if json_:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         for sentence in found.sentences():
-            _say(sentence)
-        _say(f"picture: {picture}")
-    raise typer.Exit(BROKEN if found.refused_from is not None else 0)
+            say(sentence)
+        say(f"picture: {picture}")
+    raise typer.Exit(FAILURE if found.refused_from is not None else 0)
 
 
 @app.command("verify")
@@ -87,20 +81,9 @@ def privacy_verify(site: Site = Path(), json_: Json = False) -> None:
 
     report = verify_ledger(SiteFolder.open(site).config)
     if json_:
-        _print_json({**asdict(report), "intact": report.intact})
+        print_json({**asdict(report), "intact": report.intact})
     else:
         for problem in report.problems:
-            console.print(problem, style="red", markup=False)
-        _say(report.sentence())
-    raise typer.Exit(0 if report.intact else BROKEN)
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False)
-
-
-def _print_json(values: Any) -> None:
-    """Infinity as null."""
-    from pneumofed.common.evaluation.metrics import without_nan
-
-    console.print(json.dumps(without_nan(values), default=str, indent=2), markup=False)
+            say(problem, style="red")
+        say(report.sentence())
+    raise typer.Exit(0 if report.intact else FAILURE)

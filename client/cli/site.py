@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from importlib import import_module
 from importlib.util import find_spec
@@ -10,18 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pneumofed.client.cli.data import compare
+from pneumofed.common.ops.command_line import NOT_RUNNING, Json, Site, console, print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="Take part in a federation as a hospital.")
-console = Console(highlight=False, soft_wrap=True)
 
-NOT_RUNNING = 3
-"""Exit code of `status` where no SuperNode runs, as the init scripts of Linux have it (LSB 5, status)."""
-
-Site = Annotated[Path, typer.Option("--site", "-C", help="The site folder.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 
 if find_spec("pneumofed.client.cli.data"):
     app.add_typer(import_module("pneumofed.client.cli.data").app, name="data")
@@ -44,10 +37,10 @@ def site_init(
         raise ConfigError("give either --kit, or --name and --coordinator (and --ca)")
     if kit is not None:
         kept = init_from_kit(folder, kit)
-        _say(f"site folder: {folder}")
+        say(f"site folder: {folder}")
         if kept:
-            _say(f"left as they were: {', '.join(kept)}")
-        _say("read policy.yaml, then: pneumofed site data add, pneumofed site preflight, pneumofed site start")
+            say(f"left as they were: {', '.join(kept)}")
+        say("read policy.yaml, then: pneumofed site data add, pneumofed site preflight, pneumofed site start")
         return
     if not (name and coordinator):
         raise ConfigError("give --kit FILE, or --name NAME --coordinator HOST:PORT [--ca FILE]")
@@ -66,7 +59,7 @@ def site_preflight(site: Site = Path(), json_: Json = False) -> None:
 
     findings = run_checks(SiteFolder.open(site))
     if json_:
-        _print_json([asdict(finding) for finding in findings])
+        print_json([asdict(finding) for finding in findings])
     else:
         console.print(findings_table(findings))
     raise typer.Exit(exit_code(findings))
@@ -92,7 +85,7 @@ def site_approve(
     folder = SiteFolder.open(site)
     if list_:
         for known in folder.policy.approved_apps:
-            _say(f"installed  {installed_hash(folder.work)}" if known == INSTALLED else known)
+            say(f"installed  {installed_hash(folder.work)}" if known == INSTALLED else known)
         return
     given = [value for value in (app_hash, bundle and hash_app_file(bundle), INSTALLED if installed else None) if value]
     if len(given) != 1:
@@ -100,7 +93,7 @@ def site_approve(
     done = revoke(folder.policy_file, given[0]) if remove else approve_app(folder.policy_file, given[0])
     if done:
         folder.audit.record(APP_REVOKED if remove else APP_APPROVED, app=given[0])
-    _say(f"{given[0]}: {'no longer approved' if remove else 'approved'}" + ("" if done else ", as before"))
+    say(f"{given[0]}: {'no longer approved' if remove else 'approved'}" + ("" if done else ", as before"))
 
 
 @app.command("start")
@@ -115,8 +108,8 @@ def site_start(
     folder = SiteFolder.open(site)
     if foreground:
         run_in_foreground(folder)
-    pid = start_service(folder, _say)
-    _say(f"{folder.config.name} runs as process {pid}; log: {folder.work / 'supernode.log'}")
+    pid = start_service(folder, say)
+    say(f"{folder.config.name} runs as process {pid}; log: {folder.work / 'supernode.log'}")
 
 
 @app.command("status")
@@ -127,7 +120,7 @@ def site_status(site: Site = Path(), json_: Json = False) -> None:
 
     found = read_status(SiteFolder.open(site))
     if json_:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         _show_status(found)
     raise typer.Exit(0 if found.process == "running" else NOT_RUNNING)
@@ -140,34 +133,26 @@ def site_stop(site: Site = Path()) -> None:
     from pneumofed.client.site.service import stop_service
 
     folder = SiteFolder.open(site)
-    _say(f"{folder.config.name} {'stopped' if stop_service(folder) else 'did not run'}")
+    say(f"{folder.config.name} {'stopped' if stop_service(folder) else 'did not run'}")
 
 
 def _tell_of_key(public: Path, name: str, has_ca: bool) -> None:
     from pneumofed.common.wire.keys import key_fingerprint, read_public_key
 
-    _say(f"send to the coordinator: {public} (public; keys/node stays here and is never sent)")
-    _say(f"and compare on the telephone: {key_fingerprint(read_public_key(public))}")
+    say(f"send to the coordinator: {public} (public; keys/node stays here and is never sent)")
+    say(f"and compare on the telephone: {key_fingerprint(read_public_key(public))}")
     if not has_ca:
-        _say(f"ask the coordinator for the certificate authority and put it into {public.parent / 'ca.crt'}")
-    _say(f"when the coordinator has registered {name}: pneumofed site preflight")
+        say(f"ask the coordinator for the certificate authority and put it into {public.parent / 'ca.crt'}")
+    say(f"when the coordinator has registered {name}: pneumofed site preflight")
 
 
 def _show_status(found: Any) -> None:
     health = "answers" if found.serving else "does not answer"
-    _say(f"{found.site}: {found.process}" + (f" (process {found.pid}), {health}" if found.pid else ""))
-    _say(f"coordinator: {found.coordinator}")
+    say(f"{found.site}: {found.process}" + (f" (process {found.pid}), {health}" if found.pid else ""))
+    say(f"coordinator: {found.coordinator}")
     if found.last_answer:
         last = found.last_answer
-        _say(f"last reply: {last['work']}, round {last['round']} of run {last['run']}, {last['time'][:19]}Z")
-    _say(f"audit log: {found.audit_problem or f'{found.audit_lines} lines, unbroken, head {found.audit_head}'}")
+        say(f"last reply: {last['work']}, round {last['round']} of run {last['run']}, {last['time'][:19]}Z")
+    say(f"audit log: {found.audit_problem or f'{found.audit_lines} lines, unbroken, head {found.audit_head}'}")
     refusals = ", ".join(f"{rule} {count}" for rule, count in found.refusals_today.items())
-    _say(f"refusals today: {refusals or 'none'}")
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False)
-
-
-def _print_json(values: Any) -> None:
-    console.print(json.dumps(values, default=str, indent=2), markup=False)
+    say(f"refusals today: {refusals or 'none'}")

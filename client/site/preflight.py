@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
 from rich.table import Table
+from rich.text import Text
 
 from pneumofed.client.site import checks, connection_checks
 from pneumofed.client.site.checks import Kind, PreflightFinding
@@ -16,7 +17,7 @@ from pneumofed.common.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 EXIT_CODES: dict[Kind, int] = {"environment": 10, "keys": 11, "connection": 12, "data": 13, "policy": 14}
-SHOWN = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 CHECKS: dict[Kind, Callable[[SiteFolder], Iterable[PreflightFinding]]] = {
     "environment": checks.check_environment,
     "keys": checks.check_site_keys,
@@ -43,7 +44,7 @@ def findings_table(findings: Sequence[PreflightFinding]) -> Table:
     for heading in ("kind", "check", "", "found", "what to do"):
         shown.add_column(heading, overflow="fold")
     for finding in findings:
-        shown.add_row(finding.kind, finding.name, SHOWN[finding.level], finding.sentence, finding.remedy)
+        shown.add_row(finding.kind, finding.name, Text(finding.level, COLOURS[finding.level]), finding.sentence, finding.remedy)
     return shown
 
 

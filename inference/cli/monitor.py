@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.command_line import ALARM, Json, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.bundle import Bundle
@@ -20,10 +19,6 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(no_args_is_help=True, help="Watch for drift: are the images still like those that the model was made for?")
-console = Console(highlight=False, soft_wrap=True)
-
-ALARM = 20
-"""Exit code of `check` and `compare` where something has moved; 1 and 2 stay for what went wrong."""
 
 Folder = Annotated[Path, typer.Option("--folder", "-C", help="The monitor's folder; made with the first image.")]
 BundlePath = Annotated[
@@ -33,7 +28,6 @@ Trusted = Annotated[
     list[Path] | None,
     typer.Option("--trusted", help="Public key whose signature is taken; may repeat. Without it any is, and is shown."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 Day = datetime
 DAY_FORMAT = ["%Y-%m-%d"]
 First = Annotated[Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")]
@@ -63,13 +57,13 @@ def monitor_add(
     known = {record.path.absolute(): record.patient for record in records}
     added = record_images(Monitor.open(folder, opened), Predictor(opened), paths, day.date() if day else None, known)
     if json_:
-        _print_json(vars(added))
+        print_json(vars(added))
         return
-    _say(f"{added.judged} images added, {added.refused} of them cannot be judged")
+    say(f"{added.judged} images added, {added.refused} of them cannot be judged")
     for reason, count in added.skipped.items():
-        _say(f"  left out: {reason}: {count}")
+        say(f"  left out: {reason}: {count}")
     if added.patients_unknown:
-        _say(f"  {added.patients_unknown} without a patient: each counts as one of its own (--patients tells whose they are)")
+        say(f"  {added.patients_unknown} without a patient: each counts as one of its own (--patients tells whose they are)")
 
 
 @app.command("check")
@@ -81,10 +75,10 @@ def check_drift(bundle: BundlePath, folder: Folder = Path("monitor"), trusted: T
     findings = monitor.check()
     scanners = tell(findings, monitor.reference)
     if json_:
-        _print_json(as_numbers(findings, scanners))
+        print_json(as_numbers(findings, scanners))
     else:
         for sentence in sentences(findings, scanners):
-            _say(sentence)
+            say(sentence)
     raise typer.Exit(ALARM if findings.alarms else 0)
 
 
@@ -100,9 +94,9 @@ def monitor_page(
 
     monitor = _monitor(folder, bundle, trusted)
     html, picture = write_drift_page(out or folder, monitor.check(), monitor.reference)
-    _say(f"page: {html}")
+    say(f"page: {html}")
     if picture:
-        _say(f"picture: {picture}")
+        say(f"picture: {picture}")
 
 
 @app.command("accept")
@@ -117,7 +111,7 @@ def monitor_accept(
     """Take a scanner's images as what its next ones are compared with, after a person found them in order, and the model on them."""
     start, end = _period(first, last)
     patients = _monitor(folder, bundle, trusted).accept(scanner, start, end)
-    _say(f"{scanner}: compared with its own images of {patients} patients from {start} to {end} from now on")
+    say(f"{scanner}: compared with its own images of {patients} patients from {start} to {end} from now on")
 
 
 @app.command("resume")
@@ -133,7 +127,7 @@ def resume_scanner(
     """Compare a scanner with the reference anew, after what raised the alarm was mended."""
     end = (last or datetime.now()).date()
     _monitor(folder, bundle, trusted).resume(scanner, end)
-    _say(f"{scanner}: compared with the model's reference images again, from the day after {end} on")
+    say(f"{scanner}: compared with the model's reference images again, from the day after {end} on")
 
 
 @app.command("share")
@@ -152,7 +146,7 @@ def monitor_share(
     start, end = _period(first, last)
     summary = _monitor(folder, bundle, trusted).summarise(start, end)
     write_share(out, site, (start, end), summary)
-    _say(f"{out}: {summary.patients} patients from {start} to {end}")
+    say(f"{out}: {summary.patients} patients from {start} to {end}")
 
 
 @app.command("compare")
@@ -175,7 +169,7 @@ def compare_shared(
         raise ConfigError("a site stands in two of the files; give one file a site")
     drifts = compare_sites(summaries, reference, looks)
     if json_:
-        _print_json([vars(drift) | {"moved": drift.moved(RATE)} for drift in drifts])
+        print_json([vars(drift) | {"moved": drift.moved(RATE)} for drift in drifts])
     else:
         _show_sites(drifts, RATE)
     raise typer.Exit(ALARM if any(drift.moved(RATE) for drift in drifts) else 0)
@@ -186,14 +180,14 @@ def _show_sites(drifts: list[SiteDrift], rate: float) -> None:
 
     for drift in drifts:
         moved = drift.moved(rate)
-        _say(f"{drift.site}: {drift.patients} patients, {'moved' if moved else 'quiet'}")
+        say(f"{drift.site}: {drift.patients} patients, {'moved' if moved else 'quiet'}")
         for name in moved[:5]:
             direction: Direction = "higher" if drift.rank.get(name, 0.5) >= 0.5 else "lower"
             words = f": {meaning(name, direction)}" if name in drift.rank else ""
-            _say(f"  {title(name)}{words} (p-value {drift.p_values[name]:.2g})")
+            say(f"  {title(name)}{words} (p-value {drift.p_values[name]:.2g})")
         if drift.prevalence:
             found = drift.prevalence
-            _say(f"  pneumonia, if only its share changed: {found.value:.0%} (95% CI {found.low:.0%} to {found.high:.0%})")
+            say(f"  pneumonia, if only its share changed: {found.value:.0%} (95% CI {found.low:.0%} to {found.high:.0%})")
 
 
 def _monitor(folder: Path, bundle: Path, trusted: list[Path] | None, quiet: bool = False) -> Monitor:
@@ -208,22 +202,8 @@ def _open(path: Path, trusted: list[Path] | None, quiet: bool = False) -> Bundle
 
     bundle = load_bundle(path, [read_public_key(key) for key in trusted] if trusted else None)
     if not trusted and not quiet:
-        _say(f"model signed by {bundle.signer}")
+        say(f"model signed by {bundle.signer}")
     return bundle
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False)
-
-
-def _print_json(values: Any) -> None:
-    from pneumofed.common.evaluation.metrics import without_nan
-
-    console.print(json.dumps(without_nan(values), default=_plain, indent=2), markup=False)
-
-
-def _plain(value: Any) -> Any:
-    return vars(value) if hasattr(value, "__dataclass_fields__") else str(value)
 
 
 def _period(first: Day | None, last: Day | None) -> tuple[date, date]:

@@ -12,9 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.command_line import (
+    FAILURE,
+    SOME_UNREADABLE,
+    BundlePath,
+    Json,
+    Trusted,
+    console,
+    exit_when_stopped,
+    note,
+    say,
+)
 from pneumofed.inference.explain.methods import METHODS, choose_methods, choose_target
 
 if TYPE_CHECKING:
@@ -28,18 +38,10 @@ if TYPE_CHECKING:
     from pneumofed.inference.predict.recording import Recorder
 
 
-ALL_READ, NONE_READ, SOME_UNREADABLE, INTERRUPTED = 0, 1, 3, 130
-
-console = Console(highlight=False)
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
-
-
 def predict_command(
     paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG or PNG files, and folders of them.")],
-    bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
-    trusted: Annotated[
-        list[Path] | None, typer.Option("--trusted", help="Public key whose signature is taken; may repeat.  [default: any]")
-    ] = None,
+    bundle: BundlePath,
+    trusted: Trusted = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each file here.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document in the place of the table.")] = False,
     sr: Annotated[Path | None, typer.Option("--sr", help="Folder for a DICOM Structured Report of each DICOM image.")] = None,
@@ -65,18 +67,15 @@ def predict_command(
 
     opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     if not trusted:
-        notes.print(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim", markup=False)
+        note(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim")
     predictor = Predictor(opened, "int8" if int8 else "float32", threads)
     recorder, summary = _recorder(monitor, opened), PredictionSummary()
-    try:
-        with ExitStack() as stack:
-            outputs = _open_outputs(stack, predictor, summary, csv, json_)
-            results = judge_files(find_files(paths), predictor, threads)
-            watched = recorder.pass_on(results) if recorder else results
-            _run(watched, ArchiveWriter(predictor, sr, overlay), summary, outputs)
-    except KeyboardInterrupt:
-        _tell_stopped(summary, csv, [folder for folder in (sr, overlay) if folder], recorder)
-        raise typer.Exit(INTERRUPTED) from None
+    folders = [folder for folder in (sr, overlay) if folder]
+    with exit_when_stopped(lambda: _describe_stopped(summary, csv, folders, recorder)), ExitStack() as stack:
+        outputs = _open_outputs(stack, predictor, summary, csv, json_)
+        results = judge_files(find_files(paths), predictor, threads)
+        watched = recorder.pass_on(results) if recorder else results
+        _run(watched, ArchiveWriter(predictor, sr, overlay), summary, outputs)
     raise typer.Exit(_exit_code(summary))
 
 
@@ -86,20 +85,16 @@ def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
     from pneumofed.inference.monitor.monitor import Monitor
     from pneumofed.inference.predict.recording import Recorder
 
-    return Recorder(Monitor.open(folder, bundle), _note)
+    return Recorder(Monitor.open(folder, bundle), note)
 
 
-def _tell_stopped(summary: PredictionSummary, csv: Path | None, folders: list[Path], recorder: Recorder | None) -> None:
+def _describe_stopped(summary: PredictionSummary, csv: Path | None, folders: list[Path], recorder: Recorder | None) -> str:
     """What there is of a run that the user ended."""
     told = [f"stopped after {summary.files} files"]
     told += [f"{csv} was not written"] if csv else []
     told += [f"what was written into {folder} stays" for folder in folders]
     told += [f"{recorder.recorded} images are in the monitor"] if recorder else []
-    _note("; ".join(told))
-
-
-def _note(text: str) -> None:
-    notes.print(text, style="yellow", markup=False)
+    return "; ".join(told)
 
 
 def _open_outputs(
@@ -126,18 +121,13 @@ def _run(results: Iterator[FileResult], writer: ArchiveWriter, summary: Predicti
 def _exit_code(summary: PredictionSummary) -> int:
     unreadable = summary.statuses["unreadable"]
     if unreadable == summary.files:
-        return NONE_READ
-    return SOME_UNREADABLE if unreadable else ALL_READ
-
-
-INTERRUPTED = 130
-
-console = Console(highlight=False, soft_wrap=True)
+        return FAILURE
+    return SOME_UNREADABLE if unreadable else 0
 
 
 def explain_command(
     paths: Annotated[list[Path], typer.Argument(help="JPEG, PNG and DICOM files, or folders of them.")],
-    bundle: Annotated[Path, typer.Option(help="The model bundle: a folder or an archive.")],
+    bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
     method: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; may stand more than once.  [default: grad-cam]")
@@ -148,10 +138,8 @@ def explain_command(
     ] = "pneumonia",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
-    trusted: Annotated[
-        list[Path] | None, typer.Option("--trusted", help="Public key whose signature is taken; may repeat.  [default: any]")
-    ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+    trusted: Trusted = None,
+    json_: Json = False,
 ) -> None:
     """Show where in a radiograph the model finds its evidence, and say whether the map can be believed.
 
@@ -165,21 +153,16 @@ def explain_command(
     methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
     request = ExplanationRequest(methods, choose_target(target, opened.manifest.classes, "--target"), seed, check)
     explained: list[str] = []
-    try:
+    with exit_when_stopped(lambda: f"stopped: pictures of {len(explained)} images are in {out}; {RESULT} was not written"):
         report = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
-    except KeyboardInterrupt:
-        notes.print(
-            f"stopped: pictures of {len(explained)} images are in {out}; {RESULT} was not written", style="yellow", markup=False
-        )
-        raise typer.Exit(INTERRUPTED) from None
     if json_:
-        _say((out / RESULT).read_text())
+        say((out / RESULT).read_text())
         return
     for found in report.sanity.values():
-        _say(f"{found['method']}: {found['sentence']}")
+        say(f"{found['method']}: {found['sentence']}")
     for reason, count in report.skipped.items():
-        _say(f"left out: {reason}: {count}")
-    _say(
+        say(f"left out: {reason}: {count}")
+    say(
         f"{len(report.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
     )
 
@@ -189,10 +172,6 @@ def _saying(told: list[str]) -> Callable[[str], None]:
 
     def tell(text: str) -> None:
         told.append(text)
-        _say(text)
+        say(text)
 
     return tell
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
+
+from pneumofed.common.ops.command_line import Json, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.inference.reading_room.settings import RoomFolder
@@ -20,10 +20,8 @@ user_app = typer.Typer(no_args_is_help=True, help="Who may sign in.")
 token_app = typer.Typer(no_args_is_help=True, help="Programs that may ask for judgements, each by a token.")
 app.add_typer(user_app, name="user")
 app.add_typer(token_app, name="token")
-console = Console(highlight=False, soft_wrap=True)
 
 Room = Annotated[Path, typer.Option("--room", "-C", help="The room's folder.")]
-Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 Name = Annotated[str, typer.Argument(metavar="NAME")]
 Stdin = Annotated[bool, typer.Option("--password-stdin", help="Read the password from the first line of standard input.")]
 
@@ -42,9 +40,9 @@ def make_room(
     from pneumofed.inference.reading_room.serve import init_room
 
     room, opened = init_room(folder, bundle, hospital, trusted, site)
-    _say(f"reading room: {room.path}")
-    _say(f"model: {opened.manifest.name}, signed by {opened.signer}" + ("" if trusted else " (compare it on the telephone)"))
-    _say(f"next: pneumofed reading-room user add NAME --role admin -C {room.path}, then pneumofed reading-room start")
+    say(f"reading room: {room.path}")
+    say(f"model: {opened.manifest.name}, signed by {opened.signer}" + ("" if trusted else " (compare it on the telephone)"))
+    say(f"next: pneumofed reading-room user add NAME --role admin -C {room.path}, then pneumofed reading-room start")
 
 
 @app.command("start")
@@ -52,7 +50,7 @@ def start_room(room: Room = Path()) -> None:
     """Serve the page until Ctrl-C or a signal; under systemd too."""
     from pneumofed.inference.reading_room.serve import serve_room
 
-    serve_room(_open(room), _say)
+    serve_room(_open(room), say)
 
 
 @app.command("clean")
@@ -69,7 +67,7 @@ def room_clean(room: Room = Path(), json_: Json = False) -> None:
         Cases(open_room_database(folder.database)), CaseFiles(folder.store, folder.quarantine), folder.settings.retention_days
     )
     _record(folder, "cleaned", cases=done.cases)
-    _print_json(asdict(done)) if json_ else _say(f"{done.cases} cases deleted, {done.left_behind} folders left behind by crashes")
+    print_json(asdict(done)) if json_ else say(f"{done.cases} cases deleted, {done.left_behind} folders left behind by crashes")
 
 
 @app.command("labels")
@@ -81,7 +79,7 @@ def room_export_labels(out: Annotated[Path, typer.Argument(help="CSV file that i
     folder = _open(room)
     count = write_labels(folder, Cases(open_room_database(folder.database)), out)
     _record(folder, "labels-exported", count=count)
-    _say(f"{count} readings: {out}")
+    say(f"{count} readings: {out}")
 
 
 @user_app.command("add")
@@ -97,7 +95,7 @@ def room_add_user(
     folder = _open(room)
     _users(folder).add(name, role, _password(stdin))
     _record(folder, "user-added", user=name, role=role)
-    _say(f"{name} may sign in as {role}")
+    say(f"{name} may sign in as {role}")
 
 
 @user_app.command("password")
@@ -106,7 +104,7 @@ def room_set_password(name: Name, room: Room = Path(), stdin: Stdin = False) -> 
     folder = _open(room)
     _users(folder).set_password(name, _password(stdin))
     _record(folder, "user-changed", user=name)
-    _say(f"{name} has a new password")
+    say(f"{name} has a new password")
 
 
 @user_app.command("list")
@@ -115,10 +113,10 @@ def room_list_users(room: Room = Path(), json_: Json = False) -> None:
     users = _users(_open(room)).all()
     lines = [{"name": user.name, "role": user.role, "last_login": user.last_login} for user in users]
     if json_:
-        _print_json(lines)
+        print_json(lines)
         return
     for line in lines:
-        _say(f"{line['name']}  {line['role']}  last login {line['last_login'] or 'never'}")
+        say(f"{line['name']}  {line['role']}  last login {line['last_login'] or 'never'}")
 
 
 @user_app.command("remove")
@@ -130,7 +128,7 @@ def room_remove_user(name: Name, room: Room = Path()) -> None:
     if not _users(folder).remove(name):
         raise ConfigError(f"no user {name}; `pneumofed reading-room user list` shows them")
     _record(folder, "user-removed", user=name)
-    _say(f"{name} may no longer sign in")
+    say(f"{name} may no longer sign in")
 
 
 @token_app.command("add")
@@ -139,7 +137,7 @@ def room_add_token(name: Name, room: Room = Path()) -> None:
     folder = _open(room)
     token = _users(folder).add_token(name)
     _record(folder, "token-added", token=name)
-    _say(f"token of {name}, shown this once: {token}")
+    say(f"token of {name}, shown this once: {token}")
 
 
 @token_app.command("list")
@@ -147,10 +145,10 @@ def room_list_tokens(room: Room = Path(), json_: Json = False) -> None:
     """Show which programs have a token."""
     tokens = [{"name": token.name, "added": token.added} for token in _users(_open(room)).tokens()]
     if json_:
-        _print_json(tokens)
+        print_json(tokens)
         return
     for line in tokens:
-        _say(f"{line['name']}  added {line['added']}")
+        say(f"{line['name']}  added {line['added']}")
 
 
 @token_app.command("remove")
@@ -162,7 +160,7 @@ def room_remove_token(name: Name, room: Room = Path()) -> None:
     if not _users(folder).remove_token(name):
         raise ConfigError(f"no token {name}; `pneumofed reading-room token list` shows them")
     _record(folder, "token-removed", token=name)
-    _say(f"the token of {name} is void")
+    say(f"the token of {name} is void")
 
 
 def _open(path: Path) -> RoomFolder:
@@ -191,11 +189,3 @@ def _password(stdin: bool) -> str:
     if stdin:
         return sys.stdin.readline().rstrip("\r\n")
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True))
-
-
-def _print_json(values: Any) -> None:
-    console.print(json.dumps(values, default=str, indent=2), markup=False)
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False)

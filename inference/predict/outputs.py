@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -111,15 +112,16 @@ def open_table(console: Console, predictor: Predictor, summary: PredictionSummar
     kept = sorted(rows.kept, key=lambda row: order[row[0]])
     for (study, cells), following in zip(kept, [*kept[1:], None], strict=True):
         table.add_row(*cells, end_section=bool(study and following and following[0] != study))
-    console.print(table)
+    show = partial(console.print, soft_wrap=False)  # the table fits the terminal's width
+    show(table)
     if summary.files > len(rows.kept):
-        console.print(f"and {summary.files - len(rows.kept)} more: --csv FILE or --json shows all")
+        show(f"and {summary.files - len(rows.kept)} more: --csv FILE or --json shows all")
     counts = summary.statuses
-    console.print(
+    show(
         f"{summary.files} files: {summary.findings['pneumonia']} pneumonia, {summary.findings['normal']} normal, "
         f"{counts['cannot_judge']} cannot be judged, {counts['unreadable']} cannot be read"
     )
-    console.print("A second look, not a diagnosis: whoever reads the image decides.", style="dim")
+    show("A second look, not a diagnosis: whoever reads the image decides.", style="dim")
 
 
 def _title(predictor: Predictor) -> str:

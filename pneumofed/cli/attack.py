@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from pneumofed.common.ops.command_line import say
 from pneumofed.simulation.attacks.settings import AttackConfig, attacked_experiment, read_attacks, read_epsilons
-
-console = Console(highlight=False, soft_wrap=True)
 
 Out = Annotated[Path, typer.Option(help="Folder for attack.html, attack.json and what is drawn and decoded.")]
 Data = Annotated[Path | None, typer.Option(help="Folder in the Kaggle layout. Without it, phantoms are drawn.")]
@@ -55,8 +53,4 @@ def attack(
     from pneumofed.simulation.attacks.report import run_attacks
 
     bench = build_bench(cfg, experiment, asked, out)
-    console.print(f"report: {run_attacks(bench, chosen, out, _say)}")
-
-
-def _say(text: str) -> None:
-    console.print(text, markup=False)
+    say(f"report: {run_attacks(bench, chosen, out, say)}")

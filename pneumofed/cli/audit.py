@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+
+from pneumofed.common.ops.command_line import FAILURE, Json, print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="Check and read the audit logs of both sides.")
-console = Console(highlight=False, soft_wrap=True)
-
-BROKEN = 1
 
 
 @app.command("verify")
@@ -22,7 +20,7 @@ def audit_verify(
     anchored_by: Annotated[
         Path | None, typer.Option(help="The other side's log: every head that it keeps of this log must be in it.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Check the chain of each log; exits with 1 if a line was changed, removed, inserted, moved or cut off."""
     from pneumofed.common.audit.verify import actor_of, anchors_in, verify_log
@@ -32,11 +30,11 @@ def audit_verify(
         anchors = anchors_in(anchored_by, actor_of(path) or "") if anchored_by else []
         reports.append(verify_log(path, [*(head or []), *anchors]))
     if json_:
-        _print_json([{**vars(report), "intact": report.intact} for report in reports])
+        print_json([{**vars(report), "intact": report.intact} for report in reports])
     for report in [] if json_ else reports:
-        console.print(report.sentence(), style="green" if report.intact else "red", markup=False)
+        say(report.sentence(), style="green" if report.intact else "red")
     if not all(report.intact for report in reports):
-        raise typer.Exit(BROKEN)
+        raise typer.Exit(FAILURE)
 
 
 @app.command("show")
@@ -50,20 +48,16 @@ def audit_show(
 
     report, entries = verify_log(path), read_entries(path)
     if json_:
-        _print_json([vars(entry) for entry in entries])
+        print_json([vars(entry) for entry in entries])
         return
     for entry in entries:
         facts = "  ".join(f"{key}={_short(value)}" for key, value in entry.facts.items())
-        console.print(f"{entry.sequence:>5}  {entry.time[:19]}Z  {entry.actor}  {entry.event}  {facts}", markup=False)
+        say(f"{entry.sequence:>5}  {entry.time[:19]}Z  {entry.actor}  {entry.event}  {facts}")
     if not report.intact:
-        console.print(report.sentence(), style="red", markup=False)
+        say(report.sentence(), style="red")
 
 
 def _short(value: Any) -> str:
     """A value in little room: hashes by their beginning."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text[:12] + "…" if len(text) == 64 and text.isalnum() else text
-
-
-def _print_json(values: Any) -> None:
-    console.print(json.dumps(values, default=str, indent=2), markup=False)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pneumofed.client.cli.options import Json, Site, exit_codes
+from pneumofed.client.cli.options import exit_codes
+from pneumofed.common.ops.command_line import Json, Site, print_json, say
 
 ROOM = "room.yaml"
 """What makes a folder a reading room."""
@@ -34,16 +34,16 @@ def feedback(
         changed = {name: told[name] for name in ("found", "added", "corrected", "confirmed", "set_aside", "total")}
         folder.audit.record(LABELS_TAKEN, **changed)
         if as_json:
-            typer.echo(json.dumps(told, indent=1))
+            print_json(told, indent=1)
             return
-        typer.echo(
+        say(
             f"{told['found']} images read: {told['added']} added, {told['corrected']} labels corrected, "
             f"{told['confirmed']} confirmed, {told['set_aside']} set aside"
         )
         for reason, count in told["skipped"].items():
-            typer.echo(f"  unchanged: {reason}: {count}")
+            say(f"  unchanged: {reason}: {count}")
         share = told["read"] / told["total"] if told["total"] else 0.0
-        typer.echo(f"manifest: {told['total']} images, {told['read']} of them ({share:.0%}) from readers, who choose their cases")
+        say(f"manifest: {told['total']} images, {told['read']} of them ({share:.0%}) from readers, who choose their cases")
 
 
 def readers_export(path: Path) -> AbstractContextManager[Path]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from pneumofed.cli.attack import attack
 from pneumofed.cli.audit import app as audit_app
@@ -18,7 +16,8 @@ from pneumofed.client.cli.data import app as data_app
 from pneumofed.client.cli.privacy import app as privacy_app
 from pneumofed.client.cli.site import app as site_app
 from pneumofed.common.config.experiment import ModelName, StrategyName
-from pneumofed.common.errors import ConfigError, PneumofedError
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.command_line import console, exit_on_error, exit_when_stopped, say
 from pneumofed.inference.cli.monitor import app as monitor_app
 from pneumofed.inference.cli.predict import explain_command, predict_command
 from pneumofed.inference.cli.reading_room import app as room_app
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
-console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 app.command("provision", rich_help_panel="Federation")(provision_command)
 app.add_typer(server_app, name="server", rich_help_panel="Federation")
@@ -48,9 +45,6 @@ app.command("predict", rich_help_panel="Reading room")(predict_command)
 app.command("explain", rich_help_panel="Reading room")(explain_command)
 app.add_typer(room_app, name="reading-room", rich_help_panel="Reading room")
 app.add_typer(monitor_app, name="monitor", rich_help_panel="Reading room")
-
-USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130
-
 
 Data = Annotated[
     Path | None, typer.Option("--data", help="Folder in the Kaggle layout (train/, test/). Without it, phantoms are drawn.")
@@ -212,7 +206,7 @@ def pretrain_command(
     experiment = load_experiment(config, merge(shortcuts, parse_overrides(set_ or [])))
     from pneumofed.simulation.pretrain import pretrain_network as train
 
-    provenance = train(source, experiment, images, out, lambda text: console.print(text, markup=False))
+    provenance = train(source, experiment, images, out, say)
     console.print(f"weights: {out}, from {images} pictures of {source}, accuracy {provenance['last_epoch_accuracy']:.3f}")
 
 
@@ -237,7 +231,7 @@ def config_command(
     from pneumofed.common.config.reader import load_experiment, parse_overrides
 
     experiment = load_experiment(file, parse_overrides(set_ or []))
-    console.print(yaml.safe_dump(experiment.model_dump(), sort_keys=False), end="", markup=False)
+    console.print(yaml.safe_dump(experiment.model_dump(), sort_keys=False), end="")
 
 
 def main() -> None:
@@ -246,17 +240,8 @@ def main() -> None:
     SIGTERM is taken as Ctrl-C, so that a run stopped by a service manager also ends its own processes and says `stopped`.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with exit_on_error():
         app()
-    except ConfigError as error:
-        errors.print(f"pneumofed: {error}", style="red", markup=False)
-        sys.exit(USAGE_ERROR)
-    except PneumofedError as error:
-        errors.print(f"pneumofed: {error}", style="red", markup=False)
-        sys.exit(FAILURE)
-    except KeyboardInterrupt:
-        errors.print("pneumofed: stopped", style="yellow")
-        sys.exit(INTERRUPTED)
 
 
 def _simulate(request: SimulationRequest) -> None:
@@ -266,11 +251,8 @@ def _simulate(request: SimulationRequest) -> None:
     from pneumofed.simulation.runner import run_simulation
 
     console.print(f"run folder: {plan.run_dir}")
-    try:
-        summary = run_simulation(plan, lambda text: console.print(text, markup=False))
-    except KeyboardInterrupt:  # Typer would end the command without a word
-        errors.print("pneumofed: stopped; --resume goes on after the last completed round", style="yellow")
-        raise typer.Exit(INTERRUPTED) from None
+    with exit_when_stopped(lambda: "pneumofed: stopped; --resume goes on after the last completed round"):
+        summary = run_simulation(plan, say)
     _show(summary, plan.run_dir)
 
 

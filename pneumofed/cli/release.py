@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.command_line import REFUSED, Json, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.common.evaluation.comparison import Margins, ModelComparison
@@ -18,11 +17,6 @@ if TYPE_CHECKING:
     from pneumofed.server.release.gate import Evidence
     from pneumofed.server.release.release import Sets
 
-
-console = Console(highlight=False, soft_wrap=True)
-
-REFUSED = 4
-"""Exit code of a model that is not released; 1 and 2 are failures and wrong commands, as elsewhere."""
 
 New = Annotated[
     Path, typer.Argument(help="The new model: its bundle, or the folder of its run, which holds one.", metavar="BUNDLE_OR_RUN")
@@ -51,7 +45,6 @@ Trusted = Annotated[
 Out = Annotated[
     Path | None, typer.Option(help="Folder for release.json and release.md.  [default: the run's, or beside the bundle]")
 ]
-Json = Annotated[bool, typer.Option("--json", help="The record as JSON.")]
 
 
 def release(
@@ -97,10 +90,10 @@ def release(
     place = out or run or new.resolve().parent
     written = publish(record, new, signing, [place], audit_of(CoordinatorFolder(folder)) if folder else None)
     if json_:
-        typer.echo(json.dumps(record.model_dump(mode="json"), indent=1))
+        print_json(record.model_dump(mode="json"), indent=1)
     else:
         for line in [*summary_lines(record), *(f"written: {file}" for file in written)]:
-            console.print(line, markup=False)
+            say(line)
     if not record.released:
         raise typer.Exit(REFUSED)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from pneumofed.common.ops.command_line import FAILURE, Json, console, exit_when_stopped, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.server.operations.settings import CoordinatorFolder
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer(no_args_is_help=True, help="Coordinate a federation: its processes, its runs, and the live page.")
-console = Console(highlight=False, soft_wrap=True)
-
-FAILURE, INTERRUPTED = 1, 130
 
 Folder = Annotated[Path, typer.Option("--folder", "-C", help="The coordinator folder, unpacked from the coordinator's kit.")]
 Name = Annotated[str, typer.Argument(help="Name of the run.")]
@@ -42,14 +39,14 @@ def server_start(
 
     place = _open(folder)
     address, token = start_all(place, new_token)
-    _say(f"live page: {address}")
+    say(f"live page: {address}")
     if token:
-        _say(f"token of the live page, shown this once: {token}")
+        say(f"token of the live page, shown this once: {token}")
     with _runs(place) as runs:
         _show_processes(place, runs)
         _tell_of_interrupted(runs)
     if foreground:
-        stay(place, _say)
+        stay(place, say)
 
 
 @app.command("run")
@@ -82,7 +79,7 @@ def server_run(
         check_start(experiment, bundle)
     with _runs(_open(folder)) as runs:
         runs.submit(name, experiment)
-        _say(f"submitted: {name}; its folder is {runs.registry.run(name).folder}")
+        say(f"submitted: {name}; its folder is {runs.registry.run(name).folder}")
         if wait:
             _follow(runs, name)
 
@@ -90,7 +87,7 @@ def server_run(
 @app.command("status")
 def server_status(
     name: Annotated[str | None, typer.Argument(help="Only this run; exit code 1 if it failed or was stopped.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    json_: Json = False,
     folder: Folder = Path(),
 ) -> None:
     """Show the processes, the sites and the runs."""
@@ -102,7 +99,7 @@ def server_status(
         if json_:
             from pneumofed.server.operations.service import describe_all
 
-            typer.echo(json.dumps(describe_all(place, runs, chosen), indent=2))
+            print_json(describe_all(place, runs, chosen))
         else:
             if name is None:
                 _show_processes(place, runs)
@@ -116,7 +113,7 @@ def server_resume(name: Name, wait: Wait = False, folder: Folder = Path()) -> No
     """Go on with a run that failed or was stopped, after its last completed round."""
     with _runs(_open(folder)) as runs:
         runs.resume(name)
-        _say(f"submitted again: {name}")
+        say(f"submitted again: {name}")
         if wait:
             _follow(runs, name)
 
@@ -128,8 +125,8 @@ def server_stop(name: Annotated[str | None, typer.Argument(help="Name of the run
     if name is None:
         from pneumofed.server.operations.service import stop_all
 
-        stop_all(place, _say)
-        _say("stopped")
+        stop_all(place, say)
+        say("stopped")
         return
     with _runs(place) as runs:
         ended = runs.stop(name)
@@ -160,17 +157,15 @@ def _follow(runs: Runs, name: str) -> None:
     from pneumofed.server.runs.folder import RunFolder
     from pneumofed.server.runs.runs import follow
 
-    try:
+    goes_on = f"the run goes on; `pneumofed server status {name}` shows it, `pneumofed server stop {name}` ends it"
+    with exit_when_stopped(lambda: goes_on, console):
         ended = follow(runs, name, console)
-    except KeyboardInterrupt:
-        _say(f"the run goes on; `pneumofed server status {name}` shows it, `pneumofed server stop {name}` ends it")
-        raise typer.Exit(INTERRUPTED) from None
     runs.write_reports([ended])
     if ended.state != "succeeded":
-        _say(f"{name} {ended.state}: {ended.reason}")
+        say(f"{name} {ended.state}: {ended.reason}")
         raise typer.Exit(FAILURE)
     report = RunFolder(Path(ended.folder)).report
-    _say(f"{name} succeeded; the report is {report}" if report.exists() else f"{name} succeeded; its report could not be written")
+    say(f"{name} succeeded; the report is {report}" if report.exists() else f"{name} succeeded; its report could not be written")
 
 
 def _tell_of_interrupted(runs: Runs) -> None:
@@ -178,7 +173,7 @@ def _tell_of_interrupted(runs: Runs) -> None:
     runs.reconcile()
     for found in runs.registry.runs()[:20]:
         if found.state in ("failed", "stopped") and "server resume" in found.reason:
-            _say(f"{found.name} {found.state}: {found.reason}")
+            say(f"{found.name} {found.state}: {found.reason}")
 
 
 def _show_processes(place: CoordinatorFolder, runs: Runs) -> None:
@@ -215,7 +210,3 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
-
-
-def _say(text: Any) -> None:
-    console.print(text, markup=False)

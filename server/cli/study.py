@@ -5,19 +5,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
+
+from pneumofed.common.ops.command_line import Json, note, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.manifest import BundleManifest
 
-
-console = Console(highlight=False, soft_wrap=True)
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 CalibrationName = Literal["none", "temperature", "temperature_and_bias"]
 
@@ -38,7 +35,7 @@ def export_command(
         typer.Option(help="Folder of radiographs or manifest, in the place of the run's test set as the reference; may repeat."),
     ] = None,
     calibration: Annotated[CalibrationName, typer.Option(help="Fitted on the hospitals' validation statistics.")] = "temperature",
-    json_: Annotated[bool, typer.Option("--json", help="The result as JSON.")] = False,
+    json_: Json = False,
 ) -> None:
     """Make the model bundle of a run: weights, ONNX, int8, calibration, card and reference, signed, as a folder and an archive."""
     from pneumofed.common.wire.keys import key_fingerprint, read_private_key
@@ -46,10 +43,10 @@ def export_command(
     from pneumofed.server.export.source import read_finished_run
 
     read_finished_run(run)  # before a key is made in its folder
-    key_file = key or release_key(run, lambda text: notes.print(text, markup=False))
+    key_file = key or release_key(run, lambda text: note(text, style=None))
     signing = read_private_key(key_file)
     plan = ExportPlan(run, out or run / "bundle", signing, tuple(reference or ()), calibration)
-    manifest = export_run(plan, lambda text: None if json_ else console.print(text, markup=False))
+    manifest = export_run(plan, lambda text: None if json_ else say(text))
     told = {
         "bundle": str(plan.out),
         "archive": str(plan.archive),
@@ -61,7 +58,7 @@ def export_command(
         "int8": bool(manifest.card.quantization),
     }
     if json_:
-        typer.echo(json.dumps(told, indent=2))
+        print_json(told)
     else:
         _tell(told, manifest)
 
@@ -69,13 +66,13 @@ def export_command(
 def _tell(told: dict[str, Any], manifest: BundleManifest) -> None:
     fit = manifest.calibration
     if fit.method == "none":
-        console.print(f"probabilities are not calibrated: {fit.fitted_on}", style="yellow", markup=False)
+        say(f"probabilities are not calibrated: {fit.fitted_on}", style="yellow")
     else:
-        console.print(f"temperature {fit.temperature:.3f}, bias {fit.intercept:+.3f}, fitted on {fit.fitted_on}", markup=False)
+        say(f"temperature {fit.temperature:.3f}, bias {fit.intercept:+.3f}, fitted on {fit.fitted_on}")
     if manifest.card.phantom:
-        console.print("trained on drawn images: the bundle says nothing about patients", style="yellow")
-    console.print(f"bundle: {told['bundle']} and {told['archive']}", markup=False)
-    console.print(f"signed by {told['signed_by']}; read this to the hospitals on the telephone", markup=False)
+        say("trained on drawn images: the bundle says nothing about patients", style="yellow")
+    say(f"bundle: {told['bundle']} and {told['archive']}")
+    say(f"signed by {told['signed_by']}; read this to the hospitals on the telephone")
 
 
 def provision_command(
@@ -88,9 +85,7 @@ def provision_command(
 
     reports = write_kits(read_federation(federation), out)
     for report in reports:
-        console.print(f"{report.name}: {report.outcome}{f'  {report.note}' if report.note else ''}", markup=False)
-    console.print(f"kits: {out}; hand each over on a way that nobody else reads, and keep {out / 'ca'} offline", markup=False)
+        say(f"{report.name}: {report.outcome}{f'  {report.note}' if report.note else ''}")
+    say(f"kits: {out}; hand each over on a way that nobody else reads, and keep {out / 'ca'} offline")
     if any(report.outcome == "revoked" for report in reports):
-        console.print(
-            "revoked keys are refused as soon as the coordinator has its new kit and `pneumofed server start` ran again"
-        )
+        say("revoked keys are refused as soon as the coordinator has its new kit and `pneumofed server start` ran again")

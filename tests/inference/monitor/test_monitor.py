@@ -17,7 +17,8 @@ from pneumofed.common.errors import ConfigError, MessageError
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.predictor import Predictor
-from pneumofed.inference.cli.monitor import ALARM, app
+from pneumofed.common.ops.command_line import ALARM
+from pneumofed.inference.cli.monitor import app
 from pneumofed.inference.monitor.e_processes import Baseline
 from pneumofed.inference.monitor.monitor import Monitor, find_drift
 from pneumofed.inference.monitor.page import write_drift_page
