@@ -358,7 +358,6 @@ LONG_FUNCTIONS = [
     "pneumofed.cli.main.simulate_command",
     "pneumofed.cli.release.release",
     "pneumofed.client.cli.archive.add_dimse",
-    "pneumofed.inference.cli.predict.explain_command",
     "pneumofed.runs.simulate",
     "pneumofed.server.cli.study.export_command",
     "pneumofed.server.export.export._build",
