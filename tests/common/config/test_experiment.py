@@ -19,7 +19,7 @@ from pneumofed.common.config.reader import (
 )
 from pneumofed.common.errors import ConfigError
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
 
 @pytest.mark.parametrize(

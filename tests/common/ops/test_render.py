@@ -11,7 +11,7 @@ from jinja2 import TemplateNotFound, UndefinedError
 
 from pneumofed.common.ops.render import render
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PRODUCT = [
     path
     for package in ("client", "common", "inference", "server", "simulation")
