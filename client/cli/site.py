@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pneumofed.client.cli.data import app as data_app
 from pneumofed.client.cli.data import compare
 from pneumofed.common.ops.command_line import NOT_RUNNING, Json, Site, console, print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="Take part in a federation as a hospital.")
 
 
-if find_spec("pneumofed.client.cli.data"):
-    app.add_typer(import_module("pneumofed.client.cli.data").app, name="data")
+app.add_typer(data_app, name="data")
 app.command("compare")(compare)
 
 
