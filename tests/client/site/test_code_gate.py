@@ -345,7 +345,8 @@ def roll_call_app(folder: Path, marker: Path) -> Path:
     """The app of this project whose ServerApp calls the roll and no more, and whose client leaves `marker` behind."""
     write_app(folder)
     (folder / "pneumofed" / "server" / "app.py").write_text(SERVER)
-    package = folder / "pneumofed" / "client" / "federation" / "training.py"  # not __init__, which `flwr run` imports when it looks for the app
+    package = folder / "pneumofed" / "client" / "federation" / "training.py"
+    # not __init__, which `flwr run` imports when it looks for the app
     package.write_text(f"{package.read_text()}\nimport pathlib\npathlib.Path({str(marker)!r}).touch()\n")
     return folder
 
