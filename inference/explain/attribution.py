@@ -37,18 +37,27 @@ def target_layer(network: nn.Module) -> nn.Module:
 
 
 def grad_cam(score: LogOdds, image: Tensor) -> Tensor:
-    """float32 [h, w], zero or more: ReLU of the feature maps weighted by their mean gradients (Selvaraju et al. 2017, eq. 1-2)."""
+    """Computes Grad-CAM, float32 [h, w], zero or more: ReLU of the maps weighted by their mean gradients (Selvaraju et al. 2017, eq. 1-2).
+
+    Args:
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1].
+    """
     found: Tensor = LayerGradCam(score, target_layer(score.network)).attribute(image, relu_attributions=True)
     return found[0, 0].detach()
 
 
 def grad_cam_plus_plus(score: LogOdds, image: Tensor) -> Tensor:
-    """float32 [h, w], zero or more: Grad-CAM++ (Chattopadhay et al. 2018).
+    """Computes Grad-CAM++, float32 [h, w], zero or more (Chattopadhay et al. 2018).
 
     With Y = exp(S) and S linear in the maps A near the image, the derivatives of Y are powers of g = dS/dA (their eq. 16-18), so that
     alpha = g^2 / (2 g^2 + sum(A) g^3) (eq. 19), w_k = sum over places of alpha ReLU(dY/dA) (eq. 14), and the map is ReLU(sum_k w_k A_k)
     (eq. 2). exp(S) is a factor of the whole map and left out. Where g is not above zero ReLU makes the term zero, whatever alpha is;
     where A is below zero by a little (SiLU), its sum is taken as zero.
+
+    Args:
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1].
     """
     maps, gradient = _maps_and_gradient(score, image)
     positive = gradient.clamp_min(0.0)
@@ -85,20 +94,38 @@ AT_ONCE = 32
 
 
 def integrated_gradients(score: LogOdds, image: Tensor) -> Tensor:
-    """float32 [S, S]: the path from the empty image (Sundararajan et al. 2017, eq. 1); sums to about the difference of the scores."""
+    """Integrates the gradient along the path from the empty image, float32 [S, S] (Sundararajan et al. 2017, eq. 1).
+
+    Args:
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1].
+
+    Returns:
+        Sums to about the difference of the two scores, the closer the larger `PATH_STEPS` is.
+    """
     found = IntegratedGradients(score).attribute(image, empty(image), n_steps=PATH_STEPS, internal_batch_size=AT_ONCE)
     return found[0, 0].detach().float()
 
 
 def gradient_shap(score: LogOdds, image: Tensor) -> Tensor:
-    """float32 [S, S]: expected gradients over three empty images, blurred, grey and black (Erion et al. 2021, eq. 3)."""
+    """Computes expected gradients over three empty images, blurred, grey and black, float32 [S, S] (Erion et al. 2021, eq. 3).
+
+    Args:
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1]. Pure only inside `seeded`.
+    """
     baselines = torch.cat([empty(image), torch.full_like(image, float(image.mean())), torch.zeros_like(image)])
     found: Tensor = GradientShap(score).attribute(image, baselines, n_samples=SHAP_DRAWS, stdevs=0.02)
     return found[0, 0].detach().float()
 
 
 def occlusion(score: LogOdds, image: Tensor) -> Tensor:
-    """float32 [S, S]: how far the score falls when the windows over a pixel are emptied, on the average of these windows."""
+    """Computes how far the score falls when the windows over a pixel are emptied, on the average of these windows, float32 [S, S].
+
+    Args:
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1].
+    """
     window = max(2, image.shape[-1] // WINDOWS_TO_A_SIDE)
     found: Tensor = Occlusion(score).attribute(
         image,
@@ -111,22 +138,35 @@ def occlusion(score: LogOdds, image: Tensor) -> Tensor:
 
 
 def kernel_shap(score: LogOdds, image: Tensor) -> Tensor:
-    """float32 [S, S]: Shapley values of superpixels, estimated by weighted regression on random coalitions."""
+    """Estimates the Shapley values of superpixels by weighted regression on random coalitions, float32 [S, S].
+
+    Args:
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1]. Pure only inside `seeded`.
+    """
     return _surrogate(KernelShap(score), image)
 
 
 def lime(score: LogOdds, image: Tensor) -> Tensor:
-    """float32 [S, S]: coefficients of superpixels in a ridge regression with penalty 1, as in the authors' own program.
+    """Computes the coefficients of superpixels in a ridge regression with penalty 1, as in the authors' own program, float32 [S, S].
 
     Captum's default, a Lasso with penalty 0.01, finds no superpixel at all where the score moves by a tenth of a log-odds.
+
+    Args:
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1]. Pure only inside `seeded`.
     """
     return _surrogate(Lime(score, interpretable_model=SkLearnRidge(alpha=1.0)), image)
 
 
 def superpixels(image: np.ndarray, count: int = SUPERPIXELS) -> np.ndarray:
-    """int64 [S, S], 0 to at most `count` - 1: pixels that are near each other in place and grey value.
+    """Groups pixels that are near each other in place and grey value, int64 [S, S] from 0 to at most `count` - 1.
 
     k-means over (row, column, grey) from a square grid of centres, as SLIC (Achanta et al. 2012) without its search window. Deterministic.
+
+    Args:
+        image: float32 [S, S] in [0, 1].
+        count: of superpixels, at least 1; rounded down to a square number.
     """
     side, cells = image.shape[0], int(np.sqrt(count))
     place = (np.indices(image.shape).reshape(2, -1).T + 0.5) * (cells / side * COMPACTNESS)
@@ -169,13 +209,22 @@ class LogOdds(nn.Module):
 
 
 def log_odds(logits: Tensor, target: Target) -> Tensor:
-    """log P(target) - log P(not target), float32 [N], of `logits` [N, C]."""
+    """Computes log P(target) - log P(not target), float32 [N].
+
+    Args:
+        logits: float32 [N, C], C at least 2.
+        target: what the log-odds are of.
+    """
     meant = target_mask(logits.shape[1], target)
     return torch.logsumexp(logits[:, meant], dim=1) - torch.logsumexp(logits[:, ~meant], dim=1)
 
 
 def target_mask(classes: int, target: Target) -> np.ndarray:
-    """bool [classes]: which of them are meant.
+    """Marks which classes `target` means, bool [classes].
+
+    Args:
+        classes: number of the network's classes.
+        target: position of a class, or `pneumonia` for all but class 0.
 
     Raises:
         ValueError: there is no such class, or no other.
@@ -255,7 +304,12 @@ def compute_attribution(
 
 
 def enlarge(values: Tensor, side: int) -> Tensor:
-    """`values` [h, w] as float32 [side, side], bilinear between the middles of the cells."""
+    """Scales `values` to float32 [side, side], bilinear between the middles of the cells.
+
+    Args:
+        values: [h, w]; of the wanted size already, they are only converted.
+        side: in pixels.
+    """
     if values.shape == (side, side):
         return values.float()
     return functional.interpolate(values[None, None].float(), (side, side), mode="bilinear", align_corners=False)[0, 0]

@@ -62,12 +62,26 @@ class Curves:
 
 
 def curves(score: LogOdds, image: Tensor, values: np.ndarray, reference: Tensor) -> Curves:
-    """Of the map `values` [S, S] of `image` [1, 1, S, S], towards `reference` of the same shape; S at least `CELLS`."""
+    """Computes the curves of the map `values`, its highest cells exchanged first.
+
+    Args:
+        score: the log-odds whose probability the curves show.
+        image: float32 [1, 1, S, S] in [0, 1], S at least `CELLS_PER_SIDE`.
+        values: the map, float32 [S, S].
+        reference: of the shape of `image`: what stands where cells are taken away.
+    """
     return _exchange(score, image, reference, np.argsort(-by_cell(values), kind="stable"))
 
 
 def random_curves(score: LogOdds, image: Tensor, reference: Tensor, seed: int = 0) -> Curves:
-    """The mean of `RANDOM_ORDERS` random orders: what a map without any knowledge has."""
+    """Computes the mean curves of `RANDOM_ORDERS` random orders: what a map without any knowledge has.
+
+    Args:
+        score: the log-odds whose probability the curves show.
+        image: float32 [1, 1, S, S] in [0, 1], S at least `CELLS_PER_SIDE`.
+        reference: of the shape of `image`, as for the map that is compared.
+        seed: of the orders.
+    """
     rng = numpy_generator("deletion", seed)
     found = [_exchange(score, image, reference, rng.permutation(CELLS**2)) for _ in range(RANDOM_ORDERS)]
     return Curves(*(np.mean([getattr(one, name) for one in found], axis=0) for name in ("deletion", "insertion")))
@@ -165,7 +179,16 @@ class Sanity:
 def sanity_check(
     network: nn.Module, images: Sequence[Tensor], method: Method, target: Target = "pneumonia", *, seed: int = 0
 ) -> Sanity:
-    """The check with all weights drawn anew, on each of `images` [1, 1, S, S]; several random networks where there are few images."""
+    """Checks whether maps depend on the weights: compares those of the network with those of a network with all weights drawn anew.
+
+    Args:
+        network: of `build_model`, trained.
+        images: float32 [1, 1, S, S] in [0, 1] each; with few of them several random networks are drawn, `LEAST_PAIRS` pairs at
+            least.
+        method: that makes the maps.
+        target: what the maps are evidence for.
+        seed: of the random weights, and of what SHAP and LIME draw.
+    """
     networks = [randomised(network, 1.0, seed + number) for number in range(math.ceil(LEAST_PAIRS / max(1, len(images))))]
     found: list[Likeness] = []
     for image in images:
@@ -175,7 +198,13 @@ def sanity_check(
 
 
 def conclude(method: Method, found: Sequence[Likeness], patients: Sequence[str] | None = None) -> Sanity:
-    """The outcome of `found`, one of each pair; `patients` as in `mean_interval`."""
+    """Judges a method by its pairs of maps.
+
+    Args:
+        method: that made the maps.
+        found: one likeness for each pair of a trained and a random network's map.
+        patients: of each pair; without them every pair is somebody else's.
+    """
     rank, absolute, structure = (
         mean_interval([getattr(one, name) for one in found], patients) for name in ("rank", "absolute_rank", "structure")
     )
@@ -187,7 +216,12 @@ def conclude(method: Method, found: Sequence[Likeness], patients: Sequence[str] 
 
 
 def likeness(first: np.ndarray, second: np.ndarray) -> Likeness:
-    """Of two maps float32 [S, S], 11 pixels a side at least."""
+    """Measures how alike two maps of one image are.
+
+    Args:
+        first: float32 [S, S], S at least 11, the window of SSIM.
+        second: of the same shape.
+    """
     absolute = [_scaled(np.abs(values)) for values in (first, second)]
     rank = spearman(first, second)
     structure = math.nan if math.isnan(rank) else ssim(*absolute)
@@ -195,7 +229,12 @@ def likeness(first: np.ndarray, second: np.ndarray) -> Likeness:
 
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
-    """Rank correlation, ties at their mean rank; NaN where one of the two is constant."""
+    """Computes Spearman's rank correlation in [-1, 1], ties at their mean rank; NaN where one of the two is constant.
+
+    Args:
+        first: any shape.
+        second: of as many values.
+    """
     a, b = (rankdata(values.ravel()) for values in (first, second))
     a, b = a - a.mean(), b - b.mean()
     length = float(np.linalg.norm(a) * np.linalg.norm(b))
@@ -218,10 +257,15 @@ PARTS = 4
 
 
 def randomised(network: nn.Module, share: float, seed: int) -> nn.Module:
-    """A copy of `network`, of `build_model`, whose last `share` of layers have random weights: their cascade, section 3.1.
+    """Copies `network` with random weights in its last `share` of layers: their cascade, section 3.1.
 
     Share 0 draws the classifier alone, 1 everything. Convolutions and linear layers are drawn by He et al. 2015, eq. 10, which keeps the
     variance of the signal through the depth; norms become the identity, their statistics included.
+
+    Args:
+        network: of `build_model`; left as it is.
+        share: in [0, 1] of the layers before the classifier, which is always drawn anew.
+        seed: of the weights.
     """
     copied = copy.deepcopy(network).eval()
     layers = [
@@ -235,7 +279,12 @@ def randomised(network: nn.Module, share: float, seed: int) -> nn.Module:
 
 
 def cascade(network: nn.Module, seed: int) -> Iterator[tuple[float, nn.Module]]:
-    """(share of layers that are random, network), from the classifier alone to all of them, in `PARTS` equal parts."""
+    """Yields (share of layers that are random, network), from the classifier only to all of them, in `CASCADE_PARTS` equal parts.
+
+    Args:
+        network: of `build_model`; left as it is.
+        seed: of the weights.
+    """
     for part in range(PARTS + 1):
         yield part / PARTS, randomised(network, part / PARTS, seed)
 
@@ -275,7 +324,12 @@ def mean_interval(values: Sequence[float], patients: Sequence[str] | None = None
 
 
 def show_interval(found: ConfidenceInterval, digits: int = 2) -> str:
-    """The mean with its interval, or that there is none."""
+    """Writes the mean with its interval, or that there is none.
+
+    Args:
+        found: of `mean_interval`; NaN where a number is not known.
+        digits: after the decimal point.
+    """
     if math.isnan(found["value"]):
         return "not known"
     known = not math.isnan(found["low"])

@@ -73,10 +73,16 @@ class Focus:
 
 
 def judge_focus(weights: np.ndarray, lungs: LungField, marks: NDArray[np.bool_], margin_px: float) -> Focus:
-    """Where the positive part of `weights` [H, W] lies; all arrays are of the same picture.
+    """Measures where the positive part of a map lies; all arrays are of the same picture.
 
     The margin is half the side of the map's cell in pixels of the picture: a map of 4 x 4 cells cannot end at the pleura, and what it
     blurs over the border is not held against it.
+
+    Args:
+        weights: the map placed on the picture, float [H, W]; what is below zero does not count.
+        lungs: of `find_lungs`.
+        marks: of `find_markers`, bool [H, W].
+        margin_px: around lungs and marks, in pixels of the picture.
     """
     mass = np.maximum(weights, 0.0).astype(np.float64)
     total = float(mass.sum())

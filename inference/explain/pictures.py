@@ -55,7 +55,12 @@ class Panel:
 
 
 def overlay(panel: Panel, title: str) -> Figure:
-    """One map, large, with its colour bar, legend and text."""
+    """Draws one map, large, with its colour bar, legend and text.
+
+    Args:
+        panel: the map and its radiograph.
+        title: stands after the method's name.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 7.2), dpi=150, layout="constrained", facecolor="white")
@@ -71,7 +76,12 @@ def overlay(panel: Panel, title: str) -> Figure:
 
 
 def montage(panels: Sequence[Panel], title: str) -> Figure:
-    """The radiograph and each of `panels`, maps of it by several methods, side by side."""
+    """Draws the radiograph and maps of it by several methods, side by side.
+
+    Args:
+        panels: maps of one radiograph, at least one.
+        title: stands above all of them.
+    """
     from matplotlib.figure import Figure
 
     columns = min(4, len(panels) + 1)
@@ -92,7 +102,12 @@ def montage(panels: Sequence[Panel], title: str) -> Figure:
 
 
 def draw_panel(axes: Axes, panel: Panel) -> None:
-    """Draws `panel` into `axes`. Values are relative to the largest of the picture."""
+    """Draws `panel` into `axes`; colours are relative to the largest value of the picture.
+
+    Args:
+        axes: of matplotlib; its ticks and frame are taken off.
+        panel: the map and its radiograph; outlines of lungs and marks are drawn where there are any.
+    """
     cmap, lowest = _colours(panel.attribution)
     relative = relative_values(panel)
     axes.imshow(panel.pixels, cmap="gray", vmin=0.0, vmax=1.0)
@@ -147,9 +162,14 @@ def _legend(figure: Figure, panels: Sequence[Panel]) -> None:
 
 
 def place_on_image(values: np.ndarray, shape: tuple[int, int], fit: Literal["pad", "crop"]) -> np.ndarray:
-    """`values` float32 [S, S] over the square of `fit_square`, as float32 [H, W] over the image of `shape` that it was made of.
+    """Places a map over the square of `fit_square` on the image that the square was made of, float32 [H, W].
 
     Bilinear, so within the range of `values`. What `pad` added is cut off; what `crop` cut off is 0: the network has not seen it.
+
+    Args:
+        values: float32 [S, S].
+        shape: (H, W) of the image.
+        fit: how the square was made.
     """
     height, width = shape
     if fit == "crop":

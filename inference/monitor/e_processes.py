@@ -68,7 +68,12 @@ class Bets:
 
 
 def list_tests(found: Observations, baselines: Sequence[Baseline]) -> list[Test]:
-    """One for each scanner and one for each baseline, in the order in which they began."""
+    """Lists what is compared with what: one test for each scanner and one for each baseline, in the order in which they began.
+
+    Args:
+        found: all judged images, in the order of arrival.
+        baselines: accepted by a person, in any order; each ends the test of its scanner before it.
+    """
     tests = []
     for scanner in np.unique(found.scanners):
         rows = np.flatnonzero(found.scanners == scanner)
@@ -81,7 +86,16 @@ def list_tests(found: Observations, baselines: Sequence[Baseline]) -> list[Test]
 
 
 def bet(found: Observations, reference: Reference, test: Test) -> Iterator[Bets]:
-    """The bets on each quantity of `reference` over the images that were judged, then on refusals and on corrections."""
+    """Computes the e-process of each quantity of `reference` over the judged images, then of refusals and of corrections.
+
+    Args:
+        found: all judged images, in the order of arrival.
+        reference: of the bundle that judged them; its digest seeds how ties are broken.
+        test: the scanner, and what its images are compared with. A patient counts once, with the first image.
+
+    Returns:
+        One at a time, quantities in the order of `reference.quantities`, then `REFUSALS` and `CORRECTIONS`.
+    """
     judged = first_of_each_unit(test.rows[~found.refused[test.rows]], found.units)
     values, of_reference, old = reference.values_of(found.take(judged)), reference.values, judged < test.start
     directions = tuple(direction for direction in DIRECTIONS for _ in TILTS)
@@ -95,7 +109,15 @@ def bet(found: Observations, reference: Reference, test: Test) -> Iterator[Bets]
 
 
 def first_of_each_unit(rows: Rows, units: npt.NDArray[np.str_]) -> Rows:
-    """Those of `rows` whose patient did not come before: images of one patient are alike, and must not count as independent."""
+    """Selects those of `rows` whose patient did not come before: images of one patient are alike, and must not count as independent.
+
+    Args:
+        rows: int64 [N], positions in the order in which the images count.
+        units: str [M], the patient of each image, see `Observations.units`.
+
+    Returns:
+        int64 [P], a subset of `rows` in their order.
+    """
     return rows[np.sort(np.unique(units[rows], return_index=True)[1])]
 
 

@@ -44,11 +44,16 @@ class Course:
 
 
 def conformal_p_values(reference: Floats, stream: Floats, rng: np.random.Generator) -> Floats:
-    """float64 [N] in (0, 1]: the share of the reference and of the earlier stream below each value, ties broken by `rng`.
+    """Computes conformal p-values, float64 [N] in (0, 1]: the share of reference and earlier stream below each value, ties broken by `rng`.
 
     Where reference and stream together are exchangeable, these are independent and uniform, exactly and for any reference size (Vovk,
     Gammerman & Shafer 2005, chapter 2, smoothed conformal predictors): the stream so far belongs to what the next value is compared with.
     A value near 1 is higher than the others.
+
+    Args:
+        reference: float64 [M], what the stream is compared with; may be empty.
+        stream: float64 [N], in the order of arrival.
+        rng: draws one uniform number for each value; with the same state the p-values are the same.
     """
     known = sorted(reference.tolist())
     ties, p_values = rng.uniform(size=len(stream)), np.empty(len(stream))
@@ -74,9 +79,13 @@ def direction_of(gambler: int) -> Direction:
 
 
 def bet_on_events(events: npt.NDArray[np.bool_], at_most: Floats) -> Floats:
-    """float64 [N, 3]: log likelihood ratios of odds that are 1.5, 3 and 8 times those of `at_most` in (0, 1).
+    """Computes log likelihood ratios, float64 [N, 3], of odds that are 1.5, 3 and 8 times those of `at_most`.
 
     Fair or worse while each event's probability, given the past, is not above `at_most`.
+
+    Args:
+        events: bool [N], whether each came true, in the order of time.
+        at_most: float64 [N] in (0, 1), the largest probability of each event that is still no drift.
     """
     bets = []
     for odds in ODDS:
@@ -109,7 +118,15 @@ def accumulate(log_bets: Floats, days: npt.NDArray[np.int64]) -> Course:
 
 
 def change_day(log_bets: Floats, days: npt.NDArray[np.int64]) -> int:
-    """The day from which a gambler's bets `log_bets` [N] have gained most up to their end: an estimate of the day of the change."""
+    """Estimates the day of the change: from it on the bets have gained most up to their end.
+
+    Args:
+        log_bets: float64 [N], log factors of one gambler.
+        days: int64 [N], day of each bet, not decreasing.
+
+    Returns:
+        One of `days`; 0 where there is no bet.
+    """
     before = np.concatenate([[0.0], np.cumsum(log_bets)[:-1]])
     return int(days[int(before.argmin())]) if len(days) else 0
 

@@ -67,7 +67,13 @@ class DriftFindings:
 
 
 def find_drift(found: Observations, reference: Reference, baselines: Sequence[Baseline] = ()) -> DriftFindings:
-    """What is to be said of `found`."""
+    """Computes the evidence for drift in `found`, and the tests of the last `LOOKED_BACK_DAYS` days.
+
+    Args:
+        found: all judged images, in the order of arrival; may be empty.
+        reference: of the bundle that judged them.
+        baselines: accepted by a person; see `MonitorStore.read_baselines`.
+    """
     if not len(found):
         return DriftFindings(found, (), (), {})
     tests = list_tests(found, baselines)
@@ -84,7 +90,11 @@ class Monitor:
 
     @classmethod
     def open(cls, folder: Path, bundle: Bundle) -> Monitor:
-        """The monitor in `folder` for `bundle`; the folder is made with the first image.
+        """Opens the monitor in `folder` for `bundle`; the folder is made with the first image.
+
+        Args:
+            folder: of the store; may hold what other bundles judged, which is left out.
+            bundle: opened, hence checked; carries the reference to compare with.
 
         Raises:
             BundleError: the bundle's reference cannot be read.
@@ -110,6 +120,11 @@ class Monitor:
     def record_reading(self, image: int, label: Label, day: date | None = None) -> None:
         """Writes what the reader found on the image of that number; what agrees with the verdict counts too.
 
+        Args:
+            image: number that `record` returned.
+            label: of the reader. The first reading of an image is kept, later ones are passed over.
+            day: of the reading; today without one.
+
         Raises:
             DataError: there is no such image, or the folder cannot be written.
         """
@@ -133,7 +148,15 @@ class Monitor:
         return find_drift(found, self.reference, baselines)
 
     def accept(self, scanner: str, first: date, last: date) -> int:
-        """Makes the images of `scanner` from `first` to `last` its baseline from then on; returns of how many patients they are.
+        """Makes the images of `scanner` from `first` to `last` its baseline from then on, and counts their patients.
+
+        Args:
+            scanner: as `record` named it.
+            first: day of the first image of the baseline.
+            last: day of the last one, included; from the day after it on images are compared with the baseline.
+
+        Returns:
+            Number of patients in the baseline, `MIN_BASELINE` at least.
 
         Raises:
             ConfigError: no such scanner was seen, or there are fewer than `MIN_BASELINE` patients.
@@ -151,7 +174,11 @@ class Monitor:
         return patients
 
     def resume(self, scanner: str, last: date) -> None:
-        """Compares `scanner` with the reference again from the day after `last` on, as if it had just begun: its fault was mended.
+        """Compares `scanner` with the reference again from the day after `last` on, as if it had just begun: its fault was fixed.
+
+        Args:
+            scanner: as `record` named it.
+            last: day of the last image before the repair, included.
 
         Raises:
             ConfigError: no such scanner was seen.
@@ -161,7 +188,11 @@ class Monitor:
         self.store.append_baseline(self.reference.digest, scanner, last.toordinal() + 1, last.toordinal())
 
     def summarise(self, first: date, last: date) -> Summary:
-        """What the coordinator may be told of the images judged from `first` to `last`.
+        """Computes what may be sent to the coordinator of the images judged from `first` to `last`.
+
+        Args:
+            first: first day.
+            last: last day, included.
 
         Raises:
             DataError: too few patients, or the store is damaged.

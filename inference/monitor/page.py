@@ -31,7 +31,15 @@ PAGE_NAME, PICTURE_NAME = "drift.html", "drift.png"
 
 
 def write_drift_page(folder: Path, findings: DriftFindings, reference: Reference) -> tuple[Path, Path | None]:
-    """Writes `drift.html`, and `drift.png` beside it, into `folder`; returns their paths, the second None where nothing was judged.
+    """Writes `drift.html` and the picture `drift.png` into `folder`.
+
+    Args:
+        folder: made if missing; files of an earlier page are replaced.
+        findings: of `find_drift`.
+        reference: of the same bundle.
+
+    Returns:
+        Paths of the page and of the picture, the second None where nothing was judged.
 
     Raises:
         OSError: the folder cannot be written.
@@ -78,7 +86,12 @@ LEAST_DAYS = 7.0
 
 
 def draw_evidence(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> Figure:
-    """A panel for each of the first scanners: the p-value of each quantity over days, those with most evidence named."""
+    """Draws a panel for each of the first scanners: the p-value of each quantity over days, those with most evidence named.
+
+    Args:
+        findings: of `find_drift`.
+        scanners: in the order of the page, at least one; `MAX_PANELS` are drawn.
+    """
     shown = scanners[:MOST_SCANNERS]
     figure, axes = new_figure(len(shown))
     for ax, scanner in zip(axes, shown, strict=True):
@@ -91,9 +104,16 @@ def draw_evidence(findings: DriftFindings, scanners: Sequence[ScannerStatus]) ->
 
 
 def draw_days(looks: Sequence[Look], scanners: Sequence[ScannerStatus]) -> Figure | None:
-    """A panel for each of the first scanners: days across, quantities down, dark where the day's adjusted p-value is small.
+    """Draws a panel for each of the first scanners: days across, quantities down, dark where the day's adjusted p-value is small.
 
     None where no day had patients enough to be tested.
+
+    Args:
+        looks: the tested days of all scanners.
+        scanners: in the order of the page; `MAX_PANELS` are drawn, those without a tested day left out.
+
+    Returns:
+        None where no day had patients enough to be tested.
     """
     tested = {scanner.name: [seen for seen in looks if seen.scanner == scanner.name and seen.p_values] for scanner in scanners}
     shown = [(name, days) for name, days in tested.items() if days][:MOST_SCANNERS]

@@ -55,7 +55,12 @@ class Reference:
 
     @classmethod
     def of(cls, digest: str, names: Sequence[str], arrays: Mapping[str, npt.NDArray[np.generic]]) -> Reference:
-        """Of the arrays `features` [M, D], `probabilities` [M], `pixel_statistics` [M, K], and `labels` [M] (1 pneumonia) if known.
+        """Builds the reference from its arrays and fits the embedding on a third of the images.
+
+        Args:
+            digest: of the bundle; seeds which images the embedding is fitted on.
+            names: of the K pixel statistics, in the order of the columns.
+            arrays: `features` [M, D], `probabilities` [M], `pixel_statistics` [M, K], and `labels` [M] (1 pneumonia) if known.
 
         Raises:
             ConfigError: an array is missing, has another length or a value that is not finite, or there are fewer than 60 images.

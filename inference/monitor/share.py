@@ -111,7 +111,13 @@ class Summary:
 
     @classmethod
     def of(cls, found: Observations, reference: Reference, grid: Grid) -> Summary:
-        """Of `found`, a patient counting once; nothing is withheld yet."""
+        """Computes the summary of `found`, a patient counting once; nothing is withheld yet.
+
+        Args:
+            found: images of one period, judged by the bundle of `reference`.
+            reference: whose quantities are counted.
+            grid: of `reference`.
+        """
         rows = first_of_each_unit(np.flatnonzero(~found.refused), found.units)
         judged, read = found.take(rows), found.take((found.read_order >= 0) & ~found.refused)
         scores = judged.probabilities
@@ -169,7 +175,11 @@ class Summary:
 
     @classmethod
     def from_numbers(cls, numbers: Mapping[str, object], grid: Grid) -> Summary:
-        """What `to_numbers` wrote at another party.
+        """Reads what `to_numbers` wrote at another party, and checks that it is possible.
+
+        Args:
+            numbers: plain values of JSON, not trusted.
+            grid: of the bundle that the summary is compared with.
 
         Raises:
             MessageError: it belongs to another bundle, or no set of images can have these numbers.
@@ -326,7 +336,13 @@ MAX_BYTES = 1_000_000
 
 
 def write_share(path: Path, site: str, period: tuple[date, date], summary: Summary) -> None:
-    """Writes what `site` tells of `period` to `path`, as JSON that a person can read before it is sent.
+    """Writes the summary of `site` to `path`, as JSON that a person can read before it is sent.
+
+    Args:
+        path: replaced if it exists.
+        site: name under which the coordinator knows the site.
+        period: first and last day, both included.
+        summary: of `Summary.for_release`, so that small counts are withheld already.
 
     Raises:
         OSError: the file cannot be written.
@@ -337,7 +353,14 @@ def write_share(path: Path, site: str, period: tuple[date, date], summary: Summa
 
 
 def read_share(path: Path, reference: Reference) -> tuple[str, tuple[date, date], Summary]:
-    """(site, period, summary) in the file `path`.
+    """Reads the file that `write_share` wrote at a site.
+
+    Args:
+        path: not trusted; files above `MAX_SHARE_BYTES` are refused unread.
+        reference: of the bundle that the site has to have judged with.
+
+    Returns:
+        Name of the site, (first day, last day), and the summary.
 
     Raises:
         MessageError: it is no such file, of another bundle, or contradicts itself.

@@ -79,7 +79,11 @@ class MonitorStore:
         return self.folder / FILE
 
     def append(self, bundle: str, observation: Observation) -> int:
-        """Writes `observation`, judged by the bundle of that digest, and returns its number, by which a reading names it.
+        """Writes one judged image and returns its number, by which a reading names it.
+
+        Args:
+            bundle: digest of the bundle that judged it.
+            observation: its patient is hashed with the key of the folder and not written.
 
         Raises:
             DataError: the folder cannot be written.
@@ -95,6 +99,11 @@ class MonitorStore:
     def append_reading(self, image: int, label: Label, day: int) -> None:
         """Writes what the reader found on `image`. The first reading of an image is kept, later ones are passed over.
 
+        Args:
+            image: number that `append` returned.
+            label: of the reader.
+            day: of the reading, a proleptic Gregorian ordinal.
+
         Raises:
             DataError: there is no such image, or the folder cannot be written.
         """
@@ -102,6 +111,12 @@ class MonitorStore:
 
     def append_baseline(self, bundle: str, scanner: str, first: int, last: int) -> None:
         """Writes that a person found the images of `scanner` from day `first` to day `last` in order.
+
+        Args:
+            bundle: digest of the bundle that judged the images.
+            scanner: as in `Observation.scanner`.
+            first: ordinal of the first day; above `last` for an empty baseline, after which the reference counts again.
+            last: ordinal of the last day, included.
 
         Raises:
             DataError: the folder cannot be written.
@@ -122,7 +137,11 @@ class MonitorStore:
         return _observations(self._select(query, (bundle,)))
 
     def read_baselines(self, bundle: str, found: Observations) -> tuple[Baseline, ...]:
-        """The baselines as positions in `found`, what `read` gave for the same bundle.
+        """Reads the baselines of a bundle, as positions in `found`.
+
+        Args:
+            bundle: digest.
+            found: what `read` gave for the same bundle.
 
         Raises:
             DataError: the store is damaged.

@@ -78,7 +78,13 @@ class Stream:
 
 
 def watch(found: Observations, reference: Reference, baselines: Sequence[Baseline] = ()) -> list[Stream]:
-    """Every stream of every year of `found`: years count from its first day, scanners stand in the order of their first images."""
+    """Computes every stream of every year of `found`: years count from its first day, scanners stand in the order of their first images.
+
+    Args:
+        found: all judged images, in the order of arrival.
+        reference: of the bundle that judged them.
+        baselines: accepted by a person; see `list_tests`.
+    """
     streams = []
     quantities = len(reference.quantities) + 2
     for rank, test in enumerate(list_tests(found, baselines), 1):
@@ -153,7 +159,14 @@ class Look:
 
 
 def daily_looks(found: Observations, reference: Reference, tests: Sequence[Test], since: int = 0) -> list[Look]:
-    """A look at each day from the ordinal `since` on at each scanner, in the order of `tests` and days."""
+    """Tests each scanner on each day by itself, in the order of `tests` and days.
+
+    Args:
+        found: all judged images, in the order of arrival.
+        reference: of the bundle that judged them.
+        tests: of `list_tests`.
+        since: ordinal of the first day that is tested.
+    """
     return [seen for test in tests for seen in _look_at(found, reference, test, since)]
 
 

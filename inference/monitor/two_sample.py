@@ -23,10 +23,14 @@ _EMPTY_BIN = 0.5
 
 
 def compare_values(reference: Floats, found: Floats) -> float:
-    """p-value of the two-sample Kolmogorov-Smirnov test; with ties it is larger than it need be.
+    """Computes the p-value of the two-sample Kolmogorov-Smirnov test; with ties it is larger than it need be.
 
     From the limit law with Stephens' correction for small samples (Stephens 1970; Press et al. 2007, "Numerical Recipes", section
     14.3.3), which is within a few per cent of the exact p-value from eight values on.
+
+    Args:
+        reference: float64 [N], N at least 1.
+        found: float64 [M], M at least 1.
     """
     both = np.concatenate([reference, found])
     below = [np.searchsorted(np.sort(values), both, side="right") / len(values) for values in (reference, found)]
@@ -41,15 +45,27 @@ def median_distance(rows: Floats) -> float:
 
 
 def rbf(a: Floats, b: Floats, bandwidth: float) -> Floats:
-    """float64 [N, M]: exp(-|a - b|^2 / (2 bandwidth^2))."""
+    """Computes the RBF kernel exp(-|a - b|^2 / (2 bandwidth^2)) of each pair of rows, float64 [N, M].
+
+    Args:
+        a: float64 [N, E].
+        b: float64 [M, E].
+        bandwidth: above 0, in units of the rows; usually `median_distance`.
+    """
     return np.exp(-cdist(a, b, "sqeuclidean") / (2.0 * bandwidth**2))
 
 
 def compare_rows(reference: Floats, found: Floats, bandwidth: float, rng: np.random.Generator) -> float:
-    """p-value of the kernel two-sample test (maximum mean discrepancy, Gretton et al. 2012, equation 5) by permutation.
+    """Computes the p-value of the kernel two-sample test (maximum mean discrepancy, Gretton et al. 2012, equation 5) by permutation.
 
     Exact for exchangeable rows at any size. Permutations end early after `EXCEEDANCES` of them were as extreme, which keeps the
     p-value valid (Besag & Clifford 1991, "Sequential Monte Carlo p-values"); the smallest is 1 / (`PERMUTATIONS` + 1).
+
+    Args:
+        reference: float64 [N, E].
+        found: float64 [M, E]. Time and memory grow with (N + M)^2.
+        bandwidth: of the RBF kernel; must not depend on `found`, or the test is not exact.
+        rng: draws the permutations.
     """
     rows = np.concatenate([reference, found])
     kernel, n, m = rbf(rows, rows, bandwidth), len(found), len(reference)
@@ -81,15 +97,24 @@ def decile_edges(values: Floats) -> Floats:
 
 
 def bin_counts(values: Floats, edges: Floats) -> npt.NDArray[np.int64]:
-    """int64 [B]: values in each bin; a value on an edge belongs to the bin above."""
+    """Counts the values in each bin, int64 [B]; a value on an edge belongs to the bin above.
+
+    Args:
+        values: float64 [N].
+        edges: float64 [B - 1], the inner edges, not decreasing; the first and the last bin have no outer edge.
+    """
     return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).astype(np.int64)
 
 
 def stability_index(reference: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> float:
-    """Population stability index of two histograms: sum of (q - p) log(q / p).
+    """Computes the population stability index of two histograms: sum of (q - p) log(q / p).
 
     By custom below 0.1 counts as quiet and above 0.25 as moved (Siddiqi 2006, "Credit Risk Scorecards"), but without any change it is
     about (bins - 1) (1/n + 1/m) (Yurdakul & Naranjo 2020), so with few images it says nothing: no alarm rests on it.
+
+    Args:
+        reference: int64 [B], counts p; an empty bin counts as half an image.
+        found: int64 [B], counts q on the same bins, likewise.
     """
     p, q = np.maximum(reference, _EMPTY_BIN), np.maximum(found, _EMPTY_BIN)
     p, q = p / p.sum(), q / q.sum()
@@ -127,7 +152,12 @@ class Separation:
 
     @classmethod
     def of(cls, probabilities: Floats, labels: npt.NDArray[np.int64] | None) -> Separation:
-        """Of the reference, by its labels (1 pneumonia); without them each image counts for both classes by its calibrated probability."""
+        """Computes the separation of the reference from its scores.
+
+        Args:
+            probabilities: float64 [M], calibrated P(pneumonia).
+            labels: int64 [M], 1 for pneumonia; without them each image counts for both classes by its calibrated probability.
+        """
         chance = probabilities if labels is None else labels.astype(np.float64)
         normal, normal_error = _weighted_mean(probabilities, 1.0 - chance)
         pneumonia, pneumonia_error = _weighted_mean(probabilities, chance)

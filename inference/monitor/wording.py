@@ -75,7 +75,12 @@ def title(quantity: str) -> str:
 
 
 def meaning(quantity: str, direction: Direction) -> str:
-    """What it means that `quantity` moved in `direction`, as a clause."""
+    """Words what it means that `quantity` moved in `direction`, as a clause.
+
+    Args:
+        quantity: name of a quantity; one without words of its own is described in general ones.
+        direction: where its values moved.
+    """
     if direction in _SPREADS:
         return _SPREADS[direction]
     if quantity.startswith(COMPONENT):
@@ -144,7 +149,12 @@ class ScannerStatus:
 
 
 def tell(findings: DriftFindings, reference: Reference) -> list[ScannerStatus]:
-    """Every scanner that was seen, those with alarms first and then by name."""
+    """Describes every scanner that was seen, those with alarms first and then by name.
+
+    Args:
+        findings: of `find_drift`.
+        reference: of the same bundle.
+    """
     by_scanner: dict[str, list[Stream]] = {}
     for stream in findings.current:
         by_scanner.setdefault(stream.scanner, []).append(stream)
@@ -153,7 +163,12 @@ def tell(findings: DriftFindings, reference: Reference) -> list[ScannerStatus]:
 
 
 def sentences(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> list[str]:
-    """The findings in a few plain sentences."""
+    """Words the findings in a few plain sentences: what was judged, and the first three alarms of each scanner.
+
+    Args:
+        findings: of `find_drift`.
+        scanners: of `tell` for the same findings.
+    """
     if not scanners:
         return ["Nothing was judged since the watch began, or was begun anew, so there is nothing to compare."]
     days = np.unique(findings.found.days)
@@ -170,7 +185,12 @@ def sentences(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> lis
 
 
 def as_numbers(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> dict[str, Any]:
-    """All of it for scripts."""
+    """Builds the findings for scripts: all of it as plain values, dates as `date`.
+
+    Args:
+        findings: of `find_drift`.
+        scanners: of `tell` for the same findings.
+    """
     return {
         "alarm": any(scanner.alarms for scanner in scanners),
         "false_alarm_rate_per_year": RATE,

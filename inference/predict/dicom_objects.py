@@ -326,7 +326,13 @@ SERIES_NUMBERS = {"SR": 9401, "SC": 9402}
 
 
 def series_uid(source: Dataset, predictor: Predictor, kind: str) -> UID:
-    """Series Instance UID of all objects of one kind by one model in one study: a run that is repeated adds to the same series."""
+    """Computes the Series Instance UID of all objects of one kind by one model in one study: a repeated run adds to the same series.
+
+    Args:
+        source: header of the judged image; only its Study Instance UID counts.
+        predictor: whose bundle's digest counts.
+        kind: key of `SERIES_NUMBERS`.
+    """
     return _hashed_uid("series", source.StudyInstanceUID, predictor.bundle.digest, kind)
 
 

@@ -43,10 +43,15 @@ def draw_heat(pixels: np.ndarray, judgement: Judgement, predictor: Predictor) ->
 
 
 def place_map(activation_map: np.ndarray, shape: tuple[int, ...], fit: str) -> np.ndarray:
-    """float32 [H, W] in [0, 1] of `activation_map` [h, w] over the model's square, for an image of `shape` (H, W).
+    """Places `activation_map` over the image that the network's square was made of, float32 [H, W] in [0, 1].
 
     The inverse of `fit_square`: what lay over black padding is left out, what was cropped away is 0. What speaks against pneumonia is
     0, and 1 is the largest absolute value of the map.
+
+    Args:
+        activation_map: float32 [h, w] over the square; above zero speaks for pneumonia.
+        shape: (H, W) of the image.
+        fit: how the square was made, `pad` or `crop`.
     """
     strength = np.maximum(activation_map, 0) / max(float(np.abs(activation_map).max()), 1e-12)
     side = max(shape) if fit == "pad" else min(shape)

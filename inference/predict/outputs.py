@@ -46,6 +46,10 @@ class _Csv:
 def open_csv(path: Path, predictor: Predictor) -> Iterator[Output]:
     """Writes rows into the CSV file `path` (UTF-8), which appears whole when the context ends well; mode 0600.
 
+    Args:
+        path: replaced if it exists.
+        predictor: whose classes name the columns and whose digest stands in each row.
+
     Raises:
         ConfigError: the folder is missing or cannot be written.
     """
@@ -70,7 +74,13 @@ class _Json:
 
 @contextmanager
 def open_json(file: TextIO, predictor: Predictor, summary: PredictionSummary) -> Iterator[Output]:
-    """Writes one JSON document to `file` as rows come: `schema`, `model`, `images`, then `studies` and `summary` of `summary`."""
+    """Writes one JSON document to `file` as rows come: `schema`, `model`, `images`, then `studies` and `summary` of `summary`.
+
+    Args:
+        file: open for text; the document is not whole before the context ends.
+        predictor: described under `model`.
+        summary: read when the context ends, so it must have counted the same results by then.
+    """
     head = json.dumps({"schema": SCHEMA, "model": describe_model(predictor)})
     file.write(f'{head[:-1]}, "images": [')
     yield _Json(file, predictor.manifest.threshold.value)
@@ -104,7 +114,13 @@ class _Rows:
 
 @contextmanager
 def open_table(console: Console, predictor: Predictor, summary: PredictionSummary) -> Iterator[Output]:
-    """Shows the first `TABLE_ROWS` rows as a table, images of a study together, and the counts of all of them."""
+    """Shows the first `TABLE_ROWS` rows as a table, images of a study together, and the counts of all of them.
+
+    Args:
+        console: where the table is printed, when the context ends.
+        predictor: named in the title.
+        summary: read when the context ends, so it must have counted the same results by then.
+    """
     rows = _Rows()
     yield rows
     table = Table("File", "Pneumonia", "95 % interval", "Finding", "Why", title=_title(predictor))

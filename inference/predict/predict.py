@@ -129,7 +129,12 @@ def judge_files(paths: Iterable[Path], predictor: Predictor, workers: int = 0) -
 
 
 def load(path: Path, predictor: Predictor) -> Loaded:
-    """The file `path`, prepared for `predictor`; never raises for what the file holds."""
+    """Reads the file `path` and prepares it for `predictor`; never raises for what the file holds.
+
+    Args:
+        path: absolute.
+        predictor: says how the network's square is made.
+    """
     try:
         read = predictor.read(path)
     except ImageError as error:
@@ -139,7 +144,14 @@ def load(path: Path, predictor: Predictor) -> Loaded:
 
 
 def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int, ahead: int) -> Iterator[R]:
-    """`map(function, items)` in its order, with `function` run by `threads` threads on up to `ahead` items before they are asked for."""
+    """Yields `function(item)` for each of `items` in their order, computed by threads before it is asked for.
+
+    Args:
+        function: must be safe to call from several threads; what it raises is raised at the item's turn and ends the iteration.
+        items: taken as they are needed, in the caller's thread.
+        threads: number of threads, at least 1.
+        ahead: most items that are under way or wait to be taken, at least 1; bounds the memory.
+    """
     source, waiting = iter(items), deque[Future[R]]()
     pool = ThreadPoolExecutor(threads, "decode")
     try:

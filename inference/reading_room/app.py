@@ -43,7 +43,12 @@ CLEAN_EVERY_SEC = 6 * 3600.0
 
 
 def create_room_app(room: Room, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
-    """The application. It answers under the names in `hosts` alone, so that no foreign name can be pointed at it."""
+    """Builds the application, which answers only under the names in `hosts`, so that no foreign name can be pointed at it.
+
+    Args:
+        room: open; its workers start with the application.
+        hosts: names and addresses without a port, as they stand in the header Host.
+    """
     app = FastAPI(
         title="pneumofed reading room",
         docs_url=None,

@@ -154,7 +154,12 @@ class Cases:
             return False
 
     def set_monitored(self, identifier: str, image: int) -> None:
-        """Keeps under which number the monitor knows the case."""
+        """Keeps under which number the monitor knows the case.
+
+        Args:
+            identifier: of the case; nothing happens where there is none.
+            image: number that the monitor returned.
+        """
         with self._session() as session:
             session.execute(update(Case).where(Case.id == identifier).values(monitored=image))
 
@@ -208,7 +213,17 @@ class Cases:
             return session.scalars(select(FindingRow).where(FindingRow.case == case.number).order_by(FindingRow.id)).all()
 
     def judge(self, identifier: str, by: str, label: Label, note: str) -> FindingRow | None:
-        """Adds a reader's finding, which now counts; None if there is no such case."""
+        """Adds a reader's finding, which now counts.
+
+        Args:
+            identifier: of the case.
+            by: the reader's name.
+            label: what the reader says.
+            note: free text, may be empty.
+
+        Returns:
+            None if there is no such case.
+        """
         with self._session() as session:
             case = session.scalar(select(Case).where(Case.id == identifier))
             if case is None:
@@ -249,7 +264,12 @@ class Cases:
 
 
 def agrees(verdict: str, label: str) -> bool | None:
-    """Whether a finding agrees with the model's verdict; None where either leaves it open."""
+    """Decides whether a finding agrees with the model's verdict; None where either leaves it open.
+
+    Args:
+        verdict: of the model, see `suitability.Verdict`.
+        label: of the reader, see `schema.Label`; all but `normal` and `unsure` count as pneumonia.
+    """
     if verdict == "cannot judge" or label == "unsure":
         return None
     return (verdict == "normal") == (label == "normal")

@@ -88,7 +88,14 @@ def error_code(error: ImageError) -> ErrorCode:
 def error_response(
     status: int, code: ErrorCode, retry_sec: int | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """The problem as a response."""
+    """Builds the answer for `code`.
+
+    Args:
+        status: HTTP status, 400 or above.
+        code: fixed word, for the page to translate.
+        retry_sec: when to try again, in seconds; goes into the body and the header Retry-After.
+        headers: further headers of the answer; they win over ours.
+    """
     body = ErrorBody(error=code, detail=sentence(code), retry_sec=retry_sec)
     more = {"Retry-After": str(retry_sec)} if retry_sec is not None else {}
     return JSONResponse(body.model_dump(), status, {**more, **(headers or {})})

@@ -43,7 +43,15 @@ class CaseFiles:
         return self._store / case[:2] / case
 
     def keep(self, folder: Path, case: str) -> int:
-        """Moves an arrived folder to its place and returns its size in bytes."""
+        """Moves an arrived folder to its place and returns its size in bytes.
+
+        Args:
+            folder: of `arriving`, on the same disk.
+            case: id of the case, which has no folder yet.
+
+        Raises:
+            ValueError: `case` is no case's id.
+        """
         size = sum(file.stat().st_size for file in folder.iterdir())
         target = self.path(case)
         target.parent.mkdir(mode=0o700, exist_ok=True)
@@ -59,7 +67,12 @@ class CaseFiles:
             shutil.rmtree(gone, ignore_errors=True)
 
     def sweep(self, known: set[str], now: float | None = None) -> int:
-        """Deletes what crashes left behind an hour ago or longer: arrivals, and folders of no case in `known`. Returns how many."""
+        """Deletes what crashes left behind an hour ago or longer: arrivals, and folders of no case in `known`; returns how many.
+
+        Args:
+            known: ids of all cases.
+            now: seconds since the epoch; the clock without it.
+        """
         before = (time.time() if now is None else now) - ABANDONED_SEC
         orphans = [path for path in self._store.glob("??/*") if path.name not in known]
         left = [path for path in (*orphans, *self._quarantine.iterdir()) if path.stat().st_mtime < before]

@@ -23,10 +23,17 @@ EXPORT_COLUMNS = (*COLUMNS, "reader", "time", "case")
 
 
 def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
-    """(a CSV table with the latest word of each reader on each case, its number of rows).
+    """Builds the CSV table with the latest word of each reader on each case.
 
     `reader` is the user's name, `time` ISO 8601 in UTC, `case` the case's random id, `path` where the file lies. `patient` is a pseudonym,
     empty where the file names nobody: a picture whose patient is unknown must not become a patient of its own in training.
+
+    Args:
+        folder: the room's; says whose pseudonyms are used.
+        cases: in the room's database.
+
+    Returns:
+        The table in UTF-8, and its number of rows.
 
     Raises:
         ConfigError: the key of the pseudonyms cannot be used.
@@ -41,6 +48,11 @@ def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
 
 def write_labels(folder: RoomFolder, cases: Cases, path: Path) -> int:
     """Writes the table as the file `path`, mode 0600, and returns its number of rows.
+
+    Args:
+        folder: the room's.
+        cases: in the room's database.
+        path: replaced if it exists.
 
     Raises:
         OSError: it cannot be written.

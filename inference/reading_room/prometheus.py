@@ -37,7 +37,14 @@ class Measures:
         Gauge("pneumofed_files_waiting", "Files that wait for a worker.", registry=self._registry).set_function(waiting)
 
     def request(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Counts a request. `route` is the route's template, which names no case."""
+        """Counts a request.
+
+        Args:
+            method: HTTP method, or `other` for an unknown one.
+            route: the route's template, which names no case.
+            status: of the answer.
+            seconds: from the request to the first byte of the answer.
+        """
         self._requests.labels(method, route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 

@@ -76,7 +76,13 @@ class Room:
         self._engine = engine
 
     def record(self, actor: str, event: str, **facts: Any) -> None:
-        """Appends to the audit log. Threads wait here, since those that wait for a file lock look only now and then."""
+        """Appends to the audit log. Threads wait here, since those that wait for a file lock look only now and then.
+
+        Args:
+            actor: user, or `token:NAME` of a program; empty for the room itself, and for a login that was refused.
+            event: one of those in the module's text.
+            facts: further keys of the entry; nothing of a patient.
+        """
         with self._audit_lock:
             AuditLog(self.folder.audit, actor).record(event, **facts)
 
@@ -89,7 +95,13 @@ class Room:
         return self.store.has_room() and self.cases.bytes() < self.settings.store_gb * GIB
 
     async def take(self, index: int, arrived: Arrived, by: str) -> Uploaded:
-        """What came of one uploaded file: a new case, the one that has the same file, or why it is refused."""
+        """Takes one uploaded file: as a new case, as one that has the same file already, or not, with the reason.
+
+        Args:
+            index: of the file in its request.
+            arrived: the file in quarantine; moved into the store if the case is new.
+            by: the reader, for the audit log.
+        """
         if arrived.error:
             return self._refused(index, arrived.error)
         known = await asyncio.to_thread(self.cases.with_content, arrived.sha256)
@@ -103,7 +115,11 @@ class Room:
         return Uploaded(index=index, outcome="new" if outcome else "known", case=case, error=None, detail="")
 
     async def judge(self, job: ImageJob, by: str) -> JudgedFile:
-        """What came of the job.
+        """Has a worker do the job, and counts the verdict.
+
+        Args:
+            job: with `keep` the caller records it as a case; without, it is recorded here as judged for a program.
+            by: who asked, for the audit log.
 
         Raises:
             ImageError: it cannot be used.
@@ -144,7 +160,14 @@ class Cleaned:
 
 
 def delete_old_cases(cases: Cases, store: CaseFiles, retention_days: int, now: datetime | None = None) -> Cleaned:
-    """Deletes cases that arrived more than `retention_days` ago, with their findings, and what crashes left behind."""
+    """Deletes cases that arrived more than `retention_days` ago, with their findings, and what crashes left behind.
+
+    Args:
+        cases: in the room's database.
+        store: the files of the same room.
+        retention_days: at least 1.
+        now: with a time zone; the clock without it.
+    """
     old = cases.older_than((now or datetime.now(UTC)) - timedelta(days=retention_days))
     for identifier in old:
         cases.remove(identifier)  # first, so that no row tells of files that are gone
@@ -197,7 +220,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_monitor(folder: RoomFolder, bundle: Bundle) -> Monitor | None:
-    """The monitor that the room's settings name; None where they name none, or where `bundle` has no reference to compare with."""
+    """Opens the monitor that the room's settings name; None where they name none, or where `bundle` has no reference to compare with.
+
+    Args:
+        folder: the room's.
+        bundle: that judges in this room.
+    """
     from pneumofed.inference.monitor.monitor import Monitor
 
     if folder.settings.monitor is None:
@@ -232,7 +260,12 @@ class RoomMonitor:
             return None
 
     def read(self, image: int | None, label: Label) -> None:
-        """Records what a reader found on the image of that number; nothing where he is unsure, or where the image was not recorded."""
+        """Records what a reader found on an image; nothing where the reader is unsure.
+
+        Args:
+            image: its number in the monitor; None where it was not recorded.
+            label: what the reader says; all but `normal` and `unsure` count as pneumonia.
+        """
         if self._monitor is None or image is None or label == "unsure":
             return
         try:

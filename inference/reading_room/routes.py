@@ -117,7 +117,11 @@ def labels_table(user: AdminNow, room: RoomNow) -> Response:
 
 
 def find_case(room: Room, identifier: str) -> Case:
-    """The case.
+    """Finds the case in the room's database.
+
+    Args:
+        room: that is asked.
+        identifier: of the case, as the address has it.
 
     Raises:
         Refusal: there is none.

@@ -116,7 +116,12 @@ COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252
 
 
 def read_pixels(folder: Path, height: int, width: int) -> np.ndarray:
-    """uint16 [height, width] of a case.
+    """Reads the pixels of a case, uint16 [height, width].
+
+    Args:
+        folder: of the case in the store.
+        height: of the image, as the database has it.
+        width: likewise.
 
     Raises:
         OSError: its files are damaged or gone.
@@ -129,7 +134,14 @@ def read_pixels(folder: Path, height: int, width: int) -> np.ndarray:
 
 
 def render_image(pixels: np.ndarray, window: Window, *, invert: bool, max_side: int) -> bytes:
-    """PNG, 8 bits of grey, of uint16 `pixels` [H, W] through `window` (in parts of their full range), scaled down to `max_side`."""
+    """Renders an image as PNG, 8 bits of grey.
+
+    Args:
+        pixels: uint16 [H, W].
+        window: center and width in parts of the full range of `pixels`.
+        invert: whether black and white change places.
+        max_side: of the picture, in pixels; a larger image is scaled down.
+    """
     values = np.arange(FULL_SCALE + 1) / FULL_SCALE
     grey = np.clip((values - window.center) / window.width + 0.5, 0, 1)
     table = np.rint(255 * (1 - grey if invert else grey)).astype(np.uint8)
@@ -140,7 +152,12 @@ def render_image(pixels: np.ndarray, window: Window, *, invert: bool, max_side: 
 
 
 def shrink(pixels: np.ndarray, max_side: int) -> np.ndarray:
-    """uint16 [h, w] of `pixels` [H, W], scaled down to `max_side` with the aspect ratio kept; as they are if they fit."""
+    """Scales `pixels` down to `max_side` with the aspect ratio kept, uint16 [h, w].
+
+    Args:
+        pixels: uint16 [H, W]; returned as they are if they fit.
+        max_side: in pixels.
+    """
     height, width = pixels.shape
     if max(height, width) <= max_side:
         return pixels
@@ -161,7 +178,14 @@ def read_map(folder: Path) -> np.ndarray:
 
 
 def render_map(values: np.ndarray, area: Sequence[float], height: int, width: int) -> bytes:
-    """PNG, RGBA, of the map `values` [h, w] in [0, 1], in the shape of an image of `height` and `width`, of which it covers `area`."""
+    """Renders a heat map as PNG, RGBA, in the shape of its image.
+
+    Args:
+        values: float32 [h, w] in [0, 1].
+        area: left, top, width and height of what the map covers, in parts of the image; may reach beyond it.
+        height: of the image, in pixels; the picture's longer side is `MAP_SIDE_PX` at most.
+        width: likewise.
+    """
     columns, rows = _within((width, height), MAP_SIDE_PX)
     left, top, across, down = area
     size = (max(1, round(across * columns)), max(1, round(down * rows)))

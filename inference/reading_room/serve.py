@@ -29,7 +29,11 @@ if TYPE_CHECKING:
 
 
 def open_room(folder: RoomFolder, bundle: Bundle) -> Room:
-    """The room with a worker for each process that its settings allow; they are not started yet.
+    """Opens the room with a worker for each process that its settings allow; they are not started yet.
+
+    Args:
+        folder: the room's; missing folders in it are made.
+        bundle: of `open_room_bundle`; the workers load it again from its folder.
 
     Raises:
         ConfigError: the database cannot be opened, or a key of the settings cannot be read.
@@ -43,7 +47,11 @@ def open_room(folder: RoomFolder, bundle: Bundle) -> Room:
 
 
 def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
-    """The model bundle that `settings` name, checked; with `require_release` a released one.
+    """Opens and checks the model bundle that `settings` name; with `require_release` it must be a released one.
+
+    Args:
+        folder: the room's, which paths of the settings are relative to.
+        settings: may be others than those in the folder, as before a room is made.
 
     Raises:
         BundleError: it is missing, changed, or signed by somebody who is not trusted.
@@ -67,7 +75,12 @@ def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
 
 
 def describe_release(folder: RoomFolder, bundle: Bundle) -> str:
-    """Whether `bundle`, which `open_room_bundle` took, was released, in words for who starts the room."""
+    """Words whether `bundle` was released, for who starts the room.
+
+    Args:
+        folder: the room's.
+        bundle: that `open_room_bundle` took.
+    """
     from pneumofed.common.release import mark_of, require_release
 
     mark = mark_of(folder.inside(folder.settings.bundle))
@@ -156,6 +169,13 @@ def init_room(
     path: Path, bundle: Path, hospital: str, trusted: Sequence[Path] | None, site: Path | None
 ) -> tuple[RoomFolder, Bundle]:
     """Makes the room at `path`, and returns it with its model bundle, which was checked.
+
+    Args:
+        path: made if missing, mode 0700; must hold no room.yaml.
+        bundle: folder or archive of the model.
+        hospital: name that the page shows.
+        trusted: public keys of who may sign the bundle; without any the signature is checked only against the bundle's own key.
+        site: folder of the hospital's site, whose pseudonyms exported labels then have; None for the room's own.
 
     Raises:
         BundleError: the bundle is missing, changed, or not signed by one of `trusted`.

@@ -42,7 +42,12 @@ class Arrived:
         self._file = os.fdopen(descriptor, "wb")
 
     def write(self, data: bytes, most: int) -> None:
-        """Takes a piece; what goes beyond `most` bytes is thrown away with all before."""
+        """Takes a piece of the file; beyond `most` bytes everything is thrown away, also what came before.
+
+        Args:
+            data: the piece.
+            most: bytes that the whole file may have.
+        """
         self.size += len(data)
         if self._file is None or self.error:
             return
@@ -98,7 +103,12 @@ Folders = Callable[[], AbstractContextManager[Path]]
 
 
 async def receive_one(stream: AsyncIterator[bytes], folder: Path, limits: UploadLimits) -> Arrived:
-    """The body of a request as one file.
+    """Receives the body of a request as one file.
+
+    Args:
+        stream: pieces of the body.
+        folder: of `CaseFiles.arriving`; the file is written there as `ORIGINAL`.
+        limits: of size and time.
 
     Raises:
         Refusal: it is too large, refused for another reason, or does not come to its end in time.
@@ -123,9 +133,16 @@ async def receive_one(stream: AsyncIterator[bytes], folder: Path, limits: Upload
 async def receive_form(
     stream: AsyncIterator[bytes], content_type: str, stack: AsyncExitStack, folders: Folders, limits: UploadLimits
 ) -> list[Arrived]:
-    """The files of a multipart form (RFC 7578), in order, each in a folder that lives as long as `stack`.
+    """Receives the files of a multipart form (RFC 7578), in order, each in a folder that lives as long as `stack`.
 
     File names are thrown away: they may name a patient, or a place outside the room.
+
+    Args:
+        stream: pieces of the body.
+        content_type: header of the request; gives the boundary.
+        stack: keeps the folders until the caller is done.
+        folders: makes a folder for one file, as `CaseFiles.arriving`.
+        limits: of sizes, number of files and time. A file that is too large is marked and the others go on.
 
     Raises:
         Refusal: it is no such form, or it goes beyond a limit of requests.

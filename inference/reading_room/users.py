@@ -36,6 +36,11 @@ class Users:
     def add(self, name: str, role: Role, password: str) -> None:
         """Adds a user.
 
+        Args:
+            name: letters, digits, `.`, `_` and `-`, 64 at most.
+            role: what the user may do.
+            password: kept only as its scrypt hash.
+
         Raises:
             ConfigError: the name is none or taken, or the password too weak.
         """
@@ -49,6 +54,10 @@ class Users:
 
     def set_password(self, name: str, password: str) -> None:
         """Gives a user another password.
+
+        Args:
+            name: of the user.
+            password: the new one, kept only as its scrypt hash.
 
         Raises:
             ConfigError: there is no such user, or the password is too weak.
@@ -77,7 +86,15 @@ class Users:
             return session.scalars(select(User).order_by(User.name)).all()
 
     def sign_in(self, name: str, password: str) -> User | None:
-        """The user whose name and password these are."""
+        """Checks a name and a password; takes as long for a name that does not exist.
+
+        Args:
+            name: of the user.
+            password: as it was typed.
+
+        Returns:
+            The user, with the time of this login; None where one of the two is wrong.
+        """
         user = self.find(name)
         if not is_password(password, user.password if user else None) or user is None:
             return None
@@ -149,14 +166,24 @@ def hash_password(password: str) -> str:
 
 
 def is_password(password: str, known: str | None) -> bool:
-    """Whether `known` is a hash of `password`. Takes as long where nothing is known, so that names cannot be found out."""
+    """Checks whether `known` is a hash of `password`. Takes as long where nothing is known, so that names cannot be found out.
+
+    Args:
+        password: as it was typed.
+        known: of `hash_password`; None for a name that does not exist.
+    """
     _, log2_n, block, parallel, salt, digest = (known or _NOBODY).split("$")
     found = _scrypt(password, base64.b64decode(salt), int(log2_n), int(block), int(parallel))
     return hmac.compare_digest(found, base64.b64decode(digest)) and known is not None
 
 
 def weakness(password: str, user: str) -> str | None:
-    """Why the password is refused, as a sentence; None where it will do (NIST SP 800-63B-4, 3.1.1: length counts, not its signs)."""
+    """Explains why the password is refused; None where it will do (NIST SP 800-63B-4, 3.1.1: length counts, not its signs).
+
+    Args:
+        password: the new one.
+        user: name, which must not be most of the password.
+    """
     if len(password) < SHORTEST:
         return f"a password has at least {SHORTEST} characters"
     if len(set(password)) < 4 or (user.casefold() in password.casefold() and len(password) < len(user) + SHORTEST):

@@ -25,7 +25,13 @@ def view_case_line(case: Case) -> schema.CaseLine:
 
 
 def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Case]) -> schema.CaseDetail:
-    """All of the case."""
+    """Builds the view of all of the case.
+
+    Args:
+        case: of the database.
+        findings: of this case, oldest first.
+        previous: other cases of the patient, newest first.
+    """
     window = {"center": case.window_center, "width": case.window_width}
     return schema.CaseDetail.model_validate(
         {
@@ -41,7 +47,12 @@ def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Cas
 
 
 def view_finding(row: FindingRow, case: Case) -> schema.ReaderFinding:
-    """A finding on `case`."""
+    """Builds the view of a finding, with whether it agrees with the model.
+
+    Args:
+        row: of the database.
+        case: that it is about.
+    """
     values = {name: getattr(row, name) for name in ("id", "by", "at", "label", "note")}
     return schema.ReaderFinding.model_validate({**values, "agrees": agrees(case.verdict, row.label)})
 
@@ -61,7 +72,13 @@ def view_judgement(judgement: Judgement) -> schema.JudgementOut:
 
 
 def view_map(values: np.ndarray, area: Sequence[float], warnings: Sequence[str]) -> schema.HeatMap:
-    """The heat map `values` [h, w] over `area` (left, top, width, height in parts of the image), and what is wrong with where it lies."""
+    """Builds the view of a heat map.
+
+    Args:
+        values: float32 [h, w] in [0, 1].
+        area: left, top, width and height of what the map covers, in parts of the image.
+        warnings: what is wrong with where the map lies, as `schema.MapWarning`.
+    """
     left, top, width, height = area
     return schema.HeatMap.model_validate(
         {

@@ -67,7 +67,12 @@ class FileJudge:
 
 
 def load_file_judge(bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"]) -> FileJudge:
-    """A reader with the bundle's model, on one thread: the room has a process for each core.
+    """Loads the bundle's model to judge files on one thread: the room has a process for each core.
+
+    Args:
+        bundle: its folder.
+        trusted: files of public keys of who may sign it; None checks the signature only against the bundle's own key.
+        precision: of the ONNX graph.
 
     Raises:
         BundleError: the bundle was changed.
@@ -175,10 +180,17 @@ def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Vie
 
 
 def whole_range(path: Path, image: Image) -> tuple[np.ndarray, Window]:
-    """(uint16 [H, W] that spans all values of the file, the window of the file in parts of that range).
+    """Spreads the pixels over all values that occur in the file, so that a reader can see beyond the file's own window.
 
     A DICOM window cuts off what is darker and brighter, which a reader may want to see: such a file is decoded again without it.
     Where the file has a lookup table or no window, its display values are all there is, and the window is the whole range.
+
+    Args:
+        path: of the file; decoded again where its DICOM window cuts values off.
+        image: read from `path`, through its own window.
+
+    Returns:
+        uint16 [H, W], and the file's window in parts of that range.
     """
     window = image.info.window
     if window is not None and abs(window.center) + window.width < _WIDE.width / 2:
@@ -191,7 +203,16 @@ def whole_range(path: Path, image: Image) -> tuple[np.ndarray, Window]:
 
 
 def map_area(height: int, width: int, fit: Literal["pad", "crop"]) -> tuple[float, float, float, float]:
-    """What the model's square covers of the image: see `common.imaging.images.fit_square`."""
+    """Computes what the model's square covers of the image: see `common.imaging.images.fit_square`.
+
+    Args:
+        height: of the image, in pixels.
+        width: likewise.
+        fit: how the square was made; `pad` reaches beyond the image, `crop` covers a part of it.
+
+    Returns:
+        Left, top, width and height in parts of the image.
+    """
     side = max(height, width) if fit == "pad" else min(height, width)
     return ((width - side) / 2 / width, (height - side) / 2 / height, side / width, side / height)
 

@@ -1,11 +1,11 @@
 // All that is asked of the server. A session that has ended is renewed by the login and the request goes on, so that nothing typed
 // is lost; a server that does not answer is watched until it does.
 
-import { needLogin } from "./session.js";
 import { serverAnswered, serverLost } from "./connection.js";
 
 let csrf = "";
 let lastAsked = performance.now();
+let renewSession = () => Promise.reject(new Problem("not_signed_in", 401));
 
 /** An answer above 399, or none at all. `code` is one of the words of the server's schema, or `unreachable`. */
 export class Problem extends Error {
@@ -18,6 +18,12 @@ export class Problem extends Error {
 /** Sets the token that goes with every change; it comes with the login. */
 export function setCsrf(token) {
   csrf = token;
+}
+
+/** Sets what renews a session that has ended: `renew()` resolves when the same user is signed in again. `session.js` needs this module,
+ *  so this one cannot import it. */
+export function onSessionEnd(renew) {
+  renewSession = renew;
 }
 
 /** Seconds since the server was last asked for something. */
@@ -47,7 +53,7 @@ async function send(path, { method, body, signal, relogin = true } = {}) {
   if (response.ok) return response;
   const problem = read(response.status, await response.json().catch(() => ({})));
   if (problem.code !== "not_signed_in" || !relogin) throw problem;
-  await needLogin("expired");
+  await renewSession();
   return send(path, { method, body, signal, relogin });
 }
 
@@ -74,7 +80,7 @@ export async function sendFile(file, onProgress) {
     return (await sendFileOnce(file, onProgress)).files[0];
   } catch (problem) {
     if (problem.code !== "not_signed_in") throw problem;
-    await needLogin("expired");
+    await renewSession();
     return sendFile(file, onProgress);
   }
 }

@@ -3,13 +3,15 @@
 
 import { announce, at } from "./dom.js";
 import { t } from "./i18n.js";
-import { ask, idleSec, setCsrf } from "./api.js";
+import { ask, idleSec, onSessionEnd, setCsrf } from "./api.js";
 
 const CHECK_MS = 5000;
 
 let me = null;
 let waiting = null;
 let reasonShown = "";
+
+onSessionEnd(() => needLogin("expired"));
 
 /** Who is signed in, or null. */
 export const currentUser = () => me;
