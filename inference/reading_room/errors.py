@@ -29,6 +29,7 @@ SENTENCES: dict[ErrorCode, str] = {
     "request_too_large": "the request is too large",
     "too_many_files": "too many files in one request",
     "busy": "too many are at work; try again in a moment",
+    "not_ready": "the model is still starting; try again in a moment",
     "disk_full": "there is no room for more files; an administrator has to make some",
     "internal": "something went wrong; the room's log tells the administrator more",
     "archive_file": "an archive such as zip is not opened; unpack it and send the files in it",

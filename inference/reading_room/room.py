@@ -30,7 +30,7 @@ from pneumofed.common.errors import ImageError, PneumofedError
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.web import Sessions
 from pneumofed.inference.reading_room.cases import NO_NUMBER, Case, Cases
-from pneumofed.inference.reading_room.errors import error_code, sentence
+from pneumofed.inference.reading_room.errors import Refusal, error_code, sentence
 from pneumofed.inference.reading_room.file_store import CaseFiles
 from pneumofed.inference.reading_room.prometheus import Measures
 from pneumofed.inference.reading_room.schema import ErrorCode, Label, ModelInfo, Uploaded
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 
 SESSION_SEC = 12 * 3600.0
+RETRY_SEC = 5
+"""After which to try again while the model starts."""
 
 
 class Room:
@@ -89,6 +91,15 @@ class Room:
     @property
     def ready(self) -> bool:
         return self.workers.ready and self.store.has_room()
+
+    def require_model(self) -> None:
+        """Does nothing once the model can judge.
+
+        Raises:
+            Refusal: 503, with the seconds after which to try again; it is still starting.
+        """
+        if not self.workers.ready:
+            raise Refusal(503, "not_ready", retry_sec=RETRY_SEC)
 
     def has_room(self) -> bool:
         """Whether the store takes more: neither its own limit nor the disk is full."""

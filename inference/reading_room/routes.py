@@ -53,6 +53,7 @@ _FORM: dict[str, Any] = {
 )
 async def upload(request: Request, reader: ReaderNow, room: RoomNow) -> schema.Upload:
     """Takes files as new cases, each judged by the time of the answer. A file that cannot be used is refused, and the others go on."""
+    room.require_model()
     async with AsyncExitStack() as stack, room.gate.enter():
         if not await asyncio.to_thread(room.has_room):
             raise Refusal(507, "disk_full")
@@ -218,7 +219,7 @@ def _idle(room: Room) -> int:
 program_routes = APIRouter(tags=["programs"])
 _BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
-_ERRORS: dict[int | str, dict[str, Any]] = {408: {"model": schema.ErrorBody}}
+_ERRORS: dict[int | str, dict[str, Any]] = {408: {"model": schema.ErrorBody}, 503: {"model": schema.ErrorBody}}
 
 
 @program_routes.post("/api/predict", openapi_extra=_BODY, responses=_ERRORS)
@@ -257,6 +258,7 @@ def prometheus_metrics(who: ProgramNow, room: RoomNow) -> Response:
 
 async def _read(request: Request, who: str, room: Room, *, explain: bool) -> JudgedFile:
     """What came of the body, which is deleted afterwards."""
+    room.require_model()
     async with room.gate.enter():
         with room.store.arriving() as folder:
             await receive_one(request.stream(), folder, room.settings.upload)

@@ -24,7 +24,7 @@ ErrorCode = Literal[
     "not_signed_in", "wrong_login", "locked", "forbidden", "no_csrf", "foreign_page", "weak_password",
     # what is asked
     "invalid_request", "not_found", "wrong_method", "no_map", "request_too_large", "too_many_files", "too_slow",
-    "busy", "disk_full", "internal",
+    "busy", "not_ready", "disk_full", "internal",
     # why a file is refused; as `common.errors.SkipReason`, in lower case
     "empty", "unknown_format", "archive_file", "corrupt", "no_pixel_data", "unsupported_compression", "unsupported_bits", "colour",
     "multi_frame", "too_large", "too_small", "constant", "unreadable", "file_too_large",

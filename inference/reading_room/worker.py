@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import hashlib
 import logging
 import resource
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -256,8 +258,34 @@ JobOutcome = JudgedFile | ImageError
 Read = Callable[[ImageJob], JobOutcome]
 
 
+@dataclass(frozen=True)
+class Question:
+    """A job on its way to the process. `number` counts the questions of one worker; `sha256` is of the file that it is about."""
+
+    number: int
+    sha256: str
+    job: ImageJob
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a question. `sha256` is of the file that the process read, not a copy of the question's."""
+
+    number: int
+    sha256: str
+    outcome: JobOutcome
+
+
+READY = "ready"
+"""What the process says once, before its first reply."""
+
+
 class Worker:
-    """One process. A call gives it a job and waits; not for two threads at once.
+    """One process that reads one file at a time.
+
+    Guarantees:
+        A caller gets what was said of its own file or an error: one thread at a time speaks with the process, start included, and a
+        reply that does not carry the number and the hash of its question ends the process.
 
     Args:
         load: makes the reading function in the process; has to be picklable.
@@ -269,43 +297,64 @@ class Worker:
         self._load, self._memory_mb, self._limit_sec = load, memory_mb, limit_sec
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
+        self._turn = Lock()
+        self._asked = 0
 
     def start(self) -> bool:
         """Starts the process if none lives, and waits until it can judge. False if it cannot."""
+        with self._turn:
+            return self._start()
+
+    def _start(self) -> bool:
         if self._process is not None and self._process.is_alive():
             return True
-        self.close()
+        self._end()
         context = get_context("spawn")  # a fork of a server with threads may hold their locks for ever
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._load, self._memory_mb), daemon=True)
         self._process.start()
         theirs.close()
         try:
-            ready = self._connection.poll(START_SEC) and self._connection.recv() is True
+            ready = self._connection.poll(START_SEC) and self._connection.recv() == READY
         except (EOFError, OSError):
             ready = False
         if not ready:
-            self.close()
+            self._end()
         return ready
 
     def __call__(self, job: ImageJob) -> JobOutcome:
-        """What came of the job; CORRUPT if it killed the process or took too long."""
-        if not self.start() or self._connection is None:
+        """What came of the job; CORRUPT if it killed the process or took too long, UNREADABLE if the reply was not to this question."""
+        with self._turn:
+            return self._ask(job)
+
+    def _ask(self, job: ImageJob) -> JobOutcome:
+        if not self._start() or self._connection is None:
             return ImageError(SkipReason.UNREADABLE, "no worker could be started")
+        self._asked += 1
+        problem = ImageError(SkipReason.CORRUPT, "took too long")
         try:
-            self._connection.send(job)
+            question = Question(self._asked, _hash_of(job), job)
+            self._connection.send(question)
             if self._connection.poll(self._limit_sec):
-                outcome: JobOutcome = self._connection.recv()
-                return outcome
-            detail = "took too long"
+                reply = self._connection.recv()
+                if isinstance(reply, Reply) and (reply.number, reply.sha256) == (question.number, question.sha256):
+                    return reply.outcome
+                problem = ImageError(SkipReason.UNREADABLE, "got the reply to another question")
         except (EOFError, OSError):
-            detail = "ended its process"
-        logger.warning("a file %s; the worker is replaced", detail)
-        self.close()
-        return ImageError(SkipReason.CORRUPT, detail)
+            problem = ImageError(SkipReason.CORRUPT, "ended its process")
+        logger.warning("a file %s; the worker is replaced", problem.detail)
+        self._end()
+        return problem
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process; who waits for it gets an error."""
+        process = self._process
+        if process is not None:
+            process.kill()
+        with self._turn:
+            self._end()
+
+    def _end(self) -> None:
         if self._process is not None:
             self._process.kill()
             self._process.join()
@@ -363,13 +412,22 @@ def _serve(connection: Connection, load: Callable[[], Read], memory_mb: int) -> 
     """Answers jobs until the other side closes."""
     read = load()
     _limit_memory(memory_mb)
-    connection.send(True)
+    connection.send(READY)
     while True:
         try:
-            job = connection.recv()
+            question: Question = connection.recv()
         except EOFError:
             return
-        connection.send(_outcome(read, job))
+        connection.send(Reply(question.number, _hash_of(question.job), _outcome(read, question.job)))
+
+
+def _hash_of(job: ImageJob) -> str:
+    """SHA-256 of the job's file; empty if it cannot be read, which the reading function says better."""
+    try:
+        with (job.folder / ORIGINAL).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
 
 
 def _outcome(read: Read, job: ImageJob) -> JobOutcome:

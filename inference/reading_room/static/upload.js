@@ -92,13 +92,15 @@ async function send(job) {
   }
 }
 
-/** Tries again when the server says that it is busy. */
+const AGAIN = new Set(["busy", "not_ready"]);
+
+/** Tries again when the server says that it is busy or still starting. */
 async function patiently(action) {
   for (let tries = 1; ; tries++) {
     try {
       return await action();
     } catch (problem) {
-      if (!(problem instanceof Problem) || problem.code !== "busy" || tries >= BUSY_TRIES) throw problem;
+      if (!(problem instanceof Problem) || !AGAIN.has(problem.code) || tries >= BUSY_TRIES) throw problem;
       await new Promise((resolve) => setTimeout(resolve, 1000 * (problem.retrySec ?? 1)));
     }
   }

@@ -252,6 +252,7 @@ export default {
   "error.too_many_files": "Too many files at once. Send fewer.",
   "error.too_slow": "The file came too slowly. Try again.",
   "error.busy": "The server is busy. Try again in a moment.",
+  "error.not_ready": "The model is still starting. Try again in a moment.",
   "error.disk_full": "The server’s disk is full. Tell your administrator.",
   "error.internal": "Something went wrong on the server. Try again, and tell your administrator if it stays.",
   "error.empty": "The file is empty.",

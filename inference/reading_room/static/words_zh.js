@@ -252,6 +252,7 @@ export default {
   "error.too_many_files": "一次上传的文件过多，请减少数量。",
   "error.too_slow": "上传过慢，请重试。",
   "error.busy": "服务器繁忙，请稍后重试。",
+  "error.not_ready": "模型仍在启动，请稍后重试。",
   "error.disk_full": "服务器磁盘已满，请联系管理员。",
   "error.internal": "服务器出错。请重试；若仍有问题，请联系管理员。",
   "error.empty": "文件为空。",
