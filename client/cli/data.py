@@ -157,7 +157,7 @@ def data_check(
     with exit_codes(as_json):
         from pneumofed.client.site.folder import SiteFolder
         from pneumofed.common.config.experiment import ImageConfig
-        from pneumofed.common.data.dataset import SKIPPED, load_dataset
+        from pneumofed.common.data.dataset import SKIPPED_FILE, load_dataset
         from pneumofed.common.data.manifest import read_manifest
 
         opened = SiteFolder.open(site)
@@ -165,7 +165,7 @@ def data_check(
         dataset = load_dataset(read_manifest(opened.manifest), task, ImageConfig(size_px=size), cache, workers=workers)
         show_report(dataset.report.public(), as_json)
         if dataset.report.skipped and not as_json:
-            typer.echo(f"which ones: {cache / SKIPPED}")
+            typer.echo(f"which ones: {cache / SKIPPED_FILE}")
 
 
 @app.command("remove")
