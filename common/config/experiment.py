@@ -216,11 +216,11 @@ class TrainingConfig(Section):
     """Share of each site's patients kept for validation."""
     split_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Of the draw of these patients; unset it is the run's seed. A run that goes on from an earlier one's model keeps that one's, so that
-    no site judges on patients that the earlier model was trained on."""
+    no site evaluates on patients that the earlier model was trained on."""
     early_fraction: Fraction = 0.0
     """Progressive resizing: this share of the rounds, rounded up, trains on images of half the side (32 px at least), which costs a
     quarter; the last round always sees `image.size_px`. 0 trains at full size throughout, which is the default since early small rounds
-    cost AUROC on the Kaggle set (docs/results.md). All rounds are judged at full size, so that such ones look worse than they are."""
+    cost AUROC on the Kaggle set (docs/results.md). All rounds are evaluated at full size, so that such ones look worse than they are."""
     batch_statistics_fraction: Fraction = 1.0
     """In this share of the rounds, rounded up, BatchNorm normalises with each batch's own statistics. In the rest the averaged running
     statistics stand still and normalise in training too, so that sites with other mixes of classes train one and the same function
@@ -268,9 +268,9 @@ class StrategyConfig(Section):
     update_precision: UpdatePrecision = "float32"
     """Number type of an update on the wire; see `common.wire.update_encoding`."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Above 0 sites and coordinator judge, and the run keeps, the exponential moving average of the global weights over the rounds (after
-    Polyak and Juditsky 1992, who average all steps), while sites train on from the round's own weights. It evens out what one round's
-    draw of images and sites changes by chance; 0.7 looks back about three rounds."""
+    """Above 0 sites and coordinator evaluate, and the run keeps, the exponential moving average of the global weights over the rounds
+    (after Polyak and Juditsky 1992, who average all steps), while sites train on from the round's own weights. It evens out what one
+    round's draw of images and sites changes by chance; 0.7 looks back about three rounds."""
     max_update_norm_factor: Positive = 10.0
     """A reply whose update is longer than this many times the median update of its round is left out."""
     server_learning_rate: Positive | None = None
@@ -301,9 +301,9 @@ class EvaluationConfig(Section):
     """Central and federated evaluation."""
 
     every_rounds: Count = 1
-    """The central sets are judged after each so many rounds, and always after the last."""
+    """The central sets are evaluated after each so many rounds, and always after the last."""
     fraction_sites: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the sites that judge the new model on their validation patients after each round."""
+    """Share of the sites that evaluate the new model on their validation patients after each round."""
     bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 1000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     batch_size: Count = 64

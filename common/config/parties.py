@@ -88,7 +88,7 @@ class SitePolicy(Section):
 
 
 class CoordinatorConfig(Section):
-    """What the coordinator keeps to itself: its run folder and the held-out sets it judges the model on."""
+    """What the coordinator keeps to itself: its run folder and the held-out sets it evaluates the model on."""
 
     run_dir: str
     test_manifest: str | None = None
