@@ -24,7 +24,7 @@ import torch
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
-from pneumofed.common.ops.processes import ALLOCATOR
+from pneumofed.common.ops.processes import ALLOCATOR_SETTINGS
 from pneumofed.server.runs.folder import RunFolder, describe_environment
 from pneumofed.simulation.plan import Plan, build_plan
 from pneumofed.simulation.runner import run_simulation
@@ -121,7 +121,9 @@ def main() -> None:
         central = sum(report.used or 0 for report in summary.data.values())
         federated = [line.seconds.total or 0.0 for line in folder.read_history()]
     bare = time_bare(experiment, counts, central, options.workers, options.rounds)
-    print(json.dumps({"options": vars(options), "environment": describe_environment(), "allocator": ALLOCATOR}, indent=1))
+    print(
+        json.dumps({"options": vars(options), "environment": describe_environment(), "allocator": ALLOCATOR_SETTINGS}, indent=1)
+    )
     print("federated round, s:", [round(value, 1) for value in federated], "median", round(statistics.median(federated), 1))
     print("bare loop, s:", [round(value, 1) for value in bare], "median", round(statistics.median(bare), 1))
     print("ratio of medians:", round(statistics.median(federated) / statistics.median(bare), 3))

@@ -1,4 +1,9 @@
-"""Files that appear whole or not at all, readable by their owner only, folders with one writer at a time, and small state files."""
+"""Files that stay whole when a process dies, small state files, and folders with one writer at a time.
+
+`atomic_write` and `write_file` replace a file as a whole, with mode 0600, since all that a site writes may name patients. `StateFile`
+builds on them: a file of one value that several processes read and change. `exclusive` is the lock of a folder, and `drawn_once` uses it
+for keys that only the first process may draw.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +33,7 @@ T = TypeVar("T")
 
 
 def to_json(value: Any) -> bytes:
-    """Returns `value` as JSON."""
+    """Writes `value` as JSON in UTF-8."""
     return json.dumps(value).encode()
 
 
@@ -58,7 +63,7 @@ class StateFile(Generic[T]):
     dump: Callable[[T], bytes] = to_json
 
     def read(self) -> T:
-        """Returns the value.
+        """Reads the value; `missing` where there is no file yet.
 
         Raises:
             PneumofedError: of `refuse`; the file is damaged or cannot be read.
@@ -100,6 +105,10 @@ class StateFile(Generic[T]):
 def write_file(path: Path, content: bytes) -> None:
     """Writes `content` as the whole of the file, which is on the disk when this returns; mode 0600.
 
+    Args:
+        path: the file, in a folder that exists; an older file is replaced.
+        content: all bytes of the new file.
+
     Raises:
         OSError: as `atomic_write`.
     """
@@ -108,7 +117,14 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def drawn_once(path: Path, draw: Callable[[], bytes]) -> bytes:
-    """Returns the content of the file `path`, e.g. a key, which the first of all processes draws. Makes the folder.
+    """Reads the file `path`, e.g. a key, which the first of all processes draws. Makes the folder.
+
+    Args:
+        path: the file. The lock of its folder is held meanwhile, so that two processes cannot draw two keys.
+        draw: makes the content; called only where the file is not there yet.
+
+    Returns:
+        The file's content, the same at each call.
 
     Raises:
         OSError: the file cannot be read or made.
@@ -122,7 +138,7 @@ def drawn_once(path: Path, draw: Callable[[], bytes]) -> bytes:
 
 @contextmanager
 def atomic_write(path: Path, synced: bool = False) -> Iterator[BinaryIO]:
-    """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
+    """Opens a binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
 
     Readers see the old file or the new one, never a part; one that has the old file open or mapped keeps it. The file has
     mode 0600, since all that a site writes may name patients.
@@ -183,7 +199,11 @@ def exclusive(folder: Path) -> Iterator[None]:
 
 
 def pass_if_disk_full(error: OSError, folder: Path) -> None:
-    """Logs a full disk and returns, for writers of what can be had again.
+    """Logs a full disk and returns, for writers of what can be computed again.
+
+    Args:
+        error: what a write raised.
+        folder: where it wrote; the log and the error name it.
 
     Raises:
         DataError: `error` says that `folder` cannot be written for another reason.

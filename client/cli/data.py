@@ -157,7 +157,7 @@ def data_check(
     with exit_codes(as_json):
         from pneumofed.client.site.folder import SiteFolder
         from pneumofed.common.config.experiment import ImageConfig
-        from pneumofed.common.data.dataset import SKIPPED, load_dataset
+        from pneumofed.common.data.dataset import SKIPPED_FILE, load_dataset
         from pneumofed.common.data.manifest import read_manifest
 
         opened = SiteFolder.open(site)
@@ -165,7 +165,7 @@ def data_check(
         dataset = load_dataset(read_manifest(opened.manifest), task, ImageConfig(size_px=size), cache, workers=workers)
         show_report(dataset.report.public(), as_json)
         if dataset.report.skipped and not as_json:
-            say(f"which ones: {cache / SKIPPED}")
+            say(f"which ones: {cache / SKIPPED_FILE}")
 
 
 @app.command("remove")
@@ -212,7 +212,7 @@ def compare(
     with exit_codes(as_json):
         from pneumofed.client.data.compare import compare_at_site, default_output
         from pneumofed.client.site.folder import SiteFolder
-        from pneumofed.common.audit.log import COMPARED
+        from pneumofed.common.audit.log import MODELS_COMPARED
         from pneumofed.common.model_bundle.bundle import load_bundle
         from pneumofed.common.release import write_verdict
         from pneumofed.common.wire.keys import read_private_key, read_public_key
@@ -222,7 +222,7 @@ def compare(
         keys = [read_public_key(file) for file in trusted or ()] or None
         models = load_bundle(old, keys), load_bundle(new, keys)
         verdict = compare_at_site(folder.config, *models)
-        folder.audit.record(COMPARED, old=verdict.old, new=verdict.new, images=verdict.comparison.images)
+        folder.audit.record(MODELS_COMPARED, old=verdict.old, new=verdict.new, images=verdict.comparison.images)
         file = out or default_output(new)
         write_verdict(file, verdict, key)
         if as_json:

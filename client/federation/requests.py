@@ -13,7 +13,7 @@ from pneumofed.client.federation.policy_decision import ArrivalFacts, RunRequest
 from pneumofed.client.federation.site_data import SiteData, load_site
 from pneumofed.client.site.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from pneumofed.common.audit.hash_chain import canonical
-from pneumofed.common.audit.log import ANSWER, FAILURE, REFUSAL, REQUEST, AuditLog, hash_experiment
+from pneumofed.common.audit.log import ANSWER_EVENT, FAILURE_EVENT, REFUSAL_EVENT, REQUEST_EVENT, AuditLog, hash_experiment
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.data.cache import load_digests
 from pneumofed.common.data.manifest import read_manifest
@@ -51,19 +51,19 @@ def answer_request(instruction: Instruction, config: SiteConfig, work: Work, han
         step = read_step(instruction.step)
         asked |= {"secure_sum": f"{step.purpose} {step.stage}"}
     try:
-        log.record(REQUEST, **asked, **_who_asks(instruction))
+        log.record(REQUEST_EVENT, **asked, **_who_asks(instruction))
         policy = policy_of(config)
         admit(instruction, config, policy, work)
         content = handler(instruction, config, policy)
         leaving = describe_content(content)
         data = {"data": hash_data(config)} if _reads_data(instruction) else {}
-        attach_head(content, log.record(ANSWER, **asked, **data, **leaving))
+        attach_head(content, log.record(ANSWER_EVENT, **asked, **data, **leaving))
         return content
     except PolicyError as error:
-        log.record(REFUSAL, **asked, rule=error.rule, detail=str(error))
+        log.record(REFUSAL_EVENT, **asked, rule=error.rule, detail=str(error))
         raise
     except Exception as error:
-        log.record(FAILURE, **asked, error=type(error).__name__)
+        log.record(FAILURE_EVENT, **asked, error=type(error).__name__)
         raise
 
 

@@ -14,7 +14,7 @@ from pneumofed.client.federation.requests import audit_log
 from pneumofed.client.privacy.entries import LedgerEntry, level_of, total_epsilon
 from pneumofed.client.privacy.ledger import Lineage
 from pneumofed.client.privacy.spending import open_ledger
-from pneumofed.common.audit.log import ANSWER, read_entries
+from pneumofed.common.audit.log import ANSWER_EVENT, read_entries
 from pneumofed.common.audit.log import AuditEntry as Line
 from pneumofed.common.config.experiment import PrivacyUnit
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
@@ -149,7 +149,7 @@ def _audit_lines(config: SiteConfig) -> tuple[list[Line], list[str]]:
         entries = read_entries(log.path)
     except AuditError as error:
         return [], [str(error)]
-    return [line for line in entries if line.event == ANSWER and line.facts.get("work") == "train"], []
+    return [line for line in entries if line.event == ANSWER_EVENT and line.facts.get("work") == "train"], []
 
 
 def _missing(lines: Sequence[Line], counted: Mapping[tuple[str, int], int]) -> list[str]:

@@ -39,7 +39,7 @@ from pneumofed.client.federation.requests import audit_log
 from pneumofed.client.federation.site_data import read_site_config
 from pneumofed.client.site.approval import approved_hashes
 from pneumofed.client.site.folder import APP_VARIABLE, COORDINATOR_VARIABLE
-from pneumofed.common.audit.log import REFUSAL
+from pneumofed.common.audit.log import REFUSAL_EVENT
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import FlowerError, PolicyError
 from pneumofed.common.ops.app_bundle import PACKAGE, hash_bundle
@@ -197,7 +197,7 @@ def _record(config: SiteConfig | None, task: Task, error: Exception) -> None:
     rule = error.rule if isinstance(error, PolicyError) else type(error).__name__
     facts = {"coordinator": os.environ.get(COORDINATOR_VARIABLE, "unknown"), "app": hash_bundle(task.bundle), "rule": rule}
     try:
-        audit_log(config).record(REFUSAL, **task.asked(), **facts)
+        audit_log(config).record(REFUSAL_EVENT, **task.asked(), **facts)
     except Exception:
         logger.exception("the refusal could not be recorded")  # it stands all the same
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pneumofed.client.site.folder import COORDINATOR_VARIABLE, SiteFolder
-from pneumofed.common.audit.log import ANSWER, REFUSAL, SITE_STARTED, SITE_STOPPED, read_entries
+from pneumofed.common.audit.log import ANSWER_EVENT, REFUSAL_EVENT, SITE_STARTED, SITE_STOPPED, read_entries
 from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.config.parties import ConnectionConfig
 from pneumofed.common.errors import AuditError, ConfigError, FlowerError
@@ -111,9 +111,9 @@ def read_status(folder: SiteFolder, now: Callable[[], datetime] = lambda: dateti
     pid = daemon.pid()
     entries = read_entries(folder.audit.path)
     lines, head, problem = _audit_state(folder)
-    answers = [entry for entry in entries if entry.event == ANSWER]
+    answers = [entry for entry in entries if entry.event == ANSWER_EVENT]
     last = {**answers[-1].facts, "time": answers[-1].time} if answers else None
-    today = [e for e in entries if e.event == REFUSAL and e.time.startswith(now().strftime("%Y-%m-%d"))]
+    today = [e for e in entries if e.event == REFUSAL_EVENT and e.time.startswith(now().strftime("%Y-%m-%d"))]
     rules = [str(entry.facts.get("rule")) for entry in today]
     return Status(
         site=folder.config.name,

@@ -1,4 +1,4 @@
-"""Records chained by SHA-256: each one's hash covers the one before, so that a record that was changed, removed or moved shows.
+"""Records chained by SHA-256: each record's hash covers the one before, so that a change, a removal or a reordering shows.
 
 A cut at the end shows only against a head (the hash of the last record) that was known before.
 """
@@ -15,12 +15,12 @@ CHAIN_START = "0" * 64
 
 
 def canonical(values: Any) -> bytes:
-    """JSON in one form only: sorted keys, no spaces, ASCII; NaN and infinity are refused."""
+    """Writes `values` as JSON in one form only: sorted keys, no spaces, ASCII; NaN and infinity are refused."""
     return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
 
 def chain_hash(body: bytes, before: str = "") -> str:
-    """SHA-256 in hexadecimal of a record that follows the one of hash `before`.
+    """Computes the SHA-256, in hexadecimal, of a record that follows the one of hash `before`.
 
     Args:
         body: the record's only bytes.
@@ -30,7 +30,11 @@ def chain_hash(body: bytes, before: str = "") -> str:
 
 
 def first_broken(links: Iterable[tuple[bytes, str]]) -> int | None:
-    """Position, from 0, of the first of `links` (body, hash) whose hash is not that of its body after the hash before; None if all are."""
+    """Finds the first of `links` (body, hash) whose hash is not that of its body after the hash before.
+
+    Returns:
+        Its position, from 0; None if all hashes are right.
+    """
     before = CHAIN_START
     for position, (body, found) in enumerate(links):
         if found != chain_hash(body, before):

@@ -1,21 +1,22 @@
-"""An append-only log whose lines are chained by SHA-256, so that a line that was changed, removed or moved shows.
+"""The audit log of a site or of the coordinator: append-only, its lines chained by SHA-256, so that a changed line shows.
 
 Each line is the canonical JSON of {actor, event, facts, hash, previous, sequence, time}; `hash` is the SHA-256 of the canonical JSON
-of the rest, `previous` the hash of the line before. A cut at the end shows only against a head (the hash of the last line) that was
-known before: so each side tells the other its head with every message, and the other's log keeps it (see `common.audit.log`).
+of the rest, `previous` the hash of the line before (`common.audit.hash_chain`). A cut at the end shows only against a head (the hash of
+the last line) that was known before. So each side sends its head with every message, and the other's log keeps it in the fact `heads`;
+`common.audit.verify` compares the two.
 
-The events of both sides' audit logs and their facts, so that a reader of either knows what a line means.
+The events of both logs:
 
     site                                                     coordinator
     request            what the coordinator asked            run-started     configuration and app by their hashes
     answer             what left the site                    round           who took part, bytes, hash of its model
     refusal            by which rule                         run-ended       status, and why
-    failure            class of the error
-    app-approved / app-revoked / site-started / site-stopped release         which model, against which, and the decision
+    failure            class of the error                    release         which model, against which, and the decision
+    app-approved, app-revoked, site-started, site-stopped
     models-compared    two models on the site's validation
     labels-taken       readers' labels in the manifest, in counts
 
-No line names a patient, a file or a folder. The fact `heads` keeps the other side's head (see `common.audit.verify.anchors_in`).
+No line names a patient, a file or a folder.
 """
 
 from __future__ import annotations
@@ -40,16 +41,35 @@ if TYPE_CHECKING:
     from pneumofed.common.config.experiment import ExperimentConfig
     from pneumofed.common.wire.messages import ModelArrays
 
+ENTRY_FIELDS = frozenset({"actor", "event", "facts", "hash", "previous", "sequence", "time"})
+_TAIL_BYTES = 1 << 16
+"""How much of the end of a log is read at first to find its last line."""
 
-RECOVERED = "log-recovered"
-"""Event of the line that tells of one before it that a crash cut short."""
-FIELDS = frozenset({"actor", "event", "facts", "hash", "previous", "sequence", "time"})
-_BLOCK = 1 << 16
+REQUEST_EVENT, ANSWER_EVENT, REFUSAL_EVENT, FAILURE_EVENT = "request", "answer", "refusal", "failure"
+APP_APPROVED, APP_REVOKED = "app-approved", "app-revoked"
+SITE_STARTED, SITE_STOPPED = "site-started", "site-stopped"
+MODELS_COMPARED, LABELS_TAKEN, RELEASE_EVENT = "models-compared", "labels-taken", "release"
+RUN_STARTED, ROUND_EVENT, RUN_ENDED = "run-started", "round", "run-ended"
+LOG_RECOVERED = "log-recovered"
+"""Event of the line that stands for one that a crash cut short, with its length and SHA-256."""
+
+COORDINATOR_ACTOR = "coordinator"
+"""Who writes the coordinator's log; a site writes under its own name."""
 
 
 @dataclass(frozen=True)
 class AuditEntry:
-    """One line of the log."""
+    """One line of the log.
+
+    Attributes:
+        sequence: position in the log, from 1.
+        time: UTC, ISO 8601 with microseconds.
+        actor: who wrote it: a site's name, or `COORDINATOR_ACTOR`.
+        event: what happened; one of the names above.
+        facts: what else is known, as JSON values.
+        previous: hash of the line before; `CHAIN_START` on the first line.
+        hash: SHA-256 of the canonical JSON of all other fields.
+    """
 
     sequence: int
     time: str
@@ -60,11 +80,11 @@ class AuditEntry:
     hash: str
 
     def line(self) -> bytes:
-        """The only bytes that stand for this entry in a log."""
+        """Writes the entry as its line of the log; no other bytes stand for it."""
         return canonical(asdict(self)) + b"\n"
 
     def is_sound(self) -> bool:
-        """Whether `hash` is that of the rest."""
+        """Checks that `hash` is that of the other fields."""
         return self.hash == chain_hash(canonical({key: value for key, value in asdict(self).items() if key != "hash"}))
 
 
@@ -75,22 +95,31 @@ class AuditLog:
         self.path, self.actor, self._now = Path(path), actor, now
 
     def record(self, event: str, **facts: Any) -> str:
-        """Appends a line, makes sure that it is on the disk, and returns its hash, which is the log's new head.
+        """Appends a line and makes sure that it is on the disk.
 
-        A last line that a crash cut short is taken out first, and a line of its own says so.
+        A last line that a crash cut short is taken out first, and a line of its own (`LOG_RECOVERED`) says so.
+
+        Args:
+            event: what happened; one of the names in this module.
+            **facts: JSON values; nothing of a patient, no path.
+
+        Returns:
+            The line's hash, which is the log's new head.
 
         Raises:
             AuditError: the last line is damaged; nothing is appended to a broken chain.
             OSError: the file cannot be written; it is as it was.
         """
         with _locked(self.path), _appending(self.path) as descriptor:
-            last, cut = _mend(self.path, descriptor)
+            last, cut = _repair(self.path, descriptor)
             if cut:
-                last = self._append(descriptor, last, RECOVERED, {"bytes": len(cut), "sha256": hashlib.sha256(cut).hexdigest()})
+                last = self._append(
+                    descriptor, last, LOG_RECOVERED, {"bytes": len(cut), "sha256": hashlib.sha256(cut).hexdigest()}
+                )
             return self._append(descriptor, last, event, facts).hash
 
     def head(self) -> str | None:
-        """The hash of the last line, None of a log without one.
+        """Reads the hash of the last line; None of a log without one.
 
         Raises:
             AuditError: the last line is damaged.
@@ -113,7 +142,7 @@ class AuditLog:
 
 
 def read_entries(path: Path) -> list[AuditEntry]:
-    """The sound lines of a log, in their order; what is broken is left out, since `audit_report.verify` tells of it.
+    """Reads the sound lines of a log, in their order; broken ones are left out, since `verify_log` reports them.
 
     Raises:
         AuditError: the file cannot be read.
@@ -128,15 +157,64 @@ def read_entries(path: Path) -> list[AuditEntry]:
 
 
 def parse_line(line: bytes) -> AuditEntry | None:
-    """The entry that `line` stands for, or None if it is not the canonical form of a sound one."""
+    """Parses one line of a log; None if it is not the canonical form of a sound entry."""
     try:
         values = json.loads(line)
-        if not isinstance(values, dict) or set(values) != FIELDS:
+        if not isinstance(values, dict) or set(values) != ENTRY_FIELDS:
             return None
         entry = AuditEntry(**values)
         return entry if entry.line() == line and entry.is_sound() and isinstance(entry.sequence, int) else None
     except (ValueError, TypeError, RecursionError):
         return None
+
+
+def record_run_started(log: AuditLog, run: str, experiment: ExperimentConfig, app: str, *, resumed: bool = False) -> str:
+    """Logs that a run begins or goes on.
+
+    Args:
+        log: the coordinator's.
+        run: the run's token.
+        experiment: its name and its hash go into the line.
+        app: SHA-256 of the app bundle, in hexadecimal.
+        resumed: whether the run goes on from a checkpoint.
+
+    Returns:
+        The log's new head.
+
+    Raises:
+        AuditError, OSError: as `AuditLog.record`.
+    """
+    return log.record(RUN_STARTED, run=run, name=experiment.name, config=hash_experiment(experiment), app=app, resumed=resumed)
+
+
+def record_run_ended(log: AuditLog, run: str, status: str, rounds: int) -> str:
+    """Logs the end of a run.
+
+    Args:
+        log: the coordinator's.
+        run: the run's token.
+        status: `succeeded`, `failed` or `stopped`.
+        rounds: how many rounds were done.
+
+    Returns:
+        The log's new head.
+
+    Raises:
+        AuditError, OSError: as `AuditLog.record`.
+    """
+    return log.record(RUN_ENDED, run=run, status=status, rounds=rounds)
+
+
+def hash_experiment(experiment: ExperimentConfig) -> str:
+    """Computes the SHA-256 of an experiment, the same on both sides and independent of how its file was written."""
+    return hashlib.sha256(canonical(experiment.model_dump(mode="json"))).hexdigest()
+
+
+def hash_arrays(arrays: ModelArrays) -> str:
+    """Computes the SHA-256 of a model's weights: parameters, then statistics, as little-endian float32."""
+    digest = hashlib.sha256(arrays.parameters.astype("<f4").tobytes())
+    digest.update(arrays.statistics.astype("<f4").tobytes())
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -171,7 +249,7 @@ def _write(descriptor: int, line: bytes) -> None:
         raise
 
 
-def _mend(path: Path, descriptor: int) -> tuple[AuditEntry | None, bytes]:
+def _repair(path: Path, descriptor: int) -> tuple[AuditEntry | None, bytes]:
     """The last whole entry and what stood after it; a line that lacks nothing but its end is completed."""
     last, tail = _last_entry(path)
     if not tail:
@@ -204,7 +282,7 @@ def _read_end(path: Path) -> bytes:
     """The end of the file, with one whole line and what follows it at least, where it has one."""
     try:
         with path.open("rb") as file:
-            size, length = file.seek(0, os.SEEK_END), _BLOCK
+            size, length = file.seek(0, os.SEEK_END), _TAIL_BYTES
             while True:
                 file.seek(max(size - length, 0))
                 end = file.read()
@@ -213,35 +291,3 @@ def _read_end(path: Path) -> bytes:
                 length *= 4
     except FileNotFoundError:
         return b""
-
-
-REQUEST, ANSWER, REFUSAL, FAILURE = "request", "answer", "refusal", "failure"
-APP_APPROVED, APP_REVOKED = "app-approved", "app-revoked"
-SITE_STARTED, SITE_STOPPED = "site-started", "site-stopped"
-COMPARED, LABELS_TAKEN, RELEASE = "models-compared", "labels-taken", "release"
-RUN_STARTED, ROUND, RUN_ENDED = "run-started", "round", "run-ended"
-
-COORDINATOR = "coordinator"
-"""Actor of the coordinator's log."""
-
-
-def record_run_started(log: AuditLog, run: str, experiment: ExperimentConfig, app: str, *, resumed: bool = False) -> str:
-    """Notes that a run begins or goes on; `app` is the hash of the app bundle. Returns the head."""
-    return log.record(RUN_STARTED, run=run, name=experiment.name, config=hash_experiment(experiment), app=app, resumed=resumed)
-
-
-def record_run_ended(log: AuditLog, run: str, status: str, rounds: int) -> str:
-    """Notes how a run ended (`succeeded`, `failed` or `stopped`) and after how many rounds. Returns the head."""
-    return log.record(RUN_ENDED, run=run, status=status, rounds=rounds)
-
-
-def hash_experiment(experiment: ExperimentConfig) -> str:
-    """SHA-256 of an experiment, the same at both sides and independent of how its file was written."""
-    return hashlib.sha256(canonical(experiment.model_dump(mode="json"))).hexdigest()
-
-
-def hash_arrays(arrays: ModelArrays) -> str:
-    """SHA-256 of a model's weights: parameters, then statistics, as little-endian float32."""
-    digest = hashlib.sha256(arrays.parameters.astype("<f4").tobytes())
-    digest.update(arrays.statistics.astype("<f4").tobytes())
-    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What is wrong with an audit log: the first line that breaks the chain, how, and heads that another party knew and it lacks."""
+"""Verification of an audit log: the first line that breaks the chain, how it does, and heads that another party knows and the log lacks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pneumofed.common.errors import AuditError
 
 Damage = Literal["changed", "removed", "inserted", "reordered", "truncated"]
 
-SENTENCES: dict[Damage, str] = {
+DAMAGE_SENTENCES: dict[Damage, str] = {
     "changed": "it is not as it was written, or the line before it was replaced",
     "removed": "lines before it are missing",
     "inserted": "it does not belong here",
@@ -44,14 +44,21 @@ class AuditReport:
             return f"{self.path}: {self.lines} lines, unbroken, head {self.head or 'none'}"
         if self.missing_heads:
             return f"{self.path}: the known head {self.missing_heads[0]} is not among its {self.lines} lines: cut at the end or rewritten"
-        return f"{self.path}: broken at line {self.line} ({self.damage}): {SENTENCES[self.damage]}"
+        return f"{self.path}: broken at line {self.line} ({self.damage}): {DAMAGE_SENTENCES[self.damage]}"
 
 
 def verify_log(path: Path, heads: Sequence[str] = ()) -> AuditReport:
-    """Checks the chain of the log at `path`, and that each of `heads`, known from elsewhere, is the hash of one of its lines.
+    """Checks the chain of the log at `path`, and that each of `heads` is the hash of one of its lines.
 
     Law: of a sound log, any one line that is changed, removed, inserted or swapped with its neighbour makes the report not intact.
     Only a removed last line needs a head to be noticed.
+
+    Args:
+        path: the log.
+        heads: hashes that are known from elsewhere, such as those that the other party's log keeps (`anchors_in`).
+
+    Returns:
+        The report; a broken chain is a result and raises nothing.
 
     Raises:
         AuditError: the file is missing or cannot be read.
@@ -69,13 +76,24 @@ def verify_log(path: Path, heads: Sequence[str] = ()) -> AuditReport:
 
 
 def anchors_in(path: Path, actor: str) -> list[str]:
-    """The heads of `actor`'s log that the other party's log at `path` keeps (fact `heads`: {actor: head})."""
+    """Reads the heads of `actor`'s log that the other party's log keeps, in the fact `heads`: {actor: head}.
+
+    Args:
+        path: the other party's log; one that does not exist keeps none.
+        actor: whose heads.
+
+    Returns:
+        The heads, oldest first.
+
+    Raises:
+        AuditError: the file cannot be read.
+    """
     heads = (entry.facts.get("heads") for entry in read_entries(path))
     return [found[actor] for found in heads if isinstance(found, dict) and isinstance(found.get(actor), str)]
 
 
 def actor_of(path: Path) -> str | None:
-    """Who wrote the log at `path`."""
+    """Reads who wrote the log at `path`; None where it has no sound line."""
     return next((entry.actor for entry in read_entries(path)), None)
 
 

@@ -1,4 +1,4 @@
-"""The policy that a new site folder begins with: `SitePolicy` in its defaults, with a word on each rule for who edits it."""
+"""The policy that a new site folder begins with: `SitePolicy` in its defaults, with a comment on each rule for whoever edits it."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from pneumofed.common.ops.render import render
 
 
 def default_policy() -> str:
-    """The text of a new `policy.yaml`."""
+    """Writes the text of a new `policy.yaml`."""
     return render(__package__, "policy.yaml")

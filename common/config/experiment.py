@@ -1,12 +1,8 @@
-"""The one typed schema of a run: `ExperimentConfig`, public, sent to every site with each message.
+"""The configuration of a run, `ExperimentConfig`: typed, public, and sent to every site with each message.
 
-`common.config.parties` has what each party keeps to itself, `common.config.experiment` the sections on privacy. YAML files in
-`configs/` hold
-only what differs from the defaults; `common.config.reader` reads them.
-
-What all configurations are made of: the base of their sections, ranges of numbers, and the names that a setting may have.
-
-The sections of an experiment that protect patients and sites: noise at the sites, noise at the coordinator, and masks.
+It is made of sections (image, model, training, strategy, privacy, ...), each a `Section`: immutable, with unknown keys refused. The checks
+at the end of the file refuse settings that contradict one another across sections. What each party keeps to itself is in
+`common.config.parties`. YAML files in `configs/` hold only what differs from the defaults; `common.config.reader` reads them.
 """
 
 from __future__ import annotations
@@ -27,9 +23,9 @@ StrategyName = Literal[
     "fedavg", "fedprox", "fedavgm", "fedexp", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum", "multikrum"
 ]
 ROBUST: tuple[StrategyName, ...] = ("fedmedian", "fedtrimmedavg", "krum", "multikrum")
-"""They compare single updates, and none of them is the weighted mean."""
+"""Strategies that compare single updates; none of them is the weighted mean."""
 NEEDS_SINGLE_UPDATES: tuple[StrategyName, ...] = (*ROBUST, "fedexp")
-"""They cannot be had of a sum of updates; `fedexp` needs their lengths."""
+"""Strategies that a sum of updates is not enough for; `fedexp` needs their lengths."""
 UpdatePrecision = Literal["float32", "float16", "int8"]
 PrivacyUnit = Literal["image", "patient"]
 Withheld = Literal["data_report", "training_metrics", "validation_statistics"]
@@ -112,8 +108,7 @@ class SecureAggregationConfig(Section):
     """Most training images of one site; one that has more takes no part. Quantisation steps are proportional to it."""
     neighbours: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
     """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as
-    `common.secure_aggregation.masking` needs.
-    """
+    `common.secure_aggregation.masking` needs."""
     stage_timeout_sec: Positive = 60.0
     """Deadline of each step besides training and evaluation, in which sites exchange keys and shares. Each starts a process at a site;
     a simulation of hundreds of hospitals on one machine needs more, since they answer one after the other."""
@@ -156,21 +151,21 @@ class ModelConfig(Section):
     weight_standardization: bool = False
     """Convolutions use their filters with mean 0 and length 1 (Qiao et al. 2019); helps GroupNorm and private training."""
     scattering_scale: Annotated[int, Field(ge=1, le=6)] = 2
-    """Of `scattering` alone: octaves of wavelets. 2 gives 81 channels, 3 gives 217, which were no better under noise."""
+    """Of `scattering` only: octaves of wavelets. 2 gives 81 channels, 3 gives 217, which were no better under noise."""
     weights: Annotated[str, Field(min_length=1)] = "none"
     """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator), or the path of a local weights file or model bundle."""
     freeze: Literal["none", "head_only", "last_block"] = "none"
-    """What is trained: everything, the classifier alone, or the classifier and the last block."""
+    """What is trained: everything, only the classifier, or the classifier and the last block."""
     head_first_rounds: Annotated[int, Field(ge=0)] = 0
     """Two-phase schedule: so many rounds with `head_only`, then `freeze` with `fine_tune_factor` times the learning rate."""
     fine_tune_factor: Positive = 0.1
 
     def without_weights(self) -> ModelConfig:
-        """The same network with random first weights, for those who load all weights afterwards."""
+        """Copies the section with random first weights, for callers who load all weights afterwards."""
         return self.model_copy(update={"weights": "none"})
 
     def differences(self, other: ModelConfig) -> list[str]:
-        """In which settings that shape the network this differs from `other`: `name is 'resnet18', not 'resnet34'`."""
+        """Lists the settings that shape the network and differ from `other`: `name is 'resnet18', not 'resnet34'`."""
         shaping = ("name", "in_channels", "norm", "weight_standardization", "scattering_scale")
         pairs = ((key, getattr(self, key), getattr(other, key)) for key in shaping)
         return [f"{key} is {own!r}, not {others!r}" for key, own, others in pairs if own != others]
@@ -198,9 +193,9 @@ class TrainingConfig(Section):
     learning_rate: Positive = 1.0e-3
     weight_decay: NonNegative = 0.05
     momentum: Fraction = 0.9
-    """Of SGD alone."""
+    """Of SGD only."""
     adam_epsilon: Positive = 1.0e-8
-    """Of AdamW alone: what is added to the root of the mean square gradient that a step is divided by. AdamW takes steps of full length
+    """Of AdamW only: what is added to the root of the mean square gradient that a step is divided by. AdamW takes steps of full length
     whatever the gradient's size, also at a site with one class, whose gradients are next to nothing; an epsilon between the two sizes
     (1e-4 for ResNet18, docs/results.md) keeps such a site nearly still."""
     batch_size: Count = 32
@@ -221,23 +216,36 @@ class TrainingConfig(Section):
     """Share of each site's patients kept for validation."""
     split_seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     """Of the draw of these patients; unset it is the run's seed. A run that goes on from an earlier one's model keeps that one's, so that
-    no site judges on patients that the earlier model was trained on."""
+    no site evaluates on patients that the earlier model was trained on."""
     early_fraction: Fraction = 0.0
     """Progressive resizing: this share of the rounds, rounded up, trains on images of half the side (32 px at least), which costs a
     quarter; the last round always sees `image.size_px`. 0 trains at full size throughout, which is the default since early small rounds
-    cost AUROC on the Kaggle set (docs/results.md). All rounds are judged at full size, so that such ones look worse than they are."""
-
+    cost AUROC on the Kaggle set (docs/results.md). All rounds are evaluated at full size, so that such ones look worse than they are."""
     batch_statistics_fraction: Fraction = 1.0
     """In this share of the rounds, rounded up, BatchNorm normalises with each batch's own statistics. In the rest the averaged running
     statistics stand still and normalise in training too, so that sites with other mixes of classes train one and the same function
     (FixBN, Zhong et al. 2024, section 5)."""
 
     def fixes_statistics(self, round_number: int, rounds: int) -> bool:
-        """Whether BatchNorm's running statistics stand still in a round, counted from 1."""
+        """Decides whether BatchNorm's running statistics stand still in a round (`batch_statistics_fraction`).
+
+        Args:
+            round_number: the round, counted from 1.
+            rounds: all rounds of the run.
+        """
         return round_number > math.ceil(round(self.batch_statistics_fraction * rounds, 9))
 
     def size_in_round(self, round_number: int, rounds: int, size_px: int) -> int:
-        """Side in pixels of the training images in a round, counted from 1."""
+        """Computes the side in pixels of the training images in a round (`early_fraction`).
+
+        Args:
+            round_number: the round, counted from 1.
+            rounds: all rounds of the run.
+            size_px: the full side, `image.size_px`.
+
+        Returns:
+            Half of `size_px`, 32 at least, in an early round; `size_px` in the others, the last always among them.
+        """
         early = min(math.ceil(round(self.early_fraction * rounds, 9)), rounds - 1)
         return max(size_px // 2, 32) if round_number <= early else size_px
 
@@ -260,9 +268,9 @@ class StrategyConfig(Section):
     update_precision: UpdatePrecision = "float32"
     """Number type of an update on the wire; see `common.wire.update_encoding`."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Above 0 sites and coordinator judge, and the run keeps, the exponential moving average of the global weights over the rounds (after
-    Polyak and Juditsky 1992, who average all steps), while sites train on from the round's own weights. It evens out what one round's
-    draw of images and sites changes by chance; 0.7 looks back about three rounds."""
+    """Above 0 sites and coordinator evaluate, and the run keeps, the exponential moving average of the global weights over the rounds
+    (after Polyak and Juditsky 1992, who average all steps), while sites train on from the round's own weights. It evens out what one
+    round's draw of images and sites changes by chance; 0.7 looks back about three rounds."""
     max_update_norm_factor: Positive = 10.0
     """A reply whose update is longer than this many times the median update of its round is left out."""
     server_learning_rate: Positive | None = None
@@ -274,7 +282,7 @@ class StrategyConfig(Section):
     """Keeps the denominators of fedadam, fedyogi and fedexp from zero."""
     trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     malicious_sites: Annotated[int, Field(ge=0)] = 0
-    """f of Krum and Multi-Krum: how many sites may be hostile. Krum goes on with one site's update alone, which is a noisy model."""
+    """f of Krum and Multi-Krum: how many sites may be hostile. Krum goes on with only one site's update, which is a noisy model."""
 
     @property
     def replies_needed(self) -> int:
@@ -293,9 +301,9 @@ class EvaluationConfig(Section):
     """Central and federated evaluation."""
 
     every_rounds: Count = 1
-    """The central sets are judged after each so many rounds, and always after the last."""
+    """The central sets are evaluated after each so many rounds, and always after the last."""
     fraction_sites: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the sites that judge the new model on their validation patients after each round."""
+    """Share of the sites that evaluate the new model on their validation patients after each round."""
     bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 1000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     batch_size: Count = 64
@@ -334,8 +342,8 @@ class ExperimentConfig(Section):
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
     secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
     parent: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
-    """Digest of the model bundle that the run starts from, which `model.weights` then names. It tells the sites, and goes into every
-    hash of the experiment."""
+    """Digest of the model bundle that the run starts from, which `model.weights` then names. The sites read it here, and it goes into
+    every hash of the experiment."""
 
     @property
     def split_seed(self) -> int:

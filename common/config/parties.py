@@ -1,4 +1,4 @@
-"""What each party keeps to itself: the hospital's own configuration, connection and policy, and the coordinator's."""
+"""What each party keeps to itself: the hospital's own configuration, connection and policy, and the coordinator's configuration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ConnectionConfig(Section):
     """How a hospital reaches the coordinator (`connection.yaml` in the site folder). Relative paths are relative to that file."""
 
     coordinator: Annotated[str, Field(pattern=r"^[^\s/:]+:\d{1,5}$")]
-    """HOST:PORT of the coordinator's door."""
+    """HOST:PORT of the coordinator's gateway."""
     ca: str = "keys/ca.crt"
     """The federation's certificate authority (PEM), the only one that is trusted for this connection."""
     key: str = "keys/node"
@@ -41,13 +41,14 @@ class ConnectionConfig(Section):
     client_certificate: str | None = None
     """For mutual TLS at the coordinator's proxy: the site's certificate (PEM) for `client_key`."""
     client_key: str | None = None
+    """The private key (PEM) of `client_certificate`."""
 
 
 QuietHours = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 
 
 class SitePolicy(Section):
-    """What may run at one hospital (`policy.yaml` in the site folder). It is the hospital's alone and wins over every run.
+    """What may run at one hospital (`policy.yaml` in the site folder). Only the hospital sets it, and it wins over every run.
 
     A run outside it is refused before any data is read, and the refusal is recorded in the site's audit log.
     """
@@ -61,7 +62,7 @@ class SitePolicy(Section):
     models: list[ModelName] | None = None
     """Networks that a run may train; unset allows all."""
     min_patients: Annotated[int, Field(ge=1)] = 10
-    """With fewer training patients the site takes no part: an update over few patients tells much about each."""
+    """With fewer training patients the site takes no part: an update over few patients reveals much about each."""
     max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
     """Training rounds that are answered within 24 hours, over all runs."""
     max_epsilon: NonNegative | None = None
@@ -75,9 +76,8 @@ class SitePolicy(Section):
     min_unit: PrivacyUnit = "image"
     """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
     withhold: list[Withheld] = Field(default_factory=list)
-    """What never leaves this site, whatever a run asks for (see `client.federation.disclosure`): the report on its data (what
-    was found, left out
-    and why, of which class), the metrics of its training, the statistics of its validation. The run goes on without them."""
+    """What never leaves this site, whatever a run asks for (see `client.federation.disclosure`): the report on its data (what was
+    found, left out and why, of which class), the metrics of its training, the statistics of its validation. The run goes on without."""
     count_noise: Positive | None = None
     """Numbers of images leave with Gaussian noise of this deviation, for `min_unit` patient times the images of a patient. The ledger
     counts it, once for each state of the data. Unset they leave as they are. Under secure aggregation they are masked instead."""
@@ -88,7 +88,7 @@ class SitePolicy(Section):
 
 
 class CoordinatorConfig(Section):
-    """What the coordinator keeps to itself: its run folder and the held-out sets it judges the model on."""
+    """What the coordinator keeps to itself: its run folder and the held-out sets it evaluates the model on."""
 
     run_dir: str
     test_manifest: str | None = None

@@ -1,4 +1,4 @@
-"""Reads configurations: YAML files and overrides into the schemas of `common.config.experiment`, with errors that say what to mend."""
+"""Reads configurations: YAML files and overrides into the schemas of `common.config.experiment`, with errors that say what to fix."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _Loader.add_implicit_resolver(
 
 
 def parse_value(text: str) -> Any:
-    """The YAML value of `text`, e.g. `3` -> 3, `1e-5` -> 1e-05, `fedprox` -> 'fedprox'."""
+    """Reads `text` as a YAML value, e.g. `3` -> 3, `1e-5` -> 1e-05, `fedprox` -> 'fedprox'."""
     return yaml.load(text, Loader=_Loader)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in the YAML file `path`; an empty file is an empty mapping.
+    """Reads the mapping in the YAML file `path`; an empty file is an empty mapping.
 
     Raises:
         ConfigError: the file is missing, is no YAML, or holds something other than a mapping.
@@ -53,7 +53,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
-    """Puts `value` at the dotted `path` in the nested dictionary `values`, making sections on the way."""
+    """Puts `value` at the dotted `path` in the nested dictionary `values`, making sections on the way.
+
+    Args:
+        values: changed in place.
+        path: e.g. `training.learning_rate`.
+        value: takes the place of what is there.
+
+    Raises:
+        ConfigError: a part of `path` before the last names a value, not a section.
+    """
     *sections, key = path.split(".")
     for section in sections:
         child = values.setdefault(section, {})
@@ -64,7 +73,7 @@ def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    """Nested dictionary of overrides given as `section.key=value`.
+    """Reads overrides given as `section.key=value` into a nested dictionary.
 
     Raises:
         ConfigError: an override lacks its `=`.
@@ -79,7 +88,15 @@ def parse_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`base` with `changes` laid over it, section by section; neither is changed."""
+    """Lays `changes` over `base`, section by section; neither is changed.
+
+    Args:
+        base: nested values.
+        changes: nested values that win where both have a key; lists are replaced, not joined.
+
+    Returns:
+        A new dictionary.
+    """
     merged = dict(base)
     for key, value in changes.items():
         old = merged.get(key)
@@ -88,11 +105,15 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def build_config(schema: type[T], values: Mapping[str, Any], source: str = "configuration") -> T:
-    """A checked `schema` built from plain `values`.
+    """Checks plain `values` and builds a `schema` from them.
+
+    Args:
+        schema: the section to build, e.g. `ExperimentConfig`.
+        values: nested values as YAML gives them; keys that are left out take their defaults.
+        source: what the error begins with, such as the file's path.
 
     Raises:
-        ConfigError: each problem on its own line with the key's path, what was expected, what came, and for an unknown key the
-            nearest known one.
+        ConfigError: each problem with the key's path, what was expected, what came, and for an unknown key the nearest known one.
     """
     try:
         return schema.model_validate(dict(values))
@@ -102,13 +123,21 @@ def build_config(schema: type[T], values: Mapping[str, Any], source: str = "conf
 
 
 def load_experiment(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
-    """The experiment in the YAML file `path` (defaults alone if None) with nested `overrides` laid over it."""
+    """Reads an experiment from a YAML file and lays overrides over it.
+
+    Args:
+        path: the YAML file; None for the defaults only.
+        overrides: nested values, such as those of `parse_overrides`.
+
+    Raises:
+        ConfigError: the file cannot be read, or the values do not fit the schema.
+    """
     values = read_yaml(path) if path else {}
     return build_config(ExperimentConfig, merge(values, overrides or {}), str(path or "experiment"))
 
 
 def experiment_from_json(text: str) -> ExperimentConfig:
-    """The experiment that `ExperimentConfig.model_dump_json` wrote.
+    """Reads the experiment that `ExperimentConfig.model_dump_json` wrote.
 
     Raises:
         ConfigError: the text was written by another version of the schema or was altered.

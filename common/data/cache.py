@@ -1,14 +1,12 @@
-"""Decoded images, keyed by content and preprocessing, so that no image is decoded twice.
+"""Decoded images on disk, keyed by content and preprocessing, so that no image is decoded twice.
 
+`load_block` is the entry: it gives the decoded images of a manifest as a `Block`, from the disk or freshly decoded. `load_digests` gives
+the SHA-256 of the image files that the blocks are keyed by, and remembers them so that a later process need not read the files again.
 The cache folder may be deleted at any time.
-
-Blocks of decoded images on disk.
 
 A block is a set of images after one preprocessing, in two files: `NAME.pixels`, the bare uint8 [M, S, S], and `NAME.json`, which
 holds the digest of each row, the images that could not be decoded, and the CRC-32 of both. The index is written after the
 pixels and each file appears in one step, so a process that is stopped leaves nothing that could be taken for a block.
-
-SHA-256 of image files, remembered so that a later process need not read them again.
 """
 
 from __future__ import annotations
@@ -37,25 +35,46 @@ from pneumofed.common.imaging.images import fit_square, read_image
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+CACHE_FORMAT = 1
 """Part of every key; to be raised when decoding gives other pixels or the files change their layout."""
 
-_TASKS_PER_WORKER = 32
+_IMAGES_PER_WORKER = 32
 _LOG_EVERY_SEC = 10.0
+
+Pixels = NDArray[np.uint8]
+DecodeResult = Pixels | SkipReason
+"""A decoded image, uint8 [S, S], or why there is none."""
+
+_TRANSIENT = frozenset({SkipReason.MISSING, SkipReason.UNREADABLE})
+"""Not the fault of the content, so not remembered with it: the file may be there again the next time."""
+
+DigestMemo = dict[str, tuple[int, int, str]]
+"""(bytes, time of last change in ns, hexadecimal SHA-256) by absolute path."""
+
+_PATHS_PER_TASK = 64
 
 
 def load_block(wanted: Mapping[str, Path], image: ImageConfig, folder: Path, workers: int) -> Block:
-    """The decoded images whose digests and files are `wanted`, rows in that order; from the cache where it has them.
+    """Loads the decoded images of `wanted`, from the cache where it has them.
 
     Of several processes that want one block, one builds it and the others wait. A block that is damaged is built again. Images
     that another block holds are copied, not decoded; blocks that hold nothing beyond the new one are then removed. When the
     disk is full the images are kept in memory.
 
+    Args:
+        wanted: the file of each image by its SHA-256 (`load_digests`).
+        image: size and fit; another one means another block.
+        folder: the cache; made if missing.
+        workers: threads that decode; at least 1.
+
+    Returns:
+        A block whose rows are in the order of `wanted`, without those that cannot be decoded, which it names.
+
     Raises:
         DataError: the folder cannot be written for another reason than a full disk.
     """
-    store = folder / f"{image.size_px}px-{_key(str(FORMAT), image.model_dump_json())[:12]}"
-    index = store / f"{_key(*wanted)[:32]}.json"
+    store = folder / f"{image.size_px}px-{_hash_parts(str(CACHE_FORMAT), image.model_dump_json())[:12]}"
+    index = store / f"{_hash_parts(*wanted)[:32]}.json"
     block = read_block(index)
     if block is not None and _covers(block, wanted):
         return block
@@ -67,13 +86,156 @@ def load_block(wanted: Mapping[str, Path], image: ImageConfig, folder: Path, wor
 
 
 def decode_for_cache(path: Path, image: ImageConfig) -> Pixels:
-    """The image file as the model will see it: uint8 [S, S], rounded from [0, 1] to 0..255.
+    """Decodes an image file as the model will see it.
+
+    Args:
+        path: a DICOM, JPEG or PNG file.
+        image: size and fit.
+
+    Returns:
+        uint8 [S, S], rounded from [0, 1] to 0..255.
 
     Raises:
         ImageError: the file is no image that can be used.
     """
     pixels = fit_square(read_image(path).pixels, image.size_px, image.fit)
     return np.rint(pixels * 255.0).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Decoded images.
+
+    Attributes:
+        pixels: uint8 [M, S, S].
+        digests: of the image in each row.
+        refused: why an image has no row, by digest.
+        stored: whether the pixels are on disk rather than in this process's memory.
+    """
+
+    pixels: Pixels
+    digests: tuple[str, ...]
+    refused: Mapping[str, SkipReason]
+    stored: bool = True
+
+    def items(self) -> Iterator[tuple[str, DecodeResult]]:
+        """Iterates over (digest, result) of each image in the block: first the rows, then the refused ones."""
+        yield from zip(self.digests, self.pixels, strict=True)
+        yield from self.refused.items()
+
+
+def read_block(index: Path) -> Block | None:
+    """Reads the block whose index file is `index`, its pixels memory-mapped; None if it is missing, cannot be read or is damaged."""
+    try:
+        content = json.loads(index.read_bytes())
+        digests, size_px, checksum = tuple(content["digests"]), int(content["size_px"]), int(content["crc32"])
+        refused = {digest: SkipReason[name] for digest, name in content["refused"].items()}
+        pixels = _map_pixels(index.with_suffix(".pixels"), len(digests), size_px)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        log.warning("cached images %s are damaged; they are decoded again", index.stem)
+        return None
+    if _block_checksum(zlib.crc32(pixels.data), digests, refused) != checksum:
+        log.warning("cached images %s have a wrong checksum; they are decoded again", index.stem)
+        return None
+    return Block(pixels, digests, refused)
+
+
+def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count: int, size_px: int) -> Block:
+    """Writes the block of `results` as they come and opens it memory-mapped.
+
+    The pixels are written as a stream, never through a mapping: on a full disk the one raises an error, the other kills the
+    process.
+
+    Args:
+        index: the block's `NAME.json`, in a folder that exists.
+        results: (digest, uint8 [size_px, size_px] or the reason why there is none) of each image.
+        count: images in `results` at most, for a first look at the free space.
+        size_px: side of the images.
+
+    Returns:
+        The block. Reasons that may pass, such as a missing file, are in it but not on the disk.
+
+    Raises:
+        OSError: a file cannot be written; nothing of the block stays.
+    """
+    if shutil.disk_usage(index.parent).free < count * size_px**2:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    digests: list[str] = []
+    refused: dict[str, SkipReason] = {}
+    checksum = 0
+    with atomic_write(index.with_suffix(".pixels")) as file:
+        for digest, result in results:
+            if isinstance(result, SkipReason):
+                refused[digest] = result
+                continue
+            digests.append(digest)
+            checksum = zlib.crc32(result.tobytes(), checksum)
+            file.write(result.tobytes())
+    lasting = {digest: reason for digest, reason in refused.items() if reason not in _TRANSIENT}
+    content = {
+        "size_px": size_px,
+        "crc32": _block_checksum(checksum, digests, lasting),
+        "digests": digests,
+        "refused": {digest: reason.name for digest, reason in lasting.items()},
+    }
+    with atomic_write(index) as file:
+        file.write(json.dumps(content).encode())
+    return Block(_map_pixels(index.with_suffix(".pixels"), len(digests), size_px), tuple(digests), refused)
+
+
+def gather_block(results: Iterable[tuple[str, DecodeResult]], count: int, size_px: int) -> Block:
+    """Gathers `results` into a block in memory.
+
+    Args:
+        results: (digest, uint8 [size_px, size_px] or the reason why there is none) of each image.
+        count: images in `results` at most; memory is taken for so many.
+        size_px: side of the images.
+    """
+    pixels = np.empty((count, size_px, size_px), dtype=np.uint8)
+    digests: list[str] = []
+    refused: dict[str, SkipReason] = {}
+    for digest, result in results:
+        if isinstance(result, SkipReason):
+            refused[digest] = result
+        else:
+            pixels[len(digests)] = result
+            digests.append(digest)
+    return Block(pixels[: len(digests)], tuple(digests), refused, stored=False)
+
+
+def remove_block(index: Path) -> None:
+    """Removes a block; a process that has it mapped keeps it."""
+    for file in (index, index.with_suffix(".pixels")):
+        file.unlink(missing_ok=True)
+
+
+def load_digests(paths: Sequence[Path], folder: Path, workers: int) -> list[str | SkipReason]:
+    """Computes the SHA-256 of each file, or looks it up.
+
+    A file is read only if the memo in `folder` does not know its path with its present size and time of last change.
+
+    Args:
+        paths: image files; relative ones are taken from the current folder.
+        folder: the cache, which keeps the memo; made if missing.
+        workers: threads that read; at least 1.
+
+    Returns:
+        For each path, in order, the hexadecimal digest or the reason why it has none.
+
+    Raises:
+        DataError: `folder` cannot be made or written. A full disk is no error: the files are read again the next time.
+    """
+    memo_file = _memo_file(folder)
+    memo = memo_file.read()
+    with ThreadPoolExecutor(workers) as pool:
+        chunks = pool.map(lambda chunk: [_file_digest(path, memo) for path in chunk], _chunks(paths))
+        results = [result for chunk in chunks for result in chunk]
+    new = {path: entry for path, entry in results if not isinstance(entry, SkipReason) and memo.get(path) != entry}
+    if new:
+        _extend_memo(new, memo_file)
+    return [entry if isinstance(entry, SkipReason) else entry[2] for _, entry in results]
 
 
 def _build(index: Path, wanted: Mapping[str, Path], image: ImageConfig, workers: int) -> Block:
@@ -98,22 +260,22 @@ def _covers(block: Block, wanted: Mapping[str, Path]) -> bool:
 
 
 def _remove_leftovers(store: Path) -> None:
-    """Removes what killed processes left half-written; to be called by the lock's holder alone."""
+    """Removes what killed processes left half-written; only the lock's holder may call it."""
     for temporary in store.glob(".*"):
         temporary.unlink(missing_ok=True)
 
 
 def _decode_all(
-    wanted: Mapping[str, Path], known: Mapping[str, Result], image: ImageConfig, workers: int
-) -> Iterator[tuple[str, Result]]:
+    wanted: Mapping[str, Path], known: Mapping[str, DecodeResult], image: ImageConfig, workers: int
+) -> Iterator[tuple[str, DecodeResult]]:
     """(digest, result) of each of `wanted`, in order, from `known` or decoded by `workers` threads, a few images ahead."""
 
-    def result(item: tuple[str, Path]) -> tuple[str, Result]:
+    def result(item: tuple[str, Path]) -> tuple[str, DecodeResult]:
         digest, path = item
         return digest, known[digest] if digest in known else _try_decode(path, image)
 
     items = list(wanted.items())
-    step = workers * _TASKS_PER_WORKER
+    step = workers * _IMAGES_PER_WORKER
     logged = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(items), step):
@@ -123,172 +285,45 @@ def _decode_all(
                 log.info("decoded %d of %d images", start, len(items))
 
 
-def _try_decode(path: Path, image: ImageConfig) -> Result:
+def _try_decode(path: Path, image: ImageConfig) -> DecodeResult:
     try:
         return decode_for_cache(path, image)
     except ImageError as error:
         return error.reason
 
 
-def _key(*parts: str) -> str:
+def _hash_parts(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-Pixels = NDArray[np.uint8]
-Result = Pixels | SkipReason
-"""A decoded image, uint8 [S, S], or why there is none."""
-
-_TRANSIENT = frozenset({SkipReason.MISSING, SkipReason.UNREADABLE})
-"""Not the fault of the content, so not remembered with it: the file may be there again the next time."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """Decoded images.
-
-    Attributes:
-        pixels: uint8 [M, S, S].
-        digests: of the image in each row.
-        refused: why an image has no row, by digest.
-        stored: whether the pixels are on disk rather than in this process's memory.
-    """
-
-    pixels: Pixels
-    digests: tuple[str, ...]
-    refused: Mapping[str, SkipReason]
-    stored: bool = True
-
-    def items(self) -> Iterator[tuple[str, Result]]:
-        """(digest, result) of each image in the block."""
-        yield from zip(self.digests, self.pixels, strict=True)
-        yield from self.refused.items()
-
-
-def read_block(index: Path) -> Block | None:
-    """The block whose index file is `index`, its pixels memory-mapped; None if it is not there, cannot be read or is damaged."""
-    try:
-        content = json.loads(index.read_bytes())
-        digests, size_px, checksum = tuple(content["digests"]), int(content["size_px"]), int(content["crc32"])
-        refused = {digest: SkipReason[name] for digest, name in content["refused"].items()}
-        pixels = _map(index.with_suffix(".pixels"), len(digests), size_px)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        log.warning("cached images %s are damaged; they are decoded again", index.stem)
-        return None
-    if _checksum(zlib.crc32(pixels.data), digests, refused) != checksum:
-        log.warning("cached images %s have a wrong checksum; they are decoded again", index.stem)
-        return None
-    return Block(pixels, digests, refused)
-
-
-def write_block(index: Path, results: Iterable[tuple[str, Result]], count: int, size_px: int) -> Block:
-    """Writes the block of `results` (at most `count` images) as they come and gives it back memory-mapped.
-
-    The pixels are written as a stream, never through a mapping: on a full disk the one raises an error, the other kills the
-    process.
-
-    Raises:
-        OSError: a file cannot be written; nothing of the block stays.
-    """
-    if shutil.disk_usage(index.parent).free < count * size_px**2:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    digests: list[str] = []
-    refused: dict[str, SkipReason] = {}
-    checksum = 0
-    with atomic_write(index.with_suffix(".pixels")) as file:
-        for digest, result in results:
-            if isinstance(result, SkipReason):
-                refused[digest] = result
-                continue
-            digests.append(digest)
-            checksum = zlib.crc32(result.tobytes(), checksum)
-            file.write(result.tobytes())
-    lasting = {digest: reason for digest, reason in refused.items() if reason not in _TRANSIENT}
-    content = {
-        "size_px": size_px,
-        "crc32": _checksum(checksum, digests, lasting),
-        "digests": digests,
-        "refused": {digest: reason.name for digest, reason in lasting.items()},
-    }
-    with atomic_write(index) as file:
-        file.write(json.dumps(content).encode())
-    return Block(_map(index.with_suffix(".pixels"), len(digests), size_px), tuple(digests), refused)
-
-
-def gather_block(results: Iterable[tuple[str, Result]], count: int, size_px: int) -> Block:
-    """The block of `results` (at most `count` images) in memory."""
-    pixels = np.empty((count, size_px, size_px), dtype=np.uint8)
-    digests: list[str] = []
-    refused: dict[str, SkipReason] = {}
-    for digest, result in results:
-        if isinstance(result, SkipReason):
-            refused[digest] = result
-        else:
-            pixels[len(digests)] = result
-            digests.append(digest)
-    return Block(pixels[: len(digests)], tuple(digests), refused, stored=False)
-
-
-def remove_block(index: Path) -> None:
-    """Removes a block; a process that has it mapped keeps it."""
-    for file in (index, index.with_suffix(".pixels")):
-        file.unlink(missing_ok=True)
-
-
-def _checksum(of_pixels: int, digests: Sequence[str], refused: Mapping[str, SkipReason]) -> int:
+def _block_checksum(of_pixels: int, digests: Sequence[str], refused: Mapping[str, SkipReason]) -> int:
     """CRC-32 of the pixels and of what the index says about them."""
     said = json.dumps([*digests, *((digest, reason.name) for digest, reason in refused.items())])
     return zlib.crc32(said.encode(), of_pixels)
 
 
-def _map(file: Path, count: int, size_px: int) -> Pixels:
+def _map_pixels(file: Path, count: int, size_px: int) -> Pixels:
     shape = (count, size_px, size_px)
     if file.stat().st_size != count * size_px**2:
         raise ValueError("the file's size does not fit its index")
     return np.memmap(file, dtype=np.uint8, mode="r", shape=shape) if count else np.empty(shape, dtype=np.uint8)
 
 
-Memo = dict[str, tuple[int, int, str]]
-"""(bytes, time of last change in ns, hexadecimal SHA-256) by absolute path."""
-
-_CHUNK = 64
-
-
-def load_digests(paths: Sequence[Path], folder: Path, workers: int) -> list[str | SkipReason]:
-    """The hexadecimal SHA-256 of each file, or why it has none.
-
-    A file is read only if the memo in `folder` does not know its path with its present size and time of last change.
-
-    Raises:
-        DataError: `folder` cannot be made or written. A full disk is no error: the files are read again the next time.
-    """
-    memo_file = _memo_file(folder)
-    memo = memo_file.read()
-    with ThreadPoolExecutor(workers) as pool:
-        chunks = pool.map(lambda chunk: [_digest(path, memo) for path in chunk], _chunks(paths))
-        results = [result for chunk in chunks for result in chunk]
-    new = {path: entry for path, entry in results if not isinstance(entry, SkipReason) and memo.get(path) != entry}
-    if new:
-        _extend_memo(new, memo_file)
-    return [entry if isinstance(entry, SkipReason) else entry[2] for _, entry in results]
-
-
 def _chunks(paths: Sequence[Path]) -> Iterator[list[str]]:
     """Absolute paths, some at a time: to hand a thread one path costs more than to look it up."""
-    for start in range(0, len(paths), _CHUNK):
-        yield [os.path.abspath(path) for path in paths[start : start + _CHUNK]]  # noqa: PTH100 - resolve() follows links
+    for start in range(0, len(paths), _PATHS_PER_TASK):
+        yield [os.path.abspath(path) for path in paths[start : start + _PATHS_PER_TASK]]  # noqa: PTH100 - resolve() follows links
 
 
-def _memo_file(folder: Path) -> StateFile[Memo]:
-    def parse(content: bytes) -> Memo:
+def _memo_file(folder: Path) -> StateFile[DigestMemo]:
+    def parse(content: bytes) -> DigestMemo:
         known = json.loads(content)
         return {path: (int(size), int(mtime_ns), str(digest)) for path, (size, mtime_ns, digest) in known.items()}
 
     return StateFile(folder / "digests.json", "the memo of file digests", parse, {}, "all files are read again")
 
 
-def _extend_memo(new: Memo, file: StateFile[Memo]) -> None:
+def _extend_memo(new: DigestMemo, file: StateFile[DigestMemo]) -> None:
     try:
         with file.locked() as memo:
             file.write(memo | new)
@@ -296,9 +331,9 @@ def _extend_memo(new: Memo, file: StateFile[Memo]) -> None:
         pass_if_disk_full(error, file.path.parent)
 
 
-def _digest(path: str, memo: Memo) -> tuple[str, tuple[int, int, str] | SkipReason]:
+def _file_digest(path: str, memo: DigestMemo) -> tuple[str, tuple[int, int, str] | SkipReason]:
     try:
-        status = _status(path)
+        status = _file_status(path)
         known = memo.get(path)
         if known and known[:2] == (status.st_size, status.st_mtime_ns):
             return path, known
@@ -312,7 +347,7 @@ def _digest(path: str, memo: Memo) -> tuple[str, tuple[int, int, str] | SkipReas
         return path, SkipReason.UNREADABLE
 
 
-def _status(path: str) -> os.stat_result:
+def _file_status(path: str) -> os.stat_result:
     status = Path(path).stat()
     if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
         raise ImageError(SkipReason.UNREADABLE)

@@ -19,7 +19,7 @@ from pneumofed.common.data.report import DataReport, DataWarning
 from pneumofed.common.errors import EmptySiteError, SkipReason
 from pneumofed.common.files import atomic_write, pass_if_disk_full
 
-SKIPPED = "skipped.csv"
+SKIPPED_FILE = "skipped.csv"
 """Beside the cache: which images were left out, and why. It names files, so it stays at its site."""
 
 
@@ -35,7 +35,7 @@ class Dataset:
         labels: int64 [N], positions in the task's classes.
         patients: of each image.
         digests: hexadecimal SHA-256 of each image file.
-        report: what became of the manifest's images.
+        report: counts of the manifest's images: found, used, left out and why.
     """
 
     pixels: Pixels
@@ -48,7 +48,7 @@ class Dataset:
         return len(self.labels)
 
     def subset(self, index: Sequence[int] | NDArray[np.int64]) -> Dataset:
-        """The images at the positions `index`, copied to memory, in that order; the report stays that of the whole."""
+        """Copies the images at the positions `index` to memory, in that order; the report stays that of the whole."""
         rows = np.asarray(index, dtype=np.int64)
         patients = tuple(self.patients[row] for row in rows)
         return Dataset(self.pixels[rows], self.labels[rows], patients, tuple(self.digests[row] for row in rows), self.report)
@@ -57,7 +57,7 @@ class Dataset:
 def load_dataset(
     manifest: Manifest, task: TaskName, image: ImageConfig, cache_dir: Path, *, workers: int = 1, keep_duplicates: bool = False
 ) -> Dataset:
-    """The images of `manifest` that have a class in `task`, in its order, decoded through the cache in `cache_dir`.
+    """Loads the images of `manifest` that have a class in `task`, in its order, decoded through the cache in `cache_dir`.
 
     An image that cannot be used is left out and counted, and named with the reason in `cache_dir/skipped.csv`, which stays at the
     site. An image whose file content came before is left out as a duplicate. The same files give the same dataset and report
@@ -171,7 +171,7 @@ def _write_skipped(reasons: Sequence[SkipReason | None], manifest: Manifest, cac
     writer.writerows((record.path, reason.value) for record, reason in zip(manifest.records, reasons, strict=True) if reason)
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic_write(cache_dir / SKIPPED) as file:
+        with atomic_write(cache_dir / SKIPPED_FILE) as file:
             file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
     except OSError as error:
         pass_if_disk_full(error, cache_dir)
@@ -181,4 +181,4 @@ def _explain(report: DataReport, cache_dir: Path) -> str:
     if not report.found:
         return "the manifest is empty"
     counts = ", ".join(f"{reason.value} ({count})" for reason, count in sorted(report.skipped.items()))
-    return f"{counts}; each is named in {cache_dir / SKIPPED}"
+    return f"{counts}; each is named in {cache_dir / SKIPPED_FILE}"

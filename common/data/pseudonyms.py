@@ -29,20 +29,20 @@ class Pseudonyms:
     key: bytes = field(repr=False)
 
     def patient(self, patient_id: str) -> str:
-        """`P` and 24 hexadecimal digits, for Patient ID (0010,0020)."""
+        """Computes `P` and 24 hexadecimal digits for a Patient ID (0010,0020)."""
         return "P" + self._digest("patient", patient_id).hex()[:24]
 
     @staticmethod
     def is_pseudonym(text: str) -> bool:
-        """Whether `text` has the form of a patient's pseudonym."""
+        """Checks whether `text` has the form of a patient's pseudonym."""
         return re.fullmatch(r"P[0-9a-f]{24}", text) is not None
 
     def accession(self, number: str) -> str:
-        """`A` and 15 hexadecimal digits, for Accession Number (0008,0050), which has 16 characters (PS3.5, 6.2: SH)."""
+        """Computes `A` and 15 hexadecimal digits for an Accession Number (0008,0050), which has 16 characters (PS3.5, 6.2: SH)."""
         return "A" + self._digest("accession", number).hex()[:15]
 
     def uid(self, uid: str) -> str:
-        """A unique identifier below 2.25, made of a UUID (PS3.5, B.2) of version 8, which is free to fill (RFC 9562, 5.8)."""
+        """Computes a unique identifier below 2.25, made of a UUID (PS3.5, B.2) of version 8, which is free to fill (RFC 9562, 5.8)."""
         bits = int.from_bytes(self._digest("uid", uid)[:16], "big")
         bits = bits & ~(0xF << 76) & ~(0x3 << 62) | (0x8 << 76) | (0x2 << 62)
         return f"2.25.{uuid.UUID(int=bits).int}"
@@ -54,7 +54,7 @@ class Pseudonyms:
 
 
 def load_pseudonyms(folder: Path) -> Pseudonyms:
-    """The site's pseudonyms, with the key in `folder`, which is drawn at the first call.
+    """Loads the site's pseudonyms, with the key in `folder`, which is drawn at the first call.
 
     Raises:
         ConfigError: the key cannot be read or written, is damaged, or others may read it.

@@ -1,4 +1,4 @@
-"""What became of a party's images: found, used, and left out with the reason. Counts alone may leave the site."""
+"""The data report of a party: how many images were found, used, and left out for which reason. Only counts may leave the site."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class DataReport:
         )
 
     def then(self, later: DataReport) -> DataReport:
-        """The report of two steps in a row, where `later` was given what this one left (`later.found == self.used`)."""
+        """Joins the reports of two steps in a row, where `later` was given what this one left (`later.found == self.used`)."""
         return DataReport(
             found=self.found,
             used=later.used,
@@ -67,7 +67,7 @@ class DataReport:
         )
 
     def public(self) -> dict[str, Any]:
-        """Counts and fixed sentences alone, as plain JSON values: what may leave the site."""
+        """Writes what may leave the site as plain JSON values: counts and fixed sentences only."""
         return {
             "found": self.found,
             "used": self.used,

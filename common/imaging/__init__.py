@@ -1,1 +1,1 @@
-"""Radiographs as greyscale arrays: the one door to pydicom, its decoders and Pillow."""
+"""Radiographs as greyscale arrays: reading of DICOM, JPEG and PNG, scaling, and augmentation."""

@@ -56,7 +56,7 @@ class AugmentationParameters:
 
 
 def draw_parameters(n: int, cfg: AugmentationConfig, generator: torch.Generator) -> AugmentationParameters:
-    """Parameters for `n` images, each uniform in the range that `cfg` gives; pure in the generator's state.
+    """Draws parameters for `n` images, each uniform in the range that `cfg` gives; pure in the generator's state.
 
     Rotation, shift and brightness lie in [-range, range], scale and contrast in [1 - range, 1 + range], the noise's standard
     deviation in [0, noise_std]. As many numbers are drawn whatever the ranges, so that switching one transform off leaves the
@@ -82,7 +82,7 @@ def draw_parameters(n: int, cfg: AugmentationConfig, generator: torch.Generator)
 
 
 def augment(images: Tensor, parameters: AugmentationParameters) -> Tensor:
-    """`images` mirrored, moved, changed in contrast and brightness, and made noisy, in this order; deterministic.
+    """Mirrors and moves `images`, changes contrast and brightness, and adds noise, in this order; deterministic.
 
     What moves in from outside is black. A step that is off for all images (angle 0 and scale 1, ...) is left out, so that images
     come back bit for bit where everything is off. The noise is drawn on the device of `images`, each kind of which draws its own.
@@ -101,17 +101,24 @@ def augment(images: Tensor, parameters: AugmentationParameters) -> Tensor:
 
 
 def to_model_input(pixels: np.ndarray | Tensor) -> Tensor:
-    """float32 [N, 1, S, S] in [0, 1] of uint8 `pixels` [N, S, S]; always a copy."""
+    """Converts uint8 `pixels` [N, S, S] to float32 [N, 1, S, S] in [0, 1]; always a copy."""
     if isinstance(pixels, Tensor):
         return pixels.to(torch.float32, copy=True).div_(255.0).unsqueeze(1)
     return torch.from_numpy(np.array(pixels, dtype=np.float32)).div_(255.0).unsqueeze(1)
 
 
 def normalize(images: Tensor, in_channels: int) -> Tensor:
-    """The network's input, float32 [N, in_channels, S, S] of about zero mean and unit deviation; `images` [N, 1, S, S] in [0, 1].
+    """Normalises images to about zero mean and unit deviation, as the network expects them.
 
     With one channel the grey constants are used; with three the image is repeated and each copy takes ImageNet's constants of its
     colour, as torchvision's weights expect.
+
+    Args:
+        images: float32 [N, 1, S, S] in [0, 1].
+        in_channels: of the network, 1 or 3.
+
+    Returns:
+        float32 [N, in_channels, S, S], on the device of `images`.
     """
     if in_channels == 1:
         return (images - GREY_MEAN) / GREY_STD

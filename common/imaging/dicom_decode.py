@@ -1,9 +1,8 @@
-"""The greyscale pipeline of DICOM (PS3.4, N.2): stored value, modality LUT or rescale, VOI LUT or window, inversion.
+"""Decodes a DICOM radiograph to display values: stored value, modality LUT or rescale, VOI LUT or window, inversion (PS3.4, N.2).
 
-The grey value formulas of DICOM (PS3.3, C.11) on float64 [N] arrays of distinct pixel values.
-
-An image of up to 16 bits holds at most 65,536 distinct values, so each step runs on those in double precision, and the image
-itself is mapped once through the table that results.
+`decode_dicom` is the entry; `encode_dataset` gives an image in memory the form of a file. The grey value formulas (PS3.3, C.11) are
+`LookupTable`, `apply_window` and `stretch`. An image of up to 16 bits holds at most 65,536 distinct values, so each formula runs on those,
+as float64 [N], and the image itself is mapped once through the table that results (`find_codes`, `map_codes`).
 """
 
 from __future__ import annotations
@@ -25,12 +24,25 @@ from pneumofed.common.imaging.types import Image, ImageInfo, Window
 LUNG_WINDOW = Window(center=-600.0, width=1500.0)
 """The usual lung window in Hounsfield units, for a CT image that has none of its own."""
 
+CODE_COUNT = 2**16
+"""Distinct values that 16 bits can hold."""
+_BLOCK_PIXELS = 2**20
+"""Pixels that are mapped at once."""
+VoiFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+
 
 def decode_dicom(data: bytes, window: Window | None = None) -> Image:
-    """The radiograph in `data`, the bytes of a DICOM file.
+    """Decodes the radiograph in a DICOM file.
 
     With no `window`, the file's first VOI LUT is used, else its first window, else `LUNG_WINDOW` for CT, else the whole range
     of values that occur. Pixels that the file calls padding become black and do not count for that range.
+
+    Args:
+        data: the bytes of the file, with or without preamble.
+        window: takes the place of the file's own window or VOI LUT; in Hounsfield units for CT.
+
+    Returns:
+        The image, `pixels` float32 [H, W] in [0, 1].
 
     Raises:
         ImageError: the file cannot be used. On damaged bytes pydicom and the decoders may raise any other exception, which
@@ -43,13 +55,13 @@ def decode_dicom(data: bytes, window: Window | None = None) -> Image:
     tissue = occurring[~_is_padding(dataset, layout, layout.values_of(occurring))]
     grey, used = _grey_values(dataset, layout.values_of(tissue), window)
     inverted = _is_inverted(dataset, layout)
-    table = np.zeros(CODES, np.float32)
+    table = np.zeros(CODE_COUNT, np.float32)
     table[tissue] = 1 - grey if inverted else grey
     return Image(map_codes(codes, table), _describe(dataset, layout, used, inverted))
 
 
 def encode_dataset(dataset: Dataset) -> bytes:
-    """The content of a DICOM file with `dataset`: an image in memory is read the way of a file, with the same checks.
+    """Encodes `dataset` as a DICOM file, so that an image in memory is read as a file is, with the same checks.
 
     Raises:
         ArgumentError: it does not say how its pixels are encoded.
@@ -63,6 +75,109 @@ def encode_dataset(dataset: Dataset) -> bytes:
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=False)
     return buffer.getvalue()
+
+
+def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> LookupTable | None:
+    """Reads the first item of a LUT sequence (PS3.3, C.11.1.1.1).
+
+    Args:
+        dataset: the file's tags.
+        keyword: `ModalityLUTSequence` or `VOILUTSequence`.
+        inputs: the values that it will be applied to, float64 [N]; negative ones decide how an unsigned first value is read.
+
+    Returns:
+        The table; None where there is none or it is malformed.
+    """
+    items = value_of(dataset, keyword)
+    descriptor = numbers_of(items[0], "LUTDescriptor") if items else []
+    if len(descriptor) != 3 or any(map(math.isnan, descriptor)):
+        return None
+    count, first, bits = (int(number) for number in descriptor)
+    count = count % CODE_COUNT or CODE_COUNT  # 0 stands for 65536
+    if first >= CODE_COUNT // 2 and inputs.min() < 0:
+        first -= CODE_COUNT  # a negative number in an unsigned tag
+    word = "<u2" if dataset.original_encoding[1] else ">u2"
+    entries = _lut_entries(value_of(items[0], "LUTData"), word, 2 * count if bits <= 8 else 0)[:count]
+    return LookupTable(first, entries, min(max(bits, 8), 16)) if entries.size and np.isfinite(entries).all() else None
+
+
+@dataclass(frozen=True)
+class LookupTable:
+    """A Modality or VOI LUT (PS3.3, C.11.1.1 and C.11.2.1.1).
+
+    Attributes:
+        first: the input value that maps to the first entry; LUT Descriptor (0028,3002), second value.
+        entries: LUT Data (0028,3006), float64 [at least 1].
+        bits: bits of an entry; LUT Descriptor, third value.
+    """
+
+    first: int
+    entries: np.ndarray
+    bits: int
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Looks up the entry of each of `values`; the first or last entry for values outside of the table."""
+        index = np.clip(np.rint(values - self.first), 0, len(self.entries) - 1)
+        return self.entries[index.astype(np.int64)]
+
+    @property
+    def full_scale(self) -> float:
+        """The entry that is shown white: 2^bits - 1, or the largest entry where a file declares too few bits."""
+        return max(2.0**self.bits - 1, float(self.entries.max()))
+
+
+def apply_window(values: np.ndarray, window: Window, function: VoiFunction = "LINEAR") -> np.ndarray:
+    """Maps values through a window to [0, 1], with y_min = 0 and y_max = 1 (PS3.3, C.11.2.1.2.1 and C.11.2.1.3).
+
+    LINEAR is defined for widths of at least 1; a narrower one is read as LINEAR_EXACT.
+
+    Args:
+        values: float64 [N], in the window's units.
+        window: center and width.
+        function: VOI LUT Function (0028,1056).
+
+    Returns:
+        float64 [N] in [0, 1].
+    """
+    offset = values - window.center
+    if function == "SIGMOID":
+        # The exponent is cut where the result rounds to 0 or 1, so that exp cannot overflow.
+        return 1 / (1 + np.exp(np.clip(-4 * offset / window.width, -700, 700)))
+    if function == "LINEAR" and window.width >= 1:
+        if window.width == 1:
+            return (offset > -0.5).astype(np.float64)
+        return np.clip((offset + 0.5) / (window.width - 1) + 0.5, 0, 1)
+    return np.clip(offset / window.width + 0.5, 0, 1)
+
+
+def stretch(values: np.ndarray) -> np.ndarray:
+    """Scales `values`, of which at least two differ, so that the least is 0 and the greatest 1."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low)
+
+
+def find_codes(codes: np.ndarray) -> np.ndarray:
+    """Finds the distinct values in `codes` uint16 [H, W]: int64 [N], ascending."""
+    counts = np.zeros(CODE_COUNT, np.int64)
+    for block in _blocks(codes):
+        counts += np.bincount(codes[block].ravel(), minlength=CODE_COUNT)
+    return np.flatnonzero(counts)
+
+
+def map_codes(codes: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Maps each pixel through a table.
+
+    Args:
+        codes: uint16 [H, W].
+        table: float32 [65536], by code.
+
+    Returns:
+        float32 [H, W].
+    """
+    mapped = np.empty(codes.shape, np.float32)
+    for block in _blocks(codes):
+        mapped[block] = table[codes[block]]
+    return mapped
 
 
 def _is_inverted(dataset: Dataset, layout: PixelLayout) -> bool:
@@ -135,21 +250,6 @@ def _voi_function(dataset: Dataset) -> VoiFunction:
     return functions.get(code_of(dataset, "VOILUTFunction"), "LINEAR")
 
 
-def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> LookupTable | None:
-    """The first item of a LUT sequence for `inputs`; None where there is none or it is malformed (PS3.3, C.11.1.1.1)."""
-    items = value_of(dataset, keyword)
-    descriptor = numbers_of(items[0], "LUTDescriptor") if items else []
-    if len(descriptor) != 3 or any(map(math.isnan, descriptor)):
-        return None
-    count, first, bits = (int(number) for number in descriptor)
-    count = count % CODES or CODES  # 0 stands for 65536
-    if first >= CODES // 2 and inputs.min() < 0:
-        first -= CODES  # a negative number in an unsigned tag
-    word = "<u2" if dataset.original_encoding[1] else ">u2"
-    entries = _lut_entries(value_of(items[0], "LUTData"), word, 2 * count if bits <= 8 else 0)[:count]
-    return LookupTable(first, entries, min(max(bits, 8), 16)) if entries.size and np.isfinite(entries).all() else None
-
-
 def _lut_entries(data: Any, word: str, min_bytes: int) -> np.ndarray:
     """LUT Data (0028,3006) as float64: numbers (VR US), or bytes (VR OW) with an entry in each `word`.
 
@@ -181,74 +281,6 @@ def _describe(dataset: Dataset, layout: PixelLayout, window: Window | None, inve
         window=window,
         inverted=inverted,
     )
-
-
-CODES = 2**16
-_BLOCK_PIXELS = 2**20
-VoiFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
-
-
-@dataclass(frozen=True)
-class LookupTable:
-    """A Modality or VOI LUT (PS3.3, C.11.1.1 and C.11.2.1.1).
-
-    Attributes:
-        first: the input value that maps to the first entry; LUT Descriptor (0028,3002), second value.
-        entries: LUT Data (0028,3006), float64 [at least 1].
-        bits: bits of an entry; LUT Descriptor, third value.
-    """
-
-    first: int
-    entries: np.ndarray
-    bits: int
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        """The entry of each of `values`; the first or last entry for values outside of the table."""
-        index = np.clip(np.rint(values - self.first), 0, len(self.entries) - 1)
-        return self.entries[index.astype(np.int64)]
-
-    @property
-    def full_scale(self) -> float:
-        """The entry that is shown white: 2^bits - 1, or the largest entry where a file declares too few bits."""
-        return max(2.0**self.bits - 1, float(self.entries.max()))
-
-
-def apply_window(values: np.ndarray, window: Window, function: VoiFunction = "LINEAR") -> np.ndarray:
-    """`values` through a window, in [0, 1] with y_min = 0 and y_max = 1 (PS3.3, C.11.2.1.2.1 and C.11.2.1.3).
-
-    LINEAR is defined for widths of at least 1; a narrower one is read as LINEAR_EXACT.
-    """
-    offset = values - window.center
-    if function == "SIGMOID":
-        # The exponent is cut where the result rounds to 0 or 1, so that exp cannot overflow.
-        return 1 / (1 + np.exp(np.clip(-4 * offset / window.width, -700, 700)))
-    if function == "LINEAR" and window.width >= 1:
-        if window.width == 1:
-            return (offset > -0.5).astype(np.float64)
-        return np.clip((offset + 0.5) / (window.width - 1) + 0.5, 0, 1)
-    return np.clip(offset / window.width + 0.5, 0, 1)
-
-
-def stretch(values: np.ndarray) -> np.ndarray:
-    """`values`, of which at least two differ, scaled so that the least is 0 and the greatest 1."""
-    low, high = values.min(), values.max()
-    return (values - low) / (high - low)
-
-
-def find_codes(codes: np.ndarray) -> np.ndarray:
-    """The distinct values, ascending, int64 [N], in `codes` uint16 [H, W]."""
-    counts = np.zeros(CODES, np.int64)
-    for block in _blocks(codes):
-        counts += np.bincount(codes[block].ravel(), minlength=CODES)
-    return np.flatnonzero(counts)
-
-
-def map_codes(codes: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """`table[codes]`, float32 [H, W], for `codes` uint16 [H, W] and `table` float32 [65536]."""
-    mapped = np.empty(codes.shape, np.float32)
-    for block in _blocks(codes):
-        mapped[block] = table[codes[block]]
-    return mapped
 
 
 def _blocks(codes: np.ndarray) -> Iterator[slice]:

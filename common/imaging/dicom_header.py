@@ -1,6 +1,6 @@
-"""Whose image a DICOM file is: the identifying tags that a site makes its own manifest from.
+"""The identifying tags of a DICOM file, from which a site makes its own manifest.
 
-Unlike the rest of this package it reads a patient's number, so it is for tools that run inside a hospital and write there alone.
+Unlike the rest of this package this module reads a patient's number, so it is for tools that run inside a hospital and write only there.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DicomHeader:
 
     Attributes:
         patient: Patient ID (0010,0020).
-        sop_uid: SOP Instance UID (0008,0018), of this image alone.
+        sop_uid: SOP Instance UID (0008,0018), of this image only.
         study_uid: Study Instance UID (0020,000D).
         accession: Accession Number (0008,0050), the hospital's number of the examination.
         view: View Position (0018,5101).
@@ -54,7 +54,7 @@ class DicomHeader:
 
 
 def read_header(path: Path) -> DicomHeader:
-    """The header of the DICOM file `path`; the pixels are not read.
+    """Reads the header of the DICOM file `path`, without its pixels.
 
     Raises:
         ImageError: the file is missing, empty, cannot be opened, or is no DICOM file or a damaged one.
@@ -73,7 +73,7 @@ def _parse(file: BinaryIO) -> DicomHeader:
     file.seek(0)
     if not start:
         raise ImageError(SkipReason.EMPTY)
-    is_certain = start[128:] == b"DICM"  # PS3.10, 7.1; files without it are told by what they hold
+    is_certain = start[128:] == b"DICM"  # PS3.10, 7.1; files without it are recognised by their tags
     try:
         with quiet_warnings():  # they quote tag values
             if is_certain:

@@ -1,4 +1,4 @@
-"""Stored pixel values of a DICOM file: parsing, checks before any memory is taken, decompression, bit alignment."""
+"""Reads the stored pixel values of a DICOM file: parsing, checks before any memory is taken, decompression, bit alignment."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _TAGS = [
 ]
 """All that is parsed: a patient's name or number is not."""
 _PLUGIN = "pylibjpeg"
-"""One for all compressed data, so that a site which has another library beside decodes the same values."""
+"""One decoder library for all compressed data, so that a site which has another one beside it decodes the same values."""
 _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 """Pixel Data (7FE0,0010) in little and in big endian order."""
 _JPEG_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
@@ -63,12 +63,12 @@ class PixelLayout:
     photometric: str
 
     def values_of(self, codes: np.ndarray) -> np.ndarray:
-        """The stored values, float64, that `codes` of `read_codes` stand for."""
+        """Converts `codes` of `read_codes` to the stored values that they stand for, float64."""
         return codes.astype(np.uint16).view(np.int16 if self.signed else np.uint16).astype(np.float64)
 
 
 def parse(data: bytes) -> FileDataset:
-    """The tags of the DICOM file `data`, with or without preamble and file meta information.
+    """Parses the tags of the DICOM file `data`, with or without preamble and file meta information.
 
     Raises:
         ImageError: no pixel data, or the file ends within them.
@@ -83,7 +83,7 @@ def parse(data: bytes) -> FileDataset:
 
 
 def read_layout(dataset: Dataset) -> PixelLayout:
-    """The layout of the one grey frame in `dataset`.
+    """Reads and checks the layout of the one grey frame in `dataset`.
 
     Raises:
         ImageError: more than one frame, colour, more or fewer bits than 8 to 16, dimensions beyond the limits.
@@ -102,7 +102,14 @@ def read_layout(dataset: Dataset) -> PixelLayout:
 
 
 def read_codes(dataset: Dataset, layout: PixelLayout) -> np.ndarray:
-    """The stored values as uint16 [rows, columns], negative ones in two's complement (see `PixelLayout.values_of`).
+    """Reads the stored values, decompressed and aligned.
+
+    Args:
+        dataset: of `parse`.
+        layout: of `read_layout`; the decoders get their options from it, not from the file's tags.
+
+    Returns:
+        uint16 [rows, columns], negative values in two's complement (see `PixelLayout.values_of`).
 
     Raises:
         ImageError: the transfer syntax is not decoded here, or the compressed data have another size than declared. For
@@ -134,7 +141,7 @@ def check_inflated_size(stream: BinaryIO) -> None:
 
 
 def _read_bits(dataset: Dataset) -> tuple[int, int, int]:
-    """(Bits Allocated, Bits Stored, High Bit), the last one mended where it cannot be (PS3.5, 8.1.1)."""
+    """Reads (Bits Allocated, Bits Stored, High Bit); an impossible High Bit is replaced by Bits Stored - 1 (PS3.5, 8.1.1)."""
     allocated = integer_of(dataset, "BitsAllocated")
     stored = integer_of(dataset, "BitsStored", allocated)
     if allocated not in (8, 16) or not 8 <= stored <= allocated:

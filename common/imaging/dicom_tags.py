@@ -1,6 +1,6 @@
-"""Values of DICOM tags as files have them: text where a number belongs, empty, or a list. What is malformed counts as absent.
+"""Reads the values of DICOM tags as files have them: text where a number belongs, empty, or a list. Malformed values count as absent.
 
-Silence for libraries whose warnings quote what is in a file, and with it a patient's name.
+`quiet_warnings` silences libraries whose warnings quote what is in a file, and with it a patient's name.
 """
 
 from __future__ import annotations
@@ -23,9 +23,21 @@ MAX_TEXT = 64
 """Characters of a Long String, the longest text that is read (PS3.5, 6.2)."""
 _YEARS_PER_UNIT = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 
+_lock = threading.Lock()
+_users = 0
+_filters: warnings.catch_warnings[None] | None = None
+
 
 def value_of(dataset: Dataset, keyword: str) -> Any:
-    """The value of a tag; None where it is absent or cannot be converted."""
+    """Reads the value of a tag.
+
+    Args:
+        dataset: the file's tags, or an item of a sequence.
+        keyword: the tag's keyword in the standard (PS3.6), e.g. `WindowCenter`.
+
+    Returns:
+        The value as pydicom converts it; None where the tag is absent or cannot be converted.
+    """
     try:
         return dataset.get(keyword)
     except Exception:  # pydicom converts on access and raises whatever its parsers meet
@@ -33,38 +45,84 @@ def value_of(dataset: Dataset, keyword: str) -> Any:
 
 
 def text_of(dataset: Dataset, keyword: str) -> str:
-    """The first value as text in one line, or an empty text."""
+    """Reads the first value of a tag as text in one line.
+
+    Args:
+        dataset: the file's tags, or an item of a sequence.
+        keyword: the tag's keyword.
+
+    Returns:
+        Printable characters, `MAX_TEXT` at most; an empty text where the tag is absent.
+    """
     values = _values(dataset, keyword)
     return _as_text(values[0]) if values else ""
 
 
 def code_of(dataset: Dataset, keyword: str) -> str:
-    """A Code String (PS3.5, 6.2) in capitals, or an empty text where the value has not that form and so might be anything."""
+    """Reads the first value of a tag as a Code String (PS3.5, 6.2).
+
+    Args:
+        dataset: the file's tags, or an item of a sequence.
+        keyword: the tag's keyword.
+
+    Returns:
+        The code in capitals; an empty text where the value does not have that form and so might be anything.
+    """
     return next(iter(codes_of(dataset, keyword)), "")
 
 
 def codes_of(dataset: Dataset, keyword: str) -> list[str]:
-    """All values as Code Strings; an empty text for each that has not that form."""
+    """Reads all values of a tag as Code Strings.
+
+    Args:
+        dataset: the file's tags, or an item of a sequence.
+        keyword: the tag's keyword.
+
+    Returns:
+        The codes in capitals, an empty text for each value that does not have that form; no values where the tag is absent.
+    """
     texts = (_as_text(value).upper() for value in _values(dataset, keyword))
     return [text if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else "" for text in texts]
 
 
 def numbers_of(dataset: Dataset, keyword: str) -> list[float]:
-    """All values; NaN for each that is no finite number."""
+    """Reads all values of a tag as numbers.
+
+    Args:
+        dataset: the file's tags, or an item of a sequence.
+        keyword: the tag's keyword.
+
+    Returns:
+        The numbers, NaN for each value that is no finite number; no values where the tag is absent.
+    """
     return [_as_number(value) for value in _values(dataset, keyword)]
 
 
 def number_of(dataset: Dataset, keyword: str, default: float) -> float:
-    """The first value, or `default`."""
+    """Reads the first value of a tag as a number.
+
+    Args:
+        dataset: the file's tags, or an item of a sequence.
+        keyword: the tag's keyword.
+        default: where the tag is absent or its value is no finite number.
+    """
     numbers = numbers_of(dataset, keyword)
     return numbers[0] if numbers and not math.isnan(numbers[0]) else default
 
 
 def integer_of(dataset: Dataset, keyword: str, default: int | None = None) -> int:
-    """The first value, or `default`.
+    """Reads the first value of a tag as an integer.
+
+    Args:
+        dataset: the file's tags, or an item of a sequence.
+        keyword: the tag's keyword.
+        default: where the tag is absent or its value is no finite number; None where the file must have it.
+
+    Returns:
+        The value, cut to an integer.
 
     Raises:
-        ImageError: there is neither.
+        ImageError: there is neither a value nor a default.
     """
     number = number_of(dataset, keyword, math.nan if default is None else default)
     if math.isnan(number):
@@ -73,18 +131,49 @@ def integer_of(dataset: Dataset, keyword: str, default: int | None = None) -> in
 
 
 def age_years_of(dataset: Dataset) -> float | None:
-    """Patient's Age (0010,1010), an Age String such as 010Y, 006M, 010W or 012D (PS3.5, 6.2)."""
+    """Reads Patient's Age (0010,1010), an Age String such as 010Y, 006M, 010W or 012D (PS3.5, 6.2), in years; None where it is absent."""
     match = re.fullmatch(r"(\d{1,3})([DWMY])", text_of(dataset, "PatientAge").upper())
     return int(match[1]) * _YEARS_PER_UNIT[match[2]] if match else None
 
 
 def date_of(dataset: Dataset, keyword: str) -> date | None:
-    """A Date such as 20240131 (PS3.5, 6.2, DA), or None."""
+    """Reads a Date such as 20240131 (PS3.5, 6.2, DA).
+
+    Args:
+        dataset: the file's tags, or an item of a sequence.
+        keyword: the tag's keyword.
+
+    Returns:
+        The date; None where the tag is absent or names no day.
+    """
     text = text_of(dataset, keyword)
     try:
         return date(int(text[:4]), int(text[4:6]), int(text[6:])) if re.fullmatch(r"[0-9]{8}", text) else None
     except ValueError:
         return None
+
+
+@contextmanager
+def quiet_warnings() -> Iterator[None]:
+    """Silences all warnings of this process while any thread is within such a block.
+
+    Counted under a lock, because `warnings.catch_warnings` by itself leaves the wrong filters behind when two threads leave it in
+    the order in which they came: warnings would stay silenced for ever, or speak while another thread still reads a patient's file.
+    """
+    global _users, _filters
+    with _lock:
+        if _users == 0:
+            _filters = warnings.catch_warnings()
+            _filters.__enter__()
+            warnings.simplefilter("ignore")
+        _users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _users -= 1
+            if _users == 0 and _filters is not None:
+                _filters.__exit__(None, None, None)
 
 
 def _as_text(value: Any) -> str:
@@ -104,31 +193,3 @@ def _values(dataset: Dataset, keyword: str) -> list[Any]:
     if value is None:
         return []
     return list(value) if isinstance(value, (MultiValue, list, tuple)) else [value]
-
-
-_lock = threading.Lock()
-_users = 0
-_filters: warnings.catch_warnings[None] | None = None
-
-
-@contextmanager
-def quiet_warnings() -> Iterator[None]:
-    """Silences all warnings of this process while any thread is within such a block.
-
-    Counted under a lock, because `warnings.catch_warnings` alone leaves the wrong filters behind when two threads leave it in
-    the order in which they came: warnings would stay silenced for ever, or speak while another thread still reads a patient's file.
-    """
-    global _users, _filters
-    with _lock:
-        if _users == 0:
-            _filters = warnings.catch_warnings()
-            _filters.__enter__()
-            warnings.simplefilter("ignore")
-        _users += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _users -= 1
-            if _users == 0 and _filters is not None:
-                _filters.__exit__(None, None, None)

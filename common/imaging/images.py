@@ -26,14 +26,14 @@ COLOUR_SIDE_PX = 64
 
 
 def read_image(path: str | PathLike[str], *, window: Window | None = None) -> Image:
-    """The radiograph in the file `path`, whose format is told by its content.
+    """Reads the radiograph in the file `path`, whose format is found by its content.
 
     DICOM is brought to display values as in `common.imaging.dicom_decode`. JPEG and PNG keep their values: 8 bits are divided by 255,
     16 bits by 65535; colour becomes luma (ITU-R BT.601), transparent parts become black, the EXIF orientation is applied.
 
     Args:
         path: the file.
-        window: for DICOM alone: replaces the file's own window or VOI LUT.
+        window: for DICOM only: replaces the file's own window or VOI LUT.
 
     Raises:
         ImageError: the file is missing, damaged, without contrast, too small, too large or of a kind that is not read; its
@@ -43,13 +43,21 @@ def read_image(path: str | PathLike[str], *, window: Window | None = None) -> Im
 
 
 def decode_image(data: bytes, *, window: Window | None = None) -> Image:
-    """The radiograph in `data`, the content of a file; as `read_image`, with the same errors."""
+    """Decodes the radiograph in the content of a file, as `read_image` does.
+
+    Args:
+        data: all bytes of a DICOM, JPEG or PNG file.
+        window: for DICOM only: replaces the file's own window or VOI LUT.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
     with only_image_errors():
         return _decode(data, window)
 
 
 def convert_picture(picture: PIL.Image.Image, kind: Literal["jpeg", "png"] = "png") -> Image:
-    """The radiograph in a Pillow picture, with the values that a file of `kind` with this content has.
+    """Converts a Pillow picture, with the values that a file of `kind` with this content has.
 
     Args:
         picture: of a mode that a JPEG or PNG file can have; it is left as it is.
@@ -66,10 +74,10 @@ def convert_picture(picture: PIL.Image.Image, kind: Literal["jpeg", "png"] = "pn
 
 
 def from_grey(pixels: np.ndarray, bits: int, kind: Format, colour: float = 0.0) -> Image:
-    """An image of `pixels` float32 [H, W] in [0, 1] that no header describes.
+    """Wraps `pixels` that no header describes as an image.
 
     Args:
-        pixels: 0 is black.
+        pixels: float32 [H, W] in [0, 1]; 0 is black.
         bits: of the values that they were made from.
         kind: what stands in `ImageInfo.format`.
         colour: as `ImageInfo.colour`.
@@ -103,11 +111,19 @@ def only_image_errors() -> Iterator[None]:
 
 
 def fit_square(pixels: np.ndarray, size_px: int, fit: Literal["pad", "crop"]) -> np.ndarray:
-    """`pixels` float32 [H, W] in [0, 1] as a square, float32 [size_px, size_px] in [0, 1], with the aspect ratio kept.
+    """Scales an image to a square, with the aspect ratio kept.
 
-    `pad` scales the longer side to `size_px` and puts black on both sides of the shorter one; `crop` cuts the longer side at
-    both ends and scales what is left. Scaling is bilinear, with a kernel as wide as the reduction so that nothing aliases
-    (a triangle filter, as `torch.nn.functional.interpolate(..., antialias=True)`). Deterministic; a constant stays constant.
+    Scaling is bilinear, with a kernel as wide as the reduction so that nothing aliases (a triangle filter, as
+    `torch.nn.functional.interpolate(..., antialias=True)`). Deterministic; a constant stays constant.
+
+    Args:
+        pixels: float32 [H, W] in [0, 1].
+        size_px: side of the square.
+        fit: `pad` scales the longer side to `size_px` and puts black on both sides of the shorter one; `crop` cuts the longer side at
+            both ends and scales what is left.
+
+    Returns:
+        float32 [size_px, size_px] in [0, 1].
 
     Raises:
         ConfigError: `size_px` or `fit` is none of the above, or `pixels` is not an image.
@@ -149,7 +165,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _find_format(data: bytes) -> Format:
-    """The format by its first bytes. DICOM: `DICM` after 128 bytes (PS3.10, 7.1), or a first tag of group 0002 or 0008."""
+    """Finds the format by the first bytes. DICOM: `DICM` after 128 bytes (PS3.10, 7.1), or a first tag of group 0002 or 0008."""
     if data[128:132] == b"DICM":
         return "dicom"
     if data.startswith(b"\xff\xd8\xff"):
@@ -165,9 +181,8 @@ def _decode(data: bytes, window: Window | None) -> Image:
     kind = _find_format(data)
     if kind != "dicom":
         return _decode_raster(data, kind)
-    from pneumofed.common.imaging.dicom_decode import (
-        decode_dicom,  # pydicom takes a third of a second to import: only those who have DICOM pay
-    )
+    # Imported here, since pydicom takes a third of a second to import: only those who have DICOM pay.
+    from pneumofed.common.imaging.dicom_decode import decode_dicom
 
     return decode_dicom(data, window)
 

@@ -1,4 +1,4 @@
-"""What a radiograph is in memory: `Image`, where it comes from, and the sizes that are refused before any memory is taken."""
+"""The types of an image in memory: `Image`, what its file says of it, and the sizes that are refused before any memory is taken."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class Image:
-    """One radiograph: `pixels` float32 [H, W] in [0, 1], C-contiguous, 0 is black (air); `info` tells where they come from."""
+    """One radiograph: `pixels` float32 [H, W] in [0, 1], C-contiguous, 0 is black (air); `info` is what its file says of it."""
 
     pixels: np.ndarray
     info: ImageInfo
@@ -84,6 +84,10 @@ class Image:
 
 def check_size(height_px: int, width_px: int) -> None:
     """Refuses an image by its declared size, to be called before memory is taken for it.
+
+    Args:
+        height_px: rows.
+        width_px: columns.
 
     Raises:
         ImageError: TOO_SMALL below `MIN_SIDE_PX`, TOO_LARGE above `MAX_SIDE_PX` or `MAX_PIXELS`.

@@ -1,4 +1,4 @@
-"""The networks: torchvision's, rid of every in-place operation, a small one of our own, and a linear one on fixed features.
+"""The networks: torchvision's, without any in-place operation, a small one of our own, and a linear one on fixed features.
 
 Per-sample gradients need this: Opacus' hooks hand out views of activations, which torch forbids to be changed in place.
 """
@@ -143,7 +143,7 @@ class ScatteringLinear(nn.Module):
 
 
 def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:
-    """The network of `cfg` with random weights, drawn from torch's global generator; no operation in it works in place.
+    """Builds the network of `cfg` with random weights, drawn from torch's global generator; no operation in it works in place.
 
     Args:
         cfg: which network; `weights`, `freeze` and what follows them are not looked at.
@@ -165,7 +165,7 @@ def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """The table's row that `build_architecture` built `model` from.
+    """Looks up the row of `ARCHITECTURES` that `build_architecture` built `model` from.
 
     Raises:
         TypeError: another function built it.
@@ -185,7 +185,7 @@ def replace_batch_norm(model: nn.Module) -> None:
 
 
 def group_count(channels: int) -> int:
-    """32 groups, or the largest divisor of `channels` below; 32 is the default of Wu & He 2018, section 3.1."""
+    """Chooses the number of groups: 32, or the largest divisor of `channels` below; 32 is the default of Wu & He 2018, section 3.1."""
     return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
 
 

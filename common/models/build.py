@@ -1,6 +1,8 @@
-"""Building a network and choosing what of it is trained.
+"""Builds a network, loads its first weights, and sets which of its parameters are trained.
 
-First weights of a network: torchvision's ImageNet weights, or a local file. Those of a bundle: `common.model_bundle.bundle`.
+`build_model` is the entry. First weights are torchvision's ImageNet weights or a local file (`load_weights`); those of a model bundle are
+read by `common.model_bundle.bundle`. `set_trainable`, `train_mode` and `freeze_in_round` carry out `model.freeze` and the two-phase
+schedule.
 """
 
 from __future__ import annotations
@@ -21,11 +23,20 @@ from pneumofed.common.errors import WeightsError
 from pneumofed.common.models.architectures import Architecture, architecture_of, build_architecture
 from pneumofed.common.models.compute import import_torchvision
 
+log = logging.getLogger(__name__)
+
 Freeze = Literal["none", "head_only", "last_block"]
+
+IMAGENET_CLASSES = 1000
+
+_OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
+"""Keys of torchvision's DenseNet files, older than the rule against dots in names; `torchvision.models.densenet`."""
+
+_RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def build_model(cfg: ModelConfig, task: TaskName, seed: int, *, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """The network of `cfg`: normalised float32 [N, in_channels, S, S], S at least 32, -> logits [N, classes]; class 0 is normal.
+    """Builds the network of `cfg`: normalised float32 [N, in_channels, S, S], S at least 32, -> logits [N, classes]; class 0 is normal.
 
     Random weights are pure in `seed`, and torch's global generators are left as they were. No operation of the network works in
     place. All parameters are trainable; see `set_trainable`.
@@ -49,10 +60,14 @@ def build_model(cfg: ModelConfig, task: TaskName, seed: int, *, weights: Mapping
 
 
 def set_trainable(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
-    """Sets `requires_grad` of every parameter of a network of `build_model`; returns the names of the trainable ones, in order.
+    """Sets `requires_grad` of every parameter. Call `train_mode` afterwards.
 
-    `none` trains everything, `head_only` the classifier, `last_block` the classifier and the last block of convolutions. Call
-    `train_mode` afterwards.
+    Args:
+        model: a network of `build_model`, changed in place.
+        freeze: `none` trains everything, `head_only` the classifier, `last_block` the classifier and the last block of convolutions.
+
+    Returns:
+        The names of the trainable parameters, in the model's order.
     """
     trained = _trained_modules(model, freeze)
     for name, parameter in model.named_parameters():
@@ -61,9 +76,11 @@ def set_trainable(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
 
 
 def train_mode(model: nn.Module, *, fix_statistics: bool = False) -> None:
-    """`model.train()`, but a BatchNorm with frozen parameters stays in evaluation: its running statistics do not move either.
+    """Calls `model.train()`, but a BatchNorm with frozen parameters stays in evaluation: its running statistics do not move either.
 
-    With `fix_statistics` every BatchNorm stays in evaluation; its parameters are trained all the same.
+    Args:
+        model: changed in place.
+        fix_statistics: whether every BatchNorm stays in evaluation; its parameters are trained all the same.
     """
     model.train()
     for module in model.modules():
@@ -72,7 +89,11 @@ def train_mode(model: nn.Module, *, fix_statistics: bool = False) -> None:
 
 
 def classifier_of(model: nn.Module) -> nn.Linear:
-    """The last linear layer of a network of `build_model`: features -> logits."""
+    """Returns the last linear layer of a network of `build_model`: features -> logits.
+
+    Raises:
+        TypeError: another function built it.
+    """
     classifier = model.get_submodule(architecture_of(model).head)
     if not isinstance(classifier, nn.Linear):
         raise TypeError(f"{architecture_of(model).head}: expected a linear layer, got {type(classifier).__name__}")
@@ -80,34 +101,21 @@ def classifier_of(model: nn.Module) -> nn.Linear:
 
 
 def freeze_in_round(cfg: ModelConfig, round: int) -> tuple[Freeze, float]:
-    """What is frozen in a round, counted from 1, and the factor on the learning rate.
+    """Decides what is frozen in a round, and the factor on the learning rate.
 
-    The first `cfg.head_first_rounds` rounds train the new classifier alone at the full rate, so that its random weights do not
+    The first `cfg.head_first_rounds` rounds train only the new classifier at the full rate, so that its random weights do not
     spoil the features below; then follows `cfg.freeze` at `cfg.fine_tune_factor`. Without such rounds the factor is 1.
+
+    Args:
+        cfg: `freeze`, `head_first_rounds` and `fine_tune_factor`.
+        round: counted from 1.
+
+    Returns:
+        (argument of `set_trainable`, factor).
     """
     if cfg.head_first_rounds == 0:
         return cfg.freeze, 1.0
     return ("head_only", 1.0) if round <= cfg.head_first_rounds else (cfg.freeze, cfg.fine_tune_factor)
-
-
-def _trained_modules(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
-    architecture = architecture_of(model)
-    modules = (architecture.head, *architecture.last_block) if freeze == "last_block" else (architecture.head,)
-    return tuple(f"{name}." for name in modules)
-
-
-def _is_trainable(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
-
-
-IMAGENET_CLASSES = 1000
-
-_OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
-"""Keys of torchvision's DenseNet files, older than the rule against dots in names; `torchvision.models.densenet`."""
-
-_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
-
-log = logging.getLogger(__name__)
 
 
 def load_weights(model: nn.Module, cfg: ModelConfig, state: Mapping[str, Tensor] | None = None) -> None:
@@ -130,13 +138,15 @@ def load_weights(model: nn.Module, cfg: ModelConfig, state: Mapping[str, Tensor]
     """
     source = "torchvision's ImageNet weights" if cfg.weights == "imagenet" else cfg.weights
     if state is None:
-        state = _download(cfg.name, architecture_of(model)) if cfg.weights == "imagenet" else read_state(Path(cfg.weights))
+        state = (
+            _download_imagenet(cfg.name, architecture_of(model)) if cfg.weights == "imagenet" else read_state(Path(cfg.weights))
+        )
     left_out = load_state(model, state, source)
     log.info("%s: %d tensors loaded, %d left out", source, len(state) - len(left_out), len(left_out))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict in the file `path` (written by `torch.save`, as it is or under the key `state_dict`), on the CPU.
+    """Reads the state dict in the file `path` (written by `torch.save`, as it is or under the key `state_dict`), to the CPU.
 
     Only tensors are unpickled: no code of the file runs.
 
@@ -156,38 +166,32 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tuple[str, ...]:
-    """Loads `state` into `model` as `load_weights` says; returns the names of the tensors left out.
+    """Loads tensors into `model` as `load_weights` says.
+
+    Args:
+        model: a network of `build_architecture`, changed in place.
+        state: tensors by name.
+        source: names the tensors' origin in the error.
+
+    Returns:
+        The names in `state` of the tensors left out.
 
     Raises:
         WeightsError: with the number and the first of the missing, the unexpected and the misshapen tensors.
     """
     own = model.state_dict()
     renamed = {_OLD_DENSENET_KEY.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
-    fitted = _fit(renamed, own, architecture_of(model))
+    fitted = _fit_state(renamed, own, architecture_of(model))
     head = f"{architecture_of(model).head}."
     headless = not any(name.startswith(head) for name in fitted)
     needed = {name for name in own if not (name.endswith("num_batches_tracked") or (headless and name.startswith(head)))}
-    _check(fitted, own, needed, source)
+    _check_fit(fitted, own, needed, source)
     model.load_state_dict(fitted, strict=False)
     return tuple(name for name in renamed if name not in fitted)
 
 
-def _download(name: str, architecture: Architecture) -> dict[str, Tensor]:
-    if architecture.imagenet is None:
-        raise WeightsError(f"there are no ImageNet weights for {name}; set model.weights to 'none' or a local file")
-    weights = import_torchvision().models.get_model_weights(architecture.imagenet).DEFAULT
-    try:
-        return as_state(weights.get_state_dict(progress=False, check_hash=True, weights_only=True), weights.url)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise WeightsError(
-            f"ImageNet weights for {name} cannot be downloaded ({type(error).__name__}: {error}); "
-            f"fetch {weights.url} elsewhere and put it into {folder}, or set model.weights to the file's path, or to 'none'"
-        ) from error
-
-
 def as_state(content: object, source: str) -> dict[str, Tensor]:
-    """The state dict in `content`, which `torch.load` gave: `content` itself, or what it holds under the key `state_dict`.
+    """Finds the state dict in `content`, which `torch.load` gave: `content` itself, or what it holds under the key `state_dict`.
 
     Args:
         content: of a file of weights.
@@ -203,7 +207,31 @@ def as_state(content: object, source: str) -> dict[str, Tensor]:
     return {str(name): tensor for name, tensor in content.items()}
 
 
-def _fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
+def _trained_modules(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
+    architecture = architecture_of(model)
+    modules = (architecture.head, *architecture.last_block) if freeze == "last_block" else (architecture.head,)
+    return tuple(f"{name}." for name in modules)
+
+
+def _is_trainable(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _download_imagenet(name: str, architecture: Architecture) -> dict[str, Tensor]:
+    if architecture.imagenet is None:
+        raise WeightsError(f"there are no ImageNet weights for {name}; set model.weights to 'none' or a local file")
+    weights = import_torchvision().models.get_model_weights(architecture.imagenet).DEFAULT
+    try:
+        return as_state(weights.get_state_dict(progress=False, check_hash=True, weights_only=True), weights.url)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise WeightsError(
+            f"ImageNet weights for {name} cannot be downloaded ({type(error).__name__}: {error}); "
+            f"fetch {weights.url} elsewhere and put it into {folder}, or set model.weights to the file's path, or to 'none'"
+        ) from error
+
+
+def _fit_state(state: Mapping[str, Tensor], own: Mapping[str, Tensor], architecture: Architecture) -> dict[str, Tensor]:
     left_out = tuple(name for name in state if _is_running_statistic(name) and name not in own)
     if any(_is_imagenet_head(name, tensor, architecture) for name, tensor in state.items()):
         left_out += tuple(name for name in state if name.startswith(architecture.replaced))
@@ -215,14 +243,14 @@ def _fit(state: Mapping[str, Tensor], own: Mapping[str, Tensor], architecture: A
 
 
 def _is_running_statistic(name: str) -> bool:
-    return name.rpartition(".")[2] in _RUNNING
+    return name.rpartition(".")[2] in _RUNNING_STATISTICS
 
 
 def _is_imagenet_head(name: str, tensor: Tensor, architecture: Architecture) -> bool:
     return name.startswith(architecture.replaced) and tensor.ndim == 2 and tensor.shape[0] == IMAGENET_CLASSES
 
 
-def _check(fitted: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: set[str], source: str) -> None:
+def _check_fit(fitted: Mapping[str, Tensor], own: Mapping[str, Tensor], needed: set[str], source: str) -> None:
     missing = [name for name in own if name in needed and name not in fitted]
     unexpected = [name for name in fitted if name not in own]
     misshapen = [name for name in own if name in fitted and fitted[name].shape != own[name].shape]

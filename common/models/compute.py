@@ -1,6 +1,7 @@
-"""Where and in which number type a model runs: device, mixed precision, memory format, threads.
+"""Where and in which number type a model runs: device, mixed precision, memory format, threads (`build_compute`).
 
-The one door to torchvision, which opens it also beside a build of torch that its C extension does not fit.
+`import_torchvision` is how this project imports torchvision: it works also beside a build of torch that torchvision's C extension does
+not fit.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ from pneumofed.common.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
+_NMS_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_MISSING_OPERATORS = (f"nms{_NMS_SIGNATURE}", f"qnms{_NMS_SIGNATURE}")
+"""Schemas of `torchvision/csrc/ops/nms.cpp` and `ops/quantized/cpu/qnms_kernel.cpp`, which torchvision refers to."""
+
+_libraries: list[torch.library.Library] = []
+
 
 @dataclass(frozen=True)
 class Compute:
@@ -27,6 +34,7 @@ class Compute:
     dtype: torch.dtype | None
 
     def autocast(self) -> AbstractContextManager[object]:
+        """Opens mixed precision in `dtype`; changes nothing where everything is float32."""
         return torch.autocast(self.device.type, dtype=self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
     @property
@@ -35,15 +43,21 @@ class Compute:
         return self.dtype is torch.float16
 
     def place(self, model: torch.nn.Module) -> torch.nn.Module:
-        """`model` on the device in channels_last, which convolutions of these networks run faster in."""
+        """Moves `model` to the device in channels_last, in which convolutions of these networks run faster."""
         return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def move(self, images: torch.Tensor) -> torch.Tensor:
+        """Moves `images` [N, C, H, W] to the device in channels_last."""
         return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
 
 
 def build_compute(device: str, precision: Precision, threads: int = 0) -> Compute:
-    """The device and number type that this machine can give; `threads` > 0 fixes torch's CPU threads for the process.
+    """Resolves the device and number type that this machine can give.
+
+    Args:
+        device: `auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`.
+        precision: `auto` takes bfloat16 where the hardware multiplies it, else float16 on CUDA and float32 on the CPU.
+        threads: above 0 fixes torch's CPU threads for the process; 0 leaves them.
 
     Raises:
         ConfigError: the device or the precision is asked for by name and not there.
@@ -52,6 +66,28 @@ def build_compute(device: str, precision: Precision, threads: int = 0) -> Comput
         torch.set_num_threads(threads)
     resolved = _resolve_device(device)
     return Compute(resolved, _resolve_dtype(resolved, precision))
+
+
+def import_torchvision() -> ModuleType:
+    """Imports `torchvision`, with `torchvision.models` and `torchvision.transforms` usable.
+
+    The wheel's C extension is built against the CUDA build of torch. Beside a CPU-only torch it cannot be loaded, and the import
+    stops at `operator torchvision::nms does not exist`. Then the schemas of the missing operators are declared, without a kernel,
+    and the import is made again: models and transforms need none of these operators. Where torchvision loads normally nothing
+    is declared. After the first call a plain `import torchvision` by another library works too.
+
+    Raises:
+        ImportError: torchvision is not installed.
+        RuntimeError: its import fails for another reason than the missing operators.
+    """
+    try:
+        return importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or _libraries:
+            raise
+    _forget_torchvision()
+    _declare_operators()
+    return importlib.import_module("torchvision")
 
 
 def _resolve_device(name: str) -> torch.device:
@@ -89,35 +125,6 @@ def _cpu_multiplies_bf16() -> bool:
     )
 
 
-_BOXES = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_OPERATORS = (f"nms{_BOXES}", f"qnms{_BOXES}")
-"""Schemas of `torchvision/csrc/ops/nms.cpp` and `ops/quantized/cpu/qnms_kernel.cpp`, which torchvision refers to."""
-
-_libraries: list[torch.library.Library] = []
-
-
-def import_torchvision() -> ModuleType:
-    """The module `torchvision`, with `torchvision.models` and `torchvision.transforms` usable.
-
-    The wheel's C extension is built against the CUDA build of torch. Beside a CPU-only torch it cannot be loaded, and the import
-    stops at `operator torchvision::nms does not exist`. Then the schemas of the missing operators are declared, without a kernel,
-    and the import is made again: models and transforms need none of these operators. Where torchvision loads normally nothing
-    is declared. After the first call a plain `import torchvision` by another library works too.
-
-    Raises:
-        ImportError: torchvision is not installed.
-        RuntimeError: its import fails for another reason than the missing operators.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error) or _libraries:
-            raise
-    _forget_torchvision()
-    _declare_operators()
-    return importlib.import_module("torchvision")
-
-
 def _forget_torchvision() -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         del sys.modules[name]
@@ -125,6 +132,6 @@ def _forget_torchvision() -> None:
 
 def _declare_operators() -> None:
     library = torch.library.Library("torchvision", "FRAGMENT")
-    for schema in _OPERATORS:
+    for schema in _MISSING_OPERATORS:
         library.define(schema)
     _libraries.append(library)  # the declarations end with the life of the object

@@ -1,14 +1,15 @@
-"""What a network's classifier sees of each image, computed once where only the classifier is trained.
+"""A network's outputs for a data set: class probabilities, and the features that its classifier sees.
+
+`predict_probabilities` is used by federated evaluation, central evaluation and baselines alike. Where only the classifier is trained, the
+features below it are computed once (`load_features`), and `predict_cached` takes the probabilities from them.
 
 In deployment each message starts a new process, so features are kept on the disk, beside the decoded images that they were computed
-from: in `cache/features`, one file for each set of images and each body of a network. They tell as much of a patient as the images
-do: the files are the owner's alone to read, never leave the site, and go with the decoded images when a patient withdraws. The folder
+from: in `cache/features`, one file for each set of images and each body of a network. They reveal as much of a patient as the images
+do: only the owner may read the files, they never leave the site, and they go with the decoded images when a patient withdraws. The folder
 may be deleted at any time.
 
 A file is named by a hash over everything that features depend on (the pixels, the weights below the classifier, number type, device),
 so that it never needs to be known what has changed: other images or weights have another file.
-
-A model's probabilities for a data set: the one path of federated evaluation, central evaluation and baselines.
 """
 
 from __future__ import annotations
@@ -40,13 +41,13 @@ from pneumofed.common.models.compute import Compute
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
+FEATURES_FORMAT = 1
 """Part of every name; to be raised when a network gives other features with the same weights, or the files change their layout."""
 
-KEPT = 8
+MAX_FEATURE_FILES = 8
 """Files of a folder; the oldest beyond go. A run needs two at a site: of training and of validation images."""
 
-_CHUNK = 64
+_IMAGES_AT_ONCE = 64
 _HASHED_AT_ONCE = 1024
 _CRC_BYTES = 4
 
@@ -55,7 +56,7 @@ Features = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """A data set whose images have become features, for training the classifier alone; row i of each is the same image.
+    """A data set whose images have become features, for training only the classifier; row i of each is the same image.
 
     Attributes:
         features: float32 [N, D], read-only and mapped from disk where it could be written.
@@ -71,12 +72,25 @@ class FeatureSet:
         return len(self.labels)
 
     def take(self, rows: NDArray[np.int64], compute: Compute) -> Tensor:
-        """float32 [rows, D] on the device, a copy."""
+        """Copies rows to the device.
+
+        Args:
+            rows: int64 [B], positions in [0, N).
+            compute: names the device.
+
+        Returns:
+            float32 [B, D].
+        """
         return torch.from_numpy(np.asarray(self.features)[rows]).to(compute.device)
 
 
 def has_fixed_body(model: nn.Module, cfg: ModelConfig) -> bool:
-    """Whether all rounds of a run leave everything below the classifier of `model` as it is: frozen, or without parameters."""
+    """Decides whether all rounds of a run leave everything below the classifier as it is: frozen, or without parameters.
+
+    Args:
+        model: a network of `build_model`.
+        cfg: its section; `freeze` counts.
+    """
     head = f"{architecture_of(model).head}."
     return cfg.freeze == "head_only" or all(name.startswith(head) for name, _ in model.named_parameters())
 
@@ -84,7 +98,17 @@ def has_fixed_body(model: nn.Module, cfg: ModelConfig) -> bool:
 def predict_cached(
     model: nn.Module, dataset: Dataset, compute: Compute, experiment: ExperimentConfig, cache_dir: Path
 ) -> NDArray[np.float64]:
-    """Class probabilities as `predict` gives them; where the body is fixed, with features from below `cache_dir`.
+    """Computes class probabilities as `predict_probabilities` does; where the body is fixed, with features from below `cache_dir`.
+
+    Args:
+        model: a network of `build_model`; left in evaluation mode.
+        dataset: its images and their order; may be empty.
+        compute: device and number type.
+        experiment: its model section and the batch size of its evaluation.
+        cache_dir: the folder of the decoded images; features go into `features` below it.
+
+    Returns:
+        float64 [N, C], each row summing to 1.
 
     Raises:
         DataError: `cache_dir` cannot be written for another reason than a full disk.
@@ -101,42 +125,85 @@ def predict_cached(
 
 
 def load_features(model: nn.Module, dataset: Dataset, compute: Compute, cfg: ModelConfig, cache_dir: Path) -> Features:
-    """`compute_features`, from the file below `cache_dir` where there is one, else computed and kept there.
+    """Loads what `compute_features` gives from the file below `cache_dir` where there is one, else computes it and keeps it there.
 
     Of several processes that want the same features, one computes and the others wait. A damaged file is computed again; when the
     disk is full the features stay in memory.
+
+    Args:
+        model: a network of `build_model`; left in evaluation mode where features are computed.
+        dataset: its images and their order.
+        compute: device and number type.
+        cfg: the section that `model` was built from.
+        cache_dir: the folder of the decoded images; features go into `features` below it.
+
+    Returns:
+        float32 [N, D], read-only where it is mapped from the file.
 
     Raises:
         DataError: `cache_dir` cannot be written for another reason than a full disk.
     """
     folder, shape = cache_dir / "features", (len(dataset), classifier_of(model).in_features)
-    file = folder / f"{_name(model, dataset, compute, cfg)}.features"
-    found = _read(file, shape)
+    file = folder / f"{_file_name(model, dataset, compute, cfg)}.features"
+    found = _read_features(file, shape)
     if found is not None:
         return found
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with exclusive(folder):
-            found = _read(file, shape)
+            found = _read_features(file, shape)
             if found is None:
-                _write(file, _in_chunks(model, dataset, compute, cfg.in_channels), shape)
+                _write_features(file, _features_in_chunks(model, dataset, compute, cfg.in_channels), shape)
                 _remove_oldest(folder)
-                found = _read(file, shape)
+                found = _read_features(file, shape)
     except OSError as error:
         pass_if_disk_full(error, folder)
     return compute_features(model, dataset, compute, cfg.in_channels) if found is None else found
 
 
 def compute_features(model: nn.Module, dataset: Dataset, compute: Compute, in_channels: int) -> Features:
-    """float32 [N, D]: the input of the classifier of `model`, a network of `build_model`, for each image of `dataset`, in its order.
+    """Computes the input of the classifier for each image of `dataset`.
 
-    The images are not augmented, and `model` is left in evaluation mode: the classifier of these rows is that of the network, to the
-    last bit where the body treats each image by itself, else but for what kernels make of another number of rows.
+    The images are not augmented. The classifier of these rows gives what the network gives, to the last bit where the body treats each
+    image by itself, else up to what kernels make of another number of rows.
+
+    Args:
+        model: a network of `build_model`; left in evaluation mode.
+        dataset: its images, at least one, and their order.
+        compute: device and number type.
+        in_channels: of the network, 1 or 3.
+
+    Returns:
+        float32 [N, D].
     """
-    return np.concatenate([*_in_chunks(model, dataset, compute, in_channels)])
+    return np.concatenate([*_features_in_chunks(model, dataset, compute, in_channels)])
 
 
-def _in_chunks(model: nn.Module, dataset: Dataset, compute: Compute, in_channels: int) -> Iterator[Features]:
+@torch.inference_mode()
+def predict_probabilities(
+    model: torch.nn.Module, dataset: Dataset, compute: Compute, in_channels: int, batch_size: int
+) -> np.ndarray:
+    """Computes class probabilities for each image of `dataset`.
+
+    The softmax is taken in float64: scores of a confident network that tie in float32 would otherwise cost AUROC.
+
+    Args:
+        model: from normalised images to logits; left in evaluation mode.
+        dataset: its images, at least one, and their order.
+        compute: device and number type.
+        in_channels: of the network, 1 or 3.
+        batch_size: images at a time; changes memory and speed.
+
+    Returns:
+        float64 [N, C], each row summing to 1.
+    """
+    model.eval()
+    batches = [dataset.pixels[start : start + batch_size] for start in range(0, len(dataset.labels), batch_size)]
+    logits = [_logits(model, pixels, compute, in_channels) for pixels in batches]
+    return torch.softmax(torch.cat(logits), dim=1).numpy()
+
+
+def _features_in_chunks(model: nn.Module, dataset: Dataset, compute: Compute, in_channels: int) -> Iterator[Features]:
     seen: list[Features] = []
 
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -144,18 +211,18 @@ def _in_chunks(model: nn.Module, dataset: Dataset, compute: Compute, in_channels
 
     handle = classifier_of(model).register_forward_pre_hook(keep)
     try:
-        for start in range(0, len(dataset), _CHUNK):
-            rows = np.arange(start, min(start + _CHUNK, len(dataset)))
-            predict_probabilities(model, dataset.subset(rows), compute, in_channels, _CHUNK)
+        for start in range(0, len(dataset), _IMAGES_AT_ONCE):
+            rows = np.arange(start, min(start + _IMAGES_AT_ONCE, len(dataset)))
+            predict_probabilities(model, dataset.subset(rows), compute, in_channels, _IMAGES_AT_ONCE)
             yield seen.pop()
     finally:
         handle.remove()
 
 
-def _name(model: nn.Module, dataset: Dataset, compute: Compute, cfg: ModelConfig) -> str:
+def _file_name(model: nn.Module, dataset: Dataset, compute: Compute, cfg: ModelConfig) -> str:
     network = cfg.model_dump(include={"name", "in_channels", "norm", "weight_standardization", "scattering_scale"})
     where = [compute.device.type, str(compute.dtype), torch.__version__]
-    digest = hashlib.sha256(json.dumps([FORMAT, network, where, dataset.pixels.shape]).encode())
+    digest = hashlib.sha256(json.dumps([FEATURES_FORMAT, network, where, dataset.pixels.shape]).encode())
     head = f"{architecture_of(model).head}."
     for name, tensor in model.state_dict().items():
         if not name.startswith(head):
@@ -166,7 +233,7 @@ def _name(model: nn.Module, dataset: Dataset, compute: Compute, cfg: ModelConfig
     return digest.hexdigest()[:32]
 
 
-def _write(file: Path, chunks: Iterator[Features], shape: tuple[int, int]) -> None:
+def _write_features(file: Path, chunks: Iterator[Features], shape: tuple[int, int]) -> None:
     """The bare numbers, row by row, and behind them their CRC-32."""
     if shutil.disk_usage(file.parent).free < 4 * shape[0] * shape[1]:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -179,7 +246,7 @@ def _write(file: Path, chunks: Iterator[Features], shape: tuple[int, int]) -> No
         stream.write(checksum.to_bytes(_CRC_BYTES, "little"))
 
 
-def _read(file: Path, shape: tuple[int, int]) -> Features | None:
+def _read_features(file: Path, shape: tuple[int, int]) -> Features | None:
     """The features in `file`, mapped; None where it is missing or damaged."""
     try:
         if file.stat().st_size == 4 * shape[0] * shape[1] + _CRC_BYTES:
@@ -199,25 +266,10 @@ def _read(file: Path, shape: tuple[int, int]) -> Features | None:
 
 
 def _remove_oldest(folder: Path) -> None:
-    """To be called by the lock's holder alone. Hidden files are what killed processes left half-written."""
+    """Only the lock's holder may call it. Hidden files are what killed processes left half-written."""
     written = sorted(folder.glob("[!.]*.features"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
-    for file in [*written[KEPT:], *folder.glob(".*")]:
+    for file in [*written[MAX_FEATURE_FILES:], *folder.glob(".*")]:
         file.unlink(missing_ok=True)
-
-
-@torch.inference_mode()
-def predict_probabilities(
-    model: torch.nn.Module, dataset: Dataset, compute: Compute, in_channels: int, batch_size: int
-) -> np.ndarray:
-    """Class probabilities, float64 [N, C], each row summing to 1, in the order of `dataset`.
-
-    `model` is left in evaluation mode. The softmax is taken in float64: scores of a confident network that tie in float32 would
-    otherwise cost AUROC.
-    """
-    model.eval()
-    batches = [dataset.pixels[start : start + batch_size] for start in range(0, len(dataset.labels), batch_size)]
-    logits = [_logits(model, pixels, compute, in_channels) for pixels in batches]
-    return torch.softmax(torch.cat(logits), dim=1).numpy()
 
 
 def _logits(model: torch.nn.Module, pixels: np.ndarray, compute: Compute, in_channels: int) -> torch.Tensor:

@@ -1,10 +1,10 @@
-"""Convolutions with standardised weights (Qiao et al. 2019), which De et al. 2022 (section 3.2) train better under noise.
+"""Layers for training under noise: convolutions with standardised weights, and the wavelet scattering transform.
 
-The wavelet scattering transform: image features that are fixed in advance, and so cost no privacy.
-
-Mallat 2012; Bruna & Mallat 2013; as the first layer of a private network: Tramèr & Boneh 2021, section 2.2. Written here since
-kymatio 0.3.0, the library for it, no longer imports beside scipy 1.15 and later. The filters are kymatio's and its numbers come
-back to within two in a thousand; products are taken over the part of the spectrum alone where the next filter is not zero.
+`StandardizedConv2d` (Qiao et al. 2019) trains better under noise (De et al. 2022, section 3.2). `Scattering2D` gives image features that
+are fixed in advance and so cost no privacy: Mallat 2012; Bruna & Mallat 2013; as the first layer of a private network: Tramèr & Boneh 2021,
+section 2.2. It is written here since kymatio 0.3.0, the library for it, no longer imports beside scipy 1.15 and later. The filters are
+kymatio's and its numbers come back to within two in a thousand; products are taken only over the part of the spectrum where the next
+filter is not zero.
 """
 
 from __future__ import annotations
@@ -21,16 +21,21 @@ from pneumofed.common.models.compute import import_torchvision
 
 _SqueezeExcitation: Any = import_torchvision().ops.misc.SqueezeExcitation
 
-EPSILON = 1e-6
+STANDARDIZE_EPSILON = 1e-6
 """Added to a row's squared length, which is about 2 at the first weights, so that a vanishing row does no harm."""
+
+WAVELET_SIGMA = 0.8
+"""Deviation in pixels of the finest wavelet's envelope, and of the low-pass filter of scale 1; doubles with each scale."""
+WAVELET_FREQUENCY = 0.75 * pi
+"""Radians per pixel of the finest wavelet's oscillation; halves with each scale. Both are of `kymatio.scattering2d.filter_bank`."""
 
 
 class StandardizedConv2d(nn.Conv2d):
     """A convolution whose filters have mean 0 and length 1: row o of the weight is used as u_o = (w_o - mean w_o) / length.
 
-    With length^2 = ||w_o - mean w_o||^2 + `EPSILON`. Outputs of white unit input have variance 1, whatever the filter's size (Brock
-    et al. 2021, eq. 1, without gain, which the norm layer that follows would undo). State dict and initial weights are those of
-    `nn.Conv2d`, so weights of either may be loaded.
+    With length^2 = ||w_o - mean w_o||^2 + `STANDARDIZE_EPSILON`. Outputs of white unit input have variance 1, whatever the filter's
+    size (Brock et al. 2021, eq. 1, without gain, which the norm layer that follows would undo). State dict and initial weights are
+    those of `nn.Conv2d`, so weights of either may be loaded.
 
     Row o of the weight, flattened to D numbers, gets the gradient J d = s (d - mean d - u (u . d)), with d the gradient of u and
     s = 1 / length.
@@ -38,25 +43,25 @@ class StandardizedConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         centred = self.weight - self.weight.mean(dim=(1, 2, 3), keepdim=True)
-        weight = centred * (centred.square().sum(dim=(1, 2, 3), keepdim=True) + EPSILON).rsqrt()
+        weight = centred * (centred.square().sum(dim=(1, 2, 3), keepdim=True) + STANDARDIZE_EPSILON).rsqrt()
         return self._conv_forward(x, weight, self.bias)
 
     @torch.no_grad()
     def standardize_rows(self) -> tuple[Tensor, Tensor]:
-        """u, float32 [O, D] in the order (height, width, channel) of a channels-last weight, and s, float32 [O]."""
+        """Computes u, float32 [O, D] in the order (height, width, channel) of a channels-last weight, and s, float32 [O]."""
         rows = self.weight.permute(0, 2, 3, 1).flatten(1)
         centred = rows - rows.mean(dim=1, keepdim=True)
-        scale = (centred.square().sum(dim=1) + EPSILON).rsqrt()
+        scale = (centred.square().sum(dim=1) + STANDARDIZE_EPSILON).rsqrt()
         return centred * scale[:, None], scale
 
     def pull_back(self, gradients: Tensor) -> Tensor:
-        """J d of `gradients` d, float32 [..., O, D] in the order of `standardize_rows`."""
+        """Computes J d of `gradients` d, float32 [..., O, D] in the order of `standardize_rows`."""
         rows, scale = self.standardize_rows()
         along = (gradients * rows).sum(dim=-1, keepdim=True)
         return (gradients - gradients.mean(dim=-1, keepdim=True) - along * rows) * scale[:, None]
 
     def squared_loss(self, along_ones: Tensor, along_rows: Tensor) -> Tensor:
-        """What of ||s d||^2 is missing in ||J d||^2 for each row: s^2 ((1 . d)^2 / D + (2 - ||u||^2) (u . d)^2).
+        """Computes what of ||s d||^2 is missing in ||J d||^2 for each row: s^2 ((1 . d)^2 / D + (2 - ||u||^2) (u . d)^2).
 
         Args:
             along_ones: 1 . d, float32 [..., O].
@@ -70,18 +75,12 @@ class StandardizedConv2d(nn.Conv2d):
 def standardize_weights(model: nn.Module) -> None:
     """Makes every convolution of `model` a `StandardizedConv2d`, in place and with its weights.
 
-    But those of squeeze-and-excitation, whose outputs no norm layer follows: a gate needs the freedom to be large.
+    Those of squeeze-and-excitation stay, since no norm layer follows their outputs: a gate needs the freedom to be large.
     """
     gates = {id(part) for module in model.modules() if isinstance(module, _SqueezeExcitation) for part in module.modules()}
     for module in model.modules():
         if type(module) is nn.Conv2d and id(module) not in gates:
             module.__class__ = StandardizedConv2d
-
-
-SIGMA = 0.8
-"""Deviation in pixels of the finest wavelet's envelope, and of the low-pass filter of scale 1; doubles with each scale."""
-FREQUENCY = 0.75 * pi
-"""Radians per pixel of the finest wavelet's oscillation; halves with each scale. Both are of `kymatio.scattering2d.filter_bank`."""
 
 
 class Scattering2D(nn.Module):
@@ -107,20 +106,28 @@ class Scattering2D(nn.Module):
         return 1 + self.orientations * self.scale + self.orientations**2 * self.scale * (self.scale - 1) // 2
 
     def forward(self, images: Tensor) -> Tensor:
-        """float32 [N, K, s, s] of `images`, float32 [N, 1, S, S], mirrored at their border; s = S / 2^J, rounded up.
+        """Computes the feature map, float32 [N, K, s, s] with s = S / 2^J, rounded up, of `images`, float32 [N, 1, S, S].
 
-        Channels are ordered as kymatio's but for the second order, which runs over scales first: the mean, then (scale, direction),
-        then (first scale, second scale, first direction, second direction).
+        Images are mirrored at their border. Channels are ordered as kymatio's but for the second order, which runs over scales first:
+        the mean, then (scale, direction), then (first scale, second scale, first direction, second direction).
         """
         side, step = images.shape[-1], 2**self.scale
-        index = _mirrored(side, step, -side % step).to(images.device)
+        index = _mirrored_positions(side, step, -side % step).to(images.device)
         return scatter(images.float()[:, 0, index][:, :, index], self.scale, self.orientations)[..., 1:-1, 1:-1]
 
 
 def scatter(images: Tensor, scale: int, orientations: int) -> Tensor:
-    """float32 [N, K, M / 2^J, M / 2^J] of periodic float32 `images` [N, M, M], M a multiple of 2^J; commutes with shifts by 2^J.
+    """Computes the scattering of periodic images; commutes with shifts by 2^J.
 
-    The first layer's directions go one by one, for the second layer's maps of all at once fill the memory.
+    The first layer's directions go one by one, since the second layer's maps of all of them at once would fill the memory.
+
+    Args:
+        images: float32 [N, M, M], M a multiple of 2^J.
+        scale: J, octaves of wavelets.
+        orientations: L, directions of the wavelets in the half circle.
+
+    Returns:
+        float32 [N, K, M / 2^J, M / 2^J], with K as `Scattering2D.channels`.
     """
     spectrum = torch.fft.fft2(images).unsqueeze(1)
     zeroth, first, second = [_smooth(spectrum, 0, scale)], [], []
@@ -135,12 +142,20 @@ def scatter(images: Tensor, scale: int, orientations: int) -> Tensor:
 
 
 def morlet(side: int, j: int, orientations: int) -> np.ndarray:
-    """float32 [L, side, side]: Fourier transforms, which are real, of the Morlet wavelets of scale `j` in all directions.
+    """Computes the Fourier transforms, which are real, of the Morlet wavelets of one scale in all directions.
 
     psi(u) = g(u) (exp(i xi.u) - beta) with an elliptic Gaussian g and beta such that the mean is zero (Bruna & Mallat 2013,
-    section 2.1). `j` may be below 0 by no more than the grid is finer than the wavelet needs.
+    section 2.1).
+
+    Args:
+        side: of the grid, in pixels.
+        j: the wavelet is 2^j times as wide as the finest one; may be below 0 by no more than the grid is finer than the wavelet needs.
+        orientations: L, directions in the half circle.
+
+    Returns:
+        float32 [L, side, side].
     """
-    sigma, frequency, slant = SIGMA * 2.0**j, FREQUENCY / 2.0**j, 4.0 / orientations
+    sigma, frequency, slant = WAVELET_SIGMA * 2.0**j, WAVELET_FREQUENCY / 2.0**j, 4.0 / orientations
     filters = []
     for number in range(orientations):
         angle = (orientations - orientations // 2 - 1 - number) * pi / orientations
@@ -151,8 +166,16 @@ def morlet(side: int, j: int, orientations: int) -> np.ndarray:
 
 
 def low_pass(side: int, scale: int) -> np.ndarray:
-    """float32 [side, side]: Fourier transform of the Gaussian that averages over about 2^scale pixels; 1 at frequency 0."""
-    return _gaussian(side, SIGMA * 2.0 ** (scale - 1), 1.0, 0.0, 0.0).astype(np.float32)
+    """Computes the Fourier transform of the Gaussian that averages over about 2^scale pixels; 1 at frequency 0.
+
+    Args:
+        side: of the grid, in pixels.
+        scale: octaves; each doubles the Gaussian's width.
+
+    Returns:
+        float32 [side, side].
+    """
+    return _gaussian(side, WAVELET_SIGMA * 2.0 ** (scale - 1), 1.0, 0.0, 0.0).astype(np.float32)
 
 
 def _gaussian(side: int, sigma: float, slant: float, angle: float, frequency: float) -> np.ndarray:
@@ -169,18 +192,18 @@ def _gaussian(side: int, sigma: float, slant: float, angle: float, frequency: fl
 def _wavelet_modulus(spectrum: Tensor, level: int, j: int, orientations: int) -> Tensor:
     """|u * psi_j| [N, L, M', M'] at every 2^j-th pixel; `spectrum` [N, 1, M, M] is that of u at every 2^level-th."""
     fine = max(j - 1, 0)
-    kept = _crop(spectrum, fine - level)
-    return torch.fft.ifft2(_fold(kept * _morlet(kept.shape[-1], j - fine, orientations, kept.device), j - fine)).abs()
+    kept = _crop_spectrum(spectrum, fine - level)
+    return torch.fft.ifft2(_fold_spectrum(kept * _morlet(kept.shape[-1], j - fine, orientations, kept.device), j - fine)).abs()
 
 
 def _smooth(spectrum: Tensor, level: int, scale: int) -> Tensor:
     """u * phi [N, C, M', M'] at every 2^scale-th pixel; `spectrum` [N, C, M, M] is that of u at every 2^level-th."""
     fine = max(scale - 2, level)
-    kept = _crop(spectrum, fine - level)
-    return torch.fft.ifft2(_fold(kept * _low_pass(kept.shape[-1], scale - fine, kept.device), scale - fine)).real
+    kept = _crop_spectrum(spectrum, fine - level)
+    return torch.fft.ifft2(_fold_spectrum(kept * _low_pass(kept.shape[-1], scale - fine, kept.device), scale - fine)).real
 
 
-def _crop(spectrum: Tensor, octaves: int) -> Tensor:
+def _crop_spectrum(spectrum: Tensor, octaves: int) -> Tensor:
     """The spectrum of every 2^octaves-th value of a map that has nothing above the frequencies that are kept."""
     if octaves == 0:
         return spectrum
@@ -190,7 +213,7 @@ def _crop(spectrum: Tensor, octaves: int) -> Tensor:
     return torch.cat([rows[..., :half], rows[..., side - half :]], dim=-1) / 4**octaves
 
 
-def _fold(spectrum: Tensor, octaves: int) -> Tensor:
+def _fold_spectrum(spectrum: Tensor, octaves: int) -> Tensor:
     """The spectrum of every 2^octaves-th value of any map: the mean over its periods, halved side by side, which is quicker."""
     for _ in range(octaves):
         upper, lower = spectrum.chunk(2, dim=-2)
@@ -199,7 +222,7 @@ def _fold(spectrum: Tensor, octaves: int) -> Tensor:
     return spectrum / 4**octaves if octaves else spectrum
 
 
-def _mirrored(side: int, margin: int, rest: int) -> Tensor:
+def _mirrored_positions(side: int, margin: int, rest: int) -> Tensor:
     """Positions 0 .. side - 1 with `margin` more before and `margin + rest` more behind, mirrored as often as it takes."""
     position = torch.arange(-margin, side + margin + rest, device="cpu") % (2 * (side - 1))
     return torch.minimum(position, 2 * (side - 1) - position)

@@ -30,11 +30,11 @@ class WeightedLoss(nn.Module):
 
     With `log_prior` the logits are z + log_prior: logit adjustment (Menon et al. 2021, eq. 10). Each site then explains its own mix
     of classes by the prior, and z estimates what all sites share, the evidence in the image; this is what FedLC does against label
-    skew (Zhang et al. 2022, section 4). A site with one class alone has next to nothing left to explain: its gradients are next to nothing
+    skew (Zhang et al. 2022, section 4). A site with only one class has next to nothing left to explain: its gradients are next to nothing
     (AdamW needs `training.adam_epsilon` to see that).
 
     The smoothed target is carried to the site's mix by the same prior, q_c * prior_c over its sum, so that cross-entropy asks the same
-    z = log q of every site. A target that kept e / C would ask for z = log q - log_prior: of a site with pneumonia alone, whose
+    z = log q of every site. A target that kept e / C would ask for z = log q - log_prior: of a site with only pneumonia, whose
     prior says 0.999 already, to call its pneumonia normal.
 
     Attributes:
@@ -55,7 +55,15 @@ class WeightedLoss(nn.Module):
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Scalar mean of the loss over `logits` [N, C] and int64 `labels` [N], N at least 1; computed in float32."""
+        """Computes the mean loss of a batch, in float32.
+
+        Args:
+            logits: [N, C], N at least 1, of any floating point type.
+            labels: int64 [N] in [0, C).
+
+        Returns:
+            A scalar.
+        """
         log_p = functional.log_softmax(logits.float() + self.log_prior, dim=1)
         loss = -(self._targets(labels, logits.shape[1]) * self.class_weights * log_p)
         if self.gamma > 0.0:
@@ -69,7 +77,11 @@ class WeightedLoss(nn.Module):
 
 
 def build_loss(cfg: LossConfig, class_counts: Sequence[int]) -> WeightedLoss:
-    """The loss that `cfg` asks for at a site with `class_counts` training samples of each class.
+    """Builds the loss that a site trains with.
+
+    Args:
+        cfg: which loss, weights and adjustment.
+        class_counts: training samples of each class at the site, [C].
 
     Raises:
         EmptySiteError: the site has no sample at all.
@@ -80,17 +92,24 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int]) -> WeightedLoss:
 
 
 def log_prior(class_counts: Sequence[int]) -> Tensor:
-    """float32 [C]: logarithm of each class's share of the site's samples, with one sample added to each, so that none is -inf."""
+    """Computes the logarithm of each class's share of the site's samples, float32 [C], one sample added to each, so that none is -inf."""
     counts = torch.tensor(class_counts, dtype=torch.float64) + 1.0
     return (counts / counts.sum()).log().float()
 
 
 def class_weights(cfg: LossConfig, class_counts: Sequence[int]) -> Tensor:
-    """float32 [C]: the weight of each class by the rule `cfg.class_weights`.
+    """Computes the weight of each class by the rule `cfg.class_weights`.
 
     `none` gives ones. Else a class without samples weighs 0, no class weighs more than `cfg.max_class_weight`, and the mean
     weight over the site's samples is 1, so that gradient and learning rate mean the same at all sites. (A ceiling below 1 does
     not allow this: then every class weighs the ceiling.)
+
+    Args:
+        cfg: rule and ceiling.
+        class_counts: training samples of each class at the site, [C].
+
+    Returns:
+        float32 [C].
 
     Raises:
         EmptySiteError: the site has no sample at all.

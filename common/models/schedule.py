@@ -12,10 +12,14 @@ _POINTS = 64
 
 
 def schedule_factor(cfg: TrainingConfig, progress: float) -> float:
-    """Learning rate at `progress` in [0, 1) of the whole run, as a share of `learning_rate`.
+    """Computes the learning rate at one moment of a run, as a share of `learning_rate`.
 
     `one_cycle` rises by half a cosine from 1/25 over `warmup_fraction`, then falls by half a cosine to `final_factor`
     (Smith and Topin 2018; the shape and the 25 are torch's `OneCycleLR` defaults). `cosine` falls from 1 to `final_factor`.
+
+    Args:
+        cfg: `schedule`, `warmup_fraction` and `final_factor`.
+        progress: done share of all steps of the run, in [0, 1).
     """
     if cfg.schedule == "constant":
         return 1.0
@@ -26,7 +30,12 @@ def schedule_factor(cfg: TrainingConfig, progress: float) -> float:
 
 
 def rate_of_round(experiment: ExperimentConfig, round_number: int) -> float:
-    """Mean learning rate of a round, counted from 1, as a share of `learning_rate`; above 0."""
+    """Computes the mean learning rate of a round, as a share of `learning_rate`; above 0.
+
+    Args:
+        experiment: schedule, rounds and the two-phase schedule of the model section.
+        round_number: counted from 1.
+    """
     _, fine_tuning = freeze_in_round(experiment.model, round_number)
     places = ((round_number - 1 + (point + 0.5) / _POINTS) / experiment.rounds for point in range(_POINTS))
     return fine_tuning * sum(schedule_factor(experiment.training, place) for place in places) / _POINTS

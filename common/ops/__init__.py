@@ -1,1 +1,1 @@
-"""Processes, databases, pages and the command line: what running the software needs on both sides."""
+"""Processes, databases, pages and the app bundle: what running the software needs on both sides."""

@@ -54,7 +54,7 @@ def write_app(folder: Path) -> Path:
 
 
 def build_bundle() -> bytes:
-    """The app bundle (FAB) of the installed code, as `flwr run` would send it: the same code gives the same bytes."""
+    """Builds the app bundle (FAB) of the installed code, as `flwr run` would send it: the same code gives the same bytes."""
     from flwr.cli.build import build_fab_from_disk
 
     with tempfile.TemporaryDirectory(prefix="pneumofed-bundle-") as name:
@@ -63,12 +63,12 @@ def build_bundle() -> bytes:
 
 
 def hash_bundle(content: bytes) -> str:
-    """SHA-256 of a bundle in hexadecimal: Flower's `fab_hash`."""
+    """Computes the SHA-256 of a bundle in hexadecimal: Flower's `fab_hash`."""
     return hashlib.sha256(content).hexdigest()
 
 
 def import_closure(*roots: str) -> frozenset[str]:
-    """Names of our modules that importing `roots` can reach, with the packages that hold them; nothing is imported.
+    """Collects our modules that importing `roots` can reach, with the packages that hold them; nothing is imported.
 
     Import statements count wherever they stand, but not below `if TYPE_CHECKING:`.
     """
@@ -87,7 +87,7 @@ def import_closure(*roots: str) -> frozenset[str]:
 
 @cache
 def imported_modules(name: str) -> frozenset[str]:
-    """Names of our modules that the import statements of the module `name` name."""
+    """Collects our modules that the import statements of the module `name` name."""
     path = module_file(name)
     assert path is not None
     found: set[str] = set()
@@ -102,7 +102,7 @@ def imported_modules(name: str) -> frozenset[str]:
 
 @cache
 def module_file(name: str) -> Path | None:
-    """The file of our module or package `name` ("pneumofed.client.app"); None where there is none, or `name` is not ours."""
+    """Finds the file of our module or package `name` ("pneumofed.client.app"); None where there is none, or `name` is not ours."""
     first, *rest = name.split(".")
     if first != PACKAGE:
         return None
@@ -113,7 +113,7 @@ def module_file(name: str) -> Path | None:
 
 @cache
 def package_folder() -> Path:
-    """The folder of the installed package `pneumofed`."""
+    """Finds the folder of the installed package `pneumofed`."""
     spec = find_spec(PACKAGE)
     assert spec is not None and spec.origin is not None  # this module is a part of it
     folder = Path(spec.origin).parent

@@ -23,7 +23,7 @@ from sqlalchemy.types import TypeDecorator
 
 from pneumofed.common.errors import ConfigError
 
-logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells at each start which kind of database it found
+logging.getLogger("alembic").setLevel(logging.WARNING)  # it logs at each start which kind of database it found
 ADVISORY_LOCK = 7053
 """Number of the PostgreSQL lock that lets one process migrate at a time."""
 
@@ -35,9 +35,21 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Converts a time to UTC before it is written.
+
+        Args:
+            value: with its zone, or None.
+            dialect: of the database; not looked at.
+        """
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Gives a time that was read its zone, UTC.
+
+        Args:
+            value: without a zone from SQLite, with one from PostgreSQL, or None.
+            dialect: of the database; not looked at.
+        """
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
@@ -51,7 +63,7 @@ class Columns:
 
 
 def sqlite_engine(url: URL | Path, pragmas: Sequence[str] = (), **options: Any) -> Engine:
-    """An engine on a SQLite file, which is made with mode 0600 if missing, with a write-ahead log and enforced foreign keys.
+    """Opens an engine on a SQLite file, which is made with mode 0600 if missing, with a write-ahead log and enforced foreign keys.
 
     Args:
         url: the file, or a URL that names one.
@@ -74,27 +86,41 @@ def sqlite_engine(url: URL | Path, pragmas: Sequence[str] = (), **options: Any) 
 
 
 def migrate(engine: Engine, migrations: Path, name: str) -> None:
-    """Brings the tables to this version. `name` is what an error calls the database.
+    """Brings the tables to this version; of several processes one migrates and the others wait.
+
+    Args:
+        engine: on SQLite or PostgreSQL.
+        migrations: the folder with `env.py` and `versions/`.
+        name: what an error calls the database.
 
     Raises:
         ConfigError: a later version of pneumofed has changed it.
         OSError, SQLAlchemyError: it cannot be reached or written.
     """
     try:
-        with _alone(engine) as connection:
-            command.upgrade(_config(connection, migrations), "head")
+        with _exclusive_connection(engine) as connection:
+            command.upgrade(_alembic_config(connection, migrations), "head")
     except CommandError as error:
         raise ConfigError(f"{name}: {error}; it was written by another version of pneumofed, install that one") from error
 
 
 def take_back(engine: Engine, migrations: Path, revision: str = "base") -> None:
-    """Takes the tables back to an earlier `revision`, before an earlier version of pneumofed is installed."""
-    with _alone(engine) as connection:
-        command.downgrade(_config(connection, migrations), revision)
+    """Takes the tables back to an earlier revision, before an earlier version of pneumofed is installed.
+
+    Args:
+        engine: on SQLite or PostgreSQL.
+        migrations: the folder with `env.py` and `versions/`.
+        revision: Alembic's name of it; `base` removes all tables.
+
+    Raises:
+        OSError, SQLAlchemyError: it cannot be reached or written.
+    """
+    with _exclusive_connection(engine) as connection:
+        command.downgrade(_alembic_config(connection, migrations), revision)
 
 
 def run_migrations(tables: MetaData) -> None:
-    """What `env.py` runs for each upgrade and downgrade, on the connection that it was given."""
+    """Runs an upgrade or downgrade on the connection that it was given; `env.py` calls it with its `tables`."""
     context.configure(
         connection=context.config.attributes["connection"], target_metadata=tables, render_as_batch=True, compare_type=True
     )
@@ -103,8 +129,8 @@ def run_migrations(tables: MetaData) -> None:
 
 
 @contextmanager
-def _alone(engine: Engine) -> Iterator[Connection]:
-    """A connection of the only process that migrates."""
+def _exclusive_connection(engine: Engine) -> Iterator[Connection]:
+    """Opens a connection while no other process migrates."""
     if engine.dialect.name == "sqlite":
         with FileLock(f"{engine.url.database}.lock", mode=0o600), engine.begin() as connection:
             yield connection
@@ -114,7 +140,7 @@ def _alone(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def _config(connection: Connection, migrations: Path) -> Config:
+def _alembic_config(connection: Connection, migrations: Path) -> Config:
     config = Config()
     config.set_main_option("script_location", str(migrations).replace("%", "%%"))
     config.attributes["connection"] = connection

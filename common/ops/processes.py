@@ -1,8 +1,8 @@
-"""Processes that outlive the command that started them: pid files that cannot lie, logs, and how they are stopped.
+"""Processes that outlive the command that started them, and Flower's own commands as child processes.
 
-Flower's own commands as child processes: where they lie, the environment they need, and how they are stopped.
-
-Liveness by the standard gRPC health service (grpc.health.v1), which Flower's long-lived processes offer on loopback.
+`Daemon` starts, finds and stops one long-lived process by its pid file, which is not fooled by a number that the system gave to another
+program. `flower_tool` and `flower_environment` are where Flower's commands are and what they need; `is_serving` asks the standard gRPC
+health service (grpc.health.v1), which Flower's long-lived processes offer on loopback.
 """
 
 from __future__ import annotations
@@ -23,11 +23,29 @@ from pathlib import Path
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.files import write_file
 
-LOOPBACK = ("127.0.0.1", "localhost")
-LOG_BYTES = 20_000_000
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
+"""Names of this machine on its loopback interface."""
+MAX_LOG_BYTES = 20_000_000
 """A log that is larger at a start makes room for a new one; the one before is kept."""
-COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 """Escape sequences with which Flower colours its log."""
+
+FLOWER_SWITCHES = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs our dependencies anew, and fails offline
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+"""Variables of every Flower process, whatever its caller has set."""
+ALLOCATOR_SETTINGS = {
+    # glibc gives large blocks back to the system after each step and faults them in again: 8 to 13 % of a ResNet18 step on a CPU.
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": "-1",
+    "MALLOC_TOP_PAD_": str(2**26),
+    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages
+}
+"""Variables for the memory allocator, which a caller's own environment wins over."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,7 @@ class Daemon:
 
     @property
     def log(self) -> Path:
+        """The file that the process's output goes to."""
         return self.state / f"{self.name}.log"
 
     @property
@@ -46,17 +65,29 @@ class Daemon:
         return self.state / f"{self.name}.pid"
 
     def pid(self) -> int | None:
-        """The process's number while it lives; None where it ended, was never started, or its number belongs to another now."""
+        """Reads the process's number while it lives; None where it ended, was never started, or its number belongs to another now."""
         pid, started = self._recorded()
         return pid if pid is not None and started_at(pid) == started else None
 
     def was_started(self) -> bool:
-        """Whether a pid file lies there: with no living process it means that the process died or the machine restarted."""
+        """Checks for a pid file: with no living process it means that the process died or the machine restarted."""
         return self._pid_file.exists()
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
-        """Starts `command` as the leader of a session of its own, with its output in the log, and returns its number."""
-        if self.log.is_file() and self.log.stat().st_size > LOG_BYTES:
+        """Starts a command as the leader of a session of its own, with its output in the log.
+
+        Args:
+            command: program and arguments; the program as a path, or found on the PATH of `environment`.
+            environment: all variables of the process; nothing is inherited.
+            folder: its working folder.
+
+        Returns:
+            The process's number.
+
+        Raises:
+            OSError: the command cannot be started, or the log or the pid file cannot be written; no process is left then.
+        """
+        if self.log.is_file() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
         with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
             process = subprocess.Popen(
@@ -75,20 +106,36 @@ class Daemon:
         write_file(self._pid_file, json.dumps({"pid": pid, "started": started_at(pid)}).encode())
 
     def send(self, sign: signal.Signals) -> None:
-        """Sends `sign` to the process alone, if it lives."""
+        """Sends `sign` to the process only, not to its children, if it lives."""
         if (pid := self.pid()) is not None:
             os.kill(pid, sign)
 
     def stop(self, sign: signal.Signals = signal.SIGTERM, patience_sec: float = 15.0) -> None:
-        """Asks the process and its children to stop, makes them after `patience_sec`, and removes the pid file."""
+        """Asks the process and its children to stop, kills them after `patience_sec`, and removes the pid file.
+
+        Children that outlived the process are killed too.
+
+        Args:
+            sign: what it is asked with.
+            patience_sec: seconds until it is killed.
+        """
         if (pid := self.pid()) is not None:
             _signal_group(pid, sign)
             _wait_until(lambda: started_at(pid) is None, patience_sec)
         recorded, started = self._recorded()
         if recorded is not None and started_at(recorded) in (started, None):  # else the number is another program's by now
             _signal_group(recorded, signal.SIGKILL)  # the process itself, or children that outlived it
-            _wait_until(lambda: started_at(recorded) is None and not _members(recorded), 5.0)
+            _wait_until(lambda: started_at(recorded) is None and not _group_members(recorded), 5.0)
         self._pid_file.unlink(missing_ok=True)
+
+    def last_words(self, lines: int = 3) -> str:
+        """Reads the end of the log in one line, `lines` lines of it at most."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return "it said nothing"
+        plain = COLOUR_CODES.sub("", text)
+        return " ".join(line.strip() for line in plain.strip().splitlines()[-lines:]) or "it said nothing"
 
     def _recorded(self) -> tuple[int | None, str]:
         try:
@@ -97,18 +144,9 @@ class Daemon:
         except (OSError, ValueError, KeyError, TypeError):
             return None, ""
 
-    def last_words(self, lines: int = 3) -> str:
-        """The end of the log in one line."""
-        try:
-            text = self.log.read_text(encoding="utf-8", errors="replace")
-        except OSError:
-            return "it said nothing"
-        plain = COLOUR.sub("", text)
-        return " ".join(line.strip() for line in plain.strip().splitlines()[-lines:]) or "it said nothing"
-
 
 def started_at(pid: int) -> str | None:
-    """A mark of the process that later ones with the same number do not have: boot and start time. None if it does not live.
+    """Reads a mark of the process that later ones with the same number do not have: boot and start time. None if it does not live.
 
     Field 22 of /proc/PID/stat (proc(5)) is the start in clock ticks since boot; a zombie (state Z) counts as dead.
     """
@@ -124,7 +162,7 @@ def started_at(pid: int) -> str | None:
 
 
 def descendants(root: int) -> set[int]:
-    """Numbers of all living processes below `root`. Field 4 of /proc/PID/stat (proc(5)) is the parent."""
+    """Finds the numbers of all living processes below `root`. Field 4 of /proc/PID/stat (proc(5)) is the parent."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it ended meanwhile
@@ -138,17 +176,22 @@ def descendants(root: int) -> set[int]:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on now."""
+    """Finds a port on loopback that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def check_port_free(host: str, port: int, what: str) -> None:
-    """Does nothing if nobody listens on `port`.
+    """Refuses a port that cannot be listened on.
+
+    Args:
+        host: address of the interface.
+        port: 1 to 65535.
+        what: what the port is for; the error says it.
 
     Raises:
-        ConfigError: somebody does, or this user may not.
+        ConfigError: another program listens there, or this user may not.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -166,75 +209,14 @@ def check_port_free(host: str, port: int, what: str) -> None:
 
 
 def without_proxy_on_loopback(environment: Mapping[str, str]) -> dict[str, str]:
-    """`NO_PROXY` for `environment` with the loopback interface in it: a hospital's web proxy must not be asked for 127.0.0.1."""
+    """Builds `NO_PROXY` for `environment` with the loopback interface in it: a hospital's web proxy must not be asked for 127.0.0.1."""
     known = environment.get("NO_PROXY") or environment.get("no_proxy") or ""
-    hosts = [host for host in known.split(",") if host] + [host for host in LOOPBACK if host not in known]
+    hosts = [host for host in known.split(",") if host] + [host for host in LOOPBACK_HOSTS if host not in known]
     return {"NO_PROXY": ",".join(hosts), "no_proxy": ",".join(hosts)}
 
 
-def _reap(pid: int) -> None:
-    """Takes note of the end of a child of our own, which would stay a zombie."""
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except OSError:
-        return
-
-
-def _signal_group(pid: int, sign: signal.Signals) -> None:
-    """To the process and its children, if it leads a group of its own; to it alone where it runs in another's, e.g. a service's.
-
-    A leader that is dead may leave children in its group, whose number the system gives to nobody else as long as they live.
-    """
-    try:
-        leads = os.getpgid(pid) == pid
-    except ProcessLookupError:
-        leads = True
-    try:
-        if leads:
-            os.killpg(pid, sign)
-        else:
-            os.kill(pid, sign)
-    except ProcessLookupError:
-        return
-
-
-def _members(group: int) -> list[int]:
-    """Processes of the group that live. Fields 3 and 5 of /proc/PID/stat (proc(5)) are state and group."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[2]) == group and fields[0] not in "ZX":
-            found.append(int(path.parent.name))
-    return found
-
-
-def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.05)
-
-
-SWITCHES = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # else every run installs our dependencies anew, and fails offline
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}
-ALLOCATOR = {
-    # glibc gives large blocks back to the system after each step and faults them in again: 8 to 13 % of a ResNet18 step on a CPU.
-    "MALLOC_MMAP_THRESHOLD_": str(2**32),
-    "MALLOC_TRIM_THRESHOLD_": "-1",
-    "MALLOC_TOP_PAD_": str(2**26),
-    "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages
-}
-
-
 def flower_tool(name: str) -> str:
-    """Path of the command `name` of this Python's own environment.
+    """Finds the command `name` of this Python's own environment.
 
     Raises:
         FlowerError: Flower is not installed beside this Python.
@@ -246,17 +228,19 @@ def flower_tool(name: str) -> str:
 
 
 def flower_environment(home: Path, first_on_path: Path | None = None) -> dict[str, str]:
-    """Environment of a Flower process whose state lies in `home` (FLWR_HOME).
+    """Builds the environment of a Flower process: this process's own, with the switches that Flower needs.
 
-    PATH begins with `first_on_path`, if given, and this Python's commands: Flower starts its helpers by their names.
+    Args:
+        home: where Flower keeps its state (FLWR_HOME).
+        first_on_path: a folder that PATH begins with. This Python's commands follow: Flower starts its helpers by their names.
     """
     own = [str(first_on_path)] if first_on_path else []
     path = os.pathsep.join([*own, str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**ALLOCATOR, **os.environ, **SWITCHES, "FLWR_HOME": str(home), "PATH": path}
+    return {**ALLOCATOR_SETTINGS, **os.environ, **FLOWER_SWITCHES, "FLWR_HOME": str(home), "PATH": path}
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:
-    """Asks the process and its children (it leads a session of its own) to stop, and makes them after ten seconds.
+    """Asks the process and its children (it leads a session of its own) to stop, and kills them after ten seconds.
 
     Children that lead sessions of their own, as those of Ray do, are found before their parents end and would lose them.
     """
@@ -278,7 +262,15 @@ def stop_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def is_serving(address: str, timeout_sec: float = 2.0) -> bool:
-    """Whether the health service at `address` (HOST:PORT, without TLS) answers SERVING in time."""
+    """Asks a health service whether it is serving.
+
+    Args:
+        address: HOST:PORT, without TLS.
+        timeout_sec: how long to wait for the answer.
+
+    Returns:
+        Whether it answered SERVING in time.
+    """
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -288,3 +280,48 @@ def is_serving(address: str, timeout_sec: float = 2.0) -> bool:
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _reap(pid: int) -> None:
+    """Takes note of the end of a child of our own, which would stay a zombie."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except OSError:
+        return
+
+
+def _signal_group(pid: int, sign: signal.Signals) -> None:
+    """Signals the process and its children, if it leads a group of its own; only the process where it runs in another's, e.g. a service's.
+
+    A leader that is dead may leave children in its group, whose number the system gives to nobody else as long as they live.
+    """
+    try:
+        leads = os.getpgid(pid) == pid
+    except ProcessLookupError:
+        leads = True
+    try:
+        if leads:
+            os.killpg(pid, sign)
+        else:
+            os.kill(pid, sign)
+    except ProcessLookupError:
+        return
+
+
+def _group_members(group: int) -> list[int]:
+    """Finds the processes of the group that live. Fields 3 and 5 of /proc/PID/stat (proc(5)) are state and group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[2]) == group and fields[0] not in "ZX":
+            found.append(int(path.parent.name))
+    return found
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)

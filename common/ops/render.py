@@ -1,4 +1,4 @@
-"""Pages and forms: Jinja files in a `templates/` folder beside the code that fills them in, rendered in one way."""
+"""Renders pages and forms: Jinja files in a `templates/` folder beside the code that fills them in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Filters = Mapping[str, Callable[..., Any]]
 
 
 def render(package: str, name: str, /, filters: Filters | None = None, **values: Any) -> str:
-    """Returns the template `name` of `package`, filled in.
+    """Renders the template `name` of `package`.
 
     Args:
         package: the package in whose folder `templates/` lies; callers pass their own `__package__`. What is not found there is

@@ -1,6 +1,7 @@
-"""Sessions of browsers, in memory: they end with the server, after their time, and when their owner is sent away.
+"""Sessions of browsers, and the checks and headers of their requests.
 
-Headers on every answer of a page, and how a change that a foreign page asks for is told.
+`Sessions` lives in memory: sessions end with the server, after their time, and when their owner is signed out. `security_headers` go with
+every answer of a page; `is_foreign` recognises a change that another site's page asks for.
 """
 
 from __future__ import annotations
@@ -11,10 +12,20 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+CSRF_HEADER = "x-csrf-token"
+"""Carries the session's CSRF token, which no other site's page can read or send."""
+
 
 @dataclass(frozen=True)
 class WebSession:
-    """`owner` is whatever its page knows a visitor by; `csrf` has to come with every change."""
+    """One session of a browser.
+
+    Attributes:
+        owner: whatever its page knows a visitor by.
+        csrf: token that has to come with every change.
+        until: when it ends in any case, on the clock of `Sessions`.
+        last: when it was used last, on the same clock.
+    """
 
     owner: str
     csrf: str
@@ -41,7 +52,7 @@ class Sessions:
         self._lock = threading.Lock()
 
     def open(self, owner: str) -> str:
-        """Identifier of a new session of `owner`."""
+        """Opens a session of `owner`; returns its identifier."""
         identifier, now = secrets.token_urlsafe(32), self._now()
         with self._lock:
             while len(self._sessions) >= self._most:
@@ -50,7 +61,7 @@ class Sessions:
         return identifier
 
     def find(self, identifier: str) -> WebSession | None:
-        """The session, used now; None where it ended or never was."""
+        """Looks up a session and marks it as used now; None where it ended or never was."""
         now = self._now()
         with self._lock:
             session = self._sessions.get(identifier)
@@ -68,18 +79,19 @@ class Sessions:
             self._sessions.pop(identifier, None)
 
     def close_all(self, owner: str, but: str = "") -> None:
-        """Ends the sessions of `owner`, except the one with the identifier `but`."""
+        """Ends the sessions of a visitor.
+
+        Args:
+            owner: whose.
+            but: identifier of the session that stays, e.g. the one that changes its password; empty for none.
+        """
         with self._lock:
             for identifier in [key for key, session in self._sessions.items() if session.owner == owner and key != but]:
                 del self._sessions[identifier]
 
 
-CSRF_HEADER = "x-csrf-token"
-"""Carries the session's CSRF token, which no other site's page can read or send."""
-
-
 def security_headers(policy: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Headers under which a page loads from its own server alone, runs no inline script, is shown in no frame and kept in no cache.
+    """Builds headers under which a page loads only from its own server, runs no inline script, is shown in no frame and kept in no cache.
 
     Args:
         policy: further directives of the content security policy, e.g. {"img-src": "'self' blob:"}.
@@ -107,5 +119,5 @@ def security_headers(policy: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def is_foreign(headers: Mapping[str, str]) -> bool:
-    """Whether a browser says that another page asks (Fetch Metadata, Sec-Fetch-Site). Programs say nothing and are let through."""
+    """Checks whether a browser says that another site's page asks (Fetch Metadata, Sec-Fetch-Site). Programs say nothing and pass."""
     return headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none")

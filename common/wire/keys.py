@@ -1,4 +1,7 @@
-"""Node keys (ECDSA on P-384, RFC 5656, in OpenSSH's format, which Flower asks for) and what certificates say of themselves."""
+"""Node keys and certificates: reading, writing, signing.
+
+A node key is an ECDSA key on P-384 (RFC 5656) in OpenSSH's format, which Flower asks for.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from pneumofed.common.files import atomic_write
 
 PrivateKey = ec.EllipticCurvePrivateKey
 PublicKey = ec.EllipticCurvePublicKey
-SIGNATURE = ec.ECDSA(hashes.SHA384())
+SIGNATURE_ALGORITHM = ec.ECDSA(hashes.SHA384())
+"""Of all signatures by node keys (FIPS 186-5, section 6.4)."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,21 @@ class NodeKey:
 
     @classmethod
     def generate(cls, name: str) -> NodeKey:
-        """A new pair; `name` becomes the comment of the public part."""
+        """Generates a new pair; `name` becomes the comment of the public part."""
         key = ec.generate_private_key(ec.SECP384R1())
         private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
         return cls(private, format_public_key(key.public_key(), name))
 
 
 def write_node_key(folder: Path, name: str) -> Path:
-    """Makes `node` (mode 0600) and `node.pub` in `folder`, and returns the path of the public part, which may travel.
+    """Writes a new key pair as `node` (mode 0600) and `node.pub`.
+
+    Args:
+        folder: made if missing.
+        name: the site's; becomes the comment of the public part.
+
+    Returns:
+        The path of the public part, which may travel.
 
     Raises:
         ConfigError: there is a key already; it is never overwritten.
@@ -54,13 +65,18 @@ def write_node_key(folder: Path, name: str) -> Path:
 
 
 def format_public_key(key: ec.EllipticCurvePublicKey, name: str) -> bytes:
-    """The OpenSSH line of `key` with `name` as its comment."""
+    """Formats a public key as a line of OpenSSH.
+
+    Args:
+        key: on P-384.
+        name: the line's comment; ASCII.
+    """
     line = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return line + b" " + name.encode("ascii") + b"\n"
 
 
 def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
-    """The public node key in `path`.
+    """Reads the public node key in `path`.
 
     Raises:
         ConfigError: the file is missing, or holds something else than a P-384 public key in OpenSSH's format.
@@ -72,7 +88,11 @@ def read_public_key(path: Path) -> ec.EllipticCurvePublicKey:
 
 
 def parse_public_key(content: bytes, source: str) -> ec.EllipticCurvePublicKey:
-    """The public node key in `content`, which came from `source`.
+    """Parses a public node key.
+
+    Args:
+        content: a line in OpenSSH's format.
+        source: where it came from; the error begins with it.
 
     Raises:
         ConfigError: it is no P-384 public key in OpenSSH's format.
@@ -88,7 +108,7 @@ def parse_public_key(content: bytes, source: str) -> ec.EllipticCurvePublicKey:
 
 
 def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
-    """The private node key in `path`.
+    """Reads the private node key in `path`.
 
     Raises:
         ConfigError: the file is missing or is no P-384 private key in OpenSSH's format.
@@ -97,10 +117,14 @@ def read_private_key(path: Path) -> ec.EllipticCurvePrivateKey:
 
 
 def parse_private_key(content: bytes, source: str) -> ec.EllipticCurvePrivateKey:
-    """The private node key in `content`, which came from `source`.
+    """Parses a private node key.
+
+    Args:
+        content: PEM in OpenSSH's format, without a password.
+        source: where it came from; the error begins with it.
 
     Raises:
-        ConfigError: it is no P-384 private key in OpenSSH's format.
+        ConfigError: it is no P-384 private key in OpenSSH's format, or has a password.
     """
     try:
         key = serialization.load_ssh_private_key(content, None)
@@ -112,38 +136,55 @@ def parse_private_key(content: bytes, source: str) -> ec.EllipticCurvePrivateKey
 
 
 def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """What two people compare on the telephone: `SHA256:...`, as `ssh-keygen -lf node.pub` shows it."""
+    """Computes what two people compare on the telephone: `SHA256:...`, as `ssh-keygen -lf node.pub` shows it."""
     blob = key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).split(b" ")[1]
     digest = hashlib.sha256(base64.b64decode(blob)).digest()
     return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
 
 
 def sign(key: ec.EllipticCurvePrivateKey, content: bytes) -> bytes:
-    """An ECDSA signature of `content` with SHA-384 (FIPS 186-5, section 6.4), in DER. Begin `content` with what it is for."""
-    return key.sign(content, SIGNATURE)
+    """Signs `content` by ECDSA with SHA-384 (FIPS 186-5, section 6.4).
+
+    Args:
+        key: on P-384.
+        content: what is signed. It should begin with what it is for, so that a signature cannot be used for something else.
+
+    Returns:
+        The signature in DER, another one at each call.
+    """
+    return key.sign(content, SIGNATURE_ALGORITHM)
 
 
 def is_signed(key: ec.EllipticCurvePublicKey, content: bytes, signature: bytes) -> bool:
-    """Whether `signature` is one that the private half of `key` gave for `content`."""
+    """Verifies an ECDSA signature with SHA-384.
+
+    Args:
+        key: the signer's public key.
+        content: what was signed, byte for byte.
+        signature: in DER, as `sign` gives it; anything else counts as wrong.
+
+    Returns:
+        Whether the private half of `key` gave `signature` for `content`.
+    """
     try:
-        key.verify(signature, content, SIGNATURE)
+        key.verify(signature, content, SIGNATURE_ALGORITHM)
     except InvalidSignature:
         return False
     return True
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
-    """The key as PEM, the form in which Flower's SuperLink stores it."""
+    """Writes the key as PEM, the form in which Flower's SuperLink stores it."""
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """The key as PEM (PKCS #8), the form that TLS libraries read."""
+    """Writes the key as PEM (PKCS #8), the form that TLS libraries read."""
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 def certificate_validity(path: Path) -> tuple[datetime, datetime]:
-    """(not before, not after) of the first certificate in the PEM file `path`, with time zone.
+    """Reads (not before, not after) of the first certificate in the PEM file `path`, with time zone.
 
     Raises:
         ConfigError: the file is missing or holds no certificate.

@@ -1,17 +1,17 @@
-"""The wire: every record and key of a Flower message between coordinator and site, packed and unpacked here alone.
+"""The messages between coordinator and site: only this module packs and unpacks the records and keys of a Flower message.
 
     instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
     roll call     (no arrays)                                                config {experiment, run, round, protocol}
-    update        arrays  as above, or pneumofed.common.wire.update_encoding's         metrics {num-examples, loss, ...}
-    site {name, layout, report}
-    secure sum    as an instruction, with its arrays in one step alone              config {..., step}
-                  the replies: see pneumofed.common.secure_aggregation.protocol
-    evaluation    metrics {num-examples, loss, seconds}   statistics {...}                    site {name, layout, report}
+    update        arrays  as above, or those of common.wire.update_encoding  metrics {num-examples, loss, ...}
+                                                                             site {name, layout, report}
+    secure agg.   as an instruction, with its arrays in one step only        config {..., step}
+                  the replies: see common.secure_aggregation.protocol
+    evaluation    metrics {num-examples, loss, seconds}   statistics {...}   site {name, layout, report}
     presence      site {name, layout, report}
     failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
 
 `parameters` and `statistics` (BatchNorm's running mean and variance) are flat vectors; both sides derive the layout from the model and
-compare its digest, since 122 small arrays a message cost three times as long as one vector.
+compare its digest (`common.wire.parameter_layout`), since 122 small arrays a message cost three times as long as one vector.
 """
 
 from __future__ import annotations
@@ -35,16 +35,21 @@ PROTOCOL = 2
 """Raised when the meaning of any key changes; a site of another protocol is refused with a sentence that says so."""
 
 ARRAYS, CONFIG, METRICS, STATISTICS, SITE = "arrays", "config", "metrics", "statistics", "site"
+"""Names of the records in a message."""
 BUFFERS = "statistics"
+"""Name of the second array in the record `ARRAYS`; the first one's is `PARAMETERS`."""
 NUM_EXAMPLES = "num-examples"
+"""Key of the record `METRICS`: images that were trained or evaluated on."""
 AUDIT_HEAD = "audit-head"
+"""Key of the records `CONFIG` and `SITE`: head of the sender's audit log."""
 STEP = "step"
+"""Key of the record `CONFIG`: a step of secure aggregation, as JSON."""
 EXPERIMENT_KEY = "experiment"
 """Key of Flower's run config: the path of a YAML file, or the whole experiment as JSON."""
 COORDINATOR_KEY = "coordinator"
 """Key of the run config: the path of the coordinator's own YAML file."""
 SITES_KEY = "sites"
-"""Key of the run config in simulation alone: a folder with one YAML file a virtual hospital, named by partition number."""
+"""Key of the run config in simulation only: a folder with one YAML file a virtual hospital, named by partition number."""
 SITE_CONFIG_KEY = "site-config"
 """Key of a SuperNode's own node config: the path of the hospital's YAML file."""
 SITE_FAILURE_CODE = 1000
@@ -65,9 +70,9 @@ class ModelArrays:
 
 @dataclass(frozen=True)
 class Instruction:
-    """What the coordinator asks of a site. `arrays` is None in the roll call.
+    """What the coordinator asks of a site. `arrays` is None at enrolment (the roll call).
 
-    `run` is the run's token: the same after a resume, and no other run's, so that a site can tell its own state of this run.
+    `run` is the run's token: the same after a resume, and no other run's, so that a site can recognise its own state of this run.
     """
 
     experiment: ExperimentConfig
@@ -77,12 +82,12 @@ class Instruction:
     audit_head: str | None = None
     """Head of the coordinator's audit log, which the site's log keeps."""
     step: str | None = None
-    """The step of a secure sum that is asked for (`common.secure_aggregation.protocol`), as JSON."""
+    """The step of secure aggregation that is asked for (`common.secure_aggregation.protocol`), as JSON."""
 
 
 @dataclass(frozen=True)
 class Presence:
-    """A site's answer to the roll call: who it is, the layout of its model, and counts about its data."""
+    """A site's answer at enrolment (the roll call): its name, the layout of its model, and counts about its data."""
 
     site: str
     layout: str
@@ -107,11 +112,20 @@ class Update:
 
     @classmethod
     def of(cls, presence: Presence, arrays: ModelArrays, num_examples: int, metrics: Mapping[str, float]) -> Update:
+        """Packs trained weights as an update.
+
+        Args:
+            presence: the site's name, layout and data report.
+            arrays: float32 [P] and [B], after training.
+            num_examples: training images, the update's weight in the mean.
+            metrics: what the site reports of its training, by name.
+        """
         record = pack_arrays(arrays)
         return cls(presence, record, num_examples, metrics, record_bytes(record))
 
     @property
     def arrays(self) -> ModelArrays:
+        """The weights, unpacked at each call."""
         return unpack_arrays(self.record)
 
 
@@ -138,11 +152,12 @@ class Failure:
 
 
 def pack_arrays(arrays: ModelArrays) -> ArrayRecord:
+    """Packs the two flat vectors as a record."""
     return ArrayRecord({PARAMETERS: Array(arrays.parameters), BUFFERS: Array(arrays.statistics)})
 
 
 def unpack_arrays(record: ArrayRecord) -> ModelArrays:
-    """The flat vectors of `record`.
+    """Unpacks the flat vectors of `record`.
 
     Raises:
         MessageError: other names, another number type, or more than one dimension.
@@ -157,6 +172,7 @@ def unpack_arrays(record: ArrayRecord) -> ModelArrays:
 
 
 def pack_instruction(instruction: Instruction) -> RecordDict:
+    """Packs what the coordinator asks."""
     experiment = instruction.experiment.model_dump_json()
     config: dict[str, ConfigRecordValues] = {"experiment": experiment, "run": instruction.run}
     config |= {"round": instruction.round, "protocol": PROTOCOL}
@@ -171,14 +187,22 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
 
 
 def with_step(message: Message, step: str) -> Message:
-    """The same request with a step of a secure sum in it; its arrays are shared, not copied."""
+    """Copies a request with a step of secure aggregation in it; its arrays are shared, not copied.
+
+    Args:
+        message: an instruction to one site.
+        step: as JSON; see `common.secure_aggregation.protocol`.
+
+    Raises:
+        MessageError: `message` holds no instruction.
+    """
     config = ConfigRecord({**_record(message.content.config_records, CONFIG), STEP: step})
     content = RecordDict({**message.content, CONFIG: config})
     return Message(content, dst_node_id=message.metadata.dst_node_id, message_type=message.metadata.message_type)
 
 
 def unpack_instruction(content: RecordDict) -> Instruction:
-    """What the coordinator asks.
+    """Unpacks what the coordinator asks.
 
     Raises:
         MessageError: another protocol, or a record or key is missing.
@@ -196,11 +220,12 @@ def unpack_instruction(content: RecordDict) -> Instruction:
 
 
 def pack_presence(presence: Presence) -> RecordDict:
+    """Packs a site's answer at enrolment."""
     return RecordDict({SITE: _site_record(presence)})
 
 
 def unpack_presence(content: RecordDict) -> Presence:
-    """Who answers.
+    """Unpacks who answers.
 
     Raises:
         MessageError: the site record is missing or malformed.
@@ -214,7 +239,12 @@ def unpack_presence(content: RecordDict) -> Presence:
 
 
 def pack_update(update: Update, travelling: ArrayRecord | None = None) -> RecordDict:
-    """The reply with an update; `travelling` stands for its float32 record on the wire (see `encode_update`)."""
+    """Packs a site's reply with an update.
+
+    Args:
+        update: weights, metrics and who sends them.
+        travelling: what takes the place of the float32 weights on the wire (see `encode_update`); None sends them as they are.
+    """
     metrics = MetricRecord({NUM_EXAMPLES: update.num_examples, **update.metrics})
     return RecordDict({ARRAYS: travelling or update.record, METRICS: metrics, SITE: _site_record(update.presence)})
 
@@ -222,13 +252,34 @@ def pack_update(update: Update, travelling: ArrayRecord | None = None) -> Record
 def encode_update(
     arrays: ModelArrays, base: ModelArrays, precision: UpdatePrecision, generator: np.random.Generator
 ) -> ArrayRecord:
-    """The record that travels in place of `arrays` to the coordinator, who has `base`."""
+    """Encodes a model's weights for the way to the coordinator.
+
+    Args:
+        arrays: the site's weights after training.
+        base: the round's global weights, which the coordinator has too.
+        precision: number type on the wire.
+        generator: of the stochastic rounding of `int8`; is moved on there only.
+
+    Returns:
+        The record that travels; the normalisation statistics in it stay float32.
+
+    Raises:
+        MessageError: a difference is not finite, or too large for float16.
+    """
     coded = encode_parameters(arrays.parameters, base.parameters, precision, generator)
     return ArrayRecord({**{name: Array(values) for name, values in coded.items()}, BUFFERS: Array(arrays.statistics)})
 
 
 def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePrecision) -> ArrayRecord:
-    """The float32 record {parameters, statistics} of what travelled.
+    """Decodes what `encode_update` made.
+
+    Args:
+        record: as it travelled.
+        base: the round's global weights.
+        precision: number type on the wire, which the experiment names.
+
+    Returns:
+        The float32 record {parameters, statistics}.
 
     Raises:
         MessageError: other arrays than the precision has.
@@ -246,7 +297,12 @@ def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePreci
 
 
 def unpack_update(content: RecordDict, base: ModelArrays, precision: UpdatePrecision = "float32") -> Update:
-    """A site's update on `base`; the values are checked by `server.federation.update_checks`.
+    """Unpacks a site's update; its values are checked by `server.federation.update_checks`.
+
+    Args:
+        content: of the reply.
+        base: the round's global weights.
+        precision: number type on the wire, which the experiment names.
 
     Raises:
         MessageError: a record or key is missing or of the wrong type.
@@ -260,18 +316,19 @@ def unpack_update(content: RecordDict, base: ModelArrays, precision: UpdatePreci
 
 
 def record_bytes(record: ArrayRecord) -> int:
-    """Bytes of the arrays in `record` on the wire."""
+    """Counts the bytes of the arrays in `record` on the wire."""
     return sum(len(array.data) for array in record.values())
 
 
 def pack_evaluation(evaluation: Evaluation) -> RecordDict:
+    """Packs a site's reply to an evaluation instruction."""
     metrics = MetricRecord({NUM_EXAMPLES: evaluation.num_examples, **evaluation.metrics})
     statistics = MetricRecord(dict(evaluation.statistics))
     return RecordDict({METRICS: metrics, STATISTICS: statistics, SITE: _site_record(evaluation.presence)})
 
 
 def unpack_evaluation(content: RecordDict) -> Evaluation:
-    """A site's evaluation; the statistics are checked when they are rebuilt.
+    """Unpacks a site's evaluation; the statistics are checked when they are rebuilt.
 
     Raises:
         MessageError: a record or key is missing or of the wrong type.
@@ -282,7 +339,7 @@ def unpack_evaluation(content: RecordDict) -> Evaluation:
 
 
 def describe_content(content: RecordDict) -> dict[str, Any]:
-    """What leaves with a reply, for the audit log: bytes of its arrays, names of arrays, metrics and statistics."""
+    """Describes what leaves with a reply, for the audit log: bytes of its arrays, names of arrays, metrics and statistics."""
     arrays = content.array_records.values()
     return {
         "bytes": content_bytes(content),
@@ -292,28 +349,42 @@ def describe_content(content: RecordDict) -> dict[str, Any]:
 
 
 def content_bytes(content: RecordDict) -> int:
-    """Bytes of all arrays in `content` on the wire."""
+    """Counts the bytes of all arrays in `content` on the wire."""
     return sum(record_bytes(record) for record in content.array_records.values())
 
 
 def attach_head(content: RecordDict, head: str) -> None:
-    """Adds the head of the site's audit log to its reply; the log's last line tells of this very reply."""
+    """Adds the head of the site's audit log to its reply.
+
+    Args:
+        content: of the reply, changed in place.
+        head: hash of the log's last line, the one about this very reply.
+
+    Raises:
+        MessageError: the reply holds no site record.
+    """
     _record(content.config_records, SITE)[AUDIT_HEAD] = head
 
 
 def build_failure(error: BaseException, site: str | None, request: Message) -> Message:
-    """The reply that tells the coordinator of a failure without any detail (see `common.errors.describe_for_wire`)."""
+    """Builds the reply that reports a failure to the coordinator without any detail (see `common.errors.describe_for_wire`).
+
+    Args:
+        error: only a class name and a fixed sentence of it travel.
+        site: the site's name; None where it is not known yet.
+        request: what the reply answers.
+    """
     name, sentence = describe_for_wire(error)
     reason = json.dumps({"site": site, "error": name, "sentence": sentence})
     return Message(Error(code=SITE_FAILURE_CODE, reason=reason), reply_to=request)
 
 
 def read_failure(message: Message) -> Failure:
-    """What an error reply says: a site's own words, or Flower's code where the site could not speak any more."""
+    """Reads what an error reply says: a site's own report, or Flower's code where the site could not answer any more."""
     if message.error.code == SITE_FAILURE_CODE:
         try:
-            told = json.loads(message.error.reason or "")
-            return Failure(told["site"], str(told["error"]), str(told["sentence"]))
+            reported = json.loads(message.error.reason or "")
+            return Failure(reported["site"], str(reported["error"]), str(reported["sentence"]))
         except (ValueError, KeyError, TypeError):
             return Failure(None, "MessageError", "the site's failure could not be read")
     return Failure(None, f"Flower error {message.error.code}", "the site was lost or its process died while it worked")

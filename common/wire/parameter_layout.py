@@ -1,4 +1,4 @@
-"""How a model's weights are laid out in the two flat arrays that travel; both sides derive it from the model."""
+"""The layout of a model's weights in the two flat arrays that travel; both sides derive it from the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pneumofed.common.errors import MessageError
 
-Kind = Literal["parameter", "statistic"]
+TensorKind = Literal["parameter", "statistic"]
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class TensorEntry:
 
     name: str
     shape: tuple[int, ...]
-    kind: Kind
+    kind: TensorKind
     batch_norm: bool
 
     @property
     def size(self) -> int:
+        """Numbers in the tensor."""
         return prod(self.shape)
 
 
@@ -55,7 +56,7 @@ class ArraysLayout:
 
     @classmethod
     def of(cls, model: nn.Module) -> ArraysLayout:
-        """The layout of `model`, in the order of its state dict; does not depend on values, device or what is frozen."""
+        """Derives the layout of `model`, in the order of its state dict; does not depend on values, device or what is frozen."""
         parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         norms = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, _BatchNorm))
         return cls(
@@ -74,12 +75,12 @@ class ArraysLayout:
 
     @property
     def parameter_count(self) -> int:
-        """P."""
+        """P, the length of `parameters`."""
         return self._size("parameter")
 
     @property
     def statistic_count(self) -> int:
-        """B."""
+        """B, the length of `statistics`."""
         return self._size("statistic")
 
     @cached_property
@@ -99,14 +100,14 @@ class ArraysLayout:
 
     @torch.no_grad()
     def flatten(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
-        """(`parameters` float32 [P], `statistics` float32 [B]) of `model`: a copy, made once, tensor by tensor.
+        """Copies the weights of `model`, tensor by tensor, into (`parameters` float32 [P], `statistics` float32 [B]).
 
         Raises:
             MessageError: the model has another layout.
         """
         self._require(model)
         state = model.state_dict()
-        kinds: tuple[Kind, ...] = ("parameter", "statistic")
+        kinds: tuple[TensorKind, ...] = ("parameter", "statistic")
         arrays = {kind: np.empty(self._size(kind), dtype=np.float32) for kind in kinds}
         for entry, piece in self._pieces(arrays):
             torch.from_numpy(piece).view(entry.shape).copy_(state[entry.name])
@@ -114,15 +115,20 @@ class ArraysLayout:
 
     @torch.no_grad()
     def load(self, model: nn.Module, parameters: np.ndarray, statistics: np.ndarray) -> None:
-        """Puts `parameters` [P] and `statistics` [B] into `model`, in place; values are not looked at.
+        """Puts flat arrays into a model, in place; values are not looked at.
 
         `load` after `flatten` gives the same float32 model, bit for bit; `flatten` after `load` the same arrays.
+
+        Args:
+            model: of this layout, on any device.
+            parameters: float32 [P]; may be read-only.
+            statistics: float32 [B]; may be read-only.
 
         Raises:
             MessageError: the model has another layout, or an array another shape or type; the model is as before then.
         """
         self._require(model)
-        arrays: dict[Kind, np.ndarray] = {"parameter": parameters, "statistic": statistics}
+        arrays: dict[TensorKind, np.ndarray] = {"parameter": parameters, "statistic": statistics}
         for kind, array in arrays.items():
             expected = (self._size(kind),)
             if array.dtype != np.float32 or array.shape != expected:
@@ -132,8 +138,12 @@ class ArraysLayout:
             # A copy, for arrays out of a message are read-only, which torch cannot express.
             state[entry.name].copy_(torch.tensor(piece).view(entry.shape))
 
-    def name_at(self, kind: Kind, position: int) -> str:
-        """Name and index of one value of a flat array, e.g. `conv1.weight[3, 0, 2, 2]`, for a message about it.
+    def name_at(self, kind: TensorKind, position: int) -> str:
+        """Names one value of a flat array for a message about it, e.g. `conv1.weight[3, 0, 2, 2]`.
+
+        Args:
+            kind: which array: `parameter` or `statistic`.
+            position: in that array, from 0.
 
         Raises:
             IndexError: the array has no such position.
@@ -154,13 +164,13 @@ class ArraysLayout:
                 f"model of layout {other.digest} where {self.digest} is expected: both sides need one model section"
             )
 
-    def _of_kind(self, kind: Kind) -> list[TensorEntry]:
+    def _of_kind(self, kind: TensorKind) -> list[TensorEntry]:
         return [entry for entry in self.entries if entry.kind == kind]
 
-    def _size(self, kind: Kind) -> int:
+    def _size(self, kind: TensorKind) -> int:
         return sum(entry.size for entry in self._of_kind(kind))
 
-    def _pieces(self, arrays: Mapping[Kind, np.ndarray]) -> Iterator[tuple[TensorEntry, np.ndarray]]:
+    def _pieces(self, arrays: Mapping[TensorKind, np.ndarray]) -> Iterator[tuple[TensorEntry, np.ndarray]]:
         """Each entry with its part of the flat array of its kind, a view."""
         for kind, array in arrays.items():
             start = 0
@@ -168,6 +178,6 @@ class ArraysLayout:
                 yield entry, array[start : start + entry.size]
                 start += entry.size
 
-    def _positions(self, kind: Kind, wanted: Callable[[TensorEntry], bool]) -> np.ndarray:
+    def _positions(self, kind: TensorKind, wanted: Callable[[TensorEntry], bool]) -> np.ndarray:
         chosen = [np.full(entry.size, wanted(entry)) for entry in self._of_kind(kind)]
         return np.flatnonzero(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""How an update travels: as float32 weights, or as the difference from the round's global weights in 16 or 8 bits.
+"""The encoding of an update on the wire: float32 weights, or the difference from the round's global weights in 16 or 8 bits.
 
 The difference, since it is small and centred: 16 bits of a weight of size 1 step by 5e-4, more than many a round moves it, while 16
 bits of the difference step by a thousandth of it. Normalisation statistics stay float32: they are a thousandth of the bytes, and a
@@ -28,7 +28,16 @@ LEVELS = 127
 def encode_parameters(
     parameters: np.ndarray, base: np.ndarray, precision: UpdatePrecision, generator: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """The arrays that travel in place of `parameters` (float32 [P]) to one who has `base` (float32 [P]).
+    """Encodes parameters for a receiver that has `base`.
+
+    Args:
+        parameters: float32 [P].
+        base: float32 [P], the round's global parameters.
+        precision: number type on the wire.
+        generator: of the stochastic rounding of `int8`; is moved on there only.
+
+    Returns:
+        The arrays that travel, by name, as the table above has them.
 
     Raises:
         MessageError: a difference is not finite, or too large for float16.
@@ -45,15 +54,23 @@ def encode_parameters(
 
 
 def decode_parameters(arrays: dict[str, np.ndarray], base: np.ndarray, precision: UpdatePrecision) -> np.ndarray:
-    """float32 [P]: the parameters that `encode` was given, up to rounding.
+    """Decodes what `encode_parameters` made, up to rounding.
+
+    Args:
+        arrays: as they travelled, by name.
+        base: float32 [P], the round's global parameters.
+        precision: number type on the wire.
+
+    Returns:
+        float32 [P].
 
     Raises:
         MessageError: other names, number types or sizes than the precision has.
     """
-    expected = _form(len(base), precision)
+    expected = _expected_form(len(base), precision)
     found = {name: (str(values.dtype), values.shape) for name, values in arrays.items()}
     if found != expected:
-        raise MessageError(f"expected arrays {_tell(expected)}, got {_tell(found)}")
+        raise MessageError(f"expected arrays {_describe_form(expected)}, got {_describe_form(found)}")
     if precision == "float32":
         return arrays[PARAMETERS]
     if precision == "float16":
@@ -61,7 +78,7 @@ def decode_parameters(arrays: dict[str, np.ndarray], base: np.ndarray, precision
     return base + _dequantise(arrays[DIFFERENCE], arrays[SCALES])
 
 
-def _form(count: int, precision: UpdatePrecision) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _expected_form(count: int, precision: UpdatePrecision) -> dict[str, tuple[str, tuple[int, ...]]]:
     if precision == "float32":
         return {PARAMETERS: ("float32", (count,))}
     if precision == "float16":
@@ -69,7 +86,7 @@ def _form(count: int, precision: UpdatePrecision) -> dict[str, tuple[str, tuple[
     return {DIFFERENCE: ("int8", (count,)), SCALES: ("float32", (-(-count // BLOCK),))}
 
 
-def _tell(form: dict[str, tuple[str, tuple[int, ...]]]) -> str:
+def _describe_form(form: dict[str, tuple[str, tuple[int, ...]]]) -> str:
     return ", ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in sorted(form.items())[:4])
 
 

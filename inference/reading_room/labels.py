@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pneumofed.common.audit.log import AuditLog
-from pneumofed.common.data.manifest import COLUMNS
+from pneumofed.common.data.manifest import MANIFEST_COLUMNS
 from pneumofed.common.data.pseudonyms import Pseudonyms, load_pseudonyms
 from pneumofed.common.files import atomic_write
 from pneumofed.inference.reading_room.cases import Case, Cases, FindingRow, open_room_database
@@ -19,7 +19,7 @@ from pneumofed.inference.reading_room.file_store import CaseFiles
 from pneumofed.inference.reading_room.settings import RoomFolder
 from pneumofed.inference.reading_room.worker import ORIGINAL
 
-EXPORT_COLUMNS = (*COLUMNS, "reader", "time", "case")
+EXPORT_COLUMNS = (*MANIFEST_COLUMNS, "reader", "time", "case")
 
 
 def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:

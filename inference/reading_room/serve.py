@@ -16,7 +16,7 @@ import yaml
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import ConfigError, ReleaseError
 from pneumofed.common.files import atomic_write
-from pneumofed.common.ops.processes import LOOPBACK, check_port_free
+from pneumofed.common.ops.processes import LOOPBACK_HOSTS, check_port_free
 from pneumofed.common.wire.keys import PublicKey, certificate_validity, read_public_key
 from pneumofed.inference.reading_room.cases import open_room_database
 from pneumofed.inference.reading_room.room import Room, open_monitor
@@ -138,7 +138,7 @@ def serve_room(folder: RoomFolder, tell: Callable[[str], None]) -> None:
     room = open_room(folder, bundle)
     if not room.users.all():
         raise ConfigError(f"nobody could sign in yet; add yourself: pneumofed reading-room user add NAME -C {folder.path}")
-    app = create_room_app(room, [*LOOPBACK, *settings.names, *([settings.host] if settings.host != "0.0.0.0" else [])])
+    app = create_room_app(room, [*LOOPBACK_HOSTS, *settings.names, *([settings.host] if settings.host != "0.0.0.0" else [])])
     released = describe_release(folder, bundle)
     tell(f"model: {room.model.name} {room.model.digest[:12]}, signed by {room.model.signer}; {released}")
     tell(f"reading room at {address(folder)}")

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from pneumofed.common.config.experiment import Count, Section
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.processes import LOOPBACK
+from pneumofed.common.ops.processes import LOOPBACK_HOSTS
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$", max_length=253)]
@@ -83,7 +83,7 @@ class RoomSettings(Section):
     def _tls_outside_loopback(self) -> RoomSettings:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("certificate and key belong together")
-        if self.host not in LOOPBACK and self.certificate is None:
+        if self.host not in LOOPBACK_HOSTS and self.certificate is None:
             raise ValueError(f"host {self.host} is reached from other machines, so it needs certificate and key")
         return self
 

@@ -11,7 +11,7 @@ from flwr.app import Message
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import MessageError
 from pneumofed.common.wire.messages import Failure, ModelArrays, Presence, Update, unpack_update
-from pneumofed.common.wire.parameter_layout import ArraysLayout, Kind
+from pneumofed.common.wire.parameter_layout import ArraysLayout, TensorKind
 
 
 @dataclass
@@ -83,7 +83,7 @@ def _check_form(site: str, update: Update, arrays: ModelArrays, layout: ArraysLa
             f"expected {layout.parameter_count} parameters and {layout.statistic_count} statistics, "
             f"got {len(parameters)} and {len(statistics)}"
         )
-    kinds: tuple[tuple[Kind, np.ndarray], ...] = (("parameter", parameters), ("statistic", statistics))
+    kinds: tuple[tuple[TensorKind, np.ndarray], ...] = (("parameter", parameters), ("statistic", statistics))
     for kind, values in kinds:
         finite = np.isfinite(values)
         if not finite.all():

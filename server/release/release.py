@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pneumofed.common.audit.log import COORDINATOR, RELEASE, AuditLog
+from pneumofed.common.audit.log import COORDINATOR_ACTOR, RELEASE_EVENT, AuditLog
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.data.dataset import load_dataset
@@ -123,12 +123,12 @@ def publish(
     if audit is not None:
         told = hashlib.sha256(record.model_dump_json().encode()).hexdigest()
         old = record.old.digest if record.old else None
-        audit.record(RELEASE, decision=record.decision, new=record.new.digest, old=old, record=told)
+        audit.record(RELEASE_EVENT, decision=record.decision, new=record.new.digest, old=old, record=told)
     return written
 
 
 def audit_of(place: CoordinatorFolder) -> AuditLog:
-    return AuditLog(place.state / "audit.jsonl", COORDINATOR)
+    return AuditLog(place.state / "audit.jsonl", COORDINATOR_ACTOR)
 
 
 def compare_on_sets(

@@ -39,7 +39,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Self
 
-from pneumofed.common.audit.log import COORDINATOR, ROUND, AuditLog, hash_arrays, record_run_ended, record_run_started
+from pneumofed.common.audit.log import COORDINATOR_ACTOR, ROUND_EVENT, AuditLog, hash_arrays, record_run_ended, record_run_started
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.evaluation.metrics import without_nan
@@ -168,7 +168,7 @@ class RunLog:
 
     @classmethod
     def of(cls, settings: CoordinatorConfig, run: str) -> RunLog:
-        audit = AuditLog(Path(settings.audit_log), COORDINATOR) if settings.audit_log else None
+        audit = AuditLog(Path(settings.audit_log), COORDINATOR_ACTOR) if settings.audit_log else None
         return cls(run, Activity(Path(settings.run_dir) / EVENTS_FILE), audit)
 
     def begins(self, experiment: ExperimentConfig, app: str, completed: int | None) -> None:
@@ -214,7 +214,7 @@ def record_round(log: AuditLog, run: str, line: RoundRecord, arrays: ModelArrays
         heads: head of each site's log as its reply gave it.
     """
     return log.record(
-        ROUND,
+        ROUND_EVENT,
         run=run,
         round=line.round,
         participants=[site for site in line.drawn if site not in line.trouble],

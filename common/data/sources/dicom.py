@@ -18,17 +18,17 @@ _KEYS = {
     "study_uid": ("studyinstanceuid", "studyuid", "study"),
     "accession": ("accessionnumber", "accession"),
 }
-"""Usual names of the columns that tell which images a label is for, the most exact first."""
+"""Usual names of the columns that say which images a label is for, the most exact first."""
 
 Labels = dict[str, dict[str, str]]
 """Label by value, for each kind of key."""
 
 
 def read_dicom_folder(folder: Path, label_table: Path, frontal_only: bool = True) -> tuple[Manifest, DataReport]:
-    """The DICOM files below `folder` that have a label, whatever their names; only their headers are read.
+    """Reads the DICOM files below `folder` that have a label, whatever their names; only their headers are read.
 
     The label table is a CSV file with a column `label` and one or more of: SOP instance UID, file (a path relative to `folder`,
-    or a bare name, which counts only if one file alone has it), study instance UID, accession number. Where several fit an
+    or a bare name, which counts only if no other file has it), study instance UID, accession number. Where several fit an
     image the most exact decides. The patient is the Patient ID; an image without one is left out and counted, as is one without
     a label, one with a label outside the manifest's vocabulary, or a file that is no DICOM. Hidden files and DICOMDIR are
     ignored.
@@ -36,7 +36,7 @@ def read_dicom_folder(folder: Path, label_table: Path, frontal_only: bool = True
     Args:
         folder: searched with all folders below it.
         label_table: the CSV file.
-        frontal_only: leave out lateral and oblique views; an image that does not tell its view stays.
+        frontal_only: leave out lateral and oblique views; an image that does not say its view stays.
 
     Raises:
         ConfigError: the table does not exist.
@@ -51,7 +51,12 @@ def read_dicom_folder(folder: Path, label_table: Path, frontal_only: bool = True
 
 
 def read_labels(table: Path) -> Labels:
-    """The labels in the CSV file `table`, for each kind of key that it has a column for; see `read_dicom_folder`."""
+    """Reads the labels in the CSV file `table`, for each kind of key that it has a column for; see `read_dicom_folder`.
+
+    Raises:
+        ConfigError: the table does not exist.
+        DataError: the table lacks a column, or it gives one key two labels.
+    """
     present = read_columns(table)
     columns = {kind: column for kind, usual in _KEYS.items() if (column := find_column(present, usual))}
     if not columns:
@@ -69,6 +74,39 @@ def read_labels(table: Path) -> Labels:
     return labels
 
 
+def record_of(file: Path, header: DicomHeader, label: str) -> ImageRecord:
+    """Builds the manifest's row of a DICOM file.
+
+    Args:
+        file: its path, which becomes absolute.
+        header: of that file; empty texts become None.
+        label: a word of `LABELS`.
+    """
+    return ImageRecord(
+        path=file.absolute(),
+        patient=header.patient,
+        label=label,
+        view=header.view or None,
+        sex=read_sex(header.sex),
+        age_years=header.age_years,
+        manufacturer=header.manufacturer or None,
+    )
+
+
+def find_label(keys: Mapping[str, Sequence[str]], labels: Labels) -> str:
+    """Finds the label of an image in a label table.
+
+    Args:
+        keys: the image's keys of each kind: `sop_uid`, `file`, `study_uid`, `accession`; a kind may be missing.
+        labels: the table, as `read_labels` gives it.
+
+    Returns:
+        The label of the most exact key that the table has; an empty text where it has none.
+    """
+    found = (table[key] for kind, table in labels.items() for key in keys.get(kind, ()) if key in table)
+    return next(found, "")
+
+
 def _record(file: Path, file_keys: list[str], labels: Labels, frontal_only: bool) -> ImageRecord | SkipReason:
     try:
         header = read_header(file)
@@ -84,29 +122,10 @@ def _record(file: Path, file_keys: list[str], labels: Labels, frontal_only: bool
     return record_of(file, header, label)
 
 
-def record_of(file: Path, header: DicomHeader, label: str) -> ImageRecord:
-    """The manifest's row of a DICOM file."""
-    return ImageRecord(
-        path=file.absolute(),
-        patient=header.patient,
-        label=label,
-        view=header.view or None,
-        sex=read_sex(header.sex),
-        age_years=header.age_years,
-        manufacturer=header.manufacturer or None,
-    )
-
-
 def _refuse(header: DicomHeader, label: str) -> SkipReason | None:
     if label not in LABELS:
         return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
     return None if header.patient else SkipReason.NO_PATIENT
-
-
-def find_label(keys: Mapping[str, Sequence[str]], labels: Labels) -> str:
-    """The label of the most exact of an image's `keys`, by kind, that the table has, or an empty text."""
-    found = (table[key] for kind, table in labels.items() for key in keys.get(kind, ()) if key in table)
-    return next(found, "")
 
 
 def _file_keys(file: Path, folder: Path, names: Counter[str]) -> list[str]:

@@ -1,10 +1,9 @@
-"""The Kaggle pediatric chest X-ray set (Kermany et al. 2018, Cell 172): `{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg`.
+"""Readers of four public chest X-ray sets, each by the layout that it is published in.
 
-NIH ChestX-ray14 (Wang et al. 2017, CVPR): `Data_Entry_2017.csv` and the folders `images_001` to `images_012`.
-
-CheXpert (Irvin et al. 2019, AAAI): `train.csv` or `valid.csv` with 1, 0, -1 or nothing for each finding.
-
-PadChest (Bustos et al. 2020, Medical Image Analysis 66): one CSV file with a list of labels an image.
+- Kaggle pediatric (Kermany et al. 2018, Cell 172): `{train,val,test}/{NORMAL,PNEUMONIA}/*.jpeg`.
+- NIH ChestX-ray14 (Wang et al. 2017, CVPR): `Data_Entry_2017.csv` and the folders `images_001` to `images_012`.
+- CheXpert (Irvin et al. 2019, AAAI): `train.csv` or `valid.csv` with 1, 0, -1 or nothing for each finding.
+- PadChest (Bustos et al. 2020, Medical Image Analysis 66): one CSV file with a list of labels an image.
 """
 
 from __future__ import annotations
@@ -19,15 +18,24 @@ from pneumofed.common.data.report import DataReport, DataWarning
 from pneumofed.common.data.sources.table import UncertainPolicy, check_uncertain_policy, collect, find_by_name, settle_uncertain
 from pneumofed.common.errors import DataError, SkipReason
 
-CLASS_FOLDERS = ("NORMAL", "PNEUMONIA")
+_KAGGLE_CLASS_FOLDERS = ("NORMAL", "PNEUMONIA")
 
-_OPTIONAL_SPLITS = frozenset({"val"})
-_NUMBERING = {"val": "train"}
+_KAGGLE_OPTIONAL_SPLITS = frozenset({"val"})
+_KAGGLE_NUMBERING = {"val": "train"}
 """`val` continues the numbers of `train`; `test` numbers its persons anew."""
+
+_NIH_COLUMNS = ("image index", "finding labels", "patient id")
+
+_CHEXPERT_COLUMNS = ("path", "frontal/lateral", "no finding", "pneumonia")
+
+_PADCHEST_COLUMNS = ("imageid", "patientid", "projection", "labels")
+_PADCHEST_FRONTAL = frozenset({"PA", "AP", "AP_HORIZONTAL"})
+_PADCHEST_UNUSABLE = frozenset({"suboptimal study", "exclude", "unchanged"})
+"""`unchanged` refers to an earlier report that the set does not give."""
 
 
 def read_kaggle(folder: Path, splits: Sequence[str] = ("train", "val")) -> tuple[Manifest, DataReport]:
-    """The images in the class folders of `splits`, ordered by split, class and file name.
+    """Reads the images in the class folders of `splits`, ordered by split, class and file name.
 
     The patient comes from the file name. `person23_bacteria_77.jpeg` is person 23 whatever the cause, and `IM-0115-0001.jpeg`
     and `NORMAL2-IM-0115-0001.jpeg` are both number IM-0115: the set does not say whether the two prefixes and the two causes
@@ -44,59 +52,24 @@ def read_kaggle(folder: Path, splits: Sequence[str] = ("train", "val")) -> tuple
     Raises:
         DataError: a split or class folder is missing, or there is no image at all.
     """
-    files = [(split, name, file) for split in splits for name, file in _split_files(folder, split)]
+    files = [(split, name, file) for split in splits for name, file in _kaggle_files(folder, split)]
     if not files:
-        raise DataError(f"no image found in {folder}; expected images in {_expected(splits)}")
+        raise DataError(f"no image found in {folder}; expected images in {_kaggle_folders(splits)}")
     manifest, report = collect(_kaggle_record(split, name, file) for split, name, file in files)
-    report.warnings[DataWarning.EMPTY_CLASS] = len(set(CLASS_FOLDERS) - {name for _, name, _ in files})
-    report.warnings[DataWarning.PATIENT_FROM_FILE_NAME] = sum(_number(file.name) is None for _, _, file in files)
+    report.warnings[DataWarning.EMPTY_CLASS] = len(set(_KAGGLE_CLASS_FOLDERS) - {name for _, name, _ in files})
+    report.warnings[DataWarning.PATIENT_FROM_FILE_NAME] = sum(_kaggle_number(file.name) is None for _, _, file in files)
     return manifest, report
 
 
-def _split_files(folder: Path, split: str) -> Iterator[tuple[str, Path]]:
-    if split in _OPTIONAL_SPLITS and not (folder / split).is_dir():
-        return
-    for name in CLASS_FOLDERS:
-        class_folder = folder / split / name
-        if not class_folder.is_dir():
-            raise DataError(f"{class_folder} is missing; give the folder that itself holds {_expected([split])}")
-        files = (file for file in class_folder.iterdir() if not file.name.startswith("."))
-        yield from ((name, file) for file in sorted(files) if file.is_file())
-
-
-def _kaggle_record(split: str, class_folder: str, file: Path) -> ImageRecord:
-    number = _number(file.name) or file.stem
-    label = "normal" if class_folder == "NORMAL" else _cause(file.name)
-    return ImageRecord(path=file, patient=f"{_NUMBERING.get(split, split)}/{number}", label=label)
-
-
-def _number(name: str) -> str | None:
-    """The patient's number in a file name, in one spelling, or None if it has none."""
-    match = re.match(r"(person)(\d+)_|(?:NORMAL\d*-)?(IM-)(\d+)-", name, re.IGNORECASE)
-    if match is None:
-        return None
-    return f"person{int(match[2])}" if match[1] else f"IM-{int(match[4]):04d}"
-
-
-def _cause(name: str) -> str:
-    match = re.match(r"person\d+_(bacteria|virus)_", name, re.IGNORECASE)
-    if match is None:
-        return "pneumonia"
-    return "bacterial" if match[1].lower() == "bacteria" else "viral"
-
-
-def _expected(splits: Sequence[str]) -> str:
-    return " and ".join(f"{split}/{name}" for split in splits for name in CLASS_FOLDERS)
-
-
-_NIH_COLUMNS = ("image index", "finding labels", "patient id")
-
-
 def read_nih(table: Path, images: Path) -> tuple[Manifest, DataReport]:
-    """The images of `table` found anywhere below `images`.
+    """Reads the images of `table` that are anywhere below `images`.
 
-    Findings with `Pneumonia` among them are pneumonia, `No Finding` is normal. Images with other findings alone are neither and
+    Findings with `Pneumonia` among them are pneumonia, `No Finding` is normal. Images with only other findings are neither and
     are counted as of no known label; images that are not there (the set comes in twelve parts) as missing.
+
+    Args:
+        table: `Data_Entry_2017.csv` or a later release of it.
+        images: searched with all folders below it.
 
     Raises:
         ConfigError: the table does not exist.
@@ -106,6 +79,85 @@ def read_nih(table: Path, images: Path) -> tuple[Manifest, DataReport]:
     sex = next((name for name in ("patient sex", "patient gender") if name in present), "")  # later releases say sex
     files = find_by_name(images)
     return collect(_nih_record(row, files, sex) for _, row in read_rows(table, _NIH_COLUMNS))
+
+
+def read_chexpert(table: Path, root: Path, uncertain: UncertainPolicy = "ignore") -> tuple[Manifest, DataReport]:
+    """Reads the frontal images of `table` with or without pneumonia.
+
+    `Pneumonia` 1 is pneumonia; -1 is what `uncertain` says; otherwise `No Finding` 1 is normal, and an image with only other
+    findings is counted as of no known label. Laterals are left out. The patient is the folder `patient00001` of the path.
+    Whether the files exist is seen when they are read.
+
+    Args:
+        table: the CSV file.
+        root: the folder that holds `train` and `valid`, or the one above it.
+        uncertain: `ignore` leaves uncertain images out, `positive` takes them as pneumonia, `negative` as without.
+
+    Raises:
+        ConfigError: the table does not exist or `uncertain` is none of the three.
+        DataError: the table lacks a column.
+    """
+    check_uncertain_policy(uncertain)
+    root = root.absolute()
+    is_inner = any((root / name).is_dir() for name in ("train", "valid"))
+    return collect(_chexpert_record(row, root, is_inner, uncertain) for _, row in read_rows(table, _CHEXPERT_COLUMNS))
+
+
+def read_padchest(table: Path, images: Path, uncertain: UncertainPolicy = "ignore") -> tuple[Manifest, DataReport]:
+    """Reads the frontal images of `table` that are anywhere below `images`.
+
+    `pneumonia` among the labels is pneumonia, `normal` as the only label is normal, images with only other labels are counted as of
+    no known label. `atypical pneumonia` without `pneumonia` counts as uncertain. Images whose labels hold `suboptimal study`,
+    `exclude` or `unchanged` are left out as uncertain under every policy.
+
+    Args:
+        table: the CSV file.
+        images: searched with all folders below it.
+        uncertain: `ignore` leaves uncertain images out, `positive` takes them as pneumonia, `negative` as without.
+
+    Raises:
+        ConfigError: the table does not exist or `uncertain` is none of the three.
+        DataError: the table lacks a column, or the folder cannot be listed.
+    """
+    check_uncertain_policy(uncertain)
+    files = find_by_name(images)
+    return collect(_padchest_record(row, files, uncertain) for _, row in read_rows(table, _PADCHEST_COLUMNS))
+
+
+def _kaggle_files(folder: Path, split: str) -> Iterator[tuple[str, Path]]:
+    if split in _KAGGLE_OPTIONAL_SPLITS and not (folder / split).is_dir():
+        return
+    for name in _KAGGLE_CLASS_FOLDERS:
+        class_folder = folder / split / name
+        if not class_folder.is_dir():
+            raise DataError(f"{class_folder} is missing; give the folder that itself holds {_kaggle_folders([split])}")
+        files = (file for file in class_folder.iterdir() if not file.name.startswith("."))
+        yield from ((name, file) for file in sorted(files) if file.is_file())
+
+
+def _kaggle_record(split: str, class_folder: str, file: Path) -> ImageRecord:
+    number = _kaggle_number(file.name) or file.stem
+    label = "normal" if class_folder == "NORMAL" else _kaggle_cause(file.name)
+    return ImageRecord(path=file, patient=f"{_KAGGLE_NUMBERING.get(split, split)}/{number}", label=label)
+
+
+def _kaggle_number(name: str) -> str | None:
+    """The patient's number in a file name, in one spelling, or None if it has none."""
+    match = re.match(r"(person)(\d+)_|(?:NORMAL\d*-)?(IM-)(\d+)-", name, re.IGNORECASE)
+    if match is None:
+        return None
+    return f"person{int(match[2])}" if match[1] else f"IM-{int(match[4]):04d}"
+
+
+def _kaggle_cause(name: str) -> str:
+    match = re.match(r"person\d+_(bacteria|virus)_", name, re.IGNORECASE)
+    if match is None:
+        return "pneumonia"
+    return "bacterial" if match[1].lower() == "bacteria" else "viral"
+
+
+def _kaggle_folders(splits: Sequence[str]) -> str:
+    return " and ".join(f"{split}/{name}" for split in splits for name in _KAGGLE_CLASS_FOLDERS)
 
 
 def _nih_record(row: Mapping[str, str], files: Mapping[str, Path], sex: str) -> ImageRecord | SkipReason:
@@ -127,33 +179,8 @@ def _nih_record(row: Mapping[str, str], files: Mapping[str, Path], sex: str) -> 
     )
 
 
-_CHEXPERT_COLUMNS = ("path", "frontal/lateral", "no finding", "pneumonia")
-
-
-def read_chexpert(table: Path, root: Path, uncertain: UncertainPolicy = "ignore") -> tuple[Manifest, DataReport]:
-    """The frontal images of `table` with or without pneumonia.
-
-    `Pneumonia` 1 is pneumonia; -1 is what `uncertain` says; otherwise `No Finding` 1 is normal, and an image with other
-    findings alone is counted as of no known label. Laterals are left out. The patient is the folder `patient00001` of the path.
-    Whether the files exist is seen when they are read.
-
-    Args:
-        table: the CSV file.
-        root: the folder that holds `train` and `valid`, or the one above it.
-        uncertain: `ignore` leaves uncertain images out, `positive` takes them as pneumonia, `negative` as without.
-
-    Raises:
-        ConfigError: the table does not exist or `uncertain` is none of the three.
-        DataError: the table lacks a column.
-    """
-    check_uncertain_policy(uncertain)
-    root = root.absolute()
-    is_inner = any((root / name).is_dir() for name in ("train", "valid"))
-    return collect(_chexpert_record(row, root, is_inner, uncertain) for _, row in read_rows(table, _CHEXPERT_COLUMNS))
-
-
 def _chexpert_record(row: Mapping[str, str], root: Path, is_inner: bool, uncertain: UncertainPolicy) -> ImageRecord | SkipReason:
-    """`is_inner` tells that `root` is the folder that paths start with, e.g. `CheXpert-v1.0-small`."""
+    """Reads one row; `is_inner` says that `root` is the folder that paths start with, e.g. `CheXpert-v1.0-small`."""
     if row["frontal/lateral"].strip().lower() == "lateral":
         return SkipReason.NOT_FRONTAL
     label = _chexpert_label(row, uncertain)
@@ -173,49 +200,22 @@ def _chexpert_record(row: Mapping[str, str], root: Path, is_inner: bool, uncerta
 
 
 def _chexpert_label(row: Mapping[str, str], uncertain: UncertainPolicy) -> str | SkipReason:
-    without = "normal" if _mark(row["no finding"]) == 1 else SkipReason.UNKNOWN_LABEL
-    mark = _mark(row["pneumonia"])
+    without = "normal" if _chexpert_value(row["no finding"]) == 1 else SkipReason.UNKNOWN_LABEL
+    mark = _chexpert_value(row["pneumonia"])
     if mark == -1:
         return settle_uncertain(uncertain, without)
     return "pneumonia" if mark == 1 else without
 
 
-def _mark(text: str) -> int:
+def _chexpert_value(text: str) -> int:
     """1, -1, or 0, which also stands for a finding that is not mentioned."""
     return {"1": 1, "1.0": 1, "-1": -1, "-1.0": -1}.get(text.strip(), 0)
 
 
-_PADCHEST_COLUMNS = ("imageid", "patientid", "projection", "labels")
-_FRONTAL = frozenset({"PA", "AP", "AP_HORIZONTAL"})
-_UNUSABLE = frozenset({"suboptimal study", "exclude", "unchanged"})
-"""`unchanged` refers to an earlier report that the set does not give."""
-
-
-def read_padchest(table: Path, images: Path, uncertain: UncertainPolicy = "ignore") -> tuple[Manifest, DataReport]:
-    """The frontal images of `table` found anywhere below `images`.
-
-    `pneumonia` among the labels is pneumonia, `normal` alone is normal, other labels alone are counted as of no known label.
-    `atypical pneumonia` without `pneumonia` counts as uncertain. Images whose labels hold `suboptimal study`, `exclude` or
-    `unchanged` are left out as uncertain under every policy.
-
-    Args:
-        table: the CSV file.
-        images: searched with all folders below it.
-        uncertain: `ignore` leaves uncertain images out, `positive` takes them as pneumonia, `negative` as without.
-
-    Raises:
-        ConfigError: the table does not exist or `uncertain` is none of the three.
-        DataError: the table lacks a column, or the folder cannot be listed.
-    """
-    check_uncertain_policy(uncertain)
-    files = find_by_name(images)
-    return collect(_padchest_record(row, files, uncertain) for _, row in read_rows(table, _PADCHEST_COLUMNS))
-
-
 def _padchest_record(row: Mapping[str, str], files: Mapping[str, Path], uncertain: UncertainPolicy) -> ImageRecord | SkipReason:
-    if row["projection"].strip().upper() not in _FRONTAL:
+    if row["projection"].strip().upper() not in _PADCHEST_FRONTAL:
         return SkipReason.NOT_FRONTAL
-    label = _padchest_label(_read_list(row["labels"]), uncertain)
+    label = _padchest_label(_padchest_list(row["labels"]), uncertain)
     if isinstance(label, SkipReason):
         return label
     if not row["patientid"].strip():
@@ -229,7 +229,7 @@ def _padchest_record(row: Mapping[str, str], files: Mapping[str, Path], uncertai
         label=label,
         view=row["projection"].strip(),
         sex=read_sex(row.get("patientsex_dicom", "")),
-        age_years=_age_years(row),
+        age_years=_padchest_age(row),
         manufacturer=row.get("manufacturer_dicom", "").strip() or None,
     )
 
@@ -237,7 +237,7 @@ def _padchest_record(row: Mapping[str, str], files: Mapping[str, Path], uncertai
 def _padchest_label(labels: set[str], uncertain: UncertainPolicy) -> str | SkipReason:
     if not labels:
         return SkipReason.NO_LABEL
-    if labels & _UNUSABLE:
+    if labels & _PADCHEST_UNUSABLE:
         return SkipReason.UNCERTAIN_LABEL
     if "pneumonia" in labels:
         return "pneumonia"
@@ -246,7 +246,7 @@ def _padchest_label(labels: set[str], uncertain: UncertainPolicy) -> str | SkipR
     return "normal" if labels == {"normal"} else SkipReason.UNKNOWN_LABEL
 
 
-def _read_list(text: str) -> set[str]:
+def _padchest_list(text: str) -> set[str]:
     """The labels in a text such as `['normal', 'pneumonia ']`; none for `nan` or anything else."""
     try:
         labels = ast.literal_eval(text.strip())
@@ -255,7 +255,7 @@ def _read_list(text: str) -> set[str]:
     return {str(label).strip().lower() for label in labels} - {""} if isinstance(labels, list) else set()
 
 
-def _age_years(row: Mapping[str, str]) -> float | None:
+def _padchest_age(row: Mapping[str, str]) -> float | None:
     """Years from the year of birth, e.g. `1930.0`, to that of the study, e.g. `20140915`; right to within one year."""
     try:
         age = int(row.get("studydate_dicom", "").strip()[:4]) - int(float(row.get("patientbirth", "")))

@@ -1,6 +1,7 @@
-"""Any CSV file with a row an image: columns are found by their usual names or given by the user.
+"""A CSV file with a row an image as a source of images: columns are found by their usual names or given by the user.
 
-What the sources share: walking a folder, and the manifest and report that each ends with.
+It also holds what all sources share: walking a folder (`walk_files`), joining records to a manifest and a report (`collect`), the
+frontal views, and the policy for labels that their authors marked uncertain.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from pneumofed.common.data.manifest import (
-    COLUMNS,
     LABELS,
+    MANIFEST_COLUMNS,
     ImageRecord,
     Manifest,
     check_columns,
@@ -36,6 +37,12 @@ _USUAL_NAMES = {
     "manufacturer": ("manufacturer", "vendor"),
 }
 
+UncertainPolicy = Literal["ignore", "positive", "negative"]
+"""What a label that its authors marked uncertain counts as: left out, pneumonia, or no pneumonia (U-Ignore, U-Ones and U-Zeroes
+of Irvin et al. 2019, section 3)."""
+
+_NOT_FRONTAL = frozenset({"L", "LL", "RL", "LAT", "LATERAL", "RLO", "LLO", "LAO", "RAO", "LPO", "RPO"})
+
 
 def read_csv(
     table: Path,
@@ -43,7 +50,7 @@ def read_csv(
     columns: Mapping[str, str] | None = None,
     label_map: Mapping[str, str] | None = None,
 ) -> tuple[Manifest, DataReport]:
-    """The images that the CSV file `table` names.
+    """Reads the images that the CSV file `table` names.
 
     Rows without a label or patient, with a label outside the manifest's vocabulary, or with a view that is not frontal are left
     out and counted. Whether the files exist is seen when they are read.
@@ -54,8 +61,7 @@ def read_csv(
         columns: the table's column for some of `path`, `patient`, `label`, `view`, `sex`, `age`, `manufacturer`; the others
             are found by their usual names, e.g. `filename` or `PatientID`.
         label_map: the table's labels, regardless of case, to `normal`, `pneumonia`, `bacterial` or `viral`; other labels are
-        taken
-            as they are.
+            taken as they are.
 
     Raises:
         ConfigError: the file does not exist, or `columns` or `label_map` names something that no manifest has.
@@ -69,24 +75,118 @@ def read_csv(
 
 
 def find_columns(table: Path, columns: Mapping[str, str]) -> dict[str, str]:
-    """The lower-case column of `table` for each column of a manifest that it has; `columns` as in `read_csv`."""
+    """Finds the table's column for each column of a manifest.
+
+    Args:
+        table: the CSV file.
+        columns: the user's choice for some of them, as in `read_csv`.
+
+    Returns:
+        The lower-case name in the table by the manifest's name, without those that the table does not have.
+
+    Raises:
+        ConfigError: the file does not exist, or `columns` names something that no manifest has.
+        DataError: a column is not there, or none is known for the path, the patient or the label.
+    """
     present = read_columns(table)
     found = {name: find_column(present, usual) for name, usual in _USUAL_NAMES.items()}
     for name, column in columns.items():
-        if name not in COLUMNS:
-            raise ConfigError(f"columns: '{name}' is no column of a manifest; expected some of {', '.join(COLUMNS)}")
+        if name not in MANIFEST_COLUMNS:
+            raise ConfigError(f"columns: '{name}' is no column of a manifest; expected some of {', '.join(MANIFEST_COLUMNS)}")
         check_columns(table, present, [column.strip().lower()])
         found[name] = column.strip().lower()
-    for name in COLUMNS[:3]:
+    for name in MANIFEST_COLUMNS[:3]:
         if found[name] is None:
             raise DataError(f"{table}: no column looks like the {name}; say which is. Columns there: {', '.join(present)}")
     return {name: column for name, column in found.items() if column is not None}
 
 
 def find_column(present: Sequence[str], usual: Sequence[str]) -> str | None:
-    """The first of `present` that is one of the `usual` names, the more usual first, without regard to `_`, `-` and spaces."""
+    """Finds a column by its usual names, without regard to `_`, `-` and spaces.
+
+    Args:
+        present: lower-case columns of the table; of two that read the same the first counts.
+        usual: names without separators, the most usual first.
+
+    Returns:
+        The column as the table has it; None where there is none.
+    """
     plain = {column.translate({ord(mark): None for mark in "_- "}): column for column in reversed(present)}
     return next((plain[name] for name in usual if name in plain), None)
+
+
+def collect(results: Iterable[ImageRecord | SkipReason]) -> tuple[Manifest, DataReport]:
+    """Collects the records among `results` into a manifest, with the report that counts all of them."""
+    records: list[ImageRecord] = []
+    skipped: Counter[SkipReason] = Counter()
+    for result in results:
+        if isinstance(result, SkipReason):
+            skipped[result] += 1
+        else:
+            records.append(result)
+    report = DataReport(
+        found=len(records) + skipped.total(),
+        used=len(records),
+        skipped=skipped,
+        classes=Counter(record.label for record in records),
+        patients=len({record.patient for record in records}),
+    )
+    return Manifest(tuple(records)), report
+
+
+def walk_files(folder: Path) -> Iterator[Path]:
+    """Iterates over all files below `folder`, in a fixed order; hidden ones are ignored, links to folders followed once.
+
+    Raises:
+        DataError: a folder does not exist or cannot be listed.
+    """
+    seen: set[str] = set()
+    for parent, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
+        real = os.path.realpath(parent)
+        visible = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
+        folders[:] = visible
+        if real not in seen:
+            seen.add(real)
+            yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
+
+
+def find_by_name(folder: Path) -> dict[str, Path]:
+    """Lists the files below `folder` by their name, which the public sets use once each.
+
+    Raises:
+        DataError: the folder does not exist or cannot be listed.
+    """
+    return {file.name: file for file in walk_files(folder)}
+
+
+def is_frontal(view: str) -> bool:
+    """Returns False for lateral and oblique projections, e.g. `LL` (DICOM PS3.3, C.8.1.1) or `Lateral`; an unknown view passes."""
+    return not view.strip() or view.upper().split()[0] not in _NOT_FRONTAL
+
+
+def check_uncertain_policy(policy: str) -> None:
+    """Refuses a policy that is none.
+
+    Raises:
+        ConfigError: `policy` is no UncertainPolicy.
+    """
+    if policy not in get_args(UncertainPolicy):
+        raise ConfigError(f"policy for uncertain labels: expected one of {', '.join(get_args(UncertainPolicy))}, got '{policy}'")
+
+
+def settle_uncertain(policy: UncertainPolicy, otherwise: str | SkipReason) -> str | SkipReason:
+    """Decides on the label of an image whose pneumonia is uncertain.
+
+    Args:
+        policy: `ignore` leaves the image out, `positive` takes it as pneumonia, `negative` as without.
+        otherwise: the label, or the reason to leave it out, that the image has if the pneumonia does not count.
+
+    Returns:
+        The label, or the reason why the image is left out.
+    """
+    if policy == "negative":
+        return otherwise
+    return "pneumonia" if policy == "positive" else SkipReason.UNCERTAIN_LABEL
 
 
 def _read_label_map(label_map: Mapping[str, str]) -> dict[str, str]:
@@ -123,75 +223,6 @@ def _refuse(cells: Mapping[str, str], label: str, view: str) -> SkipReason | Non
     if label not in LABELS:
         return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
     return None if is_frontal(view) else SkipReason.NOT_FRONTAL
-
-
-UncertainPolicy = Literal["ignore", "positive", "negative"]
-"""What a label that its authors marked uncertain counts as: left out, pneumonia, or no pneumonia (U-Ignore, U-Ones and U-Zeroes
-of Irvin et al. 2019, section 3)."""
-
-_NOT_FRONTAL = frozenset({"L", "LL", "RL", "LAT", "LATERAL", "RLO", "LLO", "LAO", "RAO", "LPO", "RPO"})
-
-
-def collect(results: Iterable[ImageRecord | SkipReason]) -> tuple[Manifest, DataReport]:
-    """The manifest of the records among `results`, and the report that counts all of them."""
-    records: list[ImageRecord] = []
-    skipped: Counter[SkipReason] = Counter()
-    for result in results:
-        if isinstance(result, SkipReason):
-            skipped[result] += 1
-        else:
-            records.append(result)
-    report = DataReport(
-        found=len(records) + skipped.total(),
-        used=len(records),
-        skipped=skipped,
-        classes=Counter(record.label for record in records),
-        patients=len({record.patient for record in records}),
-    )
-    return Manifest(tuple(records)), report
-
-
-def walk_files(folder: Path) -> Iterator[Path]:
-    """All files below `folder`, in a fixed order; hidden files and folders are ignored, links to folders followed once.
-
-    Raises:
-        DataError: a folder does not exist or cannot be listed.
-    """
-    seen: set[str] = set()
-    for parent, folders, names in os.walk(folder, onerror=_refuse_folder, followlinks=True):
-        real = os.path.realpath(parent)
-        visible = [] if real in seen else sorted(name for name in folders if not name.startswith("."))
-        folders[:] = visible
-        if real not in seen:
-            seen.add(real)
-            yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
-
-
-def find_by_name(folder: Path) -> dict[str, Path]:
-    """The files below `folder` by their name, which the public sets use once each.
-
-    Raises:
-        DataError: the folder does not exist or cannot be listed.
-    """
-    return {file.name: file for file in walk_files(folder)}
-
-
-def is_frontal(view: str) -> bool:
-    """False for lateral and oblique projections, e.g. `LL` (DICOM PS3.3, C.8.1.1) or `Lateral`; an unknown view passes."""
-    return not view.strip() or view.upper().split()[0] not in _NOT_FRONTAL
-
-
-def check_uncertain_policy(policy: str) -> None:
-    """Raises ConfigError unless `policy` is an UncertainPolicy."""
-    if policy not in get_args(UncertainPolicy):
-        raise ConfigError(f"policy for uncertain labels: expected one of {', '.join(get_args(UncertainPolicy))}, got '{policy}'")
-
-
-def settle_uncertain(policy: UncertainPolicy, otherwise: str | SkipReason) -> str | SkipReason:
-    """The label of an image whose pneumonia is uncertain; `otherwise` is the one that it has if the pneumonia does not count."""
-    if policy == "negative":
-        return otherwise
-    return "pneumonia" if policy == "positive" else SkipReason.UNCERTAIN_LABEL
 
 
 def _refuse_folder(error: OSError) -> None:

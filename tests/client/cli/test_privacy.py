@@ -19,7 +19,7 @@ from pneumofed.client.privacy.ledger import Spent
 from pneumofed.client.privacy.plan import SitePlan
 from pneumofed.client.privacy.spending import check_budget, spend_round
 from pneumofed.client.site.folder import SiteFolder
-from pneumofed.common.audit.log import ANSWER
+from pneumofed.common.audit.log import ANSWER_EVENT
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import merge
 from pneumofed.common.errors import BudgetError
@@ -116,14 +116,14 @@ def test_verify_believes_a_sound_ledger_and_no_other(site: SiteFolder) -> None:
 
 def test_verify_misses_an_answered_round_that_was_not_counted(site: SiteFolder) -> None:
     log = audit_log(site.config)
-    log.record(ANSWER, work="train", run="run-1", round=1, metrics=["epsilon", "loss"])
-    log.record(ANSWER, work="train", run="run-0", round=1, metrics=["loss"])
+    log.record(ANSWER_EVENT, work="train", run="run-1", round=1, metrics=["epsilon", "loss"])
+    log.record(ANSWER_EVENT, work="train", run="run-0", round=1, metrics=["loss"])
     code, report = call(site, "verify")
     assert code == 1
     assert report["open_rounds"] == 1
     spend(site, 1)
     assert call(site, "verify")[0] == 0
-    log.record(ANSWER, work="train", run="run-1", round=1, metrics=["epsilon", "loss"])
+    log.record(ANSWER_EVENT, work="train", run="run-1", round=1, metrics=["epsilon", "loss"])
     assert call(site, "verify")[0] == 1
 
 

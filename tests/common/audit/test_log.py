@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from pneumofed.cli.audit import app
 from pneumofed.common.audit.hash_chain import CHAIN_START
 from pneumofed.common.audit.log import (
-    RECOVERED,
+    LOG_RECOVERED,
     AuditLog,
     hash_arrays,
     hash_experiment,
@@ -151,7 +151,7 @@ def test_a_line_cut_short_by_a_crash_is_taken_out_and_told(tmp_path: Path, kept:
     assert verify_log(path).damage == "truncated"
     AuditLog(path, "site-1").record("answer", round=9)
     entries = read_entries(path)
-    assert [entry.event for entry in entries] == ["answer", "answer", RECOVERED, "answer"]
+    assert [entry.event for entry in entries] == ["answer", "answer", LOG_RECOVERED, "answer"]
     assert entries[2].facts["bytes"] == len(lines[2][:kept])
     assert verify_log(path).intact
 

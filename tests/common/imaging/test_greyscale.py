@@ -13,7 +13,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from pneumofed.common.errors import ImageError, SkipReason
-from pneumofed.common.imaging.dicom_decode import CODES, LUNG_WINDOW, decode_dicom, find_codes, map_codes
+from pneumofed.common.imaging.dicom_decode import CODE_COUNT, LUNG_WINDOW, decode_dicom, find_codes, map_codes
 from pneumofed.common.imaging.types import Window
 from tests.dicom_factory import dicom_bytes, lut_item, make_dataset
 
@@ -226,14 +226,14 @@ def test_an_image_of_one_grey_is_refused(tags: dict[str, Any]) -> None:
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 99))
 def test_mapping_codes_is_indexing(rows: int, columns: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    codes = generator.integers(0, CODES, (rows, columns)).astype(np.uint16)
-    table = generator.random(CODES, np.float32)
+    codes = generator.integers(0, CODE_COUNT, (rows, columns)).astype(np.uint16)
+    table = generator.random(CODE_COUNT, np.float32)
     np.testing.assert_array_equal(map_codes(codes, table), table[codes])
     np.testing.assert_array_equal(find_codes(codes), np.unique(codes))
 
 
 def test_blocks_cover_a_large_image() -> None:
     codes = np.arange(3000 * 1000, dtype=np.uint32).astype(np.uint16).reshape(3000, 1000)
-    table = np.arange(CODES, dtype=np.float32)
+    table = np.arange(CODE_COUNT, dtype=np.float32)
     np.testing.assert_array_equal(map_codes(codes, table), codes)
-    assert len(find_codes(codes)) == min(CODES, codes.size)
+    assert len(find_codes(codes)) == min(CODE_COUNT, codes.size)

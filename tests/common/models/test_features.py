@@ -106,7 +106,7 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_files_are_the_owners_alone_and_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "KEPT", 2)
+    monkeypatch.setattr(module, "MAX_FEATURE_FILES", 2)
     for seed in range(4):
         load_features(draw_model(), draw_dataset(2, seed), CPU, CFG, tmp_path)
     assert len(kept(tmp_path)) == 2

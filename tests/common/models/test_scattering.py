@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.models.build import build_model, classifier_of, set_trainable
-from pneumofed.common.models.layers import FREQUENCY, Scattering2D, low_pass, morlet, scatter
+from pneumofed.common.models.layers import WAVELET_FREQUENCY, Scattering2D, low_pass, morlet, scatter
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
 quick = settings(max_examples=15, deadline=None)
@@ -120,7 +120,7 @@ def test_the_wavelets_cover_the_frequencies_and_add_next_to_no_energy(scale: int
     radius = np.hypot(*np.meshgrid(np.fft.fftfreq(64), np.fft.fftfreq(64)))
     assert energy.max() < 1.05
     assert energy.min() > 0.1  # in the corners of the square of frequencies, where there is little to see
-    assert energy[radius < FREQUENCY / (2 * np.pi)].min() > 0.4
+    assert energy[radius < WAVELET_FREQUENCY / (2 * np.pi)].min() > 0.4
 
 
 def test_wavelets_have_no_mean_and_the_low_pass_keeps_it() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.processes import LOG_BYTES, Daemon, check_port_free, started_at, without_proxy_on_loopback
+from pneumofed.common.ops.processes import MAX_LOG_BYTES, Daemon, check_port_free, started_at, without_proxy_on_loopback
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -104,12 +104,12 @@ def test_files_are_their_owners_alone(tmp_path: Path) -> None:
 
 
 def test_a_large_log_makes_room(tmp_path: Path) -> None:
-    (tmp_path / "thing.log").write_bytes(b"x" * (LOG_BYTES + 1))
+    (tmp_path / "thing.log").write_bytes(b"x" * (MAX_LOG_BYTES + 1))
     daemon = Daemon("thing", tmp_path)
     daemon.start(SLEEP, os.environ, tmp_path)
     daemon.stop()
     assert daemon.log.stat().st_size < 100
-    assert (tmp_path / "thing.log.1").stat().st_size == LOG_BYTES + 1
+    assert (tmp_path / "thing.log.1").stat().st_size == MAX_LOG_BYTES + 1
 
 
 def test_a_port_in_use_is_named() -> None:

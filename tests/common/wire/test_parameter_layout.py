@@ -15,10 +15,10 @@ from torch import nn
 from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.errors import MessageError
 from pneumofed.common.models.build import build_model, set_trainable
-from pneumofed.common.wire.parameter_layout import ArraysLayout, Kind
+from pneumofed.common.wire.parameter_layout import ArraysLayout, TensorKind
 
 NAMES: tuple[ModelName, ...] = get_args(ModelName)
-KINDS: tuple[Kind, ...] = get_args(Kind)
+KINDS: tuple[TensorKind, ...] = get_args(TensorKind)
 
 
 def build_outline(name: ModelName, norm: Any = "batch") -> nn.Module:
