@@ -1,4 +1,4 @@
-"""What the attack bench is asked to do, and the experiment that it attacks unless another is given."""
+"""The settings of the attack bench, and the experiment that it attacks unless another is given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pneumofed.common.errors import ConfigError
 
 AttackName = Literal["membership", "inversion", "canaries"]
 
-ATTACKED: dict[str, Any] = {
+ATTACKED_DEFAULTS: dict[str, Any] = {
     "name": "attack",
     "rounds": 8,
     "image": {"size_px": 32},
@@ -32,7 +32,7 @@ ATTACKED: dict[str, Any] = {
     "training": {"batch_size": 16, "learning_rate": 3.0e-3, "weight_decay": 0.0, "local_epochs": 4, "precision": "fp32"},
     "privacy": {"expected_batch_size": 32, "physical_batch_size": 64},
 }
-"""A victim that is easy to attack: few patients, many passes, nothing that hides what was learnt by heart."""
+"""An experiment that is easy to attack: few patients, many passes, nothing that hides what was memorised."""
 
 
 class AttackConfig(Section):
@@ -58,8 +58,8 @@ class AttackConfig(Section):
     restarts: Count = 1
     total_variation: Annotated[float, Field(ge=0.0)] = 0.03
     fixed_norms: bool = True
-    """Inverts the experiment's model with BatchNorm layers that stand still, in the place of its own normalisation: the setting in which
-    the attack is known to work. GroupNorm takes the contrast out of every image and hinders it, without promising anything."""
+    """Inverts the experiment's model with BatchNorm layers of fixed statistics, in the place of its own normalisation: the setting
+    in which the attack is known to work. GroupNorm takes the contrast out of every image and hinders it, without promising anything."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes; 0 is one a CPU."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -71,16 +71,29 @@ class AttackConfig(Section):
 
 
 def attacked_experiment(config: Path | None, values: Mapping[str, Any]) -> ExperimentConfig:
-    """The experiment of the YAML file `config`, or `ATTACKED`, with `values` on top.
+    """Reads the experiment to attack.
+
+    Args:
+        config: YAML file of an experiment; None: `ATTACKED_DEFAULTS`.
+        values: nested keys of the experiment that win over it.
 
     Raises:
         ConfigError: a key or value is wrong.
     """
-    return load_experiment(config, values) if config else build_config(ExperimentConfig, merge(ATTACKED, values), "the attack")
+    return (
+        load_experiment(config, values)
+        if config
+        else build_config(ExperimentConfig, merge(ATTACKED_DEFAULTS, values), "the attack")
+    )
 
 
 def at_epsilon(experiment: ExperimentConfig, epsilon: float) -> ExperimentConfig:
-    """`experiment` under DP-SGD with this target; without privacy where `epsilon` is infinite."""
+    """Returns `experiment` under DP-SGD with a target; any noise multiplier that it names is dropped.
+
+    Args:
+        experiment: its other privacy settings (delta, unit, clipping) stay.
+        epsilon: the target over all rounds; infinity switches privacy off.
+    """
     if math.isinf(epsilon):
         changes: dict[str, Any] = {"mechanism": "none"}
     else:
@@ -89,7 +102,10 @@ def at_epsilon(experiment: ExperimentConfig, epsilon: float) -> ExperimentConfig
 
 
 def read_epsilons(text: str) -> tuple[float, ...]:
-    """Positive numbers, or `inf` for no privacy, with commas or spaces between, from large to small, each once.
+    """Reads positive numbers, or `inf` for no privacy, with commas or spaces between.
+
+    Returns:
+        From large to small, each once.
 
     Raises:
         ConfigError: one is no such number.
@@ -104,7 +120,10 @@ def read_epsilons(text: str) -> tuple[float, ...]:
 
 
 def read_attacks(text: str) -> tuple[AttackName, ...]:
-    """Names of attacks, with commas or spaces between.
+    """Reads names of attacks, with commas or spaces between.
+
+    Returns:
+        In the order in which they run, each once.
 
     Raises:
         ConfigError: one is no attack.
