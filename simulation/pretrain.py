@@ -23,7 +23,7 @@ from pneumofed.common.models.build import set_trainable
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.simulation.phantoms.other_images import PROCESSES, draw_process, draw_process_picture
-from pneumofed.simulation.phantoms.patients import SHARES, draw_patients, draw_picture
+from pneumofed.simulation.phantoms.patients import LABEL_SHARES, draw_patients, draw_picture
 from pneumofed.simulation.plan import PretrainSource
 
 SITE = "pretraining"
@@ -54,7 +54,7 @@ def pretrain_network(
     """
     once = experiment.training.model_copy(update={"local_epochs": 1})
     experiment = experiment.model_copy(update={"training": once})
-    classes = len(SHARES) if source == "phantoms" else PROCESSES
+    classes = len(LABEL_SHARES) if source == "phantoms" else PROCESSES
     if images < classes:
         raise ConfigError(f"images: expected at least {classes}, one of each class of {source}, got {images}")
     model = _build(experiment, classes)
@@ -86,7 +86,11 @@ def draw_pictures(source: PretrainSource, images: int, size_px: int, seed: int) 
 
 def _draw_phantoms(images: int, size_px: int, seed: int) -> tuple[Pixels, np.ndarray]:
     """One picture of each of `images` patients: a second one of the same chest would teach less."""
-    pixels, labels, classes = np.empty((images, size_px, size_px), dtype=np.uint8), np.empty(images, dtype=np.int64), list(SHARES)
+    pixels, labels, classes = (
+        np.empty((images, size_px, size_px), dtype=np.uint8),
+        np.empty(images, dtype=np.int64),
+        list(LABEL_SHARES),
+    )
     for row, patient in enumerate(draw_patients(SITE, images, seed)):
         picture = draw_picture(patient, 1, SITE, seed, max(size_px, _SMALLEST_PHANTOM_PX))
         pixels[row], labels[row] = _to_bytes(fit_square(picture, size_px, "pad")), classes.index(patient.label)
