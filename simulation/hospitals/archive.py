@@ -29,7 +29,7 @@ _VERSION = 2
 
 
 def render_archive(manifest: Manifest, scanner: VirtualScanner, folder: Path, seed: int) -> Manifest:
-    """The archive of one virtual hospital: every image of `manifest` through `scanner`, as DICOM in `folder`.
+    """Renders the archive of one virtual hospital: every image of its manifest as its scanner shows it, as DICOM files.
 
     Guarantees:
         The rows keep their order, patients and labels; only path and manufacturer change.
