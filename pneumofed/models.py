@@ -242,7 +242,7 @@ class Explanation:
     _headline: str = field(repr=False)
 
     def picture(self) -> Figure:
-        """The map over the image, with its scale and the lines: a Matplotlib figure."""
+        """Draws the map over the image, with its scale and the lines: a Matplotlib figure."""
         from pneumofed.inference.explain.pictures import overlay
 
         return overlay(self._found.panel, self._headline)

@@ -66,7 +66,7 @@ class Run:
         return RunFolder(self.folder).report
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The model of the best round: arrays by name, as in PyTorch's state_dict. Needs torch.
+        """Reads the model of the best round: arrays by name, as in PyTorch's state_dict. Needs torch.
 
         Raises:
             CheckpointError: the run has kept no model yet.

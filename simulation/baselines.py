@@ -59,9 +59,11 @@ class BaselineJob:
 
     @property
     def result(self) -> Path:
+        """The JSON file of the result."""
         return Path(self.folder) / f"{self.name}.json"
 
     def predictions(self, central_set: str) -> Path:
+        """Returns the CSV file of the predictions on `central_set`, one of `CENTRAL_SETS`."""
         return Path(self.folder) / f"{self.name}-{central_set}.csv"
 
 

@@ -42,6 +42,7 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
 
     def set_run(self, run: Run) -> None:
+        """Sets the run whose id and options `run` returns."""
         self._run = run
 
     @property
@@ -63,6 +64,7 @@ class LocalGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
+        """Returns the ids of all nodes, in the order of their configs."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

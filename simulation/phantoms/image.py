@@ -194,7 +194,7 @@ def read_details(folder: Path) -> str | None:
 
 
 def is_phantom(folder: Path) -> bool:
-    """Whether `folder` is marked as phantom data, itself or through a folder that it lies in."""
+    """Returns whether `folder` is marked as phantom data, itself or through a folder that it lies in."""
     absolute = folder.absolute()
     return any((place / PHANTOM_FILE).is_file() for place in (absolute, *absolute.parents))
 
