@@ -139,7 +139,7 @@ def compare_baselines(folder: RunFolder, jobs: Sequence[BaselineJob], experiment
 
 
 def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path) -> list[BaselineJob]:
-    """The pooled one first: it takes as long as all others together."""
+    """Returns a job for each baseline, the pooled one first: it takes as long as all others together."""
     files = tuple(str(path) for path in site_files)
     names = {read_site_config(Path(path)).name: (path,) for path in files}
     text = experiment.model_dump_json()
@@ -165,7 +165,7 @@ def _train_and_evaluate(job: BaselineJob, site: SiteData, experiment: Experiment
 
 
 def _train(site: SiteData, experiment: ExperimentConfig) -> tuple[list[RoundRecord], dict[int, ModelArrays]]:
-    """Each round's validation, and the weights of the best round so far (only of that one, to bound memory)."""
+    """Returns each round's validation, and the weights of the best round by its number (only of that one, to bound memory)."""
     compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
     exact = build_compute(site.config.device, "fp32", site.config.threads)
     seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)

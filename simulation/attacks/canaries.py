@@ -28,7 +28,7 @@ GUESSED_SHARES = (1.0, 0.5, 0.25, 0.1)
 """Shares of the canaries that are guessed. Few guesses are surer, many weigh more; the best is taken, and the confidence is split."""
 
 PATTERN_SIDE = 4
-"""A pattern is so many blocks a side, each of one random grey."""
+"""Blocks along each side of a random pattern, each of one random grey."""
 
 _LARGEST_EPSILON = 50.0
 _HALVINGS = 40

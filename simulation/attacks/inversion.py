@@ -39,10 +39,10 @@ STEP_DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
 """Shares of the iterations at which the step is divided by ten (the schedule of Geiping et al.'s published code)."""
 
 START_CONTRAST = 0.1
-"""Of the random grey images that restarts begin with. Noise of full contrast has to be smoothed away first, and much of it stays."""
+"""Contrast of the random grey images that restarts begin with. Noise of full contrast must be smoothed away first, and much stays."""
 
 MASK_SCALE_BITS, MASK_MODULUS_BITS = 16, 32
-"""Of `masked_view`: updates in units of 2^-16, added modulo 2^32."""
+"""Fixed point of `masked_view`: updates in units of 2^-16, added modulo 2^32."""
 
 _LARGEST_PSNR_DB = 100.0
 

@@ -41,27 +41,29 @@ class AttackConfig(Section):
     data: str | None = None
     """Folder in the Kaggle layout; unset, phantoms are drawn into the output folder."""
     patients: Annotated[int, Field(ge=20)] = 160
-    """Of the site that is attacked, drawn from the data; each model of the membership attack is trained on half of them."""
+    """Patients of the attacked site, drawn from the data; each model of the membership attack is trained on half of them."""
     hospitals: Count = 1
-    """Of the federation whose released model the membership attack and the canaries are after. The attacked one has `patients`; each other
-    one has as many of its own, who are in all models. With 1 the attack is on the model of a hospital by itself, which is also what a
-    coordinator without secure aggregation sees of it."""
+    """Hospitals of the federation whose released model the membership attack and the canaries attack. The attacked one has `patients`; each
+    other one has as many of its own, who are in all models. With 1 the attack is on the model of a hospital by itself, which is also what
+    a coordinator without secure aggregation sees of it."""
     models: Annotated[int, Field(ge=3)] = 16
-    """Of the membership attack, for each epsilon: each one is attacked with the others as its shadows."""
+    """Models of the membership attack for each epsilon: each one is attacked with the others as its shadow models."""
     canaries: Annotated[int, Field(ge=10)] = 100
-    """Each is a further patient of the data."""
+    """Number of canaries; each is a further patient of the data."""
     canary_kind: Literal["mislabelled", "pattern"] = "mislabelled"
     images: Annotated[int, Field(ge=2)] = 6
-    """Images that the inversion attack is after, each of another patient."""
+    """Images that the inversion attack tries to reconstruct, each of another patient."""
     iterations: Count = 800
-    """Of the inversion."""
+    """Steps of each restart of the inversion."""
     restarts: Count = 1
+    """Restarts of the inversion, each from another random image."""
     total_variation: Annotated[float, Field(ge=0.0)] = 0.03
+    """Weight of the inversion's prior that neighbouring pixels are alike."""
     fixed_norms: bool = True
     """Inverts the experiment's model with BatchNorm layers of fixed statistics, in the place of its own normalisation: the setting
     in which the attack is known to work. GroupNorm takes the contrast out of every image and hinders it, without promising anything."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes; 0 is one a CPU."""
+    """Processes that train and attack; 0 is one a CPU."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @property

@@ -49,7 +49,7 @@ AUTHORITY_LIFETIME = timedelta(days=3650)
 
 @dataclass(frozen=True)
 class Federation:
-    """Where the virtual hospitals lie and what each one holds."""
+    """Where the files of the virtual hospitals lie, and which images each one holds."""
 
     sites_dir: Path
     coordinator_file: Path
