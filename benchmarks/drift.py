@@ -4,8 +4,7 @@
 
 On real images that the run's network was not trained on: the hospitals' validation patients and the test set, the first image of each
 patient. Its features are computed once for each change and kept in the cache folder. Changes are those of
-`simulation.phantoms.scanners`, at the
-network's resolution.
+`pneumofed.simulation.phantoms.scanners`, at the network's resolution.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m benchmarks.private_step [--models resnet18 small_cnn] [--size 128] [--batch 32] [--repeats 7]
 
 Each repeat takes one step of every kind, in turn, so that a busy machine slows all alike; the ratio is the median over repeats of
-private / plain. `ours` is a whole step of `client.privacy.dp_sgd` on a full batch: clipped gradients, noise, optimizer. `opacus` is
-Opacus' GradSampleModule (per-sample gradients in memory, by hooks) and DPOptimizer. All kinds run AdamW, one thread.
+private / plain. `ours` is a whole step of `pneumofed.client.privacy.dp_sgd` on a full batch: clipped gradients, noise, optimizer.
+`opacus` is Opacus' GradSampleModule (per-sample gradients in memory, by hooks) and DPOptimizer. All kinds run AdamW, one thread.
 """
 
 from __future__ import annotations

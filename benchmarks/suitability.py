@@ -25,7 +25,7 @@ from pneumofed.common.model_bundle.image_statistics import NAMES
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
 from pneumofed.common.model_bundle.suitability import Inputs, Suitability, SuitabilityResult, check_suitability, fit_suitability
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.simulation.phantoms.other_images import PATTERNS, SPOILT, draw_pattern, spoil
+from pneumofed.simulation.phantoms.other_images import CORRUPTIONS, PATTERNS, corrupt, draw_pattern
 
 DRAWN = 40
 
@@ -61,8 +61,8 @@ def _named_folder(text: str) -> tuple[str, Path]:
 
 
 def _unsuitable(squares: np.ndarray, side: int) -> Iterable[tuple[str, np.ndarray]]:
-    for how in SPOILT:
-        yield f"spoilt: {how}", np.stack([spoil(square, how) for square in squares])
+    for how in CORRUPTIONS:
+        yield f"spoilt: {how}", np.stack([corrupt(square, how) for square in squares])
     for kind in PATTERNS:
         generator = numpy_generator("benchmark", kind)
         yield f"drawn: {kind}", np.stack([draw_pattern(kind, side, generator) for _ in range(DRAWN)])

@@ -1,4 +1,4 @@
-"""A round over the real transport against the same round in simulation: three sites, the 45 MB of ResNet18, TLS through the door.
+"""A round over the real transport against the same round in simulation: three sites, the 45 MB of ResNet18, TLS through the gateway.
 
     python -m benchmarks.tls_round --rounds 4
 

@@ -1,6 +1,6 @@
 """Federated learning across hospitals for pneumonia on chest X-rays: the Python API. See docs/python.md.
 
-read_image(path)                                       a radiograph as the product reads it
+read_image(path)                                       a radiograph as every command reads it
 open_bundle("bundle.zip").predict(image)               a finished model's judgement, without torch
 explain(bundle, image)                                 where its evidence lies, and whether to believe the map
 simulate(hospitals=4, rounds=3), open_run(folder)      a federation of virtual hospitals, and what it left

@@ -1,4 +1,4 @@
-"""From whatever holds a radiograph to the product's own `Image`: files, arrays, Pillow pictures and pydicom data sets."""
+"""Conversion of whatever holds a radiograph (file, array, Pillow picture, pydicom data set) to pneumofed's own `Image`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PICTURE_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "C
 
 
 def to_image(value: ImageLike, window: Window | None = None) -> Image:
-    """The radiograph in `value`, with the grey values that a file of the same content has.
+    """Converts `value` to a radiograph, with the grey values that a file of the same content has.
 
     Args:
         value: path of a JPEG, PNG or DICOM file; array uint8 or uint16 or float in [0, 1], grey [H, W] or RGB [H, W, 3], 0 is black;

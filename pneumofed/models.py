@@ -125,7 +125,7 @@ class ModelBundle:
             images: path, array, Pillow picture, pydicom data set (see `pneumofed.images.to_image`), or a sequence of them.
 
         Returns:
-            One prediction, or a list of them in the order of `images`. A file that cannot be read is a prediction too, with the
+            One answer, or a list of them in the order of `images`. A file that cannot be read gets an answer too, with the
             status `unreadable`, so that one bad file does not end a long list.
 
         Raises:
@@ -192,7 +192,7 @@ def open_bundle(
 
 
 def describe(found: Judgement | SkipReason, threshold: float) -> ImageAnswer:
-    """The prediction of an image that was judged or refused, or of one that cannot be read.
+    """Returns the answer for an image that was judged or refused, or that cannot be read.
 
     Args:
         found: what the predictor gave, or why there was nothing to give it.
@@ -228,7 +228,7 @@ class Explanation:
         trusted: True if the map depends on what the network has learnt and nothing is wrong with where it lies, False if either
             fails, None if that was not checked or is open.
         warnings: what is wrong with where the map lies.
-        lines: all that a reader must be told with the map.
+        lines: all that must be shown to a reader with the map.
     """
 
     map: npt.NDArray[np.float32] = field(repr=False)
@@ -242,7 +242,7 @@ class Explanation:
     _headline: str = field(repr=False)
 
     def picture(self) -> Figure:
-        """The map over the image, with its scale and the lines: a Matplotlib figure."""
+        """Draws the map over the image, with its scale and the lines: a Matplotlib figure."""
         from pneumofed.inference.explain.pictures import overlay
 
         return overlay(self._found.panel, self._headline)

@@ -39,7 +39,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """`succeeded`, `failed`, `stopped` or `running`; `unknown` where the run has not said."""
+        """`succeeded`, `failed`, `stopped` or `running`; `unknown` where the run folder does not say."""
         return str(self.summary.get("status", "unknown"))
 
     @property
@@ -66,7 +66,7 @@ class Run:
         return RunFolder(self.folder).report
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The model of the best round: arrays by name, as in PyTorch's state_dict. Needs torch.
+        """Reads the model of the best round: arrays by name, as in PyTorch's state_dict. Needs torch.
 
         Raises:
             CheckpointError: the run has kept no model yet.
@@ -168,7 +168,7 @@ def simulate(
     progress: Say | None = None,
     **unknown: Never,
 ) -> Run:
-    """Trains one model over virtual hospitals on this machine, judges it on held-out data and writes a report.
+    """Trains one model over virtual hospitals on this machine, evaluates it on held-out data and writes a report.
 
     As `pneumofed simulate`, with the same keys. What is left out is as in `config`, else as the command's default.
 
@@ -183,7 +183,7 @@ def simulate(
         rounds: number of rounds (12).
         image_size: side of the model's input in pixels (128).
         seed: of everything that is drawn (0).
-        baselines: whether to train on pooled images and in each hospital alone too.
+        baselines: whether to train on pooled images and in each hospital by itself too.
         resume: whether to go on with the run in `out`, or with the newest, after its last completed round.
         init: model bundle that the run goes on from.
         trusted: public keys of coordinators whose bundle `init` may be; empty: any.
@@ -236,7 +236,12 @@ def simulate(
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested `values` as one flat dictionary with dotted keys, each below `prefix`."""
+    """Flattens nested `values` into one dictionary with dotted keys.
+
+    Args:
+        values: nested mappings; lists stay lists.
+        prefix: stands before each key, e.g. `validation.`.
+    """
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -244,7 +249,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def unfold(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` with dotted keys, or nested ones, as one nested dictionary.
+    """Nests `values`, whose keys may be dotted, or nested already.
 
     Raises:
         ArgumentError: it is no mapping.

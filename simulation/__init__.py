@@ -1,1 +1,1 @@
-"""N virtual hospitals on one machine: partitions, phantom data and the runner."""
+"""N virtual hospitals on one machine: their data and folders, the runner, baselines, and attacks on what they train."""

@@ -1,7 +1,7 @@
-"""What federation is measured against: all images in one place, and each hospital alone.
+"""Baselines that federation is measured against: training on all images in one place, and in each hospital by itself.
 
 Each baseline is a federation of one: the same recipe, the same number of passes over its own training images, the same local loop,
-the same rule for the best round and the threshold, judged on the same central sets. `pooled` joins the sites' training images and
+the same rule for the best round and the threshold, evaluated on the same central sets. `pooled` joins the sites' training images and
 their validation images, so that no patient changes sides. The moving average of the weights is kept as in the federation; what a
 strategy adds to the mean over sites (FedAvgM's momentum, FedAdam's step) is left out, since here nothing is averaged over sites.
 Baselines of a private run train without privacy, on the same network.
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pneumofed.client.app import evaluate_model as judge_validation
+from pneumofed.client.app import evaluate_model
 from pneumofed.client.federation.site_data import SiteData, class_number, load_site, read_site_config
 from pneumofed.client.federation.training import RoundPlan, build_setup, choose_examples, train_locally
 from pneumofed.common.config.experiment import ExperimentConfig
@@ -44,7 +44,7 @@ from pneumofed.server.runs.records import CENTRAL_SETS, Metrics, RoundRecord, St
 from pneumofed.server.runs.summary_records import BaselineLead, BaselineResult, BaselineTable, MetricSpread, Results
 
 POOLED = "pooled"
-COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
+COMPARED_METRICS = ("auroc", "accuracy", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
@@ -59,16 +59,26 @@ class BaselineJob:
 
     @property
     def result(self) -> Path:
+        """The JSON file of the result."""
         return Path(self.folder) / f"{self.name}.json"
 
     def predictions(self, central_set: str) -> Path:
+        """Returns the CSV file of the predictions on `central_set`, one of `CENTRAL_SETS`."""
         return Path(self.folder) / f"{self.name}-{central_set}.csv"
 
 
 def run_baselines(
-    run_dir: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path, tell: Callable[[str], None]
+    run_dir: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path, say: Callable[[str], None]
 ) -> BaselineTable:
-    """Trains every baseline that has no result yet, as many at once as there are CPUs, and returns them all beside each other."""
+    """Trains every baseline that has no result yet, one on each CPU, and compares all of them with the federated model.
+
+    Args:
+        run_dir: run folder of the federation; results lie in its `baselines/`, so that an interrupted call goes on.
+        experiment: the recipe.
+        site_files: YAML configuration of each site.
+        coordinator_file: the coordinator's YAML file, which names the central sets.
+        say: takes a sentence as each baseline ends.
+    """
     folder = run_dir / "baselines"
     folder.mkdir(exist_ok=True)
     jobs = _jobs(folder, experiment, site_files, coordinator_file)
@@ -77,31 +87,42 @@ def run_baselines(
         running = {pool.submit(run_job, job): job for job in missing}
         for done in as_completed(running):
             done.result()
-            tell(f"baseline {running[done].name} is done")
+            say(f"baseline {running[done].name} is done")
     return compare_baselines(RunFolder(run_dir), jobs, experiment)
 
 
 def run_job(job: BaselineJob) -> None:
-    """Trains and judges one baseline and writes its result; a site without usable images gets a result that says so."""
+    """Trains and evaluates one baseline and writes its result; a site without usable images gets a result that says so."""
     experiment = experiment_from_json(job.experiment)
     configs = [read_site_config(Path(path)) for path in job.site_files]
     try:
         site = pool_sites([load_site(config, experiment) for config in configs], job.name)
-        result = _train_and_judge(job, site, experiment)
+        result = _train_and_evaluate(job, site, experiment)
     except PneumofedError as error:
         result = BaselineResult(error=f"{type(error).__name__}: {error.public_message}")
     write_text(job.result, json.dumps(result.to_json(), allow_nan=False))
 
 
 def pool_sites(sites: Sequence[SiteData], name: str) -> SiteData:
-    """One site with the images of all `sites`; training and validation patients stay apart."""
+    """Makes one site with the images of all; training and validation patients stay apart.
+
+    Args:
+        sites: at least one; device, threads and work folder are those of the first.
+        name: of the new site; stands in the seeds of its training.
+    """
     first = sites[0].config
     config = SiteConfig(name=name, manifest=first.manifest, work_dir=first.work_dir, device=first.device, threads=first.threads)
     return SiteData(config, _join([site.train for site in sites]), _join([site.validation for site in sites]), {})
 
 
 def compare_baselines(folder: RunFolder, jobs: Sequence[BaselineJob], experiment: ExperimentConfig) -> BaselineTable:
-    """All baselines: each one's results, the mean, best and worst hospital alone, and the federated model's lead with its interval."""
+    """Collects each baseline's results, their spread over hospitals, and the federated model's lead with its interval.
+
+    Args:
+        folder: run folder of the federation, with its predictions on the central sets.
+        jobs: all baselines, each of which has a result.
+        experiment: gives the bootstrap of the intervals.
+    """
     results = {job.name: BaselineResult.model_validate_json(job.result.read_text(encoding="utf-8")) for job in jobs}
     alone = {name: result for name, result in results.items() if name != POOLED}
     by_set = {name: {site: found for site, result in alone.items() if (found := result.central(name))} for name in CENTRAL_SETS}
@@ -110,13 +131,15 @@ def compare_baselines(folder: RunFolder, jobs: Sequence[BaselineJob], experiment
     if not judged:
         return table
     return table.updated(
-        alone_summary={name: {metric: _spread(trained, metric) for metric in COMPARED} for name, trained in judged.items()},
+        alone_summary={
+            name: {metric: _spread(trained, metric) for metric in COMPARED_METRICS} for name, trained in judged.items()
+        },
         lead={name: _leads(folder, jobs, trained, name, experiment) for name, trained in judged.items()},
     )
 
 
 def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path) -> list[BaselineJob]:
-    """The pooled one first: it takes as long as all others together."""
+    """Returns a job for each baseline, the pooled one first: it takes as long as all others together."""
     files = tuple(str(path) for path in site_files)
     names = {read_site_config(Path(path)).name: (path,) for path in files}
     text = experiment.model_dump_json()
@@ -125,24 +148,24 @@ def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path]
     ]
 
 
-def _train_and_judge(job: BaselineJob, site: SiteData, experiment: ExperimentConfig) -> BaselineResult:
+def _train_and_evaluate(job: BaselineJob, site: SiteData, experiment: ExperimentConfig) -> BaselineResult:
     lines, states = _train(site, experiment)
     best = lines[best_round(lines) - 1]
     model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
     kept = states[best.round]
     ArraysLayout.of(model).load(model, kept.parameters, kept.statistics)
-    judge = _judge(job, experiment)
-    predictions = judge.predict(model)
+    evaluator = _central_evaluator(job, experiment)
+    predictions = evaluator.predict(model)
     for name, found in predictions.items():
         found.write_csv(job.predictions(name))
     assert best.threshold is not None  # `_train` gives each round one
-    central = judge.intervals(predictions, best.threshold.value)
+    central = evaluator.intervals(predictions, best.threshold.value)
     result = BaselineResult(train=len(site.train), best_round=best.round, threshold=best.threshold, validation=best.validation)
     return result.updated(**central)
 
 
 def _train(site: SiteData, experiment: ExperimentConfig) -> tuple[list[RoundRecord], dict[int, ModelArrays]]:
-    """Each round's validation, and the weights of the best round so far (alone, to bound memory)."""
+    """Returns each round's validation, and the weights of the best round by its number (only of that one, to bound memory)."""
     compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
     exact = build_compute(site.config.device, "fp32", site.config.threads)
     seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)
@@ -158,7 +181,7 @@ def _train(site: SiteData, experiment: ExperimentConfig) -> tuple[list[RoundReco
         train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
         kept = moving_average(kept, ModelArrays(*layout.flatten(model)), experiment.strategy.ema_decay)
         layout.load(judged, kept.parameters, kept.statistics)
-        statistics = judge_validation(exact.place(judged), site, experiment, exact)
+        statistics = evaluate_model(exact.place(judged), site, experiment, exact)
         threshold = choose_threshold(statistics, experiment.evaluation.threshold_policy, experiment.evaluation.target)
         lines.append(
             RoundRecord(
@@ -172,7 +195,7 @@ def _train(site: SiteData, experiment: ExperimentConfig) -> tuple[list[RoundReco
     return lines, states
 
 
-def _judge(job: BaselineJob, experiment: ExperimentConfig) -> CentralEvaluator:
+def _central_evaluator(job: BaselineJob, experiment: ExperimentConfig) -> CentralEvaluator:
     settings = build_config(CoordinatorConfig, read_yaml(job.coordinator_file), job.coordinator_file)
     return build_central_evaluator(experiment, settings.model_copy(update={"threads": 1}))
 

@@ -1,4 +1,4 @@
-"""`flower-simulation`: the command that Flower no longer ships, with its options, over Flower's supported commands.
+"""The command `flower-simulation`, which Flower no longer ships, with its options, over Flower's supported commands.
 
     flower-simulation --app . --num-supernodes 10 --run-config "rounds=3 strategy.name='fedprox' data='/path/chest_xray'"
 
@@ -45,7 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_app_over_nodes(app: Path, nodes: int, run_config: Sequence[str], backend_config: str, verbose: bool) -> None:
-    """Runs `app` over `nodes` virtual nodes.
+    """Runs a Flower app over virtual nodes, and waits for its end.
+
+    Args:
+        app: folder of the app, with its pyproject.toml.
+        nodes: how many; at least 1. Of pneumofed's own app they are the hospitals.
+        run_config: texts of `key=value` pairs, or the path of one TOML file.
+        backend_config: JSON, see `read_resources`.
+        verbose: whether Flower writes its debug log.
 
     Raises:
         ConfigError: the app or an option is wrong.
@@ -61,7 +68,11 @@ def run_app_over_nodes(app: Path, nodes: int, run_config: Sequence[str], backend
 
 
 def read_project(app: Path) -> dict[str, Any]:
-    """The project file of the Flower app in the folder `app`."""
+    """Reads the project file of the Flower app in the folder `app`.
+
+    Raises:
+        ConfigError: there is none, or it is of no Flower app.
+    """
     path = app / "pyproject.toml"
     if not path.is_file():
         raise ConfigError(f"--app {app}: expected the folder of a Flower app, found no pyproject.toml there")
@@ -72,7 +83,7 @@ def read_project(app: Path) -> dict[str, Any]:
 
 
 def parse_run_config(texts: Sequence[str]) -> dict[str, Any]:
-    """Flat keys and TOML values of `key=value key='text'` pairs, or of one TOML file.
+    """Parses flat keys and TOML values of `key=value key='text'` pairs, or of one TOML file.
 
     Raises:
         ConfigError: a text is neither.
@@ -87,7 +98,16 @@ def parse_run_config(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def read_resources(nodes: int, backend_config: str, verbose: bool) -> Any:
-    """What `--backend-config` allows each node and Ray, e.g. '{"client_resources": {"num_cpus": 1}}'.
+    """Reads what each node and Ray may use of the machine.
+
+    Args:
+        nodes: number of virtual nodes; at least 1.
+        backend_config: JSON object as `--backend-config` takes it, e.g. '{"client_resources": {"num_cpus": 1}}'; what it leaves out is as
+            in `Resources`.
+        verbose: whether Flower writes its debug log.
+
+    Returns:
+        `simulation.superlink.Resources`.
 
     Raises:
         ConfigError: no JSON object, or a key that is not supported.

@@ -1,7 +1,7 @@
 """A Flower grid in one process: messages are answered by the ClientApp in this process, one after the other.
 
-For tests, for debugging with breakpoints, and for machines without Ray. The apps cannot tell the difference; a test holds that the
-weights are those of Flower's own simulation bit for bit.
+For tests, for debugging with breakpoints, and for machines without Ray. The apps cannot distinguish it from another grid; a test holds
+that the weights are those of Flower's own simulation bit for bit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FIRST_NODE_ID = 1000
 
 
 class LocalGrid(Grid):
-    """`len(node_configs)` nodes that run `client_app`; `on_send` is called before each batch of messages."""
+    """A grid of `len(node_configs)` nodes that run `client_app`; `on_send` is called before each batch of messages."""
 
     def __init__(
         self,
@@ -42,6 +42,7 @@ class LocalGrid(Grid):
         self._run = Run.create_empty(RUN_ID)
 
     def set_run(self, run: Run) -> None:
+        """Sets the run whose id and options `run` returns."""
         self._run = run
 
     @property
@@ -51,9 +52,19 @@ class LocalGrid(Grid):
     def create_message(  # the abstract signature is Flower's
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
+        """Makes a message to a node, as Flower's `Grid` does.
+
+        Args:
+            content: what it carries.
+            message_type: names the function of the ClientApp that answers, e.g. `train` or `query.NAME`.
+            dst_node_id: one of `get_node_ids`.
+            group_id: passed on unchanged.
+            ttl: seconds for which it is valid; None: Flower's default. Nothing expires here.
+        """
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
+        """Returns the ids of all nodes, in the order of their configs."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -62,9 +73,16 @@ class LocalGrid(Grid):
         return [self._keep(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Answers the messages of these ids, one after the other; ids that are not waiting are left out."""
         return [self._answer(self._waiting.pop(message_id)) for message_id in list(message_ids) if message_id in self._waiting]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Answers messages, one after the other, in their order.
+
+        Args:
+            messages: each to a node of this grid.
+            timeout: not used: an answer is waited for.
+        """
         return self.pull_messages(self.push_messages(messages))
 
     def _keep(self, message: Message) -> str:

@@ -1,8 +1,7 @@
-"""What a simulation was asked to be, checked before anything heavy is imported: a typing error is answered at once.
+"""Plans of simulations: what may be asked of one (`SimulationRequest`, `SimulationConfig`), checked before anything heavy is imported.
 
-What may be asked of a simulation, and where runs lie when nobody says: `runs/<date>-<time>`, for `--resume` the newest.
-
-What `pneumofed demo` runs: small enough for minutes on two CPU cores, and every part of the way in it.
+So a typing error is answered at once. Runs lie in `runs/<date>-<time>` where no folder is named; `--resume` goes on with the newest.
+`demo_request` is what `pneumofed demo` runs: small enough for minutes on two CPU cores, and every part of the way in it.
 """
 
 from __future__ import annotations
@@ -26,24 +25,7 @@ EngineName = Literal["flower", "local"]
 PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
 PhantomFormat = Literal["jpeg", "dicom"]
 PretrainSource = Literal["phantoms", "random-processes"]
-
-RUNS = Path("runs")
-
-
-def default_run_dir(resume: bool) -> Path:
-    """A new folder below `runs/`, or with `resume` the one that was changed last.
-
-    Raises:
-        CheckpointError: there is no run to resume.
-    """
-    if not resume:
-        stamp = RUNS / datetime.now().strftime("%Y%m%d-%H%M%S")
-        later = (stamp.with_name(f"{stamp.name}-{number}") for number in count(2))  # for two runs within one second
-        return next(folder for folder in chain([stamp], later) if not folder.exists())
-    runs = sorted(RUNS.glob("*/simulation.yaml"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise CheckpointError(f"--resume: no run below {RUNS.resolve()}; name its folder with --out")
-    return runs[-1].parent
+RUNS_FOLDER = Path("runs")
 
 
 class SimulationConfig(Section):
@@ -59,7 +41,7 @@ class SimulationConfig(Section):
     hospitals: Annotated[int, Field(ge=1, le=10_000)] = 5
     partition: PartitionKind = "dirichlet"
     alpha: Annotated[float, Field(gt=0.0)] = 0.5
-    """Concentration of the Dirichlet draws: 0.1 is very uneven, 100 nearly even. Of `dirichlet` and `quantity` alone."""
+    """Concentration of the Dirichlet draws: 0.1 is very uneven, 100 nearly even. Only of `dirichlet` and `quantity`."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of each hospital's training; part of what makes a run repeat bit for bit."""
     device: str = "auto"
@@ -67,7 +49,17 @@ class SimulationConfig(Section):
 
 @dataclass(frozen=True)
 class Plan:
-    """A simulation that was asked for."""
+    """A simulation, checked and ready to run.
+
+    Attributes:
+        experiment: the federation's recipe, with every default.
+        simulation: the virtual hospitals.
+        run_dir: run folder.
+        resources: what it may use of the machine.
+        engine: Flower's simulation on Ray, or one hospital after the other in this process.
+        resume: whether to go on with the run in `run_dir`.
+        baselines: whether to train on pooled images and in each hospital too.
+    """
 
     experiment: ExperimentConfig
     simulation: SimulationConfig
@@ -121,7 +113,7 @@ class SimulationRequest:
     ray_address: str | None = None
 
     def experiment_values(self) -> dict[str, Any]:
-        """What it changes in the experiment, nested."""
+        """Returns what the request changes in the experiment, nested."""
         shortcuts = _given(
             strategy=_given(name=self.strategy) or None,
             image=_given(size_px=self.image_size) or None,
@@ -131,7 +123,7 @@ class SimulationRequest:
         return merge(shortcuts, self.settings)
 
     def simulation_values(self) -> dict[str, Any]:
-        """What it changes in the virtual hospitals.
+        """Returns what the request changes in the virtual hospitals.
 
         Raises:
             ConfigError: both a data folder and a number of phantoms are given.
@@ -150,7 +142,7 @@ class SimulationRequest:
 
 
 def plan_simulation(request: SimulationRequest) -> Plan:
-    """The plan of `request`, for `simulation.runner.run_simulation`; nothing is written yet.
+    """Makes the plan of `request`, for `simulation.runner.run_simulation`; nothing is written yet.
 
     Raises:
         ConfigError: a key or value is wrong, or the bundle to start from does not fit.
@@ -185,7 +177,14 @@ def build_plan(
     config_file: Path | None = None,
     resume: bool = False,
 ) -> tuple[ExperimentConfig, SimulationConfig]:
-    """The two configurations of a simulation. A resumed run keeps its own; only what is given on top must agree with it.
+    """Builds the two configurations of a simulation. A resumed run keeps its own; only what is given on top must agree with it.
+
+    Args:
+        run_dir: run folder; nothing is read from it unless `resume` is set.
+        experiment_values: nested keys of the experiment; they win over `config_file`.
+        simulation_values: keys of `SimulationConfig`; relative paths are of the current folder.
+        config_file: YAML file of the experiment; None: the defaults. Not read with `resume`.
+        resume: whether the run in `run_dir` goes on.
 
     Raises:
         ConfigError: a key or value is wrong, or the strategy needs more hospitals.
@@ -212,17 +211,8 @@ def build_plan(
     return experiment, simulation
 
 
-def _absolute(values: Mapping[str, Any]) -> dict[str, str]:
-    """Paths that hold in every folder: Flower's processes start elsewhere, and a run may be resumed from elsewhere."""
-    return {key: str(Path(values[key]).resolve()) for key in ("data", "external") if values.get(key)}
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def demo_request(out: Path) -> SimulationRequest:
-    """The demo, with the run folder `out`."""
+    """Returns the request of the demo, with the run folder `out`."""
     return SimulationRequest(
         hospitals=3,
         partition="dirichlet",
@@ -235,3 +225,28 @@ def demo_request(out: Path) -> SimulationRequest:
         baselines=True,
         out=out,
     )
+
+
+def default_run_dir(resume: bool) -> Path:
+    """Returns a new folder below `runs/`, or with `resume` the one that was changed last.
+
+    Raises:
+        CheckpointError: there is no run to resume.
+    """
+    if not resume:
+        stamp = RUNS_FOLDER / datetime.now().strftime("%Y%m%d-%H%M%S")
+        later = (stamp.with_name(f"{stamp.name}-{number}") for number in count(2))  # for two runs within one second
+        return next(folder for folder in chain([stamp], later) if not folder.exists())
+    runs = sorted(RUNS_FOLDER.glob("*/simulation.yaml"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise CheckpointError(f"--resume: no run below {RUNS_FOLDER.resolve()}; name its folder with --out")
+    return runs[-1].parent
+
+
+def _absolute(values: Mapping[str, Any]) -> dict[str, str]:
+    """Paths that hold in every folder: Flower's processes start elsewhere, and a run may be resumed from elsewhere."""
+    return {key: str(Path(values[key]).resolve()) for key in ("data", "external") if values.get(key)}
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}

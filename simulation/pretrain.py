@@ -1,4 +1,4 @@
-"""First weights from drawn pictures: a prior that needs no download and has seen no patient, so that it costs no privacy."""
+"""Pretraining on drawn pictures: first weights that need no download and have seen no patient, and so cost no privacy."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from pneumofed.common.models.build import set_trainable
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.simulation.phantoms.other_images import PROCESSES, draw_process, draw_process_picture
-from pneumofed.simulation.phantoms.patients import SHARES, draw_patients, draw_picture
+from pneumofed.simulation.phantoms.patients import LABEL_SHARES, draw_patients, draw_picture
 from pneumofed.simulation.plan import PretrainSource
 
-SITE = "pretraining"
+PRETRAINING = "pretraining"
+"""The split that phantoms are drawn for, and the site that trains; stands in the seeds of both."""
 _SMALLEST_PHANTOM_PX = 64
 _VERSION = 1
 """To be raised whenever the pictures or the way of training change."""
 
 
 def pretrain_network(
-    source: PretrainSource, experiment: ExperimentConfig, images: int, out: Path, tell: Callable[[str], None]
+    source: PretrainSource, experiment: ExperimentConfig, images: int, out: Path, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Trains the network of `experiment` on drawn pictures, writes its weights to `out`, and returns where they come from.
+    """Trains the network of an experiment on drawn pictures and writes its weights.
 
-    The network learns to tell the classes of the pictures apart: for `phantoms` the three labels that a phantom patient is drawn with,
+    The network learns to distinguish the classes of the pictures: for `phantoms` the three labels that a phantom patient is drawn with,
     for `random-processes` which of `PROCESSES` processes made the picture. Model, image size, augmentation, training and seed are the
     experiment's, and one of its rounds is one pass over the pictures, whatever `training.local_epochs` says; the loop is that of the
     sites. The first weights are random, whatever `model.weights` says.
@@ -48,18 +49,28 @@ def pretrain_network(
         Reads no file, and so depends on no patient's image.
         Pure in the arguments on one machine with one number of threads.
 
+    Args:
+        source: the kind of pictures.
+        experiment: the recipe.
+        images: number of pictures; at least one for each class.
+        out: file of the weights, replaced if it exists.
+        say: takes a sentence after each pass.
+
+    Returns:
+        The provenance: source, seed, number and hash of the pictures, last accuracy, experiment.
+
     Raises:
         ConfigError: fewer pictures than classes, or a network that has only a classifier to train.
         OSError: `out` cannot be written.
     """
     once = experiment.training.model_copy(update={"local_epochs": 1})
     experiment = experiment.model_copy(update={"training": once})
-    classes = len(SHARES) if source == "phantoms" else PROCESSES
+    classes = len(LABEL_SHARES) if source == "phantoms" else PROCESSES
     if images < classes:
         raise ConfigError(f"images: expected at least {classes}, one of each class of {source}, got {images}")
     model = _build(experiment, classes)
     data = draw_pictures(source, images, experiment.image.size_px, experiment.seed)
-    accuracy = _train(model, data, experiment, tell)
+    accuracy = _train(model, data, experiment, say)
     head = f"{architecture_of(model).head}."
     state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items() if not name.startswith(head)}
     provenance = {
@@ -78,7 +89,17 @@ def pretrain_network(
 
 
 def draw_pictures(source: PretrainSource, images: int, size_px: int, seed: int) -> Dataset:
-    """`images` drawn pictures with their classes; pure in the arguments."""
+    """Draws pictures with their classes; pure in the arguments.
+
+    Args:
+        source: the kind of pictures.
+        images: how many, N.
+        size_px: side of the square, S.
+        seed: of all that is drawn.
+
+    Returns:
+        A data set of uint8 [N, S, S], in which each picture is a patient of its own.
+    """
     pixels, labels = (_draw_phantoms if source == "phantoms" else _draw_processes)(images, size_px, seed)
     names = tuple(str(number) for number in range(images))
     return Dataset(pixels, labels, names, names, DataReport())
@@ -86,9 +107,13 @@ def draw_pictures(source: PretrainSource, images: int, size_px: int, seed: int) 
 
 def _draw_phantoms(images: int, size_px: int, seed: int) -> tuple[Pixels, np.ndarray]:
     """One picture of each of `images` patients: a second one of the same chest would teach less."""
-    pixels, labels, classes = np.empty((images, size_px, size_px), dtype=np.uint8), np.empty(images, dtype=np.int64), list(SHARES)
-    for row, patient in enumerate(draw_patients(SITE, images, seed)):
-        picture = draw_picture(patient, 1, SITE, seed, max(size_px, _SMALLEST_PHANTOM_PX))
+    pixels, labels, classes = (
+        np.empty((images, size_px, size_px), dtype=np.uint8),
+        np.empty(images, dtype=np.int64),
+        list(LABEL_SHARES),
+    )
+    for row, patient in enumerate(draw_patients(PRETRAINING, images, seed)):
+        picture = draw_picture(patient, 1, PRETRAINING, seed, max(size_px, _SMALLEST_PHANTOM_PX))
         pixels[row], labels[row] = _to_bytes(fit_square(picture, size_px, "pad")), classes.index(patient.label)
     return pixels, labels
 
@@ -110,20 +135,18 @@ def _build(experiment: ExperimentConfig, classes: int) -> torch.nn.Module:
         model = build_architecture(experiment.model, classes)
     if set_trainable(model, "none") == set_trainable(model, "head_only"):
         raise ConfigError(
-            f"model.name {experiment.model.name} has a classifier alone to train; there is nothing to learn beforehand"
+            f"model.name {experiment.model.name} has only a classifier to train; there is nothing to learn beforehand"
         )
     return model
 
 
-def _train(model: torch.nn.Module, data: Dataset, experiment: ExperimentConfig, tell: Callable[[str], None]) -> float:
+def _train(model: torch.nn.Module, data: Dataset, experiment: ExperimentConfig, say: Callable[[str], None]) -> float:
     """Accuracy in the last round of so many as the experiment has."""
     counts, compute = np.bincount(data.labels).tolist(), build_compute("auto", experiment.training.precision)
     accuracy = 0.0
     for number in range(1, experiment.rounds + 1):
-        plan = RoundPlan(experiment, number, SITE)
+        plan = RoundPlan(experiment, number, PRETRAINING)
         result = train_locally(build_setup(model, counts, plan, compute), data, plan)
         accuracy = result.accuracy
-        tell(
-            f"pass {number} of {experiment.rounds}: loss {result.loss:.3f}, accuracy {accuracy:.3f}, {result.duration_sec:.0f} s"
-        )
+        say(f"pass {number} of {experiment.rounds}: loss {result.loss:.3f}, accuracy {accuracy:.3f}, {result.duration_sec:.0f} s")
     return accuracy

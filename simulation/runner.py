@@ -1,7 +1,7 @@
-"""`simulate`: virtual hospitals are laid out, the two Flower apps run over them, baselines and report follow.
+"""A simulation from end to end: virtual hospitals are laid out, the two Flower apps run over them, baselines and report follow.
 
 plan = plan_simulation(request)     what was asked, checked
-simulate(plan, tell)                lay out -> run -> baselines -> report; returns the summary
+run_simulation(plan, say)           lay out -> run -> baselines -> report; returns the summary
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
 from pneumofed.simulation.plan import Plan
 from pneumofed.simulation.superlink import Resources, private_superlink, run_app
 
-Tell = Callable[[str], None]
+Say = Callable[[str], None]
 
 
-def run_simulation(plan: Plan, tell: Tell) -> RunSummary:
-    """Runs `plan` and returns the summary that the run folder holds.
+def run_simulation(plan: Plan, say: Say) -> RunSummary:
+    """Runs a simulation and returns the summary that the run folder holds.
+
+    Args:
+        plan: what to run; `plan.run_dir` must hold no run unless it is resumed.
+        say: takes a sentence about each step and each round.
 
     Raises:
         PneumofedError: the run could not start or failed; the summary says the same.
@@ -42,16 +46,16 @@ def run_simulation(plan: Plan, tell: Tell) -> RunSummary:
         raise CheckpointError(f"{plan.run_dir} already holds a run; go on with --resume or name another folder with --out")
     plan.resources.check()
     federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume)
-    tell(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
+    say(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
     for warning, count in federation.report.warnings.items():
         if count:
-            tell(f"    warning: {warning} ({count})")
+            say(f"    warning: {warning} ({count})")
     try:
-        _run_apps(plan, federation, tell)
+        _run_apps(plan, federation, say)
         if plan.baselines:
-            _add(folder, baselines=_baselines(plan, federation, tell))
+            _add(folder, baselines=_baselines(plan, federation, say))
     except BaseException as error:
-        _tell_the_end(folder, error)
+        _record_end(folder, error)
         raise
     finally:
         _add(folder, phantom=federation.phantom, source=federation.report.public(), partition=_partition_table(plan, federation))
@@ -59,11 +63,44 @@ def run_simulation(plan: Plan, tell: Tell) -> RunSummary:
     return folder.read_summary()
 
 
-def _run_apps(plan: Plan, federation: Federation, tell: Tell) -> None:
+def run_config(plan: Plan, federation: Federation) -> dict[str, str]:
+    """Returns the run config of the apps: the experiment, and where the coordinator's and the sites' own files lie.
+
+    Args:
+        plan: gives the experiment.
+        federation: gives the files.
+    """
+    return {
+        "experiment": plan.experiment.model_dump_json(),
+        "coordinator": str(federation.coordinator_file),
+        "sites": str(federation.sites_dir),
+    }
+
+
+def environment(resources: Resources) -> dict[str, str]:
+    """Returns the variables of the SuperLink and so of Ray, which joins the cluster at RAY_ADDRESS if it is set."""
+    source = {"PNEUMOFED_SOURCE": str(Path(__file__).resolve().parent)}
+    return {**source, "RAY_ADDRESS": resources.ray_address} if resources.ray_address else source
+
+
+def describe_round(line: RoundRecord, rounds: int) -> str:
+    """Describes a round in one line of text, and one more for each site in trouble.
+
+    Args:
+        line: the round's record.
+        rounds: how many there are in all.
+    """
+    shown = [f"{name} {found.auroc:.4f}" for name, found in line.measured.items() if found.auroc is not None]
+    trouble = "".join(f"\n    {site}: {reason}" for site, reason in {**line.trouble, **line.absent}.items())
+    sites = f"{len(line.trained)}/{len(line.drawn)} sites"
+    return f"round {line.round:>3}/{rounds}  {sites}  AUROC {'  '.join(shown)}  {line.seconds.total or 0.0:.1f} s{trouble}"
+
+
+def _run_apps(plan: Plan, federation: Federation, say: Say) -> None:
     if plan.engine == "local":
-        _run_here(plan, federation, tell)
+        _run_in_process(plan, federation, say)
         return
-    watch = _Watch(RunFolder(plan.run_dir), plan.experiment.rounds, tell)
+    watch = _RoundReporter(RunFolder(plan.run_dir), plan.experiment.rounds, say)
     with tempfile.TemporaryDirectory(prefix="pneumofed-app-") as folder:
         app = write_app(Path(folder) / "pneumofed")
         log = plan.run_dir / "flower.log"
@@ -74,22 +111,7 @@ def _run_apps(plan: Plan, federation: Federation, tell: Tell) -> None:
                 raise _reason(RunFolder(plan.run_dir), error, log) from error
 
 
-def run_config(plan: Plan, federation: Federation) -> dict[str, str]:
-    """What the apps are told: the experiment, and where the coordinator's and the sites' own files lie."""
-    return {
-        "experiment": plan.experiment.model_dump_json(),
-        "coordinator": str(federation.coordinator_file),
-        "sites": str(federation.sites_dir),
-    }
-
-
-def environment(resources: Resources) -> dict[str, str]:
-    """Of the SuperLink and so of Ray, which joins the cluster at RAY_ADDRESS if it is set."""
-    source = {"PNEUMOFED_SOURCE": str(Path(__file__).resolve().parent)}
-    return {**source, "RAY_ADDRESS": resources.ray_address} if resources.ray_address else source
-
-
-def _run_here(plan: Plan, federation: Federation, tell: Tell) -> None:
+def _run_in_process(plan: Plan, federation: Federation, say: Say) -> None:
     """Both apps in this process, one hospital after the other."""
     from pneumofed.client.app import app as client_app
     from pneumofed.server.app import experiment_of, read_coordinator
@@ -98,7 +120,7 @@ def _run_here(plan: Plan, federation: Federation, tell: Tell) -> None:
 
     config = run_config(plan, federation)
     nodes = [{"partition-id": number, "num-partitions": federation.hospitals} for number in range(federation.hospitals)]
-    watch = _Watch(RunFolder(plan.run_dir), plan.experiment.rounds, tell)
+    watch = _RoundReporter(RunFolder(plan.run_dir), plan.experiment.rounds, say)
     with _quiet_flower():
         run_federation(LocalGrid(client_app, nodes, config, watch), experiment_of(config), read_coordinator(config))
     watch()
@@ -116,11 +138,11 @@ def _quiet_flower() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _baselines(plan: Plan, federation: Federation, tell: Tell) -> BaselineTable:
-    tell(f"baselines: all images in one place, and each of {federation.hospitals} hospitals alone")
+def _baselines(plan: Plan, federation: Federation, say: Say) -> BaselineTable:
+    say(f"baselines: all images in one place, and each of {federation.hospitals} hospitals alone")
     started = time.perf_counter()
-    table = run_baselines(plan.run_dir.resolve(), plan.experiment, federation.site_files, federation.coordinator_file, tell)
-    tell(f"baselines took {time.perf_counter() - started:.0f} s")
+    table = run_baselines(plan.run_dir.resolve(), plan.experiment, federation.site_files, federation.coordinator_file, say)
+    say(f"baselines took {time.perf_counter() - started:.0f} s")
     return table
 
 
@@ -132,7 +154,7 @@ def _partition_table(plan: Plan, federation: Federation) -> PartitionRecord:
     return PartitionRecord(kind=kind, alpha=alpha, label_skew_bits=label_skew(rows), hospitals=hospitals)
 
 
-def _tell_the_end(folder: RunFolder, error: BaseException) -> None:
+def _record_end(folder: RunFolder, error: BaseException) -> None:
     """Writes how the run ended where the apps could not: they were killed, or never started."""
     summary = folder.read_summary()
     if summary.status in (None, RUNNING, SUCCEEDED):
@@ -152,23 +174,15 @@ def _reason(folder: RunFolder, error: FlowerError, log: Path) -> PneumofedError:
     return PneumofedError(sentence) if sentence else FlowerError(f"{error}; the log is {log}")
 
 
-class _Watch:
-    """Tells of each round as soon as its line is in the history."""
+class _RoundReporter:
+    """Reports each round as soon as its line is in the history."""
 
-    def __init__(self, folder: RunFolder, rounds: int, tell: Tell) -> None:
-        self._folder, self._rounds, self._tell = folder, rounds, tell
-        self._told = 0 if not folder.history.exists() else len(folder.read_history())
+    def __init__(self, folder: RunFolder, rounds: int, say: Say) -> None:
+        self._folder, self._rounds, self._say = folder, rounds, say
+        self._reported = 0 if not folder.history.exists() else len(folder.read_history())
 
     def __call__(self) -> None:
         lines = self._folder.read_history()
-        for line in lines[self._told :]:
-            self._tell(describe_round(line, self._rounds))
-        self._told = max(self._told, len(lines))
-
-
-def describe_round(line: RoundRecord, rounds: int) -> str:
-    """One line of text about a round, and one for each site in trouble."""
-    shown = [f"{name} {found.auroc:.4f}" for name, found in line.measured.items() if found.auroc is not None]
-    trouble = "".join(f"\n    {site}: {reason}" for site, reason in {**line.trouble, **line.absent}.items())
-    sites = f"{len(line.trained)}/{len(line.drawn)} sites"
-    return f"round {line.round:>3}/{rounds}  {sites}  AUROC {'  '.join(shown)}  {line.seconds.total or 0.0:.1f} s{trouble}"
+        for line in lines[self._reported :]:
+            self._say(describe_round(line, self._rounds))
+        self._reported = max(self._reported, len(lines))

@@ -1,6 +1,6 @@
 """A private Flower SuperLink that simulates, for the time of one run, and the supported commands that submit to it.
 
-`flwr run` alone would start a detached SuperLink that never stops, and it exits with 0 also when the run failed. So each run gets a
+`flwr run` by itself would start a detached SuperLink that never stops, and it exits with 0 also when the run failed. So each run gets a
 SuperLink of its own in a temporary FLWR_HOME, is asked for its status when it has ended, and is cleaned up whatever happens.
 """
 
@@ -21,9 +21,10 @@ from typing import IO, Any
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.processes import flower_environment, flower_tool, free_port, stop_group
 
-CONNECTION = "private"
-START_SEC = 60.0
-STATUS_SEC = 20.0
+CONNECTION_NAME = "private"
+START_TIMEOUT_SEC = 60.0
+STATUS_TIMEOUT_SEC = 20.0
+"""How long the status of an ended run is asked for: Flower writes it a few seconds after the stream of logs has ended."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,17 @@ class Superlink:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the simulation may use. `ray_address` names a running Ray cluster; then `cpus` and `gpus` are the cluster's own."""
+    """What a simulation may use of the machine or of a Ray cluster.
+
+    Attributes:
+        nodes: number of virtual nodes.
+        client_cpus: CPUs of each node while it answers.
+        client_gpus: share of a GPU of each node while it answers.
+        cpus: of Ray in all; None: all of the machine. Not used with `ray_address`: the cluster has its own.
+        gpus: likewise.
+        ray_address: of a running Ray cluster; None: Ray is started on this machine.
+        verbose: whether Flower writes its debug log.
+    """
 
     nodes: int
     client_cpus: float = 1
@@ -59,7 +70,7 @@ class Resources:
             )
 
     def federation_config(self) -> str:
-        """The value of `flwr run --federation-config`."""
+        """Returns the value of `flwr run --federation-config`."""
         values = {
             "num-supernodes": self.nodes,
             "client-resources-num-cpus": self.client_cpus,
@@ -75,6 +86,10 @@ class Resources:
 def private_superlink(log: Path, extra_environment: Mapping[str, str]) -> Iterator[Superlink]:
     """Starts a SuperLink on a free port of the loopback interface, and stops it with all its children at the end.
 
+    Args:
+        log: file that takes its output, at the end.
+        extra_environment: wins over the variables that a SuperLink gets otherwise.
+
     Raises:
         FlowerError: it does not come up; the text ends with its last words.
     """
@@ -82,7 +97,7 @@ def private_superlink(log: Path, extra_environment: Mapping[str, str]) -> Iterat
         folder, port = Path(name), free_port()
         environment = {**flower_environment(folder), **extra_environment}
         (folder / "config.toml").write_text(
-            f'[superlink]\ndefault = "{CONNECTION}"\n\n[superlink.{CONNECTION}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
+            f'[superlink]\ndefault = "{CONNECTION_NAME}"\n\n[superlink.{CONNECTION_NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n',
             encoding="utf-8",
         )
         command = [flower_tool("flower-superlink"), "--insecure", "--simulation", "--host", "127.0.0.1", "--port", str(port)]
@@ -105,14 +120,30 @@ def run_app(
     output: IO[Any] | None,
     watch: Callable[[], None],
 ) -> None:
-    """Runs the Flower app in `app` and waits for its end, calling `watch` about twice a second.
+    """Runs a Flower app on the SuperLink and waits for its end.
+
+    Args:
+        superlink: running.
+        app: folder of the app.
+        run_config: values of the app's run config, which are text, numbers or booleans.
+        resources: of the nodes.
+        output: file that takes the stream of logs; None: this process's own standard output.
+        watch: called about twice a second, and once at the end.
 
     Raises:
         FlowerError: the run was refused or failed.
     """
     settings = superlink.folder / "run_config.toml"
     settings.write_text("".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in run_config.items()), encoding="utf-8")
-    command = [flower_tool("flwr"), "run", str(app), CONNECTION, "--stream", "--federation-config", resources.federation_config()]
+    command = [
+        flower_tool("flwr"),
+        "run",
+        str(app),
+        CONNECTION_NAME,
+        "--stream",
+        "--federation-config",
+        resources.federation_config(),
+    ]
     if run_config:
         command += ["--run-config", str(settings)]
     process = subprocess.Popen(
@@ -130,11 +161,11 @@ def run_app(
 
 
 def _check_status(superlink: Superlink) -> None:
-    """Flower writes the status a few seconds after the stream of logs has ended."""
-    deadline = time.monotonic() + STATUS_SEC
+    """Raises `FlowerError` unless the run ended well."""
+    deadline = time.monotonic() + STATUS_TIMEOUT_SEC
     status = "unknown"
     while time.monotonic() < deadline:
-        command = [flower_tool("flwr"), "list", CONNECTION, "--format", "json"]
+        command = [flower_tool("flwr"), "list", CONNECTION_NAME, "--format", "json"]
         listed = subprocess.run(
             command, env=superlink.environment, cwd=superlink.folder, capture_output=True, text=True, check=False
         )
@@ -156,7 +187,7 @@ def _status_in(text: str) -> str:
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + START_SEC
+    deadline = time.monotonic() + START_TIMEOUT_SEC
     while time.monotonic() < deadline and process.poll() is None:
         with socket.socket() as probe:
             probe.settimeout(1.0)
@@ -164,7 +195,7 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> No
                 return
         time.sleep(0.1)
     last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
-    raise FlowerError(f"the SuperLink did not start within {START_SEC:g} s: {' '.join(last) or 'it said nothing'}")
+    raise FlowerError(f"the SuperLink did not start within {START_TIMEOUT_SEC:g} s: {' '.join(last) or 'it said nothing'}")
 
 
 def _toml(value: Any) -> str:

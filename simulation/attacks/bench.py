@@ -1,6 +1,7 @@
-"""The attack bench: every attack against the same training with and without privacy, on data that lie on this machine.
+"""The attack bench: membership inference and canaries against the same training with and without privacy.
 
-It trains its own models as a simulated hospital would. No real hospital's update is ever attacked by it.
+It trains its own models, as a simulated hospital would, on images of a public set that lies on this machine or on phantoms. No real
+hospital's update is ever attacked by it. Gradient inversion on the same bench is `inversion_bench`; `report.run_attacks` runs all three.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ from pneumofed.simulation.attacks.victims import Margins, Victim, margins_of, pl
 from pneumofed.simulation.phantoms.image import is_phantom
 from pneumofed.simulation.phantoms.phantom import MIN_SIZE_PX, write_phantoms
 
-Tell = Callable[[str], None]
+Say = Callable[[str], None]
 
 AUDIT_DELTA = 1.0e-5
+"""A delta at which a hundred canaries can show something: 2 m delta is 0.002."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Bench:
     cache_dir: Path
 
     def at(self, epsilon: float) -> ExperimentConfig:
+        """Returns the attacked experiment with the target `epsilon`."""
         return at_epsilon(self.experiment, epsilon)
 
 
@@ -87,7 +90,13 @@ class Membership:
 
 
 def build_bench(cfg: AttackConfig, experiment: ExperimentConfig, epsilons: Sequence[float], out: Path) -> Bench:
-    """Reads or draws the data of a bench, decoded into `out`.
+    """Builds a bench: reads or draws its images, and deals the patients to the attacked site, the canaries and the other hospitals.
+
+    Args:
+        cfg: sizes, and the data folder if there is one.
+        experiment: the recipe that is attacked; decides image size and classes.
+        epsilons: targets to compare, from large to small; infinity is no privacy.
+        out: receives the decoded images, the feature cache and the phantoms that are drawn where `cfg` names no data.
 
     Raises:
         ConfigError: the data hold too few patients, or the experiment's federation releases no single model.
@@ -111,8 +120,19 @@ def build_bench(cfg: AttackConfig, experiment: ExperimentConfig, epsilons: Seque
     return Bench(cfg, experiment, tuple(epsilons), site, spare, tuple(others), phantom, out / "cache")
 
 
-def attack_membership(bench: Bench, tell: Tell) -> list[Membership]:
-    """The loss attack and LiRA at each epsilon, on models of random halves of the site's patients."""
+def attack_membership(bench: Bench, say: Say) -> list[Membership]:
+    """Runs the loss attack and LiRA at each epsilon, on models of random halves of the site's patients.
+
+    Args:
+        bench: the site and the recipe; `bench.cfg.models` models are trained for each epsilon.
+        say: takes a sentence each time the models of an epsilon are trained.
+
+    Returns:
+        One result for each of `bench.epsilons`, in their order.
+
+    Raises:
+        ConfigError: training diverged, or the model cannot be trained privately.
+    """
     names = sorted(set(bench.site.patients))
     members = draw_halves(bench.cfg.models, len(names), bench.cfg.seed)
     owner = np.searchsorted(names, np.asarray(bench.site.patients))
@@ -122,7 +142,7 @@ def attack_membership(bench: Bench, tell: Tell) -> list[Membership]:
     for number, found in enumerate(run_all(margins_of, jobs, bench.cfg.workers), start=1):
         margins.append(found)
         if number % len(halves) == 0:
-            tell(f"membership: {number} of {len(jobs)} models trained")
+            say(f"membership: {number} of {len(jobs)} models trained")
     stacked = np.stack(margins).reshape(len(bench.epsilons), len(halves), -1)
     of_images = members[:, owner]
     return [
@@ -136,11 +156,21 @@ def attack_membership(bench: Bench, tell: Tell) -> list[Membership]:
     ]
 
 
-def attack_canaries(bench: Bench, tell: Tell) -> list[dict[str, Any]]:
-    """At each epsilon the measured lower bound beside the accountant's upper bound, one model each, at two deltas.
+def attack_canaries(bench: Bench, say: Say) -> list[dict[str, Any]]:
+    """Measures a lower bound on epsilon beside the accountant's upper bound, with one model for each epsilon, at two deltas.
 
     At a run's own delta, one over its patients, a hundred canaries can hardly show anything: 2 m delta is about 1 (see `p_value`). The
     same run has an epsilon at every delta, a larger one at a smaller delta, and both bounds are also taken at `AUDIT_DELTA`.
+
+    Args:
+        bench: its spare patients become the canaries.
+        say: takes a sentence with both bounds for each epsilon and delta.
+
+    Returns:
+        Two rows for each of `bench.epsilons`, with the keys `epsilon` (asked for), `delta`, `lower`, `upper` and `guesses`.
+
+    Raises:
+        ConfigError: too few spare patients, training diverged, or the model cannot be trained privately.
     """
     cfg = bench.cfg
     canaries = make_canaries(bench.spare, cfg.canary_kind, bench.experiment.task, cfg.canaries, cfg.seed)
@@ -155,7 +185,7 @@ def attack_canaries(bench: Bench, tell: Tell) -> list[dict[str, Any]]:
             found, upper = audit(scores, included, delta), _accounted(plan, delta)
             row = {"epsilon": epsilon, "delta": delta, "lower": found.epsilon, "upper": upper, "guesses": vars(found.guesses)}
             rows.append(row)
-            tell(f"canaries: {epsilon:g} asked for; at delta {delta:.1e} at least {found.epsilon:.2f}, at most {upper:.2f}")
+            say(f"canaries: {epsilon:g} asked for; at delta {delta:.1e} at least {found.epsilon:.2f}, at most {upper:.2f}")
     return rows
 
 

@@ -1,9 +1,9 @@
 """A lower bound on epsilon, measured: privacy auditing with one training run (Steinke, Nasr and Jagielski 2023).
 
-m canaries, each a patient of its own, are put into the training data or left out by the toss of a coin. The trained model's margins on
-them are ranked, the highest are guessed to be in, the lowest out, and those between abstain. Under (epsilon, delta) differential
-privacy hardly more guesses are right than by randomised response with that epsilon; so many right guesses as were seen rule out every
-epsilon below the bound. Nothing is assumed about the model.
+m canaries, each a patient of its own, are put into the training data or left out by the toss of a coin (`make_canaries`, `toss`). The
+trained model's margins on them are ranked, the highest are guessed to be in, the lowest out, and those between abstain (`guess`). Under
+(epsilon, delta) differential privacy hardly more guesses are right than by randomised response with that epsilon (`p_value`); so many
+right guesses as were seen rule out every epsilon below the bound (`audit`). Nothing is assumed about the model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GUESSED_SHARES = (1.0, 0.5, 0.25, 0.1)
 """Shares of the canaries that are guessed. Few guesses are surer, many weigh more; the best is taken, and the confidence is split."""
 
 PATTERN_SIDE = 4
-"""A pattern is so many blocks a side, each of one random grey."""
+"""Blocks along each side of a random pattern, each of one random grey."""
 
 _LARGEST_EPSILON = 50.0
 _HALVINGS = 40
@@ -58,10 +58,18 @@ class AuditResult:
 
 
 def p_value(guesses: Guesses, epsilon: float, delta: float) -> float:
-    """The chance, at most, that so many guesses are right under (`epsilon`, `delta`) differential privacy.
+    """Bounds the chance that so many guesses are right under (`epsilon`, `delta`) differential privacy.
 
     Steinke et al. 2023, corollary 5.4 and appendix D: P[B >= v] + 2 m delta max_i P[v > B >= v - i] / i with B binomial of r trials,
     each right with e^epsilon / (1 + e^epsilon).
+
+    Args:
+        guesses: m canaries, r guesses made, v of them right.
+        epsilon: at least 0.
+        delta: in [0, 1].
+
+    Returns:
+        The upper bound of the chance, in [0, 1]. A small one says that the mechanism is not (`epsilon`, `delta`)-private.
     """
     right, made = guesses.right, guesses.made
     accuracy = 1.0 / (1.0 + np.exp(-epsilon))
@@ -72,9 +80,17 @@ def p_value(guesses: Guesses, epsilon: float, delta: float) -> float:
 
 
 def epsilon_lower_bound(guesses: Guesses, delta: float, confidence: float = 0.95) -> float:
-    """The largest epsilon that `guesses` rule out at `confidence`, by bisection from below; 0 where none is ruled out.
+    """Finds the largest epsilon that `guesses` rule out, by bisection from below; 0 where none is ruled out.
 
     A mechanism that is (epsilon, delta)-private gets a bound above its epsilon in at most 1 - `confidence` of its runs.
+
+    Args:
+        guesses: what came of the audit.
+        delta: at which epsilon is meant.
+        confidence: in (0, 1).
+
+    Returns:
+        The bound, in [0, 50].
     """
     if p_value(guesses, 0.0, delta) >= 1.0 - confidence:
         return 0.0
@@ -86,7 +102,13 @@ def epsilon_lower_bound(guesses: Guesses, delta: float, confidence: float = 0.95
 
 
 def guess(scores: npt.NDArray[np.float64], included: npt.NDArray[np.bool_], made: int) -> Guesses:
-    """Guesses the `made` // 2 highest of `scores` [m] to be in and as many lowest to be out."""
+    """Guesses the `made` // 2 highest of `scores` to be in the training data and as many lowest to be out.
+
+    Args:
+        scores: float64 [m], high where the canary seems to have been trained on; ties keep their order.
+        included: bool [m], the truth that the guesses are compared to.
+        made: how many guesses, at most m; an odd number makes one less.
+    """
     half, order = made // 2, np.argsort(scores, kind="stable")
     low, high = order[:half], order[len(order) - half :]
     return Guesses(len(scores), 2 * half, int((~included[low]).sum() + included[high].sum()))
@@ -95,7 +117,9 @@ def guess(scores: npt.NDArray[np.float64], included: npt.NDArray[np.bool_], made
 def audit(
     scores: npt.NDArray[np.float64], included: npt.NDArray[np.bool_], delta: float, confidence: float = 0.95
 ) -> AuditResult:
-    """The best bound over `GUESSED_SHARES`, each at a confidence of 1 - (1 - `confidence`) / 4 (Bonferroni), so that it holds as one.
+    """Computes the best bound over `GUESSED_SHARES`.
+
+    Each share is tested at a confidence of 1 - (1 - `confidence`) / 4 (Bonferroni), so that the best bound holds at `confidence`.
 
     Args:
         scores: float64 [m], high where the canary seems to have been trained on.
@@ -111,12 +135,20 @@ def audit(
 
 
 def toss(canaries: int, *seed: int | str) -> npt.NDArray[np.bool_]:
-    """bool [canaries]: which of them are put into the training data, each with probability 1/2 on its own."""
+    """Draws which canaries are put into the training data, each with probability 1/2 independently of the others.
+
+    Args:
+        canaries: how many there are, m.
+        seed: parts of the seed; the same parts give the same draw.
+
+    Returns:
+        bool [m], True where the canary is trained on.
+    """
     return numpy_generator(*seed, "included canaries").random(canaries) < 0.5
 
 
 def make_canaries(others: Dataset, kind: CanaryKind, task: TaskName, count: int, seed: int) -> Dataset:
-    """`count` canaries, each a patient of its own with one image.
+    """Makes `count` canaries, each a patient of its own with one image.
 
     Args:
         others: images of patients who are not in the training data; one image of each of `count` patients is taken.
@@ -142,7 +174,7 @@ def make_canaries(others: Dataset, kind: CanaryKind, task: TaskName, count: int,
 
 
 def join(parts: Sequence[Dataset]) -> Dataset:
-    """The images of all `parts`, in order, in memory; the report is the first one's."""
+    """Joins the images of all `parts`, in order, in memory; the report is that of the first."""
     return Dataset(
         np.concatenate([part.pixels for part in parts]),
         np.concatenate([part.labels for part in parts]),

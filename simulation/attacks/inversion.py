@@ -1,14 +1,15 @@
-"""Gradient inversion: the images of a training step from the gradient that the step sent.
+"""Gradient inversion: the images of a training step from the gradient that the step sent, and how alike they are to the true ones.
 
-Geiping et al. 2020, "Inverting Gradients: How easy is it to break privacy in federated learning?", section 4: the images whose gradient
-points in the direction of the observed one, with a small total variation, found by Adam on the signs of the derivatives.
+The attack (`reconstruct`) is that of Geiping et al. 2020, "Inverting Gradients: How easy is it to break privacy in federated learning?",
+section 4: the images whose gradient points in the direction of the observed one, with a small total variation, found by Adam on the
+signs of the derivatives.
 
-What the server sees of one hospital's training step, by protection.
+What the server observes depends on the protection: the plain gradient (`Target.gradients`), a gradient under DP-SGD (`private_view`), or
+one masked vector of secure aggregation (`masked_view`). The setting is the attacker's best: one step on one image or a few, without
+augmentation, and the server knows the step size, so that it knows the gradient. A real round is many steps.
 
-The setting is the attacker's best: one step on one image or a few, without augmentation, and the server knows the step size, so that it
-knows the gradient. A real round is many steps.
-
-How alike a reconstruction and an image are, and whether it tells whose image it is.
+The success of the attack is measured by likeness (`psnr`, `correlations`) and by whether the reconstruction identifies its image among
+all candidates (`ranks`).
 """
 
 from __future__ import annotations
@@ -31,11 +32,19 @@ from pneumofed.common.seeds import numpy_generator, torch_generator
 Gradients = list[Tensor]
 """One tensor for each trainable parameter of a model, in the order of `named_parameters`."""
 
-DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
+Images = npt.NDArray[np.float64]
+"""float64 [N, S, S] in [0, 1], or one image [S, S]."""
+
+STEP_DECAY_AT = (3 / 8, 5 / 8, 7 / 8)
 """Shares of the iterations at which the step is divided by ten (the schedule of Geiping et al.'s published code)."""
 
 START_CONTRAST = 0.1
-"""Of the random grey images that restarts begin with. Noise of full contrast has to be smoothed away first, and much of it stays."""
+"""Contrast of the random grey images that restarts begin with. Noise of full contrast must be smoothed away first, and much stays."""
+
+MASK_SCALE_BITS, MASK_MODULUS_BITS = 16, 32
+"""Fixed point of `masked_view`: updates in units of 2^-16, added modulo 2^32."""
+
+_LARGEST_PSNR_DB = 100.0
 
 
 @dataclass(frozen=True)
@@ -68,16 +77,25 @@ class Target:
     in_channels: int = 1
 
     def gradients(self, images: Tensor, labels: Tensor) -> Gradients:
-        """The gradient of the mean loss over `images`, float32 [B, 1, S, S] in [0, 1], and `labels`, int64 [B]."""
+        """Computes the gradient of the mean loss by the trainable parameters.
+
+        Args:
+            images: float32 [B, 1, S, S] in [0, 1].
+            labels: int64 [B].
+        """
         loss = self.loss(self.model(normalize(images, self.in_channels)), labels)
         return list(torch.autograd.grad(loss, _parameters(self.model)))
 
 
 def infer_label(target: Target, observed: Gradients) -> int:
-    """The label of the one image behind `observed`: the class whose logit the step pushes up.
+    """Infers the label of the one image behind `observed`: the class whose logit the step pushes up.
 
-    Zhao, Mopuri and Bilen 2020, "iDLG", section 3: the derivative of cross-entropy by a logit is p - y, negative for the true class
-    alone; it is the gradient of the classifier's bias. (Label smoothing shifts it by less than p unless the model is certain.)
+    Zhao, Mopuri and Bilen 2020, "iDLG", section 3: the derivative of cross-entropy by a logit is p - y, negative only for the true
+    class; it is the gradient of the classifier's bias. (Label smoothing shifts it by less than p unless the model is certain.)
+
+    Args:
+        target: its classifier must have a bias that is trained.
+        observed: gradient of a step on one image.
     """
     bias = classifier_of(target.model).bias
     names = [parameter is bias for parameter in _parameters(target.model)]
@@ -85,9 +103,19 @@ def infer_label(target: Target, observed: Gradients) -> int:
 
 
 def reconstruct(target: Target, observed: Gradients, labels: Tensor, settings: InversionSettings, seed: int) -> Tensor:
-    """The images that explain `observed` best, float32 [B, 1, S, S] in [0, 1], one for each of `labels`, int64 [B].
+    """Reconstructs the images that explain `observed` best, one for each label.
 
     Pure in its arguments on one machine with one number of threads.
+
+    Args:
+        target: model and loss, as the server sent them out.
+        observed: what the server sees of the step.
+        labels: int64 [B], the true or the inferred ones.
+        settings: how hard the attacker tries.
+        seed: of the random images that restarts begin with.
+
+    Returns:
+        float32 [B, 1, S, S] in [0, 1], of the restart whose gradient fits best.
     """
     generator = torch_generator(seed, "inversion")
     found = [_descend(target, observed, labels, settings, generator) for _ in range(settings.restarts)]
@@ -95,15 +123,128 @@ def reconstruct(target: Target, observed: Gradients, labels: Tensor, settings: I
 
 
 def cosine_distance(first: Gradients, second: Gradients) -> Tensor:
-    """1 minus the cosine of the angle between two gradients over all parameters together (Geiping et al. 2020, eq. 4); scalar."""
+    """Computes 1 minus the cosine of the angle between two gradients (Geiping et al. 2020, eq. 4), over all parameters together.
+
+    Args:
+        first: one tensor for each parameter.
+        second: the same shapes in the same order.
+
+    Returns:
+        Scalar in [0, 2]; 1 where either gradient is zero.
+    """
     product = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
     lengths = [torch.stack([(a * a).sum() for a in side]).sum().clamp_min(1e-30).sqrt() for side in (first, second)]
     return 1.0 - product / (lengths[0] * lengths[1])
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels, rows and columns (Rudin, Osher and Fatemi 1992, anisotropic); scalar."""
+    """Computes the mean absolute difference of neighbouring pixels, a scalar (Rudin, Osher and Fatemi 1992, anisotropic)."""
     return images.diff(dim=-1).abs().mean() + images.diff(dim=-2).abs().mean()
+
+
+def private_view(target: Target, images: Tensor, labels: Tensor, clip_and_noise: tuple[float, float], seed: int) -> Gradients:
+    """Computes what DP-SGD discloses of one step: the sum of the images' clipped gradients with noise, over their number.
+
+    The server knows how many images were drawn, which Poisson sampling would hide from it.
+
+    Args:
+        target: model and loss.
+        images: float32 [B, 1, S, S] in [0, 1], each a unit of its own.
+        labels: int64 [B].
+        clip_and_noise: `max_grad_norm` and `noise_multiplier`.
+        seed: of the noise.
+    """
+    max_grad_norm, noise_multiplier = clip_and_noise
+    clipped = ClippedGradients(target.model, max_grad_norm)
+    for parameter in clipped.parameters:
+        parameter.grad = None
+    normal = normalize(images, target.in_channels)
+    clipped.add(lambda: target.loss(target.model(normal), labels) * len(labels))
+    clipped.fill_missing()
+    stream = RandomStream(numpy_generator(seed, "noise of a view").bytes(KEY_BYTES))
+    return [_noised(parameter, max_grad_norm * noise_multiplier, stream) / len(labels) for parameter in clipped.parameters]
+
+
+def masked_view(gradients: Gradients, seed: int) -> Gradients:
+    """Computes one hospital's masked vector as secure aggregation sends it, read back as if it were a gradient.
+
+    In fixed point, plus a mask that is uniform modulo 2^32: uniform itself, whatever the gradient is.
+
+    Args:
+        gradients: one tensor for each parameter; values beyond the range of the fixed point wrap around.
+        seed: of the mask.
+
+    Returns:
+        Tensors of the same shapes.
+    """
+    flat = torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
+    whole = np.round(flat * 2.0**MASK_SCALE_BITS).astype(np.int64)
+    mask = numpy_generator(seed, "mask").integers(0, 2**MASK_MODULUS_BITS, len(whole), dtype=np.int64)
+    masked = (whole + mask) % 2**MASK_MODULUS_BITS
+    signed = torch.from_numpy(
+        np.where(masked >= 2 ** (MASK_MODULUS_BITS - 1), masked - 2**MASK_MODULUS_BITS, masked) / 2.0**MASK_SCALE_BITS
+    )
+    pieces = signed.float().split([gradient.numel() for gradient in gradients])
+    return [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
+
+
+def psnr(image: Images, other: Images) -> float:
+    """Computes the peak signal-to-noise ratio of two images: -10 log10 of the mean squared difference.
+
+    Args:
+        image: float64 [S, S] in [0, 1].
+        other: the same shape and range; the order does not matter.
+
+    Returns:
+        In dB, 100 at most, which equal images have.
+    """
+    error = float(np.mean((image - other) ** 2))
+    return min(_LARGEST_PSNR_DB, -10.0 * float(np.log10(max(error, 1e-12))))
+
+
+def correlations(images: Images, candidates: Images) -> npt.NDArray[np.float64]:
+    """Computes Pearson's correlation over pixels of each image with each candidate. An image without contrast has none: 0.
+
+    Args:
+        images: float64 [A, S, S].
+        candidates: float64 [B, S, S].
+
+    Returns:
+        float64 [A, B] in [-1, 1].
+    """
+    return _standardized(images) @ _standardized(candidates).T
+
+
+def ranks(found: npt.NDArray[np.float64], truth: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Computes the place of the true candidate among all by correlation: 1 where the reconstruction identifies it.
+
+    Candidates that tie with the true one stand before it.
+
+    Args:
+        found: correlations [A, B].
+        truth: position of the true candidate of each row, int64 [A].
+
+    Returns:
+        int64 [A], from 1 to B.
+    """
+    of_truth = found[np.arange(len(truth)), truth]
+    return (found >= of_truth[:, None]).sum(axis=1)
+
+
+def match(reconstructions: Images, images: Images) -> npt.NDArray[np.int64]:
+    """Assigns a reconstruction to each image, so that the sum of correlations is largest.
+
+    Who inverts a batch cannot know the order; giving them the best one overstates the attack.
+
+    Args:
+        reconstructions: float64 [A, S, S].
+        images: float64 [A, S, S], the true ones.
+
+    Returns:
+        int64 [A]: the number of the reconstruction that stands for each image.
+    """
+    rows, columns = linear_sum_assignment(correlations(images, reconstructions), maximize=True)
+    return columns[np.argsort(rows)].astype(np.int64)
 
 
 def _descend(
@@ -113,7 +254,7 @@ def _descend(
     shape = (len(labels), 1, target.size_px, target.size_px)
     images = (0.5 + START_CONTRAST * (torch.rand(shape, generator=generator) - 0.5)).requires_grad_()
     optimizer = torch.optim.Adam([images], lr=settings.step)
-    milestones = [round(share * settings.iterations) for share in DECAY_AT]
+    milestones = [round(share * settings.iterations) for share in STEP_DECAY_AT]
     schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
     distance = _distance_function(target, observed, labels)
     for _ in range(settings.iterations):
@@ -141,47 +282,6 @@ def _parameters(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-SCALE_BITS, MODULUS_BITS = 16, 32
-"""Of the masked view: updates in units of 2^-16, added modulo 2^32."""
-
-
-def private_view(target: Target, images: Tensor, labels: Tensor, clip_and_noise: tuple[float, float], seed: int) -> Gradients:
-    """The sum of the images' clipped gradients with the noise of one step of DP-SGD, over their number.
-
-    The server knows how many images were drawn, which Poisson sampling would hide from it.
-
-    Args:
-        target: model and loss.
-        images: float32 [B, 1, S, S] in [0, 1], each a unit of its own.
-        labels: int64 [B].
-        clip_and_noise: `max_grad_norm` and `noise_multiplier`.
-        seed: of the noise.
-    """
-    max_grad_norm, noise_multiplier = clip_and_noise
-    clipped = ClippedGradients(target.model, max_grad_norm)
-    for parameter in clipped.parameters:
-        parameter.grad = None
-    normal = normalize(images, target.in_channels)
-    clipped.add(lambda: target.loss(target.model(normal), labels) * len(labels))
-    clipped.fill_missing()
-    stream = RandomStream(numpy_generator(seed, "noise of a view").bytes(KEY_BYTES))
-    return [_noised(parameter, max_grad_norm * noise_multiplier, stream) / len(labels) for parameter in clipped.parameters]
-
-
-def masked_view(gradients: Gradients, seed: int) -> Gradients:
-    """One hospital's masked vector as secure aggregation sends it, read back as if it were a gradient.
-
-    In fixed point, plus a mask that is uniform modulo 2^32: uniform itself, whatever the gradient is.
-    """
-    flat = torch.cat([gradient.flatten() for gradient in gradients]).double().numpy()
-    whole = np.round(flat * 2.0**SCALE_BITS).astype(np.int64)
-    mask = numpy_generator(seed, "mask").integers(0, 2**MODULUS_BITS, len(whole), dtype=np.int64)
-    masked = (whole + mask) % 2**MODULUS_BITS
-    signed = torch.from_numpy(np.where(masked >= 2 ** (MODULUS_BITS - 1), masked - 2**MODULUS_BITS, masked) / 2.0**SCALE_BITS)
-    pieces = signed.float().split([gradient.numel() for gradient in gradients])
-    return [piece.view_as(gradient) for piece, gradient in zip(pieces, gradients, strict=True)]
-
-
 def _noised(parameter: torch.nn.Parameter, deviation: float, stream: RandomStream) -> Tensor:
     if parameter.grad is None:
         raise ValueError("a parameter without a gradient: call ClippedGradients.fill_missing first")
@@ -189,47 +289,6 @@ def _noised(parameter: torch.nn.Parameter, deviation: float, stream: RandomStrea
     noisy = (parameter.grad.double() + deviation * noise).float()
     parameter.grad = None
     return noisy
-
-
-Images = npt.NDArray[np.float64]
-
-_LARGEST_PSNR = 100.0
-
-
-def psnr(image: Images, other: Images) -> float:
-    """Peak signal-to-noise ratio in dB of two images in [0, 1], 100 at most: -10 log10 of the mean squared difference."""
-    error = float(np.mean((image - other) ** 2))
-    return min(_LARGEST_PSNR, -10.0 * float(np.log10(max(error, 1e-12))))
-
-
-def correlations(images: Images, candidates: Images) -> npt.NDArray[np.float64]:
-    """Pearson's correlation over pixels of each of `images` [A, S, S] with each of `candidates` [B, S, S], float64 [A, B].
-
-    An image without contrast has none: 0.
-    """
-    return _standardized(images) @ _standardized(candidates).T
-
-
-def ranks(found: npt.NDArray[np.float64], truth: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Place of the true candidate among all by correlation, int64 [A], 1 where the reconstruction identifies it.
-
-    Candidates that tie with the true one stand before it.
-
-    Args:
-        found: correlations [A, B].
-        truth: position of the true candidate of each row.
-    """
-    of_truth = found[np.arange(len(truth)), truth]
-    return (found >= of_truth[:, None]).sum(axis=1)
-
-
-def match(reconstructions: Images, images: Images) -> npt.NDArray[np.int64]:
-    """Which reconstruction stands for each image, int64: the assignment of the largest sum of correlations.
-
-    Who inverts a batch cannot know the order; giving them the best one overstates the attack.
-    """
-    rows, columns = linear_sum_assignment(correlations(images, reconstructions), maximize=True)
-    return columns[np.argsort(rows)].astype(np.int64)
 
 
 def _standardized(images: Images) -> Images:

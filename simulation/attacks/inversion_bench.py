@@ -1,4 +1,4 @@
-"""Gradient inversion on the bench: the same images, as the server sees them under each protection."""
+"""Gradient inversion on the attack bench: the same images, as the server observes them under each protection."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pneumofed.common.imaging.augment import to_model_input
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.losses import build_loss
 from pneumofed.common.seeds import derive_seed, numpy_generator
-from pneumofed.simulation.attacks.bench import Bench, Tell
+from pneumofed.simulation.attacks.bench import Bench, Say
 from pneumofed.simulation.attacks.inversion import (
     Gradients,
     Images,
@@ -35,7 +35,8 @@ from pneumofed.simulation.attacks.inversion import (
 from pneumofed.simulation.attacks.membership import Share, clopper_pearson
 from pneumofed.simulation.attacks.victims import plan_of, run_all
 
-PLAIN, MEAN, MASKED = "plain", "mean", "masked"
+PLAIN_VIEW, PRIVATE_VIEW, MEAN_VIEW, MASKED_VIEW = "plain", "private", "mean", "masked"
+"""What the server sees of a step: its gradient, that of DP-SGD, the mean over sites of one image each, or one masked vector."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,19 @@ class InversionProblem:
 
 @dataclass(frozen=True)
 class Inversion:
-    """What came of one view.
+    """The measured success of the attack on one view.
 
     Attributes:
-        view: as in `Problem`.
+        view: as in `InversionProblem`.
         epsilon: of a private view; infinity for the others.
         reconstructions: float64 [A, S, S] in [0, 1], one for each image that the attack was after.
         psnr: mean over images, in dB.
         ssim: mean over images.
         correlation: mean with the true image.
-        others: mean over images of the correlation with the image that is likest among all other images.
-        identified: how many reconstructions are likest the true image among all images of the site.
+        others: mean over images of the largest correlation with any other image of the site.
+        identified: how many reconstructions correlate more with the true image than with any other of the site.
         candidates: how many images there are.
-        labels: how many labels were inferred rightly; None where they were given.
+        labels: how many labels were inferred correctly; None where they were given.
     """
 
     view: str
@@ -90,21 +91,36 @@ class Inversion:
     labels: Share | None
 
 
-def attack_gradients(bench: Bench, tell: Tell) -> tuple[Images, list[Inversion]]:
-    """The attacked images, float64 [A, S, S], and what came of each view of their gradients."""
+def attack_gradients(bench: Bench, say: Say) -> tuple[Images, list[Inversion]]:
+    """Inverts the gradients of `bench.cfg.images` images under each protection.
+
+    Args:
+        bench: gives the images, the model and the epsilons.
+        say: takes a sentence for each view.
+
+    Returns:
+        The attacked images, float64 [A, S, S] in [0, 1], and one result for each view of their gradients.
+
+    Raises:
+        ValueError: the site has fewer patients than images are asked for.
+    """
     rows = _choose(bench)
     images, labels = to_model_input(bench.site.pixels[rows]), torch.from_numpy(bench.site.labels[rows])
     candidates = to_model_input(np.asarray(bench.site.pixels))[:, 0].double().numpy()
     views = [(view, epsilon, _problems(bench, view, epsilon, images, labels)) for view, epsilon in _views(bench)]
     solved = run_all(solve, [problem for _, _, problems in views for problem in problems], bench.cfg.workers)
     return candidates[rows], [
-        _measure(view, epsilon, [next(solved) for _ in problems], (candidates, rows, labels.numpy()), tell)
+        _measure(view, epsilon, [next(solved) for _ in problems], (candidates, rows, labels.numpy()), say)
         for view, epsilon, problems in views
     ]
 
 
 def solve(problem: InversionProblem) -> tuple[np.ndarray, int | None]:
-    """The reconstructed images, float64 [B, S, S], and the inferred label of a single image; a batch's labels are given."""
+    """Reconstructs the images of one problem.
+
+    Returns:
+        The images, float64 [B, S, S] in [0, 1], and the inferred label of a single image; None for a batch, whose labels are given.
+    """
     torch.set_num_threads(1)
     target = target_of(problem.experiment)
     observed = observe(target, problem)
@@ -116,7 +132,7 @@ def solve(problem: InversionProblem) -> tuple[np.ndarray, int | None]:
 
 
 def target_of(experiment: ExperimentConfig) -> Target:
-    """The experiment's model with its first weights, and its loss for a site whose classes are even.
+    """Builds the attacked model with its first weights, and its loss for a site whose classes are even.
 
     A BatchNorm uses its running statistics and is not trained, so that images do not mix and private training allows it.
     """
@@ -129,19 +145,24 @@ def target_of(experiment: ExperimentConfig) -> Target:
 
 
 def observe(target: Target, problem: InversionProblem) -> Gradients:
-    """What the server sees of the problem's step."""
-    if problem.view == "private":
+    """Computes what the server sees of a training step.
+
+    Args:
+        target: model and loss of the step.
+        problem: the step's images and labels, and the protection (`view`).
+    """
+    if problem.view == PRIVATE_VIEW:
         clip, noise = problem.experiment.privacy.max_grad_norm, problem.noise_multiplier
         return private_view(target, problem.images, problem.labels, (clip, noise), problem.seed)
     gradients = target.gradients(problem.images, problem.labels)
-    return masked_view(gradients, problem.seed) if problem.view == MASKED else gradients
+    return masked_view(gradients, problem.seed) if problem.view == MASKED_VIEW else gradients
 
 
 def _views(bench: Bench) -> Iterator[tuple[str, float]]:
-    yield PLAIN, math.inf
-    yield from (("private", epsilon) for epsilon in bench.epsilons if not math.isinf(epsilon))
-    yield MEAN, math.inf
-    yield MASKED, math.inf
+    yield PLAIN_VIEW, math.inf
+    yield from ((PRIVATE_VIEW, epsilon) for epsilon in bench.epsilons if not math.isinf(epsilon))
+    yield MEAN_VIEW, math.inf
+    yield MASKED_VIEW, math.inf
 
 
 def _choose(bench: Bench) -> np.ndarray:
@@ -156,9 +177,9 @@ def _problems(bench: Bench, view: str, epsilon: float, images: Tensor, labels: T
     cfg, experiment = bench.cfg, bench.at(epsilon)
     if cfg.fixed_norms:
         experiment = experiment.model_copy(update={"model": experiment.model.model_copy(update={"norm": "batch"})})
-    noise = plan_of(experiment, bench.site).noise_multiplier if view == "private" else 0.0
+    noise = plan_of(experiment, bench.site).noise_multiplier if view == PRIVATE_VIEW else 0.0
     settings = InversionSettings(cfg.iterations, cfg.restarts, total_variation=cfg.total_variation)
-    parts = [slice(None)] if view == MEAN else [slice(row, row + 1) for row in range(len(images))]
+    parts = [slice(None)] if view == MEAN_VIEW else [slice(row, row + 1) for row in range(len(images))]
     return [
         InversionProblem(view, experiment, images[part], labels[part], noise, settings, derive_seed(cfg.seed, view, number))
         for number, part in enumerate(parts)
@@ -170,18 +191,18 @@ def _measure(
     epsilon: float,
     solved: list[tuple[np.ndarray, int | None]],
     truth: tuple[Images, np.ndarray, np.ndarray],
-    tell: Tell,
+    say: Say,
 ) -> Inversion:
     candidates, rows, labels = truth
     images = candidates[rows]
     found = np.concatenate([reconstructions for reconstructions, _ in solved])
-    found = found[match(found, images)] if view == MEAN else found
+    found = found[match(found, images)] if view == MEAN_VIEW else found
     alike = correlations(found, candidates)
     places = ranks(alike, rows)
     own = alike[np.arange(len(rows)), rows].copy()
     alike[np.arange(len(rows)), rows] = -1.0
     inferred = [label == truth_ for (_, label), truth_ in zip(solved, labels.tolist(), strict=False)]
-    tell(
+    say(
         f"inversion: {view}{'' if math.isinf(epsilon) else f' at epsilon {epsilon:g}'}, {(places == 1).sum()} of {len(rows)} identified"
     )
     return Inversion(
@@ -194,5 +215,5 @@ def _measure(
         float(alike.max(axis=1).mean()),
         clopper_pearson(int((places == 1).sum()), len(rows)),
         len(candidates),
-        None if view == MEAN else clopper_pearson(sum(inferred), len(inferred)),
+        None if view == MEAN_VIEW else clopper_pearson(sum(inferred), len(inferred)),
     )

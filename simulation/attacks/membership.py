@@ -1,4 +1,4 @@
-"""Membership inference: was this patient among those that a model was trained on?
+"""Membership inference: whether a patient was among those that a model was trained on.
 
     loss   the lower a model's loss on a patient's images, the more likely they were trained on (Yeom et al. 2018, section 3.2)
     lira   the likelihood ratio attack (Carlini et al. 2022, algorithm 1, online): shadow models are trained with and without the
@@ -27,7 +27,7 @@ Reals = npt.NDArray[np.float64]
 Members = npt.NDArray[np.bool_]
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
-_ROWS_AT_ONCE = 64
+_RESAMPLES_AT_ONCE = 64
 _LEAST_VARIANCE = 1e-12
 
 
@@ -43,7 +43,7 @@ class Share(TypedDict):
 
 @dataclass(frozen=True)
 class MembershipResult:
-    """How well scores tell members from others.
+    """How well an attack's scores separate members from others.
 
     Attributes:
         auroc: with its interval from resampled patients.
@@ -57,7 +57,16 @@ class MembershipResult:
 
 
 def draw_halves(models: int, patients: int, seed: int) -> Members:
-    """bool [models, patients]: each row a random half of the patients (rounded down), drawn independently of the other rows."""
+    """Draws a random half of the patients (rounded down) for each model, independently of the other models.
+
+    Args:
+        models: how many rows, M.
+        patients: how many columns, P.
+        seed: of the draws.
+
+    Returns:
+        bool [M, P], True where the patient is in the model's training data.
+    """
     members = np.zeros((models, patients), dtype=np.bool_)
     for model in range(models):
         members[model, numpy_generator(seed, model, "members").permutation(patients)[: patients // 2]] = True
@@ -65,19 +74,27 @@ def draw_halves(models: int, patients: int, seed: int) -> Members:
 
 
 def by_patient(values: Reals, patients: Sequence[str]) -> tuple[Reals, tuple[str, ...]]:
-    """Mean of `values` [M, N] over each patient's images, float64 [M, P], and the patients' names in the order of the columns."""
+    """Averages `values` over each patient's images.
+
+    Args:
+        values: float64 [M, N], one column an image.
+        patients: the N images' patients.
+
+    Returns:
+        float64 [M, P], and the P patients' names in the order of the columns, sorted.
+    """
     names, owner, counts = np.unique(np.asarray(patients, dtype=str), return_inverse=True, return_counts=True)
     sums = np.stack([np.bincount(owner, row, minlength=len(names)) for row in values])
     return sums / counts, tuple(names.tolist())
 
 
 def loss_scores(margins: Reals) -> Reals:
-    """Minus the cross-entropy of each image, from its margin log(p / (1 - p)): log p = -log(1 + exp(-margin))."""
+    """Computes minus the cross-entropy of each image, from its margin log(p / (1 - p)): log p = -log(1 + exp(-margin))."""
     return -np.logaddexp(0.0, -margins)
 
 
 def lira_scores(margins: Reals, members: Members) -> Reals:
-    """log N(margin; in) - log N(margin; out) of each model and patient, float64 [M, P], each fitted to the other M - 1 models.
+    """Computes log N(margin; in) - log N(margin; out) of each model and patient, each fitted to the other M - 1 models.
 
     Means are a patient's own, variances one for all patients, as Carlini et al. (2022, section VI-C) advise below 64 shadow models. A
     patient who is in all shadow models, or in none, gets the mean over all patients for the side that is missing.
@@ -85,6 +102,9 @@ def lira_scores(margins: Reals, members: Members) -> Reals:
     Args:
         margins: float64 [M, P].
         members: bool [M, P], whether the patient was trained on.
+
+    Returns:
+        float64 [M, P], high for members.
 
     Raises:
         ValueError: fewer than 3 models, or a side that is empty for all patients.
@@ -95,10 +115,15 @@ def lira_scores(margins: Reals, members: Members) -> Reals:
 
 
 def judge_scores(scores: Reals, members: Members, bootstrap: Bootstrap) -> MembershipResult:
-    """How well `scores` [M, P], high for members, tell who is a member; all models' scores pooled.
+    """Measures how well `scores` separate members from others; all models' scores pooled.
 
     The interval of the AUROC resamples patients, each with their scores from all models. Those of true positive rates count scores
     as independent, which those of one patient under several models are only roughly.
+
+    Args:
+        scores: float64 [M, P], high for members.
+        members: bool [M, P], the truth.
+        bootstrap: of the AUROC's interval.
     """
     flat, truth = scores.ravel(), members.ravel()
     rates = tuple(true_positive_rate(flat[truth], flat[~truth], rate) for rate in FALSE_POSITIVE_RATES)
@@ -106,7 +131,16 @@ def judge_scores(scores: Reals, members: Members, bootstrap: Bootstrap) -> Membe
 
 
 def auroc_by_patient(scores: Reals, members: Members, bootstrap: Bootstrap) -> ConfidenceInterval:
-    """AUROC of members against others over all of `scores` [M, P], ties counting half, with its percentile interval over patients."""
+    """Computes the AUROC of members against others over all scores, ties counting half, with its percentile interval over patients.
+
+    Args:
+        scores: float64 [M, P], high for members.
+        members: bool [M, P], the truth.
+        bootstrap: number and seed of the resamples of the P patients, and the confidence of the interval.
+
+    Returns:
+        The interval counts only the resamples that hold both members and others; its ends are NaN where none does.
+    """
     patients = scores.shape[1]
     order = np.argsort(scores.ravel(), kind="stable")
     _, starts = np.unique(scores.ravel()[order], return_index=True)
@@ -117,7 +151,7 @@ def auroc_by_patient(scores: Reals, members: Members, bootstrap: Bootstrap) -> C
         sides = [np.add.reduceat(weights * side, starts, axis=1) for side in (~member, member)]
         return auroc(*sides)
 
-    drawn = [areas(draws) for draws in resample_patients(patients, bootstrap, _ROWS_AT_ONCE)]
+    drawn = [areas(draws) for draws in resample_patients(patients, bootstrap, _RESAMPLES_AT_ONCE)]
     resampled = np.concatenate([np.empty(0), *drawn])
     valid = resampled[~np.isnan(resampled)]
     tail = (1.0 - bootstrap.confidence) / 2.0
@@ -127,9 +161,14 @@ def auroc_by_patient(scores: Reals, members: Members, bootstrap: Bootstrap) -> C
 
 
 def true_positive_rate(members: Reals, others: Reals, false_positive_rate: float) -> Share:
-    """The share of `members` that score above all but `false_positive_rate` of `others`.
+    """Computes the share of `members` that score above all but `false_positive_rate` of `others`.
 
     The threshold is set on the very scores that are counted. With fewer than 1 / rate others it means not a single false alarm.
+
+    Args:
+        members: float64, scores of members.
+        others: float64, scores of those who are none.
+        false_positive_rate: in [0, 1]; the number of others that it allows is rounded down.
     """
     allowed = int(false_positive_rate * len(others))
     threshold = np.sort(others)[::-1][allowed] if allowed < len(others) else -np.inf
@@ -137,7 +176,13 @@ def true_positive_rate(members: Reals, others: Reals, false_positive_rate: float
 
 
 def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> Share:
-    """The exact interval of a share (Clopper and Pearson 1934); holds its confidence for every true share."""
+    """Computes the exact interval of a share (Clopper and Pearson 1934); holds its confidence for every true share.
+
+    Args:
+        hits: from 0 to `n`.
+        n: number of trials; with 0 the share is NaN and the interval [0, 1].
+        confidence: in (0, 1).
+    """
     tail = (1.0 - confidence) / 2.0
     low = float(stats.beta.ppf(tail, hits, n - hits + 1)) if hits else 0.0
     high = float(stats.beta.ppf(1.0 - tail, hits + 1, n - hits)) if hits < n else 1.0

@@ -1,8 +1,7 @@
-"""`attack.json` and `attack.html`: what the bench measured, and the reconstructed pictures.
+"""The attack bench from end to end (`run_attacks`), and its report: `attack.json` with the numbers, `attack.html` with the pictures too.
 
-Pictures are shown of phantoms, or of images in the folder that the person who runs the bench gave it. The bench reads nothing else.
-
-The bench from end to end: the attacks that were asked for, and their report.
+Reconstructed pictures are shown of phantoms, or of images in the folder that the person who runs the bench gave it. The bench reads
+nothing else.
 """
 
 from __future__ import annotations
@@ -26,18 +25,18 @@ from pneumofed.common.files import atomic_write
 from pneumofed.common.ops.render import render
 from pneumofed.server.report.numbers import DASH, ReportedEstimate, number
 from pneumofed.server.runs.summary_records import MetricInterval
-from pneumofed.simulation.attacks.bench import Bench, Membership, Tell, attack_canaries, attack_membership
+from pneumofed.simulation.attacks.bench import Bench, Membership, Say, attack_canaries, attack_membership
 from pneumofed.simulation.attacks.inversion import Images
-from pneumofed.simulation.attacks.inversion_bench import MASKED, MEAN, PLAIN, Inversion, attack_gradients
+from pneumofed.simulation.attacks.inversion_bench import MASKED_VIEW, MEAN_VIEW, PLAIN_VIEW, Inversion, attack_gradients
 from pneumofed.simulation.attacks.membership import FALSE_POSITIVE_RATES, Share
 from pneumofed.simulation.attacks.settings import AttackName
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-ATTACKS = {"loss": "Loss threshold", "lira": "LiRA"}
+ATTACK_TITLES = {"loss": "Loss threshold", "lira": "LiRA"}
 TILE_PX = 96
+NO_INVERSION: tuple[Images | None, list[Inversion]] = (None, [])
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,40 @@ class AttackFindings:
     inversions: list[Inversion] = field(default_factory=list)
 
 
+def run_attacks(bench: Bench, attacks: Sequence[AttackName], out: Path, say: Say) -> Path:
+    """Runs the attacks and writes their report.
+
+    Pure in `bench` on one machine, but for a private experiment with `secure_noise`.
+
+    Args:
+        bench: what is attacked.
+        attacks: which of the three to run; the others are left out of the report.
+        out: folder of `attack.json` and `attack.html`, made if need be.
+        say: takes sentences about the progress.
+
+    Returns:
+        The path of the report, `out/attack.html`.
+
+    Raises:
+        ConfigError: the model cannot be trained privately.
+        OSError: `out` cannot be written.
+    """
+    membership = attack_membership(bench, say) if "membership" in attacks else []
+    canaries = attack_canaries(bench, say) if "canaries" in attacks else []
+    images, inversions = attack_gradients(bench, say) if "inversion" in attacks else NO_INVERSION
+    return write_findings(bench, AttackFindings(membership, canaries, images, inversions), out)
+
+
 def write_findings(bench: Bench, found: AttackFindings, out: Path) -> Path:
-    """Writes `attack.json` and `attack.html` into `out` and returns the page's path.
+    """Writes `attack.json` and `attack.html`.
+
+    Args:
+        bench: what was attacked.
+        found: what the attacks found.
+        out: folder, made if need be; older files of these names are replaced.
+
+    Returns:
+        The path of the page.
 
     Raises:
         OSError: the folder cannot be written.
@@ -63,7 +94,12 @@ def write_findings(bench: Bench, found: AttackFindings, out: Path) -> Path:
 
 
 def as_json(bench: Bench, found: AttackFindings) -> dict[str, Any]:
-    """All numbers, without any image; an infinite epsilon is the text `inf`, what is undefined null."""
+    """Collects all numbers for JSON, without any image; an infinite epsilon is the text `inf`, what is undefined null.
+
+    Args:
+        bench: its settings and experiment are kept beside the numbers.
+        found: what the attacks found.
+    """
     values = {
         "settings": bench.cfg.model_dump(),
         "experiment": bench.experiment.model_dump(),
@@ -76,7 +112,12 @@ def as_json(bench: Bench, found: AttackFindings) -> dict[str, Any]:
 
 
 def render_page(bench: Bench, found: AttackFindings) -> str:
-    """The page as HTML, which needs no other file."""
+    """Renders the report as one HTML page, which needs no other file.
+
+    Args:
+        bench: what was attacked; the page says so where the images are phantoms.
+        found: an attack that is empty gets no section.
+    """
     patients = len(set(bench.site.patients))
     return render(
         __package__,
@@ -95,14 +136,14 @@ def render_page(bench: Bench, found: AttackFindings) -> str:
 
 
 def draw_roc(results: Sequence[Membership]) -> Figure:
-    """ROC curves of both attacks at each epsilon on logarithmic axes, where few false alarms can be seen; grey: guessing."""
+    """Draws ROC curves of both attacks at each epsilon on logarithmic axes, where few false alarms can be seen; grey: guessing."""
     figure, (ax,) = new_figure()
     least = min(1.0 / max(1, row.attacks["lira"].true_positive_rates[0]["n"]) for row in results) / 2.0
     ax.plot([least, 1], [least, 1], color=FAINT, linewidth=1)
     for index, row in enumerate(results):
         for line, (name, verdict) in zip(LINES, row.attacks.items(), strict=False):
             false, true = verdict.roc.clip(least, 1.0)
-            label = f"{ATTACKS[name]}, {_epsilon(row.epsilon)}"
+            label = f"{ATTACK_TITLES[name]}, {_epsilon(row.epsilon)}"
             ax.plot(false, true, color=colour_of(index), linestyle=line, linewidth=1.5, label=label)
     ax.set(xscale="log", yscale="log", xlim=(least, 1), ylim=(least, 1))
     ax.set(xlabel="Others taken for members (false positive rate)", ylabel="Members found (true positive rate)")
@@ -133,7 +174,7 @@ def _membership_rows(row: Membership) -> list[dict[str, Any]]:
         {
             "epsilon": _epsilon(row.epsilon),
             "noise": f"noise {number(row.plan.noise_multiplier, 2)}" if row.plan else "",
-            "attack": ATTACKS[name],
+            "attack": ATTACK_TITLES[name],
             "auroc": ReportedEstimate.of(MetricInterval.model_validate(verdict.auroc)),
             "chance": verdict.auroc["low"] <= 0.5 <= verdict.auroc["high"],
             "rates": [_share(rate) for rate in verdict.true_positive_rates],
@@ -169,9 +210,9 @@ def _inversion_row(row: Inversion) -> dict[str, Any]:
 
 def _view_name(row: Inversion) -> str:
     names = {
-        PLAIN: "plain update",
-        MEAN: f"mean over {len(row.reconstructions)} sites",
-        MASKED: "one masked update",
+        PLAIN_VIEW: "plain update",
+        MEAN_VIEW: f"mean over {len(row.reconstructions)} sites",
+        MASKED_VIEW: "one masked update",
     }
     return names.get(row.view, f"update under DP, {_epsilon(row.epsilon)}")
 
@@ -207,21 +248,3 @@ def _readable(value: Any) -> Any:
 def _write(path: Path, text: str) -> None:
     with atomic_write(path) as file:
         file.write(text.encode("utf-8"))
-
-
-NOTHING: tuple[Images | None, list[Inversion]] = (None, [])
-
-
-def run_attacks(bench: Bench, attacks: Sequence[AttackName], out: Path, tell: Tell) -> Path:
-    """Runs `attacks` and returns the path of the report, `out/attack.html`; `out/attack.json` holds the numbers.
-
-    Pure in `bench` on one machine, but for a private experiment with `secure_noise`.
-
-    Raises:
-        ConfigError: the model cannot be trained privately.
-        OSError: `out` cannot be written.
-    """
-    membership = attack_membership(bench, tell) if "membership" in attacks else []
-    canaries = attack_canaries(bench, tell) if "canaries" in attacks else []
-    images, inversions = attack_gradients(bench, tell) if "inversion" in attacks else NOTHING
-    return write_findings(bench, AttackFindings(membership, canaries, images, inversions), out)

@@ -1,4 +1,4 @@
-"""What the attack bench is asked to do, and the experiment that it attacks unless another is given."""
+"""The settings of the attack bench, and the experiment that it attacks unless another is given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pneumofed.common.errors import ConfigError
 
 AttackName = Literal["membership", "inversion", "canaries"]
 
-ATTACKED: dict[str, Any] = {
+ATTACKED_DEFAULTS: dict[str, Any] = {
     "name": "attack",
     "rounds": 8,
     "image": {"size_px": 32},
@@ -32,7 +32,7 @@ ATTACKED: dict[str, Any] = {
     "training": {"batch_size": 16, "learning_rate": 3.0e-3, "weight_decay": 0.0, "local_epochs": 4, "precision": "fp32"},
     "privacy": {"expected_batch_size": 32, "physical_batch_size": 64},
 }
-"""A victim that is easy to attack: few patients, many passes, nothing that hides what was learnt by heart."""
+"""An experiment that is easy to attack: few patients, many passes, nothing that hides what was memorised."""
 
 
 class AttackConfig(Section):
@@ -41,27 +41,29 @@ class AttackConfig(Section):
     data: str | None = None
     """Folder in the Kaggle layout; unset, phantoms are drawn into the output folder."""
     patients: Annotated[int, Field(ge=20)] = 160
-    """Of the site that is attacked, drawn from the data; each model of the membership attack is trained on half of them."""
+    """Patients of the attacked site, drawn from the data; each model of the membership attack is trained on half of them."""
     hospitals: Count = 1
-    """Of the federation whose released model the membership attack and the canaries are after. The attacked one has `patients`; each other
-    one has as many of its own, who are in all models. With 1 the attack is on the model of a hospital by itself, which is also what a
-    coordinator without secure aggregation sees of it."""
+    """Hospitals of the federation whose released model the membership attack and the canaries attack. The attacked one has `patients`; each
+    other one has as many of its own, who are in all models. With 1 the attack is on the model of a hospital by itself, which is also what
+    a coordinator without secure aggregation sees of it."""
     models: Annotated[int, Field(ge=3)] = 16
-    """Of the membership attack, for each epsilon: each one is attacked with the others as its shadows."""
+    """Models of the membership attack for each epsilon: each one is attacked with the others as its shadow models."""
     canaries: Annotated[int, Field(ge=10)] = 100
-    """Each is a further patient of the data."""
+    """Number of canaries; each is a further patient of the data."""
     canary_kind: Literal["mislabelled", "pattern"] = "mislabelled"
     images: Annotated[int, Field(ge=2)] = 6
-    """Images that the inversion attack is after, each of another patient."""
+    """Images that the inversion attack tries to reconstruct, each of another patient."""
     iterations: Count = 800
-    """Of the inversion."""
+    """Steps of each restart of the inversion."""
     restarts: Count = 1
+    """Restarts of the inversion, each from another random image."""
     total_variation: Annotated[float, Field(ge=0.0)] = 0.03
+    """Weight of the inversion's prior that neighbouring pixels are alike."""
     fixed_norms: bool = True
-    """Inverts the experiment's model with BatchNorm layers that stand still, in the place of its own normalisation: the setting in which
-    the attack is known to work. GroupNorm takes the contrast out of every image and hinders it, without promising anything."""
+    """Inverts the experiment's model with BatchNorm layers of fixed statistics, in the place of its own normalisation: the setting
+    in which the attack is known to work. GroupNorm takes the contrast out of every image and hinders it, without promising anything."""
     workers: Annotated[int, Field(ge=0)] = 0
-    """Processes; 0 is one a CPU."""
+    """Processes that train and attack; 0 is one a CPU."""
     seed: Annotated[int, Field(ge=0)] = 0
 
     @property
@@ -71,16 +73,29 @@ class AttackConfig(Section):
 
 
 def attacked_experiment(config: Path | None, values: Mapping[str, Any]) -> ExperimentConfig:
-    """The experiment of the YAML file `config`, or `ATTACKED`, with `values` on top.
+    """Reads the experiment to attack.
+
+    Args:
+        config: YAML file of an experiment; None: `ATTACKED_DEFAULTS`.
+        values: nested keys of the experiment that win over it.
 
     Raises:
         ConfigError: a key or value is wrong.
     """
-    return load_experiment(config, values) if config else build_config(ExperimentConfig, merge(ATTACKED, values), "the attack")
+    return (
+        load_experiment(config, values)
+        if config
+        else build_config(ExperimentConfig, merge(ATTACKED_DEFAULTS, values), "the attack")
+    )
 
 
 def at_epsilon(experiment: ExperimentConfig, epsilon: float) -> ExperimentConfig:
-    """`experiment` under DP-SGD with this target; without privacy where `epsilon` is infinite."""
+    """Returns `experiment` under DP-SGD with a target; any noise multiplier that it names is dropped.
+
+    Args:
+        experiment: its other privacy settings (delta, unit, clipping) stay.
+        epsilon: the target over all rounds; infinity switches privacy off.
+    """
     if math.isinf(epsilon):
         changes: dict[str, Any] = {"mechanism": "none"}
     else:
@@ -89,7 +104,10 @@ def at_epsilon(experiment: ExperimentConfig, epsilon: float) -> ExperimentConfig
 
 
 def read_epsilons(text: str) -> tuple[float, ...]:
-    """Positive numbers, or `inf` for no privacy, with commas or spaces between, from large to small, each once.
+    """Reads positive numbers, or `inf` for no privacy, with commas or spaces between.
+
+    Returns:
+        From large to small, each once.
 
     Raises:
         ConfigError: one is no such number.
@@ -104,7 +122,10 @@ def read_epsilons(text: str) -> tuple[float, ...]:
 
 
 def read_attacks(text: str) -> tuple[AttackName, ...]:
-    """Names of attacks, with commas or spaces between.
+    """Reads names of attacks, with commas or spaces between.
+
+    Returns:
+        In the order in which they run, each once.
 
     Raises:
         ConfigError: one is no attack.

@@ -1,4 +1,4 @@
-"""Models to be attacked, trained by the hospitals' own training code on images that the attacker may not have.
+"""The models that are attacked, trained by the hospitals' own training code on images that the attacker may not have.
 
 With `others` a victim is the model that a federation releases: each round every hospital trains from the global weights, and the
 coordinator's own strategy combines them. All models of one experiment start from the same weights, as those of a federation do: the
@@ -42,13 +42,13 @@ from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.strategies import aggregate, build_strategy
 from pneumofed.simulation.local_grid import LocalGrid
 
-logging.getLogger("flwr").setLevel(logging.WARNING)  # it tells of each round of each victim
+logging.getLogger("flwr").setLevel(logging.WARNING)  # it logs each round of each victim
 
 J = TypeVar("J")
 R = TypeVar("R")
 Margins = npt.NDArray[np.float64]
 
-_SMALLEST = 1e-300
+_SMALLEST_PROBABILITY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Victim:
         train: the attacked site's training images.
         asked: the images that the attacker shows to the model.
         cache_dir: where features of images are kept, for networks of which only the classifier is trained.
-        others: training images of the federation's other hospitals; none where the attacked site trains alone.
+        others: training images of the federation's other hospitals; none where the attacked site trains by itself.
     """
 
     name: str
@@ -73,7 +73,11 @@ class Victim:
 
 
 def plan_of(experiment: ExperimentConfig, data: Dataset) -> SitePlan:
-    """The private plan of a site that trains on `data`.
+    """Computes the private plan of a site that trains on `data`: sampling rate, steps and noise.
+
+    Args:
+        experiment: a private one.
+        data: the site's training images; the number of its units and patients decides.
 
     Raises:
         ConfigError: the experiment is not private, or `data` holds fewer than two patients.
@@ -82,9 +86,12 @@ def plan_of(experiment: ExperimentConfig, data: Dataset) -> SitePlan:
 
 
 def margins_of(victim: Victim) -> Margins:
-    """The trained victim's margins on `victim.asked`, float64 [N]; pure in `victim` on one machine.
+    """Trains the victim and computes its margins on `victim.asked`; pure in `victim` on one machine.
 
     The margin is the logit of the confidence in the true class, log(p / (1 - p)) (Carlini et al. 2022, section V-B).
+
+    Returns:
+        float64 [N].
 
     Raises:
         ConfigError: training diverged, or the model cannot be trained privately.
@@ -99,29 +106,44 @@ def margins_of(victim: Victim) -> Margins:
 
 
 def margins(probabilities: npt.NDArray[np.float64], labels: npt.NDArray[np.int64]) -> Margins:
-    """log(p / (1 - p)) of the true class, float64 [N], of `probabilities` [N, C]; 1 - p is summed from the other classes.
+    """Computes log(p / (1 - p)) of the true class; 1 - p is summed from the other classes.
 
-    A difference 1 - p would round the most confident images, which tell most about members, to infinity.
+    A difference 1 - p would round the most confident images, which disclose most about members, to infinity.
+
+    Args:
+        probabilities: float64 [N, C], each row sums to 1.
+        labels: int64 [N], the true classes.
+
+    Returns:
+        float64 [N], finite.
     """
     rows = np.arange(len(labels))
     true = probabilities[rows, labels]
     others = probabilities.copy()
     others[rows, labels] = 0.0
-    return np.log(true.clip(_SMALLEST)) - np.log(others.sum(axis=1).clip(_SMALLEST))
+    return np.log(true.clip(_SMALLEST_PROBABILITY)) - np.log(others.sum(axis=1).clip(_SMALLEST_PROBABILITY))
 
 
 def train_victim(victim: Victim, compute: Compute) -> nn.Module:
-    """The model after all rounds of the experiment: of `victim.train` alone, or the global one under the experiment's strategy."""
+    """Trains the model that is attacked, over all rounds of its experiment.
+
+    Args:
+        victim: with `others` the model is the global one under the experiment's strategy; else of `victim.train` only.
+        compute: device and precision of the training.
+
+    Raises:
+        ConfigError: the model cannot be trained privately.
+    """
     experiment = victim.experiment
     seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)
     model = build_model(experiment.model, experiment.task, seed, weights=weights)
     layout, strategy = ArraysLayout.of(model), build_strategy(experiment.strategy, partial(rate_of_round, experiment))
-    nobody = LocalGrid(ClientApp(), [], {})  # the strategy wants a grid; the sites are visited here
+    unused_grid = LocalGrid(ClientApp(), [], {})  # the strategy's signature needs a grid; the sites are trained here
     arrays = ModelArrays(*layout.flatten(model))
     for number in range(1, experiment.rounds + 1):
         updates = list(_visit_sites(model, arrays, victim, number, compute))
         if victim.others:
-            list(strategy.configure_train(number, pack_arrays(arrays), ConfigRecord(), nobody))
+            list(strategy.configure_train(number, pack_arrays(arrays), ConfigRecord(), unused_grid))
             arrays = aggregate(strategy, number, updates)
         else:
             arrays = updates[0].arrays
@@ -130,7 +152,16 @@ def train_victim(victim: Victim, compute: Compute) -> nn.Module:
 
 
 def run_all(function: Callable[[J], R], jobs: Sequence[J], workers: int = 0) -> Iterator[R]:
-    """`function` of each job, in the order of `jobs`, in so many processes; 0 is one a CPU, 1 stays in this one."""
+    """Runs `function` on each job, in as many processes as asked for.
+
+    Args:
+        function: of one job; it must be importable by name where there are several processes.
+        jobs: pickled on their way to a process.
+        workers: number of processes; 0 is one a CPU, 1 stays in this one.
+
+    Returns:
+        The results, in the order of `jobs`, as they come.
+    """
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers <= 1:
         yield from map(function, jobs)

@@ -1,1 +1,1 @@
-"""Virtual hospitals: how patients are divided and which scanners they have."""
+"""Virtual hospitals: how patients are dealt to them, their archives, and their files in a run folder."""

@@ -21,7 +21,7 @@ from pneumofed.common.imaging.types import MIN_SIDE_PX
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.simulation.phantoms.anatomy import Map
 from pneumofed.simulation.phantoms.dicom import Examination, encode_dicom, make_patient_id
-from pneumofed.simulation.phantoms.image import MANUFACTURER, burn_in, is_phantom, mark_folder
+from pneumofed.simulation.phantoms.image import PHANTOM_MANUFACTURER, burn_in, is_phantom, mark_folder
 from pneumofed.simulation.phantoms.scanners import VirtualScanner, apply
 
 _VERSION = 2
@@ -29,7 +29,7 @@ _VERSION = 2
 
 
 def render_archive(manifest: Manifest, scanner: VirtualScanner, folder: Path, seed: int) -> Manifest:
-    """The archive of one virtual hospital: every image of `manifest` through `scanner`, as DICOM in `folder`.
+    """Renders the archive of one virtual hospital: every image of its manifest as its scanner shows it, as DICOM files.
 
     Guarantees:
         The rows keep their order, patients and labels; only path and manufacturer change.
@@ -77,7 +77,7 @@ def _render(record: ImageRecord, scanner: VirtualScanner, folder: Path, seed: in
     row = repr(replace(record, path=Path(), label="")) if is_drawn else ""
     name = hashlib.sha256((digest + _scanner_text(scanner, seed) + row).encode("utf-8", "surrogateescape")).hexdigest()[:24]
     rendered = replace(
-        record, path=folder / f"{name}.dcm", manufacturer=f"{MANUFACTURER}, {scanner.name}" if is_drawn else scanner.name
+        record, path=folder / f"{name}.dcm", manufacturer=f"{PHANTOM_MANUFACTURER}, {scanner.name}" if is_drawn else scanner.name
     )
     if not rendered.path.exists():
         try:

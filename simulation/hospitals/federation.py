@@ -1,17 +1,14 @@
-"""Lays out N virtual hospitals in a run folder: each with its own archive folder, manifest and configuration, as real ones have.
+"""Lays out N virtual hospitals in a run folder, each with the files of a real one: archive, manifest, configuration, keys.
 
 RUN/sites/0.yaml ...                    SiteConfig of each virtual hospital, by partition number
 RUN/sites/hospital-00/manifest.csv      its images
 RUN/sites/hospital-00/                  its work folder: cache, log, local state, the secret of its private training
-RUN/identities/                         their node keys and the signed roster, where the experiment asks for secure aggregation
 RUN/coordinator/                        the coordinator's settings, its held-out manifests and their cache
-
-Node keys of virtual hospitals, so that secure aggregation runs in a simulation as it does between real ones.
-
-FOLDER/ca/                   the simulated federation's certificate authority
-FOLDER/keys/NAME/node        private node key of each hospital
-FOLDER/keys/NAME/connection.yaml   where its key and the authority's certificate lie
-FOLDER/roster.json           the signed roster of all public keys
+RUN/identities/                         where the experiment asks for secure aggregation, which runs as between real ones:
+    ca/                                 the simulated federation's certificate authority
+    keys/hospital-00/node               private node key of each hospital
+    keys/hospital-00/connection.yaml    where its key and the authority's certificate lie
+    roster.json                         the signed roster of all public keys
 """
 
 from __future__ import annotations
@@ -45,10 +42,14 @@ from pneumofed.simulation.phantoms.phantom import write_phantoms
 from pneumofed.simulation.phantoms.scanners import draw_scanner
 from pneumofed.simulation.plan import SimulationConfig
 
+UNUSED_ADDRESS = "localhost:1"
+"""The coordinator's address in a connection file of which only the keys are read."""
+AUTHORITY_LIFETIME = timedelta(days=3650)
+
 
 @dataclass(frozen=True)
 class Federation:
-    """Where the virtual hospitals lie and what each one holds."""
+    """Where the files of the virtual hospitals lie, and which images each one holds."""
 
     sites_dir: Path
     coordinator_file: Path
@@ -68,15 +69,26 @@ class Federation:
 
 
 def hospital_name(number: int, hospitals: int) -> str:
-    """`hospital-07` of 10 to 100, `hospital-007` of more: sorted by name they are sorted by number."""
+    """Returns the name of a virtual hospital: `hospital-07` of up to 100, `hospital-007` of more. Names sort as numbers do.
+
+    Args:
+        number: from 0.
+        hospitals: how many there are.
+    """
     return f"hospital-{number:0{max(2, len(str(hospitals - 1)))}d}"
 
 
 def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, resume: bool) -> Federation:
-    """Writes the virtual hospitals of `cfg` into `run_dir`. Pure in (data, cfg, experiment.seed): a resumed run gets the same ones.
+    """Writes the virtual hospitals into a run folder. Pure in (data, `cfg`, `experiment.seed`): a resumed run gets the same ones.
 
     Hospitals are numbered from the largest to the smallest, since Flower hands out messages by number and the largest should start
     first.
+
+    Args:
+        cfg: data, number of hospitals and how the patients are dealt to them.
+        experiment: gives the seed, and whether the hospitals need keys for secure aggregation.
+        run_dir: run folder, made if need be.
+        resume: whether a run goes on that was started there; it must have been started with the same `cfg`.
 
     Raises:
         DataError: the data folder is missing or holds nothing usable.
@@ -104,7 +116,7 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
 
 
 def external_manifest(folder: Path) -> Manifest:
-    """The external set in `folder`, which holds a labels.csv or is a CSV file.
+    """Reads the external set in `folder`, which holds a labels.csv or is a CSV file.
 
     Raises:
         DataError: there is no such table.
@@ -116,6 +128,31 @@ def external_manifest(folder: Path) -> Manifest:
         )
     manifest, _ = read_csv(table)
     return manifest
+
+
+def write_identities(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], Path]:
+    """Writes node keys of virtual hospitals and the roster that their certificate authority signs; keys that lie there are kept.
+
+    Args:
+        folder: of all identities, made if need be.
+        names: of the hospitals.
+
+    Returns:
+        The connection file of each hospital by its name, and the roster.
+    """
+    authority = open_authority(folder / "ca", "simulation", datetime.now(UTC) + AUTHORITY_LIFETIME)
+    connections, keys = {}, {}
+    for name in names:
+        own = folder / "keys" / name
+        if not (own / "node").is_file():
+            write_node_key(own, name)
+        keys[name] = format_public_key(read_private_key(own / "node").public_key(), name)
+        connections[name] = own / "connection.yaml"
+        paths = {"coordinator": UNUSED_ADDRESS, "key": "node", "ca": str((folder / "ca" / "ca.crt").resolve())}
+        connections[name].write_text(yaml.safe_dump(paths), encoding="utf-8")
+    roster = folder / "roster.json"
+    roster.write_text(issue_roster(authority.federation, keys, 1, authority.key), encoding="utf-8")
+    return connections, roster
 
 
 def _check_same_simulation(cfg: SimulationConfig, run_dir: Path, resume: bool) -> None:
@@ -191,25 +228,3 @@ def _write_coordinator(data: Path, external: Path | None, settings: CoordinatorC
 
 def _write_yaml(path: Path, section: Section) -> None:
     path.write_text(yaml.safe_dump(json.loads(section.model_dump_json()), sort_keys=False), encoding="utf-8")
-
-
-NOBODY = "localhost:1"
-"""The coordinator's address in a connection file that is read for its keys alone."""
-YEARS = timedelta(days=3650)
-
-
-def write_identities(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], Path]:
-    """(each hospital's connection file, the roster) in `folder`; keys that lie there are kept."""
-    authority = open_authority(folder / "ca", "simulation", datetime.now(UTC) + YEARS)
-    connections, keys = {}, {}
-    for name in names:
-        own = folder / "keys" / name
-        if not (own / "node").is_file():
-            write_node_key(own, name)
-        keys[name] = format_public_key(read_private_key(own / "node").public_key(), name)
-        connections[name] = own / "connection.yaml"
-        paths = {"coordinator": NOBODY, "key": "node", "ca": str((folder / "ca" / "ca.crt").resolve())}
-        connections[name].write_text(yaml.safe_dump(paths), encoding="utf-8")
-    roster = folder / "roster.json"
-    roster.write_text(issue_roster(authority.federation, keys, 1, authority.key), encoding="utf-8")
-    return connections, roster

@@ -1,9 +1,7 @@
-"""Virtual hospitals: the images of one manifest dealt out by patient.
+"""Virtual hospitals: the images of one manifest dealt out by patient (`partition`), and what a partition looks like (`partition_rows`).
 
 flwr-datasets deals single rows of a Hugging Face dataset, so two images of one patient could land in two hospitals; hence our own
-by-patient deals.
-
-What a partition looks like: a row a hospital, and a measure of its label skew.
+by-patient deals. A partition is described by a row of counts for each hospital and a measure of its label skew.
 """
 
 from __future__ import annotations
@@ -25,17 +23,19 @@ from pneumofed.common.errors import ConfigError
 from pneumofed.common.seeds import numpy_generator
 
 PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
+
 MIN_ALPHA, MAX_ALPHA = 1e-3, 1e6
 """Below, one hospital takes all and the draw underflows; above, nothing is left of the skew."""
 
 Strata = Sequence[Sequence[str]]
 """The patients of each class, shuffled."""
+
 Deal = list[list[str]]
 """The patients of each hospital."""
 
 
 def partition(manifest: Manifest, hospitals: int, kind: PartitionKind, alpha: float, seed: int) -> list[Manifest]:
-    """The manifest of each of `hospitals` virtual hospitals.
+    """Deals the patients of a manifest to virtual hospitals, and returns the manifest of each.
 
     A patient's class is the label of most of their images, of the first in LABELS where two are level. Classes are the labels as
     they stand: bacterial and viral pneumonia are two classes, also for a binary task. The kinds:
@@ -48,7 +48,7 @@ def partition(manifest: Manifest, hospitals: int, kind: PartitionKind, alpha: fl
       hospital is too small; here a hospital left empty is given a patient of the largest one.
     - `quantity`: sizes in shares from Dir(alpha, ..., alpha) (Li et al. 2022), the same for each class, which keeps the mix.
     - `scanner`: the very deal of `iid` with the same seed; each hospital then gets its own `simulation.phantoms.scanners` profile, so that
-      what differs between the two runs is the feature shift alone.
+      only the feature shift differs between the two runs.
 
     Guarantees:
         Complete and disjoint; all images of a patient in one hospital; no hospital empty.
@@ -70,6 +70,46 @@ def partition(manifest: Manifest, hospitals: int, kind: PartitionKind, alpha: fl
     deal = _DEALS[kind](_strata(patients, rng), hospitals, alpha, rng)
     _fill_empty(deal)
     return [Manifest(tuple(record for patient in sorted(site) for record in patients[patient])) for site in deal]
+
+
+@dataclass(frozen=True)
+class HospitalCounts:
+    """One hospital of a partition: only counts, so it may leave the site.
+
+    Attributes:
+        hospital: its number, from 0.
+        images: how many.
+        patients: how many.
+        classes: images of each label that occurs in the partition, in the order of LABELS.
+    """
+
+    hospital: int
+    images: int
+    patients: int
+    classes: dict[str, int]
+
+
+def partition_rows(parts: Sequence[Manifest]) -> list[HospitalCounts]:
+    """Counts images, patients and labels of each hospital; all rows have the same labels in the same order."""
+    counts = [Counter(part.labels) for part in parts]
+    labels = sorted(set().union(*counts), key=lambda label: (LABELS.index(label) if label in LABELS else len(LABELS), label))
+    return [
+        HospitalCounts(i, len(part), len(set(part.patients)), {label: count[label] for label in labels})
+        for i, (part, count) in enumerate(zip(parts, counts, strict=True))
+    ]
+
+
+def label_skew(rows: Sequence[HospitalCounts]) -> float:
+    """Computes the label skew: the mean Jensen-Shannon divergence of the hospitals' labels from those of all images, in bits, in [0, 1].
+
+    0 means every hospital has the mix of the whole. Hospitals weigh alike whatever their size; those without images do not count.
+    (Lin 1991, IEEE Trans. Inf. Theory 37(1), eq. 4.1.)
+    """
+    counts = np.array([list(row.classes.values()) for row in rows if row.images], dtype=np.float64)
+    if not counts.size:
+        return 0.0
+    pooled = counts.sum(axis=0)
+    return float(np.mean([jensenshannon(count, pooled, base=2.0) ** 2 for count in counts]))
 
 
 def _check(patients: int, hospitals: int, kind: str, alpha: float) -> None:
@@ -150,43 +190,3 @@ _DEALS: dict[str, Callable[[Strata, int, float, np.random.Generator], Deal]] = {
     "dirichlet": _deal_by_label_skew,
     "quantity": _deal_by_size_skew,
 }
-
-
-@dataclass(frozen=True)
-class HospitalCounts:
-    """One hospital of a partition: counts alone, so it may leave the site.
-
-    Attributes:
-        hospital: its number, from 0.
-        images: how many.
-        patients: how many.
-        classes: images of each label that occurs in the partition, in the order of LABELS.
-    """
-
-    hospital: int
-    images: int
-    patients: int
-    classes: dict[str, int]
-
-
-def partition_rows(parts: Sequence[Manifest]) -> list[HospitalCounts]:
-    """A row for each hospital; all rows have the same labels in the same order."""
-    counts = [Counter(part.labels) for part in parts]
-    labels = sorted(set().union(*counts), key=lambda label: (LABELS.index(label) if label in LABELS else len(LABELS), label))
-    return [
-        HospitalCounts(i, len(part), len(set(part.patients)), {label: count[label] for label in labels})
-        for i, (part, count) in enumerate(zip(parts, counts, strict=True))
-    ]
-
-
-def label_skew(rows: Sequence[HospitalCounts]) -> float:
-    """Mean Jensen-Shannon divergence between the hospitals' label distributions and that of all images, in bits, in [0, 1].
-
-    0 means every hospital has the mix of the whole. Hospitals weigh alike whatever their size; those without images do not count.
-    (Lin 1991, IEEE Trans. Inf. Theory 37(1), eq. 4.1.)
-    """
-    counts = np.array([list(row.classes.values()) for row in rows if row.images], dtype=np.float64)
-    if not counts.size:
-        return 0.0
-    pooled = counts.sum(axis=0)
-    return float(np.mean([jensenshannon(count, pooled, base=2.0) ** 2 for count in counts]))

@@ -1,1 +1,1 @@
-"""Drawn patients and their radiographs, and images that are none."""
+"""Phantoms: drawn patients, their radiographs and scanners, and drawn images that are no radiographs."""

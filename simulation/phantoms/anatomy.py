@@ -1,4 +1,4 @@
-"""A schematic frontal chest as maps of X-ray attenuation.
+"""A schematic frontal chest as maps of X-ray attenuation, and the soft shapes and smooth noise that it is drawn with.
 
 What a radiograph shows is the integral of attenuation along each ray, on a logarithmic scale of exposure (Beer-Lambert), so a
 chest is a sum of layers: the trunk, the air in the lungs (negative), the heart, bones. All shapes are soft-edged formulas on
@@ -6,8 +6,6 @@ a grid of coordinates; their numbers are measured by eye on public chest radiogr
 
 Coordinates: x to the right of the picture, which is the patient's left, y downward; one unit is half the picture's height.
 All maps are float32 [H, W].
-
-Soft shapes and smooth noise on a grid: what the phantoms are drawn with. All maps are float32 [H, W].
 """
 
 from __future__ import annotations
@@ -22,45 +20,6 @@ from numpy.typing import NDArray
 
 Map = NDArray[Any]
 """float32 [H, W]; not said to the type checker, to whom a float32 array times a Python float is float64."""
-
-
-def soft_step(depth: Map, width: float) -> Map:
-    """0 well below zero, 1 well above, one half at zero with the slope 0.4 / `width`: a hyperbolic tangent, the cheapest in numpy."""
-    t = depth * np.float32(0.8 / width)
-    np.tanh(t, out=t)
-    t *= np.float32(0.5)
-    t += np.float32(0.5)
-    return t
-
-
-def bump(offset: Map, width: float) -> Map:
-    """exp(-(offset / width)^2)."""
-    return np.exp(-np.square(offset * np.float32(1.0 / width)))
-
-
-def distance(dx: Map, dy: Map) -> Map:
-    """Euclidean length; `np.hypot` also guards against overflow, at several times the price."""
-    return np.sqrt(dx * dx + dy * dy)
-
-
-def smooth_noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> Map:
-    """Gaussian noise of unit variance whose features are about one of `cells` (rows, columns) large.
-
-    White noise on a coarse grid, spread by Gaussian bumps along each axis in turn: two small matrix products, by einsum since
-    BLAS would start its threads for them, which is slow on a busy machine and may round otherwise on another.
-    """
-    rows, columns = (_bumps(side, count) for side, count in zip(shape, cells, strict=True))
-    white = rng.standard_normal((rows.shape[1], columns.shape[1]), dtype=np.float32)
-    return np.einsum("hi,iw->hw", np.einsum("hi,ij->hj", rows, white), np.ascontiguousarray(columns.T))
-
-
-@lru_cache(maxsize=256)
-def _bumps(side: int, cells: int) -> Map:
-    """Gaussian bumps [side, cells + 1], one at each border of a cell, scaled so that white noise on them keeps unit variance."""
-    position = (np.arange(side, dtype=np.float32)[:, None] + 0.5) / side * cells
-    bumps = np.exp(-np.square((position - np.arange(cells + 1, dtype=np.float32)) / 0.8))
-    return bumps / np.sqrt(np.sum(bumps * bumps, axis=1, keepdims=True))
-
 
 _HILUM = (0.16, -0.08)
 _VESSEL_ANGLES = 160
@@ -95,7 +54,7 @@ class Anatomy:
     vessels: float
 
 
-CHILD: dict[str, tuple[float, float]] = {
+CHILD_RANGES: dict[str, tuple[float, float]] = {
     "trunk_width": (0.80, 0.92),
     "trunk_attenuation": (0.90, 1.10),
     "lung_width": (0.66, 0.78),
@@ -121,7 +80,7 @@ CHILD: dict[str, tuple[float, float]] = {
 }
 """Ranges of a child's build; each is drawn uniformly."""
 
-ADULT: dict[str, tuple[float, float]] = CHILD | {
+ADULT_RANGES: dict[str, tuple[float, float]] = CHILD_RANGES | {
     "trunk_width": (0.88, 1.05),
     "trunk_attenuation": (1.00, 1.35),
     "lung_width": (0.72, 0.86),
@@ -160,12 +119,24 @@ class Chest:
 
 
 def draw_anatomy(ranges: dict[str, tuple[float, float]], rng: np.random.Generator) -> Anatomy:
-    """A patient whose every measure is uniform in its range."""
+    """Draws a patient whose every measure is uniform in its range.
+
+    Args:
+        ranges: lowest and highest value of each field of `Anatomy`: `CHILD_RANGES` or `ADULT_RANGES`.
+        rng: draws one number for each field, in their order.
+    """
     return Anatomy(**{field.name: float(rng.uniform(*ranges[field.name])) for field in fields(Anatomy)})
 
 
 def draw_chest(x: Map, y: Map, anatomy: Anatomy, rng: np.random.Generator) -> Chest:
-    """The chest of `anatomy` on the coordinates `x`, `y`; `rng` draws the texture of tissue and vessels alone."""
+    """Draws the chest of a patient.
+
+    Args:
+        x: float32 [H, W], horizontal coordinate of each pixel in the patient's frame.
+        y: float32 [H, W], vertical coordinate.
+        anatomy: the patient's build.
+        rng: draws only the texture of tissue and vessels.
+    """
     x = x - anatomy.scoliosis * np.sin(2.5 * y)
     side, across = np.where(x < 0, np.float32(-1), np.float32(1)), np.abs(x)
     inside = _lung_distance(across, y, side, anatomy)
@@ -186,6 +157,66 @@ def draw_chest(x: Map, y: Map, anatomy: Anatomy, rng: np.random.Generator) -> Ch
         depth=((y - anatomy.lung_apex) / (anatomy.lung_base - anatomy.lung_apex)).astype(np.float32),
         hilum_distance=hilum.astype(np.float32),
     )
+
+
+def soft_step(depth: Map, width: float) -> Map:
+    """Computes a step with a soft edge: 0 well below zero, 1 well above, one half at zero with the slope 0.4 / `width`.
+
+    It is a hyperbolic tangent, the cheapest in numpy.
+
+    Args:
+        depth: float32 [H, W], distance to the edge, positive inside.
+        width: of the edge, in the unit of `depth`; above 0.
+    """
+    t = depth * np.float32(0.8 / width)
+    np.tanh(t, out=t)
+    t *= np.float32(0.5)
+    t += np.float32(0.5)
+    return t
+
+
+def bump(offset: Map, width: float) -> Map:
+    """Computes exp(-(offset / width)^2).
+
+    Args:
+        offset: float32 [H, W], distance to the ridge.
+        width: in the unit of `offset`; above 0.
+    """
+    return np.exp(-np.square(offset * np.float32(1.0 / width)))
+
+
+def distance(dx: Map, dy: Map) -> Map:
+    """Computes the Euclidean length; `np.hypot` also guards against overflow, at several times the price.
+
+    Args:
+        dx: float32 [H, W], or a shape that broadcasts with `dy`.
+        dy: likewise.
+    """
+    return np.sqrt(dx * dx + dy * dy)
+
+
+def smooth_noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.Generator) -> Map:
+    """Draws Gaussian noise of unit variance whose features are about one cell large.
+
+    White noise on a coarse grid, spread by Gaussian bumps along each axis in turn: two small matrix products, by einsum since
+    BLAS would start its threads for them, which is slow on a busy machine and may round otherwise on another.
+
+    Args:
+        shape: rows and columns of the map, [H, W].
+        cells: how many cells there are along the rows and the columns.
+        rng: draws the white noise.
+    """
+    rows, columns = (_bumps(side, count) for side, count in zip(shape, cells, strict=True))
+    white = rng.standard_normal((rows.shape[1], columns.shape[1]), dtype=np.float32)
+    return np.einsum("hi,iw->hw", np.einsum("hi,ij->hj", rows, white), np.ascontiguousarray(columns.T))
+
+
+@lru_cache(maxsize=256)
+def _bumps(side: int, cells: int) -> Map:
+    """Gaussian bumps [side, cells + 1], one at each border of a cell, scaled so that white noise on them keeps unit variance."""
+    position = (np.arange(side, dtype=np.float32)[:, None] + 0.5) / side * cells
+    bumps = np.exp(-np.square((position - np.arange(cells + 1, dtype=np.float32)) / 0.8))
+    return bumps / np.sqrt(np.sum(bumps * bumps, axis=1, keepdims=True))
 
 
 def _chest_wall(y: Map, anatomy: Anatomy) -> Map:

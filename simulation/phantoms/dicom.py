@@ -13,10 +13,10 @@ from pydicom.valuerep import DSfloat
 
 from pneumofed.simulation.phantoms.anatomy import Map
 
-BITS = 12
+STORED_BITS = 12
 DETECTOR_MM = 350.0
 """Longer side of the detector, that of a usual 35 cm cassette."""
-_WHITE = 2**BITS - 1
+_WHITE = 2**STORED_BITS - 1
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,15 @@ class Examination:
 
 
 def encode_dicom(pixels: Map, examination: Examination) -> bytes:
-    """The DICOM file, uncompressed, of `pixels`, float32 [H, W] in [0, 1]: 12 bits stored in 16, with a window over all of them.
+    """Encodes a radiograph as an uncompressed DICOM file: 12 bits stored in 16, with a window over all of them.
 
     Guarantees:
         Pure in its arguments: the same bytes from the same version of pydicom.
         `common.imaging.images.read_image` gives `pixels` back within half a grey level, whichever way the values are stored.
+
+    Args:
+        pixels: float32 [H, W] in [0, 1], 0 is black as shown.
+        examination: what the header says.
     """
     dataset = Dataset()
     _set_patient(dataset, examination)
@@ -73,14 +77,14 @@ def encode_dicom(pixels: Map, examination: Examination) -> bytes:
 
 
 def make_uid(*parts: str) -> UID:
-    """A UID below 2.25, made of a UUID (PS3.5, B.2) of version 8 (RFC 9562, 5.8); the same for the same `parts`."""
+    """Makes a UID below 2.25 from a UUID (PS3.5, B.2) of version 8 (RFC 9562, 5.8); the same for the same `parts`."""
     digest = hashlib.sha256("\x1f".join(parts).encode("utf-8", errors="surrogateescape")).digest()
     bits = int.from_bytes(digest[:16], "big") & ~(0xF << 76) & ~(0x3 << 62) | (0x8 << 76) | (0x2 << 62)
     return UID(f"2.25.{bits}")
 
 
 def make_patient_id(person: str) -> str:
-    """A Patient ID, the same for the same `person`, that tells nothing of them."""
+    """Makes a Patient ID, the same for the same `person`, that discloses nothing of them."""
     return hashlib.sha256(person.encode("utf-8", errors="surrogateescape")).hexdigest()[:12].upper()
 
 
@@ -146,13 +150,16 @@ def _set_pixels(dataset: Dataset, pixels: Map, monochrome1: bool) -> None:
     codes = np.rint(pixels * np.float32(_WHITE)).astype("<u2")
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.SamplesPerPixel, dataset.PixelRepresentation = 1, 0
-    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, BITS, BITS - 1
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, STORED_BITS, STORED_BITS - 1
     dataset.PhotometricInterpretation = "MONOCHROME1" if monochrome1 else "MONOCHROME2"  # (0028,0004)
     dataset.PresentationLUTShape = "INVERSE" if monochrome1 else "IDENTITY"  # (2050,0020): C.8.11.3.1.2
     dataset.PixelIntensityRelationship = "LOG"  # (0028,1040)
     dataset.PixelIntensityRelationshipSign = 1 if monochrome1 else -1  # (0028,1041): 1 if low values are bone
     dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = 0, 1, "US"
-    dataset.WindowCenter, dataset.WindowWidth = 2 ** (BITS - 1), 2**BITS  # LINEAR: 0 is black and 4095 white (C.11.2.1.2.1)
+    dataset.WindowCenter, dataset.WindowWidth = (
+        2 ** (STORED_BITS - 1),
+        2**STORED_BITS,
+    )  # LINEAR: 0 is black and 4095 white (C.11.2.1.2.1)
     spacing = DSfloat(DETECTOR_MM / max(pixels.shape), auto_format=True)
     dataset.PixelSpacing = dataset.ImagerPixelSpacing = [spacing, spacing]  # (0028,0030), (0018,1164): equal, so at the detector
     dataset.PixelData = (_WHITE - codes if monochrome1 else codes).astype("<u2").tobytes()  # (7FE0,0010)

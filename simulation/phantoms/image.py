@@ -1,12 +1,10 @@
-"""One phantom: a chest with or without an opacity, in a posture, exposed and framed as a radiograph.
+"""The image of one phantom: a chest with or without an opacity, in a posture, exposed and framed as a radiograph, and its mark.
 
-Pneumonia on a schematic chest: what fills the lungs' air.
-
-An opacity is the share of the air that is gone, float32 [H, W] in [0, 1]. Bacterial pneumonia is drawn as one lobar
+An opacity is the share of the lungs' air that is gone, float32 [H, W] in [0, 1]. Bacterial pneumonia is drawn as one lobar
 consolidation with soft borders and air bronchograms; viral pneumonia as bilateral interstitial lines and patches (the classic
 radiographic contrast, e.g. Kermany et al. 2018, Cell 172, figure S6). Severity runs from nearly invisible to plain.
 
-What tells a phantom from a patient: a word burnt into every picture and a file in every folder.
+A phantom differs from a patient's image by a word burnt into every picture (`burn_in`) and a file in every folder (`mark_folder`).
 """
 
 from __future__ import annotations
@@ -23,6 +21,17 @@ from scipy.ndimage import gaussian_filter
 from pneumofed.simulation.phantoms.anatomy import Anatomy, Chest, Map, bump, distance, draw_chest, smooth_noise, soft_step
 
 LEAST_SEVERITY = 0.3
+"""Of an opacity: below, it could hardly be seen."""
+BURNT_IN_WORD = "PHANTOM"
+PHANTOM_MANUFACTURER = "phantom"
+"""Manufacturer of each record of a phantom, or how it begins."""
+PHANTOM_FILE = "PHANTOM.txt"
+"""Marks a folder of phantoms; the text in it is `_WARNING` and what else is known of the set."""
+
+_WARNING = """\
+PHANTOM DATA. Every image in this folder and below is a drawing made by a program. It shows no patient.
+Results on these images say nothing about medicine and must never stand beside results on real radiographs.
+"""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class Exposure:
     marker_y: float
 
 
-EXPOSURES: dict[str, tuple[float, float]] = {
+EXPOSURE_RANGES: dict[str, tuple[float, float]] = {
     "aspect": (1.00, 1.30),
     "scale": (1.02, 1.20),
     "shift_x": (-0.06, 0.06),
@@ -82,18 +91,21 @@ EXPOSURES: dict[str, tuple[float, float]] = {
 
 
 def draw_exposure(rng: np.random.Generator) -> Exposure:
-    """An exposure whose every setting is uniform in its range."""
-    return Exposure(**{field.name: float(rng.uniform(*EXPOSURES[field.name])) for field in fields(Exposure)})
+    """Draws an exposure whose every setting is uniform in its range."""
+    return Exposure(**{field.name: float(rng.uniform(*EXPOSURE_RANGES[field.name])) for field in fields(Exposure)})
 
 
 def draw_phantom(anatomy: Anatomy, label: str, size_px: int, rng: np.random.Generator) -> Map:
-    """One radiograph of the patient `anatomy`: float32 [H, W] in [0, 1], its longer side `size_px`, not yet marked.
+    """Draws one radiograph of a patient, not yet marked as a phantom.
 
     Args:
         anatomy: the patient's build.
         label: `normal`, `bacterial` or `viral`.
         size_px: the longer side.
         rng: draws everything else: exposure, severity, place of the opacity, noise.
+
+    Returns:
+        float32 [H, W] in [0, 1].
     """
     exposure = draw_exposure(rng)
     x, y = _coordinates(exposure, size_px)
@@ -105,9 +117,106 @@ def draw_phantom(anatomy: Anatomy, label: str, size_px: int, rng: np.random.Gene
 
 
 def draw_lungs(anatomy: Anatomy, size_px: int, rng: np.random.Generator) -> Map:
-    """Share of each pixel that is lung, float32 [H, W] in [0, 1], in the radiograph that `draw_phantom` draws from the same arguments."""
+    """Draws the lungs of the radiograph that `draw_phantom` draws from the same arguments.
+
+    Args:
+        anatomy: the patient's build.
+        size_px: the longer side.
+        rng: in the same state as for `draw_phantom`.
+
+    Returns:
+        float32 [H, W] in [0, 1], the share of each pixel that is lung.
+    """
     exposure = draw_exposure(rng)
     return draw_chest(*_posture(*_coordinates(exposure, size_px), exposure), anatomy, rng).lung
+
+
+def bacterial(chest: Chest, severity: float, rng: np.random.Generator) -> Map:
+    """Draws the opacity of one lobe's consolidation.
+
+    Args:
+        chest: whose lungs it lies in.
+        severity: in [0, 1]; sets both its extent and its density.
+        rng: draws its side, place and border.
+
+    Returns:
+        float32 [H, W] in [0, 1], the share of the air that is gone.
+    """
+    side = rng.choice((-1.0, 1.0))
+    centre, reach = rng.uniform(0.15, 0.95), 0.17 + 0.25 * severity
+    across = rng.uniform(0.10, 0.50)
+    radius = distance(chest.hilum_distance - across, 1.1 * (chest.depth - centre))
+    lobe = soft_step(reach - radius - 0.10 * _noise(chest.lung, 9, rng), 0.06)
+    bronchi = 1.0 - 0.5 * chest.vessels
+    return (chest.side == side) * lobe * bronchi * (0.45 + 0.50 * severity)
+
+
+def viral(chest: Chest, severity: float, rng: np.random.Generator) -> Map:
+    """Draws the opacity of interstitial lines and faint patches in both lungs, denser around the hila.
+
+    Args:
+        chest: whose lungs it lies in.
+        severity: in [0, 1]; sets its density.
+        rng: draws lines and patches.
+
+    Returns:
+        float32 [H, W] in [0, 1], the share of the air that is gone.
+    """
+    lines = bump(_noise(chest.lung, 32, rng), 0.35)
+    patches = np.clip(_noise(chest.lung, 9, rng), 0.0, 2.0) / 2.0
+    central = bump(chest.hilum_distance, 0.55)
+    return severity * np.clip(0.40 * lines * (0.4 + central) + 0.80 * patches + 0.35 * central, 0.0, 1.0)
+
+
+def burn_in(pixels: Map) -> Map:
+    """Returns a copy of `pixels`, float32 [H, W] in [0, 1], with the word PHANTOM in the lower left corner, white on black."""
+    height, width = pixels.shape
+    text = draw_text(BURNT_IN_WORD, max(8, round(max(height, width) / 18)))[:height, :width]
+    marked = pixels.copy()
+    marked[height - text.shape[0] :, : text.shape[1]] = text
+    return marked
+
+
+def mark_folder(folder: Path, details: str = "") -> None:
+    """Writes the file `PHANTOM.txt`, which says that all below is phantom data.
+
+    Args:
+        folder: must exist.
+        details: stand at the end of the file, for `read_details`.
+    """
+    (folder / PHANTOM_FILE).write_text(_WARNING + details, encoding="utf-8")
+
+
+def read_details(folder: Path) -> str | None:
+    """Reads the `details` that `mark_folder` wrote into `folder` itself; None where it did not."""
+    file = folder / PHANTOM_FILE
+    return file.read_text(encoding="utf-8").removeprefix(_WARNING) if file.is_file() else None
+
+
+def is_phantom(folder: Path) -> bool:
+    """Returns whether `folder` is marked as phantom data, itself or through a folder that it lies in."""
+    absolute = folder.absolute()
+    return any((place / PHANTOM_FILE).is_file() for place in (absolute, *absolute.parents))
+
+
+@lru_cache(maxsize=64)
+def draw_text(text: str, size_px: int) -> Map:
+    """Draws white text on black in the font that Pillow brings.
+
+    Args:
+        text: one line.
+        size_px: height of the font.
+
+    Returns:
+        float32 [h, w] in [0, 1]; kept in a cache, and so not writable.
+    """
+    font = ImageFont.load_default(size_px)
+    left, top, right, bottom = font.getbbox(text)
+    image = Image.new("L", (math.ceil(right - left) + 4, math.ceil(bottom - top) + 4))
+    ImageDraw.Draw(image).text((2 - left, 2 - top), text, fill=255, font=font)
+    drawn = np.asarray(image, dtype=np.float32) / np.float32(255.0)
+    drawn.setflags(write=False)
+    return drawn
 
 
 def _opacity(chest: Chest, label: str, rng: np.random.Generator) -> Map:
@@ -158,76 +267,8 @@ def _frame(pixels: Map, x: Map, y: Map, exposure: Exposure) -> Map:
     return framed
 
 
-def bacterial(chest: Chest, severity: float, rng: np.random.Generator) -> Map:
-    """One lobe's consolidation; `severity` in [0, 1] sets both its extent and its density."""
-    side = rng.choice((-1.0, 1.0))
-    centre, reach = rng.uniform(0.15, 0.95), 0.17 + 0.25 * severity
-    across = rng.uniform(0.10, 0.50)
-    radius = distance(chest.hilum_distance - across, 1.1 * (chest.depth - centre))
-    lobe = soft_step(reach - radius - 0.10 * _noise(chest.lung, 9, rng), 0.06)
-    bronchi = 1.0 - 0.5 * chest.vessels
-    return (chest.side == side) * lobe * bronchi * (0.45 + 0.50 * severity)
-
-
-def viral(chest: Chest, severity: float, rng: np.random.Generator) -> Map:
-    """Interstitial lines and faint patches in both lungs, denser around the hila; `severity` in [0, 1]."""
-    lines = bump(_noise(chest.lung, 32, rng), 0.35)
-    patches = np.clip(_noise(chest.lung, 9, rng), 0.0, 2.0) / 2.0
-    central = bump(chest.hilum_distance, 0.55)
-    return severity * np.clip(0.40 * lines * (0.4 + central) + 0.80 * patches + 0.35 * central, 0.0, 1.0)
-
-
 def _noise(like: Map, cells: int, rng: np.random.Generator) -> Map:
     """Smooth noise whose features are 1 / `cells` of the longer side of `like`."""
     longer = max(like.shape)
     height, width = like.shape
     return smooth_noise((height, width), (max(2, round(cells * height / longer)), max(2, round(cells * width / longer))), rng)
-
-
-MARK = "PHANTOM"
-MANUFACTURER = "phantom"
-"""Of each record of a phantom, or how it begins."""
-MARKER_FILE = "PHANTOM.txt"
-
-_WARNING = """\
-PHANTOM DATA. Every image in this folder and below is a drawing made by a program. It shows no patient.
-Results on these images say nothing about medicine and must never stand beside results on real radiographs.
-"""
-
-
-def burn_in(pixels: Map) -> Map:
-    """A copy of `pixels`, float32 [H, W] in [0, 1], with the word PHANTOM in the lower left corner, white on black."""
-    height, width = pixels.shape
-    text = draw_text(MARK, max(8, round(max(height, width) / 18)))[:height, :width]
-    marked = pixels.copy()
-    marked[height - text.shape[0] :, : text.shape[1]] = text
-    return marked
-
-
-def mark_folder(folder: Path, details: str = "") -> None:
-    """Writes the file into `folder` that says that all below is phantom data, with `details` at its end."""
-    (folder / MARKER_FILE).write_text(_WARNING + details, encoding="utf-8")
-
-
-def read_details(folder: Path) -> str | None:
-    """The `details` that `mark_folder` wrote into `folder` itself, or None where it did not."""
-    file = folder / MARKER_FILE
-    return file.read_text(encoding="utf-8").removeprefix(_WARNING) if file.is_file() else None
-
-
-def is_phantom(folder: Path) -> bool:
-    """Whether `folder` is marked as phantom data, itself or through a folder that it lies in."""
-    absolute = folder.absolute()
-    return any((place / MARKER_FILE).is_file() for place in (absolute, *absolute.parents))
-
-
-@lru_cache(maxsize=64)
-def draw_text(text: str, size_px: int) -> Map:
-    """`text` in white on black, float32 [h, w] in [0, 1], in the font that Pillow brings; not to be changed in place."""
-    font = ImageFont.load_default(size_px)
-    left, top, right, bottom = font.getbbox(text)
-    image = Image.new("L", (math.ceil(right - left) + 4, math.ceil(bottom - top) + 4))
-    ImageDraw.Draw(image).text((2 - left, 2 - top), text, fill=255, font=font)
-    drawn = np.asarray(image, dtype=np.float32) / np.float32(255.0)
-    drawn.setflags(write=False)
-    return drawn

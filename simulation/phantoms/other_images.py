@@ -1,12 +1,13 @@
-"""Pictures of random processes: what a network may learn from before it sees a patient, at no cost in privacy.
+"""Pictures that are no chest radiographs: random processes to pretrain a network on, and images that no model may judge.
 
-Dead leaves with textured leaves: discs or squares with sizes of a power law fall on each other until nothing of the ground is left
+Random processes (`draw_process_picture`) are what a network may learn from before it sees a patient, at no cost in privacy. They are
+dead leaves with textured leaves: discs or squares with sizes of a power law fall on each other until nothing of the ground is left
 (Lee, Mumford & Huang 2001, section 3; as training images Baradad et al. 2021, section 3.2), each leaf filled with noise whose
 spectrum falls with a power of the frequency, as that of natural images does (Field 1987). A class is a process: a draw of its
-parameters. Telling processes apart needs edges, blobs and textures of all sizes, which is what the first layers of a network are
+parameters. To distinguish processes needs edges, blobs and textures of all sizes, which is what the first layers of a network are
 for (DP-RandP, Tang et al. 2023, learns them from a random StyleGAN's pictures by a contrastive loss).
 
-Pictures that no model of chest radiographs may judge: spoilt radiographs, drawn patterns, pictures of other things.
+Unsuitable images test the suitability check: corrupted radiographs (`corrupt`) and drawn pictures of other things (`draw_pattern`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from pneumofed.simulation.phantoms.anatomy import Map
 
 PROCESSES = 32
 
-LEAVES = 60
+LEAVES_PER_PICTURE = 60
 """Leaves of a picture; with the sizes below they cover nearly all of it, and the ground is a texture of its own."""
+
+Corruption = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,12 @@ class Process:
 
 
 def draw_process(number: int, seed: int) -> Process:
-    """The process that is class `number`; pure in the arguments."""
+    """Draws the parameters of one class of pictures; pure in the arguments.
+
+    Args:
+        number: of the class, from 0.
+        seed: of all classes.
+    """
     rng = numpy_generator("random process", seed, number)
     return Process(
         squares=float(rng.uniform()),
@@ -68,7 +76,16 @@ def draw_process(number: int, seed: int) -> Process:
 
 
 def draw_process_picture(process: Process, size_px: int, rng: np.random.Generator) -> Map:
-    """One picture of `process`: float32 [size_px, size_px] in [0, 1]."""
+    """Draws one picture of a process.
+
+    Args:
+        process: the class.
+        size_px: side of the square, S.
+        rng: draws the leaves and their textures.
+
+    Returns:
+        float32 [S, S] in [0, 1].
+    """
     pixels = 0.5 + process.texture * _texture(process, size_px, rng)
     texture = process.texture * _texture(process, size_px, rng)
     row, column = np.meshgrid(*2 * [(np.arange(size_px, dtype=np.float32) + 0.5) / size_px], indexing="ij")
@@ -81,12 +98,41 @@ def draw_process_picture(process: Process, size_px: int, rng: np.random.Generato
     return np.clip(pixels, 0.0, 1.0).astype(np.float32)
 
 
+def corrupt(square: np.ndarray, how: str) -> np.ndarray:
+    """Corrupts a radiograph.
+
+    Args:
+        square: float32 [S, S] in [0, 1], left as it is.
+        how: a key of `CORRUPTIONS`.
+
+    Returns:
+        float32 [S, S], C-contiguous.
+    """
+    return np.ascontiguousarray(CORRUPTIONS[how](square), np.float32)
+
+
+def draw_pattern(kind: str, side_px: int, generator: np.random.Generator) -> np.ndarray:
+    """Draws a picture of something that is no radiograph; pure in the generator's state.
+
+    Args:
+        kind: a key of `PATTERNS`.
+        side_px: side of the square, S.
+        generator: draws what differs between pictures of one kind.
+
+    Returns:
+        float32 [S, S] in [0, 1], scaled to the full range.
+    """
+    drawn = PATTERNS[kind](side_px, generator)
+    drawn = drawn - drawn.min()
+    return (drawn / max(drawn.max(), 1e-6)).astype(np.float32)
+
+
 def _half_widths(process: Process, rng: np.random.Generator) -> np.ndarray:
-    """`LEAVES` draws from the density r^-exponent between the smallest and the largest, by inversion, the largest falling first.
+    """`LEAVES_PER_PICTURE` draws from the density r^-exponent by inversion, the largest falling first.
 
     In the order of a true dead leaves process nearly all small leaves would lie below large ones, and a finite picture shows none.
     """
-    share, power = rng.uniform(size=LEAVES), 1.0 - process.exponent
+    share, power = rng.uniform(size=LEAVES_PER_PICTURE), 1.0 - process.exponent
     if abs(power) < 1e-6:
         widths = process.smallest * (process.largest / process.smallest) ** share
     else:
@@ -106,9 +152,6 @@ def _texture(process: Process, size_px: int, rng: np.random.Generator) -> Map:
     return ((noise - noise.mean()) / noise.std()).astype(np.float32)
 
 
-Spoil = Callable[[np.ndarray], np.ndarray]
-
-
 def _zoom(square: np.ndarray, share: float) -> np.ndarray:
     """The upper left part of `square`, a `share` of its side, at full size."""
     side = max(2, int(len(square) * share))
@@ -120,7 +163,7 @@ def _blur(square: np.ndarray) -> np.ndarray:
     return np.asarray(small.resize(square.shape[::-1], PIL.Image.Resampling.BICUBIC)).clip(0, 1)
 
 
-SPOILT: dict[str, Spoil] = {
+CORRUPTIONS: dict[str, Corruption] = {
     "inverted grey": lambda square: 1 - square,
     "quarter turn": lambda square: np.rot90(square),
     "three quarter turn": lambda square: np.rot90(square, 3),
@@ -134,19 +177,7 @@ SPOILT: dict[str, Spoil] = {
     "blurred to 8 x 8": _blur,
     "noise over all": lambda square: np.clip(square + np.random.default_rng(0).normal(0, 0.35, square.shape), 0, 1),
 }
-"""What goes wrong with a radiograph: float32 [S, S] in [0, 1] -> the same, spoilt."""
-
-
-def spoil(square: np.ndarray, how: str) -> np.ndarray:
-    """`square` float32 [S, S] spoilt as `how`, a key of `SPOILT`, says; C-contiguous float32."""
-    return np.ascontiguousarray(SPOILT[how](square), np.float32)
-
-
-def draw_pattern(kind: str, side_px: int, generator: np.random.Generator) -> np.ndarray:
-    """A picture of `kind`, a key of `PATTERNS`, float32 [side_px, side_px] in [0, 1]; pure in the generator's state."""
-    drawn = PATTERNS[kind](side_px, generator)
-    drawn = drawn - drawn.min()
-    return (drawn / max(drawn.max(), 1e-6)).astype(np.float32)
+"""What goes wrong with a radiograph: float32 [S, S] in [0, 1] -> the same, corrupted."""
 
 
 def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,4 +251,4 @@ PATTERNS: dict[str, Callable[[int, np.random.Generator], np.ndarray]] = {
     "page of text": _text,
     "stripes": lambda side, generator: np.sin(_gradient(side, generator) * generator.uniform(20, 120)),
 }
-"""Things that are drawn from nothing."""
+"""Pictures of other things than a chest, drawn by formulas."""

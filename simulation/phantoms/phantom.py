@@ -1,9 +1,8 @@
-"""The project's own data: drawn radiographs in the layouts of the real sets, so that the very same readers read them.
+"""Phantom sets: drawn radiographs in the layouts of the real sets, so that the very same readers read them.
 
 No real radiograph can be shipped. A phantom shows that the software works; it says nothing about medicine, and every one is
-marked (see `simulation.phantoms.image`).
-
-A phantom set as a hospital would hand it over: a folder of DICOM files, and a table that says what each shows.
+marked (see `simulation.phantoms.image`). A set is written as image files (`write_phantoms`) or as a hospital would hand it over
+(`write_archive`): a folder of DICOM files, and a table with the label of each.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
 from pneumofed.simulation.phantoms.anatomy import Map
 from pneumofed.simulation.phantoms.dicom import Examination, encode_dicom, make_patient_id
-from pneumofed.simulation.phantoms.image import MANUFACTURER, is_phantom, mark_folder, read_details
-from pneumofed.simulation.phantoms.patients import EXTERNAL, SHARES, Patient, draw_patients, draw_picture
+from pneumofed.simulation.phantoms.image import PHANTOM_MANUFACTURER, is_phantom, mark_folder, read_details
+from pneumofed.simulation.phantoms.patients import EXTERNAL_SPLIT, LABEL_SHARES, Patient, draw_patients, draw_picture
 from pneumofed.simulation.plan import PhantomFormat
 
 MIN_SIZE_PX, MAX_SIZE_PX = 64, 1024
@@ -35,14 +34,14 @@ _FINDINGS = {"normal": "No Finding", "bacterial": "Lobar consolidation (drawn)",
 
 
 def write_phantoms(folder: Path, patients: int, seed: int, size_px: int = 144, kind: PhantomFormat = "jpeg") -> Manifest:
-    """The training images of a phantom set that is drawn into `folder`.
+    """Draws a phantom set into a folder, and returns its training images.
 
     As `jpeg` it is written as `{train,test}/{NORMAL,PNEUMONIA}/*.jpeg` in the layout and with the file names of the Kaggle pediatric set
     (Kermany et al. 2018), one to three images a patient; and `external/labels.csv` with `external/images/*.png`, which shows
     adults, in another mix of causes, taken by other scanners: an external set that is shifted. `test` and `external` each have a
     quarter as many patients as `train`. `manifest.csv` lists the training images, with the patients that `read_kaggle` finds.
 
-    As `dicom` the same drawings are the archive of a hospital: `dicom/{train,test,external}/*.dcm`, whose names tell nothing, a
+    As `dicom` the same drawings are the archive of a hospital: `dicom/{train,test,external}/*.dcm`, whose names disclose nothing, a
     third of the patients in MONOCHROME1, and `labels.csv` with the label of each SOP Instance UID, for `read_dicom_folder`.
     `manifest.csv` lists the training images.
 
@@ -69,18 +68,47 @@ def write_phantoms(folder: Path, patients: int, seed: int, size_px: int = 144, k
         return read_manifest(folder / "manifest.csv")
     held_out = max(3, patients // 4)
     if kind == "dicom":
-        train = write_archive(folder, {"train": patients, "test": held_out, EXTERNAL: held_out}, seed, size_px)["train"]
+        train = write_archive(folder, {"train": patients, "test": held_out, EXTERNAL_SPLIT: held_out}, seed, size_px)["train"]
     else:
         train = _write_kaggle(folder / "train", patients, seed, size_px)
         _write_kaggle(folder / "test", held_out, seed, size_px)
-        _write_external(folder / EXTERNAL, held_out, seed, size_px)
+        _write_external(folder / EXTERNAL_SPLIT, held_out, seed, size_px)
     write_manifest(train, folder / "manifest.csv")
     return train
 
 
+def write_archive(folder: Path, splits: Mapping[str, int], seed: int, size_px: int) -> dict[str, Manifest]:
+    """Draws the images of several splits as DICOM files.
+
+    Written are `dicom/SPLIT/*.dcm`, named by their SOP Instance UID, which is a hash, and `labels.csv` with the label of each.
+
+    Args:
+        folder: of the set, made if need be.
+        splits: number of patients of each split by its name; at least 3 each.
+        seed: of all that is drawn.
+        size_px: longer side of the images, 64 to 1024.
+
+    Returns:
+        The images of each split by its name.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    manifests: dict[str, Manifest] = {}
+    table = ["SOPInstanceUID,label"]
+    for split, patients in splits.items():
+        (folder / "dicom" / split).mkdir(parents=True, exist_ok=True)
+        rows = list(_write_split(folder / "dicom" / split, patients, seed, size_px))
+        manifests[split] = Manifest(tuple(record for _, record in rows))
+        table += [f"{sop_uid},{record.label}" for sop_uid, record in rows]
+    with atomic_write(folder / "labels.csv") as file:
+        file.write("".join(f"{row}\n" for row in table).encode())
+    return manifests
+
+
 def _check(patients: int, size_px: int) -> None:
-    if patients < len(SHARES):
-        raise ConfigError(f"patients: expected at least {len(SHARES)}, one of each class, got {patients}")
+    if patients < len(LABEL_SHARES):
+        raise ConfigError(f"patients: expected at least {len(LABEL_SHARES)}, one of each class, got {patients}")
     if not MIN_SIZE_PX <= size_px <= MAX_SIZE_PX:
         raise ConfigError(f"size_px: expected {MIN_SIZE_PX} to {MAX_SIZE_PX} pixels, got {size_px}")
 
@@ -110,7 +138,7 @@ def _write_kaggle(folder: Path, patients: int, seed: int, size_px: int) -> Manif
         for k in range(1, patient.images + 1):
             person, path = _kaggle_names(patient, k, serial=len(records) + 1)
             _save(draw_picture(patient, k, folder.name, seed, size_px), folder / path)
-            record = ImageRecord(folder / path, f"{folder.name}/{person}", patient.label, manufacturer=MANUFACTURER)
+            record = ImageRecord(folder / path, f"{folder.name}/{person}", patient.label, manufacturer=PHANTOM_MANUFACTURER)
             records.append(record)
     return Manifest(tuple(records))
 
@@ -129,12 +157,12 @@ def _write_external(folder: Path, patients: int, seed: int, size_px: int) -> Non
     table = io.StringIO(newline="")
     writer = csv.writer(table)
     writer.writerow(("filename", "patient_id", "label", "finding", "view", "sex", "age", "manufacturer"))
-    for patient in draw_patients(EXTERNAL, patients, seed):
+    for patient in draw_patients(EXTERNAL_SPLIT, patients, seed):
         traits = (_FINDINGS[patient.label], patient.view, patient.sex, patient.age_years, patient.manufacturer)
         label = "NORMAL" if patient.label == "normal" else "PNEUMONIA"
         for k in range(1, patient.images + 1):
             name = f"images/phantom-{patient.number}-{k}.png"
-            _save(draw_picture(patient, k, EXTERNAL, seed, size_px), folder / name)
+            _save(draw_picture(patient, k, EXTERNAL_SPLIT, seed, size_px), folder / name)
             writer.writerow((name, f"phantom-{patient.number}", label, *traits))
     with atomic_write(folder / "labels.csv") as file:
         file.write(table.getvalue().encode())
@@ -143,26 +171,6 @@ def _write_external(folder: Path, patients: int, seed: int, size_px: int) -> Non
 def _save(pixels: Map, path: Path) -> None:
     """Writes `pixels`, float32 [H, W] in [0, 1], with 8 bits; JPEG with 4:4:4 quality 92, which leaves no visible blocks."""
     Image.fromarray(np.round(pixels * 255.0).astype(np.uint8)).save(path, quality=92)
-
-
-def write_archive(folder: Path, splits: Mapping[str, int], seed: int, size_px: int) -> dict[str, Manifest]:
-    """The images of each of `splits`, whose number of patients it gives, all drawn into `folder`.
-
-    Written are `dicom/SPLIT/*.dcm`, named by their SOP Instance UID, which is a hash, and `labels.csv` with the label of each.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    manifests: dict[str, Manifest] = {}
-    table = ["SOPInstanceUID,label"]
-    for split, patients in splits.items():
-        (folder / "dicom" / split).mkdir(parents=True, exist_ok=True)
-        rows = list(_write_split(folder / "dicom" / split, patients, seed, size_px))
-        manifests[split] = Manifest(tuple(record for _, record in rows))
-        table += [f"{sop_uid},{record.label}" for sop_uid, record in rows]
-    with atomic_write(folder / "labels.csv") as file:
-        file.write("".join(f"{row}\n" for row in table).encode())
-    return manifests
 
 
 def _write_split(folder: Path, patients: int, seed: int, size_px: int) -> Iterator[tuple[str, ImageRecord]]:
@@ -180,7 +188,7 @@ def _write_split(folder: Path, patients: int, seed: int, size_px: int) -> Iterat
 
 def _label(patient: Patient, split: str) -> str:
     """As in the JPEG set, where the cause of an adult's pneumonia is not known."""
-    return "pneumonia" if split == EXTERNAL and patient.label != "normal" else patient.label
+    return "pneumonia" if split == EXTERNAL_SPLIT and patient.label != "normal" else patient.label
 
 
 def _examine(patient: Patient, person: str, image: str) -> Examination:

@@ -18,7 +18,7 @@ LONGEST_SIDE_PX = 512
 _SHARPENING_RADIUS = 0.012
 _PENUMBRA = 0.004
 MONOCHROME1_SHARE = 1 / 3
-"""Of the scanners."""
+"""Share of the scanners that store bone as low values."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,12 @@ _RANGES = {
 
 
 def draw_scanner(index: int, seed: int) -> VirtualScanner:
-    """The scanner of hospital `index`; pure in its arguments, every property uniform in a range that leaves a chest legible."""
+    """Draws the scanner of a hospital; pure in its arguments, every property uniform in a range that leaves a chest legible.
+
+    Args:
+        index: number of the hospital, from 0.
+        seed: of all scanners.
+    """
     rng = numpy_generator("scanner", seed, index)
     values = {name: float(rng.uniform(low, high)) for name, (low, high) in _RANGES.items()}
     bits, side = int(rng.choice((6, 7, 8))), int(rng.choice((256, 384, LONGEST_SIDE_PX)))
@@ -79,7 +84,16 @@ def draw_scanner(index: int, seed: int) -> VirtualScanner:
 
 
 def apply(pixels: Map, scanner: VirtualScanner, rng: np.random.Generator) -> Map:
-    """`pixels`, float32 [H, W] in [0, 1], as `scanner` shows them: the same shape and range. `rng` draws the noise alone."""
+    """Renders a radiograph as a scanner shows it.
+
+    Args:
+        pixels: float32 [H, W] in [0, 1].
+        scanner: the device.
+        rng: draws only the noise.
+
+    Returns:
+        float32 [H, W] in [0, 1].
+    """
     longer = max(pixels.shape)
     image = gaussian_filter(_magnify(pixels, scanner.zoom), scanner.blur * longer)
     image = image + scanner.sharpening * (image - gaussian_filter(image, _SHARPENING_RADIUS * longer))

@@ -1,4 +1,4 @@
-"""What the documentation of the Python API shows is run as it stands there."""
+"""The Python examples of the documentation run as they stand there."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ import PIL.Image
 import pytest
 from nbclient import NotebookClient
 
+from pneumofed.common.model_bundle.bundle import pack
+from pneumofed.common.wire.keys import format_public_key
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 from tests.dicom_factory import write_dicom
-from tests.model_bundles import make_bundle, phantom_images
+from tests.model_bundles import make_bundle, phantom_images, signing_key
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "docs" / "notebooks" / "first_federation.ipynb"
 PAGE = ROOT / "docs" / "python.md"
+BUNDLE_PAGE = ROOT / "docs" / "model-bundle.md"
 
 
 def examples(page: Path) -> list[str]:
@@ -27,20 +30,34 @@ def examples(page: Path) -> list[str]:
     return ["\n" * text[: match.start(1)].count("\n") + match[1] for match in found]
 
 
-def test_the_examples_of_the_page_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pneumofed.common.model_bundle.bundle import pack
-
-    monkeypatch.chdir(tmp_path)
-    pack(make_bundle(tmp_path / "bundle"), tmp_path / "bundle.zip")
+def write_bundle_and_images() -> None:
+    """Writes what the examples read into the current folder: `bundle.zip`, `image.png` and `image.dcm`."""
+    pack(make_bundle(Path("bundle").absolute()), Path("bundle.zip"))
     grey = np.rint(phantom_images(3)[2][0].pixels * 255).astype(np.uint8)
     PIL.Image.fromarray(grey).save("image.png")
     write_dicom(Path("image.dcm"), grey.astype(np.uint16) * 16)
+
+
+def test_the_examples_of_the_page_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bundle_and_images()
     write_phantoms(Path("chest_xray"), patients=24, seed=0, size_px=64)
     blocks, names = examples(PAGE), dict[str, object]()
     assert len(blocks) >= 5
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
     assert Path("why.png").is_file() and Path("first-bundle.zip").is_file()
+
+
+def test_the_example_of_the_bundle_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bundle_and_images()
+    Path("node.pub").write_bytes(format_public_key(signing_key().public_key(), "coordinator"))
+    (block,) = examples(BUNDLE_PAGE)
+    exec(compile(block, str(BUNDLE_PAGE), "exec"), {})
+    assert capsys.readouterr().out.startswith(("normal ", "pneumonia "))
 
 
 def test_the_example_of_the_readme_is_python() -> None:

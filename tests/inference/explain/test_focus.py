@@ -13,9 +13,9 @@ from pneumofed.common.imaging.images import fit_square
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.explain.focus import LungField, Misplaced, find_lungs, find_markers, judge_focus
 from pneumofed.inference.explain.pictures import place_on_image
-from pneumofed.simulation.phantoms.anatomy import ADULT, CHILD, draw_anatomy
+from pneumofed.simulation.phantoms.anatomy import ADULT_RANGES, CHILD_RANGES, draw_anatomy
 from pneumofed.simulation.phantoms.image import burn_in, draw_lungs, draw_phantom, draw_text
-from pneumofed.simulation.phantoms.patients import SHARES
+from pneumofed.simulation.phantoms.patients import LABEL_SHARES
 
 SHAPES = st.tuples(st.integers(40, 90), st.integers(40, 90))
 
@@ -42,8 +42,8 @@ def test_the_lungs_of_phantoms_are_found() -> None:
     """Six of both builds and all labels. Their lungs are plainer than real ones, and of the same family of shapes as the one fitted."""
     found = []
     for number in range(6):
-        anatomy = draw_anatomy(ADULT if number % 2 else CHILD, numpy_generator("lungs", number))
-        label = list(SHARES)[number % len(SHARES)]
+        anatomy = draw_anatomy(ADULT_RANGES if number % 2 else CHILD_RANGES, numpy_generator("lungs", number))
+        label = list(LABEL_SHARES)[number % len(LABEL_SHARES)]
         pixels = draw_phantom(anatomy, label, 128, numpy_generator("exposure", number))
         truth = draw_lungs(anatomy, 128, numpy_generator("exposure", number)) > 0.5
         estimate = find_lungs(pixels)
@@ -61,7 +61,9 @@ def test_marks_of_phantoms_are_found_and_little_else() -> None:
     """The word PHANTOM in the lower left corner and the letter R near the upper left, in each of six."""
     for number in range(6):
         pixels = burn_in(
-            draw_phantom(draw_anatomy(CHILD, numpy_generator("marks", number)), "normal", 224, numpy_generator("at", number))
+            draw_phantom(
+                draw_anatomy(CHILD_RANGES, numpy_generator("marks", number)), "normal", 224, numpy_generator("at", number)
+            )
         )
         marks, word = find_markers(pixels), draw_text("PHANTOM", round(max(pixels.shape) / 18)).shape
         assert marks.shape == pixels.shape

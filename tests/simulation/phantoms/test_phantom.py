@@ -23,8 +23,8 @@ from pneumofed.common.data.sources.public_sets import read_kaggle
 from pneumofed.common.data.sources.table import read_csv
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.imaging.images import read_image
-from pneumofed.simulation.phantoms.anatomy import CHILD, Map, draw_anatomy, draw_chest
-from pneumofed.simulation.phantoms.image import MARKER_FILE, bacterial, burn_in, draw_phantom, is_phantom, viral
+from pneumofed.simulation.phantoms.anatomy import CHILD_RANGES, Map, draw_anatomy, draw_chest
+from pneumofed.simulation.phantoms.image import PHANTOM_FILE, bacterial, burn_in, draw_phantom, is_phantom, viral
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 
 NAMES = re.compile(r"NORMAL/IM-\d{4}-0001(-\d{4})?\.jpeg|PNEUMONIA/person\d+_(bacteria|virus)_\d+\.jpeg")
@@ -91,7 +91,7 @@ def test_every_picture_carries_the_word_and_every_folder_the_file(phantoms: Path
         corner = read_image(file).pixels[-height:, :width]
         assert np.corrcoef(corner.ravel(), word[-height:, :width].ravel())[0, 1] > 0.95
         assert is_phantom(file.parent)
-    assert "never" in (phantoms / MARKER_FILE).read_text(encoding="utf-8")
+    assert "never" in (phantoms / PHANTOM_FILE).read_text(encoding="utf-8")
     assert not is_phantom(phantoms.parent)
 
 
@@ -191,7 +191,7 @@ def test_neither_mean_nor_spread_of_the_pixels_tells_the_classes_apart() -> None
     pictures = []
     for i, label in enumerate(labels):
         rng = np.random.default_rng(i)
-        pictures.append(draw_phantom(draw_anatomy(CHILD, rng), label, 64, rng))
+        pictures.append(draw_phantom(draw_anatomy(CHILD_RANGES, rng), label, 64, rng))
     for statistic in (np.mean, np.std):
         auroc = roc_auc_score(labels != "normal", [float(statistic(picture)) for picture in pictures])
         assert 0.25 < auroc < 0.75
@@ -201,7 +201,7 @@ def test_neither_mean_nor_spread_of_the_pixels_tells_the_classes_apart() -> None
 @given(seed=st.integers(0, 2**32), label=st.sampled_from(["normal", "bacterial", "viral"]), size_px=st.integers(64, 160))
 def test_a_picture_is_float32_in_the_unit_range_with_the_longer_side_asked_for(seed: int, label: str, size_px: int) -> None:
     rng = np.random.default_rng(seed)
-    pixels = draw_phantom(draw_anatomy(CHILD, rng), label, size_px, rng)
+    pixels = draw_phantom(draw_anatomy(CHILD_RANGES, rng), label, size_px, rng)
     assert pixels.dtype == np.float32 and max(pixels.shape) == size_px
     assert 0.0 <= pixels.min() < 0.1 and 0.8 < pixels.max() <= 1.0
 
@@ -210,7 +210,7 @@ def test_a_picture_is_float32_in_the_unit_range_with_the_longer_side_asked_for(s
 @given(seed=st.integers(0, 2**32))
 def test_bacteria_cloud_one_lung_viruses_both_and_more_so_when_severe(seed: int) -> None:
     y, x = np.meshgrid(np.linspace(-1, 1, 64, dtype=np.float32), np.linspace(-1, 1, 64, dtype=np.float32), indexing="ij")
-    chest = draw_chest(x, y, draw_anatomy(CHILD, np.random.default_rng(seed)), np.random.default_rng(seed))
+    chest = draw_chest(x, y, draw_anatomy(CHILD_RANGES, np.random.default_rng(seed)), np.random.default_rng(seed))
 
     def loss(draw: Callable[..., Map], severity: float) -> tuple[float, float]:
         opacity = draw(chest, severity, np.random.default_rng(seed))
