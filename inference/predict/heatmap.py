@@ -1,4 +1,4 @@
-"""The heat map of a judged image, laid over the image, with what must be said beside it in words."""
+"""The heat map of a judged image, drawn over the image, with a band below that says what it is and is not."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def place_map(activation_map: np.ndarray, shape: tuple[int, ...], fit: str) -> n
 
 
 def words(found: Prediction, predictor: Predictor) -> tuple[str, ...]:
-    """What stands below the picture; nothing in it tells of a patient.
+    """Words what stands below the picture; nothing in it is about a patient.
 
     Args:
         found: for the image in the picture.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Recorder:
-    """Puts judgements into `monitor`, in their order, as of today. After the first failure, which `tell` hears of, it records no more.
+    """Puts judgements into `monitor`, in their order, as of today; after the first failure, which `tell` is called with, no more.
 
     Attributes:
         recorded: images that the monitor has taken.
