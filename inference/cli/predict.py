@@ -159,7 +159,7 @@ def explain_command(
     """
     from pneumofed.common.model_bundle.bundle import load_bundle
     from pneumofed.common.wire.keys import read_public_key
-    from pneumofed.inference.explain.files import RESULT, ExplanationRequest, explain_files
+    from pneumofed.inference.explain.files import RESULT_FILE, ExplanationRequest, explain_files
 
     opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
@@ -169,18 +169,20 @@ def explain_command(
         report = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
     except KeyboardInterrupt:
         notes.print(
-            f"stopped: pictures of {len(explained)} images are in {out}; {RESULT} was not written", style="yellow", markup=False
+            f"stopped: pictures of {len(explained)} images are in {out}; {RESULT_FILE} was not written",
+            style="yellow",
+            markup=False,
         )
         raise typer.Exit(INTERRUPTED) from None
     if json_:
-        _say((out / RESULT).read_text())
+        _say((out / RESULT_FILE).read_text())
         return
     for found in report.sanity.values():
         _say(f"{found['method']}: {found['sentence']}")
     for reason, count in report.skipped.items():
         _say(f"left out: {reason}: {count}")
     _say(
-        f"{len(report.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
+        f"{len(report.images)} images explained, pictures and {RESULT_FILE} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The methods and what a map of each one is. Nothing heavy is imported: command lines list them."""
+"""The attribution methods, and what a map of each one is. Nothing heavy is imported: command lines list them."""
 
 from __future__ import annotations
 
