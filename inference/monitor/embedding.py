@@ -1,4 +1,4 @@
-"""What of a network's features is kept to tell drift by: a few principal components, and how far an image lies off them."""
+"""The embedding of a network's features that drift is measured on: a few principal components, and how far an image lies off them."""
 
 from __future__ import annotations
 
