@@ -1,6 +1,7 @@
-"""The cases of a room: added once a file, listed, found, and given findings that are kept for ever.
+"""The room's database: its tables in one SQLite file, and the cases in it.
 
-The room's tables and the SQLite file that holds them.
+`open_room_database` opens the file. `Cases` adds a case once a file, lists and finds cases, and adds readers' findings, which are kept for
+ever.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ NO_NUMBER = -1.0
 """In columns that must not be null, of a case that cannot be judged: no probability, so that nobody takes it for one. Rows of earlier
 versions have the network's own number there, so the verdict is asked first."""
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+MOST_PREVIOUS = 20
+_FIRST_DAY, _LAST_DAY = date(2000, 1, 1), date(2200, 1, 1)
 
 
 class RoomTable(Columns, DeclarativeBase):
@@ -59,7 +63,7 @@ class Case(RoomTable):
     number: Mapped[int] = mapped_column(primary_key=True)
     """In the order of arrival."""
     id: Mapped[str] = mapped_column(String(32), unique=True)
-    """Random, so that it tells nothing; names the case in addresses and logs."""
+    """Random, so that it reveals nothing; names the case in addresses and logs."""
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
     """Of the file as it came."""
     bytes: Mapped[int]
@@ -122,7 +126,7 @@ def open_room_database(path: Path) -> Engine:
         ConfigError: it cannot be written, or a later version of pneumofed wrote it.
     """
     try:
-        # An error of SQLAlchemy quotes its parameters, which name patients, unless told not to.
+        # An error of SQLAlchemy quotes its parameters, which name patients, unless it is set not to.
         engine = sqlite_engine(path, ("synchronous=NORMAL", "secure_delete=ON"), hide_parameters=True)
         migrate(engine, MIGRATIONS, str(path))
     except (OSError, SQLAlchemyError) as error:
@@ -132,8 +136,6 @@ def open_room_database(path: Path) -> Engine:
     return engine
 
 
-MOST_PREVIOUS = 20
-_FIRST_DAY, _LAST_DAY = date(2000, 1, 1), date(2200, 1, 1)
 _SHOWN: ColumnElement[float] = either((Case.verdict == "cannot judge", NO_NUMBER), else_=Case.probability)
 """What the worklist is ordered by: images that cannot be judged have no probability, and lie beyond the least."""
 

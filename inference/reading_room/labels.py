@@ -17,7 +17,7 @@ from pneumofed.common.files import atomic_write
 from pneumofed.inference.reading_room.cases import Case, Cases, FindingRow, open_room_database
 from pneumofed.inference.reading_room.file_store import CaseFiles
 from pneumofed.inference.reading_room.settings import RoomFolder
-from pneumofed.inference.reading_room.worker import ORIGINAL
+from pneumofed.inference.reading_room.worker import ORIGINAL_FILE
 
 EXPORT_COLUMNS = (*COLUMNS, "reader", "time", "case")
 
@@ -39,7 +39,7 @@ def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
         ConfigError: the key of the pseudonyms cannot be used.
     """
     pseudonyms, store = load_pseudonyms(_pseudonym_folder(folder)), CaseFiles(folder.store, folder.quarantine)
-    rows = [_cells(case, said, store.path(case.id) / ORIGINAL, pseudonyms) for case, said in cases.readings()]
+    rows = [_cells(case, said, store.path(case.id) / ORIGINAL_FILE, pseudonyms) for case, said in cases.readings()]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerows([EXPORT_COLUMNS, *rows])
