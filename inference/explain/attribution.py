@@ -44,7 +44,7 @@ of ribs are gone, thorax and heart stay, so that what replaces a part fits its s
 def compute_attribution(
     network: nn.Module, image: Tensor, method: Method, target: Target = "pneumonia", *, seed: int = 0
 ) -> Attribution:
-    """The evidence for `target` in `image`.
+    """Computes the map of the evidence for `target` in `image`.
 
     Guarantees:
         Pure in the arguments on one machine with one number of threads. Network and global generators are left as they were, but that the
@@ -116,21 +116,21 @@ def target_mask(classes: int, target: Target) -> np.ndarray:
 
 
 def channels_of(network: nn.Module) -> int:
-    """1 or 3: what the first convolution of a network of `build_model` takes; 1 where there is none."""
+    """Counts the channels, 1 or 3, that the first convolution of a network of `build_model` takes; 1 where there is none."""
     first = architecture_of(network).first
     convolution = network.get_submodule(first) if first else None
     return convolution.in_channels if isinstance(convolution, nn.Conv2d) else 1
 
 
 def empty(image: Tensor) -> Tensor:
-    """`image` float32 [1, 1, S, S] without its detail, of the same shape: what stands where something was taken away."""
+    """Blurs `image` float32 [1, 1, S, S] until no detail is left: what stands where something was taken away."""
     blurred = gaussian_filter(image[0, 0].numpy(), EMPTY_BLUR * image.shape[-1])
     return torch.from_numpy(blurred)[None, None]
 
 
 @contextmanager
 def seeded(*parts: int | str) -> Iterator[None]:
-    """Captum draws from the global generators of torch and numpy: inside they are pure in `parts`, afterwards as they were before."""
+    """Seeds the global generators of torch and numpy, which Captum draws from, with `parts`; restores them afterwards."""
     seed, state = derive_seed(*parts), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -142,7 +142,7 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
 
 def target_layer(network: nn.Module) -> nn.Module:
-    """The module of a network of `build_model` whose maps Grad-CAM weighs: the one whose output is averaged into the features.
+    """Finds the module of a network of `build_model` whose maps Grad-CAM weighs: the one whose output is averaged into the features.
 
     With one linear layer on the averages, Grad-CAM there is the class activation map of Zhou et al. 2016. `scattering` has maps but no
     averages: its head weighs 8 x 8 places one by one, Grad-CAM replaces these weights by their mean, and so it shows less there.

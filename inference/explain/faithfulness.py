@@ -98,12 +98,12 @@ def random_curves(score: LogOdds, image: Tensor, reference: Tensor, seed: int = 
 
 
 def area(curve: np.ndarray) -> float:
-    """Area under a curve of evenly spaced points over [0, 1], by trapezoids."""
+    """Computes the area under a curve of evenly spaced points over [0, 1], by trapezoids."""
     return float(np.trapezoid(curve, dx=1.0 / (len(curve) - 1)))
 
 
 def by_cell(values: np.ndarray) -> NDArray[np.float64]:
-    """Mean of the map in each of `CELLS_PER_SIDE` x `CELLS_PER_SIDE` cells, row by row."""
+    """Averages the map in each of `CELLS_PER_SIDE` x `CELLS_PER_SIDE` cells, row by row."""
     cell = _cells(values.shape[0]).ravel()
     return np.bincount(cell, values.ravel()) / np.bincount(cell)
 
@@ -162,11 +162,11 @@ class Sanity:
     constant: int
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with the sentence."""
+        """Returns all of it for JSON, with the sentence."""
         return {**vars(self), "sentence": self.sentence()}
 
     def sentence(self) -> str:
-        """The verdict with its number, for the radiologist."""
+        """Words the verdict with its number, for the radiologist."""
         worst = max(self.rank, self.absolute_rank, key=lambda found: found["value"])
         number = f"rank correlation {show_interval(worst)}, {self.pairs} pairs of maps"
         if self.verdict == "depends on the weights":
@@ -295,7 +295,7 @@ def _draw(module: nn.Module) -> None:
 
 
 def mean_interval(values: Sequence[float], patients: Sequence[str] | None = None, seed: int = 0) -> ConfidenceInterval:
-    """The mean of `values` with its 95 % interval by the percentile bootstrap over patients; NaN values are left out.
+    """Computes the mean of `values` with its 95 % interval by the percentile bootstrap over patients; NaN values are left out.
 
     The interval is NaN for fewer than `MIN_INTERVAL_PATIENTS`.
 

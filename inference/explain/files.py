@@ -150,7 +150,7 @@ def _read(files: Iterable[Path], predictor: Predictor, report: ExplanationReport
 def check_methods(
     network: nn.Module, images: Sequence[Image], predictor: Predictor, request: ExplanationRequest
 ) -> dict[Method, Sanity]:
-    """Whether the maps of each method depend on what the network has learnt; nothing without images.
+    """Checks whether the maps of each method depend on what the network has learnt; nothing without images.
 
     Args:
         network: the bundle's.
@@ -165,7 +165,7 @@ def check_methods(
 
 
 def explain_image(setup: ExplanationSetup, image: Image) -> Iterator[ExplainedMap]:
-    """One map for each of the methods that were asked for, in their order.
+    """Makes one map for each of the methods that were asked for, in their order.
 
     Args:
         setup: the bundle, what was asked for, and what the check found.
@@ -202,7 +202,7 @@ def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, 
 
 
 def json_entry(number: str, judgement: Judgement, maps: Mapping[Method, Any]) -> dict[str, Any]:
-    """What the JSON file says of one image.
+    """Builds the entry of one image in the JSON file.
 
     Args:
         number: of the image, which its pictures' names begin with.
@@ -232,7 +232,7 @@ def _network_input(predictor: Predictor, image: Image) -> Tensor:
 
 
 def headline(judgement: Judgement) -> str:
-    """The judgement in a few words, as the title of its pictures."""
+    """Words the judgement as the title of its pictures."""
     found = judgement.prediction
     if found is None:
         return f"cannot judge ({', '.join(judgement.reasons)})"
@@ -242,7 +242,7 @@ def headline(judgement: Judgement) -> str:
 def caption_map(
     attribution: Attribution, manifest: BundleManifest, sanity: Sanity | None, focus: Focus, faith: Mapping[str, float]
 ) -> tuple[str, ...]:
-    """The lines below one map; warnings first.
+    """Words the lines below one map; warnings first.
 
     Args:
         attribution: the map.

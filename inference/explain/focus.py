@@ -173,7 +173,7 @@ class LungField:
 
 
 def find_lungs(pixels: np.ndarray) -> LungField:
-    """The lungs in a frontal radiograph, `pixels` float32 [H, W] in [0, 1]; deterministic, about a third of a second."""
+    """Finds the lungs in a frontal radiograph, `pixels` float32 [H, W] in [0, 1]; deterministic, about a third of a second."""
     square = fit_square(pixels, LUNG_GRID_PX, "pad")
     grey = _ranks(gaussian_filter(square, 0.8))
     x, y = _grid()
@@ -259,7 +259,7 @@ def _reaches_edge(dark: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def find_markers(pixels: np.ndarray) -> NDArray[np.bool_]:
-    """bool [H, W]: boxes around marks in a radiograph, `pixels` float32 [H, W] in [0, 1]; about 30 ms.
+    """Finds marks in a radiograph, `pixels` float32 [H, W] in [0, 1], as boxes, bool [H, W]; about 30 ms.
 
     Misses marks that are grey, larger than a seventh of the picture's side or blurred; takes small metal (leads, clips) for marks, which is
     as well: evidence does not lie there either.
@@ -286,7 +286,7 @@ def _is_mark(mark: np.ndarray, sharp: np.ndarray, side: int) -> bool:
 
 
 def quick_map(activation_map: np.ndarray, score: float, side: int) -> Attribution:
-    """Grad-CAM of P(pneumonia) from `Prediction.activation_map` float32 [h, w] and `Prediction.score`; well under a millisecond.
+    """Computes Grad-CAM of P(pneumonia) from `Prediction.activation_map` float32 [h, w] and `Prediction.score`; under a millisecond.
 
     The activation map is sum_k v_k A_k with v the gradient of the score by the features (Zhou et al. 2016, eq. 2). The features are
     averages of the maps A, so the gradient by each place of map k is v_k / (h w), and so is its mean: this is Grad-CAM
@@ -302,7 +302,7 @@ def quick_map(activation_map: np.ndarray, score: float, side: int) -> Attributio
 
 
 def quick_focus(pixels: np.ndarray, activation_map: np.ndarray, fit: Literal["pad", "crop"]) -> Focus:
-    """Where the weight of the map lies in the image that it was made of; about 0.15 s, most of it the search for the lungs.
+    """Measures where the weight of the map lies in the image that it was made of; about 0.15 s, most of it the search for the lungs.
 
     Asked of the image at the resolution at which marks are looked for, so that its cost does not grow with the detector's.
 

@@ -119,7 +119,7 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
 
 
 def relative_values(panel: Panel) -> np.ndarray:
-    """float32 [H, W], the map over its largest absolute value, in [-1, 1] or [0, 1]; 0 everywhere for an empty map."""
+    """Divides the map by its largest absolute value, float32 [H, W] in [-1, 1] or [0, 1]; 0 everywhere for an empty map."""
     values = panel.values
     if panel.attribution.cell_px <= 1.0:
         values = gaussian_filter(values, _PIXEL_BLUR * max(values.shape))

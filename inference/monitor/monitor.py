@@ -132,7 +132,7 @@ class Monitor:
         self.store.append_reading(image, label, day.toordinal() if day else today())
 
     def check(self) -> DriftFindings:
-        """All evidence so far, and the last days one by one.
+        """Computes all evidence so far, and tests the last days one by one.
 
         Raises:
             ConfigError: this bundle judged nothing here, as when a path is mistyped: that must not pass for quiet.

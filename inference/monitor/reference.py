@@ -92,7 +92,7 @@ class Reference:
         return self._columns(self.statistics, self.probabilities, self.rows)
 
     def values_of(self, found: Observations) -> dict[str, Floats]:
-        """Each quantity of `found`."""
+        """Computes each quantity of `found`, float64 [N] by name."""
         return self._columns(found.statistics, found.probabilities, found.embedding)
 
     def _columns(self, statistics: Floats, probabilities: Floats, rows: Floats) -> dict[str, Floats]:
@@ -102,7 +102,7 @@ class Reference:
 
 
 def reference_of(bundle: Bundle) -> Reference:
-    """The reference that `bundle` carries.
+    """Reads the reference that `bundle` carries.
 
     Raises:
         BundleError: the bundle has no file of it, or it was changed.
@@ -164,5 +164,5 @@ class Observations:
         return len(self.days)
 
     def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> Observations:
-        """Those of `rows`, an index, a mask or a slice."""
+        """Selects the images of `rows`, an index, a mask or a slice."""
         return Observations(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})

@@ -74,7 +74,7 @@ class Grid:
 
     @classmethod
     def of(cls, reference: Reference) -> Grid:
-        """Of the bundle that `reference` belongs to."""
+        """Builds the grid of the bundle that `reference` belongs to."""
         rng = numpy_generator("drift", "kernel features", reference.digest)
         frequencies = rng.standard_normal((reference.rows.shape[1], KERNEL_FEATURES)) / reference.embedding.bandwidth
         edges = np.stack([decile_edges(values) for values in reference.values.values()])
@@ -82,11 +82,11 @@ class Grid:
         return cls(reference.digest, reference.quantities, edges, frequencies, phases)
 
     def kernel_features(self, rows: Floats) -> Floats:
-        """float64 [N, 64] in [-1, 1] of embedded `rows` [N, E]: their mean product is half the kernel value."""
+        """Computes features float64 [N, 64] in [-1, 1] of embedded `rows` [N, E]: their mean product is half the kernel value."""
         return np.cos(rows @ self.frequencies + self.phases)
 
     def count(self, values: Mapping[str, Floats]) -> Counts:
-        """int64 [Q, 10]: histogram of each quantity."""
+        """Counts the histogram of each quantity, int64 [Q, 10]."""
         return np.stack([bin_counts(values[name], edges) for name, edges in zip(self.quantities, self.edges, strict=True)])
 
 
@@ -172,7 +172,7 @@ class Summary:
         return Summary(self.digest, np.where(few, 0, self.histograms), withheld, *self._numbers[2:])
 
     def to_numbers(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         values = {name: np.asarray(value).tolist() for name, value in zip(_FIELDS, self._numbers, strict=True)}
         return {"bundle": self.digest, **values}
 
@@ -254,12 +254,12 @@ class SiteDrift:
     prevalence: Prevalence | None
 
     def moved(self, rate: float) -> list[str]:
-        """The quantities whose p-value is at most `rate`, the clearest first."""
+        """Lists the quantities whose p-value is at most `rate`, the clearest first."""
         return sorted((name for name, p in self.p_values.items() if p <= rate), key=lambda name: self.p_values[name])
 
 
 def compare_sites(summaries: Mapping[str, Summary], reference: Reference, periods: int = 1) -> list[SiteDrift]:
-    """Each site of `summaries` by name; where no site has moved, the chance to name any is at most the rate that p-values are held to.
+    """Tests each site of `summaries`; where no site has moved, the chance to name any is at most the rate that p-values are held to.
 
     Args:
         summaries: of one period, which is looked at once.

@@ -125,7 +125,7 @@ class MonitorStore:
         self._insert(f"INSERT INTO baselines ({columns}) VALUES (?, ?, ?, ?)", (bundle, scanner, first, last))
 
     def read(self, bundle: str) -> Observations:
-        """All that the bundle of that digest judged, by day and then in the order of arrival.
+        """Reads all that the bundle of that digest judged, by day and then in the order of arrival.
 
         Raises:
             DataError: the store is damaged.
@@ -153,7 +153,7 @@ class MonitorStore:
         )
 
     def bundles(self) -> list[tuple[str, int]]:
-        """(digest, images) of each bundle that judged here, the latest last.
+        """Lists (digest, images) of each bundle that judged here, the latest last.
 
         Raises:
             DataError: the store is damaged.
@@ -219,5 +219,5 @@ def _matrix(blobs: tuple[bytes, ...]) -> Floats:
 
 
 def today() -> int:
-    """Ordinal of the day by the site's own clock."""
+    """Returns the ordinal of the day by the site's own clock."""
     return date.today().toordinal()

@@ -43,7 +43,7 @@ def compare_values(reference: Floats, found: Floats) -> float:
 
 
 def median_distance(rows: Floats) -> float:
-    """Median Euclidean distance between rows [N, E], the usual bandwidth of an RBF kernel (Gretton et al. 2012, section 8)."""
+    """Computes the median Euclidean distance between rows [N, E], the usual bandwidth of an RBF kernel (Gretton et al. 2012, section 8)."""
     distances = pdist(rows[:500])
     return float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
 
@@ -87,7 +87,7 @@ def compare_rows(reference: Floats, found: Floats, bandwidth: float, rng: np.ran
 
 
 def holm(p_values: Sequence[float]) -> Floats:
-    """float64 [N]: p-values adjusted by Holm 1979: under any dependence, calling those up to a leaves a chance of a false one of a."""
+    """Adjusts p-values by Holm 1979, float64 [N]: under any dependence, calling those up to a leaves a chance of a false one of a."""
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
@@ -96,7 +96,7 @@ def holm(p_values: Sequence[float]) -> Floats:
 
 
 def decile_edges(values: Floats) -> Floats:
-    """float64 [9]: inner edges of ten bins that hold equal parts of `values`."""
+    """Computes the inner edges, float64 [9], of ten bins that hold equal parts of `values`."""
     return np.quantile(values, np.arange(1, DECILE_BINS) / DECILE_BINS)
 
 
@@ -165,7 +165,7 @@ class Separation:
 
 
 def estimate_prevalence(mean: float, variance: float, n: int, separation: Separation) -> Prevalence | None:
-    """The share q that solves `mean` = q pneumonia + (1 - q) normal, with an interval by the delta method.
+    """Estimates the share q that solves `mean` = q pneumonia + (1 - q) normal, with an interval by the delta method.
 
     Holds if only the share has changed and not how each class looks; with the score's mean in place of the confusion matrix it is the
     soft form of the estimator, of smaller variance. None without images, or where the score does not separate the classes.

@@ -72,7 +72,7 @@ PREVALENCE_PATIENTS = 200
 
 
 def title(quantity: str) -> str:
-    """`Contrast`; the name itself where it has no title."""
+    """Returns the title of a quantity, as `Contrast`; the name itself where it has none."""
     if quantity.startswith(COMPONENT):
         return f"Network's features, {quantity}"
     return TITLES.get(quantity, quantity[:1].upper() + quantity[1:].replace("_", " "))
@@ -210,7 +210,7 @@ def as_numbers(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> di
 
 
 def show_p(p_value: float) -> str:
-    """`0.013`, `below 0.000001`."""
+    """Formats a p-value: `0.013`, `below 0.000001`."""
     if p_value < LEAST_SHOWN_P:
         return "below 0.000001"
     return f"{p_value:.2f}" if p_value >= 0.1 else f"{p_value:.2g}" if p_value >= 1e-3 else f"{p_value:.6f}"

@@ -90,7 +90,7 @@ class ArchiveWriter:
             _make_folder(folder)
 
     def write(self, result: FileResult) -> FileResult:
-        """`result` with the names of the files that were written, or a note why one was not.
+        """Writes the objects of `result` and returns it with the names of the files, or a note why one was not written.
 
         Raises:
             ConfigError: a file cannot be written: the disk is full, or the folder is gone.
@@ -158,7 +158,7 @@ def _join(*notes: str) -> str:
 
 
 def make_report(source: Dataset, judgement: Judgement, predictor: Predictor) -> Dataset:
-    """An Enhanced SR about `source`, in its study and of its patient, in a series of its own; incomplete to all and unverified.
+    """Builds an Enhanced SR about `source`, in its study and of its patient, in a series of its own; preliminary and unverified.
 
     One measurement group with the finding pneumonia: its presence (present, absent, or undetermined where the image cannot be
     judged), and if it can the calibrated probability with its interval and the threshold, each in percent. The algorithm is named by
@@ -257,7 +257,7 @@ def _comments(judgement: Judgement, predictor: Predictor) -> list[str]:
 
 
 def make_capture(source: Dataset, picture: np.ndarray, predictor: Predictor) -> Dataset:
-    """A Secondary Capture of `picture` uint8 [H, W, 3], in the study and of the patient of `source`, in a series of its own.
+    """Builds a Secondary Capture of `picture` uint8 [H, W, 3], in the study and of the patient of `source`, in a series of its own.
 
     Args:
         source: of `read_source_header`.
@@ -305,7 +305,7 @@ def _reference(source: Dataset) -> Dataset:
 
 
 def read_source_header(path: Path) -> Dataset:
-    """The header of the DICOM file `path` without its pixels; tags of type 2 that it lacks are there and empty.
+    """Reads the header of the DICOM file `path` without its pixels; tags of type 2 that it lacks are there and empty.
 
     Raises:
         ImageError: the file is no DICOM file any more.
@@ -335,12 +335,12 @@ def series_uid(source: Dataset, predictor: Predictor, kind: str) -> UID:
 
 
 def model_uid(predictor: Predictor) -> UID:
-    """The device's UID (121012, DCM): the same for the same bundle."""
+    """Computes the device's UID (121012, DCM): the same for the same bundle."""
     return _hashed_uid("model", predictor.bundle.digest)
 
 
 def software_versions(predictor: Predictor) -> list[str]:
-    """Software Versions (0018,1020): of this program, and the bundle's digest as one Long String."""
+    """Lists Software Versions (0018,1020): of this program, and the bundle's digest as one Long String."""
     return [f"pneumofed {version('pneumofed')}", f"bundle {predictor.bundle.digest[:48]}"]
 
 

@@ -88,7 +88,7 @@ def open_json(file: TextIO, predictor: Predictor, summary: PredictionSummary) ->
 
 
 def describe_model(predictor: Predictor) -> dict[str, Any]:
-    """What names the model in audit trails, as plain JSON values."""
+    """Returns what names the model in audit trails, as plain JSON values."""
     manifest = predictor.manifest
     return {
         "name": manifest.name,
@@ -145,7 +145,7 @@ def _title(predictor: Predictor) -> str:
 
 
 def table_cells(result: FileResult) -> tuple[Text, ...]:
-    """The file's line in the table at the terminal: name, probability, interval, finding, and why there is none."""
+    """Builds the file's line in the table at the terminal: name, probability, interval, finding, and why there is none."""
     found = result.prediction
     finding = found.decision if found else result.status.replace("_", " ")
     interval = f"{_percent(found.low)} to {_percent(found.high)}" if found else ""

@@ -123,7 +123,7 @@ class FileResult:
 
 
 def judge_files(paths: Iterable[Path], predictor: Predictor, workers: int = 0) -> Iterator[FileResult]:
-    """One result for each of `paths`, in their order; a file that cannot be read is a result too, with its reason.
+    """Yields one result for each of `paths`, in their order; a file that cannot be read is a result too, with its reason.
 
     At most 2 `BATCH` + 2 `workers` squares and `workers` whole images are in memory, whatever the number of files. Results do not
     depend on `workers` or on the other files, but for float32's last digits.
@@ -188,7 +188,7 @@ def _valid_uid(text: str) -> str:
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Absolute paths of all files in `paths`, folders searched with all folders below; in a fixed order, each file once a path.
+    """Yields absolute paths of all files in `paths`, folders searched with all folders below; in a fixed order, each file once a path.
 
     Only the names of the folders on the way are held, whatever the number of files. Hidden files and DICOMDIR are left out below
     folders. A folder is entered once even where links lead back to it, and not below `MAX_DEPTH`. One that cannot be listed is
@@ -271,12 +271,12 @@ class PredictionSummary:
             study.probability, study.finding, study.instance = found.probability, found.decision, result.loaded.instance
 
     def to_json(self) -> dict[str, Any]:
-        """The counts, as plain JSON values."""
+        """Returns the counts, as plain JSON values."""
         return {"files": self.files, **self.statuses, "findings": dict(self.findings), "studies": len(self.studies)}
 
 
 def json_row(result: FileResult, threshold: float) -> dict[str, Any]:
-    """One file as plain JSON values. What cannot be judged has no number that anybody might read.
+    """Returns one file as plain JSON values. What cannot be judged has no number that anybody might read.
 
     Args:
         result: of the file. Its absolute path may name a patient: rows go where the user asks for them and nowhere else.
@@ -304,7 +304,7 @@ def json_row(result: FileResult, threshold: float) -> dict[str, Any]:
 
 
 def csv_row(result: FileResult, threshold: float) -> dict[str, str]:
-    """Text by column: numbers with six digits, an empty text for what is not there, reasons with a blank between them.
+    """Returns text by column: numbers with six digits, an empty text for what is not there, reasons with a blank between them.
 
     Args:
         result: of the file.

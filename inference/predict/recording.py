@@ -26,7 +26,7 @@ class Recorder:
     recorded: int = 0
 
     def pass_on(self, results: Iterable[FileResult]) -> Iterator[FileResult]:
-        """`results` as they are; those that were judged are recorded."""
+        """Passes `results` on as they are, and records those that were judged."""
         works = True
         for result in results:
             if works:

@@ -65,7 +65,7 @@ def write_labels(folder: RoomFolder, cases: Cases, path: Path) -> int:
 
 @contextmanager
 def export_of_room(path: Path) -> Iterator[Path]:
-    """The table of the room at `path`, a file that is there as long as the block lasts; the room's audit log keeps that it was asked for.
+    """Writes the table of the room at `path` as a file that lasts as long as the block; the room's audit log keeps that it was asked for.
 
     Raises:
         ConfigError: there is no room, or its database or the key of the pseudonyms cannot be used.

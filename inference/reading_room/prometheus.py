@@ -61,5 +61,5 @@ class RoomMetrics:
         self._unwatched.inc()
 
     def text(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """Formats all of it in Prometheus's text format."""
         return generate_latest(self._registry)

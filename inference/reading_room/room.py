@@ -94,7 +94,7 @@ class Room:
         return self.workers.ready and self.store.has_room()
 
     def has_room(self) -> bool:
-        """Whether the store takes more: neither its own limit nor the disk is full."""
+        """Checks whether the store takes more: neither its own limit nor the disk is full."""
         return self.store.has_room() and self.cases.bytes() < self.settings.store_gb * GIB
 
     async def take(self, index: int, arrived: Arrived, by: str) -> Uploaded:
@@ -183,7 +183,7 @@ def _audit_facts(judgement: Judgement) -> dict[str, str]:
 
 
 def case_row(identifier: str, sha256: str, size: int, file: JudgedFile) -> Case:
-    """The database's row of a new case.
+    """Builds the database's row of a new case.
 
     Args:
         identifier: of the case.

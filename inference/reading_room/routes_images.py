@@ -165,7 +165,7 @@ def shrink(pixels: np.ndarray, max_side: int) -> np.ndarray:
 
 
 def read_map(folder: Path) -> np.ndarray:
-    """float32 [h, w] in [0, 1] of a case.
+    """Reads the heat map of a case, float32 [h, w] in [0, 1].
 
     Raises:
         OSError: it has none.

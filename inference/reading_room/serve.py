@@ -105,7 +105,7 @@ def _keys(folder: RoomFolder, names: Sequence[str] | None) -> list[PublicKey] | 
 
 
 def model_info(bundle: Bundle) -> ModelInfo:
-    """What the page says of the model."""
+    """Builds what the page says of the model."""
     manifest = bundle.manifest
     return ModelInfo(
         name=manifest.name,
@@ -159,7 +159,7 @@ def serve_room(folder: RoomFolder, tell: Callable[[str], None]) -> None:
 
 
 def address(folder: RoomFolder) -> str:
-    """Where a browser on this machine finds the room."""
+    """Returns where a browser on this machine finds the room."""
     settings = folder.settings
     name = settings.names[0] if settings.names else "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     return f"http{'s' if settings.certificate else ''}://{name}:{settings.port}/"

@@ -96,7 +96,7 @@ class RoomFolder:
 
     @classmethod
     def open(cls, path: Path) -> RoomFolder:
-        """The room at `path`.
+        """Opens the room at `path`.
 
         Raises:
             ConfigError: it is none.
@@ -136,7 +136,7 @@ class RoomFolder:
         return self.path / "quarantine"
 
     def inside(self, name: str) -> Path:
-        """A path of the settings."""
+        """Resolves a path of the settings, which is relative to the room's folder."""
         return (self.path / name).resolve()
 
     def make(self) -> None:

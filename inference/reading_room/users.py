@@ -165,7 +165,7 @@ def _check_name(name: str) -> None:
 
 
 def hash_password(password: str) -> str:
-    """`scrypt$15$8$3$SALT$HASH` with a salt of its own."""
+    """Hashes a password with a salt of its own, as `scrypt$15$8$3$SALT$HASH`."""
     salt = secrets.token_bytes(16)
     digest = _scrypt(password, salt, SCRYPT_LOG2_N, SCRYPT_BLOCK, SCRYPT_PARALLEL)
     return f"scrypt${SCRYPT_LOG2_N}${SCRYPT_BLOCK}${SCRYPT_PARALLEL}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
@@ -222,7 +222,7 @@ class BackOff:
         self._lock = threading.Lock()
 
     def wait_sec(self, name: str) -> float:
-        """How long the name has to wait still; 0 if it may try."""
+        """Returns how many seconds the name still has to wait; 0 if it may try."""
         with self._lock:
             record = self._records.get(name)
             return max(0.0, record.until - self._now()) if record else 0.0

@@ -20,7 +20,7 @@ _LINE = (
 
 
 def view_case_line(case: Case) -> schema.CaseLine:
-    """The case in the worklist."""
+    """Builds the view of the case in the worklist."""
     return schema.CaseLine.model_validate(_line(case))
 
 
@@ -58,7 +58,7 @@ def view_finding(row: FindingRow, case: Case) -> schema.ReaderFinding:
 
 
 def view_judgement(judgement: Judgement) -> schema.JudgementOut:
-    """The model's answer for one image."""
+    """Builds the view of the model's answer for one image."""
     found = judgement.prediction
     return schema.JudgementOut(
         verdict=judgement.verdict,

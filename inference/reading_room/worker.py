@@ -106,7 +106,7 @@ def load_file_judge(bundle: Path, trusted: Sequence[Path] | None, precision: Lit
 
 
 def evidence(activation_map: np.ndarray) -> np.ndarray:
-    """float32 [h, w] in [0, 1]: the evidence for pneumonia in parts of the strongest evidence of the image, for or against.
+    """Scales the evidence for pneumonia by the strongest evidence of the image, for or against, float32 [h, w] in [0, 1].
 
     So the map of an image in which nothing speaks for pneumonia stays dark, instead of showing its least doubt in the brightest colour.
     """
@@ -148,13 +148,13 @@ class JudgedFile:
 
 
 def header_of(read: Radiograph) -> Header:
-    """Whose image it is, as the worklist shows it."""
+    """Reads whose image it is, as the worklist shows it."""
     found = read.header
     return Header(found.patient, found.accession, found.study_date) if found else Header()
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file is an archive of files by its first bytes."""
+    """Checks whether the file is an archive of files by its first bytes."""
     with path.open("rb") as file:
         start = file.read(262)
     return start.startswith(ARCHIVE_STARTS) or start[257:262] == b"ustar"
