@@ -21,7 +21,7 @@ from pneumofed.inference.monitor.e_processes import list_tests
 from pneumofed.inference.monitor.monitor import find_drift
 from pneumofed.inference.monitor.page import write_drift_page
 from pneumofed.inference.monitor.reference import Observations
-from pneumofed.inference.monitor.streams import RATE, Stream, daily_looks, watch
+from pneumofed.inference.monitor.streams import FALSE_ALARM_RATE, Stream, daily_tests, watch
 
 SHARES = (0.3, 0.8)
 SHIFTED_PATIENTS = 1000
@@ -32,7 +32,8 @@ def main() -> None:
     bench = load_bench(arguments.run, arguments.data, arguments.cache)
     n = len(bench.plain.labels)
     print(
-        f"{n} patients, {bench.plain.labels.mean():.0%} with pneumonia; reference {REFERENCE_PATIENTS}, rate {RATE:g} a site and year"
+        f"{n} patients, {bench.plain.labels.mean():.0%} with pneumonia; reference {REFERENCE_PATIENTS}, "
+        f"rate {FALSE_ALARM_RATE:g} a site and year"
     )
     print("\nNo drift")
     _weeks(bench, 200)
@@ -55,10 +56,15 @@ def _weeks(bench: Bench, weeks: int) -> None:
         reference = bench.reference(np.sort(rows[:REFERENCE_PATIENTS]), f"week {week}")
         found = bench.observe(bench.plain.take(rows[REFERENCE_PATIENTS:][:size]), reference)
         alarms += any(stream.alarm is not None for stream in watch(found, reference))
-        looks = daily_looks(found, reference, list_tests(found, ()))
-        days, marked = days + len(looks), marked + sum(min(seen.p_values.values()) <= RATE for seen in looks)
+        single_days = daily_tests(found, reference, list_tests(found, ()))
+        days, marked = (
+            days + len(single_days),
+            marked + sum(min(seen.p_values.values()) <= FALSE_ALARM_RATE for seen in single_days),
+        )
     print(f"  {weeks} weeks, each after its own reference: {alarms} with an alarm")
-    print(f"  their {days} single days: {marked} with an adjusted p-value <= {RATE:g}, {marked / days:.1%}", flush=True)
+    print(
+        f"  their {days} single days: {marked} with an adjusted p-value <= {FALSE_ALARM_RATE:g}, {marked / days:.1%}", flush=True
+    )
 
 
 def _years(bench: Bench, repeats: int, weeks: int = 200, patients_a_day: int = 10) -> None:
@@ -106,7 +112,7 @@ def _shift_labels(bench: Bench, share: float, repeats: int) -> None:
         arrivals = bench.plain.take(np.concatenate([quiet, shifted]))
         waits.append(_wait(watch(bench.observe(arrivals, reference), reference)))
         day = bench.observe(bench.plain.take(shifted[:200]), reference, 200)
-        found = daily_looks(day, reference, list_tests(day, ()))[0].prevalence
+        found = daily_tests(day, reference, list_tests(day, ()))[0].prevalence
         if found:
             estimates.append(found.value)
             covered += found.low <= share <= found.high

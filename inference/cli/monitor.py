@@ -69,11 +69,11 @@ def monitor_add(
 @app.command("check")
 def check_drift(bundle: BundlePath, folder: Folder = Path("monitor"), trusted: Trusted = None, json_: Json = False) -> None:
     """Say whether anything has moved. Made for cron: exit code 0 quiet, 20 alarm."""
-    from pneumofed.inference.monitor.wording import as_numbers, sentences, tell
+    from pneumofed.inference.monitor.wording import as_numbers, describe_scanners, sentences
 
     monitor = _monitor(folder, bundle, trusted, json_)
     findings = monitor.check()
-    scanners = tell(findings, monitor.reference)
+    scanners = describe_scanners(findings, monitor.reference)
     if json_:
         print_json(as_numbers(findings, scanners))
     else:
@@ -160,7 +160,7 @@ def compare_shared(
     """The coordinator's view: which site has moved, from what the sites shared. Exit code 0 none, 20 at least one."""
     from pneumofed.inference.monitor.reference import reference_of
     from pneumofed.inference.monitor.share import compare_sites, read_share
-    from pneumofed.inference.monitor.streams import RATE
+    from pneumofed.inference.monitor.streams import FALSE_ALARM_RATE
 
     reference = reference_of(_open(bundle, trusted, json_))
     shared = [read_share(file, reference) for file in files]
@@ -169,10 +169,10 @@ def compare_shared(
         raise ConfigError("a site stands in two of the files; give one file a site")
     drifts = compare_sites(summaries, reference, looks)
     if json_:
-        print_json([vars(drift) | {"moved": drift.moved(RATE)} for drift in drifts])
+        print_json([vars(drift) | {"moved": drift.moved(FALSE_ALARM_RATE)} for drift in drifts])
     else:
-        _show_sites(drifts, RATE)
-    raise typer.Exit(ALARM if any(drift.moved(RATE) for drift in drifts) else 0)
+        _show_sites(drifts, FALSE_ALARM_RATE)
+    raise typer.Exit(ALARM if any(drift.moved(FALSE_ALARM_RATE) for drift in drifts) else 0)
 
 
 def _show_sites(drifts: list[SiteDrift], rate: float) -> None:

@@ -147,23 +147,23 @@ def explain_command(
     """
     from pneumofed.common.model_bundle.bundle import load_bundle
     from pneumofed.common.wire.keys import read_public_key
-    from pneumofed.inference.explain.files import RESULT, ExplanationRequest, explain_files
+    from pneumofed.inference.explain.files import RESULT_FILE, ExplanationRequest, explain_files
 
     opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
     request = ExplanationRequest(methods, choose_target(target, opened.manifest.classes, "--target"), seed, check)
     explained: list[str] = []
-    with exit_when_stopped(lambda: f"stopped: pictures of {len(explained)} images are in {out}; {RESULT} was not written"):
+    with exit_when_stopped(lambda: f"stopped: pictures of {len(explained)} images are in {out}; {RESULT_FILE} was not written"):
         report = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
     if json_:
-        say((out / RESULT).read_text())
+        say((out / RESULT_FILE).read_text())
         return
     for found in report.sanity.values():
         say(f"{found['method']}: {found['sentence']}")
     for reason, count in report.skipped.items():
         say(f"left out: {reason}: {count}")
     say(
-        f"{len(report.images)} images explained, pictures and {RESULT} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
+        f"{len(report.images)} images explained, pictures and {RESULT_FILE} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
     )
 
 

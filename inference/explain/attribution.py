@@ -1,10 +1,8 @@
-"""`explain`: one image, one method, one map.
+"""Attribution maps: one image, one method, one map of the evidence (`compute_attribution`).
 
-Class activation maps by gradients: Grad-CAM by Captum, Grad-CAM++ by us, since Captum has none.
-
-Methods that go through the pixels: by gradients along a path, and by taking parts of the image away. All are Captum's.
-
-The number that is explained: the log-odds of the target, from an image in [0, 1].
+What is explained is the log-odds of the target for an image in [0, 1] (`LogOdds`). Grad-CAM and Grad-CAM++ weigh the last feature maps by
+gradients; Captum has the former, the latter is ours, since Captum has none. The other methods go through the pixels, by gradients along a
+path or by taking parts of the image away, and are Captum's.
 """
 
 from __future__ import annotations
@@ -26,9 +24,125 @@ from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.seeds import derive_seed
 from pneumofed.inference.explain.methods import Attribution, Method, Target
 
+PATH_STEPS = 32
+"""Sundararajan et al. 2017, section 5, take 20 to 300 steps."""
+SHAP_DRAWS = 32
+WINDOWS_TO_A_SIDE = 8
+SUPERPIXELS = 64
+SURROGATE_DRAWS = 384
+"""Six for each superpixel: with fewer the estimates of two seeds agree less."""
+SUPERPIXEL_COMPACTNESS = 0.3
+"""Weight of the distance in the plane, in sides of a superpixel, against the difference in grey (Achanta et al. 2012, eq. 3: m / 100 is
+0.1 to 0.4 of their scale of colour)."""
+BATCH_IMAGES = 32
+
+EMPTY_BLUR = 1 / 16
+"""Deviation of the Gaussian that makes an image empty, as a share of its side. At 128 px that is 8 px: vessels, fissures and the borders
+of ribs are gone, thorax and heart stay, so that what replaces a part fits its surroundings (Fong & Vedaldi 2017, section 4.1)."""
+
+
+def compute_attribution(
+    network: nn.Module, image: Tensor, method: Method, target: Target = "pneumonia", *, seed: int = 0
+) -> Attribution:
+    """Computes the map of the evidence for `target` in `image`.
+
+    Guarantees:
+        Pure in the arguments on one machine with one number of threads. Network and global generators are left as they were, but that the
+        network is in evaluation mode.
+
+    Args:
+        network: of `build_model`: takes what `common.imaging.augment.normalize` makes.
+        image: float32 [1, 1, S, S] in [0, 1], as `fit_square` makes it.
+        method: one of `METHODS`.
+        target: a class, or `pneumonia` for all but normal.
+        seed: of what SHAP and LIME draw.
+
+    Raises:
+        ValueError: `image` is not one image, or there is no such class.
+    """
+    if image.ndim != 4 or image.shape[:2] != (1, 1) or image.shape[2] != image.shape[3]:
+        raise ValueError(f"image: expected [1, 1, S, S], got {tuple(image.shape)}")
+    score, side = LogOdds(network, target), image.shape[-1]
+    with torch.inference_mode():
+        found = float(score(image))
+    with seeded("explanation", method, seed):
+        values = _MAKERS[method](score, image)
+    shown = np.nan_to_num(enlarge(values, side).numpy())
+    return Attribution(shown, method, target, found, _cell_px(method, side, values.shape[-1]))
+
+
+class LogOdds(nn.Module):
+    """Images float32 [N, 1, S, S] in [0, 1] -> log-odds of the target, float32 [N]; `network` is one of `build_model`, in evaluation mode.
+
+    The log-odds and not one logit: adding the same number to all logits changes no probability, but it would change a logit.
+    """
+
+    def __init__(self, network: nn.Module, target: Target) -> None:
+        super().__init__()
+        self.network = network.eval()
+        self.target = target
+        self.channels = channels_of(network)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return log_odds(self.network(normalize(images, self.channels)), self.target)
+
+
+def log_odds(logits: Tensor, target: Target) -> Tensor:
+    """Computes log P(target) - log P(not target), float32 [N].
+
+    Args:
+        logits: float32 [N, C], C at least 2.
+        target: what the log-odds are of.
+    """
+    meant = target_mask(logits.shape[1], target)
+    return torch.logsumexp(logits[:, meant], dim=1) - torch.logsumexp(logits[:, ~meant], dim=1)
+
+
+def target_mask(classes: int, target: Target) -> np.ndarray:
+    """Marks which classes `target` means, bool [classes].
+
+    Args:
+        classes: number of the network's classes.
+        target: position of a class, or `pneumonia` for all but class 0.
+
+    Raises:
+        ValueError: there is no such class, or no other.
+    """
+    numbers = np.arange(classes)
+    mask = numbers > 0 if target == "pneumonia" else numbers == target
+    if mask.all() or not mask.any():
+        raise ValueError(f"target: expected pneumonia or one of {classes} classes, got {target!r}")
+    return mask
+
+
+def channels_of(network: nn.Module) -> int:
+    """Counts the channels, 1 or 3, that the first convolution of a network of `build_model` takes; 1 where there is none."""
+    first = architecture_of(network).first
+    convolution = network.get_submodule(first) if first else None
+    return convolution.in_channels if isinstance(convolution, nn.Conv2d) else 1
+
+
+def empty(image: Tensor) -> Tensor:
+    """Blurs `image` float32 [1, 1, S, S] until no detail is left: what stands where something was taken away."""
+    blurred = gaussian_filter(image[0, 0].numpy(), EMPTY_BLUR * image.shape[-1])
+    return torch.from_numpy(blurred)[None, None]
+
+
+@contextmanager
+def seeded(*parts: int | str) -> Iterator[None]:
+    """Seeds the global generators of torch and numpy, which Captum draws from, with `parts`; restores them afterwards."""
+    seed, state = derive_seed(*parts), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        np.random.set_state(state)
+
 
 def target_layer(network: nn.Module) -> nn.Module:
-    """The module of a network of `build_model` whose maps Grad-CAM weighs: the one whose output is averaged into the features.
+    """Finds the module of a network of `build_model` whose maps Grad-CAM weighs: the one whose output is averaged into the features.
 
     With one linear layer on the averages, Grad-CAM there is the class activation map of Zhou et al. 2016. `scattering` has maps but no
     averages: its head weighs 8 x 8 places one by one, Grad-CAM replaces these weights by their mean, and so it shows less there.
@@ -80,19 +194,6 @@ def _maps_and_gradient(score: LogOdds, image: Tensor) -> tuple[Tensor, Tensor]:
     return kept[0][0].detach(), gradient[0]
 
 
-PATH_STEPS = 32
-"""Sundararajan et al. 2017, section 5, take 20 to 300 steps."""
-SHAP_DRAWS = 32
-WINDOWS_TO_A_SIDE = 8
-SUPERPIXELS = 64
-SURROGATE_DRAWS = 384
-"""Six for each superpixel: with fewer the estimates of two seeds agree less."""
-COMPACTNESS = 0.3
-"""Weight of the distance in the plane, in sides of a superpixel, against the difference in grey (Achanta et al. 2012, eq. 3: m / 100 is
-0.1 to 0.4 of their scale of colour)."""
-AT_ONCE = 32
-
-
 def integrated_gradients(score: LogOdds, image: Tensor) -> Tensor:
     """Integrates the gradient along the path from the empty image, float32 [S, S] (Sundararajan et al. 2017, eq. 1).
 
@@ -103,7 +204,7 @@ def integrated_gradients(score: LogOdds, image: Tensor) -> Tensor:
     Returns:
         Sums to about the difference of the two scores, the closer the larger `PATH_STEPS` is.
     """
-    found = IntegratedGradients(score).attribute(image, empty(image), n_steps=PATH_STEPS, internal_batch_size=AT_ONCE)
+    found = IntegratedGradients(score).attribute(image, empty(image), n_steps=PATH_STEPS, internal_batch_size=BATCH_IMAGES)
     return found[0, 0].detach().float()
 
 
@@ -132,7 +233,7 @@ def occlusion(score: LogOdds, image: Tensor) -> Tensor:
         sliding_window_shapes=(1, window, window),
         strides=(1, window // 2, window // 2),
         baselines=empty(image),
-        perturbations_per_eval=AT_ONCE,
+        perturbations_per_eval=BATCH_IMAGES,
     )
     return found[0, 0].detach().float()
 
@@ -169,7 +270,7 @@ def superpixels(image: np.ndarray, count: int = SUPERPIXELS) -> np.ndarray:
         count: of superpixels, at least 1; rounded down to a square number.
     """
     side, cells = image.shape[0], int(np.sqrt(count))
-    place = (np.indices(image.shape).reshape(2, -1).T + 0.5) * (cells / side * COMPACTNESS)
+    place = (np.indices(image.shape).reshape(2, -1).T + 0.5) * (cells / side * SUPERPIXEL_COMPACTNESS)
     points = np.column_stack([place, image.ravel()])
     middle = ((np.arange(cells) + 0.5) * side / cells).astype(int)
     starts = np.add.outer(middle * side, middle).ravel()
@@ -182,84 +283,9 @@ def _surrogate(method: KernelShap | Lime, image: Tensor) -> Tensor:
     # Sum over a superpixel is its coefficient, whatever its size.
     area = torch.bincount(segments.ravel()).float()[segments]
     found: Tensor = method.attribute(
-        image, baselines=empty(image), feature_mask=segments, n_samples=SURROGATE_DRAWS, perturbations_per_eval=AT_ONCE
+        image, baselines=empty(image), feature_mask=segments, n_samples=SURROGATE_DRAWS, perturbations_per_eval=BATCH_IMAGES
     )
     return (found / area)[0, 0].detach().float()
-
-
-EMPTY_BLUR = 1 / 16
-"""Deviation of the Gaussian that makes an image empty, as a share of its side. At 128 px that is 8 px: vessels, fissures and the borders
-of ribs are gone, thorax and heart stay, so that what replaces a part fits its surroundings (Fong & Vedaldi 2017, section 4.1)."""
-
-
-class LogOdds(nn.Module):
-    """Images float32 [N, 1, S, S] in [0, 1] -> log-odds of the target, float32 [N]; `network` is one of `build_model`, in evaluation mode.
-
-    The log-odds and not one logit: adding the same number to all logits changes no probability, but it would change a logit.
-    """
-
-    def __init__(self, network: nn.Module, target: Target) -> None:
-        super().__init__()
-        self.network = network.eval()
-        self.target = target
-        self.channels = channels_of(network)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return log_odds(self.network(normalize(images, self.channels)), self.target)
-
-
-def log_odds(logits: Tensor, target: Target) -> Tensor:
-    """Computes log P(target) - log P(not target), float32 [N].
-
-    Args:
-        logits: float32 [N, C], C at least 2.
-        target: what the log-odds are of.
-    """
-    meant = target_mask(logits.shape[1], target)
-    return torch.logsumexp(logits[:, meant], dim=1) - torch.logsumexp(logits[:, ~meant], dim=1)
-
-
-def target_mask(classes: int, target: Target) -> np.ndarray:
-    """Marks which classes `target` means, bool [classes].
-
-    Args:
-        classes: number of the network's classes.
-        target: position of a class, or `pneumonia` for all but class 0.
-
-    Raises:
-        ValueError: there is no such class, or no other.
-    """
-    numbers = np.arange(classes)
-    mask = numbers > 0 if target == "pneumonia" else numbers == target
-    if mask.all() or not mask.any():
-        raise ValueError(f"target: expected pneumonia or one of {classes} classes, got {target!r}")
-    return mask
-
-
-def channels_of(network: nn.Module) -> int:
-    """1 or 3: what the first convolution of a network of `build_model` takes; 1 where there is none."""
-    first = architecture_of(network).first
-    convolution = network.get_submodule(first) if first else None
-    return convolution.in_channels if isinstance(convolution, nn.Conv2d) else 1
-
-
-def empty(image: Tensor) -> Tensor:
-    """`image` float32 [1, 1, S, S] without its detail, of the same shape: what stands where something was taken away."""
-    blurred = gaussian_filter(image[0, 0].numpy(), EMPTY_BLUR * image.shape[-1])
-    return torch.from_numpy(blurred)[None, None]
-
-
-@contextmanager
-def seeded(*parts: int | str) -> Iterator[None]:
-    """Captum draws from the global generators of torch and numpy: inside they are pure in `parts`, afterwards as they were before."""
-    seed, state = derive_seed(*parts), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            yield
-    finally:
-        np.random.set_state(state)
 
 
 _MAKERS: dict[Method, Callable[[LogOdds, Tensor], Tensor]] = {
@@ -271,36 +297,6 @@ _MAKERS: dict[Method, Callable[[LogOdds, Tensor], Tensor]] = {
     "kernel-shap": kernel_shap,
     "lime": lime,
 }
-
-
-def compute_attribution(
-    network: nn.Module, image: Tensor, method: Method, target: Target = "pneumonia", *, seed: int = 0
-) -> Attribution:
-    """The evidence for `target` in `image`.
-
-    Guarantees:
-        Pure in the arguments on one machine with one number of threads. Network and global generators are left as they were, but that the
-        network is in evaluation mode.
-
-    Args:
-        network: of `build_model`: takes what `common.imaging.augment.normalize` makes.
-        image: float32 [1, 1, S, S] in [0, 1], as `fit_square` makes it.
-        method: one of `METHODS`.
-        target: a class, or `pneumonia` for all but normal.
-        seed: of what SHAP and LIME draw.
-
-    Raises:
-        ValueError: `image` is not one image, or there is no such class.
-    """
-    if image.ndim != 4 or image.shape[:2] != (1, 1) or image.shape[2] != image.shape[3]:
-        raise ValueError(f"image: expected [1, 1, S, S], got {tuple(image.shape)}")
-    score, side = LogOdds(network, target), image.shape[-1]
-    with torch.inference_mode():
-        found = float(score(image))
-    with seeded("explanation", method, seed):
-        values = _MAKERS[method](score, image)
-    shown = np.nan_to_num(enlarge(values, side).numpy())
-    return Attribution(shown, method, target, found, _cell_px(method, side, values.shape[-1]))
 
 
 def enlarge(values: Tensor, side: int) -> Tensor:

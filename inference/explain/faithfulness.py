@@ -1,15 +1,13 @@
-"""Whether what a map points at matters to the network: deletion and insertion curves (Petsiuk et al. 2018, section 4.2).
+"""Whether a map can be believed: what it marks matters to the network, and the map depends on what the network has learnt.
 
-What is deleted must be replaced by something. The paper takes a constant or a blurred image, of which a network trained on photographs
-says "nothing". A network that tells pneumonia from normal has no such class, and calls an empty image one or the other; if it calls it
-what the image is called anyway, deletion changes nothing and the curve means nothing. So the reference is an argument: the blurred
-image where it serves, else a radiograph of the other class (as Goyal et al. 2019, "Counterfactual Visual Explanations", section 3).
+Deletion and insertion curves (Petsiuk et al. 2018, section 4.2) exchange cells of the image in the order of the map (`curves`). What is
+deleted must be replaced by something. The paper takes a constant or a blurred image, of which a network trained on photographs says
+"nothing". A network that separates pneumonia from normal has no such class, and calls an empty image one or the other; if it calls it what
+the image is called anyway, deletion changes nothing and the curve means nothing. So the reference is an argument: the blurred image where
+it serves, else a radiograph of the other class (as Goyal et al. 2019, "Counterfactual Visual Explanations", section 3).
 
-Whether a map depends on what the network has learnt: parameter randomisation (Adebayo et al. 2018).
-
-Networks whose weights are taken away from the output on, for the sanity check of Adebayo et al. 2018.
-
-Means over images with their intervals.
+Parameter randomisation (Adebayo et al. 2018) compares the map with that of a network whose weights are drawn anew from the output on
+(`sanity_check`, `randomised`). `mean_interval` gives means over images with their intervals.
 """
 
 from __future__ import annotations
@@ -33,16 +31,28 @@ from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.explain.attribution import LogOdds, compute_attribution, seeded
 from pneumofed.inference.explain.methods import Method, Target
 
-CELLS = 16
+CELLS_PER_SIDE = 16
 """Cells to a side that are exchanged as a whole, by map and at random alike: single pixels in random order are noise, which disturbs a
 network more than any region that it looks at, so that a random order of pixels would seem to beat every map."""
-STEPS = 8
+CURVE_STEPS = 8
 RANDOM_ORDERS = 2
+
+SanityVerdict = Literal["depends on the weights", "does not depend on the weights", "open"]
+
+LARGEST_CORRELATION = 0.5
+"""Rank correlation with the map of a random network below which a map counts as the network's own: a quarter of the variance of its
+ranks, or less, comes without any learning. Ours; the paper shows curves and sets no number."""
+LEAST_PAIRS = 6
+
+CASCADE_PARTS = 4
+
+MIN_INTERVAL_PATIENTS = 5
+"""Resamples of fewer hardly differ from each other, and their interval would claim a precision that is not there."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Probability of the target over the share of the image that was exchanged, 0 to 1 in `STEPS` steps; float64 [STEPS + 1] each.
+    """Probability of the target over the share of the image that was exchanged, 0 to 1 in `CURVE_STEPS` steps; float64 [STEPS + 1] each.
 
     Attributes:
         deletion: from image to reference, the cells of the highest evidence first; a small area is good.
@@ -83,43 +93,35 @@ def random_curves(score: LogOdds, image: Tensor, reference: Tensor, seed: int = 
         seed: of the orders.
     """
     rng = numpy_generator("deletion", seed)
-    found = [_exchange(score, image, reference, rng.permutation(CELLS**2)) for _ in range(RANDOM_ORDERS)]
+    found = [_exchange(score, image, reference, rng.permutation(CELLS_PER_SIDE**2)) for _ in range(RANDOM_ORDERS)]
     return Curves(*(np.mean([getattr(one, name) for one in found], axis=0) for name in ("deletion", "insertion")))
 
 
 def area(curve: np.ndarray) -> float:
-    """Area under a curve of evenly spaced points over [0, 1], by trapezoids."""
+    """Computes the area under a curve of evenly spaced points over [0, 1], by trapezoids."""
     return float(np.trapezoid(curve, dx=1.0 / (len(curve) - 1)))
 
 
 def by_cell(values: np.ndarray) -> NDArray[np.float64]:
-    """Mean of the map in each of `CELLS` x `CELLS` cells, row by row."""
+    """Averages the map in each of `CELLS_PER_SIDE` x `CELLS_PER_SIDE` cells, row by row."""
     cell = _cells(values.shape[0]).ravel()
     return np.bincount(cell, values.ravel()) / np.bincount(cell)
 
 
 @torch.inference_mode()
 def _exchange(score: LogOdds, image: Tensor, reference: Tensor, order: np.ndarray) -> Curves:
-    turn = np.empty(CELLS**2)
-    turn[order] = np.arange(CELLS**2)
+    turn = np.empty(CELLS_PER_SIDE**2)
+    turn[order] = np.arange(CELLS_PER_SIDE**2)
     place = torch.from_numpy(turn[_cells(image.shape[-1])])
-    taken = torch.stack([place < CELLS**2 * step // STEPS for step in range(STEPS + 1)])[:, None]
+    taken = torch.stack([place < CELLS_PER_SIDE**2 * step // CURVE_STEPS for step in range(CURVE_STEPS + 1)])[:, None]
     both = torch.cat([torch.where(taken, reference, image), torch.where(taken, image, reference)])
-    return Curves(*torch.sigmoid(score(both).double()).numpy().reshape(2, STEPS + 1))
+    return Curves(*torch.sigmoid(score(both).double()).numpy().reshape(2, CURVE_STEPS + 1))
 
 
 def _cells(side: int) -> NDArray[np.int64]:
     """Number of the cell of each pixel, int64 [S, S]."""
-    part = np.arange(side) * CELLS // side
-    return (part[:, None] * CELLS + part).astype(np.int64)
-
-
-Verdict = Literal["depends on the weights", "does not depend on the weights", "open"]
-
-LARGEST_CORRELATION = 0.5
-"""Rank correlation with the map of a random network below which a map counts as the network's own: a quarter of the variance of its
-ranks, or less, comes without any learning. Ours; the paper shows curves and sets no number."""
-LEAST_PAIRS = 6
+    part = np.arange(side) * CELLS_PER_SIDE // side
+    return (part[:, None] * CELLS_PER_SIDE + part).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class Likeness:
 
     Attributes:
         rank: Spearman's correlation over pixels.
-        absolute_rank: the same of the absolute values, which a change of sign leaves alone (their section 4, "ABS").
+        absolute_rank: the same of the absolute values, which a change of sign does not change (their section 4, "ABS").
         structure: SSIM of the absolute values, each map scaled to 1 at most.
     """
 
@@ -152,7 +154,7 @@ class Sanity:
     """
 
     method: Method
-    verdict: Verdict
+    verdict: SanityVerdict
     rank: ConfidenceInterval
     absolute_rank: ConfidenceInterval
     structure: ConfidenceInterval
@@ -160,11 +162,11 @@ class Sanity:
     constant: int
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, with the sentence."""
+        """Returns all of it for JSON, with the sentence."""
         return {**vars(self), "sentence": self.sentence()}
 
     def sentence(self) -> str:
-        """The verdict with its number, for the radiologist."""
+        """Words the verdict with its number, for the radiologist."""
         worst = max(self.rank, self.absolute_rank, key=lambda found: found["value"])
         number = f"rank correlation {show_interval(worst)}, {self.pairs} pairs of maps"
         if self.verdict == "depends on the weights":
@@ -245,7 +247,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return values.astype(np.float64) / max(float(values.max()), 1e-30)
 
 
-def _verdict(worst: ConfidenceInterval, pairs: int) -> Verdict:
+def _verdict(worst: ConfidenceInterval, pairs: int) -> SanityVerdict:
     if pairs < LEAST_PAIRS:
         return "open"
     if worst["high"] < LARGEST_CORRELATION:
@@ -253,13 +255,10 @@ def _verdict(worst: ConfidenceInterval, pairs: int) -> Verdict:
     return "does not depend on the weights" if worst["low"] > LARGEST_CORRELATION else "open"
 
 
-PARTS = 4
-
-
 def randomised(network: nn.Module, share: float, seed: int) -> nn.Module:
     """Copies `network` with random weights in its last `share` of layers: their cascade, section 3.1.
 
-    Share 0 draws the classifier alone, 1 everything. Convolutions and linear layers are drawn by He et al. 2015, eq. 10, which keeps the
+    Share 0 draws only the classifier, 1 everything. Convolutions and linear layers are drawn by He et al. 2015, eq. 10, which keeps the
     variance of the signal through the depth; norms become the identity, their statistics included.
 
     Args:
@@ -285,8 +284,8 @@ def cascade(network: nn.Module, seed: int) -> Iterator[tuple[float, nn.Module]]:
         network: of `build_model`; left as it is.
         seed: of the weights.
     """
-    for part in range(PARTS + 1):
-        yield part / PARTS, randomised(network, part / PARTS, seed)
+    for part in range(CASCADE_PARTS + 1):
+        yield part / CASCADE_PARTS, randomised(network, part / CASCADE_PARTS, seed)
 
 
 def _draw(module: nn.Module) -> None:
@@ -295,14 +294,10 @@ def _draw(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 
-LEAST_PATIENTS = 5
-"""Resamples of fewer hardly differ from each other, and their interval would claim a precision that is not there."""
-
-
 def mean_interval(values: Sequence[float], patients: Sequence[str] | None = None, seed: int = 0) -> ConfidenceInterval:
-    """The mean of `values` with its 95 % interval by the percentile bootstrap over patients; NaN values are left out.
+    """Computes the mean of `values` with its 95 % interval by the percentile bootstrap over patients; NaN values are left out.
 
-    The interval is NaN for fewer than `LEAST_PATIENTS`.
+    The interval is NaN for fewer than `MIN_INTERVAL_PATIENTS`.
 
     Args:
         values: one an image.
@@ -313,7 +308,7 @@ def mean_interval(values: Sequence[float], patients: Sequence[str] | None = None
     defined = ~np.isnan(known)
     names = np.arange(len(known)) if patients is None else np.array(patients)
     people, number = np.unique(names[defined], return_inverse=True)
-    if len(people) < LEAST_PATIENTS:
+    if len(people) < MIN_INTERVAL_PATIENTS:
         mean = float(known[defined].mean()) if len(people) else math.nan
         return ConfidenceInterval(value=mean, low=math.nan, high=math.nan, resamples=0)
     sums, counts = np.bincount(number, known[defined]), np.bincount(number)

@@ -1,6 +1,7 @@
 """What `pneumofed explain` does: files in, pictures and one JSON file out.
 
-What the reader is told below a map: what it is, whether to believe it, and where its weight lies.
+`explain_files` writes the pictures, `explain_image` makes the maps of one image, `check_methods` runs the sanity check. `caption_map`
+words the lines below a map: what it is, whether to believe it, and where its weight lies.
 """
 
 from __future__ import annotations
@@ -33,9 +34,15 @@ from pneumofed.inference.predict.predict import find_files
 
 CHECKED_IMAGES = 6
 """The check asks of the method and the network, not of one image; with more its interval is narrower and it takes longer."""
-RESULT = "explanations.json"
+RESULT_FILE = "explanations.json"
 
 Tell = Callable[[str], None]
+
+MAP_LIMITS_NOTE = (
+    "The map is about the network and not about the patient: it outlines no disease. Colours are relative to the largest value in this "
+    "picture and do not compare between pictures."
+)
+PHANTOM_NOTE = "The model was trained on drawn images. Nothing here is about patients."
 
 
 @dataclass(frozen=True)
@@ -121,11 +128,11 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Exp
     for number, path in enumerate(readable, start=1):
         report.images.append({"path": str(path), **_explain_file(setup, path, out / f"{number:04d}")})
         tell(f"{number} of {len(readable)}: {', '.join(request.methods)}")
-    with atomic_write(out / RESULT) as file:
+    with atomic_write(out / RESULT_FILE) as file:
         file.write(json.dumps(without_nan(vars(report)), indent=1).encode())
     if not readable:
         counts = ", ".join(f"{reason} ({count})" for reason, count in sorted(report.skipped.items()))
-        raise EmptySiteError(f"no image could be read: {counts or 'there is no file'}; each is named in {out / RESULT}")
+        raise EmptySiteError(f"no image could be read: {counts or 'there is no file'}; each is named in {out / RESULT_FILE}")
     return report
 
 
@@ -143,7 +150,7 @@ def _read(files: Iterable[Path], predictor: Predictor, report: ExplanationReport
 def check_methods(
     network: nn.Module, images: Sequence[Image], predictor: Predictor, request: ExplanationRequest
 ) -> dict[Method, Sanity]:
-    """Whether the maps of each method depend on what the network has learnt; nothing without images.
+    """Checks whether the maps of each method depend on what the network has learnt; nothing without images.
 
     Args:
         network: the bundle's.
@@ -158,7 +165,7 @@ def check_methods(
 
 
 def explain_image(setup: ExplanationSetup, image: Image) -> Iterator[ExplainedMap]:
-    """One map for each of the methods that were asked for, in their order.
+    """Makes one map for each of the methods that were asked for, in their order.
 
     Args:
         setup: the bundle, what was asked for, and what the check found.
@@ -195,7 +202,7 @@ def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, 
 
 
 def json_entry(number: str, judgement: Judgement, maps: Mapping[Method, Any]) -> dict[str, Any]:
-    """What the JSON file says of one image.
+    """Builds the entry of one image in the JSON file.
 
     Args:
         number: of the image, which its pictures' names begin with.
@@ -224,15 +231,8 @@ def _network_input(predictor: Predictor, image: Image) -> Tensor:
     return torch.from_numpy(predictor.prepare(image))[None, None]
 
 
-LIMITS = (
-    "The map is about the network and not about the patient: it outlines no disease. Colours are relative to the largest value in this "
-    "picture and do not compare between pictures."
-)
-PHANTOM = "The model was trained on drawn images. Nothing here is about patients."
-
-
 def headline(judgement: Judgement) -> str:
-    """The judgement in a few words, as the title of its pictures."""
+    """Words the judgement as the title of its pictures."""
     found = judgement.prediction
     if found is None:
         return f"cannot judge ({', '.join(judgement.reasons)})"
@@ -242,7 +242,7 @@ def headline(judgement: Judgement) -> str:
 def caption_map(
     attribution: Attribution, manifest: BundleManifest, sanity: Sanity | None, focus: Focus, faith: Mapping[str, float]
 ) -> tuple[str, ...]:
-    """The lines below one map; warnings first.
+    """Words the lines below one map; warnings first.
 
     Args:
         attribution: the map.
@@ -256,7 +256,7 @@ def caption_map(
     lines.append(f"{facts.title} ({facts.source}) shows {facts.shows}. Evidence for: {_target(attribution, manifest)}.")
     lines.append(sanity.sentence() if sanity else "Whether the map can be believed was not checked.")
     lines += _about_focus(focus) + _about_deletion(attribution, faith)
-    return (*lines, LIMITS, *([PHANTOM] if manifest.card.phantom else []))
+    return (*lines, MAP_LIMITS_NOTE, *([PHANTOM_NOTE] if manifest.card.phantom else []))
 
 
 def _target(attribution: Attribution, manifest: BundleManifest) -> str:

@@ -1,4 +1,4 @@
-"""The methods and what a map of each one is. Nothing heavy is imported: command lines list them."""
+"""The attribution methods, and what a map of each one is. Nothing heavy is imported: command lines list them."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Attribution:
 
 
 def choose_methods(names: Sequence[str], option: str) -> tuple[Method, ...]:
-    """The methods called `names`, each once, in the order of `METHODS`.
+    """Chooses the methods called `names`, each once, in the order of `METHODS`.
 
     Args:
         names: as the user gave them.
@@ -100,7 +100,7 @@ def choose_methods(names: Sequence[str], option: str) -> tuple[Method, ...]:
 
 
 def choose_target(name: str, classes: Sequence[str], option: str) -> Target:
-    """The target called `name`: pneumonia, or one of a bundle's `classes`.
+    """Chooses the target called `name`: pneumonia, or one of a bundle's `classes`.
 
     Args:
         name: as the user gave it.

@@ -1,6 +1,6 @@
-"""Maps as pictures: laid over the radiograph, with a scale, a legend and what they are.
+"""Maps as pictures: placed on the radiograph, with a colour bar, a legend and text.
 
-From the network's square back to the picture that the radiologist sees.
+`place_on_image` goes from the network's square back to the picture that the radiologist sees; `overlay` draws one map, `montage` several.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-POSITIVE, SIGNED = "inferno", "PuOr_r"
+POSITIVE_COLOURS, SIGNED_COLOURS = "inferno", "PuOr_r"
 """Perceptually uniform (van der Walt & Smith 2015), and diverging, the same to colour-blind eyes (Brewer's PuOr): orange speaks for the
 finding, purple against it."""
-STRONGEST = 0.65
+MAX_OPACITY = 0.65
 """Opacity of the largest value; that of the others is in proportion, so that the radiograph shows where there is no evidence."""
-LUNGS, MARKS = "#56B4E9", "#009E73"
+LUNGS_COLOUR, MARKS_COLOUR = "#56B4E9", "#009E73"
 _PIXEL_BLUR = 1 / 64
-"""Deviation as a share of the side, for maps of single pixels, which are speckles to the eye. For the picture alone."""
+"""Deviation as a share of the side, for maps of single pixels, which are speckles to the eye. Only for the picture."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Panel:
         attribution: where it comes from.
         lungs: the estimate, or None where the lungs were not found.
         marks: markers and text.
-        lines: what the reader is told below the picture.
+        lines: the text below the picture.
     """
 
     pixels: np.ndarray
@@ -111,15 +111,15 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
     cmap, lowest = _colours(panel.attribution)
     relative = relative_values(panel)
     axes.imshow(panel.pixels, cmap="gray", vmin=0.0, vmax=1.0)
-    axes.imshow(relative, cmap=cmap, vmin=lowest, vmax=1.0, alpha=STRONGEST * np.abs(relative))
-    for place, colour in ((panel.lungs, LUNGS), (panel.marks, MARKS)):
+    axes.imshow(relative, cmap=cmap, vmin=lowest, vmax=1.0, alpha=MAX_OPACITY * np.abs(relative))
+    for place, colour in ((panel.lungs, LUNGS_COLOUR), (panel.marks, MARKS_COLOUR)):
         if place is not None and place.any():
             axes.contour(place.astype(np.float32), levels=[0.5], colors=[colour], linewidths=1.0, linestyles="--")
     axes.axis("off")
 
 
 def relative_values(panel: Panel) -> np.ndarray:
-    """float32 [H, W], the map over its largest absolute value, in [-1, 1] or [0, 1]; 0 everywhere for an empty map."""
+    """Divides the map by its largest absolute value, float32 [H, W] in [-1, 1] or [0, 1]; 0 everywhere for an empty map."""
     values = panel.values
     if panel.attribution.cell_px <= 1.0:
         values = gaussian_filter(values, _PIXEL_BLUR * max(values.shape))
@@ -131,7 +131,7 @@ def relative_values(panel: Panel) -> np.ndarray:
 
 def _colours(attribution: Attribution) -> tuple[str, float]:
     """(colour map, lowest relative value)."""
-    return (SIGNED, -1.0) if FACTS[attribution.method].signed else (POSITIVE, 0.0)
+    return (SIGNED_COLOURS, -1.0) if FACTS[attribution.method].signed else (POSITIVE_COLOURS, 0.0)
 
 
 def _scale(figure: Figure, axes: Axes, attribution: Attribution) -> None:
@@ -153,8 +153,8 @@ def _legend(figure: Figure, panels: Sequence[Panel]) -> None:
     from matplotlib.lines import Line2D
 
     drawn = {
-        "lungs (estimate)": (LUNGS, any(panel.lungs is not None for panel in panels)),
-        "marker or text": (MARKS, any(panel.marks.any() for panel in panels)),
+        "lungs (estimate)": (LUNGS_COLOUR, any(panel.lungs is not None for panel in panels)),
+        "marker or text": (MARKS_COLOUR, any(panel.marks.any() for panel in panels)),
     }
     lines = [Line2D([], [], color=colour, linestyle="--", label=name) for name, (colour, shown) in drawn.items() if shown]
     if lines:

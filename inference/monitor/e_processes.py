@@ -1,4 +1,9 @@
-"""What is compared with what at a site, and the bets on it, one row an image."""
+"""The e-processes of a site: evidence of change in each quantity of each scanner, one log factor an image.
+
+`list_tests` says which images are compared with which: those of a scanner with the reference of the bundle, or with its own baseline once
+a person has accepted one. `e_processes` computes the factors of one such test, for each quantity, for refusals and for corrections by
+readers; `evidence` has the mathematics and `streams` accumulates the factors over days.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +61,17 @@ class Test:
 
 
 @dataclass(frozen=True)
-class Bets:
-    """Log factors `log_bets` [N, J] of J gamblers on one quantity, at the images `rows` [N] and on the `days` [N] they became known."""
+class EProcess:
+    """The e-process of one quantity in one test, as log factors of J gamblers at N images.
+
+    Attributes:
+        test: what is compared with what.
+        quantity: its name.
+        rows: int64 [N], the images.
+        days: int64 [N], ordinals of the days on which the images became known.
+        log_bets: float64 [N, J], log factor of each gambler at each image; each is fair while nothing changes.
+        directions: what each of the gamblers bets on.
+    """
 
     test: Test
     quantity: str
@@ -85,7 +99,7 @@ def list_tests(found: Observations, baselines: Sequence[Baseline]) -> list[Test]
     return sorted(tests, key=lambda test: test.start)
 
 
-def bet(found: Observations, reference: Reference, test: Test) -> Iterator[Bets]:
+def e_processes(found: Observations, reference: Reference, test: Test) -> Iterator[EProcess]:
     """Computes the e-process of each quantity of `reference` over the judged images, then of refusals and of corrections.
 
     Args:
@@ -103,7 +117,7 @@ def bet(found: Observations, reference: Reference, test: Test) -> Iterator[Bets]
         known = values[quantity][old] if test.own_baseline else of_reference[quantity]
         rng = numpy_generator("drift", "ties", reference.digest, test.scanner, test.start, quantity)
         ranks = conformal_p_values(known, values[quantity][~old], rng)
-        yield Bets(test, quantity, judged[~old], found.days[judged[~old]], bet_on_ranks(ranks), directions)
+        yield EProcess(test, quantity, judged[~old], found.days[judged[~old]], bet_on_ranks(ranks), directions)
     yield _bet_on_refusals(found, test)
     yield _bet_on_corrections(found, test)
 
@@ -121,16 +135,16 @@ def first_of_each_unit(rows: Rows, units: npt.NDArray[np.str_]) -> Rows:
     return rows[np.sort(np.unique(units[rows], return_index=True)[1])]
 
 
-def _bet_on_refusals(found: Observations, test: Test) -> Bets:
+def _bet_on_refusals(found: Observations, test: Test) -> EProcess:
     rows = first_of_each_unit(test.rows[test.rows >= test.start], found.units)
     log_bets = bet_on_events(found.refused[rows], np.full(len(rows), ALLOWED_REFUSALS))
-    return Bets(test, REFUSALS, rows, found.days[rows], log_bets, _MORE)
+    return EProcess(test, REFUSALS, rows, found.days[rows], log_bets, _MORE)
 
 
-def _bet_on_corrections(found: Observations, test: Test) -> Bets:
+def _bet_on_corrections(found: Observations, test: Test) -> EProcess:
     """In the order of reading, since a bet may only rest on what was known before."""
     read = test.rows[(test.rows >= test.start) & (found.read_order[test.rows] >= 0) & ~found.refused[test.rows]]
     rows = first_of_each_unit(read[np.argsort(found.read_order[read], kind="stable")], found.units)
     at_most = np.clip(found.expected_errors[rows], LEAST_ERROR, 1.0 - LEAST_ERROR)
     log_bets = bet_on_events(found.corrected[rows], at_most)
-    return Bets(test, CORRECTIONS, rows, found.read_days[rows], log_bets, _MORE)
+    return EProcess(test, CORRECTIONS, rows, found.read_days[rows], log_bets, _MORE)

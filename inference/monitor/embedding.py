@@ -1,4 +1,4 @@
-"""What of a network's features is kept to tell drift by: a few principal components, and how far an image lies off them."""
+"""The embedding of a network's features that drift is measured on: a few principal components, and how far an image lies off them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Embedding:
 
     @classmethod
     def fit(cls, features: Floats) -> Embedding:
-        """Fitted to `features` [F, D]."""
+        """Fits the map to `features` [F, D]."""
         mean = features.mean(axis=0)
         axes = np.linalg.svd(features - mean, full_matrices=False)[2][:COMPONENTS]
         axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
@@ -40,7 +40,7 @@ class Embedding:
         return cls(mean, axes, rows, median_distance(rows))
 
     def map(self, features: npt.ArrayLike) -> Floats:
-        """float64 [N, E] of `features` [N, D]: coordinates on the axes, then the length of what they leave out."""
+        """Maps `features` [N, D] to float64 [N, E]: coordinates on the axes, then the length of what they leave out."""
         return _map(np.atleast_2d(np.asarray(features, np.float64)), self.mean, self.axes)
 
     def likeness(self, rows: Floats) -> Floats:

@@ -65,7 +65,7 @@ def conformal_p_values(reference: Floats, stream: Floats, rng: np.random.Generat
 
 
 def bet_on_ranks(p_values: Floats) -> Floats:
-    """float64 [N, 20]: log densities on [0, 1] at `p_values`, so each bet is fair while these are uniform.
+    """Computes log densities on [0, 1] at `p_values`, float64 [N, 20], so each bet is fair while these are uniform.
 
     Five gamblers for each of `DIRECTIONS`, in its order: tilted to high p, to low p, to both ends, and to the middle.
     """
@@ -74,7 +74,7 @@ def bet_on_ranks(p_values: Floats) -> Floats:
 
 
 def direction_of(gambler: int) -> Direction:
-    """What the gambler of `bet_on_ranks` bets on."""
+    """Returns what the gambler of `bet_on_ranks` bets on."""
     return DIRECTIONS[gambler // len(TILTS)]
 
 
@@ -95,7 +95,7 @@ def bet_on_events(events: npt.NDArray[np.bool_], at_most: Floats) -> Floats:
 
 
 def accumulate(log_bets: Floats, days: npt.NDArray[np.int64]) -> Course:
-    """The mixture over gamblers (columns of `log_bets` [N, J]) and days of beginning, a test martingale if each bet is fair.
+    """Computes the mixture over gamblers (columns of `log_bets` [N, J]) and days of beginning, a test martingale if each bet is fair.
 
     Args:
         log_bets: each gambler's log factor at each value.

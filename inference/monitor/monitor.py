@@ -1,6 +1,7 @@
-"""A site's monitor: what the reading room and the command line put in, and what they ask of it.
+"""A site's monitor of drift: it records judged images and readings, and reports what has changed.
 
-A folder of images, judged and put into the monitor.
+`Monitor` joins the store in a folder with the reference of the bundle that judges; the reading room and the command line use it.
+`find_drift` computes the findings from observations only. `record_images` judges files and folders and puts them into a monitor.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pneumofed.inference.monitor.evidence import YEAR_DAYS
 from pneumofed.inference.monitor.reference import Observations, Reference, reference_of
 from pneumofed.inference.monitor.share import Grid, Summary
 from pneumofed.inference.monitor.store import Label, MonitorStore, Observation, today
-from pneumofed.inference.monitor.streams import Look, Stream, daily_looks, watch
+from pneumofed.inference.monitor.streams import DailyTest, Stream, daily_tests, watch
 from pneumofed.inference.predict.predict import find_files, judge_files
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 
 
 UNKNOWN_SCANNER = "unknown scanner"
-MIN_BASELINE = 50
-LOOKED_BACK_DAYS = 90
+MIN_BASELINE_PATIENTS = 50
+TESTED_BACK_DAYS = 90
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,13 @@ class DriftFindings:
     Attributes:
         found: all that was judged.
         streams: the evidence of every quantity of every scanner, by year.
-        looks: the single days, of the last `LOOKED_BACK_DAYS`.
+        daily_tests: the single days, of the last `TESTED_BACK_DAYS`.
         starts: by scanner, the first image that is compared with what it is compared with now.
     """
 
     found: Observations
     streams: Sequence[Stream]
-    looks: Sequence[Look]
+    daily_tests: Sequence[DailyTest]
     starts: Mapping[str, int]
 
     @property
@@ -67,7 +68,7 @@ class DriftFindings:
 
 
 def find_drift(found: Observations, reference: Reference, baselines: Sequence[Baseline] = ()) -> DriftFindings:
-    """Computes the evidence for drift in `found`, and the tests of the last `LOOKED_BACK_DAYS` days.
+    """Computes the evidence for drift in `found`, and the tests of the last `TESTED_BACK_DAYS` days.
 
     Args:
         found: all judged images, in the order of arrival; may be empty.
@@ -77,9 +78,9 @@ def find_drift(found: Observations, reference: Reference, baselines: Sequence[Ba
     if not len(found):
         return DriftFindings(found, (), (), {})
     tests = list_tests(found, baselines)
-    since = int(found.days[-1]) - LOOKED_BACK_DAYS + 1
+    since = int(found.days[-1]) - TESTED_BACK_DAYS + 1
     starts = {test.scanner: test.start for test in tests}
-    return DriftFindings(found, watch(found, reference, baselines), daily_looks(found, reference, tests, since), starts)
+    return DriftFindings(found, watch(found, reference, baselines), daily_tests(found, reference, tests, since), starts)
 
 
 class Monitor:
@@ -131,7 +132,7 @@ class Monitor:
         self.store.append_reading(image, label, day.toordinal() if day else today())
 
     def check(self) -> DriftFindings:
-        """All evidence so far, and the last days one by one.
+        """Computes all evidence so far, and tests the last days one by one.
 
         Raises:
             ConfigError: this bundle judged nothing here, as when a path is mistyped: that must not pass for quiet.
@@ -156,19 +157,20 @@ class Monitor:
             last: day of the last one, included; from the day after it on images are compared with the baseline.
 
         Returns:
-            Number of patients in the baseline, `MIN_BASELINE` at least.
+            Number of patients in the baseline, `MIN_BASELINE_PATIENTS` at least.
 
         Raises:
-            ConfigError: no such scanner was seen, or there are fewer than `MIN_BASELINE` patients.
+            ConfigError: no such scanner was seen, or there are fewer than `MIN_BASELINE_PATIENTS` patients.
             DataError: the folder cannot be written.
         """
         found = self._check_scanner(scanner)
         inside = (found.scanners == scanner) & ~found.refused
         inside &= (found.days >= first.toordinal()) & (found.days <= last.toordinal())
         patients = len(np.unique(found.units[inside]))
-        if patients < MIN_BASELINE:
+        if patients < MIN_BASELINE_PATIENTS:
             raise ConfigError(
-                f"'{scanner}' has images of {patients} patients from {first} to {last}, a baseline needs {MIN_BASELINE}; take more days"
+                f"'{scanner}' has images of {patients} patients from {first} to {last}, a baseline needs {MIN_BASELINE_PATIENTS}; "
+                "take more days"
             )
         self.store.append_baseline(self.reference.digest, scanner, first.toordinal(), last.toordinal())
         return patients

@@ -1,6 +1,6 @@
-"""The monitor's page: one HTML file that needs nothing else, and its first picture as PNG.
+"""The monitor's page: one HTML file that needs nothing else, with its first picture as a PNG file beside it.
 
-The pictures of the monitor: evidence over days for each scanner, and the single days.
+The pictures are the evidence over days (`draw_evidence`) and the single days (`draw_days`), a panel for each scanner.
 """
 
 from __future__ import annotations
@@ -16,18 +16,24 @@ import numpy as np
 from pneumofed.common.evaluation.plots import FAINT, INK, TEXT_PT, new_figure, style_of
 from pneumofed.common.files import atomic_write
 from pneumofed.common.ops.render import render as render_page
-from pneumofed.inference.monitor.monitor import LOOKED_BACK_DAYS, DriftFindings
+from pneumofed.inference.monitor.monitor import TESTED_BACK_DAYS, DriftFindings
 from pneumofed.inference.monitor.reference import Reference
-from pneumofed.inference.monitor.streams import RATE, Look, Stream
-from pneumofed.inference.monitor.wording import ScannerStatus, sentences, show_p, tell, title
+from pneumofed.inference.monitor.streams import FALSE_ALARM_RATE, DailyTest, Stream
+from pneumofed.inference.monitor.wording import ScannerStatus, describe_scanners, sentences, show_p, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-SHOWN_DAYS = 14
+TABLE_DAYS = 14
 PAGE_NAME, PICTURE_NAME = "drift.html", "drift.png"
+
+MAX_PANELS = 3
+NAMED_STREAMS = 4
+LOWEST_DRAWN_P = 1e-8
+MIN_AXIS_DAYS = 7.0
+"""Width of a picture; matplotlib would give a single day six years."""
 
 
 def write_drift_page(folder: Path, findings: DriftFindings, reference: Reference) -> tuple[Path, Path | None]:
@@ -46,9 +52,9 @@ def write_drift_page(folder: Path, findings: DriftFindings, reference: Reference
     """
     from pneumofed.common.evaluation.plots import render_figure
 
-    scanners = tell(findings, reference)
+    scanners = describe_scanners(findings, reference)
     evidence = render_figure(draw_evidence(findings, scanners)) if scanners else None
-    days = draw_days(findings.looks, scanners)
+    days = draw_days(findings.daily_tests, scanners)
     folder.mkdir(parents=True, exist_ok=True)
     page = _render(findings, reference, [evidence, render_figure(days) if days else None])
     picture = folder / PICTURE_NAME if evidence else None
@@ -60,8 +66,8 @@ def write_drift_page(folder: Path, findings: DriftFindings, reference: Reference
 
 
 def _render(findings: DriftFindings, reference: Reference, pictures: list[bytes | None]) -> str:
-    scanners = tell(findings, reference)
-    days = sorted({seen.day for seen in findings.looks})[-SHOWN_DAYS:]
+    scanners = describe_scanners(findings, reference)
+    days = sorted({seen.day for seen in findings.daily_tests})[-TABLE_DAYS:]
     return render_page(
         __package__,
         "monitor.html",
@@ -69,20 +75,15 @@ def _render(findings: DriftFindings, reference: Reference, pictures: list[bytes 
         scanners=scanners,
         sentences=sentences(findings, scanners),
         alarm=bool(findings.alarms),
-        rate=RATE,
+        rate=FALSE_ALARM_RATE,
         reference=reference,
-        looks=sorted((seen for seen in findings.looks if seen.day in days), key=lambda seen: (-seen.day, seen.scanner)),
-        back_days=LOOKED_BACK_DAYS,
+        daily_tests=sorted(
+            (seen for seen in findings.daily_tests if seen.day in days), key=lambda seen: (-seen.day, seen.scanner)
+        ),
+        back_days=TESTED_BACK_DAYS,
         pictures=[f"data:image/png;base64,{base64.b64encode(png).decode()}" if png else "" for png in pictures],
         written=f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",
     )
-
-
-MOST_SCANNERS = 3
-NAMED = 4
-FLOOR = 1e-8
-LEAST_DAYS = 7.0
-"""Width of a picture; matplotlib would give a single day six years."""
 
 
 def draw_evidence(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> Figure:
@@ -92,7 +93,7 @@ def draw_evidence(findings: DriftFindings, scanners: Sequence[ScannerStatus]) ->
         findings: of `find_drift`.
         scanners: in the order of the page, at least one; `MAX_PANELS` are drawn.
     """
-    shown = scanners[:MOST_SCANNERS]
+    shown = scanners[:MAX_PANELS]
     figure, axes = new_figure(len(shown))
     for ax, scanner in zip(axes, shown, strict=True):
         streams = sorted((s for s in findings.current if s.scanner == scanner.name), key=lambda stream: stream.p_value)
@@ -103,20 +104,20 @@ def draw_evidence(findings: DriftFindings, scanners: Sequence[ScannerStatus]) ->
     return figure
 
 
-def draw_days(looks: Sequence[Look], scanners: Sequence[ScannerStatus]) -> Figure | None:
+def draw_days(tests: Sequence[DailyTest], scanners: Sequence[ScannerStatus]) -> Figure | None:
     """Draws a panel for each of the first scanners: days across, quantities down, dark where the day's adjusted p-value is small.
 
     None where no day had patients enough to be tested.
 
     Args:
-        looks: the tested days of all scanners.
+        tests: the tested days of all scanners.
         scanners: in the order of the page; `MAX_PANELS` are drawn, those without a tested day left out.
 
     Returns:
         None where no day had patients enough to be tested.
     """
-    tested = {scanner.name: [seen for seen in looks if seen.scanner == scanner.name and seen.p_values] for scanner in scanners}
-    shown = [(name, days) for name, days in tested.items() if days][:MOST_SCANNERS]
+    tested = {scanner.name: [seen for seen in tests if seen.scanner == scanner.name and seen.p_values] for scanner in scanners}
+    shown = [(name, days) for name, days in tested.items() if days][:MAX_PANELS]
     if not shown:
         return None
     figure, axes = new_figure(len(shown))
@@ -125,7 +126,9 @@ def draw_days(looks: Sequence[Look], scanners: Sequence[ScannerStatus]) -> Figur
     _format_days(axes[-1])
     bar = figure.colorbar(drawn, ax=axes, fraction=0.03, pad=0.02)
     bar.set_label("p-value of the day", fontsize=TEXT_PT, color=INK)
-    bar.ax.set_yticks([0, -np.log10(RATE), 2, 4], ["1", f"{RATE:g}", "0.01", "0.0001"], fontsize=TEXT_PT - 1)
+    bar.ax.set_yticks(
+        [0, -np.log10(FALSE_ALARM_RATE), 2, 4], ["1", f"{FALSE_ALARM_RATE:g}", "0.01", "0.0001"], fontsize=TEXT_PT - 1
+    )
     return figure
 
 
@@ -135,32 +138,32 @@ def _draw_course(ax: Axes, stream: Stream, rank: int) -> None:
 
     best = np.maximum.accumulate(stream.log_evidence)
     last = np.flatnonzero(np.diff(stream.days, append=stream.days[-1] + 1))
-    p_values = np.clip(RATE * np.exp(np.clip(stream.log_limit - best[last], -50.0, 50.0)), FLOOR, 1.0)
-    named = rank < NAMED and stream.p_value < 0.5
+    p_values = np.clip(FALSE_ALARM_RATE * np.exp(np.clip(stream.log_limit - best[last], -50.0, 50.0)), LOWEST_DRAWN_P, 1.0)
+    named = rank < NAMED_STREAMS and stream.p_value < 0.5
     look = {**style_of(rank), "linewidth": 1.6, "label": title(stream.quantity)} if named else {"color": FAINT, "linewidth": 0.7}
     marker = "o" if len(last) == 1 else ""  # a single day has no line
     ax.plot(date2num([date.fromordinal(int(day)) for day in stream.days[last]]), p_values, marker=marker, markersize=5, **look)
 
 
 def _finish(ax: Axes, name: str) -> None:
-    ax.axhline(RATE, color="#a3201d", linewidth=1.0)
-    ax.set(yscale="log", ylim=(FLOOR, 1.6))
+    ax.axhline(FALSE_ALARM_RATE, color="#a3201d", linewidth=1.0)
+    ax.set(yscale="log", ylim=(LOWEST_DRAWN_P, 1.6))
     ax.invert_yaxis()
     ax.set_ylabel("p-value so far")
     ax.set_title(name.replace("$", r"\$"), loc="left", fontsize=TEXT_PT)
-    ax.annotate("alarm", (1.0, RATE), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
+    ax.annotate("alarm", (1.0, FALSE_ALARM_RATE), (-2, 3), xycoords=("axes fraction", "data"), textcoords="offset points", ha="right",
                 fontsize=TEXT_PT - 1, color="#a3201d")  # fmt: skip
     if ax.get_legend_handles_labels()[1]:
         ax.legend(fontsize=TEXT_PT - 1.5, frameon=False, loc="upper left", labelcolor=INK, reverse=True)
 
 
-def _draw_days(ax: Axes, name: str, looks: Sequence[Look]) -> Any:
+def _draw_days(ax: Axes, name: str, tests: Sequence[DailyTest]) -> Any:
     from matplotlib.dates import date2num
 
-    days = np.arange(looks[0].day, looks[-1].day + 1)
-    names = list(looks[0].p_values)
+    days = np.arange(tests[0].day, tests[-1].day + 1)
+    names = list(tests[0].p_values)
     cells = np.full((len(names), len(days)), np.nan)
-    for seen in looks:
+    for seen in tests:
         cells[:, seen.day - days[0]] = [-np.log10(max(seen.p_values[quantity], 1e-12)) for quantity in names]
     left = date2num(date.fromordinal(int(days[0]))) - 0.5
     drawn = ax.imshow(
@@ -176,9 +179,9 @@ def _draw_days(ax: Axes, name: str, looks: Sequence[Look]) -> Any:
 def _format_days(ax: Axes) -> None:
     from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
 
-    if ax.dataLim.width < LEAST_DAYS:
+    if ax.dataLim.width < MIN_AXIS_DAYS:
         middle = (ax.dataLim.x0 + ax.dataLim.x1) / 2
-        ax.set_xlim(middle - LEAST_DAYS / 2, middle + LEAST_DAYS / 2)
+        ax.set_xlim(middle - MIN_AXIS_DAYS / 2, middle + MIN_AXIS_DAYS / 2)
     locator = AutoDateLocator(maxticks=8)
     ax.xaxis.set_major_locator(locator)
     ax.xaxis.set_major_formatter(ConciseDateFormatter(locator))

@@ -1,6 +1,7 @@
-"""The reference: what a model's images looked like when it was judged, in the numbers that drift is told by.
+"""What is compared: the reference images of a bundle, and the images that it judged at a site.
 
-What is known of the images that a model judged, as columns; no pixel and no patient.
+`Reference` holds the quantities of the images on which the model was evaluated, and the embedding that is fitted on a third of them.
+`Observations` holds the same quantities of judged images as columns, in the order of arrival, without a pixel and without a patient.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 
 FIT_SHARE = 1 / 3
 """Of the reference images, those that the embedding is fitted on and that no test of it uses."""
-MIN_IMAGES = 60
+MIN_REFERENCE_IMAGES = 60
 TESTED_COMPONENTS = 4
 PROBABILITY, COMPONENT, LIKENESS = "probability", "component", "likeness"
 
@@ -70,9 +71,9 @@ class Reference:
         )
         labels = _checked(arrays, "labels").astype(np.int64) if "labels" in arrays else None
         lengths = {len(values) for values in (features, probabilities, statistics, labels) if values is not None}
-        if len(lengths) > 1 or len(features) < MIN_IMAGES or statistics.ndim != 2 or statistics.shape[1] != len(names):
+        if len(lengths) > 1 or len(features) < MIN_REFERENCE_IMAGES or statistics.ndim != 2 or statistics.shape[1] != len(names):
             raise ConfigError(
-                f"reference: expected arrays of one length of at least {MIN_IMAGES}, with {len(names)} pixel statistics, got "
+                f"reference: expected arrays of one length of at least {MIN_REFERENCE_IMAGES}, with {len(names)} pixel statistics, got "
                 f"lengths {sorted(lengths)} and pixel statistics {statistics.shape}; export the bundle again"
             )
         fit, rest = _split(len(features), digest)
@@ -91,7 +92,7 @@ class Reference:
         return self._columns(self.statistics, self.probabilities, self.rows)
 
     def values_of(self, found: Observations) -> dict[str, Floats]:
-        """Each quantity of `found`."""
+        """Computes each quantity of `found`, float64 [N] by name."""
         return self._columns(found.statistics, found.probabilities, found.embedding)
 
     def _columns(self, statistics: Floats, probabilities: Floats, rows: Floats) -> dict[str, Floats]:
@@ -101,7 +102,7 @@ class Reference:
 
 
 def reference_of(bundle: Bundle) -> Reference:
-    """The reference that `bundle` carries.
+    """Reads the reference that `bundle` carries.
 
     Raises:
         BundleError: the bundle has no file of it, or it was changed.
@@ -163,5 +164,5 @@ class Observations:
         return len(self.days)
 
     def take(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | slice) -> Observations:
-        """Those of `rows`, an index, a mask or a slice."""
+        """Selects the images of `rows`, an index, a mask or a slice."""
         return Observations(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})

@@ -1,12 +1,10 @@
-"""What a site tells the coordinator of its images, so that the coordinator sees which site moved: counts and sums that merge.
+"""What a site shares with the coordinator, who sees which site has moved: counts and sums that merge.
 
-For each quantity a histogram on the deciles of the bundle's reference; for the embedding the sum of random features of a Gaussian kernel
-(Rahimi & Recht 2007), whose mean tells the maximum mean discrepancy. Everything is a whole number, so merging is exact and its
-result depends on no order. Nothing else leaves the site: no image's row, no patient, no day, no scanner.
+`Summary` has for each quantity a histogram on the deciles of the bundle's reference, and for the embedding the sum of random features of a
+Gaussian kernel (Rahimi & Recht 2007), whose mean gives the maximum mean discrepancy. Everything is a whole number, so merging is exact and
+its result depends on no order. Nothing else leaves the site: no image's row, no patient, no day, no scanner.
 
-Sites against the reference, from their summaries alone: which of them moved, and how.
-
-The file that a site may send to the coordinator, and its reading.
+`compare_sites` tests each site against the reference from its summary only; `write_share` and `read_share` are the file between the two.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ from pneumofed.inference.monitor.e_processes import first_of_each_unit
 from pneumofed.inference.monitor.reference import Observations, Reference
 from pneumofed.inference.monitor.streams import EMBEDDING
 from pneumofed.inference.monitor.two_sample import (
-    BINS,
+    DECILE_BINS,
     Floats,
     Prevalence,
     bin_counts,
@@ -45,11 +43,16 @@ KERNEL_FEATURES = 64
 FIXED_POINT = 2**24
 """Units in 1.0: the mean of rounded numbers is within 3e-8 of the true one."""
 MIN_PATIENTS = 50
-"""A site with fewer tells nothing: with 64 sums over 50 patients no row can be solved for."""
+"""A site with fewer shares nothing: with 64 sums over 50 patients no row can be solved for."""
 MIN_COUNT = 5
 """Counts from 1 to 4 are withheld, as official statistics do (Hundepool et al. 2012, "Statistical Disclosure Control")."""
 MAX_PATIENTS = 2**24
 TALLIES = ("patients", "images", "refused", "read", "corrected")
+
+_FIELDS = ("histograms", "withheld", "kernel", "sums", "tallies", "expected_corrections")
+
+SHARE_FORMAT = "pneumofed drift summary 1"
+MAX_SHARE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Grid:
 
     @classmethod
     def of(cls, reference: Reference) -> Grid:
-        """Of the bundle that `reference` belongs to."""
+        """Builds the grid of the bundle that `reference` belongs to."""
         rng = numpy_generator("drift", "kernel features", reference.digest)
         frequencies = rng.standard_normal((reference.rows.shape[1], KERNEL_FEATURES)) / reference.embedding.bandwidth
         edges = np.stack([decile_edges(values) for values in reference.values.values()])
@@ -79,11 +82,11 @@ class Grid:
         return cls(reference.digest, reference.quantities, edges, frequencies, phases)
 
     def kernel_features(self, rows: Floats) -> Floats:
-        """float64 [N, 64] in [-1, 1] of embedded `rows` [N, E]: their mean product is half the kernel value."""
+        """Computes features float64 [N, 64] in [-1, 1] of embedded `rows` [N, E]: their mean product is half the kernel value."""
         return np.cos(rows @ self.frequencies + self.phases)
 
     def count(self, values: Mapping[str, Floats]) -> Counts:
-        """int64 [Q, 10]: histogram of each quantity."""
+        """Counts the histogram of each quantity, int64 [Q, 10]."""
         return np.stack([bin_counts(values[name], edges) for name, edges in zip(self.quantities, self.edges, strict=True)])
 
 
@@ -94,7 +97,7 @@ class Summary:
     Attributes:
         digest: of the bundle whose `Grid` this is on.
         histograms: [Q, 10], patients by decile of the reference.
-        withheld: [Q], patients of bins that hold fewer than `MIN_COUNT`, which are then told as empty.
+        withheld: [Q], patients of bins that hold fewer than `MIN_COUNT`, which are then shared as empty.
         kernel: [64], sums of the kernel features, in units of 2**-24.
         sums: [2], of the probabilities and of their squares, likewise.
         tallies: [5], see `TALLIES`; `read` and `corrected` of images, as are `images` and `refused`.
@@ -155,7 +158,7 @@ class Summary:
         return int(self.tallies[TALLIES.index("patients")])
 
     def for_release(self) -> Summary:
-        """As it may leave the site: bins with fewer than `MIN_COUNT` patients are emptied and only their total is told.
+        """Makes the summary that may leave the site: bins with fewer than `MIN_COUNT` patients are emptied and only their total is shared.
 
         Raises:
             DataError: there are fewer than `MIN_PATIENTS` patients.
@@ -169,7 +172,7 @@ class Summary:
         return Summary(self.digest, np.where(few, 0, self.histograms), withheld, *self._numbers[2:])
 
     def to_numbers(self) -> dict[str, object]:
-        """Plain values for JSON."""
+        """Returns plain values for JSON."""
         values = {name: np.asarray(value).tolist() for name, value in zip(_FIELDS, self._numbers, strict=True)}
         return {"bundle": self.digest, **values}
 
@@ -188,7 +191,7 @@ class Summary:
             raise MessageError(
                 "drift summary: expected one of the bundle that is compared with; ask the site which bundle it runs"
             )
-        shapes = ((len(grid.quantities), BINS), (len(grid.quantities),), (KERNEL_FEATURES,), (2,), (len(TALLIES),), ())
+        shapes = ((len(grid.quantities), DECILE_BINS), (len(grid.quantities),), (KERNEL_FEATURES,), (2,), (len(TALLIES),), ())
         values = [_checked(numbers[name], shape) for name, shape in zip(_FIELDS, shapes, strict=True)]
         summary = cls(grid.digest, *values)
         summary._check()
@@ -214,9 +217,6 @@ class Summary:
             raise MessageError("drift summary: its numbers contradict each other; ask the site to write the file again")
 
 
-_FIELDS = ("histograms", "withheld", "kernel", "sums", "tallies", "expected_corrections")
-
-
 def _fixed(values: Floats) -> Counts:
     return np.rint(values * FIXED_POINT).astype(np.int64)
 
@@ -240,7 +240,7 @@ class SiteDrift:
     Attributes:
         site: its name.
         patients: whom the summary counts.
-        p_values: by quantity and for `EMBEDDING`, adjusted by Holm over everything of all sites, and for the looks of the year.
+        p_values: by quantity and for `EMBEDDING`, adjusted by Holm over everything of all sites, and for the periods of the year.
         rank: by quantity, the mean position in the reference, 0.5 where nothing has moved, higher where values are.
         stability_index: by quantity.
         prevalence: of pneumonia, if nothing but the share has changed.
@@ -254,22 +254,22 @@ class SiteDrift:
     prevalence: Prevalence | None
 
     def moved(self, rate: float) -> list[str]:
-        """The quantities whose p-value is at most `rate`, the clearest first."""
+        """Lists the quantities whose p-value is at most `rate`, the clearest first."""
         return sorted((name for name, p in self.p_values.items() if p <= rate), key=lambda name: self.p_values[name])
 
 
-def compare_sites(summaries: Mapping[str, Summary], reference: Reference, looks: int = 1) -> list[SiteDrift]:
-    """Each site of `summaries` by name; where no site has moved, the chance to name any is at most the rate that p-values are held to.
+def compare_sites(summaries: Mapping[str, Summary], reference: Reference, periods: int = 1) -> list[SiteDrift]:
+    """Tests each site of `summaries`; where no site has moved, the chance to name any is at most the rate that p-values are held to.
 
     Args:
         summaries: of one period, which is looked at once.
         reference: of the bundle that they belong to.
-        looks: how many such periods a year has; the rate then holds for the year (each look has an equal part of it).
+        periods: how many of them a year has; the rate then holds for the year (each period has an equal part of it).
     """
     grid = Grid.of(reference)
     raw = {site: _test(summary, reference, grid) for site, summary in summaries.items()}
     names = [(site, name) for site, p_values in raw.items() for name in p_values]
-    adjusted = np.minimum(1.0, looks * holm([raw[site][name] for site, name in names]))
+    adjusted = np.minimum(1.0, periods * holm([raw[site][name] for site, name in names]))
     p_values: dict[str, dict[str, float]] = {site: {} for site in raw}
     for (site, name), p_value in zip(names, adjusted.tolist(), strict=True):
         p_values[site][name] = p_value
@@ -278,17 +278,19 @@ def compare_sites(summaries: Mapping[str, Summary], reference: Reference, looks:
 
 def _test(summary: Summary, reference: Reference, grid: Grid) -> dict[str, float]:
     known, rows = grid.count(reference.values), grid.kernel_features(reference.rows)
-    p_values = {name: _compare_histograms(*_told(known[index], summary, index)) for index, name in enumerate(grid.quantities)}
+    p_values = {
+        name: _compare_histograms(*_released_bins(known[index], summary, index)) for index, name in enumerate(grid.quantities)
+    }
     p_values[EMBEDDING] = _compare_kernel_means(rows, summary.kernel / FIXED_POINT, summary.patients)
     return p_values
 
 
-def _told(reference: Counts, summary: Summary, row: int) -> tuple[Counts, Counts]:
-    """The two histograms on the bins that were told, with all that was withheld, and the reference there, as one bin more."""
+def _released_bins(reference: Counts, summary: Summary, row: int) -> tuple[Counts, Counts]:
+    """The two histograms on the bins that were shared, with all that was withheld, and the reference there, as one bin more."""
     found = summary.histograms[row]
-    told = found > 0
-    rest = reference[~told].sum(), summary.withheld[row]
-    return np.append(reference[told], rest[0]), np.append(found[told], rest[1])
+    shared = found > 0
+    rest = reference[~shared].sum(), summary.withheld[row]
+    return np.append(reference[shared], rest[0]), np.append(found[shared], rest[1])
 
 
 def _compare_histograms(reference: Counts, found: Counts) -> float:
@@ -317,22 +319,18 @@ def _compare_kernel_means(reference: Floats, total: Floats, n: int) -> float:
 def _describe(site: str, summary: Summary, p_values: dict[str, float], reference: Reference, grid: Grid) -> SiteDrift:
     known, n = grid.count(reference.values), max(summary.patients, 1)
     mean, square = (summary.sums / FIXED_POINT / n).tolist()
-    index = {name: stability_index(*_told(known[row], summary, row)) for row, name in enumerate(grid.quantities)}
+    index = {name: stability_index(*_released_bins(known[row], summary, row)) for row, name in enumerate(grid.quantities)}
     ranks = {name: _mean_rank(known[row], summary.histograms[row]) for row, name in enumerate(grid.quantities)}
     prevalence = estimate_prevalence(mean, max(square - mean**2, 0.0), summary.patients, reference.separation)
     return SiteDrift(site, summary.patients, p_values, ranks, index, prevalence)
 
 
 def _mean_rank(reference: Counts, found: Counts) -> float:
-    """Chance that a value of `found` is above one of `reference`, ties counting half, as far as the bins tell."""
+    """Chance that a value of `found` is above one of `reference`, ties counting half, as far as the bins show."""
     if found.sum() == 0 or reference.sum() == 0:
         return 0.5
     below = np.concatenate([[0], np.cumsum(reference)[:-1]]) + reference / 2.0
     return float((found * below).sum() / (found.sum() * reference.sum()))
-
-
-FORMAT = "pneumofed drift summary 1"
-MAX_BYTES = 1_000_000
 
 
 def write_share(path: Path, site: str, period: tuple[date, date], summary: Summary) -> None:
@@ -347,7 +345,7 @@ def write_share(path: Path, site: str, period: tuple[date, date], summary: Summa
     Raises:
         OSError: the file cannot be written.
     """
-    content = {"format": FORMAT, "site": site, "first": str(period[0]), "last": str(period[1]), **summary.to_numbers()}
+    content = {"format": SHARE_FORMAT, "site": site, "first": str(period[0]), "last": str(period[1]), **summary.to_numbers()}
     with atomic_write(path) as file:
         file.write(json.dumps(content, indent=1).encode())
 
@@ -366,10 +364,10 @@ def read_share(path: Path, reference: Reference) -> tuple[str, tuple[date, date]
         MessageError: it is no such file, of another bundle, or contradicts itself.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
+        if path.stat().st_size > MAX_SHARE_BYTES:
             raise MessageError(f"{path.name} is too large for a drift summary")
         content = json.loads(path.read_bytes())
-        if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
+        if not isinstance(content, dict) or content.pop("format", None) != SHARE_FORMAT:
             raise MessageError(f"{path.name} is no drift summary of this version; ask the site to write it again")
         site, first, last = str(content.pop("site")), *(date.fromisoformat(content.pop(key)) for key in ("first", "last"))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -1,6 +1,6 @@
 """What was judged at a site, day by day: an append-only SQLite file without a pixel and without a patient.
 
-A patient is held as a keyed hash, which tells that two images are of one person and nothing more; its key lies beside the file and
+A patient is held as a keyed hash, which shows that two images are of one person and nothing more; its key lies beside the file and
 never leaves the site. A row that was written is never changed: the database itself refuses.
 """
 
@@ -28,10 +28,10 @@ from pneumofed.inference.monitor.reference import Observations
 Floats = npt.NDArray[np.float64]
 Label = Literal["pneumonia", "normal"]
 
-FILE, KEY = "judged.sqlite", "key"
+STORE_FILE, KEY_FILE = "judged.sqlite", "key"
 BUSY_SEC = 30.0
-REFUSED = "cannot judge"
-_NO_NUMBER = -1.0
+REFUSED_VERDICT = "cannot judge"
+_NO_PROBABILITY = -1.0
 """Probability in the row of an image that cannot be judged, since the column must not be null. Rows of earlier versions have the network's
 own number there; neither is read."""
 
@@ -76,7 +76,7 @@ class MonitorStore:
 
     @property
     def path(self) -> Path:
-        return self.folder / FILE
+        return self.folder / STORE_FILE
 
     def append(self, bundle: str, observation: Observation) -> int:
         """Writes one judged image and returns its number, by which a reading names it.
@@ -88,7 +88,7 @@ class MonitorStore:
         Raises:
             DataError: the folder cannot be written.
         """
-        probability = _NO_NUMBER if observation.probability is None else observation.probability
+        probability = _NO_PROBABILITY if observation.probability is None else observation.probability
         values = (
             bundle, observation.day, observation.scanner, self._unit(observation.patient), observation.verdict, probability,
             observation.statistics.astype("<f4").tobytes(), observation.embedding.astype("<f4").tobytes(),
@@ -125,7 +125,7 @@ class MonitorStore:
         self._insert(f"INSERT INTO baselines ({columns}) VALUES (?, ?, ?, ?)", (bundle, scanner, first, last))
 
     def read(self, bundle: str) -> Observations:
-        """All that the bundle of that digest judged, by day and then in the order of arrival.
+        """Reads all that the bundle of that digest judged, by day and then in the order of arrival.
 
         Raises:
             DataError: the store is damaged.
@@ -153,7 +153,7 @@ class MonitorStore:
         )
 
     def bundles(self) -> list[tuple[str, int]]:
-        """(digest, images) of each bundle that judged here, the latest last.
+        """Lists (digest, images) of each bundle that judged here, the latest last.
 
         Raises:
             DataError: the store is damaged.
@@ -186,14 +186,16 @@ class MonitorStore:
         """An opaque word for `patient`; one of its own for an image whose patient is unknown."""
         if patient is None:
             return secrets.token_hex(8)
-        return hmac.new(drawn_once(self.folder / KEY, lambda: secrets.token_bytes(32)), patient.encode(), sha256).hexdigest()[:16]
+        return hmac.new(
+            drawn_once(self.folder / KEY_FILE, lambda: secrets.token_bytes(32)), patient.encode(), sha256
+        ).hexdigest()[:16]
 
 
 def _observations(rows: list[tuple[Any, ...]]) -> Observations:
     columns = list(zip(*rows, strict=True)) if rows else [()] * 11
     _, days, scanners, units, verdicts, probabilities, statistics, embedding, read_days, labels, readings = columns
     verdict = np.array(verdicts, np.str_)
-    refused = verdict == REFUSED
+    refused = verdict == REFUSED_VERDICT
     score = np.where(refused, np.nan, np.array(probabilities, np.float64))
     read = [(day, reading) for day, reading in zip(read_days, readings, strict=True) if reading is not None]
     order = {reading: rank for rank, (_, reading) in enumerate(sorted(read))}
@@ -217,5 +219,5 @@ def _matrix(blobs: tuple[bytes, ...]) -> Floats:
 
 
 def today() -> int:
-    """Ordinal of the day by the site's own clock."""
+    """Returns the ordinal of the day by the site's own clock."""
     return date.today().toordinal()

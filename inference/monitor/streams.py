@@ -1,12 +1,13 @@
-"""The watch: each scanner's images against the reference or its own baseline, with one promise for all of it.
+"""Evidence over time, with one guarantee for all of it, and tests of single days.
 
-While nothing changes, the chance that any alarm is ever raised at a site within a year is at most `RATE`, over all scanners, all
-quantities and all days, however they depend on one another: each stream's evidence is a test martingale (`inference.monitor.evidence`)
-that alarms at 1 / (its share of `RATE`), and the shares sum to at most one (Bonferroni). The k-th scanner (or new baseline) of a year has
-the share 1 / (k (k + 1)), so that scanners need not be known in advance. "Nothing changes" means: reference and arriving images, one
-a patient, are exchangeable; for corrections, that verdicts err as often as the calibrated probability says.
+`watch` accumulates the e-processes of each scanner's images against the reference or the scanner's own baseline. While nothing changes,
+the chance that any alarm is ever raised at a site within a year is at most `FALSE_ALARM_RATE`, over all scanners, all quantities and all
+days, however they depend on one another: each stream's evidence is a test martingale (`inference.monitor.evidence`) that alarms at 1 /
+(its share of `FALSE_ALARM_RATE`), and the shares sum to at most one (Bonferroni). The k-th scanner (or new baseline) of a year has the
+share 1 / (k (k + 1)), so that scanners need not be known in advance. "Nothing changes" means: reference and arriving images, one a
+patient, are exchangeable; for corrections, that verdicts err as often as the calibrated probability says.
 
-One scanner on one day against its reference: what moved on that day, without memory of other days.
+`daily_tests` tests one scanner on one day: what moved on that day, without memory of other days. No alarm rests on it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.inference.monitor.e_processes import Baseline, Bets, Rows, Test, bet, first_of_each_unit, list_tests
+from pneumofed.inference.monitor.e_processes import Baseline, EProcess, Rows, Test, e_processes, first_of_each_unit, list_tests
 from pneumofed.inference.monitor.evidence import YEAR_DAYS, Direction, accumulate, change_day
 from pneumofed.inference.monitor.reference import PROBABILITY, Observations, Reference
 from pneumofed.inference.monitor.two_sample import (
@@ -33,8 +34,14 @@ from pneumofed.inference.monitor.two_sample import (
     stability_index,
 )
 
-RATE = 0.05
+FALSE_ALARM_RATE = 0.05
 """Chance of any false alarm at a site within a year."""
+
+MIN_DAY_PATIENTS = 8
+"""With fewer a day is counted and not tested: no test of so few could show much."""
+MAX_KERNEL_ROWS = 500
+"""Of a day and of what it is compared with, in the kernel test, whose cost grows with their square."""
+EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True)
@@ -73,8 +80,8 @@ class Stream:
 
     @property
     def p_value(self) -> float:
-        """Valid at any time and adjusted for all that is watched in the year: `RATE` or less where there is an alarm."""
-        return float(min(1.0, RATE * np.exp(self.log_limit - self.log_evidence.max())))
+        """Valid at any time and adjusted for all that is watched in the year: `FALSE_ALARM_RATE` or less where there is an alarm."""
+        return float(min(1.0, FALSE_ALARM_RATE * np.exp(self.log_limit - self.log_evidence.max())))
 
 
 def watch(found: Observations, reference: Reference, baselines: Sequence[Baseline] = ()) -> list[Stream]:
@@ -88,48 +95,45 @@ def watch(found: Observations, reference: Reference, baselines: Sequence[Baselin
     streams = []
     quantities = len(reference.quantities) + 2
     for rank, test in enumerate(list_tests(found, baselines), 1):
-        log_limit = float(np.log(quantities * rank * (rank + 1) / RATE))
-        streams += [stream for bets in bet(found, reference, test) for stream in _by_year(bets, int(found.days[0]), log_limit)]
+        log_limit = float(np.log(quantities * rank * (rank + 1) / FALSE_ALARM_RATE))
+        streams += [
+            stream
+            for process in e_processes(found, reference, test)
+            for stream in _by_year(process, int(found.days[0]), log_limit)
+        ]
     return streams
 
 
-def _by_year(bets: Bets, first_day: int, log_limit: float) -> list[Stream]:
+def _by_year(process: EProcess, first_day: int, log_limit: float) -> list[Stream]:
     """Every year begins anew, with a promise of its own."""
-    years = (bets.days - first_day) // YEAR_DAYS
-    return [_follow(bets, years == year, int(year), log_limit) for year in np.unique(years)]
+    years = (process.days - first_day) // YEAR_DAYS
+    return [_follow(process, years == year, int(year), log_limit) for year in np.unique(years)]
 
 
-def _follow(bets: Bets, inside: npt.NDArray[np.bool_], year: int, log_limit: float) -> Stream:
-    days, log_bets = bets.days[inside], bets.log_bets[inside]
+def _follow(process: EProcess, inside: npt.NDArray[np.bool_], year: int, log_limit: float) -> Stream:
+    days, log_bets = process.days[inside], process.log_bets[inside]
     course = accumulate(log_bets, days - days[0])
     raised = course.log_wealth >= log_limit
     decisive = int(raised.argmax()) if raised.any() else int(course.log_wealth.argmax())
     leader = int(course.leader[decisive])
     since = change_day(log_bets[: decisive + 1, leader], days[: decisive + 1])
     return Stream(
-        scanner=bets.test.scanner,
-        quantity=bets.quantity,
+        scanner=process.test.scanner,
+        quantity=process.quantity,
         year=year,
         days=days,
-        rows=bets.rows[inside],
+        rows=process.rows[inside],
         log_evidence=course.log_wealth,
         log_limit=log_limit,
-        direction=bets.directions[leader],
+        direction=process.directions[leader],
         since=since,
-        test=bets.test,
+        test=process.test,
     )
 
 
-LEAST_PATIENTS = 8
-"""With fewer a day is counted and not tested: no test of so few could tell much."""
-MOST_ROWS = 500
-"""Of a day and of what it is compared with, in the kernel test, whose cost grows with their square."""
-EMBEDDING = "embedding"
-
-
 @dataclass(frozen=True)
-class Look:
-    """A scanner's day.
+class DailyTest:
+    """One scanner on one day, tested by itself.
 
     Attributes:
         day: ordinal.
@@ -142,7 +146,7 @@ class Look:
         expected_corrections: of them, by the calibrated probabilities.
         p_values: by quantity and for `EMBEDDING`, adjusted together by Holm; empty with too few patients.
         stability_index: of the probabilities; None with too few patients.
-        prevalence: of pneumonia, if nothing but the share has changed; None where it cannot be told.
+        prevalence: of pneumonia, if nothing but the share has changed; None where it cannot be estimated.
     """
 
     day: int
@@ -158,7 +162,7 @@ class Look:
     prevalence: Prevalence | None
 
 
-def daily_looks(found: Observations, reference: Reference, tests: Sequence[Test], since: int = 0) -> list[Look]:
+def daily_tests(found: Observations, reference: Reference, tests: Sequence[Test], since: int = 0) -> list[DailyTest]:
     """Tests each scanner on each day by itself, in the order of `tests` and days.
 
     Args:
@@ -167,17 +171,20 @@ def daily_looks(found: Observations, reference: Reference, tests: Sequence[Test]
         tests: of `list_tests`.
         since: ordinal of the first day that is tested.
     """
-    return [seen for test in tests for seen in _look_at(found, reference, test, since)]
+    return [seen for test in tests for seen in _test_days(found, reference, test, since)]
 
 
-def _look_at(found: Observations, reference: Reference, test: Test, since: int) -> Iterator[Look]:
-    known, rows = _Known.of(found, reference, test), test.rows[(test.rows >= test.start) & (found.days[test.rows] >= since)]
+def _test_days(found: Observations, reference: Reference, test: Test, since: int) -> Iterator[DailyTest]:
+    known, rows = (
+        _ComparedWith.of(found, reference, test),
+        test.rows[(test.rows >= test.start) & (found.days[test.rows] >= since)],
+    )
     for day in np.unique(found.days[rows]):
         today = rows[found.days[rows] == day]
         judged = first_of_each_unit(today[~found.refused[today]], found.units)
         read = today[(found.read_order[today] >= 0) & ~found.refused[today]]
-        scores, enough = found.probabilities[judged], len(judged) >= LEAST_PATIENTS
-        yield Look(
+        scores, enough = found.probabilities[judged], len(judged) >= MIN_DAY_PATIENTS
+        yield DailyTest(
             day=int(day),
             scanner=test.scanner,
             images=len(today),
@@ -195,14 +202,14 @@ def _look_at(found: Observations, reference: Reference, test: Test, since: int) 
 
 
 @dataclass(frozen=True)
-class _Known:
+class _ComparedWith:
     """What a scanner is compared with: the reference, or its own baseline."""
 
     values: dict[str, Floats]
     rows: Floats
 
     @classmethod
-    def of(cls, found: Observations, reference: Reference, test: Test) -> _Known:
+    def of(cls, found: Observations, reference: Reference, test: Test) -> _ComparedWith:
         if not test.own_baseline:
             return cls(reference.values, reference.rows)
         before = test.rows[(test.rows < test.start) & ~found.refused[test.rows]]
@@ -210,11 +217,15 @@ class _Known:
         return cls(reference.values_of(baseline), baseline.embedding)
 
 
-def _compare(found: Observations, judged: Rows, reference: Reference, known: _Known, day: tuple[str, int]) -> dict[str, float]:
+def _compare(
+    found: Observations, judged: Rows, reference: Reference, known: _ComparedWith, day: tuple[str, int]
+) -> dict[str, float]:
     today = found.take(judged)
     p_values = {name: compare_values(known.values[name], values) for name, values in reference.values_of(today).items()}
     rng = numpy_generator("drift", "look", reference.digest, *day)
-    p_values[EMBEDDING] = compare_rows(known.rows[:MOST_ROWS], today.embedding[:MOST_ROWS], reference.embedding.bandwidth, rng)
+    p_values[EMBEDDING] = compare_rows(
+        known.rows[:MAX_KERNEL_ROWS], today.embedding[:MAX_KERNEL_ROWS], reference.embedding.bandwidth, rng
+    )
     return dict(zip(p_values, holm(list(p_values.values())).tolist(), strict=True))
 
 

@@ -1,6 +1,7 @@
-"""Tests of one day against the reference, their correction for being many, and the index that people know.
+"""Statistics of two samples: tests of one day against the reference, the stability index, and the share of pneumonia without labels.
 
-The share of pneumonia among images without labels: black-box shift estimation (Lipton, Wang & Smola 2018).
+`compare_values` and `compare_rows` test scalars and embeddings, `holm` corrects for the number of tests, `stability_index` is the index in
+common use. `estimate_prevalence` is black-box shift estimation (Lipton, Wang & Smola 2018).
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ Floats = npt.NDArray[np.float64]
 
 PERMUTATIONS = 999
 EXCEEDANCES = 20
-BINS = 10
+DECILE_BINS = 10
 _EMPTY_BIN = 0.5
 """Count that stands for none in the stability index, whose logarithm would be infinite."""
+
+NORMAL_QUANTILE_975 = 1.959963984540054
+_LEAST_SEPARATION = 0.05
 
 
 def compare_values(reference: Floats, found: Floats) -> float:
@@ -39,7 +43,7 @@ def compare_values(reference: Floats, found: Floats) -> float:
 
 
 def median_distance(rows: Floats) -> float:
-    """Median Euclidean distance between rows [N, E], the usual bandwidth of an RBF kernel (Gretton et al. 2012, section 8)."""
+    """Computes the median Euclidean distance between rows [N, E], the usual bandwidth of an RBF kernel (Gretton et al. 2012, section 8)."""
     distances = pdist(rows[:500])
     return float(np.median(distances[distances > 0])) if np.any(distances > 0) else 1.0
 
@@ -83,7 +87,7 @@ def compare_rows(reference: Floats, found: Floats, bandwidth: float, rng: np.ran
 
 
 def holm(p_values: Sequence[float]) -> Floats:
-    """float64 [N]: p-values adjusted by Holm 1979: under any dependence, calling those up to a leaves a chance of a false one of a."""
+    """Adjusts p-values by Holm 1979, float64 [N]: under any dependence, calling those up to a leaves a chance of a false one of a."""
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
     adjusted = np.empty(len(p))
@@ -92,8 +96,8 @@ def holm(p_values: Sequence[float]) -> Floats:
 
 
 def decile_edges(values: Floats) -> Floats:
-    """float64 [9]: inner edges of ten bins that hold equal parts of `values`."""
-    return np.quantile(values, np.arange(1, BINS) / BINS)
+    """Computes the inner edges, float64 [9], of ten bins that hold equal parts of `values`."""
+    return np.quantile(values, np.arange(1, DECILE_BINS) / DECILE_BINS)
 
 
 def bin_counts(values: Floats, edges: Floats) -> npt.NDArray[np.int64]:
@@ -119,10 +123,6 @@ def stability_index(reference: npt.NDArray[np.int64], found: npt.NDArray[np.int6
     p, q = np.maximum(reference, _EMPTY_BIN), np.maximum(found, _EMPTY_BIN)
     p, q = p / p.sum(), q / q.sum()
     return float(((q - p) * np.log(q / p)).sum())
-
-
-Z_95 = 1.959963984540054
-_LEAST_SEPARATION = 0.05
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,10 @@ class Separation:
 
 
 def estimate_prevalence(mean: float, variance: float, n: int, separation: Separation) -> Prevalence | None:
-    """The share q that solves `mean` = q pneumonia + (1 - q) normal, with an interval by the delta method.
+    """Estimates the share q that solves `mean` = q pneumonia + (1 - q) normal, with an interval by the delta method.
 
     Holds if only the share has changed and not how each class looks; with the score's mean in place of the confusion matrix it is the
-    soft form of the estimator, of smaller variance. None without images, or where the score does not tell the classes apart.
+    soft form of the estimator, of smaller variance. None without images, or where the score does not separate the classes.
 
     Args:
         mean: of the calibrated probabilities of `n` images.
@@ -181,7 +181,7 @@ def estimate_prevalence(mean: float, variance: float, n: int, separation: Separa
         return None
     share = (mean - separation.normal) / width
     spread = variance / n + (share * separation.pneumonia_error) ** 2 + ((1.0 - share) * separation.normal_error) ** 2
-    reach = Z_95 * float(np.sqrt(spread)) / width
+    reach = NORMAL_QUANTILE_975 * float(np.sqrt(spread)) / width
     low, value, high = np.clip([share - reach, share, share + reach], 0.0, 1.0)
     return Prevalence(float(value), float(low), float(high))
 

@@ -1,6 +1,7 @@
-"""Findings in words and rows, the same for the page, the terminal and scripts.
+"""The wording of findings: names, sentences and rows, the same for the page, the terminal and scripts.
 
-What the quantities are called, and what it means that one moved, for people who know radiographs.
+`title` and `meaning` name the quantities, and what it means that one moved, for people who know radiographs. `describe_scanners` makes a
+row of each quantity of each scanner, from which `sentences` and `as_numbers` are made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pneumofed.inference.monitor.e_processes import CORRECTIONS, REFUSALS
 from pneumofed.inference.monitor.evidence import Direction
 from pneumofed.inference.monitor.monitor import DriftFindings
 from pneumofed.inference.monitor.reference import COMPONENT, LIKENESS, PROBABILITY, Reference
-from pneumofed.inference.monitor.streams import EMBEDDING, RATE, Stream
+from pneumofed.inference.monitor.streams import EMBEDDING, FALSE_ALARM_RATE, Stream
 from pneumofed.inference.monitor.two_sample import Floats, Prevalence, estimate_prevalence
 
 TITLES = {
@@ -66,9 +67,12 @@ _MEANINGS = {
 }
 _SPREADS = {"wider": "values vary more than in the reference", "narrower": "values vary less than in the reference"}
 
+LEAST_SHOWN_P = 1e-6
+PREVALENCE_PATIENTS = 200
+
 
 def title(quantity: str) -> str:
-    """`Contrast`; the name itself where it has no title."""
+    """Returns the title of a quantity, as `Contrast`; the name itself where it has none."""
     if quantity.startswith(COMPONENT):
         return f"Network's features, {quantity}"
     return TITLES.get(quantity, quantity[:1].upper() + quantity[1:].replace("_", " "))
@@ -89,13 +93,9 @@ def meaning(quantity: str, direction: Direction) -> str:
     return higher if direction == "higher" else lower
 
 
-SHOWN_P = 1e-6
-RECENT_PATIENTS = 200
-
-
 @dataclass(frozen=True)
 class QuantityStatus:
-    """One quantity of one scanner, told.
+    """One quantity of one scanner, described.
 
     Attributes:
         scanner, quantity, title: its names.
@@ -125,7 +125,7 @@ class QuantityStatus:
 
 @dataclass(frozen=True)
 class ScannerStatus:
-    """One scanner, told: its rows, the clearest evidence first, and the share of pneumonia that the scores suggest."""
+    """One scanner, described: its rows, the clearest evidence first, and the share of pneumonia that the scores suggest."""
 
     name: str
     images: int
@@ -139,16 +139,16 @@ class ScannerStatus:
         return [row for row in self.rows if row.alarm]
 
     @property
-    def told(self) -> list[QuantityStatus]:
+    def with_evidence(self) -> list[QuantityStatus]:
         """Rows with some evidence."""
         return [row for row in self.rows if row.meaning]
 
     @property
-    def untold(self) -> list[QuantityStatus]:
+    def without_evidence(self) -> list[QuantityStatus]:
         return [row for row in self.rows if not row.meaning]
 
 
-def tell(findings: DriftFindings, reference: Reference) -> list[ScannerStatus]:
+def describe_scanners(findings: DriftFindings, reference: Reference) -> list[ScannerStatus]:
     """Describes every scanner that was seen, those with alarms first and then by name.
 
     Args:
@@ -158,8 +158,8 @@ def tell(findings: DriftFindings, reference: Reference) -> list[ScannerStatus]:
     by_scanner: dict[str, list[Stream]] = {}
     for stream in findings.current:
         by_scanner.setdefault(stream.scanner, []).append(stream)
-    told = [_tell_scanner(name, streams, findings, reference) for name, streams in by_scanner.items()]
-    return sorted(told, key=lambda scanner: (not scanner.alarms, scanner.name))
+    described = [_describe_scanner(name, streams, findings, reference) for name, streams in by_scanner.items()]
+    return sorted(described, key=lambda scanner: (not scanner.alarms, scanner.name))
 
 
 def sentences(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> list[str]:
@@ -167,7 +167,7 @@ def sentences(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> lis
 
     Args:
         findings: of `find_drift`.
-        scanners: of `tell` for the same findings.
+        scanners: of `describe_scanners` for the same findings.
     """
     if not scanners:
         return ["Nothing was judged since the watch began, or was begun anew, so there is nothing to compare."]
@@ -189,11 +189,11 @@ def as_numbers(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> di
 
     Args:
         findings: of `find_drift`.
-        scanners: of `tell` for the same findings.
+        scanners: of `describe_scanners` for the same findings.
     """
     return {
         "alarm": any(scanner.alarms for scanner in scanners),
-        "false_alarm_rate_per_year": RATE,
+        "false_alarm_rate_per_year": FALSE_ALARM_RATE,
         "images": len(findings.found),
         "last_day": _day(findings.found.days[-1]),
         "scanners": [
@@ -204,23 +204,23 @@ def as_numbers(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> di
         ],
         "days": [
             vars(seen) | {"day": _day(seen.day), "prevalence": None if seen.prevalence is None else vars(seen.prevalence)}
-            for seen in findings.looks
+            for seen in findings.daily_tests
         ],
     }
 
 
 def show_p(p_value: float) -> str:
-    """`0.013`, `below 0.000001`."""
-    if p_value < SHOWN_P:
+    """Formats a p-value: `0.013`, `below 0.000001`."""
+    if p_value < LEAST_SHOWN_P:
         return "below 0.000001"
     return f"{p_value:.2f}" if p_value >= 0.1 else f"{p_value:.2g}" if p_value >= 1e-3 else f"{p_value:.6f}"
 
 
-def _tell_scanner(name: str, streams: Sequence[Stream], findings: DriftFindings, reference: Reference) -> ScannerStatus:
-    rows = sorted((_tell(stream, findings, reference) for stream in streams), key=lambda row: row.p_value)
+def _describe_scanner(name: str, streams: Sequence[Stream], findings: DriftFindings, reference: Reference) -> ScannerStatus:
+    rows = sorted((_describe_quantity(stream, findings, reference) for stream in streams), key=lambda row: row.p_value)
     own = findings.found.scanners == name
     scores = [
-        findings.found.probabilities[stream.rows[-RECENT_PATIENTS:]] for stream in streams if stream.quantity == PROBABILITY
+        findings.found.probabilities[stream.rows[-PREVALENCE_PATIENTS:]] for stream in streams if stream.quantity == PROBABILITY
     ]
     return ScannerStatus(
         name=name,
@@ -236,9 +236,9 @@ def _prevalence(scores: Floats, reference: Reference) -> Prevalence | None:
     return estimate_prevalence(float(scores.mean()), float(scores.var()), len(scores), reference.separation)
 
 
-def _tell(stream: Stream, findings: DriftFindings, reference: Reference) -> QuantityStatus:
+def _describe_quantity(stream: Stream, findings: DriftFindings, reference: Reference) -> QuantityStatus:
     now, usual = _medians(stream, findings, reference)
-    told = stream.p_value < 0.5
+    has_evidence = stream.p_value < 0.5
     return QuantityStatus(
         scanner=stream.scanner,
         quantity=stream.quantity,
@@ -248,7 +248,7 @@ def _tell(stream: Stream, findings: DriftFindings, reference: Reference) -> Quan
         alarm_patients=None if stream.alarm is None else stream.alarm + 1,
         p_value=stream.p_value,
         since=_day(stream.since),
-        meaning=meaning(stream.quantity, stream.direction) if told else "",
+        meaning=meaning(stream.quantity, stream.direction) if has_evidence else "",
         now=now,
         usual=usual,
         images=len(stream.days),

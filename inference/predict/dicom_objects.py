@@ -1,12 +1,9 @@
-"""Writing what the user asked for beside the table: Structured Reports, and heat maps as secondary captures or PNG files.
+"""DICOM objects for the archive, written beside the table of results: reports, and heat maps.
 
-A judgement as a DICOM Structured Report: TID 1500, Measurement Report (PS3.16, annex A).
-
-A judged image as a DICOM Secondary Capture: the heat map burnt over the image (PS3.3, A.8.1).
-
-The image that a judgement is about, as the archive knows it: its header, complete enough to derive objects from.
-
-Who made the object: the numbers and names that every derived object carries.
+`ArchiveWriter` writes what the user asked for. `make_report` builds a Structured Report by TID 1500, Measurement Report (PS3.16, annex A);
+`make_capture` a Secondary Capture with the heat map burnt over the image (PS3.3, A.8.1); a file that is not DICOM gets its map as PNG.
+`read_source_header` reads the judged image's header, complete enough to derive objects from. `series_uid`, `model_uid` and
+`software_versions` identify who made the objects.
 """
 
 from __future__ import annotations
@@ -34,9 +31,42 @@ from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.inference.predict.heatmap import STATEMENT
 from pneumofed.inference.predict.predict import FileResult
 
-NOT_DICOM = "no report: the image is no DICOM file"
-NO_MAP = "no heat map: this network has none"
-_HEADER = "not written: the image's header does not allow it"
+NOTE_NOT_DICOM = "no report: the image is no DICOM file"
+NOTE_NO_MAP = "no heat map: this network has none"
+_NOTE_HEADER = "not written: the image's header does not allow it"
+
+PNEUMONIA = CodedConcept("233604007", "SCT", "Pneumonia")
+PRESENCE = CodedConcept("705057003", "SCT", "Presence")
+PRESENT = CodedConcept("52101004", "SCT", "Present")
+ABSENT = CodedConcept("272519000", "SCT", "Absent")
+UNDETERMINED = CodedConcept("373068000", "SCT", "Undetermined")
+"""The last three are of CID 240, Present-Absent."""
+PROBABILITY = CodedConcept("122157", "DCM", "Probability")
+PROBABILITY_LOW = CodedConcept("probability-low", "99PNEUMOFED", "Lower limit of the 95 % interval of the probability")
+PROBABILITY_HIGH = CodedConcept("probability-high", "99PNEUMOFED", "Upper limit of the 95 % interval of the probability")
+THRESHOLD = CodedConcept("122411", "DCM", "Threshold Value")
+PERCENT = CodedConcept("%", "UCUM", "Percent")
+LUNG = CodedConcept("39607008", "SCT", "Lung")
+_CHEST_RADIOGRAPHY = CodedConcept("399208008", "SCT", "Plain X-ray of chest")
+_DEVICE = CodedConcept("121007", "DCM", "Device")
+_COMMENT = CodedConcept("121106", "DCM", "Comment")
+_NOT_A_DIAGNOSIS = (
+    "Result of a computer program as a second look, not a diagnosis and not for primary diagnosis. "
+    "It was not verified by a physician."
+)
+
+_REQUIRED_TAGS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
+"""Type 1 of the Study, Series and SOP Common modules (PS3.3, C.7.2.1, C.7.3.1, C.12.1): nothing can refer to an image without them."""
+_EMPTY_IF_MISSING = (
+    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
+    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
+)
+"""Type 2 of the Patient and General Study modules (PS3.3, C.7.1.1 and C.7.2.1): empty where the source lacks them."""
+
+MANUFACTURER = "pneumofed"
+SERIES_DESCRIPTION = "AI result, not for primary diagnosis"
+SERIES_NUMBERS = {"SR": 9401, "SC": 9402}
+"""Series Number (0020,0011) separates series of a study for people; scanners count from 1."""
 
 
 class ArchiveWriter:
@@ -60,7 +90,7 @@ class ArchiveWriter:
             _make_folder(folder)
 
     def write(self, result: FileResult) -> FileResult:
-        """`result` with the names of the files that were written, or a note why one was not.
+        """Writes the objects of `result` and returns it with the names of the files, or a note why one was not written.
 
         Raises:
             ConfigError: a file cannot be written: the disk is full, or the folder is gone.
@@ -76,23 +106,23 @@ class ArchiveWriter:
         if self._reports is None:
             return result
         if not result.loaded.instance:
-            return replace(result, note=_join(result.note, NOT_DICOM))
+            return replace(result, note=_join(result.note, NOTE_NOT_DICOM))
 
         try:
             report = make_report(read_source_header(result.loaded.path), judgement, self._predictor)
         except (ImageError, ValueError, TypeError, AttributeError, KeyError) as error:
-            return replace(result, note=_join(result.note, f"report {_HEADER}", type(error).__name__))
+            return replace(result, note=_join(result.note, f"report {_NOTE_HEADER}", type(error).__name__))
         return replace(result, report=str(_save(report, self._reports)))
 
     def _write_overlay(self, result: FileResult, judgement: Judgement) -> FileResult:
         if self._overlays is None or judgement.prediction is None:
             return result
         if judgement.prediction.activation_map is None:
-            return replace(result, note=_join(result.note, NO_MAP))
+            return replace(result, note=_join(result.note, NOTE_NO_MAP))
         try:
             return replace(result, overlay=str(self._draw(result, judgement, self._overlays)))
         except (ImageError, ValueError, TypeError, AttributeError, KeyError) as error:
-            return replace(result, note=_join(result.note, f"heat map {_HEADER}", type(error).__name__))
+            return replace(result, note=_join(result.note, f"heat map {_NOTE_HEADER}", type(error).__name__))
 
     def _draw(self, result: FileResult, judgement: Judgement, folder: Path) -> Path:
         from pneumofed.inference.predict.heatmap import draw_heat
@@ -127,29 +157,8 @@ def _join(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
 
-PNEUMONIA = CodedConcept("233604007", "SCT", "Pneumonia")
-PRESENCE = CodedConcept("705057003", "SCT", "Presence")
-PRESENT = CodedConcept("52101004", "SCT", "Present")
-ABSENT = CodedConcept("272519000", "SCT", "Absent")
-UNDETERMINED = CodedConcept("373068000", "SCT", "Undetermined")
-"""The last three are of CID 240, Present-Absent."""
-PROBABILITY = CodedConcept("122157", "DCM", "Probability")
-LOWER = CodedConcept("probability-low", "99PNEUMOFED", "Lower limit of the 95 % interval of the probability")
-UPPER = CodedConcept("probability-high", "99PNEUMOFED", "Upper limit of the 95 % interval of the probability")
-THRESHOLD = CodedConcept("122411", "DCM", "Threshold Value")
-PERCENT = CodedConcept("%", "UCUM", "Percent")
-LUNG = CodedConcept("39607008", "SCT", "Lung")
-_CHEST_RADIOGRAPHY = CodedConcept("399208008", "SCT", "Plain X-ray of chest")
-_DEVICE = CodedConcept("121007", "DCM", "Device")
-_COMMENT = CodedConcept("121106", "DCM", "Comment")
-_NOT_A_DIAGNOSIS = (
-    "Result of a computer program as a second look, not a diagnosis and not for primary diagnosis. "
-    "It was not verified by a physician."
-)
-
-
 def make_report(source: Dataset, judgement: Judgement, predictor: Predictor) -> Dataset:
-    """An Enhanced SR about `source`, in its study and of its patient, in a series of its own; incomplete to all and unverified.
+    """Builds an Enhanced SR about `source`, in its study and of its patient, in a series of its own; preliminary and unverified.
 
     One measurement group with the finding pneumonia: its presence (present, absent, or undetermined where the image cannot be
     judged), and if it can the calibrated probability with its interval and the threshold, each in percent. The algorithm is named by
@@ -229,7 +238,12 @@ def _numbers(judgement: Judgement) -> list[sr.Measurement]:
     found = judgement.prediction
     if found is None:
         return []
-    values = ((PROBABILITY, found.probability), (LOWER, found.low), (UPPER, found.high), (THRESHOLD, judgement.threshold))
+    values = (
+        (PROBABILITY, found.probability),
+        (PROBABILITY_LOW, found.low),
+        (PROBABILITY_HIGH, found.high),
+        (THRESHOLD, judgement.threshold),
+    )
     return [sr.Measurement(name=name, value=round(100 * value, 4), unit=PERCENT) for name, value in values]
 
 
@@ -243,7 +257,7 @@ def _comments(judgement: Judgement, predictor: Predictor) -> list[str]:
 
 
 def make_capture(source: Dataset, picture: np.ndarray, predictor: Predictor) -> Dataset:
-    """A Secondary Capture of `picture` uint8 [H, W, 3], in the study and of the patient of `source`, in a series of its own.
+    """Builds a Secondary Capture of `picture` uint8 [H, W, 3], in the study and of the patient of `source`, in a series of its own.
 
     Args:
         source: of `read_source_header`.
@@ -270,15 +284,14 @@ def make_capture(source: Dataset, picture: np.ndarray, predictor: Predictor) -> 
         manufacturer_model_name=predictor.manifest.name,
         software_versions=software_versions(predictor),
     )
-    # Type 2C (PS3.3, C.7.6.1.1.1): highdicom asks for one, but only the source can tell.
+    # Type 2C (PS3.3, C.7.6.1.1.1): highdicom asks for one, but only the source knows it.
     capture.PatientOrientation = source.get("PatientOrientation")
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.ImageComments = STATEMENT
     capture.DerivationDescription = f"heat map of {predictor.manifest.name}, bundle {predictor.bundle.digest}"
     capture.SourceImageSequence = [_reference(source)]
-    if (
-        source.get("BurnedInAnnotation") == "NO"
-    ):  # (0028,0301): our words name no patient, but what the source shows is still there
+    # (0028,0301): our words name no patient, but what the source shows is still there.
+    if source.get("BurnedInAnnotation") == "NO":
         capture.BurnedInAnnotation = "NO"
     capture.LossyImageCompression = source.get("LossyImageCompression") or "00"
     return capture
@@ -291,38 +304,23 @@ def _reference(source: Dataset) -> Dataset:
     return item
 
 
-_NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID")
-"""Type 1 of the Study, Series and SOP Common modules (PS3.3, C.7.2.1, C.7.3.1, C.12.1): nothing can refer to an image without them."""
-_MAY_BE_EMPTY = (
-    *("PatientID", "PatientName", "PatientBirthDate", "PatientSex"),
-    *("AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName"),
-)
-"""Type 2 of the Patient and General Study modules (PS3.3, C.7.1.1 and C.7.2.1): empty where the source lacks them."""
-
-
 def read_source_header(path: Path) -> Dataset:
-    """The header of the DICOM file `path` without its pixels; tags of type 2 that it lacks are there and empty.
+    """Reads the header of the DICOM file `path` without its pixels; tags of type 2 that it lacks are there and empty.
 
     Raises:
         ImageError: the file is no DICOM file any more.
-        ValueError: it lacks a UID that a derived object must name; the text holds the tag's keyword alone.
+        ValueError: it lacks a UID that a derived object must name; the text holds only the tag's keyword.
     """
     read_header(path)  # checks the size of a deflated header first
     with quiet_warnings():
         dataset = dcmread(path, stop_before_pixels=True, force=True)
-    for keyword in _NEEDED:
+    for keyword in _REQUIRED_TAGS:
         if not uid.UID(str(dataset.get(keyword) or "")).is_valid:
             raise ValueError(f"the image has no valid {keyword}")
-    for keyword in _MAY_BE_EMPTY:
+    for keyword in _EMPTY_IF_MISSING:
         if keyword not in dataset:
             setattr(dataset, keyword, None)
     return dataset
-
-
-MANUFACTURER = "pneumofed"
-SERIES_DESCRIPTION = "AI result, not for primary diagnosis"
-SERIES_NUMBERS = {"SR": 9401, "SC": 9402}
-"""Series Number (0020,0011) tells series of a study apart for people; scanners count from 1."""
 
 
 def series_uid(source: Dataset, predictor: Predictor, kind: str) -> UID:
@@ -337,12 +335,12 @@ def series_uid(source: Dataset, predictor: Predictor, kind: str) -> UID:
 
 
 def model_uid(predictor: Predictor) -> UID:
-    """The device's UID (121012, DCM): the same for the same bundle."""
+    """Computes the device's UID (121012, DCM): the same for the same bundle."""
     return _hashed_uid("model", predictor.bundle.digest)
 
 
 def software_versions(predictor: Predictor) -> list[str]:
-    """Software Versions (0018,1020): of this program, and the bundle's digest as one Long String."""
+    """Lists Software Versions (0018,1020): of this program, and the bundle's digest as one Long String."""
     return [f"pneumofed {version('pneumofed')}", f"bundle {predictor.bundle.digest[:48]}"]
 
 

@@ -1,4 +1,4 @@
-"""The heat map of a judged image, laid over the image, with what must be said beside it in words."""
+"""The heat map of a judged image, drawn over the image, with a band below that says what it is and is not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HOT, _WARM = np.array([0.85, 0.0, 0.0], np.float32), np.array([1.0, 0.8, 0.0], 
 
 
 def draw_heat(pixels: np.ndarray, judgement: Judgement, predictor: Predictor) -> np.ndarray:
-    """uint8 [H + band, W, 3]: `pixels` float32 [H, W] in [0, 1] with the heat over it and the words in a band below.
+    """Draws `pixels` float32 [H, W] in [0, 1] with the heat over it and the words in a band below, uint8 [H + band, W, 3].
 
     The band covers no anatomy. Warm is what speaks for pneumonia, relative to the strongest place of the map in either direction, so
     that an image in which everything speaks against it stays nearly grey.
@@ -69,7 +69,7 @@ def place_map(activation_map: np.ndarray, shape: tuple[int, ...], fit: str) -> n
 
 
 def words(found: Prediction, predictor: Predictor) -> tuple[str, ...]:
-    """What stands below the picture; nothing in it tells of a patient.
+    """Words what stands below the picture; nothing in it is about a patient.
 
     Args:
         found: for the image in the picture.

@@ -18,7 +18,7 @@ from rich.text import Text
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.model_bundle.predictor import Predictor
-from pneumofed.inference.predict.predict import COLUMNS, SCHEMA, FileResult, PredictionSummary, csv_row, json_row
+from pneumofed.inference.predict.predict import CSV_COLUMNS, ROW_SCHEMA, FileResult, PredictionSummary, csv_row, json_row
 
 TABLE_ROWS = 200
 """More files than a reader goes through at a terminal; what comes after is counted."""
@@ -33,7 +33,7 @@ class Output(Protocol):
 
 class _Csv:
     def __init__(self, file: TextIO, predictor: Predictor) -> None:
-        columns = [*COLUMNS, *(f"probability_{name}" for name in predictor.manifest.classes), "model"]
+        columns = [*CSV_COLUMNS, *(f"probability_{name}" for name in predictor.manifest.classes), "model"]
         self._writer, self._predictor = csv.DictWriter(file, columns, restval=""), predictor
         self._writer.writeheader()
 
@@ -81,7 +81,7 @@ def open_json(file: TextIO, predictor: Predictor, summary: PredictionSummary) ->
         predictor: described under `model`.
         summary: read when the context ends, so it must have counted the same results by then.
     """
-    head = json.dumps({"schema": SCHEMA, "model": describe_model(predictor)})
+    head = json.dumps({"schema": ROW_SCHEMA, "model": describe_model(predictor)})
     file.write(f'{head[:-1]}, "images": [')
     yield _Json(file, predictor.manifest.threshold.value)
     tail = {"studies": [study.to_json() for study in summary.studies.values()], "summary": summary.to_json()}
@@ -89,7 +89,7 @@ def open_json(file: TextIO, predictor: Predictor, summary: PredictionSummary) ->
 
 
 def describe_model(predictor: Predictor) -> dict[str, Any]:
-    """What names the model in audit trails, as plain JSON values."""
+    """Returns what names the model in audit trails, as plain JSON values."""
     manifest = predictor.manifest
     return {
         "name": manifest.name,
@@ -147,7 +147,7 @@ def _title(predictor: Predictor) -> str:
 
 
 def table_cells(result: FileResult) -> tuple[Text, ...]:
-    """The file's line in the table at the terminal: name, probability, interval, finding, and why there is none."""
+    """Builds the file's line in the table at the terminal: name, probability, interval, finding, and why there is none."""
     found = result.prediction
     finding = found.decision if found else result.status.replace("_", " ")
     interval = f"{_percent(found.low)} to {_percent(found.high)}" if found else ""

@@ -1,10 +1,8 @@
-"""From files to judgements: decoding in threads, a few files ahead of the network, so that neither waits for the other.
+"""From files to judgements: files are found, decoded, judged, counted by study, and written as rows.
 
-The files to judge: those that were named, and those below the folders that were named, found as they are needed.
-
-Results of one examination together: what a worklist asks of a DICOM study.
-
-Results as rows of a stable schema, for scripts: what CSV and JSON hold. See docs/predict.md.
+`find_files` lists the files that were named and those below the folders that were named, as they are needed. `judge_files` decodes in
+threads, a few files ahead of the network, so that neither waits for the other. `PredictionSummary` counts files and gathers the images of
+one examination, as a worklist asks of a DICOM study. `json_row` and `csv_row` are the stable schema for scripts: see docs/predict.md.
 """
 
 from __future__ import annotations
@@ -33,7 +31,20 @@ R = TypeVar("R")
 
 Status = Literal["judged", "cannot_judge", "unreadable"]
 
-_UID = re.compile(r"[0-9.]{1,64}")  # PS3.5, 9.1
+_VALID_UID = re.compile(r"[0-9.]{1,64}")  # PS3.5, 9.1
+
+MAX_DEPTH = 32
+"""Folders below a named one; an archive's export has four (patient, study, series, image)."""
+_DICOMDIR = "DICOMDIR"  # PS3.10, 8.6: the index of a medium, no image
+
+ROW_SCHEMA = 1
+"""Raised when a column is renamed, removed, or means something else; new columns may come without that."""
+
+CSV_COLUMNS = (
+    *("file", "study", "instance", "status", "finding", "probability", "low", "high", "threshold"),
+    *("reasons", "explanation", "report", "overlay", "note"),
+)
+"""Of the CSV table, before one column `probability_CLASS` for each class and then `model`."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class FileResult:
 
 
 def judge_files(paths: Iterable[Path], predictor: Predictor, workers: int = 0) -> Iterator[FileResult]:
-    """One result for each of `paths`, in their order; a file that cannot be read is a result too, with its reason.
+    """Yields one result for each of `paths`, in their order; a file that cannot be read is a result too, with its reason.
 
     At most 2 `BATCH` + 2 `workers` squares and `workers` whole images are in memory, whatever the number of files. Results do not
     depend on `workers` or on the other files, but for float32's last digits.
@@ -173,16 +184,11 @@ def _judge_batch(batch: list[Loaded], predictor: Predictor) -> Iterator[FileResu
 
 
 def _valid_uid(text: str) -> str:
-    return text if _UID.fullmatch(text) else ""
-
-
-MAX_DEPTH = 32
-"""Folders below a named one; an archive's export has four (patient, study, series, image)."""
-_INDEX = "DICOMDIR"  # PS3.10, 8.6: the index of a medium, no image
+    return text if _VALID_UID.fullmatch(text) else ""
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Absolute paths of all files in `paths`, folders searched with all folders below; in a fixed order, each file once a path.
+    """Yields absolute paths of all files in `paths`, folders searched with all folders below; in a fixed order, each file once a path.
 
     Only the names of the folders on the way are held, whatever the number of files. Hidden files and DICOMDIR are left out below
     folders. A folder is entered once even where links lead back to it, and not below `MAX_DEPTH`. One that cannot be listed is
@@ -202,7 +208,7 @@ def _walk(folder: Path, depth: int, seen: set[str]) -> Iterator[Path]:
         return
     seen.add(real)
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.name != _INDEX)
+        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.name != _DICOMDIR)
     except OSError:
         yield folder
         return
@@ -265,22 +271,12 @@ class PredictionSummary:
             study.probability, study.finding, study.instance = found.probability, found.decision, result.loaded.instance
 
     def to_json(self) -> dict[str, Any]:
-        """The counts, as plain JSON values."""
+        """Returns the counts, as plain JSON values."""
         return {"files": self.files, **self.statuses, "findings": dict(self.findings), "studies": len(self.studies)}
 
 
-SCHEMA = 1
-"""Raised when a column is renamed, removed, or means something else; new columns may come without that."""
-
-COLUMNS = (
-    *("file", "study", "instance", "status", "finding", "probability", "low", "high", "threshold"),
-    *("reasons", "explanation", "report", "overlay", "note"),
-)
-"""Of the CSV table, before one column `probability_CLASS` for each class and then `model`."""
-
-
 def json_row(result: FileResult, threshold: float) -> dict[str, Any]:
-    """One file as plain JSON values. What cannot be judged has no number that anybody might read.
+    """Returns one file as plain JSON values. What cannot be judged has no number that anybody might read.
 
     Args:
         result: of the file. Its absolute path may name a patient: rows go where the user asks for them and nowhere else.
@@ -308,14 +304,14 @@ def json_row(result: FileResult, threshold: float) -> dict[str, Any]:
 
 
 def csv_row(result: FileResult, threshold: float) -> dict[str, str]:
-    """Text by column: numbers with six digits, an empty text for what is not there, reasons with a blank between them.
+    """Returns text by column: numbers with six digits, an empty text for what is not there, reasons with a blank between them.
 
     Args:
         result: of the file.
         threshold: of the bundle.
     """
     row = json_row(result, threshold)
-    values = {name: row[name] for name in COLUMNS} | {"reasons": " ".join(row["reasons"])}
+    values = {name: row[name] for name in CSV_COLUMNS} | {"reasons": " ".join(row["reasons"])}
     probabilities = {f"probability_{name}": value for name, value in row["classes"].items()}
     return {name: _text(value) for name, value in (values | probabilities).items()}
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Recorder:
-    """Puts judgements into `monitor`, in their order, as of today. After the first failure, which `tell` hears of, it records no more.
+    """Puts judgements into `monitor`, in their order, as of today; after the first failure, which `tell` is called with, no more.
 
     Attributes:
         recorded: images that the monitor has taken.
@@ -26,7 +26,7 @@ class Recorder:
     recorded: int = 0
 
     def pass_on(self, results: Iterable[FileResult]) -> Iterator[FileResult]:
-        """`results` as they are; those that were judged are recorded."""
+        """Passes `results` on as they are, and records those that were judged."""
         works = True
         for result in results:
             if works:

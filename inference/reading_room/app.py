@@ -1,6 +1,7 @@
-"""The room's web application: routes, their description, the page's files, and what every request passes.
+"""The room's web application, and the guard around it.
 
-What every request passes: limits of its body, the refusal of foreign pages, headers of the answer, and errors that tell nothing.
+`create_room_app` joins the routes, their description and the page's files. `Guard` is what every request passes: it limits the body,
+refuses requests of foreign pages, adds headers to the answer, and makes errors that show nothing.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pneumofed.common.ops.web import is_foreign, security_headers
 from pneumofed.inference.reading_room import routes, routes_images
 from pneumofed.inference.reading_room.errors import RESPONSES, Refusal, add_problem_handlers, error_response
-from pneumofed.inference.reading_room.prometheus import Measures
+from pneumofed.inference.reading_room.prometheus import RoomMetrics
 from pneumofed.inference.reading_room.room import Room, delete_old_cases
 
 logger = logging.getLogger(__name__)
 
 STATIC = Path(__file__).parent / "static"
-TYPES = {
+MEDIA_TYPES = {
     "html": "text/html",
     "css": "text/css",
     "js": "text/javascript",
@@ -40,6 +41,13 @@ TYPES = {
     "json": "application/json",
 }
 CLEAN_EVERY_SEC = 6 * 3600.0
+
+MAX_BODY_BYTES = 16_384
+"""Of a request that is no upload."""
+UPLOAD_PATHS = frozenset({"/api/cases", "/api/predict", "/api/explain"})
+"""They count for themselves while their bodies come."""
+HTTP_METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"})
+PAGE_HEADERS = security_headers({"img-src": "'self' blob: data:", "font-src": "'self'", "manifest-src": "'self'"})
 
 
 def create_room_app(room: Room, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
@@ -63,7 +71,7 @@ def create_room_app(room: Room, hosts: Sequence[str] = ("127.0.0.1", "localhost"
         app.include_router(router)
     _add_page(app)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    app.add_middleware(Guard, measures=room.measures)
+    app.add_middleware(Guard, metrics=room.metrics)
     return app
 
 
@@ -103,26 +111,18 @@ def _add_page(app: FastAPI) -> None:
 
 def _file(name: str) -> FileResponse:
     """A file of the page. Its name is a plain one, so it leads nowhere else."""
-    kind = TYPES.get(name.rpartition(".")[2])
+    kind = MEDIA_TYPES.get(name.rpartition(".")[2])
     path = STATIC / name
     if kind is None or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or not path.is_file():
         raise Refusal(404, "not_found")
     return FileResponse(path, media_type=kind, headers={"Cache-Control": "no-cache"})
 
 
-MAX_BODY = 16_384
-"""Of a request that is no upload."""
-UPLOADS = frozenset({"/api/cases", "/api/predict", "/api/explain"})
-"""They count for themselves while their bodies come."""
-METHODS = frozenset({"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS"})
-HEADERS = security_headers({"img-src": "'self' blob: data:", "font-src": "'self'", "manifest-src": "'self'"})
-
-
 class Guard:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, measures: Measures) -> None:
-        self._app, self._measures = app, measures
+    def __init__(self, app: ASGIApp, metrics: RoomMetrics) -> None:
+        self._app, self._metrics = app, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one request."""
@@ -135,14 +135,14 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add(MutableHeaders(scope=message), HEADERS)
-                self._measures.request(*_template(scope), status, time.perf_counter() - started)
+                _add(MutableHeaders(scope=message), PAGE_HEADERS)
+                self._metrics.request(*_template(scope), status, time.perf_counter() - started)
             await send(message)
 
         refusal = _refusal(scope)
         try:
             await (refusal or self._app)(scope, receive, guarded)
-        except ClientDisconnect:  # nobody is there to be told
+        except ClientDisconnect:  # nobody is there to answer
             return
         except Exception as error:  # whatever a route raises that nobody foresaw
             _log(error)
@@ -157,9 +157,9 @@ def _refusal(scope: Scope) -> ASGIApp | None:
     if is_foreign(headers):
         return error_response(403, "foreign_page")
     length = headers.get("content-length", "0")
-    if scope["path"] in UPLOADS:
+    if scope["path"] in UPLOAD_PATHS:
         return None
-    if "transfer-encoding" in headers or not length.isdecimal() or int(length[:20]) > MAX_BODY:
+    if "transfer-encoding" in headers or not length.isdecimal() or int(length[:20]) > MAX_BODY_BYTES:
         return error_response(413, "request_too_large")
     return None
 
@@ -172,7 +172,7 @@ def _add(headers: MutableHeaders, more: Mapping[str, str]) -> None:
 def _template(scope: Scope) -> tuple[str, str]:
     """(method, route without its parameters). Unknown ones have one name each, so that nobody can fill the memory with them."""
     route = getattr(scope.get("route"), "path", "unknown")
-    return scope["method"] if scope["method"] in METHODS else "other", route
+    return scope["method"] if scope["method"] in HTTP_METHODS else "other", route
 
 
 def _log(error: Exception) -> None:

@@ -1,6 +1,7 @@
-"""The cases of a room: added once a file, listed, found, and given findings that are kept for ever.
+"""The room's database: its tables in one SQLite file, and the cases in it.
 
-The room's tables and the SQLite file that holds them.
+`open_room_database` opens the file. `Cases` adds a case once a file, lists and finds cases, and adds readers' findings, which are kept for
+ever.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ NO_NUMBER = -1.0
 """In columns that must not be null, of a case that cannot be judged: no probability, so that nobody takes it for one. Rows of earlier
 versions have the network's own number there, so the verdict is asked first."""
 MIGRATIONS = Path(__file__).parent / "migrations"
+
+MOST_PREVIOUS = 20
+_FIRST_DAY, _LAST_DAY = date(2000, 1, 1), date(2200, 1, 1)
 
 
 class RoomTable(Columns, DeclarativeBase):
@@ -59,7 +63,7 @@ class Case(RoomTable):
     number: Mapped[int] = mapped_column(primary_key=True)
     """In the order of arrival."""
     id: Mapped[str] = mapped_column(String(32), unique=True)
-    """Random, so that it tells nothing; names the case in addresses and logs."""
+    """Random, so that it reveals nothing; names the case in addresses and logs."""
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
     """Of the file as it came."""
     bytes: Mapped[int]
@@ -116,13 +120,13 @@ class FindingRow(RoomTable):
 
 
 def open_room_database(path: Path) -> Engine:
-    """An engine on the SQLite file `path`, which is made with mode 0600 if missing and whose tables are those of this version.
+    """Opens the SQLite file `path`, which is made with mode 0600 if missing, and brings its tables to this version.
 
     Raises:
         ConfigError: it cannot be written, or a later version of pneumofed wrote it.
     """
     try:
-        # An error of SQLAlchemy quotes its parameters, which name patients, unless told not to.
+        # An error of SQLAlchemy quotes its parameters, which name patients, unless it is set not to.
         engine = sqlite_engine(path, ("synchronous=NORMAL", "secure_delete=ON"), hide_parameters=True)
         migrate(engine, MIGRATIONS, str(path))
     except (OSError, SQLAlchemyError) as error:
@@ -132,8 +136,6 @@ def open_room_database(path: Path) -> Engine:
     return engine
 
 
-MOST_PREVIOUS = 20
-_FIRST_DAY, _LAST_DAY = date(2000, 1, 1), date(2200, 1, 1)
 _SHOWN: ColumnElement[float] = either((Case.verdict == "cannot judge", NO_NUMBER), else_=Case.probability)
 """What the worklist is ordered by: images that cannot be judged have no probability, and lie beyond the least."""
 
@@ -168,12 +170,12 @@ class Cases:
             return session.scalar(select(Case).where(Case.id == identifier))
 
     def with_content(self, sha256: str) -> str | None:
-        """Id of the case whose file has this hash."""
+        """Finds the id of the case whose file has this hash."""
         with self._session() as session:
             return session.scalar(select(Case.id).where(Case.sha256 == sha256))
 
     def list(self, query: WorklistQuery) -> tuple[int, int, Sequence[Case]]:
-        """(number of cases that `query` matches, how many of them are open, the page of them that it asks for)."""
+        """Lists (number of cases that `query` matches, how many of them are open, the page of them that it asks for)."""
         wanted = _conditions(query)
         counts = select(func.count(), func.count().filter(Case.finding.is_(None))).select_from(Case).where(*wanted)
         page = select(Case).where(*wanted).order_by(*_order(query)).offset(query.offset).limit(query.limit)
@@ -182,7 +184,7 @@ class Cases:
             return total, unread, session.scalars(page).all()
 
     def next(self, asked: NextQuery) -> tuple[str | None, int]:
-        """(id of the case after `asked.after`, how many come after that one); the first case if there is no such case.
+        """Finds (id of the case after `asked.after`, how many come after that one); the first case if there is no such case.
 
         It is found by its place in the order, so a case that does not match the query any more, having just been read, has a next.
         """
@@ -199,7 +201,7 @@ class Cases:
             return found.id, rest - 1
 
     def previous(self, case: Case) -> Sequence[Case]:
-        """Other cases of the same patient, newest first; none where the patient is unknown."""
+        """Lists other cases of the same patient, newest first; none where the patient is unknown."""
         if not case.patient:
             return []
         others = select(Case).where(Case.patient == case.patient, Case.number != case.number)
@@ -208,7 +210,7 @@ class Cases:
             return session.scalars(others.order_by(newest, Case.number.desc()).limit(MOST_PREVIOUS)).all()
 
     def findings(self, case: Case) -> Sequence[FindingRow]:
-        """What readers said of the case, oldest first."""
+        """Lists what readers said of the case, oldest first."""
         with self._session() as session:
             return session.scalars(select(FindingRow).where(FindingRow.case == case.number).order_by(FindingRow.id)).all()
 
@@ -240,12 +242,12 @@ class Cases:
             return bool(session.scalars(delete(Case).where(Case.id == identifier).returning(Case.id)).all())
 
     def older_than(self, moment: datetime) -> Sequence[str]:
-        """Ids of cases that arrived before `moment`."""
+        """Lists ids of cases that arrived before `moment`."""
         with self._session() as session:
             return session.scalars(select(Case.id).where(Case.arrived < moment)).all()
 
     def readings(self) -> Sequence[tuple[Case, FindingRow]]:
-        """The latest word of each reader on each case, in the order in which they were said."""
+        """Lists the latest word of each reader on each case, in the order in which they were said."""
         latest = select(func.max(FindingRow.id)).group_by(FindingRow.case, FindingRow.by)
         query = select(Case, FindingRow).join(FindingRow, FindingRow.case == Case.number)
         with self._session() as session:
@@ -258,7 +260,7 @@ class Cases:
             return set(session.scalars(select(Case.id)))
 
     def bytes(self) -> int:
-        """Size of all cases on the disk."""
+        """Sums the size of all cases on the disk."""
         with self._session() as session:
             return session.scalar(select(func.sum(Case.bytes))) or 0
 

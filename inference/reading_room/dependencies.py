@@ -30,7 +30,7 @@ class Reader:
 
 
 def current_room(request: Request) -> Room:
-    """The room that the application serves."""
+    """Returns the room that the application serves."""
     return cast(Room, request.app.state.room)
 
 

@@ -77,12 +77,12 @@ class Refusal(Exception):  # noqa: N818 - an answer, not a fault
 
 
 def sentence(code: ErrorCode) -> str:
-    """What the code means, in English."""
+    """Returns what the code means, in English."""
     return SENTENCES.get(code) or SkipReason[code.upper()].value
 
 
 def error_code(error: ImageError) -> ErrorCode:
-    """The code of a file that cannot be used."""
+    """Returns the code of a file that cannot be used."""
     return _BY_REASON[error.reason]
 
 

@@ -24,7 +24,7 @@ class CaseFiles:
 
     @contextmanager
     def arriving(self) -> Iterator[Path]:
-        """A folder of mode 0700 for one file, which is gone after the block unless it was moved into the store."""
+        """Makes a folder of mode 0700 for one file, which is gone after the block unless it was moved into the store."""
         folder = self._quarantine / secrets.token_hex(16)
         folder.mkdir(mode=0o700)
         try:
@@ -33,7 +33,7 @@ class CaseFiles:
             shutil.rmtree(folder, ignore_errors=True)
 
     def path(self, case: str) -> Path:
-        """The folder of a case.
+        """Returns the folder of a case.
 
         Raises:
             ValueError: `case` is no case's id and so no safe name.
@@ -81,5 +81,5 @@ class CaseFiles:
         return len(left)
 
     def has_room(self, least: int = FREE_BYTES) -> bool:
-        """Whether the disk has `least` bytes left."""
+        """Checks whether the disk has `least` bytes left."""
         return shutil.disk_usage(self._store).free >= least

@@ -17,7 +17,7 @@ from pneumofed.common.files import atomic_write
 from pneumofed.inference.reading_room.cases import Case, Cases, FindingRow, open_room_database
 from pneumofed.inference.reading_room.file_store import CaseFiles
 from pneumofed.inference.reading_room.settings import RoomFolder
-from pneumofed.inference.reading_room.worker import ORIGINAL
+from pneumofed.inference.reading_room.worker import ORIGINAL_FILE
 
 EXPORT_COLUMNS = (*MANIFEST_COLUMNS, "reader", "time", "case")
 
@@ -39,7 +39,7 @@ def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
         ConfigError: the key of the pseudonyms cannot be used.
     """
     pseudonyms, store = load_pseudonyms(_pseudonym_folder(folder)), CaseFiles(folder.store, folder.quarantine)
-    rows = [_cells(case, said, store.path(case.id) / ORIGINAL, pseudonyms) for case, said in cases.readings()]
+    rows = [_cells(case, said, store.path(case.id) / ORIGINAL_FILE, pseudonyms) for case, said in cases.readings()]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerows([EXPORT_COLUMNS, *rows])
@@ -65,7 +65,7 @@ def write_labels(folder: RoomFolder, cases: Cases, path: Path) -> int:
 
 @contextmanager
 def export_of_room(path: Path) -> Iterator[Path]:
-    """The table of the room at `path`, a file that is there as long as the block lasts; the room's audit log keeps that it was asked for.
+    """Writes the table of the room at `path` as a file that lasts as long as the block; the room's audit log keeps that it was asked for.
 
     Raises:
         ConfigError: there is no room, or its database or the key of the pseudonyms cannot be used.

@@ -1,4 +1,4 @@
-"""What Prometheus may know of the room: counts and times, by route, verdict and reason. Nothing of a patient or a reader."""
+"""Metrics of the room for Prometheus: counts and times, by route, verdict and reason. Nothing of a patient or a reader."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 BUCKETS_SEC = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 
 
-class Measures:
-    """Counters of one server. `waiting` tells how many files wait for a worker."""
+class RoomMetrics:
+    """Counters of one server. `waiting` returns how many files wait for a worker."""
 
     def __init__(self, waiting: Callable[[], int]) -> None:
         self._registry = CollectorRegistry()
@@ -61,5 +61,5 @@ class Measures:
         self._unwatched.inc()
 
     def text(self) -> bytes:
-        """All of it in Prometheus's text format."""
+        """Formats all of it in Prometheus's text format."""
         return generate_latest(self._registry)

@@ -1,6 +1,9 @@
 """The room at work: what the routes do, without HTTP.
 
-Its audit log (`state/audit.jsonl`) has as actor a user, or a program by the name of its token, and these events:
+`Room` holds the parts of one open room. `delete_old_cases` keeps the retention time. `RoomMonitor` passes each new case, and what a reader
+found, to the site's monitor (`pneumofed monitor`); no failure there stops the room.
+
+The audit log (`state/audit.jsonl`) has as actor a user, or a program by the name of its token, and these events:
 
     login / login-refused / logout / password-changed        no facts; a refused login has no name, which may be a mistyped password
     case-added / case-opened / case-removed                  case id, which is random; model and verdict where judged
@@ -8,8 +11,6 @@ Its audit log (`state/audit.jsonl`) has as actor a user, or a program by the nam
     image-judged                                             by a program, nothing kept: model, verdict
     labels-exported / cleaned                                counts
     user-added / user-changed / user-removed / token-added / token-removed / room-started / room-stopped
-
-What the room tells the site's monitor (`pneumofed monitor`): each new case, and what a reader found. No failure there stops the room.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pneumofed.common.ops.web import Sessions
 from pneumofed.inference.reading_room.cases import NO_NUMBER, Case, Cases
 from pneumofed.inference.reading_room.errors import Refusal, error_code, sentence
 from pneumofed.inference.reading_room.file_store import CaseFiles
-from pneumofed.inference.reading_room.prometheus import Measures
+from pneumofed.inference.reading_room.prometheus import RoomMetrics
 from pneumofed.inference.reading_room.schema import ErrorCode, Label, ModelInfo, Uploaded
 from pneumofed.inference.reading_room.settings import GIB, RoomFolder
 from pneumofed.inference.reading_room.upload import Arrived, Gate
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 SESSION_SEC = 12 * 3600.0
 RETRY_SEC = 5
 """After which to try again while the model starts."""
+
+logger = logging.getLogger(__name__)
 
 
 class Room:
@@ -70,8 +73,8 @@ class Room:
         self.back_off = BackOff()
         self.gate = Gate(self.settings.upload)
         self.sign_ins = asyncio.Semaphore(2)  # scrypt takes 32 MiB and a core each
-        self.measures = Measures(lambda: workers.waiting)
-        self.watch = RoomMonitor(monitor, self.measures.unwatched)
+        self.metrics = RoomMetrics(lambda: workers.waiting)
+        self.watch = RoomMonitor(monitor, self.metrics.unwatched)
         self.rendering = asyncio.Semaphore(self.settings.workers)
         """Held while a picture is made: one of a large image takes some hundred megabytes."""
         self._audit_lock = threading.Lock()
@@ -102,7 +105,7 @@ class Room:
             raise Refusal(503, "not_ready", retry_sec=RETRY_SEC)
 
     def has_room(self) -> bool:
-        """Whether the store takes more: neither its own limit nor the disk is full."""
+        """Checks whether the store takes more: neither its own limit nor the disk is full."""
         return self.store.has_room() and self.cases.bytes() < self.settings.store_gb * GIB
 
     async def take(self, index: int, arrived: Arrived, by: str) -> Uploaded:
@@ -136,7 +139,7 @@ class Room:
             ImageError: it cannot be used.
         """
         file = await self.workers.run(job)
-        self.measures.judged(file.judgement.verdict)
+        self.metrics.judged(file.judgement.verdict)
         if not job.keep:
             await asyncio.to_thread(self.record, by, "image-judged", **_audit_facts(file.judgement))
         return file
@@ -146,11 +149,11 @@ class Room:
         self._engine.dispose()
 
     def _refused(self, index: int, code: ErrorCode) -> Uploaded:
-        self.measures.refused(code)
+        self.metrics.refused(code)
         return Uploaded(index=index, outcome="refused", case=None, error=code, detail=sentence(code))
 
     def _add(self, arrived: Arrived, file: JudgedFile, by: str) -> tuple[str, bool]:
-        """(id of the case, whether it is new). The files are in place before the row tells of them."""
+        """(id of the case, whether it is new). The files are in place before the row names them."""
         identifier = secrets.token_hex(16)
         size = self.store.keep(arrived.folder, identifier)
         if self.cases.add(case_row(identifier, arrived.sha256, size, file)):
@@ -181,7 +184,7 @@ def delete_old_cases(cases: Cases, store: CaseFiles, retention_days: int, now: d
     """
     old = cases.older_than((now or datetime.now(UTC)) - timedelta(days=retention_days))
     for identifier in old:
-        cases.remove(identifier)  # first, so that no row tells of files that are gone
+        cases.remove(identifier)  # first, so that no row names files that are gone
         store.remove(identifier)
     return Cleaned(len(old), store.sweep(cases.ids()))
 
@@ -191,7 +194,7 @@ def _audit_facts(judgement: Judgement) -> dict[str, str]:
 
 
 def case_row(identifier: str, sha256: str, size: int, file: JudgedFile) -> Case:
-    """The database's row of a new case.
+    """Builds the database's row of a new case.
 
     Args:
         identifier: of the case.
@@ -225,9 +228,6 @@ def case_row(identifier: str, sha256: str, size: int, file: JudgedFile) -> Case:
         map_area=list(viewing.area),
         map_warnings=list(viewing.warnings),
     )
-
-
-logger = logging.getLogger(__name__)
 
 
 def open_monitor(folder: RoomFolder, bundle: Bundle) -> Monitor | None:

@@ -1,8 +1,8 @@
-"""The worklist and its cases: uploaded, listed, opened, judged by readers.
+"""The routes of the interface, without pictures, in three groups.
 
-Signing in and out, and what the page has to know once.
-
-For programs: judgements of single files of which nothing is kept, health, and numbers for Prometheus.
+`case_routes`: the worklist and its cases, uploaded, listed, opened and judged by readers. `session_routes`: signing in and out, and what
+the page has to know once. `program_routes`: for programs, judgements of single files of which nothing is kept, health, and metrics for
+Prometheus.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pneumofed.inference.reading_room.worker import ImageJob, JudgedFile
 
 case_routes = APIRouter(prefix="/api", tags=["cases"])
 CaseInPath = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="A case's id.")]
-_FORM: dict[str, Any] = {
+_UPLOAD_FORM: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
@@ -45,10 +45,17 @@ _FORM: dict[str, Any] = {
     }
 }
 
+session_routes = APIRouter(prefix="/api", tags=["session"])
+
+program_routes = APIRouter(tags=["programs"])
+_BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
+_FILE_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
+_FILE_ERRORS: dict[int | str, dict[str, Any]] = {408: {"model": schema.ErrorBody}, 503: {"model": schema.ErrorBody}}
+
 
 @case_routes.post(
     "/cases",
-    openapi_extra=_FORM,
+    openapi_extra=_UPLOAD_FORM,
     responses={408: {"model": schema.ErrorBody}, 507: {"model": schema.ErrorBody}},
 )
 async def upload(request: Request, reader: ReaderNow, room: RoomNow) -> schema.Upload:
@@ -102,7 +109,7 @@ def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, ro
         raise Refusal(404, "not_found")
     finding = view_finding(row, found)
     room.record(reader.name, "finding", case=case, label=row.label, agrees=finding.agrees)
-    room.measures.found(finding.agrees)
+    room.metrics.found(finding.agrees)
     room.watch.read(found.monitored, body.label)
     return finding
 
@@ -131,9 +138,6 @@ def find_case(room: Room, identifier: str) -> Case:
     if case is None:
         raise Refusal(404, "not_found")
     return case
-
-
-session_routes = APIRouter(prefix="/api", tags=["session"])
 
 
 @session_routes.post("/login")
@@ -216,20 +220,14 @@ def _idle(room: Room) -> int:
     return 60 * room.settings.idle_min
 
 
-program_routes = APIRouter(tags=["programs"])
-_BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
-_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
-_ERRORS: dict[int | str, dict[str, Any]] = {408: {"model": schema.ErrorBody}, 503: {"model": schema.ErrorBody}}
-
-
-@program_routes.post("/api/predict", openapi_extra=_BODY, responses=_ERRORS)
+@program_routes.post("/api/predict", openapi_extra=_FILE_BODY, responses=_FILE_ERRORS)
 async def predict_file(request: Request, who: ProgramNow, room: RoomNow) -> schema.JudgementOut:
     """The judgement of the DICOM, JPEG or PNG file that is the body, whatever its content type says."""
     file = await _read(request, who, room, explain=False)
     return view_judgement(file.judgement)
 
 
-@program_routes.post("/api/explain", openapi_extra=_BODY, responses=_ERRORS)
+@program_routes.post("/api/explain", openapi_extra=_FILE_BODY, responses=_FILE_ERRORS)
 async def explain_file(request: Request, who: ProgramNow, room: RoomNow) -> schema.ExplanationView:
     """The judgement of the file, where its evidence lies, and whether that is a place for it."""
     file = await _read(request, who, room, explain=True)
@@ -253,7 +251,7 @@ def health(response: Response, room: RoomNow) -> schema.RoomHealth:
 )
 def prometheus_metrics(who: ProgramNow, room: RoomNow) -> Response:
     """Counts and times in Prometheus's text format."""
-    return Response(room.measures.text(), media_type="text/plain; version=0.0.4")
+    return Response(room.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 async def _read(request: Request, who: str, room: Room, *, explain: bool) -> JudgedFile:
@@ -265,5 +263,5 @@ async def _read(request: Request, who: str, room: Room, *, explain: bool) -> Jud
             try:
                 return await room.judge(ImageJob(folder, explain=explain), who)
             except ImageError as error:
-                room.measures.refused(error_code(error))
+                room.metrics.refused(error_code(error))
                 raise

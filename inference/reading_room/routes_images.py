@@ -1,6 +1,6 @@
-"""The pictures of a case. They are made in threads, a few at a time, since each may take the memory of a large image.
+"""The pictures of a case for the viewer: the image through a window, its pixels, and the heat map in colour.
 
-The pictures of a case for the viewer: the image through a window, its pixels, and the heat map in colour.
+They are made in threads, a few at a time, since each may take the memory of a large image.
 """
 
 from __future__ import annotations
@@ -25,23 +25,27 @@ from pneumofed.inference.reading_room.errors import Refusal
 from pneumofed.inference.reading_room.room import Room
 from pneumofed.inference.reading_room.routes import CaseInPath, find_case
 from pneumofed.inference.reading_room.views import view_map
-from pneumofed.inference.reading_room.worker import FULL_SCALE, MAP, PIXELS
+from pneumofed.inference.reading_room.worker import FULL_SCALE, MAP_FILE, PIXELS_FILE
 
 image_routes = APIRouter(prefix="/api/cases", tags=["pictures"])
+
+MaxSide = Annotated[int, Query(ge=64, le=MAX_SIDE_PX, description="Scale down to so many pixels on the longer side.")]
+Center = Annotated[float | None, Query(ge=-10, le=10, allow_inf_nan=False)]
+Width = Annotated[float | None, Query(ge=1e-6, le=20, allow_inf_nan=False)]
+BINARY_TYPE = "application/octet-stream"
+_PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
+_RAW: dict[int | str, dict[str, Any]] = {200: {"content": {BINARY_TYPE: {"schema": {"type": "string", "format": "binary"}}}}}
+
+MAP_SIDE_PX = 512
+MAP_MAX_ALPHA = 220
+MAP_COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float64)
+"""Five colours of matplotlib's `inferno`, whose lightness grows evenly, so that it is read rightly in grey and by the colour-blind."""
 
 
 class _Stored(FileResponse):
     """A file of several megabytes in a few pieces; each piece waits for a thread."""
 
     chunk_size = 2**20
-
-
-MaxSide = Annotated[int, Query(ge=64, le=MAX_SIDE_PX, description="Scale down to so many pixels on the longer side.")]
-Center = Annotated[float | None, Query(ge=-10, le=10, allow_inf_nan=False)]
-Width = Annotated[float | None, Query(ge=1e-6, le=20, allow_inf_nan=False)]
-BINARY = "application/octet-stream"
-_PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}}
-_RAW: dict[int | str, dict[str, Any]] = {200: {"content": {BINARY: {"schema": {"type": "string", "format": "binary"}}}}}
 
 
 def _found(case: CaseInPath, reader: ReaderNow, room: RoomNow) -> Case:
@@ -82,10 +86,10 @@ async def pixels(case: FoundCase, request: Request, room: RoomNow, max_side: Max
     """uint16, little endian, row by row; X-Image-Width and X-Image-Height tell the shape."""
     if max_side >= max(case.height, case.width) and "gzip" in request.headers.get("accept-encoding", ""):
         headers = {"Content-Encoding": "gzip", **_shape(case.height, case.width)}  # as they lie on the disk
-        return _Stored(room.store.path(case.id) / PIXELS, media_type=BINARY, headers=headers)
+        return _Stored(room.store.path(case.id) / PIXELS_FILE, media_type=BINARY_TYPE, headers=headers)
     async with room.rendering:
         values = await asyncio.to_thread(lambda: shrink(_pixels(room, case), max_side))
-        return Response(values.tobytes(), media_type=BINARY, headers=_shape(*values.shape))
+        return Response(values.tobytes(), media_type=BINARY_TYPE, headers=_shape(*values.shape))
 
 
 @image_routes.get("/{case}/map")
@@ -109,12 +113,6 @@ def _shape(height: int, width: int) -> dict[str, str]:
     return {"X-Image-Width": str(width), "X-Image-Height": str(height)}
 
 
-MAP_SIDE_PX = 512
-STRONGEST_ALPHA = 220
-COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float64)
-"""Five colours of matplotlib's `inferno`, whose lightness grows evenly, so that it is read rightly in grey and by the colour-blind."""
-
-
 def read_pixels(folder: Path, height: int, width: int) -> np.ndarray:
     """Reads the pixels of a case, uint16 [height, width].
 
@@ -126,7 +124,7 @@ def read_pixels(folder: Path, height: int, width: int) -> np.ndarray:
     Raises:
         OSError: its files are damaged or gone.
     """
-    with gzip.open(folder / PIXELS, "rb") as file:
+    with gzip.open(folder / PIXELS_FILE, "rb") as file:
         data = file.read(2 * height * width + 1)
     if len(data) != 2 * height * width:
         raise OSError("the pixels of a case are damaged")
@@ -167,13 +165,13 @@ def shrink(pixels: np.ndarray, max_side: int) -> np.ndarray:
 
 
 def read_map(folder: Path) -> np.ndarray:
-    """float32 [h, w] in [0, 1] of a case.
+    """Reads the heat map of a case, float32 [h, w] in [0, 1].
 
     Raises:
         OSError: it has none.
         ValueError: the file is damaged.
     """
-    found: np.ndarray = np.load(folder / MAP, allow_pickle=False)
+    found: np.ndarray = np.load(folder / MAP_FILE, allow_pickle=False)
     return found
 
 
@@ -197,9 +195,9 @@ def render_map(values: np.ndarray, area: Sequence[float], height: int, width: in
 
 def _coloured(values: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 4]: colour by value, opacity as well."""
-    stops = np.linspace(0, 1, len(COLOURS))
+    stops = np.linspace(0, 1, len(MAP_COLOURS))
     levels = np.linspace(0, 1, 256)
-    table = np.stack([np.interp(levels, stops, channel) for channel in COLOURS.T] + [levels * STRONGEST_ALPHA], axis=1)
+    table = np.stack([np.interp(levels, stops, channel) for channel in MAP_COLOURS.T] + [levels * MAP_MAX_ALPHA], axis=1)
     coloured: np.ndarray = np.rint(table).astype(np.uint8)[np.rint(values * 255).astype(np.uint8)]
     return coloured
 

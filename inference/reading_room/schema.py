@@ -1,4 +1,4 @@
-"""What the room's HTTP interface takes and gives. A patient's number stands in bodies alone, never in an address or a log."""
+"""What the room's HTTP interface takes and gives. A patient's number stands only in bodies, never in an address or a log."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The room's server process: opened from its folder, and answering until it is told to stop.
+"""Making a room and serving it.
 
-Makes a room. What is there already is never overwritten.
+`init_room` makes a room and never overwrites what is there already. `serve_room` is the server process: it checks the model bundle, opens
+the room from its folder, and answers until it is stopped.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from pneumofed.inference.reading_room.worker import Worker, Workers, load_file_j
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.bundle import Bundle
+
+_SETTINGS_COMMENT = b"""# The reading room. All keys and their defaults: docs/reading-room.md.
+# To reach it from other machines: host, names, certificate, key.
+"""
 
 
 def open_room(folder: RoomFolder, bundle: Bundle) -> Room:
@@ -100,7 +105,7 @@ def _keys(folder: RoomFolder, names: Sequence[str] | None) -> list[PublicKey] | 
 
 
 def model_info(bundle: Bundle) -> ModelInfo:
-    """What the page says of the model."""
+    """Builds what the page says of the model."""
     manifest = bundle.manifest
     return ModelInfo(
         name=manifest.name,
@@ -114,7 +119,7 @@ def model_info(bundle: Bundle) -> ModelInfo:
 
 
 def serve_room(folder: RoomFolder, tell: Callable[[str], None]) -> None:
-    """Serves until it is told to stop. No line of its log tells an address that was asked for.
+    """Serves until it is stopped. No line of its log holds an address that was asked for.
 
     Args:
         folder: the room's.
@@ -154,15 +159,10 @@ def serve_room(folder: RoomFolder, tell: Callable[[str], None]) -> None:
 
 
 def address(folder: RoomFolder) -> str:
-    """Where a browser on this machine finds the room."""
+    """Returns where a browser on this machine finds the room."""
     settings = folder.settings
     name = settings.names[0] if settings.names else "127.0.0.1" if settings.host == "0.0.0.0" else settings.host
     return f"http{'s' if settings.certificate else ''}://{name}:{settings.port}/"
-
-
-_COMMENT = b"""# The reading room. All keys and their defaults: docs/reading-room.md.
-# To reach it from other machines: host, names, certificate, key.
-"""
 
 
 def init_room(
@@ -195,5 +195,5 @@ def init_room(
     folder.make()
     open_room_database(folder.database).dispose()
     with atomic_write(folder.settings_file) as file:
-        file.write(_COMMENT + yaml.safe_dump(given, sort_keys=False, allow_unicode=True).encode())
+        file.write(_SETTINGS_COMMENT + yaml.safe_dump(given, sort_keys=False, allow_unicode=True).encode())
     return folder, opened

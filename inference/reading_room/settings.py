@@ -40,7 +40,7 @@ class UploadLimits(Section):
     at_once: Count = 8
     """Requests whose files arrive or are judged at the same time; others wait."""
     waiting: Count = 200
-    """Requests that wait; more are told to come again."""
+    """Requests that wait; more are refused and may come again."""
     seconds: Count = 600
     """For a request to arrive."""
 
@@ -52,7 +52,7 @@ class RoomSettings(Section):
     bundle: str
     """The model bundle: a folder or an archive that `pneumofed export` wrote."""
     trusted: list[str] | None = None
-    """Public keys of who may sign bundles; without any the signature is checked against the key in the bundle alone."""
+    """Public keys of who may sign bundles; without any the signature is checked only against the key in the bundle."""
     site: str | None = None
     """The hospital's site folder, whose pseudonyms the exported labels then have."""
     require_release: list[str] | None = None
@@ -64,7 +64,7 @@ class RoomSettings(Section):
     names: list[Host] = Field(default_factory=list)
     """Names and addresses that browsers call the room by, besides those of loopback."""
     certificate: str | None = None
-    """TLS certificate (PEM, with its chain); without one the room is for this machine alone."""
+    """TLS certificate (PEM, with its chain); without one the room is only for this machine."""
     key: str | None = None
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     """Processes that decode and judge."""
@@ -96,7 +96,7 @@ class RoomFolder:
 
     @classmethod
     def open(cls, path: Path) -> RoomFolder:
-        """The room at `path`.
+        """Opens the room at `path`.
 
         Raises:
             ConfigError: it is none.
@@ -136,11 +136,11 @@ class RoomFolder:
         return self.path / "quarantine"
 
     def inside(self, name: str) -> Path:
-        """A path of the settings."""
+        """Resolves a path of the settings, which is relative to the room's folder."""
         return (self.path / name).resolve()
 
     def make(self) -> None:
-        """Makes the folders, for this user alone."""
+        """Makes the folders, for this user only."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.path.chmod(0o700)
         for folder in (self.keys, self.store, self.quarantine, self.database.parent):

@@ -17,13 +17,15 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from pneumofed.inference.reading_room.errors import Refusal
 from pneumofed.inference.reading_room.schema import ErrorCode
 from pneumofed.inference.reading_room.settings import MIB, UploadLimits
-from pneumofed.inference.reading_room.worker import ORIGINAL, is_archive
+from pneumofed.inference.reading_room.worker import ORIGINAL_FILE, is_archive
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 
-FIELD = b"files"
+FORM_FIELD = b"files"
+
+Folders = Callable[[], AbstractContextManager[Path]]
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Arrived:
     _file: BinaryIO | None = field(default=None, repr=False)
 
     def open(self) -> None:
-        descriptor = os.open(self.folder / ORIGINAL, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(self.folder / ORIGINAL_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         self._file = os.fdopen(descriptor, "wb")
 
     def write(self, data: bytes, most: int) -> None:
@@ -67,7 +69,7 @@ class Arrived:
         self.sha256 = self._digest.hexdigest()
         if self.error is None and self.size == 0:
             self.error = "empty"
-        elif self.error is None and is_archive(self.folder / ORIGINAL):
+        elif self.error is None and is_archive(self.folder / ORIGINAL_FILE):
             self.error = "archive_file"
 
 
@@ -99,15 +101,12 @@ class Gate:
             self._free.release()
 
 
-Folders = Callable[[], AbstractContextManager[Path]]
-
-
 async def receive_one(stream: AsyncIterator[bytes], folder: Path, limits: UploadLimits) -> Arrived:
     """Receives the body of a request as one file.
 
     Args:
         stream: pieces of the body.
-        folder: of `CaseFiles.arriving`; the file is written there as `ORIGINAL`.
+        folder: of `CaseFiles.arriving`; the file is written there as `ORIGINAL_FILE`.
         limits: of size and time.
 
     Raises:
@@ -211,7 +210,7 @@ class _Form:
 
     def _open(self) -> None:
         _, options = parse_options_header(self._disposition)
-        if options.get(b"name") != FIELD:
+        if options.get(b"name") != FORM_FIELD:
             raise Refusal(422, "invalid_request")
         if len(self.files) >= self._limits.files:
             raise Refusal(413, "too_many_files")

@@ -1,6 +1,7 @@
 """Who may use the room: readers with passwords, programs with tokens.
 
-Passwords as scrypt hashes (RFC 7914), and the back-off after wrong ones.
+`Users` keeps them in the room's database, passwords as scrypt hashes (RFC 7914) and tokens as SHA-256. `weakness` refuses weak passwords,
+and `BackOff` makes a name wait after wrong ones.
 """
 
 from __future__ import annotations
@@ -24,7 +25,20 @@ from pneumofed.common.errors import ConfigError
 from pneumofed.inference.reading_room.cases import ApiToken, User
 from pneumofed.inference.reading_room.schema import Role
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+VALID_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+SCRYPT_LOG2_N, SCRYPT_BLOCK, SCRYPT_PARALLEL = 15, 8, 3
+"""N = 2^15, r = 8, p = 3: one of OWASP's settings (Password Storage Cheat Sheet, scrypt); 32 MiB and about 0.2 s on one core."""
+MIN_PASSWORD_LENGTH = 10
+LONGEST_LOCK_SEC = 300.0
+FREE_TRIES = 5
+MAX_BACKED_OFF_NAMES = 10_000
+
+_NOBODY = "$".join(
+    ("scrypt", str(SCRYPT_LOG2_N), str(SCRYPT_BLOCK), str(SCRYPT_PARALLEL),
+     base64.b64encode(bytes(16)).decode(), base64.b64encode(bytes(32)).decode())
+)  # fmt: skip
+"""What the password of an unknown name is compared with: it takes as long to check, and no password fits."""
 
 
 class Users:
@@ -105,7 +119,7 @@ class Users:
             return found
 
     def add_token(self, name: str) -> str:
-        """A new token for a program, told here alone.
+        """Makes a new token for a program; it is shown only here.
 
         Raises:
             ConfigError: the name is none or taken.
@@ -129,7 +143,7 @@ class Users:
             return session.scalars(select(ApiToken).order_by(ApiToken.name)).all()
 
     def owner_of(self, token: str) -> str | None:
-        """Name of the program whose token this is. It is looked for by its hash, so the time tells nothing of others."""
+        """Finds the name of the program whose token this is, by its hash, so the time that it takes shows nothing of other tokens."""
         with self._session() as session:
             return session.scalar(select(ApiToken.name).where(ApiToken.sha256 == _digest(token)))
 
@@ -146,23 +160,15 @@ def _digest(token: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name):
+    if not VALID_NAME.fullmatch(name):
         raise ConfigError("a name has letters, digits, '.', '_' and '-', the first a letter or digit, 64 at most")
 
 
-LOG2_N, BLOCK, PARALLEL = 15, 8, 3
-"""N = 2^15, r = 8, p = 3: one of OWASP's settings (Password Storage Cheat Sheet, scrypt); 32 MiB and about 0.2 s on one core."""
-SHORTEST = 10
-LONGEST_LOCK_SEC = 300.0
-FREE_TRIES = 5
-MOST_NAMES = 10_000
-
-
 def hash_password(password: str) -> str:
-    """`scrypt$15$8$3$SALT$HASH` with a salt of its own."""
+    """Hashes a password with a salt of its own, as `scrypt$15$8$3$SALT$HASH`."""
     salt = secrets.token_bytes(16)
-    digest = _scrypt(password, salt, LOG2_N, BLOCK, PARALLEL)
-    return f"scrypt${LOG2_N}${BLOCK}${PARALLEL}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
+    digest = _scrypt(password, salt, SCRYPT_LOG2_N, SCRYPT_BLOCK, SCRYPT_PARALLEL)
+    return f"scrypt${SCRYPT_LOG2_N}${SCRYPT_BLOCK}${SCRYPT_PARALLEL}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
 
 
 def is_password(password: str, known: str | None) -> bool:
@@ -182,11 +188,11 @@ def weakness(password: str, user: str) -> str | None:
 
     Args:
         password: the new one.
-        user: name, which must not be most of the password.
+        user: name; a password that holds it needs `MIN_PASSWORD_LENGTH` characters beside it.
     """
-    if len(password) < SHORTEST:
-        return f"a password has at least {SHORTEST} characters"
-    if len(set(password)) < 4 or (user.casefold() in password.casefold() and len(password) < len(user) + SHORTEST):
+    if len(password) < MIN_PASSWORD_LENGTH:
+        return f"a password has at least {MIN_PASSWORD_LENGTH} characters"
+    if len(set(password)) < 4 or (user.casefold() in password.casefold() and len(password) < len(user) + MIN_PASSWORD_LENGTH):
         return "the password is too easy to guess"
     return None
 
@@ -198,11 +204,8 @@ def _scrypt(password: str, salt: bytes, log2_n: int, block: int, parallel: int) 
     )
 
 
-_NOBODY = f"scrypt${LOG2_N}${BLOCK}${PARALLEL}${base64.b64encode(bytes(16)).decode()}${base64.b64encode(bytes(32)).decode()}"
-
-
 @dataclass(frozen=True)
-class _Record:
+class _Tries:
     wrong: int
     until: float
 
@@ -215,11 +218,11 @@ class BackOff:
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._records: dict[str, _Record] = {}
+        self._records: dict[str, _Tries] = {}
         self._lock = threading.Lock()
 
     def wait_sec(self, name: str) -> float:
-        """How long the name has to wait still; 0 if it may try."""
+        """Returns how many seconds the name still has to wait; 0 if it may try."""
         with self._lock:
             record = self._records.get(name)
             return max(0.0, record.until - self._now()) if record else 0.0
@@ -227,12 +230,12 @@ class BackOff:
     def wrong(self, name: str) -> None:
         """Counts a wrong password, before it is known to be wrong: tries at the same time count one by one."""
         with self._lock:
-            record = self._records.pop(name, _Record(0, 0.0))
+            record = self._records.pop(name, _Tries(0, 0.0))
             wrong = record.wrong + 1
             delay = min(2.0 ** (wrong - FREE_TRIES), LONGEST_LOCK_SEC) if wrong >= FREE_TRIES else 0.0
-            while len(self._records) >= MOST_NAMES:
+            while len(self._records) >= MAX_BACKED_OFF_NAMES:
                 self._records.pop(next(iter(self._records)))  # who tried longest ago
-            self._records[name] = _Record(min(wrong, 1000), self._now() + delay)
+            self._records[name] = _Tries(min(wrong, 1000), self._now() + delay)
 
     def right(self, name: str) -> None:
         """Forgets the wrong passwords before a right one."""

@@ -1,4 +1,4 @@
-"""Rows and readings in the form of the interface."""
+"""Views: rows of the database and judgements, in the form of the interface (`schema`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LINE = (
 
 
 def view_case_line(case: Case) -> schema.CaseLine:
-    """The case in the worklist."""
+    """Builds the view of the case in the worklist."""
     return schema.CaseLine.model_validate(_line(case))
 
 
@@ -37,7 +37,7 @@ def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Cas
         {
             **_line(case),
             **{name: getattr(case, name) for name in ("threshold", "model", "model_digest", "has_map", "map_warnings")},
-            "classes": _told(case.verdict, case.classes, {}),
+            "classes": _if_judged(case.verdict, case.classes, {}),
             "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
             | {"window": window},
             "findings": [view_finding(row, case) for row in findings],
@@ -58,7 +58,7 @@ def view_finding(row: FindingRow, case: Case) -> schema.ReaderFinding:
 
 
 def view_judgement(judgement: Judgement) -> schema.JudgementOut:
-    """The model's answer for one image."""
+    """Builds the view of the model's answer for one image."""
     found = judgement.prediction
     return schema.JudgementOut(
         verdict=judgement.verdict,
@@ -92,11 +92,11 @@ def view_map(values: np.ndarray, area: Sequence[float], warnings: Sequence[str])
 
 
 def _line(case: Case) -> dict[str, Any]:
-    numbers = {name: _told(case.verdict, getattr(case, name), None) for name in ("probability", "low", "high")}
+    numbers = {name: _if_judged(case.verdict, getattr(case, name), None) for name in ("probability", "low", "high")}
     return {"status": "open" if case.finding is None else "read", **numbers, **{name: getattr(case, name) for name in _LINE}}
 
 
-def _told(verdict: str, value: T, nothing: T) -> T:
+def _if_judged(verdict: str, value: T, nothing: T) -> T:
     """`value`, or `nothing` of an image that cannot be judged: rows of earlier versions hold the network's number, which nobody should
     see."""
     return nothing if verdict == "cannot judge" else value

@@ -1,16 +1,13 @@
-"""What a worker does with a file: read, judged by the bundle's model, and made ready for the viewer.
+"""Processes that read and judge uploaded files and make them ready for the viewer.
 
-One file read and judged, in a worker process: what came of it, and what is written beside it for the viewer.
+A decoder is the part of the room that a hostile file can break. So it runs in a process of its own, whose memory is limited, and the
+worst that a file can do is to cost that process. `Workers` deals jobs to free processes; `Worker` is one of them, replaced when a file
+kills it or keeps it too long; `FileJudge` is what it does in there. A job is a folder, and its files are:
 
 quarantine/RANDOM/original         the file as it came; the only one that is there before
 quarantine/RANDOM/pixels.gz        uint16 little endian [H, W], gzip; 0 to 65535 spans the values that occur
 quarantine/RANDOM/map.npy          float32 [h, w] in [0, 1], where the model has a map
 quarantine/RANDOM/measures.npz     features float32 [D], pixel_statistics float32 [K], for `pneumofed monitor`
-
-Processes that read and judge uploaded files, each replaced when a file kills it or keeps it too long.
-
-A decoder is the part of the room that a hostile file can break. So it runs in a process of its own, whose memory is limited, and the
-worst that a file can do is to cost that process.
 """
 
 from __future__ import annotations
@@ -41,6 +38,28 @@ from pneumofed.inference.explain.focus import quick_focus
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.predictor import Predictor, Radiograph
 
+ORIGINAL_FILE, PIXELS_FILE, MAP_FILE, FEATURES_FILE = "original", "pixels.gz", "map.npy", "measures.npz"
+FULL_SCALE = 65_535
+ARCHIVE_STARTS = (
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"\x1f\x8b",
+    b"7z\xbc\xaf\x27\x1c",
+    b"Rar!\x1a\x07",
+    b"\xfd7zXZ\x00",
+    b"BZh",
+    b"(\xb5/\xfd",
+)
+"""First bytes of zip, gzip, 7-Zip, RAR, xz, bzip2 and Zstandard. They are not unpacked: see docs/reading-room.md."""
+_WIDE_WINDOW = Window(center=0.0, width=2.0**17)
+"""Holds every value of 16 bits, signed or not, at steps that float32 distinguishes (its mantissa has 24 bits)."""
+
+logger = logging.getLogger(__name__)
+
+WORKER_START_SEC = 180.0
+"""For a new process to import its libraries and load the model."""
+MIB = 2**20
+
 
 @dataclass(frozen=True)
 class FileJudge:
@@ -51,7 +70,7 @@ class FileJudge:
     def __call__(self, job: ImageJob) -> JobOutcome:
         """What came of the job."""
         try:
-            read = self.predictor.read(job.folder / ORIGINAL)
+            read = self.predictor.read(job.folder / ORIGINAL_FILE)
         except ImageError as error:
             return error
         (judgement,) = self.predictor.judge([read.image], [job.folder.name])
@@ -89,7 +108,7 @@ def load_file_judge(bundle: Path, trusted: Sequence[Path] | None, precision: Lit
 
 
 def evidence(activation_map: np.ndarray) -> np.ndarray:
-    """float32 [h, w] in [0, 1]: the evidence for pneumonia in parts of the strongest evidence of the image, for or against.
+    """Scales the evidence for pneumonia by the strongest evidence of the image, for or against, float32 [h, w] in [0, 1].
 
     So the map of an image in which nothing speaks for pneumonia stays dark, instead of showing its least doubt in the brightest colour.
     """
@@ -97,23 +116,6 @@ def evidence(activation_map: np.ndarray) -> np.ndarray:
     if not strongest > 0:
         return np.zeros_like(activation_map, dtype=np.float32)
     return np.clip(activation_map / strongest, 0, 1).astype(np.float32)
-
-
-ORIGINAL, PIXELS, MAP, MEASURES = "original", "pixels.gz", "map.npy", "measures.npz"
-FULL_SCALE = 65_535
-ARCHIVES = (
-    b"PK\x03\x04",
-    b"PK\x05\x06",
-    b"\x1f\x8b",
-    b"7z\xbc\xaf\x27\x1c",
-    b"Rar!\x1a\x07",
-    b"\xfd7zXZ\x00",
-    b"BZh",
-    b"(\xb5/\xfd",
-)
-"""First bytes of zip, gzip, 7-Zip, RAR, xz, bzip2 and Zstandard. They are not unpacked: see docs/reading-room.md."""
-_WIDE = Window(center=0.0, width=2.0**17)
-"""Holds every value of 16 bits, signed or not, at steps that float32 tells apart (its mantissa has 24 bits)."""
 
 
 @dataclass(frozen=True)
@@ -148,16 +150,16 @@ class JudgedFile:
 
 
 def header_of(read: Radiograph) -> Header:
-    """Whose image it is, as the worklist shows it."""
+    """Reads whose image it is, as the worklist shows it."""
     found = read.header
     return Header(found.patient, found.accession, found.study_date) if found else Header()
 
 
 def is_archive(path: Path) -> bool:
-    """Whether the file is an archive of files by its first bytes."""
+    """Checks whether the file is an archive of files by its first bytes."""
     with path.open("rb") as file:
         start = file.read(262)
-    return start.startswith(ARCHIVES) or start[257:262] == b"ustar"
+    return start.startswith(ARCHIVE_STARTS) or start[257:262] == b"ustar"
 
 
 def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Viewing) -> Window:
@@ -169,13 +171,13 @@ def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Vie
         judgement: of the image; its features and pixel statistics are kept.
         viewing: its map is kept, if it has one.
     """
-    pixels, window = whole_range(folder / ORIGINAL, image)
-    with gzip.GzipFile(folder / PIXELS, "wb", compresslevel=1, mtime=0) as file:
+    pixels, window = whole_range(folder / ORIGINAL_FILE, image)
+    with gzip.GzipFile(folder / PIXELS_FILE, "wb", compresslevel=1, mtime=0) as file:
         file.write(pixels.astype("<u2", copy=False).tobytes())
     if viewing.map is not None:
-        np.save(folder / MAP, viewing.map.astype(np.float32))
-    np.savez(folder / MEASURES, features=judgement.features, pixel_statistics=judgement.pixel_statistics)
-    for name in (ORIGINAL, PIXELS, MAP, MEASURES):
+        np.save(folder / MAP_FILE, viewing.map.astype(np.float32))
+    np.savez(folder / FEATURES_FILE, features=judgement.features, pixel_statistics=judgement.pixel_statistics)
+    for name in (ORIGINAL_FILE, PIXELS_FILE, MAP_FILE, FEATURES_FILE):
         if (folder / name).exists():
             (folder / name).chmod(0o600)
     return window
@@ -195,9 +197,9 @@ def whole_range(path: Path, image: Image) -> tuple[np.ndarray, Window]:
         uint16 [H, W], and the file's window in parts of that range.
     """
     window = image.info.window
-    if window is not None and abs(window.center) + window.width < _WIDE.width / 2:
+    if window is not None and abs(window.center) + window.width < _WIDE_WINDOW.width / 2:
         try:
-            return _stretched(read_image(path, window=_WIDE).pixels, window, image.info.inverted)
+            return _stretched(read_image(path, window=_WIDE_WINDOW).pixels, window, image.info.inverted)
         except ImageError as error:  # one grey in the wide window: values beyond it
             if error.reason != SkipReason.CONSTANT:
                 raise
@@ -220,7 +222,7 @@ def map_area(height: int, width: int, fit: Literal["pad", "crop"]) -> tuple[floa
 
 
 def _stretched(wide: np.ndarray, window: Window, inverted: bool) -> tuple[np.ndarray, Window]:
-    """`wide` [H, W], the display values through `_WIDE`, over the whole range, and `window` (in the file's units) in parts of it.
+    """`wide` [H, W], the display values through `_WIDE_WINDOW`, over the whole range, and `window` (in the file's units) in parts of it.
 
     Padding is 0 in `wide` and stays 0; values are near 0.5 there.
     """
@@ -230,18 +232,11 @@ def _stretched(wide: np.ndarray, window: Window, inverted: bool) -> tuple[np.nda
         raise ImageError(SkipReason.CONSTANT)
     pixels = np.rint(np.clip((wide - least) / (greatest - least), 0, 1) * FULL_SCALE).astype(np.uint16)
     # LINEAR of PS3.3, C.11.2.1.2.1: g = (value - (center - 0.5)) / (width - 1) + 0.5.
-    center = (window.center - 0.5 - (_WIDE.center - 0.5)) / (_WIDE.width - 1) + 0.5
+    center = (window.center - 0.5 - (_WIDE_WINDOW.center - 0.5)) / (_WIDE_WINDOW.width - 1) + 0.5
     if inverted:
         center = 1 - center
     span = greatest - least
-    return pixels, Window((center - least) / span, max(window.width, 1.0) / (_WIDE.width - 1) / span)
-
-
-logger = logging.getLogger(__name__)
-
-START_SEC = 180.0
-"""For a new process to import its libraries and load the model."""
-MIB = 2**20
+    return pixels, Window((center - least) / span, max(window.width, 1.0) / (_WIDE_WINDOW.width - 1) / span)
 
 
 @dataclass(frozen=True)
@@ -315,7 +310,7 @@ class Worker:
         self._process.start()
         theirs.close()
         try:
-            ready = self._connection.poll(START_SEC) and self._connection.recv() == READY
+            ready = self._connection.poll(WORKER_START_SEC) and self._connection.recv() == READY
         except (EOFError, OSError):
             ready = False
         if not ready:
@@ -375,7 +370,7 @@ class Workers:
         self.ready = not any(isinstance(worker, Worker) for worker in workers)
 
     async def start(self) -> None:
-        """Starts the processes; `ready` tells whether all can judge."""
+        """Starts the processes; `ready` says whether all can judge."""
         processes = [worker for worker in self._workers if isinstance(worker, Worker)]
         self.ready = all(await asyncio.gather(*(asyncio.to_thread(worker.start) for worker in processes)))
 
@@ -424,7 +419,7 @@ def _serve(connection: Connection, load: Callable[[], Read], memory_mb: int) -> 
 def _hash_of(job: ImageJob) -> str:
     """SHA-256 of the job's file; empty if it cannot be read, which the reading function says better."""
     try:
-        with (job.folder / ORIGINAL).open("rb") as file:
+        with (job.folder / ORIGINAL_FILE).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""

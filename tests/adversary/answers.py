@@ -7,7 +7,7 @@ import time
 from multiprocessing import get_context
 
 from pneumofed.common.errors import ImageError, SkipReason
-from pneumofed.inference.reading_room.worker import ORIGINAL, ImageJob, JobOutcome, Read
+from pneumofed.inference.reading_room.worker import ORIGINAL_FILE, ImageJob, JobOutcome, Read
 
 FAST = get_context("fork")
 """Starts in milliseconds where a process of the reading room takes a second to import its libraries."""
@@ -15,7 +15,7 @@ FAST = get_context("fork")
 
 def name_the_file(job: ImageJob) -> JobOutcome:
     """An answer that holds the hash of the file that was read."""
-    return ImageError(SkipReason.CONSTANT, hashlib.sha256((job.folder / ORIGINAL).read_bytes()).hexdigest())
+    return ImageError(SkipReason.CONSTANT, hashlib.sha256((job.folder / ORIGINAL_FILE).read_bytes()).hexdigest())
 
 
 def load_at_once() -> Read:

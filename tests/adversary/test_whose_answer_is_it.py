@@ -13,7 +13,7 @@ import pytest
 
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.inference.reading_room import worker as worker_module
-from pneumofed.inference.reading_room.worker import ORIGINAL, READY, ImageJob, Read, Reply, Worker, Workers
+from pneumofed.inference.reading_room.worker import ORIGINAL_FILE, READY, ImageJob, Read, Reply, Worker, Workers
 from tests.adversary.answers import FAST, load_at_once, load_slowly
 from tests.inference.reading_room.stage import Stage, phantom_png, problem
 
@@ -30,7 +30,7 @@ def jobs(folder: Path) -> list[ImageJob]:
     for number in range(JOBS):
         place = folder / str(number)
         place.mkdir(exist_ok=True)
-        (place / ORIGINAL).write_bytes(f"image {number}".encode())
+        (place / ORIGINAL_FILE).write_bytes(f"image {number}".encode())
         found.append(ImageJob(place))
     return found
 
@@ -58,7 +58,7 @@ async def answers_while_starting(load: Callable[[], Read], work: list[ImageJob])
 
 def start_and_ask(starts: int, folder: Path) -> None:
     work = jobs(folder)
-    wanted = [hashlib.sha256((job.folder / ORIGINAL).read_bytes()).hexdigest() for job in work]
+    wanted = [hashlib.sha256((job.folder / ORIGINAL_FILE).read_bytes()).hexdigest() for job in work]
     for number in range(starts):
         load = load_slowly if number % 2 else load_at_once
         assert asyncio.run(answers_while_starting(load, work)) == wanted

@@ -12,8 +12,8 @@ from pneumofed.common.imaging.augment import GREY_MEAN
 from pneumofed.common.seeds import torch_generator
 from pneumofed.inference.explain.attribution import LogOdds
 from pneumofed.inference.explain.faithfulness import (
-    CELLS,
-    STEPS,
+    CELLS_PER_SIDE,
+    CURVE_STEPS,
     Likeness,
     area,
     cascade,
@@ -110,7 +110,7 @@ def test_curves_run_from_image_to_reference_and_back() -> None:
     found = curves(score, IMAGE, np.random.default_rng(0).random((32, 32)).astype(np.float32), reference)
     with torch.inference_mode():
         ends = [float(torch.sigmoid(score(image))) for image in (IMAGE, reference)]
-    assert len(found.deletion) == STEPS + 1 and CELLS**2 % STEPS == 0
+    assert len(found.deletion) == CURVE_STEPS + 1 and CELLS_PER_SIDE**2 % CURVE_STEPS == 0
     assert [found.deletion[0], found.deletion[-1]] == pytest.approx(ends, abs=1e-5)
     assert [found.insertion[-1], found.insertion[0]] == pytest.approx(ends, abs=1e-5)
     assert area(np.array([1.0, 1.0, 0.0])) == pytest.approx(0.75)

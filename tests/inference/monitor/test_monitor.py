@@ -24,7 +24,7 @@ from pneumofed.inference.monitor.monitor import Monitor, find_drift
 from pneumofed.inference.monitor.page import write_drift_page
 from pneumofed.inference.monitor.reference import reference_of
 from pneumofed.inference.monitor.share import read_share
-from pneumofed.inference.monitor.wording import tell
+from pneumofed.inference.monitor.wording import describe_scanners
 from tests.inference.monitor.drawn import draw_arrivals, draw_reference
 from tests.model_bundles import open_test_bundle, phantom_images
 
@@ -116,7 +116,7 @@ def test_refused_images_of_a_baseline_do_not_count_for_what_is_usual() -> None:
     reference, found = draw_reference(), draw_arrivals(draw_reference(), 200)
     assert found.refused[:100].any()
     findings = find_drift(found, reference, [Baseline("A", 0, 100)])
-    (scanner,) = tell(findings, reference)
+    (scanner,) = describe_scanners(findings, reference)
     assert scanner.own_baseline
     (row,) = [row for row in scanner.rows if row.quantity == "probability"]
     assert row.usual == pytest.approx(np.median(found.probabilities[:100][~found.refused[:100]]))

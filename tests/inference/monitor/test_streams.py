@@ -8,7 +8,7 @@ import numpy as np
 
 from pneumofed.inference.monitor.e_processes import CORRECTIONS, REFUSALS, Baseline
 from pneumofed.inference.monitor.reference import Reference
-from pneumofed.inference.monitor.streams import RATE, Stream, watch
+from pneumofed.inference.monitor.streams import FALSE_ALARM_RATE, Stream, watch
 from tests.inference.monitor.drawn import draw_arrivals, draw_reference, one_after_another
 
 
@@ -25,7 +25,7 @@ def test_quiet_sites_stay_quiet_and_a_shift_is_told_with_direction_and_day() -> 
     moved = streams["mean"]
     assert alarmed(list(streams.values())) == {"mean"}
     assert moved.direction == "higher"
-    assert moved.p_value <= RATE < streams["deviation"].p_value
+    assert moved.p_value <= FALSE_ALARM_RATE < streams["deviation"].p_value
     assert abs(moved.since - quiet.days[-1] - 1) <= 1
     assert moved.days[moved.alarm or 0] > quiet.days[-1]
 

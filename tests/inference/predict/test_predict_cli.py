@@ -19,7 +19,7 @@ from pneumofed.common.wire.keys import NodeKey
 from pneumofed.inference.cli.predict import predict_command
 from pneumofed.inference.monitor.monitor import Monitor
 from pneumofed.inference.predict import outputs
-from pneumofed.inference.predict.predict import COLUMNS, FileResult, PredictionSummary
+from pneumofed.inference.predict.predict import CSV_COLUMNS, FileResult, PredictionSummary
 from tests.inference.predict.pictures import STUDY, write_phantom, write_png
 
 app = typer.Typer()
@@ -84,7 +84,7 @@ def test_csv_has_the_same_rows_in_a_file_of_its_own(bundle_dir: Path, folder: Pa
     told = run_json(bundle_dir, folder, "--csv", table)[1]
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == [*COLUMNS, "probability_normal", "probability_pneumonia", "model"]
+    assert list(rows[0]) == [*CSV_COLUMNS, "probability_normal", "probability_pneumonia", "model"]
     assert [row["file"] for row in rows] == [row["file"] for row in told["images"]]
     for row, image in zip(rows, told["images"], strict=True):
         assert row["probability"] == ("" if image["probability"] is None else f"{image['probability']:.6f}")

@@ -15,7 +15,7 @@ from tests.inference.reading_room.stage import Stage
 @pytest.fixture(autouse=True)
 def _cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes that take no time; `test_passwords.py` tests the real ones."""
-    monkeypatch.setattr(users, "LOG2_N", 4)
+    monkeypatch.setattr(users, "SCRYPT_LOG2_N", 4)
     monkeypatch.setattr(users, "_NOBODY", users.hash_password("nobody's"))
 
 

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.ops.web import CSRF_HEADER
-from pneumofed.inference.reading_room.app import MAX_BODY
+from pneumofed.inference.reading_room.app import MAX_BODY_BYTES
 from pneumofed.inference.reading_room.dependencies import COOKIE
 from pneumofed.inference.reading_room.users import FREE_TRIES, LONGEST_LOCK_SEC, BackOff
 from tests.dicom_factory import PATIENT_ID
@@ -168,7 +168,7 @@ def test_every_answer_carries_the_headers(stage: Stage) -> None:
 
 def test_bodies_have_limits(stage: Stage) -> None:
     with stage.signed_in() as client:
-        long = client.post("/api/worklist", content=b" " * (MAX_BODY + 1))
+        long = client.post("/api/worklist", content=b" " * (MAX_BODY_BYTES + 1))
         assert problem(long) == (413, "request_too_large")
         assert problem(client.post("/api/worklist", content=iter([b"{}"]))) == (413, "request_too_large")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pneumofed.common.errors import SkipReason
-from pneumofed.inference.reading_room.worker import ORIGINAL, ImageJob, JudgedFile, Worker
+from pneumofed.inference.reading_room.worker import ORIGINAL_FILE, ImageJob, JudgedFile, Worker
 from tests.hostile import mutate
 from tests.inference.reading_room.stage import Stage, files_below, phantom_dicom, phantom_png, problem, upload
 from tests.inference.reading_room.treacherous import load_treacherous
@@ -94,7 +94,7 @@ def test_a_files_name_is_thrown_away(stage: Stage, name: str) -> None:
     outside = files_below(stage.room.folder.path.parent) - files_below(stage.room.folder.path)
     assert not outside
     names = {path.name for path in files_below(stage.room.folder.store)}
-    assert names <= {ORIGINAL, "pixels.gz", "map.npy", "measures.npz"}
+    assert names <= {ORIGINAL_FILE, "pixels.gz", "map.npy", "measures.npz"}
     assert name.encode() not in stage.room.folder.database.read_bytes()
 
 
@@ -189,7 +189,7 @@ def test_a_worker_that_a_file_kills_or_holds_is_replaced(tmp_path: Path) -> None
     worker = Worker(load_treacherous, memory_mb=512, limit_sec=1.0)
 
     def told(word: str) -> SkipReason:
-        (tmp_path / ORIGINAL).write_text(f"{word} now")
+        (tmp_path / ORIGINAL_FILE).write_text(f"{word} now")
         outcome = worker(ImageJob(tmp_path, keep=False))
         assert not isinstance(outcome, JudgedFile)
         return outcome.reason

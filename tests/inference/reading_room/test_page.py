@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 
 from pneumofed.inference.explain.focus import Focus, Misplaced
 from pneumofed.inference.reading_room import worker
-from pneumofed.inference.reading_room.worker import MAP
+from pneumofed.inference.reading_room.worker import MAP_FILE
 from tests.inference.reading_room.browser import CHROMIUM, Desk, launched, phantom_file, served
 from tests.inference.reading_room.stage import ADMIN, READER, Stage
 
@@ -115,7 +115,7 @@ def test_a_heat_map_outside_the_lungs_says_so_in_both_languages_while_it_is_show
 def draw_map(stage: Stage, values: np.ndarray) -> None:
     """Another map for the only case; the small network of the tests sees little."""
     (case,) = stage.room.cases.ids()
-    np.save(stage.room.store.path(case) / MAP, values)
+    np.save(stage.room.store.path(case) / MAP_FILE, values)
 
 
 def test_what_cannot_be_judged_has_reasons_and_no_number(desk: Desk, stage: Stage) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 
 from pneumofed.inference.reading_room import users
-from pneumofed.inference.reading_room.users import SHORTEST, hash_password, is_password, weakness
+from pneumofed.inference.reading_room.users import MIN_PASSWORD_LENGTH, hash_password, is_password, weakness
 
 
 def test_a_hash_knows_its_password_alone_and_never_repeats() -> None:
@@ -38,7 +38,7 @@ def test_the_unknown_name_has_no_password_that_fits(monkeypatch: pytest.MonkeyPa
     assert not is_password("known", None)
 
 
-@pytest.mark.parametrize("password", ["", "x" * (SHORTEST - 1), "aaaaaaaaaaaaaaaa", "reader2026", "ababababab"])
+@pytest.mark.parametrize("password", ["", "x" * (MIN_PASSWORD_LENGTH - 1), "aaaaaaaaaaaaaaaa", "reader2026", "ababababab"])
 def test_weak_passwords_are_refused(password: str) -> None:
     assert weakness(password, "reader")
 

@@ -70,7 +70,7 @@ def test_a_monitor_that_fails_is_logged_by_kind_and_stops_nothing(
     assert (second["outcome"], answer.status_code) == ("new", 201)
     assert "OSError" in caplog.text
     assert PATIENT_ID not in caplog.text
-    assert b"pneumofed_monitor_failures_total 2.0" in stage.room.measures.text()
+    assert b"pneumofed_monitor_failures_total 2.0" in stage.room.metrics.text()
 
 
 def test_a_room_without_a_monitor_writes_none(tmp_path: Any) -> None:

@@ -8,12 +8,12 @@ import signal
 import numpy as np
 
 from pneumofed.common.errors import ImageError, SkipReason
-from pneumofed.inference.reading_room.worker import ORIGINAL, ImageJob, JobOutcome, Read
+from pneumofed.inference.reading_room.worker import ORIGINAL_FILE, ImageJob, JobOutcome, Read
 
 
 def treacherous(job: ImageJob) -> JobOutcome:
     """Does what the file's first word says."""
-    word = (job.folder / ORIGINAL).read_bytes().split(b" ")[0]
+    word = (job.folder / ORIGINAL_FILE).read_bytes().split(b" ")[0]
     if word == b"die":
         os.kill(os.getpid(), signal.SIGSEGV)
     if word == b"hang":
