@@ -16,7 +16,7 @@ from pneumofed.common.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 EXIT_CODES: dict[Kind, int] = {"environment": 10, "keys": 11, "connection": 12, "data": 13, "policy": 14}
-SHOWN = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
+LEVEL_MARKUP = {"ok": "[green]ok[/]", "warning": "[yellow]warning[/]", "problem": "[red]problem[/]"}
 CHECKS: dict[Kind, Callable[[SiteFolder], Iterable[PreflightFinding]]] = {
     "environment": checks.check_environment,
     "keys": checks.check_site_keys,
@@ -27,7 +27,7 @@ CHECKS: dict[Kind, Callable[[SiteFolder], Iterable[PreflightFinding]]] = {
 
 
 def run_checks(folder: SiteFolder) -> list[PreflightFinding]:
-    """All findings, by kind. A check that fails itself is a problem of its kind, and the others are made all the same."""
+    """Runs all checks; findings come by kind. A check that fails itself is a problem of its kind, and the others are still made."""
     findings = [finding for kind in CHECKS for finding in _run(kind, folder)]
     return sorted(findings, key=lambda finding: get_args(Kind).index(finding.kind))
 
@@ -43,7 +43,7 @@ def findings_table(findings: Sequence[PreflightFinding]) -> Table:
     for heading in ("kind", "check", "", "found", "what to do"):
         shown.add_column(heading, overflow="fold")
     for finding in findings:
-        shown.add_row(finding.kind, finding.name, SHOWN[finding.level], finding.sentence, finding.remedy)
+        shown.add_row(finding.kind, finding.name, LEVEL_MARKUP[finding.level], finding.sentence, finding.remedy)
     return shown
 
 
@@ -52,12 +52,12 @@ def _run(kind: Kind, folder: SiteFolder) -> list[PreflightFinding]:
     try:
         found.extend(CHECKS[kind](folder))
     except ConfigError as error:
-        found.append(PreflightFinding(kind, "settings", "problem", str(error), "mend that file"))
+        found.append(PreflightFinding(kind, "settings", "problem", str(error), "fix that file"))
     except Exception as error:
         logger.exception("the check of %s failed", kind)
         found.append(
             PreflightFinding(
-                kind, "check", "problem", f"could not be made ({type(error).__name__}): {error}", "tell the developers"
+                kind, "check", "problem", f"could not be made ({type(error).__name__}): {error}", "report it to the developers"
             )
         )
     return found
