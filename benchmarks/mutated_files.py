@@ -41,7 +41,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from pneumofed.client.archive.import_images import Rules, prepare_import
+from pneumofed.client.archive.import_images import ImportRules, prepare_import
 from pneumofed.client.archive.receiver import parse_file
 from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.errors import ImageError
@@ -193,7 +193,9 @@ def open_everywhere(path: Path) -> dict[str, str]:
     doors: dict[str, Callable[[], object]] = {"read_image": lambda: read_image(path)}
     if path.suffix == ".dcm":
         doors["header"] = lambda: read_header(path)
-        doors["arrival"] = lambda: prepare_import(parse_file(path.read_bytes()), "1.2.3.4.5", Pseudonyms(b"k" * 32), Rules())
+        doors["arrival"] = lambda: prepare_import(
+            parse_file(path.read_bytes()), "1.2.3.4.5", Pseudonyms(b"k" * 32), ImportRules()
+        )
     return {name: _outcome(door) for name, door in doors.items()}
 
 

@@ -58,35 +58,91 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
+    """Answers a roll call or a step of secure aggregation.
+
+    Args:
+        message: the coordinator's instruction.
+        context: Flower's, with the node's and the run's configuration.
+
+    Returns:
+        The reply; where anything failed, one that names the class of the error and no more.
+    """
     return _answer(message, context, answer_query)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
+    """Answers a request to train for one round.
+
+    Args:
+        message: the coordinator's instruction.
+        context: Flower's, with the node's and the run's configuration.
+
+    Returns:
+        The reply; where anything failed, one that names the class of the error and no more.
+    """
     return _answer(message, context, train_round)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
+    """Answers a request to judge the global model on the site's validation patients.
+
+    Args:
+        message: the coordinator's instruction.
+        context: Flower's, with the node's and the run's configuration.
+
+    Returns:
+        The reply; where anything failed, one that names the class of the error and no more.
+    """
     return _answer(message, context, evaluate_round)
 
 
 def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
-    """What needs no training: the roll call, or a step of a secure sum."""
+    """Answers what needs no training: the roll call, or a step of secure aggregation.
+
+    Args:
+        instruction: what the coordinator asks.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+    """
     if instruction.step:
         return pack_reply(Presence(config.name, ""), answer_step(instruction, config))
     return answer_roll_call(instruction, config, policy)
 
 
 def answer_roll_call(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
-    """Who the site is and what data it has for the experiment, in counts; decodes the images on the way."""
+    """Reports who the site is and what data it has for the experiment, in counts; decodes the images on the way.
+
+    Args:
+        instruction: what the coordinator asks.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+
+    Raises:
+        PolicyError: the site holds fewer training patients than the policy asks for.
+        DataError: its data cannot be read.
+    """
     site = open_site_data(instruction, config, policy, "query")
     layout = ArraysLayout.of(_model(instruction.experiment.model, instruction.experiment.task))
     return pack_presence(Disclosure.of(site, instruction.experiment, policy).presence(layout.digest))
 
 
 def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
-    """Trains the global model on the site's training patients for one round."""
+    """Trains the global model on the site's training patients for one round.
+
+    Args:
+        instruction: what the coordinator asks, with the global weights.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+
+    Returns:
+        The update with its counts; in secure aggregation the sum of both under masks.
+
+    Raises:
+        EmptySiteError: the site has no training image.
+        PolicyError, BudgetError: policy or ledger refuse the round; nothing was trained.
+    """
     if instruction.experiment.secure_aggregation.enabled or instruction.step:
         plan = begin_masking(instruction, config, "train")
         trained = _train(instruction, config, policy)
@@ -110,7 +166,12 @@ class LocalTraining:
     """Those that may leave the site."""
 
     def masked(self, plan: MaskPlan, instruction: Instruction) -> SumVector:
-        """The update and its counts under the site's masks."""
+        """Encodes the update and its counts as one vector under the site's masks.
+
+        Args:
+            plan: the masks that the sites agreed on for this round.
+            instruction: what the coordinator asked, with the weights that the round started from.
+        """
         experiment, base, result = instruction.experiment, _arrays_of(instruction), self.result
         classes = self.site.class_counts(class_number(experiment))
         sizes = self.layout.parameter_count, self.layout.statistic_count, len(classes)
@@ -158,11 +219,20 @@ def _travelling(arrays: ModelArrays, instruction: Instruction, site: str) -> Arr
 
 
 def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
-    """Judges the global model on the site's validation patients; only sums leave (see `common.evaluation.statistics`)."""
+    """Judges the global model on the site's validation patients; only sums leave (see `common.evaluation.statistics`).
+
+    Args:
+        instruction: what the coordinator asks, with the global weights.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+
+    Returns:
+        Mergeable statistics; in secure aggregation under masks; those of no image where the policy withholds them.
+    """
     started = time.perf_counter()
     experiment = instruction.experiment
-    secret = experiment.secure_aggregation.enabled or instruction.step
-    plan = begin_masking(instruction, config, "evaluate") if secret else None
+    secure = experiment.secure_aggregation.enabled or instruction.step
+    plan = begin_masking(instruction, config, "evaluate") if secure else None
     compute = build_compute(config.device, "fp32", config.threads)
     site = open_site_data(instruction, config, policy, "evaluate")
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
@@ -179,7 +249,14 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
 
 
 def evaluate_model(model: nn.Module, site: SiteData, experiment: ExperimentConfig, compute: Compute) -> Statistics:
-    """Mergeable statistics of `model` on the site's validation patients; those of nothing where it has none."""
+    """Computes mergeable statistics of `model` on the site's validation patients; those of nothing where it has none.
+
+    Args:
+        model: on the device.
+        site: the site's data.
+        experiment: decides the task and how images are prepared.
+        compute: device and precision.
+    """
     if not len(site.validation.labels):
         return _no_statistics(experiment)
     probabilities = predict_cached(model, site.validation, compute, experiment, site.cache_dir)

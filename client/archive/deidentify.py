@@ -1,6 +1,9 @@
-"""De-identification of one X-ray image on arrival (DICOM PS3.15, annex E; the decisions are in `client.archive.profile`).
+"""De-identification of one X-ray image on arrival (DICOM PS3.15, annex E).
 
-Images that are likely to have writing in their pixels, which no removal of tags takes away (DICOM PS3.15, E.3.1).
+deidentify     the image's data set without what identifies the patient; the decisions are in `client.archive.profile`
+encode_file    the DICOM file of such a data set
+coarse_age     the age that is kept
+is_burnt_in    whether an image is likely to have writing in its pixels, which no removal of tags takes away (PS3.15, E.3.1)
 """
 
 from __future__ import annotations
@@ -32,6 +35,11 @@ MONTHS_UNTIL_YEARS = 2
 _MAX_VALUES = 16
 _STORAGE_CLASS = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[0-9.]{1,30}")
 """Storage SOP classes of the standard (PS3.4, B.5); a private one could name its maker's customer."""
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+"""Secondary Capture Image Storage, and with a further `.N` its multi-frame kinds (PS3.4, B.5)."""
+_CONVERSION_TYPES = frozenset({"DV", "DI", "DF", "WSD", "SD", "SI", "DRW", "SYN"})
+"""Conversion Type (0008,0064): digitized video or film, workstation, scanned document or image, drawing (PS3.3, C.8.6.1). Films
+have the patient's name exposed in a corner, screens show it."""
 _IDENTIFYING = (
     *("PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientBirthDate"),
     *("AccessionNumber", "StudyID", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "StationName"),
@@ -40,9 +48,14 @@ _IDENTIFYING = (
 
 
 def deidentify(original: Dataset, pseudonyms: Pseudonyms) -> Dataset:
-    """A new data set with the image of `original` and nothing that identifies the patient, ready for `encode`.
+    """Makes a new data set with the image of `original` and nothing that identifies the patient, ready for `encode_file`.
 
-    Its stored values, and with them what `common.imaging.images.read_image` gives, are those of `original`. It is pure in the arguments.
+    Its stored values, and with them what `common.imaging.images.read_image` gives, are those of `original`. Pure in the arguments.
+
+    Args:
+        original: the data set as the archive sent it, with file meta information and pixels in any transfer syntax that the
+            image reader decodes; it is not changed.
+        pseudonyms: the site's keyed pseudonyms, the same for all its images.
 
     Raises:
         ImageError: the image cannot be read, the patient is unknown, or it is no image of the standard's storage classes. On
@@ -66,14 +79,14 @@ def deidentify(original: Dataset, pseudonyms: Pseudonyms) -> Dataset:
 
 
 def encode_file(clean: Dataset) -> bytes:
-    """The DICOM file of a de-identified data set: an empty preamble, file meta information made anew, Explicit VR Little Endian."""
+    """Encodes a de-identified data set as a DICOM file: an empty preamble, file meta information made anew, Explicit VR Little Endian."""
     buffer = BytesIO()
     clean.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
 
 
 def coarse_age(original: Dataset) -> str:
-    """The Age String (PS3.5, 6.2: AS) in years, below two years in months, 90 years at most; empty where no age is known.
+    """Computes the Age String (PS3.5, 6.2: AS) in years, below two years in months, 90 years at most; empty where no age is known.
 
     Where Patient's Age (0010,1010) is missing it comes from the dates of birth and study, as they are removed.
     """
@@ -85,6 +98,24 @@ def coarse_age(original: Dataset) -> str:
     if years < MONTHS_UNTIL_YEARS:
         return f"{math.floor(years * 12 + 1e-9):03d}M"
     return f"{min(math.floor(years + 1e-9), MAX_AGE_YEARS):03d}Y"
+
+
+def is_burnt_in(dataset: Dataset) -> bool:
+    """Reports whether writing stands in the pixels, as far as the tags say.
+
+    Burned In Annotation (0028,0301) decides where it is there. Else an image counts as burnt in if it is a secondary capture, was
+    converted from film, video, paper or a screen, or has SECONDARY or a screen save in its Image Type (0008,0008).
+    """
+    stated = text_of(dataset, "BurnedInAnnotation").upper()
+    if stated in ("YES", "NO"):
+        return stated == "YES"
+    sop_class = text_of(dataset, "SOPClassUID")
+    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
+        return True
+    kinds = codes_of(dataset, "ImageType")
+    return bool(_CONVERSION_TYPES & set(codes_of(dataset, "ConversionType"))) or any(
+        kind == "SECONDARY" or "SCREEN" in kind or "SAVE" in kind for kind in kinds
+    )
 
 
 def _years_between(birth: str, study: str) -> float | None:
@@ -192,28 +223,3 @@ def _set_pixels(clean: Dataset, layout: PixelLayout, codes: np.ndarray) -> None:
     clean.file_meta = FileMetaDataset()
     clean.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     clean.compress(RLELossless, words, encoding_plugin="pylibjpeg", generate_instance_uid=False)
-
-
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-"""Secondary Capture Image Storage, and with a further `.N` its multi-frame kinds (PS3.4, B.5)."""
-_CONVERSIONS = frozenset({"DV", "DI", "DF", "WSD", "SD", "SI", "DRW", "SYN"})
-"""Conversion Type (0008,0064): digitized video or film, workstation, scanned document or image, drawing (PS3.3, C.8.6.1). Films
-have the patient's name exposed in a corner, screens show it."""
-
-
-def is_burnt_in(dataset: Dataset) -> bool:
-    """Whether writing stands in the pixels, as far as the tags tell.
-
-    Burned In Annotation (0028,0301) decides where it is there. Else an image counts as burnt in if it is a secondary capture, was
-    converted from film, video, paper or a screen, or has SECONDARY or a screen save in its Image Type (0008,0008).
-    """
-    stated = text_of(dataset, "BurnedInAnnotation").upper()
-    if stated in ("YES", "NO"):
-        return stated == "YES"
-    sop_class = text_of(dataset, "SOPClassUID")
-    if sop_class == _SECONDARY_CAPTURE or sop_class.startswith(_SECONDARY_CAPTURE + "."):
-        return True
-    kinds = codes_of(dataset, "ImageType")
-    return bool(_CONVERSIONS & set(codes_of(dataset, "ConversionType"))) or any(
-        kind == "SECONDARY" or "SCREEN" in kind or "SAVE" in kind for kind in kinds
-    )

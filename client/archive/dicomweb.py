@@ -13,7 +13,7 @@ from dicomweb_client.api import DICOMwebClient
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 
-from pneumofed.client.archive.query import RETURNED, Answer, Instance, Level, PassingArchiveError, Patience
+from pneumofed.client.archive.query import RETURN_KEYS, Answer, Instance, Level, RetryPolicy, TransientArchiveError
 from pneumofed.common.errors import ArchiveError, ConfigError, ImageError, SkipReason
 
 T = TypeVar("T")
@@ -21,9 +21,9 @@ for _name in ("dicomweb_client", "urllib3"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)  # they log addresses, which hold accession numbers
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
-_ORIGINAL = (("application/dicom", "*"),)
-"""As it is stored, whatever the transfer syntax (PS3.18, 8.7.3.5.2)."""
+_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+_AS_STORED = (("application/dicom", "*"),)
+"""Media type of an image as it is stored, whatever the transfer syntax (PS3.18, 8.7.3.5.2)."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +57,40 @@ class WebAddress:
 class DicomWebArchive:
     """`client.archive.query.Archive` over DICOMweb."""
 
-    def __init__(self, address: WebAddress, patience: Patience) -> None:
+    def __init__(self, address: WebAddress, retry: RetryPolicy) -> None:
         self._host = urlsplit(address.url).netloc
-        self._patience = patience
+        self._retry_policy = retry
         self._session = _open_session(address)
         self._client = DICOMwebClient(
-            address.url.rstrip("/"), session=self._session, timeout=patience.timeout_sec, permissive_uid=True
+            address.url.rstrip("/"), session=self._session, timeout=retry.timeout_sec, permissive_uid=True
         )
-        self._client.set_http_retry_params(retry=False)  # `Patience` does it, and tells what to wait for
+        self._client.set_http_retry_params(retry=False)  # `RetryPolicy` does it, and logs what it waits for
 
     def search(self, level: Level, conditions: Mapping[str, str]) -> list[Answer]:
-        """See `Archive.search`."""
+        """Searches over QIDO-RS, page by page; see `Archive.search`.
+
+        Args:
+            level: of the answers.
+            conditions: matching keys by keyword; for SERIES and IMAGE the higher levels' UIDs are part of the URL.
+        """
         answers: dict[str, Answer] = {}
         while True:  # a service may cut its answer short at any length; some ignore `offset` and give the same page for ever
             page = self._search(level, dict(conditions), offset=len(answers))
-            new = {answer.get(RETURNED[level][0], ""): answer for answer in page}
+            new = {answer.get(RETURN_KEYS[level][0], ""): answer for answer in page}
             if new.keys() <= answers.keys():
                 return list(answers.values())
             answers = new | answers
 
     def fetch(self, instance: Instance) -> Dataset:
-        """See `Archive.fetch`."""
+        """Fetches one image over WADO-RS; see `Archive.fetch`."""
 
         def request() -> Dataset:
             return self._client.retrieve_instance(
-                instance.study_uid, instance.series_uid, instance.sop_uid, media_types=_ORIGINAL
+                instance.study_uid, instance.series_uid, instance.sop_uid, media_types=_AS_STORED
             )
 
         try:
-            return self._patience.retry(lambda: self._ask(request))
+            return self._retry_policy.retry(lambda: self._ask(request))
         except _NotFoundError:
             raise ImageError(SkipReason.NOT_DELIVERED) from None
         except ArchiveError:
@@ -94,11 +99,11 @@ class DicomWebArchive:
             raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
 
     def close(self) -> None:
-        """See `Archive.close`."""
+        """Closes the HTTP session."""
         self._session.close()
 
     def _search(self, level: Level, conditions: dict[str, str], offset: int) -> list[Answer]:
-        options: dict[str, Any] = {"fields": list(RETURNED[level]), "offset": offset or None}
+        options: dict[str, Any] = {"fields": list(RETURN_KEYS[level]), "offset": offset or None}
 
         def request() -> list[Any]:
             if level == "STUDY":
@@ -109,10 +114,10 @@ class DicomWebArchive:
                 self._client.search_for_instances(conditions["StudyInstanceUID"], conditions["SeriesInstanceUID"], **options)
             )
 
-        return [_read_answer(item) for item in self._patience.retry(lambda: self._ask(request))]
+        return [_read_answer(item) for item in self._retry_policy.retry(lambda: self._ask(request))]
 
     def _ask(self, request: Callable[[], T]) -> T:
-        """The answer to `request`; whatever goes wrong on the way becomes an ArchiveError without the address's query."""
+        """Returns the answer to `request`; whatever goes wrong on the way becomes an ArchiveError without the address's query."""
         host = self._host
         try:
             return request()
@@ -124,17 +129,17 @@ class DicomWebArchive:
         except requests.exceptions.HTTPError as error:
             raise _explain_status(host, error.response.status_code if error.response is not None else 0) from None
         except requests.exceptions.Timeout:
-            raise PassingArchiveError(
-                f"the archive {host} did not answer within {self._patience.timeout_sec:g} s; see that it runs and is not overloaded"
+            raise TransientArchiveError(
+                f"the archive {host} did not answer within {self._retry_policy.timeout_sec:g} s; see that it runs and is not overloaded"
             ) from None
         except (requests.exceptions.RequestException, OSError) as error:
-            raise PassingArchiveError(
+            raise TransientArchiveError(
                 f"the archive {host} cannot be reached ({type(error).__name__}); check the address, the network and the firewall"
             ) from None
 
 
 class _NotFoundError(ArchiveError):
-    """404: for an image that it does not have it, for anything else that there is no such service."""
+    """HTTP 404: for an image, that the archive does not have it; for anything else, that there is no such service."""
 
 
 def _explain_status(host: str, status: int) -> ArchiveError:
@@ -143,8 +148,8 @@ def _explain_status(host: str, status: int) -> ArchiveError:
         return ArchiveError(f"the archive {host} refuses this account (HTTP {status}); {hint}")
     if status in (404, 405, 410):
         return _NotFoundError(f"the archive {host} has no DICOMweb service at this address (HTTP {status}); check the URL's path")
-    kind = PassingArchiveError if status in _BUSY else ArchiveError
-    return kind(f"the archive {host} answered with HTTP {status}; its own log tells why")
+    kind = TransientArchiveError if status in _TRANSIENT_STATUSES else ArchiveError
+    return kind(f"the archive {host} answered with HTTP {status}; its own log says why")
 
 
 def _open_session(address: WebAddress) -> requests.Session:

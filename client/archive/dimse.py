@@ -1,6 +1,7 @@
-"""An archive over the classic protocol: C-FIND to search, C-GET or C-MOVE to fetch (DICOM PS3.4, annex C; PS3.7).
+"""An archive over the classic protocol, DIMSE: C-FIND to search, C-GET or C-MOVE to fetch (DICOM PS3.4, annex C; PS3.7).
 
-Where an archive of the classic protocol is, and under which names both sides speak (DICOM PS3.8, 9.3).
+DimseAddress    where the archive listens, and under which AE titles both sides speak (PS3.8, 9.3)
+DimseArchive    `client.archive.query.Archive` over one association
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelMove,
 )
 
-from pneumofed.client.archive.query import RETURNED, Answer, Instance, Level, PassingArchiveError, Patience
+from pneumofed.client.archive.query import RETURN_KEYS, Answer, Instance, Level, RetryPolicy, TransientArchiveError
 from pneumofed.client.archive.receiver import STORAGE_CLASSES, TRANSFER_SYNTAXES, Receiver, parse_file
 from pneumofed.common.errors import ArchiveError, ConfigError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_tags import text_of
@@ -41,26 +42,59 @@ _REJECTED = {
 """Diagnostics of the service user (PS3.8, table 9-21)."""
 
 
+@dataclass(frozen=True)
+class DimseAddress:
+    """Where an archive listens, the AE titles of both sides, and how images come back."""
+
+    host: str
+    port: int
+    called_ae_title: str
+    ae_title: str = "PNEUMOFED"
+    retrieve: Literal["get", "move"] = "get"
+    listen_host: str = "0.0.0.0"
+    listen_port: int = 11112
+    """Of C-MOVE only: where the archive sends images to. It has to know this port under `ae_title`."""
+    tls: bool = False
+    ca: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses AE titles and ports that cannot be.
+
+        Raises:
+            ConfigError: an AE title is not 1 to 16 printable characters (PS3.5, 6.2: AE), or a port is out of range.
+        """
+        for title in (self.called_ae_title, self.ae_title):
+            if not (1 <= len(title.strip()) <= 16 and title.isascii() and title.isprintable() and "\\" not in title):
+                raise ConfigError(f"AE title '{title}': expected 1 to 16 printable characters")
+        if not (0 < self.port < 2**16 and 0 < self.listen_port < 2**16):
+            raise ConfigError(f"ports: expected 1 to 65535, got {self.port} and {self.listen_port}")
+
+
 class DimseArchive:
     """`client.archive.query.Archive` over the classic protocol, with one association that is opened again when it breaks."""
 
-    def __init__(self, address: DimseAddress, patience: Patience) -> None:
+    def __init__(self, address: DimseAddress, retry: RetryPolicy) -> None:
         self._address = address
-        self._patience = patience
+        self._retry_policy = retry
         self._receiver = Receiver()
         self._association: Association | None = None
         self._server: Any = None
 
     def search(self, level: Level, conditions: Mapping[str, str]) -> list[Answer]:
-        """See `Archive.search`."""
-        return self._patience.retry(lambda: self._search(level, conditions))
+        """Searches by C-FIND; see `Archive.search`.
+
+        Args:
+            level: of the answers.
+            conditions: matching keys by keyword, the higher levels' UIDs among them.
+        """
+        return self._retry_policy.retry(lambda: self._search(level, conditions))
 
     def fetch(self, instance: Instance) -> Dataset:
-        """See `Archive.fetch`."""
-        return parse_file(self._patience.retry(lambda: self._fetch(instance)))
+        """Fetches one image by C-GET or C-MOVE, as the address says; see `Archive.fetch`."""
+        return parse_file(self._retry_policy.retry(lambda: self._fetch(instance)))
 
     def close(self) -> None:
-        """See `Archive.close`."""
+        """Releases the association and stops listening."""
         if self._association is not None and self._association.is_established:
             self._association.release()
         self._association = None
@@ -71,14 +105,14 @@ class DimseArchive:
     def _search(self, level: Level, conditions: Mapping[str, str]) -> list[Answer]:
         request = Dataset()
         request.QueryRetrieveLevel = level
-        for keyword in RETURNED[level]:
+        for keyword in RETURN_KEYS[level]:
             setattr(request, keyword, "")
         for keyword, value in conditions.items():
             setattr(request, keyword, value)
         answers: list[Answer] = []
         for status, found in self._send("send_c_find", request, _FIND):
             if self._read_status(status, "search") and found is not None:
-                answers.append({keyword: text_of(found, keyword) for keyword in RETURNED[level]})
+                answers.append({keyword: text_of(found, keyword) for keyword in RETURN_KEYS[level]})
         return answers
 
     def _fetch(self, instance: Instance) -> bytes:
@@ -112,11 +146,11 @@ class DimseArchive:
         """True for an answer with content, False at the end.
 
         Raises:
-            PassingArchiveError: the connection broke or the archive has no resources now.
+            TransientArchiveError: the connection broke or the archive has no resources now.
             ArchiveError: the archive refuses.
         """
         if "Status" not in status:
-            raise PassingArchiveError(
+            raise TransientArchiveError(
                 f"the archive {self._name} broke off or did not answer in time during a {what}; see that it "
                 f"knows the AE title {self._address.ae_title} and is not overloaded"
             )
@@ -127,10 +161,10 @@ class DimseArchive:
                 f"administrator register this AE title with this machine's address and port {self._address.listen_port}"
             )
         if code & 0xFF00 == 0xA700:  # refused: out of resources, of several kinds
-            raise PassingArchiveError(f"the archive {self._name} is out of resources (status {code:04X})")
-        is_partial = what == "transfer" and (code == 0xB000 or code & 0xFF00 == 0xC000)  # told by what has arrived
+            raise TransientArchiveError(f"the archive {self._name} is out of resources (status {code:04X})")
+        is_partial = what == "transfer" and (code == 0xB000 or code & 0xFF00 == 0xC000)  # what has arrived decides
         if code not in (_SUCCESS, *_PENDING) and not is_partial:
-            raise ArchiveError(f"the archive {self._name} refuses a {what} (status {code:04X}); its own log tells why")
+            raise ArchiveError(f"the archive {self._name} refuses a {what} (status {code:04X}); its own log says why")
         return code in _PENDING
 
     @property
@@ -138,17 +172,17 @@ class DimseArchive:
         return f"{self._address.called_ae_title} at {self._address.host}:{self._address.port}"
 
     def _associate(self) -> Association:
-        """The open association, or a new one.
+        """Returns the open association, or a new one.
 
         Raises:
-            PassingArchiveError: the archive cannot be reached.
+            TransientArchiveError: the archive cannot be reached.
             ArchiveError: it rejects the association, or TLS fails.
         """
         if self._association is not None and self._association.is_established:
             return self._association
         entity = AE(ae_title=self._address.ae_title)
-        entity.acse_timeout = entity.dimse_timeout = self._patience.timeout_sec
-        entity.network_timeout = entity.connection_timeout = self._patience.timeout_sec
+        entity.acse_timeout = entity.dimse_timeout = self._retry_policy.timeout_sec
+        entity.network_timeout = entity.connection_timeout = self._retry_policy.timeout_sec
         opened: list[bool] = []
         association = entity.associate(
             self._address.host,
@@ -171,12 +205,12 @@ class DimseArchive:
             if getattr(answer, "result_source", None) == 1 and diagnostic in _REJECTED:
                 return ArchiveError(f"the archive {self._name} refuses the association: {_REJECTED[diagnostic]}")
             busy = getattr(answer, "result", None) == 2  # transient (PS3.8, table 9-21)
-            kind = PassingArchiveError if busy else ArchiveError
-            return kind(f"the archive {self._name} refuses the association; its own log tells why")
+            kind = TransientArchiveError if busy else ArchiveError
+            return kind(f"the archive {self._name} refuses the association; its own log says why")
         if not opened:
             hint = "check host and port, the network and the firewall" + (", and its certificate" if self._address.tls else "")
-            return PassingArchiveError(f"the archive {self._name} cannot be reached; {hint}")
-        return PassingArchiveError(
+            return TransientArchiveError(f"the archive {self._name} cannot be reached; {hint}")
+        return TransientArchiveError(
             f"the archive {self._name} takes connections but no association; check that the port speaks DICOM"
             + ("" if self._address.tls else ", and whether it wants TLS (--tls)")
         )
@@ -194,7 +228,7 @@ class DimseArchive:
             return
         entity = AE(ae_title=self._address.ae_title)
         entity.require_called_aet = True
-        entity.network_timeout = self._patience.timeout_sec
+        entity.network_timeout = self._retry_policy.timeout_sec
         for uid in STORAGE_CLASSES:
             entity.add_supported_context(uid, list(TRANSFER_SYNTAXES))
         where = (self._address.listen_host, self._address.listen_port)
@@ -205,36 +239,8 @@ class DimseArchive:
 
 
 def _contexts(retrieve: str) -> list[Any]:
-    """The services to ask for. For C-GET each transfer syntax stands alone, so that the archive can send each image as it is."""
+    """The services to ask for. For C-GET each transfer syntax has its own context, so that the archive can send each image as it is."""
     if retrieve == "move":
         return [build_context(_FIND), build_context(_MOVE)]
     storage = [build_context(uid, syntax) for uid in STORAGE_CLASSES for syntax in TRANSFER_SYNTAXES]
     return [build_context(_FIND), build_context(_GET), *storage]
-
-
-@dataclass(frozen=True)
-class DimseAddress:
-    """Where an archive listens, the AE titles of both sides, and how images come back."""
-
-    host: str
-    port: int
-    called_ae_title: str
-    ae_title: str = "PNEUMOFED"
-    retrieve: Literal["get", "move"] = "get"
-    listen_host: str = "0.0.0.0"
-    listen_port: int = 11112
-    """Of C-MOVE alone: where the archive sends images to. It has to know this port under `ae_title`."""
-    tls: bool = False
-    ca: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuses AE titles and ports that cannot be.
-
-        Raises:
-            ConfigError: an AE title is not 1 to 16 printable characters (PS3.5, 6.2: AE), or a port is out of range.
-        """
-        for title in (self.called_ae_title, self.ae_title):
-            if not (1 <= len(title.strip()) <= 16 and title.isascii() and title.isprintable() and "\\" not in title):
-                raise ConfigError(f"AE title '{title}': expected 1 to 16 printable characters")
-        if not (0 < self.port < 2**16 and 0 < self.listen_port < 2**16):
-            raise ConfigError(f"ports: expected 1 to 65535, got {self.port} and {self.listen_port}")

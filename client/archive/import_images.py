@@ -1,6 +1,9 @@
-"""The way of images from the archive into the site folder: listed, labelled, fetched, de-identified, stored, each once.
+"""Images on their way from the archive into the site folder: listed, labelled, fetched, de-identified, stored, each once.
 
-Where de-identified images lie in the site folder, and which of them are kept.
+import_images     the whole way, for all images that a query finds
+prepare_import    the de-identified file of one image, or why it is left out
+ImportRules       which of the labelled images are kept
+ImageStore        where de-identified images lie in the site folder
 """
 
 from __future__ import annotations
@@ -27,8 +30,10 @@ from pneumofed.common.imaging.dicom_header import read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings, text_of
 
 logger = logging.getLogger(__name__)
-
-Outcome = ImageRecord | SkipReason
+ImportOutcome = ImageRecord | SkipReason
+"""The record of an image in the site folder, or why there is none."""
+_TRANSIENT = frozenset({SkipReason.NOT_DELIVERED, SkipReason.MISSING, SkipReason.UNREADABLE})
+"""Not the image's fault, so it is asked for again the next time."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +52,23 @@ def import_images(
     store: ImageStore,
     on_progress: Callable[[int, int], None] = lambda done, found: None,
 ) -> Arrival:
-    """The labelled images that `query` finds, as they lie in `store` in the end; those that are there already are not fetched.
+    """Imports the labelled images that `query` finds; those that are in `store` already are not fetched again.
 
     An image without a label stays in the archive. A bad image is left out and counted. When the archive or the disk fails for
     good, the images that arrived before are given back with the error.
+
+    Args:
+        archive: an open connection, over either protocol.
+        query: which images the site wants; it is narrowed to the examinations that `labels` names.
+        labels: the site's label table: labels by kind of key (`sop_uid`, `study_uid`, `accession`) and value.
+        store: where images are put, with the pseudonyms and rules of the site.
+        on_progress: called after each image with the number of those that are done and of all that were found.
+
+    Raises:
+        ConfigError: the labels name no examination and the query has no other limit.
     """
     query = query.with_keys_of(labels)
-    outcomes: dict[Instance, Outcome] = {}
+    outcomes: dict[Instance, ImportOutcome] = {}
     stopped: PneumofedError | None = None
     try:
         with quiet_warnings():
@@ -71,31 +86,17 @@ def import_images(
     return Arrival(manifest, report, stopped)
 
 
-def _count_unknown(labels: Labels, instances: Iterable[Instance]) -> int:
-    """Examinations in the label table of which the archive listed no image."""
-    found = {key for instance in instances for keys in instance.keys().values() for key in keys}
-    return sum(key not in found for kind in ("study_uid", "accession") for key in labels.get(kind, ()))
+def prepare_import(original: Dataset, sop_uid: str, pseudonyms: Pseudonyms, rules: ImportRules) -> bytes:
+    """Makes the de-identified file of an image that came from the archive when `sop_uid` was asked for.
 
+    Args:
+        original: the data set that came.
+        sop_uid: SOP Instance UID that was asked for, the hospital's own; another image is refused.
+        pseudonyms: the site's keyed pseudonyms.
+        rules: which images are kept.
 
-def _take(archive: Archive, instance: Instance, label: str, store: ImageStore) -> Outcome:
-    """The record of one image, fetched if need be, or why there is none."""
-    if label not in LABELS:
-        return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
-    try:
-        if not store.path(instance).exists():
-            earlier = store.reason_against(instance)
-            if earlier is not None:
-                return earlier
-            store.write(instance, prepare_import(archive.fetch(instance), instance.sop_uid, store.pseudonyms, store.rules))
-        return _record(store.path(instance), label)
-    except ImageError as error:
-        store.refuse(instance, error.reason)
-        logger.info("image %s left out: %s", store.name(instance), error)
-        return error.reason
-
-
-def prepare_import(original: Dataset, sop_uid: str, pseudonyms: Pseudonyms, rules: Rules) -> bytes:
-    """The de-identified file of an image that came from the archive when `sop_uid` was asked for.
+    Returns:
+        The bytes of a DICOM file (see `deidentify` and `encode_file`).
 
     Raises:
         ImageError: it cannot be used, or the site's rules leave it out.
@@ -112,26 +113,8 @@ def prepare_import(original: Dataset, sop_uid: str, pseudonyms: Pseudonyms, rule
         raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
 
 
-def _check_wanted(original: Dataset, sop_uid: str, rules: Rules) -> None:
-    """Raises ImageError unless `original` is the image that was asked for and the site's rules keep it."""
-    if text_of(original, "SOPInstanceUID") != sop_uid:
-        raise ImageError(SkipReason.NOT_DELIVERED, "another image came")
-    if is_burnt_in(original) and not rules.keep_burnt_in:
-        raise ImageError(SkipReason.BURNT_IN)
-    if rules.frontal_only and not is_frontal(text_of(original, "ViewPosition")):
-        raise ImageError(SkipReason.NOT_FRONTAL)
-
-
-def _record(path: Path, label: str) -> ImageRecord:
-    return record_of(path, read_header(path), label)
-
-
-_PASSING = frozenset({SkipReason.NOT_DELIVERED, SkipReason.MISSING, SkipReason.UNREADABLE})
-"""Not the image's fault, so it is asked for again the next time."""
-
-
 @dataclass(frozen=True)
-class Rules:
+class ImportRules:
     """Which of the labelled images are kept."""
 
     frontal_only: bool = True
@@ -154,7 +137,7 @@ class ImageStore:
 
     folder: Path
     pseudonyms: Pseudonyms
-    rules: Rules = field(default_factory=Rules)
+    rules: ImportRules = field(default_factory=ImportRules)
     refused: dict[str, SkipReason] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -183,12 +166,22 @@ class ImageStore:
         return None if reason is None or self.rules.overrules(reason) else reason
 
     def refuse(self, instance: Instance, reason: SkipReason) -> None:
-        """Remembers that the image cannot be used, if that will not pass."""
-        if reason not in _PASSING:
+        """Remembers that the image cannot be used, until `save_refused` writes it down.
+
+        Args:
+            instance: the image, by the hospital's own numbers.
+            reason: why; one that may pass (not delivered, missing, unreadable) is not kept, so that the image is asked for
+                again.
+        """
+        if reason not in _TRANSIENT:
             self.refused[self.name(instance)] = reason
 
     def write(self, instance: Instance, data: bytes) -> None:
         """Stores a de-identified file, whole or not at all.
+
+        Args:
+            instance: the image, by the hospital's own numbers; the file is named after its pseudonym.
+            data: the file, de-identified.
 
         Raises:
             DataError: the folder cannot be written or the disk is full.
@@ -206,6 +199,43 @@ class ImageStore:
             _refused_file(self.folder).write(self.refused)
         except OSError as error:
             logger.warning("the list of refused images cannot be written: %s", error.strerror)
+
+
+def _count_unknown(labels: Labels, instances: Iterable[Instance]) -> int:
+    """Examinations in the label table of which the archive listed no image."""
+    found = {key for instance in instances for keys in instance.keys().values() for key in keys}
+    return sum(key not in found for kind in ("study_uid", "accession") for key in labels.get(kind, ()))
+
+
+def _take(archive: Archive, instance: Instance, label: str, store: ImageStore) -> ImportOutcome:
+    """The record of one image, fetched if need be, or why there is none."""
+    if label not in LABELS:
+        return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
+    try:
+        if not store.path(instance).exists():
+            earlier = store.reason_against(instance)
+            if earlier is not None:
+                return earlier
+            store.write(instance, prepare_import(archive.fetch(instance), instance.sop_uid, store.pseudonyms, store.rules))
+        return _record(store.path(instance), label)
+    except ImageError as error:
+        store.refuse(instance, error.reason)
+        logger.info("image %s left out: %s", store.name(instance), error)
+        return error.reason
+
+
+def _check_wanted(original: Dataset, sop_uid: str, rules: ImportRules) -> None:
+    """Raises ImageError unless `original` is the image that was asked for and the site's rules keep it."""
+    if text_of(original, "SOPInstanceUID") != sop_uid:
+        raise ImageError(SkipReason.NOT_DELIVERED, "another image came")
+    if is_burnt_in(original) and not rules.keep_burnt_in:
+        raise ImageError(SkipReason.BURNT_IN)
+    if rules.frontal_only and not is_frontal(text_of(original, "ViewPosition")):
+        raise ImageError(SkipReason.NOT_FRONTAL)
+
+
+def _record(path: Path, label: str) -> ImageRecord:
+    return record_of(path, read_header(path), label)
 
 
 def _refused_file(folder: Path) -> StateFile[dict[str, SkipReason]]:

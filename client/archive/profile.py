@@ -48,7 +48,7 @@ TEXTS = ("Manufacturer", "ManufacturerModelName")
 """Kept unless a part of the patient's name, a number or a name of the hospital stands in them."""
 
 TABLES = ("ModalityLUTSequence", "VOILUTSequence")
-"""The first item is kept, in numbers alone: what it is called is not."""
+"""The first item is kept, only its numbers: its name is not."""
 
 LAYOUT = (
     *("SOPClassUID", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit"),

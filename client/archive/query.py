@@ -1,6 +1,9 @@
 """What is asked of an archive, in the terms that DICOMweb and the classic protocol share (DICOM PS3.4, annex C; PS3.18, 10.6).
 
-Patience with an archive that is busy or a network that stumbles.
+ArchiveQuery      which images a site wants
+Archive           an archive under either protocol: `client.archive.dicomweb`, `client.archive.dimse`
+list_instances    the images that a query finds, study by study
+RetryPolicy       how long to wait for an archive that is busy or a network that fails for a moment
 """
 
 from __future__ import annotations
@@ -18,17 +21,17 @@ from pneumofed.common.config.experiment import Section
 from pneumofed.common.data.sources.dicom import Labels
 from pneumofed.common.errors import ArchiveError, ConfigError
 
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
 Level = Literal["STUDY", "SERIES", "IMAGE"]
 Answer = Mapping[str, str]
-"""Text by keyword; empty where the archive does not tell."""
-
-RETURNED: dict[Level, tuple[str, ...]] = {
+"""Text by keyword; empty where the archive gives none."""
+RETURN_KEYS: dict[Level, tuple[str, ...]] = {
     "STUDY": ("StudyInstanceUID", "AccessionNumber"),
     "SERIES": ("SeriesInstanceUID", "Modality", "BodyPartExamined"),
     "IMAGE": ("SOPInstanceUID",),
 }
 """What each level is asked for."""
-
 _WILDCARDS = frozenset("*?\\")
 """Match anything, or part values (PS3.4, C.2.2.2.4; PS3.5, 6.2): a number with one of them could bring others' examinations."""
 
@@ -38,7 +41,7 @@ class ArchiveQuery(Section):
 
     modalities: tuple[str, ...] = ("CR", "DX")
     body_part: str | None = None
-    """Body Part Examined (0018,0015), e.g. `CHEST`; an image that does not tell its body part is then left out."""
+    """Body Part Examined (0018,0015), e.g. `CHEST`; an image that does not state its body part is then left out."""
     first_date: date | None = None
     last_date: date | None = None
     accessions: tuple[str, ...] = ()
@@ -51,7 +54,7 @@ class ArchiveQuery(Section):
         """This query for the examinations that `labels` names.
 
         Raises:
-            ConfigError: the labels name images alone and there is no other limit, so that the whole archive would be listed.
+            ConfigError: the labels name only images and there is no other limit, so that the whole archive would be listed.
         """
         studies, accessions = tuple(labels.get("study_uid", ())), tuple(labels.get("accession", ()))
         bounded = studies or accessions or self.first_date or self.last_date or self.limit
@@ -103,7 +106,15 @@ class Archive(Protocol):
     """An archive under one of the two protocols."""
 
     def search(self, level: Level, conditions: Mapping[str, str]) -> list[Answer]:
-        """The answers at `level`; the keywords of higher levels' UIDs are among `conditions`.
+        """Searches the archive at one level.
+
+        Args:
+            level: of the answers: studies, series or images.
+            conditions: matching keys by keyword (PS3.4, C.2.2.2); for SERIES and IMAGE the higher levels' UIDs are among
+                them.
+
+        Returns:
+            One answer a match, with the keywords of `RETURN_KEYS[level]`.
 
         Raises:
             ArchiveError: the archive cannot be reached or refuses.
@@ -125,7 +136,11 @@ class Archive(Protocol):
 
 
 def list_instances(archive: Archive, query: ArchiveQuery) -> Iterator[Instance]:
-    """The images that `query` describes, each once.
+    """Lists the images that `query` describes, each once, as the archive answers.
+
+    Args:
+        archive: an open connection.
+        query: which images; several searches may find one study, which then comes once.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses.
@@ -139,6 +154,32 @@ def list_instances(archive: Archive, query: ArchiveQuery) -> Iterator[Instance]:
                 yield from _instances_of(archive, query, uid, study.get("AccessionNumber", ""))
 
 
+class TransientArchiveError(ArchiveError):
+    """A failure that may pass: the same request is worth another try."""
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How long to wait for an answer, and how often to ask again."""
+
+    timeout_sec: float = 30.0
+    attempts: int = 4
+    first_wait_sec: float = 1.0
+    """Doubled after each failure."""
+
+    def retry(self, request: Callable[[], T]) -> T:
+        """Returns the answer to `request`, made up to `attempts` times while it raises TransientArchiveError; the last is raised."""
+        wait_sec = self.first_wait_sec
+        for attempt in range(1, self.attempts):
+            try:
+                return request()
+            except TransientArchiveError as error:
+                logger.warning("archive: attempt %d of %d failed (%s); next in %.1f s", attempt, self.attempts, error, wait_sec)
+                time.sleep(wait_sec)
+                wait_sec *= 2
+        return request()
+
+
 def _instances_of(archive: Archive, query: ArchiveQuery, study_uid: str, accession: str) -> Iterator[Instance]:
     study = {"StudyInstanceUID": study_uid}
     seen: set[str] = set()
@@ -148,33 +189,3 @@ def _instances_of(archive: Archive, query: ArchiveQuery, study_uid: str, accessi
             if sop_uid and sop_uid not in seen:
                 seen.add(sop_uid)
                 yield Instance(study_uid, series["SeriesInstanceUID"], sop_uid, accession)
-
-
-T = TypeVar("T")
-logger = logging.getLogger(__name__)
-
-
-class PassingArchiveError(ArchiveError):
-    """A failure that may pass: the same request is worth another try."""
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long to wait for an answer, and how often to ask again."""
-
-    timeout_sec: float = 30.0
-    attempts: int = 4
-    first_wait_sec: float = 1.0
-    """Doubled after each failure."""
-
-    def retry(self, request: Callable[[], T]) -> T:
-        """The answer to `request`, asked up to `attempts` times while it raises PassingArchiveError; then the last one is raised."""
-        wait_sec = self.first_wait_sec
-        for attempt in range(1, self.attempts):
-            try:
-                return request()
-            except PassingArchiveError as error:
-                logger.warning("archive: attempt %d of %d failed (%s); next in %.1f s", attempt, self.attempts, error, wait_sec)
-                time.sleep(wait_sec)
-                wait_sec *= 2
-        return request()

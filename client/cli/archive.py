@@ -63,11 +63,11 @@ def add_dicomweb(
     """Labelled images from the archive over DICOMweb, de-identified on arrival."""
     with exit_codes(as_json):
         from pneumofed.client.archive.dicomweb import DicomWebArchive, WebAddress
-        from pneumofed.client.archive.query import Patience
+        from pneumofed.client.archive.query import RetryPolicy
 
         _require_file(ca, "--ca")
         address = WebAddress(url, user, password, token, str(ca) if ca else None)
-        archive = DicomWebArchive(address, Patience(timeout, attempts))
+        archive = DicomWebArchive(address, RetryPolicy(timeout, attempts))
         query = _query(modality, body_part, first, last, limit)
         _import(site, archive, labels, query, {"frontal_only": not all_views, "keep_burnt_in": keep_burnt_in}, as_json)
 
@@ -97,7 +97,7 @@ def add_dimse(
     """Labelled images from the archive over the classic DICOM protocol, de-identified on arrival."""
     with exit_codes(as_json):
         from pneumofed.client.archive.dimse import DimseAddress, DimseArchive
-        from pneumofed.client.archive.query import Patience
+        from pneumofed.client.archive.query import RetryPolicy
 
         _require_file(ca, "--ca")
         host, port = _split_address(address)
@@ -113,20 +113,20 @@ def add_dimse(
             tls or ca is not None,
             str(ca) if ca else None,
         )
-        archive = DimseArchive(place, Patience(timeout, attempts))
+        archive = DimseArchive(place, RetryPolicy(timeout, attempts))
         query = _query(modality, body_part, first, last, limit)
         _import(site, archive, labels, query, {"frontal_only": not all_views, "keep_burnt_in": keep_burnt_in}, as_json)
 
 
 def _import(site: Path, archive: Archive, table: Path, query: ArchiveQuery, rules: Mapping[str, bool], as_json: bool) -> None:
-    from pneumofed.client.archive.import_images import ImageStore, Rules, import_images
+    from pneumofed.client.archive.import_images import ImageStore, ImportRules, import_images
     from pneumofed.client.federation.site_data import site_log
     from pneumofed.client.site.folder import SiteFolder
     from pneumofed.common.data.pseudonyms import load_pseudonyms
     from pneumofed.common.data.sources.dicom import read_labels
 
     opened = SiteFolder.open(site)
-    store = ImageStore(opened.images, load_pseudonyms(opened.data), Rules(**rules))
+    store = ImageStore(opened.images, load_pseudonyms(opened.data), ImportRules(**rules))
     try:
         with site_log(opened.config), _progress(as_json) as show:
             arrival = import_images(archive, query, read_labels(table), store, show)

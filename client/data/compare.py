@@ -22,7 +22,13 @@ from pneumofed.common.release import SiteVerdict
 def compare_at_site(
     config: SiteConfig, old: Bundle, new: Bundle, now: Callable[[], datetime] = lambda: datetime.now(UTC)
 ) -> SiteVerdict:
-    """The site's verdict. Patients count who were kept for validation both when the old and when the new model was trained.
+    """Compares two bundles on the site's data. Patients count who were kept for validation both when the old and when the new was trained.
+
+    Args:
+        config: the site's own.
+        old: the bundle in use.
+        new: the bundle that is to take its place, for the same task.
+        now: returns the time that the verdict states.
 
     Raises:
         ConfigError: a bundle does not say which patients it was trained without, or the two are one or of different tasks.
@@ -44,7 +50,7 @@ def _validation(config: SiteConfig, bundle: Bundle) -> Dataset:
     origin = manifest.card.provenance
     if origin is None or origin.split_seed is None or origin.validation_fraction is None:
         raise ConfigError(
-            f"the bundle {manifest.name} does not tell how its run drew validation patients, so nobody knows on whom it may be judged "
+            f"the bundle {manifest.name} does not say how its run drew validation patients, so nobody knows on whom it may be judged "
             "here; let the coordinator export it again"
         )
     training = TrainingConfig(split_seed=origin.split_seed, validation_fraction=origin.validation_fraction)
@@ -53,5 +59,5 @@ def _validation(config: SiteConfig, bundle: Bundle) -> Dataset:
 
 
 def default_output(new: Path) -> Path:
-    """Where the verdict on the bundle at `new` goes, unless told otherwise."""
+    """Returns where the verdict on the bundle at `new` goes by default."""
     return Path(f"verdict-{new.stem if new.suffix in ('.zip', '.tar') else new.name}.json")

@@ -1,12 +1,12 @@
-"""The reading room's labels on their way into the site's manifest.
+"""The reading room's labels on their way into the site's manifest, with the images that are new there.
 
-two readers differ, or one is unsure     nothing changes, counted; an image that came from the reading room is set aside
-an image of the manifest                 its label becomes the readers'; the original one is kept in readings.json
-an image that is new                     copied into the site's folder, de-identified, and added
-the same image again                     one row, whatever the file's name: told by its bytes, a DICOM file also by its instance
-a patient who has withdrawn              left out, counted
+    two readers differ, or one is unsure     nothing changes, counted; an image that came from the reading room is set aside
+    an image of the manifest                 its label becomes the readers'; the original one is kept in readings.json
+    an image that is new                     copied into the site's folder, de-identified, under a name that identifies nobody, and added
+    the same image again                     one row, whatever the file's name: matched by its bytes, a DICOM file also by its instance
+    a patient who has withdrawn              left out, counted
 
-Images of the reading room on their way into the site's own folder: de-identified, under names that tell nothing, each once.
+`add_feedback` merges an export; `Candidate` is one of its images and brings it into the site's folder.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ Rows = dict[str, ImageRecord]
 
 @dataclass(frozen=True)
 class Feedback:
-    """What an export changed. Counts of images alone.
+    """What an export changed. Counts of images only.
 
     Attributes:
-        found: images that readers spoke of.
+        found: images that the export has readings of.
         added: new rows.
         corrected: rows whose label is another than before.
         confirmed: rows whose label the readers share.
         set_aside: rows taken out, since readers came to differ on them.
         skipped: images that changed nothing, by reason.
-        total, read: rows of the manifest now, and those of them of which readers spoke. Cases that were read are no random sample of the
+        total, read: rows of the manifest now, and those of them that have readings. Cases that were read are no random sample of the
             hospital's, so their share is worth watching.
         classes, classes_read: of these rows, by label.
     """
@@ -74,6 +74,10 @@ class Feedback:
 def add_feedback(site: SiteFolder, table: Path) -> Feedback:
     """Merges the reading room's export `table` into the site's manifest. Doing it twice is the same as once.
 
+    Args:
+        site: the site's folder; its manifest is made if there is none.
+        table: a CSV file, or the folder that holds it as `labels.csv`.
+
     Raises:
         ConfigError: there is no such table, or the key of the pseudonyms cannot be used.
         DataError: the table, the manifest or readings.json is damaged, or cannot be written; the manifest is left as it was.
@@ -95,7 +99,90 @@ def add_feedback(site: SiteFolder, table: Path) -> Feedback:
                 skipped.update(merge.take(digest, readings))
             return replace(merge.finish(), found=len(by_image) + len(unreadable), skipped=skipped)
     except OSError as error:
-        raise DataError(f"{site.data} cannot be written: {error.strerror}; mend that and give the same command again") from None
+        raise DataError(f"{site.data} cannot be written: {error.strerror}; fix that and give the same command again") from None
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An image that the reading room saw: its file, the row that names it, and its header if it is a DICOM file."""
+
+    row: ReadRow
+    digest: str
+    header: DicomHeader | None
+    pseudonyms: Pseudonyms
+
+    @classmethod
+    def of(cls, row: ReadRow, digest: str, pseudonyms: Pseudonyms) -> Candidate:
+        """Reads the header of the file that `row` names; a picture of another format has none.
+
+        Args:
+            row: a reading of the image.
+            digest: SHA-256 of the file's bytes, in hexadecimal.
+            pseudonyms: the site's keyed pseudonyms.
+
+        Raises:
+            ImageError: the file cannot be opened or is damaged.
+        """
+        try:
+            return cls(row, digest, read_header(row.path), pseudonyms)
+        except ImageError as error:
+            if error.reason is not SkipReason.UNKNOWN_FORMAT:
+                raise
+            return cls(row, digest, None, pseudonyms)
+
+    @property
+    def patient(self) -> str:
+        """The patient as the manifest would name him; empty where nobody knows him."""
+        number = self.header.patient if self.header else self.row.patient
+        if not number or self.pseudonyms.is_pseudonym(number):
+            return number
+        return self.pseudonyms.patient(number)
+
+    def path_in(self, folder: Path) -> Path:
+        """Where the image lies, or would lie, in the site's folder of images. A DICOM file has the name that an import from the archive
+        gives it, so that the two ways lead to one image; a picture has that of its bytes."""
+        if self.header is not None:
+            return ImageStore(folder, self.pseudonyms).path(self._instance(self.header))
+        return folder / self.digest
+
+    def bring(self, folder: Path, label: str) -> ImageRecord:
+        """Copies the image into `folder`, de-identified, and returns the manifest's row of it.
+
+        Args:
+            folder: the site's folder of images, made if there is none.
+            label: the readers' label, which the row gets.
+
+        Raises:
+            ImageError: it cannot be used: no patient, no frontal view, writing burnt in, or damaged.
+            DataError: the folder cannot be written.
+        """
+        if not self.patient:
+            raise ImageError(SkipReason.NO_PATIENT)
+        return self._bring_picture(folder, label) if self.header is None else self._bring_dicom(self.header, folder, label)
+
+    def _bring_dicom(self, header: DicomHeader, folder: Path, label: str) -> ImageRecord:
+        store, instance = ImageStore(folder, self.pseudonyms), self._instance(header)
+        if not store.path(instance).exists():
+            original = parse_file(self.row.path.read_bytes())
+            store.write(instance, prepare_import(original, header.sop_uid, self.pseudonyms, store.rules))
+        return record_of(store.path(instance), read_header(store.path(instance)), label)
+
+    def _bring_picture(self, folder: Path, label: str) -> ImageRecord:
+        row, path = self.row, self.path_in(folder)
+        if not is_frontal(row.view or ""):
+            raise ImageError(SkipReason.NOT_FRONTAL)
+        read_image(row.path)
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with atomic_write(path) as file:
+                file.write(row.path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written: {error.strerror}; free some space and run this again") from None
+        return ImageRecord(path, self.patient, label, row.view, row.sex, row.age_years, row.manufacturer)
+
+    @staticmethod
+    def _instance(header: DicomHeader) -> Instance:
+        return Instance(header.study_uid, "", header.sop_uid, header.accession)
 
 
 @dataclass
@@ -135,22 +222,22 @@ class _Merge:
         return [agreed] if isinstance(agreed, SkipReason) else []
 
     def finish(self) -> Feedback:
-        """Writes the readings, then the manifest, and tells what changed: a merge that dies between them is completed by the next."""
+        """Writes the readings, then the manifest, and returns what changed: a merge that dies between them is completed by the next."""
         self.readings.write(self.site.data)
         settled = self.readings.settle(self.rows)
         write_manifest(Manifest(tuple(settled.values())), self.site.manifest)
         read = self.readings.by_path()
-        spoken = {path: row for path, row in settled.items() if path in read}
-        old = {path: self.before[path] for path in spoken if path in self.before}
+        with_readings = {path: row for path, row in settled.items() if path in read}
+        old = {path: self.before[path] for path in with_readings if path in self.before}
         return Feedback(
             added=len(settled.keys() - self.before.keys()),
-            corrected=sum(row.label != spoken[path].label for path, row in old.items()),
-            confirmed=sum(row.label == spoken[path].label == read[path].agreed() for path, row in old.items()),
+            corrected=sum(row.label != with_readings[path].label for path, row in old.items()),
+            confirmed=sum(row.label == with_readings[path].label == read[path].agreed() for path, row in old.items()),
             set_aside=len(self.before.keys() - settled.keys()),
             total=len(settled),
-            read=len(spoken),
+            read=len(with_readings),
             classes=Counter(row.label for row in settled.values()),
-            classes_read=Counter(row.label for row in spoken.values()),
+            classes_read=Counter(row.label for row in with_readings.values()),
         )
 
     def _known(self, candidate: Candidate) -> tuple[str, ReadImage]:
@@ -178,76 +265,3 @@ class _Merge:
 
 def _cache(site: SiteFolder) -> Path:
     return Path(site.config.work_dir) / "cache"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An image that the reading room saw: its file, the row that told of it, and its header if it is a DICOM file."""
-
-    row: ReadRow
-    digest: str
-    header: DicomHeader | None
-    pseudonyms: Pseudonyms
-
-    @classmethod
-    def of(cls, row: ReadRow, digest: str, pseudonyms: Pseudonyms) -> Candidate:
-        """
-        Raises:
-            ImageError: the file cannot be opened or is damaged.
-        """
-        try:
-            return cls(row, digest, read_header(row.path), pseudonyms)
-        except ImageError as error:
-            if error.reason is not SkipReason.UNKNOWN_FORMAT:
-                raise
-            return cls(row, digest, None, pseudonyms)
-
-    @property
-    def patient(self) -> str:
-        """The patient as the manifest would name him; empty where nobody knows him."""
-        number = self.header.patient if self.header else self.row.patient
-        if not number or self.pseudonyms.is_pseudonym(number):
-            return number
-        return self.pseudonyms.patient(number)
-
-    def path_in(self, folder: Path) -> Path:
-        """Where the image lies, or would lie, in the site's folder of images. A DICOM file has the name that an import from the archive
-        gives it, so that the two ways lead to one image; a picture has that of its bytes."""
-        if self.header is not None:
-            return ImageStore(folder, self.pseudonyms).path(self._instance(self.header))
-        return folder / self.digest
-
-    def bring(self, folder: Path, label: str) -> ImageRecord:
-        """The manifest's row of the image, which then lies in `folder`.
-
-        Raises:
-            ImageError: it cannot be used: no patient, no frontal view, writing burnt in, or damaged.
-            DataError: the folder cannot be written.
-        """
-        if not self.patient:
-            raise ImageError(SkipReason.NO_PATIENT)
-        return self._bring_picture(folder, label) if self.header is None else self._bring_dicom(self.header, folder, label)
-
-    def _bring_dicom(self, header: DicomHeader, folder: Path, label: str) -> ImageRecord:
-        store, instance = ImageStore(folder, self.pseudonyms), self._instance(header)
-        if not store.path(instance).exists():
-            original = parse_file(self.row.path.read_bytes())
-            store.write(instance, prepare_import(original, header.sop_uid, self.pseudonyms, store.rules))
-        return record_of(store.path(instance), read_header(store.path(instance)), label)
-
-    def _bring_picture(self, folder: Path, label: str) -> ImageRecord:
-        row, path = self.row, self.path_in(folder)
-        if not is_frontal(row.view or ""):
-            raise ImageError(SkipReason.NOT_FRONTAL)
-        read_image(row.path)
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with atomic_write(path) as file:
-                file.write(row.path.read_bytes())
-        except OSError as error:
-            raise DataError(f"{folder} cannot be written: {error.strerror}; free some space and run this again") from None
-        return ImageRecord(path, self.patient, label, row.view, row.sex, row.age_years, row.manufacturer)
-
-    @staticmethod
-    def _instance(header: DicomHeader) -> Instance:
-        return Instance(header.study_uid, "", header.sop_uid, header.accession)

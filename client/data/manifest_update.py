@@ -1,8 +1,11 @@
-"""New images in a site's manifest: each once, under the site's own pseudonyms of its patients.
+"""New images in a site's manifest: each once, under the site's own pseudonyms of its patients, and none of a patient who withdrew.
 
-Which patients have withdrawn: the site's own list of those who are not added again.
+    merge_images       adds the rows of a manifest to the site's
+    with_pseudonyms    replaces the hospital's patient numbers first
+    Withdrawals        the site's list of patients who are not added again
 
-It lies beside the manifest and holds no number of a patient as the hospital knows it, but the site's keyed pseudonym of it.
+The list of withdrawals lies beside the manifest. It holds no number of a patient as the hospital knows it, only the site's keyed
+pseudonym of it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from pneumofed.common.data.report import DataReport
 from pneumofed.common.errors import DataError, SkipReason
 from pneumofed.common.files import exclusive, write_file
 
+WITHDRAWALS_FILE = "withdrawn.txt"
+
 
 @dataclass(frozen=True)
 class Addition:
@@ -34,7 +39,7 @@ class Addition:
     total: int
 
     def describe(self) -> dict[str, Any]:
-        """Plain JSON values, counts and fixed sentences alone."""
+        """Plain JSON values, only counts and fixed sentences."""
         counts = {key: value for key, value in asdict(self).items() if key != "report"}
         return {**self.report.public(), **counts}
 
@@ -45,6 +50,11 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
     Where readers of the reading room gave an image a label, theirs stays, and the new row's is kept beside it. Patients who have
     withdrawn are left out and counted. Two rows are of one image if their paths lead to the same file. Processes that add at the same
     time wait for each other.
+
+    Args:
+        site: the site's folder; its manifest is made if there is none.
+        manifest: the new rows, with pseudonyms for patients (see `with_pseudonyms`).
+        report: what the source of the new rows counted; withdrawn patients are moved in it from used to skipped.
 
     Raises:
         ConfigError: the key of the pseudonyms cannot be used.
@@ -68,16 +78,57 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
 
 
 def with_pseudonyms(site: SiteFolder, manifest: Manifest) -> Manifest:
-    """`manifest` with the hospital's own patient numbers replaced by the site's pseudonyms.
+    """Returns `manifest` with the hospital's own patient numbers replaced by the site's pseudonyms.
 
     So a patient whose images come from a folder, from a table and from the archive is one patient in the manifest, and never on
     both sides of a split.
+
+    Args:
+        site: whose key makes the pseudonyms.
+        manifest: rows with the patient numbers of the hospital.
 
     Raises:
         ConfigError: the key of the pseudonyms cannot be used.
     """
     pseudonyms = load_pseudonyms(site.data)
     return Manifest(tuple(replace(record, patient=pseudonyms.patient(record.patient)) for record in manifest.records))
+
+
+@dataclass(frozen=True)
+class Withdrawals:
+    """Pseudonyms of the patients who have withdrawn."""
+
+    listed: frozenset[str]
+    pseudonyms: Pseudonyms
+
+    @classmethod
+    def of(cls, folder: Path) -> Withdrawals:
+        """Reads the list in `folder`, the manifest's; not to be called while its lock is held.
+
+        Raises:
+            ConfigError: the key of the pseudonyms cannot be used.
+        """
+        path = folder / WITHDRAWALS_FILE
+        listed = frozenset(path.read_text(encoding="utf-8").splitlines()) if path.exists() else frozenset()
+        return cls(listed, load_pseudonyms(folder))
+
+    def cover(self, patient: str) -> bool:
+        """Reports whether `patient`, a pseudonym or a number, is among them."""
+        return patient in self.listed or self.pseudonyms.patient(patient) in self.listed
+
+    def extended(self, patients: Iterable[str]) -> Withdrawals:
+        """These and `patients`. Each is listed as the pseudonym of what was given; one that is a pseudonym already, as it is too."""
+        given = {patient.strip() for patient in patients} - {""}
+        own = {patient for patient in given if self.pseudonyms.is_pseudonym(patient)}
+        return Withdrawals(self.listed | own | {self.pseudonyms.patient(patient) for patient in given}, self.pseudonyms)
+
+    def write(self, folder: Path) -> None:
+        write_file(folder / WITHDRAWALS_FILE, "".join(f"{name}\n" for name in sorted(self.listed)).encode())
+
+
+def identify(record: ImageRecord) -> str:
+    """Returns the file that the record's path leads to; two rows are of one image if theirs are the same."""
+    return os.path.realpath(record.path)
 
 
 def _without_withdrawn(site: SiteFolder, manifest: Manifest, report: DataReport) -> tuple[Manifest, DataReport]:
@@ -96,45 +147,5 @@ def _without_withdrawn(site: SiteFolder, manifest: Manifest, report: DataReport)
     return Manifest(kept), left
 
 
-def identify(record: ImageRecord) -> str:
-    """The file that the record's path leads to; two rows are of one image if theirs are the same."""
-    return os.path.realpath(record.path)
-
-
 def _same(old: ImageRecord, new: ImageRecord) -> bool:
     return replace(old, path=new.path) == new
-
-
-FILE = "withdrawn.txt"
-
-
-@dataclass(frozen=True)
-class Withdrawals:
-    """Pseudonyms of the withdrawn."""
-
-    listed: frozenset[str]
-    pseudonyms: Pseudonyms
-
-    @classmethod
-    def of(cls, folder: Path) -> Withdrawals:
-        """Those that `folder`, the manifest's, lists; not to be called while its lock is held.
-
-        Raises:
-            ConfigError: the key of the pseudonyms cannot be used.
-        """
-        path = folder / FILE
-        listed = frozenset(path.read_text(encoding="utf-8").splitlines()) if path.exists() else frozenset()
-        return cls(listed, load_pseudonyms(folder))
-
-    def cover(self, patient: str) -> bool:
-        """Whether `patient`, a pseudonym or a number, is among them."""
-        return patient in self.listed or self.pseudonyms.patient(patient) in self.listed
-
-    def extended(self, patients: Iterable[str]) -> Withdrawals:
-        """These and `patients`. Each is listed as the pseudonym of what was given; one that is a pseudonym already, as it is too."""
-        given = {patient.strip() for patient in patients} - {""}
-        own = {patient for patient in given if self.pseudonyms.is_pseudonym(patient)}
-        return Withdrawals(self.listed | own | {self.pseudonyms.patient(patient) for patient in given}, self.pseudonyms)
-
-    def write(self, folder: Path) -> None:
-        write_file(folder / FILE, "".join(f"{name}\n" for name in sorted(self.listed)).encode())

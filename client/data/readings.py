@@ -1,10 +1,12 @@
-"""What readers said of images, kept beside the manifest: who, when, which label, and which label the image had before.
+"""Readings of images: who gave which label, when, and which label the image had before.
 
-A row's label is a pure function of its original label and all readings: the latest word of each reader counts, and where these differ
-the original label stands, or the image stays out if it has none. So an export can be read twice, or after a table was added anew, and a
-reader who comes later can contradict. `readings.json` names readers and cases and stays at the site.
+    read_export    the reading room's export: the columns of a manifest, and reader, time and case of each reading
+    ReadImage      all readings of one image, and the label that follows from them
+    Readings       those of a site, kept beside its manifest in `readings.json`, which names readers and cases and stays at the site
 
-The reading room's export: a manifest's columns, and who said so, when, and of which case.
+A row's label is a pure function of its original label and all readings: the latest reading of each reader counts, and where these
+differ the original label stands, or the image stays out if it has none. So an export can be read twice, or after a table was added
+anew, and a reader who comes later can contradict.
 """
 
 from __future__ import annotations
@@ -20,13 +22,18 @@ from pneumofed.common.data.manifest import LABELS, ImageRecord, read_age, read_l
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
 from pneumofed.common.files import StateFile, to_json
 
-FILE = "readings.json"
+READINGS_FILE = "readings.json"
+EXPORT_FILE = "labels.csv"
+"""The export in a reading room's folder."""
+EXPORT_COLUMNS = ("path", "label")
+"""Columns that an export has at least."""
 UNSURE = "unsure"
+"""The label of a reader who does not decide; no image gets it."""
 
 
 @dataclass(frozen=True)
 class StoredReading:
-    """One reader's word on one image; `time` is ISO 8601 in UTC, so that texts sort by time."""
+    """One reader's label of one image; `time` is ISO 8601 in UTC, so that texts sort by time."""
 
     reader: str
     time: str
@@ -36,7 +43,7 @@ class StoredReading:
 
 @dataclass(frozen=True)
 class ReadImage:
-    """An image that readers spoke of.
+    """An image with readings.
 
     Attributes:
         patient: as the manifest names him.
@@ -51,7 +58,7 @@ class ReadImage:
     readings: tuple[StoredReading, ...] = ()
 
     def agreed(self) -> str | SkipReason:
-        """The label that all readers who spoke of the image give it now, or why there is none."""
+        """Returns the label that all readers of the image give it now, or why there is none."""
         latest: dict[str, str] = {}
         for reading in sorted(self.readings, key=lambda reading: reading.time):
             latest[reading.reader] = reading.label
@@ -81,7 +88,7 @@ class Readings:
 
     @classmethod
     def of(cls, folder: Path) -> Readings:
-        """Those in `folder`, the manifest's.
+        """Reads those in `folder`, the manifest's.
 
         Raises:
             DataError: the file is damaged.
@@ -96,15 +103,15 @@ class Readings:
         return {image.path: image for image in self.images.values() if image.path is not None}
 
     def learn_originals(self, rows: Mapping[str, ImageRecord]) -> bool:
-        """Takes the labels of `rows` (by resolved path), which came from elsewhere, for the original ones; whether any is known."""
+        """Takes the labels of `rows` (by resolved path) for the original ones; returns whether any row has readings."""
         known = {digest: image for digest, image in self.images.items() if image.path in rows}
         for digest, image in known.items():
             self.images[digest] = replace(image, original=rows[str(image.path)].label)
         return bool(known)
 
     def settle(self, rows: Mapping[str, ImageRecord]) -> dict[str, ImageRecord]:
-        """`rows` of the manifest by resolved path, each with the label that its readers agree on; without those that are disputed and
-        had none before.
+        """Returns `rows` of the manifest by resolved path, each with the label that its readers agree on; without those that are
+        disputed and had none before.
         """
         read = self.by_path()
         settled: dict[str, ImageRecord] = {}
@@ -116,34 +123,18 @@ class Readings:
 
 
 def forget_readings(folder: Path, gone: Callable[[str], bool]) -> None:
-    """Takes out the readings of patients of whom `gone` is true; to be called while the folder's lock is held."""
-    if (folder / FILE).exists():
+    """Removes the readings of patients of whom `gone` is true; to be called while the folder's lock is held.
+
+    Args:
+        folder: the manifest's folder; nothing happens where it holds no readings.
+        gone: whether a patient, by his name in the manifest, is to be taken out.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    if (folder / READINGS_FILE).exists():
         readings = Readings.of(folder)
         Readings({digest: image for digest, image in readings.images.items() if not gone(image.patient)}).write(folder)
-
-
-def _file(folder: Path) -> StateFile[Readings]:
-    return StateFile(
-        folder / FILE,
-        kind="the list of readings",
-        parse=lambda content: Readings({digest: _image(values) for digest, values in json.loads(content).items()}),
-        missing=Readings(),
-        remedy="restore it from a backup, or remove it and give `pneumofed site data feedback` the reading room's export again: then "
-        "the labels that images have now count as their original ones",
-        refuse=DataError,
-        dump=lambda readings: to_json({digest: asdict(image) for digest, image in readings.images.items()}),
-    )
-
-
-def _image(values: Mapping[str, Any]) -> ReadImage:
-    said = tuple(StoredReading(**reading) for reading in values["readings"])
-    return ReadImage(values["patient"], values["path"], values["original"], said)
-
-
-EXPORT = "labels.csv"
-"""Name of the export where a folder is given."""
-"""What a reading room's folder holds."""
-REQUIRED = ("path", "label")
 
 
 @dataclass(frozen=True)
@@ -160,7 +151,7 @@ class ReadRow:
 
 
 def read_export(table: Path) -> list[ReadRow]:
-    """The rows of an export, or of `labels.csv` in the folder `table`.
+    """Reads the rows of an export, or of `labels.csv` in the folder `table`.
 
     Columns are `path` (relative to the table's folder) and `label`, and where known `patient`, `view`, `sex`, `age`, `manufacturer`,
     `reader`, `time` (ISO 8601; without a zone it is UTC) and `case`. A row without a reader counts as that of a reader of its own.
@@ -169,14 +160,32 @@ def read_export(table: Path) -> list[ReadRow]:
         ConfigError: the file does not exist or cannot be opened.
         DataError: a column is missing, or a row has no path or a time that is none; the text never says what is in it.
     """
-    file = table / EXPORT if table.is_dir() else table
+    file = table / EXPORT_FILE if table.is_dir() else table
     if not file.is_file():
         raise ConfigError(f"{file} does not exist; give the reading room's folder, or its export of labels (a CSV file)")
     return _read(file)
 
 
+def _file(folder: Path) -> StateFile[Readings]:
+    return StateFile(
+        folder / READINGS_FILE,
+        kind="the list of readings",
+        parse=lambda content: Readings({digest: _image(values) for digest, values in json.loads(content).items()}),
+        missing=Readings(),
+        remedy="restore it from a backup, or remove it and give `pneumofed site data feedback` the reading room's export again: then "
+        "the labels that images have now count as their original ones",
+        refuse=DataError,
+        dump=lambda readings: to_json({digest: asdict(image) for digest, image in readings.images.items()}),
+    )
+
+
+def _image(values: Mapping[str, Any]) -> ReadImage:
+    said = tuple(StoredReading(**reading) for reading in values["readings"])
+    return ReadImage(values["patient"], values["path"], values["original"], said)
+
+
 def _read(file: Path) -> list[ReadRow]:
-    return [_row(file, number, cells) for number, cells in read_rows(file, REQUIRED)]
+    return [_row(file, number, cells) for number, cells in read_rows(file, EXPORT_COLUMNS)]
 
 
 def _row(file: Path, number: int, cells: dict[str, str]) -> ReadRow:

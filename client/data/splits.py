@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 def split_by_patient(
     patients: Sequence[str], labels: Sequence[int], fraction: float, seed: int, known: Mapping[str, bool] | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions (int64, ascending) of the training images and of the validation images.
+    """Splits images by patient into positions (int64, ascending) of the training images and of the validation images.
 
     Guarantees:
         The two are disjoint and complete, and no patient is in both.
@@ -24,7 +24,7 @@ def split_by_patient(
         Of a class with n patients, between floor(fraction * n) and ceil(fraction * n) go to validation, and on average over seeds
         fraction * n, so that the pooled validation images of many small sites have the classes of the sites. Two exceptions:
         training keeps at least one patient of each class, and validation gets at least one patient if a class has two.
-        One patient alone, or one of each class, all stay in training.
+        A single patient, or one of each class, all stay in training.
         A patient of `known` stays on the side that it names, whatever joined or changed its label since; only new ones are drawn, to
         fill up validation. The shares above then hold as far as those who are known allow.
 
@@ -33,7 +33,7 @@ def split_by_patient(
         labels: the class of each image. A patient with several counts as the one that is rarest among all images.
         fraction: share of patients for validation, in [0, 1).
         seed: of the draw.
-        known: whether a patient is in validation, of those who were dealt before.
+        known: whether a patient is in validation, of those who were drawn before.
 
     Raises:
         ValueError: the lengths differ or `fraction` is outside [0, 1).

@@ -1,7 +1,7 @@
 """Patients who withdraw: their rows, readings, copies of their images and the decoded cache go, and they are not added again.
 
 What the site did not copy (folders that it was pointed to, the archive) stays as it is. Models that were trained before stay trained on
-them: what a model may have kept of one patient is bounded by differential privacy alone.
+them: what a model may have kept of one patient is bounded only by differential privacy.
 """
 
 from __future__ import annotations
@@ -34,10 +34,14 @@ class Removal:
 
 
 def remove_patients(site: SiteFolder, patients: Iterable[str]) -> Removal:
-    """Takes the patients out and keeps them out; each is given by the hospital's own number or by the manifest's name for him.
+    """Removes the patients and keeps them out; each is given by the hospital's own number or by the manifest's name for him.
 
     The list of the withdrawn is written first, then copies and cache go, then the rows: a removal that was interrupted is completed by
     the same command.
+
+    Args:
+        site: the site's folder.
+        patients: numbers or names; spaces around them do not count.
 
     Raises:
         ConfigError: the key of the pseudonyms cannot be used.
@@ -58,5 +62,5 @@ def remove_patients(site: SiteFolder, patients: Iterable[str]) -> Removal:
             left = tuple(record for record in rows if not withdrawals.cover(record.patient))
             write_manifest(Manifest(left), site.manifest)
     except OSError as error:
-        raise DataError(f"{site.data} cannot be changed: {error.strerror}; mend that and give the same command again") from None
+        raise DataError(f"{site.data} cannot be changed: {error.strerror}; fix that and give the same command again") from None
     return Removal(len({record.patient for record in gone}), len(gone), files, len(left))

@@ -1,7 +1,7 @@
 """What leaves a site beside its update, and what its policy makes of it.
 
     numbers of images          exact; with noise, where the policy names `count_noise`; under masks in secure aggregation
-    the data report            as it is; `withhold: [data_report]` leaves the numbers above alone
+    the data report            as it is; `withhold: [data_report]` leaves only the numbers above
     metrics of training        as they are, in private training only those without data; `withhold: [training_metrics]` keeps them
     validation statistics      as they are, or under masks; `withhold: [validation_statistics]` sends those of no image
 
@@ -20,13 +20,13 @@ from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.wire.messages import Presence
 
-COUNTING = ("steps", "images_per_sec")
-"""Metrics from which the number of training images can be told."""
+COUNT_METRICS = ("steps", "images_per_sec")
+"""Metrics from which the number of training images can be computed."""
 
 
 @dataclass(frozen=True)
 class Disclosure:
-    """What of `site` may leave in a run. `train` is the number of training images that it tells of, 1 at least."""
+    """What of `site` may leave in a run. `train` is the number of training images that it states, 1 at least."""
 
     site: SiteData
     policy: SitePolicy
@@ -35,7 +35,7 @@ class Disclosure:
 
     @classmethod
     def of(cls, site: SiteData, experiment: ExperimentConfig, policy: SitePolicy) -> Disclosure:
-        """What `policy` lets go of what the experiment asks for.
+        """Selects what `policy` lets leave of what the experiment asks for.
 
         Args:
             site: the site's data.
@@ -46,7 +46,7 @@ class Disclosure:
             PolicyError, BudgetError: the ledger cannot be used, or has no budget for noised counts.
         """
         withheld = {"withheld": sorted(policy.withhold)} if policy.withhold else {}
-        if experiment.secure_aggregation.enabled:  # counts go under the masks, and the presence tells none
+        if experiment.secure_aggregation.enabled:  # counts go under the masks, and the presence states none
             return cls(site, policy, max(1, len(site.train.labels)), withheld)
         counts = _counts(site, experiment, policy)
         report = {} if policy.count_noise or "data_report" in policy.withhold else dict(site.public_report)
@@ -57,13 +57,13 @@ class Disclosure:
         return Presence(self.site.name, layout, self.report)
 
     def metrics(self, training: Mapping[str, float]) -> dict[str, float]:
-        """Those of `training` that may leave; what was spent on privacy always may."""
-        told = dict(training)
+        """Selects those of `training` that may leave; what was spent on privacy always may."""
+        metrics = dict(training)
         if self.withholds("training_metrics"):
-            told = {name: value for name, value in told.items() if name in ("epsilon", "noise_multiplier")}
+            metrics = {name: value for name, value in metrics.items() if name in ("epsilon", "noise_multiplier")}
         if self.policy.count_noise:
-            told = {name: value for name, value in told.items() if name not in COUNTING}
-        return told
+            metrics = {name: value for name, value in metrics.items() if name not in COUNT_METRICS}
+        return metrics
 
     def withholds(self, kind: Withheld) -> bool:
         return kind in self.policy.withhold

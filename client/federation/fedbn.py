@@ -25,10 +25,23 @@ class LocalNorms:
 
     @classmethod
     def of(cls, work_dir: str, run: str, layout: ArraysLayout) -> LocalNorms:
+        """Opens the layers that the site keeps of a run; nothing is made on the disk.
+
+        Args:
+            work_dir: the site's own folder.
+            run: the run's token.
+            layout: of the experiment's model; it says which values are of normalisation layers.
+        """
         return cls(Path(work_dir) / "local_norms" / run, layout)
 
     def restore(self, arrays: ModelArrays, before_round: int) -> ModelArrays:
-        """`arrays` with the norm layers that the site kept in its last round before `before_round`; unchanged if it has none."""
+        """Returns `arrays` with the norm layers that the site kept in its last round before `before_round`; unchanged if it has none.
+
+        Args:
+            arrays: the coordinator's.
+            before_round: a number of a round, from 1; only earlier rounds' layers are taken, so that a repeated round starts
+                as it did.
+        """
         kept = [path for path in self._files() if _round_of(path) < before_round]
         if not kept:
             return arrays
@@ -40,7 +53,12 @@ class LocalNorms:
         return ModelArrays(parameters, statistics)
 
     def keep(self, arrays: ModelArrays, round_number: int) -> None:
-        """Keeps the norm layers of `arrays` as those of `round_number`; what a broken-off later round left is removed."""
+        """Keeps the norm layers of `arrays` as those of `round_number`; what a broken-off later round left is removed.
+
+        Args:
+            arrays: the site's, after training.
+            round_number: from 1.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in self._files():
             if _round_of(path) > round_number:

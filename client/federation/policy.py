@@ -6,9 +6,8 @@
     before training            min_patients, once the data is known; the epsilon of the round, which the ledger counts
 
 Whoever answers a message reads the policy with `policy_of` and hands it down, so that an edit in between gives no mixed answer.
-The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see
-`client.site.code_gate`, which reads
-the policy for itself before the app that answers is even unpacked.
+The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see `client.site.code_gate`, which
+reads the policy for itself before the app that answers is even unpacked.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from pneumofed.common.errors import ConfigError, PolicyError
 from pneumofed.common.files import atomic_write, exclusive
 
 Clock = Callable[[], datetime]
-"""Tells the local time of day."""
+"""Returns the local time of day."""
 DAY = timedelta(hours=24)
 UNRESTRICTED = SitePolicy().model_copy(update={"min_patients": 0, "max_rounds_per_day": sys.maxsize})
 """Refuses nothing and withholds nothing: of a site without a policy file, as in simulation. No file can say `min_patients: 0`."""
@@ -38,7 +37,7 @@ def local_now() -> datetime:
 
 
 def read_policy(path: Path) -> SitePolicy:
-    """The policy in `path`.
+    """Reads the policy in `path`.
 
     Raises:
         ConfigError: it is missing or wrong.
@@ -47,7 +46,7 @@ def read_policy(path: Path) -> SitePolicy:
 
 
 def require_policy(path: Path) -> SitePolicy:
-    """The policy in `path`, without which nothing may run.
+    """Reads the policy in `path`, without which nothing may run.
 
     Raises:
         PolicyError: it cannot be read, so everything is refused.
@@ -59,7 +58,7 @@ def require_policy(path: Path) -> SitePolicy:
 
 
 def policy_of(config: SiteConfig) -> SitePolicy:
-    """The site's policy, or one that refuses nothing where site.yaml names none, as in simulation. To be called once a message.
+    """Reads the site's policy; where site.yaml names none, as in simulation, it is one that refuses nothing. To be called once a message.
 
     Raises:
         PolicyError: it cannot be read, so everything is refused.
@@ -68,7 +67,7 @@ def policy_of(config: SiteConfig) -> SitePolicy:
 
 
 def only(policy: SitePolicy, *keys: str) -> SitePolicy:
-    """The policy with these keys as they are set, and nothing restricted by any other: what they refuse by themselves.
+    """Returns the policy with these keys as they are set, and nothing restricted by any other: what they refuse by themselves.
 
     Args:
         policy: the hospital's.
@@ -98,7 +97,14 @@ def count_round(policy: SitePolicy, request: RunRequest, work_dir: Path, now: da
 
 
 def rounds_within_a_day(work_dir: Path, now: datetime) -> list[float]:
-    """When the training rounds of the last 24 hours began; those that lie in the future, after the clock was set back, count too.
+    """Lists when the training rounds of the last 24 hours began; those that lie in the future, after the clock was set back, count too.
+
+    Args:
+        work_dir: the site's own folder, which keeps the count; none is kept before the first round.
+        now: the local time, with its zone.
+
+    Returns:
+        POSIX timestamps in seconds, in the order in which the rounds began.
 
     Raises:
         PolicyError: the count cannot be read.

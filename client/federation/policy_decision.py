@@ -1,11 +1,12 @@
 """May this run here? The one decision on what a coordinator asks, from the hospital's policy and what is true at the site.
 
-    decide(policy, request, Arrival)        no data is read yet: the run's own privacy, strategy, model, masks, time of day
+    decide(policy, request, ArrivalFacts)   no data is read yet: the run's own privacy, strategy, model, masks, time of day
     decide(policy, request, RoundsBegun)    under the lock of the count, before a training round is counted
     decide(policy, request, TrainingData)   once the data is known, before anything is computed from it
     decide(policy, request, Spending)       under the lock of the ledger, before an entry is written
 
-Each rule is one small function that names the key of policy.yaml on which it rests; the first that refuses decides. Nothing here
+Each rule is one small function that names the key of policy.yaml on which it rests, and returns a refusal or None; the first that
+refuses decides. Nothing here
 reads a file or a clock, so that the same question has the same answer.
 """
 
@@ -128,7 +129,7 @@ class Decision:
 
 
 def decide(policy: SitePolicy, request: RunRequest, facts: Facts) -> Decision:
-    """The policy's decision on `request`, by the rules that `facts` allow to be judged.
+    """Decides on `request` by the rules that `facts` allow to be judged.
 
     Law: pure, and a policy that is stricter in any key permits nothing that is refused under the laxer one.
 
@@ -156,7 +157,15 @@ def _refusals(policy: SitePolicy, request: RunRequest, facts: Facts) -> Iterator
 
 
 def refuse_planned_epsilon(policy: SitePolicy, request: RunRequest) -> Decision | None:
-    """Where a limit is set: a run that is not private, or plans more. The ledger judges what comes on top of earlier runs."""
+    """Refuses, where a limit is set, a run that is not private or plans more. The ledger judges what comes on top of earlier runs.
+
+    Args:
+        policy: `max_epsilon` and `max_epsilon_per_study`, None for no limit.
+        request: a run that names its noise plans no epsilon, and is left to the ledger.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     for rule in LIMITS:
         limit = getattr(policy, rule)
         if limit is None:
@@ -169,14 +178,30 @@ def refuse_planned_epsilon(policy: SitePolicy, request: RunRequest) -> Decision 
 
 
 def refuse_unit(policy: SitePolicy, request: RunRequest) -> Decision | None:
-    """A private run that protects less than the hospital asks for."""
+    """Refuses a private run that protects less than the hospital asks for.
+
+    Args:
+        policy: `min_unit`: a patient protects more than an image.
+        request: what its privacy is of; a run that is not private is no matter of this rule.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     if policy.min_unit == "patient" and request.unit == "image":
         return Decision(False, "min_unit", "the run protects single images; the policy asks for patients")
     return None
 
 
 def refuse_delta(policy: SitePolicy, request: RunRequest) -> Decision | None:
-    """A private run that plans with a larger delta."""
+    """Refuses a private run that plans with a larger delta.
+
+    Args:
+        policy: `max_delta`, None for no limit.
+        request: a delta that follows from the site's patients is left to the ledger.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     if policy.max_delta is not None and request.delta is not None and request.delta > policy.max_delta:
         sentence = f"the run plans with delta {request.delta:g}; at most {policy.max_delta:g} is allowed"
         return Decision(False, "max_delta", sentence)
@@ -184,7 +209,15 @@ def refuse_delta(policy: SitePolicy, request: RunRequest) -> Decision | None:
 
 
 def refuse_strategy(policy: SitePolicy, request: RunRequest) -> Decision | None:
-    """A strategy that is not in the list."""
+    """Refuses a strategy that is not in the list.
+
+    Args:
+        policy: `strategies`, None for all.
+        request: without a strategy it is refused where there is a list.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     if policy.strategies is not None and request.strategy not in policy.strategies:
         allowed = ", ".join(policy.strategies) or "none"
         return Decision(False, "strategies", f"the run uses {request.strategy}; allowed are {allowed}")
@@ -192,21 +225,46 @@ def refuse_strategy(policy: SitePolicy, request: RunRequest) -> Decision | None:
 
 
 def refuse_model(policy: SitePolicy, request: RunRequest) -> Decision | None:
-    """A network that is not in the list."""
+    """Refuses a network that is not in the list.
+
+    Args:
+        policy: `models`, None for all.
+        request: without a model it is refused where there is a list.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     if policy.models is not None and request.model not in policy.models:
         return Decision(False, "models", f"the run trains {request.model}; allowed are {', '.join(policy.models) or 'none'}")
     return None
 
 
 def refuse_without_masks(policy: SitePolicy, request: RunRequest) -> Decision | None:
-    """A run in which the coordinator could see this site's own update."""
+    """Refuses a run in which the coordinator could see this site's own update.
+
+    Args:
+        policy: `require_secure_aggregation`.
+        request: whether the run uses it.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     if policy.require_secure_aggregation and not request.secure_aggregation:
         return Decision(False, "require_secure_aggregation", "the run does not use secure aggregation")
     return None
 
 
 def refuse_in_quiet_hours(policy: SitePolicy, request: RunRequest, facts: ArrivalFacts) -> Decision | None:
-    """Work in a round at a quiet time. The roll call is answered: a site that is busy now may still be counted on later in the run."""
+    """Refuses work in a round at a quiet time. The roll call is answered: a site that is busy now may still be counted on later in the run.
+
+    Args:
+        policy: `quiet_hours`, each HH:MM-HH:MM in local time.
+        request: a roll call is never refused.
+        facts: the local time.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     if request.work == "query":
         return None
     for hours in policy.quiet_hours:
@@ -216,7 +274,15 @@ def refuse_in_quiet_hours(policy: SitePolicy, request: RunRequest, facts: Arriva
 
 
 def refuse_many_rounds(policy: SitePolicy, facts: RoundsBegun) -> Decision | None:
-    """A training round beyond the day's number."""
+    """Refuses a training round beyond the day's number.
+
+    Args:
+        policy: `max_rounds_per_day`.
+        facts: the rounds that were begun, without the one that is asked for.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     if facts.number >= policy.max_rounds_per_day:
         sentence = f"{facts.number} rounds in the last 24 hours, the limit is {policy.max_rounds_per_day}"
         return Decision(False, "max_rounds_per_day", sentence)
@@ -224,7 +290,15 @@ def refuse_many_rounds(policy: SitePolicy, facts: RoundsBegun) -> Decision | Non
 
 
 def refuse_few_patients(policy: SitePolicy, facts: TrainingData) -> Decision | None:
-    """The site's part where its training set holds too few patients."""
+    """Refuses the site's part where its training set holds too few patients.
+
+    Args:
+        policy: `min_patients`.
+        facts: the patients of the training set.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     if facts.patients < policy.min_patients:
         sentence = f"{facts.patients} training patients, at least {policy.min_patients} are needed"
         return Decision(False, "min_patients", sentence)
@@ -232,7 +306,16 @@ def refuse_few_patients(policy: SitePolicy, facts: TrainingData) -> Decision | N
 
 
 def refuse_budget(policy: SitePolicy, request: RunRequest, facts: Spending) -> Decision | None:
-    """What would bring the epsilon of the data above a limit."""
+    """Refuses what would bring the epsilon of the data above a limit.
+
+    Args:
+        policy: `max_epsilon` and `max_epsilon_per_study`, None for no limit.
+        request: named in the refusal.
+        facts: epsilon with the request counted.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
     for rule, after in zip(LIMITS, (facts.lineage, facts.study), strict=True):
         limit = getattr(policy, rule)
         if limit is not None and after > limit:

@@ -31,7 +31,7 @@ Handler = Callable[[Instruction, SiteConfig, SitePolicy], Any]
 
 
 def answer_request(instruction: Instruction, config: SiteConfig, work: Work, handler: Handler) -> Any:
-    """The handler's reply content. Where the site has a policy, nothing is read against it and nothing leaves unrecorded.
+    """Returns the handler's reply content. Where the site has a policy, nothing is read against it and nothing leaves unrecorded.
 
     The policy is read here, once, and handed down: an edit while the message is answered is for the next one.
 
@@ -75,7 +75,7 @@ def admit(instruction: Instruction, config: SiteConfig, policy: SitePolicy, work
         config: the site's own.
         policy: the site's, as it stood when the message came.
         work: the kind of the message.
-        clock: tells the local time.
+        clock: returns the local time.
 
     Raises:
         PolicyError, BudgetError: names the rule.
@@ -92,7 +92,7 @@ def admit(instruction: Instruction, config: SiteConfig, policy: SitePolicy, work
 
 
 def open_site_data(instruction: Instruction, config: SiteConfig, policy: SitePolicy, work: Work) -> SiteData:
-    """The site's data for the instruction's experiment.
+    """Loads the site's data for the instruction's experiment.
 
     Args:
         instruction: what the coordinator asks.
@@ -110,7 +110,7 @@ def open_site_data(instruction: Instruction, config: SiteConfig, policy: SitePol
 
 
 def hash_data(config: SiteConfig) -> str:
-    """SHA-256 over label and content digest of the manifest's images, in any order; the same data gives the same hash."""
+    """Computes the SHA-256 over label and content digest of the manifest's images, in any order; the same data gives the same hash."""
     records = read_manifest(Path(config.manifest)).records
     digests = load_digests([record.path for record in records], Path(config.work_dir) / "cache", workers=1)
     rows = sorted([record.label or "", str(digest)] for record, digest in zip(records, digests, strict=True))
@@ -122,7 +122,7 @@ def _request(instruction: Instruction, work: Work) -> RunRequest:
 
 
 def _reads_data(instruction: Instruction) -> bool:
-    """False for the steps of a secure sum in which keys and shares alone are exchanged."""
+    """False for the steps of secure aggregation in which only keys and shares are exchanged."""
     return instruction.step is None or read_step(instruction.step).stage == "mask"
 
 

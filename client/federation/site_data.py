@@ -1,11 +1,14 @@
 """What a site is during one message: its own configuration, its data split by patient, its log.
 
-Which patients a site keeps for validation, remembered, so that images which join later move nobody to the other side.
+    find_site_config, read_site_config, read_connection    the site's files
+    load_site                                              its images for one experiment, decoded or from the cache
+    split_site, forget_split                               which patients are kept for validation, remembered
+    site_log                                               this process's log, in the site's folder
 
-A model that starts from an earlier one has seen that one's training patients: were one of them judged on now, or one of those that the
-earlier was judged on trained on, the comparison of the two would flatter the new one. So `work_dir/split.json` holds, for each
-split that a run asked for (its seed and its fraction), the side of every patient who was ever dealt. It names patients as the manifest
-does and stays at the site; who withdraws is taken out of it.
+Images which join later move nobody to the other side of a split. A model that starts from an earlier one has seen that one's training
+patients: were one of them judged on now, or one of those that the earlier was judged on trained on, the comparison of the two would
+flatter the new one. So `work_dir/split.json` holds, for each split that a run asked for (its seed and its fraction), the side of every
+patient who was ever drawn. It names patients as the manifest does and stays at the site; who withdraws is taken out of it.
 """
 
 from __future__ import annotations
@@ -32,6 +35,10 @@ from pneumofed.common.files import StateFile
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import SITE_CONFIG_KEY, SITES_KEY
 
+SPLIT_FILE = "split.json"
+SplitSides = dict[str, bool]
+"""Whether each patient is in validation."""
+
 
 @dataclass(frozen=True)
 class SiteData:
@@ -41,7 +48,7 @@ class SiteData:
     train: Dataset
     validation: Dataset
     public_report: Mapping[str, Any]
-    """Counts alone; this much may leave the site."""
+    """Only counts; this much may leave the site."""
 
     @property
     def name(self) -> str:
@@ -58,7 +65,11 @@ class SiteData:
 
 
 def find_site_config(node_config: Mapping[str, Any], run_config: Mapping[str, Any]) -> SiteConfig:
-    """The hospital's configuration. Its own node config wins; the run's `sites` folder serves virtual hospitals alone.
+    """Finds and reads the hospital's configuration. Its own node config wins; the run's `sites` folder only serves virtual hospitals.
+
+    Args:
+        node_config: of the SuperNode: `site-config` is a file's path, `partition-id` the number of a virtual hospital.
+        run_config: of the run: `sites` is a folder with a file for each virtual hospital, `0.yaml` and so on.
 
     Raises:
         ConfigError: neither names a file, or the file is wrong.
@@ -74,7 +85,7 @@ def find_site_config(node_config: Mapping[str, Any], run_config: Mapping[str, An
 
 
 def read_site_config(path: Path) -> SiteConfig:
-    """The site configuration in `path`, with relative paths resolved against its folder."""
+    """Reads the site configuration in `path`, with relative paths resolved against its folder."""
     config = build_config(SiteConfig, read_yaml(path), path.name)
     paths: dict[str, str | None] = {
         key: str((path.parent / value).resolve()) for key in ("manifest", "work_dir", "policy") if (value := getattr(config, key))
@@ -87,7 +98,7 @@ def read_site_config(path: Path) -> SiteConfig:
 
 
 def read_connection(path: Path) -> ConnectionConfig:
-    """How the coordinator is reached, by the file `path`, with absolute paths."""
+    """Reads how the coordinator is reached from the file `path`; its paths become absolute."""
     connection = build_config(ConnectionConfig, read_yaml(path), path.name)
     names = ("ca", "key", "client_certificate", "client_key")
     paths = {name: str((path.parent / value).resolve()) for name in names if (value := getattr(connection, name))}
@@ -95,7 +106,11 @@ def read_connection(path: Path) -> ConnectionConfig:
 
 
 def load_site(config: SiteConfig, experiment: ExperimentConfig) -> SiteData:
-    """The site's data, decoded or from its cache, split by patient (see `client.federation.site_data`).
+    """Loads the site's data, decoded or from its cache, split by patient.
+
+    Args:
+        config: the site's own; decoded images are kept in its work folder.
+        experiment: decides the task, the size of images and the split.
 
     Raises:
         DataError: the manifest cannot be read.
@@ -109,13 +124,60 @@ def load_site(config: SiteConfig, experiment: ExperimentConfig) -> SiteData:
     return SiteData(config, dataset.subset(train), dataset.subset(validation), dataset.report.public())
 
 
+def split_site(dataset: Dataset, fraction: float, seed: int, work_dir: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits images as `split_by_patient` does; who was drawn before stays on the side where he was.
+
+    Args:
+        dataset: the site's images.
+        fraction: share of patients for validation, in [0, 1).
+        seed: of the draw; with `fraction` it names the split.
+        work_dir: keeps the splits.
+
+    Returns:
+        Two int64 arrays, ascending, disjoint and complete.
+
+    Raises:
+        DataError: the list of splits is damaged, or cannot be written.
+    """
+    name = f"{seed} {fraction!r}"
+    try:
+        file = _file(work_dir)
+        with file.locked() as splits:
+            known = splits.get(name, {})
+            train, validation = split_by_patient(dataset.patients, dataset.labels.tolist(), fraction, seed, known)
+            drawn = {dataset.patients[row]: False for row in train} | {dataset.patients[row]: True for row in validation}
+            if drawn.keys() - known.keys():
+                file.write({**splits, name: {**known, **drawn}})
+    except OSError as error:
+        raise DataError(f"{work_dir / SPLIT_FILE} cannot be written: {error.strerror}; without it no split can be kept") from None
+    return train, validation
+
+
+def forget_split(work_dir: Path, gone: Callable[[str], bool]) -> None:
+    """Removes the patients of whom `gone` is true from all splits.
+
+    Args:
+        work_dir: keeps the splits; nothing happens where there are none.
+        gone: whether a patient, by his name in the manifest, is to be taken out.
+
+    Raises:
+        DataError: the list of splits is damaged.
+        OSError: it cannot be written.
+    """
+    file = _file(work_dir)
+    if not file.path.exists():
+        return
+    with file.locked() as splits:
+        file.write({name: {who: side for who, side in sides.items() if not gone(who)} for name, sides in splits.items()})
+
+
 def class_number(experiment: ExperimentConfig) -> int:
     return len(CLASSES[experiment.task])
 
 
 @contextmanager
 def site_log(config: SiteConfig) -> Iterator[None]:
-    """Sends this process's log to the site's own `site.log`, where alone the details of an error are written."""
+    """Sends this process's log to the site's own `site.log`, the only place where the details of an error are written."""
     work_dir = Path(config.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     handler = logging.FileHandler(work_dir / "site.log", encoding="utf-8", delay=True)
@@ -134,48 +196,9 @@ def site_log(config: SiteConfig) -> Iterator[None]:
         handler.close()
 
 
-FILE = "split.json"
-Sides = dict[str, bool]
-"""Whether each patient is in validation."""
-
-
-def split_site(dataset: Dataset, fraction: float, seed: int, work_dir: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Positions of the training and of the validation images, as `split_by_patient`; who was dealt before stays where he was.
-
-    Raises:
-        DataError: the memory is damaged, or cannot be written.
-    """
-    name = f"{seed} {fraction!r}"
-    try:
-        file = _file(work_dir)
-        with file.locked() as memory:
-            known = memory.get(name, {})
-            train, validation = split_by_patient(dataset.patients, dataset.labels.tolist(), fraction, seed, known)
-            dealt = {dataset.patients[row]: False for row in train} | {dataset.patients[row]: True for row in validation}
-            if dealt.keys() - known.keys():
-                file.write({**memory, name: {**known, **dealt}})
-    except OSError as error:
-        raise DataError(f"{work_dir / FILE} cannot be written: {error.strerror}; without it no split can be kept") from None
-    return train, validation
-
-
-def forget_split(work_dir: Path, gone: Callable[[str], bool]) -> None:
-    """Takes the patients of whom `gone` is true out of the memory.
-
-    Raises:
-        DataError: the memory is damaged.
-        OSError: it cannot be written.
-    """
-    file = _file(work_dir)
-    if not file.path.exists():
-        return
-    with file.locked() as memory:
-        file.write({name: {who: side for who, side in sides.items() if not gone(who)} for name, sides in memory.items()})
-
-
-def _file(work_dir: Path) -> StateFile[dict[str, Sides]]:
+def _file(work_dir: Path) -> StateFile[dict[str, SplitSides]]:
     return StateFile(
-        work_dir / FILE,
+        work_dir / SPLIT_FILE,
         kind="the list of patients kept for validation",
         parse=_parse,
         missing={},
@@ -184,7 +207,7 @@ def _file(work_dir: Path) -> StateFile[dict[str, Sides]]:
     )
 
 
-def _parse(content: bytes) -> dict[str, Sides]:
+def _parse(content: bytes) -> dict[str, SplitSides]:
     return {
         str(name): {str(patient): bool(side) for patient, side in sides.items()} for name, sides in json.loads(content).items()
     }

@@ -1,13 +1,12 @@
-"""Local training: one setup, one loop.
+"""Local training: one setup, one loop, and what a round trains on.
 
-setup  = build_setup(model, site's class counts, plan, compute)      model, optimizer, loss, and the rule of its steps
-result = train_locally(setup, data, plan)                            for each step: augment, add gradients, take the step
+    setup  = build_setup(model, site's class counts, plan, compute)      model, optimizer, loss, and the rule of its steps
+    data   = choose_examples(setup.model, site.train, plan, compute, cache)
+                                                                         the site's images, or their features where only the classifier
+                                                                         is trained and each image is always the same
+    result = train_locally(setup, data, plan)                            for each step: augment, add gradients, take the step
 
-`data` are images, or their features where only the classifier is trained (`client.federation.training`).
-
-Private training has the same loop and another rule (`client.privacy.dp_sgd`).
-
-What a round trains on: a site's images, or their features where only the classifier is trained and each image is always the same.
+Private training has the same loop and another rule of the steps (`client.privacy.dp_sgd`).
 """
 
 from __future__ import annotations
@@ -35,17 +34,33 @@ from pneumofed.common.models.losses import build_loss
 from pneumofed.common.models.schedule import schedule_factor
 from pneumofed.common.seeds import derive_seed, numpy_generator, torch_generator
 
+logger = logging.getLogger(__name__)
 Examples = Dataset | FeatureSet
+"""What the loop trains on: images, or their features below the classifier."""
 
 
 class StepRule(Protocol):
     """What plain and private training differ in: which images a step takes, and how their gradients become one step."""
 
     def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
-        """For each step of the round the progress of the run in [0, 1), and rows of `data`, int64, in lots that fit the memory."""
+        """Draws the images of each step.
+
+        Args:
+            data: what the round trains on.
+            plan: where in the run the round stands; the order is drawn from its seeds.
+
+        Returns:
+            For each step of the round the progress of the run in [0, 1), and rows of `data`, int64, in lots that fit the
+            memory.
+        """
 
     def add_gradient(self, mean_loss: Callable[[], torch.Tensor], rows: int) -> None:
-        """Adds the gradient of a lot, whose mean loss over so many rows `mean_loss` computes."""
+        """Adds the gradient of one lot.
+
+        Args:
+            mean_loss: computes the mean loss of the lot, a scalar with its graph; to be called once.
+            rows: number of images in the lot.
+        """
 
     def take_step(self) -> None:
         """Changes the weights by what was added."""
@@ -73,7 +88,7 @@ class RoundPlan:
     round: int
     site: str
     secret: str = ""
-    """What the coordinator does not know, in private training."""
+    """A part of the seeds that the coordinator does not know, in private training."""
 
     def seed_parts(self) -> tuple[int | str, ...]:
         return self.experiment.seed, self.round, self.site, *((self.secret,) if self.secret else ())
@@ -103,9 +118,16 @@ class TrainingResult:
 
 
 def build_setup(model: nn.Module, class_counts: list[int], plan: RoundPlan, compute: Compute) -> TrainingSetup:
-    """The plain setup: the model's trainable parameters under the experiment's optimizer and loss.
+    """Builds the plain setup: the model's trainable parameters under the experiment's optimizer and loss.
 
     With FedProx the optimizer pulls toward the weights that `model` holds now, which are the global ones.
+
+    Args:
+        model: with the weights that the round starts from; it is frozen in part as the experiment says and moved to the
+            device.
+        class_counts: training images of the site by class, for a loss that weighs classes.
+        plan: the experiment and the number of the round.
+        compute: device and precision.
     """
     experiment = plan.experiment
     freeze, factor = freeze_in_round(experiment.model, plan.round)
@@ -129,6 +151,12 @@ class PlainSteps:
         self._scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.needs_scaler)
 
     def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+        """Draws every image once an epoch, one lot a step; see `StepRule.draw`.
+
+        Args:
+            data: what the round trains on.
+            plan: where in the run the round stands; the order is drawn from its seeds.
+        """
         order, epochs = numpy_generator(*plan.seed_parts(), "batches"), self._training.local_epochs
         for epoch in range(epochs):
             batches = draw_batches(len(data.labels), self._training.batch_size, order)
@@ -137,6 +165,12 @@ class PlainSteps:
                 yield done_epochs / (plan.experiment.rounds * epochs), [np.sort(index)]
 
     def add_gradient(self, mean_loss: Callable[[], torch.Tensor], rows: int) -> None:
+        """Adds the gradient of the mean loss, scaled where the precision is float16; see `StepRule.add_gradient`.
+
+        Args:
+            mean_loss: computes the mean loss of the lot.
+            rows: not needed, since a step is one lot and its mean is the step's.
+        """
         self._scaler.scale(mean_loss()).backward()
 
     def take_step(self) -> None:
@@ -154,7 +188,12 @@ def pull_toward(optimizer: torch.optim.Optimizer, anchors: list[torch.Tensor], m
     """Adds the gradient of mu/2 * ||w - w_global||^2 (Li et al. 2020, FedProx, eq. 2) before each optimizer step.
 
     In the step and not in the loss: under Opacus the private optimizer writes `grad` anew from the per-sample gradients, which
-    would drop a term of the loss without a word.
+    would silently drop a term of the loss.
+
+    Args:
+        optimizer: of the local training; under DP the plain one inside the private one.
+        anchors: the global weights, one tensor for each of the optimizer's parameters in their order.
+        mu: strength of the pull, above 0.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -167,9 +206,14 @@ def pull_toward(optimizer: torch.optim.Optimizer, anchors: list[torch.Tensor], m
 
 
 def draw_batches(images: int, batch_size: int, generator: np.random.Generator) -> list[np.ndarray]:
-    """One epoch's indices in random order, int64 [batch] each; every image once.
+    """Draws one epoch's indices in random order, int64 [batch] each; every image once.
 
     A last batch of one joins the one before it, since BatchNorm cannot normalise a single value; a site's only image stands twice.
+
+    Args:
+        images: number of images, at least 1.
+        batch_size: most images in a batch, save the last one.
+        generator: of the order; it is advanced by one permutation.
     """
     order = generator.permutation(images)
     if images == 1:
@@ -184,6 +228,11 @@ def train_locally(setup: TrainingSetup, data: Examples, plan: RoundPlan) -> Trai
     """Trains `setup.model` in place on `data` for one round and returns what happened.
 
     Pure in (weights, data, plan): the same call gives the same weights on the same machine and number of threads.
+
+    Args:
+        setup: model, optimizer, loss and rule of the steps.
+        data: images or features; see `choose_examples`.
+        plan: where in the run the round stands.
     """
     started = time.perf_counter()
     torch.manual_seed(derive_seed(*plan.seed_parts(), "dropout"))
@@ -208,8 +257,37 @@ def train_locally(setup: TrainingSetup, data: Examples, plan: RoundPlan) -> Trai
     return TrainingResult(loss_sum / seen, correct / seen, steps, images, base_rates[0] * factor, duration)
 
 
+def choose_examples(model: nn.Module, data: Dataset, plan: RoundPlan, compute: Compute, cache_dir: Path) -> Examples:
+    """Returns `data`, or its features where they give the weights that the images would give, in a hundredth of the time.
+
+    There is no setting for it, so that none can be wrong. Features are taken exactly where the network below the classifier is the same
+    function of the same images in every step: its parameters are frozen in all rounds or there are none, nothing in it is random, no
+    augmentation is on, and the images have their full size. Else the images are taken.
+
+    Args:
+        model: on the device, with the weights that the round starts from.
+        data: the site's training images.
+        plan: the experiment and the number of the round.
+        compute: device and precision for computing features.
+        cache_dir: keeps features for the next rounds.
+
+    Raises:
+        DataError: `cache_dir` cannot be written for another reason than a full disk.
+    """
+    experiment = plan.experiment
+    if not has_fixed_body(model, experiment.model) or _is_random(model) or not len(data):
+        return data
+    if experiment.augmentation.is_on:
+        logger.info("augmentation is on: features of images are computed anew for each view; set it to 0 to compute them once")
+        return data
+    size_px = experiment.image.size_px
+    if experiment.training.size_in_round(plan.round, experiment.rounds, size_px) != size_px:
+        return data
+    return FeatureSet(load_features(model, data, compute, experiment.model, cache_dir), data.labels, data.patients)
+
+
 def _inputs(data: Examples, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator) -> torch.Tensor:
-    """What the network takes of `rows`, on the device: normalised augmented images, or their features for the classifier alone."""
+    """What the network takes of `rows`, on the device: normalised augmented images, or features where only the classifier is trained."""
     if isinstance(data, FeatureSet):
         return data.take(rows, compute)
     return compute.move(normalize(_view(data, rows, plan, compute, views), plan.experiment.model.in_channels))
@@ -252,31 +330,6 @@ def _build_optimizer(parameters: list[nn.Parameter], cfg: TrainingConfig, learni
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
     # fused: one pass over the weights instead of seven, half the optimizer's time on a CPU
     return torch.optim.AdamW(parameters, lr=learning_rate, eps=cfg.adam_epsilon, weight_decay=cfg.weight_decay, fused=True)
-
-
-logger = logging.getLogger(__name__)
-
-
-def choose_examples(model: nn.Module, data: Dataset, plan: RoundPlan, compute: Compute, cache_dir: Path) -> Examples:
-    """`data`, or its features where they give the weights that the images would give, in a hundredth of the time.
-
-    There is no setting for it, so that none can be wrong. Features are taken exactly where the network below the classifier is the same
-    function of the same images in every step: its parameters are frozen in all rounds or there are none, nothing in it is random, no
-    augmentation is on, and the images have their full size. Else the images are taken.
-
-    Raises:
-        DataError: `cache_dir` cannot be written for another reason than a full disk.
-    """
-    experiment = plan.experiment
-    if not has_fixed_body(model, experiment.model) or _is_random(model) or not len(data):
-        return data
-    if experiment.augmentation.is_on:
-        logger.info("augmentation is on: features of images are computed anew for each view; set it to 0 to compute them once")
-        return data
-    size_px = experiment.image.size_px
-    if experiment.training.size_in_round(plan.round, experiment.rounds, size_px) != size_px:
-        return data
-    return FeatureSet(load_features(model, data, compute, experiment.model, cache_dir), data.labels, data.patients)
 
 
 def _is_random(model: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from pneumofed.common.privacy.randomness import RandomStream, data_fingerprint, 
 
 
 def noised_counts(site: SiteData, experiment: ExperimentConfig, counts: list[int], policy: SitePolicy) -> list[int]:
-    """`counts`, whole numbers that one image moves by one in all, with the noise of the site's policy; none is below 0.
+    """Adds noise to `counts`, whole numbers that one image moves by one in all, by the site's policy; none is below 0.
 
     The noise has deviation `count_noise`, or where the policy protects patients so many times the images of a patient. It is in
     the ledger before it is drawn.

@@ -8,7 +8,7 @@
                 divides by the expected number of units, and steps
     at the end  puts the moving average of the weights in their place
 
-A step without any unit is a step too, of noise alone. Rate, noise and number of steps come from the `SitePlan`, which accounts for the
+A step without any unit is a step too, of noise only. Rate, noise and number of steps come from the `SitePlan`, which accounts for the
 very same numbers. Opacus gives the private optimizer and the accountants; per-unit gradients, clipping and random numbers are ours,
 the first for speed, the last for secrecy.
 
@@ -49,7 +49,7 @@ class PrivateRound:
 
     Attributes:
         plan: rate, steps and noise.
-        key: 32 secret bytes, of this round alone.
+        key: 32 secret bytes, used for no other round.
         expected_units: rate times units; divides the sum.
     """
 
@@ -59,7 +59,14 @@ class PrivateRound:
 
     @classmethod
     def of(cls, plan: SitePlan, data: Dataset, key: bytes, *, secure: bool) -> PrivateRound:
-        """The round of a site with `data`. With `secure` the key is not `key` but one that the operating system draws now."""
+        """Makes the round of a site with `data`. With `secure` the key is not `key` but one that the operating system draws now.
+
+        Args:
+            plan: the site's, for the run.
+            data: the site's training images.
+            key: 32 bytes, a function of the site's secret and everything that the update depends on.
+            secure: take no key that can be made again: the round cannot be repeated bit for bit.
+        """
         expected = plan.sampling_rate * count_units(data.patients, plan.unit)
         return cls(plan, secrets.token_bytes(KEY_BYTES) if secure else key, expected)
 
@@ -125,6 +132,12 @@ class PrivateSteps:
         self._average = MovingAverage(gradients.parameters, cfg.ema_decay) if cfg.ema_decay > 0 else None
 
     def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
+        """Draws units by Poisson sampling, one image of each; see `StepRule.draw`.
+
+        Args:
+            data: what the round trains on.
+            plan: where in the run the round stands; the draws come from the round's key and not from its seeds.
+        """
         steps, rounds = self._private.plan.steps_per_round, plan.experiment.rounds
         sampler = UnitSampler.of(data.patients, self._private.plan.unit, self._private.plan.sampling_rate)
         stream, cfg = self._private.stream("sampling"), self._cfg
@@ -133,6 +146,12 @@ class PrivateSteps:
             yield ((plan.round - 1) * steps + step) / (rounds * steps), lots
 
     def add_gradient(self, mean_loss: Callable[[], Tensor], rows: int) -> None:
+        """Adds the clipped gradients of the units in a lot; see `StepRule.add_gradient`.
+
+        Args:
+            mean_loss: computes the mean loss of the lot.
+            rows: images in the lot, the views of each unit one after the other.
+        """
         units = rows // self._cfg.augmentation_multiplicity
         self._gradients.add(lambda: mean_loss() * units)
 
@@ -148,10 +167,16 @@ class PrivateSteps:
 
 
 def build_private_setup(model: nn.Module, private: PrivateRound, plan: RoundPlan, compute: Compute) -> TrainingSetup:
-    """The plain setup with its optimizer and its steps made private; FedProx pulls inside the plain optimizer, after the noise.
+    """Builds the plain setup with its optimizer and its steps made private; FedProx pulls inside the plain optimizer, after the noise.
+
+    Args:
+        model: with the weights that the round starts from.
+        private: plan and key of the round.
+        plan: with the secret of `PrivateRound.hide`.
+        compute: device and precision.
 
     Raises:
-        ConfigError: a trainable layer has no per-unit gradient, or the device computes in float16 alone.
+        ConfigError: a trainable layer has no per-unit gradient, or the device computes only in float16.
     """
     cfg = plan.experiment.privacy
     if compute.needs_scaler:

@@ -1,4 +1,4 @@
-"""What a ledger's entries cost together, for a patient or for an image.
+"""Entries of a ledger: what they cost together, for a patient or for an image, and which data each of them is about.
 
 Level of the account. Where all entries protect images, and the policy asks for no more, epsilon is that of one image added or removed.
 As soon as one entry of the data protects patients, or the policy asks for it, epsilon is that of one patient added or removed with all
@@ -14,9 +14,8 @@ images, and each entry that protects images is counted as the following mechanis
 The other way does not hold: an entry that protects patients says nothing as small of one image among several of a patient, whose
 removal replaces the patient's record in place of removing it. So an account with such entries is kept for patients.
 
-Which data an entry of the ledger is about: data sets that share an image or a patient are one lineage, with one budget.
-
-A content hash alone would give a site a fresh budget with each image that it adds. So the ledger keeps a keyed hash of every image's
+Lineage of the data. Data sets that share an image or a patient are one lineage, with one budget. A content hash of a data set by itself
+would give a site a fresh budget with each image that it adds. So the ledger keeps a keyed hash of every image's
 content and every patient's name that a private run used. Data that shares any of them with earlier data joins that data's lineage, and
 lineages that it connects become one. All entries of a lineage count for all its images: too much for those added later, too little for
 none. Two files of one image that differ in any byte, under two names of the patient, are two.
@@ -39,6 +38,10 @@ from pneumofed.common.errors import ConfigError
 from pneumofed.common.privacy.accounting import AccountantName, Mechanism, epsilon
 
 Purpose = Literal["training", "counts"]
+LINEAGE_SCHEMA = (
+    "CREATE TABLE dataset (id TEXT PRIMARY KEY, lineage INTEGER NOT NULL, images INTEGER NOT NULL, patients INTEGER NOT NULL)",
+    "CREATE TABLE unit (key BLOB PRIMARY KEY, lineage INTEGER NOT NULL) WITHOUT ROWID",
+)
 
 
 @dataclass(frozen=True)
@@ -67,40 +70,6 @@ class LedgerEntry:
             raise ConfigError(f"delta must be in (0, 1), got {self.delta}")
 
 
-def level_of(entries: Iterable[LedgerEntry], least: PrivacyUnit) -> PrivacyUnit:
-    """Whose epsilon the account of `entries` is: a patient's if any of them, or `least`, says so."""
-    return "patient" if least == "patient" or any(entry.unit == "patient" for entry in entries) else "image"
-
-
-def total_epsilon(entries: Sequence[LedgerEntry], delta: float, level: PrivacyUnit, accountant: AccountantName = "prv") -> float:
-    """Epsilon at `delta` of all `entries` for one unit of `level`, an upper bound. Entries that protect patients need that level."""
-    return epsilon([mechanism_at(entry, level) for entry in entries], delta, accountant)
-
-
-def mechanism_at(entry: LedgerEntry, level: PrivacyUnit) -> Mechanism:
-    """The mechanism that bounds `entry` for one unit of `level` (see the head of this module).
-
-    Raises:
-        ConfigError: the entry protects patients and `level` is image.
-    """
-    if entry.unit == level:
-        return entry.mechanism
-    if level == "image":
-        raise ConfigError("an entry that protects patients has no account for images")
-    images, mechanism = entry.images_per_patient, entry.mechanism
-    return replace(
-        mechanism,
-        sampling_rate=1.0 - (1.0 - mechanism.sampling_rate) ** images,
-        noise_multiplier=mechanism.noise_multiplier / images,
-    )
-
-
-SCHEMA = (
-    "CREATE TABLE dataset (id TEXT PRIMARY KEY, lineage INTEGER NOT NULL, images INTEGER NOT NULL, patients INTEGER NOT NULL)",
-    "CREATE TABLE unit (key BLOB PRIMARY KEY, lineage INTEGER NOT NULL) WITHOUT ROWID",
-)
-
-
 @dataclass(frozen=True)
 class DataUnits:
     """The images of a site's data by their content, and whose they are; row i of each is the same image."""
@@ -124,14 +93,76 @@ class DataUnits:
         return max(Counter(self.patients).values())
 
 
+def level_of(entries: Iterable[LedgerEntry], least: PrivacyUnit) -> PrivacyUnit:
+    """Returns whose epsilon the account of `entries` is: a patient's if any of them, or `least`, says so.
+
+    Args:
+        entries: of one lineage.
+        least: the policy's `min_unit`.
+    """
+    return "patient" if least == "patient" or any(entry.unit == "patient" for entry in entries) else "image"
+
+
+def total_epsilon(entries: Sequence[LedgerEntry], delta: float, level: PrivacyUnit, accountant: AccountantName = "prv") -> float:
+    """Computes epsilon at `delta` of all `entries` for one unit of `level`, an upper bound.
+
+    Args:
+        entries: of one lineage, in any order; none give 0.
+        delta: in (0, 1).
+        level: whose epsilon it is.
+        accountant: that composes the mechanisms.
+
+    Raises:
+        ConfigError: an entry protects patients and `level` is image.
+    """
+    return epsilon([mechanism_at(entry, level) for entry in entries], delta, accountant)
+
+
+def mechanism_at(entry: LedgerEntry, level: PrivacyUnit) -> Mechanism:
+    """Returns the mechanism that bounds `entry` for one unit of `level` (see the head of this module).
+
+    Args:
+        entry: of the ledger.
+        level: patient or image.
+
+    Raises:
+        ConfigError: the entry protects patients and `level` is image.
+    """
+    if entry.unit == level:
+        return entry.mechanism
+    if level == "image":
+        raise ConfigError("an entry that protects patients has no account for images")
+    images, mechanism = entry.images_per_patient, entry.mechanism
+    return replace(
+        mechanism,
+        sampling_rate=1.0 - (1.0 - mechanism.sampling_rate) ** images,
+        noise_multiplier=mechanism.noise_multiplier / images,
+    )
+
+
 def unit_keys(secret: bytes, digests: Iterable[str], patients: Iterable[str]) -> set[bytes]:
-    """What the ledger keeps of images and patients: HMAC-SHA256 under the ledger's own key, 16 bytes."""
+    """Computes what the ledger keeps of images and patients: HMAC-SHA256 under the ledger's own key, 16 bytes.
+
+    Args:
+        secret: the ledger's own key.
+        digests: SHA-256 of images.
+        patients: their names in the site's manifest.
+    """
     names = {f"image {digest}" for digest in digests} | {f"patient {patient}" for patient in patients}
     return {hmac.digest(secret, name.encode(), "sha256")[:16] for name in names}
 
 
 def join_lineage(connection: sqlite3.Connection, units: DataUnits, keys: set[bytes]) -> int:
-    """The lineage of the data, to which all its units now belong; lineages that it connects become one."""
+    """Joins the data to a lineage, to which all its units now belong; lineages that it connects become one.
+
+    Args:
+        connection: an open ledger, in a transaction of the caller.
+        units: the data.
+        keys: of `units` (see `unit_keys`).
+
+    Returns:
+        The number of the lineage, from 1.
+    """
     connection.execute("CREATE TEMP TABLE asked (key BLOB PRIMARY KEY) WITHOUT ROWID")
     connection.executemany("INSERT INTO asked VALUES (?)", ((key,) for key in keys))
     found = {row[0] for row in connection.execute("SELECT DISTINCT lineage FROM unit JOIN asked USING (key)")}

@@ -20,10 +20,10 @@ from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.errors import PolicyError
 
-POINTS = 24
-"""Of the curve, at most: each is a composition anew."""
-PRIVACY = (*LIMITS, "max_delta", "min_unit")
-"""Keys of the policy that limit what private training may tell."""
+CURVE_POINTS = 24
+"""Points of the curve, at most: each is a composition of its own."""
+PRIVACY_KEYS = (*LIMITS, "max_delta", "min_unit")
+"""Keys of the policy that limit what private training may reveal."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Forecast:
 
 
 def forecast(config: SiteConfig, experiment: ExperimentConfig, policy: SitePolicy) -> Forecast:
-    """What the run would spend on the site's present data.
+    """Computes what the run would spend on the site's present data.
 
     Args:
         config: the site's own.
@@ -82,7 +82,7 @@ def forecast(config: SiteConfig, experiment: ExperimentConfig, policy: SitePolic
     plan = SitePlan.of(experiment, count_units(patients, experiment.privacy.unit), len(set(patients)))
     units = DataUnits.of(site)
     earlier, entry = open_ledger(config).earlier(units), round_entry("planned", 1, experiment, units, plan)
-    rounds = sorted({round(number) for number in np.linspace(0, plan.rounds, min(plan.rounds, POINTS) + 1)})
+    rounds = sorted({round(number) for number in np.linspace(0, plan.rounds, min(plan.rounds, CURVE_POINTS) + 1)})
     delta, level = (
         policy.max_delta or min(other.delta for other in [*earlier, entry]),
         level_of([*earlier, entry], policy.min_unit),
@@ -112,7 +112,7 @@ def _first_refusal(
     """The first round that is refused, and why; later rounds cost more, so that halving finds it."""
 
     request = RunRequest.of(experiment, "train", entry.run, 1)
-    decision = decide(only(policy, *PRIVACY), request, ArrivalFacts(datetime.min))  # no rule of these asks for the time
+    decision = decide(only(policy, *PRIVACY_KEYS), request, ArrivalFacts(datetime.min))  # no rule of these asks for the time
     if not decision.permit:
         return 1, decision.reason
 

@@ -16,7 +16,11 @@ BLUE, ORANGE, RED, GREY = "#1f5fa8", "#c96a12", "#b3261e", "#5f6368"
 
 
 def draw_forecast(forecast: Forecast, path: Path) -> None:
-    """Writes the picture (PNG) to `path`: the run alone, all runs on the data, the limit, and where the site would refuse.
+    """Writes the picture (PNG) to `path`: the run by itself, all runs on the data, the limit, and where the site would refuse.
+
+    Args:
+        forecast: of a run at one site.
+        path: a file there is replaced.
 
     Raises:
         ConfigError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""The site's privacy ledger: what each private round may have told about its data, written before the round trains.
+"""The site's privacy ledger: what each private round may have revealed about its data, written before the round trains.
 
 `Ledger.spend` composes the new entry with all earlier ones of the same data and refuses it or commits it, in one transaction: two
 processes at once cannot both take what is enough for one, and a process that is killed at any point has counted the round or not begun
@@ -42,7 +42,7 @@ class Spent:
     level: PrivacyUnit
     delta: float
     run: float
-    """Of the entry's run alone, at the run's own delta and for the run's own unit."""
+    """Of the entry's run by itself, at the run's own delta and for the run's own unit."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Lineage:
 
 
 def check_entry(earlier: Sequence[LedgerEntry], entry: LedgerEntry, policy: SitePolicy) -> Spent:
-    """What would be spent with `entry` on top of `earlier`, the entries of its lineage.
+    """Computes what would be spent with `entry` on top of `earlier`, the entries of its lineage.
 
     Judged at `policy.max_delta`, or at the smallest delta of all these entries where it is unset.
 
@@ -89,7 +89,7 @@ def check_entry(earlier: Sequence[LedgerEntry], entry: LedgerEntry, policy: Site
 
 
 def request_of(entry: LedgerEntry) -> RunRequest:
-    """The request to count `entry`."""
+    """Makes the request to count `entry`."""
     return RunRequest("train", entry.run, entry.round, entry.study, private=True, unit=entry.unit, delta=entry.delta)
 
 
@@ -102,9 +102,17 @@ class Ledger:
     def spend(self, entry: LedgerEntry, units: DataUnits, policy: SitePolicy) -> Spent:
         """Counts `entry`, which is about the data of `units`, on the disk; only then may its mechanism run.
 
+        Args:
+            entry: what is about to run.
+            units: all data of the site for the entry's experiment.
+            policy: the site's, as it stood when the message came.
+
+        Returns:
+            Epsilon with the entry counted.
+
         Raises:
-            PolicyError: as `judge`, or (rule `ledger`) the ledger is damaged, missing or cannot be written; nothing is counted.
-            BudgetError: as `judge`; nothing is counted.
+            PolicyError: as `check_entry`, or (rule `ledger`) the ledger is damaged, missing or cannot be written; nothing is counted.
+            BudgetError: as `check_entry`; nothing is counted.
         """
         with ledger_errors(self.path), closing(connect(self.path)) as connection:
             with transaction(connection):
@@ -122,12 +130,19 @@ class Ledger:
                     spent.level,
                 )
                 append_entry(connection, new, known)
-            with transaction(connection):  # once more alone, so that no older state is noted over a newer one
+            with transaction(
+                connection
+            ):  # once more, in a transaction of its own, so that no older state is noted over a newer one
                 write_mark(self.path, read_all(connection)[0])
         return spent
 
     def foresee(self, run: str, experiment: str, policy: SitePolicy) -> None:
         """Refuses, without the data and writing nothing, the next round of a run whose last one is an entry here and cost the same.
+
+        Args:
+            run: the run's token.
+            experiment: its hash, as in the audit log.
+            policy: the site's, as it stood when the message came.
 
         Raises:
             PolicyError, BudgetError: as `spend`.
@@ -139,7 +154,7 @@ class Ledger:
                 check_entry(earlier, same[-1], policy)
 
     def earlier(self, units: DataUnits) -> list[LedgerEntry]:
-        """The entries that data of `units` inherits; writes nothing.
+        """Reads the entries that data of `units` inherits; writes nothing.
 
         Raises:
             PolicyError: the ledger is damaged or missing.
@@ -155,7 +170,7 @@ class Ledger:
                 return [other.entry for other in _of_lineage(connection, known, lineage)]
 
     def exists(self) -> bool:
-        """Whether anything was spent here.
+        """Reports whether anything was spent here.
 
         Raises:
             PolicyError: something was, and the ledger is gone.
@@ -166,7 +181,7 @@ class Ledger:
         return False
 
     def lineages(self) -> list[Lineage]:
-        """All data with its entries, in the order in which it came.
+        """Reads all data with its entries, in the order in which it came.
 
         Raises:
             PolicyError: the ledger is damaged or missing.

@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pneumofed.client.privacy.entries import SCHEMA as LINEAGES
-from pneumofed.client.privacy.entries import LedgerEntry
+from pneumofed.client.privacy.entries import LINEAGE_SCHEMA, LedgerEntry
 from pneumofed.common.audit.hash_chain import CHAIN_START, canonical, chain_hash, first_broken
 from pneumofed.common.config.experiment import PrivacyUnit
 from pneumofed.common.errors import ConfigError, PolicyError
@@ -31,7 +30,7 @@ _WAIT_SEC = 60.0
 _SCHEMA = (
     "CREATE TABLE ledger (secret BLOB NOT NULL)",
     "CREATE TABLE entry (number INTEGER PRIMARY KEY, body TEXT NOT NULL, hash TEXT NOT NULL)",
-    *LINEAGES,
+    *LINEAGE_SCHEMA,
 )
 
 
@@ -52,11 +51,20 @@ class Recorded:
     hash: str = ""
 
     def body(self) -> bytes:
-        """The only bytes that stand for it."""
+        """Returns the bytes that stand for it, without its hash; canonical, so that there are no others."""
         return canonical({key: value for key, value in asdict(self).items() if key != "hash"})
 
     @classmethod
     def parse(cls, body: str, hash_: str) -> Recorded:
+        """Reads an entry back from its row.
+
+        Args:
+            body: the text of `body`.
+            hash_: the entry's in the chain.
+
+        Raises:
+            ValueError, TypeError, KeyError, ConfigError: it is of another version.
+        """
         values: dict[str, Any] = json.loads(body)
         entry = values.pop("entry")
         return cls(**values, entry=LedgerEntry(**{**entry, "mechanism": Mechanism(**entry["mechanism"])}), hash=hash_)
@@ -76,7 +84,7 @@ def ledger_errors(path: Path) -> Iterator[None]:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """An open ledger, made with a key of its own if there is none and none was known.
+    """Opens the ledger, made with a key of its own if there is none and none was known.
 
     Raises:
         PolicyError: it was known and is gone.
@@ -119,7 +127,7 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def read_all(connection: sqlite3.Connection) -> tuple[list[Recorded], bytes]:
-    """All entries in their order, and the ledger's key.
+    """Reads all entries in their order, and the ledger's key.
 
     Raises:
         PolicyError: an entry was changed, removed or inserted, or the database is damaged.
@@ -145,18 +153,33 @@ def read_all(connection: sqlite3.Connection) -> tuple[list[Recorded], bytes]:
 
 
 def append_entry(connection: sqlite3.Connection, new: Recorded, known: Sequence[Recorded]) -> None:
-    """Adds `new` after `known`, which are all entries."""
+    """Adds `new` after `known`, chained to the last of them.
+
+    Args:
+        connection: an open ledger, in a transaction of the caller.
+        new: its number is that of the last entry plus one.
+        known: all entries that the ledger holds.
+    """
     body = new.body()
     connection.execute("INSERT INTO entry VALUES (?, ?, ?)", (new.number, body.decode(), chain_hash(body, _head(known))))
 
 
 def write_mark(path: Path, known: Sequence[Recorded]) -> None:
-    """Notes beside the ledger how far it has come, on the disk."""
+    """Writes beside the ledger how far it has come, on the disk.
+
+    Args:
+        path: the ledger's.
+        known: all its entries.
+    """
     write_file(_mark_file(path), canonical({"entries": len(known), "hash": _head(known)}))
 
 
 def check_mark(path: Path, known: Sequence[Recorded]) -> None:
     """Compares the entries with the mark, which may be behind and not ahead.
+
+    Args:
+        path: the ledger's; nothing is compared where there is no mark.
+        known: all its entries; none where the ledger is missing.
 
     Raises:
         PolicyError: the ledger is missing or older than the mark, or the mark cannot be read.

@@ -1,4 +1,8 @@
-"""What a ledger says, for people; and whether it can be believed."""
+"""What a ledger says, for people, and a check of whether it can be relied on.
+
+accounts, runs_table    what was spent of each lineage's budget, and by which runs
+verify_ledger           the ledger compared with itself, with another accountant and with the audit log
+"""
 
 from __future__ import annotations
 
@@ -14,19 +18,18 @@ from pneumofed.client.federation.requests import audit_log
 from pneumofed.client.privacy.entries import LedgerEntry, level_of, total_epsilon
 from pneumofed.client.privacy.ledger import Lineage
 from pneumofed.client.privacy.spending import open_ledger
-from pneumofed.common.audit.log import ANSWER_EVENT, read_entries
-from pneumofed.common.audit.log import AuditEntry as Line
+from pneumofed.common.audit.log import ANSWER_EVENT, AuditEntry, read_entries
 from pneumofed.common.config.experiment import PrivacyUnit
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.errors import AuditError, PolicyError
 
-TOLERANCE = 0.01
+EPSILON_TOLERANCE = 0.01
 """How far the epsilon that an entry holds may be from one that is computed anew, as a share of it: libraries change their rounding."""
 
 
 @dataclass(frozen=True)
 class RunAccount:
-    """One run on one lineage. `epsilon` is of this run alone, as are those of other runs: they do not add up."""
+    """One run on one lineage. `epsilon` is only of this run, as are those of other runs: they do not add up."""
 
     study: str
     run: str
@@ -57,12 +60,17 @@ class Account:
 
 
 def accounts(lineages: Sequence[Lineage], limits: SitePolicy) -> list[Account]:
-    """The account of each lineage under the site's present limits."""
+    """Computes the account of each lineage under the site's present limits.
+
+    Args:
+        lineages: as `Ledger.lineages` gives them; one without entries has no account.
+        limits: the site's policy now.
+    """
     return [_account(lineage, limits) for lineage in lineages if lineage.entries]
 
 
 def runs_table(account: Account) -> Table:
-    """The runs of an account for people."""
+    """Lists the runs of an account for people."""
     shown = Table(box=None, pad_edge=False)
     for heading in ("study", "run", "rounds", "last", "noise", "epsilon alone"):
         shown.add_column(heading, overflow="fold")
@@ -74,7 +82,7 @@ def runs_table(account: Account) -> Table:
 
 @dataclass(frozen=True)
 class LedgerReport:
-    """The result of `verify`; it holds if nothing is a problem."""
+    """The result of `verify_ledger`; it holds if nothing is a problem."""
 
     entries: int
     problems: tuple[str, ...]
@@ -92,7 +100,7 @@ class LedgerReport:
 
 
 def verify_ledger(config: SiteConfig) -> LedgerReport:
-    """The ledger of a site, checked: its chain, the epsilon of each lineage by the other accountant, its rounds by the audit log.
+    """Checks the ledger of a site: its chain, the epsilon of each lineage by the other accountant, its rounds by the audit log.
 
     Law: of a sound ledger, changing, removing or inserting any entry makes a problem.
     """
@@ -114,8 +122,8 @@ def _account(lineage: Lineage, limits: SitePolicy) -> Account:
     spent = total_epsilon(entries, delta, level)
     remaining = None if limits.max_epsilon is None else max(0.0, limits.max_epsilon - spent)
     runs = list(dict.fromkeys((entry.study, entry.run) for entry in entries))
-    told = tuple(_run_account(lineage, study, run, delta, level) for study, run in runs)
-    return Account(lineage.number, lineage.datasets, lineage.images, level, delta, spent, remaining, told)
+    accounted = tuple(_run_account(lineage, study, run, delta, level) for study, run in runs)
+    return Account(lineage.number, lineage.datasets, lineage.images, level, delta, spent, remaining, accounted)
 
 
 def _run_account(lineage: Lineage, study: str, run: str, delta: float, level: PrivacyUnit) -> RunAccount:
@@ -130,17 +138,17 @@ def _epsilon_problems(lineage: Lineage) -> list[str]:
     if not lineage.entries:
         return []
     last, entries = lineage.entries[-1], [recorded.entry for recorded in lineage.entries]
-    told = math.inf if last.epsilon is None else last.epsilon
+    stated = math.inf if last.epsilon is None else last.epsilon
     again, other = (total_epsilon(entries, last.delta, last.level, accountant) for accountant in ("prv", "rdp"))
-    where = f"data {lineage.number}: entry {last.number} says epsilon {told:.4g}"
-    if not math.isclose(told, again, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
+    where = f"data {lineage.number}: entry {last.number} says epsilon {stated:.4g}"
+    if not math.isclose(stated, again, rel_tol=EPSILON_TOLERANCE, abs_tol=EPSILON_TOLERANCE):
         return [f"{where}, its mechanisms give {again:.4g}"]
-    if told > other * (1.0 + TOLERANCE) + TOLERANCE:
+    if stated > other * (1.0 + EPSILON_TOLERANCE) + EPSILON_TOLERANCE:
         return [f"{where}, above the {other:.4g} of the other accountant, which is the looser one"]
     return []
 
 
-def _audit_lines(config: SiteConfig) -> tuple[list[Line], list[str]]:
+def _audit_lines(config: SiteConfig) -> tuple[list[AuditEntry], list[str]]:
     """Answered training rounds of the audit log; a log that is missing has none, as at a site without a policy."""
     log = audit_log(config)
     if not Path(log.path).exists():
@@ -152,7 +160,7 @@ def _audit_lines(config: SiteConfig) -> tuple[list[Line], list[str]]:
     return [line for line in entries if line.event == ANSWER_EVENT and line.facts.get("work") == "train"], []
 
 
-def _missing(lines: Sequence[Line], counted: Mapping[tuple[str, int], int]) -> list[str]:
+def _missing(lines: Sequence[AuditEntry], counted: Mapping[tuple[str, int], int]) -> list[str]:
     private = [line for line in lines if "epsilon" in line.facts.get("metrics", ())]
     answered = Counter((str(line.facts.get("run")), int(line.facts.get("round", 0))) for line in private)
     return [

@@ -1,10 +1,11 @@
 """The sum of clipped gradients of a batch's units, in one forward and one backward pass.
 
-forward     each trained layer's input is kept; parameters carry no gradient, so autograd computes that of activations alone
-backward    as a layer's output gradient comes by, its units' gradients or their norms are taken (`client.privacy.per_sample_gradients`)
-then        each unit's factor min(1, max_grad_norm / norm), and the sum of the scaled gradients is added to each `grad`
+    forward     each trained layer's input is kept; parameters carry no gradient, so autograd computes only that of activations
+    backward    as a layer's output gradient comes by, its units' gradients or their norms are taken (`gradients_of`)
+    then        each unit's factor min(1, max_grad_norm / norm), and the sum of the scaled gradients is added to each `grad`
 
-What one layer adds to each unit's gradient, from the layer's input and the gradient of its output: norms, then the clipped sum.
+`ClippedGradients` runs these steps for a model. `LayerGradients` is what one layer adds to each unit's gradient, from the layer's input
+and the gradient of its output: norms first, then the clipped sum.
 
 A unit is what the mechanism clips: one image, or several augmented views of one image, whose gradients are averaged. Rows of a batch
 come unit by unit, `views` rows each.
@@ -34,8 +35,13 @@ from torch.nn import functional
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.models.layers import StandardizedConv2d
 
-TINY = 1e-6
+NORM_EPSILON = 1e-6
 """Added to norms, as Opacus does, so that a unit without gradient divides by no zero."""
+ROW_COST = 64
+"""Products that take as long as writing and reading one number of a per-unit gradient, measured on an AVX-512 CPU."""
+CHUNK_NUMBERS = 1 << 20
+"""Numbers of patches that are made at a time: they should stay in a core's cache."""
+WeightedLayer = nn.Conv2d | nn.Linear
 
 
 class ClippedGradients:
@@ -92,7 +98,7 @@ class ClippedGradients:
     def _clip(self, gradients: list[LayerGradients]) -> Tensor:
         norms = torch.stack([layer.squared_norms() for layer in gradients]).sum(dim=0).sqrt()
         broken = ~norms.isfinite()
-        factors = torch.where(broken, 0.0, (self._max_grad_norm / (norms + TINY)).clamp_max(1.0))
+        factors = torch.where(broken, 0.0, (self._max_grad_norm / (norms + NORM_EPSILON)).clamp_max(1.0))
         for layer in gradients:
             if broken.any():
                 layer.silence(broken)
@@ -125,15 +131,6 @@ class ClippedGradients:
 
     def _keep(self, layer: nn.Module, inputs: Tensor, output_gradient: Tensor) -> Any:
         self._gradients.extend(gradients_of(layer, inputs, output_gradient.detach(), self._views))
-
-
-ROW_COST = 64
-"""Products that take as long as writing and reading one number of a per-unit gradient, measured on an AVX-512 CPU."""
-
-CHUNK_NUMBERS = 1 << 20
-"""Numbers of patches that are made at a time: they should stay in a core's cache."""
-
-Weighted = nn.Conv2d | nn.Linear
 
 
 class LayerGradients(Protocol):
@@ -170,7 +167,7 @@ class PerUnit:
 class Ghost:
     """Inputs [units, T, D] and output gradients [units, T, O], in place of the gradients of the layer's weight."""
 
-    layer: Weighted
+    layer: WeightedLayer
     inputs: Tensor
     outputs: Tensor
 
@@ -199,6 +196,10 @@ class Ghost:
 def check_layer(name: str, layer: nn.Module) -> None:
     """Refuses a layer that has parameters and no rule here.
 
+    Args:
+        name: the layer's name in the model, for the message.
+        layer: one with trainable parameters of its own.
+
     Raises:
         ConfigError: names the layer, and what to do.
     """
@@ -214,7 +215,17 @@ def check_layer(name: str, layer: nn.Module) -> None:
 
 
 def gradients_of(layer: nn.Module, inputs: Tensor, outputs: Tensor, views: int) -> Iterator[LayerGradients]:
-    """The gradients of the layer's parameters, from its input and the gradient of its output, [units * views, ...] each."""
+    """Takes the gradients of the layer's parameters from its input and the gradient of its output.
+
+    Args:
+        layer: one that `check_layer` lets pass.
+        inputs: its input, [units * views, ...], images as [N, C, H, W].
+        outputs: the gradient of its output, with the same number of rows.
+        views: rows of a unit, which come one after the other.
+
+    Raises:
+        TypeError: the layer has no rule.
+    """
     if isinstance(layer, nn.GroupNorm):
         return _group_norm(layer, inputs, outputs, views)
     if isinstance(layer, nn.Conv2d | nn.Linear):
@@ -222,7 +233,7 @@ def gradients_of(layer: nn.Module, inputs: Tensor, outputs: Tensor, views: int) 
     raise TypeError(f"{type(layer).__name__}: expected a layer that check_layer lets pass")
 
 
-def _product(layer: Weighted, inputs: Tensor, outputs: Tensor, views: int) -> Iterator[LayerGradients]:
+def _product(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, views: int) -> Iterator[LayerGradients]:
     b = _positions(outputs).reshape(len(outputs) // views, -1, layer.weight.shape[0])
     if layer.bias is not None:
         yield PerUnit(layer.bias, b.sum(dim=1, dtype=torch.float32))
@@ -233,7 +244,7 @@ def _product(layer: Weighted, inputs: Tensor, outputs: Tensor, views: int) -> It
         yield PerUnit(layer.weight, _instantiate(layer, inputs, b).flatten(1))
 
 
-def _ghost_is_cheaper(layer: Weighted, positions: int) -> bool:
+def _ghost_is_cheaper(layer: WeightedLayer, positions: int) -> bool:
     """Norms take T^2 (D + O) products, and T D O more under standardisation; gradients in memory D O numbers, written and read."""
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return False
@@ -246,7 +257,7 @@ def _ghost_norms(a: Tensor, b: Tensor) -> Tensor:
     return ((a @ a.mT) * (b @ b.mT)).sum(dim=(1, 2)).clamp_min(0.0)
 
 
-def _instantiate(layer: Weighted, inputs: Tensor, b: Tensor) -> Tensor:
+def _instantiate(layer: WeightedLayer, inputs: Tensor, b: Tensor) -> Tensor:
     """B^T A of each unit, [units, O, D], a few units at a time."""
     units, positions, out = b.shape
     views = len(inputs) // units
@@ -259,8 +270,8 @@ def _instantiate(layer: Weighted, inputs: Tensor, b: Tensor) -> Tensor:
     return layer.pull_back(gradients.float()) if isinstance(layer, StandardizedConv2d) else gradients
 
 
-def _multiply(layer: Weighted, patches: Tensor, b: Tensor) -> Tensor:
-    """B^T A [units, O, D] from patches [rows, positions of a row, kernel, channels]; a group's outputs see its channels alone."""
+def _multiply(layer: WeightedLayer, patches: Tensor, b: Tensor) -> Tensor:
+    """B^T A [units, O, D] from patches [rows, positions of a row, kernel, channels]; a group's outputs see only its channels."""
     units, positions, out = b.shape
     groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
     if groups == 1:
@@ -271,7 +282,7 @@ def _multiply(layer: Weighted, patches: Tensor, b: Tensor) -> Tensor:
     return (b @ a).flatten(1, 2)
 
 
-def _patches(layer: Weighted, inputs: Tensor) -> Tensor:
+def _patches(layer: WeightedLayer, inputs: Tensor) -> Tensor:
     """What each position of the output sees: [rows, positions, kernel, channels], a copy or a view."""
     if isinstance(layer, nn.Linear):
         return inputs[:, None, None, :]

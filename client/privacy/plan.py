@@ -1,6 +1,7 @@
-"""One site's private training in numbers: sampling rate, steps, noise and delta, all from the experiment and the site's own counts.
+"""One site's private training in numbers, and the draw of the units that each step sees.
 
-Poisson sampling of privacy units: which images a private step sees.
+SitePlan       sampling rate, steps, noise and delta, all from the experiment and the site's own counts
+UnitSampler    Poisson sampling of privacy units, at the plan's rate
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ class SitePlan:
 
     @classmethod
     def of(cls, experiment: ExperimentConfig, units: int, patients: int) -> SitePlan:
-        """The plan of a site with so many training units (images or patients, as `privacy.unit` says) and training patients.
+        """Makes the plan of a site with so many training units and training patients.
 
         The rate is `expected_batch_size` / units, 1 at most; a round takes the steps in which each unit is drawn `local_epochs` times
         on average, one at least. Delta is 1 / patients where the experiment names none, under either unit.
+
+        Args:
+            experiment: of the run.
+            units: training images or patients, as `privacy.unit` says.
+            patients: training patients.
 
         Raises:
             ConfigError: the run is not private, or the site has fewer than two patients or no unit.
@@ -59,10 +65,10 @@ class SitePlan:
 
     @cached_property
     def noise_multiplier(self) -> float:
-        """The given one, or the smallest with which all rounds together keep to `target_epsilon`.
+        """Returns the given one, or computes the smallest with which all rounds together keep to `target_epsilon`.
 
         Raises:
-            ConfigError: no noise does.
+            ConfigError: no noise is enough.
         """
         if self.given_noise is not None:
             return self.given_noise
@@ -75,7 +81,12 @@ class SitePlan:
         return Mechanism(self.sampling_rate, self.noise_multiplier, self.steps_per_round)
 
     def epsilon_after(self, rounds: int, before: Sequence[Mechanism] = ()) -> float:
-        """Epsilon at `delta` of `before` and so many rounds of this plan."""
+        """Computes epsilon at `delta` of `before` and so many rounds of this plan.
+
+        Args:
+            rounds: 0 or more.
+            before: mechanisms that ran on the data earlier.
+        """
         return epsilon((*before, *[self.round_mechanism()] * rounds), self.delta, self.accountant)
 
 
@@ -98,14 +109,20 @@ class UnitSampler:
 
     @classmethod
     def of(cls, patients: Sequence[str], unit: PrivacyUnit, rate: float) -> UnitSampler:
-        """The sampler of a data set whose image i belongs to `patients[i]`."""
+        """Makes the sampler of a data set whose image i belongs to `patients[i]`.
+
+        Args:
+            patients: the patient of each image.
+            unit: what is drawn: images one by one, or patients.
+            rate: probability of a unit, in (0, 1].
+        """
         if unit == "image":
             return cls(np.arange(len(patients)), np.ones(len(patients), dtype=np.int64), rate)
         _, owner, counts = np.unique(np.asarray(patients, dtype=object).astype(str), return_inverse=True, return_counts=True)
         return cls(np.argsort(owner, kind="stable"), counts, rate)
 
     def draw(self, stream: RandomStream) -> np.ndarray:
-        """int64: one row of each drawn unit; may be empty. As many numbers are taken from `stream` whatever is drawn."""
+        """Draws one row of each drawn unit, int64; may be empty. As many numbers are taken from `stream` whatever is drawn."""
         drawn = stream.uniform(len(self.counts)) < self.rate
         choice = np.floor(stream.uniform(len(self.counts)) * self.counts).astype(np.int64)
         starts = np.cumsum(self.counts) - self.counts
@@ -113,11 +130,25 @@ class UnitSampler:
 
 
 def split_into_lots(rows: np.ndarray, views: int, images_at_once: int) -> list[np.ndarray]:
-    """`rows`, each `views` times in a row, in lots of `images_at_once` images at most, but a whole unit at least."""
+    """Splits `rows`, each `views` times in a row, into lots of at most `images_at_once` images, but at least one whole unit.
+
+    Args:
+        rows: int64 [units], one row of each drawn unit.
+        views: augmented views of each image, at least 1.
+        images_at_once: what the memory takes.
+
+    Returns:
+        int64 arrays; none where no unit was drawn.
+    """
     units_at_once = max(1, images_at_once // views)
     return [np.repeat(rows[start : start + units_at_once], views) for start in range(0, len(rows), units_at_once)]
 
 
 def count_units(patients: Sequence[str], unit: PrivacyUnit) -> int:
-    """How many units a data set holds whose image i belongs to `patients[i]`."""
+    """Counts the units of a data set whose image i belongs to `patients[i]`.
+
+    Args:
+        patients: the patient of each image.
+        unit: what counts as one.
+    """
     return len(patients) if unit == "image" else len(set(patients))

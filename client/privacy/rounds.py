@@ -17,14 +17,14 @@ from pneumofed.common.models.compute import Compute
 from pneumofed.common.privacy.randomness import data_fingerprint, own_secret, round_key
 from pneumofed.common.wire.messages import Instruction
 
-OPEN = ("steps", "learning_rate", "train_sec")
-"""Metrics of a private round that leave without noise: the first two are the plan's own, seconds tell how many units were drawn."""
+OPEN_METRICS = ("steps", "learning_rate", "train_sec")
+"""Metrics of a private round that leave without noise: the first two are the plan's own, seconds show how many units were drawn."""
 
 
 def train_privately(
     model: nn.Module, site: SiteData, instruction: Instruction, compute: Compute, policy: SitePolicy
 ) -> tuple[TrainingResult, dict[str, float]]:
-    """Trains `model` in place for one private round; what happened, and the metrics that may leave the site.
+    """Trains `model` in place for one private round; returns what happened, and the metrics that may leave the site.
 
     The round is in the site's ledger before its first step.
 
@@ -50,12 +50,20 @@ def train_privately(
     result = train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
     metrics = result.metrics()
     if not experiment.privacy.open_metrics:
-        metrics = {name: metrics[name] for name in OPEN}
+        metrics = {name: metrics[name] for name in OPEN_METRICS}
     return result, {**metrics, "epsilon": spent.run, "noise_multiplier": site_plan.noise_multiplier}
 
 
 def plan_site(site: SiteData, instruction: Instruction) -> SitePlan:
-    """The plan of the instruction's run at the site."""
+    """Makes the plan of the instruction's run at the site.
+
+    Args:
+        site: the site's data; only the counts of its training part enter.
+        instruction: what the coordinator asks.
+
+    Raises:
+        ConfigError: the run is not private, or the site has too few patients.
+    """
     experiment, patients = instruction.experiment, site.train.patients
     return SitePlan.of(experiment, count_units(patients, experiment.privacy.unit), len(set(patients)))
 

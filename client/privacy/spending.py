@@ -14,7 +14,7 @@ from pneumofed.common.config.parties import SiteConfig, SitePolicy
 
 
 def open_ledger(config: SiteConfig) -> Ledger:
-    """The site's ledger; no file is made before its first entry."""
+    """Opens the site's ledger; no file is made before its first entry."""
     return Ledger(Path(config.work_dir) / "ledger.sqlite")
 
 
@@ -40,7 +40,15 @@ def spend_round(
 
 
 def round_entry(run: str, round_number: int, experiment: ExperimentConfig, units: DataUnits, plan: SitePlan) -> LedgerEntry:
-    """The entry of one training round."""
+    """Makes the entry of one training round.
+
+    Args:
+        run: the run's token.
+        round_number: from 1.
+        experiment: of the run.
+        units: the site's data.
+        plan: what the round does.
+    """
     return LedgerEntry(
         run,
         round_number,
@@ -55,9 +63,15 @@ def round_entry(run: str, round_number: int, experiment: ExperimentConfig, units
 
 
 def check_budget(config: SiteConfig, policy: SitePolicy, experiment: ExperimentConfig, run: str) -> None:
-    """Refuses a private round that the ledger is sure to refuse, before any data is read: a later round of a run without enough left.
+    """Refuses a later round of a private run that the ledger is sure to refuse, before any data is read.
 
     The first round of a run is refused by `spend_round`, once the data is known and before it trains.
+
+    Args:
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+        experiment: of the run.
+        run: the run's token.
 
     Raises:
         PolicyError, BudgetError: as `Ledger.spend`.

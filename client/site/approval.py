@@ -19,17 +19,31 @@ from pneumofed.common.files import write_file
 from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle, package_folder
 
 INSTALLED = "installed"
-KEY = "approved_apps"
+"""Stands in policy.yaml for the hash of the code that is installed here, whichever it is."""
+POLICY_KEY = "approved_apps"
 
 
 def approved_hashes(policy: SitePolicy, work_dir: Path) -> set[str]:
-    """The hashes that may run here, with `installed` as what it stands for."""
+    """Returns the hashes that may run here, with `installed` replaced by the hash of the installed code.
+
+    Args:
+        policy: the hospital's.
+        work_dir: the site's own folder, which keeps the hash of the installed code.
+    """
     named = set(policy.approved_apps)
     return (named - {INSTALLED}) | ({installed_hash(work_dir)} if INSTALLED in named else set())
 
 
 def installed_hash(work_dir: Path, build: Callable[[], bytes] = build_bundle) -> str:
-    """The hash of the installed code's bundle, kept in `work_dir` until a file of the code changes: to build it costs a second."""
+    """Returns the hash of the installed code's bundle, kept in `work_dir` until a file of the code changes: to build it costs a second.
+
+    Args:
+        work_dir: the site's own folder, made if there is none; it keeps the hash in `installed_app.json`.
+        build: makes the bundle of the installed code.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
     memo, state = work_dir / "installed_app.json", _state_of_code()
     try:
         known = json.loads(memo.read_bytes())
@@ -44,7 +58,7 @@ def installed_hash(work_dir: Path, build: Callable[[], bytes] = build_bundle) ->
 
 
 def hash_app_file(path: Path) -> str:
-    """The hash of the bundle in `path`.
+    """Computes the hash of the bundle in `path`.
 
     Raises:
         ConfigError: it cannot be read, or is no bundle.
@@ -59,7 +73,14 @@ def hash_app_file(path: Path) -> str:
 
 
 def approve_app(policy_file: Path, app: str) -> bool:
-    """Adds `app` (a hash or `installed`) to the policy file, whose comments stay. False if it was approved before.
+    """Adds `app` (a hash or `installed`) to the policy file, whose comments stay.
+
+    Args:
+        policy_file: the hospital's policy.yaml.
+        app: 64 hexadecimal digits, or `installed`.
+
+    Returns:
+        False if it was approved before.
 
     Raises:
         ConfigError: the file is no policy, or `app` is no hash; the file is as it was.
@@ -72,7 +93,14 @@ def approve_app(policy_file: Path, app: str) -> bool:
 
 
 def revoke(policy_file: Path, app: str) -> bool:
-    """Takes `app` out of the policy file. False if it was not approved.
+    """Removes `app` from the policy file, whose comments stay.
+
+    Args:
+        policy_file: the hospital's policy.yaml.
+        app: a hash or `installed`, as it stands in the file.
+
+    Returns:
+        False if it was not approved.
 
     Raises:
         ConfigError: the file is no policy.
@@ -100,7 +128,7 @@ def _rewrite(policy_file: Path, text: str, expected: list[str]) -> None:
     """Puts `text` in place if it is a policy that approves what is expected."""
     policy = build_config(SitePolicy, yaml.safe_load(text) or {}, policy_file.name)
     if policy.approved_apps != expected:
-        raise ConfigError(f"{policy_file}: the list '{KEY}' cannot be edited without losing comments; edit it by hand")
+        raise ConfigError(f"{policy_file}: the list '{POLICY_KEY}' cannot be edited without losing comments; edit it by hand")
     write_file(policy_file, text.encode())
 
 
@@ -108,13 +136,13 @@ def _node(text: str) -> yaml.SequenceNode | None:
     """Where the list stands in the text."""
     root: yaml.Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
     pairs = root.value if isinstance(root, yaml.MappingNode) else []
-    return next((value for key, value in pairs if key.value == KEY and isinstance(value, yaml.SequenceNode)), None)
+    return next((value for key, value in pairs if key.value == POLICY_KEY and isinstance(value, yaml.SequenceNode)), None)
 
 
 def _with_app(text: str, app: str) -> str:
     node, item = _node(text), f'"{app}"'  # in quotes: a hash such as 12e345... would be read as a number
     if node is None:
-        return f'{text.rstrip()}\n{KEY}:\n  - "{INSTALLED}"\n  - {item}\n'.lstrip()
+        return f'{text.rstrip()}\n{POLICY_KEY}:\n  - "{INSTALLED}"\n  - {item}\n'.lstrip()
     if node.flow_style:
         end = node.end_mark.index - 1
         return text[:end].rstrip().rstrip(",") + (", " if node.value else "") + item + text[end:]
@@ -125,7 +153,7 @@ def _with_app(text: str, app: str) -> str:
 def _without_app(text: str, app: str) -> str:
     node = _node(text)
     if node is None:  # the default, which names nothing but `installed`
-        return f"{text.rstrip()}\n{KEY}: []\n".lstrip()
+        return f"{text.rstrip()}\n{POLICY_KEY}: []\n".lstrip()
     kept = [item.value for item in node.value if item.value != app]
     if node.flow_style or not kept:
         start, end = (node.start_mark.index, node.end_mark.index) if node.flow_style else _span_of_block(text, node)

@@ -1,12 +1,10 @@
-"""Is this machine fit: versions, disk, memory, graphics card, work folder, clock.
+"""Checks of a site that need no connection; `client.site.preflight` runs them. Each finding is one sentence, and how to fix it.
 
-Keys and certificates: there, private, valid, and for each other.
-
-The manifest: can be read, its files are there, its classes can be trained, its patients are enough. Images are not opened here.
-
-The policy: can be read, approves code, and leaves something that may run.
-
-What a check found: one sentence, and how to mend it.
+check_environment    is this machine fit: versions, disk, memory, graphics card, work folder, clock
+check_site_keys      keys and certificates: there, private, valid, and for each other
+check_data           the manifest can be read, its files are there, its classes can be trained, its patients are enough; no image is
+                     opened here
+check_policy_file    the policy can be read, approves code, and leaves something that may run
 """
 
 from __future__ import annotations
@@ -31,14 +29,35 @@ from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.data.manifest import Manifest, class_index, read_manifest
 from pneumofed.common.errors import ConfigError, DataError
 
-FLOWER = "1.41"
-PYTHON = ((3, 11), (3, 13))
+Kind = Literal["environment", "keys", "connection", "data", "policy"]
+Level = Literal["ok", "warning", "problem"]
+FLOWER_VERSION = "1.41"
+PYTHON_VERSIONS = ((3, 11), (3, 13))
+"""The first that fits, and the first that does not any more."""
 GIB = 1 << 30
 DISK_GIB, MEMORY_GIB = (1.0, 5.0), (2.0, 4.0)
 """Less than the first is a problem, less than the second a warning. A ResNet18 with its actors takes 1 to 2 GiB of memory."""
+WARN_BEFORE_EXPIRY = timedelta(days=30)
+"""A certificate that expires within this time is worth a warning."""
+TRAINING_SHARE = 0.9
+"""Share of the patients who are trained on, with the default `training.validation_fraction`."""
+MIDNIGHT = datetime(2000, 1, 1)
+"""Of any day: the rules look at the time of day only."""
+
+
+@dataclass(frozen=True)
+class PreflightFinding:
+    """One line of the preflight. `remedy` says how to fix what is not ok."""
+
+    kind: Kind
+    name: str
+    level: Level
+    sentence: str
+    remedy: str = ""
 
 
 def check_environment(folder: SiteFolder) -> Iterator[PreflightFinding]:
+    """Checks the machine: versions, work folder, disk, memory, graphics card, clock."""
     yield check_python(sys.version_info[:2])
     yield check_flower()
     yield PreflightFinding("environment", "pneumofed", "ok", f"version {version('pneumofed')}")
@@ -50,7 +69,7 @@ def check_environment(folder: SiteFolder) -> Iterator[PreflightFinding]:
 
 
 def check_python(found: tuple[int, int]) -> PreflightFinding:
-    fits = PYTHON[0] <= found < PYTHON[1]
+    fits = PYTHON_VERSIONS[0] <= found < PYTHON_VERSIONS[1]
     remedy = "" if fits else "install Python 3.11 or 3.12 and pneumofed into it"
     return PreflightFinding("environment", "Python", "ok" if fits else "problem", f"version {found[0]}.{found[1]}", remedy)
 
@@ -60,11 +79,15 @@ def check_flower() -> PreflightFinding:
     try:
         found = version("flwr")
     except PackageNotFoundError:
-        return PreflightFinding("environment", "Flower", "problem", "not installed", f"pip install 'flwr=={FLOWER}.*'")
-    if found.split(".")[:2] == FLOWER.split("."):
+        return PreflightFinding("environment", "Flower", "problem", "not installed", f"pip install 'flwr=={FLOWER_VERSION}.*'")
+    if found.split(".")[:2] == FLOWER_VERSION.split("."):
         return PreflightFinding("environment", "Flower", "ok", f"version {found}")
     return PreflightFinding(
-        "environment", "Flower", "problem", f"version {found}, needed is {FLOWER}", f"pip install 'flwr=={FLOWER}.*'"
+        "environment",
+        "Flower",
+        "problem",
+        f"version {found}, needed is {FLOWER_VERSION}",
+        f"pip install 'flwr=={FLOWER_VERSION}.*'",
     )
 
 
@@ -129,27 +152,8 @@ def check_time_service() -> PreflightFinding:
     return PreflightFinding("environment", "time service", "ok", "synchronised" if state == "yes" else "not known on this system")
 
 
-def _ntp_state() -> Literal["yes", "no", "unknown"]:
-    command = shutil.which("timedatectl")
-    if command is None:
-        return "unknown"
-    try:
-        words = [command, "show", "-p", "NTPSynchronized", "--value"]
-        said = subprocess.run(words, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return "yes" if said == "yes" else "no" if said == "no" else "unknown"
-
-
-def _amount(name: str, gib: float, limits: tuple[float, float], word: str, remedy: str) -> PreflightFinding:
-    level: Level = "problem" if gib < limits[0] else "warning" if gib < limits[1] else "ok"
-    return PreflightFinding("environment", name, level, f"{gib:.1f} GiB {word}", "" if level == "ok" else remedy)
-
-
-WARN_BEFORE = timedelta(days=30)
-
-
 def check_site_keys(folder: SiteFolder) -> Iterator[PreflightFinding]:
+    """Checks the authority, the key of the node, and the certificate for mutual TLS where there is one."""
     connection = folder.connection
     yield check_certificate("authority", Path(connection.ca), "ask the coordinator for the federation's ca.crt")
     yield check_node_key(Path(connection.key))
@@ -162,7 +166,14 @@ def check_site_keys(folder: SiteFolder) -> Iterator[PreflightFinding]:
 
 
 def check_certificate(name: str, path: Path, remedy: str, now: datetime | None = None) -> PreflightFinding:
-    """A certificate's validity; that of the last 30 days is worth a warning."""
+    """Checks a certificate's validity; one that expires within 30 days is worth a warning.
+
+    Args:
+        name: of the check, as the preflight shows it.
+        path: the certificate's file (PEM).
+        remedy: what to do where it cannot be used or expires.
+        now: with a zone; the clock where it is None.
+    """
     from pneumofed.common.wire.keys import certificate_validity
 
     now = now or datetime.now(UTC)
@@ -177,7 +188,7 @@ def check_certificate(name: str, path: Path, remedy: str, now: datetime | None =
     if now >= end:
         return PreflightFinding("keys", name, "problem", f"expired on {end:%Y-%m-%d}", remedy)
     days = (end - now).days
-    if end - now < WARN_BEFORE:
+    if end - now < WARN_BEFORE_EXPIRY:
         return PreflightFinding("keys", name, "warning", f"expires in {days} days, on {end:%Y-%m-%d}", remedy)
     return PreflightFinding("keys", name, "ok", f"valid until {end:%Y-%m-%d}")
 
@@ -198,7 +209,15 @@ def check_node_key(path: Path) -> PreflightFinding:
 
 
 def check_modes(folder: Path, private: list[Path]) -> Iterator[PreflightFinding]:
-    """Whether others than the owner can read what is private."""
+    """Checks whether others than the owner can read what is private.
+
+    Args:
+        folder: the site's; that others can read it is a warning.
+        private: files that nobody else may read: that others can is a problem.
+
+    Returns:
+        Findings of what others can read; none where all is private.
+    """
     for path in (folder, *private):
         if path.exists() and path.stat().st_mode & 0o077:
             mode = "700" if path.is_dir() else "600"
@@ -207,6 +226,12 @@ def check_modes(folder: Path, private: list[Path]) -> Iterator[PreflightFinding]
 
 
 def check_pair(certificate: Path, key: Path) -> PreflightFinding:
+    """Checks that a certificate and a key belong together.
+
+    Args:
+        certificate: the site's, for mutual TLS (PEM).
+        key: its private key (PEM).
+    """
     import ssl
 
     try:
@@ -219,11 +244,8 @@ def check_pair(certificate: Path, key: Path) -> PreflightFinding:
     return PreflightFinding("keys", "site certificate's key", "ok", "fits")
 
 
-TRAINING_SHARE = 0.9
-"""Of the patients, with the default `training.validation_fraction`."""
-
-
 def check_data(folder: SiteFolder) -> Iterator[PreflightFinding]:
+    """Checks the manifest, up to the first problem that makes the later checks useless."""
     path = Path(folder.config.manifest)
     add = "add images with `pneumofed site data add`"
     if not path.is_file():
@@ -233,7 +255,7 @@ def check_data(folder: SiteFolder) -> Iterator[PreflightFinding]:
         manifest = read_manifest(path)
     except DataError as error:
         yield PreflightFinding(
-            "data", "manifest", "problem", str(error), "mend that line, or add the images anew: pneumofed site data add"
+            "data", "manifest", "problem", str(error), "fix that line, or add the images anew: pneumofed site data add"
         )
         return
     if not len(manifest):
@@ -263,17 +285,21 @@ def check_classes(manifest: Manifest) -> PreflightFinding:
             "data", "classes", "problem", counts, "check the labels: docs/data.md lists the words that are known"
         )
     if not (classes[0] and classes[1]):
-        return PreflightFinding(
-            "data", "classes", "warning", counts, "one class alone helps little; add the other if you have it"
-        )
+        return PreflightFinding("data", "classes", "warning", counts, "a single class helps little; add the other if you have it")
     return PreflightFinding("data", "classes", "ok", counts)
 
 
 def check_patient_count(folder: SiteFolder, manifest: Manifest) -> Iterator[PreflightFinding]:
+    """Checks that about as many patients would be trained on as the policy asks for.
+
+    Args:
+        folder: the site's; nothing is checked where its policy cannot be read.
+        manifest: its images; patients count who have an image of a class of the binary task.
+    """
     try:
         policy = folder.policy
     except ConfigError:
-        return  # told by the policy's check
+        return  # the policy's check reports it
     known = {record.patient for record in manifest.records if class_index(record.label, "binary") is not None}
     training = int(len(known) * TRAINING_SHARE)
     sentence = f"about {training} for training, the policy asks for {policy.min_patients}"
@@ -284,15 +310,12 @@ def check_patient_count(folder: SiteFolder, manifest: Manifest) -> Iterator[Pref
         yield PreflightFinding("data", "patients", "problem", sentence, remedy)
 
 
-MIDNIGHT = datetime(2000, 1, 1)
-"""Any day's."""
-
-
 def check_policy_file(folder: SiteFolder) -> Iterator[PreflightFinding]:
+    """Checks the policy: that it can be read, approves code, and leaves something that may run."""
     try:
         path, policy = folder.policy_file, folder.policy
     except ConfigError as error:
-        yield PreflightFinding("policy", "policy", "problem", str(error), "mend policy.yaml; until then everything is refused")
+        yield PreflightFinding("policy", "policy", "problem", str(error), "fix policy.yaml; until then everything is refused")
         return
     if path.stat().st_mode & 0o022:
         yield PreflightFinding("policy", "policy", "problem", f"others can change {path.name}", f"chmod 600 {path}")
@@ -302,6 +325,12 @@ def check_policy_file(folder: SiteFolder) -> Iterator[PreflightFinding]:
 
 
 def check_code(folder: SiteFolder, policy: SitePolicy) -> PreflightFinding:
+    """Checks that the policy approves some code.
+
+    Args:
+        folder: the site's; its work folder keeps the hash of the installed code.
+        policy: the site's.
+    """
     from pneumofed.client.site.approval import INSTALLED, installed_hash
 
     if not policy.approved_apps:
@@ -321,10 +350,10 @@ def check_privacy(policy: SitePolicy) -> PreflightFinding:
 
 
 def check_limits(policy: SitePolicy) -> Iterator[PreflightFinding]:
-    """Limits that let nothing run, whatever the run and the time."""
-    for name, every in EVERY.items():
-        alone = only(policy, name)
-        if not any(decide(alone, request, facts).permit for request, facts in every()):
+    """Checks for limits that let nothing run, whatever the run and the time."""
+    for name, every in POSSIBLE_REQUESTS.items():
+        single_rule = only(policy, name)
+        if not any(decide(single_rule, request, facts).permit for request, facts in every()):
             yield PreflightFinding(
                 "policy", name, "problem", "as it is set, no round is ever trained here", f"change {name} in policy.yaml"
             )
@@ -335,25 +364,27 @@ def usual_request() -> RunRequest:
     return RunRequest.of(ExperimentConfig(), "train", "preflight", 1)
 
 
-EVERY: dict[str, Callable[[], Iterable[tuple[RunRequest, Facts]]]] = {
+POSSIBLE_REQUESTS: dict[str, Callable[[], Iterable[tuple[RunRequest, Facts]]]] = {
     "strategies": lambda: [(replace(usual_request(), strategy=name), ArrivalFacts(MIDNIGHT)) for name in get_args(StrategyName)],
     "models": lambda: [(replace(usual_request(), model=name), ArrivalFacts(MIDNIGHT)) for name in get_args(ModelName)],
     "max_rounds_per_day": lambda: [(usual_request(), RoundsBegun(0))],
     "quiet_hours": lambda: [(usual_request(), ArrivalFacts(MIDNIGHT + timedelta(minutes=minute))) for minute in range(24 * 60)],
 }
-"""For a key of the policy, all that a run could ask and a site could be in, as far as this key looks at it."""
+"""By key of the policy: every request and state of the site that this key can judge differently."""
 
 
-Kind = Literal["environment", "keys", "connection", "data", "policy"]
-Level = Literal["ok", "warning", "problem"]
+def _ntp_state() -> Literal["yes", "no", "unknown"]:
+    command = shutil.which("timedatectl")
+    if command is None:
+        return "unknown"
+    try:
+        words = [command, "show", "-p", "NTPSynchronized", "--value"]
+        said = subprocess.run(words, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return "yes" if said == "yes" else "no" if said == "no" else "unknown"
 
 
-@dataclass(frozen=True)
-class PreflightFinding:
-    """One line of the preflight. `remedy` says how to mend what is not ok."""
-
-    kind: Kind
-    name: str
-    level: Level
-    sentence: str
-    remedy: str = ""
+def _amount(name: str, gib: float, limits: tuple[float, float], word: str, remedy: str) -> PreflightFinding:
+    level: Level = "problem" if gib < limits[0] else "warning" if gib < limits[1] else "ok"
+    return PreflightFinding("environment", name, level, f"{gib:.1f} GiB {word}", "" if level == "ok" else remedy)

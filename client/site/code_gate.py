@@ -3,17 +3,17 @@
 The check cannot be a part of what it checks. So it is the installed code that runs in place of Flower's command: SuperNode starts
 `flower-superexec`, which starts `flwr-clientapp` by that name; `pneumofed site start` puts a folder first on PATH in which every
 command that Flower gives a task to leads here (`write_commands`). The gate takes the task as Flower would, hashes the bundle, and then
-either lets Flower install and run it, or answers with the refusal and never unpacks it. A gate that cannot tell is closed.
+either lets Flower install and run it, or answers with the refusal and never unpacks it. Where the gate cannot decide, nothing runs.
 
-It relies on these names of flwr 1.41, all in `flwr.supernode.runtime.run_clientapp` (tests/client/site/test_code_gate.py fails
+An approved bundle is unpacked under its whole hash (`unpack_app`) and kept apart from the installed code (`forget_our_modules`).
+
+The gate relies on these names of flwr 1.41, all in `flwr.supernode.runtime.run_clientapp` (tests/client/site/test_code_gate.py fails
 where they change):
 
     run_clientapp(...)            takes one task, from its message to its reply
     pull_task_input(client)       -> (message, context, run, bundle); we look at what it returns
     install_from_fab(bytes, skip_prompt=True)         unpacks a bundle
     get_load_client_app_fn(default_app_ref, app_path, False)          -> function that imports the app from `app_path`
-
-An approved app bundle on its way to being run: unpacked under its whole hash, and kept apart from the installed code.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ from pneumofed.common.ops.app_bundle import PACKAGE, hash_bundle
 from pneumofed.common.wire.messages import CONFIG, build_failure
 
 logger = logging.getLogger(__name__)
-
-FLOWER = "1.41."
+FLOWER_VERSION = "1.41."
 CLIENT_APP = "flwr-clientapp"
-NAMES = ("run_clientapp", "pull_task_input", "install_from_fab", "get_load_client_app_fn")
-APPS = "apps"
+FLOWER_FUNCTIONS = ("run_clientapp", "pull_task_input", "install_from_fab", "get_load_client_app_fn")
+"""What the gate relies on in `flwr.supernode.runtime.run_clientapp`."""
+APPS_FOLDER = "apps"
 """Folder below the work folder in which approved bundles are unpacked, each under its whole hash."""
-
 App = Callable[[Message, Context], Message]
 
 
@@ -96,17 +95,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def guard(site: Path, command: str = CLIENT_APP) -> ModuleType:
-    """Flower's module `run_clientapp` with the gate in it, closed until a task's bundle is approved.
+    """Returns Flower's module `run_clientapp` with the gate in it, closed until a task's bundle is approved.
+
+    Args:
+        site: the hospital's site.yaml.
+        command: the one of Flower that was wanted; any but `flwr-clientapp` is refused.
 
     Raises:
         FlowerError: this is another Flower than the one whose inside the gate knows.
     """
     from flwr.supernode.runtime import run_clientapp as runtime
 
-    missing = [name for name in NAMES if not callable(getattr(runtime, name, None))]
-    if missing or not version("flwr").startswith(FLOWER):
+    missing = [name for name in FLOWER_FUNCTIONS if not callable(getattr(runtime, name, None))]
+    if missing or not version("flwr").startswith(FLOWER_VERSION):
         raise FlowerError(
-            f"the gate knows flwr {FLOWER}x and found {version('flwr')}{' without ' + ', '.join(missing) if missing else ''}; "
+            f"the gate knows flwr {FLOWER_VERSION}x and found {version('flwr')}{' without ' + ', '.join(missing) if missing else ''}; "
             "nothing may run here: install the version that this release asks for"
         )
     inside: Any = runtime
@@ -123,8 +126,75 @@ def guard(site: Path, command: str = CLIENT_APP) -> ModuleType:
     return runtime
 
 
+def write_commands(folder: Path, site: Path) -> Path:
+    """Fills `folder` with one command for each that Flower gives a task to; each of them starts the gate.
+
+    Args:
+        folder: made if there is none; it goes first on SuperNode's PATH.
+        site: the hospital's site.yaml.
+
+    Returns:
+        `folder`.
+    """
+    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
+
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for command in TASK_TYPE_TO_COMMAND.values():
+        # -P: nothing is imported from the folder that the process happens to be in
+        words = [
+            sys.executable,
+            "-P",
+            "-m",
+            "pneumofed.client.site.code_gate",
+            "--site",
+            str(site.resolve()),
+            "--command",
+            command,
+        ]
+        path = folder / command
+        path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
+        path.chmod(0o700)
+    return folder
+
+
+def unpack_app(folder: Path, content: bytes, install: Callable[..., Path]) -> Path:
+    """Unpacks the bundle into `folder`, which appears whole or not at all.
+
+    Args:
+        folder: named by the hash of the whole bundle; one that is there already is taken as it is.
+        content: the bundle, a ZIP archive.
+        install: Flower's `install_from_fab`.
+
+    Returns:
+        `folder`.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
+        unpacked = Path(install(content, install_dir=Path(name), skip_prompt=True))
+        try:
+            unpacked.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was faster
+                raise
+    return folder
+
+
+def app_reference(unpacked: Path) -> str:
+    """Reads which object of the bundle is the app from its own project file; what the coordinator says of the bundle counts for nothing."""
+    project = tomllib.loads((unpacked / "pyproject.toml").read_text(encoding="utf-8"))
+    return str(project["tool"]["flwr"]["app"]["components"]["clientapp"])
+
+
+def forget_our_modules() -> None:
+    """Makes the next import of `pneumofed` look for it anew, on the path that the bundle is first on."""
+    for module in [module for module in sys.modules if module.partition(".")[0] == PACKAGE]:
+        del sys.modules[module]
+
+
 def _close(runtime: Any, app: App) -> None:
-    """Flower installs nothing and loads `app`, whatever it is told."""
+    """Flower installs nothing and loads `app`, whatever it is asked for."""
     runtime.install_from_fab = lambda *_, **__: None
     runtime.get_load_client_app_fn = lambda *_, **__: lambda *_: app
 
@@ -136,7 +206,7 @@ def _judge(task: Task, site: Path, install: Any, load: Any) -> Callable[[], App]
     try:
         config = read_site_config(site)
         _check(config, task)
-        unpacked = unpack_app(Path(config.work_dir) / APPS / hash_bundle(content), content, install)
+        unpacked = unpack_app(Path(config.work_dir) / APPS_FOLDER / hash_bundle(content), content, install)
     except Exception as error:
         _record(config, task, error)
         refusing = _refusal(error, config)
@@ -153,7 +223,7 @@ def _check(config: SiteConfig, task: Task) -> None:
         PolicyError: another kind of task, no policy, or a bundle that is not approved.
     """
     if task.command != CLIENT_APP:
-        raise PolicyError("task_type", f"the coordinator asked for {task.command}; a site runs {CLIENT_APP} alone")
+        raise PolicyError("task_type", f"the coordinator asked for {task.command}; a site runs only {CLIENT_APP}")
     if config.policy is None:
         raise PolicyError("policy", "site.yaml names no policy, so no code is approved")
     found = hash_bundle(task.bundle)
@@ -200,56 +270,6 @@ def _record(config: SiteConfig | None, task: Task, error: Exception) -> None:
         audit_log(config).record(REFUSAL_EVENT, **task.asked(), **facts)
     except Exception:
         logger.exception("the refusal could not be recorded")  # it stands all the same
-
-
-def write_commands(folder: Path, site: Path) -> Path:
-    """Fills `folder`, which goes first on SuperNode's PATH, with one command for each that Flower gives a task to; returns it."""
-    from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
-
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for command in TASK_TYPE_TO_COMMAND.values():
-        # -P: nothing is imported from the folder that the process happens to be in
-        words = [
-            sys.executable,
-            "-P",
-            "-m",
-            "pneumofed.client.site.code_gate",
-            "--site",
-            str(site.resolve()),
-            "--command",
-            command,
-        ]
-        path = folder / command
-        path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
-        path.chmod(0o700)
-    return folder
-
-
-def unpack_app(folder: Path, content: bytes, install: Callable[..., Path]) -> Path:
-    """`folder` with the unpacked bundle in it, which appears whole or not at all. `install` is Flower's `install_from_fab`."""
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as name:
-        unpacked = Path(install(content, install_dir=Path(name), skip_prompt=True))
-        try:
-            unpacked.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was faster
-                raise
-    return folder
-
-
-def app_reference(unpacked: Path) -> str:
-    """Which object of the bundle is the app, by its own project file; what the coordinator says of the bundle counts for nothing."""
-    project = tomllib.loads((unpacked / "pyproject.toml").read_text(encoding="utf-8"))
-    return str(project["tool"]["flwr"]["app"]["components"]["clientapp"])
-
-
-def forget_our_modules() -> None:
-    """Makes the next import of `pneumofed` look for it anew, on the path that the bundle is first on."""
-    for module in [module for module in sys.modules if module.partition(".")[0] == PACKAGE]:
-        del sys.modules[module]
 
 
 if __name__ == "__main__":

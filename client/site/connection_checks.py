@@ -1,6 +1,7 @@
 """The way to the coordinator, step by step: name, TCP, TLS with the federation's authority, an answer, its clock, our key.
 
-Asks the coordinator whether it knows this site's key, as a SuperNode would, and leaves again at once.
+`check_connection` takes the steps; `ask_for_admission` is the last one, which asks the coordinator whether it knows this site's key, as a
+SuperNode would, and leaves again at once.
 """
 
 from __future__ import annotations
@@ -26,28 +27,36 @@ from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
-from pneumofed.client.site.checks import WARN_BEFORE, Level, PreflightFinding
+from pneumofed.client.site.checks import WARN_BEFORE_EXPIRY, Level, PreflightFinding
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.config.parties import ConnectionConfig
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.wire.keys import read_private_key
 
-PATIENCE_SEC = 10.0
-AHEAD_SEC, BEHIND_SEC = 5.0, 300.0
+TIMEOUT_SEC = 10.0
+MAX_AHEAD_SEC, MAX_BEHIND_SEC = 5.0, 300.0
 """Flower 1.41 refuses a signed request that is dated so far ahead, or is so old (SYSTEM_TIME_TOLERANCE, TIMESTAMP_TOLERANCE)."""
 
 
 @dataclass(frozen=True)
-class Door:
-    """What the coordinator's door answered."""
+class GatewayAnswer:
+    """What the coordinator's gateway answered."""
 
     status: int
     date: datetime | None
     certificate_ends: datetime | None
 
 
+class ConnectionProblem(Exception):  # noqa: N818 - carries a finding and ends the steps
+    """A step that the later ones need failed."""
+
+    def __init__(self, name: str, sentence: str, remedy: str) -> None:
+        super().__init__(sentence)
+        self.finding = PreflightFinding("connection", name, "problem", sentence, remedy)
+
+
 def check_connection(folder: SiteFolder) -> Iterator[PreflightFinding]:
-    """The steps up to the first that fails: the later ones would fail for the same reason."""
+    """Takes the steps up to the first that fails: the later ones would fail for the same reason."""
     connection = folder.connection
     host, _, port = connection.coordinator.rpartition(":")
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
@@ -60,25 +69,22 @@ def check_connection(folder: SiteFolder) -> Iterator[PreflightFinding]:
         yield check_name(host)
         yield check_port(host, int(port))
         started = datetime.now(UTC)
-        door = knock(connection, host, int(port))
+        answer = probe_gateway(connection, host, int(port))
     except ConnectionProblem as problem:
         yield problem.finding
         return
-    yield from check_door(door)
-    if door.date:
-        yield check_clock(door.date, started)
+    yield from check_gateway(answer)
+    if answer.date:
+        yield check_clock(answer.date, started)
     yield from check_node(folder)
 
 
-class ConnectionProblem(Exception):  # noqa: N818 - carries a finding and ends the steps
-    """A step that the later ones need failed."""
-
-    def __init__(self, name: str, sentence: str, remedy: str) -> None:
-        super().__init__(sentence)
-        self.finding = PreflightFinding("connection", name, "problem", sentence, remedy)
-
-
 def check_name(host: str) -> PreflightFinding:
+    """Checks that the coordinator's name is known here.
+
+    Raises:
+        ConnectionProblem: it is not.
+    """
     try:
         found = socket.getaddrinfo(host, None, proto=socket.IPPROTO_TCP)
     except OSError:
@@ -88,8 +94,17 @@ def check_name(host: str) -> PreflightFinding:
 
 
 def check_port(host: str, port: int) -> PreflightFinding:
+    """Checks that the coordinator's port takes TCP connections.
+
+    Args:
+        host: name or address.
+        port: 1 to 65535.
+
+    Raises:
+        ConnectionProblem: it does not, or not in time.
+    """
     try:
-        with socket.create_connection((host, port), timeout=PATIENCE_SEC):
+        with socket.create_connection((host, port), timeout=TIMEOUT_SEC):
             return PreflightFinding("connection", "TCP", "ok", f"port {port} is open")
     except TimeoutError:
         remedy = f"ask the firewall's keeper to allow outgoing TCP to {host}:{port}"
@@ -99,8 +114,20 @@ def check_port(host: str, port: int) -> PreflightFinding:
         raise ConnectionProblem("TCP", f"{host}:{port} refuses ({error.strerror})", remedy) from None
 
 
-def knock(connection: ConnectionConfig, host: str, port: int) -> Door:
-    """What the door answers to a request that no site may make."""
+def probe_gateway(connection: ConnectionConfig, host: str, port: int) -> GatewayAnswer:
+    """Sends the gateway a request that no site may make, to see what answers.
+
+    Args:
+        connection: the site's: the federation's authority, and the site's certificate where there is one.
+        host: name or address.
+        port: 1 to 65535.
+
+    Returns:
+        The answer's status and date, and when the coordinator's certificate expires.
+
+    Raises:
+        ConnectionProblem: no TLS connection could be made, or no HTTP answer came.
+    """
     try:
         context = ssl.create_default_context(cafile=connection.ca)
         if connection.client_certificate and connection.client_key:
@@ -109,7 +136,7 @@ def knock(connection: ConnectionConfig, host: str, port: int) -> Door:
         raise ConnectionProblem(
             "TLS", "the authority or the site's certificate cannot be used", "see the lines on keys"
         ) from None
-    channel = http.client.HTTPSConnection(host, port, timeout=PATIENCE_SEC, context=context)
+    channel = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_SEC, context=context)
     try:
         channel.connect()
         certificate = channel.sock.getpeercert() or {}
@@ -117,7 +144,9 @@ def knock(connection: ConnectionConfig, host: str, port: int) -> Door:
         answer = channel.getresponse()
         date = _date(answer.getheader("Date"))
         ends = certificate.get("notAfter")
-        return Door(answer.status, date, datetime.fromtimestamp(ssl.cert_time_to_seconds(str(ends)), UTC) if ends else None)
+        return GatewayAnswer(
+            answer.status, date, datetime.fromtimestamp(ssl.cert_time_to_seconds(str(ends)), UTC) if ends else None
+        )
     except ssl.SSLCertVerificationError as error:
         raise ConnectionProblem("TLS", *_explain(error, host)) from None
     except (ssl.SSLError, http.client.HTTPException, OSError) as error:
@@ -127,30 +156,39 @@ def knock(connection: ConnectionConfig, host: str, port: int) -> Door:
         channel.close()
 
 
-def check_door(door: Door) -> Iterator[PreflightFinding]:
-    remedy = "tell the coordinator"
-    if door.certificate_ends and door.certificate_ends - datetime.now(UTC) < WARN_BEFORE:
+def check_gateway(answer: GatewayAnswer) -> Iterator[PreflightFinding]:
+    """Checks the certificate and the status of the gateway's answer."""
+    remedy = "report it to the coordinator"
+    if answer.certificate_ends and answer.certificate_ends - datetime.now(UTC) < WARN_BEFORE_EXPIRY:
         yield PreflightFinding(
-            "connection", "TLS", "warning", f"the coordinator's certificate expires on {door.certificate_ends:%Y-%m-%d}", remedy
+            "connection", "TLS", "warning", f"the coordinator's certificate expires on {answer.certificate_ends:%Y-%m-%d}", remedy
         )
     else:
         yield PreflightFinding("connection", "TLS", "ok", "the federation's authority vouches for the coordinator")
-    if door.status >= 500:
+    if answer.status >= 500:
         yield PreflightFinding(
-            "connection", "answer", "problem", f"the door answers {door.status}", "ask the coordinator whether it is up"
+            "connection", "answer", "problem", f"the gateway answers {answer.status}", "ask the coordinator whether it is up"
         )
-    elif door.status == 400:  # nginx without the certificate that it asks for
-        sentence, remedy = "the door refuses the request (400)", "the door may ask for a site certificate: see client_certificate"
+    elif answer.status == 400:  # nginx without the certificate that it asks for
+        sentence, remedy = (
+            "the gateway refuses the request (400)",
+            "the gateway may ask for a site certificate: see client_certificate",
+        )
         yield PreflightFinding("connection", "answer", "warning", sentence, remedy)
     else:
-        yield PreflightFinding("connection", "answer", "ok", f"HTTP {door.status}")
+        yield PreflightFinding("connection", "answer", "ok", f"HTTP {answer.status}")
 
 
 def check_clock(theirs: datetime, ours: datetime) -> PreflightFinding:
-    """The difference of the clocks, up to the second that the Date header leaves open."""
+    """Compares the clocks, up to the second that the Date header leaves open.
+
+    Args:
+        theirs: the Date header of the coordinator's answer, to the second.
+        ours: when the request began.
+    """
     difference = max(abs((ours - theirs).total_seconds()) - 1.0, 0.0)
-    limit = AHEAD_SEC if ours > theirs else BEHIND_SEC
-    if difference < AHEAD_SEC / 2:
+    limit = MAX_AHEAD_SEC if ours > theirs else MAX_BEHIND_SEC
+    if difference < MAX_AHEAD_SEC / 2:
         return PreflightFinding("environment", "clock", "ok", "as the coordinator's")
     level: Level = "problem" if difference >= limit * 0.8 else "warning"
     sentence = (
@@ -168,7 +206,7 @@ def check_node(folder: SiteFolder) -> Iterator[PreflightFinding]:
         return
     started = time.monotonic()
     try:
-        refusal = ask_for_admission(folder.connection, PATIENCE_SEC)
+        refusal = ask_for_admission(folder.connection, TIMEOUT_SEC)
     except ConfigError as error:
         yield PreflightFinding("connection", "node", "problem", str(error), "see the lines on keys")
         return
@@ -182,31 +220,17 @@ def check_node(folder: SiteFolder) -> Iterator[PreflightFinding]:
         yield PreflightFinding("connection", "node", "problem", f"the coordinator does not accept this key: {refusal}", remedy)
 
 
-def _explain(error: ssl.SSLCertVerificationError, host: str) -> tuple[str, str]:
-    """Codes of OpenSSL's verification (openssl-verification-options): 9 and 10 validity, 62 and 64 name or address."""
-    if error.verify_code == 10:
-        return "the coordinator's certificate has expired", "tell the coordinator; nothing can be done here"
-    if error.verify_code == 9:
-        return "the coordinator's certificate is not valid yet", "set this machine's clock right"
-    if error.verify_code in (62, 64):
-        return f"the coordinator's certificate is not for {host}", "use the name in connection.yaml that the coordinator gave you"
-    return (
-        "the coordinator's certificate is not from the federation's authority",
-        "check that keys/ca.crt is the coordinator's; a proxy that opens TLS must leave this address alone",
-    )
-
-
-def _date(text: str | None) -> datetime | None:
-    try:
-        return parsedate_to_datetime(text).astimezone(UTC) if text else None
-    except ValueError:
-        return None
-
-
 def ask_for_admission(connection: ConnectionConfig, patience_sec: float) -> str | None:
-    """None where the coordinator takes the site's key, else what it said.
+    """Asks the coordinator whether it takes the site's key.
 
     For a moment the site counts as connected. Not to be called while its SuperNode runs, whose place it would take.
+
+    Args:
+        connection: the site's.
+        patience_sec: how long to wait for each answer.
+
+    Returns:
+        None where the coordinator takes the key, else what it said.
 
     Raises:
         ConfigError: a key or certificate of the site cannot be used.
@@ -223,8 +247,8 @@ def ask_for_admission(connection: ConnectionConfig, patience_sec: float) -> str 
             answer = client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL))
             client.DeactivateNode(DeactivateNodeRequest(node_id=answer.node_id))
     except httpx.HTTPStatusError as error:
-        told = FlowerError.from_json(error.response.text)
-        return told.message if told else f"HTTP {error.response.status_code}"
+        refusal = FlowerError.from_json(error.response.text)
+        return refusal.message if refusal else f"HTTP {error.response.status_code}"
     except httpx.HTTPError as error:
         return type(error).__name__
     return None
@@ -236,3 +260,24 @@ def _client(connection: ConnectionConfig) -> type[FleetHttpClient]:
     from pneumofed.client.site.supernode import client_with_certificate
 
     return client_with_certificate(connection.client_certificate, str(connection.client_key))
+
+
+def _explain(error: ssl.SSLCertVerificationError, host: str) -> tuple[str, str]:
+    """Codes of OpenSSL's verification (openssl-verification-options): 9 and 10 validity, 62 and 64 name or address."""
+    if error.verify_code == 10:
+        return "the coordinator's certificate has expired", "report it to the coordinator; nothing can be done here"
+    if error.verify_code == 9:
+        return "the coordinator's certificate is not valid yet", "set this machine's clock right"
+    if error.verify_code in (62, 64):
+        return f"the coordinator's certificate is not for {host}", "use the name in connection.yaml that the coordinator gave you"
+    return (
+        "the coordinator's certificate is not from the federation's authority",
+        "check that keys/ca.crt is the coordinator's; a proxy that opens TLS must leave this address alone",
+    )
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        return parsedate_to_datetime(text).astimezone(UTC) if text else None
+    except ValueError:
+        return None

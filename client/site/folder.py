@@ -14,8 +14,8 @@ from pneumofed.common.data.manifest import ImageRecord
 from pneumofed.common.errors import ConfigError
 
 APP_VARIABLE, COORDINATOR_VARIABLE = "PNEUMOFED_APP", "PNEUMOFED_COORDINATOR"
-"""In the environment of the app: the gate (`client.site.code_gate`) tells it which bundle it is, `pneumofed site start` whom
-it works for.
+"""In the environment of the app: which bundle it is, set by the code gate (`client.site.code_gate`), and the address of the coordinator
+that it works for, set by `pneumofed site start`.
 """
 
 
@@ -27,7 +27,7 @@ class SiteFolder:
 
     @classmethod
     def open(cls, path: Path) -> SiteFolder:
-        """The folder at `path`.
+        """Opens the folder at `path`.
 
         Raises:
             ConfigError: it holds no site.yaml.

@@ -15,13 +15,13 @@ from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
 
-LARGEST_FILE_BYTES = 10 << 20
-MOST_FILES = 200
-FOLDERS = ("keys", "data", "work")
+MAX_KIT_FILE_BYTES = 10 << 20
+MAX_KIT_FILES = 200
+SITE_SUBFOLDERS = ("keys", "data", "work")
 
 
 @dataclass(frozen=True)
-class File:
+class UnpackedFile:
     """One file of a kit."""
 
     content: bytes
@@ -29,7 +29,14 @@ class File:
 
 
 def init_from_kit(folder: Path, kit: Path) -> list[str]:
-    """Puts the kit's files (an archive or a folder) into the site folder and returns the names of those that were there already and stay.
+    """Puts the kit's files into the site folder.
+
+    Args:
+        folder: the site folder, made if there is none.
+        kit: a tar archive or a folder.
+
+    Returns:
+        Names of the files that were there already and stay as they are.
 
     Raises:
         ConfigError: the kit cannot be read, would write outside the folder, is no site's kit, or brings another key than there is.
@@ -45,12 +52,21 @@ def init_from_kit(folder: Path, kit: Path) -> list[str]:
             )
     _make_folders(folder)
     kept = [name for name in sorted(files) if not _put(folder / name, files[name])]
-    _put(folder / "policy.yaml", File(default_policy().encode()))
+    _put(folder / "policy.yaml", UnpackedFile(default_policy().encode()))
     return kept
 
 
 def init_by_hand(folder: Path, name: str, coordinator: str, ca: Path | None = None) -> Path:
-    """Makes a site folder with a new key and returns the path of its public part, which goes to the coordinator.
+    """Makes a site folder with a new key.
+
+    Args:
+        folder: the site folder, made if there is none.
+        name: the hospital's, as the coordinator knows it.
+        coordinator: HOST:PORT.
+        ca: certificate of the federation's authority (PEM); None where it is put into `keys/ca.crt` later.
+
+    Returns:
+        The path of the public key, which goes to the coordinator.
 
     Raises:
         ConfigError: a name or address is malformed, the certificate cannot be read, or there is a key already.
@@ -70,12 +86,12 @@ def init_by_hand(folder: Path, name: str, coordinator: str, ca: Path | None = No
     if ca is not None:
         files["keys/ca.crt"] = ca.read_bytes()
     for path, content in files.items():
-        _put(folder / path, File(content))
+        _put(folder / path, UnpackedFile(content))
     return public
 
 
-def read_kit(kit: Path) -> dict[str, File]:
-    """The kit's files by their path below the site folder; a folder that holds all of them, as in an archive, is left away.
+def read_kit(kit: Path) -> dict[str, UnpackedFile]:
+    """Reads the kit's files by their path below the site folder; a folder that holds all of them, as in an archive, is left away.
 
     Raises:
         ConfigError: it cannot be read, or holds a link, a device, a path that leads outside, or more than a kit can hold.
@@ -90,27 +106,29 @@ def read_kit(kit: Path) -> dict[str, File]:
     return files
 
 
-def _read_archive(kit: Path) -> dict[str, File]:
-    files: dict[str, File] = {}
+def _read_archive(kit: Path) -> dict[str, UnpackedFile]:
+    files: dict[str, UnpackedFile] = {}
     with tarfile.open(kit, "r:*") as archive:
         for member in archive:
             _check_name(kit, member.name)
             if member.isdir():
                 continue
             stream = archive.extractfile(member) if member.isfile() else None
-            if stream is None or member.size > LARGEST_FILE_BYTES or len(files) >= MOST_FILES:
+            if stream is None or member.size > MAX_KIT_FILE_BYTES or len(files) >= MAX_KIT_FILES:
                 raise ConfigError(
                     f"the kit {kit} holds something that no kit holds (a link, a device, or too much); it is not unpacked"
                 )
-            files[str(PurePosixPath(member.name))] = File(stream.read(), bool(member.mode & 0o100))
+            files[str(PurePosixPath(member.name))] = UnpackedFile(stream.read(), bool(member.mode & 0o100))
     return files
 
 
-def _read_folder(kit: Path) -> dict[str, File]:
+def _read_folder(kit: Path) -> dict[str, UnpackedFile]:
     found = [path for path in sorted(kit.rglob("*")) if path.is_file() or path.is_symlink()]
-    if len(found) > MOST_FILES or any(path.is_symlink() or path.stat().st_size > LARGEST_FILE_BYTES for path in found):
+    if len(found) > MAX_KIT_FILES or any(path.is_symlink() or path.stat().st_size > MAX_KIT_FILE_BYTES for path in found):
         raise ConfigError(f"the kit {kit} holds something that no kit holds (a link, or too much); it is not copied")
-    return {path.relative_to(kit).as_posix(): File(path.read_bytes(), bool(path.stat().st_mode & 0o100)) for path in found}
+    return {
+        path.relative_to(kit).as_posix(): UnpackedFile(path.read_bytes(), bool(path.stat().st_mode & 0o100)) for path in found
+    }
 
 
 def _check_name(kit: Path, name: str) -> None:
@@ -124,7 +142,7 @@ def _check_name(kit: Path, name: str) -> None:
 def _make_folders(folder: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder.chmod(0o700)
-    for name in FOLDERS:
+    for name in SITE_SUBFOLDERS:
         (folder / name).mkdir(mode=0o700, exist_ok=True)
 
 
@@ -132,7 +150,7 @@ def _differs(path: Path, content: bytes) -> bool:
     return path.is_file() and path.read_bytes() != content
 
 
-def _put(path: Path, file: File) -> bool:
+def _put(path: Path, file: UnpackedFile) -> bool:
     """Writes a file that is not there yet; False if it is, with whatever content."""
     if path.exists():
         return False

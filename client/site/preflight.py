@@ -17,7 +17,7 @@ from pneumofed.common.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 EXIT_CODES: dict[Kind, int] = {"environment": 10, "keys": 11, "connection": 12, "data": 13, "policy": 14}
-COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
+LEVEL_COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 CHECKS: dict[Kind, Callable[[SiteFolder], Iterable[PreflightFinding]]] = {
     "environment": checks.check_environment,
     "keys": checks.check_site_keys,
@@ -28,7 +28,7 @@ CHECKS: dict[Kind, Callable[[SiteFolder], Iterable[PreflightFinding]]] = {
 
 
 def run_checks(folder: SiteFolder) -> list[PreflightFinding]:
-    """All findings, by kind. A check that fails itself is a problem of its kind, and the others are made all the same."""
+    """Runs all checks; findings come by kind. A check that fails itself is a problem of its kind, and the others are still made."""
     findings = [finding for kind in CHECKS for finding in _run(kind, folder)]
     return sorted(findings, key=lambda finding: get_args(Kind).index(finding.kind))
 
@@ -44,7 +44,8 @@ def findings_table(findings: Sequence[PreflightFinding]) -> Table:
     for heading in ("kind", "check", "", "found", "what to do"):
         shown.add_column(heading, overflow="fold")
     for finding in findings:
-        shown.add_row(finding.kind, finding.name, Text(finding.level, COLOURS[finding.level]), finding.sentence, finding.remedy)
+        colour = LEVEL_COLOURS[finding.level]
+        shown.add_row(finding.kind, finding.name, Text(finding.level, colour), finding.sentence, finding.remedy)
     return shown
 
 
@@ -53,12 +54,12 @@ def _run(kind: Kind, folder: SiteFolder) -> list[PreflightFinding]:
     try:
         found.extend(CHECKS[kind](folder))
     except ConfigError as error:
-        found.append(PreflightFinding(kind, "settings", "problem", str(error), "mend that file"))
+        found.append(PreflightFinding(kind, "settings", "problem", str(error), "fix that file"))
     except Exception as error:
         logger.exception("the check of %s failed", kind)
         found.append(
             PreflightFinding(
-                kind, "check", "problem", f"could not be made ({type(error).__name__}): {error}", "tell the developers"
+                kind, "check", "problem", f"could not be made ({type(error).__name__}): {error}", "report it to the developers"
             )
         )
     return found

@@ -1,4 +1,4 @@
-"""The site's SuperNode as a service: started behind the gate, asked how it is, and stopped. All its state lies in the work folder."""
+"""The site's SuperNode as a service: started behind the code gate, asked for its status, and stopped. It keeps all in the work folder."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from pneumofed.common.files import StateFile, to_json
 from pneumofed.common.ops.processes import Daemon, flower_environment, free_port, is_serving, without_proxy_on_loopback
 
 START_SEC, SETTLE_SEC = 60.0, 2.0
+"""How long to wait for the health service, and then for the coordinator's refusal."""
 LEASE_SEC, RETRY_SEC = 210.0, 10.0
-"""The coordinator takes a site for lost 150 s after its last sign of life (twice `client.site.supernode.PROMISE_SEC`)."""
+"""How long a start is tried again, and after which pause: the coordinator takes a site for lost 150 s after its last heartbeat (twice
+`client.site.supernode.HEARTBEAT_INTERVAL_SEC`)."""
 STILL_CONNECTED = "Failed to activate SuperNode"
 """What Flower's SuperNode says when it is refused because the coordinator counts its last connection as alive."""
 
@@ -47,10 +49,17 @@ class Status:
 
 
 def start_service(folder: SiteFolder, report: Callable[[str], None] = lambda _: None) -> int:
-    """Starts the SuperNode as a process of its own and returns its number once its health service answers.
+    """Starts the SuperNode as a process of its own and waits until its health service answers.
 
     After a crash the coordinator counts the site's lost connection as alive for a while and refuses a second one; then this waits
     and tries again.
+
+    Args:
+        folder: the site's.
+        report: called with a sentence when a step is done or has to be waited for.
+
+    Returns:
+        The number of the SuperNode's process.
 
     Raises:
         ConfigError: it runs already, or the site folder is not complete.
@@ -62,7 +71,7 @@ def start_service(folder: SiteFolder, report: Callable[[str], None] = lambda _: 
         if daemon.pid() is not None:
             return pid
         if STILL_CONNECTED not in daemon.last_words(20) or time.monotonic() > deadline:
-            raise FlowerError(f"the SuperNode ended at once: {daemon.last_words()}. `pneumofed site preflight` may tell why")
+            raise FlowerError(f"the SuperNode ended at once: {daemon.last_words()}. `pneumofed site preflight` may show why")
         report("the coordinator has not noticed yet that the last connection was lost; trying again in a moment")
         time.sleep(RETRY_SEC)
 
@@ -86,7 +95,7 @@ def run_in_foreground(folder: SiteFolder) -> None:
     """Becomes the SuperNode; whoever started this process watches it. Does not return.
 
     Raises:
-        ConfigError: as `start`.
+        ConfigError: as `start_service`.
     """
     daemon, command, environment = _prepare(folder)
     daemon.record(os.getpid())
@@ -96,7 +105,15 @@ def run_in_foreground(folder: SiteFolder) -> None:
 
 
 def stop_service(folder: SiteFolder, patience_sec: float = 15.0) -> bool:
-    """Stops the SuperNode and its children, gently and then not. False if it did not run."""
+    """Stops the SuperNode and its children.
+
+    Args:
+        folder: the site's.
+        patience_sec: how long the processes have to end by themselves before they are killed.
+
+    Returns:
+        False if it did not run.
+    """
     daemon = _daemon(folder)
     ran = daemon.pid() is not None
     if daemon.was_started():
@@ -106,7 +123,15 @@ def stop_service(folder: SiteFolder, patience_sec: float = 15.0) -> bool:
 
 
 def read_status(folder: SiteFolder, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Status:
-    """How the site is now."""
+    """Reads the site's state: its process, its last answer, its audit log.
+
+    Args:
+        folder: the site's.
+        now: returns the time in UTC, whose day the refusals are counted of.
+
+    Raises:
+        AuditError: the audit log cannot be read.
+    """
     daemon = _daemon(folder)
     pid = daemon.pid()
     entries = read_entries(folder.audit.path)
@@ -130,12 +155,21 @@ def read_status(folder: SiteFolder, now: Callable[[], datetime] = lambda: dateti
 
 
 def running_process(folder: SiteFolder) -> int | None:
-    """The number of the running SuperNode's process."""
+    """Returns the number of the running SuperNode's process, or None."""
     return _daemon(folder).pid()
 
 
 def supernode_command(folder: SiteFolder, port: int, health: str) -> list[str]:
-    """The command line of the SuperNode: Flower's, through `client.site.supernode`."""
+    """Builds the command line of the SuperNode: Flower's, through `client.site.supernode`.
+
+    Args:
+        folder: the site's.
+        port: free, on loopback, for the SuperNode's own services.
+        health: HOST:PORT of its health service.
+
+    Raises:
+        ConfigError: the site folder's path holds quotes or backslashes.
+    """
     connection = folder.connection
     return [
         *_program(connection),
@@ -180,7 +214,7 @@ def _check_complete(folder: SiteFolder) -> None:
     missing = [f"{key} ({Path(path).name})" for key, path in names.items() if not Path(path).is_file()]
     if missing:
         raise ConfigError(
-            f"connection.yaml names files that are not there: {', '.join(missing)}; `pneumofed site preflight` tells more"
+            f"connection.yaml names files that are not there: {', '.join(missing)}; `pneumofed site preflight` shows more"
         )
     _ = folder.policy  # a policy that cannot be read would refuse everything
 

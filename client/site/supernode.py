@@ -1,14 +1,14 @@
-"""Flower's SuperNode with what a hospital needs besides: patience, and a certificate of its own.
+"""Flower's SuperNode with what a hospital needs besides: retries, a longer heartbeat, and a certificate of its own.
 
     python -P -m pneumofed.client.site.supernode [--client-certificate client.crt --client-key client.key] ... what
     flower-supernode takes ...
 
-Three things of Flower 1.41 are mended in its client of the fleet interface; everything else is Flower's own.
+Three things of Flower 1.41 are fixed in its client of the fleet interface; everything else is Flower's own.
 
 - It takes a TLS handshake that timed out or was cut off for a wrong certificate: it gives up, and deletes the reply that it was about
   to send, which may be an hour's training.
-- It promises a sign of life every 30 s, so that the coordinator takes a site for lost, and its work with it, that was cut off for a minute.
-- It cannot show a client certificate to a proxy that asks for mutual TLS, since it builds a TLS context from the root certificates alone.
+- It promises a heartbeat every 30 s, so that the coordinator takes a site for lost, and its work with it, that was cut off for a minute.
+- It cannot show a client certificate to a proxy that asks for mutual TLS, since it builds a TLS context only from the root certificates.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 
 from pneumofed.common.errors import ConfigError
 
-PROMISE_SEC = 75.0
-"""Within twice this time (Flower's HEARTBEAT_PATIENCE) the site gives a sign of life, or counts as lost. It is sent every 24 s all the
+HEARTBEAT_INTERVAL_SEC = 75.0
+"""Within twice this time (Flower's HEARTBEAT_PATIENCE) the site sends a heartbeat, or counts as lost. It is sent every 24 s all the
 same, and what could not be sent is tried again after 30 s and a pause: a network that is cut for 90 s costs nothing."""
 
 
-class PatientClient(FleetHttpClient):
-    """Flower's client of the fleet interface, whose callers try again after a handshake that failed for a passing reason, and which
-    promises its signs of life in `PROMISE_SEC`."""
+class RetryingClient(FleetHttpClient):
+    """Flower's client of the fleet interface, whose callers try again after a handshake that failed for a transient reason, and
+    which promises a heartbeat every `HEARTBEAT_INTERVAL_SEC`."""
 
     def ActivateNode(self, request: ActivateNodeRequest) -> ActivateNodeResponse:  # noqa: N802
-        request.heartbeat_interval = PROMISE_SEC
+        request.heartbeat_interval = HEARTBEAT_INTERVAL_SEC
         return super().ActivateNode(request)
 
     def SendNodeHeartbeat(self, request: SendNodeHeartbeatRequest) -> SendNodeHeartbeatResponse:  # noqa: N802
-        request.heartbeat_interval = PROMISE_SEC
+        request.heartbeat_interval = HEARTBEAT_INTERVAL_SEC
         return super().SendNodeHeartbeat(request)
 
     def _unary_unary(self, **call: Any) -> Any:
         try:
             return super()._unary_unary(**call)
         except httpx.TransportError as error:
-            if is_passing(error):
+            if is_transient(error):
                 # Flower tries again unless the text holds "ssl", "tls" or "certificate" (supercore/retry/http_retry.py)
                 raise httpx.ConnectTimeout("the coordinator did not answer in time") from error
             raise
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether the connection timed out or was cut off, also in its handshake. A certificate that does not hold is not passing."""
+def is_transient(error: BaseException) -> bool:
+    """Reports whether the connection timed out or was cut off, also in its handshake. A certificate that does not hold is not transient."""
     causes = list(_chain(error))
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return False
@@ -65,14 +65,18 @@ def is_passing(error: BaseException) -> bool:
 
 
 def client_with_certificate(certificate: str, key: str) -> type[FleetHttpClient]:
-    """The patient client, which shows `certificate` when it is asked for one.
+    """Makes the client class that shows `certificate` when it is asked for one, and retries as `RetryingClient`.
+
+    Args:
+        certificate: path of the site's certificate (PEM).
+        key: path of its private key (PEM).
 
     Raises:
         ConfigError: the certificate or its key cannot be read, or they do not belong together.
     """
     _load(ssl.create_default_context(), certificate, key)  # now, and not in the middle of a connection
 
-    class Client(PatientClient):
+    class Client(RetryingClient):
         def __init__(self, base_url: str, *, verify: ssl.SSLContext | bool | str = True, **options: Any) -> None:
             if not isinstance(verify, ssl.SSLContext):
                 raise ConfigError("a client certificate needs --root-certificates, and no --insecure")
@@ -83,12 +87,17 @@ def client_with_certificate(certificate: str, key: str) -> type[FleetHttpClient]
 
 
 def main(arguments: Sequence[str] | None = None, start: Callable[[], None] = flower_supernode) -> None:
-    """Starts Flower's SuperNode, whose own options are all that is left after ours."""
+    """Starts Flower's SuperNode, whose own options are all that is left after ours.
+
+    Args:
+        arguments: of the command line; the process's own where it is None.
+        start: Flower's entry, called with the rest of the arguments in `sys.argv`.
+    """
     parser = argparse.ArgumentParser(prog="python -m pneumofed.client.site.supernode", add_help=False, allow_abbrev=False)
     parser.add_argument("--client-certificate")
     parser.add_argument("--client-key")
     ours, theirs = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
-    client = client_with_certificate(ours.client_certificate, ours.client_key) if ours.client_certificate else PatientClient
+    client = client_with_certificate(ours.client_certificate, ours.client_key) if ours.client_certificate else RetryingClient
     fleet_http_connection.FleetHttpClient = client  # type: ignore[misc]
     sys.argv = ["flower-supernode", *theirs]
     start()

@@ -22,7 +22,7 @@ from pydicom.uid import (
 )
 
 from pneumofed.client.archive.deidentify import coarse_age, deidentify, encode_file
-from pneumofed.client.archive.import_images import Rules, prepare_import
+from pneumofed.client.archive.import_images import ImportRules, prepare_import
 from pneumofed.client.archive.profile import ACTIONS, KEPT, WRITTEN, Action
 from pneumofed.client.archive.receiver import parse_file
 from pneumofed.common.data.pseudonyms import Pseudonyms
@@ -214,7 +214,7 @@ def test_images_of_one_patient_stay_together_and_studies_keep_their_images() -> 
 )
 def test_images_that_cannot_be_used_have_a_reason(tags: dict[str, Any], reason: SkipReason) -> None:
     with pytest.raises(ImageError) as caught:
-        prepare_import(parse_file(_image(**tags)), UIDS["SOPInstanceUID"], PSEUDONYMS, Rules())
+        prepare_import(parse_file(_image(**tags)), UIDS["SOPInstanceUID"], PSEUDONYMS, ImportRules())
     assert caught.value.reason is reason
 
 
@@ -223,10 +223,12 @@ def test_images_that_cannot_be_used_have_a_reason(tags: dict[str, Any], reason: 
     [{}, {"BurnedInAnnotation": "NO", "ConversionType": "DF"}, {"ImageType": ["DERIVED", "PRIMARY"]}, {"BurnedInAnnotation": ""}],
 )
 def test_plain_radiographs_pass(tags: dict[str, Any]) -> None:
-    assert prepare_import(parse_file(_image(**tags)), UIDS["SOPInstanceUID"], PSEUDONYMS, Rules())
+    assert prepare_import(parse_file(_image(**tags)), UIDS["SOPInstanceUID"], PSEUDONYMS, ImportRules())
 
 
 def test_keep_burnt_in_and_all_views_overrule() -> None:
     data = _image(BurnedInAnnotation="YES", ViewPosition="LL")
-    written = prepare_import(parse_file(data), UIDS["SOPInstanceUID"], PSEUDONYMS, Rules(frontal_only=False, keep_burnt_in=True))
+    written = prepare_import(
+        parse_file(data), UIDS["SOPInstanceUID"], PSEUDONYMS, ImportRules(frontal_only=False, keep_burnt_in=True)
+    )
     assert dcmread(BytesIO(written)).BurnedInAnnotation == "YES"

@@ -12,13 +12,13 @@ from pydicom.uid import ExplicitVRLittleEndian, JPEGLosslessSV1, RLELossless
 
 from pneumofed.client.archive.dicomweb import DicomWebArchive, WebAddress
 from pneumofed.client.archive.dimse import DimseAddress, DimseArchive
-from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, Patience, list_instances
+from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, RetryPolicy, list_instances
 from pneumofed.common.errors import ArchiveError, ConfigError, ImageError, SkipReason
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.dicom_factory import dicom_bytes, draw_radiograph
 from tests.orthanc import AE_TITLE, Orthanc, free_port, run_orthanc
 
-PATIENCE = Patience(timeout_sec=10, attempts=2, first_wait_sec=0.05)
+PATIENCE = RetryPolicy(timeout_sec=10, attempts=2, first_wait_sec=0.05)
 SYNTAXES = (ExplicitVRLittleEndian, JPEGLosslessSV1, RLELossless)
 PATIENTS = ("MRN-1001", "MRN-1001", "MRN-1002", "MRN-1003", "MRN-1004", "MRN-1005")
 WAYS = ("dicomweb", "get", "move")

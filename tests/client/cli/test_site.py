@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from pneumofed.client.cli.site import app
 from pneumofed.client.site import service
 from pneumofed.client.site.folder import SiteFolder
-from pneumofed.client.site.init import MOST_FILES, init_by_hand, init_from_kit
+from pneumofed.client.site.init import MAX_KIT_FILES, init_by_hand, init_from_kit
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.errors import ConfigError, FlowerError
@@ -103,7 +103,7 @@ def special(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.TarI
         {"link": special("north/keys/link", tarfile.SYMTYPE)},
         {"hard": special("north/hard", tarfile.LNKTYPE)},
         {"device": special("north/device", tarfile.CHRTYPE)},
-        {f"north/{number}": "x" for number in range(MOST_FILES + 1)},
+        {f"north/{number}": "x" for number in range(MAX_KIT_FILES + 1)},
         {"north/large": "x" * (11 << 20)},
     ],
 )

@@ -51,7 +51,7 @@ def test_images_that_join_do_not_bring_trained_patients_into_the_comparison(conf
 
 def test_a_bundle_that_does_not_say_on_whom_it_was_trained_is_not_compared(config: SiteConfig, tmp_path: Path) -> None:
     old, new = seal_network(tmp_path / "old", network(0), split_seed=None), seal_network(tmp_path / "new", network(1))
-    with pytest.raises(ConfigError, match="does not tell"):
+    with pytest.raises(ConfigError, match="does not say"):
         compare_at_site(config, old, new)
     with pytest.raises(ConfigError, match="is the old one"):
         compare_at_site(config, new, new)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pneumofed.client.data.splits import split_by_patient
-from pneumofed.client.federation.site_data import FILE, forget_split, split_site
+from pneumofed.client.federation.site_data import SPLIT_FILE, forget_split, split_site
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.errors import DataError
@@ -65,17 +65,17 @@ def test_new_patients_fill_validation_up_to_its_share(tmp_path: Path) -> None:
 def test_another_split_is_another_memory(tmp_path: Path) -> None:
     rows = [(number, number % 2) for number in range(60)]
     assert sides(rows, tmp_path, seed=1) != sides(rows, tmp_path, seed=2)
-    assert len(json.loads((tmp_path / FILE).read_text())) == 2
+    assert len(json.loads((tmp_path / SPLIT_FILE).read_text())) == 2
 
 
 def test_who_withdrew_is_not_remembered(tmp_path: Path) -> None:
     sides([(1, 0), (2, 1), (3, 0)], tmp_path)
     forget_split(tmp_path, lambda patient: patient == "p2")
-    assert "p2" not in (tmp_path / FILE).read_text()
-    assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
+    assert "p2" not in (tmp_path / SPLIT_FILE).read_text()
+    assert (tmp_path / SPLIT_FILE).stat().st_mode & 0o777 == 0o600
 
 
 def test_a_damaged_memory_is_no_reason_to_deal_anew(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text('{"0 0.25": {"p1"')
+    (tmp_path / SPLIT_FILE).write_text('{"0 0.25": {"p1"')
     with pytest.raises(DataError, match="damaged"):
         sides([(1, 0)], tmp_path)

@@ -85,7 +85,11 @@ def site(tmp_path: Path) -> Path:
 @pytest.fixture
 def flower() -> Iterator[None]:
     """Puts Flower's module and ours back as they were."""
-    before, modules, variables = {name: getattr(runtime, name) for name in code_gate.NAMES}, dict(sys.modules), dict(os.environ)
+    before, modules, variables = (
+        {name: getattr(runtime, name) for name in code_gate.FLOWER_FUNCTIONS},
+        dict(sys.modules),
+        dict(os.environ),
+    )
     path = list(sys.path)
     yield
     sys.path[:] = path
@@ -155,7 +159,7 @@ def test_an_unapproved_bundle_is_refused_recorded_and_never_unpacked(
     assert failure == Failure("north", "PolicyError", "the site's policy refuses this (approved_apps)")
     assert not (tmp_path / "marker").exists()
     assert not (tmp_path / "home").exists()
-    assert not (site / "work" / code_gate.APPS).exists()
+    assert not (site / "work" / code_gate.APPS_FOLDER).exists()
     entry = read_entries(site / "work" / "audit.jsonl")[-1]
     assert (entry.event, entry.facts["rule"], entry.facts["app"]) == ("refusal", "approved_apps", hash_bundle(content))
     assert (entry.facts["work"], entry.facts["run"], entry.facts["round"]) == ("query", "run-7", 3)
@@ -169,7 +173,7 @@ def test_an_approved_bundle_runs_by_its_hash_and_not_by_what_is_said_of_it(
     reply = take_task(site, content, monkeypatch)
     assert not reply.has_error()
     assert (tmp_path / "marker").exists()
-    assert (site / "work" / code_gate.APPS / hash_bundle(content) / "pyproject.toml").exists()
+    assert (site / "work" / code_gate.APPS_FOLDER / hash_bundle(content) / "pyproject.toml").exists()
     assert os.environ["PNEUMOFED_APP"] == hash_bundle(content)
 
 

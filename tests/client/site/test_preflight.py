@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from pneumofed.client.cli.site import app
 from pneumofed.client.site import checks, connection_checks
 from pneumofed.client.site.checks import Kind, PreflightFinding
-from pneumofed.client.site.connection_checks import ConnectionProblem, check_clock, check_port, knock
+from pneumofed.client.site.connection_checks import ConnectionProblem, check_clock, check_port, probe_gateway
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.client.site.preflight import CHECKS, EXIT_CODES, exit_code, run_checks
 from pneumofed.common.wire.keys import write_node_key
@@ -224,25 +224,25 @@ def test_an_unknown_name_and_a_closed_port_are_told_apart(site: SiteFolder) -> N
 
 def test_a_door_of_the_federation_is_accepted_and_its_clock_read(site: SiteFolder, tmp_path: Path) -> None:
     with door(tmp_path / "link", timedelta(hours=1)) as port:
-        answer = knock(site.connection, "localhost", port)
+        answer = probe_gateway(site.connection, "localhost", port)
     assert answer.status == 404
     assert answer.date is not None
     assert check_clock(answer.date, datetime.now(UTC)).level == "problem"
-    assert levels(connection_checks.check_door(answer))["answer"] == "ok"
+    assert levels(connection_checks.check_gateway(answer))["answer"] == "ok"
 
 
 def test_a_door_of_another_authority_is_a_problem(site: SiteFolder, tmp_path: Path) -> None:
     (tmp_path / "foreign").mkdir()
     issue(tmp_path / "foreign")
     with door(tmp_path / "foreign") as port, pytest.raises(ConnectionProblem, match="not from the federation's authority"):
-        knock(site.connection, "localhost", port)
+        probe_gateway(site.connection, "localhost", port)
 
 
 def test_a_door_with_an_expired_certificate_is_told_as_such(site: SiteFolder, tmp_path: Path, authority: Authority) -> None:
     (tmp_path / "old").mkdir()
     issue(tmp_path / "old", authority, days=-0.01)
     with door(tmp_path / "old") as port, pytest.raises(ConnectionProblem, match="expired"):
-        knock(site.connection, "localhost", port)
+        probe_gateway(site.connection, "localhost", port)
 
 
 def test_a_certificate_for_another_name_is_told_as_such(
@@ -251,7 +251,7 @@ def test_a_certificate_for_another_name_is_told_as_such(
     connect = socket.create_connection
     monkeypatch.setattr(socket, "create_connection", lambda address, *more: connect(("127.0.0.1", address[1]), *more))
     with door(tmp_path / "link") as port, pytest.raises(ConnectionProblem, match=r"is not for other\.example"):
-        knock(site.connection, "other.example", port)
+        probe_gateway(site.connection, "other.example", port)
 
 
 def test_a_certificate_that_ends_soon_and_a_door_that_fails_are_told(
@@ -260,7 +260,7 @@ def test_a_certificate_that_ends_soon_and_a_door_that_fails_are_told(
     (tmp_path / "soon").mkdir()
     issue(tmp_path / "soon", authority, days=3)
     with door(tmp_path / "soon", status=502) as port:
-        found = levels(connection_checks.check_door(knock(site.connection, "localhost", port)))
+        found = levels(connection_checks.check_gateway(probe_gateway(site.connection, "localhost", port)))
     assert found == {"TLS": "warning", "answer": "problem"}
 
 
@@ -269,7 +269,7 @@ def test_a_plain_text_port_is_told(site: SiteFolder) -> None:
     thread = threading.Thread(target=server.handle_request)
     thread.start()
     with pytest.raises(ConnectionProblem, match="does not speak our TLS"):
-        knock(site.connection, "localhost", server.server_port)
+        probe_gateway(site.connection, "localhost", server.server_port)
     thread.join()
     server.server_close()
 

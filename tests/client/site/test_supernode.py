@@ -18,7 +18,7 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 from flwr.supercore.retry import make_simple_http_retry_invoker
 
 from pneumofed.client.site.service import LEASE_SEC, RETRY_SEC
-from pneumofed.client.site.supernode import PROMISE_SEC, PatientClient
+from pneumofed.client.site.supernode import HEARTBEAT_INTERVAL_SEC, RetryingClient
 from tests.client.superlink import issue
 
 
@@ -57,7 +57,7 @@ def pull(address: str, verify: ssl.SSLContext, tries: int) -> None:
     """Asks as Flower's SuperNode does, so many times at most, without waiting in between."""
     retry = make_simple_http_retry_invoker()
     retry.max_tries, retry.wait_function = tries, lambda _: None
-    client = PatientClient(address, verify=verify, timeout=0.3)
+    client = RetryingClient(address, verify=verify, timeout=0.3)
     retry.invoke(client.PullMessages, PullMessagesRequest())
 
 
@@ -82,9 +82,9 @@ def test_a_certificate_of_another_authority_is_not_tried_again(tmp_path: Path) -
 
 def test_signs_of_life_are_promised_with_room_for_a_cut_network(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
-    monkeypatch.setattr(PatientClient, "_unary_unary", lambda self, **call: sent.append(call["request"]))
-    client = PatientClient("https://127.0.0.1:1")
+    monkeypatch.setattr(RetryingClient, "_unary_unary", lambda self, **call: sent.append(call["request"]))
+    client = RetryingClient("https://127.0.0.1:1")
     client.ActivateNode(ActivateNodeRequest(heartbeat_interval=30))
     client.SendNodeHeartbeat(SendNodeHeartbeatRequest(heartbeat_interval=30))
-    assert [request.heartbeat_interval for request in sent] == [PROMISE_SEC, PROMISE_SEC]
-    assert HEARTBEAT_PATIENCE * PROMISE_SEC + RETRY_SEC < LEASE_SEC
+    assert [request.heartbeat_interval for request in sent] == [HEARTBEAT_INTERVAL_SEC, HEARTBEAT_INTERVAL_SEC]
+    assert HEARTBEAT_PATIENCE * HEARTBEAT_INTERVAL_SEC + RETRY_SEC < LEASE_SEC
