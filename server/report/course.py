@@ -23,15 +23,9 @@ WITHHELD_WORDS: dict[Withheld, str] = {
     "training_metrics": "loss, accuracy and steps of training",
     "validation_statistics": "their validation statistics, so that the pooled ones are of the others",
 }
-
-
 NO_ENDING = "The run folder records no end: the run is still going on, or its process was killed."
-
-
 BETWEEN_SITES = re.compile(r"; (?=(?:node )?[A-Za-z0-9][\w.-]*: )")
 """Between the sites that a `RoundError` names."""
-
-
 ROUND_PREFIX = re.compile(r"round (\d+): ")
 
 

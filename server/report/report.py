@@ -42,8 +42,6 @@ from pneumofed.server.runs.summary_records import ParentBundle
 logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
-
-
 TEMPLATE_FILTERS: Filters = {"number": number, "whole": whole, "bracketed": lambda found: with_interval(found, "95% CI")}
 
 

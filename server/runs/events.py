@@ -48,8 +48,6 @@ logger = logging.getLogger(__name__)
 
 EVENTS_FILE, HEARTBEAT_FILE = "events.jsonl", "heartbeat"
 HEARTBEAT_SEC = 5.0
-
-
 TASK_WORDS = {
     "train": "training",
     "evaluate": "evaluation",

@@ -45,12 +45,8 @@ logger = logging.getLogger(__name__)
 
 Messages = Callable[[Mapping[str, str]], Mapping[str, Message]]
 """Steps by site, as text -> the messages with the model that ask for the vectors."""
-
-
 Compose = Callable[[str, Step], Message]
 """(site, step) -> the message that asks it."""
-
-
 TASK_OF_STAGE: Mapping[Stage, Task] = {"advertise": "keys", "share": "shares", "confirm": "confirmation", "unmask": "unmasking"}
 
 
