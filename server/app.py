@@ -22,6 +22,15 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
+    """Starts the run that the run config names. Its report is written by whoever closes the run: it is no part of the app.
+
+    Args:
+        grid: Flower's way to the connected nodes.
+        context: its run config names the coordinator file (`coordinator`) and the experiment (`experiment`).
+
+    Raises:
+        ConfigError: the run config names no coordinator file, or a file that it names is wrong.
+    """
     _show_log()
     settings = read_coordinator(context.run_config)
     run_federation(

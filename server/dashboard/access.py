@@ -1,6 +1,6 @@
 """Who may see the page, and who may stop a run.
 
-A visitor shows a token, of which this side knows the SHA-256 alone: the coordinator's (`keys/page-token.sha256`), which may do
+A visitor shows a token, of which this side knows only the SHA-256: the coordinator's (`keys/page-token.sha256`), which may do
 everything, or an auditor's (`coordinator.yaml`), which may read. A browser changes it for a cookie; each change that is asked for with
 the cookie also needs the session's CSRF token in a header, which no other site's page can read or send.
 """
@@ -53,7 +53,7 @@ class Access:
         return Visitor(visitor.name, visitor.role, session.csrf) if session and visitor else None
 
     def open_session(self, token: str) -> str | None:
-        """Identifier of a new session of the token's owner; None where nobody owns it."""
+        """Opens a session of the token's owner and returns its identifier; None where nobody owns it."""
         digest = digest_of(token)
         return None if self._find(digest) is None else self._sessions.open(digest)
 
@@ -61,7 +61,7 @@ class Access:
         self._sessions.close(identifier)
 
     def _find(self, digest: str) -> Visitor | None:
-        """Compares with all, in a time that tells nothing."""
+        """Compares with all, in a time that reveals nothing."""
         found = None
         for known, visitor in self._known().items():
             if hmac.compare_digest(known, digest):
@@ -74,12 +74,12 @@ def digest_of(token: str) -> str:
 
 
 def token_file(folder: CoordinatorFolder) -> Path:
-    """Where the SHA-256 of the coordinator's token lies."""
+    """Finds where the SHA-256 of the coordinator's token lies."""
     return folder.path / "keys" / "page-token.sha256"
 
 
 def make_token(folder: CoordinatorFolder) -> str:
-    """A new token of the coordinator, which is told here alone; the old one is void from now on."""
+    """Makes a new token of the coordinator, which is shown only here; the old one is void from now on."""
     token = secrets.token_urlsafe(32)
     path = token_file(folder)
     path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -88,7 +88,7 @@ def make_token(folder: CoordinatorFolder) -> str:
 
 
 def read_visitors(folder: CoordinatorFolder) -> dict[str, Visitor]:
-    """The coordinator and the auditors by the SHA-256 of their tokens; nobody where the settings cannot be read."""
+    """Reads the coordinator and the auditors by the SHA-256 of their tokens; nobody where the settings cannot be read."""
     try:
         auditors = folder.settings().auditors
     except ConfigError:

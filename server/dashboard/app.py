@@ -4,10 +4,10 @@ GET  /health                      that it answers; for anybody
 POST /api/login  /api/logout      a token for a session, and its end
 GET  /api/me                      who looks
 GET  /api/runs  /api/runs/{name}  runs, and one in full
-GET  /api/sites  /api/events      sites now, and the activity log
-POST /api/runs/{name}/stop        the coordinator's token alone
+GET  /api/sites  /api/events      sites now (`view_sites`), and the activity log
+POST /api/runs/{name}/stop        only with the coordinator's token
 
-What the page shows of sites and processes.
+`create_dashboard` builds the application. What it shows of runs is made in `server.dashboard.views`.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from pneumofed.server.runs.registry import RUN_NAME, Registry
 from pneumofed.server.runs.runs import Runs
 from pneumofed.server.runs.tables import RunRow
 
-ASSETS = Path(__file__).parent / "assets"
-FILES = {"style.css": "text/css", "app.js": "text/javascript", "charts.js": "text/javascript", "icon.svg": "image/svg+xml"}
-COOKIE = "pneumofed_session"
-MAX_BODY = 4096
+ASSETS_FOLDER = Path(__file__).parent / "assets"
+ASSET_TYPES = {"style.css": "text/css", "app.js": "text/javascript", "charts.js": "text/javascript", "icon.svg": "image/svg+xml"}
+SESSION_COOKIE = "pneumofed_session"
+MAX_BODY_BYTES = 4096
 WRONG_TOKEN_SEC = 0.5
-HEADERS = security_headers()
+SECURITY_HEADERS = security_headers()
 
 
 @dataclass
@@ -57,28 +57,38 @@ class Dashboard:
 
 
 def create_dashboard(page: Dashboard, hosts: Sequence[str] = ("127.0.0.1", "localhost")) -> FastAPI:
-    """The application. It answers under the names in `hosts` alone, so that no foreign name can be pointed at it."""
+    """Builds the application.
+
+    Args:
+        page: what the routes work with.
+        hosts: the names that it answers under, so that no foreign name can be pointed at it.
+    """
     app = FastAPI(title="pneumofed coordinator", docs_url=None, redoc_url=None, openapi_url="/api/openapi.json")
     app.state.page = page
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.middleware("http")(_guard)
-    app.add_exception_handler(PneumofedError, _tell)
+    app.add_exception_handler(PneumofedError, _error_response)
     for add in (_add_page, _add_session, _add_reading, _add_stopping):
         add(app)
     return app
 
 
 def current_visitor(request: Request) -> Visitor:
-    """Who asks, by bearer token or session; 401 for anybody else."""
+    """Finds who asks, by bearer token or session; 401 for anybody else."""
     access: Access = request.app.state.page.access
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    found = access.by_token(token.strip()) if scheme.lower() == "bearer" else access.by_session(request.cookies.get(COOKIE, ""))
+    found = (
+        access.by_token(token.strip())
+        if scheme.lower() == "bearer"
+        else access.by_session(request.cookies.get(SESSION_COOKIE, ""))
+    )
     if found is None:
         raise HTTPException(401, "show a token", {"WWW-Authenticate": "Bearer"})
     return found
 
 
 def current_page(request: Request) -> Dashboard:
+    """Finds what the routes work with."""
     found: Dashboard = request.app.state.page
     return found
 
@@ -91,34 +101,34 @@ async def _guard(request: Request, call_next: Callable[[Request], Awaitable[Resp
     """Refuses large bodies and changes asked for by foreign pages, and puts the headers on every answer."""
     refusal = _refuse(request) if request.method not in ("GET", "HEAD") else None
     response = refusal or await call_next(request)
-    response.headers.update({name: value for name, value in HEADERS.items() if name not in response.headers})
+    response.headers.update({name: value for name, value in SECURITY_HEADERS.items() if name not in response.headers})
     return response
 
 
 def _refuse(request: Request) -> Response | None:
     length = request.headers.get("content-length", "")
-    if "transfer-encoding" in request.headers or not (length or "0").isdigit() or int(length or "0") > MAX_BODY:
-        return JSONResponse({"detail": f"a body has {MAX_BODY} bytes at most, and says how many"}, 413)
+    if "transfer-encoding" in request.headers or not (length or "0").isdigit() or int(length or "0") > MAX_BODY_BYTES:
+        return JSONResponse({"detail": f"a body has {MAX_BODY_BYTES} bytes at most, and says how many"}, 413)
     if is_foreign(request.headers):
         return JSONResponse({"detail": "asked for by another page"}, 403)
     return None
 
 
-async def _tell(_: Request, error: Exception) -> Response:
-    """Our own errors as a sentence. Only the coordinator's routes raise them."""
+async def _error_response(_: Request, error: Exception) -> Response:
+    """Answers our own errors as a sentence. Only the coordinator's routes raise them."""
     return JSONResponse({"detail": str(error)}, 404 if isinstance(error, ConfigError) else 502)
 
 
 def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     def index() -> FileResponse:
-        return FileResponse(ASSETS / "index.html", media_type="text/html")
+        return FileResponse(ASSETS_FOLDER / "index.html", media_type="text/html")
 
     @app.get("/assets/{name}", include_in_schema=False)
     def asset(name: str) -> FileResponse:
-        if name not in FILES:
+        if name not in ASSET_TYPES:
             raise HTTPException(404, "no such file")
-        return FileResponse(ASSETS / name, media_type=FILES[name], headers={"Cache-Control": "no-cache"})
+        return FileResponse(ASSETS_FOLDER / name, media_type=ASSET_TYPES[name], headers={"Cache-Control": "no-cache"})
 
     @app.get("/health")
     def health() -> schema.PageHealth:
@@ -134,14 +144,14 @@ def _add_session(app: FastAPI) -> None:
             await asyncio.sleep(WRONG_TOKEN_SEC)
             raise HTTPException(401, "nobody has this token")
         secure = request.url.scheme == "https"
-        response.set_cookie(COOKIE, identifier, max_age=int(SESSION_SEC), httponly=True, samesite="strict", secure=secure)
+        response.set_cookie(SESSION_COOKIE, identifier, max_age=int(SESSION_SEC), httponly=True, samesite="strict", secure=secure)
         return _me(visitor)
 
     @app.post("/api/logout", status_code=204)
     def logout(request: Request, response: Response, visitor: VisitorNow, page: PageNow) -> None:
         _check_csrf(request, visitor)
-        page.access.close_session(request.cookies.get(COOKIE, ""))
-        response.delete_cookie(COOKIE)
+        page.access.close_session(request.cookies.get(SESSION_COOKIE, ""))
+        response.delete_cookie(SESSION_COOKIE)
 
     @app.get("/api/me")
     def me(visitor: VisitorNow) -> schema.Viewer:
@@ -213,7 +223,13 @@ def _me(visitor: Visitor) -> schema.Viewer:
 
 
 def view_sites(registry: Registry, overview: Overview | None, full: bool) -> schema.Sites:
-    """Sites and processes as they are now; without `full`, file names are cut out."""
+    """Shows sites and processes as they are now.
+
+    Args:
+        registry: where sites and open runs stand.
+        overview: the last look at processes and connections; None before the first one.
+        full: whether file names are shown; without it they are cut out.
+    """
     known = registry.sites()
     open_runs = registry.open_runs()
     events: list[dict[str, Any]] = []

@@ -1,6 +1,7 @@
 """The page's process: `python -m pneumofed.server.dashboard.serve COORDINATOR`, started and stopped by `pneumofed server`.
 
-Keeps the registry true, the reports of ended runs written and the page's view of sites fresh while the page runs.
+`start_page` starts it from another process, `serve_dashboard` is what runs in it. Beside the page a `RunWatcher` keeps the registry true,
+the reports of ended runs written and the page's view of sites fresh.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from pneumofed.server.dashboard.app import Dashboard
 from pneumofed.server.operations.overview import observe_federation
 from pneumofed.server.operations.settings import CoordinatorFolder
 
-START_SEC = 60.0
+logger = logging.getLogger(__name__)
+
+PAGE_START_SEC = 60.0
+WATCH_SEC = 3.0
 
 
 def start_page(folder: CoordinatorFolder) -> str:
@@ -36,7 +40,7 @@ def start_page(folder: CoordinatorFolder) -> str:
         check_port_free("127.0.0.1", port, "the live page")
         command = [sys.executable, "-m", "pneumofed.server.dashboard.serve", str(folder.path)]
         daemon.start(command, os.environ, folder.state)
-    deadline = time.monotonic() + START_SEC
+    deadline = time.monotonic() + PAGE_START_SEC
     while time.monotonic() < deadline and daemon.pid() is not None:
         if page_answers(folder):
             return page_address(folder)
@@ -60,7 +64,7 @@ def page_answers(folder: CoordinatorFolder) -> bool:
 
 
 def serve_dashboard(path: Path) -> None:
-    """Serves until it is told to stop. It listens on loopback alone; the door shows it outside where the settings say so."""
+    """Serves until it is stopped. It listens only on loopback; the gateway shows it outside where the settings say so."""
     import uvicorn
 
     from pneumofed.server.dashboard.access import Access, read_visitors
@@ -89,19 +93,14 @@ def main() -> None:
         sys.exit(f"pneumofed: {error}")
 
 
-logger = logging.getLogger(__name__)
-
-EVERY_SEC = 3.0
-
-
 class RunWatcher:
     """A thread that reconciles the runs, writes their reports and looks at processes and sites, again and again, whatever goes wrong."""
 
-    def __init__(self, page: Dashboard, every_sec: float = EVERY_SEC) -> None:
+    def __init__(self, page: Dashboard, every_sec: float = WATCH_SEC) -> None:
         self._page, self._every_sec = page, every_sec
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watch", daemon=True)
-        self._told = ""
+        self._logged = ""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -119,11 +118,11 @@ class RunWatcher:
             finally:  # a bad key in `sites/` must leave no run open, nor without its report
                 self._page.runs.reconcile()
                 self._page.runs.write_reports()
-            self._told = ""
+            self._logged = ""
         except Exception as error:  # a thread that died would leave the page with old news for ever
-            if str(error) != self._told:
+            if str(error) != self._logged:
                 logger.exception("the sites and runs could not be looked at")
-            self._told = str(error)
+            self._logged = str(error)
 
     def _watch(self) -> None:
         while not self._end.is_set():

@@ -19,17 +19,27 @@ from pneumofed.server.runs.status import read_history, read_summary
 from pneumofed.server.runs.summary_records import MetricInterval
 from pneumofed.server.runs.tables import RunRow, RunState
 
-RESULTS = ("auroc", "sensitivity", "specificity", "accuracy")
-PATH = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\]\S")
+SHOWN_METRICS = ("auroc", "sensitivity", "specificity", "accuracy")
+FILE_NAME = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\]\S")
 
 
 def run_line(run: RunRow, full: bool) -> RunLine:
-    """The run in the list. Without `full`, file names are cut out of its reason."""
+    """Shows the run as a line of the list.
+
+    Args:
+        run: its row in the registry.
+        full: whether its reason is shown whole; without it file names are cut out.
+    """
     return RunLine(**_line(run, full, len(read_history(RunFolder(Path(run.folder))))))
 
 
 def view_run(run: RunRow, full: bool) -> RunDetail:
-    """The run with its rounds, its sites' numbers and its results."""
+    """Shows the run with its rounds, its sites' numbers and its results.
+
+    Args:
+        run: its row in the registry.
+        full: whether its reason is shown whole; without it file names are cut out.
+    """
     history = read_history(RunFolder(Path(run.folder)))
     experiment = _experiment(run)
     return RunDetail(
@@ -54,8 +64,8 @@ def view_run(run: RunRow, full: bool) -> RunDetail:
 
 
 def without_paths(text: str) -> str:
-    """`text` up to the first file name in it, which may tell more than an auditor should know."""
-    found = PATH.search(text)
+    """Cuts `text` at the first file name in it, which may say more than an auditor should know."""
+    found = FILE_NAME.search(text)
     return text if found is None else f"{text[: found.start()].rstrip()} … (the rest names files; the coordinator can see it)"
 
 
@@ -136,7 +146,9 @@ def _results(run: RunRow) -> dict[str, dict[str, IntervalView]]:
     if run.state != RunState.SUCCEEDED:
         return {}
     summary = read_summary(RunFolder(Path(run.folder)))
-    return {name: {key: _interval(found[key]) for key in RESULTS if key in found} for name, found in summary.results.items()}
+    return {
+        name: {key: _interval(found[key]) for key in SHOWN_METRICS if key in found} for name, found in summary.results.items()
+    }
 
 
 def _interval(found: MetricInterval) -> IntervalView:
@@ -144,7 +156,7 @@ def _interval(found: MetricInterval) -> IntervalView:
 
 
 def _privacy(history: Sequence[RoundRecord]) -> PrivacyView:
-    """The last epsilon that each site told; without differential privacy no site tells one."""
+    """The last epsilon that each site reported; without differential privacy no site reports one."""
     spent: dict[str, float] = {}
     for line in history:
         spent |= line.epsilons

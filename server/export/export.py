@@ -1,6 +1,7 @@
-"""From a run folder to a signed model bundle.
+"""From a run folder to a signed model bundle: `export_run`.
 
-That the graph is the network, and what int8 costs.
+Steps: load the kept network, export it as ONNX and check that the graph is the network (`check_graph`), quantise it and measure what int8
+costs (`measure_quantization`), calibrate, measure on every set, write card, reference and files for other tools, sign and pack.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.export.card import write_card
 from pneumofed.server.export.graph import export_onnx, quantize_onnx, run_torch
 from pneumofed.server.export.measures import (
-    Pictures,
+    ExportImages,
     calibrate,
     load_central,
     load_folders,
@@ -59,9 +60,17 @@ from pneumofed.server.export.measures import (
 )
 from pneumofed.server.export.source import Source, describe_source, read_finished_run
 
-MOST_LOSS = 0.02
+MOST_AUROC_LOSS = 0.02
 """AUROC that int8 may cost; a graph that costs more is left out."""
 
+GRAPH_TOLERANCE = 1e-4
+"""Largest difference from PyTorch with which a graph is given to anybody."""
+CHECKED_IMAGES = 128
+RANGE_IMAGES = 128
+"""From which the ranges of int8 are taken; Krishnamoorthi 2018 (arXiv 1806.08342, section 3.1.4) finds about a hundred enough."""
+COMPARED_IMAGES = 1000
+GRAPH_BATCH = 16
+Floats = npt.NDArray[np.float32]
 Say = Callable[[str], None]
 
 
@@ -116,7 +125,7 @@ def export_run(plan: ExportPlan, say: Say = lambda _: None) -> BundleManifest:
 
 
 def release_key(run: Path, say: Say = lambda _: None) -> Path:
-    """The file of the coordinator's key for releases, made on first use.
+    """Finds the file of the coordinator's key for releases, made on first use.
 
     Args:
         run: a run folder. The key lies in `keys/` of its coordinator, or of a run without a coordinator folder in the run.
@@ -186,7 +195,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
 
 
 def load_network(source: Source) -> nn.Module:
-    """The kept model of the run, in evaluation mode."""
+    """Builds the kept model of the run, in evaluation mode."""
     network = build_model(source.experiment.model.without_weights(), source.experiment.task, seed=0)
     ArraysLayout.of(network).load(network, source.checkpoint.arrays.parameters, source.checkpoint.arrays.statistics)
     return network.eval()
@@ -199,11 +208,11 @@ def _preprocessing(source: Source) -> Preprocessing:
 
 
 def _quantize(
-    folder: Path, reference: Pictures, central: Sequence[Pictures], calibration: Calibration, threshold: float, say: Say
+    folder: Path, reference: ExportImages, central: Sequence[ExportImages], calibration: Calibration, threshold: float, say: Say
 ) -> list[Quantization]:
     """Writes the int8 graph and returns what it costs on each labelled set, or on the reference where none is labelled.
 
-    A graph that costs more than `MOST_LOSS` is removed again: depthwise convolutions with wide ranges, as EfficientNet's, can lose
+    A graph that costs more than `MOST_AUROC_LOSS` is removed again: depthwise convolutions with wide ranges, as EfficientNet's, can lose
     everything (Krishnamoorthi 2018, arXiv 1806.08342, section 3.1.5).
     """
     graphs = folder / NETWORK, folder / QUANTIZED
@@ -212,21 +221,21 @@ def _quantize(
     first = losses[0]
     loss = (first.auroc_float32.value or 0.0) - (first.auroc_int8.value or 0.0)
     say(f"int8 changes probabilities by {first.mean_difference:.4f} on average ({first.name}), AUROC by {-loss:+.4f}")
-    if loss > MOST_LOSS or first.mean_difference > 5 * MOST_LOSS:
+    if loss > MOST_AUROC_LOSS or first.mean_difference > 5 * MOST_AUROC_LOSS:
         say("int8 costs too much with this network and is left out")
         graphs[1].unlink()
         return []
     return losses
 
 
-def _write_reference(folder: Path, reference: Pictures, calibration: Calibration) -> tuple[ReferenceSet, Suitability]:
+def _write_reference(folder: Path, reference: ExportImages, calibration: Calibration) -> tuple[ReferenceSet, Suitability]:
     index = reference.draw("reference")
     logits, features = run_features(folder / NETWORK, reference, index)
     squares = reference.inputs(index)[:, 0]
     statistics = pixel_statistics(squares)
     probabilities = calibration.probability(pneumonia_score(logits)).astype(np.float32)
     patients = None if reference.patients is None else [reference.patients[row] for row in index]
-    kept = first_of_each(patients or list(index))  # drift is told by patients that are independent of each other
+    kept = first_of_each(patients or list(index))  # drift is measured by patients that are independent of each other
     arrays: dict[str, Any] = {"features": features, "probabilities": probabilities, "pixel_statistics": statistics}
     if reference.labels is not None:
         arrays["labels"] = (reference.labels[index] > 0).astype(np.int64)
@@ -236,29 +245,27 @@ def _write_reference(folder: Path, reference: Pictures, calibration: Calibration
 
 
 def first_of_each(patients: Sequence[Hashable]) -> list[int]:
-    """Positions of the first image of each patient, in order."""
+    """Finds the position of the first image of each patient, in order."""
     seen: dict[Hashable, int] = {}
     for position, patient in enumerate(patients):
         seen.setdefault(patient, position)
     return list(seen.values())
 
 
-TOLERANCE = 1e-4
-"""Largest difference from PyTorch with which a graph is given to anybody."""
-CHECKED_IMAGES = 128
-RANGE_IMAGES = 128
-"""From which the ranges of int8 are taken; Krishnamoorthi 2018 (arXiv 1806.08342, section 3.1.4) finds about a hundred enough."""
-JUDGED_IMAGES = 1000
-BATCH = 16
+def check_graph(network: nn.Module, in_channels: int, graph: Path, pictures: list[ExportImages]) -> GraphCheck:
+    """Measures how far `graph` is from `network` on images of all sets.
 
-Floats = npt.NDArray[np.float32]
+    Args:
+        network: in evaluation mode.
+        in_channels: of the network, 1 or 3.
+        graph: the ONNX file.
+        pictures: the sets; `CHECKED_IMAGES` of each are tried.
 
-
-def check_graph(network: nn.Module, in_channels: int, graph: Path, pictures: list[Pictures]) -> GraphCheck:
-    """How far `graph` is from `network` on images of all sets.
+    Returns:
+        Largest differences: in a logit, in P(pneumonia), in any other output.
 
     Raises:
-        BundleError: P(pneumonia) differs by more than `TOLERANCE`, or another output, relative to its largest value.
+        BundleError: P(pneumonia) differs by more than `GRAPH_TOLERANCE`, or another output, relative to its largest value.
     """
     session = open_session(graph.read_bytes())
     worst, images = np.zeros(3), 0
@@ -269,23 +276,32 @@ def check_graph(network: nn.Module, in_channels: int, graph: Path, pictures: lis
             inputs = part.inputs(rows)
             worst = np.maximum(worst, _differences(session.run(None, {"image": inputs}), run_torch(network, in_channels, inputs)))
     found = GraphCheck(images=images, logits=float(worst[0]), probability=float(worst[1]), features=float(worst[2]))
-    if not worst.max() <= TOLERANCE:  # NaN fails too
+    if not worst.max() <= GRAPH_TOLERANCE:  # NaN fails too
         raise BundleError(
-            f"the ONNX graph differs from PyTorch by {worst.max():.2g} on {images} images, {TOLERANCE:g} is allowed: nothing was exported"
+            f"the ONNX graph differs from PyTorch by {worst.max():.2g} on {images} images, "
+            f"{GRAPH_TOLERANCE:g} is allowed: nothing was exported"
         )
     return found
 
 
-def range_batches(part: Pictures) -> list[Floats]:
-    """The images that int8 takes its ranges from, float32 [n, 1, S, S] each."""
+def range_batches(part: ExportImages) -> list[Floats]:
+    """Loads the images that int8 takes its ranges from, float32 [n, 1, S, S] each."""
     return [part.inputs(rows) for rows in _batches(part.draw("int8 ranges", RANGE_IMAGES))]
 
 
-def measure_quantization(part: Pictures, graphs: tuple[Path, Path], calibration: Calibration, threshold: float) -> Quantization:
-    """What the int8 graph (the second) costs against float32 on images of `part` that its ranges were not taken from, where there
-    are others."""
+def measure_quantization(
+    part: ExportImages, graphs: tuple[Path, Path], calibration: Calibration, threshold: float
+) -> Quantization:
+    """Measures what int8 costs against float32, on images that its ranges were not taken from where there are others.
+
+    Args:
+        part: one set.
+        graphs: files of the float32 and of the int8 graph.
+        calibration: what turns logits into probabilities.
+        threshold: on the calibrated probability.
+    """
     order = part.draw("int8 ranges")
-    index = order[RANGE_IMAGES:][:JUDGED_IMAGES] if len(order) > RANGE_IMAGES else order
+    index = order[RANGE_IMAGES:][:COMPARED_IMAGES] if len(order) > RANGE_IMAGES else order
     exact, coarse = (run_logits(graph, part, index) for graph in graphs)
     first, second = (calibration.probability(pneumonia_score(logits)) for logits in (exact, coarse))
     return Quantization(
@@ -300,21 +316,36 @@ def measure_quantization(part: Pictures, graphs: tuple[Path, Path], calibration:
     )
 
 
-def run_logits(graph: Path, part: Pictures, index: npt.NDArray[np.int64]) -> Floats:
-    """float32 [n, C] of the images at `index`."""
+def run_logits(graph: Path, part: ExportImages, index: npt.NDArray[np.int64]) -> Floats:
+    """Computes the logits of images with ONNX Runtime, float32 [n, C].
+
+    Args:
+        graph: the ONNX file.
+        part: one set.
+        index: int64 [n], positions in the set.
+    """
     session = open_session(graph.read_bytes())
     return np.concatenate([session.run(["logits"], {"image": part.inputs(rows)})[0] for rows in _batches(index)])
 
 
-def run_features(graph: Path, part: Pictures, index: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
-    """(logits [n, C], features [n, D]) of the images at `index`."""
+def run_features(graph: Path, part: ExportImages, index: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Computes logits and features of images with ONNX Runtime.
+
+    Args:
+        graph: the ONNX file.
+        part: one set.
+        index: int64 [n], positions in the set.
+
+    Returns:
+        Logits float32 [n, C] and features float32 [n, D].
+    """
     session = open_session(graph.read_bytes())
     found = [session.run(["logits", "features"], {"image": part.inputs(rows)}) for rows in _batches(index)]
     return np.concatenate([logits for logits, _ in found]), np.concatenate([features for _, features in found])
 
 
 def _batches(index: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    return [index[start : start + BATCH] for start in range(0, len(index), BATCH)]
+    return [index[start : start + GRAPH_BATCH] for start in range(0, len(index), GRAPH_BATCH)]
 
 
 def _differences(graph: list[Floats], torch: tuple[Floats, ...]) -> npt.NDArray[np.float64]:
@@ -328,7 +359,7 @@ def _differences(graph: list[Floats], torch: tuple[Floats, ...]) -> npt.NDArray[
     return np.array([logits, float(np.abs(first - second).max()), max(others)])
 
 
-def _auroc(logits: Floats, part: Pictures, index: npt.NDArray[np.int64]) -> IntervalEstimate:
+def _auroc(logits: Floats, part: ExportImages, index: npt.NDArray[np.int64]) -> IntervalEstimate:
     """With its bootstrap interval by patient; undefined where nobody labelled the images."""
     if part.labels is None:
         return IntervalEstimate(value=None)

@@ -18,8 +18,8 @@ from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.build import classifier_of
 
-OUTPUTS = ("logits", "features", "activations", "cam")
-OPSET = 20
+GRAPH_OUTPUTS = ("logits", "features", "activations", "cam")
+ONNX_OPSET = 20
 BATCH_LIMIT = 4096
 
 Floats = npt.NDArray[np.float32]
@@ -48,7 +48,7 @@ class ExportedNetwork(nn.Module):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return OUTPUTS if architecture_of(self.network).maps else OUTPUTS[:2]
+        return GRAPH_OUTPUTS if architecture_of(self.network).maps else GRAPH_OUTPUTS[:2]
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         logits = self.network(normalize(image, self.in_channels))
@@ -64,7 +64,14 @@ class ExportedNetwork(nn.Module):
 
 
 def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) -> None:
-    """Writes `network`, of `build_model`, as the ONNX graph of `ExportedNetwork` with a batch of any size. Leaves it in evaluation.
+    """Writes the network as the ONNX graph of `ExportedNetwork` with a batch of any size up to `BATCH_LIMIT`. Leaves it in
+    evaluation mode.
+
+    Args:
+        network: of `common.models.build.build_model`.
+        in_channels: of the network, 1 or 3; the graph itself takes one channel.
+        size_px: side of the square input.
+        path: the file to write.
 
     Raises:
         BundleError: torch cannot export this network; the text says why.
@@ -87,7 +94,7 @@ def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) 
                 dynamic_shapes=shapes,
                 input_names=["image"],
                 output_names=list(exported.outputs),
-                opset_version=OPSET,
+                opset_version=ONNX_OPSET,
                 external_data=False,
                 verbose=False,
             )
@@ -108,7 +115,16 @@ def _root_of(error: BaseException) -> str:
 
 
 def run_torch(network: nn.Module, in_channels: int, images: Floats) -> tuple[Floats, ...]:
-    """What PyTorch gives for the graph's outputs on `images` float32 [N, 1, S, S] in [0, 1]."""
+    """Computes with PyTorch what the graph computes.
+
+    Args:
+        network: of `common.models.build.build_model`.
+        in_channels: of the network, 1 or 3.
+        images: float32 [N, 1, S, S] in [0, 1].
+
+    Returns:
+        The outputs in the order of `ExportedNetwork.outputs`.
+    """
     with torch.inference_mode():
         return tuple(output.numpy() for output in ExportedNetwork(network, in_channels)(torch.from_numpy(images)))
 
@@ -118,6 +134,11 @@ def quantize_onnx(source: Path, target: Path, batches: Iterator[Floats]) -> None
 
     Static quantisation: the ranges of the activations are taken from `batches` of images, float32 [N, 1, S, S] in [0, 1]
     (Jacob et al. 2018, section 3; ONNX Runtime's QDQ format). The classifier and what follows it stay in float32.
+
+    Args:
+        source: the float32 graph.
+        target: the file to write.
+        batches: images of the kind that the network will see, float32 [n, 1, S, S] in [0, 1] each; the iterator is used up.
 
     Raises:
         BundleError: ONNX Runtime cannot quantise this graph.

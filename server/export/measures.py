@@ -1,8 +1,9 @@
-"""Calibrating on the hospitals' validation statistics, and measuring the result on the central sets.
+"""What an export measures and on which images, and the same graph for other tools.
 
-The same graph for other tools: a Triton model repository, and MONAI bundle metadata.
-
-The images that an export needs at the coordinator: to check the graph, to quantise it, and as the reference of later use.
+Calibration on the hospitals' validation statistics (`calibrate`) and metrics of the result on validation, central sets and subgroups
+(`measure_...`). `ExportImages` are the images that an export needs at the coordinator: to check the graph, to quantise it, and as the
+reference of later use; `load_central` and `load_folders` load them. `write_triton` writes a Triton model repository, `write_monai` MONAI
+bundle metadata.
 """
 
 from __future__ import annotations
@@ -38,25 +39,49 @@ from pneumofed.server.federation.central_evaluation import bootstrap_settings
 from pneumofed.server.report.numbers import approximate
 from pneumofed.server.runs.records import Metrics
 
-SHOWN = ("auroc", "sensitivity", "specificity", "accuracy", "ece", "brier", "log_loss", "accuracy_three_class", "auroc_macro")
+CARD_METRICS = (
+    "auroc",
+    "sensitivity",
+    "specificity",
+    "accuracy",
+    "ece",
+    "brier",
+    "log_loss",
+    "accuracy_three_class",
+    "auroc_macro",
+)
 LEAST_IN_SUBGROUP = 20
 """Images; of fewer no metric says anything."""
 AGE_GROUPS = ((0, 18), (18, 40), (40, 65), (65, 200))
 """Years, from and below; 18 is the border of paediatrics."""
 
-NOT_KEPT = "the run kept no validation statistics"
-FEDBN = (
+NO_STATISTICS = "the run kept no validation statistics"
+FEDBN_HAS_NO_CALIBRATION = (
     "under FedBN validation, and so the choice of round and threshold, is of networks with each hospital's own normalisation layers; "
     "this one has their average, which no hospital trained with"
 )
 
+MOST_IMAGES_OF_A_SET = 2000
+"""Of each set: more make no statistic of use better."""
+TRITON_MODEL = "pneumofed"
+TRITON_BATCH = 32
+MONAI_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_TRITON_TYPES = {onnx.TensorProto.FLOAT: "TYPE_FP32"}
 Reals = npt.NDArray[np.float64]
 
 
 def calibrate(source: Source, method: Method) -> Calibration:
-    """The calibration on the hospitals' validation patients, whose images stayed where they are: their counts by score suffice."""
+    """Fits the calibration on the hospitals' validation patients, whose images stayed where they are: their counts by score
+    suffice.
+
+    Args:
+        source: the finished run; without validation statistics nothing is fitted, and the result says why.
+        method: what is fitted.
+    """
     if source.validation is None:
-        return Calibration(fitted_on=f"not fitted: {FEDBN if source.experiment.strategy.name == 'fedbn' else NOT_KEPT}")
+        return Calibration(
+            fitted_on=f"not fitted: {FEDBN_HAS_NO_CALIBRATION if source.experiment.strategy.name == 'fedbn' else NO_STATISTICS}"
+        )
     scores, negatives, positives = score_histogram(source.validation)
     return fit_calibration(
         scores,
@@ -84,14 +109,24 @@ def score_histogram(statistics: Statistics) -> tuple[Reals, Reals, Reals]:
 
 
 def calibrate_predictions(predictions: Predictions, calibration: Calibration) -> Predictions:
-    """`predictions` with calibrated probabilities."""
+    """Replaces the probabilities by calibrated ones.
+
+    Args:
+        predictions: of the network itself.
+        calibration: the one that the bundle holds.
+    """
     logits = np.log(np.maximum(predictions.probabilities, np.finfo(np.float64).tiny))
     found = calibration.class_probabilities(logits)
     return Predictions(found, predictions.labels, predictions.patients, predictions.images)
 
 
 def measure_central(source: Source, calibration: Calibration | None) -> list[Measured]:
-    """The run's central sets with bootstrap intervals by patient; of the network's own probabilities where `calibration` is None."""
+    """Measures the run's central sets with bootstrap intervals by patient.
+
+    Args:
+        source: the finished run with its predictions.
+        calibration: applied before measuring; None measures the network's own probabilities.
+    """
     threshold = source.threshold if calibration is None else calibration.move(source.threshold)
     found = []
     for name, predictions in source.run.predictions.items():
@@ -103,7 +138,13 @@ def measure_central(source: Source, calibration: Calibration | None) -> list[Mea
 def measure_subgroups(
     source: Source, calibration: Calibration, records: Mapping[str, Mapping[str, ImageRecord]]
 ) -> list[Measured]:
-    """The central sets by sex, age and view, where the manifests know them and enough images are of a group."""
+    """Measures the central sets by sex, age and view, where the manifests know them and a group has `LEAST_IN_SUBGROUP` images.
+
+    Args:
+        source: the finished run with its predictions.
+        calibration: applied before measuring.
+        records: by set, its manifest rows by the first 16 digits of their file's SHA-256.
+    """
     threshold, found = calibration.move(source.threshold), []
     for name, predictions in source.run.predictions.items():
         known = [records.get(name, {}).get(image) for image in predictions.images]
@@ -116,14 +157,23 @@ def measure_subgroups(
 
 
 def measure_validation(source: Source, calibration: Calibration) -> list[Measured]:
-    """The hospitals' validation patients from their statistics; intervals take images as independent."""
+    """Measures the hospitals' validation patients from their statistics; intervals take images as independent.
+
+    Args:
+        source: the finished run.
+        calibration: applied before calibration error, Brier score and log loss are computed; the threshold's metrics do not
+            depend on it.
+
+    Returns:
+        One set, or none where the run kept no validation statistics.
+    """
     if source.validation is None or not source.validation.n:
         return []
-    told = Metrics.model_validate(metrics(source.validation, source.threshold))
-    estimates = {name: IntervalEstimate(value=e.value, low=e.low, high=e.high) for name, e in approximate(told).items()}
+    counted = Metrics.model_validate(metrics(source.validation, source.threshold))
+    estimates = {name: IntervalEstimate(value=e.value, low=e.low, high=e.high) for name, e in approximate(counted).items()}
     for name, value in _proper_scores(source.validation, calibration).items():
         estimates[name] = IntervalEstimate(value=value)
-    shown = {name: estimates[name] for name in SHOWN if name in estimates}
+    shown = {name: estimates[name] for name in CARD_METRICS if name in estimates}
     return [Measured(name="validation", images=source.validation.n, positives=source.validation.n_positive, metrics=shown)]
 
 
@@ -160,7 +210,7 @@ def _measure(name: str, predictions: Predictions, threshold: float, settings: Bo
         images=len(predictions),
         positives=int((predictions.labels != 0).sum()),
         patients=len(set(predictions.patients)),
-        metrics={metric: _estimate(found[metric]) for metric in SHOWN if metric in found},
+        metrics={metric: _estimate(found[metric]) for metric in CARD_METRICS if metric in found},
     )
 
 
@@ -189,10 +239,97 @@ def _rows(predictions: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:
     return Predictions(predictions.probabilities[rows], predictions.labels[rows], patients, images)
 
 
-TRITON_MODEL = "pneumofed"
-TRITON_BATCH = 32
-MONAI_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-_TYPES = {onnx.TensorProto.FLOAT: "TYPE_FP32"}
+@dataclass(frozen=True, eq=False)
+class ExportImages:
+    """Images of one set as the network sees them.
+
+    Attributes:
+        name: `test`, `external` or `reference`.
+        pixels: uint8 [N, S, S].
+        labels: int64 [N] of the task; None where nobody labelled them.
+        records: manifest rows by the first 16 digits of their file's SHA-256, as in the run's predictions; empty without a manifest.
+        patients: of each image; None where nobody knows.
+        skipped: files that could not be used.
+    """
+
+    name: str
+    pixels: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64] | None
+    records: dict[str, ImageRecord]
+    patients: tuple[str, ...] | None = None
+    skipped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def inputs(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """float32 [n, 1, S, S] in [0, 1]: the graph's input for the images at `index`."""
+        return (self.pixels[index].astype(np.float32) / np.float32(255.0))[:, None]
+
+    def draw(self, purpose: str, most: int = MOST_IMAGES_OF_A_SET) -> npt.NDArray[np.int64]:
+        """Draws positions in random order, the same each time.
+
+        Args:
+            purpose: names the draw; each purpose has its own order.
+            most: how many at most.
+
+        Returns:
+            int64 [n], n up to `most`.
+        """
+        return numpy_generator("export", purpose, self.name).permutation(len(self))[:most].astype(np.int64)
+
+
+def load_central(source: Source) -> list[ExportImages]:
+    """The run's central sets, through the coordinator's cache; those whose manifest is gone are left out."""
+    if source.coordinator is None:
+        return []
+    settings, experiment = source.coordinator, source.experiment
+    cache = Path(settings.cache_dir or Path(settings.run_dir) / "cache")
+    found = []
+    for name, manifest in (("test", settings.test_manifest), ("external", settings.external_manifest)):
+        if manifest and Path(manifest).is_file():
+            records = read_manifest(Path(manifest)).records
+            dataset = load_dataset(
+                read_manifest(Path(manifest)), experiment.task, experiment.image, cache / name, keep_duplicates=True
+            )
+            digests = load_digests([record.path for record in records], cache / name, 1)
+            by_digest = {str(digest)[:16]: record for digest, record in zip(digests, records, strict=True)}
+            found.append(ExportImages(name, dataset.pixels, dataset.labels, by_digest, dataset.patients))
+    return found
+
+
+def load_folders(folders: Sequence[Path], image: ImageConfig) -> ExportImages:
+    """Loads all images below `folders`, whatever their names. Files that cannot be read are counted in `skipped`.
+
+    Args:
+        folders: each a folder, or a manifest (.csv).
+        image: how images are fitted into squares.
+
+    Raises:
+        ConfigError: a folder does not exist.
+        BundleError: no image can be used.
+    """
+    paths = [path for folder in folders for path in _files(folder)]
+    order = numpy_generator("export", "folders").permutation(len(paths))[:MOST_IMAGES_OF_A_SET]
+    squares, skipped = [], 0
+    for position in sorted(order):
+        try:
+            squares.append(decode_for_cache(paths[position], image))
+        except ImageError:
+            skipped += 1
+    if not squares:
+        raise BundleError(
+            f"none of the {len(paths)} files of --reference is an image that can be read; give a folder of radiographs"
+        )
+    return ExportImages("reference", np.stack(squares), None, {}, skipped=skipped)
+
+
+def _files(folder: Path) -> list[Path]:
+    if folder.is_dir():
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+    if folder.suffix.lower() == ".csv" and folder.is_file():
+        return [record.path for record in read_manifest(folder).records]
+    raise ConfigError(f"--reference {folder}: expected a folder of images or a manifest (.csv)")
 
 
 def write_triton(folder: Path) -> None:
@@ -208,14 +345,19 @@ def write_triton(folder: Path) -> None:
     lines = [f'name: "{TRITON_MODEL}"', 'platform: "onnxruntime_onnx"', f"max_batch_size: {TRITON_BATCH}", "dynamic_batching { }"]
     for kind, tensor in tensors:
         dims = ", ".join(str(size.dim_value) for size in tensor.type.tensor_type.shape.dim[1:])
-        data_type = _TYPES[tensor.type.tensor_type.elem_type]
+        data_type = _TRITON_TYPES[tensor.type.tensor_type.elem_type]
         lines.append(f'{kind} [ {{ name: "{tensor.name}" data_type: {data_type} dims: [ {dims} ] }} ]')
     (place / "config.pbtxt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _link(folder / NETWORK, place / "1" / "model.onnx")
 
 
 def write_monai(folder: Path, manifest: BundleManifest) -> None:
-    """Writes `metadata.json`, and for tools that expect MONAI's folders `configs/metadata.json` and `configs/inference.json`."""
+    """Writes `metadata.json`, and for tools that expect MONAI's folders `configs/metadata.json` and `configs/inference.json`.
+
+    Args:
+        folder: of the bundle.
+        manifest: what is described.
+    """
     (folder / "configs").mkdir()
     metadata = json.dumps(monai_metadata(manifest), indent=1) + "\n"
     (folder / MONAI).write_text(metadata, encoding="utf-8")
@@ -287,88 +429,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another disk, or one without hard links
         shutil.copyfile(source, target)
-
-
-MOST_IMAGES = 2000
-"""Of each set: more make no statistic of use better."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Images of one set as the network sees them.
-
-    Attributes:
-        name: `test`, `external` or `reference`.
-        pixels: uint8 [N, S, S].
-        labels: int64 [N] of the task; None where nobody labelled them.
-        records: manifest rows by the first 16 digits of their file's SHA-256, as in the run's predictions; empty without a manifest.
-        patients: of each image; None where nobody knows.
-        skipped: files that could not be used.
-    """
-
-    name: str
-    pixels: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64] | None
-    records: dict[str, ImageRecord]
-    patients: tuple[str, ...] | None = None
-    skipped: int = 0
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def inputs(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """float32 [n, 1, S, S] in [0, 1]: the graph's input for the images at `index`."""
-        return (self.pixels[index].astype(np.float32) / np.float32(255.0))[:, None]
-
-    def draw(self, purpose: str, most: int = MOST_IMAGES) -> npt.NDArray[np.int64]:
-        """At most `most` positions in random order, the same each time."""
-        return numpy_generator("export", purpose, self.name).permutation(len(self))[:most].astype(np.int64)
-
-
-def load_central(source: Source) -> list[Pictures]:
-    """The run's central sets, through the coordinator's cache; those whose manifest is gone are left out."""
-    if source.coordinator is None:
-        return []
-    settings, experiment = source.coordinator, source.experiment
-    cache = Path(settings.cache_dir or Path(settings.run_dir) / "cache")
-    found = []
-    for name, manifest in (("test", settings.test_manifest), ("external", settings.external_manifest)):
-        if manifest and Path(manifest).is_file():
-            records = read_manifest(Path(manifest)).records
-            dataset = load_dataset(
-                read_manifest(Path(manifest)), experiment.task, experiment.image, cache / name, keep_duplicates=True
-            )
-            digests = load_digests([record.path for record in records], cache / name, 1)
-            by_digest = {str(digest)[:16]: record for digest, record in zip(digests, records, strict=True)}
-            found.append(Pictures(name, dataset.pixels, dataset.labels, by_digest, dataset.patients))
-    return found
-
-
-def load_folders(folders: Sequence[Path], image: ImageConfig) -> Pictures:
-    """All images below `folders`, whatever their names; each may also be a manifest (.csv). Files that cannot be read are counted.
-
-    Raises:
-        ConfigError: a folder does not exist.
-        BundleError: no image can be used.
-    """
-    paths = [path for folder in folders for path in _files(folder)]
-    order = numpy_generator("export", "folders").permutation(len(paths))[:MOST_IMAGES]
-    squares, skipped = [], 0
-    for position in sorted(order):
-        try:
-            squares.append(decode_for_cache(paths[position], image))
-        except ImageError:
-            skipped += 1
-    if not squares:
-        raise BundleError(
-            f"none of the {len(paths)} files of --reference is an image that can be read; give a folder of radiographs"
-        )
-    return Pictures("reference", np.stack(squares), None, {}, skipped=skipped)
-
-
-def _files(folder: Path) -> list[Path]:
-    if folder.is_dir():
-        return sorted(path for path in folder.rglob("*") if path.is_file())
-    if folder.suffix.lower() == ".csv" and folder.is_file():
-        return [record.path for record in read_manifest(folder).records]
-    raise ConfigError(f"--reference {folder}: expected a folder of images or a manifest (.csv)")

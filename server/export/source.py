@@ -52,18 +52,18 @@ class Source:
 
     @property
     def images_per_patient(self) -> float:
-        """Over all hospitals; 1 where they told no counts."""
+        """Over all hospitals; 1 where they reported no counts."""
         reports = self.run.site_reports().values()
         images, patients = sum(report.used or 0 for report in reports), sum(report.patients or 0 for report in reports)
         return images / patients if patients else 1.0
 
 
 def read_finished_run(path: Path) -> Source:
-    """The finished run in `path`.
+    """Reads the finished run in `path`.
 
     Raises:
         ConfigError: `path` is no run folder.
-        BundleError: the run did not succeed, so that there is no judged model to give to hospitals.
+        BundleError: the run did not succeed, so that there is no evaluated model to give to hospitals.
         CheckpointError: its model or its history cannot be read.
     """
     if not (path / "config.yaml").exists():
@@ -80,15 +80,17 @@ def read_finished_run(path: Path) -> Source:
 
 
 def describe_source(source: Source) -> CardFacts:
-    """The facts of the card that the run folder alone tells."""
+    """Collects the facts of the card that the run folder holds."""
     reports = source.run.site_reports()
-    told = [report for report in reports.values() if report.used is not None]
-    classes = {name: sum((report.classes or {}).get(name, 0) for report in told) for name in source.classes}
+    counted = [report for report in reports.values() if report.used is not None]
+    classes = {name: sum((report.classes or {}).get(name, 0) for report in counted) for name in source.classes}
     return CardFacts(
         sites=len(reports),
-        training_images=sum((report.used or 0) if report.train is None else report.train for report in told) if told else None,
-        training_patients=sum(report.patients or 0 for report in told) if told else None,
-        training_classes=classes if told else {},
+        training_images=sum((report.used or 0) if report.train is None else report.train for report in counted)
+        if counted
+        else None,
+        training_patients=sum(report.patients or 0 for report in counted) if counted else None,
+        training_classes=classes if counted else {},
         phantom=bool(source.run.summary.phantom),
         virtual=source.run.virtual,
         privacy=_privacy(source),
@@ -105,15 +107,15 @@ def _coordinator(path: Path) -> CoordinatorConfig | None:
 
 
 def _privacy(source: Source) -> PrivacySpent | None:
-    told = describe_privacy(source.run)
-    if told is None:
+    described = describe_privacy(source.run)
+    if described is None:
         return None
     return PrivacySpent(
         mechanism=source.experiment.privacy.mechanism,
-        largest_epsilon=max(told.spent.values()) if told.spent else None,
+        largest_epsilon=max(described.spent.values()) if described.spent else None,
         secure_aggregation=source.experiment.secure_aggregation.enabled,
-        protected=tuple(told.protected),
-        unprotected=tuple(told.unprotected),
+        protected=tuple(described.protected),
+        unprotected=tuple(described.unprotected),
     )
 
 

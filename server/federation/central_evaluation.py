@@ -1,4 +1,4 @@
-"""Central evaluation: the coordinator judges the global model on sets that no hospital has seen."""
+"""Central evaluation: the coordinator evaluates the global model on sets that no hospital has seen."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class CentralEvaluator:
     cache_dir: Path
 
     def predict(self, model: nn.Module) -> dict[str, Predictions]:
-        """Predictions of `model` on each set. Images and patients carry opaque ids."""
+        """Predicts each set with `model`. Images and patients carry opaque ids."""
         placed = self.compute.place(model)
         results = {}
         for name, dataset in self.sets.items():
@@ -46,11 +46,24 @@ class CentralEvaluator:
         return results
 
     def results(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, Metrics]:
-        """Metrics of each set at `threshold`, without intervals."""
+        """Computes the metrics of each set at `threshold`, without intervals.
+
+        Args:
+            predictions: by set, from `predict`.
+            threshold: an image counts as pneumonia if its probability reaches it.
+        """
         return {name: Metrics.model_validate(metrics(Statistics.of(found), threshold)) for name, found in predictions.items()}
 
     def intervals(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, Results]:
-        """Metrics of each set at `threshold` with bootstrap intervals by patient."""
+        """Computes the metrics of each set at `threshold` with bootstrap intervals by patient.
+
+        Args:
+            predictions: by set, from `predict`.
+            threshold: an image counts as pneumonia if its probability reaches it.
+
+        Returns:
+            By set, each metric with its interval at `evaluation.confidence`.
+        """
         found = {name: bootstrap(one, threshold, bootstrap_settings(self.experiment, name)) for name, one in predictions.items()}
         return {
             name: {metric: MetricInterval.model_validate(interval) for metric, interval in intervals.items()}
@@ -58,12 +71,16 @@ class CentralEvaluator:
         }
 
     def data_reports(self) -> dict[str, DataCounts]:
-        """What became of each set's images, in counts."""
+        """Counts the images of each set that were found, used and left out."""
         return {name: DataCounts.model_validate(dataset.report.public()) for name, dataset in self.sets.items()}
 
 
 def build_central_evaluator(experiment: ExperimentConfig, coordinator: CoordinatorConfig) -> CentralEvaluator:
-    """The judge over the coordinator's own sets; a set that is not configured is left out.
+    """Builds the evaluator over the coordinator's own sets; a set that is not configured is left out.
+
+    Args:
+        experiment: task and image size, which decide how the sets are decoded.
+        coordinator: manifests of the sets, cache folder, device and threads.
 
     Raises:
         DataError: a set is configured but cannot be used.
@@ -79,12 +96,17 @@ def build_central_evaluator(experiment: ExperimentConfig, coordinator: Coordinat
 
 
 def bootstrap_settings(experiment: ExperimentConfig, name: str) -> Bootstrap:
-    """The bootstrap of the set `name`: the same draws of patients for every model judged on it."""
+    """Builds the bootstrap of one set: the same draws of patients for every model that is evaluated on it.
+
+    Args:
+        experiment: number of resamples, confidence and seed.
+        name: the set, `test` or `external`; each has its own draws.
+    """
     cfg = experiment.evaluation
     return Bootstrap(cfg.bootstrap_samples, cfg.confidence, derive_seed(experiment.seed, name, "bootstrap"))
 
 
 def opaque_patients(patients: tuple[str, ...]) -> tuple[str, ...]:
-    """Running numbers in the order of first appearance, since a patient's own name must not stand in a run folder."""
+    """Replaces names by running numbers in the order of first appearance, since a patient's own name must not stand in a run folder."""
     numbers: dict[str, str] = {}
     return tuple(numbers.setdefault(patient, f"p{len(numbers) + 1:05d}") for patient in patients)

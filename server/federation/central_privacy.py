@@ -1,4 +1,5 @@
-"""Central differential privacy: what a round tells of any one site is bounded by clipping and drowned in the coordinator's noise.
+"""Central differential privacy: what a round reveals of any one site is bounded by clipping and hidden in the
+coordinator's noise.
 
 DP-FedAvg with updates of equal weight (McMahan, Ramage, Talwar and Zhang 2018, "Learning Differentially Private Recurrent Language
 Models", algorithm 1): with w the weights before the round, w_i those that site i sent, n sites asked and C the clipping norm,
@@ -7,7 +8,7 @@ Models", algorithm 1): with w the weights before the round, w_i those that site 
 
 Guarantee: for two federations that differ in one site, whose updates become zero, everything that is computed from the weights of
 all rounds is (epsilon, delta)-indistinguishable. A round is one Gaussian mechanism: no amplification by drawing sites is claimed, since
-the history tells which were drawn. n is the number asked, so that a site that fails changes no divisor. What it does not protect: the
+the history shows which were drawn. n is the number asked, so that a site that fails changes no divisor. What it does not protect: the
 validation statistics and counts that the coordinator holds, and anything from the coordinator itself.
 
 The noise comes from a secret in the run folder and everything that the sum depends on (`common.privacy.randomness`): a round that is
@@ -39,7 +40,12 @@ class CentralPrivacy:
 
     @classmethod
     def of(cls, experiment: ExperimentConfig, run_dir: Path) -> CentralPrivacy | None:
-        """The mechanism that `experiment` asks for; None where it asks for none. Its secret lies in `run_dir`.
+        """Builds the mechanism that `experiment` asks for; None where it asks for none.
+
+        Args:
+            experiment: `central_privacy`; without a noise multiplier, the one that spends `target_epsilon` over all planned
+                rounds is used.
+            run_dir: the run folder, where the noise's secret lies; made on first use.
 
         Raises:
             ConfigError: no noise keeps to the target.
@@ -51,11 +57,11 @@ class CentralPrivacy:
         return cls(cfg, noise, own_secret(run_dir))
 
     def epsilon(self, rounds: int) -> float:
-        """Epsilon of so many rounds together, at the configuration's delta."""
+        """Computes epsilon of so many rounds together, at the configuration's delta."""
         return epsilon([Mechanism(1.0, self.noise_multiplier, rounds)], self.cfg.delta, "prv")
 
     def combine(self, current: ModelArrays, updates: Sequence[Update], asked: int, number: int) -> Update:
-        """The noised mean as one update of weight 1, for the strategy to take; what it makes of it costs no more privacy.
+        """Computes the noised mean as one update of weight 1, for the strategy to take; what it makes of it costs no more privacy.
 
         The same for any order of `updates`.
 
@@ -78,6 +84,11 @@ class CentralPrivacy:
 
 
 def clip(change: np.ndarray, norm: float) -> np.ndarray:
-    """`change`, float64 [P], scaled down to the length `norm` if it is longer."""
+    """Scales `change` down to the length `norm` if it is longer.
+
+    Args:
+        change: float64 [P], a site's weights minus those before the round.
+        norm: the largest length, above 0.
+    """
     length = float(np.linalg.norm(change))
     return change * (norm / length) if length > norm else change

@@ -1,6 +1,7 @@
-"""The roll call: which node is which site, asked before the first round and again of each newcomer.
+"""Enrolment: which node is which site, asked before the first round and again of each newcomer.
 
-Who is there: the map between Flower's nodes and the sites that answered the roll call.
+`Enrolment` asks every node that it does not know yet to name its site (the event lines call this task "roll call"). `SiteDirectory`
+keeps the answers: node and presence of each site of the run, and why each other node is none.
 """
 
 from __future__ import annotations
@@ -17,6 +18,75 @@ from pneumofed.common.errors import MessageError, RoundError
 from pneumofed.common.wire.messages import Failure, Instruction, Presence, pack_instruction, unpack_presence
 from pneumofed.server.federation.messaging import Messenger
 from pneumofed.server.runs.events import Kind, RunLog
+
+ASK_AGAIN = ("Timeout", "Unreachable")
+"""A node that was absent for such a reason is asked again before each round; the others gave an answer that will not change."""
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """Keeps `directory` in step with the nodes of `grid`."""
+
+    grid: Grid
+    experiment: ExperimentConfig
+    run_log: RunLog
+    messenger: Messenger
+    directory: SiteDirectory
+
+    def assemble(self) -> None:
+        """Waits for the sites that the experiment expects and asks each connected node which site it is.
+
+        Raises:
+            RoundError: fewer than `min_sites` sites are there after `wait_timeout_sec`.
+        """
+        cfg = self.experiment.strategy
+        wanted, deadline = max(cfg.wait_for_sites, cfg.replies_needed), time.monotonic() + cfg.wait_timeout_sec
+        while len(list(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
+            time.sleep(0.2)
+        self._ask_newcomers()
+        if len(self.directory.names) < cfg.replies_needed:
+            raise RoundError(
+                f"{len(self.directory.names)} sites are ready, {cfg.replies_needed} are needed (strategy.min_sites). "
+                + list_reasons(self.directory.absences(), nobody="No other node is connected; start the sites' SuperNodes.")
+            )
+
+    def free_sites(self) -> list[str]:
+        """Lists the sites that are connected and not at work on an earlier round, sorted; newcomers are enrolled first."""
+        self._ask_newcomers()
+        connected = self.directory.keep_connected(list(self.grid.get_node_ids()))
+        return [site for site in connected if site not in self.messenger.busy]
+
+    def _ask_newcomers(self) -> None:
+        """Asks every node that was not asked yet, or did not answer in time, which site it is."""
+        connected = list(self.grid.get_node_ids())
+        self.directory.forget_absent(ASK_AGAIN)
+        asked = {str(node): node for node in self.directory.unknown(connected)}
+        if not asked:
+            return
+        content = pack_instruction(Instruction(self.experiment, self.run_log.run, 0))
+        messages = {name: Message(content, dst_node_id=node, message_type=MessageType.QUERY) for name, node in asked.items()}
+
+        def admit(name: str, message: Message) -> bool:
+            try:
+                self.directory.admit(asked[name], unpack_presence(message.content), connected)
+            except MessageError as error:
+                self.directory.refuse(asked[name], Failure(None, "MessageError", str(error)))
+                return False
+            return True
+
+        failures = self.messenger.exchange(messages, "roll call", 0, self.experiment.strategy.round_timeout_sec, admit)
+        for name, failure in failures.items():
+            named = failure.site if failure.site != name else None
+            self.directory.refuse(asked[name], Failure(named, failure.error, failure.sentence))
+        self._note_answers(set(asked.values()))
+
+    def _note_answers(self, asked: set[int]) -> None:
+        for site, node in self.directory.nodes.items():
+            if node in asked:
+                self.run_log.activity.note(Kind.JOINED, round=0, site=site)
+        for node, failure in self.directory.absent.items():
+            if node in asked:
+                self.run_log.activity.note(Kind.ABSENT, round=0, site=failure.site or f"node {node}", reason=str(failure))
 
 
 @dataclass
@@ -38,12 +108,12 @@ class SiteDirectory:
         return sorted(self.nodes)
 
     def unknown(self, node_ids: list[int]) -> list[int]:
-        """The nodes that were not asked yet."""
+        """Lists those of `node_ids` that were not asked yet."""
         known = set(self.nodes.values()) | set(self.absent)
         return [node for node in node_ids if node not in known]
 
     def keep_connected(self, node_ids: list[int]) -> list[str]:
-        """Names of the sites that are connected now, sorted."""
+        """Lists the names of the sites that are connected now, sorted."""
         connected = set(node_ids)
         return [name for name in self.names if self.nodes[name] in connected]
 
@@ -52,8 +122,14 @@ class SiteDirectory:
         self.absent = {node: failure for node, failure in self.absent.items() if failure.error not in errors}
 
     def admit(self, node: int, presence: Presence, connected: Collection[int]) -> None:
-        """Takes a site in, or notes why not: another model layout, or a name that a connected node already has. A site that comes
-        back as another node takes its own place again."""
+        """Takes a site in, or notes why not: another model layout, or a name that a connected node already has. A site that
+        comes back as another node takes its own place again.
+
+        Args:
+            node: Flower's number of the node that answered.
+            presence: what it answered: its site's name, model layout and counts.
+            connected: nodes that are connected now.
+        """
         if presence.layout != self.expected_layout:
             self.absent[node] = Failure(presence.site, "MessageError", "the site builds another model; install the same version")
         elif self.nodes.get(presence.site) in connected:
@@ -63,6 +139,12 @@ class SiteDirectory:
             self.presences[presence.site] = presence
 
     def refuse(self, node: int, failure: Failure) -> None:
+        """Notes that a node is not a site of this run.
+
+        Args:
+            node: Flower's number of it.
+            failure: why; a node that is absent for one of the reasons in `ASK_AGAIN` is asked again.
+        """
         self.absent[node] = failure
 
     def absences(self) -> Mapping[str, str]:
@@ -70,76 +152,11 @@ class SiteDirectory:
         return {failure.site or f"node {node}": str(failure) for node, failure in sorted(self.absent.items())}
 
 
-ASK_AGAIN = ("Timeout", "Unreachable")
-"""A node that was absent for such a reason is asked again before each round; the others gave an answer that will not change."""
+def list_reasons(reasons: Mapping[str, str], nobody: str) -> str:
+    """Joins reasons to `site: reason; site: reason`, or gives `nobody` where there are none.
 
-
-@dataclass(frozen=True)
-class Enrolment:
-    """Keeps `roster` true to the nodes of `grid`."""
-
-    grid: Grid
-    experiment: ExperimentConfig
-    chronicle: RunLog
-    post: Messenger
-    roster: SiteDirectory
-
-    def assemble(self) -> None:
-        """Waits for the sites that the experiment expects and calls the roll.
-
-        Raises:
-            RoundError: fewer than `min_sites` sites are there after `wait_timeout_sec`.
-        """
-        cfg = self.experiment.strategy
-        wanted, deadline = max(cfg.wait_for_sites, cfg.replies_needed), time.monotonic() + cfg.wait_timeout_sec
-        while len(list(self.grid.get_node_ids())) < wanted and time.monotonic() < deadline:
-            time.sleep(0.2)
-        self._call()
-        if len(self.roster.names) < cfg.replies_needed:
-            raise RoundError(
-                f"{len(self.roster.names)} sites are ready, {cfg.replies_needed} are needed (strategy.min_sites). "
-                + tell_reasons(self.roster.absences(), nobody="No other node is connected; start the sites' SuperNodes.")
-            )
-
-    def free_sites(self) -> list[str]:
-        """Names of the sites that are connected and not at work on an earlier round, sorted; newcomers are asked first."""
-        self._call()
-        connected = self.roster.keep_connected(list(self.grid.get_node_ids()))
-        return [site for site in connected if site not in self.post.busy]
-
-    def _call(self) -> None:
-        """Asks every node that was not asked yet, or did not answer in time, which site it is."""
-        connected = list(self.grid.get_node_ids())
-        self.roster.forget_absent(ASK_AGAIN)
-        asked = {str(node): node for node in self.roster.unknown(connected)}
-        if not asked:
-            return
-        content = pack_instruction(Instruction(self.experiment, self.chronicle.run, 0))
-        messages = {name: Message(content, dst_node_id=node, message_type=MessageType.QUERY) for name, node in asked.items()}
-
-        def admit(name: str, message: Message) -> bool:
-            try:
-                self.roster.admit(asked[name], unpack_presence(message.content), connected)
-            except MessageError as error:
-                self.roster.refuse(asked[name], Failure(None, "MessageError", str(error)))
-                return False
-            return True
-
-        failures = self.post.exchange(messages, "roll call", 0, self.experiment.strategy.round_timeout_sec, admit)
-        for name, failure in failures.items():
-            named = failure.site if failure.site != name else None
-            self.roster.refuse(asked[name], Failure(named, failure.error, failure.sentence))
-        self._note(set(asked.values()))
-
-    def _note(self, asked: set[int]) -> None:
-        for site, node in self.roster.nodes.items():
-            if node in asked:
-                self.chronicle.activity.note(Kind.JOINED, round=0, site=site)
-        for node, failure in self.roster.absent.items():
-            if node in asked:
-                self.chronicle.activity.note(Kind.ABSENT, round=0, site=failure.site or f"node {node}", reason=str(failure))
-
-
-def tell_reasons(reasons: Mapping[str, str], nobody: str) -> str:
-    """`site: reason; site: reason`, or `nobody` where there are none."""
+    Args:
+        reasons: by site, or node.
+        nobody: the sentence for when the list is empty.
+    """
     return "; ".join(f"{site}: {reason}" for site, reason in reasons.items()) or nobody

@@ -1,9 +1,10 @@
-"""Sending to sites and waiting for their replies, with an end to the waiting and a name for everyone who did not answer.
+"""Messages to sites and their replies: an end to the waiting, and a failure by name for everyone who did not answer.
 
-post.exchange(messages, task, ...)     one message a site out; replies are handed on one by one as they arrive
-post.collect_late()                    replies to earlier rounds: dropped, counted, and the site is free again
+messenger.exchange(messages, task, ...)     one message a site out; replies are handed on one by one as they arrive
+messenger.collect_late()                    replies to earlier rounds: dropped, counted, and the site is free again
 
-What training and evaluation of one round gave, whichever way the replies came.
+`TrainingOutcome` and `EvaluationOutcome` are what the replies of one round gave, whichever way they came: one by one, or as a secure
+sum (`server.secure_aggregation.rounds`).
 """
 
 from __future__ import annotations
@@ -64,6 +65,18 @@ class Messenger:
 
         Waits until all have answered, `enough` replies count and `grace_sec` has passed since, or `deadline_sec` has passed. A site
         is known by the message that it answers: an error reply that Flower writes for a lost node does not name the node.
+
+        Args:
+            messages: by site.
+            task: what is asked for; stands in the event lines.
+            number: the round; 0 before the first one.
+            deadline_sec: how long to wait, from the sending.
+            take: is given a site's name and reply as it arrives; says whether the reply counts towards `enough`.
+            enough: how many replies that count end the waiting early; None waits for all.
+            grace_sec: how long to wait still once `enough` replies count.
+
+        Returns:
+            By site, sorted, the failure of each that sent no reply. Those that were late stay in `outstanding`.
         """
         started = time.monotonic()
         waiting, failures = self._send(messages, task, number, deadline_sec)
@@ -146,10 +159,10 @@ Evaluations = dict[str, tuple[Evaluation, Statistics]]
 
 @dataclass
 class TrainingOutcome:
-    """What the strategy aggregates, and what the history tells of it."""
+    """What the strategy aggregates, and what the history records of it."""
 
     updates: list[Update]
-    """Those of the sites; one alone, the mean over all sites, where they are summed in secret."""
+    """Those of the sites; only one, the mean over all sites, where they come as a secure sum."""
     sites: dict[str, SiteTraining]
     """By site: what is known of its own training."""
     heads: dict[str, str]

@@ -1,8 +1,11 @@
-"""The rounds: who is there, train, check, aggregate, judge, remember.
+"""One round of a run, top to bottom: enrol, draw sites, train, check, aggregate, evaluate, evaluate centrally, record.
 
-coordinator.roll_call.assemble()             until enough sites are there
+coordinator.enrolment.assemble()             before the first round: waits until enough sites are there
 for each round:
-    line = coordinator.run_round(round)      the ten visible steps of a round, and its record
+    record = coordinator.run_round(number)   the steps above in order; `RoundRecord` is what the history keeps of it
+
+`Coordinator.run_round` is the round; the private methods below it are its steps, in the order in which they run. Where the experiment
+asks for secure aggregation, `server.secure_aggregation.rounds` takes the place of the training and evaluation steps.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from pneumofed.common.wire.messages import (
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
-from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, tell_reasons
+from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons
 from pneumofed.server.federation.messaging import EvaluationOutcome, Evaluations, Messenger, TrainingOutcome
 from pneumofed.server.federation.strategies import SiteStrategy, aggregate, draw_sites, moving_average
 from pneumofed.server.federation.update_checks import UpdateChecks
@@ -60,35 +63,44 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Coordinator:
-    """One run in progress. `arrays` are the global weights that sites train on from; `network` is a scratch model."""
+    """One run in progress.
+
+    Attributes:
+        arrays: the global weights that sites train on from.
+        network: a scratch model of the experiment, which takes whichever weights are needed.
+        kept: what is evaluated and kept: after a round `arrays`, or their moving average over the rounds (`strategy.ema_decay`).
+        directory: which connected node is which site.
+        secure: set where the experiment asks for secure aggregation.
+        validation: the hospitals' pooled validation statistics of the last round.
+        key_roster: the sites' signed node keys, where the experiment asks for secure aggregation.
+    """
 
     grid: Grid
     experiment: ExperimentConfig
-    chronicle: RunLog
+    run_log: RunLog
     strategy: SiteStrategy
     arrays: ModelArrays
     network: nn.Module
-    judge: CentralEvaluator
+    central_evaluator: CentralEvaluator
     kept: ModelArrays
-    """What is judged and kept: after a round `arrays`, or their moving average over the rounds (`strategy.ema_decay`)."""
-    roster: SiteDirectory = field(init=False)
+    directory: SiteDirectory = field(init=False)
     layout: ArraysLayout = field(init=False)
-    post: Messenger = field(init=False)
-    roll_call: Enrolment = field(init=False)
+    messenger: Messenger = field(init=False)
+    enrolment: Enrolment = field(init=False)
     secure: SecureRounds | None = field(init=False, default=None)
-    """Set where the experiment asks for secure aggregation."""
     central_privacy: CentralPrivacy | None = None
     validation: Statistics | None = field(init=False, default=None)
-    """The hospitals' pooled validation statistics of the last round."""
     key_roster: InitVar[KeyDirectory | None] = None
 
     def __post_init__(self, key_roster: KeyDirectory | None) -> None:
         self.layout = ArraysLayout.of(self.network)
-        self.roster = SiteDirectory(self.layout.digest)
-        self.post = Messenger(self.grid, self.chronicle.activity)
-        self.roll_call = Enrolment(self.grid, self.experiment, self.chronicle, self.post, self.roster)
+        self.directory = SiteDirectory(self.layout.digest)
+        self.messenger = Messenger(self.grid, self.run_log.activity)
+        self.enrolment = Enrolment(self.grid, self.experiment, self.run_log, self.messenger, self.directory)
         if key_roster is not None:
-            self.secure = SecureRounds(self.post, self.experiment, self.chronicle.run, self.layout, key_roster, self.roster.nodes)
+            self.secure = SecureRounds(
+                self.messenger, self.experiment, self.run_log.run, self.layout, key_roster, self.directory.nodes
+            )
 
     def run_round(self, number: int) -> RoundRecord:
         """Runs one round, moves `arrays` and `kept` on, and returns its record.
@@ -96,59 +108,48 @@ class Coordinator:
         Raises:
             RoundError: fewer than `min_sites` good updates; the weights stay as they were.
         """
-        clock = Clock()
-        late = self.post.collect_late()
-        sites = self.roll_call.free_sites()
-        drawn = draw_sites(sites, self.experiment.strategy.fraction_train, self.experiment.seed, number)
-        deadline = self.experiment.strategy.round_timeout_sec
-        self.chronicle.activity.note(Kind.ROUND_STARTED, round=number, sites=drawn, deadline_sec=deadline)
-        trained = self._train(drawn, number)
-        seconds = {"train": clock.lap()}
-        self.arrays = self._aggregate(number, trained, len(drawn))
-        self.kept = moving_average(self.kept if number > 1 else None, self.arrays, self.experiment.strategy.ema_decay)
-        seconds["aggregate"] = clock.lap()
-        judges = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
-        judged = self._evaluate(judges, number)
-        self.validation = judged.pooled
-        cfg = self.experiment.evaluation
-        threshold = choose_threshold(judged.pooled, cfg.threshold_policy, cfg.target)
-        seconds["evaluate"] = clock.lap()
-        central = self._central(number, threshold)
-        seconds["central"] = clock.lap()
-        seconds["total"] = clock.total()
-        line = RoundRecord(
-            round=number,
-            drawn=tuple(drawn),
-            failures={site: str(failure) for site, failure in {**trained.failures, **judged.failures}.items()},
-            left_out={site: failure.sentence for site, failure in trained.left_out.items()},
-            late=tuple(LateReply(site=asked.site, round=asked.round, task=asked.task) for asked in late),
-            threshold=StoredThreshold.model_validate(vars(threshold)),
-            validation=Metrics.model_validate(metrics(judged.pooled, threshold.value)),
-            sites=_site_rounds(trained.sites, judged.evaluations, threshold.value),
-            absent=self.roster.absences(),
-            seconds=RoundSeconds(**seconds),
-            bytes=RoundBytes(down=self.arrays.nbytes * (len(drawn) + len(judges)), up=trained.bytes_up),
-            **central,
-            **_present(
-                secure_sum=trained.secure_sum,
-                central_epsilon=trained.central_epsilon,
-                secure_validation=judged.secure_validation,
-            ),
-        )
-        self.chronicle.finishes(line, self.kept, trained.heads)
-        return line
+        cfg, clock = self.experiment, RoundClock()
 
-    def _aggregate(self, number: int, trained: TrainingOutcome, asked: int) -> ModelArrays:
-        """The new global weights; `trained` gives up its updates, 45 MB a site, and tells what was spent."""
-        updates = list(trained.updates)
-        trained.updates.clear()
-        if self.central_privacy is not None:
-            updates = [self.central_privacy.combine(self.arrays, updates, asked, number)]
-            trained.central_epsilon = self.central_privacy.epsilon(number)
-        return aggregate(self.strategy, number, updates)
+        # Who is there: replies to earlier rounds are dropped first, so that their sites are free for this one.
+        late = self.messenger.collect_late()
+        sites = self.enrolment.free_sites()
+        drawn = draw_sites(sites, cfg.strategy.fraction_train, cfg.seed, number)
+        self.run_log.activity.note(Kind.ROUND_STARTED, round=number, sites=drawn, deadline_sec=cfg.strategy.round_timeout_sec)
+
+        # Train on the drawn sites; every reply is checked before any arithmetic.
+        trained = self._train(drawn, number)
+        clock.lap("train")
+
+        # Aggregate. From here on the round counts: too few good updates have raised above.
+        self.arrays = self._aggregate(number, trained, len(drawn))
+        self.kept = moving_average(self.kept if number > 1 else None, self.arrays, cfg.strategy.ema_decay)
+        clock.lap("aggregate")
+
+        # Evaluate the new model on the sites' validation images, whose pooled statistics choose the threshold.
+        evaluating = draw_sites(sites, cfg.evaluation.fraction_sites, cfg.seed, number)
+        evaluated = self._evaluate(evaluating, number)
+        self.validation = evaluated.pooled
+        threshold = choose_threshold(evaluated.pooled, cfg.evaluation.threshold_policy, cfg.evaluation.target)
+        clock.lap("evaluate")
+
+        # Evaluate at that threshold on the central sets, which no hospital has seen.
+        central = self._evaluate_centrally(number, threshold)
+        clock.lap("central")
+
+        # Record: history, audit line, live page and report are all written from this.
+        record = RoundRecord(
+            late=tuple(LateReply(site=asked.site, round=asked.round, task=asked.task) for asked in late),
+            absent=self.directory.absences(),
+            seconds=clock.seconds(),
+            bytes=RoundBytes(down=self.arrays.nbytes * (len(drawn) + len(evaluating)), up=trained.bytes_up),
+            **_results_of(number, drawn, trained, evaluated, threshold),
+            **central,
+        )
+        self.run_log.finishes(record, self.kept, trained.heads)
+        return record
 
     def _train(self, drawn: Sequence[str], number: int) -> TrainingOutcome:
-        """What the sites' training gave.
+        """Asks the drawn sites to train and gives what came back.
 
         Raises:
             RoundError: fewer good updates than the experiment needs.
@@ -158,19 +159,19 @@ class Coordinator:
                 drawn, number, self.arrays, lambda steps: self._training_messages(number, list(steps), steps)
             )
         cfg = self.experiment.strategy
-        intake = UpdateChecks(self.arrays, self.layout, self.roster.presences, cfg, compares=self.central_privacy is None)
+        checks = UpdateChecks(self.arrays, self.layout, self.directory.presences, cfg, compares=self.central_privacy is None)
         messages = self._training_messages(number, drawn)
-        failures = self.post.exchange(messages, "train", number, cfg.round_timeout_sec, intake.take, cfg.enough_sites)
-        updates, left_out = intake.close()
+        failures = self.messenger.exchange(messages, "train", number, cfg.round_timeout_sec, checks.take, cfg.enough_sites)
+        updates, left_out = checks.close()  # only now: an update's length is compared with the others'
         for site, failure in {**failures, **left_out}.items():
             logger.warning("round %d: %s is left out: %s", number, site, failure)
         for site, failure in left_out.items():
-            self.chronicle.activity.note(Kind.LEFT_OUT, round=number, site=site, reason=failure.sentence)
+            self.run_log.activity.note(Kind.LEFT_OUT, round=number, site=site, reason=failure.sentence)
         if len(updates) < cfg.replies_needed:
             reasons = {site: str(failure) for site, failure in {**failures, **left_out}.items()}
             raise RoundError(
                 f"round {number}: {len(updates)} good updates, {cfg.replies_needed} are needed (strategy.min_sites). "
-                + tell_reasons({**reasons, **self.roster.absences()}, nobody="No site was connected.")
+                + list_reasons({**reasons, **self.directory.absences()}, nobody="No site was connected.")
             )
         heads = {site: head for site, update in updates.items() if (head := update.presence.audit_head)}
         bytes_up = sum(update.nbytes for update in updates.values())
@@ -179,17 +180,30 @@ class Coordinator:
     def _training_messages(self, number: int, sites: Sequence[str], steps: Mapping[str, str] | None = None) -> dict[str, Message]:
         """One a site, as the strategy configures them; `steps` are those of a secure sum."""
         content = self._instruct(number, self.arrays)
-        self.strategy.drawn_nodes = [self.roster.nodes[site] for site in sites]
+        self.strategy.drawn_nodes = [self.directory.nodes[site] for site in sites]
         messages = self.strategy.configure_train(number, content.array_records[ARRAYS], content.config_records[CONFIG], self.grid)
         by_site = dict(zip(sites, messages, strict=True))
         return {site: with_step(message, steps[site]) if steps else message for site, message in by_site.items()}
 
-    def _evaluate(self, judges: Sequence[str], number: int) -> EvaluationOutcome:
+    def _aggregate(self, number: int, trained: TrainingOutcome, asked: int) -> ModelArrays:
+        """The new global weights; notes in `trained` what central privacy spent. `asked` is how many sites were asked to train."""
+        updates = list(trained.updates)
+        trained.updates.clear()  # 45 MB a site that nothing needs after this
+        if self.central_privacy is not None:  # the strategy then sees one update, the noised mean
+            updates = [self.central_privacy.combine(self.arrays, updates, asked, number)]
+            trained.central_epsilon = self.central_privacy.epsilon(number)
+        return aggregate(self.strategy, number, updates)
+
+    def _evaluate(self, evaluating: Sequence[str], number: int) -> EvaluationOutcome:
+        """The pooled validation statistics of `kept`. Sites that do not answer are left out of them; none has to answer."""
         content = self._instruct(number, self.kept)
-        messages = {site: _message(content, self.roster.nodes[site], MessageType.EVALUATE) for site in judges}
+        messages = {site: _message(content, self.directory.nodes[site], MessageType.EVALUATE) for site in evaluating}
         if self.secure is not None:
             return self.secure.evaluate(
-                judges, number, self.kept, lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()}
+                evaluating,
+                number,
+                self.kept,
+                lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()},
             )
         good: Evaluations = {}
         bad: dict[str, Failure] = {}
@@ -202,46 +216,55 @@ class Coordinator:
                 bad[site] = Failure(site, "MessageError", str(error))
             return site in good
 
-        bad |= self.post.exchange(messages, "evaluate", number, self.experiment.strategy.round_timeout_sec, take)
+        bad |= self.messenger.exchange(messages, "evaluate", number, self.experiment.strategy.round_timeout_sec, take)
         for site, failure in bad.items():
-            logger.warning("round %d: %s did not judge: %s", number, site, failure)
+            logger.warning("round %d: %s did not evaluate: %s", number, site, failure)
         zero = Statistics.zero(len(CLASSES[self.experiment.task]), FEDERATED_GRID)
         return EvaluationOutcome(sum((statistics for _, statistics in good.values()), zero), dict(sorted(good.items())), bad)
 
-    def _central(self, number: int, threshold: ChosenThreshold) -> dict[str, Any]:
-        """Metrics of the central sets that are judged in this round, by field of the round's record."""
+    def _evaluate_centrally(self, number: int, threshold: ChosenThreshold) -> dict[str, Any]:
+        """Metrics of the central sets by field of the round's record; empty in a round that `evaluation.every_rounds` skips."""
         cfg = self.experiment
         if number % cfg.evaluation.every_rounds and number != cfg.rounds:
             return {}
-        return dict(self.judge.results(self.judge.predict(self.load_network()), threshold.value))
+        return dict(self.central_evaluator.results(self.central_evaluator.predict(self.load_network()), threshold.value))
 
     def load_network(self) -> nn.Module:
-        """The scratch network with the weights that are judged and kept."""
+        """Loads the weights that are evaluated and kept into the scratch network, and returns it."""
         self.layout.load(self.network, self.kept.parameters, self.kept.statistics)
         return self.network
 
     def _instruct(self, number: int, arrays: ModelArrays) -> RecordDict:
-        head = self.chronicle.audit.head() if self.chronicle.audit else None
-        return pack_instruction(Instruction(self.experiment, self.chronicle.run, number, arrays, head))
-
-
-class Clock:
-    """Seconds since the last lap and since the start."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
-
-    def total(self) -> float:
-        return time.perf_counter() - self._start
+        head = self.run_log.audit.head() if self.run_log.audit else None
+        return pack_instruction(Instruction(self.experiment, self.run_log.run, number, arrays, head))
 
 
 def _message(content: RecordDict, node: int, kind: str) -> Message:
     return Message(content, dst_node_id=node, message_type=kind)
+
+
+def _results_of(
+    number: int,
+    drawn: Sequence[str],
+    trained: TrainingOutcome,
+    evaluated: EvaluationOutcome,
+    threshold: ChosenThreshold,
+) -> dict[str, Any]:
+    """What the sites' replies gave, by field of the round's record."""
+    return {
+        "round": number,
+        "drawn": tuple(drawn),
+        "failures": {site: str(failure) for site, failure in {**trained.failures, **evaluated.failures}.items()},
+        "left_out": {site: failure.sentence for site, failure in trained.left_out.items()},
+        "threshold": StoredThreshold.model_validate(vars(threshold)),
+        "validation": Metrics.model_validate(metrics(evaluated.pooled, threshold.value)),
+        "sites": _site_rounds(trained.sites, evaluated.evaluations, threshold.value),
+        **_present(
+            secure_sum=trained.secure_sum,
+            central_epsilon=trained.central_epsilon,
+            secure_validation=evaluated.secure_validation,
+        ),
+    }
 
 
 def _present(**parts: Any) -> dict[str, Any]:
@@ -256,11 +279,28 @@ def _site_trainings(updates: Mapping[str, Update]) -> dict[str, SiteTraining]:
 
 def _site_rounds(trained: Mapping[str, SiteTraining], evaluations: Evaluations, threshold: float) -> dict[str, SiteRound]:
     """Each site's own numbers of the round."""
-    judged = {
+    evaluated = {
         site: SiteValidation.of(metrics(statistics, threshold), evaluation.metrics)
         for site, (evaluation, statistics) in evaluations.items()
     }
     return {
-        site: SiteRound(**_present(train=trained.get(site), validation=judged.get(site)))
+        site: SiteRound(**_present(train=trained.get(site), validation=evaluated.get(site)))
         for site in sorted({*trained, *evaluations})
     }
+
+
+class RoundClock:
+    """Wall time of a round and of its parts, in seconds."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self._parts: dict[str, float] = {}
+
+    def lap(self, part: str) -> None:
+        """Counts the time since the last call, or since the start, as that of `part`, a field of `RoundSeconds`."""
+        now = time.perf_counter()
+        self._parts[part], self._last = now - self._last, now
+
+    def seconds(self) -> RoundSeconds:
+        """Returns the parts so far and the total since the start."""
+        return RoundSeconds(**self._parts, total=time.perf_counter() - self._start)

@@ -1,6 +1,8 @@
-"""A run from its first message to its summary, also when it fails or goes on from a checkpoint.
+"""A run from its first message to its summary, also when it fails or is resumed from a checkpoint.
 
-The model bundle that a run starts from, checked before the first round and told in the summary.
+`run_federation` starts or resumes the run folder, builds the `Coordinator` of `server.federation.rounds`, runs the rounds, evaluates the
+best round's model at the end and writes the summary whatever happened. `describe_parent` checks the model bundle that a run starts
+from before the first round.
 """
 
 from __future__ import annotations
@@ -41,7 +43,12 @@ SUCCEEDED, FAILED, STOPPED, RUNNING = "succeeded", "failed", "stopped", "running
 
 
 def run_federation(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig) -> RunSummary:
-    """Runs or resumes the study and returns its summary, which also lies in the run folder with the history and checkpoints.
+    """Runs or resumes a run and returns its summary, which also lies in the run folder with the history and checkpoints.
+
+    Args:
+        grid: Flower's way to the connected nodes.
+        experiment: what is run; a resumed run needs the same one.
+        settings: run folder, central sets, audit log, and whether to resume.
 
     Raises:
         PneumofedError: the run cannot start or a round failed; the summary then says `failed` and why.
@@ -49,7 +56,7 @@ def run_federation(grid: Grid, experiment: ExperimentConfig, settings: Coordinat
     """
     folder = RunFolder(Path(settings.run_dir))
     checkpoint = _start_or_resume(folder, experiment, settings.resume)
-    chronicle = RunLog.of(settings, checkpoint.run if checkpoint else secrets.token_hex(8))
+    run_log = RunLog.of(settings, checkpoint.run if checkpoint else secrets.token_hex(8))
     started = time.perf_counter()
     earlier = folder.read_summary() if checkpoint else None
     before = (earlier.seconds if earlier else None) or 0.0
@@ -57,12 +64,12 @@ def run_federation(grid: Grid, experiment: ExperimentConfig, settings: Coordinat
     folder.write_summary(with_course(summary, folder.read_history()).updated(seconds=before))
     try:
         with Heartbeat(folder.path / HEARTBEAT_FILE):
-            chronicle.begins(experiment, grid.run.fab_hash, checkpoint.round if checkpoint else None)
+            run_log.begins(experiment, grid.run.fab_hash, checkpoint.round if checkpoint else None)
             parent = describe_parent(experiment, earlier)
             summary = summary.updated(parent=parent) if parent else summary
-            coordinator = _build_coordinator(grid, experiment, settings, chronicle, checkpoint)
-            summary = summary.updated(data=coordinator.judge.data_reports(), app_bundle=grid.run.fab_hash)
-            coordinator.roll_call.assemble()
+            coordinator = _build_coordinator(grid, experiment, settings, run_log, checkpoint)
+            summary = summary.updated(data=coordinator.central_evaluator.data_reports(), app_bundle=grid.run.fab_hash)
+            coordinator.enrolment.assemble()
             _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
             summary = _with_results(summary, coordinator, folder).updated(status=SUCCEEDED)
     except BaseException as error:
@@ -71,7 +78,7 @@ def run_federation(grid: Grid, experiment: ExperimentConfig, settings: Coordinat
     finally:
         summary = with_course(summary, folder.read_history()).updated(seconds=before + time.perf_counter() - started)
         folder.write_summary(summary)
-        chronicle.ends(summary.status or FAILED, summary.rounds_completed, summary.error)
+        run_log.ends(summary.status or FAILED, summary.rounds_completed, summary.error)
     return summary
 
 
@@ -90,11 +97,11 @@ def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bo
 
 
 def _build_coordinator(
-    grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, chronicle: RunLog, checkpoint: Checkpoint | None
+    grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, run_log: RunLog, checkpoint: Checkpoint | None
 ) -> Coordinator:
     key_roster = read_key_roster(settings.key_roster) if experiment.secure_aggregation.enabled else None
     strategy = build_strategy(experiment.strategy, partial(rate_of_round, experiment))
-    judge = build_central_evaluator(experiment, settings)
+    central_evaluator = build_central_evaluator(experiment, settings)
     network_config = experiment.model.without_weights() if checkpoint else experiment.model
     seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(network_config)
     network = build_model(network_config, experiment.task, seed, weights=weights)
@@ -103,7 +110,7 @@ def _build_coordinator(
         arrays, kept = checkpoint.training or checkpoint.arrays, checkpoint.arrays
         restore_state(strategy, checkpoint.strategy_state)
     central = CentralPrivacy.of(experiment, Path(settings.run_dir))
-    return Coordinator(grid, experiment, chronicle, strategy, arrays, network, judge, kept, central, key_roster)
+    return Coordinator(grid, experiment, run_log, strategy, arrays, network, central_evaluator, kept, central, key_roster)
 
 
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:
@@ -112,21 +119,21 @@ def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> 
         if stalled(folder.read_history(), experiment.early_stopping):
             logger.info("stopped after round %d: validation AUROC no longer grows", number - 1)
             break
-        line = coordinator.run_round(number)
-        _remember(coordinator, folder, line)
-        _log_round(line, experiment.rounds)
+        record = coordinator.run_round(number)
+        _keep_round(coordinator, folder, record)
+        _log_round(record, experiment.rounds)
 
 
-def _remember(coordinator: Coordinator, folder: RunFolder, line: RoundRecord) -> None:
+def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord) -> None:
     """History first, then the checkpoint: a run that dies between them repeats the round and writes the same line again."""
     checkpoint = Checkpoint(
-        coordinator.experiment, coordinator.chronicle.run, line.round, coordinator.kept, strategy_state(coordinator.strategy)
+        coordinator.experiment, coordinator.run_log.run, record.round, coordinator.kept, strategy_state(coordinator.strategy)
     )
-    folder.append_history(line)
-    if best_round(folder.read_history()) == line.round:
+    folder.append_history(record)
+    if best_round(folder.read_history()) == record.round:
         write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
         if coordinator.validation is not None:
-            folder.write_validation(line.round, coordinator.validation)
+            folder.write_validation(record.round, coordinator.validation)
     training = None if coordinator.kept is coordinator.arrays else coordinator.arrays
     write_checkpoint(folder.last_checkpoint, replace(checkpoint, training=training), coordinator.network)
 
@@ -136,7 +143,7 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
     best = read_checkpoint(folder.best_checkpoint)
     coordinator.kept = best.arrays
     line = next(line for line in folder.read_history() if line.round == best.round)
-    predictions = coordinator.judge.predict(coordinator.load_network())
+    predictions = coordinator.central_evaluator.predict(coordinator.load_network())
     for name, found in predictions.items():
         found.write_csv(folder.predictions(name))
     if line.threshold is None:
@@ -145,9 +152,9 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
         threshold=line.threshold,
         validation=line.validation,
         classes=CLASSES[coordinator.experiment.task],
-        sites={name: dict(presence.report) for name, presence in sorted(coordinator.roster.presences.items())},
-        absent=coordinator.roster.absences(),
-        **coordinator.judge.intervals(predictions, line.threshold.value),
+        sites={name: dict(presence.report) for name, presence in sorted(coordinator.directory.presences.items())},
+        absent=coordinator.directory.absences(),
+        **coordinator.central_evaluator.intervals(predictions, line.threshold.value),
     )
 
 
@@ -162,7 +169,7 @@ def _shown(value: float | None) -> str:
 
 
 def _sentence(error: BaseException) -> str:
-    """Why the run ended. Ours are written for people; of others the class is told, since their text may name files."""
+    """Why the run ended. Our errors are written for people; of others only the class is named, since their text may name files."""
     if isinstance(error, PneumofedError):
         return str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
@@ -171,7 +178,7 @@ def _sentence(error: BaseException) -> str:
 
 
 def describe_parent(experiment: ExperimentConfig, earlier: RunSummary | None) -> ParentBundle | None:
-    """The model bundle that the run starts from; None for a run without one.
+    """Describes the model bundle that the run starts from; None for a run without one.
 
     Args:
         experiment: of the run.

@@ -29,9 +29,18 @@ RateOfRound = Callable[[int], float]
 
 
 def draw_sites(sites: Sequence[str], fraction: float, seed: int, round_number: int) -> list[str]:
-    """At least one of `sites`, `fraction` of them rounded up, drawn without replacement; sorted.
+    """Draws sites of a round without replacement: at least one, `fraction` of them rounded up.
 
     Pure in (set of sites, fraction, seed, round): a resumed run draws as an unbroken one.
+
+    Args:
+        sites: names to draw from, in any order; none gives none.
+        fraction: share that is drawn, in (0, 1].
+        seed: of the experiment.
+        round_number: from 1.
+
+    Returns:
+        The names that were drawn, sorted.
     """
     ordered = sorted(sites)
     count = int(np.ceil(round(fraction * len(ordered), 9)))
@@ -47,15 +56,30 @@ class SiteSampling(flower.FedAvg):
         self.drawn_nodes: list[int] = []
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """One training message a drawn node, in their order."""
+        """Builds one training message a drawn node, in the order of `drawn_nodes`.
+
+        Args:
+            server_round: from 1.
+            arrays: the global weights.
+            config: what goes with them, the same for every site.
+            grid: not used: the round loop knows which nodes are there.
+        """
         content = RecordDict({ARRAYS: arrays, CONFIG: config})
         return self._construct_messages(content, self.drawn_nodes, MessageType.TRAIN)
 
 
 class ParametersOnly(flower.FedAvg):
-    """Put before a server optimizer: it sees the parameters alone, the statistics are averaged by number of images."""
+    """Put before a server optimizer: it sees only the parameters; the statistics are averaged by number of images."""
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Builds the messages as the next strategy does, and remembers the parameters that the round starts from.
+
+        Args:
+            server_round: from 1.
+            arrays: the global weights, parameters and statistics.
+            config: what goes with them.
+            grid: Flower's way to the nodes.
+        """
         messages = list(super().configure_train(server_round, arrays, config, grid))
         self.current_arrays: Any = self._own(arrays)
         return messages
@@ -64,6 +88,15 @@ class ParametersOnly(flower.FedAvg):
         return {PARAMETERS: arrays[PARAMETERS].numpy()}
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Aggregates the parameters with the server optimizer and averages the statistics by number of images.
+
+        Args:
+            server_round: from 1.
+            replies: checked ones; their statistics are taken out before the optimizer sees them.
+
+        Returns:
+            Arrays and metrics of the round; (None, ...) without replies.
+        """
         kept = list(replies)
         statistics = [cast(ArrayRecord, reply.content[ARRAYS]).pop(BUFFERS).numpy() for reply in kept]
         weights = [cast(int, cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES]) for reply in kept]
@@ -74,7 +107,7 @@ class ParametersOnly(flower.FedAvg):
 
 
 class FedAvg(SiteSampling):
-    """McMahan et al. 2017. FedProx and FedBN differ from it at the site alone."""
+    """McMahan et al. 2017. FedProx and FedBN differ from it only at the site."""
 
 
 class FedAvgM(ParametersOnly, flower.FedAvgM, SiteSampling):
@@ -89,6 +122,15 @@ class FedAvgM(ParametersOnly, flower.FedAvgM, SiteSampling):
         self._rate = rate
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Brings the momentum to the learning rate of this round, then aggregates.
+
+        Args:
+            server_round: from 1.
+            replies: checked ones.
+
+        Returns:
+            Arrays and metrics of the round.
+        """
         if self.momentum_vector is not None:
             factor = np.float32(self._rate(server_round) / self._rate(server_round - 1))
             self.momentum_vector = [factor * vector for vector in self.momentum_vector]
@@ -103,7 +145,7 @@ class FedExP(SiteSampling):
 
     Where the sites' updates point in different directions, their mean is much shorter than each of them, and FedAvg creeps. The mean is
     taken max(1, mean of |update|^2 / (2 (|mean update|^2 + sites tau rate^2))) times therefore; `rate` is the sites' learning rate in
-    the round, as a share of its peak, since tau must shrink as updates do. Its iterates swing; judge and keep their moving average
+    the round, as a share of its peak, since tau must shrink as updates do. Its iterates swing; evaluate and keep their moving average
     (`strategy.ema_decay`), which takes the place of the authors' mean of the last two. Normalisation statistics are averaged.
     """
 
@@ -112,10 +154,27 @@ class FedExP(SiteSampling):
         self._tau, self._rate = tau, rate
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Builds the messages, and remembers the weights that updates are taken from.
+
+        Args:
+            server_round: from 1.
+            arrays: the global weights.
+            config: what goes with them.
+            grid: Flower's way to the nodes.
+        """
         self.current = unpack_arrays(arrays)
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Averages the updates and extrapolates along their mean (see the class).
+
+        Args:
+            server_round: from 1.
+            replies: checked ones.
+
+        Returns:
+            Arrays and metrics of the round.
+        """
         kept, start = list(replies), self.current.parameters
         squares = [_square(cast(ArrayRecord, reply.content[ARRAYS])[PARAMETERS].numpy() - start) for reply in kept]
         weights = [cast(int, cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES]) for reply in kept]
@@ -161,10 +220,27 @@ class MultiKrum(flower.MultiKrum, SiteSampling):
         self._one = one
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Builds the messages, and remembers the weights that updates are taken from.
+
+        Args:
+            server_round: from 1.
+            arrays: the global weights.
+            config: what goes with them.
+            grid: Flower's way to the nodes.
+        """
         self.current = unpack_arrays(arrays)
         return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Chooses among the updates, each with weight 1, and adds the mean of those chosen to the weights before the round.
+
+        Args:
+            server_round: from 1.
+            replies: checked ones; their arrays are replaced by the updates.
+
+        Returns:
+            Arrays and metrics of the round.
+        """
         kept = list(replies)
         origin = {PARAMETERS: self.current.parameters, BUFFERS: self.current.statistics}
         self.num_nodes_to_select = 1 if self._one else max(1, len(kept) - self.num_malicious_nodes - 2)
@@ -183,7 +259,16 @@ SiteStrategy = FedAvg | FedAvgM | FedExP | FedAdam | FedYogi | FedMedian | FedTr
 
 
 def build_strategy(cfg: StrategyConfig, rate: RateOfRound = lambda _: 1.0) -> SiteStrategy:
-    """The strategy that `cfg` names, with its settings; `rate` is that of `common.models.schedule.rate_of_round` for the run."""
+    """Builds the strategy that `cfg` names, with its settings.
+
+    Args:
+        cfg: its name and settings; those of other strategies are ignored.
+        rate: the sites' learning rate in a round as a share of its peak: `common.models.schedule.rate_of_round` for the run.
+            FedAvgM and FedExP use it.
+
+    Raises:
+        ConfigError: no strategy has this name.
+    """
     adaptive: dict[str, Any] = {
         "eta": cfg.server_learning_rate or 0.01,
         "beta_1": cfg.beta_1,
@@ -211,9 +296,17 @@ def build_strategy(cfg: StrategyConfig, rate: RateOfRound = lambda _: 1.0) -> Si
 
 
 def aggregate(strategy: SiteStrategy, round_number: int, updates: Sequence[Update]) -> ModelArrays:
-    """The new global arrays from checked updates, float32.
+    """Computes the new global arrays from checked updates, float32.
 
     Independent of the order of `updates`: they are added in the order of their sites' names.
+
+    Args:
+        strategy: as configured for this round.
+        round_number: from 1.
+        updates: in any order; at least one.
+
+    Raises:
+        ConfigError: the strategy gave no arrays.
     """
     replies = [_reply(update) for update in sorted(updates, key=lambda update: update.presence.site)]
     arrays, _ = strategy.aggregate_train(round_number, replies)
@@ -231,6 +324,11 @@ def moving_average(average: ModelArrays | None, arrays: ModelArrays, decay: floa
     """decay * average + (1 - decay) * arrays, float32, which begins with the first round's `arrays`. With decay 0 it is `arrays` itself.
 
     Statistics are averaged as parameters are: rounds' running means and variances lie close to each other.
+
+    Args:
+        average: the average so far; None in the first round.
+        arrays: the weights of this round.
+        decay: the share that the former average keeps, in [0, 1).
     """
     if average is None or decay == 0.0:
         return arrays
@@ -239,7 +337,7 @@ def moving_average(average: ModelArrays | None, arrays: ModelArrays, decay: floa
 
 
 def strategy_state(strategy: SiteStrategy) -> dict[str, np.ndarray]:
-    """What the strategy must remember from round to round: momentum, or Adam's and Yogi's moments. Empty for the others."""
+    """Collects what the strategy must remember from round to round: momentum, or Adam's and Yogi's moments. Empty for the others."""
     state: dict[str, np.ndarray] = {}
     if isinstance(strategy, FedAvgM) and strategy.momentum_vector is not None:
         state["momentum"] = strategy.momentum_vector[0]
@@ -249,7 +347,12 @@ def strategy_state(strategy: SiteStrategy) -> dict[str, np.ndarray]:
 
 
 def restore_state(strategy: SiteStrategy, state: dict[str, np.ndarray]) -> None:
-    """The inverse of `strategy_state`."""
+    """Sets what `strategy_state` returned, so that a resumed run goes on as an unbroken one.
+
+    Args:
+        strategy: newly built, of the same experiment.
+        state: by name; empty for strategies that remember nothing.
+    """
     if isinstance(strategy, FedAvgM) and "momentum" in state:
         strategy.momentum_vector = [state["momentum"]]
     if isinstance(strategy, FedAdam | FedYogi) and "first_moment" in state:

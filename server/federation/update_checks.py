@@ -16,10 +16,10 @@ from pneumofed.common.wire.parameter_layout import ArraysLayout, TensorKind
 
 @dataclass
 class UpdateChecks:
-    """Takes the replies of one round as they arrive. Of each good one it keeps the packed weights, once, and the update's length.
+    """Checks the replies of one round as they arrive. Of each good one it keeps the packed weights, once, and the update's length.
 
-    intake.take(site, message)      one reply
-    intake.close()                  (good updates, the reason for each one left out), both by site
+    checks.take(site, message)      one reply
+    checks.close()                  (good updates, the reason for each one left out), both by site
     """
 
     current: ModelArrays
@@ -33,7 +33,12 @@ class UpdateChecks:
     lengths: dict[str, float] = field(default_factory=dict)
 
     def take(self, site: str, message: Message) -> bool:
-        """Whether the reply is good as far as one can tell without the others."""
+        """Checks one reply and keeps its update; says whether it is good as far as one can say without the others.
+
+        Args:
+            site: who was asked.
+            message: its reply. A bad one is noted in `left_out`; nothing is raised.
+        """
         try:
             update = unpack_update(message.content, self.current, self.cfg.update_precision)
             arrays = update.arrays
@@ -46,6 +51,7 @@ class UpdateChecks:
         return True
 
     def close(self) -> tuple[dict[str, Update], dict[str, Failure]]:
+        """Compares the lengths of all updates and returns the good ones and the reason for each one left out, both by site."""
         lengths = {site: (length, self.updates[site].num_examples) for site, length in self.lengths.items()}
         for site, reason in implausible(lengths, self.cfg.max_update_norm_factor).items() if self.compares else ():
             self.left_out[site] = Failure(site, "MessageError", reason)
@@ -54,11 +60,15 @@ class UpdateChecks:
 
 
 def implausible(updates: Mapping[str, tuple[float, int]], factor: float) -> dict[str, str]:
-    """Sites whose update is too long, with the sentence that says so; `updates` maps each to its length and number of images.
+    """Finds the sites whose update is too long beside the others', each with the sentence that says so.
 
     The length is taken per square root of the number of images: a site with a hundred times the images takes a hundred times the
     steps, and its update grows with them. It is compared with the lower median of the round, which an attacker moves only where
     at least half of the sites are with him. Updates of length zero are plausible.
+
+    Args:
+        updates: by site, the length of its update and its number of images.
+        factor: how many times the round's median a length may be.
     """
     lengths = {site: length / max(images, 1) ** 0.5 for site, (length, images) in updates.items()}
     if len(lengths) < 2:

@@ -1,6 +1,7 @@
-"""The coordinator's processes and sites as they are now, and the registry brought to the same.
+"""The coordinator's processes and sites as they are now, and the registry brought up to date with them.
 
-What each site does now, from the event lines of the run that goes on and from who is connected.
+`observe_federation` asks processes and SuperLink and gives an `Overview`. `site_states` derives what each site does now from its connection
+and the event lines of the run that goes on; `round_now` is the round of that run.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from pneumofed.server.runs.events import Kind
 from pneumofed.server.runs.registry import Registry, now
 from pneumofed.server.runs.tables import KeyState, SiteRow
 
-State = Literal[
+SiteState = Literal[
     "training", "evaluating", "connected", "late", "refused", "lost", "failed", "left out", "absent", "disconnected",
     "never connected", "revoked", "unknown",
 ]  # fmt: skip
-Event = Mapping[str, Any]
+EventFacts = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class SiteNow:
     """A site's state and, where there is more to say, a sentence."""
 
-    state: State
+    state: SiteState
     detail: str = ""
 
 
@@ -52,14 +53,14 @@ class RoundNow:
     sites: tuple[str, ...] = ()
 
 
-def this_attempt(events: Sequence[Event]) -> list[Event]:
-    """The events since the run was begun or resumed last."""
+def this_attempt(events: Sequence[EventFacts]) -> list[EventFacts]:
+    """Finds the events since the run was begun or resumed last."""
     begins = [index for index, event in enumerate(events) if event["kind"] in (Kind.RUN_STARTED, Kind.RUN_RESUMED)]
     return list(events[begins[-1] :]) if begins else list(events)
 
 
-def round_now(events: Sequence[Event]) -> RoundNow | None:
-    """The round that was begun and is not done; None between rounds, and after the run's end."""
+def round_now(events: Sequence[EventFacts]) -> RoundNow | None:
+    """Finds the round that was begun and is not done; None between rounds, and after the run's end."""
     found: RoundNow | None = None
     for event in this_attempt(events):
         if event["kind"] == Kind.ROUND_STARTED and (started := read_time(event)):
@@ -72,8 +73,14 @@ def round_now(events: Sequence[Event]) -> RoundNow | None:
     return found
 
 
-def site_states(links: Mapping[str, Link], events: Sequence[Event], now: datetime) -> dict[str, SiteNow]:
-    """State by name of every known site and of every other that takes part. `events` are empty where no run goes on."""
+def site_states(links: Mapping[str, Link], events: Sequence[EventFacts], now: datetime) -> dict[str, SiteNow]:
+    """Derives the state of every known site and of every other that takes part, by name.
+
+    Args:
+        links: each known site's connection.
+        events: event lines of the run that goes on; empty where none does.
+        now: the time to compare deadlines with, in UTC.
+    """
     attempt = this_attempt(events)
     current = round_now(events)
     last = {str(event["site"]): event for event in attempt if event.get("site") and event.get("task") != "roll call"}
@@ -81,7 +88,7 @@ def site_states(links: Mapping[str, Link], events: Sequence[Event], now: datetim
     return {name: _state(links.get(name), last.get(name), current, now) for name in names}
 
 
-def _state(link: Link | None, event: Event | None, current: RoundNow | None, now: datetime) -> SiteNow:
+def _state(link: Link | None, event: EventFacts | None, current: RoundNow | None, now: datetime) -> SiteNow:
     if link and link.revoked:
         return SiteNow("revoked", "its key is no longer accepted")
     here = link.connected if link else None
@@ -92,7 +99,7 @@ def _state(link: Link | None, event: Event | None, current: RoundNow | None, now
         return _working(event, here, current, now)
     if event["kind"] == Kind.LOST and here:
         return SiteNow("connected", f"lost in {where}, connected again")
-    states: dict[str, State] = {
+    states: dict[str, SiteState] = {
         Kind.LATE: "late", Kind.REFUSED: "refused", Kind.LOST: "lost", Kind.FAILED: "failed", Kind.LEFT_OUT: "left out",
     }  # fmt: skip
     reason = str(event.get("reason") or "")
@@ -101,7 +108,7 @@ def _state(link: Link | None, event: Event | None, current: RoundNow | None, now
     return SiteNow(states.get(event["kind"], "unknown"), f"{where}: {reason}" if reason else where)
 
 
-def _working(event: Event, here: bool | None, current: RoundNow | None, now: datetime) -> SiteNow:
+def _working(event: EventFacts, here: bool | None, current: RoundNow | None, now: datetime) -> SiteNow:
     number = event["round"]
     if here is False:
         return SiteNow("lost", f"round {number}: asked, and no longer connected")
@@ -113,7 +120,7 @@ def _working(event: Event, here: bool | None, current: RoundNow | None, now: dat
     return SiteNow("evaluating" if event.get("task") == "evaluate" else "training", f"round {number}")
 
 
-def _idle(link: Link | None, event: Event | None) -> SiteNow:
+def _idle(link: Link | None, event: EventFacts | None) -> SiteNow:
     if link is None or link.connected is None:
         return SiteNow("connected" if event else "unknown", _answered(event) if event else "the SuperLink does not answer")
     if link.connected:
@@ -122,15 +129,15 @@ def _idle(link: Link | None, event: Event | None) -> SiteNow:
     return SiteNow("never connected" if never else "disconnected", link.detail)
 
 
-def _answered(event: Event | None) -> str:
+def _answered(event: EventFacts | None) -> str:
     if event is None or event["kind"] != Kind.ANSWERED:
         return ""
     seconds = event.get("seconds")
     return f"round {event['round']}: answered" + (f" after {seconds:.0f} s" if isinstance(seconds, int | float) else "")
 
 
-def read_time(event: Event) -> datetime | None:
-    """When the event was; None where the line says nothing that can be read, or no zone."""
+def read_time(event: EventFacts) -> datetime | None:
+    """Reads when the event was; None where the line says nothing that can be read, or no zone."""
     try:
         found = datetime.fromisoformat(str(event["time"]))
     except ValueError:
@@ -148,7 +155,11 @@ class Overview:
 
 
 def observe_federation(folder: CoordinatorFolder, registry: Registry) -> Overview:
-    """What runs and who is connected; the registry keeps the keys and when each site was seen.
+    """Looks at what runs and who is connected; the registry keeps the keys and when each site was seen.
+
+    Args:
+        folder: of the coordinator.
+        registry: is brought up to date.
 
     Raises:
         ConfigError: the folder is no coordinator folder, or a file in `sites/` is no public key.
@@ -168,12 +179,17 @@ def observe_federation(folder: CoordinatorFolder, registry: Registry) -> Overvie
     return Overview(state.processes, build_links(registry.sites(), state if answers else None), moment)
 
 
-def build_links(sites: Sequence[SiteRow], state: processes.StackState | None) -> dict[str, Link]:
-    """Each site's connection; unknown without the SuperLink's word."""
-    told = {site.name: site for site in state.sites} if state else {}
+def build_links(sites: Sequence[SiteRow], state: processes.CoordinatorState | None) -> dict[str, Link]:
+    """Builds each site's connection by name.
+
+    Args:
+        sites: those in the registry.
+        state: processes and sites as the SuperLink knows them; None where it does not answer: connections are then unknown.
+    """
+    reported = {site.name: site for site in state.sites} if state else {}
     links = {}
     for site in sites:
-        found = told.get(site.name)
+        found = reported.get(site.name)
         links[site.name] = Link(
             connected=found.connected if found else None,
             detail=found.detail if found else "",

@@ -1,10 +1,10 @@
-"""The coordinator's processes: SuperLink, SuperExec and the door (nginx), started, asked and stopped in one folder.
+"""The coordinator's processes: SuperLink, SuperExec and the gateway (nginx), started, asked and stopped in one folder.
 
-All state lies in `state/` of the coordinator folder, so that a restart finds the same sites and runs again.
+    hospitals --TLS--> gateway (nginx) --TLS, only fleet calls--> SuperLink on 127.0.0.1 <--secret-- SuperExec --> ServerApp
 
-    hospitals --TLS--> door (nginx) --TLS, fleet calls alone--> SuperLink on 127.0.0.1 <--secret-- SuperExec --> ServerApp
-
-The three processes of the coordinator: how each is started, asked and stopped.
+`start_processes`, `process_status` and `stop_processes` work on all three; `submit`, `run_status`, `run_log` and `stop_run` ask the
+SuperLink about runs. `build_parts` says how each process is started, asked and stopped. All state lies in `state/` of the coordinator
+folder, so that a restart finds the same sites and runs again.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from pneumofed.common.ops.processes import (
     without_proxy_on_loopback,
 )
 from pneumofed.common.wire.keys import certificate_validity
-from pneumofed.server.operations.gateway import answers, door_command, render_door
+from pneumofed.server.operations.gateway import gateway_answers, gateway_command, render_gateway
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.operations.sites import SiteStatus, list_sites, register_sites
 
 START_SEC = 60.0
+FLOWER_CONNECTION = "coordinator"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ProcessState:
     """One process: whether it runs, whether it answers, and what there is to say about it."""
 
     name: str
-    """`superlink`, `superexec` or `door`."""
+    """`superlink`, `superexec` or `door`: the gateway, by the name that commands and files in `state/` show."""
     pid: int | None
     serving: bool
     detail: str
@@ -48,8 +49,131 @@ class ProcessState:
 
 
 @dataclass(frozen=True)
+class CoordinatorState:
+    """The coordinator's processes and sites. `serving` only if every process is."""
+
+    processes: tuple[ProcessState, ...]
+    sites: tuple[SiteStatus, ...]
+
+    @property
+    def serving(self) -> bool:
+        return all(process.serving for process in self.processes)
+
+
+def start_processes(folder: Path) -> CoordinatorState:
+    """Starts what does not run yet, registers the sites, and returns the state once all processes answer.
+
+    Raises:
+        ConfigError: the folder is no coordinator folder, or a port is taken by somebody else.
+        FlowerError: a process does not come up; the text ends with its last words.
+    """
+    place = _open(folder)
+    _check_certificate(place)
+    _prepare(place)
+    *inner, gateway = build_parts(place)
+    bring_up(inner, place)
+    sync_sites(folder)
+    bring_up([gateway], place)  # last: a SuperNode ends for good when its key is not known yet
+    return process_status(folder)
+
+
+def stop_processes(folder: Path) -> None:
+    """Stops the gateway, then SuperExec with the ServerApp, then the SuperLink. Does nothing where nothing runs."""
+    for part in reversed(build_parts(_open(folder))):
+        part.daemon.stop(part.stop_signal)
+
+
+def process_status(folder: Path) -> CoordinatorState:
+    """Reports what runs, what answers, and which sites are registered and connected. Starts and changes nothing."""
+    place = _open(folder)
+    processes = tuple(ask(part) for part in build_parts(place))
+    return CoordinatorState(processes, list_sites(place, superlink_serves=processes[0].serving))
+
+
+def sync_sites(folder: Path) -> tuple[SiteStatus, ...]:
+    """Registers the keys in `sites/`, unregisters those that are revoked, changed or gone, and returns the sites.
+
+    Raises:
+        ConfigError: a file in `sites/` holds no public key.
+        FlowerError: the SuperLink does not answer or refuses a key.
+    """
+    place = _open(folder)
+    register_sites(place)
+    _write_gateway_config(place)
+    build_parts(place)[-1].daemon.send(signal.SIGHUP)  # a running nginx reads configuration and certificate anew
+    return list_sites(place, superlink_serves=True)
+
+
+def submit(folder: Path, run_config: Mapping[str, str]) -> int:
+    """Submits a run of the installed app and returns Flower's run id at once.
+
+    Args:
+        folder: the coordinator folder.
+        run_config: what the ServerApp reads from its run config.
+
+    Raises:
+        FlowerError: the SuperLink does not answer or refuses the run.
+    """
+    from pneumofed.common.ops.app_bundle import build_bundle
+    from pneumofed.server.operations.superlink import open_control
+
+    with open_control(_open(folder)) as control:
+        return control.submit(build_bundle(), run_config)
+
+
+def run_status(folder: Path, run_id: int) -> str:
+    """Asks for Flower's status of the run, e.g. `pending`, `running`, `finished:completed`, `finished:failed`,
+    `finished:stopped`.
+
+    Args:
+        folder: the coordinator folder.
+        run_id: from `submit`.
+
+    Raises:
+        FlowerError: the SuperLink does not answer, or knows no such run.
+    """
+    from pneumofed.server.operations.superlink import open_control
+
+    with open_control(_open(folder)) as control:
+        return control.run_status(run_id)
+
+
+def run_log(folder: Path, run_id: int) -> str:
+    """Reads what the run's ServerApp has logged so far, with the trace of what ended it; only for those who work at the
+    coordinator.
+
+    Args:
+        folder: the coordinator folder.
+        run_id: from `submit`.
+
+    Raises:
+        FlowerError: the SuperLink does not answer, or knows no such run.
+    """
+    from pneumofed.server.operations.superlink import open_control
+
+    with open_control(_open(folder)) as control:
+        return control.run_log(run_id)
+
+
+def stop_run(folder: Path, run_id: int) -> None:
+    """Stops the run; one that has ended already stays as it is.
+
+    Args:
+        folder: the coordinator folder.
+        run_id: from `submit`.
+
+    Raises:
+        FlowerError: the SuperLink does not answer, or knows no such run.
+    """
+    from pneumofed.server.operations.superlink import open_control
+
+    with open_control(_open(folder)) as control:
+        control.stop_run(run_id)
+
+
+@dataclass(frozen=True)
 class Part:
-    """One process of the stack: how it is started, asked and stopped."""
+    """One of the coordinator's processes: how it is started, asked and stopped."""
 
     daemon: Daemon
     command: list[str]
@@ -59,8 +183,8 @@ class Part:
 
 
 def build_parts(place: CoordinatorFolder) -> list[Part]:
-    """SuperLink, SuperExec and door, in the order in which they start."""
-    return [_superlink(place), _superexec(place), _door(place)]
+    """SuperLink, SuperExec and gateway, in the order in which they start."""
+    return [_superlink(place), _superexec(place), _gateway(place)]
 
 
 def _superlink(place: CoordinatorFolder) -> Part:
@@ -90,14 +214,18 @@ def _superexec(place: CoordinatorFolder) -> Part:
     return Part(Daemon("superexec", place.state), command, port, lambda: is_serving(health))
 
 
-def _door(place: CoordinatorFolder) -> Part:
+def _gateway(place: CoordinatorFolder) -> Part:
     port = place.settings().port
-    daemon, address = Daemon("door", place.state), ("0.0.0.0", port, "the door")
-    return Part(daemon, door_command(place), address, lambda: answers(place.ca, port), signal.SIGQUIT)
+    daemon, address = Daemon("door", place.state), ("0.0.0.0", port, "the gateway")
+    return Part(daemon, gateway_command(place), address, lambda: gateway_answers(place.ca, port), signal.SIGQUIT)
 
 
 def bring_up(parts: Sequence[Part], place: CoordinatorFolder) -> None:
     """Starts those of `parts` that do not run, and returns once all answer.
+
+    Args:
+        parts: in the order in which they start.
+        place: the coordinator folder.
 
     Raises:
         ConfigError: a port is taken, or nginx is not installed.
@@ -131,7 +259,7 @@ def _wait_until_up(part: Part) -> None:
 
 
 def ask(part: Part) -> ProcessState:
-    """How the process is now."""
+    """Asks how the process is now."""
     name, pid = part.daemon.name, part.daemon.pid()
     if pid is None:
         died = part.daemon.was_started()
@@ -139,114 +267,6 @@ def ask(part: Part) -> ProcessState:
         return ProcessState(name, None, False, detail)
     serving = part.answers()
     return ProcessState(name, pid, serving, "serving" if serving else "runs but does not answer")
-
-
-CONNECTION = "coordinator"
-
-
-@dataclass(frozen=True)
-class StackState:
-    """The coordinator's processes and sites. `serving` only if every process is."""
-
-    processes: tuple[ProcessState, ...]
-    sites: tuple[SiteStatus, ...]
-
-    @property
-    def serving(self) -> bool:
-        return all(process.serving for process in self.processes)
-
-
-def start_processes(folder: Path) -> StackState:
-    """Starts what does not run yet, registers the sites, and returns the state once all processes answer.
-
-    Raises:
-        ConfigError: the folder is no coordinator folder, or a port is taken by somebody else.
-        FlowerError: a process does not come up; the text ends with its last words.
-    """
-    place = _open(folder)
-    _check_certificate(place)
-    _prepare(place)
-    *inner, door = build_parts(place)
-    bring_up(inner, place)
-    sync_sites(folder)
-    bring_up([door], place)  # last: a SuperNode ends for good when its key is not known yet
-    return process_status(folder)
-
-
-def stop_processes(folder: Path) -> None:
-    """Stops the door, then SuperExec with the ServerApp, then the SuperLink. Does nothing where nothing runs."""
-    for part in reversed(build_parts(_open(folder))):
-        part.daemon.stop(part.stop_signal)
-
-
-def process_status(folder: Path) -> StackState:
-    """What runs, what answers, and which sites are registered and connected. Starts and changes nothing."""
-    place = _open(folder)
-    processes = tuple(ask(part) for part in build_parts(place))
-    return StackState(processes, list_sites(place, superlink_serves=processes[0].serving))
-
-
-def sync_sites(folder: Path) -> tuple[SiteStatus, ...]:
-    """Registers the keys in `sites/`, unregisters those that are revoked, changed or gone, and returns the sites.
-
-    Raises:
-        ConfigError: a file in `sites/` holds no public key.
-        FlowerError: the SuperLink does not answer or refuses a key.
-    """
-    place = _open(folder)
-    register_sites(place)
-    _write_door(place)
-    build_parts(place)[-1].daemon.send(signal.SIGHUP)  # a running nginx reads configuration and certificate anew
-    return list_sites(place, superlink_serves=True)
-
-
-def submit(folder: Path, run_config: Mapping[str, str]) -> int:
-    """Submits a run of the installed app and returns Flower's run id at once.
-
-    Raises:
-        FlowerError: the SuperLink does not answer or refuses the run.
-    """
-    from pneumofed.common.ops.app_bundle import build_bundle
-    from pneumofed.server.operations.superlink import open_control
-
-    with open_control(_open(folder)) as control:
-        return control.submit(build_bundle(), run_config)
-
-
-def run_status(folder: Path, run_id: int) -> str:
-    """Flower's status of the run, e.g. `pending`, `running`, `finished:completed`, `finished:failed`, `finished:stopped`.
-
-    Raises:
-        FlowerError: the SuperLink does not answer, or knows no such run.
-    """
-    from pneumofed.server.operations.superlink import open_control
-
-    with open_control(_open(folder)) as control:
-        return control.run_status(run_id)
-
-
-def run_log(folder: Path, run_id: int) -> str:
-    """What the run's ServerApp has said so far, with the trace of what ended it; of those who work at the coordinator alone.
-
-    Raises:
-        FlowerError: the SuperLink does not answer, or knows no such run.
-    """
-    from pneumofed.server.operations.superlink import open_control
-
-    with open_control(_open(folder)) as control:
-        return control.run_log(run_id)
-
-
-def stop_run(folder: Path, run_id: int) -> None:
-    """Stops the run; one that has ended already stays as it is.
-
-    Raises:
-        FlowerError: the SuperLink does not answer, or knows no such run.
-    """
-    from pneumofed.server.operations.superlink import open_control
-
-    with open_control(_open(folder)) as control:
-        control.stop_run(run_id)
 
 
 def _open(folder: Path) -> CoordinatorFolder:
@@ -272,11 +292,11 @@ def _prepare(place: CoordinatorFolder) -> None:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
     address = f"127.0.0.1:{place.settings().loopback.superlink}"
     text = (
-        f'[superlink]\ndefault = "{CONNECTION}"\n\n'
-        f'[superlink.{CONNECTION}]\naddress = "{address}"\nroot-certificates = {json.dumps(str(place.ca))}\n'
+        f'[superlink]\ndefault = "{FLOWER_CONNECTION}"\n\n'
+        f'[superlink.{FLOWER_CONNECTION}]\naddress = "{address}"\nroot-certificates = {json.dumps(str(place.ca))}\n'
     )
     write_file(place.flower_home / "config.toml", text.encode())
 
 
-def _write_door(place: CoordinatorFolder) -> None:
-    write_file(place.door, render_door(place.settings(), list(place.site_keys())).encode())
+def _write_gateway_config(place: CoordinatorFolder) -> None:
+    write_file(place.gateway_config, render_gateway(place.settings(), list(place.site_keys())).encode())

@@ -25,17 +25,21 @@ from pneumofed.server.runs.tables import RunRow
 
 logger = logging.getLogger(__name__)
 
-LOOK_SEC = 10.0
-Tell = Callable[[str], None]
+CHECK_SEC = 10.0
+Say = Callable[[str], None]
 
 
 def open_runs(place: CoordinatorFolder) -> Runs:
-    """The runs of this folder, over the real Flower."""
+    """Opens the runs of this folder, over the real Flower."""
     return Runs(place, open_registry(place), processes)
 
 
 def start_all(place: CoordinatorFolder, new_token: bool = False) -> tuple[str, str | None]:
     """Starts what does not run, and returns the page's address and its token if a new one was made.
+
+    Args:
+        place: the coordinator folder.
+        new_token: makes a new token for the page even where there is one; the old one is then void.
 
     Raises:
         ConfigError: the folder is no coordinator folder, or a port is taken.
@@ -46,16 +50,21 @@ def start_all(place: CoordinatorFolder, new_token: bool = False) -> tuple[str, s
     return start_page(place), token
 
 
-def stop_all(place: CoordinatorFolder, tell: Tell) -> None:
-    """Stops the runs, so that their state is true, then the page and the processes."""
+def stop_all(place: CoordinatorFolder, say: Say) -> None:
+    """Stops the runs, so that their state is true, then the page and the processes.
+
+    Args:
+        place: the coordinator folder.
+        say: takes a sentence about each run.
+    """
     runs = open_runs(place)
     try:
         runs.reconcile()
         for run in runs.registry.open_runs():
             try:
-                tell(f"{run.name}: {runs.stop(run.name).reason}")
+                say(f"{run.name}: {runs.stop(run.name).reason}")
             except FlowerError as error:
-                tell(f"{run.name} could not be stopped in order ({error}); it ends with its process")
+                say(f"{run.name} could not be stopped in order ({error}); it ends with its process")
         page_daemon(place).stop()
         processes.stop_processes(place.path)
         runs.reconcile()
@@ -64,8 +73,12 @@ def stop_all(place: CoordinatorFolder, tell: Tell) -> None:
         runs.registry.close()
 
 
-def stay(place: CoordinatorFolder, tell: Tell) -> None:
-    """Looks after the processes until SIGTERM or Ctrl-C, then stops everything.
+def stay(place: CoordinatorFolder, say: Say) -> None:
+    """Watches the processes and starts again what died, until SIGTERM or Ctrl-C; then stops everything.
+
+    Args:
+        place: the coordinator folder.
+        say: takes a sentence about what died, and about each run at the end.
 
     Raises:
         PneumofedError: a process died and cannot be started again.
@@ -74,21 +87,21 @@ def stay(place: CoordinatorFolder, tell: Tell) -> None:
     for sign in (signal.SIGTERM, signal.SIGINT):
         signal.signal(sign, lambda *_: end.set())
     try:
-        while not end.wait(LOOK_SEC):
+        while not end.wait(CHECK_SEC):
             dead = [process for process in processes.process_status(place.path).processes if process.pid is None]
             if page_daemon(place).pid() is None:
                 dead.append(page_state(place))
             if dead:
-                tell("; ".join(f"{process.name} {process.detail}" for process in dead))
+                say("; ".join(f"{process.name} {process.detail}" for process in dead))
                 start_all(place)
     except PneumofedError:
-        stop_all(place, tell)
+        stop_all(place, say)
         raise
-    stop_all(place, tell)
+    stop_all(place, say)
 
 
 def page_state(place: CoordinatorFolder) -> processes.ProcessState:
-    """The live page as one of the processes."""
+    """Describes the live page as one of the processes."""
     daemon = page_daemon(place)
     pid = daemon.pid()
     if pid is None:
@@ -99,7 +112,13 @@ def page_state(place: CoordinatorFolder) -> processes.ProcessState:
 
 
 def describe_all(place: CoordinatorFolder, runs: Runs, chosen: Sequence[RunRow]) -> dict[str, Any]:
-    """Processes, sites and `chosen` runs in plain values."""
+    """Describes processes, sites and runs in plain values for JSON.
+
+    Args:
+        place: the coordinator folder.
+        runs: of this folder.
+        chosen: the runs that are described.
+    """
     overview = observe_federation(place, runs.registry)
     processes = [*overview.processes, page_state(place)]
     return {

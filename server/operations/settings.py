@@ -4,7 +4,7 @@ COORDINATOR/
   coordinator.yaml                         the settings below
   keys/ca.crt server.crt server.key superexec.secret roster.json
   sites/NAME.pub                           public node key of each site
-  nginx.conf                               the door, written anew at each start (see `server.operations.gateway`)
+  nginx.conf                               the gateway, written anew at each start (see `server.operations.gateway`)
   state/                                   SuperLink database, pid files, logs, FLWR_HOME
   runs/NAME/                               run folders
 """
@@ -27,20 +27,20 @@ Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$"
 
 
 class AuditorAccess(Section):
-    """Who may read the live page: the SHA-256 of the bearer token; the token itself is in the auditor's kit alone."""
+    """Who may read the live page: the SHA-256 of the bearer token; the token itself is only in the auditor's kit."""
 
     name: Name
     token_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class LoopbackPorts(Section):
-    """Ports on 127.0.0.1 alone; nothing of them is reachable from outside."""
+    """Ports on 127.0.0.1; nothing of them is reachable from outside."""
 
     superlink: Port = 9091
     superlink_health: Port = 9092
     superexec_health: Port = 9093
     page: Port = 9094
-    """Where the live page listens; the door shows it outside at `page_port`."""
+    """Where the live page listens; the gateway shows it outside at `page_port`."""
 
 
 class CoordinatorSettings(Section):
@@ -50,25 +50,25 @@ class CoordinatorSettings(Section):
     hosts: Annotated[list[Host], Field(min_length=1)]
     """Names and addresses under which sites reach the coordinator; the server certificate holds them. The first is in the kits."""
     port: Port = 9443
-    """The door: the only port that hospitals need."""
+    """The gateway: the only port that hospitals need."""
     page_port: Port | None = None
     """The live page for auditors, over TLS and with a bearer token; unset, it is not shown outside."""
     mutual_tls: bool = False
-    """Whether the door also asks for the site's certificate."""
+    """Whether the gateway also asks for the site's certificate."""
     revoked: list[Name] = Field(default_factory=list)
     """Sites whose key is no longer accepted, even where `sites/NAME.pub` lies here."""
     auditors: list[AuditorAccess] = Field(default_factory=list)
     loopback: LoopbackPorts = LoopbackPorts()
     test_manifest: str | None = None
-    """Held-out test set that runs are judged on; relative to this folder, as the two below."""
+    """Held-out test set that runs are evaluated on; relative to this folder, as the two below."""
     external_manifest: str | None = None
     """Held-out set of another place."""
     cache_dir: str = "state/cache"
     """Decoded images of the two sets."""
     device: str = "auto"
-    """Where the coordinator judges: `auto`, `cpu`, `cuda` or `cuda:N`."""
+    """Where the coordinator evaluates: `auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[int, Field(ge=0)] = 0
-    """CPU threads of the coordinator's judging; 0 leaves torch's choice."""
+    """CPU threads of the coordinator's evaluation; 0 leaves torch's choice."""
     registry: str | None = None
     """Database of sites and runs as a URL, e.g. postgresql://USER@HOST/NAME; unset it is SQLite in `state/registry.db`."""
 
@@ -114,7 +114,8 @@ class CoordinatorFolder:
         return self.path / "sites"
 
     @property
-    def door(self) -> Path:
+    def gateway_config(self) -> Path:
+        """Of nginx."""
         return self.path / "nginx.conf"
 
     @property
@@ -130,7 +131,7 @@ class CoordinatorFolder:
         return self.path / "runs"
 
     def settings(self) -> CoordinatorSettings:
-        """The settings in this folder.
+        """Reads the settings in this folder.
 
         Raises:
             ConfigError: the file is missing or wrong.
@@ -141,6 +142,6 @@ class CoordinatorFolder:
         return build_config(CoordinatorSettings, values, str(self.settings_file))
 
     def site_keys(self) -> dict[str, Path]:
-        """Public key files of the sites that may take part, by name."""
+        """Lists the public key files of the sites that may take part, by name."""
         revoked = set(self.settings().revoked)
         return {path.stem: path for path in sorted(self.sites.glob("*.pub")) if path.stem not in revoked}

@@ -49,7 +49,12 @@ def register_sites(place: CoordinatorFolder) -> None:
 
 
 def list_sites(place: CoordinatorFolder, superlink_serves: bool) -> tuple[SiteStatus, ...]:
-    """All sites that have a key file or are revoked, sorted by name."""
+    """Lists all sites that have a key file or are revoked, sorted by name.
+
+    Args:
+        place: the coordinator folder.
+        superlink_serves: whether the SuperLink can be asked; without it each site's connection is unknown.
+    """
     names, revoked = set(place.site_keys()), set(place.settings().revoked)
     nodes, unknown = _nodes_by_name(place) if superlink_serves else ({}, "unknown: the SuperLink does not answer")
     return tuple(

@@ -59,7 +59,12 @@ class Control:
         return [Node(n.node_id, n.name, n.public_key, n.status, n.last_deactivated_at, n.online_until) for n in answer.nodes_info]
 
     def register(self, name: str, public_key: bytes) -> int:
-        """Registers a PEM public key and returns the node's number."""
+        """Registers a site's key and returns the node's number.
+
+        Args:
+            name: of the site.
+            public_key: P-384, PEM.
+        """
         return int(_call(lambda: self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))).node_id)
 
     def unregister(self, node_id: int) -> None:
@@ -67,7 +72,15 @@ class Control:
         _call(lambda: self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id)))
 
     def submit(self, bundle: bytes, run_config: Mapping[str, str]) -> int:
-        """Submits a run of the app in `bundle` and returns its number."""
+        """Submits a run of the app in `bundle` and returns its number.
+
+        Args:
+            bundle: the app bundle (FAB), a ZIP archive.
+            run_config: what the apps read from their run config.
+
+        Raises:
+            FlowerError: the SuperLink took no run.
+        """
         fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
         request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(run_config)))
         answer = _call(lambda: self._client.StartRun(request))

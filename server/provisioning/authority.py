@@ -22,7 +22,7 @@ from pneumofed.server.provisioning.kit import write_private
 
 CLOCK_SKEW = timedelta(hours=1)
 """Certificates begin this much earlier, for sites whose clocks are late."""
-LOOPBACK = ("localhost", "127.0.0.1")
+LOOPBACK_HOSTS = ("localhost", "127.0.0.1")
 """Also in the server certificate: the coordinator's own processes reach the SuperLink there."""
 
 
@@ -39,13 +39,25 @@ class Authority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def issue_server(self, key: ec.EllipticCurvePublicKey, hosts: Sequence[str], expires: datetime) -> bytes:
-        """PEM certificate of the coordinator for `hosts` and the loopback interface."""
-        names = x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys([*hosts, *LOOPBACK])])
+        """Issues the coordinator's certificate for `hosts` and the loopback interface, PEM.
+
+        Args:
+            key: the coordinator's public key.
+            hosts: DNS names and IP addresses under which sites reach it; at least one, the first is the common name.
+            expires: in UTC; no later than the authority itself.
+        """
+        names = x509.SubjectAlternativeName([_general_name(host) for host in dict.fromkeys([*hosts, *LOOPBACK_HOSTS])])
         builder = self._builder(hosts[0], key, expires).add_extension(names, critical=False)
         return self._sign(builder, ExtendedKeyUsageOID.SERVER_AUTH)
 
     def issue_client(self, key: ec.EllipticCurvePublicKey, name: str, expires: datetime) -> bytes:
-        """PEM certificate of the site `name`, for mutual TLS. Only its public key is needed."""
+        """Issues a site's certificate for mutual TLS, PEM. Only its public key is needed.
+
+        Args:
+            key: the site's public key.
+            name: of the site.
+            expires: in UTC; no later than the authority itself.
+        """
         return self._sign(self._builder(name, key, expires), ExtendedKeyUsageOID.CLIENT_AUTH)
 
     def _builder(self, name: str, key: ec.EllipticCurvePublicKey, expires: datetime) -> x509.CertificateBuilder:
@@ -67,7 +79,12 @@ class Authority:
 
 
 def open_authority(folder: Path, federation: str, expires: datetime) -> Authority:
-    """The CA in `folder`, or a new one for `federation` that ends at `expires`.
+    """Opens the CA in `folder`, or makes a new one.
+
+    Args:
+        folder: holds `ca.crt` and `ca.key`, or nothing yet.
+        federation: whose CA it must be.
+        expires: when a new one ends, in UTC.
 
     Raises:
         ConfigError: `folder` holds the CA of another federation, an incomplete one, or one that has expired.

@@ -57,7 +57,7 @@ class Identities:
         self._ca = out / "ca"
 
     def site(self, site: SiteParty) -> SiteIdentity:
-        """The site's key; a new one where it has none yet.
+        """Finds the site's key; makes a new one where it has none yet.
 
         Raises:
             ConfigError: the key that the hospital sent cannot be read, was revoked, or is another site's.
@@ -72,7 +72,7 @@ class Identities:
             known.unlink()
 
     def auditor(self, auditor: AuditorParty) -> AuditorToken:
-        """The auditor's token; a new one where there is none yet."""
+        """Finds the auditor's token; makes a new one where there is none yet."""
         known, here = self._auditor_file(auditor.name), self._out / f"auditor-{auditor.name}" / "token"
         if known.is_file():
             sha256 = known.read_text(encoding="ascii").strip()
@@ -87,8 +87,13 @@ class Identities:
         """Forgets the auditor's token; one who comes back gets a new one."""
         self._auditor_file(name).unlink(missing_ok=True)
 
-    def roster(self, sites: Mapping[str, SiteIdentity], authority: Authority) -> bytes:
-        """The signed roster of the sites' public keys: the last one while it still tells the truth, else a new one, with the next serial.
+    def key_roster(self, sites: Mapping[str, SiteIdentity], authority: Authority) -> bytes:
+        """Returns the signed roster of the sites' public keys: the last one while it is still right, else a new one with the
+        next serial.
+
+        Args:
+            sites: every site that is not revoked, by name.
+            authority: signs it.
 
         Raises:
             ConfigError: the last one cannot be read, so that its serial is not known.
@@ -107,11 +112,11 @@ class Identities:
         return content
 
     def known_sites(self) -> set[str]:
-        """Names of the sites that have a key."""
+        """Lists the sites that have a key."""
         return {path.stem for path in (self._ca / "sites").glob("*.pub")}
 
     def known_auditors(self) -> set[str]:
-        """Names of the auditors that have a token."""
+        """Lists the auditors that have a token."""
         return {path.stem for path in (self._ca / "auditors").glob("*.sha256")}
 
     def _made_here(self, name: str) -> SiteIdentity:

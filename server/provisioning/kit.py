@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pneumofed.common.files import atomic_write
 
-PRIVATE, EXECUTABLE = 0o600, 0o700
+PRIVATE_MODE, EXECUTABLE_MODE = 0o600, 0o700
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class KitFile:
     """One file of a kit. With `keep`, one that its owner has changed stays as it is."""
 
     content: bytes
-    mode: int = PRIVATE
+    mode: int = PRIVATE_MODE
     keep: bool = False
 
 
@@ -34,7 +34,12 @@ class Kit:
 
 
 def write_kit(out: Path, kit: Kit) -> bool:
-    """Writes `kit` into `out/NAME/` and `out/NAME.tar.gz`, and returns whether anything changed."""
+    """Writes the kit into `out/NAME/` and `out/NAME.tar.gz`, and returns whether anything changed.
+
+    Args:
+        out: folder of all kits.
+        kit: what one party gets.
+    """
     folder = out / kit.name
     changed = [_write(folder / name, file) for name, file in sorted(kit.files.items())]
     changed += [_remove(folder / name) for name in kit.gone]
@@ -43,7 +48,12 @@ def write_kit(out: Path, kit: Kit) -> bool:
 
 
 def write_private(path: Path, content: bytes) -> bool:
-    """Writes `content` to `path` with mode 0600, unless it is there already, and returns whether it was not."""
+    """Writes a file with mode 0600 unless it is there already, and returns whether it was not.
+
+    Args:
+        path: its folder is made with mode 0700 where it is missing.
+        content: what it must hold.
+    """
     return _write(path, KitFile(content))
 
 

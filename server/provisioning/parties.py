@@ -16,11 +16,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pneumofed.common.config.default_policy import default_policy
 from pneumofed.common.ops.render import render
 from pneumofed.common.wire.keys import parse_private_key, private_pem, read_private_key
-from pneumofed.server.operations.gateway import render_door
+from pneumofed.server.operations.gateway import render_gateway
 from pneumofed.server.operations.settings import AuditorAccess, CoordinatorSettings
 from pneumofed.server.provisioning.authority import Authority, new_key
 from pneumofed.server.provisioning.identities import AuditorToken, SiteIdentity
-from pneumofed.server.provisioning.kit import EXECUTABLE, Kit, KitFile
+from pneumofed.server.provisioning.kit import EXECUTABLE_MODE, Kit, KitFile
 from pneumofed.server.provisioning.schema import AuditorParty, FederationConfig, SiteParty
 
 
@@ -30,9 +30,19 @@ def coordinator_kit(
     sites: Mapping[str, SiteIdentity],
     tokens: Mapping[str, AuditorToken],
     out: Path,
-    roster: bytes,
+    key_roster: bytes,
 ) -> Kit:
-    """The coordinator's kit: settings, door, server certificate, secrets of its own, the sites' public keys and their signed roster."""
+    """Builds the coordinator's kit: settings, gateway, server certificate, secrets of its own, the sites' public keys and their
+    signed roster.
+
+    Args:
+        config: of the federation.
+        authority: issues the server certificate.
+        sites: every site that is not revoked, by name.
+        tokens: every auditor's token that is not revoked, by name.
+        out: folder of all kits; a server key and certificate that lie there are kept while they are good.
+        key_roster: the signed roster of the sites' keys.
+    """
     settings = _settings(config, tokens)
     certificate, key = _server_pair(config, authority, out / "coordinator" / "keys")
     words = {
@@ -44,13 +54,13 @@ def coordinator_kit(
     files = {
         "coordinator.yaml": _text("coordinator/coordinator.yaml", {**words, "settings": _yaml(settings)}),
         "local.example.yaml": _text("coordinator/local.example.yaml", words),
-        "nginx.conf": KitFile(render_door(settings, sorted(sites)).encode()),
+        "nginx.conf": KitFile(render_gateway(settings, sorted(sites)).encode()),
         "keys/ca.crt": KitFile(authority.pem),
         "keys/server.crt": KitFile(certificate),
         "keys/server.key": KitFile(key),
-        "keys/roster.json": KitFile(roster),
+        "keys/roster.json": KitFile(key_roster),
         "keys/superexec.secret": KitFile(secrets.token_hex(32).encode(), keep=True),
-        "start.sh": _text("coordinator/start.sh", words, EXECUTABLE),
+        "start.sh": _text("coordinator/start.sh", words, EXECUTABLE_MODE),
         "pneumofed-coordinator.service": _text("coordinator/pneumofed-coordinator.service", words),
         "compose.yaml": _text("coordinator/compose.yaml", words),
         ".dockerignore": _text("dockerignore", words),
@@ -61,7 +71,15 @@ def coordinator_kit(
 
 
 def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity, authority: Authority, out: Path) -> Kit:
-    """A hospital's kit; without a private key where the hospital made its own."""
+    """Builds a hospital's kit; without a private key where the hospital made its own.
+
+    Args:
+        config: of the federation.
+        site: the hospital.
+        identity: its key.
+        authority: issues its certificate where mutual TLS is on.
+        out: folder of all kits; a certificate that lies there is kept while it is good.
+    """
     words = {
         "federation": config.name,
         "site": site,
@@ -78,7 +96,7 @@ def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity, 
         "connection.yaml": _text("site/connection.yaml", words),
         "keys/ca.crt": KitFile(authority.pem),
         "keys/node.pub": KitFile(identity.public),
-        "start.sh": _text("site/start.sh", words, EXECUTABLE),
+        "start.sh": _text("site/start.sh", words, EXECUTABLE_MODE),
         f"pneumofed-{site.name}.service": _text("site/pneumofed-site.service", words),
         "compose.yaml": _text("site/compose.yaml", words),
         ".dockerignore": _text("dockerignore", words),
@@ -89,7 +107,14 @@ def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity, 
 
 
 def auditor_kit(config: FederationConfig, auditor: AuditorParty, token: str, authority: Authority) -> Kit:
-    """An auditor's kit: a token for the live page, and the certificate to know the coordinator by."""
+    """Builds an auditor's kit: a token for the live page, and the certificate to know the coordinator by.
+
+    Args:
+        config: of the federation.
+        auditor: who gets it.
+        token: the bearer token, which is nowhere else.
+        authority: whose certificate the auditor trusts.
+    """
     words = {
         "federation": config.name,
         "auditor": auditor,

@@ -28,9 +28,16 @@ class PartyReport:
 
 
 def provision(config: FederationConfig, out: Path) -> list[PartyReport]:
-    """Writes the kits of `config` into `out`, and says what happened to each.
+    """Writes the kits of `config` into `out`, and reports what happened to each.
 
     A kit that is no longer in `out` was handed over: it is left alone, since its private key is elsewhere by now.
+
+    Args:
+        config: of the federation; a party is never left out of it, only marked as revoked.
+        out: folder of the kits and, in `ca/`, of the certificate authority.
+
+    Returns:
+        One report a party: coordinator, sites, auditors, then those that are revoked.
 
     Raises:
         ConfigError: `out` belongs to another federation, a known party is missing in `config`, or a key cannot be used.
@@ -41,8 +48,8 @@ def provision(config: FederationConfig, out: Path) -> list[PartyReport]:
     revoked = _revoke(config, identities, out)
     sites = {site.name: identities.site(site) for site in config.sites if not site.revoked}
     tokens = {auditor.name: identities.auditor(auditor) for auditor in config.auditors if not auditor.revoked}
-    roster = identities.roster(sites, authority)
-    reports = [_report(out, coordinator_kit(config, authority, sites, tokens, out, roster), "holds no site's private key")]
+    key_roster = identities.key_roster(sites, authority)
+    reports = [_report(out, coordinator_kit(config, authority, sites, tokens, out, key_roster), "holds no site's private key")]
     reports += [_provision_site(config, site, sites[site.name], authority, out) for site in config.sites if site.name in sites]
     reports += [_provision_auditor(config, a, tokens[a.name], authority, out) for a in config.auditors if a.name in tokens]
     return reports + revoked

@@ -13,7 +13,7 @@ from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import ConfigError
 from pneumofed.server.operations.settings import Host, LoopbackPorts, Name, Port
 
-RESERVED = frozenset({"ca", "coordinator"})
+RESERVED_NAMES = frozenset({"ca", "coordinator"})
 Contact = Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
@@ -62,14 +62,14 @@ class FederationConfig(Section):
     """A certificate with fewer days left is made anew by the next `pneumofed provision`."""
     ca_validity_days: Annotated[int, Field(ge=1, le=7300)] = 3650
     mutual_tls: bool = False
-    """Whether the door asks each site for a certificate in addition to its signed requests."""
+    """Whether the gateway asks each site for a certificate in addition to its signed requests."""
 
     @model_validator(mode="after")
     def _check_together(self) -> FederationConfig:
         for kind, names in (("site", [s.name for s in self.sites]), ("auditor", [a.name for a in self.auditors])):
-            if taken := [name for name in names if name.lower() in RESERVED or name.lower().startswith("auditor-")]:
+            if taken := [name for name in names if name.lower() in RESERVED_NAMES or name.lower().startswith("auditor-")]:
                 raise ValueError(f"the name '{taken[0]}' of a {kind} is kept for a folder of the kits; choose another")
-            # folders of some systems do not tell upper case from lower
+            # folders of some systems do not distinguish upper case from lower
             if twice := [name for name, count in Counter(name.lower() for name in names).items() if count > 1]:
                 raise ValueError(f"two {kind}s are called '{twice[0]}'; names must differ by more than their case")
         if any(not auditor.revoked for auditor in self.auditors) and self.coordinator.page_port is None:
@@ -82,7 +82,7 @@ class FederationConfig(Section):
 
 
 def read_federation(path: Path) -> FederationConfig:
-    """The federation in the YAML file `path`, with paths of public keys resolved against its folder.
+    """Reads the federation in the YAML file `path`, with paths of public keys resolved against its folder.
 
     Raises:
         ConfigError: the file is missing or wrong, or names a public key that is not there.

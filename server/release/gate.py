@@ -2,7 +2,7 @@
 
 Each set and each metric is a test of its own at the full level, and all must pass. Their union needs no correction: a model that is worse
 beyond a margin anywhere passes that one test, and so the gate, with probability alpha at most (intersection-union test: Berger 1982,
-Technometrics 24:295). What cannot be told refuses: no evidence of harm is no evidence of no harm.
+Technometrics 24:295). What cannot be decided refuses: no evidence of harm is no evidence of no harm.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pneumofed.common.evaluation.comparison import (
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.release import Check, Kind, Place, ReleasedModel, ReleaseRecord
 
-NAMES = {AUROC: "AUROC", SENSITIVITY: "sensitivity", SPECIFICITY: "specificity"}
+METRIC_NAMES = {AUROC: "AUROC", SENSITIVITY: "sensitivity", SPECIFICITY: "specificity"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,14 @@ def decide_release(
     margins: tuple[Margins, Margins],
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> ReleaseRecord:
-    """The record of the decision on `models` (old, new), by `margins` for held-out sets and for sites."""
+    """Decides whether the new model is released and returns the record of it.
+
+    Args:
+        models: the old and the new one.
+        evidence: comparisons of the two.
+        margins: for held-out sets, and for sites.
+        now: the clock.
+    """
     places = [_place(name, "held-out set", comparison, margins[0]) for name, comparison in evidence.central.items()]
     places += [_place(name, "site", comparison, margins[1]) for name, comparison in sorted(evidence.sites.items())]
     reasons = [*_missing(evidence), *(sentence for place in places for sentence in _refusals(place))]
@@ -69,7 +76,13 @@ def decide_release(
 
 
 def first_release(bundle: Bundle, margins: tuple[Margins, Margins], now: datetime) -> ReleaseRecord:
-    """The record that releases a first model, which nothing can be compared with."""
+    """Builds the record that releases a first model, which nothing can be compared with.
+
+    Args:
+        bundle: the model.
+        margins: for held-out sets, and for sites: those of later releases.
+        now: time of the record.
+    """
     return ReleaseRecord(
         time=now,
         decision="released",
@@ -116,8 +129,13 @@ def _refusals(place: Place) -> list[str]:
 
 
 def describe_check(check: Check, place: Place) -> str:
-    """Why a check did not pass, in a sentence."""
-    name = NAMES[check.metric]
+    """Describes why a check did not pass, in a sentence.
+
+    Args:
+        check: one metric on one set; it did not pass.
+        place: the set, for its numbers of patients.
+    """
+    name = METRIC_NAMES[check.metric]
     if check.verdict is NonInferiority.WORSE:
         return f"{name} was {-(check.difference or 0.0):.3f} lower on these cases, the margin is {check.margin:g}"
     sick, well = place.comparison.patients

@@ -1,8 +1,7 @@
-"""A release from its evidence to its traces: decided, signed, written, recorded.
+"""A release from its evidence to its records: held-out sets compared, sites' verdicts read, the decision signed and written.
 
-The two models on the coordinator's held-out sets.
-
-A release record as a page of Markdown.
+`Sets` and `compare_on_sets` are the coordinator's own evidence, `read_verdicts` the sites'; `server.release.gate` decides. `publish` writes
+the signed record, its page in Markdown (`write_release_page`) and the mark beside a released bundle.
 """
 
 from __future__ import annotations
@@ -27,10 +26,11 @@ from pneumofed.common.ops.render import render
 from pneumofed.common.release import ReleaseRecord, mark_of, read_verdict, write_record
 from pneumofed.common.wire.keys import PrivateKey, PublicKey, read_public_key
 from pneumofed.server.operations.settings import CoordinatorFolder
-from pneumofed.server.release.gate import NAMES
+from pneumofed.server.release.gate import METRIC_NAMES
 from pneumofed.server.runs.folder import RunFolder, write_text
 
-RECORD, PAGE = "release.json", "release.md"
+RECORD_FILE, PAGE_FILE = "release.json", "release.md"
+DASH = "–"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Sets:
 
     @classmethod
     def of_run(cls, run: Path) -> Sets:
-        """Those that the run in the folder `run` was judged on.
+        """Finds those that the run in the folder `run` was evaluated on.
 
         Raises:
             ConfigError: it is no run folder.
@@ -53,17 +53,20 @@ class Sets:
         file = next((file for file in files if file.is_file()), None)
         if file is None:
             raise ConfigError(f"{run} is no run folder: it holds no coordinator.yaml")
-        told = build_config(CoordinatorConfig, read_yaml(file), str(file))
+        settings = build_config(CoordinatorConfig, read_yaml(file), str(file))
         return cls(
-            _given(told.test_manifest, told.external_manifest), Path(told.cache_dir or run / "cache"), told.device, told.threads
+            _given(settings.test_manifest, settings.external_manifest),
+            Path(settings.cache_dir or run / "cache"),
+            settings.device,
+            settings.threads,
         )
 
     @classmethod
     def of_coordinator(cls, place: CoordinatorFolder) -> Sets:
-        """Those of the coordinator folder."""
-        told = place.settings()
-        manifests = {name: place.path / path for name, path in _given(told.test_manifest, told.external_manifest).items()}
-        return cls(manifests, place.path / told.cache_dir, told.device, told.threads)
+        """Finds those of the coordinator folder."""
+        settings = place.settings()
+        manifests = {name: place.path / path for name, path in _given(settings.test_manifest, settings.external_manifest).items()}
+        return cls(manifests, place.path / settings.cache_dir, settings.device, settings.threads)
 
 
 def _given(test: str | None, external: str | None) -> dict[str, Path]:
@@ -73,10 +76,15 @@ def _given(test: str | None, external: str | None) -> dict[str, Path]:
 def read_verdicts(
     files: Iterable[Path], keys: Mapping[str, PublicKey], models: tuple[Bundle, Bundle]
 ) -> dict[str, ModelComparison]:
-    """The sites' comparisons of `models` (old, new), by site; a folder stands for the JSON files in it.
+    """Reads the sites' comparisons of two models, by site.
+
+    Args:
+        files: verdicts; a folder stands for the JSON files in it.
+        keys: public node keys of the sites that may take part, by site.
+        models: the old and the new one.
 
     Raises:
-        ReleaseError: one is not signed by its site, is of other models, or a site told twice.
+        ReleaseError: one is not signed by its site, is of other models, or a site sent two.
     """
     found: dict[str, ModelComparison] = {}
     for file in (inner for path in files for inner in (sorted(path.glob("*.json")) if path.is_dir() else [path])):
@@ -90,12 +98,12 @@ def read_verdicts(
 
 
 def site_keys(place: CoordinatorFolder) -> dict[str, PublicKey]:
-    """The public node keys of the sites that may take part."""
+    """Reads the public node keys of the sites that may take part."""
     return {name: read_public_key(path) for name, path in place.site_keys().items()}
 
 
 def sites_of_run(run: Path) -> list[str]:
-    """Names of the sites that took part in the run, by its summary."""
+    """Lists the sites that took part in the run, by its summary."""
     return sorted(RunFolder(run).read_summary().sites)
 
 
@@ -106,14 +114,21 @@ def publish(
 
     A mark that lies there already is removed if the model is refused now. Returns the files that were written.
 
+    Args:
+        record: the decision.
+        bundle: the new model, a folder or an archive.
+        key: signs the record.
+        folders: where record and page are written.
+        audit: the coordinator's audit log, if one is kept.
+
     Raises:
         ReleaseError: a file cannot be written.
     """
     written = []
     for folder in folders:
-        write_record(folder / RECORD, record, key)
-        write_text(folder / PAGE, write_release_page(record))
-        written += [folder / RECORD, folder / PAGE]
+        write_record(folder / RECORD_FILE, record, key)
+        write_text(folder / PAGE_FILE, write_release_page(record))
+        written += [folder / RECORD_FILE, folder / PAGE_FILE]
     mark = mark_of(bundle)
     if record.released:
         write_record(mark, record, key)
@@ -121,20 +136,29 @@ def publish(
     else:
         mark.unlink(missing_ok=True)
     if audit is not None:
-        told = hashlib.sha256(record.model_dump_json().encode()).hexdigest()
+        digest = hashlib.sha256(record.model_dump_json().encode()).hexdigest()
         old = record.old.digest if record.old else None
-        audit.record(RELEASE_EVENT, decision=record.decision, new=record.new.digest, old=old, record=told)
+        audit.record(RELEASE_EVENT, decision=record.decision, new=record.new.digest, old=old, record=digest)
     return written
 
 
 def audit_of(place: CoordinatorFolder) -> AuditLog:
+    """Opens the audit log of the coordinator folder."""
     return AuditLog(place.state / "audit.jsonl", COORDINATOR_ACTOR)
 
 
 def compare_on_sets(
     old: Bundle, new: Bundle, manifests: Mapping[str, Path], cache: Path, device: str = "auto", threads: int = 0
 ) -> dict[str, ModelComparison]:
-    """The comparison on each of `manifests` (`test`, `external`); images are decoded through `cache`.
+    """Compares two models on the coordinator's held-out sets, by set.
+
+    Args:
+        old: the released model.
+        new: the one that is to be released.
+        manifests: of the sets, by `test` and `external`.
+        cache: folder that images are decoded through.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads; 0 leaves torch's choice.
 
     Raises:
         DataError, ConfigError: a set cannot be used.
@@ -151,12 +175,9 @@ def compare_on_sets(
     return found
 
 
-DASH = "–"
-
-
 def write_release_page(record: ReleaseRecord) -> str:
-    """The page: the decision, why, and every comparison with its bound."""
-    return render(__package__, "release.md", {"signed": _signed}, record=record, names=NAMES, values=_values)
+    """Writes the page: the decision, why, and every comparison with its bound."""
+    return render(__package__, "release.md", {"signed": _signed}, record=record, names=METRIC_NAMES, values=_values)
 
 
 def _values(comparison: ModelComparison, metric: str) -> tuple[str, str]:
@@ -175,7 +196,7 @@ def _signed(value: float | None) -> str:
 
 
 def summary_lines(record: ReleaseRecord) -> list[str]:
-    """A few lines for the terminal."""
+    """Writes a few lines for the terminal."""
     checks = [check for place in record.places for check in place.checks]
     passed = sum(check.verdict is NonInferiority.NOT_WORSE for check in checks)
     lines = [f"{record.new.name}: {record.decision}; {passed} of {len(checks)} comparisons passed on {len(record.places)} sets"]

@@ -1,8 +1,8 @@
-"""What the report says of privacy: what was protected and how, what was spent, and what left the hospitals unprotected.
+"""The course of a run as the report shows it: what protected the hospitals, what went wrong, how it ended, how to run it again.
 
-The course of the run as the report shows it: what went wrong, on what it ran, and how to run it again.
-
-How a run ended: never better than it was, and what to do about it.
+`describe_privacy` lists what was protected and how, what was spent, and what left the hospitals without protection. `describe_course` and
+`incidents` say how many rounds were completed and which replies are missing. `describe_ending` says how the run ended, never better
+than it did, and what to do about it. `environment_rows` and `reproducing_command` say on what it ran and how to repeat it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from typing import Any
 
 from pneumofed.common.config.experiment import ExperimentConfig, Withheld
 from pneumofed.server.report.numbers import DASH, count, number
-from pneumofed.server.report.read_run import STATUSES, StoredRun
+from pneumofed.server.report.read_run import STATUS_WORDS, StoredRun
 from pneumofed.server.runs.records import RoundRecord
 
-WITHHELD: dict[Withheld, str] = {
+WITHHELD_WORDS: dict[Withheld, str] = {
     "data_report": "what was found and left out of their data",
     "training_metrics": "loss, accuracy and steps of training",
     "validation_statistics": "their validation statistics, so that the pooled ones are of the others",
 }
+NO_ENDING = "The run folder records no end: the run is still going on, or its process was killed."
+BETWEEN_SITES = re.compile(r"; (?=(?:node )?[A-Za-z0-9][\w.-]*: )")
+"""Between the sites that a `RoundError` names."""
+ROUND_PREFIX = re.compile(r"round (\d+): ")
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class PrivacySection:
 
 
 def describe_privacy(run: StoredRun) -> PrivacySection | None:
-    """What the run's configuration and history tell; None where the configuration is missing."""
+    """Describes what the run's configuration and history show; None where the configuration is missing."""
     if run.experiment is None:
         return None
     spent = _spent(run)
@@ -77,11 +81,13 @@ def _by_policy(run: StoredRun) -> list[str]:
     """What hospitals kept back, or noised, by their own policy."""
     texts = [
         f"By their own policy, these hospitals kept back {words}: {', '.join(names)}."
-        for kind, words in WITHHELD.items()
+        for kind, words in WITHHELD_WORDS.items()
         if (names := run.kept_back(kind))
     ]
     if noised := run.kept_back("count_noise"):
-        texts.append(f"These hospitals told their numbers of images with noise, which their ledgers count: {', '.join(noised)}.")
+        texts.append(
+            f"These hospitals reported their numbers of images with noise, which their ledgers count: {', '.join(noised)}."
+        )
     return texts
 
 
@@ -126,7 +132,7 @@ class Incident:
 
 
 def describe_course(run: StoredRun) -> str:
-    """How many rounds were run of how many, and why not all, in a sentence or two."""
+    """Describes how many rounds were run of how many, and why not all, in a sentence or two."""
     planned = run.experiment.rounds if run.experiment else None
     troubled = [line.round for line in run.history if line.trouble]
     text = f"{run.completed} of {planned} rounds were completed" if planned else f"{count(run.completed, 'round')} were completed"
@@ -146,7 +152,7 @@ def _rounds(numbers: Sequence[int]) -> str:
 
 
 def incidents(history: Iterable[RoundRecord]) -> list[Incident]:
-    """Every failure and left-out reply, one row for each site and reason."""
+    """Lists every failure and left-out reply, one row for each site and reason."""
     rounds: dict[tuple[str, str, str], list[int]] = {}
     for line in history:
         for reasons, what in ((line.failures, "no answer"), (line.left_out, "reply left out")):
@@ -156,7 +162,7 @@ def incidents(history: Iterable[RoundRecord]) -> list[Incident]:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """`3, 5–7` for rising numbers 3, 5, 6, 7."""
+    """Formats rounds: `3, 5–7` for rising numbers 3, 5, 6, 7."""
     groups: list[list[int]] = []
     for n in numbers:
         if groups and n == groups[-1][-1] + 1:
@@ -167,39 +173,37 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def environment_rows(run: StoredRun) -> list[tuple[str, str]]:
-    """What the coordinator ran on."""
-    told = run.environment
+    """Lists what the coordinator ran on."""
+    environment = run.environment
     rows = {
-        "Python": told.get("python"),
-        "System": told.get("platform"),
-        "CPU": _cpu(told),
-        "Accelerator": told.get("accelerator"),
+        "Python": environment.get("python"),
+        "System": environment.get("platform"),
+        "CPU": _cpu(environment),
+        "Accelerator": environment.get("accelerator"),
     }
-    rows |= dict((told.get("packages") or {}).items())
+    rows |= dict((environment.get("packages") or {}).items())
     return [(name, str(value)) for name, value in rows.items() if value]
 
 
-def _cpu(told: Mapping[str, Any]) -> str:
-    parts = [told.get("cpu"), told.get("cpus") and count(told["cpus"], "CPU"), told.get("cpu_capability")]
+def _cpu(environment: Mapping[str, Any]) -> str:
+    parts = [
+        environment.get("cpu"),
+        environment.get("cpus") and count(environment["cpus"], "CPU"),
+        environment.get("cpu_capability"),
+    ]
     return ", ".join(str(part) for part in parts if part)
 
 
-def command(run: StoredRun) -> str:
-    """The command line that lays out the same virtual hospitals; empty where it cannot be told."""
-    told = run.simulation
-    if told.get("command") or not told.get("data"):
-        return str(told.get("command") or "")
-    options = {key: told.get(key) for key in ("data", "external", "hospitals", "partition", "alpha", "threads")}
+def reproducing_command(run: StoredRun) -> str:
+    """Builds the command line that lays out the same virtual hospitals; empty where the run does not say how."""
+    settings = run.simulation
+    if settings.get("command") or not settings.get("data"):
+        return str(settings.get("command") or "")
+    options = {key: settings.get(key) for key in ("data", "external", "hospitals", "partition", "alpha", "threads")}
     parts = ["pneumofed", "simulate", "--config", str(run.folder.config.name)]
     parts += [text for key, value in options.items() if value is not None for text in (f"--{key}", str(value))]
     parts += ["--baselines"] if run.summary.baselines else []
     return shlex.join([*parts, "--out", "NEW-FOLDER"])
-
-
-IN_ROUND = re.compile(r"round (\d+): ")
-SITE_BREAK = re.compile(r"; (?=(?:node )?[A-Za-z0-9][\w.-]*: )")
-"""Between the sites that a `RoundError` names."""
-NO_END = "The run folder tells of no end: the run is still going on, or its process was killed."
 
 
 @dataclass(frozen=True)
@@ -214,19 +218,19 @@ class Ending:
 
 
 def describe_ending(run: StoredRun) -> Ending:
-    """The ending as the summary tells it; a run whose summary tells of none counts as unfinished."""
+    """Describes the ending as the summary records it; a run whose summary records none counts as unfinished."""
     if run.status == "succeeded":
-        return Ending(run.status, STATUSES[run.status])
-    error = run.summary.error or NO_END
-    badge = f"{STATUSES.get(run.status, 'Not finished')}, {_when(run, error)}"
-    reason, separator, named = IN_ROUND.sub("", error, count=1).partition("(strategy.min_sites). ")
-    sites = tuple(SITE_BREAK.split(named)) if named else ()
+        return Ending(run.status, STATUS_WORDS[run.status])
+    error = run.summary.error or NO_ENDING
+    badge = f"{STATUS_WORDS.get(run.status, 'Not finished')}, {_when(run, error)}"
+    reason, separator, named = ROUND_PREFIX.sub("", error, count=1).partition("(strategy.min_sites). ")
+    sites = tuple(BETWEEN_SITES.split(named)) if named else ()
     text = reason + separator.strip()
     return Ending(run.status, badge, text[0].upper() + text[1:], sites, tuple(_advice(run, sites)))
 
 
 def _when(run: StoredRun, error: str) -> str:
-    in_round = IN_ROUND.match(error)
+    in_round = ROUND_PREFIX.match(error)
     if in_round:
         return f"in round {in_round[1]}"
     if run.is_final("test") or run.is_final("external"):

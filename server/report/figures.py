@@ -18,7 +18,7 @@ from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.files import atomic_write
 from pneumofed.server.report.numbers import ReportedEstimate, count
-from pneumofed.server.report.read_run import SETS, StoredRun
+from pneumofed.server.report.read_run import SET_NAMES, StoredRun
 from pneumofed.server.report.wording import with_interval
 from pneumofed.server.runs.records import RoundRecord
 from pneumofed.server.runs.summary_records import BaselineResult, BaselineTable, Results
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-NAN = math.nan
-CALLED = ("normal", "pneumonia")
+CONFUSION_LABELS = ("normal", "pneumonia")
 
 
 @dataclass(frozen=True)
@@ -46,31 +45,31 @@ class Picture:
 
 
 def draw_results(run: StoredRun) -> list[Picture]:
-    """ROC, calibration, scores, confusion and precision-recall of the final model; empty without predictions."""
+    """Draws ROC, calibration, scores, confusion and precision-recall of the final model; empty without predictions."""
     found = {name: predictions for name, predictions in run.predictions.items() if len(predictions)}
     if not found:
         return []
     sets = [_evaluated(run, name, predictions) for name, predictions in found.items()]
-    names = " and ".join(SETS[name] for name in found)
+    names = " and ".join(SET_NAMES[name] for name in found)
     reliability = f"Calibration on the {names}: on the grey diagonal probabilities mean what they say."
     return [
         _picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold.", _areas(run, list(found))),
         _picture("reliability", plots.reliability_diagram(sets), reliability),
         *(_scores(run, name, predictions) for name, predictions in found.items()),
-        *(_called(run, name, predictions) for name, predictions in found.items()),
+        *(_confusion(run, name, predictions) for name, predictions in found.items()),
         *(_most_probable(run, name, predictions) for name, predictions in found.items() if predictions.classes > 2),
         _picture("precision_recall", plots.precision_recall(sets), f"Precision-recall curves on the {names}."),
     ]
 
 
 def draw_course(run: StoredRun) -> list[Picture]:
-    """AUROC and loss over rounds, and each hospital's training loss; empty without rounds."""
+    """Draws AUROC and loss over rounds, and each hospital's training loss; empty without rounds."""
     if not run.history:
         return []
     rounds = [line.round for line in run.history]
     measured = [line.measured for line in run.history]
     by_name = {
-        name: [_number(found[name].auroc if name in found else None) for found in measured] for name in ("validation", *SETS)
+        name: [_number(found[name].auroc if name in found else None) for found in measured] for name in ("validation", *SET_NAMES)
     }
     areas = {name: values for name, values in by_name.items() if np.isfinite(values).any()}
     losses = _site_losses(run)
@@ -90,16 +89,21 @@ def draw_course(run: StoredRun) -> list[Picture]:
 
 
 def draw_hospitals(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> list[Picture]:
-    """The mix of classes in each hospital; empty where nothing is known of it."""
+    """Draws the mix of classes in each hospital; no picture where nothing is known of it.
+
+    Args:
+        counts: images by hospital and class.
+        classes: the classes in the order of the bars.
+    """
     if not counts:
         return []
     return [_picture("hospitals", plot_class_mix(counts, classes), "Images of each class in each hospital.")]
 
 
 def draw_baselines(run: StoredRun) -> list[Picture]:
-    """A dot for each hospital alone, lines for the federated and the pooled model; one picture a judged set."""
+    """Draws a dot for each hospital alone, lines for the federated and the pooled model; one picture a central set."""
     baselines, pictures = run.summary.baselines or BaselineTable(), []
-    for name, noun in SETS.items():
+    for name, noun in SET_NAMES.items():
         alone = {site: _area(result.central(name)) for site, result in baselines.alone.items()}
         known = {site: value for site, value in alone.items() if math.isfinite(value)}
         pooled = baselines.pooled or BaselineResult()
@@ -114,7 +118,12 @@ def draw_baselines(run: StoredRun) -> list[Picture]:
 
 
 def write_pictures(pictures: Sequence[Picture], path_of: Callable[[str], Path]) -> None:
-    """The same pictures as files, for slides and papers."""
+    """Writes the pictures as PNG files, for slides and papers.
+
+    Args:
+        pictures: as the report shows them.
+        path_of: gives the file of a picture's name; its folder is made.
+    """
     for picture in pictures:
         path = path_of(picture.name)
         path.parent.mkdir(exist_ok=True)
@@ -123,7 +132,13 @@ def write_pictures(pictures: Sequence[Picture], path_of: Callable[[str], Path]) 
 
 
 def plot_site_losses(rounds: Sequence[int], losses: Mapping[str, Sequence[float]], mean: Sequence[float]) -> Figure:
-    """A thin line a hospital, gaps where it did not train, and their mean."""
+    """Draws training loss over rounds: a thin line a hospital, gaps where it did not train, and their mean.
+
+    Args:
+        rounds: round numbers, one for each value of a line.
+        losses: by hospital, NaN in rounds in which it did not train.
+        mean: over hospitals, weighted by images; NaN where unknown.
+    """
     figure, (ax,) = new_figure()
     for index, values in enumerate(losses.values()):
         ax.plot(
@@ -137,7 +152,12 @@ def plot_site_losses(rounds: Sequence[int], losses: Mapping[str, Sequence[float]
 
 
 def plot_class_mix(counts: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> Figure:
-    """One stacked bar a hospital, first hospital on top; `counts` are images by hospital and class."""
+    """Draws one stacked bar a hospital, the first hospital on top.
+
+    Args:
+        counts: images by hospital and class.
+        classes: the classes in the order of the bars, each with its colour.
+    """
     figure, (ax,) = new_figure()
     rows, left = np.arange(len(counts))[::-1], np.zeros(len(counts))
     for index, label in enumerate(classes):
@@ -161,27 +181,27 @@ def plot_class_mix(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
 
 
 def _areas(run: StoredRun, names: Sequence[str]) -> str:
-    told = {SETS[name]: with_interval(run.results(name)["auroc"], run.interval_name(name)) for name in names}
-    return "; ".join(f"AUROC on the {noun}: {value}" for noun, value in told.items()) + "."
+    areas = {SET_NAMES[name]: with_interval(run.results(name)["auroc"], run.interval_name(name)) for name in names}
+    return "; ".join(f"AUROC on the {noun}: {value}" for noun, value in areas.items()) + "."
 
 
 def _scores(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     figure = plots.score_histograms(predictions, run.classes, _number(run.threshold_value))
-    return _picture(f"scores_{name}", figure, f"Predicted probability by true class, {SETS[name]}.")
+    return _picture(f"scores_{name}", figure, f"Predicted probability by true class, {SET_NAMES[name]}.")
 
 
-def _called(run: StoredRun, name: str, predictions: Predictions) -> Picture:
+def _confusion(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     counts = plots.called_matrix(Statistics.of(predictions), _number(run.threshold_value))
     (cleared, _), (_, found) = counts
     normal, pneumonia = counts.sum(axis=1)
     text = f"{found} of {pneumonia} images with pneumonia are found, {cleared} of {normal} without it are called normal."
-    caption = f"Truth against what the model calls at the threshold, {SETS[name]}."
-    return _picture(f"confusion_{name}", plots.confusion_matrix(counts, CALLED), caption, text)
+    caption = f"Truth against what the model calls at the threshold, {SET_NAMES[name]}."
+    return _picture(f"confusion_{name}", plots.confusion_matrix(counts, CONFUSION_LABELS), caption, text)
 
 
 def _most_probable(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     figure = plots.confusion_matrix(Statistics.of(predictions).confusion, run.classes)
-    return _picture(f"classes_{name}", figure, f"Truth against the most probable class, {SETS[name]}.")
+    return _picture(f"classes_{name}", figure, f"Truth against the most probable class, {SET_NAMES[name]}.")
 
 
 def _evaluated(run: StoredRun, name: str, found: Predictions) -> plots.EvaluatedSet:
@@ -206,7 +226,7 @@ def _plain(name: str) -> str:
 
 def _number(value: float | None) -> float:
     """For a plot, which leaves a gap where there is NaN."""
-    return NAN if value is None else value
+    return math.nan if value is None else value
 
 
 def _area(results: Results) -> float:

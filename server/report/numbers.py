@@ -47,24 +47,34 @@ class ReportedEstimate:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`0.966`; an en dash where `value` is undefined."""
+    """Formats a number: `0.966`, with a true minus sign; an en dash where `value` is undefined.
+
+    Args:
+        value: None, NaN and infinity are undefined.
+        digits: after the decimal point.
+    """
     value = _known(value)
     return DASH if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
 def whole(value: float | None) -> str:
-    """`5,216`; an en dash where `value` is undefined."""
+    """Formats a whole number: `5,216`; an en dash where `value` is undefined."""
     value = _known(value)
     return DASH if value is None else f"{value:,.0f}"
 
 
 def count(n: int, noun: str) -> str:
-    """`1 image`, `5,216 images`."""
+    """Formats a count with its noun: `1 image`, `5,216 images`.
+
+    Args:
+        n: how many.
+        noun: in the singular; its plural takes an s.
+    """
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def duration(seconds: float | None) -> str:
-    """`48 s`, `12 min`, `3 h 05 min`."""
+    """Formats a time: `48 s`, `12 min`, `3 h 05 min`."""
     seconds = _known(seconds)
     if seconds is None:
         return DASH
@@ -75,27 +85,27 @@ def duration(seconds: float | None) -> str:
 
 
 def megabytes(size: float | None) -> str:
-    """`1,073 MB`, in units of 10**6 bytes."""
+    """Formats a size: `1,073 MB`, in units of 10**6 bytes."""
     size = _known(size)
     return DASH if size is None else f"{size / 1e6:,.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
 
 
 def of_hundred(value: float) -> str:
-    """`value` in [0, 1] as a number of 100 images; never all or none of them where it is not exactly so."""
+    """Formats `value` in [0, 1] as a number of 100 images; never all or none of them where it is not exactly so."""
     if 0.995 <= value < 1:
         return "more than 99"
     return "fewer than 1" if 0 < value <= 0.005 else f"{100 * value:.0f}"
 
 
 def hundred_span(estimate: ReportedEstimate) -> str:
-    """The interval in images of 100, rounded outward; empty without an interval."""
+    """Formats the interval in images of 100, rounded outward; empty without an interval."""
     if estimate.low is None or estimate.high is None:
         return ""
     return f"{math.floor(100 * estimate.low + 1e-9)}{DASH}{math.ceil(100 * estimate.high - 1e-9)}"
 
 
 def approximate(found: Metrics) -> dict[str, ReportedEstimate]:
-    """Estimates with 95% intervals from the counts in `found`, where no predictions are left.
+    """Estimates metrics with 95% intervals from the counts in `found`, where no predictions are left.
 
     Wilson's interval for shares and `auroc_interval`; both take images as independent, while those of one patient are alike.
     """
@@ -109,10 +119,19 @@ def approximate(found: Metrics) -> dict[str, ReportedEstimate]:
 
 
 def auroc_interval(area: float | None, positives: int, negatives: int) -> ReportedEstimate:
-    """An AUROC with the 95% interval of Newcombe 2006, Statistics in Medicine 25:559, method 5; it has a width at 0 and 1 too.
+    """Computes the 95% interval of an AUROC (Newcombe 2006, Statistics in Medicine 25:559, method 5); it has a width at 0 and 1
+    too.
 
     Each limit t solves |t - area| = z * SE(t) for the standard error of Hanley and McNeil 1982 with (m + n) / 2 - 1 for m - 1 and
     n - 1.
+
+    Args:
+        area: the AUROC in [0, 1]; None where it is undefined.
+        positives: images with pneumonia.
+        negatives: images without.
+
+    Returns:
+        The estimate; without an interval where a class has no image.
     """
     if area is None or not positives or not negatives:
         return ReportedEstimate(area)
@@ -129,9 +148,16 @@ def auroc_interval(area: float | None, positives: int, negatives: int) -> Report
 
 
 def difference(first: ReportedEstimate, second: ReportedEstimate) -> ReportedEstimate:
-    """`first - second` of two independent sets, with its interval from theirs.
+    """Computes `first - second` of two independent sets, with its interval from theirs.
 
     Zou and Donner 2008, Statistics in Medicine 27:1693, eq. 2 ("MOVER"): it needs no normal distribution of either.
+
+    Args:
+        first: undefined, or with or without an interval.
+        second: the same.
+
+    Returns:
+        Undefined where either is; without an interval where either has none.
     """
     if first.value is None or second.value is None:
         return ReportedEstimate()

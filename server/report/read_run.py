@@ -18,13 +18,13 @@ from pneumofed.server.runs.folder import RunFolder, best_round
 from pneumofed.server.runs.records import Metrics, RoundRecord, StoredThreshold
 from pneumofed.server.runs.summary_records import RunSummary, SiteSummary
 
-SETS = {"test": "test set", "external": "external set"}
-STATUSES = {"succeeded": "Succeeded", "failed": "Failed", "stopped": "Stopped"}
+SET_NAMES = {"test": "test set", "external": "external set"}
+STATUS_WORDS = {"succeeded": "Succeeded", "failed": "Failed", "stopped": "Stopped"}
 
 
 @dataclass(frozen=True)
 class SetSize:
-    """How many images of each class a set holds; `patients` is None where nobody told."""
+    """How many images of each class a set holds; `patients` is None where nobody reported it."""
 
     images: int
     patients: int | None
@@ -41,7 +41,7 @@ class SetSize:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """What a run folder holds. `experiment` is None where config.yaml is missing or damaged; `problems` tells of damaged files."""
+    """What a run folder holds. `experiment` is None where config.yaml is missing or damaged; `problems` names damaged files."""
 
     folder: RunFolder
     experiment: ExperimentConfig | None
@@ -60,7 +60,7 @@ class StoredRun:
     def status(self) -> str:
         """`succeeded`, `failed`, `stopped` or, of a run that left no end, `unfinished`."""
         status = self.summary.status
-        return status if status in STATUSES else "unfinished"
+        return status if status in STATUS_WORDS else "unfinished"
 
     @property
     def completed(self) -> int:
@@ -84,10 +84,10 @@ class StoredRun:
 
     @property
     def reported_line(self) -> RoundRecord | None:
-        """The best round in which a central set was judged; the kept one where none was."""
-        judged = [line for line in self.history if any(line.central(name) for name in SETS)]
-        best = best_round(judged)
-        return next((line for line in judged if line.round == best), self.kept_line)
+        """The best round in which a central set was evaluated; the kept one where none was."""
+        evaluated = [line for line in self.history if any(line.central(name) for name in SET_NAMES)]
+        best = best_round(evaluated)
+        return next((line for line in evaluated if line.round == best), self.kept_line)
 
     @property
     def threshold(self) -> StoredThreshold | None:
@@ -110,7 +110,7 @@ class StoredRun:
         return bool(self.simulation)
 
     def is_final(self, central_set: str) -> bool:
-        """Whether the set was judged at the end, with bootstrap intervals."""
+        """Whether the set was evaluated at the end, with bootstrap intervals."""
         return bool(self.summary.central(central_set))
 
     def interval_name(self, central_set: str) -> str:
@@ -127,7 +127,7 @@ class StoredRun:
         return approximate(found) if found else {}
 
     def size(self, central_set: str) -> SetSize:
-        """The set's images as the coordinator's data report tells, else as counted in a round."""
+        """The set's images as the coordinator's data report has it, else as counted in a round."""
         report = self.summary.data.get(central_set)
         if report:
             return SetSize(report.used or 0, report.patients, report.classes or {})
@@ -136,7 +136,7 @@ class StoredRun:
         return SetSize(images, None, {"normal": images - positive})
 
     def site_reports(self) -> dict[str, SiteSummary]:
-        """Counts of each hospital's images by name; of a run without an end those that the deal and the rounds tell."""
+        """Counts of each hospital's images by name; of a run without an end those that the deal and the rounds show."""
         if self.summary.sites:
             return dict(self.summary.sites)
         dealt = self.summary.partition.hospitals if self.summary.partition else ()
@@ -167,12 +167,12 @@ class StoredRun:
 
 
 def read_run(path: Path) -> StoredRun:
-    """The run in `path`; what is missing or damaged is left out, the latter named in `problems`."""
+    """Reads the run in `path`; what is missing or damaged is left out, the latter named in `problems`."""
     folder, problems = RunFolder(path), list[str]()
     summary: RunSummary = _or_note(problems, RunSummary(), folder.read_summary)
     predictions = {
         name: _or_note(problems, None, lambda name=name: Predictions.read_csv(folder.predictions(name)))
-        for name in SETS
+        for name in SET_NAMES
         if summary.central(name) and summary.threshold and folder.predictions(name).exists()
     }
     return StoredRun(

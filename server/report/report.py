@@ -11,16 +11,16 @@ from typing import Any
 
 from pneumofed.common.ops.render import Filters, render
 from pneumofed.server.report.course import (
-    command,
     describe_course,
     describe_ending,
     describe_privacy,
     environment_rows,
     incidents,
+    reproducing_command,
 )
 from pneumofed.server.report.figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
 from pneumofed.server.report.numbers import approximate, count, number, whole
-from pneumofed.server.report.read_run import SETS, StoredRun, read_run
+from pneumofed.server.report.read_run import SET_NAMES, StoredRun, read_run
 from pneumofed.server.report.results import (
     class_counts,
     class_names,
@@ -34,7 +34,7 @@ from pneumofed.server.report.results import (
     run_tiles,
     untrained,
 )
-from pneumofed.server.report.wording import describe_policy, limits, summary_sentences, tell_drops, warn_of_few, with_interval
+from pneumofed.server.report.wording import describe_drops, describe_policy, limits, summary_sentences, warn_of_few, with_interval
 from pneumofed.server.runs.folder import write_text
 from pneumofed.server.runs.records import Metrics
 from pneumofed.server.runs.summary_records import ParentBundle
@@ -42,6 +42,7 @@ from pneumofed.server.runs.summary_records import ParentBundle
 logger = logging.getLogger(__name__)
 
 UNKNOWN = "unknown"
+TEMPLATE_FILTERS: Filters = {"number": number, "whole": whole, "bracketed": lambda found: with_interval(found, "95% CI")}
 
 
 def write_report(run_dir: Path) -> Path:
@@ -55,7 +56,7 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(Path(run_dir))
     context = _context(run)
     write_pictures([picture for key in context if key.endswith("_pictures") for picture in context[key]], run.folder.figure)
-    write_text(run.folder.report, render(__package__, "report.html", FILTERS, **context))
+    write_text(run.folder.report, render(__package__, "report.html", TEMPLATE_FILTERS, **context))
     return run.folder.report
 
 
@@ -72,7 +73,7 @@ def close_with_report(run_dir: Path) -> bool:
 def _context(run: StoredRun) -> dict[str, Any]:
     return {
         "run": run,
-        "sets": SETS,
+        "sets": SET_NAMES,
         "ending": describe_ending(run),
         "sentences": summary_sentences(run),
         "result_tiles": result_tiles,
@@ -88,15 +89,15 @@ def _context(run: StoredRun) -> dict[str, Any]:
 
 
 def _results(run: StoredRun) -> dict[str, Any]:
-    judged = [name for name in SETS if run.results(name)]
+    evaluated = [name for name in SET_NAMES if run.results(name)]
     validation = run.summary.validation or (run.reported_line and run.reported_line.validation) or Metrics()
     images = validation.n or 0
     return {
-        "judged": judged,
-        "metric_rows": metric_rows(run, judged),
-        "interval_note": _interval_note(run, judged),
-        "provisional": not all(run.is_final(name) for name in judged),
-        "drops": tell_drops(run),
+        "evaluated": evaluated,
+        "metric_rows": metric_rows(run, evaluated),
+        "interval_note": _interval_note(run, evaluated),
+        "provisional": not all(run.is_final(name) for name in evaluated),
+        "drops": describe_drops(run),
         "policy": describe_policy(run),
         "validation": approximate(validation),
         "validation_size": f" ({count(images, 'image')})" if images else "",
@@ -130,7 +131,7 @@ def _reproduction(run: StoredRun) -> dict[str, Any]:
         "seed": run.experiment.seed if run.experiment else run.summary.seed if run.summary.seed is not None else UNKNOWN,
         "parent": _parent(run.summary.parent),
         "code": _code(run.environment.get("git")),
-        "command": command(run),
+        "command": reproducing_command(run),
         "config": _text(run.folder.config),
         "simulation": _text(folder / "simulation.yaml"),
         "environment": environment_rows(run),
@@ -139,26 +140,23 @@ def _reproduction(run: StoredRun) -> dict[str, Any]:
     }
 
 
-def _parent(told: ParentBundle | None) -> str:
+def _parent(parent: ParentBundle | None) -> str:
     """The model bundle that the run started from; empty for random or general first weights."""
-    if told is None:
+    if parent is None:
         return ""
     privately = {True: ", trained with differential privacy", False: ", trained without differential privacy"}
-    how = "" if told.trained_privately is None else privately[told.trained_privately]
-    return f"model bundle {told.name or ''} {told.digest}{how}"
+    how = "" if parent.trained_privately is None else privately[parent.trained_privately]
+    return f"model bundle {parent.name or ''} {parent.digest}{how}"
 
 
-def _interval_note(run: StoredRun, judged: list[str]) -> str:
-    if all(run.is_final(name) for name in judged):
+def _interval_note(run: StoredRun, evaluated: list[str]) -> str:
+    if all(run.is_final(name) for name in evaluated):
         samples = run.experiment.evaluation.bootstrap_samples if run.experiment else None
         if samples == 0:
             return "no intervals, as the experiment asked for"
         drawn = f"{samples:,} " if samples else ""
-        return f"{run.interval_name(judged[0])}" + f" of {drawn}bootstrap resamples of patients" if judged else ""
+        return f"{run.interval_name(evaluated[0])}" + f" of {drawn}bootstrap resamples of patients" if evaluated else ""
     return "95% CI from counts (Newcombe 2006, Wilson 1927; images of one patient count as independent)"
-
-
-FILTERS: Filters = {"number": number, "whole": whole, "bracketed": lambda found: with_interval(found, "95% CI")}
 
 
 def _code(git: Mapping[str, Any] | None) -> str:

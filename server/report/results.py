@@ -1,6 +1,7 @@
-"""Results as the report shows them: key numbers, metrics of each set, and the baselines beside the federated model.
+"""The tables of the report: key numbers, metrics of each set, baselines beside the federated model, hospitals and their data.
 
-The hospitals and the data as the report shows them, in counts.
+`result_tiles`, `run_tiles` and `metric_rows` show the results, `comparisons` and `untrained` the baselines; `hospital_rows`, `data_rows`
+and `describe_partition` show the hospitals and their images in counts. The template puts these texts and estimates in their places.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, duration, megabytes, number, whole
-from pneumofed.server.report.read_run import SETS, StoredRun
-from pneumofed.server.report.wording import PARTITIONS, tell_lead
+from pneumofed.server.report.read_run import SET_NAMES, StoredRun
+from pneumofed.server.report.wording import PARTITION_WORDS, describe_lead
 from pneumofed.server.runs.records import Metrics
 from pneumofed.server.runs.summary_records import (
     BaselineLead,
@@ -26,7 +27,7 @@ from pneumofed.server.runs.summary_records import (
     SiteSummary,
 )
 
-METRICS = {
+METRIC_WORDS = {
     "auroc": ("AUROC", "chance that an image with pneumonia scores above one without"),
     "average_precision": ("Average precision", "mean precision over all sensitivities; depends on the share of pneumonia"),
     "sensitivity": ("Sensitivity", "share of the images with pneumonia that are found"),
@@ -42,12 +43,12 @@ METRICS = {
     "accuracy_three_class": ("Accuracy, three classes", "share of images whose most probable class is right"),
     "auroc_macro": ("AUROC, mean over classes", "mean of the areas of each class against the rest"),
 }
-COMPARED = ("auroc", "accuracy", "sensitivity", "specificity")
+COMPARED_METRICS = ("auroc", "accuracy", "sensitivity", "specificity")
 
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One metric on each judged set."""
+    """One metric on each evaluated set."""
 
     name: str
     meaning: str
@@ -83,10 +84,15 @@ class TrainingComparison:
 
 
 def metric_rows(run: StoredRun, sets: Sequence[str]) -> list[MetricRow]:
-    """A row for each metric that any of `sets` has, in the order of METRICS, each class's own AUROC last."""
+    """Builds a row for each metric that any of `sets` has, in the order of METRIC_WORDS, each class's own AUROC last.
+
+    Args:
+        run: whose results are shown.
+        sets: central sets that were evaluated, a column each.
+    """
     results = [run.results(name) for name in sets]
     names = {f"auroc_class_{k}": (f"AUROC, {label} against the rest", "") for k, label in enumerate(run.classes)}
-    rows = {**METRICS, **names}
+    rows = {**METRIC_WORDS, **names}
     return [
         MetricRow(name, meaning, [found.get(key, ReportedEstimate()) for found in results])
         for key, (name, meaning) in rows.items()
@@ -95,17 +101,22 @@ def metric_rows(run: StoredRun, sets: Sequence[str]) -> list[MetricRow]:
 
 
 def result_tiles(run: StoredRun, central_set: str) -> list[Tile]:
-    """The three numbers that a clinician asks for first, on one judged set."""
+    """Builds the three numbers that a clinician asks for first, on one central set.
+
+    Args:
+        run: whose results are shown.
+        central_set: `test` or `external`; it must have been evaluated.
+    """
     results, shown = run.results(central_set), []
     for key in ("auroc", "sensitivity", "specificity"):
         found = results[key]
         span = f"{run.interval_name(central_set)} {found.span}" if found.span else "no interval"
-        shown.append(Tile(f"{METRICS[key][0]}, {SETS[central_set]}", found.number, span))
+        shown.append(Tile(f"{METRIC_WORDS[key][0]}, {SET_NAMES[central_set]}", found.number, span))
     return shown
 
 
 def run_tiles(run: StoredRun) -> list[Tile]:
-    """Size and cost of the run."""
+    """Builds the tiles of the size and cost of the run."""
     planned = run.experiment.rounds if run.experiment else None
     of_planned = f"of {planned} planned" if planned else ""
     kept = f"; round {run.kept_round} kept" if run.kept_round else ""
@@ -123,9 +134,9 @@ def run_tiles(run: StoredRun) -> list[Tile]:
 
 
 def comparisons(run: StoredRun) -> list[TrainingComparison]:
-    """Federated, pooled, and hospitals alone on each central set; empty without baselines."""
+    """Compares federated training, pooled training and hospitals alone on each central set; empty without baselines."""
     baselines = run.summary.baselines
-    return [_compare(run, baselines, name) for name in SETS if run.is_final(name)] if baselines else []
+    return [_compare(run, baselines, name) for name in SET_NAMES if run.is_final(name)] if baselines else []
 
 
 def _compare(run: StoredRun, baselines: BaselineTable, name: str) -> TrainingComparison:
@@ -140,11 +151,11 @@ def _compare(run: StoredRun, baselines: BaselineTable, name: str) -> TrainingCom
         rows.append(_compared_row(f"Worst hospital alone ({ranked[0]})", alone[ranked[0]]))
     lead = baselines.lead.get(name, BaselineLead())
     interval_name = run.interval_name(name)
-    told = [
-        tell_lead(lead.over_pooled, "training on all images pooled", interval_name),
-        tell_lead(lead.over_best_alone, f"the best hospital alone ({lead.best_alone})", interval_name),
+    leads = [
+        describe_lead(lead.over_pooled, "training on all images pooled", interval_name),
+        describe_lead(lead.over_best_alone, f"the best hospital alone ({lead.best_alone})", interval_name),
     ]
-    return TrainingComparison(SETS[name], interval_name, rows, [text for text in told if text])
+    return TrainingComparison(SET_NAMES[name], interval_name, rows, [text for text in leads if text])
 
 
 def _area(results: Results) -> float:
@@ -153,11 +164,11 @@ def _area(results: Results) -> float:
 
 
 def _compared_row(name: str, results: Results) -> ComparedRow:
-    return ComparedRow(name, [ReportedEstimate.of(results.get(metric)) for metric in COMPARED], [])
+    return ComparedRow(name, [ReportedEstimate.of(results.get(metric)) for metric in COMPARED_METRICS], [])
 
 
 def _mean_row(hospitals: int, found: Mapping[str, MetricSpread]) -> ComparedRow:
-    spreads = [found.get(metric, MetricSpread()) for metric in COMPARED]
+    spreads = [found.get(metric, MetricSpread()) for metric in COMPARED_METRICS]
     ranges = [f"from {number(spread.worst)} to {number(spread.best)}" for spread in spreads]
     return ComparedRow(
         f"Mean of {count(hospitals, 'hospital')} alone", [ReportedEstimate(spread.mean) for spread in spreads], ranges
@@ -165,7 +176,7 @@ def _mean_row(hospitals: int, found: Mapping[str, MetricSpread]) -> ComparedRow:
 
 
 def untrained(run: StoredRun) -> dict[str, str]:
-    """Baselines without a result and why."""
+    """Lists baselines without a result and why."""
     baselines = run.summary.baselines or BaselineTable()
     results = {"all images pooled": baselines.pooled or BaselineResult(), **baselines.alone}
     return {name: result.error for name, result in results.items() if result.error is not None}
@@ -183,7 +194,7 @@ class HospitalResult:
     validation: str
     skipped: list[str]
     auroc: ReportedEstimate
-    judged: str
+    evaluated: str
     rounds: str
     failures: int
 
@@ -199,7 +210,7 @@ class Participation:
 
 @dataclass(frozen=True)
 class DataRow:
-    """What became of the images of one party."""
+    """The images of one party in counts."""
 
     name: str
     found: str
@@ -210,18 +221,18 @@ class DataRow:
 
 
 def class_names(run: StoredRun) -> list[str]:
-    """The classes that the hospitals' counts speak of, the task's own first."""
-    told = {label for report in run.site_reports().values() for label in report.classes or {}}
-    return [label for label in run.classes if label in told] + sorted(told - set(run.classes))
+    """Lists the classes that the hospitals' counts have, the task's own first."""
+    reported = {label for report in run.site_reports().values() for label in report.classes or {}}
+    return [label for label in run.classes if label in reported] + sorted(reported - set(run.classes))
 
 
 def class_counts(run: StoredRun) -> dict[str, Mapping[str, int]]:
-    """Images by class of each hospital that told them."""
+    """Counts images by class of each hospital that reported them."""
     return {name: report.classes for name, report in run.site_reports().items() if report.classes}
 
 
 def describe_partition(run: StoredRun) -> str:
-    """How virtual hospitals were dealt their images, in a sentence; empty for real ones."""
+    """Describes how virtual hospitals were dealt their images, in a sentence; empty for real ones."""
     dealt, kind = run.summary.partition or PartitionRecord(), run.partition_kind
     if not run.virtual or not kind:
         return ""
@@ -230,7 +241,7 @@ def describe_partition(run: StoredRun) -> str:
         if dealt.alpha is not None and kind in ("dirichlet", "quantity")
         else ""
     )
-    text = f"Patients were dealt to simulated hospitals, {PARTITIONS.get(kind, kind)}{concentration}."
+    text = f"Patients were dealt to simulated hospitals, {PARTITION_WORDS.get(kind, kind)}{concentration}."
     if dealt.label_skew_bits is None:
         return text
     skew = number(dealt.label_skew_bits)
@@ -238,7 +249,7 @@ def describe_partition(run: StoredRun) -> str:
 
 
 def hospital_rows(run: StoredRun) -> list[HospitalResult]:
-    """A row for each hospital that took part."""
+    """Builds a row for each hospital that took part."""
     labels, history = class_names(run), run.history
     part = Participation(
         drawn=Counter(site for line in history for site in line.drawn),
@@ -249,7 +260,7 @@ def hospital_rows(run: StoredRun) -> list[HospitalResult]:
 
 
 def _hospital_row(run: StoredRun, name: str, report: SiteSummary, labels: Sequence[str], part: Participation) -> HospitalResult:
-    line, judged = _judged_at(run, name)
+    line, evaluated = _evaluated_at(run, name)
     in_another_round = f", round {line}" if line != run.kept_round else ""
     return HospitalResult(
         name=name,
@@ -258,15 +269,15 @@ def _hospital_row(run: StoredRun, name: str, report: SiteSummary, labels: Sequen
         classes=[whole((report.classes or {}).get(label)) for label in labels],
         train=whole(report.train),
         validation=whole(report.validation),
-        skipped=_told(report.skipped) + _told(report.warnings),
-        auroc=approximate(judged or Metrics())["auroc"],
-        judged=_mix(judged) + in_another_round if judged else "",
+        skipped=_list_counts(report.skipped) + _list_counts(report.warnings),
+        auroc=approximate(evaluated or Metrics())["auroc"],
+        evaluated=_mix(evaluated) + in_another_round if evaluated else "",
         rounds=f"{part.trained[name]} of {part.drawn[name]}",
         failures=part.failed[name],
     )
 
 
-def _judged_at(run: StoredRun, site: str) -> tuple[int, Metrics | None]:
+def _evaluated_at(run: StoredRun, site: str) -> tuple[int, Metrics | None]:
     """The round and the validation metrics of `site` in the kept round, else in its last one."""
     known = {line.round: found for line in run.history if site in line.sites and (found := line.sites[site].validation)}
     number = run.kept_round if run.kept_round in known else max(known, default=0)
@@ -279,7 +290,7 @@ def _mix(found: Metrics) -> str:
 
 
 def describe_spread(rows: Sequence[HospitalResult]) -> str:
-    """The spread of validation AUROC over hospitals, in words; empty where fewer than two have one."""
+    """Describes the spread of validation AUROC over hospitals; empty where fewer than two have one."""
     values = [row.auroc.value for row in rows if row.auroc.value is not None]
     if len(values) < 2:
         return ""
@@ -291,16 +302,16 @@ def describe_spread(rows: Sequence[HospitalResult]) -> str:
 
 
 def data_rows(run: StoredRun) -> list[DataRow]:
-    """What became of the images of all hospitals together and of each central set."""
+    """Builds a row for all hospitals together and one for each central set: images found, used and left out."""
     reports: dict[str, DataCounts] = {"hospitals together": _joined(list(run.site_reports().values())), **run.summary.data}
     return [
         DataRow(
-            name=SETS.get(name, name),
+            name=SET_NAMES.get(name, name),
             found=whole(report.found),
             used=whole(report.used),
             patients=whole(report.patients),
-            classes=_told(report.classes),
-            notes=_told(report.skipped) + _told(report.warnings),
+            classes=_list_counts(report.classes),
+            notes=_list_counts(report.skipped) + _list_counts(report.warnings),
         )
         for name, report in reports.items()
         if report.model_fields_set
@@ -308,7 +319,7 @@ def data_rows(run: StoredRun) -> list[DataRow]:
 
 
 def _joined(reports: Sequence[SiteSummary]) -> SiteSummary:
-    """The sum of the hospitals' counts; those that no hospital told are missing."""
+    """The sum of the hospitals' counts; those that no hospital reported are missing."""
     sums = {
         "found": _sum(report.found for report in reports),
         "used": _sum(report.used for report in reports),
@@ -332,6 +343,6 @@ def _sum_by_name(counts: Iterable[Mapping[str, int] | None]) -> dict[str, int] |
     return {name: sum(one.get(name, 0) for one in known) for one in known for name in one} if known else None
 
 
-def _told(counts: Mapping[str, int] | None) -> list[str]:
+def _list_counts(counts: Mapping[str, int] | None) -> list[str]:
     """`3 × image data truncated or corrupt`, one text a reason."""
     return [f"{n:,} × {reason}" for reason, n in (counts or {}).items()]

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from pneumofed.server.report.numbers import ReportedEstimate, count, difference, hundred_span, number, of_hundred, whole
-from pneumofed.server.report.read_run import SETS, StoredRun
+from pneumofed.server.report.read_run import SET_NAMES, StoredRun
 from pneumofed.server.runs.summary_records import MetricInterval
 
-MODELS = {
+MODEL_NAMES = {
     "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "densenet121": "DenseNet-121",
     "efficientnet_b0": "EfficientNet-B0", "vgg16": "VGG-16", "small_cnn": "small convolutional network",
     "scattering": "linear classifier on scattering features",
 }  # fmt: skip
-STRATEGIES = {
+STRATEGY_NAMES = {
     "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedexp": "FedExP",
     "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN",
     "fedmedian": "FedMedian", "fedtrimmedavg": "trimmed mean", "krum": "Krum", "multikrum": "Multi-Krum",
 }  # fmt: skip
-PARTITIONS = {
+PARTITION_WORDS = {
     "iid": "each with the same mix of classes and the same size",
     "dirichlet": "each with its own mix of classes and size",
     "quantity": "each of its own size, with the same mix of classes",
@@ -27,14 +27,14 @@ FEW_IMAGES = 50
 
 
 def summary_sentences(run: StoredRun) -> list[str]:
-    """The run in a few plain sentences."""
-    judged = [name for name in SETS if run.results(name)]
+    """Describes the run in a few plain sentences."""
+    evaluated = [name for name in SET_NAMES if run.results(name)]
     texts = [_training(run)]
-    if judged:
-        areas = "; ".join(_auroc(run, name) for name in judged)
+    if evaluated:
+        areas = "; ".join(_auroc(run, name) for name in evaluated)
         texts.append(f"{areas[0].upper()}{areas[1:]}. An AUROC of 0.5 is guessing, 1 is perfect.")
-        texts.append(_operating_point(run, judged))
-    missing = [noun for name, noun in SETS.items() if name not in judged]
+        texts.append(_operating_point(run, evaluated))
+    missing = [noun for name, noun in SET_NAMES.items() if name not in evaluated]
     if missing:
         texts.append(
             f"No {' and no '.join(missing)} was judged, so the report holds no result for {'them' if len(missing) > 1 else 'it'}."
@@ -44,17 +44,17 @@ def summary_sentences(run: StoredRun) -> list[str]:
 
 def _training(run: StoredRun) -> str:
     sites, cfg = run.site_reports(), run.experiment
-    model = MODELS.get(cfg.model.name, cfg.model.name) if cfg else "network"
-    method = f" with {STRATEGIES.get(cfg.strategy.name, cfg.strategy.name)}" if cfg else ""
+    model = MODEL_NAMES.get(cfg.model.name, cfg.model.name) if cfg else "network"
+    method = f" with {STRATEGY_NAMES.get(cfg.strategy.name, cfg.strategy.name)}" if cfg else ""
     where = f" in {count(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""
     if not run.completed:
         return f"A {model} was to be trained{method}{where}, but no round was completed."
-    images = sum(told.images or 0 for told in sites.values())
-    patients = sum(told.patients or 0 for told in sites.values())
+    images = sum(site.images or 0 for site in sites.values())
+    patients = sum(site.patients or 0 for site in sites.values())
     of_images = f" with {count(images, 'chest radiograph')} of {count(patients, 'patient')}" if images else ""
     ending = ". One data set was dealt out to them" if run.virtual else "; no image left its hospital"
     kind = run.partition_kind
-    ending += f", {PARTITIONS[kind]}" if run.virtual and kind in PARTITIONS else ""
+    ending += f", {PARTITION_WORDS[kind]}" if run.virtual and kind in PARTITION_WORDS else ""
     if cfg and cfg.strategy.ema_decay > 0:
         ending += ". Judged and kept is the moving average of its weights over the rounds"
     return f"A {model} was trained{method} over {count(run.completed, 'round')}{where}{of_images}{ending}."
@@ -64,11 +64,11 @@ def _auroc(run: StoredRun, central_set: str) -> str:
     found, size = run.results(central_set)["auroc"], run.size(central_set)
     of_patients = f" of {count(size.patients, 'patient')}" if size.patients else ""
     value = with_interval(found, run.interval_name(central_set))
-    return f"on the {SETS[central_set]} ({count(size.images, 'image')}{of_patients}) the AUROC is {value}"
+    return f"on the {SET_NAMES[central_set]} ({count(size.images, 'image')}{of_patients}) the AUROC is {value}"
 
 
-def _operating_point(run: StoredRun, judged: list[str]) -> str:
-    parts = [_found_and_cleared(run, name) for name in judged]
+def _operating_point(run: StoredRun, evaluated: list[str]) -> str:
+    parts = [_found_and_cleared(run, name) for name in evaluated]
     return f"At the threshold {number(run.threshold_value)}, {'; '.join(parts)}."
 
 
@@ -78,7 +78,7 @@ def _found_and_cleared(run: StoredRun, central_set: str) -> str:
     cleared = _hundred(results["specificity"], run.interval_name(central_set))
     parts = [f"of 100 images with pneumonia it finds {found}"] if found else []
     parts += [f"of 100 without it calls {cleared} normal"] if cleared else []
-    return f"in the {SETS[central_set]} " + (" and ".join(parts) or "sensitivity and specificity are undefined")
+    return f"in the {SET_NAMES[central_set]} " + (" and ".join(parts) or "sensitivity and specificity are undefined")
 
 
 def _hundred(found: ReportedEstimate, interval_name: str) -> str:
@@ -89,25 +89,30 @@ def _hundred(found: ReportedEstimate, interval_name: str) -> str:
 
 
 def with_interval(found: ReportedEstimate, interval_name: str) -> str:
-    """`0.966 (95% CI 0.953–0.977)`."""
+    """Formats a metric with its interval: `0.966 (95% CI 0.953–0.977)`.
+
+    Args:
+        found: the metric; undefined where the set has images of one class only.
+        interval_name: `95% CI`, or as `StoredRun.interval_name` says.
+    """
     if found.value is None:
         return "undefined (images of one class only)"
     return f"{found.number} ({interval_name} {found.span})" if found.span else f"{found.number} (no interval)"
 
 
-def tell_drops(run: StoredRun) -> list[str]:
-    """How the metrics change from the test to the external set, in words; empty unless both were judged."""
+def describe_drops(run: StoredRun) -> list[str]:
+    """Describes how the metrics change from the test to the external set; empty unless both were evaluated."""
     test, external = run.results("test"), run.results("external")
     names = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
     if not test or not external:
         return []
     return [
-        _tell_change(name, difference(external[key], test[key]), run.interval_name("external")) for key, name in names.items()
+        _describe_change(name, difference(external[key], test[key]), run.interval_name("external")) for key, name in names.items()
     ]
 
 
-def _tell_change(metric: str, change: ReportedEstimate, interval_name: str) -> str:
-    """A change whose interval holds 0 is not told as one."""
+def _describe_change(metric: str, change: ReportedEstimate, interval_name: str) -> str:
+    """A change whose interval holds 0 is not reported as one."""
     if change.value is None:
         return f"The change of {metric} is undefined."
     size = f"{number(abs(change.value))} {'lower' if change.value < 0 else 'higher'}"
@@ -120,9 +125,9 @@ def _tell_change(metric: str, change: ReportedEstimate, interval_name: str) -> s
 
 
 def warn_of_few(run: StoredRun) -> list[str]:
-    """A sentence for each judged set with few images of a class."""
+    """Writes a warning for each evaluated set with few images of a class."""
     warnings = []
-    for name, noun in SETS.items():
+    for name, noun in SET_NAMES.items():
         size = run.size(name)
         few = [
             f"{count(n, 'image')} {text}"
@@ -135,7 +140,7 @@ def warn_of_few(run: StoredRun) -> list[str]:
 
 
 def describe_policy(run: StoredRun) -> str:
-    """How the threshold is chosen, as part of a sentence."""
+    """Describes how the threshold is chosen, as part of a sentence."""
     policy = run.threshold.policy if run.threshold else None
     target = f"{100 * run.experiment.evaluation.target:g}%" if run.experiment else "its target"
     texts = {
@@ -148,7 +153,7 @@ def describe_policy(run: StoredRun) -> str:
 
 
 def limits(run: StoredRun) -> list[str]:
-    """Four sentences on what the results must not be used for."""
+    """Writes four sentences on what the results must not be used for."""
     return [
         "This is research software and no medical device: nothing here was tested in the care of patients, so it must decide about none.",
         _limit_of_images(run),
@@ -179,8 +184,14 @@ def _limit_of_external(run: StoredRun) -> str:
     )
 
 
-def tell_lead(lead: MetricInterval | None, other: str, interval_name: str) -> str:
-    """The federated model's lead in AUROC over another one, in words; empty without one."""
+def describe_lead(lead: MetricInterval | None, other: str, interval_name: str) -> str:
+    """Describes the federated model's lead in AUROC over another one; empty without one.
+
+    Args:
+        lead: AUROC of the federated model minus that of the other, paired over patients.
+        other: what the other model is, as part of a sentence.
+        interval_name: `95% CI`, or as `StoredRun.interval_name` says.
+    """
     found = ReportedEstimate.of(lead)
     if found.value is None:
         return ""

@@ -22,7 +22,7 @@ from pneumofed.common.models.build import build_model
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
-FORMAT = 1
+CHECKPOINT_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Checkpoint:
     """The state after `round` rounds.
 
     Attributes:
-        arrays: what was judged in that round.
+        arrays: what was evaluated in that round.
         training: what sites train on from, where that is not `arrays` (`strategy.ema_decay`).
     """
 
@@ -43,11 +43,17 @@ class Checkpoint:
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint, model: nn.Module) -> None:
-    """Writes the whole file or leaves the old one. `model` is a scratch network of the experiment; its weights are overwritten."""
+    """Writes the whole file or leaves the old one.
+
+    Args:
+        path: `last.pt` or `best.pt` of a run folder.
+        checkpoint: what is written.
+        model: a scratch network of the experiment; its weights are overwritten.
+    """
     layout = ArraysLayout.of(model)
     layout.load(model, checkpoint.arrays.parameters, checkpoint.arrays.statistics)
     content = {
-        "format": FORMAT,
+        "format": CHECKPOINT_FORMAT,
         "experiment": checkpoint.experiment.model_dump_json(),
         "run": checkpoint.run,
         "round": checkpoint.round,
@@ -62,7 +68,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, model: nn.Module) -> No
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint in `path`.
+    """Reads the checkpoint in `path`.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of another format.
@@ -85,7 +91,12 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def check_same_experiment(checkpoint: Checkpoint, experiment: ExperimentConfig) -> None:
-    """Resuming goes on exactly as an unbroken run, which another experiment would not.
+    """Checks that a run is resumed with the experiment that it was started with: it would not go on as an unbroken run with
+    another.
+
+    Args:
+        checkpoint: of the run to resume.
+        experiment: what is asked for now.
 
     Raises:
         CheckpointError: names each key that differs.

@@ -1,14 +1,16 @@
-"""What happens in a run while it happens: `events.jsonl` in the run folder, one line an event, and the heartbeat beside it.
+"""What happens in a run while it happens: event lines, heartbeat and audit lines, and the sentences that show them.
 
-history.jsonl tells of a round when it is over; these lines tell of it while it goes on, for those who watch. Nothing in the run
-depends on them, so that a full disk costs lines and never the run.
+`Activity` writes `events.jsonl` in the run folder, one line an event; `Heartbeat` touches the file `heartbeat` beside it. history.jsonl
+has a round when it is over; these lines show it while it goes on. Nothing in the run depends on them, so that a full disk costs lines
+and never the run. `RunLog` notes the run's course in both the event lines and the coordinator's audit log. `describe_event` is an event
+line as a sentence for the activity log.
 
     {"time": "2026-01-31T09:15:02.1Z", "kind": "answered", "round": 3, "site": "north", "task": "train", "seconds": 41.2, "bytes": 449}
 
 kind            facts
 run_started     rounds
 run_resumed     rounds; `round` is the last completed one
-joined          the site answered the roll call
+joined          the site is enrolled: it answered the roll call
 absent          reason; the site, or node, cannot take part
 round_started   sites [names], deadline_sec
 asked           task (roll call, train, evaluate; in a secure sum also keys, shares, confirmation, unmasking), bytes of arrays, deadline_sec
@@ -20,10 +22,6 @@ failed          task, reason; the site said that it could not
 left_out        reason; the reply came and did not pass the checks
 round_done      seconds
 run_ended       status, reason
-
-Notes what happens to a run for those who watch it (event lines) and in the coordinator's audit log.
-
-What an event line says, as a sentence for the activity log.
 """
 
 from __future__ import annotations
@@ -50,6 +48,15 @@ logger = logging.getLogger(__name__)
 
 EVENTS_FILE, HEARTBEAT_FILE = "events.jsonl", "heartbeat"
 HEARTBEAT_SEC = 5.0
+TASK_WORDS = {
+    "train": "training",
+    "evaluate": "evaluation",
+    "roll call": "the roll call",
+    "keys": "its keys",
+    "shares": "its shares",
+    "confirmation": "its confirmation",
+    "unmasking": "unmasking",
+}
 
 
 class Kind(StrEnum):
@@ -72,7 +79,7 @@ class Kind(StrEnum):
 
 
 def kind_of_failure(error: str) -> Kind:
-    """The kind of event that a `common.wire.messages.Failure` with this `error` is."""
+    """Finds the kind of event that a `common.wire.messages.Failure` with this `error` is."""
     if error == "Timeout":
         return Kind.LATE
     if error in ("PolicyError", "BudgetError"):
@@ -83,14 +90,21 @@ def kind_of_failure(error: str) -> Kind:
 
 
 class Activity:
-    """Writer of the event lines in `path`. It never raises: what cannot be written is told in the log, once."""
+    """Writer of the event lines in `path`. It never raises: what cannot be written is logged, once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._troubled = False
 
     def note(self, kind: str, *, round: int, site: str | None = None, **facts: Any) -> None:
-        """Adds one line, which is in the file when this returns."""
+        """Adds one line, which is in the file when this returns.
+
+        Args:
+            kind: one of `Kind`.
+            round: the round that it happened in; 0 before the first one.
+            site: whom it concerns; None for events of the whole run.
+            facts: what belongs to the kind (see the table above), in plain values for JSON.
+        """
         now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         event = {"time": now, "kind": str(kind), "round": round, **({"site": site} if site is not None else {}), **facts}
         try:
@@ -102,8 +116,74 @@ class Activity:
             self._troubled = True
 
 
+@dataclass(frozen=True)
+class RunLog:
+    """The log of one run: its event lines and the coordinator's audit log. `run` is its token; `audit` is None in simulation."""
+
+    run: str
+    activity: Activity
+    audit: AuditLog | None
+
+    @classmethod
+    def of(cls, settings: CoordinatorConfig, run: str) -> RunLog:
+        """Opens the log of a run in the files that the settings name.
+
+        Args:
+            settings: run folder and audit log; without `audit_log` none is kept.
+            run: the run's token.
+        """
+        audit = AuditLog(Path(settings.audit_log), COORDINATOR_ACTOR) if settings.audit_log else None
+        return cls(run, Activity(Path(settings.run_dir) / EVENTS_FILE), audit)
+
+    def begins(self, experiment: ExperimentConfig, app: str, completed: int | None) -> None:
+        """Notes the beginning.
+
+        Args:
+            experiment: what is run.
+            app: SHA-256 of the app bundle; empty in one process.
+            completed: the last completed round of a run that is resumed; None of a new one.
+
+        Raises:
+            AuditError: the audit log is damaged; no run begins without it.
+        """
+        kind = Kind.RUN_STARTED if completed is None else Kind.RUN_RESUMED
+        self.activity.note(kind, round=completed or 0, rounds=experiment.rounds)
+        if self.audit:
+            record_run_started(self.audit, self.run, experiment, app or "unknown", resumed=completed is not None)
+
+    def finishes(self, record: RoundRecord, arrays: ModelArrays, heads: Mapping[str, str]) -> None:
+        """Notes a completed round.
+
+        Args:
+            record: the round.
+            arrays: the weights that the round's model is judged with.
+            heads: head of each site's audit log as its reply gave it.
+
+        Raises:
+            AuditError: the audit log is damaged.
+        """
+        self.activity.note(Kind.ROUND_DONE, round=record.round, seconds=record.seconds.total)
+        if self.audit:
+            record_round(self.audit, self.run, record, arrays, heads)
+
+    def ends(self, status: str, rounds: int, reason: str | None) -> None:
+        """Notes the end.
+
+        Args:
+            status: `succeeded`, `failed` or `stopped`.
+            rounds: how many were completed.
+            reason: why the run did not succeed; None where it did.
+
+        Raises:
+            AuditError: the audit log is damaged.
+        """
+        self.activity.note(Kind.RUN_ENDED, round=rounds, status=status, reason=reason)
+        if self.audit:
+            record_run_ended(self.audit, self.run, status, rounds)
+
+
 class Heartbeat:
-    """Touches a file every few seconds while its block runs, so that others can tell a slow round from a dead process."""
+    """Touches a file every few seconds while its block runs, so that a slow round looks different from a dead process."""
 
     def __init__(self, path: Path, every_sec: float = HEARTBEAT_SEC) -> None:
         self._path, self._every_sec = path, every_sec
@@ -129,7 +209,7 @@ class Heartbeat:
 
 
 def read_activity(path: Path) -> list[dict[str, Any]]:
-    """Every event that can be read, oldest first; a line that a crash or a full disk cut short is left out."""
+    """Reads every event that can be read, oldest first; a line that a crash or a full disk cut short is left out."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -158,88 +238,32 @@ def _parse(line: str) -> dict[str, Any] | None:
     return dict(event) if known and isinstance(event.get("time"), str) else None
 
 
-@dataclass(frozen=True)
-class RunLog:
-    """The books of one run; `run` is its token. `audit` is None in simulation."""
-
-    run: str
-    activity: Activity
-    audit: AuditLog | None
-
-    @classmethod
-    def of(cls, settings: CoordinatorConfig, run: str) -> RunLog:
-        audit = AuditLog(Path(settings.audit_log), COORDINATOR_ACTOR) if settings.audit_log else None
-        return cls(run, Activity(Path(settings.run_dir) / EVENTS_FILE), audit)
-
-    def begins(self, experiment: ExperimentConfig, app: str, completed: int | None) -> None:
-        """Notes the beginning; `completed` is the last completed round of a run that goes on, None of a new one.
-
-        Raises:
-            AuditError: the audit log is damaged; no run begins without it.
-        """
-        kind = Kind.RUN_STARTED if completed is None else Kind.RUN_RESUMED
-        self.activity.note(kind, round=completed or 0, rounds=experiment.rounds)
-        if self.audit:
-            record_run_started(self.audit, self.run, experiment, app or "unknown", resumed=completed is not None)
-
-    def finishes(self, line: RoundRecord, arrays: ModelArrays, heads: Mapping[str, str]) -> None:
-        """Notes a completed round.
-
-        Args:
-            line: the round.
-            arrays: the weights that the round's model is judged with.
-            heads: head of each site's audit log as its reply gave it.
-
-        Raises:
-            AuditError: the audit log is damaged.
-        """
-        self.activity.note(Kind.ROUND_DONE, round=line.round, seconds=line.seconds.total)
-        if self.audit:
-            record_round(self.audit, self.run, line, arrays, heads)
-
-    def ends(self, status: str, rounds: int, reason: str | None) -> None:
-        self.activity.note(Kind.RUN_ENDED, round=rounds, status=status, reason=reason)
-        if self.audit:
-            record_run_ended(self.audit, self.run, status, rounds)
-
-
-def record_round(log: AuditLog, run: str, line: RoundRecord, arrays: ModelArrays, heads: Mapping[str, str]) -> str:
+def record_round(log: AuditLog, run: str, record: RoundRecord, arrays: ModelArrays, heads: Mapping[str, str]) -> str:
     """Writes a completed round into the audit log and returns the log's head.
 
     Args:
         log: the coordinator's.
         run: the run's token.
-        line: the round.
+        record: the round.
         arrays: the weights that the round's model is judged with.
         heads: head of each site's log as its reply gave it.
     """
     return log.record(
         ROUND_EVENT,
         run=run,
-        round=line.round,
-        participants=[site for site in line.drawn if site not in line.trouble],
-        failures=sorted(line.failures),
-        left_out=sorted(line.left_out),
-        bytes=line.bytes.to_json(),
+        round=record.round,
+        participants=[site for site in record.drawn if site not in record.trouble],
+        failures=sorted(record.failures),
+        left_out=sorted(record.left_out),
+        bytes=record.bytes.to_json(),
         weights=hash_arrays(arrays),
         heads=dict(heads),
     )
 
 
-TASKS = {
-    "train": "training",
-    "evaluate": "evaluation",
-    "roll call": "the roll call",
-    "keys": "its keys",
-    "shares": "its shares",
-    "confirmation": "its confirmation",
-    "unmasking": "unmasking",
-}
-
-
 def describe_event(event: Mapping[str, Any]) -> str:
-    """One sentence on the event; facts that are missing are left out."""
-    site, task = event.get("site") or "a site", TASKS.get(str(event.get("task")), "this round")
+    """Writes one sentence on the event; facts that are missing are left out."""
+    site, task = event.get("site") or "a site", TASK_WORDS.get(str(event.get("task")), "this round")
     reason = f": {event['reason']}" if event.get("reason") else ""
     words = {
         Kind.RUN_STARTED: f"the run began, {event.get('rounds', '?')} rounds are planned",
@@ -264,8 +288,8 @@ def describe_event(event: Mapping[str, Any]) -> str:
 
 def _after(event: Mapping[str, Any]) -> str:
     seconds, size = event.get("seconds"), event.get("bytes")
-    told = f" after {seconds:.1f} s" if isinstance(seconds, int | float) else ""
-    return told + (f" with {size / 1e6:.1f} MB" if isinstance(size, int | float) else "")
+    words = f" after {seconds:.1f} s" if isinstance(seconds, int | float) else ""
+    return words + (f" with {size / 1e6:.1f} MB" if isinstance(size, int | float) else "")
 
 
 def _count(sites: Any) -> str:

@@ -1,4 +1,4 @@
-"""The folder that every run leaves, and the only place where its file names stand.
+"""The folder that every run leaves, the only place where its file names stand, and what its history says about the run's course.
 
 config.yaml        the resolved experiment
 environment.json   versions, machine, git state
@@ -10,7 +10,8 @@ summary.json       status and results, for scripts
 report.html        the same for people
 figures/           the report's pictures as PNG
 
-What a run's history says about its course. Nothing here is stored: a resumed run reads the same from the same lines.
+`RunFolder` reads and writes them. `best_round`, `stalled` and `with_course` derive the run's course from its history: nothing of it is
+stored, so that a resumed run reads the same from the same lines.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from pneumofed.common.files import StateFile, write_file
 from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
 from pneumofed.server.runs.summary_records import RunBytes, RunSummary
 
-PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "pydicom", "opacus", "pydantic", "ray")
+REPORTED_PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "pydicom", "opacus", "pydantic", "ray")
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class RunFolder:
         return self.path / "figures" / f"{name}.png"
 
     def prepare(self) -> None:
+        """Makes the folder and the folders in it; those that are there stay."""
         for folder in (self.path, self.path / "checkpoints", self.path / "predictions"):
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -111,7 +113,7 @@ class RunFolder:
             os.fsync(file.fileno())
 
     def read_history(self) -> list[RoundRecord]:
-        """Every complete line; a last line that a crash cut short is left out.
+        """Reads every complete line; a last line that a crash cut short is left out.
 
         Raises:
             CheckpointError: a line is of a newer version, or its values are not what they should be.
@@ -132,10 +134,16 @@ class RunFolder:
         write_text(self.history, "".join(_history_line(line) for line in self.read_history() if line.round <= round_number))
 
     def write_validation(self, round_number: int, statistics: Statistics) -> None:
+        """Writes the pooled validation statistics of the round whose model is `best.pt`.
+
+        Args:
+            round_number: from 1.
+            statistics: summed over the sites.
+        """
         write_text(self.validation, json.dumps({"round": round_number, "statistics": statistics.to_numbers()}) + "\n")
 
     def read_validation(self, classes: int) -> tuple[int, Statistics] | None:
-        """The round and its pooled statistics; None where the run kept none, as those before version 0.3.
+        """Reads the round and its pooled statistics; None where the run kept none, as those before version 0.3.
 
         Raises:
             CheckpointError: the file is damaged.
@@ -153,7 +161,7 @@ class RunFolder:
         write_text(self.summary, json.dumps(format_record(summary), indent=2, allow_nan=False) + "\n")
 
     def read_summary(self) -> RunSummary:
-        """The summary; an empty one if there is none yet.
+        """Reads the summary; an empty one if there is none yet.
 
         Raises:
             CheckpointError: the file is damaged, or of a newer version.
@@ -168,18 +176,23 @@ def _history_line(line: RoundRecord) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes the whole of `text` or nothing."""
+    """Writes the whole of `text`, as UTF-8, or nothing.
+
+    Args:
+        path: an existing file is replaced.
+        text: its new content.
+    """
     write_file(path, text.encode("utf-8"))
 
 
 def describe_environment() -> dict[str, Any]:
-    """What the run ran on: versions, machine, git commit and whether the working tree was clean."""
+    """Collects what the run ran on: versions, machine, git commit and whether the working tree was clean."""
     import torch  # here, since reading a run folder needs no torch and importing it costs seconds
 
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in REPORTED_PACKAGES},
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cpus": os.cpu_count(),
@@ -219,15 +232,15 @@ def _git_state() -> dict[str, Any] | None:
 
 
 def validation_auroc(line: RoundRecord) -> float:
-    """The round's pooled validation AUROC; -inf where it is undefined, so that any defined one is better."""
+    """Reads the round's pooled validation AUROC; -inf where it is undefined, so that any defined one is better."""
     value = line.validation.auroc if line.validation else None
     return -math.inf if value is None else value
 
 
 def best_round(history: Sequence[RoundRecord]) -> int:
-    """The latest round whose validation AUROC is within one standard error of the highest; 0 without history.
+    """Finds the latest round whose validation AUROC is within one standard error of the highest; 0 without history.
 
-    The one-standard-error rule (Breiman et al. 1984, section 3.4.3): among rounds that validation cannot tell apart, the one that was
+    The one-standard-error rule (Breiman et al. 1984, section 3.4.3): among rounds that validation cannot distinguish, the one that was
     trained longest, at the lowest learning rate. A round that was chosen once is given up only for a later one, so that a run needs to
     keep one model. Test and external results play no part in it.
     """
@@ -239,7 +252,10 @@ def best_round(history: Sequence[RoundRecord]) -> int:
 
 
 def standard_error(line: RoundRecord) -> float:
-    """Of the round's validation AUROC (Hanley and McNeil 1982, Radiology 143:29, eq. 1); 0 where it is undefined or was not counted."""
+    """Computes the standard error of the round's validation AUROC; 0 where that is undefined or was not counted.
+
+    Hanley and McNeil 1982, Radiology 143:29, eq. 1.
+    """
     area, validation = validation_auroc(line), line.validation or Metrics()
     positives = validation.n_positive or 0
     negatives = (validation.n or 0) - positives
@@ -251,7 +267,12 @@ def standard_error(line: RoundRecord) -> float:
 
 
 def stalled(history: Sequence[RoundRecord], cfg: EarlyStoppingConfig) -> bool:
-    """Whether the last `patience_rounds` rounds brought no validation AUROC above the best before them by `min_delta`."""
+    """Says whether the last `patience_rounds` rounds brought no validation AUROC above the best before them by `min_delta`.
+
+    Args:
+        history: every completed round, in order.
+        cfg: with a patience of 0 no run stops early.
+    """
     if cfg.patience_rounds == 0 or len(history) <= cfg.patience_rounds:
         return False
     before, recent = history[: -cfg.patience_rounds], history[-cfg.patience_rounds :]
@@ -259,7 +280,7 @@ def stalled(history: Sequence[RoundRecord], cfg: EarlyStoppingConfig) -> bool:
 
 
 def with_course(summary: RunSummary, history: Sequence[RoundRecord]) -> RunSummary:
-    """The summary with what the history shows of the run at any time: rounds completed, the best one, and bytes.
+    """Completes the summary with what the history shows of the run at any time: rounds completed, the best one, and bytes.
 
     Args:
         summary: of the same run; all else in it stays.

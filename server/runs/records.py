@@ -1,6 +1,6 @@
 """What is kept of a run, as typed records: one `RoundRecord` a line of history.jsonl, one `RunSummary` in summary.json.
 
-History, summary, audit line, live page, report and baselines are written from these records; the words of JSON stand here only.
+History, summary, audit line, live page, report and baselines are written from these records; the keys of JSON stand only here.
 
     RoundRecord.model_validate(values)       the record; a metric that is NaN or infinite becomes None, as JSON's null
     record.to_json()                         plain values for JSON: a key that was never given stays absent
@@ -24,7 +24,7 @@ SCHEMA = 1
 """Raised when a key changes its meaning or goes away; a new key needs no new number. 0: files of versions that wrote no number."""
 SCHEMA_KEY = "schema"
 CENTRAL_SETS = ("test", "external")
-"""What the coordinator may judge the model on."""
+"""What the coordinator may evaluate the model on."""
 
 
 class Record(BaseModel):
@@ -116,9 +116,15 @@ class SiteTraining(Record):
     """True where the site is in a secure sum, which shows no site's own numbers."""
 
     @classmethod
-    def of(cls, num_examples: int, told: Mapping[str, float]) -> SiteTraining:
-        """The coordinator's own words (`num_examples`, `summed`) come before the site's, which may be anything."""
-        own = {name: value for name, value in told.items() if name not in ("num_examples", "summed")}
+    def of(cls, num_examples: int, reported: Mapping[str, float]) -> SiteTraining:
+        """Builds the record; what the coordinator knows itself (`num_examples`, `summed`) comes before what the site reports,
+        which may be anything.
+
+        Args:
+            num_examples: training images, as the update's weight.
+            reported: the site's own metrics by name.
+        """
+        own = {name: value for name, value in reported.items() if name not in ("num_examples", "summed")}
         return cls.model_validate({"num_examples": num_examples, **own})
 
 
@@ -128,9 +134,14 @@ class SiteValidation(Metrics):
     evaluate_sec: float | None = None
 
     @classmethod
-    def of(cls, counted: Mapping[str, float], told: Mapping[str, float]) -> SiteValidation:
-        """What the coordinator `counted` from the site's statistics comes before what the site `told`."""
-        return cls.model_validate({**told, **counted})
+    def of(cls, counted: Mapping[str, float], reported: Mapping[str, float]) -> SiteValidation:
+        """Builds the record; what the coordinator counted comes before what the site reports.
+
+        Args:
+            counted: metrics of the site's validation statistics.
+            reported: the site's own metrics by name.
+        """
+        return cls.model_validate({**reported, **counted})
 
 
 class SiteRound(Record):
@@ -149,7 +160,7 @@ class LateReply(Record):
 
 
 class SecureSumRecord(Record):
-    """A secure sum: names and stages, and for training what the sums tell of all sites together."""
+    """A secure sum: names and stages, and for training what the sums show of all sites together."""
 
     summed: tuple[str, ...] = ()
     dropped: Mapping[str, str] = {}
@@ -221,25 +232,25 @@ class RoundRecord(Record):
 
     @property
     def measured(self) -> dict[str, Metrics]:
-        """Metrics by set of those that were judged: `validation`, `test`, `external`."""
+        """Metrics by set of those that were evaluated: `validation`, `test`, `external`."""
         found = {"validation": self.validation, **{name: self.central(name) for name in CENTRAL_SETS}}
         return {name: metrics for name, metrics in found.items() if metrics is not None}
 
     @property
     def mean_train_loss(self) -> float | None:
-        """Mean training loss over the sites that told theirs, weighted by their images; None where none did."""
+        """Mean training loss over the sites that reported theirs, weighted by their images; None where none did."""
         trained = [site.train for site in self.sites.values() if site.train]
         known = [(one.num_examples, one.train_loss) for one in trained if one.num_examples and one.train_loss is not None]
         return sum(loss * images for images, loss in known) / sum(images for images, _ in known) if known else None
 
     @property
     def epsilons(self) -> dict[str, float]:
-        """Epsilon by site of those that told theirs."""
+        """Epsilon by site of those that reported theirs."""
         spent = {name: site.train.epsilon for name, site in self.sites.items() if site.train}
         return {name: epsilon for name, epsilon in spent.items() if epsilon is not None}
 
     def central(self, name: str) -> Metrics | None:
-        """Metrics on the central set `name`; None where it was not judged in this round."""
+        """Metrics on the central set `name`; None where it was not evaluated in this round."""
         return {"test": self.test, "external": self.external}.get(name)
 
 
@@ -247,7 +258,7 @@ R = TypeVar("R", bound=Record)
 
 
 def parse_record(kind: type[R], content: object, where: str) -> R:
-    """The record in the JSON value `content`.
+    """Reads the record in the JSON value `content`.
 
     Args:
         kind: class of the record.
@@ -276,5 +287,5 @@ def parse_record(kind: type[R], content: object, where: str) -> R:
 
 
 def format_record(record: Record) -> dict[str, Any]:
-    """Plain values for a JSON file, the schema number first."""
+    """Converts a record into plain values for a JSON file, the schema number first."""
     return {SCHEMA_KEY: SCHEMA, **record.to_json()}

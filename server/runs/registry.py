@@ -1,4 +1,4 @@
-"""What the coordinator knows of its sites and runs, and the only way to change it.
+"""The registry: what the coordinator knows of its sites and runs, and the only way to change it.
 
 registry = Registry(open_registry_database(url))
 registry.add_run("pneumonia-1", experiment.model_dump_json(), folder)     submitted
@@ -6,8 +6,7 @@ registry.move("pneumonia-1", RunState.RUNNING)                             runni
 registry.move("pneumonia-1", RunState.FAILED, "round 3: ...")              failed, and nothing but `resume` leads out of it
 
 Each change is one transaction that looks at the state it starts from, so that the page and a command may work at the same time.
-
-Opens the registry's database and brings its tables to this version.
+`open_registry_database` opens the database and brings its tables to this version:
 
 sqlite:////srv/coordinator/state/registry.db      the default, a file of mode 0600
 postgresql://user@host/pneumofed                  needs the driver psycopg (pip install 'psycopg[binary]')
@@ -31,14 +30,15 @@ from pneumofed.common.ops.database import migrate, sqlite_engine
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.runs.tables import Event, KeyState, RunRow, RunState, SiteRow
 
+MIGRATIONS = Path(__file__).parent / "migrations"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-BEFORE: dict[RunState, tuple[RunState, ...]] = {
+STATES_BEFORE: dict[RunState, tuple[RunState, ...]] = {
     RunState.RUNNING: (RunState.SUBMITTED,),
     RunState.SUCCEEDED: (RunState.SUBMITTED, RunState.RUNNING),
     RunState.FAILED: (RunState.SUBMITTED, RunState.RUNNING),
     RunState.STOPPED: (RunState.SUBMITTED, RunState.RUNNING),
 }
-"""From which states a run may come; a short run is never seen running."""
+"""From which states each can be reached; a short run is never seen running."""
 
 
 class Registry:
@@ -53,10 +53,16 @@ class Registry:
         self._engine.dispose()
 
     def add_run(self, name: str, experiment: str, folder: Path) -> RunRow:
-        """A new run in the state `submitted`.
+        """Adds a new run in the state `submitted`.
+
+        Args:
+            name: also the name of its folder; see `check_run_name`.
+            experiment: as JSON.
+            folder: the run folder.
 
         Raises:
             ConfigError: the name is none, or is taken.
+            ConfigError: the name is not allowed, or is taken.
         """
         check_run_name(name)
         run = RunRow(name=name, experiment=experiment, folder=str(folder), submitted=now(), state=RunState.SUBMITTED, reason="")
@@ -72,15 +78,27 @@ class Registry:
         return run
 
     def accepted(self, name: str, flower_run_id: str, app_hash: str | None) -> None:
-        """Keeps under which number Flower took the run, and the hash of the app that it runs."""
+        """Keeps under which number Flower took the run, and the hash of the app that it runs.
+
+        Args:
+            name: of the run.
+            flower_run_id: Flower's number, in decimal digits.
+            app_hash: SHA-256 of the app bundle in hex; None where it is not known.
+        """
         with self._session() as session:
             session.execute(update(RunRow).where(RunRow.name == name).values(flower_run_id=flower_run_id, app_hash=app_hash))
 
     def move(self, name: str, state: RunState, reason: str = "") -> bool:
-        """Brings the run into `state` and says whether that changed anything: a final state stays as it is."""
+        """Brings the run into `state` and says whether that changed anything: a final state stays as it is.
+
+        Args:
+            name: of the run.
+            state: the new state; `STATES_BEFORE` says from where it can be reached.
+            reason: why, in a sentence; also the text of the line in the activity log.
+        """
         moment = now()
         times: dict[str, Any] = {"ended": moment} if state.final else {"started": moment}
-        change = update(RunRow).where(RunRow.name == name, RunRow.state.in_(BEFORE[state]))
+        change = update(RunRow).where(RunRow.name == name, RunRow.state.in_(STATES_BEFORE[state]))
         with self._session() as session:
             changed = _rows(session.execute(change.values(state=state, reason=reason, **times)))
             if changed:
@@ -90,7 +108,7 @@ class Registry:
         return changed
 
     def resume(self, name: str) -> RunRow:
-        """The run, `submitted` again.
+        """Brings the run back to `submitted`.
 
         Raises:
             ConfigError: there is no such run, it goes on still, or it succeeded.
@@ -111,7 +129,7 @@ class Registry:
             return session.scalar(select(RunRow).where(RunRow.name == name))
 
     def run(self, name: str) -> RunRow:
-        """The run of this name.
+        """Finds the run of this name.
 
         Raises:
             ConfigError: there is none; the text names those that there are.
@@ -123,11 +141,11 @@ class Registry:
         return found
 
     def runs(self) -> Sequence[RunRow]:
-        """All runs, the newest first."""
+        """Lists all runs, the newest first."""
         return self._all(select(RunRow).order_by(RunRow.id.desc()))
 
     def open_runs(self) -> Sequence[RunRow]:
-        """The runs that have not ended."""
+        """Lists the runs that have not ended."""
         return self._all(select(RunRow).where(RunRow.state.in_((RunState.SUBMITTED, RunState.RUNNING))).order_by(RunRow.id))
 
     def sync_sites(self, fingerprints: Mapping[str, str]) -> None:
@@ -148,7 +166,12 @@ class Registry:
                     session.add(_event("revoked", f"the key of {name} was revoked", site=name))
 
     def see_site(self, name: str, moment: datetime) -> None:
-        """Keeps that the site was there at `moment`; unknown names are passed over."""
+        """Keeps that the site was there at `moment`; unknown names are ignored.
+
+        Args:
+            name: of the site.
+            moment: in UTC; an earlier one than the last known changes nothing.
+        """
         with self._session() as session:
             site = session.get(SiteRow, name)
             if site is not None and (site.last_seen is None or site.last_seen < moment):
@@ -158,7 +181,15 @@ class Registry:
         return self._all(select(SiteRow).order_by(SiteRow.name))
 
     def take_events(self, name: str, lines: Sequence[Event]) -> int:
-        """Adds what `lines` (all of the run's, oldest first) tell beyond those taken before, and returns how many those were."""
+        """Adds those of `lines` that were not taken before.
+
+        Args:
+            name: of the run.
+            lines: all of the run's, oldest first.
+
+        Returns:
+            How many were added; 0 where another process took the same lines in between.
+        """
         with self._session() as session:
             read = session.scalar(select(RunRow.events_read).where(RunRow.name == name))
             if read is None or len(lines) <= read:
@@ -170,12 +201,25 @@ class Registry:
             return len(lines) - read
 
     def note(self, kind: str, text: str, *, run: str | None = None, site: str | None = None) -> None:
-        """Adds one line to the activity log."""
+        """Adds one line to the activity log.
+
+        Args:
+            kind: a word for the kind, 32 characters at most.
+            text: the sentence that is shown.
+            run: the run that it concerns, if any.
+            site: the site that it concerns, if any.
+        """
         with self._session() as session:
             session.add(_event(kind, text, run=run, site=site))
 
     def events(self, run: str | None = None, after: int = 0, limit: int = 200) -> Sequence[Event]:
-        """The newest `limit` events with an id above `after`, oldest first; of one run, with those that concern no run."""
+        """Reads the newest `limit` events with an id above `after`, oldest first.
+
+        Args:
+            run: only events of this run, with those that concern no run; None for all.
+            after: id of the last event that the caller knows; 0 for none.
+            limit: how many at most.
+        """
         query = select(Event).where(Event.id > after).order_by(Event.id.desc()).limit(limit)
         if run is not None:
             query = query.where((Event.run == run) | Event.run.is_(None))
@@ -187,7 +231,7 @@ class Registry:
 
 
 def open_registry(folder: CoordinatorFolder) -> Registry:
-    """The registry of a coordinator folder.
+    """Opens the registry of a coordinator folder.
 
     Raises:
         ConfigError: the folder's settings are wrong, or the database cannot be opened.
@@ -199,7 +243,7 @@ def open_registry(folder: CoordinatorFolder) -> Registry:
 
 
 def check_run_name(name: str) -> None:
-    """Lets names through that are safe as a folder's.
+    """Checks that the name is safe as a folder's.
 
     Raises:
         ConfigError: anything else.
@@ -222,16 +266,13 @@ def _rows(result: Any) -> bool:
     return isinstance(result, CursorResult) and result.rowcount > 0
 
 
-MIGRATIONS = Path(__file__).parent / "migrations"
-
-
 def default_url(state_dir: Path) -> str:
-    """The SQLite database of a coordinator whose state lies in `state_dir`."""
+    """Builds the URL of the SQLite database of a coordinator whose state lies in `state_dir`."""
     return URL.create("sqlite", database=str(state_dir.resolve() / "registry.db")).render_as_string(hide_password=False)
 
 
 def open_registry_database(url: str) -> Engine:
-    """An engine on the database at `url`, whose tables are those of this version.
+    """Opens an engine on the database at `url`, whose tables are those of this version.
 
     Raises:
         ConfigError: no such kind of database, no driver, no connection, or tables of a later version.

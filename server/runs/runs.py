@@ -1,11 +1,10 @@
-"""The life of a run at the coordinator: submitted, watched, stopped, resumed, and closed with the truth whatever died.
+"""The life of a run at the coordinator: submitted, watched, stopped, resumed, and closed with its true status whatever died.
 
-runs = Runs(folder, registry)
+runs = Runs(folder, registry, flower)
 runs.submit("pneumonia-1", experiment)     registry -> run folder -> SuperLink
 runs.reconcile()                           compares the registry with Flower, the run folder and the heartbeat; closes what is over
 runs.write_reports()                       the reports of runs that are over
-
-`pneumofed server run --wait` and `resume --wait`: a run followed in the terminal until it has ended.
+follow(runs, "pneumonia-1", console)       shows the run in the terminal until it has ended (`pneumofed server run --wait`)
 """
 
 from __future__ import annotations
@@ -39,28 +38,55 @@ from pneumofed.server.runs.status import (
     SILENT_SEC,
     RunStatus,
     build_event,
-    forget_the_end,
-    how_to_go_on,
-    judge_run,
+    clear_ending,
+    derive_status,
+    describe_resume,
+    read_evidence,
     read_history,
-    read_signs,
     read_summary,
     time_of,
 )
 from pneumofed.server.runs.tables import RunRow, RunState
 
-END_SEC = 20.0
+STOP_WAIT_SEC = 20.0
 """How long a stopped run may take to end."""
+REFRESH_SEC = 1.0
+"""Of the run that is shown in the terminal."""
+STATE_COLOURS = {
+    "training": "cyan", "evaluating": "cyan", "connected": "green", "late": "yellow", "left out": "yellow", "refused": "red",
+    "lost": "red", "failed": "red", "submitted": "cyan", "running": "cyan", "succeeded": "green", "stopped": "yellow",
+}  # fmt: skip
 
 
 class Flower(Protocol):
     """What is needed of `server.operations.processes`."""
 
-    def submit(self, folder: Path, run_config: Mapping[str, str]) -> int: ...
+    def submit(self, folder: Path, run_config: Mapping[str, str]) -> int:
+        """Submits a run of the installed app and returns Flower's number of it.
 
-    def run_status(self, folder: Path, run_id: int) -> str: ...
+        Args:
+            folder: the coordinator folder.
+            run_config: what the ServerApp reads from its run config.
+        """
+        ...
 
-    def stop_run(self, folder: Path, run_id: int) -> None: ...
+    def run_status(self, folder: Path, run_id: int) -> str:
+        """Asks for Flower's status of a run.
+
+        Args:
+            folder: the coordinator folder.
+            run_id: Flower's number.
+        """
+        ...
+
+    def stop_run(self, folder: Path, run_id: int) -> None:
+        """Stops a run; one that has ended stays as it is.
+
+        Args:
+            folder: the coordinator folder.
+            run_id: Flower's number.
+        """
+        ...
 
 
 class Runs:
@@ -74,11 +100,16 @@ class Runs:
         self._reports_failed: dict[str, int] = {}  # run -> when its summary was written, so that no report is tried for ever
 
     def submit(self, name: str, experiment: ExperimentConfig) -> RunRow:
-        """A new run in `runs/NAME`, handed to Flower.
+        """Lays a new run out in `runs/NAME` and hands it to Flower.
+
+        Args:
+            name: of the run and its folder.
+            experiment: what is run.
 
         Raises:
             ConfigError: the name is none or taken, or the coordinator's settings are wrong.
             FlowerError: Flower does not take it; the registry then says `failed` and why.
+            ConfigError: the name is not allowed or is taken, or the coordinator's settings are wrong.
         """
         check_run_name(name)
         path = self.folder.runs.resolve() / name
@@ -90,7 +121,7 @@ class Runs:
         return self.registry.run(name)
 
     def resume(self, name: str) -> RunRow:
-        """The run, handed to Flower again: after its last completed round, or from the beginning if there was none.
+        """Hands the run to Flower again: it goes on after its last completed round, or from the beginning if there was none.
 
         Raises:
             ConfigError: no such run, it goes on still, or it succeeded.
@@ -101,14 +132,18 @@ class Runs:
         folder = RunFolder(Path(before.folder))
         settings = self._settings(folder.path, resume=folder.last_checkpoint.exists())
         if before.state in (RunState.FAILED, RunState.STOPPED):  # before it is open again: the page reconciles at any time
-            self._silence(before)
-            forget_the_end(folder)
+            self._stop_earlier_attempt(before)
+            clear_ending(folder)
         run = self.registry.resume(name)
         self._hand_over(run, settings)
         return self.registry.run(name)
 
     def stop(self, name: str, who: str = "the coordinator") -> RunRow:
-        """The run, stopped; one that has ended already stays as it is.
+        """Stops the run; one that has ended already stays as it is.
+
+        Args:
+            name: of the run.
+            who: who stops it, for the reason that the registry keeps.
 
         Raises:
             ConfigError: no such run.
@@ -121,25 +156,25 @@ class Runs:
         if run.flower_run_id:
             self._flower.stop_run(self.folder.path, int(run.flower_run_id))
             self._wait_for_end(run)
-        signs = read_signs(run, self._flower_status(run), SILENT_SEC)
-        verdict = judge_run(signs)
-        if verdict.state != RunState.SUCCEEDED:
-            way = how_to_go_on(name, signs.checkpoint, signs.history)
-            verdict = RunStatus(RunState.STOPPED, f"stopped by {who} after {len(signs.history)} completed rounds; {way}")
-        self._close(run, verdict)
+        evidence = read_evidence(run, self._flower_status(run), SILENT_SEC)
+        status = derive_status(evidence)
+        if status.state != RunState.SUCCEEDED:
+            way = describe_resume(name, evidence.checkpoint, evidence.history)
+            status = RunStatus(RunState.STOPPED, f"stopped by {who} after {len(evidence.history)} completed rounds; {way}")
+        self._close(run, status)
         return self.registry.run(name)
 
     def reconcile(self, patience_sec: float = SILENT_SEC) -> None:
         """Brings the registry to what is true now. Doing it twice is the same as once."""
         for run in self.registry.open_runs():
-            signs = read_signs(run, self._flower_status(run), patience_sec)
-            self._take_events(run, signs.events)
-            verdict = judge_run(signs)
-            if verdict.state.final:
-                if not (signs.flower or "finished").startswith("finished"):
-                    self._silence(run)
-                self._close(run, verdict)
-            elif verdict.state == RunState.RUNNING:
+            evidence = read_evidence(run, self._flower_status(run), patience_sec)
+            self._take_events(run, evidence.events)
+            status = derive_status(evidence)
+            if status.state.final:
+                if not (evidence.flower or "finished").startswith("finished"):
+                    self._stop_earlier_attempt(run)
+                self._close(run, status)
+            elif status.state == RunState.RUNNING:
                 self.registry.move(run.name, RunState.RUNNING)
 
     def write_reports(self, runs: Sequence[RunRow] | None = None) -> None:
@@ -172,7 +207,7 @@ class Runs:
         self.registry.accepted(run.name, str(identifier), self._hash_app())
 
     def _settings(self, path: Path, resume: bool) -> CoordinatorConfig:
-        """What the ServerApp is told; paths are absolute, since it runs elsewhere."""
+        """Builds the settings of the ServerApp; paths are absolute, since it runs elsewhere."""
         own = self.folder.settings()
         absolute = {
             key: str((self.folder.path / value).resolve())
@@ -206,19 +241,19 @@ class Runs:
         for site, event in seen.items():
             self.registry.see_site(site, time_of(event))
 
-    def _close(self, run: RunRow, verdict: RunStatus) -> None:
-        """Writes the end where the run could not, so that its folder tells the same as the registry."""
+    def _close(self, run: RunRow, status: RunStatus) -> None:
+        """Writes the end where the run could not, so that its folder says the same as the registry."""
         self._take_events(run, read_activity(Path(run.folder) / EVENTS_FILE))
-        if not self.registry.move(run.name, verdict.state, verdict.reason):
+        if not self.registry.move(run.name, status.state, status.reason):
             return
         folder = RunFolder(Path(run.folder))
         summary = read_summary(folder)
-        if folder.path.exists() and summary.status != verdict.state:
+        if folder.path.exists() and summary.status != status.state:
             summary = with_course(summary, read_history(folder))
-            folder.write_summary(summary.updated(status=verdict.state.value, error=verdict.reason))
+            folder.write_summary(summary.updated(status=status.state.value, error=status.reason))
 
-    def _silence(self, run: RunRow) -> None:
-        """Makes sure that an earlier attempt does not come back to life; where Flower knows nothing of it, it cannot."""
+    def _stop_earlier_attempt(self, run: RunRow) -> None:
+        """Stops an earlier attempt, which must not go on beside the new one; where Flower knows nothing of it, it cannot."""
         if not run.flower_run_id:
             return
         try:
@@ -228,40 +263,40 @@ class Runs:
             self.registry.note("note", f"the earlier attempt could not be stopped: {error}", run=run.name)
 
     def _wait_for_end(self, run: RunRow) -> None:
-        deadline = time.monotonic() + END_SEC
+        deadline = time.monotonic() + STOP_WAIT_SEC
         while time.monotonic() < deadline and not (self._flower_status(run) or "finished").startswith("finished"):
             time.sleep(0.5)
 
 
 def hash_installed_app() -> str:
-    """SHA-256 of the bundle of the code that is installed here, which a hospital approves."""
+    """Computes the SHA-256 of the bundle of the code that is installed here, which a hospital approves."""
     from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle
 
     return hash_bundle(build_bundle())
 
 
 def read_experiment(run: RunRow) -> ExperimentConfig:
-    """The experiment that the run was submitted with."""
+    """Reads the experiment that the run was submitted with."""
     return experiment_from_json(run.experiment)
 
 
-EVERY_SEC = 1.0
-COLOURS = {
-    "training": "cyan", "evaluating": "cyan", "connected": "green", "late": "yellow", "left out": "yellow", "refused": "red",
-    "lost": "red", "failed": "red", "submitted": "cyan", "running": "cyan", "succeeded": "green", "stopped": "yellow",
-}  # fmt: skip
+def follow(runs: Runs, name: str, console: Console, every_sec: float = REFRESH_SEC) -> RunRow:
+    """Waits for the run to end and returns it; a terminal shows it live, elsewhere each new line of its log is printed.
 
-
-def follow(runs: Runs, name: str, console: Console, every_sec: float = EVERY_SEC) -> RunRow:
-    """The run once it has ended. A terminal shows it alive; elsewhere each new line of the activity log is printed."""
+    Args:
+        runs: of the coordinator folder.
+        name: of the run.
+        console: where it is shown.
+        every_sec: seconds between two looks.
+    """
     run = runs.registry.run(name)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while not RunState(run.state).final:
                 run = _look(runs, name)
-                live.update(picture(run), refresh=True)
+                live.update(draw_run(run), refresh=True)
                 time.sleep(every_sec)
-        console.print(picture(run))
+        console.print(draw_run(run))
         return run
     last = 0
     while True:
@@ -275,20 +310,20 @@ def follow(runs: Runs, name: str, console: Console, every_sec: float = EVERY_SEC
         time.sleep(every_sec)
 
 
-def picture(run: RunRow) -> RenderableType:
-    """The run as it is now: state, rounds, sites."""
+def draw_run(run: RunRow) -> RenderableType:
+    """Draws the run as it is now: state, rounds, sites."""
     folder = RunFolder(Path(run.folder))
     history, events = read_history(folder), read_activity(folder.path / EVENTS_FILE)
     rounds = read_experiment(run).rounds
     head = Text.assemble(
-        (run.name, "bold"), "  ", (run.state, COLOURS.get(run.state, "")), f"  {len(history)} of {rounds} rounds"
+        (run.name, "bold"), "  ", (run.state, STATE_COLOURS.get(run.state, "")), f"  {len(history)} of {rounds} rounds"
     )
     current = None if RunState(run.state).final else round_now(events)
     if current:
         head.append(f"  round {current.number}" + (f" until {current.deadline:%H:%M:%S} UTC" if current.deadline else ""))
     parts: list[RenderableType] = [head, ProgressBar(total=rounds, completed=len(history), width=48)]
     if run.reason:
-        parts.append(Text(run.reason, style=COLOURS.get(run.state, "")))
+        parts.append(Text(run.reason, style=STATE_COLOURS.get(run.state, "")))
     if history:
         parts.append(_rounds(history[-6:]))
     if current:
@@ -314,7 +349,7 @@ def _sites(events: list[dict[str, Any]]) -> Table:
     table = Table("site", "now", "", box=None, padding=(0, 2, 0, 0))
     states: Mapping[str, Any] = site_states({}, events, datetime.now(UTC))
     for name, now in states.items():
-        table.add_row(Text(name), Text(now.state, style=COLOURS.get(now.state, "")), Text(now.detail))
+        table.add_row(Text(name), Text(now.state, style=STATE_COLOURS.get(now.state, "")), Text(now.detail))
     return table
 
 

@@ -1,8 +1,7 @@
-"""What became of a run, read from the signs that it left. Nobody has to be alive to tell: that is the point.
+"""The status of a run, derived from what it left behind, so that no process has to be alive to report it.
 
-Signs, strongest first: the run's own summary, Flower's status of it, the heartbeat of its process.
-
-The signs that a run leaves in its folder, for those who judge or show it.
+Evidence, strongest first: the run's own summary, Flower's status of it, the heartbeat of its process. `read_evidence` reads it from the
+run folder, `derive_status` decides. `read_summary` and `read_history` read what a page shows of any run: they never raise.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from pneumofed.server.runs.tables import Event, RunRow, RunState
 SILENT_SEC = 90.0
 """A process that has not touched its heartbeat for so long is dead or stopped; it touches it every five seconds."""
 ASKED_SILENT_SEC = 20.0
-"""The same where somebody says that it is dead by asking to go on with the run."""
+"""The same where somebody asks to resume the run, which says that it is dead."""
 HANDOVER_SEC = 120.0
 """How long a run may take from its submission to Flower's acceptance."""
 
 
 @dataclass(frozen=True)
-class Signs:
+class RunEvidence:
     """What is known of a run. Flower has to be asked before the folder is read, since a run writes its summary before it ends.
 
     Attributes:
@@ -60,38 +59,45 @@ class RunStatus:
     reason: str = ""
 
 
-def judge_run(signs: Signs) -> RunStatus:
-    """What became of the run: never `succeeded` without results, never `running` without a sign of life."""
-    status, flower = signs.summary.status, signs.flower or ""
+def derive_status(evidence: RunEvidence) -> RunStatus:
+    """Derives the run's state: never `succeeded` without results, never `running` without a sign of life."""
+    status, flower = evidence.summary.status, evidence.flower or ""
     if status == RunState.SUCCEEDED:
-        return _check_success(signs)
+        return _check_success(evidence)
     if flower == "finished:stopped" or status == RunState.STOPPED:
         return RunStatus(
-            RunState.STOPPED, f"stopped {_where(signs)}; {how_to_go_on(signs.name, signs.checkpoint, signs.history)}"
+            RunState.STOPPED,
+            f"stopped {_where(evidence)}; {describe_resume(evidence.name, evidence.checkpoint, evidence.history)}",
         )
     if status == RunState.FAILED:
-        return RunStatus(RunState.FAILED, _told(signs))
+        return RunStatus(RunState.FAILED, _own_reason(evidence))
     if flower.startswith("finished"):
-        return _dead(signs, f"the coordinator's process ended without a result {_where(signs)} (Flower: {flower})")
-    if signs.silent_sec is not None:
-        if signs.silent_sec <= signs.patience_sec:
+        return _dead(evidence, f"the coordinator's process ended without a result {_where(evidence)} (Flower: {flower})")
+    if evidence.silent_sec is not None:
+        if evidence.silent_sec <= evidence.patience_sec:
             return RunStatus(RunState.RUNNING if status == RunState.RUNNING else RunState.SUBMITTED)
-        return _dead(signs, f"the coordinator's process fell silent {_where(signs)}")
-    if flower in ("", "unknown") and signs.submitted_sec > HANDOVER_SEC:
+        return _dead(evidence, f"the coordinator's process fell silent {_where(evidence)}")
+    if flower in ("", "unknown") and evidence.submitted_sec > HANDOVER_SEC:
         why = "it was never handed to Flower" if flower else "the SuperLink does not answer"
-        return _dead(signs, f"the run never began: {why}")
+        return _dead(evidence, f"the run never began: {why}")
     return RunStatus(RunState.SUBMITTED)
 
 
-def how_to_go_on(name: str, checkpoint: bool, history: Sequence[RoundRecord]) -> str:
-    """The end of a sentence about a run that did not finish."""
+def describe_resume(name: str, checkpoint: bool, history: Sequence[RoundRecord]) -> str:
+    """Writes the end of a sentence about a run that did not finish: how to go on with it.
+
+    Args:
+        name: of the run.
+        checkpoint: whether there is one to resume from.
+        history: every completed round.
+    """
     if checkpoint and history:
         return f"`pneumofed server resume {name}` goes on after round {history[-1].round}"
     return f"`pneumofed server resume {name}` starts it again from the beginning"
 
 
 def has_results(summary: RunSummary) -> bool:
-    """Whether any set was measured: at least one of AUROC and accuracy is a number."""
+    """Says whether any set was measured: at least one of AUROC and accuracy is a number."""
     validation = summary.validation or Metrics()
     found = [validation.auroc, validation.accuracy]
     for results in summary.results.values():
@@ -99,35 +105,35 @@ def has_results(summary: RunSummary) -> bool:
     return any(value is not None for value in found)
 
 
-def _check_success(signs: Signs) -> RunStatus:
-    if not signs.history:
+def _check_success(evidence: RunEvidence) -> RunStatus:
+    if not evidence.history:
         return RunStatus(RunState.FAILED, "the run says that it succeeded, but it completed no round")
-    if not has_results(signs.summary):
+    if not has_results(evidence.summary):
         return RunStatus(RunState.FAILED, "the run says that it succeeded, but its summary holds no validation or test metrics")
     return RunStatus(RunState.SUCCEEDED)
 
 
-def _told(signs: Signs) -> str:
-    """The run's own words, with the round if they do not name it."""
-    words = str(signs.summary.error or "the run failed and did not say why").strip()
-    return words if "round" in words else f"{_where(signs)}: {words}"
+def _own_reason(evidence: RunEvidence) -> str:
+    """The reason that the run gave itself, with the round if it does not name it."""
+    words = str(evidence.summary.error or "the run failed and did not say why").strip()
+    return words if "round" in words else f"{_where(evidence)}: {words}"
 
 
-def _dead(signs: Signs, what: str) -> RunStatus:
-    return RunStatus(RunState.FAILED, f"{what}; {how_to_go_on(signs.name, signs.checkpoint, signs.history)}")
+def _dead(evidence: RunEvidence, what: str) -> RunStatus:
+    return RunStatus(RunState.FAILED, f"{what}; {describe_resume(evidence.name, evidence.checkpoint, evidence.history)}")
 
 
-def _where(signs: Signs) -> str:
+def _where(evidence: RunEvidence) -> str:
     """In which round, and on whom it waited then."""
-    number, waiting = waiting_for(signs.events)
-    completed = signs.history[-1].round if signs.history else 0
+    number, waiting = waiting_for(evidence.events)
+    completed = evidence.history[-1].round if evidence.history else 0
     if number is None or number <= completed:
         return f"after round {completed}" if completed else "before the first round"
     return f"in round {number}" + (f" while it waited for {_list(waiting)}" if waiting else "")
 
 
 def waiting_for(events: Sequence[Mapping[str, Any]]) -> tuple[int | None, list[str]]:
-    """The round that was begun last in this attempt, and the sites that were asked in it and have not answered."""
+    """Finds the round that was begun last in this attempt, and the sites that were asked in it and have not answered."""
     number, waiting = None, set[str]()
     for event in events:
         kind, site = event["kind"], event.get("site")
@@ -144,10 +150,16 @@ def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def read_signs(run: RunRow, flower: str | None, patience_sec: float) -> Signs:
-    """All signs of the run; `flower` is Flower's status of it, asked for before."""
+def read_evidence(run: RunRow, flower: str | None, patience_sec: float) -> RunEvidence:
+    """Reads everything that the run left behind.
+
+    Args:
+        run: its row in the registry.
+        flower: Flower's status of it, asked for before this is called; None where Flower does not answer.
+        patience_sec: how long a living process may be silent.
+    """
     folder = RunFolder(Path(run.folder))
-    return Signs(
+    return RunEvidence(
         name=run.name,
         flower=flower,
         summary=read_summary(folder),
@@ -161,7 +173,7 @@ def read_signs(run: RunRow, flower: str | None, patience_sec: float) -> Signs:
 
 
 def read_summary(folder: RunFolder) -> RunSummary:
-    """The summary; empty where there is none or it is damaged."""
+    """Reads the summary; empty where there is none or it is damaged."""
     try:
         return folder.read_summary()
     except CheckpointError:
@@ -169,15 +181,15 @@ def read_summary(folder: RunFolder) -> RunSummary:
 
 
 def read_history(folder: RunFolder) -> list[RoundRecord]:
-    """The completed rounds; none where the history is damaged, so that one run does not hide the others."""
+    """Reads the completed rounds; none where the history is damaged, so that one run does not hide the others."""
     try:
         return folder.read_history()
     except CheckpointError:
         return []
 
 
-def forget_the_end(folder: RunFolder) -> None:
-    """Takes the earlier attempt's last word and heartbeat away, which would be read as this one's."""
+def clear_ending(folder: RunFolder) -> None:
+    """Removes the earlier attempt's status and heartbeat, which would be read as this one's."""
     summary = read_summary(folder)
     if summary.model_fields_set:
         folder.write_summary(summary.without("error").updated(status=RunState.SUBMITTED.value))
@@ -185,7 +197,12 @@ def forget_the_end(folder: RunFolder) -> None:
 
 
 def build_event(run: str, event: Mapping[str, Any]) -> Event:
-    """The event line as a line of the activity log."""
+    """Converts an event line into a line of the activity log.
+
+    Args:
+        run: name of the run.
+        event: one line of `events.jsonl`.
+    """
     site = event.get("site") if event.get("task") != "roll call" else None
     return Event(
         time=time_of(event),
@@ -198,7 +215,7 @@ def build_event(run: str, event: Mapping[str, Any]) -> Event:
 
 
 def time_of(event: Mapping[str, Any]) -> datetime:
-    """When the event was; now, where the line does not say it."""
+    """Reads when the event was; now, where the line does not say it."""
     try:
         return datetime.fromisoformat(event["time"])
     except ValueError:

@@ -26,7 +26,7 @@ Results = Mapping[str, MetricInterval]
 
 
 class DataCounts(Record):
-    """What became of a party's images, in counts: see `common.data.report.DataReport.public`."""
+    """A party's images, in counts: see `common.data.report.DataReport.public`."""
 
     found: int | None = None
     used: int | None = None
@@ -57,10 +57,10 @@ class SiteSummary(DataCounts):
 
     @model_validator(mode="before")
     @classmethod
-    def _keep_what_fits(cls, told: object) -> object:
-        if isinstance(told, BaseModel):
-            return told
-        values = {key: _fitting(key, value) for key, value in told.items()} if isinstance(told, dict) else {}
+    def _keep_what_fits(cls, reported: object) -> object:
+        if isinstance(reported, BaseModel):
+            return reported
+        values = {key: _fitting(key, value) for key, value in reported.items()} if isinstance(reported, dict) else {}
         return {key: value for key, value in values.items() if value is not None or key not in cls.model_fields}
 
 
@@ -183,15 +183,15 @@ class RunSummary(Record):
 
     @property
     def results(self) -> dict[str, Results]:
-        """Final results by central set, of those that were judged."""
+        """Final results by central set, of those that were evaluated."""
         return {name: found for name in CENTRAL_SETS if (found := self.central(name))}
 
     def central(self, name: str) -> Results:
-        """Final results on the central set `name`; empty where it was not judged."""
+        """Final results on the central set `name`; empty where it was not evaluated."""
         return {"test": self.test, "external": self.external}.get(name) or {}
 
     def auroc(self, name: str) -> float:
-        """Final AUROC on the central set `name`; NaN where it is undefined or was not judged."""
+        """Final AUROC on the central set `name`; NaN where it is undefined or was not evaluated."""
         value = self.central(name).get("auroc", MetricInterval()).value
         return math.nan if value is None else value
 

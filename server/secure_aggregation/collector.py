@@ -48,7 +48,7 @@ class Collector:
 
     session: SumSession
     cfg: SecureAggregationConfig
-    roster: KeyDirectory
+    key_roster: KeyDirectory
     shape_for: Callable[[int], SumShape]
     model: str
     drawn: list[str] = field(default_factory=list)
@@ -62,33 +62,54 @@ class Collector:
     """Who holds shares of each site's secrets."""
 
     def advertise(self, sites: Sequence[str]) -> dict[str, Step]:
+        """Begins the sum: asks each of `sites` for its public keys."""
         self.drawn = list(sites)
-        return {site: self._step("advertise", roster=self.roster.text) for site in sites}
+        return {site: self._step("advertise", roster=self.key_roster.text) for site in sites}
 
     def take_keys(self, site: str, content: RecordDict) -> None:
-        """
+        """Takes a site's public keys of this sum.
+
+        Args:
+            site: who was asked.
+            content: its reply.
+
         Raises:
             MessageError, SecureSumError: no keys, or the site did not sign them; so too in the other `take_...`.
         """
         keys = unpack_reply(content, SignedKeys)
         if keys.site != site:
             raise MessageError("the reply names another site")
-        check_advertised_keys(self.session, keys, self.roster.key_of(site))
+        check_advertised_keys(self.session, keys, self.key_roster.key_of(site))
         self.keys[site] = keys
 
     def share(self) -> dict[str, Step]:
+        """Asks each site that sent keys for sealed shares of its secrets.
+
+        Raises:
+            SecureSumError: fewer sites than the threshold answered; so too in the steps after this one.
+        """
         self._require(len(self.keys), len(self.drawn), "sent keys")
         keys = [self.keys[site] for site in sorted(self.keys)]
         self.holders = neighbourhoods(list(self.keys), self.cfg, digest_keys(self.session, keys))
         return {site: self._step("share", keys=keys) for site in self.keys}
 
     def take_parcels(self, site: str, content: RecordDict) -> None:
+        """Takes a site's sealed shares for its neighbours.
+
+        Args:
+            site: who was asked.
+            content: its reply.
+
+        Raises:
+            MessageError: no shares, or shares for others than the neighbours.
+        """
         sealed = unpack_reply(content, SealedShares)
         if set(sealed.parcels) != set(self.holders[site]) - {site}:
             raise MessageError("shares for other sites than the neighbours")
         self.parcels[site] = sealed
 
     def mask(self) -> dict[str, Step]:
+        """Asks each site that shared its secrets for its masked vector, and hands it the shares that are meant for it."""
         self._require(len(self.parcels), len(self.keys), "shared their secrets")
         senders = sorted(self.parcels)
         self.total = self.shape_for(len(self.keys)).zeros()
@@ -99,32 +120,60 @@ class Collector:
         return {sender: self.parcels[sender].parcels[site] for sender in senders}
 
     def take_vector(self, site: str, content: RecordDict) -> None:
+        """Adds a site's masked vector to the sum.
+
+        Args:
+            site: who was asked.
+            content: its reply.
+
+        Raises:
+            MessageError, SecureSumError: no vector, one of another shape, or none is expected yet.
+        """
         total = self._sum()
         total.add(unpack_masked(content, total.shape))
         self.summed = sorted([*self.summed, site])
 
     def confirm(self, least: int) -> dict[str, Step]:
-        """As the others; `least` vectors are needed even where the threshold is lower."""
+        """Asks each site in the sum to sign who is in it; `least` vectors are needed even where the threshold is lower."""
         self._require(len(self.summed), len(self.keys), "sent their masked vectors")
         if len(self.summed) < least:
             raise SecureSumError(f"{len(self.summed)} sites sent their masked vectors, {least} are needed (strategy.min_sites)")
         return {site: self._step("confirm", survivors=self.summed) for site in self.summed}
 
     def take_confirmation(self, site: str, content: RecordDict) -> None:
+        """Takes a site's signature under the set of sites that sent their vectors.
+
+        Args:
+            site: who was asked.
+            content: its reply. The sites check one another's signatures, so that the coordinator cannot name different sets.
+
+        Raises:
+            MessageError: no signature.
+        """
         self.signatures[site] = unpack_reply(content, Confirmation).signature
 
     def unmask(self) -> dict[str, Step]:
+        """Asks each site that signed for the shares that take the masks away."""
         self._require(len(self.signatures), len(self.keys), "confirmed the set of sites")
         return {site: self._step("unmask", signatures=self.signatures) for site in self.signatures}
 
     def take_shares(self, site: str, content: RecordDict) -> None:
+        """Takes the shares that a site gives out: of the seeds of sites in the sum, of the mask keys of those that dropped out.
+
+        Args:
+            site: who was asked.
+            content: its reply.
+
+        Raises:
+            MessageError: no shares, or shares of both secrets of one site, which together would lay its vector open.
+        """
         shares = unpack_reply(content, Shares)
         if set(shares.seeds) & set(shares.keys):
             raise MessageError("shares of both secrets of one site")
         self.shares[site] = shares
 
     def finish(self) -> SumVector:
-        """The sum, with every mask taken away.
+        """Computes the sum, with every mask taken away.
 
         Raises:
             SecureSumError: too few shares of a secret, or they do not give the one that its site bound itself to.
@@ -152,9 +201,9 @@ class Collector:
             key, dropped_subtracts = pair_mask(self.session, private, self.keys[dropped], self.keys[site], self.model)
             total.add_mask(key, subtract=dropped_subtracts)  # where it would have subtracted, the other one added
 
-    def _join(self, site: str, told: Mapping[str, str | None]) -> bytes:
+    def _join(self, site: str, given: Mapping[str, str | None]) -> bytes:
         places = {name: place for place, name in enumerate(sorted(self.keys), start=1)}
-        mine = {places[holder]: bytes.fromhex(share) for holder, share in told.items() if share and holder in self.holders[site]}
+        mine = {places[holder]: bytes.fromhex(share) for holder, share in given.items() if share and holder in self.holders[site]}
         return join_shares(mine, threshold(len(self.holders[site]), self.cfg.threshold))
 
     def _sum(self) -> SumVector:
@@ -168,5 +217,5 @@ class Collector:
             raise SecureSumError(f"{count} of {of} sites {deed}, {least} are needed (secure_aggregation.threshold)")
 
     def _step(self, stage: Stage, **content: object) -> Step:
-        told = {"stage": stage, "purpose": self.session.purpose, "identifier": self.session.identifier}
-        return Step.model_validate({**told, **content})
+        session = {"stage": stage, "purpose": self.session.purpose, "identifier": self.session.identifier}
+        return Step.model_validate({**session, **content})

@@ -1,6 +1,8 @@
-"""Training and evaluation of a round by secure sums: the strategy gets the weighted mean as one update, the judge the pooled statistics.
+"""Training and evaluation of a round as secure sums: the coordinator learns only sums over the sites.
 
-One secure sum over the network: five exchanges, each with its own deadline, and who fell out where.
+`SecureRounds` takes the place of the plain steps of `server.federation.rounds`: the strategy gets the weighted mean as one update, the
+evaluation the pooled statistics. `SumExchange` runs one secure sum over the network: five exchanges, each with its own deadline, and a
+record of who dropped out where; what each exchange asks and checks is `server.secure_aggregation.collector`.
 """
 
 from __future__ import annotations
@@ -43,31 +45,30 @@ logger = logging.getLogger(__name__)
 
 Messages = Callable[[Mapping[str, str]], Mapping[str, Message]]
 """Steps by site, as text -> the messages with the model that ask for the vectors."""
-
-
-@dataclass(frozen=True)
-class SumRequest:
-    """What a sum is for: vectors of `shape_for(sites)` about the weights of hash `model`."""
-
-    purpose: Purpose
-    round: int
-    model: str
-    shape_for: Callable[[int], SumShape]
+Compose = Callable[[str, Step], Message]
+"""(site, step) -> the message that asks it."""
+TASK_OF_STAGE: Mapping[Stage, Task] = {"advertise": "keys", "share": "shares", "confirm": "confirmation", "unmask": "unmasking"}
 
 
 @dataclass(frozen=True)
 class SecureRounds:
     """Secure sums of one run. `nodes` maps each site to Flower's node."""
 
-    post: Messenger
+    messenger: Messenger
     experiment: ExperimentConfig
     run: str
     layout: ArraysLayout
-    roster: KeyDirectory
+    key_roster: KeyDirectory
     nodes: Mapping[str, int]
 
     def train(self, drawn: Sequence[str], number: int, base: ModelArrays, messages: Messages) -> TrainingOutcome:
-        """The mean update on `base`, as the only one.
+        """Runs the round's training as a secure sum and returns the mean update on `base`, as the only one.
+
+        Args:
+            drawn: sites that are asked.
+            number: the round, from 1.
+            base: the global weights that sites train on from.
+            messages: gives the training messages for the steps that ask for the vectors.
 
         Raises:
             RoundError: too few sites stayed, or their sum is none that their bounds allow.
@@ -90,27 +91,34 @@ class SecureRounds:
             secure_sum=outcome.record().updated(**_describe(mean, self._codec(sites))),
         )
 
-    def evaluate(self, judges: Sequence[str], number: int, model: ModelArrays, messages: Messages) -> EvaluationOutcome:
-        """The pooled statistics; those of nothing where too few judged, as where nobody answers."""
+    def evaluate(self, evaluating: Sequence[str], number: int, model: ModelArrays, messages: Messages) -> EvaluationOutcome:
+        """Sums the sites' validation statistics; gives those of nothing where too few evaluated, as where nobody answers.
+
+        Args:
+            evaluating: sites that are asked.
+            number: the round, from 1.
+            model: the weights that are evaluated.
+            messages: gives the evaluation messages for the steps that ask for the vectors.
+        """
         classes = len(CLASSES[self.experiment.task])
         try:
             asked = SumRequest("evaluate", number, hash_arrays(model), lambda _: statistics_shape(classes))
-            outcome = self._sum(asked, judges, messages)
+            outcome = self._sum(asked, evaluating, messages)
             pooled = decode_statistics(outcome.total, classes)
         except (RoundError, SecureSumError) as error:
             logger.warning("round %d: no validation: %s", number, error)
             failure = Failure(None, type(error).__name__, str(error))
             return EvaluationOutcome(
-                Statistics.zero(classes, FEDERATED_GRID), {}, {site: replace(failure, site=site) for site in judges}
+                Statistics.zero(classes, FEDERATED_GRID), {}, {site: replace(failure, site=site) for site in evaluating}
             )
         return EvaluationOutcome(pooled, {}, outcome.lost, outcome.record())
 
     def _sum(self, asked: SumRequest, sites: Sequence[str], messages: Messages) -> SumOutcome:
         cfg, number, training = self.experiment.strategy, asked.round, asked.purpose == "train"
         session = SumSession.begin(self.run, number, asked.purpose, hash_experiment(self.experiment))
-        collector = Collector(session, self.experiment.secure_aggregation, self.roster, asked.shape_for, asked.model)
+        collector = Collector(session, self.experiment.secure_aggregation, self.key_roster, asked.shape_for, asked.model)
         exchange = SumExchange(
-            post=self.post,
+            messenger=self.messenger,
             collector=collector,
             compose=lambda site, step: self._message(site, step, number),
             compose_vector=lambda steps: messages({site: step.model_dump_json() for site, step in steps.items()}),
@@ -140,8 +148,18 @@ class SecureRounds:
         return ModelArrays(base.parameters + mean.arrays.parameters, statistics)
 
 
+@dataclass(frozen=True)
+class SumRequest:
+    """What a sum is for: vectors of `shape_for(sites)` about the weights of hash `model`."""
+
+    purpose: Purpose
+    round: int
+    model: str
+    shape_for: Callable[[int], SumShape]
+
+
 def read_key_roster(path: str | None) -> KeyDirectory:
-    """The roster that the coordinator hands on; the sites check who signed it.
+    """Reads the key roster that the coordinator hands on; the sites check who signed it.
 
     Raises:
         ConfigError: there is none, or it cannot be read.
@@ -158,17 +176,11 @@ def read_key_roster(path: str | None) -> KeyDirectory:
 
 
 def _describe(mean: MeanUpdate, codec: UpdateCodec) -> dict[str, Any]:
-    """What the sums tell of the training of all sites together; under differential privacy loss and accuracy stay at the sites."""
+    """What the sums show of the training of all sites together; under differential privacy loss and accuracy stay at the sites."""
     sums, seen = asdict(mean.sums), mean.sums.seen
     means = {"train_loss": mean.sums.loss / seen, "train_accuracy": mean.sums.correct / seen} if seen else {}
     counts = {"images": sums["images"], "classes": sums["classes"], "clipped": mean.clipped}
     return {**counts, **means, "error_bound": codec.error_bound(mean.sums.images)}
-
-
-Compose = Callable[[str, Step], Message]
-"""(site, step) -> the message that asks it."""
-
-TASKS: Mapping[Stage, Task] = {"advertise": "keys", "share": "shares", "confirm": "confirmation", "unmask": "unmasking"}
 
 
 @dataclass(frozen=True)
@@ -204,9 +216,9 @@ class SumOutcome:
 
 @dataclass
 class SumExchange:
-    """Runs `collector` over `post`. `compose_vector` asks for the vector, `compose` for all else."""
+    """Runs `collector` over `messenger`. `compose_vector` asks for the vector, `compose` for all else."""
 
-    post: Messenger
+    messenger: Messenger
     collector: Collector
     compose: Compose
     compose_vector: Callable[[Mapping[str, Step]], Mapping[str, Message]]
@@ -220,7 +232,7 @@ class SumExchange:
     bytes_up: int = 0
 
     def run(self, sites: Sequence[str]) -> SumOutcome:
-        """The sum over those of `sites` that stay until they sent their vectors.
+        """Runs the five exchanges and returns the sum over those of `sites` that stay until they sent their vectors.
 
         Raises:
             RoundError: fewer than the threshold stayed; says who fell out, where and why.
@@ -245,9 +257,9 @@ class SumExchange:
         messages = {site: self.compose(site, step) for site, step in steps.items()}
         full = all(len(holders) == len(collector.keys) for holders in collector.holders.values())
         enough = None if patient or not full else threshold(len(collector.keys), cfg.threshold)
-        failures = self.post.exchange(
+        failures = self.messenger.exchange(
             messages,
-            TASKS[stage],
+            TASK_OF_STAGE[stage],
             collector.session.round,
             cfg.stage_timeout_sec,
             self._taker(stage, take),
@@ -260,7 +272,9 @@ class SumExchange:
         collector = self.collector
         enough = max(self.enough, threshold(len(collector.keys), collector.cfg.threshold)) if self.enough else None
         session, take = collector.session, self._taker("mask", collector.take_vector)
-        failures = self.post.exchange(self.compose_vector(steps), session.purpose, session.round, self.deadline_sec, take, enough)
+        failures = self.messenger.exchange(
+            self.compose_vector(steps), session.purpose, session.round, self.deadline_sec, take, enough
+        )
         self.dropped |= {site: Dropped("mask", failure) for site, failure in failures.items()}
 
     def _taker(self, stage: Stage, take: Callable[[str, RecordDict], None]) -> Callable[[str, Message], bool]:
@@ -271,7 +285,9 @@ class SumExchange:
             except (MessageError, SecureSumError) as error:
                 failure = Failure(site, type(error).__name__, str(error))
                 self.dropped[site] = Dropped(stage, failure)
-                self.post.activity.note(Kind.LEFT_OUT, round=self.collector.session.round, site=site, reason=failure.sentence)
+                self.messenger.activity.note(
+                    Kind.LEFT_OUT, round=self.collector.session.round, site=site, reason=failure.sentence
+                )
                 return False
             if presence.audit_head:
                 self.heads[site] = presence.audit_head
@@ -281,5 +297,5 @@ class SumExchange:
         return taker
 
     def _reasons(self) -> str:
-        told = (f"{site} ({dropped.stage}): {dropped.failure}" for site, dropped in sorted(self.dropped.items()))
-        return "; ".join(told) or "No site said why."
+        reasons = (f"{site} ({dropped.stage}): {dropped.failure}" for site, dropped in sorted(self.dropped.items()))
+        return "; ".join(reasons) or "No site said why."

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from pneumofed.common.config.reader import build_config
-from pneumofed.server.operations.gateway import answers, door_command
+from pneumofed.server.operations.gateway import gateway_answers, gateway_command
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.provisioning.provision import provision
 from pneumofed.server.provisioning.schema import FederationConfig
@@ -115,13 +115,13 @@ def fake_superlink(place: CoordinatorFolder, port: int, tls: bool = True) -> Ite
 
 
 @contextmanager
-def open_door(place: CoordinatorFolder) -> Iterator[subprocess.Popen[bytes]]:
+def open_gateway(place: CoordinatorFolder) -> Iterator[subprocess.Popen[bytes]]:
     """The real nginx on the configuration of the kit, without the processes behind it."""
     (place.state / "nginx").mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(door_command(place), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(gateway_command(place), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 10
-        while not answers(place.ca, place.settings().port):
+        while not gateway_answers(place.ca, place.settings().port):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError((place.state / "door-error.log").read_text())
             time.sleep(0.05)

@@ -117,13 +117,13 @@ def test_a_resumed_simulation_equals_one_never_stopped(tmp_path: Path, phantoms:
     import pneumofed.server.federation.run
 
     run(tmp_path / "whole", phantoms)
-    real = pneumofed.server.federation.run._remember
+    real = pneumofed.server.federation.run._keep_round
 
     def interrupt(*arguments: Any) -> None:
         real(*arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pneumofed.server.federation.run, "_remember", interrupt)
+    monkeypatch.setattr(pneumofed.server.federation.run, "_keep_round", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "broken", phantoms)
     summary = json.loads((tmp_path / "broken" / "summary.json").read_text())
@@ -150,7 +150,7 @@ def test_a_run_that_fails_has_a_report(tmp_path: Path, phantoms: Path, monkeypat
     def fail(*_: object) -> None:
         raise DataError("round 1: the disk is full")
 
-    monkeypatch.setattr("pneumofed.server.federation.run._remember", fail)
+    monkeypatch.setattr("pneumofed.server.federation.run._keep_round", fail)
     with pytest.raises(DataError):
         run(tmp_path, phantoms)
     assert 'class="badge failed"' in (tmp_path / "report.html").read_text()

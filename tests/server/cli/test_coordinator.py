@@ -28,7 +28,7 @@ class Coordinator:
         monkeypatch.setattr(service, "open_runs", self._open)
         monkeypatch.setattr("pneumofed.server.operations.overview.observe_federation", lambda *_: Overview((), {}, now()))
         monkeypatch.setattr(service, "observe_federation", lambda *_: Overview((), {}, now()))
-        monkeypatch.setattr("pneumofed.server.runs.runs.EVERY_SEC", 0.01)
+        monkeypatch.setattr("pneumofed.server.runs.runs.REFRESH_SEC", 0.01)
 
     def _open(self, place: CoordinatorFolder) -> Runs:
         return Runs(place, open_registry(place), self.flower, lambda: APP_HASH)

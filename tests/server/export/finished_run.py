@@ -38,11 +38,11 @@ def write_finished_run(path: Path, *, patients: int = 60) -> RunFolder:
     folder.write_config(experiment)
     (path / "environment.json").write_text(json.dumps({"git": {"commit": "c" * 40, "dirty": False}}))
     settings = _write_central(path, patients)
-    judge = build_central_evaluator(experiment, settings)
+    evaluator = build_central_evaluator(experiment, settings)
     network = small_network()
     validation = _validation(experiment)
     threshold = choose_threshold(validation, "youden")
-    predictions = judge.predict(network)
+    predictions = evaluator.predict(network)
     predictions["test"].write_csv(folder.predictions("test"))
     arrays = ModelArrays(*ArraysLayout.of(network).flatten(network))
     write_checkpoint(folder.best_checkpoint, Checkpoint(experiment, "run-0", 1, arrays, {}), network)
@@ -58,7 +58,7 @@ def write_finished_run(path: Path, *, patients: int = 60) -> RunFolder:
                 "threshold": vars(threshold),
                 "classes": ["normal", "pneumonia"],
                 "sites": {"a": site, "b": site},
-                "data": judge.data_reports(),
+                "data": evaluator.data_reports(),
                 "test": bootstrap(predictions["test"], threshold.value, Bootstrap(20)),
             }
         )

@@ -64,7 +64,7 @@ def _identity() -> None:
     take_identity()
 
 
-def post(tmp_path: Path, delays: Mapping[int, float], error: bool = False) -> Messenger:
+def build_messenger(tmp_path: Path, delays: Mapping[int, float], error: bool = False) -> Messenger:
     return Messenger(SlowGrid(delays, error), Activity(tmp_path / "events.jsonl"))
 
 
@@ -73,7 +73,7 @@ def messages(*nodes: int) -> dict[str, Message]:
 
 
 def ask(
-    office: Messenger, *nodes: int, deadline: float = 0.5, enough: int | None = None, good: bool = True
+    messenger: Messenger, *nodes: int, deadline: float = 0.5, enough: int | None = None, good: bool = True
 ) -> tuple[list[str], Any]:
     taken: list[str] = []
 
@@ -81,51 +81,51 @@ def ask(
         taken.append(site)
         return good
 
-    failures = office.exchange(messages(*nodes), "train", 1, deadline, take, enough)
+    failures = messenger.exchange(messages(*nodes), "train", 1, deadline, take, enough)
     return sorted(taken), {site: failure.error for site, failure in failures.items()}
 
 
 def test_everyone_who_answers_in_time_is_taken_and_the_others_are_named(tmp_path: Path) -> None:
-    office = post(tmp_path, {1: 0.0, 2: 0.2, 3: NEVER, 4: -1})
-    assert ask(office, 1, 2, 3, 4) == (["site-1", "site-2"], {"site-3": "Timeout", "site-4": "Unreachable"})
-    assert office.busy == {"site-3"}
+    messenger = build_messenger(tmp_path, {1: 0.0, 2: 0.2, 3: NEVER, 4: -1})
+    assert ask(messenger, 1, 2, 3, 4) == (["site-1", "site-2"], {"site-3": "Timeout", "site-4": "Unreachable"})
+    assert messenger.busy == {"site-3"}
 
 
 def test_a_round_closes_when_enough_have_answered(tmp_path: Path) -> None:
     started = time.monotonic()
-    office = post(tmp_path, {1: 0.0, 2: 0.0, 3: 20.0})
-    assert ask(office, 1, 2, 3, deadline=20.0, enough=2) == (["site-1", "site-2"], {"site-3": "Timeout"})
+    messenger = build_messenger(tmp_path, {1: 0.0, 2: 0.0, 3: 20.0})
+    assert ask(messenger, 1, 2, 3, deadline=20.0, enough=2) == (["site-1", "site-2"], {"site-3": "Timeout"})
     assert time.monotonic() - started < 10
 
 
 def test_a_reply_that_does_not_count_is_none_of_the_enough(tmp_path: Path) -> None:
-    office = post(tmp_path, {1: 0.0, 2: 0.1})
-    assert ask(office, 1, 2, enough=1, good=False)[0] == ["site-1", "site-2"]
+    messenger = build_messenger(tmp_path, {1: 0.0, 2: 0.1})
+    assert ask(messenger, 1, 2, enough=1, good=False)[0] == ["site-1", "site-2"]
 
 
 def test_a_late_reply_is_counted_once_and_frees_its_site(tmp_path: Path) -> None:
-    office = post(tmp_path, {1: 0.4})
-    assert ask(office, 1, deadline=0.2)[1] == {"site-1": "Timeout"}
-    assert office.collect_late() == [] and office.busy == {"site-1"}
+    messenger = build_messenger(tmp_path, {1: 0.4})
+    assert ask(messenger, 1, deadline=0.2)[1] == {"site-1": "Timeout"}
+    assert messenger.collect_late() == [] and messenger.busy == {"site-1"}
     time.sleep(0.3)
-    assert [(late.site, late.round, late.task) for late in office.collect_late()] == [("site-1", 1, "train")]
-    assert office.busy == set() and office.collect_late() == []
+    assert [(late.site, late.round, late.task) for late in messenger.collect_late()] == [("site-1", 1, "train")]
+    assert messenger.busy == set() and messenger.collect_late() == []
 
 
 def test_a_site_that_stays_silent_is_asked_again_after_some_deadlines(tmp_path: Path) -> None:
-    office = post(tmp_path, {1: NEVER})
-    ask(office, 1, deadline=0.1)
+    messenger = build_messenger(tmp_path, {1: NEVER})
+    ask(messenger, 1, deadline=0.1)
     time.sleep(0.4)
-    office.collect_late()
-    assert office.busy == set()
+    messenger.collect_late()
+    assert messenger.busy == set()
 
 
 def test_what_happens_is_noted_while_it_happens(tmp_path: Path) -> None:
-    ask(post(tmp_path, {1: 0.0, 2: NEVER, 3: -1}), 1, 2, 3, deadline=0.2)
+    ask(build_messenger(tmp_path, {1: 0.0, 2: NEVER, 3: -1}), 1, 2, 3, deadline=0.2)
     kinds = {(event["kind"], event["site"]) for event in read_activity(tmp_path / "events.jsonl")}
     assert kinds >= {("asked", "site-1"), ("answered", "site-1"), ("late", "site-2"), ("lost", "site-3")}
 
 
 def test_an_error_of_flower_is_a_lost_site(tmp_path: Path) -> None:
-    office = post(tmp_path, {1: 0.0}, error=True)
-    assert ask(office, 1) == ([], {"site-1": "Flower error 3"})
+    messenger = build_messenger(tmp_path, {1: 0.0}, error=True)
+    assert ask(messenger, 1) == ([], {"site-1": "Flower error 3"})

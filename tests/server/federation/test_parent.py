@@ -115,13 +115,13 @@ def test_a_resumed_run_needs_the_bundle_no_more(
 
     gone = Path(shutil.copytree(folder, tmp_path / "gone"))
     experiment = tiny_experiment(**start_values(bundle, gone))
-    federation, real = TinyFederation(tmp_path / "f", sites=1), pneumofed.server.federation.run._remember
+    federation, real = TinyFederation(tmp_path / "f", sites=1), pneumofed.server.federation.run._keep_round
 
     def interrupt(*arguments: object) -> None:
         real(*arguments)  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pneumofed.server.federation.run, "_remember", interrupt)
+    monkeypatch.setattr(pneumofed.server.federation.run, "_keep_round", interrupt)
     with pytest.raises(KeyboardInterrupt):
         federation.run("run", experiment)
     monkeypatch.undo()

@@ -17,10 +17,10 @@ def check(*updates: Update, names: tuple[str, ...] = ()) -> tuple[set[str], dict
     sites = names or tuple(update.presence.site for update in updates)
     answers = {site: as_reply(update) for site, update in zip(sites, updates, strict=True)}
     presences = {site: full_update(site).presence for site in sites}
-    intake = UpdateChecks(zeros(), LAYOUT, presences, StrategyConfig(max_update_norm_factor=10.0))
+    checks = UpdateChecks(zeros(), LAYOUT, presences, StrategyConfig(max_update_norm_factor=10.0))
     for site, message in answers.items():
-        intake.take(site, message)
-    good, left_out = intake.close()
+        checks.take(site, message)
+    good, left_out = checks.close()
     return set(good), {site: failure.sentence for site, failure in left_out.items()}
 
 

@@ -1,4 +1,4 @@
-"""The coordinator's real processes, and a hospital's real SuperNode that comes in through the door."""
+"""The coordinator's real processes, and a hospital's real SuperNode that comes in through the gateway."""
 
 from __future__ import annotations
 
@@ -137,9 +137,9 @@ def test_starting_twice_changes_nothing(coordinator: Federation) -> None:
 def test_a_hospital_reaches_neither_control_nor_runtime(coordinator: Federation) -> None:
     """With a good TLS connection and the very clients of Flower; the same calls work from the coordinator's side."""
     ca = coordinator.place.ca.read_bytes()
-    door = f"127.0.0.1:{coordinator.place.settings().port}"
+    gateway = f"127.0.0.1:{coordinator.place.settings().port}"
     version = [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
-    with ControlHttpClient.from_server_address(door, False, ca, version) as control:
+    with ControlHttpClient.from_server_address(gateway, False, ca, version) as control:
         for call in (
             lambda: control.ListNodes(ListNodesRequest()),
             lambda: control.RegisterNode(RegisterNodeRequest(public_key=b"k")),
@@ -147,7 +147,7 @@ def test_a_hospital_reaches_neither_control_nor_runtime(coordinator: Federation)
             with pytest.raises(HTTPStatusError, match="404"):
                 call()
     with (
-        RuntimeHttpClient.from_server_address(door, False, ca, version) as runtime,
+        RuntimeHttpClient.from_server_address(gateway, False, ca, version) as runtime,
         pytest.raises(HTTPStatusError, match="404"),
     ):
         runtime.AcquireTask(AcquireTaskRequest())
@@ -167,9 +167,9 @@ def test_a_task_is_not_given_without_the_secret_even_on_loopback(coordinator: Fe
 def test_the_flwr_command_cannot_submit_from_a_hospital(coordinator: Federation, tmp_path: Path) -> None:
     home = tmp_path / "flwr"
     home.mkdir()
-    door = coordinator.place.settings().port
+    gateway = coordinator.place.settings().port
     (home / "config.toml").write_text(
-        f'[superlink]\ndefault = "x"\n[superlink.x]\naddress = "127.0.0.1:{door}"\nroot-certificates = "{coordinator.place.ca}"\n'
+        f'[superlink]\ndefault = "x"\n[superlink.x]\naddress = "127.0.0.1:{gateway}"\nroot-certificates = "{coordinator.place.ca}"\n'
     )
     command = [flower_tool("flwr"), "run", str(write_app(tmp_path / "app")), "x", "--format", "json"]
     answer = subprocess.run(command, env=flower_environment(home), capture_output=True, text=True, check=False, timeout=60)
@@ -187,8 +187,8 @@ def test_an_unknown_key_is_refused(coordinator: Federation, tmp_path: Path) -> N
 
 
 def test_a_dead_process_is_told_and_brought_back(coordinator: Federation) -> None:
-    door = processes.process_status(coordinator.folder).processes[2]
-    kill(door.pid)
+    gateway = processes.process_status(coordinator.folder).processes[2]
+    kill(gateway.pid)
     state = processes.process_status(coordinator.folder)
     assert not state.serving
     assert state.processes[2].pid is None
