@@ -25,7 +25,7 @@ from pneumofed.common.model_bundle.suitability import (
     fit_suitability,
     header_reasons,
 )
-from pneumofed.simulation.phantoms.other_images import PATTERNS, SPOILT, draw_pattern, spoil
+from pneumofed.simulation.phantoms.other_images import CORRUPTIONS, PATTERNS, corrupt, draw_pattern
 from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
 
 SIDE = 64
@@ -81,9 +81,9 @@ def test_new_images_of_the_same_kind_pass() -> None:
     assert refused <= 6  # of 30; a binomial of rate 0.05 is above with a chance of 0.001
 
 
-@pytest.mark.parametrize("how", sorted(SPOILT.keys() - {"over-exposed", "under-exposed", "noise over all"}))
+@pytest.mark.parametrize("how", sorted(CORRUPTIONS.keys() - {"over-exposed", "under-exposed", "noise over all"}))
 def test_spoilt_images_are_refused(how: str) -> None:
-    spoilt = np.stack([spoil(square, how) for square in phantoms()[0][130:]])
+    spoilt = np.stack([corrupt(square, how) for square in phantoms()[0][130:]])
     assert np.mean([bool(reasons) for reasons in reasons_of(spoilt)]) > 0.9
 
 
@@ -95,8 +95,8 @@ def test_other_pictures_are_refused(kind: str) -> None:
 
 def test_what_is_wrong_is_told() -> None:
     squares = phantoms()[0][130:]
-    inverted = reasons_of(np.stack([spoil(square, "inverted grey") for square in squares]))
-    turned = reasons_of(np.stack([spoil(square, "upside down") for square in squares]))
+    inverted = reasons_of(np.stack([corrupt(square, "inverted grey") for square in squares]))
+    turned = reasons_of(np.stack([corrupt(square, "upside down") for square in squares]))
     assert np.mean([Reason.INVERTED in reasons for reasons in inverted]) > 0.9
     assert np.mean([Reason.TURNED in reasons for reasons in turned]) > 0.9
 
