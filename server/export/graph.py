@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -100,11 +101,25 @@ def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) 
             )
         if program is None:
             raise BundleError("torch.onnx gave no graph")
-        program.save(str(path), external_data=False)
+        onnx.save(without_traces(program.model_proto), str(path))
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
         raise BundleError(f"{type(network).__name__} cannot be exported as ONNX: {_root_of(error)}") from error
     finally:
         logger.setLevel(level)
+
+
+def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Takes out of `model` where its nodes come from, and returns it.
+
+    The exporter notes the stack trace of each node, so the folders of the coordinator's machine, and the file goes to every hospital.
+    """
+    parts = [model.graph, *model.functions]
+    named = [model, *parts, *model.graph.input, *model.graph.output, *model.graph.initializer]
+    named += [item for part in parts for item in (*part.node, *part.value_info)]
+    for item in named:
+        del item.metadata_props[:]
+        item.doc_string = ""
+    return model
 
 
 def _root_of(error: BaseException) -> str:

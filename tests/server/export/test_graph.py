@@ -45,6 +45,14 @@ def test_the_activation_map_is_the_derivative_of_the_score() -> None:
     torch.testing.assert_close((activations * features.grad[:, :, None, None]).sum(dim=1), cam, atol=1e-5, rtol=1e-4)
 
 
+def test_no_folder_of_this_machine_is_in_the_files_that_hospitals_get(tmp_path: Path) -> None:
+    export_onnx(build_model(ModelConfig(name="small_cnn"), "binary", seed=0), 1, 32, tmp_path / "model.onnx")
+    quantize_onnx(tmp_path / "model.onnx", tmp_path / "model_int8.onnx", iter([images(4, 32)]))
+    for name in ("model.onnx", "model_int8.onnx"):
+        content = (tmp_path / name).read_bytes()
+        assert not [text for text in (b".py", b"site-packages", b"stack_trace", str(Path.cwd()).encode()) if text in content]
+
+
 @pytest.mark.slow
 def test_a_network_that_cannot_be_exported_is_refused_with_the_reason_and_left_as_it_was(tmp_path: Path) -> None:
     network = build_model(ModelConfig(name="scattering"), "binary", seed=0)
