@@ -18,7 +18,7 @@ from pneumofed.common.data.report import DataReport
 from pneumofed.common.data.sources.public_sets import read_kaggle
 from pneumofed.common.imaging.images import fit_square
 from pneumofed.common.model_bundle.calibration import fit_calibration, pneumonia_score
-from pneumofed.common.model_bundle.image_statistics import NAMES, pixel_statistics
+from pneumofed.common.model_bundle.image_statistics import PIXEL_STATISTICS, pixel_statistics
 from pneumofed.common.models.build import build_model, classifier_of
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.models.features import compute_features
@@ -81,7 +81,7 @@ class Bench:
     def reference(self, rows: Rows, name: str) -> Reference:
         own = self.plain.take(rows)
         arrays: dict[str, npt.NDArray[Any]] = {"features": own.features, "probabilities": self.probabilities(own)}
-        return Reference.of(name, NAMES, arrays | {"pixel_statistics": own.statistics, "labels": own.labels})
+        return Reference.of(name, PIXEL_STATISTICS, arrays | {"pixel_statistics": own.statistics, "labels": own.labels})
 
     def probabilities(self, pool: Pool) -> npt.NDArray[np.float64]:
         positive = self.plain.labels.astype(np.float64)

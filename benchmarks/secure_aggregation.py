@@ -25,7 +25,7 @@ from flwr.app import RecordDict
 
 from pneumofed.common.config.experiment import SecureAggregationConfig, StrategyConfig
 from pneumofed.common.secure_aggregation.masking import SumVector
-from pneumofed.common.secure_aggregation.protocol import SECURE, Step, pack_masked
+from pneumofed.common.secure_aggregation.protocol import REPLY_RECORD, Step, pack_masked
 from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec
 from pneumofed.common.wire.messages import ModelArrays, Presence, Update, content_bytes
 from pneumofed.server.federation.strategies import aggregate, build_strategy
@@ -104,8 +104,8 @@ class SecureRound:
                 continue
             content = self._answer(name, step, number)
             self.meter.bytes["up"] += content_bytes(content)
-            if SECURE in content.config_records:
-                self.meter.bytes["up"] += len(str(content.config_records[SECURE]["reply"]))
+            if REPLY_RECORD in content.config_records:
+                self.meter.bytes["up"] += len(str(content.config_records[REPLY_RECORD]["reply"]))
             with self.meter.measure("coordinator"):
                 take(name, content)
 

@@ -21,7 +21,7 @@ from pneumofed.common.data.sources.table import walk_files
 from pneumofed.common.errors import ImageError
 from pneumofed.common.imaging.types import ImageInfo
 from pneumofed.common.model_bundle.bundle import load_bundle
-from pneumofed.common.model_bundle.image_statistics import NAMES
+from pneumofed.common.model_bundle.image_statistics import PIXEL_STATISTICS
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
 from pneumofed.common.model_bundle.suitability import Inputs, Suitability, SuitabilityResult, check_suitability, fit_suitability
 from pneumofed.common.seeds import numpy_generator
@@ -83,7 +83,7 @@ def _inputs(predictor: Predictor, paths: Iterable[Path]) -> Inputs:
 def _run(predictor: Predictor, squares: np.ndarray, infos: list[ImageInfo]) -> Inputs:
     batches = [squares[start : start + BATCH, None] for start in range(0, len(squares), BATCH)]
     features = np.concatenate([predictor.run(batch)["features"] for batch in batches])
-    return Inputs(squares, features, np.zeros((len(squares), len(NAMES)), np.float32), infos)
+    return Inputs(squares, features, np.zeros((len(squares), len(PIXEL_STATISTICS)), np.float32), infos)
 
 
 def _part(inputs: Inputs, chosen: np.ndarray) -> Inputs:

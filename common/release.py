@@ -1,8 +1,8 @@
-"""The signed record of a release decision. Beside a bundle it is the mark without which a reading room may refuse the model.
+"""Signed JSON files of a release decision.
 
-A JSON file with the signature of a party's P-384 key beside its content.
-
-A site's verdict on a new model against the old one: counts, differences and variances on its own validation patients.
+- `ReleaseRecord`: the decision. Beside a bundle it is the mark without which a reading room may refuse the model (`require_release`).
+- `SiteVerdict`: a site's comparison of a new model with the old one, in counts, differences and variances on its own validation patients.
+- `write_signed`, `read_signed`: a JSON file with the signature of a party's P-384 key beside its content.
 """
 
 from __future__ import annotations
@@ -32,103 +32,10 @@ from pneumofed.common.wire.keys import (
     sign,
 )
 
-MAX_BYTES = 2**24
-S = TypeVar("S", bound=Section)
-
-
-class Envelope(Section):
-    """The file: what is told, by whose key (an OpenSSH line), and the signature of its canonical JSON."""
-
-    content: dict[str, Any]
-    key: str
-    signature: str
-
-
-def write_signed(path: Path, domain: bytes, content: Section, key: PrivateKey) -> None:
-    """Writes `content` signed by `key`; `domain` says what it is, so that the signature can be taken for nothing else.
-
-    Raises:
-        ReleaseError: the file cannot be written.
-    """
-    told = content.model_dump(mode="json")
-    public = format_public_key(key.public_key(), "").decode("ascii").strip()
-    signature = base64.b64encode(sign(key, domain + canonical(told))).decode("ascii")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as file:
-            file.write(Envelope(content=told, key=public, signature=signature).model_dump_json(indent=1).encode() + b"\n")
-    except OSError as error:
-        raise ReleaseError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def read_signed(path: Path, domain: bytes, kind: type[S], trusted: Sequence[PublicKey] | None) -> tuple[S, str]:
-    """(content, fingerprint of the signer) of the file at `path`; with `trusted` only of one of these.
-
-    Raises:
-        ReleaseError: it is missing, damaged, changed, not of this kind, or signed by a stranger.
-    """
-    try:
-        with path.open("rb") as file:
-            envelope = Envelope.model_validate_json(file.read(MAX_BYTES))
-        key = parse_public_key(envelope.key.encode(), str(path))
-        signature = base64.b64decode(envelope.signature, validate=True)
-        whole = is_signed(key, domain + canonical(envelope.content), signature)
-    except OSError as error:
-        raise ReleaseError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValidationError, ConfigError, binascii.Error, ValueError):
-        raise ReleaseError(f"{path} is damaged or is something else; get it again from who signed it") from None
-    if not whole:
-        raise ReleaseError(f"{path} was changed after it was signed, or is something else; get it again from who signed it")
-    signer = key_fingerprint(key)
-    if trusted is not None and signer not in {key_fingerprint(known) for known in trusted}:
-        raise ReleaseError(f"{path} is signed by {signer}, whom this place does not trust")
-    try:
-        return kind.model_validate_json(canonical(envelope.content)), signer
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ReleaseError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; another version wrote it") from None
-
-
-VERDICT_DOMAIN = b"pneumofed site verdict 1\n"
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class SiteVerdict(Section):
-    """What a site tells; no image and no patient, but how both models do on its validation set, which may be small."""
-
-    format: Literal[1] = 1
-    site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
-    time: datetime
-    old: Digest
-    """Digests of the two bundles."""
-    new: Digest
-    comparison: ModelComparison
-
-
-def write_verdict(path: Path, verdict: SiteVerdict, key: PrivateKey) -> None:
-    """Writes the verdict, signed with the site's node key.
-
-    Raises:
-        ReleaseError: the file cannot be written.
-    """
-    write_signed(path, VERDICT_DOMAIN, verdict, key)
-
-
-def read_verdict(path: Path, keys: Mapping[str, PublicKey]) -> SiteVerdict:
-    """The verdict at `path`, signed with the very key that `keys` has for its site.
-
-    Raises:
-        ReleaseError: it is damaged, of a site that is not known, or signed by another.
-    """
-    told, _ = read_signed(path, VERDICT_DOMAIN, SiteVerdict, None)
-    if told.site not in keys:
-        raise ReleaseError(f"{path}: no key of {told.site} is known; give the coordinator folder, whose sites/ holds it")
-    return read_signed(path, VERDICT_DOMAIN, SiteVerdict, [keys[told.site]])[0]
-
-
 RECORD_DOMAIN = b"pneumofed release record 1\n"
-SUFFIX = ".release.json"
+RELEASE_SUFFIX = ".release.json"
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Kind = Literal["held-out set", "site"]
 
 
@@ -188,7 +95,12 @@ class ReleaseRecord(Section):
 
 
 def write_record(path: Path, record: ReleaseRecord, key: PrivateKey) -> None:
-    """Writes the record, signed with the coordinator's key.
+    """Writes the record of a release decision, signed.
+
+    Args:
+        path: of the file, see `mark_of`; its folder is made.
+        record: also a refusal is written.
+        key: the coordinator's key.
 
     Raises:
         ReleaseError: the file cannot be written.
@@ -197,7 +109,11 @@ def write_record(path: Path, record: ReleaseRecord, key: PrivateKey) -> None:
 
 
 def read_record(path: Path, trusted: Sequence[PublicKey] | None) -> ReleaseRecord:
-    """The record at `path`; with `trusted` only if one of these signed it.
+    """Reads the record of a release decision.
+
+    Args:
+        path: of the file, not trusted.
+        trusted: keys of which one must have signed; None takes any signer.
 
     Raises:
         ReleaseError: it is missing, damaged or signed by a stranger.
@@ -208,11 +124,16 @@ def read_record(path: Path, trusted: Sequence[PublicKey] | None) -> ReleaseRecor
 def mark_of(bundle: Path) -> Path:
     """Where the mark of the bundle at `bundle` (folder or archive) lies: beside it, since nothing may be added to a sealed folder."""
     name = bundle.stem if bundle.suffix in (".zip", ".tar") else bundle.name
-    return bundle.resolve().with_name(name + SUFFIX)
+    return bundle.resolve().with_name(name + RELEASE_SUFFIX)
 
 
 def require_release(bundle: Bundle, mark: Path, trusted: Sequence[PublicKey] | None) -> ReleaseRecord:
-    """The record that releases `bundle`, read from `mark` (see `mark_of`).
+    """Reads the record that releases a bundle.
+
+    Args:
+        bundle: opened, hence checked.
+        mark: file of the record, see `mark_of`.
+        trusted: keys of which one must have signed the record; None takes any signer.
 
     Raises:
         ReleaseError: there is none, it is of another bundle, it refuses this one, or a stranger signed it.
@@ -223,3 +144,120 @@ def require_release(bundle: Bundle, mark: Path, trusted: Sequence[PublicKey] | N
     if not record.released:
         raise ReleaseError(f"{mark}: this model was not released: {'; '.join(record.reasons)}")
     return record
+
+
+VERDICT_DOMAIN = b"pneumofed site verdict 1\n"
+
+
+class SiteVerdict(Section):
+    """What a site reports; no image and no patient, but how both models do on its validation set, which may be small."""
+
+    format: Literal[1] = 1
+    site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    time: datetime
+    old: Digest
+    """Digests of the two bundles."""
+    new: Digest
+    comparison: ModelComparison
+
+
+def write_verdict(path: Path, verdict: SiteVerdict, key: PrivateKey) -> None:
+    """Writes a site's verdict, signed.
+
+    Args:
+        path: of the file; its folder is made.
+        verdict: of the site that signs.
+        key: the site's node key.
+
+    Raises:
+        ReleaseError: the file cannot be written.
+    """
+    write_signed(path, VERDICT_DOMAIN, verdict, key)
+
+
+def read_verdict(path: Path, keys: Mapping[str, PublicKey]) -> SiteVerdict:
+    """Reads a site's verdict, which must be signed with the very key that is known for the site.
+
+    Args:
+        path: of the file, not trusted.
+        keys: public node keys by site.
+
+    Raises:
+        ReleaseError: it is damaged, of a site that is not known, or signed by another.
+    """
+    claimed, _ = read_signed(path, VERDICT_DOMAIN, SiteVerdict, None)
+    if claimed.site not in keys:
+        raise ReleaseError(f"{path}: no key of {claimed.site} is known; give the coordinator folder, whose sites/ holds it")
+    return read_signed(path, VERDICT_DOMAIN, SiteVerdict, [keys[claimed.site]])[0]
+
+
+MAX_FILE_BYTES = 2**24
+Record = TypeVar("Record", bound=Section)
+
+
+class Envelope(Section):
+    """The file: what is signed, by whose key (an OpenSSH line), and the signature of its canonical JSON."""
+
+    content: dict[str, Any]
+    key: str
+    signature: str
+
+
+def write_signed(path: Path, domain: bytes, content: Section, key: PrivateKey) -> None:
+    """Writes `content` and its signature as one JSON file.
+
+    Args:
+        path: of the file; its folder is made.
+        domain: says what is signed, and precedes it, so that the signature can be taken for nothing else.
+        content: the record.
+        key: P-384 key of the signing party.
+
+    Raises:
+        ReleaseError: the file cannot be written.
+    """
+    values = content.model_dump(mode="json")
+    public = format_public_key(key.public_key(), "").decode("ascii").strip()
+    signature = base64.b64encode(sign(key, domain + canonical(values))).decode("ascii")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(Envelope(content=values, key=public, signature=signature).model_dump_json(indent=1).encode() + b"\n")
+    except OSError as error:
+        raise ReleaseError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def read_signed(path: Path, domain: bytes, kind: type[Record], trusted: Sequence[PublicKey] | None) -> tuple[Record, str]:
+    """Reads a signed file.
+
+    Args:
+        path: of the file, not trusted.
+        domain: as it was signed under.
+        kind: class of the record.
+        trusted: keys of which one must have signed; None takes any signer.
+
+    Returns:
+        (content, fingerprint of the signer).
+
+    Raises:
+        ReleaseError: it is missing, damaged, changed, not of this kind, or signed by a stranger.
+    """
+    try:
+        with path.open("rb") as file:
+            envelope = Envelope.model_validate_json(file.read(MAX_FILE_BYTES))
+        key = parse_public_key(envelope.key.encode(), str(path))
+        signature = base64.b64decode(envelope.signature, validate=True)
+        whole = is_signed(key, domain + canonical(envelope.content), signature)
+    except OSError as error:
+        raise ReleaseError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValidationError, ConfigError, binascii.Error, ValueError):
+        raise ReleaseError(f"{path} is damaged or is something else; get it again from who signed it") from None
+    if not whole:
+        raise ReleaseError(f"{path} was changed after it was signed, or is something else; get it again from who signed it")
+    signer = key_fingerprint(key)
+    if trusted is not None and signer not in {key_fingerprint(known) for known in trusted}:
+        raise ReleaseError(f"{path} is signed by {signer}, whom this place does not trust")
+    try:
+        return kind.model_validate_json(canonical(envelope.content)), signer
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ReleaseError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; another version wrote it") from None

@@ -21,7 +21,7 @@ from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, normalize
 from pneumofed.common.imaging.types import Image, ImageInfo
 from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
 from pneumofed.common.model_bundle.calibration import fit_calibration, pneumonia_score
-from pneumofed.common.model_bundle.image_statistics import NAMES, pixel_statistics
+from pneumofed.common.model_bundle.image_statistics import PIXEL_STATISTICS, pixel_statistics
 from pneumofed.common.model_bundle.manifest import (
     CARD,
     NETWORK,
@@ -115,7 +115,7 @@ def make_bundle(folder: Path, *, key: PrivateKey | None = None, name: str = "pha
         threshold=OperatingPoint(value=calibration.move(0.5), policy="half", target=0.5, raw_value=0.5),
         calibration=calibration,
         suitability=fit_suitability(squares, features, statistics),
-        reference=ReferenceSet(sets=("phantoms",), images=len(squares), statistics=NAMES),
+        reference=ReferenceSet(sets=("phantoms",), images=len(squares), statistics=PIXEL_STATISTICS),
         card=CardFacts(sites=2, training_images=64, training_patients=64, phantom=True),
     )
     seal_bundle(folder, manifest, key or signing_key())

@@ -94,8 +94,13 @@ class MemoryFolder:
     def begin(self, session: SumSession, roster: KeyDirectory) -> Iterator[None]:
         """Forgets the sum before this one, and holds the folder while the block makes the new one's secrets.
 
+        Args:
+            session: of the new sum; remembered for ever as begun, even where the block fails.
+            roster: checked already; its serial must not be below the highest that was seen.
+
         Raises:
-            SecureSumError: this sum was begun before, the roster is older than one that was seen, or what tells so is damaged.
+            SecureSumError: this sum was begun before, the roster is older than one that was seen, or the file that remembers
+                either is damaged.
         """
         with self._used.locked() as used:
             if session.identifier in used:
@@ -112,7 +117,12 @@ class MemoryFolder:
 
     @contextmanager
     def step(self, session: SumSession, progress: Progress) -> Iterator[Memory]:
-        """The memory of `session`, which has come as far as `progress`; the folder is held while the block lasts.
+        """Reads the memory of a sum; the folder is held while the block lasts, which writes the new progress with `keep` or
+        `forget`.
+
+        Args:
+            session: the sum that the coordinator names.
+            progress: how far the sum must have come.
 
         Raises:
             SecureSumError: there is no such sum, or this step of it was done already or is not due.

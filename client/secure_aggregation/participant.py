@@ -1,14 +1,13 @@
-"""The steps of a secure sum at one site, as in Bonawitz et al. 2017, figure 4, with the neighbours of Bell et al. 2020.
+"""A site's answers to the steps of a secure sum, as in Bonawitz et al. 2017, figure 4, with the neighbours of Bell et al. 2020.
 
     advertise -> SignedKeys        new keys, signed
     share     -> SealedShares      the others' keys checked; own secrets in shares, one parcel a neighbour
     begin_masking -> MaskPlan      parcels opened; which masks hide the vector that comes next
-    confirm   -> Confirmation      the set of those in the sum, signed: a coordinator cannot tell two sets
+    confirm   -> Confirmation      the set of those in the sum, signed: a coordinator cannot name two sets
     unmask    -> Shares            once enough neighbours confirmed that very set
 
 Each step needs the one before it and is done once. Whatever is not as agreed raises `SecureSumError`, and nothing leaves.
-
-A site's answers to the steps of a secure sum. The one between `share` and `confirm` comes with a model: see `client.app`.
+`answer_step` takes all steps but masking, which comes with a model: `begin_masking` is called by `client.app`.
 """
 
 from __future__ import annotations
@@ -80,6 +79,11 @@ class Participant:
         return self.identity.site
 
     def advertise(self, step: Step) -> SignedKeys:
+        """Begins the sum: makes this site's keys and signs them.
+
+        Raises:
+            SecureSumError: the roster is not the authority's or too old, or the sum was begun before.
+        """
         roster = self.identity.check_roster(step.roster)
         session, channel, mask = self.session, KeyPair.generate(), KeyPair.generate()
         with self.folder.begin(session, roster):
@@ -90,6 +94,11 @@ class Participant:
         return keys
 
     def share(self, step: Step) -> SealedShares:
+        """Checks all sites' keys and splits this site's secrets into shares, one encrypted parcel a neighbour.
+
+        Raises:
+            SecureSumError: the step is not due, keys are not those that were signed, or there are too few sites.
+        """
         with self.folder.step(self.session, "advertised") as memory:
             self._check_all_keys(step.keys, memory)
             holders = self._holders(step.keys)
@@ -116,9 +125,16 @@ class Participant:
         return SealedShares(parcels=parcels, commitment=commit(self.session, seed, self.site))
 
     def begin_masking(self, step: Step, model: str) -> MaskPlan:
-        """The masks of the vector about the weights of hash `model`.
+        """Opens the parcels and derives the masks of the vector about the weights of hash `model`.
 
         Asked for before there is a vector: what was begun is not begun again, even where training then fails.
+
+        Args:
+            step: of stage `mask`, with the senders and the parcels for this site.
+            model: SHA-256 of the weights that the site was sent, in hexadecimal.
+
+        Raises:
+            SecureSumError: the step is not due, the senders are strangers or too few, or a parcel was changed.
         """
         with self.folder.step(self.session, "shared") as memory:
             by_site = _by_site(memory.keys)
@@ -139,6 +155,11 @@ class Participant:
         return MaskPlan(len(by_site), tuple(masks))
 
     def confirm(self, step: Step) -> Confirmation:
+        """Signs the set of sites whose vectors are summed.
+
+        Raises:
+            SecureSumError: the step is not due, or the set holds strangers, lacks this site or is too small.
+        """
         with self.folder.step(self.session, "masked") as memory:
             survivors = self._check_set(step.survivors, memory.senders, memory)
             self.folder.keep(memory.model_copy(update={"progress": "confirmed", "survivors": survivors}))
@@ -146,6 +167,11 @@ class Participant:
         return Confirmation(signature=signature)
 
     def unmask(self, step: Step) -> Shares:
+        """Gives the shares that unmask the sum, and forgets it: of a site in the sum its seed, of one that dropped its mask key.
+
+        Raises:
+            SecureSumError: the step is not due, or too few neighbours confirmed this site's set.
+        """
         with self.folder.step(self.session, "confirmed") as memory:
             self._check_confirmed(step, memory)
             self.folder.forget()
@@ -198,29 +224,12 @@ class Participant:
             raise SecureSumError(f"{count} sites, {least} are needed (secure_aggregation.threshold, and never fewer than 3)")
 
 
-def _by_site(keys: Collection[SignedKeys]) -> dict[str, SignedKeys]:
-    return {signed.site: signed for signed in keys}
-
-
-def _places(keys: Collection[SignedKeys]) -> dict[str, int]:
-    """Each site's place in the secret sharing, from 1."""
-    return {site: place for place, site in enumerate(sorted(signed.site for signed in keys), start=1)}
-
-
-def _held(content: bytes) -> HeldShares:
-    if len(content) != 2 * SHARE_BYTES:
-        raise SecureSumError("a parcel of shares has another length than agreed")
-    return HeldShares(seed=content[:SHARE_BYTES].hex(), key=content[SHARE_BYTES:].hex())
-
-
-def _needed(secret: str | None) -> str:
-    if secret is None:
-        raise SecureSumError("this sum's secrets were forgotten already")
-    return secret
-
-
 def answer_step(instruction: Instruction, config: SiteConfig) -> Section:
-    """The reply to `advertise`, `share`, `confirm` or `unmask`; no data is read for it.
+    """Answers `advertise`, `share`, `confirm` or `unmask`; no data is read for it.
+
+    Args:
+        instruction: the coordinator's message, with the step and the experiment.
+        config: of the site, with the connection whose keys sign.
 
     Raises:
         SecureSumError: the step is not what the protocol allows.
@@ -231,11 +240,17 @@ def answer_step(instruction: Instruction, config: SiteConfig) -> Section:
 
 
 def begin_masking(instruction: Instruction, config: SiteConfig, purpose: Purpose) -> MaskPlan:
-    """What will hide the vector that `instruction` asks for.
+    """Derives the masks that will hide the vector that `instruction` asks for.
+
+    Args:
+        instruction: the coordinator's message to train or evaluate, with a step of stage `mask`.
+        config: of the site, with the connection whose keys sign.
+        purpose: what the site is about to do, which the step must be for.
 
     Raises:
         SecureSumError: no step of a secure sum for `purpose`, or one that the protocol does not allow now.
-        ConfigError: as above.
+        MessageError: the instruction holds no arrays.
+        ConfigError: the site has no node key, or no certificate of the authority.
     """
     step = _step_of(instruction)
     if step.stage != "mask" or step.purpose != purpose:
@@ -266,4 +281,25 @@ def _take(step: Step, participant: Participant) -> Section:
             return participant.confirm(step)
         case "unmask":
             return participant.unmask(step)
-    raise MessageError("masking is asked for with training or evaluation, not alone")
+    raise MessageError("masking is asked for with training or evaluation, not by itself")
+
+
+def _by_site(keys: Collection[SignedKeys]) -> dict[str, SignedKeys]:
+    return {signed.site: signed for signed in keys}
+
+
+def _places(keys: Collection[SignedKeys]) -> dict[str, int]:
+    """Each site's place in the secret sharing, from 1."""
+    return {site: place for place, site in enumerate(sorted(signed.site for signed in keys), start=1)}
+
+
+def _held(content: bytes) -> HeldShares:
+    if len(content) != 2 * SHARE_BYTES:
+        raise SecureSumError("a parcel of shares has another length than agreed")
+    return HeldShares(seed=content[:SHARE_BYTES].hex(), key=content[SHARE_BYTES:].hex())
+
+
+def _needed(secret: str | None) -> str:
+    if secret is None:
+        raise SecureSumError("this sum's secrets were forgotten already")
+    return secret

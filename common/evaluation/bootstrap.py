@@ -45,7 +45,16 @@ class Bootstrap:
 
 
 def bootstrap(predictions: Predictions, threshold: float, settings: Bootstrap | None = None) -> dict[str, ConfidenceInterval]:
-    """Each metric of `metrics_of` with its interval; `threshold` is held fixed, being chosen elsewhere. Pure in its arguments."""
+    """Computes each metric of `metrics_of` with its interval. Pure in its arguments.
+
+    Args:
+        predictions: of one model; resampled by patient, so a patient's images stay together.
+        threshold: an image is called pneumonia if its score >= threshold. Held fixed, since it was chosen on other images.
+        settings: resamples, confidence and seed; None for the defaults of `Bootstrap`.
+
+    Returns:
+        The intervals by name of the metric; `low` and `high` are NaN with 0 resamples.
+    """
     settings = settings or Bootstrap()
     values = metrics_of(ConfusionCounts.of(Statistics.of(predictions), threshold))
     patient, patients = _patient_index(predictions)
@@ -64,7 +73,12 @@ def bootstrap(predictions: Predictions, threshold: float, settings: Bootstrap | 
 
 
 def bootstrap_difference(first: Predictions, second: Predictions, settings: Bootstrap | None = None) -> ConfidenceInterval:
-    """AUROC of `first` minus that of `second` on the same images, with its interval; both models see the same draws.
+    """Computes the AUROC of `first` minus that of `second` on the same images, with its interval; both models see the same draws.
+
+    Args:
+        first: predictions of the model whose AUROC counts positively.
+        second: predictions of the other model, of the same images in the same order.
+        settings: resamples, confidence and seed; None for the defaults of `Bootstrap`.
 
     Raises:
         DataError: the two are not of the same images in the same order.
@@ -83,6 +97,11 @@ def resample_patients(patients: int, settings: Bootstrap, rows: int) -> Iterator
     """How often each patient is in each resample, as int64 [<= rows, patients] arrays of `settings.resamples` rows in all.
 
     Each resample draws as many patients as there are, with replacement. The draws do not depend on `rows`.
+
+    Args:
+        patients: how many there are; with 0 nothing is yielded.
+        settings: number of resamples and seed; the confidence is not used.
+        rows: most resamples in one array, at least 1, to bound memory.
     """
     generator = np.random.default_rng(settings.seed)
     for start in range(0, settings.resamples if patients else 0, rows):

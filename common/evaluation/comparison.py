@@ -1,15 +1,12 @@
-"""Two models compared on one party's images, in numbers that show no image: what a site may tell and a release is decided on.
+"""Compares two models on the same images: metrics, their covariance, and whether the new model is not worse by more than a margin.
 
-Two models on the same images: their areas under the ROC curve and their hit rates, with what the difference may owe to chance.
-
-Images of one patient are alike, so a patient is the unit of every variance. With one image a patient the areas' covariance is that of
-DeLong, DeLong and Clarke-Pearson 1988, Biometrics 44:837.
-
-Lower bounds for "new minus old", and whether they show that a new model is not worse by more than a margin.
-
-Non-inferiority: the new model passes if the one-sided lower confidence bound of the difference lies above -margin. Where several
-comparisons must all pass, each is made at the full level: the test that all hypotheses are rejected together has that level itself
-(intersection-union test: Berger 1982, Technometrics 24:295, theorem 1).
+- `ModelComparison`: what a site may report and a release is decided on. It holds counts, differences and variances, and no image.
+- `PairedAreas` and `PairedRates`: areas under the ROC curve and rates of right decisions, with the variance of their differences. Images
+  of one patient are alike, so a patient is the unit of every variance. With one image a patient the areas' covariance is that of DeLong,
+  DeLong and Clarke-Pearson 1988, Biometrics 44:837.
+- `judge_areas` and `judge_rates`: non-inferiority. The new model passes if the one-sided lower confidence bound of the difference lies
+  above -margin. Where several comparisons must all pass, each is made at the full level: the test that all hypotheses are rejected
+  together has that level itself (intersection-union test: Berger 1982, Technometrics 24:295, theorem 1).
 
 Two bounds are computed and the lower one counts. The first is the usual one, difference - z * standard error. It collapses where both
 models make no error on few images: then nothing varies, and five images would prove anything. The second does not: score limits, for
@@ -38,6 +35,12 @@ from pneumofed.common.evaluation.predictions import Predictions
 AUROC, SENSITIVITY, SPECIFICITY = "auroc", "sensitivity", "specificity"
 Whole = Annotated[int, Field(ge=0)]
 _SLACK = 1e-9
+PLANNED_AREA = 0.95
+"""AUROC of both models that is assumed where a class is missing, so that none can be observed."""
+_BISECTION_STEPS = 60
+_LARGEST_FACTOR = 1e7
+Reals = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 
 
 class Areas(Section):
@@ -118,7 +121,12 @@ class ModelComparison(Section):
 
 
 def compare_predictions(old: Predictions, new: Predictions, thresholds: tuple[float, float]) -> ModelComparison:
-    """The comparison of two models' predictions of the same images; `thresholds` of the old and of the new one.
+    """Compares two models' predictions of the same images.
+
+    Args:
+        old: predictions of the model in use, its scores not calibrated or calibrated by a monotone map.
+        new: predictions of the model that may replace it.
+        thresholds: operating point of the old and of the new model, each on its own scores.
 
     Raises:
         DataError: the two are not of the same images in the same order.
@@ -132,10 +140,6 @@ def compare_predictions(old: Predictions, new: Predictions, thresholds: tuple[fl
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-Reals = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -194,10 +198,14 @@ class PairedRates:
 
 
 def paired_areas(old: Predictions, new: Predictions) -> PairedAreas:
-    """The areas of two models' P(pneumonia), and their covariance by patient.
+    """Computes the areas of two models' P(pneumonia), and their covariance by patient.
 
-    The structural components come from midranks in O(n log n) (Sun and Xu 2014, IEEE Signal Processing Letters 21:1389, algorithm 2);
-    the covariance sums them by patient (Obuchowski 1997, Biometrics 53:567, section 3).
+    The structural components come from midranks in O(n log n) (Sun and Xu 2014, IEEE Signal Processing Letters 21:1389, algorithm
+    2); the covariance sums them by patient (Obuchowski 1997, Biometrics 53:567, section 3).
+
+    Args:
+        old: predictions of the one model.
+        new: predictions of the other, of the same images in the same order.
 
     Raises:
         DataError: the two are not of the same images in the same order.
@@ -237,7 +245,15 @@ def paired_rates(old: Flags, new: Flags, patients: npt.NDArray[np.int64]) -> Pai
 def sensitivity_and_specificity(
     old: Predictions, new: Predictions, thresholds: tuple[float, float]
 ) -> tuple[PairedRates, PairedRates]:
-    """What each model, at its own of the `thresholds` (old, new), gets right of the images with pneumonia and of those without.
+    """Counts what each model, at its own threshold, gets right of the images with pneumonia and of those without.
+
+    Args:
+        old: predictions of the one model.
+        new: predictions of the other, of the same images in the same order.
+        thresholds: of the old and of the new model; an image is called pneumonia if its score >= threshold.
+
+    Returns:
+        (rates of the images with pneumonia, rates of the others).
 
     Raises:
         DataError: the two are not of the same images in the same order.
@@ -250,7 +266,15 @@ def sensitivity_and_specificity(
 
 
 def check_paired(old: Predictions, new: Predictions) -> None:
-    """Raises DataError unless both are of the same images in the same order."""
+    """Checks that two sets of predictions are of the same images, with the same patients and labels, in the same order.
+
+    Args:
+        old: the one set.
+        new: the other.
+
+    Raises:
+        DataError: they are not.
+    """
     if (old.images, old.patients) != (new.images, new.patients) or not np.array_equal(old.labels, new.labels):
         raise DataError("paired comparison: expected two models' predictions of the same images in the same order, got others")
 
@@ -287,12 +311,6 @@ def _covariance(found: Reals, spared: Reals, sick: Flags, patients: npt.NDArray[
     )
 
 
-PLANNED_AREA = 0.95
-"""AUROC of both models that is assumed where a class is missing, so that none can be observed."""
-_STEPS = 60
-_MOST = 1e7
-
-
 class NonInferiority(StrEnum):
     """What a comparison shows."""
 
@@ -321,18 +339,38 @@ class MarginOutcome:
 
 
 def judge_areas(areas: PairedAreas, patients: tuple[int, int], margin: float, alpha: float) -> MarginOutcome:
-    """Whether the new model's AUROC is not worse; `patients` with pneumonia and without."""
+    """Judges whether the new model's AUROC is not worse by more than a margin.
+
+    Args:
+        areas: of both models; NaN areas give the bound -1 and no verdict.
+        patients: (with pneumonia, without).
+        margin: largest loss of AUROC that is accepted, above 0.
+        alpha: one-sided error of the test, in (0, 0.5).
+    """
     known = not math.isnan(areas.difference)
     return _judge(areas.difference, margin, lambda factor: area_bound(areas, patients, alpha, factor) if known else -1.0)
 
 
 def judge_rates(rates: PairedRates, margin: float, alpha: float) -> MarginOutcome:
-    """Whether the new model's sensitivity or specificity is not worse."""
+    """Judges whether the new model's sensitivity or specificity is not worse by more than a margin.
+
+    Args:
+        rates: of the images of one class; without images the bound is -1.
+        margin: largest loss that is accepted, as a share of the images, above 0.
+        alpha: one-sided error of the test, in (0, 0.5).
+    """
     return _judge(rates.difference, margin, lambda factor: rate_bound(rates, alpha, factor) if rates.images else -1.0)
 
 
 def area_bound(areas: PairedAreas, patients: tuple[int, int], alpha: float, factor: float = 1.0) -> float:
-    """One-sided lower bound of the AUROC difference at level `alpha`; with `factor` as of so many times the patients."""
+    """Computes the one-sided lower bound of the AUROC difference, new minus old, in [-1, 1].
+
+    Args:
+        areas: of both models, not NaN; where their variances are NaN only the score limits count.
+        patients: (with pneumonia, without); -1 is returned where a class has none.
+        alpha: one-sided error, in (0, 0.5).
+        factor: the bound is computed as if there were so many times the patients, all else as observed.
+    """
     z, (sick, well) = _z(alpha), (count * factor for count in patients)
     if sick <= 0 or well <= 0:
         return -1.0
@@ -344,10 +382,17 @@ def area_bound(areas: PairedAreas, patients: tuple[int, int], alpha: float, fact
 
 
 def area_limit(area: float, sick: float, well: float, z: float, *, upper: bool) -> float:
-    """The limit t of an observed `area` with (t - area)^2 = z^2 V(t), Newcombe 2006, method 5.
+    """Computes the limit t of an observed area with (t - area)^2 = z^2 V(t), Newcombe 2006, method 5.
 
     V(t) = t (1 - t) (1 + (N* - 1) ((1 - t) / (2 - t) + t / (1 + t))) / (sick * well) with N* = (sick + well) / 2: the variance of
     Hanley and McNeil 1982, whose exponential scores make it a careful one.
+
+    Args:
+        area: observed AUROC, in [0, 1].
+        sick: patients with pneumonia, above 0; need not be whole.
+        well: patients without, above 0; need not be whole.
+        z: quantile of the normal distribution for the wanted confidence.
+        upper: the limit above `area`, else the one below it.
     """
 
     def excess(t: float) -> float:
@@ -359,7 +404,13 @@ def area_limit(area: float, sick: float, well: float, z: float, *, upper: bool) 
 
 
 def rate_bound(rates: PairedRates, alpha: float, factor: float = 1.0) -> float:
-    """One-sided lower bound of the difference of two shares at level `alpha`; with `factor` as of so many times the patients."""
+    """Computes the one-sided lower bound of the difference of two shares, new minus old, in [-1, 1].
+
+    Args:
+        rates: of at least one image; where the variance is NaN only Tango's limit counts.
+        alpha: one-sided error, in (0, 0.5).
+        factor: the bound is computed as if there were so many times the patients, all else as observed.
+    """
     z = _z(alpha)
     usual = rates.difference - z * math.sqrt(rates.variance / factor) if math.isfinite(rates.variance) else math.inf
     scale = factor * rates.patients / rates.images
@@ -367,7 +418,15 @@ def rate_bound(rates: PairedRates, alpha: float, factor: float = 1.0) -> float:
 
 
 def tango_limit(gained: float, lost: float, n: float, z: float) -> float:
-    """The lower score limit of (gained - lost) / n for `n` pairs (Tango 1998, section 3); without any change it is -z^2 / (n + z^2)."""
+    """Computes the lower score limit of (gained - lost) / n for `n` pairs (Tango 1998, section 3); without any change it is -z^2 /
+    (n + z^2).
+
+    Args:
+        gained: pairs that only the new model gets right; need not be whole.
+        lost: pairs that only the old model gets right.
+        n: all pairs, above 0.
+        z: quantile of the normal distribution for the wanted confidence.
+    """
     observed = (gained - lost) / n
 
     def excess(delta: float) -> float:
@@ -380,9 +439,17 @@ def tango_limit(gained: float, lost: float, n: float, z: float) -> float:
 
 
 def patients_needed(outcome: MarginOutcome, patients: tuple[int, int], alpha: float) -> tuple[int, int] | None:
-    """Patients with pneumonia and without that would be needed to pass, or None where no number helps.
+    """Computes how many patients with pneumonia and without would be needed to pass.
 
     Where a class is missing so far, as many of each as two models of AUROC `PLANNED_AREA` would need.
+
+    Args:
+        outcome: of the comparison that lacks data.
+        patients: (with pneumonia, without) so far.
+        alpha: one-sided error of the test, in (0, 0.5).
+
+    Returns:
+        (with pneumonia, without) in all, those so far included; None where no number helps.
     """
     if math.isnan(outcome.difference) or min(patients) == 0:
         same = PairedAreas(PLANNED_AREA, PLANNED_AREA, *[math.nan] * 3)
@@ -401,8 +468,8 @@ def _judge(difference: float, margin: float, bound: Callable[[float], float]) ->
         return MarginOutcome(difference, lower, margin, NonInferiority.WORSE, None)
     if math.isnan(difference):
         return MarginOutcome(difference, lower, margin, NonInferiority.TOO_FEW, None)
-    low, high = 0.0, math.log(_MOST)
-    for _ in range(_STEPS):
+    low, high = 0.0, math.log(_LARGEST_FACTOR)
+    for _ in range(_BISECTION_STEPS):
         middle = (low + high) / 2.0
         low, high = (low, middle) if bound(math.exp(middle)) > -margin else (middle, high)
     return MarginOutcome(difference, lower, margin, NonInferiority.TOO_FEW, math.exp(high))
@@ -410,7 +477,7 @@ def _judge(difference: float, margin: float, bound: Callable[[float], float]) ->
 
 def _root(excess: Callable[[float], float], inside: float, outside: float) -> float:
     """Where `excess`, at most 0 at `inside`, rises above 0 on the way to `outside`; `outside` if it does not."""
-    for _ in range(_STEPS):
+    for _ in range(_BISECTION_STEPS):
         middle = (inside + outside) / 2.0
         if excess(middle) > 0.0:
             outside = middle

@@ -1,14 +1,12 @@
-"""Metrics of a set of images from its statistics.
+"""Computes metrics, curves and thresholds of a set of images from its statistics.
 
-The primary view is pneumonia against normal. A metric that is undefined (no image, one class only, nothing called positive) is
-NaN, never a number that could be mistaken for a result.
+- `metrics` and `metrics_of`: the numbers. The primary view is pneumonia against normal.
+- `auroc`, `average_precision`, `roc_curve`, `precision_recall_curve`, `reliability`: curves of score histograms and the areas under them.
+  `negatives` and `positives` are int64 [..., B], images by bin of increasing score. Functions of areas take any leading axes and return one
+  number for each, so that one image set and a thousand resamples share one code path.
+- `choose_threshold`: a threshold on P(pneumonia), chosen on validation statistics and applied to other sets unchanged.
 
-ROC, precision-recall and reliability curves of score histograms, and the areas under them.
-
-`negatives` and `positives` are int64 [..., B], images by bin of increasing score. Functions of areas take any leading axes and
-return one number for each, NaN where it is undefined, so that one image set and a thousand resamples share one code path.
-
-Thresholds on P(pneumonia), chosen on validation statistics and applied to other sets unchanged.
+A metric that is undefined (no image, one class only, nothing called positive) is NaN, never a number that could be mistaken for a result.
 """
 
 from __future__ import annotations
@@ -21,10 +19,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumofed.common.config.experiment import ThresholdPolicyName
-from pneumofed.common.evaluation.statistics import COUNT, FIXED_POINT, LOG_LOSS, POSITIVE, SCORE_SUM, SQUARED_ERROR, Statistics
+from pneumofed.common.evaluation.statistics import (
+    CALIBRATION_COUNT,
+    CALIBRATION_POSITIVE,
+    CALIBRATION_SCORE_SUM,
+    FIXED_POINT,
+    LOG_LOSS,
+    SQUARED_ERROR,
+    Statistics,
+)
 
 Counts = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
+
+FALLBACK_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,13 +53,22 @@ class ConfusionCounts:
 
     @classmethod
     def of(cls, statistics: Statistics, threshold: float) -> ConfusionCounts:
-        """The counts of `statistics`, an image being called pneumonia if its score >= `threshold`."""
+        """Computes the counts of `statistics`.
+
+        Args:
+            statistics: of one set of images.
+            threshold: an image is called pneumonia if its score >= threshold.
+        """
         first = statistics.grid.first_positive(threshold)
         return cls(list(statistics.histograms), first, statistics.confusion, statistics.calibration, statistics.losses)
 
 
 def metrics(statistics: Statistics, threshold: float) -> dict[str, float]:
-    """All metrics of `statistics`, an image being called pneumonia if its P(pneumonia) >= `threshold`.
+    """Computes all metrics of one set of images.
+
+    Args:
+        statistics: of the images.
+        threshold: an image is called pneumonia if its P(pneumonia) >= threshold.
 
     Returns:
         Counts `n`, `n_positive`, `tn`, `fp`, `fn`, `tp`; `threshold`; and the metrics of `metrics_of`. On a fixed grid the images
@@ -136,16 +153,27 @@ def _of_classes(tally: ConfusionCounts) -> dict[str, Reals]:
 
 
 def ratio(numerator: npt.ArrayLike, denominator: npt.ArrayLike) -> Reals:
-    """`numerator / denominator`, NaN where the denominator is 0."""
+    """Computes `numerator / denominator` in float64, NaN where the denominator is 0.
+
+    Args:
+        numerator: of any shape.
+        denominator: of a shape that broadcasts with it.
+    """
     above, below = np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     return np.divide(above, below, out=np.full(np.broadcast_shapes(above.shape, below.shape), np.nan), where=below != 0)
 
 
 def auroc(negatives: Counts, positives: Counts) -> Reals:
-    """Area under the ROC curve: the chance that a positive scores above a negative, ties counting one half.
+    """Computes the area under the ROC curve: the chance that a positive scores above a negative, ties counting one half.
 
-    The Mann-Whitney statistic of Hanley and McNeil 1982, Radiology 143:29, in whole numbers until the last division. NaN unless
-    there are both positives and negatives.
+    The Mann-Whitney statistic of Hanley and McNeil 1982, Radiology 143:29, in whole numbers until the last division.
+
+    Args:
+        negatives: int64 [..., B], images by bin of increasing score.
+        positives: int64 [..., B], on the same bins.
+
+    Returns:
+        float64 [...], NaN unless there are both positives and negatives.
     """
     at_or_below = np.cumsum(negatives, axis=-1)
     half_wins = (positives * (2 * at_or_below - negatives)).sum(axis=-1)
@@ -153,7 +181,15 @@ def auroc(negatives: Counts, positives: Counts) -> Reals:
 
 
 def average_precision(negatives: Counts, positives: Counts) -> Reals:
-    """Sum over thresholds of precision times the step in recall (as scikit-learn). NaN unless there are both classes."""
+    """Computes the sum over thresholds of precision times the step in recall (as scikit-learn).
+
+    Args:
+        negatives: int64 [..., B], images by bin of increasing score.
+        positives: int64 [..., B], on the same bins.
+
+    Returns:
+        float64 [...], NaN unless there are both classes.
+    """
     found, called = _at_or_above(positives), _at_or_above(negatives + positives)
     precision = np.divide(found, called, out=np.zeros(found.shape), where=called > 0)
     area = ratio((positives * precision).sum(axis=-1), positives.sum(axis=-1))
@@ -201,8 +237,8 @@ def calibration_error(calibration: Counts) -> Reals:
     The mean over images of |mean score - share of pneumonia| of their bin: Naeini et al. 2015, "Obtaining Well Calibrated
     Probabilities Using Bayesian Binning", section "Calibration Measures".
     """
-    gap = np.abs(calibration[..., SCORE_SUM] / FIXED_POINT - calibration[..., POSITIVE]).sum(axis=-1)
-    return ratio(gap, calibration[..., COUNT].sum(axis=-1))
+    gap = np.abs(calibration[..., CALIBRATION_SCORE_SUM] / FIXED_POINT - calibration[..., CALIBRATION_POSITIVE]).sum(axis=-1)
+    return ratio(gap, calibration[..., CALIBRATION_COUNT].sum(axis=-1))
 
 
 def _at_or_above(counts: Counts) -> Counts:
@@ -212,9 +248,6 @@ def _at_or_above(counts: Counts) -> Counts:
 def _occupied(statistics: Statistics) -> Counts:
     histogram = statistics.histograms[0]
     return histogram[:, histogram.any(axis=0)]
-
-
-HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -250,15 +283,16 @@ class _Cuts:
 
 
 def choose_threshold(statistics: Statistics, policy: ThresholdPolicyName, target: float = 0.95) -> ChosenThreshold:
-    """The threshold that `policy` chooses on `statistics`, in the middle of the gap between the scores that it separates.
-
-    - `half`: 0.5.
-    - `youden`: highest J = sensitivity + specificity - 1 (Youden 1950, Cancer 3:32); among equals the widest gap, then the
-      highest sensitivity.
-    - `sensitivity`: highest specificity of those with sensitivity >= `target`; among equals the highest sensitivity.
-    - `specificity`: highest sensitivity of those with specificity >= `target`; among equals the highest specificity.
+    """Chooses the threshold of `policy` on `statistics`, in the middle of the gap between the scores that it separates.
 
     Without images of both classes, or if `youden` finds no J above 0, it is 0.5 and `reason_of_fallback` says why.
+
+    Args:
+        statistics: of the validation images, never of the images that are then judged at the threshold.
+        policy: `half`: 0.5. `youden`: highest J = sensitivity + specificity - 1 (Youden 1950, Cancer 3:32); among equals the
+            widest gap, then the highest sensitivity. `sensitivity`: highest specificity of those with sensitivity >= `target`;
+            among equals the highest sensitivity. `specificity`: the same with the two exchanged.
+        target: sensitivity or specificity to hold, in (0, 1]; the other policies do not use it.
     """
     positive, total = statistics.n_positive, statistics.n
     if policy == "half":
@@ -275,8 +309,8 @@ def choose_threshold(statistics: Statistics, policy: ThresholdPolicyName, target
 
 
 def _at_half(statistics: Statistics, policy: ThresholdPolicyName, reason: str | None) -> ChosenThreshold:
-    at_half = metrics(statistics, HALF)
-    return ChosenThreshold(HALF, policy, reason, at_half["sensitivity"], at_half["specificity"])
+    at_half = metrics(statistics, FALLBACK_THRESHOLD)
+    return ChosenThreshold(FALLBACK_THRESHOLD, policy, reason, at_half["sensitivity"], at_half["specificity"])
 
 
 def _cuts(statistics: Statistics) -> _Cuts:

@@ -1,8 +1,9 @@
-"""Figures of how a model does on sets of images.
+"""Draws figures: how a model does on sets of images, metrics over rounds, and hospitals beside one another.
 
-Figures of a federated run: metrics over rounds, and hospitals beside one another.
-
-The canvas of all figures: one size, one look, one palette; and their way to bytes or a file.
+- `roc`, `precision_recall`, `reliability_diagram`, `confusion_matrix`, `score_histograms`: of evaluated sets.
+- `training_curves`, `sites`: of a federated run.
+- `new_figure`, `style_of`, `legend_above`, `label_line`: the canvas of all figures, with one size, one look and one palette.
+- `render_figure`, `write`: to bytes or a file.
 
 Figures are made through matplotlib's object interface: no pyplot, no global state, no display. matplotlib is imported late.
 """
@@ -94,7 +95,13 @@ def reliability_diagram(sets: Sequence[EvaluatedSet]) -> Figure:
 
 
 def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
-    """Counts [C, C] by true class (row) and predicted class (column), shaded by share of the true class."""
+    """Draws counts by true class (row) and predicted class (column), shaded by share of the true class.
+
+    Args:
+        matrix: int64 [C, C]; rows without images stay white.
+        class_names: C names, in the order of the rows.
+        title: above the matrix; empty for none.
+    """
     figure, (ax,) = new_figure()
     counts = np.asarray(matrix)
     totals = counts.sum(axis=1, keepdims=True)
@@ -115,13 +122,24 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title: str 
 
 
 def called_matrix(statistics: Statistics, threshold: float) -> np.ndarray:
-    """int64 [2, 2] for `confusion_matrix`: normal and pneumonia, true (row) and as called at `threshold` (column)."""
+    """Computes the int64 [2, 2] matrix for `confusion_matrix`: normal and pneumonia, true (row) and as called (column).
+
+    Args:
+        statistics: of one set of images.
+        threshold: an image is called pneumonia if its score >= threshold.
+    """
     at = metrics(statistics, threshold)
     return np.array([[at["tn"], at["fp"]], [at["fn"], at["tp"]]], dtype=np.int64)
 
 
 def score_histograms(predictions: Predictions, class_names: Sequence[str], threshold: float) -> Figure:
-    """Share of each true class's images by predicted probability of pneumonia, with the threshold; one row a class."""
+    """Draws the share of each true class's images by predicted probability of pneumonia; one row a class.
+
+    Args:
+        predictions: of one set of images, C classes.
+        class_names: C names, in the order of the labels.
+        threshold: marked by a vertical line, in [0, 1].
+    """
     figure, axes = new_figure(predictions.classes)
     edges = np.linspace(0.0, 1.0, 41)
     for index, (ax, name) in enumerate(zip(axes, class_names, strict=True)):
@@ -168,7 +186,15 @@ def _reliability(top: Axes, bottom: Axes, one: EvaluatedSet, index: int, label: 
 
 
 def wilson_interval(share: npt.NDArray[np.float64], n: npt.NDArray[np.int64]) -> tuple[npt.NDArray, npt.NDArray]:
-    """95% score interval of a share of n trials, n > 0 (Wilson 1927, JASA 22:209)."""
+    """Computes the 95% score interval of shares (Wilson 1927, JASA 22:209).
+
+    Args:
+        share: float64 [B], in [0, 1].
+        n: int64 [B], trials of each share, above 0.
+
+    Returns:
+        (low, high), each float64 [B].
+    """
     z = 1.959963984540054  # the 97.5% point of the normal distribution
     middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -276,14 +302,19 @@ WIDTH_INCH, HEIGHT_INCH, DPI = 6.0, 4.5, 200
 
 # Okabe and Ito 2008, "Color Universal Design"; distinguishable with every common colour vision deficiency
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+LINE_STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, FAINT = "#222222", "#B8B8B8"
 TEXT_PT = 9.0
 
 
 def new_figure(rows: int = 1, height_ratios: tuple[float, ...] | None = None) -> tuple[Figure, list[Axes]]:
-    """An empty figure with `rows` plain axes above one another that share their x axis."""
+    """Makes an empty figure with plain axes above one another that share their x axis.
+
+    Args:
+        rows: number of axes.
+        height_ratios: relative heights of the rows, from the top; None for equal ones.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH_INCH, HEIGHT_INCH), dpi=DPI, layout="constrained", facecolor="white")
@@ -306,16 +337,28 @@ def marker_of(index: int) -> str:
 
 def style_of(index: int) -> dict[str, Any]:
     """Colour and line style of the series `index`: series differ in both, for print in grey."""
-    return {"color": colour_of(index), "linestyle": LINES[index % len(LINES)]}
+    return {"color": colour_of(index), "linestyle": LINE_STYLES[index % len(LINE_STYLES)]}
 
 
 def legend_above(figure: Figure, columns: int) -> None:
-    """A legend above the axes, where it cannot hide data."""
+    """Draws a legend above the axes, where it cannot hide data.
+
+    Args:
+        figure: whose labelled lines are listed.
+        columns: of the legend.
+    """
     figure.legend(loc="outside upper center", ncols=columns, fontsize=TEXT_PT - 0.5, frameon=False, labelcolor=INK)
 
 
 def label_line(ax: Axes, x: float, text: str, at_top: bool) -> None:
-    """Writes `text` beside the vertical line at `x`, on the side where there is more room."""
+    """Writes a label beside a vertical line, on the side where there is more room.
+
+    Args:
+        ax: with its x limits set, since the side depends on them.
+        x: place of the line, in data coordinates.
+        text: of the label.
+        at_top: at the upper end of the line, else at the lower one.
+    """
     low, high = ax.get_xlim()
     to_left = x - low > 0.7 * (high - low)
     ax.annotate(
@@ -326,7 +369,12 @@ def label_line(ax: Axes, x: float, text: str, at_top: bool) -> None:
 
 
 def render_figure(figure: Figure, kind: Literal["png", "svg"] = "png") -> bytes:
-    """The figure as a PNG (1200 x 900 pixels) or SVG; the same figure gives the same bytes."""
+    """Renders the figure as a PNG (1200 x 900 pixels) or SVG; the same figure gives the same bytes.
+
+    Args:
+        figure: from `new_figure`, else the size may differ.
+        kind: format of the bytes.
+    """
     import matplotlib
 
     buffer = io.BytesIO()
@@ -337,7 +385,12 @@ def render_figure(figure: Figure, kind: Literal["png", "svg"] = "png") -> bytes:
 
 
 def write(figure: Figure, path: str | Path) -> None:
-    """Writes the figure to `path`, a PNG or, where the name ends in `.svg`, an SVG."""
+    """Writes the figure to a file.
+
+    Args:
+        figure: from `new_figure`.
+        path: a name that ends in `.svg` gives an SVG, any other a PNG; a file that is there is replaced.
+    """
     Path(path).write_bytes(render_figure(figure, "svg" if Path(path).suffix == ".svg" else "png"))
 
 

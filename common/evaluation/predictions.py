@@ -45,7 +45,17 @@ class Predictions:
     def from_logits(
         cls, logits: npt.ArrayLike, labels: npt.ArrayLike, patients: tuple[str, ...], images: tuple[str, ...] = ()
     ) -> Predictions:
-        """Predictions of a model's logits [N, C], by a softmax in float64, so that confident scores do not collapse into ties."""
+        """Computes the predictions of a model's logits by a softmax in float64, so that confident scores do not collapse into ties.
+
+        Args:
+            logits: real [N, C].
+            labels: int64 [N] in [0, C).
+            patients: N opaque ids; images of one patient carry the same one.
+            images: N opaque ids; running numbers if empty.
+
+        Raises:
+            DataError: lengths or ranges do not fit, or a logit is NaN.
+        """
         shifted = np.asarray(logits, dtype=np.float64)
         shifted = shifted - shifted.max(axis=1, keepdims=True)
         exponentials = np.exp(shifted)

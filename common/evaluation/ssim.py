@@ -14,9 +14,13 @@ K1, K2 = 0.01, 0.03
 
 
 def ssim(image: Images, other: Images) -> float:
-    """Mean structural similarity of two images in [0, 1], 11 pixels a side at least; 1 for equal ones (Wang et al. 2004, eq. 13).
+    """Computes the mean structural similarity of two images; 1 for equal ones (Wang et al. 2004, eq. 13).
 
     Over the windows that lie inside the image as a whole.
+
+    Args:
+        image: float64 [H, W] in [0, 1], 11 pixels a side at least.
+        other: of the same shape; the measure is symmetric.
     """
     mean_a, mean_b = _smooth(image), _smooth(other)
     var_a, var_b = _smooth(image**2) - mean_a**2, _smooth(other**2) - mean_b**2

@@ -2,9 +2,9 @@
 
 A mean of the sites' metrics would not: the AUROC of pooled images is no average of AUROCs. Every number here is an integer
 (sums of real numbers are kept in fixed point), so merging is exact and its result does not depend on order or grouping, bit for
-bit. Statistics of one grid and class count form a commutative monoid under `+` with `Statistics.zero` as its zero.
+bit. `Statistics` of one grid and class count form a commutative monoid under `+` with `Statistics.zero` as its zero.
 
-Grids of scores: what makes the score histograms of several sites mergeable.
+`ScoreGrid` holds the bins of the score histograms; those of several sites merge because all sites use `FEDERATED_GRID`.
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ class ScoreGrid:
 
     @classmethod
     def uniform_in_logit(cls, bins: int = LOGIT_BINS, limit: float = LOGIT_LIMIT) -> ScoreGrid:
-        """`bins` equal bins of the logit over [-limit, limit] and one more bin beyond each end.
+        """Makes equal bins of the logit over [-limit, limit] and one more bin beyond each end.
 
         Images whose logits differ by more than 2 * limit / bins (0.02 by default) are never in one bin, unless both lie beyond
         the same end. With an even number of bins 0.5 is exactly an edge.
+
+        Args:
+            bins: number of bins between the limits.
+            limit: largest absolute logit that is resolved, above 0.
         """
         edges = 1.0 / (1.0 + np.exp(-np.linspace(-limit, limit, bins + 1)))
         return cls(np.concatenate([[0.0], edges]), np.concatenate([edges, [1.0]]))
@@ -96,9 +100,9 @@ MAX_SITE_IMAGES = 2**20  # in one message, so that no single site's claim can ma
 PROBABILITY_FLOOR = float(np.finfo(np.float64).eps)  # the log loss moves 0 and 1 so far inside, as scikit-learn
 MAX_LOG_LOSS = -float(np.log(PROBABILITY_FLOOR))
 
-COUNT, POSITIVE, SCORE_SUM = range(3)  # columns of `calibration`
+CALIBRATION_COUNT, CALIBRATION_POSITIVE, CALIBRATION_SCORE_SUM = range(3)  # columns of `calibration`
 SQUARED_ERROR, LOG_LOSS = range(2)  # entries of `losses`
-FIELDS = ("confusion", "histograms", "calibration", "losses")
+COUNT_ARRAYS = ("confusion", "histograms", "calibration", "losses")
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,16 +125,28 @@ class Statistics:
 
     @classmethod
     def zero(cls, classes: int, grid: ScoreGrid = FEDERATED_GRID) -> Statistics:
-        """Statistics of no image."""
+        """Makes the statistics of no image.
+
+        Args:
+            classes: C, at least 2.
+            grid: of the histograms; only statistics on one grid can be added.
+        """
         return cls(grid, **{name: np.zeros(shape, np.int64) for name, shape in _shapes(classes, len(grid)).items()})
 
     @classmethod
     def of(cls, predictions: Predictions, grid: ScoreGrid | None = None) -> Statistics:
-        """Statistics of `predictions`, on the exact grid of their own scores unless another is given.
+        """Computes the statistics of `predictions`.
 
         On the exact grid metrics are those of the images themselves. On `FEDERATED_GRID` scores in one bin count as ties, so that
-        |AUROC(grid) - AUROC| <= sum over bins of negatives * positives / (2 * all negatives * all positives),
-        and a threshold should cut no occupied bin (see `ScoreGrid.first_positive`). All else does not depend on the grid.
+        |AUROC(grid) - AUROC| <= sum over bins of negatives * positives / (2 * all negatives * all positives), and a threshold
+        should cut no occupied bin (see `ScoreGrid.first_positive`). All else does not depend on the grid.
+
+        Args:
+            predictions: of N images, C classes.
+            grid: of the histograms; None for the exact grid of the predictions' own scores.
+
+        Raises:
+            DataError: a score lies in no bin of `grid`.
         """
         scores, positive = predictions.views
         grid = ScoreGrid.exact(scores) if grid is None else grid
@@ -165,12 +181,12 @@ class Statistics:
             )
         if self.n + other.n > MAX_IMAGES:
             raise DataError(f"statistics: expected at most {MAX_IMAGES} images in all, got {self.n + other.n}")
-        return Statistics(self.grid, **{name: getattr(self, name) + getattr(other, name) for name in FIELDS})
+        return Statistics(self.grid, **{name: getattr(self, name) + getattr(other, name) for name in COUNT_ARRAYS})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Statistics):
             return NotImplemented
-        return self.grid == other.grid and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in FIELDS)
+        return self.grid == other.grid and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in COUNT_ARRAYS)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -190,11 +206,16 @@ class Statistics:
 
     def flat(self) -> Counts:
         """Every count in one vector, int64; the vector of a sum is the sum of the vectors."""
-        return np.concatenate([getattr(self, name).ravel() for name in FIELDS])
+        return np.concatenate([getattr(self, name).ravel() for name in COUNT_ARRAYS])
 
     @classmethod
     def from_flat(cls, flat: Counts, classes: int, most_images: int) -> Statistics:
-        """The statistics on `FEDERATED_GRID` that `flat` wrote.
+        """Reads the statistics on `FEDERATED_GRID` that `flat` wrote, and checks that images can have them.
+
+        Args:
+            flat: int64 [`flat_length(classes)`].
+            classes: C of the task.
+            most_images: how many images there may be in all.
 
         Raises:
             MessageError: no set of at most `most_images` images can have these counts.
@@ -208,7 +229,12 @@ class Statistics:
 
     @classmethod
     def from_numbers(cls, numbers: Mapping[str, object], classes: int, most_images: int = MAX_SITE_IMAGES) -> Statistics:
-        """The statistics of `classes` classes that `to_numbers` wrote, of at most `most_images` images.
+        """Reads the statistics that `to_numbers` wrote.
+
+        Args:
+            numbers: as they came over the wire, not trusted.
+            classes: C of the task, which the numbers must agree with.
+            most_images: how many images one sender may claim.
 
         Raises:
             MessageError: a number is missing, of a wrong type or range, or the counts contradict each other.
@@ -281,7 +307,7 @@ def _unpack(numbers: Mapping[str, object], length: int) -> Counts:
 
 def _check_totals(statistics: Statistics, most_images: int) -> None:
     """Refuses counts that no set of images can have; each count is bounded first, so that their sums cannot overflow."""
-    counts = [statistics.confusion, statistics.histograms, statistics.calibration[:, :SCORE_SUM]]
+    counts = [statistics.confusion, statistics.histograms, statistics.calibration[:, :CALIBRATION_SCORE_SUM]]
     if any(np.any((count > most_images) | (count < 0)) for count in counts) or statistics.n > most_images:
         raise _wrong(f"counts of at most {most_images} images", "others")
     n, by_class = statistics.n, statistics.confusion.sum(axis=1)

@@ -1,8 +1,9 @@
-"""Opening a model bundle: nothing of it is used before its signature and every file were checked.
+"""A model bundle as it is opened, packed and started from.
 
-A bundle as one file: a plain .zip or .tar, packed the same way each time and unpacked without trust.
-
-A run that goes on from a bundle's model: what it takes over from it, and whether the two fit.
+- `load_bundle`: opens a folder or an archive as a `Bundle`; nothing of it is used before its signature and every file were checked.
+- `pack`, `unpack_bundle`: the bundle as one file, a plain .zip or .tar, packed the same way each time and unpacked without trust.
+- `start_values`, `check_start`, `open_start`, `read_start_weights`: a run that starts from a bundle's model, what it takes over from it,
+  and whether the two fit.
 """
 
 from __future__ import annotations
@@ -151,28 +152,52 @@ def load_bundle(path: Path, trusted: Sequence[PublicKey] | None) -> Bundle:
     return Bundle(folder, *check_seal(folder, trusted), _temporary=temporary)
 
 
-_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip can say: the same files give the same bytes
-_CHUNK = 2**20
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+_ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip can say: the same files give the same bytes
+_CHUNK_BYTES = 2**20
+_ARCHIVE_ERRORS = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+    NotImplementedError,
+)
 
 
 def pack(folder: Path, archive: Path) -> Path:
-    """Writes the bundle in `folder` as the zip file `archive`, all below one folder of the archive's name; returns `archive`."""
+    """Writes a bundle as one zip file, all below one folder of the archive's name; the same files give the same bytes.
+
+    Args:
+        folder: the sealed bundle.
+        archive: the file to write, replaced if it is there; its stem names the folder inside.
+
+    Returns:
+        `archive`.
+    """
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
         for name in list_files(folder):
-            entry = zipfile.ZipInfo(f"{archive.stem}/{name}", _DATE)
+            entry = zipfile.ZipInfo(f"{archive.stem}/{name}", _ZIP_DATE)
             entry.compress_type = zipfile.ZIP_DEFLATED
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
             with (folder / name).open("rb") as source, file.open(entry, "w", force_zip64=True) as target:
-                shutil.copyfileobj(source, target, _CHUNK)
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
     return archive
 
 
 def unpack_bundle(archive: Path, folder: Path) -> Path:
-    """Unpacks `archive` into the empty `folder`; returns where the bundle lies, which is `folder` or the one folder in it.
+    """Unpacks an archive without trust.
 
     Only plain files with plain relative names are taken, and no more of them or their bytes than a bundle may have, whatever the
     archive claims of their sizes.
+
+    Args:
+        archive: a .zip or an uncompressed .tar; the content decides, not the name.
+        folder: an empty folder to unpack into.
+
+    Returns:
+        Where the bundle lies: `folder`, or the one folder in it.
 
     Raises:
         BundleError: the archive is damaged, is no zip or tar, or holds anything else.
@@ -184,7 +209,7 @@ def unpack_bundle(archive: Path, folder: Path) -> Path:
         else:
             with tarfile.open(archive, "r:") as tar_file:
                 _take(_tar_entries(tar_file), folder)
-    except _DAMAGED as error:
+    except _ARCHIVE_ERRORS as error:
         raise BundleError(f"{archive} is damaged or is no .zip or .tar ({type(error).__name__}); get it again") from None
     inside = list(folder.iterdir())
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else folder
@@ -224,7 +249,7 @@ def _take(entries: Iterator[tuple[str, IO[bytes]]], folder: Path) -> None:
         target = folder / _plain(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("xb") as file:
-            while chunk := content.read(min(_CHUNK, room + 1)):
+            while chunk := content.read(min(_CHUNK_BYTES, room + 1)):
                 room -= len(chunk)
                 if room < 0:
                     raise BundleError(f"the archive unpacks to more than {MAX_BYTES} bytes, more than any model bundle")
@@ -240,8 +265,15 @@ def _plain(name: str) -> PurePosixPath:
 
 
 def start_values(bundle: Bundle, path: Path) -> dict[str, Any]:
-    """Settings of an experiment that starts from `bundle`, which lies at `path`: its weights, its digest, and the parent's own draw of
-    validation patients, so that nobody whom the parent was trained on is judged on.
+    """Makes the settings of an experiment that starts from a bundle: its weights, its digest, and the parent's own draw of
+    validation patients, so that the new model is not validated on patients whom the parent was trained on.
+
+    Args:
+        bundle: the parent.
+        path: where it lies, made absolute, since a run starts from another folder.
+
+    Returns:
+        Nested keys of the experiment; `training` only where the bundle knows its draw.
     """
     values: dict[str, Any] = {"parent": bundle.digest, "model": {"weights": str(path.resolve())}}
     origin = bundle.manifest.card.provenance
@@ -251,7 +283,15 @@ def start_values(bundle: Bundle, path: Path) -> dict[str, Any]:
 
 
 def check_start(experiment: ExperimentConfig, bundle: Bundle) -> None:
-    """Raises ConfigError unless the experiment's network and task are the bundle's, and it names this very bundle."""
+    """Checks that an experiment can start from a bundle.
+
+    Args:
+        experiment: its `parent` must be the bundle's digest, its network and task the bundle's.
+        bundle: the one that `experiment.model.weights` names.
+
+    Raises:
+        ConfigError: the bundle is another one, or its network or task differs.
+    """
     if experiment.parent != bundle.digest:
         raise ConfigError(
             f"{experiment.model.weights} is not the bundle that the run was to start from: its digest is {bundle.digest}, "
@@ -265,11 +305,15 @@ def check_start(experiment: ExperimentConfig, bundle: Bundle) -> None:
 
 
 def open_start(path: Path, trusted: Sequence[Path]) -> Bundle:
-    """The bundle to start from; with `trusted` only if one of these public keys signed it.
+    """Opens the bundle to start from.
+
+    Args:
+        path: folder or archive.
+        trusted: files of public keys, one of which must have signed it; empty takes any signer.
 
     Raises:
         ConfigError: a key cannot be read.
-        BundleError: as `open_bundle`.
+        BundleError: as `load_bundle`.
     """
     return load_bundle(path, [read_public_key(file) for file in trusted] or None)
 

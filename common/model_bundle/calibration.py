@@ -1,10 +1,10 @@
 """Calibrated probabilities: logit p = slope * s + intercept, where s is the logit of the network's own P(pneumonia).
 
 With intercept 0 this is temperature scaling (Guo et al. 2017, section 4.2) with temperature 1 / slope; with one it is Platt's scaling
-of s (Platt 1999, section 2), which also mends a wrong prevalence. Either is monotone: no ranking and no decision changes. Both need
+of s (Platt 1999, section 2), which also corrects a wrong prevalence. Either is monotone: no ranking and no decision changes. Both need
 of the images only how many of each class have which score, which is what the hospitals' statistics hold.
 
-The bias is fitted to the hospitals that took part, with their prevalence; elsewhere it can do harm, while a temperature alone cannot turn a
+The bias is fitted to the hospitals that took part, with their prevalence; elsewhere it can do harm, while a temperature cannot turn a
 verdict of one half. Hence probabilities are those of the temperature, and their interval spans both.
 """
 
@@ -54,7 +54,7 @@ class Calibration(Section):
     slope: Positive = 1.0
     intercept: float = 0.0
     lines: tuple[Line, ...] = ()
-    """The fits that the interval spans: this one, and for a temperature alone also the one with a bias."""
+    """The fits that the interval spans: this one, and for a temperature also the one with a bias."""
     design_effect: Annotated[float, Field(ge=1.0)] = 1.0
     """How many images count as one, since images of one patient are alike."""
     fitted_on: str = ""
@@ -79,7 +79,7 @@ class Calibration(Section):
         """(low, high): where the calibrated probability of `scores` lies with 95 % confidence.
 
         The lowest and the highest end of the 95 % bands of `lines`. Guaranteed in large samples for patients like those that the
-        calibration was fitted on, if a line with a bias is the right shape. It tells how well those images determine the
+        calibration was fitted on, if a line with a bias is the right shape. It says how well those images determine the
         probability; it says nothing of other populations. Uncalibrated it is (0, 1): nothing is known.
         """
         s = np.asarray(scores, np.float64)

@@ -1,4 +1,4 @@
-"""Two bundles on the same images."""
+"""Compares two bundles on the same images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ BATCH = 64
 
 
 def predictions_of(bundle: Bundle, dataset: Dataset, compute: Compute) -> Predictions:
-    """What the bundle's network says of the images, which have its size, not calibrated: calibration changes no rank and no decision.
+    """Predicts the images with the bundle's network, not calibrated: calibration changes no rank and no decision.
+
+    Args:
+        bundle: whose network predicts.
+        dataset: at the bundle's own image size; may be empty.
+        compute: device and number type.
 
     Raises:
         BundleError: the weights do not fit.
@@ -30,20 +35,34 @@ def predictions_of(bundle: Bundle, dataset: Dataset, compute: Compute) -> Predic
 
 
 def compare_bundles(old: Bundle, new: Bundle, datasets: tuple[Dataset, Dataset], compute: Compute) -> ModelComparison:
-    """The new model against the old one, each on the images at its own size and at its own operating point.
+    """Compares the new model with the old one, each on the images at its own size and at its own operating point.
+
+    Args:
+        old: the bundle in use.
+        new: the bundle that may replace it.
+        datasets: the same images at the size of the old and of the new model.
+        compute: device and number type of both.
 
     Raises:
         DataError: the two data sets are not of the same images.
         BundleError: weights do not fit.
     """
     if datasets[0].digests != datasets[1].digests:
-        raise DataError("an image can be used at the size of one model and not at that of the other; mend or remove it")
+        raise DataError("an image can be used at the size of one model and not at that of the other; fix or remove it")
     first, second = (predictions_of(bundle, data, compute) for bundle, data in zip((old, new), datasets, strict=True))
     return compare_predictions(first, second, (old.manifest.threshold.raw_value, new.manifest.threshold.raw_value))
 
 
 def check_comparable(old: Bundle, new: Bundle) -> None:
-    """Raises ConfigError unless the two are different models of the same task."""
+    """Checks that two bundles are different models of the same task.
+
+    Args:
+        old: the bundle in use.
+        new: the bundle that may replace it.
+
+    Raises:
+        ConfigError: they are the same bundle, or of different tasks.
+    """
     if old.digest == new.digest:
         raise ConfigError("the new bundle is the old one; give the bundle that was released last with --against")
     if old.manifest.task != new.manifest.task:

@@ -1,8 +1,9 @@
-"""Numbers of an image's grey levels that tell one scanner or processing from another, and nothing of a patient.
+"""Statistics of an image's grey levels and layout, and a density of such numbers.
 
-An image's grey values and layout in few numbers. They are computed, compared and forgotten: none is kept of any image.
-
-A Gaussian of few parameters, fitted to few points in many dimensions: probabilistic principal components.
+- `pixel_statistics`: numbers that differ between scanners and processings and say nothing of a patient, for monitoring drift.
+- `thumbnail`, `statistics_of`, `cells_of`: grey values and layout in few numbers, for suitability. They are computed, compared and
+  dropped: none is kept of any image.
+- `Density`, `fit_density`: a Gaussian of few parameters, fitted to few points in many dimensions (probabilistic principal components).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pydantic import model_validator
 from pneumofed.common.config.experiment import Positive, Section
 from pneumofed.common.errors import DataError
 
-NAMES = (
+PIXEL_STATISTICS = (
     "mean",
     "deviation",
     "quantile_01",
@@ -38,20 +39,20 @@ NAMES = (
     "left_right_difference",
     "border_mean",
 )
-"""The columns, in order."""
+"""The columns of `pixel_statistics`, in order."""
 
 _QUANTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
-_LEVELS = 32
+_ENTROPY_LEVELS = 32
 
 
 def pixel_statistics(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """float32 [N, K], K as in `NAMES`, of model inputs `images` float32 [N, S, S] in [0, 1].
+    """float32 [N, K], K as in `PIXEL_STATISTICS`, of model inputs `images` float32 [N, S, S] in [0, 1].
 
     Shares are of pixels at most 0.02 and at least 0.98; the entropy is of a histogram of 32 levels; `gradient` and `laplacian` are
     mean absolute differences (sharpness and noise); `left_right_difference` is the mean grey of the left half minus that of the
     right one; `border_mean` that of the outermost tenth of the picture.
     """
-    return np.stack([_of_image(image) for image in images]) if len(images) else np.empty((0, len(NAMES)), np.float32)
+    return np.stack([_of_image(image) for image in images]) if len(images) else np.empty((0, len(PIXEL_STATISTICS)), np.float32)
 
 
 def _of_image(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -76,15 +77,17 @@ def _of_image(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _entropy_bits(image: npt.NDArray[np.float32]) -> float:
-    counts = np.bincount(np.minimum((image * _LEVELS).astype(np.int64), _LEVELS - 1).ravel(), minlength=_LEVELS)
+    counts = np.bincount(
+        np.minimum((image * _ENTROPY_LEVELS).astype(np.int64), _ENTROPY_LEVELS - 1).ravel(), minlength=_ENTROPY_LEVELS
+    )
     shares = counts[counts > 0] / image.size
     return float(-(shares * np.log2(shares)).sum())
 
 
-SIDE_PX = 64
+THUMBNAIL_PX = 64
 """The image is brought to this many pixels a side, so that the numbers do not depend on how finely it was taken."""
 
-BLACK = 0.02
+PADDING_GREY = 0.02
 """Five of 255 grey levels: rows and columns that stay below are padding or collimation, whose rim a JPEG file leaves a little uneven."""
 
 LAYOUT_STATISTICS = (
@@ -96,14 +99,15 @@ LAYOUT_STATISTICS = (
 )
 """What `statistics_of` gives, in order."""
 
-CELLS = 8
-_BINS = 32
+CELLS_PER_SIDE = 8
+"""Cells of `cells_of` along each side of a thumbnail."""
+_LAYOUT_BINS = 32
 _TINY = 1e-6
 
 
 def thumbnail(square: np.ndarray) -> np.ndarray:
     """`square` float32 [S, S] without its black rim, squeezed to float64 [SIDE_PX, SIDE_PX]: padding and collimation do not count."""
-    resized = PIL.Image.fromarray(_trim(square)).resize((SIDE_PX, SIDE_PX), PIL.Image.Resampling.BILINEAR)
+    resized = PIL.Image.fromarray(_trim(square)).resize((THUMBNAIL_PX, THUMBNAIL_PX), PIL.Image.Resampling.BILINEAR)
     return np.clip(np.asarray(resized, np.float64), 0.0, 1.0)
 
 
@@ -113,14 +117,14 @@ def statistics_of(grey: np.ndarray) -> np.ndarray:
 
 
 def cells_of(grey: np.ndarray) -> np.ndarray:
-    """Mean greys of `CELLS` x `CELLS` cells of a thumbnail, in units of its deviation from its mean: float32 [CELLS**2]."""
-    side = SIDE_PX // CELLS
-    cells = grey.reshape(CELLS, side, CELLS, side).mean(axis=(1, 3)).ravel()
+    """Computes mean greys of a thumbnail's cells, in units of its deviation from its mean: float32 [CELLS_PER_SIDE**2]."""
+    side = THUMBNAIL_PX // CELLS_PER_SIDE
+    cells = grey.reshape(CELLS_PER_SIDE, side, CELLS_PER_SIDE, side).mean(axis=(1, 3)).ravel()
     return ((cells - grey.mean()) / max(grey.std(), _TINY)).astype(np.float32)
 
 
 def _trim(square: np.ndarray) -> np.ndarray:
-    rows, columns = (np.flatnonzero(square.max(axis=axis) > BLACK) for axis in (1, 0))
+    rows, columns = (np.flatnonzero(square.max(axis=axis) > PADDING_GREY) for axis in (1, 0))
     if rows.size < 2 or columns.size < 2:
         return np.ascontiguousarray(square, np.float32)
     return np.ascontiguousarray(square[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], np.float32)
@@ -130,8 +134,8 @@ def _histogram(grey: np.ndarray) -> tuple[float, ...]:
     """Moments, quantiles, Shannon entropy in units of its maximum, and the ends of the scale."""
     mean, deviation = grey.mean(), grey.std()
     scaled = (grey - mean) / max(deviation, _TINY)
-    shares = np.histogram(grey, _BINS, (0.0, 1.0))[0] / grey.size
-    entropy = -(shares[shares > 0] * np.log(shares[shares > 0])).sum() / np.log(_BINS)
+    shares = np.histogram(grey, _LAYOUT_BINS, (0.0, 1.0))[0] / grey.size
+    entropy = -(shares[shares > 0] * np.log(shares[shares > 0])).sum() / np.log(_LAYOUT_BINS)
     ends = (np.sqrt((grey < 0.05).mean()), np.sqrt((grey > 0.95).mean()))  # of a share near 0 the root is nearer to a Gaussian
     return (
         mean,
@@ -159,7 +163,7 @@ def _texture(grey: np.ndarray) -> tuple[float, ...]:
 def _layout(grey: np.ndarray) -> tuple[float, ...]:
     """Differences of mean grey in units of the deviation: spine against flanks, abdomen against shoulders, lungs against the rest."""
     scaled = (grey - grey.mean()) / max(grey.std(), _TINY)
-    fifth, third, eighth = SIDE_PX // 5, SIDE_PX // 3, SIDE_PX // 8
+    fifth, third, eighth = THUMBNAIL_PX // 5, THUMBNAIL_PX // 3, THUMBNAIL_PX // 8
     middle = scaled[:, 2 * fifth : -2 * fifth].mean()
     sides = (scaled[:, :fifth].mean() + scaled[:, -fifth:].mean()) / 2
     inner = scaled[eighth:-eighth, eighth:-eighth]
@@ -180,8 +184,8 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float((first * second).sum() / max(np.sqrt((first**2).sum() * (second**2).sum()), _TINY))
 
 
-_FLOOR = 1e-4
-"""Variance of a direction in which the points do not differ, as a share of the mean variance: such a direction tells strangers."""
+_VARIANCE_FLOOR = 1e-4
+"""Variance of a direction in which the points do not differ, as a share of the mean variance: such a direction shows strange images."""
 
 
 class Packed(Section):
@@ -256,7 +260,7 @@ def fit_density(points: np.ndarray, *, components: int, standardize: bool) -> De
     _, singular, axes = np.linalg.svd((points - mean) / scale, full_matrices=False)
     eigenvalues = singular**2 / len(points)
     count = min(components, max(1, len(points) // 4), len(axes))
-    floor = _FLOOR * max(eigenvalues.sum() / points.shape[1], 1e-12)
+    floor = _VARIANCE_FLOOR * max(eigenvalues.sum() / points.shape[1], 1e-12)
     others = points.shape[1] - count
     rest = eigenvalues[count:].sum() / others if others else eigenvalues.mean()
     return Density(

@@ -134,7 +134,7 @@ class GraphCheck(Section):
 
 
 class PrivacySpent(Section):
-    """Privacy of the training in sentences, and the largest epsilon that a hospital told."""
+    """Privacy of the training in sentences, and the largest epsilon that a hospital reported."""
 
     mechanism: Literal["none", "dp_sgd"]
     largest_epsilon: float | None = None
@@ -153,7 +153,7 @@ class Provenance(Section):
     checkpoint: Sha256
     config: Sha256
     split_seed: int | None = None
-    """Of the run's draw of validation patients (`ExperimentConfig.split_seed`). With the fraction it tells a hospital which of its
+    """Of the run's draw of validation patients (`ExperimentConfig.split_seed`). With the fraction it shows a hospital which of its
     patients the model was not trained on; None where that is not known."""
     validation_fraction: float | None = None
     parent: Sha256 | None = None
@@ -169,7 +169,7 @@ class CardFacts(Section):
 
     sites: Annotated[int, Field(ge=0)]
     training_images: Annotated[int, Field(ge=0)] | None = None
-    """None where the hospitals added up under masks and told no counts."""
+    """None where the hospitals added up under masks and reported no counts."""
     training_patients: Annotated[int, Field(ge=0)] | None = None
     """Of training and validation together, as the hospitals count them."""
     training_classes: dict[str, int] = Field(default_factory=dict)

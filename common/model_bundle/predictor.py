@@ -147,13 +147,26 @@ class Predictor:
 
 
 def model_input(pixels: Floats, preprocessing: Preprocessing) -> Floats:
-    """float32 [S, S] in [0, 1] of `pixels` [H, W] in [0, 1], with the 256 grey levels that the training cache keeps."""
+    """Computes what the network sees of an image, with the 256 grey levels that the training cache keeps.
+
+    Args:
+        pixels: float32 [H, W] in [0, 1].
+        preprocessing: gives the side S and whether the image is padded or cropped to a square.
+
+    Returns:
+        float32 [S, S] in [0, 1].
+    """
     square = fit_square(pixels, preprocessing.size_px, preprocessing.fit)
     return (np.rint(square * 255.0) / 255.0).astype(np.float32)
 
 
 def open_session(network: bytes, threads: int = 0) -> onnxruntime.InferenceSession:
-    """An ONNX Runtime session of the graph `network` on the CPU; it writes no log but errors."""
+    """Opens an ONNX Runtime session on the CPU; it logs only errors.
+
+    Args:
+        network: the ONNX graph, serialised; checked by the caller.
+        threads: of the CPU for one operator; 0 leaves the choice to ONNX Runtime.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -27,7 +27,7 @@ from pneumofed.common.wire.keys import (
     sign,
 )
 
-DOMAIN = b"pneumofed model bundle 1\n"
+SEAL_DOMAIN = b"pneumofed model bundle 1\n"
 """Comes before `bundle.json` in what is signed, so that the signature can be taken for nothing else."""
 MAX_FILES, MAX_BYTES, MAX_JSON_BYTES = 200, 4 * 2**30, 2**24
 
@@ -47,7 +47,15 @@ class SignatureFile(Section):
 
 
 def seal_bundle(folder: Path, manifest: BundleManifest, key: PrivateKey) -> BundleManifest:
-    """Writes `bundle.json` with the hashes of all files that lie in `folder`, and its signature; returns what was written.
+    """Writes `bundle.json` with the hashes of all files that lie in the folder, and its signature.
+
+    Args:
+        folder: with all other files of the bundle in it; an older seal is replaced.
+        manifest: its `files` are filled in here.
+        key: P-384 key of the coordinator, who answers for the bundle.
+
+    Returns:
+        The manifest as it was written.
 
     Raises:
         BundleError: the folder holds links, or more than a bundle may.
@@ -56,7 +64,7 @@ def seal_bundle(folder: Path, manifest: BundleManifest, key: PrivateKey) -> Bund
     complete = manifest.model_copy(update={"files": {name: hash_bundle_file(folder / name) for name in names}})
     text = _manifest_text(complete)
     public = format_public_key(key.public_key(), "").decode("ascii").strip()
-    signature = base64.b64encode(sign(key, DOMAIN + text)).decode("ascii")
+    signature = base64.b64encode(sign(key, SEAL_DOMAIN + text)).decode("ascii")
     signed = SignatureFile(key=public, fingerprint=key_fingerprint(key.public_key()), signature=signature)
     for name, content in ((MANIFEST, text), (SIGNATURE_FILE, signed.text)):
         with atomic_write(folder / name) as file:
@@ -66,7 +74,14 @@ def seal_bundle(folder: Path, manifest: BundleManifest, key: PrivateKey) -> Bund
 
 
 def check_seal(folder: Path, trusted: Sequence[PublicKey] | None) -> tuple[BundleManifest, str, str]:
-    """(manifest, SHA-256 of `bundle.json`, fingerprint of the signer) of the bundle in `folder`, every byte of which was checked.
+    """Checks every byte of the bundle in a folder.
+
+    Args:
+        folder: the unpacked bundle.
+        trusted: keys whose signature is taken; None takes any, an empty sequence none.
+
+    Returns:
+        (manifest, SHA-256 of `bundle.json`, fingerprint of the signer).
 
     Raises:
         BundleError: a file was changed, added or removed, the signature does not hold, or `trusted` is given and the signer is
@@ -123,7 +138,7 @@ def _manifest_text(manifest: BundleManifest) -> bytes:
     return json.dumps(values, indent=1, sort_keys=True, allow_nan=False).encode() + b"\n"
 
 
-def _check_signature(content: bytes, told: bytes, trusted: Sequence[PublicKey] | None) -> str:
+def _check_signature(content: bytes, manifest: bytes, trusted: Sequence[PublicKey] | None) -> str:
     _refuse_newer(content, SIGNATURE_FILE)
     broken = BundleError(f"{SIGNATURE_FILE} is damaged or was changed; get the bundle again from the coordinator")
     try:
@@ -136,7 +151,7 @@ def _check_signature(content: bytes, told: bytes, trusted: Sequence[PublicKey] |
     canonical = file.model_copy(update={"key": format_public_key(key, "").decode("ascii").strip(), "signature": again})
     if canonical.text != content or key_fingerprint(key) != file.fingerprint:
         raise broken
-    if not is_signed(key, DOMAIN + told, signature):
+    if not is_signed(key, SEAL_DOMAIN + manifest, signature):
         raise BundleError(f"{MANIFEST} was changed after it was signed; get the bundle again from the coordinator")
     if trusted is not None and file.fingerprint not in {key_fingerprint(known) for known in trusted}:
         known = ", ".join(key_fingerprint(known) for known in trusted) or "none"
@@ -170,8 +185,8 @@ def _refuse_newer(text: bytes, name: str) -> None:
 
 
 def _check_files(folder: Path, manifest: BundleManifest, names: Sequence[str]) -> None:
-    found, told = set(names) - {MANIFEST, SIGNATURE_FILE}, set(manifest.files)
-    for difference, what in ((told - found, "lacks"), (found - told, "holds, beside what was signed,")):
+    found, signed = set(names) - {MANIFEST, SIGNATURE_FILE}, set(manifest.files)
+    for difference, what in ((signed - found, "lacks"), (found - signed, "holds, beside what was signed,")):
         if difference:
             shown = ", ".join(sorted(difference)[:3])
             raise BundleError(f"the bundle {what} {len(difference)} file(s): {shown}; get it again from the coordinator")

@@ -1,4 +1,10 @@
-"""Whether an image can be judged: three tests of how unlike the reference images it is, with a guaranteed rate of false refusals.
+"""Whether an image can be judged, and the record of its judgement.
+
+- `Judgement`: what a model bundle says of one image, from which every table, report, page and database row is written. It has either a
+  `Prediction` or the `Reason`s why there is none.
+- `fit_suitability`, `check_suitability`: three tests of how unlike the reference images an image is, with a guaranteed rate of false
+  refusals.
+- `header_reasons`: rules that need no model, on what the file itself says against a frontal chest radiograph.
 
 A test's score has a limit by split conformal prediction (Vovk, Gammerman & Shafer 2005, section 4.1; Angelopoulos & Bates 2023,
 section 2.4): the densities are fitted on one half of the reference patients, and the limit is an order statistic of the scores of one
@@ -8,10 +14,6 @@ image of each patient of the other half. For a new patient of the same populatio
 
 since all n + 1 ranks are equally likely; over all tests the chances add up to at most `refusal_rate`. The guarantee is over draws of
 the reference images too, and none is given for hospitals unlike those of the reference: refusing them is what the tests are for.
-
-What a model bundle says of one image: the one record from which every table, report, page and database row is written.
-
-Rules that need no model: what the file itself says against a frontal chest radiograph.
 """
 
 from __future__ import annotations
@@ -137,7 +139,7 @@ class Judgement:
 
 DEFAULT_REFUSAL_RATE = 0.02
 FEATURE_AXES = 32
-TESTS = ("features", "pixels", "turn")
+SUITABILITY_TESTS = ("features", "pixels", "turn")
 """Distance in the network's features, distance in the statistics of grey values and layout, and how much nearer to the reference the
 image gets when it is turned or inverted."""
 
@@ -162,7 +164,7 @@ class Suitability(Section):
     cells: Density
     """Density of the greys of `cells_of`."""
     calibration: Packed
-    """[T, n]: for each of `TESTS` the scores of n images of other patients, ascending."""
+    """[T, n]: for each of `SUITABILITY_TESTS` the scores of n images of other patients, ascending."""
 
     @cached_property
     def limits(self) -> np.ndarray:
@@ -190,14 +192,14 @@ class Inputs:
 
 
 @dataclass(frozen=True, eq=False)
-class _Looks:
+class _LayoutArrays:
     """`LAYOUT_STATISTICS` [N, K] of N images, and the cells of each as it is and after each of `_TURNS`, [N, 1 + turns, C]."""
 
     statistics: np.ndarray
     cells: np.ndarray
 
-    def of(self, rows: np.ndarray) -> _Looks:
-        return _Looks(self.statistics[rows], self.cells[rows])
+    def of(self, rows: np.ndarray) -> _LayoutArrays:
+        return _LayoutArrays(self.statistics[rows], self.cells[rows])
 
 
 @dataclass(frozen=True)
@@ -205,8 +207,9 @@ class SuitabilityResult:
     """Of one image: why it cannot be judged, empty if it can, and the numbers behind that.
 
     Attributes:
-        reasons: the file's own account alone where it speaks against the image, else what the tests found.
-        scores: p-value of each of `TESTS`, in (0, 1]: about the share of good images that look as strange as this one or stranger.
+        reasons: only the file's own account where it speaks against the image, else what the tests found.
+        scores: p-value of each of `SUITABILITY_TESTS`, in (0, 1]: about the share of good images that look as strange as this one or
+            stranger.
     """
 
     reasons: tuple[Reason, ...]
@@ -239,13 +242,13 @@ def fit_suitability(
     if not len(images) == len(features) == len(patients):
         raise DataError(f"expected as many features and patients as images, got {len(images)}, {len(features)}, {len(patients)}")
     fitted, calibrated = _split(patients)
-    looks = _look(images)
+    layouts = _layout_arrays(images)
     densities = (
         fit_density(features[fitted], components=FEATURE_AXES, standardize=False),
-        fit_density(looks.statistics[fitted], components=looks.statistics.shape[1], standardize=True),
-        fit_density(looks.cells[fitted, 0], components=looks.cells.shape[2], standardize=False),
+        fit_density(layouts.statistics[fitted], components=layouts.statistics.shape[1], standardize=True),
+        fit_density(layouts.cells[fitted, 0], components=layouts.cells.shape[2], standardize=False),
     )
-    scores = np.sort(_scores(densities, features[calibrated], looks.of(calibrated)), axis=1)
+    scores = np.sort(_scores(densities, features[calibrated], layouts.of(calibrated)), axis=1)
     known, layout, cells = densities
     return Suitability(
         refusal_rate=refusal_rate,
@@ -258,28 +261,37 @@ def fit_suitability(
 
 
 def check_suitability(suitability: Suitability | None, inputs: Inputs) -> list[SuitabilityResult]:
-    """One finding for each image of `inputs`, in order; without `suitability` the file's own account alone decides."""
+    """Finds for each image whether it can be judged.
+
+    Args:
+        suitability: from `fit_suitability`; with None only what the files say of themselves decides.
+        inputs: N images with their features.
+
+    Returns:
+        N results, in order.
+    """
     own = [header_reasons(info) for info in inputs.infos]
     if suitability is None or not own:
         return [SuitabilityResult(reasons, {}) for reasons in own]
-    looks = _look(inputs.images)
-    scores = _scores((suitability.features, suitability.pixels, suitability.cells), inputs.features, looks)
+    layouts = _layout_arrays(inputs.images)
+    scores = _scores((suitability.features, suitability.pixels, suitability.cells), inputs.features, layouts)
     p_values = _p_values(suitability.calibration.array, scores)
     refused = ~(scores <= suitability.limits[:, None])  # NaN, which a network may give for a strange picture, refuses
-    best = _turned_distances(suitability.cells, looks.cells).argmin(axis=1)
+    best = _turned_distances(suitability.cells, layouts.cells).argmin(axis=1)
     return [
         SuitabilityResult(
-            reasons or _explain(refused[:, row], int(best[row])), dict(zip(TESTS, p_values[:, row].tolist(), strict=True))
+            reasons or _explain(refused[:, row], int(best[row])),
+            dict(zip(SUITABILITY_TESTS, p_values[:, row].tolist(), strict=True)),
         )
         for row, reasons in enumerate(own)
     ]
 
 
 def _explain(refused: np.ndarray, best_turn: int) -> tuple[Reason, ...]:
-    """The reasons of the tests that refuse, the one that tells most first."""
+    """The reasons of the tests that refuse, the most specific one first."""
     turn = list(_TURNS.values())[best_turn][0]
     of_test = {"turn": turn, "pixels": Reason.UNLIKE_REFERENCE, "features": Reason.FAR_FROM_REFERENCE}
-    return tuple(reason for name, reason in of_test.items() if refused[TESTS.index(name)])
+    return tuple(reason for name, reason in of_test.items() if refused[SUITABILITY_TESTS.index(name)])
 
 
 def _split(patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -297,11 +309,11 @@ def _split(patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     return order[~np.isin(names, others)], order[[first_of[name] for name in others.tolist()]]
 
 
-def _look(images: np.ndarray) -> _Looks:
+def _layout_arrays(images: np.ndarray) -> _LayoutArrays:
     greys = [thumbnail(image) for image in images]
     statistics = np.stack([statistics_of(grey) for grey in greys])
     cells = np.stack([[cells_of(grey), *(cells_of(turn(grey)) for _, turn in _TURNS.values())] for grey in greys])
-    return _Looks(statistics, cells)
+    return _LayoutArrays(statistics, cells)
 
 
 def _turned_distances(density: Density, cells: np.ndarray) -> np.ndarray:
@@ -309,11 +321,11 @@ def _turned_distances(density: Density, cells: np.ndarray) -> np.ndarray:
     return np.stack([density.distance(cells[:, turn]) for turn in range(1, cells.shape[1])], axis=1)
 
 
-def _scores(densities: tuple[Density, Density, Density], features: np.ndarray, looks: _Looks) -> np.ndarray:
-    """float64 [T, N], for each of `TESTS`; the larger the stranger. The densities are of features, statistics and cells."""
+def _scores(densities: tuple[Density, Density, Density], features: np.ndarray, layouts: _LayoutArrays) -> np.ndarray:
+    """float64 [T, N], for each of `SUITABILITY_TESTS`; the larger the stranger. The densities are of features, statistics and cells."""
     known, layout, cells = densities
-    turn = cells.distance(looks.cells[:, 0]) - _turned_distances(cells, looks.cells).min(axis=1)
-    return np.stack([known.distance(features), layout.distance(looks.statistics), turn])
+    turn = cells.distance(layouts.cells[:, 0]) - _turned_distances(cells, layouts.cells).min(axis=1)
+    return np.stack([known.distance(features), layout.distance(layouts.statistics), turn])
 
 
 def _p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -326,7 +338,7 @@ def _p_values(calibration: np.ndarray, scores: np.ndarray) -> np.ndarray:
 def _allowed(count: int, refusal_rate: float) -> list[int]:
     """How many calibration images each test may refuse: together at most `refusal_rate` of count + 1."""
     budget = int(refusal_rate * (count + 1) + 1e-9)
-    cuts = [budget * test // len(TESTS) for test in range(len(TESTS), -1, -1)]
+    cuts = [budget * test // len(SUITABILITY_TESTS) for test in range(len(SUITABILITY_TESTS), -1, -1)]
     return [high - low for high, low in pairwise(cuts)]
 
 
@@ -338,7 +350,7 @@ stays below; photographs in colour are above."""
 
 _RADIOGRAPHY = frozenset({"CR", "DX", "DR", "RG", "XR", "OT", "SC"})
 """Modality (0008,0060), PS3.3, C.7.3.1.1.1: computed and digital radiography, scanned film (RG), names out of use that archives still
-hold (DR, XR), and those that tell nothing (OT, SC)."""
+hold (DR, XR), and those that say nothing (OT, SC)."""
 _OTHER_PARTS = frozenset(
     (
         *("ABDOMEN", "ANKLE", "ARM", "BREAST", "CALCANEUS", "CALF", "CLAVICLE", "COCCYX", "COLON", "CSPINE", "ELBOW"),

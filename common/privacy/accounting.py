@@ -80,10 +80,15 @@ class Mechanism:
 
 
 def epsilon(mechanisms: Sequence[Mechanism], delta: float, accountant: AccountantName) -> float:
-    """Epsilon at `delta` of all `mechanisms` together, in any order: an upper bound.
+    """Computes an upper bound of epsilon of all mechanisms together, in any order.
 
-    0 for nothing, infinity where a step has no noise. `prv` falls back on `rdp` where the numerical composition cannot be had: noise so
-    small, or steps so many, that its mesh would not fit the memory, or a delta that drowns in its rounding errors.
+    0 for nothing, infinity where a step has no noise. `prv` falls back on `rdp` where the numerical composition cannot be had:
+    noise so small, or steps so many, that its mesh would not fit the memory, or a delta that drowns in its rounding errors.
+
+    Args:
+        mechanisms: everything that was done with the same units; equal steps may be listed apart or together.
+        delta: in (0, 1).
+        accountant: which of the two bounds, see the top of this module.
 
     Raises:
         ConfigError: delta is not in (0, 1).
@@ -168,7 +173,7 @@ def _gaussian(mechanisms: Iterable[Mechanism], delta: float) -> float:
     """Of steps that take all units: they compose to one Gaussian mechanism (Dong, Roth and Su 2022, corollary 3.3).
 
     With mu^2 the sum of 1 / noise^2, delta = Phi(mu/2 - epsilon/mu) - exp(epsilon) Phi(-mu/2 - epsilon/mu) (Balle and Wang 2018, theorem
-    8), which falls with epsilon. The bracket's end has less: there the first term alone is delta at most.
+    8), which falls with epsilon. The bracket's end has less: there the first term by itself is delta at most.
     """
     mu = math.sqrt(sum(mechanism.steps / mechanism.noise_multiplier**2 for mechanism in mechanisms))
 

@@ -1,16 +1,15 @@
-"""Uniform and normal numbers from a ChaCha20 keystream.
+"""Noise and sampling that nobody without the key can predict: a keystream's numbers, and the key of each round.
 
-Torch's and numpy's generators will not do for noise: torch's takes 32 bits of a seed on the CPU, few enough to try them all and
-subtract the noise, and the Mersenne Twister's state can be had from its output. A stream cipher cannot be told from random without
-its 256-bit key, and on a CPU is no slower.
+`RandomStream` draws uniform and normal numbers from a ChaCha20 keystream. Torch's and numpy's generators will not do for noise: torch's
+takes 32 bits of a seed on the CPU, few enough to try them all and subtract the noise, and the Mersenne Twister's state can be had from its
+output. A stream cipher cannot be distinguished from random without its 256-bit key, and on a CPU is no slower.
 
-The key of a round's noise and sampling: secret from everybody else, and repeatable where the noise is added.
-
-A site, and a coordinator that adds noise, has a secret of 32 random bytes in its own folder. At a site a round's key is HMAC-
-SHA256 of everything that the update depends on: the run, the round, the experiment, the weights that came, the site's training
-data and the number type. So the same question gets the same answer bit for bit, which tells nothing new, and any other question
-gets independent noise. Were the key pure in (run, round), a coordinator that asks a round twice with other weights would subtract
-two answers and be rid of the noise; so would one that asks before and after a patient came.
+`round_key` derives the key of a round: secret from everybody else, and repeatable where the noise is added. A site, and a coordinator that
+adds noise, has a secret of 32 random bytes in its own folder (`own_secret`). At a site a round's key is HMAC-SHA256 of everything that the
+update depends on: the run, the round, the experiment, the weights that came, the site's training data and the number type. So the same
+question gets the same answer bit for bit, which reveals nothing new, and any other question gets independent noise. Were the key pure in
+(run, round), a coordinator that asks a round twice with other weights would subtract two answers and be rid of the noise; so would one that
+asks before and after a patient came.
 """
 
 from __future__ import annotations
@@ -32,12 +31,12 @@ from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import drawn_once, write_file
 
 KEY_BYTES = 32
-_AT_ONCE = 1 << 18
+_PAIRS_AT_ONCE = 1 << 18
 """Pairs of normals made at a time: 4 MB of keystream, which a core's cache holds."""
 
 
 class RandomStream:
-    """Numbers that are pure in the key and in the calls so far; without the key they cannot be told from random ones."""
+    """Numbers that are pure in the key and in the calls so far; without the key they cannot be distinguished from random ones."""
 
     def __init__(self, key: bytes) -> None:
         """Takes a key of `KEY_BYTES` bytes that no other stream has.
@@ -63,8 +62,8 @@ class RandomStream:
 
     def _normal_pieces(self, count: int) -> Iterator[torch.Tensor]:
         pairs = (count + 1) // 2
-        for start in range(0, pairs, _AT_ONCE):
-            uniform = torch.from_numpy(self.uniform(2 * min(_AT_ONCE, pairs - start))).view(2, -1)
+        for start in range(0, pairs, _PAIRS_AT_ONCE):
+            uniform = torch.from_numpy(self.uniform(2 * min(_PAIRS_AT_ONCE, pairs - start))).view(2, -1)
             radius = torch.log1p(-uniform[0]).mul_(-2.0).sqrt_()
             angle = uniform[1].mul_(2.0 * math.pi)
             yield radius * angle.cos()
@@ -77,16 +76,16 @@ class RandomStream:
         return Cipher(ChaCha20(self._key, nonce), mode=None).encryptor().update(bytes(count))
 
 
-KEY_FILE = "noise.key"
+NOISE_KEY_FILE = "noise.key"
 
 
 def own_secret(work_dir: Path) -> bytes:
-    """This party's secret, made on first use with mode 0600. Back it up nowhere: a new one costs repeatability alone.
+    """This party's secret, made on first use with mode 0600. Back it up nowhere: a new one costs only repeatability.
 
     Raises:
         ConfigError: the file has another length, or others may read it.
     """
-    path = work_dir / KEY_FILE
+    path = work_dir / NOISE_KEY_FILE
     secret = drawn_once(path, lambda: secrets.token_bytes(KEY_BYTES))
     if len(secret) != KEY_BYTES or path.stat().st_mode & 0o077:
         raise ConfigError(
@@ -96,12 +95,25 @@ def own_secret(work_dir: Path) -> bytes:
 
 
 def write_secret(path: Path, secret: bytes) -> None:
-    """Writes `secret` to `path`, mode 0600."""
+    """Writes a secret with mode 0600.
+
+    Args:
+        path: of the file, replaced if it is there.
+        secret: `KEY_BYTES` random bytes.
+    """
     write_file(path, secret)
 
 
 def round_key(secret: bytes, parts: Iterable[str]) -> bytes:
-    """32 bytes: HMAC-SHA256 of `parts`, told apart by their lengths, under `secret`."""
+    """Derives a round's key: HMAC-SHA256 of `parts`, separated by their lengths, under `secret`.
+
+    Args:
+        secret: the party's own, see `own_secret`.
+        parts: everything that the answer depends on; any change of one gives an independent key.
+
+    Returns:
+        `KEY_BYTES` bytes for `RandomStream`.
+    """
     return hmac.digest(secret, b"".join(f"{len(part.encode())}:{part}".encode() for part in parts), "sha256")
 
 

@@ -1,11 +1,10 @@
-"""Keys for one sum: made anew, signed by the sites' node keys, agreed on in pairs.
+"""Keys of a secure sum: made anew for each sum, signed by the sites' node keys, agreed on in pairs; and the roster of node keys.
 
 Each site has two X25519 pairs (RFC 7748) a sum, as in Bonawitz et al. 2017, figure 4: `channel` for what sites send each other through
 the coordinator, `mask` for the masks. The node key (P-384, from provisioning) signs the public halves together with the session, so that a
 coordinator that puts its own keys in their place, or keys of another sum, is noticed by each site that checks against the key roster.
 
-The key roster: every site's public node key, signed by the federation's certificate authority when it is provisioned.
-
+The key roster (`KeyDirectory`) is every site's public node key, signed by the federation's certificate authority when it is provisioned.
 It comes to the sites through the coordinator, who cannot change it: each site has the authority's certificate from its own kit. So a site
 that is added or revoked needs no new kit at the others. An older roster than one that was seen is refused (see
 `client.secure_aggregation.memory`).
@@ -36,7 +35,7 @@ from pneumofed.common.errors import ConfigError, SecureSumError
 from pneumofed.common.secure_aggregation.protocol import SignedKeys, Site, SumSession
 
 NONCE_BYTES = 12
-SIGNATURE = ec.ECDSA(hashes.SHA384())
+SIGNATURE_SCHEME = ec.ECDSA(hashes.SHA384())
 
 
 @dataclass(frozen=True)
@@ -56,22 +55,44 @@ class KeyPair:
 
 
 def sign_keys(session: SumSession, site: str, channel: bytes, mask: bytes, node_key: ec.EllipticCurvePrivateKey) -> SignedKeys:
-    """The site's public keys of this sum under its node key."""
-    signature = node_key.sign(session.bind("keys", site, channel, mask), SIGNATURE)
+    """Signs a site's public keys of one sum with its node key.
+
+    Args:
+        session: of the sum.
+        site: name of the site.
+        channel: X25519 public key for parcels, 32 bytes.
+        mask: X25519 public key for masks, 32 bytes.
+        node_key: P-384 private key from provisioning.
+    """
+    signature = node_key.sign(session.bind("keys", site, channel, mask), SIGNATURE_SCHEME)
     return SignedKeys(site=site, channel=channel.hex(), mask=mask.hex(), signature=signature.hex())
 
 
 def check_advertised_keys(session: SumSession, keys: SignedKeys, node_key: ec.EllipticCurvePublicKey) -> None:
-    """
+    """Checks that a site signed its keys for this sum.
+
+    Args:
+        session: of the sum.
+        keys: as the coordinator passed them on.
+        node_key: the site's public key from the roster.
+
     Raises:
         SecureSumError: `node_key` did not sign these keys for this site and session.
     """
-    told = session.bind("keys", keys.site, bytes.fromhex(keys.channel), bytes.fromhex(keys.mask))
-    _check_signature(node_key, keys.signature, told, f"the keys of {keys.site} are not those that it signed for this sum")
+    signed = session.bind("keys", keys.site, bytes.fromhex(keys.channel), bytes.fromhex(keys.mask))
+    _check_signature(node_key, keys.signature, signed, f"the keys of {keys.site} are not those that it signed for this sum")
 
 
 def digest_keys(session: SumSession, keys: Collection[SignedKeys]) -> bytes:
-    """SHA-256 over all sites' public keys of the sum, in any order; holds what no single party chose."""
+    """Computes the SHA-256 over all sites' public keys of the sum; holds what no single party chose.
+
+    Args:
+        session: of the sum.
+        keys: of all sites, in any order.
+
+    Returns:
+        32 bytes.
+    """
     digest = hashes.Hash(hashes.SHA256())
     parts = [part for signed in sorted(keys, key=lambda keys: keys.site) for part in (signed.site, signed.channel, signed.mask)]
     digest.update(session.bind("all keys", *parts))
@@ -79,14 +100,32 @@ def digest_keys(session: SumSession, keys: Collection[SignedKeys]) -> bytes:
 
 
 def sign_survivors(session: SumSession, all_keys: bytes, survivors: Collection[str], node_key: ec.EllipticCurvePrivateKey) -> str:
-    """A site's word that it saw these and no other sites as those whose vectors are summed, in hexadecimal."""
-    return node_key.sign(session.bind("survivors", all_keys, *sorted(survivors)), SIGNATURE).hex()
+    """Signs a site's statement that it saw these and no other sites as those whose vectors are summed.
+
+    Args:
+        session: of the sum.
+        all_keys: `digest_keys` of the sum.
+        survivors: names of the sites in the sum, in any order.
+        node_key: P-384 private key of the signing site.
+
+    Returns:
+        The signature in hexadecimal.
+    """
+    return node_key.sign(session.bind("survivors", all_keys, *sorted(survivors)), SIGNATURE_SCHEME).hex()
 
 
 def survivors_confirmed(
     session: SumSession, all_keys: bytes, survivors: Collection[str], signature: str, node_key: ec.EllipticCurvePublicKey
 ) -> bool:
-    """Whether `signature` is `sign_survivors` of the holder of `node_key`."""
+    """Checks whether `signature` is `sign_survivors` of the holder of `node_key`.
+
+    Args:
+        session: of the sum.
+        all_keys: `digest_keys` of the sum.
+        survivors: as the checking site saw them.
+        signature: in hexadecimal.
+        node_key: the signer's public key from the roster.
+    """
     try:
         _check_signature(node_key, signature, session.bind("survivors", all_keys, *sorted(survivors)), "")
     except SecureSumError:
@@ -95,7 +134,11 @@ def survivors_confirmed(
 
 
 def agree(private: bytes, public: bytes) -> bytes:
-    """The 32 bytes that two sites share; never a key itself, see `Session.derive`.
+    """Computes the 32 bytes that two sites share; never a key itself, see `SumSession.derive`.
+
+    Args:
+        private: own X25519 private key, 32 bytes.
+        public: the other site's X25519 public key, 32 bytes.
 
     Raises:
         SecureSumError: the public key gives the same secret to everyone (RFC 7748, section 6.1).
@@ -107,11 +150,20 @@ def agree(private: bytes, public: bytes) -> bytes:
 
 
 def pair_mask(session: SumSession, private: bytes, own: SignedKeys, other: SignedKeys, model: str) -> tuple[bytes, bool]:
-    """(key of the mask that `own` has with `other`, whether `own` subtracts it): the one adds what the other subtracts.
+    """Derives the mask of a pair of sites: the lesser name adds what the other subtracts.
 
-    The lesser name adds. `private` is that of `own.mask`, `model` the hash of the weights that the vector is about: masks of two sites
-    that were given different weights do not cancel, so that nobody learns one update by making those of the others known (Pasquini et al.
-    2022, "Eluding secure aggregation in federated learning via model inconsistency", section 6).
+    Masks of two sites that were given different weights do not cancel, so that nobody learns one update by making those of the
+    others known (Pasquini et al. 2022, "Eluding secure aggregation in federated learning via model inconsistency", section 6).
+
+    Args:
+        session: of the sum.
+        private: private half of `own.mask`, 32 bytes.
+        own: this site's keys.
+        other: the other site's keys, checked.
+        model: hash of the weights that the vector is about.
+
+    Returns:
+        (key of the mask, whether `own` subtracts it).
     """
     first, second = sorted((own, other), key=lambda keys: keys.site)
     names = (first.site, second.site, bytes.fromhex(first.mask), bytes.fromhex(second.mask))
@@ -120,31 +172,65 @@ def pair_mask(session: SumSession, private: bytes, own: SignedKeys, other: Signe
 
 
 def own_mask(session: SumSession, seed: bytes, site: str) -> bytes:
-    """Key of the site's own mask, which hides its vector even where it dropped too late and its pair masks were taken away."""
+    """Derives the key of the site's own mask, which hides its vector even where it dropped too late and its pair masks were taken
+    away.
+
+    Args:
+        session: of the sum.
+        seed: the site's secret of this sum, 32 random bytes.
+        site: name of the site.
+    """
     return session.derive(seed, "own mask", site)
 
 
 def commit(session: SumSession, seed: bytes, site: str) -> str:
-    """Binds the site to its seed and says nothing of it, since the seed is 32 random bytes."""
+    """Computes a commitment that binds the site to its seed and says nothing of it, since the seed is 32 random bytes.
+
+    Args:
+        session: of the sum.
+        seed: the site's secret of this sum.
+        site: name of the site.
+
+    Returns:
+        32 bytes in hexadecimal.
+    """
     return session.derive(seed, "commitment", site).hex()
 
 
 def encrypt_for(session: SumSession, private: bytes, sender: SignedKeys, receiver: SignedKeys, content: bytes) -> bytes:
-    """`content` for `receiver` alone, under ChaCha20-Poly1305 (RFC 8439); `private` is that of `sender.channel`."""
-    key, told = _channel(session, private, receiver.channel, sender, receiver)
+    """Encrypts `content` for `receiver` only, under ChaCha20-Poly1305 (RFC 8439).
+
+    Args:
+        session: of the sum.
+        private: private half of `sender.channel`, 32 bytes.
+        sender: this site's keys.
+        receiver: the other site's keys, checked.
+        content: of any length.
+
+    Returns:
+        Nonce, ciphertext and tag.
+    """
+    key, associated = _channel(session, private, receiver.channel, sender, receiver)
     nonce = secrets.token_bytes(NONCE_BYTES)
-    return nonce + ChaCha20Poly1305(key).encrypt(nonce, content, told)
+    return nonce + ChaCha20Poly1305(key).encrypt(nonce, content, associated)
 
 
 def unseal(session: SumSession, private: bytes, sender: SignedKeys, receiver: SignedKeys, sealed: bytes) -> bytes:
-    """The inverse of `seal`; `private` is that of `receiver.channel`.
+    """Decrypts what `encrypt_for` encrypted.
+
+    Args:
+        session: of the sum.
+        private: private half of `receiver.channel`, 32 bytes.
+        sender: the other site's keys, checked.
+        receiver: this site's keys.
+        sealed: nonce, ciphertext and tag.
 
     Raises:
         SecureSumError: it was changed on the way, or is of another sender, receiver or session.
     """
-    key, told = _channel(session, private, sender.channel, sender, receiver)
+    key, associated = _channel(session, private, sender.channel, sender, receiver)
     try:
-        return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], told)
+        return ChaCha20Poly1305(key).decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], associated)
     except (InvalidTag, ValueError):
         raise SecureSumError(f"what {sender.site} sent to {receiver.site} was changed on the way") from None
 
@@ -156,14 +242,14 @@ def _channel(session: SumSession, private: bytes, public: str, sender: SignedKey
     return key, session.bind("shares", *names)
 
 
-def _check_signature(key: ec.EllipticCurvePublicKey, signature: str, told: bytes, complaint: str) -> None:
+def _check_signature(key: ec.EllipticCurvePublicKey, signature: str, signed: bytes, complaint: str) -> None:
     try:
-        key.verify(bytes.fromhex(signature), told, SIGNATURE)
+        key.verify(bytes.fromhex(signature), signed, SIGNATURE_SCHEME)
     except InvalidSignature:
         raise SecureSumError(complaint) from None
 
 
-DOMAIN = b"pneumofed key roster 1\n"
+ROSTER_DOMAIN = b"pneumofed key roster 1\n"
 """No certificate begins so: what the authority signs here can be taken for nothing else."""
 
 
@@ -178,8 +264,8 @@ class RosterFile(Section):
     signature: str
 
     def signed_bytes(self) -> bytes:
-        told = {"federation": self.federation, "serial": self.serial, "keys": self.keys}
-        return DOMAIN + json.dumps(told, sort_keys=True, separators=(",", ":")).encode()
+        values = {"federation": self.federation, "serial": self.serial, "keys": self.keys}
+        return ROSTER_DOMAIN + json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True)
@@ -207,22 +293,33 @@ class KeyDirectory:
 
 
 def issue_roster(federation: str, keys: Mapping[str, bytes], serial: int, authority: ec.EllipticCurvePrivateKey) -> str:
-    """The text of a roster of `keys` (OpenSSH lines by site), signed by `authority`."""
+    """Writes the text of a key roster, signed by the certificate authority.
+
+    Args:
+        federation: its name.
+        keys: public node keys by site, as OpenSSH lines.
+        serial: at least 1, and higher than that of every roster before.
+        authority: private key of the federation's certificate authority.
+    """
     lines = {site: keys[site].decode("ascii").strip() for site in sorted(keys)}
     roster = RosterFile(federation=federation, serial=serial, keys=lines, signature="")
-    signature = base64.b64encode(authority.sign(roster.signed_bytes(), SIGNATURE)).decode("ascii")
+    signature = base64.b64encode(authority.sign(roster.signed_bytes(), SIGNATURE_SCHEME)).decode("ascii")
     return roster.model_copy(update={"signature": signature}).model_dump_json(indent=1) + "\n"
 
 
 def read_roster(text: str, authority: ec.EllipticCurvePublicKey) -> KeyDirectory:
-    """The roster in `text`.
+    """Reads a roster and checks its signature.
+
+    Args:
+        text: the file as it travelled, not trusted.
+        authority: public key of the certificate authority, from the site's own kit.
 
     Raises:
         SecureSumError: it is malformed, or `authority` did not sign it.
     """
     try:
         file = RosterFile.model_validate_json(text)
-        authority.verify(base64.b64decode(file.signature, validate=True), file.signed_bytes(), SIGNATURE)
+        authority.verify(base64.b64decode(file.signature, validate=True), file.signed_bytes(), SIGNATURE_SCHEME)
     except (ValidationError, InvalidSignature, ValueError):
         raise SecureSumError("the key roster is not one that the federation's certificate authority signed") from None
     return parse_roster(text)

@@ -1,18 +1,16 @@
-"""Vectors of integers and the masks that hide them.
+"""Masked vectors of a secure sum, the sharing of the secrets behind the masks, and who shares with whom.
 
-A vector is one run of bytes in two parts: a long `body` of 32- or 64-bit integers and a short `tail` of 64-bit ones, for numbers that
+`SumVector` is one run of bytes in two parts: a long `body` of 32- or 64-bit integers and a short `tail` of 64-bit ones, for numbers that
 need more room. All arithmetic is modulo 2^32 or 2^64, in which a uniform mask hides a number perfectly (Bonawitz et al. 2017, section 3).
 The mask is the keystream of ChaCha20 (RFC 8439) under a key that is used once: as many bytes as the vector has, body first.
 
-Shamir's secret sharing (1979): any `threshold` shares give the secret, fewer say nothing of it.
+`split_secret` and `join_shares` are Shamir's secret sharing (1979): any `threshold` shares give the secret, fewer say nothing of it. Over
+the integers modulo a prime above 2^256, so that a 32-byte key is one secret. Flower's shares, which are pycryptodome's over GF(2^128), are
+as sound; they cut a key into three blocks and cost some hundred times as much, since Python has no carry-less product.
 
-Over the integers modulo a prime above 2^256, so that a 32-byte key is one secret. Flower's shares, which are pycryptodome's over
-GF(2^128), are as sound; they cut a key into three blocks and cost some hundred times as much, since Python has no carry-less product.
-
-Who shares masks with whom, and how many must stay: both computed by each site from what all sites signed.
-
-Up to `ALL_PAIRS` sites everyone is everyone's neighbour (Bonawitz et al. 2017). Beyond, each has k neighbours, k/2 on either side of a ring
-in random order (SecAgg+: Bell et al. 2020, section 3), so that costs grow with the logarithm of the number of sites.
+`neighbourhoods` and `threshold` say who shares masks with whom, and how many must stay: both computed by each site from what all sites
+signed. Up to `ALL_PAIRS_UP_TO` sites everyone is everyone's neighbour (Bonawitz et al. 2017). Beyond, each has k neighbours, k/2 on either
+side of a ring in random order (SecAgg+: Bell et al. 2020, section 3), so that costs grow with the logarithm of the number of sites.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ from pneumofed.common.errors import SecureSumError
 CHUNK_BYTES = 1 << 20
 """Mask bytes in memory at once: they stay in the processor's cache, and 45 MB are never held a second time."""
 _ZEROS = bytes(CHUNK_BYTES)
-_NONCE = bytes(16)  # counter and nonce: zero, since no key is used twice
+_ZERO_NONCE = bytes(16)  # counter and nonce: zero, since no key is used twice
 
 Words = np.ndarray[Any, np.dtype[Any]]
 
@@ -73,8 +71,13 @@ class SumVector:
             np.add(own, more, out=own)
 
     def add_mask(self, key: bytes, *, subtract: bool = False) -> None:
-        """Adds the mask of `key` (32 bytes) in place, or takes it away; one undoes the other."""
-        stream = Cipher(ChaCha20(key, _NONCE), mode=None).encryptor()
+        """Adds the mask of `key` in place, or takes it away; one undoes the other.
+
+        Args:
+            key: 32 bytes, used for one vector only.
+            subtract: take the mask away.
+        """
+        stream = Cipher(ChaCha20(key, _ZERO_NONCE), mode=None).encryptor()
         change = np.subtract if subtract else np.add
         buffer = bytearray(CHUNK_BYTES)
         for words in (self.body, self.tail):
@@ -88,25 +91,34 @@ def _chunks(words: Words) -> Iterator[Words]:
     return (words[start : start + step] for start in range(0, len(words), step))
 
 
-PRIME = 2**256 + 297
+SHARING_PRIME = 2**256 + 297
 """The smallest prime above 2^256 (the tests look)."""
 SECRET_BYTES, SHARE_BYTES = 32, 33
 
 
 def split_secret(secret: bytes, holders: Collection[int], threshold: int) -> dict[int, bytes]:
-    """A share of 33 bytes of the 32-byte `secret` for each of `holders`, which are whole numbers above zero.
+    """Computes a share of 33 bytes of the secret for each holder.
+
+    Args:
+        secret: 32 bytes.
+        holders: distinct whole numbers above zero.
+        threshold: how many shares give the secret; fewer say nothing of it.
 
     Raises:
         SecureSumError: `secret` has another length, or there are fewer holders than `threshold`.
     """
     if len(secret) != SECRET_BYTES:
         raise SecureSumError(f"a secret of {SECRET_BYTES} bytes is expected, got {len(secret)}")
-    points = split_number(int.from_bytes(secret, "big"), holders, threshold, PRIME)
+    points = split_number(int.from_bytes(secret, "big"), holders, threshold, SHARING_PRIME)
     return {holder: value.to_bytes(SHARE_BYTES, "big") for holder, value in points.items()}
 
 
 def join_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret, from `threshold` of `shares`.
+    """Computes the secret from `threshold` of the shares.
+
+    Args:
+        shares: by holder, 33 bytes each; those beyond the threshold are not looked at.
+        threshold: as it was split with.
 
     Raises:
         SecureSumError: too few shares, or they are not those of one 32-byte secret.
@@ -114,14 +126,20 @@ def join_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
     if len(shares) < threshold:
         raise SecureSumError(f"{len(shares)} shares of a secret, {threshold} are needed")
     chosen = {holder: int.from_bytes(shares[holder], "big") for holder in sorted(shares)[:threshold]}
-    secret = join_numbers(chosen, PRIME)
+    secret = join_numbers(chosen, SHARING_PRIME)
     if secret >= 2 ** (8 * SECRET_BYTES):
         raise SecureSumError("the shares are not those of one secret")
     return secret.to_bytes(SECRET_BYTES, "big")
 
 
 def split_number(secret: int, holders: Collection[int], threshold: int, prime: int) -> dict[int, int]:
-    """Values at `holders` of a random polynomial of degree `threshold` - 1 whose value at zero is `secret`.
+    """Computes the values at `holders` of a random polynomial of degree `threshold` - 1 whose value at zero is `secret`.
+
+    Args:
+        secret: in [0, prime).
+        holders: distinct whole numbers, none of them 0 modulo `prime`.
+        threshold: how many values determine the polynomial, at least 1.
+        prime: all arithmetic is modulo it.
 
     Raises:
         SecureSumError: holders are not distinct, zero is among them, or there are fewer than `threshold`.
@@ -133,7 +151,12 @@ def split_number(secret: int, holders: Collection[int], threshold: int, prime: i
 
 
 def join_numbers(points: Mapping[int, int], prime: int) -> int:
-    """The value at zero of the polynomial through `points` (Lagrange)."""
+    """Computes the value at zero of the polynomial through `points` (Lagrange).
+
+    Args:
+        points: values by holder, at least as many as the threshold they were split with.
+        prime: as they were split with.
+    """
     weights = _weights(tuple(points), prime)
     return sum(weight * value for weight, value in zip(weights, points.values(), strict=True)) % prime
 
@@ -160,22 +183,32 @@ def _weights(places: tuple[int, ...], prime: int) -> tuple[int, ...]:
 
 LEAST_SITES = 3
 """Of two sites, each learns the other's update from the sum."""
-ALL_PAIRS = 16
-COLLUDING, DROPPED = 0.2, 0.2
-"""Shares of the sites for which the number of neighbours is chosen where there are more than `ALL_PAIRS`."""
+ALL_PAIRS_UP_TO = 16
+COLLUDING_SHARE, DROPPED_SHARE = 0.2, 0.2
+"""Shares of the sites for which the number of neighbours is chosen where there are more than `ALL_PAIRS_UP_TO`."""
 PRIVACY_BITS, LIVENESS_BITS = 40, 10
 """A sum falls apart into sums of fewer sites, or a secret is learnt, with probability 2^-40; it cannot be had, with 2^-10."""
 
 
 def threshold(sites: int, fraction: float) -> int:
-    """How many of `sites` must stay: `fraction` of them rounded up, at least three."""
+    """Computes how many sites must stay, at least three.
+
+    Args:
+        sites: how many there are.
+        fraction: of the sites, rounded up.
+    """
     return max(LEAST_SITES, math.ceil(round(fraction * sites, 9)))
 
 
 def neighbourhoods(sites: Collection[str], cfg: SecureAggregationConfig, seed: bytes) -> dict[str, list[str]]:
-    """For each site the sites that hold shares of its secrets, sorted: its neighbours and itself.
+    """Finds for each site the sites that hold shares of its secrets, sorted: its neighbours and itself.
 
-    Symmetric. Pure in (set of sites, settings, seed); `seed` should hold what no single party chose.
+    Symmetric. Pure in (set of sites, settings, seed).
+
+    Args:
+        sites: names of all sites in the sum.
+        cfg: `neighbours` sets their number; None takes `neighbours_needed`.
+        seed: orders the ring; should hold what no single party chose.
     """
     wanted = cfg.neighbours if cfg.neighbours is not None else neighbours_needed(len(sites), cfg.threshold)
     if wanted >= len(sites) - 1:
@@ -187,13 +220,17 @@ def neighbourhoods(sites: Collection[str], cfg: SecureAggregationConfig, seed: b
 
 @lru_cache(maxsize=64)
 def neighbours_needed(sites: int, fraction: float) -> int:
-    """The smallest even number of neighbours that keeps the probabilities above; all others where none does.
+    """Computes the smallest even number of neighbours that keeps to `PRIVACY_BITS` and `LIVENESS_BITS`; all others where none does.
 
     With `out` sites colluding or dropped, the others fall apart only where two runs of k/2 sites of the ring are all out.
+
+    Args:
+        sites: how many there are.
+        fraction: of a neighbourhood that must stay, see `threshold`.
     """
-    if sites <= ALL_PAIRS:
+    if sites <= ALL_PAIRS_UP_TO:
         return sites - 1
-    colluding, dropped = math.ceil(COLLUDING * sites), math.ceil(DROPPED * sites)
+    colluding, dropped = math.ceil(COLLUDING_SHARE * sites), math.ceil(DROPPED_SHARE * sites)
     out = min(colluding + dropped, sites)
     for k in range(4, sites - 1, 2):
         stay = threshold(k + 1, fraction)
@@ -206,6 +243,13 @@ def neighbours_needed(sites: int, fraction: float) -> int:
 
 
 def at_least(count: int, marked: int, of: int, drawn: int) -> float:
-    """Probability that `drawn` of `of` things, of which `marked` are marked, hold `count` marked ones or more (hypergeometric)."""
+    """Computes the probability of drawing `count` marked things or more (hypergeometric).
+
+    Args:
+        count: of marked things among those drawn.
+        marked: how many of all are marked.
+        of: how many there are in all.
+        drawn: how many are drawn, without replacement.
+    """
     ways = sum(math.comb(marked, m) * math.comb(of - marked, drawn - m) for m in range(count, min(marked, drawn) + 1))
     return ways / math.comb(of, drawn)

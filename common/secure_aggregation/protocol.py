@@ -1,4 +1,4 @@
-"""What coordinator and sites tell each other in a secure sum, as JSON in Flower's messages; binary values are hexadecimal.
+"""Messages of a secure sum between coordinator and sites, as JSON in Flower's messages; binary values are hexadecimal.
 
 step       coordinator -> site                                    site -> coordinator
 advertise  the key roster                                         SignedKeys: its public keys of this sum
@@ -7,9 +7,8 @@ mask       the parcels for this site (and the model)              its masked vec
 confirm    names of those whose vectors arrived                   Confirmation: its signature on these names
 unmask     the signatures                                         Shares: of each one's seed, or of a dropped site's mask key
 
-Which sum a key, a mask or a signature belongs to: none of one sum is of any use in another.
-
-The replies of a secure sum as records of Flower's messages; the steps themselves travel in `common.wire.messages.Instruction`.
+`SumSession` says which sum a key, a mask or a signature belongs to: none of one sum is of any use in another. `Step` is what the
+coordinator asks for; it travels in `common.wire.messages.Instruction`. `pack_reply` and `pack_masked` put a site's replies into records.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from pneumofed.common.secure_aggregation.masking import SumShape, SumVector
 from pneumofed.common.wire.messages import Presence, pack_presence
 
 Purpose = Literal["train", "evaluate"]
-DOMAIN = b"pneumofed secure sum 1"
+SUM_DOMAIN = b"pneumofed secure sum 1"
 KEY_BYTES = 32
 
 
@@ -39,7 +38,7 @@ class SumSession:
 
     Attributes:
         identifier: 32 hexadecimal digits, drawn anew for each: a repeated round is another sum.
-        settings: hash of the experiment: sites that were told different ones, or one that is told another later, have no sum in common.
+        settings: hash of the experiment: sites that were sent different ones, or one that is sent another later, have no sum in common.
     """
 
     run: str
@@ -50,16 +49,35 @@ class SumSession:
 
     @classmethod
     def begin(cls, run: str, round_number: int, purpose: Purpose, settings: str) -> SumSession:
+        """Begins a new sum with an identifier of its own, drawn at random.
+
+        Args:
+            run: the run's random name.
+            round_number: of the run, from 1.
+            purpose: what the vectors come from.
+            settings: hash of the experiment.
+        """
         return cls(run, round_number, purpose, secrets.token_hex(16), settings)
 
     def bind(self, label: str, *parts: str | bytes) -> bytes:
-        """Bytes that differ for any other session, label or parts: each piece is preceded by its length."""
-        pieces = [DOMAIN, self.run, str(self.round), self.purpose, self.identifier, self.settings, label, *parts]
+        """Makes bytes that differ for any other session, label or parts: each piece is preceded by its length.
+
+        Args:
+            label: says what the bytes are for.
+            parts: what they are about; text counts as its UTF-8 bytes.
+        """
+        pieces = [SUM_DOMAIN, self.run, str(self.round), self.purpose, self.identifier, self.settings, label, *parts]
         encoded = [piece.encode() if isinstance(piece, str) else piece for piece in pieces]
         return b"".join(len(piece).to_bytes(8, "big") + piece for piece in encoded)
 
     def derive(self, secret: bytes, label: str, *parts: str | bytes) -> bytes:
-        """A key of 32 bytes for this session, label and parts alone (HKDF-SHA256, RFC 5869)."""
+        """Derives a key of 32 bytes for this session, label and parts only (HKDF-SHA256, RFC 5869).
+
+        Args:
+            secret: uniform or from a key agreement; may serve for several labels.
+            label: says what the key is for.
+            parts: what it is about.
+        """
         return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=self.bind(label, *parts)).derive(secret)
 
 
@@ -99,6 +117,13 @@ class Step(Section):
     """On the survivors, by signer."""
 
     def session(self, run: str, round_number: int, settings: str) -> SumSession:
+        """Reads the session that the step belongs to, in which a site trusts only its own view of run, round and settings.
+
+        Args:
+            run: name of the run, from the message that brought the step.
+            round_number: from the same message.
+            settings: hash of the experiment as the site received it.
+        """
         return SumSession(run, round_number, self.purpose, self.identifier, settings)
 
 
@@ -110,6 +135,8 @@ class SealedShares(Section):
 
 
 class Confirmation(Section):
+    """A site's signature on the set of sites in the sum, see `sign_survivors`."""
+
     signature: Signature
 
 
@@ -132,45 +159,67 @@ def read_step(text: str) -> Step:
         raise MessageError("a step of a secure sum is malformed; install the same version on both sides") from None
 
 
-SECURE, BODY, TAIL, MASKED = "secure", "body", "tail", "masked"
+REPLY_RECORD, MASKED_RECORD = "secure", "masked"
+"""Names of the records in which a reply and a masked vector travel."""
+BODY_ARRAY, TAIL_ARRAY = "body", "tail"
 
 Reply = TypeVar("Reply", SignedKeys, SealedShares, Confirmation, Shares)
 
 
 def pack_reply(presence: Presence, reply: Section) -> RecordDict:
+    """Packs a site's answer to a step.
+
+    Args:
+        presence: who answers.
+        reply: one of `SignedKeys`, `SealedShares`, `Confirmation` and `Shares`.
+    """
     content = pack_presence(presence)
-    content[SECURE] = ConfigRecord({"reply": reply.model_dump_json()})
+    content[REPLY_RECORD] = ConfigRecord({"reply": reply.model_dump_json()})
     return content
 
 
 def unpack_reply(content: RecordDict, kind: type[Reply]) -> Reply:
-    """The site's answer to a step.
+    """Reads a site's answer to a step.
+
+    Args:
+        content: of the site's message, not trusted.
+        kind: class of the reply that the step asks for.
 
     Raises:
         MessageError: it is missing or malformed.
     """
     try:
-        return kind.model_validate_json(str(content.config_records[SECURE]["reply"]))
+        return kind.model_validate_json(str(content.config_records[REPLY_RECORD]["reply"]))
     except (KeyError, ValidationError):
         raise MessageError(f"expected a reply with {kind.__name__}, got something else") from None
 
 
 def pack_masked(presence: Presence, vector: SumVector) -> RecordDict:
+    """Packs a site's masked vector.
+
+    Args:
+        presence: who answers.
+        vector: with all masks added.
+    """
     content = pack_presence(presence)
-    content[MASKED] = ArrayRecord({BODY: Array(vector.body), TAIL: Array(vector.tail)})
+    content[MASKED_RECORD] = ArrayRecord({BODY_ARRAY: Array(vector.body), TAIL_ARRAY: Array(vector.tail)})
     return content
 
 
 def unpack_masked(content: RecordDict, shape: SumShape) -> SumVector:
-    """A site's masked vector.
+    """Reads a site's masked vector.
+
+    Args:
+        content: of the site's message, not trusted.
+        shape: as all parties agreed.
 
     Raises:
         MessageError: it is missing, or of another shape or number type.
     """
-    record = content.array_records.get(MASKED)
-    if record is None or set(record) != {BODY, TAIL}:
+    record = content.array_records.get(MASKED_RECORD)
+    if record is None or set(record) != {BODY_ARRAY, TAIL_ARRAY}:
         raise MessageError("the reply holds no masked vector")
-    vector = SumVector(record[BODY].numpy(), record[TAIL].numpy())
+    vector = SumVector(record[BODY_ARRAY].numpy(), record[TAIL_ARRAY].numpy())
     for words, wanted in ((vector.body, shape.zeros().body), (vector.tail, shape.zeros().tail)):
         if words.dtype != wanted.dtype or words.shape != wanted.shape:
             raise MessageError(f"masked vector: expected {wanted.dtype} {list(wanted.shape)}, got {words.dtype}")

@@ -1,4 +1,7 @@
-"""An update as integers whose sum over all sites cannot overflow, and the mean that the sum says.
+"""Updates and statistics as integers whose sum over all sites cannot overflow, and the mean that the sum says.
+
+`UpdateCodec` encodes an update and decodes the mean update; `encode_statistics` and `decode_statistics` do so for the statistics of an
+evaluation, which are all in the vector's tail, exact.
 
 For N sites of n_i images, differences d_i from the global weights with ||d_i|| <= C (`clip_norm`, longer ones are scaled down) and weights
 w_i = n_i / M (`max_examples`), each body word is round(w_i d_i / s) with
@@ -9,10 +12,8 @@ and the mean of the parameters is s M sum / (sum of n_i). Rounding moves each w_
 
     |error| <= (s / 2) N M / (sum of n_i)             of each parameter.
 
-Statistics (running means and variances) are in the tail, as round(2^16 n_i x_i) with |x_i| <= 2^16, where x_i is again the difference:
-their error is at most 2^-17 N / (sum of n_i). Counts are exact; the loss is a sum in units of 2^-20.
-
-The statistics of an evaluation as a vector of a secure sum: all in its tail, exact.
+Statistics of the model (running means and variances) are in the tail, as round(2^16 n_i x_i) with |x_i| <= 2^16, where x_i is again the
+difference: their error is at most 2^-17 N / (sum of n_i). Counts are exact; the loss is a sum in units of 2^-20.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ STATISTIC_LIMIT = 2.0**16
 LOSS_UNITS = 2**20
 MAX_LOSS_SUM = 2.0**30
 """Of one site; larger ones, and those that are no numbers, count as this."""
-COUNTS = ("images", "seen", "correct", "clipped", "loss")
+SUMMED_COUNTS = ("images", "seen", "correct", "clipped", "loss")
 """Images of the sites; images seen in training, with repetitions; of them classified rightly; updates that were scaled down; loss."""
 FLOAT32_SLACK = 1e-6
 """Relative error of the length of a vector whose entries were rounded to float32."""
-CHUNK = 1 << 18
+NUMBERS_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class UpdateCodec:
 
     @property
     def shape(self) -> SumShape:
-        return SumShape(self.parameters, self.statistics + len(COUNTS) + self.classes, self.cfg.bits)
+        return SumShape(self.parameters, self.statistics + len(SUMMED_COUNTS) + self.classes, self.cfg.bits)
 
     @property
     def unit(self) -> float:
@@ -91,7 +92,11 @@ class UpdateCodec:
         return self.unit / 2 * self.sites * self.cfg.max_examples / images
 
     def encode(self, difference: ModelArrays, sums: TrainingSums) -> SumVector:
-        """The vector of one site.
+        """Encodes the update of one site as a vector of integers.
+
+        Args:
+            difference: local minus global weights and statistics, float32; longer ones than `clip_norm` are scaled down.
+            sums: of the site's training, of 1 to `max_examples` images.
 
         Raises:
             ConfigError: more images than `max_examples`.
@@ -119,8 +124,8 @@ class UpdateCodec:
             SecureSumError: no vectors of the agreed bounds can have this sum: a mask is left in it, or a site broke the agreement.
         """
         tail = total.tail.view(np.int64)
-        images, seen, correct, clipped, loss = (int(count) for count in tail[self.statistics :][: len(COUNTS)])
-        classes = [int(count) for count in tail[self.statistics + len(COUNTS) :]]
+        images, seen, correct, clipped, loss = (int(count) for count in tail[self.statistics :][: len(SUMMED_COUNTS)])
+        classes = [int(count) for count in tail[self.statistics + len(SUMMED_COUNTS) :]]
         self._check(images, seen, correct, clipped, classes)
         parameters = self._decode_body(total.body, self.unit * self.cfg.max_examples / images)
         longest = self.cfg.clip_norm * (1 + FLOAT32_SLACK) + self.error_bound(images) * len(parameters) ** 0.5
@@ -151,7 +156,7 @@ class UpdateCodec:
 
 def _parts(length: int) -> Iterator[slice]:
     """Slices short enough that their float64 copies cost no memory to speak of."""
-    return (slice(start, start + CHUNK) for start in range(0, length, CHUNK))
+    return (slice(start, start + NUMBERS_AT_ONCE) for start in range(0, length, NUMBERS_AT_ONCE))
 
 
 def statistics_shape(classes: int) -> SumShape:
@@ -166,7 +171,11 @@ def encode_statistics(statistics: Statistics) -> SumVector:
 
 
 def decode_statistics(total: SumVector, classes: int) -> Statistics:
-    """The statistics of all sites' images, exact.
+    """Decodes the statistics of all sites' images, exact.
+
+    Args:
+        total: the unmasked sum of the sites' vectors.
+        classes: C of the task.
 
     Raises:
         SecureSumError: no set of images can have these counts.

@@ -24,7 +24,7 @@ from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
 from pneumofed.common.model_bundle.bundle import pack
 from pneumofed.common.model_bundle.calibration import Calibration, Method, pneumonia_score
-from pneumofed.common.model_bundle.image_statistics import NAMES, pixel_statistics
+from pneumofed.common.model_bundle.image_statistics import PIXEL_STATISTICS, pixel_statistics
 from pneumofed.common.model_bundle.manifest import (
     CARD,
     NETWORK,
@@ -240,7 +240,7 @@ def _write_reference(folder: Path, reference: ExportImages, calibration: Calibra
     if reference.labels is not None:
         arrays["labels"] = (reference.labels[index] > 0).astype(np.int64)
     np.savez_compressed(folder / REFERENCE, **{name: values[kept] for name, values in arrays.items()})
-    described = ReferenceSet(sets=(reference.name,), images=len(kept), statistics=NAMES)
+    described = ReferenceSet(sets=(reference.name,), images=len(kept), statistics=PIXEL_STATISTICS)
     return described, fit_suitability(squares, features, statistics, patients=patients)
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from pneumofed.common.evaluation import plots
 from pneumofed.common.evaluation.metrics import without_nan
-from pneumofed.common.evaluation.plots import FAINT, INK, LINES, TEXT_PT, colour_of, new_figure
+from pneumofed.common.evaluation.plots import FAINT, INK, LINE_STYLES, TEXT_PT, colour_of, new_figure
 from pneumofed.common.files import atomic_write
 from pneumofed.common.ops.render import render
 from pneumofed.server.report.numbers import DASH, ReportedEstimate, number
@@ -141,7 +141,7 @@ def draw_roc(results: Sequence[Membership]) -> Figure:
     least = min(1.0 / max(1, row.attacks["lira"].true_positive_rates[0]["n"]) for row in results) / 2.0
     ax.plot([least, 1], [least, 1], color=FAINT, linewidth=1)
     for index, row in enumerate(results):
-        for line, (name, verdict) in zip(LINES, row.attacks.items(), strict=False):
+        for line, (name, verdict) in zip(LINE_STYLES, row.attacks.items(), strict=False):
             false, true = verdict.roc.clip(least, 1.0)
             label = f"{ATTACK_TITLES[name]}, {_epsilon(row.epsilon)}"
             ax.plot(false, true, color=colour_of(index), linestyle=line, linewidth=1.5, label=label)

@@ -30,7 +30,7 @@ from pneumofed.common.data.report import DataReport
 from pneumofed.common.data.sources.public_sets import read_kaggle
 from pneumofed.common.data.sources.table import read_csv
 from pneumofed.common.errors import ConfigError, DataError
-from pneumofed.common.privacy.randomness import KEY_FILE, write_secret
+from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, write_secret
 from pneumofed.common.secure_aggregation.key_agreement import issue_roster
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.keys import format_public_key, read_private_key, write_node_key
@@ -198,7 +198,7 @@ def _write_site(run_dir: Path, number: int, manifest: Manifest, cfg: SimulationC
 
 def _write_secret(folder: Path, party: str, seed: int) -> None:
     """A virtual party's secret for its noise, pure in the seed, so that runs repeat: simulated privacy protects nobody."""
-    write_secret(folder / KEY_FILE, hashlib.sha256(f"simulated secret of {party}, seed {seed}".encode()).digest())
+    write_secret(folder / NOISE_KEY_FILE, hashlib.sha256(f"simulated secret of {party}, seed {seed}".encode()).digest())
 
 
 def _find_data(cfg: SimulationConfig, seed: int, run_dir: Path) -> tuple[Path, Path | None]:

@@ -15,7 +15,7 @@ from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.client.privacy.spending import open_ledger
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import BudgetError
-from pneumofed.common.privacy.randomness import KEY_FILE
+from pneumofed.common.privacy.randomness import NOISE_KEY_FILE
 from pneumofed.server.report.course import describe_privacy
 from pneumofed.server.report.read_run import read_run
 from pneumofed.server.runs.folder import RunFolder
@@ -90,8 +90,8 @@ def test_the_noise_has_the_deviation_that_is_accounted(tmp_path: Path, unit: str
     config, experiment = read_site_config(path), tiny_experiment()
     site, differences = load_site(config, experiment), []
     for secret in range(120):
-        (Path(config.work_dir) / KEY_FILE).write_bytes(secret.to_bytes(32, "little"))
-        (Path(config.work_dir) / KEY_FILE).chmod(0o600)
+        (Path(config.work_dir) / NOISE_KEY_FILE).write_bytes(secret.to_bytes(32, "little"))
+        (Path(config.work_dir) / NOISE_KEY_FILE).chmod(0o600)
         told = Disclosure.of(site, experiment, policy_of(config)).report
         differences += [value - exact for value, exact in zip(told["classes"].values(), site.class_counts(2), strict=True)]
     assert np.std(differences) == pytest.approx(deviation, rel=0.25)

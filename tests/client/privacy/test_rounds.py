@@ -16,7 +16,7 @@ from pneumofed.client.privacy.spending import open_ledger
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
 from pneumofed.common.models.build import build_model
-from pneumofed.common.privacy.randomness import KEY_FILE
+from pneumofed.common.privacy.randomness import NOISE_KEY_FILE
 from pneumofed.common.wire.messages import Instruction, ModelArrays, Update, unpack_update
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, tiny_experiment
@@ -93,7 +93,7 @@ def test_any_other_question_gets_independent_noise(federation: TinyFederation) -
     leaving = load_site(config_of(federation), experiment).train.patients[0]
     write_manifest(Manifest(tuple(record for record in read_manifest(path).records if record.patient != leaving)), path)
     others["data"] = moved(ask(federation, experiment), experiment)
-    (path.parent / KEY_FILE).unlink()
+    (path.parent / NOISE_KEY_FILE).unlink()
     others["secret"] = moved(ask(federation, experiment), experiment)
     correlations = {name: abs(np.corrcoef(base, other)[0, 1]) for name, other in others.items()}
     assert max(correlations.values()) < 0.05, correlations

@@ -11,7 +11,7 @@ import scipy.stats
 import torch
 
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.privacy.randomness import KEY_FILE, RandomStream, data_fingerprint, own_secret, round_key
+from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, RandomStream, data_fingerprint, own_secret, round_key
 from tests.client.federation.test_training import tiny_data
 
 KEY, OTHER = bytes(range(32)), bytes(range(1, 33))
@@ -69,12 +69,12 @@ def test_a_fingerprint_changes_with_any_image_label_or_patient() -> None:
 def test_a_site_keeps_one_secret_that_others_cannot_read(tmp_path: Path) -> None:
     secret = own_secret(tmp_path / "a")
     assert own_secret(tmp_path / "a") == secret != own_secret(tmp_path / "b")
-    assert (tmp_path / "a" / KEY_FILE).stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "a" / NOISE_KEY_FILE).stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(("content", "mode"), [(b"short", 0o600), (KEY, 0o644)])
 def test_a_damaged_or_open_secret_is_refused(tmp_path: Path, content: bytes, mode: int) -> None:
-    (tmp_path / KEY_FILE).write_bytes(content)
-    (tmp_path / KEY_FILE).chmod(mode)
+    (tmp_path / NOISE_KEY_FILE).write_bytes(content)
+    (tmp_path / NOISE_KEY_FILE).chmod(mode)
     with pytest.raises(ConfigError, match="0600"):
         own_secret(tmp_path)

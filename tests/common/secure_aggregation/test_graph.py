@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pneumofed.common.config.experiment import SecureAggregationConfig
-from pneumofed.common.secure_aggregation.masking import ALL_PAIRS, at_least, neighbourhoods, neighbours_needed, threshold
+from pneumofed.common.secure_aggregation.masking import ALL_PAIRS_UP_TO, at_least, neighbourhoods, neighbours_needed, threshold
 
 
 def names(count: int) -> list[str]:
@@ -28,7 +28,7 @@ def test_neighbours_are_mutual_and_all_have_as_many(sites: int, neighbours: int 
 
 
 def test_up_to_sixteen_sites_are_all_neighbours_and_more_are_not() -> None:
-    assert neighbours_needed(ALL_PAIRS, 0.67) == ALL_PAIRS - 1
+    assert neighbours_needed(ALL_PAIRS_UP_TO, 0.67) == ALL_PAIRS_UP_TO - 1
     assert neighbours_needed(30, 0.67) < 29
     assert neighbours_needed(1000, 0.67) < 250
 

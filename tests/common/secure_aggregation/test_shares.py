@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from pneumofed.common.errors import SecureSumError
-from pneumofed.common.secure_aggregation.masking import PRIME, join_numbers, join_shares, split_number, split_secret
+from pneumofed.common.secure_aggregation.masking import SHARING_PRIME, join_numbers, join_shares, split_number, split_secret
 
 
 @settings(max_examples=50, deadline=None)
@@ -56,17 +56,19 @@ def test_too_few_shares_are_refused() -> None:
         join_shares({1: shares[1], 2: shares[2]}, 3)
 
 
-@pytest.mark.parametrize(("holders", "threshold"), [((0, 1), 1), ((1, 1), 2), ((1, 2), 3), ((1, PRIME + 1), 1), ((1, 2), 0)])
+@pytest.mark.parametrize(
+    ("holders", "threshold"), [((0, 1), 1), ((1, 1), 2), ((1, 2), 3), ((1, SHARING_PRIME + 1), 1), ((1, 2), 0)]
+)
 def test_holders_that_would_give_the_secret_away_are_refused(holders: tuple[int, ...], threshold: int) -> None:
     with pytest.raises(SecureSumError):
-        split_number(1, holders, threshold, PRIME)
+        split_number(1, holders, threshold, SHARING_PRIME)
 
 
 def test_the_modulus_is_prime() -> None:
     """Miller and Rabin, with more bases than any composite number of this size is known to pass."""
-    odd, twos = PRIME - 1, 0
+    odd, twos = SHARING_PRIME - 1, 0
     while odd % 2 == 0:
         odd, twos = odd // 2, twos + 1
     for base in range(2, 66):
-        values = [pow(base, odd * 2**power, PRIME) for power in range(twos)]
-        assert values[0] == 1 or PRIME - 1 in values
+        values = [pow(base, odd * 2**power, SHARING_PRIME) for power in range(twos)]
+        assert values[0] == 1 or SHARING_PRIME - 1 in values
