@@ -247,7 +247,8 @@ def test_the_gate_is_first_on_the_supernodes_path_and_the_site_says_whom_it_work
 
 def test_the_foreground_process_is_the_supernode_itself_and_is_found_and_stopped(site: SiteFolder) -> None:
     code = (
-        "import sys; from pathlib import Path; from client import service; from pneumofed.client.site.folder import SiteFolder\n"
+        "import sys; from pathlib import Path\n"
+        "from pneumofed.client.site import service; from pneumofed.client.site.folder import SiteFolder\n"
         f"service.supernode_command = lambda *_: [sys.executable, '-c', {SLEEPER!r}]\n"
         f"service.run_in_foreground(SiteFolder.open(Path({str(site.path)!r})))"
     )
