@@ -58,7 +58,7 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Answers a roll call or a step of secure aggregation.
+    """Answers an enrolment request or a step of secure aggregation.
 
     Args:
         message: the coordinator's instruction.
@@ -99,7 +99,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
-    """Answers what needs no training: the roll call, or a step of secure aggregation.
+    """Answers what needs no training: enrolment, or a step of secure aggregation.
 
     Args:
         instruction: what the coordinator asks.
@@ -108,10 +108,10 @@ def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolic
     """
     if instruction.step:
         return pack_reply(Presence(config.name, ""), answer_step(instruction, config))
-    return answer_roll_call(instruction, config, policy)
+    return answer_enrolment(instruction, config, policy)
 
 
-def answer_roll_call(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
+def answer_enrolment(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
     """Reports who the site is and what data it has for the experiment, in counts; decodes the images on the way.
 
     Args:
@@ -137,7 +137,7 @@ def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy
         policy: the site's, as it stood when the message came.
 
     Returns:
-        The update with its counts; in secure aggregation the sum of both under masks.
+        The update with its counts; in secure aggregation one vector of both, under masks.
 
     Raises:
         EmptySiteError: the site has no training image.
@@ -155,7 +155,7 @@ def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy
 
 @dataclass(frozen=True)
 class LocalTraining:
-    """What a round of local training gave."""
+    """The result of one round of local training, and what of it may leave the site."""
 
     site: SiteData
     releases: Disclosure
@@ -289,7 +289,7 @@ def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
 
 
 def _model_with(instruction: Instruction, config: SiteConfig, norms_before_round: int) -> tuple[nn.Module, ArraysLayout]:
-    """The experiment's model with the instruction's weights, and under FedBN the site's own norm layers of an earlier round."""
+    """Builds the experiment's model with the instruction's weights, and under FedBN the site's own norm layers of an earlier round."""
     experiment = instruction.experiment
     model = _model(experiment.model, experiment.task)
     layout = ArraysLayout.of(model)

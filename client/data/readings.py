@@ -180,8 +180,8 @@ def _file(folder: Path) -> StateFile[Readings]:
 
 
 def _image(values: Mapping[str, Any]) -> ReadImage:
-    said = tuple(StoredReading(**reading) for reading in values["readings"])
-    return ReadImage(values["patient"], values["path"], values["original"], said)
+    readings = tuple(StoredReading(**reading) for reading in values["readings"])
+    return ReadImage(values["patient"], values["path"], values["original"], readings)
 
 
 def _read(file: Path) -> list[ReadRow]:

@@ -6,8 +6,7 @@
     decide(policy, request, Spending)       under the lock of the ledger, before an entry is written
 
 Each rule is one small function that names the key of policy.yaml on which it rests, and returns a refusal or None; the first that
-refuses decides. Nothing here
-reads a file or a clock, so that the same question has the same answer.
+refuses decides. Nothing here reads a file or a clock, so that the same question has the same answer.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.errors import PolicyError
 
 Work = Literal["query", "train", "evaluate"]
-"""Roll call, training, evaluation."""
+"""Enrolment, training, evaluation."""
 LIMITS: tuple[Literal["max_epsilon", "max_epsilon_per_study"], ...] = ("max_epsilon", "max_epsilon_per_study")
 
 
@@ -182,7 +181,7 @@ def refuse_unit(policy: SitePolicy, request: RunRequest) -> Decision | None:
 
     Args:
         policy: `min_unit`: a patient protects more than an image.
-        request: what its privacy is of; a run that is not private is no matter of this rule.
+        request: what its privacy is of; a run that is not private is not judged by this rule.
 
     Returns:
         The refusal, or None where the rule permits the request.
@@ -255,11 +254,11 @@ def refuse_without_masks(policy: SitePolicy, request: RunRequest) -> Decision | 
 
 
 def refuse_in_quiet_hours(policy: SitePolicy, request: RunRequest, facts: ArrivalFacts) -> Decision | None:
-    """Refuses work in a round at a quiet time. The roll call is answered: a site that is busy now may still be counted on later in the run.
+    """Refuses work in a round at a quiet time. Enrolment is answered: a site that is busy now may still be counted on later in the run.
 
     Args:
         policy: `quiet_hours`, each HH:MM-HH:MM in local time.
-        request: a roll call is never refused.
+        request: one for enrolment is never refused here.
         facts: the local time.
 
     Returns:

@@ -1,9 +1,8 @@
 """Local training: one setup, one loop, and what a round trains on.
 
-    setup  = build_setup(model, site's class counts, plan, compute)      model, optimizer, loss, and the rule of its steps
-    data   = choose_examples(setup.model, site.train, plan, compute, cache)
-                                                                         the site's images, or their features where only the classifier
-                                                                         is trained and each image is always the same
+    setup  = build_setup(model, class_counts, plan, compute)             model, optimizer, loss, and the rule of its steps
+    data   = choose_examples(model, images, plan, compute, cache_dir)    the images, or their features where only the classifier is
+                                                                         trained and each image is always the same
     result = train_locally(setup, data, plan)                            for each step: augment, add gradients, take the step
 
 Private training has the same loop and another rule of the steps (`client.privacy.dp_sgd`).

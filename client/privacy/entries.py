@@ -15,10 +15,10 @@ The other way does not hold: an entry that protects patients says nothing as sma
 removal replaces the patient's record in place of removing it. So an account with such entries is kept for patients.
 
 Lineage of the data. Data sets that share an image or a patient are one lineage, with one budget. A content hash of a data set by itself
-would give a site a fresh budget with each image that it adds. So the ledger keeps a keyed hash of every image's
-content and every patient's name that a private run used. Data that shares any of them with earlier data joins that data's lineage, and
-lineages that it connects become one. All entries of a lineage count for all its images: too much for those added later, too little for
-none. Two files of one image that differ in any byte, under two names of the patient, are two.
+would give a site a fresh budget with each image that it adds. So the ledger keeps a keyed hash of every image's content and every
+patient's name that a private run used. Data that shares any of them with earlier data joins that data's lineage, and lineages that it
+connects become one. All entries of a lineage count for all its images: too much for those added later, too little for none. Two files of
+one image that differ in any byte, under two names of the patient, are two.
 """
 
 from __future__ import annotations

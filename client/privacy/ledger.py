@@ -130,9 +130,8 @@ class Ledger:
                     spent.level,
                 )
                 append_entry(connection, new, known)
-            with transaction(
-                connection
-            ):  # once more, in a transaction of its own, so that no older state is noted over a newer one
+            # in a transaction of its own, so that no older state is noted over a newer one
+            with transaction(connection):
                 write_mark(self.path, read_all(connection)[0])
         return spent
 
