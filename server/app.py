@@ -33,9 +33,7 @@ def main(grid: Grid, context: Context) -> None:
     """
     _show_log()
     settings = read_coordinator(context.run_config)
-    run_federation(
-        grid, experiment_of(context.run_config), settings
-    )  # who closes the run writes its report: it is no part of the app
+    run_federation(grid, experiment_of(context.run_config), settings)
 
 
 def _show_log() -> None:
@@ -49,13 +47,13 @@ def _show_log() -> None:
 
 
 def experiment_of(run_config: Mapping[str, Any]) -> ExperimentConfig:
-    """The experiment that the run config names; the defaults where it names none."""
+    """Reads the experiment that the run config names; the defaults where it names none."""
     value = str(run_config.get(EXPERIMENT_KEY, ""))
     return experiment_from_json(value) if value.lstrip().startswith("{") else load_experiment(value or None)
 
 
 def read_coordinator(run_config: Mapping[str, Any]) -> CoordinatorConfig:
-    """The coordinator's settings.
+    """Reads the coordinator's settings from the file that the run config names.
 
     Raises:
         ConfigError: the run config names no file.

@@ -45,9 +45,11 @@ class Access:
         self._sessions = Sessions(SESSION_SEC, most=MAX_SESSIONS)
 
     def by_token(self, token: str) -> Visitor | None:
+        """Finds the visitor who owns the token; None where nobody does."""
         return self._find(digest_of(token))
 
     def by_session(self, identifier: str) -> Visitor | None:
+        """Finds the visitor of an open session, with its CSRF token; None where there is none or its token is void by now."""
         session = self._sessions.find(identifier)
         visitor = self._find(session.owner) if session else None
         return Visitor(visitor.name, visitor.role, session.csrf) if session and visitor else None
@@ -58,6 +60,7 @@ class Access:
         return None if self._find(digest) is None else self._sessions.open(digest)
 
     def close_session(self, identifier: str) -> None:
+        """Ends the session; an unknown one is ignored."""
         self._sessions.close(identifier)
 
     def _find(self, digest: str) -> Visitor | None:
@@ -70,6 +73,7 @@ class Access:
 
 
 def digest_of(token: str) -> str:
+    """Computes the SHA-256 of a token, in hex."""
     return hashlib.sha256(token.encode("utf-8", errors="replace")).hexdigest()
 
 

@@ -49,14 +49,17 @@ def start_page(folder: CoordinatorFolder) -> str:
 
 
 def page_daemon(folder: CoordinatorFolder) -> Daemon:
+    """Names the page's process and where its pid file and log lie."""
     return Daemon("page", folder.state)
 
 
 def page_address(folder: CoordinatorFolder) -> str:
+    """Builds the page's address on this machine."""
     return f"http://127.0.0.1:{folder.settings().loopback.page}/"
 
 
 def page_answers(folder: CoordinatorFolder) -> bool:
+    """Says whether the page answers."""
     try:
         return httpx.get(f"{page_address(folder)}health", timeout=2.0, trust_env=False).status_code == 200
     except httpx.HTTPError:
@@ -85,6 +88,7 @@ def serve_dashboard(path: Path) -> None:
 
 
 def main() -> None:
+    """Serves the page of the coordinator folder that the command line names."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -111,7 +115,7 @@ class RunWatcher:
         self._thread.join(timeout=30.0)
 
     def turn(self) -> None:
-        """One look at everything. A trouble is logged, once while it stays the same, and the next turn tries again."""
+        """Looks at everything once. A failure is logged, once while it stays the same, and the next turn tries again."""
         try:
             try:
                 self._page.overview = observe_federation(self._page.runs.folder, self._page.registry)

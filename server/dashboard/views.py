@@ -125,17 +125,17 @@ def _site(name: str, history: Sequence[RoundRecord]) -> SiteMetrics:
     took_part = [(line.round, line.sites[name]) for line in history if name in line.sites]
     number, last = took_part[-1] if took_part else (0, SiteRound())
     trained = [site.train for _, site in took_part if site.train]
-    train, judged = (trained[-1] if trained else SiteTraining()), last.validation or SiteValidation()
+    train, validated = (trained[-1] if trained else SiteTraining()), last.validation or SiteValidation()
     return SiteMetrics(
         name=name,
         round=number,
         images=train.num_examples,
         train_loss=train.train_loss,
         train_sec=train.train_sec,
-        auroc=judged.auroc,
-        sensitivity=judged.sensitivity,
-        specificity=judged.specificity,
-        validation_images=judged.n,
+        auroc=validated.auroc,
+        sensitivity=validated.sensitivity,
+        specificity=validated.specificity,
+        validation_images=validated.n,
         rounds_answered=len(trained),
         rounds_drawn=sum(name in line.drawn for line in history),
     )

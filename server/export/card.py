@@ -33,7 +33,7 @@ class MetricTable:
 
 
 def write_card(manifest: BundleManifest) -> str:
-    """The card of `manifest` as Markdown: every number with its 95 % interval and the set that it was measured on."""
+    """Writes the card of `manifest` as Markdown: every number with its 95 % interval and the set that it was measured on."""
     facts = manifest.card
     whole_sets = [found for found in facts.measured if "," not in found.name]
     return render(

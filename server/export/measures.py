@@ -94,7 +94,8 @@ def calibrate(source: Source, method: Method) -> Calibration:
 
 
 def score_histogram(statistics: Statistics) -> tuple[Reals, Reals, Reals]:
-    """(logit in the middle of each occupied bin, normal images, images of pneumonia in it), float64 [B].
+    """Counts images by score: (logit in the middle of each occupied bin, normal images, images of pneumonia in it), float64
+    [B].
 
     A bin of the federated grid is 0.02 wide in the logit; scores beyond its ends count as being there.
     """
@@ -263,7 +264,7 @@ class ExportImages:
         return len(self.pixels)
 
     def inputs(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """float32 [n, 1, S, S] in [0, 1]: the graph's input for the images at `index`."""
+        """Builds the graph's input for the images at `index`, float32 [n, 1, S, S] in [0, 1]."""
         return (self.pixels[index].astype(np.float32) / np.float32(255.0))[:, None]
 
     def draw(self, purpose: str, most: int = MOST_IMAGES_OF_A_SET) -> npt.NDArray[np.int64]:
@@ -280,7 +281,7 @@ class ExportImages:
 
 
 def load_central(source: Source) -> list[ExportImages]:
-    """The run's central sets, through the coordinator's cache; those whose manifest is gone are left out."""
+    """Loads the run's central sets through the coordinator's cache; those whose manifest is gone are left out."""
     if source.coordinator is None:
         return []
     settings, experiment = source.coordinator, source.experiment
@@ -413,7 +414,7 @@ def monai_metadata(manifest: BundleManifest) -> dict[str, Any]:
 
 
 def monai_inference(manifest: BundleManifest) -> dict[str, Any]:
-    """A MONAI configuration whose `network_def` is the network with its weights, verified; it needs pneumofed installed."""
+    """Builds a MONAI configuration whose `network_def` is the network with its weights, verified; it needs pneumofed installed."""
     return {
         "imports": ["$from pathlib import Path", "$from pneumofed.common.model_bundle.bundle import open_bundle"],
         "bundle_root": ".",

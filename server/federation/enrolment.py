@@ -148,7 +148,7 @@ class SiteDirectory:
         self.absent[node] = failure
 
     def absences(self) -> Mapping[str, str]:
-        """Reason by name (or node) of everyone who is not a site of this run."""
+        """Lists why each other node, by site or node, is not a site of this run."""
         return {failure.site or f"node {node}": str(failure) for node, failure in sorted(self.absent.items())}
 
 

@@ -108,7 +108,11 @@ class Messenger:
         return {asked.site for asked in self.outstanding.values()}
 
     def collect_late(self) -> list[OpenMessage]:
-        """What arrived too late: dropped. The sites are free again, as are those that nothing more is expected of."""
+        """Drops what arrived too late. Its sites are free again, as are those that nothing more is expected of.
+
+        Returns:
+            The messages whose replies were dropped.
+        """
         arrived = self._pull({identifier: asked.site for identifier, asked in self.outstanding.items()})
         late = [self.outstanding.pop(message.metadata.reply_to_message_id) for message in arrived]
         for asked in late:

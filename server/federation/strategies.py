@@ -321,7 +321,8 @@ def _square(vector: np.ndarray) -> float:
 
 
 def moving_average(average: ModelArrays | None, arrays: ModelArrays, decay: float) -> ModelArrays:
-    """decay * average + (1 - decay) * arrays, float32, which begins with the first round's `arrays`. With decay 0 it is `arrays` itself.
+    """Computes decay * average + (1 - decay) * arrays, float32, which begins with the first round's `arrays`. With decay 0 it
+    is `arrays` itself.
 
     Statistics are averaged as parameters are: rounds' running means and variances lie close to each other.
 

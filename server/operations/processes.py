@@ -183,7 +183,7 @@ class Part:
 
 
 def build_parts(place: CoordinatorFolder) -> list[Part]:
-    """SuperLink, SuperExec and gateway, in the order in which they start."""
+    """Builds SuperLink, SuperExec and gateway, in the order in which they start."""
     return [_superlink(place), _superexec(place), _gateway(place)]
 
 

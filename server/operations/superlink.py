@@ -54,7 +54,7 @@ class Control:
         self._client = client
 
     def nodes(self) -> list[Node]:
-        """All nodes that were ever registered."""
+        """Lists all nodes that were ever registered."""
         answer = _call(lambda: self._client.ListNodes(ListNodesRequest()))
         return [Node(n.node_id, n.name, n.public_key, n.status, n.last_deactivated_at, n.online_until) for n in answer.nodes_info]
 
@@ -89,12 +89,12 @@ class Control:
         return int(answer.run_id)
 
     def run_status(self, run_id: int) -> str:
-        """`pending`, `starting`, `running` or `finished:` and `completed`, `failed` or `stopped`."""
+        """Asks for the run's status: `pending`, `starting`, `running` or `finished:` and `completed`, `failed` or `stopped`."""
         status = _call(lambda: self._client.ListRuns(ListRunsRequest(run_id=run_id))).run_dict[run_id].status
         return f"{status.status}:{status.sub_status}" if status.sub_status else str(status.status)
 
     def run_log(self, run_id: int) -> str:
-        """What the ServerApp has said so far; empty for a run that has not begun."""
+        """Reads what the ServerApp has logged so far; empty for a run that has not begun."""
         if self.run_status(run_id) in ("pending", "starting"):
             return ""  # the stream would wait for the first line
         return _call(lambda: next((part.log_output for part in self._client.StreamLogs(StreamLogsRequest(run_id=run_id))), ""))
@@ -107,7 +107,7 @@ class Control:
 
 @contextmanager
 def open_control(folder: CoordinatorFolder) -> Iterator[Control]:
-    """The control interface of the SuperLink that runs in `folder`.
+    """Opens the control interface of the SuperLink that runs in `folder`.
 
     Raises:
         ConfigError: the folder is no coordinator folder.

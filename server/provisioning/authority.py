@@ -104,6 +104,7 @@ def open_authority(folder: Path, federation: str, expires: datetime) -> Authorit
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
+    """Makes a new private key, ECDSA on P-384."""
     return ec.generate_private_key(ec.SECP384R1())
 
 

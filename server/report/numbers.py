@@ -26,7 +26,7 @@ class ReportedEstimate:
 
     @classmethod
     def of(cls, found: MetricInterval | None) -> ReportedEstimate:
-        """The estimate in a metric's interval; undefined where there is none."""
+        """Takes the estimate from a metric's interval; undefined where there is none."""
         return cls(found.value, found.low, found.high) if found else cls()
 
     @property

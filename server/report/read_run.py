@@ -110,24 +110,40 @@ class StoredRun:
         return bool(self.simulation)
 
     def is_final(self, central_set: str) -> bool:
-        """Whether the set was evaluated at the end, with bootstrap intervals."""
+        """Says whether the set was evaluated at the end, with bootstrap intervals.
+
+        Args:
+            central_set: `test` or `external`.
+        """
         return bool(self.summary.central(central_set))
 
     def interval_name(self, central_set: str) -> str:
-        """`95% CI`; approximate intervals of unfinished runs are of 95% whatever was asked for."""
+        """Names the intervals: `95% CI`; approximate ones of unfinished runs are of 95% whatever was asked for.
+
+        Args:
+            central_set: `test` or `external`.
+        """
         if self.is_final(central_set) and self.experiment:
             return f"{100 * self.experiment.evaluation.confidence:g}% CI"
         return "CI" if self.is_final(central_set) else "95% CI"
 
     def results(self, central_set: str) -> dict[str, ReportedEstimate]:
-        """The set's metrics: the final ones, else those of `reported_line`; empty if there are none."""
+        """Reads the set's metrics: the final ones, else those of `reported_line`; empty if there are none.
+
+        Args:
+            central_set: `test` or `external`.
+        """
         if self.is_final(central_set):
             return {metric: ReportedEstimate.of(found) for metric, found in self.summary.central(central_set).items()}
         found = self._reported(central_set)
         return approximate(found) if found else {}
 
     def size(self, central_set: str) -> SetSize:
-        """The set's images as the coordinator's data report has it, else as counted in a round."""
+        """Counts the set's images as the coordinator's data report has it, else as counted in a round.
+
+        Args:
+            central_set: `test` or `external`.
+        """
         report = self.summary.data.get(central_set)
         if report:
             return SetSize(report.used or 0, report.patients, report.classes or {})
@@ -161,7 +177,7 @@ class StoredRun:
         return sorted(name for name, report in self.summary.sites.items() if kind in (report.withheld or ()))
 
     def absent(self) -> dict[str, str]:
-        """Reason by name of everyone who was not a site of the run at its end."""
+        """Lists why each party, by name, was not a site of the run at its end."""
         last = self.history[-1].absent if self.history else {}
         return dict(last if self.summary.absent is None else self.summary.absent)
 

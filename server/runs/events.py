@@ -156,7 +156,7 @@ class RunLog:
 
         Args:
             record: the round.
-            arrays: the weights that the round's model is judged with.
+            arrays: the weights that the round's model is evaluated with.
             heads: head of each site's audit log as its reply gave it.
 
         Raises:
@@ -245,7 +245,7 @@ def record_round(log: AuditLog, run: str, record: RoundRecord, arrays: ModelArra
         log: the coordinator's.
         run: the run's token.
         record: the round.
-        arrays: the weights that the round's model is judged with.
+        arrays: the weights that the round's model is evaluated with.
         heads: head of each site's log as its reply gave it.
     """
     return log.record(

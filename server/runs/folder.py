@@ -85,9 +85,11 @@ class RunFolder:
         return self.path / "validation.json"
 
     def predictions(self, name: str) -> Path:
+        """Names the file of the final model's predictions on a central set."""
         return self.path / "predictions" / f"{name}.csv"
 
     def figure(self, name: str) -> Path:
+        """Names the file of one of the report's pictures."""
         return self.path / "figures" / f"{name}.png"
 
     def prepare(self) -> None:
@@ -96,13 +98,20 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
 
     def write_config(self, experiment: ExperimentConfig) -> None:
+        """Writes the resolved experiment as YAML."""
         text = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
         write_text(self.config, text)
 
     def read_config(self) -> ExperimentConfig:
+        """Reads the experiment.
+
+        Raises:
+            ConfigError: the file is missing or wrong.
+        """
         return build_config(ExperimentConfig, read_yaml(self.config), str(self.config))
 
     def write_environment(self) -> None:
+        """Writes what the run runs on."""
         write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
 
     def append_history(self, line: RoundRecord) -> None:

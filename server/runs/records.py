@@ -38,17 +38,17 @@ class Record(BaseModel):
         return without_nan(values)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON: what was given, in the order of the fields, unknown keys last."""
+        """Converts to plain values for JSON: what was given, in the order of the fields, unknown keys last."""
         # A NaN can only stand in a record that was made without validation; JSON knows none.
         return dict(without_nan(self.model_dump(exclude_unset=True)))  # type: ignore[call-overload]
 
     def updated(self, **changes: Any) -> Self:
-        """A copy with `changes`, which are validated."""
+        """Copies the record with `changes`, which are validated."""
         given = {name: value for name, value in self if name in self.model_fields_set}
         return self.model_validate({**given, **changes})
 
     def without(self, *names: str) -> Self:
-        """A copy in which `names` were never given."""
+        """Copies the record as if `names` were never given."""
         return self.model_validate({name: value for name, value in self if name in self.model_fields_set - set(names)})
 
 

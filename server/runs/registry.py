@@ -50,6 +50,7 @@ class Registry:
         """A session whose block is one transaction; what it read stays readable afterwards."""
 
     def close(self) -> None:
+        """Closes the database."""
         self._engine.dispose()
 
     def add_run(self, name: str, experiment: str, folder: Path) -> RunRow:
@@ -125,6 +126,7 @@ class Registry:
         return run
 
     def find_run(self, name: str) -> RunRow | None:
+        """Finds the run of this name; None where there is none."""
         with self._session() as session:
             return session.scalar(select(RunRow).where(RunRow.name == name))
 
@@ -178,6 +180,7 @@ class Registry:
                 site.first_seen, site.last_seen = site.first_seen or moment, moment
 
     def sites(self) -> Sequence[SiteRow]:
+        """Lists all sites by name, revoked ones too."""
         return self._all(select(SiteRow).order_by(SiteRow.name))
 
     def take_events(self, name: str, lines: Sequence[Event]) -> int:
@@ -255,6 +258,7 @@ def check_run_name(name: str) -> None:
 
 
 def now() -> datetime:
+    """Returns the time in UTC."""
     return datetime.now(UTC)
 
 

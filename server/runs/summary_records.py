@@ -114,7 +114,11 @@ class BaselineResult(Record):
     external: Results | None = None
 
     def central(self, name: str) -> Results:
-        """The results on the central set `name`; empty where there are none."""
+        """Returns the results on the central set `name`; empty where there are none.
+
+        Args:
+            name: `test` or `external`.
+        """
         return {"test": self.test, "external": self.external}.get(name) or {}
 
 
@@ -187,11 +191,19 @@ class RunSummary(Record):
         return {name: found for name in CENTRAL_SETS if (found := self.central(name))}
 
     def central(self, name: str) -> Results:
-        """Final results on the central set `name`; empty where it was not evaluated."""
+        """Returns the final results on the central set `name`; empty where it was not evaluated.
+
+        Args:
+            name: `test` or `external`.
+        """
         return {"test": self.test, "external": self.external}.get(name) or {}
 
     def auroc(self, name: str) -> float:
-        """Final AUROC on the central set `name`; NaN where it is undefined or was not evaluated."""
+        """Returns the final AUROC on the central set `name`; NaN where it is undefined or was not evaluated.
+
+        Args:
+            name: `test` or `external`.
+        """
         value = self.central(name).get("auroc", MetricInterval()).value
         return math.nan if value is None else value
 

@@ -209,7 +209,7 @@ class SumOutcome:
         return {site: dropped.failure for site, dropped in self.dropped.items() if site not in self.summed}
 
     def record(self) -> SecureSumRecord:
-        """For the history: names and stages only."""
+        """Builds the record for the history: names and stages only."""
         dropped = {site: dropped.stage for site, dropped in sorted(self.dropped.items())}
         return SecureSumRecord(summed=tuple(self.summed), dropped=dropped)
 

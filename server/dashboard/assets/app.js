@@ -46,8 +46,8 @@ async function ask(path, options = {}) {
   if (response.status === 204) return null;
   const body = await response.json().catch(() => ({}));
   if (!response.ok) {
-    const told = typeof body.detail === "string" ? body.detail : `the coordinator answered ${response.status}`;
-    throw Object.assign(new Error(told), { status: response.status });
+    const sentence = typeof body.detail === "string" ? body.detail : `the coordinator answered ${response.status}`;
+    throw Object.assign(new Error(sentence), { status: response.status });
   }
   return body;
 }
@@ -195,8 +195,8 @@ function tick() {
   if (place.dataset.words === undefined) return;
   const deadline = Date.parse(place.dataset.deadline);
   const left = Math.round((deadline - Date.now()) / 1000);
-  const told = Number.isNaN(left) ? "" : left >= 0 ? `, ${left < 120 ? `${left} s` : duration(left)} until the sites' deadline` : ", training deadline passed";
-  say("progress-text", place.dataset.words + told);
+  const remaining = Number.isNaN(left) ? "" : left >= 0 ? `, ${left < 120 ? `${left} s` : duration(left)} until the sites' deadline` : ", training deadline passed";
+  say("progress-text", place.dataset.words + remaining);
 }
 
 function showTiles(run) {

@@ -1,4 +1,4 @@
-// A line chart as inline SVG, drawn from numbers. Lines differ in colour, dashes and marks, so that no colour has to be told apart.
+// A line chart as inline SVG, drawn from numbers. Lines differ in colour, dashes and marks, so that the chart can be read without colours.
 
 const SVG = "http://www.w3.org/2000/svg";
 const BOX = { width: 560, height: 300, left: 46, right: 14, top: 34, bottom: 38 };
@@ -22,11 +22,11 @@ export function drawChart(place, series, options) {
 
 function describe(shown, options) {
   if (!shown.length) return `${options.label}: ${options.waiting}`;
-  const told = shown.map((one) => {
+  const parts = shown.map((one) => {
     const [round, value] = one.points.at(-1);
     return `${one.name} ${value.toFixed(3)} in round ${round}`;
   });
-  return `${options.label}. Latest: ${told.join(", ")}. The table below holds all numbers.`;
+  return `${options.label}. Latest: ${parts.join(", ")}. The table below holds all numbers.`;
 }
 
 /** Lowest and highest value of the axis and the distance of its lines, all round numbers. */
