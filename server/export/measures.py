@@ -416,9 +416,9 @@ def monai_metadata(manifest: BundleManifest) -> dict[str, Any]:
 def monai_inference(manifest: BundleManifest) -> dict[str, Any]:
     """Builds a MONAI configuration whose `network_def` is the network with its weights, verified; it needs pneumofed installed."""
     return {
-        "imports": ["$from pathlib import Path", "$from pneumofed.common.model_bundle.bundle import open_bundle"],
+        "imports": ["$import pneumofed"],
         "bundle_root": ".",
-        "network_def": "$open_bundle(Path(@bundle_root), None).load_network()",
+        "network_def": "$pneumofed.open_bundle(@bundle_root).network",
         "image_size_px": manifest.preprocessing.size_px,
         "mean": list(manifest.preprocessing.mean),
         "std": list(manifest.preprocessing.std),
