@@ -17,7 +17,7 @@ from pneumofed.common.files import atomic_write
 from pneumofed.inference.reading_room.cases import Case, Cases, FindingRow, open_room_database
 from pneumofed.inference.reading_room.file_store import CaseFiles
 from pneumofed.inference.reading_room.settings import RoomFolder
-from pneumofed.inference.reading_room.worker import ORIGINAL_FILE
+from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
 
 EXPORT_COLUMNS = (*MANIFEST_COLUMNS, "reader", "time", "case")
 

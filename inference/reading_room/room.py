@@ -38,7 +38,8 @@ from pneumofed.inference.reading_room.schema import ErrorCode, Label, ModelInfo,
 from pneumofed.inference.reading_room.settings import GIB, RoomFolder
 from pneumofed.inference.reading_room.upload import Arrived, Gate
 from pneumofed.inference.reading_room.users import BackOff, Users
-from pneumofed.inference.reading_room.worker import ImageJob, JudgedFile, Workers
+from pneumofed.inference.reading_room.viewing import JudgedFile
+from pneumofed.inference.reading_room.worker import ImageJob, Workers
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.bundle import Bundle

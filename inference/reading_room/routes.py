@@ -24,8 +24,9 @@ from pneumofed.inference.reading_room.room import SESSION_SEC, Room
 from pneumofed.inference.reading_room.settings import MIB
 from pneumofed.inference.reading_room.upload import receive_form, receive_one
 from pneumofed.inference.reading_room.users import weakness
+from pneumofed.inference.reading_room.viewing import JudgedFile
 from pneumofed.inference.reading_room.views import view_case, view_case_line, view_finding, view_judgement, view_map
-from pneumofed.inference.reading_room.worker import ImageJob, JudgedFile
+from pneumofed.inference.reading_room.worker import ImageJob
 
 case_routes = APIRouter(prefix="/api", tags=["cases"])
 CaseInPath = Annotated[str, Path(pattern=r"^[0-9a-f]{32}$", description="A case's id.")]

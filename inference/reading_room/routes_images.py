@@ -24,8 +24,8 @@ from pneumofed.inference.reading_room.dependencies import ReaderNow, RoomNow
 from pneumofed.inference.reading_room.errors import Refusal
 from pneumofed.inference.reading_room.room import Room
 from pneumofed.inference.reading_room.routes import CaseInPath, find_case
+from pneumofed.inference.reading_room.viewing import FULL_SCALE, MAP_FILE, PIXELS_FILE
 from pneumofed.inference.reading_room.views import view_map
-from pneumofed.inference.reading_room.worker import FULL_SCALE, MAP_FILE, PIXELS_FILE
 
 image_routes = APIRouter(prefix="/api/cases", tags=["pictures"])
 

@@ -17,7 +17,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from pneumofed.inference.reading_room.errors import Refusal
 from pneumofed.inference.reading_room.schema import ErrorCode
 from pneumofed.inference.reading_room.settings import MIB, UploadLimits
-from pneumofed.inference.reading_room.worker import ORIGINAL_FILE, is_archive
+from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE, is_archive
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks

@@ -7,7 +7,8 @@ import time
 from multiprocessing import get_context
 
 from pneumofed.common.errors import ImageError, SkipReason
-from pneumofed.inference.reading_room.worker import ORIGINAL_FILE, ImageJob, JobOutcome, Read
+from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
+from pneumofed.inference.reading_room.worker import ImageJob, JobOutcome, Read
 
 FAST = get_context("fork")
 """Starts in milliseconds where a process of the reading room takes a second to import its libraries."""

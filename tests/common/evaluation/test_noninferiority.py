@@ -11,18 +11,15 @@ from scipy.special import xlogy
 
 from pneumofed.common.evaluation.comparison import (
     NonInferiority,
-    PairedAreas,
-    PairedRates,
     area_bound,
     area_limit,
     judge_areas,
     judge_rates,
-    paired_areas,
-    paired_rates,
     patients_needed,
     rate_bound,
     tango_limit,
 )
+from pneumofed.common.evaluation.paired import PairedAreas, PairedRates, paired_areas, paired_rates
 from tests.common.evaluation.draws import of_scores
 
 ALPHA, Z = 0.05, 1.6448536269514722

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pneumofed.common.errors import DataError
 from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap_difference, resample_patients
-from pneumofed.common.evaluation.comparison import paired_areas, paired_rates, sensitivity_and_specificity
+from pneumofed.common.evaluation.paired import paired_areas, paired_rates, sensitivity_and_specificity
 from pneumofed.common.evaluation.predictions import Predictions
 from tests.common.evaluation.draws import of_scores
 

@@ -348,7 +348,7 @@ def test_case_reads_after_a_finding_go_on_from_its_place(stage: Stage) -> None:
 
 
 def test_a_window_of_a_lookup_table_file_is_the_whole_range(tmp_path: Path) -> None:
-    from pneumofed.inference.reading_room.worker import whole_range
+    from pneumofed.inference.reading_room.viewing import whole_range
 
     (tmp_path / "x.png").write_bytes(phantom_png())
     image = read_image(tmp_path / "x.png")

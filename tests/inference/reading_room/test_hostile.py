@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from pneumofed.common.errors import SkipReason
-from pneumofed.inference.reading_room.worker import ORIGINAL_FILE, ImageJob, JudgedFile, Worker
+from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE, JudgedFile
+from pneumofed.inference.reading_room.worker import ImageJob, Worker
 from tests.hostile import mutate
 from tests.inference.reading_room.stage import Stage, files_below, phantom_dicom, phantom_png, problem, upload
 from tests.inference.reading_room.treacherous import load_treacherous

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser
 
 from pneumofed.inference.explain.focus import Focus, Misplaced
 from pneumofed.inference.reading_room import worker
-from pneumofed.inference.reading_room.worker import MAP_FILE
+from pneumofed.inference.reading_room.viewing import MAP_FILE
 from tests.inference.reading_room.browser import CHROMIUM, Desk, launched, phantom_file, served
 from tests.inference.reading_room.stage import ADMIN, READER, Stage
 

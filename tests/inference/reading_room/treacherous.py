@@ -8,7 +8,8 @@ import signal
 import numpy as np
 
 from pneumofed.common.errors import ImageError, SkipReason
-from pneumofed.inference.reading_room.worker import ORIGINAL_FILE, ImageJob, JobOutcome, Read
+from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
+from pneumofed.inference.reading_room.worker import ImageJob, JobOutcome, Read
 
 
 def treacherous(job: ImageJob) -> JobOutcome:

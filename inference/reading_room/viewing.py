@@ -1,0 +1,180 @@
+"""A judged file as the room keeps it: what the viewer needs, in a folder of files.
+
+quarantine/RANDOM/original         the file as it came; the only one that is there before
+quarantine/RANDOM/pixels.gz        uint16 little endian [H, W], gzip; 0 to 65535 spans the values that occur
+quarantine/RANDOM/map.npy          float32 [h, w] in [0, 1], where the model has a map
+quarantine/RANDOM/measures.npz     features float32 [D], pixel_statistics float32 [K], for `pneumofed monitor`
+"""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.images import read_image
+from pneumofed.common.imaging.types import Image, ImageInfo, Window
+from pneumofed.common.model_bundle.suitability import Judgement
+
+if TYPE_CHECKING:
+    from pneumofed.common.model_bundle.predictor import Radiograph
+
+
+ORIGINAL_FILE, PIXELS_FILE, MAP_FILE, FEATURES_FILE = "original", "pixels.gz", "map.npy", "measures.npz"
+
+
+FULL_SCALE = 65_535
+
+
+ARCHIVE_STARTS = (
+    b"PK\x03\x04",
+    b"PK\x05\x06",
+    b"\x1f\x8b",
+    b"7z\xbc\xaf\x27\x1c",
+    b"Rar!\x1a\x07",
+    b"\xfd7zXZ\x00",
+    b"BZh",
+    b"(\xb5/\xfd",
+)
+"""First bytes of zip, gzip, 7-Zip, RAR, xz, bzip2 and Zstandard. They are not unpacked: see docs/reading-room.md."""
+
+
+_WIDE_WINDOW = Window(center=0.0, width=2.0**17)
+"""Holds every value of 16 bits, signed or not, at steps that float32 distinguishes (its mantissa has 24 bits)."""
+
+
+def evidence(activation_map: np.ndarray) -> np.ndarray:
+    """Scales the evidence for pneumonia by the strongest evidence of the image, for or against, float32 [h, w] in [0, 1].
+
+    So the map of an image in which nothing speaks for pneumonia stays dark, instead of showing its least doubt in the brightest colour.
+    """
+    strongest = float(np.abs(activation_map).max())
+    if not strongest > 0:
+        return np.zeros_like(activation_map, dtype=np.float32)
+    return np.clip(activation_map / strongest, 0, 1).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Whose image it is. Empty or None where the file does not say."""
+
+    patient: str = ""
+    accession: str = ""
+    study_date: date | None = None
+
+
+@dataclass(frozen=True)
+class Viewing:
+    """What a model and an image give to look at: `map` float32 [h, w] in [0, 1] or None, spread over `area` of the image (left, top,
+    width, height in parts of it); `warnings` of `inference.explain.focus.Misplaced`, by name, if they were asked for."""
+
+    map: np.ndarray | None
+    area: tuple[float, float, float, float]
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class JudgedFile:
+    """All that is known of one file."""
+
+    header: Header
+    info: ImageInfo
+    window: Window
+    """The one to show `pixels.gz` with first, in parts of its full range."""
+    judgement: Judgement
+    viewing: Viewing
+
+
+def header_of(read: Radiograph) -> Header:
+    """Reads whose image it is, as the worklist shows it."""
+    found = read.header
+    return Header(found.patient, found.accession, found.study_date) if found else Header()
+
+
+def is_archive(path: Path) -> bool:
+    """Checks whether the file is an archive of files by its first bytes."""
+    with path.open("rb") as file:
+        start = file.read(262)
+    return start.startswith(ARCHIVE_STARTS) or start[257:262] == b"ustar"
+
+
+def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Viewing) -> Window:
+    """Writes what the viewer needs into `folder` and returns the window to begin with.
+
+    Args:
+        folder: of the file.
+        image: in the file.
+        judgement: of the image; its features and pixel statistics are kept.
+        viewing: its map is kept, if it has one.
+    """
+    pixels, window = whole_range(folder / ORIGINAL_FILE, image)
+    with gzip.GzipFile(folder / PIXELS_FILE, "wb", compresslevel=1, mtime=0) as file:
+        file.write(pixels.astype("<u2", copy=False).tobytes())
+    if viewing.map is not None:
+        np.save(folder / MAP_FILE, viewing.map.astype(np.float32))
+    np.savez(folder / FEATURES_FILE, features=judgement.features, pixel_statistics=judgement.pixel_statistics)
+    for name in (ORIGINAL_FILE, PIXELS_FILE, MAP_FILE, FEATURES_FILE):
+        if (folder / name).exists():
+            (folder / name).chmod(0o600)
+    return window
+
+
+def whole_range(path: Path, image: Image) -> tuple[np.ndarray, Window]:
+    """Spreads the pixels over all values that occur in the file, so that a reader can see beyond the file's own window.
+
+    A DICOM window cuts off what is darker and brighter, which a reader may want to see: such a file is decoded again without it.
+    Where the file has a lookup table or no window, its display values are all there is, and the window is the whole range.
+
+    Args:
+        path: of the file; decoded again where its DICOM window cuts values off.
+        image: read from `path`, through its own window.
+
+    Returns:
+        uint16 [H, W], and the file's window in parts of that range.
+    """
+    window = image.info.window
+    if window is not None and abs(window.center) + window.width < _WIDE_WINDOW.width / 2:
+        try:
+            return _stretched(read_image(path, window=_WIDE_WINDOW).pixels, window, image.info.inverted)
+        except ImageError as error:  # one grey in the wide window: values beyond it
+            if error.reason != SkipReason.CONSTANT:
+                raise
+    return np.rint(image.pixels * FULL_SCALE).astype(np.uint16), Window(0.5, 1.0)
+
+
+def map_area(height: int, width: int, fit: Literal["pad", "crop"]) -> tuple[float, float, float, float]:
+    """Computes what the model's square covers of the image: see `common.imaging.images.fit_square`.
+
+    Args:
+        height: of the image, in pixels.
+        width: likewise.
+        fit: how the square was made; `pad` reaches beyond the image, `crop` covers a part of it.
+
+    Returns:
+        Left, top, width and height in parts of the image.
+    """
+    side = max(height, width) if fit == "pad" else min(height, width)
+    return ((width - side) / 2 / width, (height - side) / 2 / height, side / width, side / height)
+
+
+def _stretched(wide: np.ndarray, window: Window, inverted: bool) -> tuple[np.ndarray, Window]:
+    """`wide` [H, W], the display values through `_WIDE_WINDOW`, over the whole range, and `window` (in the file's units) in parts of it.
+
+    Padding is 0 in `wide` and stays 0; values are near 0.5 there.
+    """
+    tissue = wide[wide > 0]
+    least, greatest = float(tissue.min()), float(tissue.max())
+    if not greatest > least:
+        raise ImageError(SkipReason.CONSTANT)
+    pixels = np.rint(np.clip((wide - least) / (greatest - least), 0, 1) * FULL_SCALE).astype(np.uint16)
+    # LINEAR of PS3.3, C.11.2.1.2.1: g = (value - (center - 0.5)) / (width - 1) + 0.5.
+    center = (window.center - 0.5 - (_WIDE_WINDOW.center - 0.5)) / (_WIDE_WINDOW.width - 1) + 0.5
+    if inverted:
+        center = 1 - center
+    span = greatest - least
+    return pixels, Window((center - least) / span, max(window.width, 1.0) / (_WIDE_WINDOW.width - 1) / span)
