@@ -21,8 +21,6 @@ from enum import StrEnum
 from statistics import NormalDist
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from pneumofed.common.config.experiment import Fraction, NonNegative, Section
@@ -41,7 +39,6 @@ PLANNED_AREA = 0.95
 """AUROC of both models that is assumed where a class is missing, so that none can be observed."""
 _BISECTION_STEPS = 60
 _LARGEST_FACTOR = 1e7
-Reals = npt.NDArray[np.float64]
 
 
 class Areas(Section):
