@@ -126,10 +126,12 @@ class SimulationRequest:
         """Returns what the request changes in the virtual hospitals.
 
         Raises:
-            ConfigError: both a data folder and a number of phantoms are given.
+            ConfigError: both a data folder and a number of phantoms are given, or an external set without a data folder.
         """
         if self.data is not None and self.phantoms is not None:
             raise ConfigError("phantoms: phantoms are drawn only where no data folder is given; leave out data or phantoms")
+        if self.data is None and self.external is not None and not self.resume:
+            raise ConfigError("external: phantoms come with an external set of their own; give the data folder too")
         return _given(
             data=None if self.data is None else str(self.data),
             external=None if self.external is None else str(self.external),
@@ -146,12 +148,18 @@ def plan_simulation(request: SimulationRequest) -> Plan:
 
     Raises:
         ConfigError: a key or value is wrong, or the bundle to start from does not fit.
+        DataError: the data folder is not in the Kaggle layout.
         BundleError: the bundle to start from cannot be opened.
         CheckpointError: there is nothing to resume.
     """
     if request.engine not in get_args(EngineName):
         raise ConfigError(f"engine: expected {' or '.join(get_args(EngineName))}, got {request.engine!r}")
-    run_dir, experiment_values = request.out or default_run_dir(request.resume), request.experiment_values()
+    run_dir = request.out or default_run_dir(request.resume)
+    experiment_values, simulation_values = request.experiment_values(), request.simulation_values()
+    if request.data is not None:
+        from pneumofed.common.data.sources.public_sets import require_kaggle_folders
+
+        require_kaggle_folders(Path(request.data), "train")
     bundle = None
     if request.init:
         from pneumofed.common.model_bundle.bundle import open_start, start_values
@@ -159,7 +167,7 @@ def plan_simulation(request: SimulationRequest) -> Plan:
         bundle = open_start(request.init, request.trusted)
         experiment_values = merge(start_values(bundle, request.init), experiment_values)
     experiment, simulation = build_plan(
-        run_dir, experiment_values, request.simulation_values(), config_file=request.config, resume=request.resume
+        run_dir, experiment_values, simulation_values, config_file=request.config, resume=request.resume
     )
     if bundle:
         from pneumofed.common.model_bundle.bundle import check_start

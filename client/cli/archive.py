@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 archive_sources = typer.Typer()
 
-Modality = Annotated[list[str] | None, typer.Option("--modality", help="May stand more than once.  [default: CR, DX]")]
+Modality = Annotated[list[str] | None, typer.Option("--modality", help="May stand more than once.", show_default="CR, DX")]
 BodyPart = Annotated[str | None, typer.Option(help="Body Part Examined, e.g. CHEST.")]
 FirstDate = Annotated[datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="First day of the examinations.")]
 LastDate = Annotated[datetime | None, typer.Option("--to", formats=["%Y-%m-%d"], help="Last day of the examinations.")]

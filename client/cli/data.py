@@ -32,7 +32,7 @@ Uncertain = Annotated[Literal["ignore", "positive", "negative"], typer.Option(he
 @file_sources.command("kaggle")
 def add_kaggle(
     folder: Annotated[Path, typer.Argument(help="Holds train/NORMAL, train/PNEUMONIA, ...")],
-    split: Annotated[list[str] | None, typer.Option(help="May stand more than once.  [default: train, val]")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="May stand more than once.", show_default="train, val")] = None,
     site: Site = Path(),
     as_json: Json = False,
 ) -> None:
@@ -46,7 +46,7 @@ def add_kaggle(
 @file_sources.command("table")
 def add_table(
     file: Annotated[Path, typer.Argument(help="CSV with a row an image.")],
-    images: Annotated[Path | None, typer.Option(help="What paths are relative to.  [default: the table's folder]")] = None,
+    images: Annotated[Path | None, typer.Option(help="What paths are relative to.", show_default="the table's folder")] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="NAME=COLUMN for path, patient, label, view, sex, age, manufacturer.")
     ] = None,
@@ -200,10 +200,12 @@ def _lines(file: Path) -> list[str]:
 def compare(
     old: Annotated[Path, typer.Argument(help="Bundle of the model that was released last.")],
     new: Annotated[Path, typer.Argument(help="Bundle of the new model.")],
-    out: Annotated[Path | None, typer.Option(help="The signed verdict for the coordinator.  [default: verdict-NEW.json]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The signed verdict for the coordinator.", show_default="verdict-NEW.json")
+    ] = None,
     trusted: Annotated[
         list[Path] | None,
-        typer.Option("--trusted", help="Public key of the coordinator; other bundles are refused.  [default: any]"),
+        typer.Option("--trusted", help="Public key of the coordinator; other bundles are refused.", show_default="any"),
     ] = None,
     site: Site = Path(),
     as_json: Json = False,

@@ -41,7 +41,7 @@ def privacy_plan(
     site: Site = Path(),
     out: Annotated[
         Path | None,
-        typer.Option(help="Picture of epsilon over the rounds (PNG).  [default: epsilon-NAME.png in the work folder]"),
+        typer.Option(help="Picture of epsilon over the rounds (PNG).", show_default="epsilon-NAME.png in the work folder"),
     ] = None,
     json_: Json = False,
 ) -> None:

@@ -40,7 +40,7 @@ Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 Site = Annotated[Path, typer.Option("--site", "-C", help="The site folder.")]
 BundlePath = Annotated[Path, typer.Option("--bundle", help="The model bundle: a folder or an archive.")]
 Trusted = Annotated[
-    list[Path] | None, typer.Option("--trusted", help="Public key whose signature is taken; may repeat.  [default: any]")
+    list[Path] | None, typer.Option("--trusted", help="Public key whose signature is taken; may repeat.", show_default="any")
 ]
 
 

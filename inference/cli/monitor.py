@@ -30,8 +30,10 @@ Trusted = Annotated[
 ]
 Day = datetime
 DAY_FORMAT = ["%Y-%m-%d"]
-First = Annotated[Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.  [default: 30 days before the last]")]
-Last = Annotated[Day | None, typer.Option("--to", formats=DAY_FORMAT, help="Last day.  [default: today]")]
+First = Annotated[
+    Day | None, typer.Option("--from", formats=DAY_FORMAT, help="First day.", show_default="30 days before the last")
+]
+Last = Annotated[Day | None, typer.Option("--to", formats=DAY_FORMAT, help="Last day.", show_default="today")]
 
 
 @app.command("add")
@@ -39,7 +41,7 @@ def monitor_add(
     paths: Annotated[list[Path], typer.Argument(help="Images, or folders with all below them: DICOM, JPEG, PNG.")],
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
-    day: Annotated[Day | None, typer.Option(formats=DAY_FORMAT, help="Day of the images.  [default: today]")] = None,
+    day: Annotated[Day | None, typer.Option(formats=DAY_FORMAT, help="Day of the images.", show_default="today")] = None,
     patients: Annotated[
         Path | None,
         typer.Option(help="Manifest (CSV with path and patient) that says whose the images are; JPEG and PNG do not."),
@@ -86,7 +88,7 @@ def check_drift(bundle: BundlePath, folder: Folder = Path("monitor"), trusted: T
 def monitor_page(
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
-    out: Annotated[Path | None, typer.Option(help="Folder for drift.html and drift.png.  [default: the monitor's]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for drift.html and drift.png.", show_default="the monitor's")] = None,
     trusted: Trusted = None,
 ) -> None:
     """Write the page and the picture: evidence by scanner and day, what moved, and what that means."""
@@ -120,7 +122,7 @@ def resume_scanner(
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
     last: Annotated[
-        Day | None, typer.Option("--after", formats=DAY_FORMAT, help="Last day of the fault.  [default: today]")
+        Day | None, typer.Option("--after", formats=DAY_FORMAT, help="Last day of the fault.", show_default="today")
     ] = None,
     trusted: Trusted = None,
 ) -> None:

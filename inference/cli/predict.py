@@ -130,7 +130,7 @@ def explain_command(
     bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
     method: Annotated[
-        list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; may stand more than once.  [default: grad-cam]")
+        list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; may stand more than once.", show_default="grad-cam")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every method; minutes an image on a slow machine.")] = False,
     target: Annotated[

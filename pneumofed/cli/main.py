@@ -17,7 +17,7 @@ from pneumofed.client.cli.privacy import app as privacy_app
 from pneumofed.client.cli.site import app as site_app
 from pneumofed.common.config.experiment import ModelName, StrategyName
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.command_line import console, exit_on_error, exit_when_stopped, say
+from pneumofed.common.ops.command_line import Json, console, exit_on_error, exit_when_stopped, note, print_json, say
 from pneumofed.inference.cli.monitor import app as monitor_app
 from pneumofed.inference.cli.predict import explain_command, predict_command
 from pneumofed.inference.cli.reading_room import app as room_app
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pneumofed.simulation.plan import SimulationRequest
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 app.command("provision", rich_help_panel="Federation")(provision_command)
 app.add_typer(server_app, name="server", rich_help_panel="Federation")
@@ -50,17 +50,17 @@ Data = Annotated[
     Path | None, typer.Option("--data", help="Folder in the Kaggle layout (train/, test/). Without it, phantoms are drawn.")
 ]
 External = Annotated[Path | None, typer.Option(help="Held-out external set: a folder with labels.csv, or a CSV file.")]
-Hospitals = Annotated[int | None, typer.Option(min=1, help="Number of virtual hospitals.  [default: 5]")]
-Partition = Annotated[PartitionKind | None, typer.Option(help="How patients are dealt to hospitals.  [default: dirichlet]")]
-Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet draws; small is uneven.  [default: 0.5]")]
-Phantoms = Annotated[int | None, typer.Option(min=3, help="Phantom patients that are drawn without --data.  [default: 240]")]
-Strategy = Annotated[StrategyName | None, typer.Option(help="Federated strategy.  [default: fedavg]")]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds.  [default: 12]")]
-ImageSize = Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the model's input in pixels.  [default: 128]")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.  [default: 0]")]
+Hospitals = Annotated[int | None, typer.Option(min=1, help="Number of virtual hospitals.", show_default="5")]
+Partition = Annotated[PartitionKind | None, typer.Option(help="How patients are dealt to hospitals.", show_default="dirichlet")]
+Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet draws; small is uneven.", show_default="0.5")]
+Phantoms = Annotated[int | None, typer.Option(min=3, help="Phantom patients that are drawn without --data.", show_default="240")]
+Strategy = Annotated[StrategyName | None, typer.Option(help="Federated strategy.", show_default="fedavg")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds.", show_default="12")]
+ImageSize = Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the model's input in pixels.", show_default="128")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.", show_default="0")]
 Baselines = Annotated[bool, typer.Option("--baselines", help="Also train on pooled images and in each hospital alone.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out after its last completed round.")]
-Out = Annotated[Path | None, typer.Option(help="Run folder.  [default: runs/<date>-<time>]")]
+Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<date>-<time>")]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="YAML file that holds what differs from the defaults, e.g. configs/fedprox.yaml.")
 ]
@@ -70,12 +70,12 @@ Set = Annotated[
 ]
 Init = Annotated[Path | None, typer.Option("--init", help="Model bundle (folder or archive) that the run goes on from.")]
 Trusted = Annotated[
-    list[Path] | None, typer.Option("--trusted", help="Public key of a coordinator whose bundles are taken.  [default: any]")
+    list[Path] | None, typer.Option("--trusted", help="Public key of a coordinator whose bundles are taken.", show_default="any")
 ]
 Engine = Annotated[
     EngineName, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each hospital's training.  [default: 1]")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each hospital's training.", show_default="1")]
 Gpus = Annotated[float, typer.Option(min=0.0, help="Share of a GPU for each hospital, e.g. 0.25.")]
 RayAddress = Annotated[str | None, typer.Option(help="Run on the Ray cluster at this address instead of this machine alone.")]
 
@@ -118,6 +118,7 @@ def simulate_command(
     threads: Threads = None,
     gpus: Gpus = 0.0,
     ray_address: RayAddress = None,
+    as_json: Json = False,
 ) -> None:
     """Train one model over N virtual hospitals on this machine, judge it on held-out data, and write a report."""
     from pneumofed.common.config.reader import parse_overrides
@@ -146,7 +147,8 @@ def simulate_command(
             threads=threads,
             gpus=gpus,
             ray_address=ray_address,
-        )
+        ),
+        as_json,
     )
 
 
@@ -186,7 +188,7 @@ def phantom_command(
 def pretrain_command(
     out: Annotated[Path, typer.Option(help="File for the weights; a run takes it as model.weights.")],
     source: Annotated[PretrainSource, typer.Option(help="What is drawn.")] = "phantoms",
-    model: Annotated[ModelName | None, typer.Option(help="Network.  [default: resnet18]")] = None,
+    model: Annotated[ModelName | None, typer.Option(help="Network.", show_default="resnet18")] = None,
     images: Annotated[int, typer.Option(min=3, help="Pictures that are drawn.")] = 10_000,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over them.")] = 10,
     image_size: ImageSize = None,
@@ -244,16 +246,21 @@ def main() -> None:
         app()
 
 
-def _simulate(request: SimulationRequest) -> None:
+def _simulate(request: SimulationRequest, as_json: bool = False) -> None:
+    """Runs the simulation; as JSON, the summary alone goes to standard output, and the progress to standard error."""
     from pneumofed.simulation.plan import plan_simulation
 
     plan = plan_simulation(request)
     from pneumofed.simulation.runner import run_simulation
 
-    console.print(f"run folder: {plan.run_dir}")
+    tell = note if as_json else say
+    tell(f"run folder: {plan.run_dir}", None)
     with exit_when_stopped(lambda: "pneumofed: stopped; --resume goes on after the last completed round"):
-        summary = run_simulation(plan, say)
-    _show(summary, plan.run_dir)
+        summary = run_simulation(plan, lambda line: tell(line, None))
+    if as_json:
+        print_json({"run_folder": str(plan.run_dir), **summary.to_json()})
+    else:
+        _show(summary, plan.run_dir)
 
 
 def _show(summary: RunSummary, run_dir: Path) -> None:

@@ -33,17 +33,20 @@ Verdicts = Annotated[
 ]
 Margin = Annotated[float, typer.Option(help="By how much AUROC may be lower.")]
 PointMargin = Annotated[float, typer.Option(help="By how much sensitivity and specificity may be lower.")]
-SiteMargin = Annotated[float | None, typer.Option(help="The same for AUROC at the sites.  [default: --margin]")]
-SitePointMargin = Annotated[float | None, typer.Option(help="For sensitivity and specificity there.  [default: --point-margin]")]
+SiteMargin = Annotated[float | None, typer.Option(help="The same for AUROC at the sites.", show_default="--margin")]
+SitePointMargin = Annotated[
+    float | None, typer.Option(help="For sensitivity and specificity there.", show_default="--point-margin")
+]
 Alpha = Annotated[float, typer.Option(help="One-sided error of each test.")]
 Key = Annotated[
-    Path | None, typer.Option(help="Private key that signs the record.  [default: keys/release/node of the coordinator or run]")
+    Path | None,
+    typer.Option(help="Private key that signs the record.", show_default="keys/release/node of the coordinator or run"),
 ]
 Trusted = Annotated[
-    list[Path] | None, typer.Option("--trusted", help="Public key whose bundles are taken.  [default: that of --key]")
+    list[Path] | None, typer.Option("--trusted", help="Public key whose bundles are taken.", show_default="that of --key")
 ]
 Out = Annotated[
-    Path | None, typer.Option(help="Folder for release.json and release.md.  [default: the run's, or beside the bundle]")
+    Path | None, typer.Option(help="Folder for release.json and release.md.", show_default="the run's, or beside the bundle")
 ]
 
 

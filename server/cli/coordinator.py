@@ -60,7 +60,7 @@ def server_run(
         Path | None, typer.Option("--init", help="Model bundle (folder or archive) that the run goes on from.")
     ] = None,
     trusted: Annotated[
-        list[Path] | None, typer.Option("--trusted", help="Public key whose bundles are taken.  [default: any]")
+        list[Path] | None, typer.Option("--trusted", help="Public key whose bundles are taken.", show_default="any")
     ] = None,
     wait: Wait = False,
     folder: Folder = Path(),

@@ -22,12 +22,12 @@ CalibrationName = Literal["none", "temperature", "temperature_and_bias"]
 def export_command(
     run: Annotated[Path, typer.Argument(help="Run folder of a run that succeeded.")],
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the bundle; the archive lies beside it.  [default: RUN/bundle]")
+        Path | None, typer.Option(help="Folder of the bundle; the archive lies beside it.", show_default="RUN/bundle")
     ] = None,
     key: Annotated[
         Path | None,
         typer.Option(
-            help="Private key that signs (P-384, OpenSSH).  [default: keys/release/node of the coordinator, made if missing]"
+            help="Private key that signs (P-384, OpenSSH).", show_default="keys/release/node of the coordinator, made if missing"
         ),
     ] = None,
     reference: Annotated[

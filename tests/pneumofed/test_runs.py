@@ -77,8 +77,11 @@ def test_the_command_and_the_function_are_one_path(run: pneumofed.Run, tmp_path:
     }
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
-    done = CliRunner().invoke(app, [*command, "--engine", "local", "--out", str(tmp_path / "run")])
+    done = CliRunner().invoke(app, [*command, "--engine", "local", "--out", str(tmp_path / "run"), "--json"])
     assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert told["run_folder"] == str(tmp_path / "run") and told["status"] == "succeeded"
+    assert "round   2/2" in done.stderr
     other = pneumofed.open_run(tmp_path / "run")
     assert other.config == run.config
     first, second = (read_checkpoint(RunFolder(one.folder).last_checkpoint).arrays.parameters for one in (run, other))

@@ -124,14 +124,28 @@ def read_padchest(table: Path, images: Path, uncertain: UncertainPolicy = "ignor
     return collect(_padchest_record(row, files, uncertain) for _, row in read_rows(table, _PADCHEST_COLUMNS))
 
 
+def require_kaggle_folders(folder: Path, split: str) -> None:
+    """Does nothing where `folder` holds both classes of `split` in the Kaggle layout. Reads no image.
+
+    Args:
+        folder: the one that holds train/ and test/.
+        split: `train`, `val` or `test`.
+
+    Raises:
+        DataError: a class folder is missing.
+    """
+    for name in _KAGGLE_CLASS_FOLDERS:
+        if not (folder / split / name).is_dir():
+            missing = folder / split / name
+            raise DataError(f"{missing} is missing; give the folder that itself holds {_kaggle_folders([split])}")
+
+
 def _kaggle_files(folder: Path, split: str) -> Iterator[tuple[str, Path]]:
     if split in _KAGGLE_OPTIONAL_SPLITS and not (folder / split).is_dir():
         return
+    require_kaggle_folders(folder, split)
     for name in _KAGGLE_CLASS_FOLDERS:
-        class_folder = folder / split / name
-        if not class_folder.is_dir():
-            raise DataError(f"{class_folder} is missing; give the folder that itself holds {_kaggle_folders([split])}")
-        files = (file for file in class_folder.iterdir() if not file.name.startswith("."))
+        files = (file for file in (folder / split / name).iterdir() if not file.name.startswith("."))
         yield from ((name, file) for file in sorted(files) if file.is_file())
 
 
