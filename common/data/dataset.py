@@ -36,6 +36,7 @@ class Dataset:
         patients: of each image.
         digests: hexadecimal SHA-256 of each image file.
         report: counts of the manifest's images: found, used, left out and why.
+        records: the manifest's row of each image; empty where there is no manifest.
     """
 
     pixels: Pixels
@@ -43,6 +44,7 @@ class Dataset:
     patients: tuple[str, ...]
     digests: tuple[str, ...]
     report: DataReport
+    records: tuple[ImageRecord, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,7 +53,9 @@ class Dataset:
         """Copies the images at the positions `index` to memory, in that order; the report stays that of the whole."""
         rows = np.asarray(index, dtype=np.int64)
         patients = tuple(self.patients[row] for row in rows)
-        return Dataset(self.pixels[rows], self.labels[rows], patients, tuple(self.digests[row] for row in rows), self.report)
+        digests = tuple(self.digests[row] for row in rows)
+        records = tuple(self.records[row] for row in rows) if self.records else ()
+        return Dataset(self.pixels[rows], self.labels[rows], patients, digests, self.report, records)
 
 
 def load_dataset(
@@ -92,7 +96,7 @@ def load_dataset(
         if reason is None and not isinstance(outcome, SkipReason)
     ]
     patients = tuple(record.patient for record in records)
-    return Dataset(_rows(block, kept), labels, patients, tuple(str(digest) for digest in kept), report)
+    return Dataset(_rows(block, kept), labels, patients, tuple(str(digest) for digest in kept), report, tuple(records))
 
 
 def _rows(block: Block, digests: Sequence[str]) -> Pixels:

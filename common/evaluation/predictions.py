@@ -61,6 +61,11 @@ class Predictions:
         exponentials = np.exp(shifted)
         return cls(exponentials / exponentials.sum(axis=1, keepdims=True), np.asarray(labels), patients, images)
 
+    def rows(self, index: npt.NDArray[np.int64]) -> Predictions:
+        """Takes the images at the positions `index`, in that order."""
+        patients, images = (tuple(names[row] for row in index) for names in (self.patients, self.images))
+        return Predictions(self.probabilities[index], self.labels[index], patients, images)
+
     def __len__(self) -> int:
         return len(self.labels)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +36,7 @@ from pneumofed.common.model_bundle.manifest import MONAI, NETWORK, BundleManifes
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.server.export.source import Source
 from pneumofed.server.federation.central_evaluation import bootstrap_settings
+from pneumofed.server.federation.subgroups import find_subgroups
 from pneumofed.server.report.numbers import approximate
 from pneumofed.server.runs.records import Metrics
 
@@ -50,10 +51,6 @@ CARD_METRICS = (
     "accuracy_three_class",
     "auroc_macro",
 )
-LEAST_IN_SUBGROUP = 20
-"""Images; of fewer no metric says anything."""
-AGE_GROUPS = ((0, 18), (18, 40), (40, 65), (65, 200))
-"""Years, from and below; 18 is the border of paediatrics."""
 
 NO_STATISTICS = "the run kept no validation statistics"
 FEDBN_HAS_NO_CALIBRATION = (
@@ -139,7 +136,7 @@ def measure_central(source: Source, calibration: Calibration | None) -> list[Mea
 def measure_subgroups(
     source: Source, calibration: Calibration, records: Mapping[str, Mapping[str, ImageRecord]]
 ) -> list[Measured]:
-    """Measures the central sets by sex, age and view, where the manifests know them and a group has `LEAST_IN_SUBGROUP` images.
+    """Measures the groups of the central sets that `find_subgroups` finds.
 
     Args:
         source: the finished run with its predictions.
@@ -149,11 +146,9 @@ def measure_subgroups(
     threshold, found = calibration.move(source.threshold), []
     for name, predictions in source.run.predictions.items():
         known = [records.get(name, {}).get(image) for image in predictions.images]
-        for group, belongs in _groups(known).items():
-            rows = np.flatnonzero([record is not None and belongs(record) for record in known])
-            if LEAST_IN_SUBGROUP <= len(rows) < len(known):
-                part = calibrate_predictions(_rows(predictions, rows), calibration)
-                found.append(_measure_group(f"{name}, {group}", part, threshold, bootstrap_settings(source.experiment, name)))
+        for group, rows in find_subgroups(known).items():
+            part = calibrate_predictions(predictions.rows(rows), calibration)
+            found.append(_measure_group(f"{name}, {group}", part, threshold, bootstrap_settings(source.experiment, name)))
     return found
 
 
@@ -220,24 +215,6 @@ def _estimate(interval: ConfidenceInterval) -> IntervalEstimate:
         float(number) if np.isfinite(number) else None for number in (interval["value"], interval["low"], interval["high"])
     )
     return IntervalEstimate(value=value, low=low, high=high)
-
-
-def _groups(known: list[ImageRecord | None]) -> dict[str, Callable[[ImageRecord], bool]]:
-    records = [record for record in known if record is not None]
-    groups: dict[str, Callable[[ImageRecord], bool]] = {}
-    for sex in sorted({record.sex for record in records if record.sex}):
-        groups[f"sex {sex}"] = lambda record, sex=sex: record.sex == sex  # type: ignore[misc]
-    for low, high in AGE_GROUPS:
-        name = f"age {low} to {high - 1}" if high < 200 else f"age {low} and over"
-        groups[name] = lambda record, low=low, high=high: record.age_years is not None and low <= record.age_years < high  # type: ignore[misc]
-    for view in sorted({record.view for record in records if record.view}):
-        groups[f"view {view}"] = lambda record, view=view: record.view == view  # type: ignore[misc]
-    return groups
-
-
-def _rows(predictions: Predictions, rows: npt.NDArray[np.int64]) -> Predictions:
-    patients, images = (tuple(names[row] for row in rows) for names in (predictions.patients, predictions.images))
-    return Predictions(predictions.probabilities[rows], predictions.labels[rows], patients, images)
 
 
 @dataclass(frozen=True, eq=False)

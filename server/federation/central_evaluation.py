@@ -20,6 +20,7 @@ from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import predict_cached
 from pneumofed.common.seeds import derive_seed
+from pneumofed.server.federation.subgroups import find_subgroups
 from pneumofed.server.runs.records import Metrics
 from pneumofed.server.runs.summary_records import DataCounts, MetricInterval, Results
 
@@ -69,6 +70,22 @@ class CentralEvaluator:
             name: {metric: MetricInterval.model_validate(interval) for metric, interval in intervals.items()}
             for name, intervals in found.items()
         }
+
+    def subgroups(self, predictions: Mapping[str, Predictions], threshold: float) -> dict[str, dict[str, Metrics]]:
+        """Computes the metrics of each set's groups of patients, without intervals, where the manifest knows groups.
+
+        Args:
+            predictions: by set, from `predict`.
+            threshold: an image counts as pneumonia if its probability reaches it.
+
+        Returns:
+            By set and group, as `find_subgroups` names them. A group of one cause has no image without pneumonia.
+        """
+        parts = {
+            name: {group: found.rows(rows) for group, rows in find_subgroups(self.sets[name].records).items()}
+            for name, found in predictions.items()
+        }
+        return {name: self.results(groups, threshold) for name, groups in parts.items() if groups}
 
     def data_reports(self) -> dict[str, DataCounts]:
         """Counts the images of each set that were found, used and left out."""

@@ -154,6 +154,7 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
         classes=CLASSES[coordinator.experiment.task],
         sites={name: dict(presence.report) for name, presence in sorted(coordinator.directory.presences.items())},
         absent=coordinator.directory.absences(),
+        subgroups=coordinator.central_evaluator.subgroups(predictions, line.threshold.value),
         **coordinator.central_evaluator.intervals(predictions, line.threshold.value),
     )
 

@@ -19,6 +19,7 @@ from pneumofed.server.report.course import (
     reproducing_command,
 )
 from pneumofed.server.report.figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
+from pneumofed.server.report.news import lead_sentences, subgroup_sentences, subgroup_tables
 from pneumofed.server.report.numbers import approximate, count, number, whole
 from pneumofed.server.report.read_run import SET_NAMES, StoredRun, read_run
 from pneumofed.server.report.results import (
@@ -75,7 +76,7 @@ def _context(run: StoredRun) -> dict[str, Any]:
         "run": run,
         "sets": SET_NAMES,
         "ending": describe_ending(run),
-        "sentences": summary_sentences(run),
+        "sentences": [*summary_sentences(run), *lead_sentences(run), *subgroup_sentences(run)],
         "result_tiles": result_tiles,
         "run_tiles": run_tiles(run),
         "few": warn_of_few(run),
@@ -98,6 +99,7 @@ def _results(run: StoredRun) -> dict[str, Any]:
         "interval_note": _interval_note(run, evaluated),
         "provisional": not all(run.is_final(name) for name in evaluated),
         "drops": describe_drops(run),
+        "subgroups": subgroup_tables(run),
         "policy": describe_policy(run),
         "validation": approximate(validation),
         "validation_size": f" ({count(images, 'image')})" if images else "",

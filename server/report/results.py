@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pneumofed.server.report.news import leads_of
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, duration, megabytes, number, whole
 from pneumofed.server.report.read_run import SET_NAMES, StoredRun
-from pneumofed.server.report.wording import PARTITION_WORDS, describe_lead
+from pneumofed.server.report.wording import PARTITION_WORDS
 from pneumofed.server.runs.records import Metrics
 from pneumofed.server.runs.summary_records import (
-    BaselineLead,
     BaselineResult,
     BaselineTable,
     DataCounts,
@@ -149,13 +149,7 @@ def _compare(run: StoredRun, baselines: BaselineTable, name: str) -> TrainingCom
         rows.append(_compared_row(f"Best hospital alone ({ranked[-1]})", alone[ranked[-1]]))
         rows.append(_mean_row(len(alone), baselines.alone_summary.get(name, {})))
         rows.append(_compared_row(f"Worst hospital alone ({ranked[0]})", alone[ranked[0]]))
-    lead = baselines.lead.get(name, BaselineLead())
-    interval_name = run.interval_name(name)
-    leads = [
-        describe_lead(lead.over_pooled, "training on all images pooled", interval_name),
-        describe_lead(lead.over_best_alone, f"the best hospital alone ({lead.best_alone})", interval_name),
-    ]
-    return TrainingComparison(SET_NAMES[name], interval_name, rows, [text for text in leads if text])
+    return TrainingComparison(SET_NAMES[name], run.interval_name(name), rows, leads_of(run, name))
 
 
 def _area(results: Results) -> float:

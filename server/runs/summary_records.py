@@ -170,6 +170,8 @@ class RunSummary(Record):
     """Site or node -> why it is not a site of the run."""
     test: Results | None = None
     external: Results | None = None
+    subgroups: Mapping[str, Mapping[str, Metrics]] = {}
+    """By central set and group of its patients (cause, sex, age, view), where the manifest knows them."""
     error: str | None = None
     """Why the run did not succeed, in a sentence."""
     rounds_completed: int = 0

@@ -1,0 +1,126 @@
+"""What a reader must not miss: where the model is worse than another one, and whom it serves less well than the rest.
+
+lead_sentences        the federated model against pooled images and against each hospital alone, also where it loses
+subgroup_sentences    the groups of patients of whom clearly fewer are judged right than of the whole set
+subgroup_tables       all groups of a set, with intervals
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, of_hundred, whole
+from pneumofed.server.report.read_run import SET_NAMES, StoredRun
+from pneumofed.server.report.wording import describe_lead
+from pneumofed.server.runs.records import Metrics
+from pneumofed.server.runs.summary_records import BaselineLead
+
+SHARES = {"sensitivity": ("with pneumonia", "found"), "specificity": ("without pneumonia", "called normal")}
+
+
+@dataclass(frozen=True)
+class SubgroupRow:
+    """One group of the patients of a set, with intervals from counts; what the group cannot show is undefined."""
+
+    name: str
+    normal: str
+    pneumonia: str
+    estimates: list[ReportedEstimate]
+
+
+@dataclass(frozen=True)
+class SubgroupTable:
+    """The groups of one central set."""
+
+    noun: str
+    rows: list[SubgroupRow]
+
+
+def lead_sentences(run: StoredRun) -> list[str]:
+    """Says of each judged set whether the federated model is better, worse or not told apart, and which hospitals do better alone.
+
+    Args:
+        run: without baselines there is nothing to say.
+    """
+    return [text for name in SET_NAMES if run.is_final(name) for text in _leads(run, name)]
+
+
+def leads_of(run: StoredRun, central_set: str) -> list[str]:
+    """Describes the federated model's leads on one set, each with its interval.
+
+    Args:
+        run: with baselines.
+        central_set: `test` or `external`.
+    """
+    lead = run.summary.baselines.lead.get(central_set, BaselineLead()) if run.summary.baselines else BaselineLead()
+    interval_name = run.interval_name(central_set)
+    texts = [
+        describe_lead(lead.over_pooled, "training on all images pooled", interval_name),
+        describe_lead(lead.over_best_alone, f"the best hospital alone ({lead.best_alone})", interval_name),
+    ]
+    return [text for text in texts if text]
+
+
+def _leads(run: StoredRun, central_set: str) -> list[str]:
+    texts = [*leads_of(run, central_set), _better_alone(run, central_set)]
+    shown = " ".join(text for text in texts if text)
+    return [f"On the {SET_NAMES[central_set]}: {shown}"] if shown else []
+
+
+def _better_alone(run: StoredRun, central_set: str) -> str:
+    """Which hospitals' own models have the higher AUROC: by value, since an interval of each would be of many comparisons."""
+    federated = ReportedEstimate.of(run.summary.central(central_set).get("auroc")).value
+    alone = run.summary.baselines.alone if run.summary.baselines else {}
+    areas = {site: ReportedEstimate.of(found.central(central_set).get("auroc")).value for site, found in alone.items()}
+    known = {site: area for site, area in areas.items() if area is not None}
+    if federated is None or not known:
+        return ""
+    better = [site for site, area in known.items() if area > federated]
+    if not better:
+        return f"No hospital has a higher AUROC alone, of {len(known)}."
+    named = f" ({', '.join(better)})" if len(better) <= 5 else ""
+    return (
+        f"{len(better)} of {count(len(known), 'hospital')} {'has' if len(better) == 1 else 'have'} a higher AUROC alone{named}."
+    )
+
+
+def subgroup_tables(run: StoredRun) -> list[SubgroupTable]:
+    """Builds a table for each set whose manifest knows groups."""
+    return [
+        SubgroupTable(SET_NAMES[name], [_row(group, found) for group, found in groups.items()])
+        for name, groups in run.summary.subgroups.items()
+        if name in SET_NAMES
+    ]
+
+
+def _row(name: str, found: Metrics) -> SubgroupRow:
+    positive = found.n_positive or 0
+    estimates = approximate(found)
+    shown = [estimates[metric] for metric in ("auroc", *SHARES)]
+    return SubgroupRow(name, whole((found.n or 0) - positive), whole(positive), shown)
+
+
+def subgroup_sentences(run: StoredRun) -> list[str]:
+    """Names the groups of which clearly fewer are judged right than of the whole set: the interval lies below the set's value.
+
+    Args:
+        run: without groups there is nothing to say.
+    """
+    known = {name: groups for name, groups in run.summary.subgroups.items() if name in SET_NAMES}
+    return [text for name, groups in known.items() for metric in SHARES for text in _worse(run, name, groups, metric)]
+
+
+def _worse(run: StoredRun, central_set: str, groups: Mapping[str, Metrics], metric: str) -> list[str]:
+    of, done = SHARES[metric]
+    whole_set = run.results(central_set).get(metric, ReportedEstimate()).value
+    texts = []
+    for name, found in groups.items():
+        estimate = approximate(found)[metric]
+        if whole_set is None or estimate.value is None or estimate.high is None or estimate.high >= whole_set:
+            continue
+        texts.append(
+            f"In the {SET_NAMES[central_set]}, of 100 images {of} of the group {name} {of_hundred(estimate.value)} are {done} "
+            f"(95% CI {estimate.span}), of the whole set {of_hundred(whole_set)}."
+        )
+    return texts
