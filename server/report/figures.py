@@ -53,12 +53,12 @@ def draw_results(run: StoredRun) -> list[Picture]:
     names = " and ".join(SET_NAMES[name] for name in found)
     reliability = f"Calibration on the {names}: on the grey diagonal probabilities mean what they say."
     return [
-        _picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold.", _areas(run, list(found))),
-        _picture("reliability", plots.reliability_diagram(sets), reliability),
+        picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold.", _areas(run, list(found))),
+        picture("reliability", plots.reliability_diagram(sets), reliability),
         *(_scores(run, name, predictions) for name, predictions in found.items()),
         *(_confusion(run, name, predictions) for name, predictions in found.items()),
         *(_most_probable(run, name, predictions) for name, predictions in found.items() if predictions.classes > 2),
-        _picture("precision_recall", plots.precision_recall(sets), f"Precision-recall curves on the {names}."),
+        picture("precision_recall", plots.precision_recall(sets), f"Precision-recall curves on the {names}."),
     ]
 
 
@@ -80,11 +80,11 @@ def draw_course(run: StoredRun) -> list[Picture]:
     shown = {name: values for name, values in mean.items() if np.isfinite(values).any()}
     figure = plots.training_curves(rounds, areas, shown, run.kept_round or None)
     caption = "AUROC and loss over rounds. Training loss: mean over hospitals, as weighted in training; validation: log loss."
-    pictures = [_picture("curves", figure, caption)]
+    pictures = [picture("curves", figure, caption)]
     if losses:
         figure = plot_site_losses(rounds, losses, mean["training"])
         caption = f"Training loss in each of {count(len(losses), 'hospital')} over rounds."
-        pictures.append(_picture("site_losses", figure, caption))
+        pictures.append(picture("site_losses", figure, caption))
     return pictures
 
 
@@ -97,7 +97,7 @@ def draw_hospitals(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
     """
     if not counts:
         return []
-    return [_picture("hospitals", plot_class_mix(counts, classes), "Images of each class in each hospital.")]
+    return [picture("hospitals", plot_class_mix(counts, classes), "Images of each class in each hospital.")]
 
 
 def draw_baselines(run: StoredRun) -> list[Picture]:
@@ -112,7 +112,7 @@ def draw_baselines(run: StoredRun) -> list[Picture]:
         if known and lines:
             figure = plots.sites({_plain(site): value for site, value in known.items()}, {}, lines, f"AUROC on the {noun}")
             pictures.append(
-                _picture(f"baselines_{name}", figure, f"Each hospital's own model against the shared ones, on the {noun}.")
+                picture(f"baselines_{name}", figure, f"Each hospital's own model against the shared ones, on the {noun}.")
             )
     return pictures
 
@@ -187,7 +187,7 @@ def _areas(run: StoredRun, names: Sequence[str]) -> str:
 
 def _scores(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     figure = plots.score_histograms(predictions, run.classes, _number(run.threshold_value))
-    return _picture(f"scores_{name}", figure, f"Predicted probability by true class, {SET_NAMES[name]}.")
+    return picture(f"scores_{name}", figure, f"Predicted probability by true class, {SET_NAMES[name]}.")
 
 
 def _confusion(run: StoredRun, name: str, predictions: Predictions) -> Picture:
@@ -196,12 +196,12 @@ def _confusion(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     normal, pneumonia = counts.sum(axis=1)
     text = f"{found} of {pneumonia} images with pneumonia are found, {cleared} of {normal} without it are called normal."
     caption = f"Truth against what the model calls at the threshold, {SET_NAMES[name]}."
-    return _picture(f"confusion_{name}", plots.confusion_matrix(counts, CONFUSION_LABELS), caption, text)
+    return picture(f"confusion_{name}", plots.confusion_matrix(counts, CONFUSION_LABELS), caption, text)
 
 
 def _most_probable(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     figure = plots.confusion_matrix(Statistics.of(predictions).confusion, run.classes)
-    return _picture(f"classes_{name}", figure, f"Truth against the most probable class, {SET_NAMES[name]}.")
+    return picture(f"classes_{name}", figure, f"Truth against the most probable class, {SET_NAMES[name]}.")
 
 
 def _evaluated(run: StoredRun, name: str, found: Predictions) -> plots.EvaluatedSet:
@@ -215,7 +215,15 @@ def _evaluated(run: StoredRun, name: str, found: Predictions) -> plots.Evaluated
     return plots.EvaluatedSet(name.capitalize(), Statistics.of(found), _number(run.threshold_value), intervals, confidence)
 
 
-def _picture(name: str, figure: Figure, caption: str, text: str = "") -> Picture:
+def picture(name: str, figure: Figure, caption: str, text: str = "") -> Picture:
+    """Renders a figure.
+
+    Args:
+        name: of its PNG file.
+        figure: what is shown.
+        caption: below it.
+        text: what it shows, for those who cannot see it, after the caption.
+    """
     return Picture(name, render_figure(figure), caption, f"{caption} {text}".strip())
 
 

@@ -18,6 +18,9 @@ from pneumofed.server.runs.summary_records import BaselineLead
 
 SHARES = {"sensitivity": ("with pneumonia", "found"), "specificity": ("without pneumonia", "called normal")}
 
+LEAST_GAP = 0.005
+"""Between a group's upper limit and the whole set: half an image of 100, below which the sentence would show no difference."""
+
 
 @dataclass(frozen=True)
 class SubgroupRow:
@@ -117,7 +120,7 @@ def _worse(run: StoredRun, central_set: str, groups: Mapping[str, Metrics], metr
     texts = []
     for name, found in groups.items():
         estimate = approximate(found)[metric]
-        if whole_set is None or estimate.value is None or estimate.high is None or estimate.high >= whole_set:
+        if whole_set is None or estimate.value is None or estimate.high is None or estimate.high > whole_set - LEAST_GAP:
             continue
         texts.append(
             f"In the {SET_NAMES[central_set]}, of 100 images {of} of the group {name} {of_hundred(estimate.value)} are {done} "

@@ -18,6 +18,7 @@ from pneumofed.server.report.course import (
     incidents,
     reproducing_command,
 )
+from pneumofed.server.report.examples import draw_examples
 from pneumofed.server.report.figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
 from pneumofed.server.report.news import lead_sentences, subgroup_sentences, subgroup_tables
 from pneumofed.server.report.numbers import approximate, count, number, whole
@@ -104,6 +105,7 @@ def _results(run: StoredRun) -> dict[str, Any]:
         "validation": approximate(validation),
         "validation_size": f" ({count(images, 'image')})" if images else "",
         "result_pictures": draw_results(run),
+        "example_pictures": draw_examples(run),
         "comparisons": comparisons(run),
         "untrained": untrained(run),
         "baseline_pictures": draw_baselines(run),
