@@ -123,8 +123,9 @@ class Run:
     def _facts(self) -> list[tuple[str, str]]:
         summary = self.summary
         facts = [("status", self.status), ("rounds", str(summary.get("rounds_completed", 0)))]
-        for name in ("test", "external"):
-            auroc = (summary.get(name) or {}).get("auroc") or {}
+        held_out: Mapping[str, Any] = summary.get("held_out") or {}
+        for name, results in {"test": summary.get("test"), "external": summary.get("external"), **held_out}.items():
+            auroc = (results or {}).get("auroc") or {}
             if auroc.get("value") is not None:
                 facts.append((f"AUROC, {name} set", f"{auroc['value']:.3f} ({auroc['low']:.3f} to {auroc['high']:.3f})"))
         return [*facts, ("images", "drawn: the numbers say nothing about patients")] if summary.get("phantom") else facts

@@ -40,7 +40,7 @@ from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.central_evaluation import CentralEvaluator, bootstrap_settings, build_central_evaluator
 from pneumofed.server.federation.strategies import moving_average
 from pneumofed.server.runs.folder import RunFolder, best_round, write_text
-from pneumofed.server.runs.records import CENTRAL_SETS, Metrics, RoundRecord, StoredThreshold
+from pneumofed.server.runs.records import Metrics, RoundRecord, StoredThreshold, by_field
 from pneumofed.server.runs.summary_records import BaselineLead, BaselineResult, BaselineTable, MetricSpread, Results
 
 POOLED = "pooled"
@@ -63,7 +63,7 @@ class BaselineJob:
         return Path(self.folder) / f"{self.name}.json"
 
     def predictions(self, central_set: str) -> Path:
-        """Returns the CSV file of the predictions on `central_set`, one of `CENTRAL_SETS`."""
+        """Returns the CSV file of the predictions on `central_set`, a held-out set."""
         return Path(self.folder) / f"{self.name}-{central_set}.csv"
 
 
@@ -125,8 +125,9 @@ def compare_baselines(folder: RunFolder, jobs: Sequence[BaselineJob], experiment
     """
     results = {job.name: BaselineResult.model_validate_json(job.result.read_text(encoding="utf-8")) for job in jobs}
     alone = {name: result for name, result in results.items() if name != POOLED}
-    by_set = {name: {site: found for site, result in alone.items() if (found := result.central(name))} for name in CENTRAL_SETS}
-    judged = {name: trained for name, trained in by_set.items() if trained}
+    names = dict.fromkeys(name for result in results.values() for name in result.results)
+    by_name = {name: {site: found for site, result in alone.items() if (found := result.central(name))} for name in names}
+    judged = {name: trained for name, trained in by_name.items() if trained}
     table = BaselineTable(pooled=results[POOLED], alone=alone)
     if not judged:
         return table
@@ -161,7 +162,7 @@ def _train_and_evaluate(job: BaselineJob, site: SiteData, experiment: Experiment
     assert best.threshold is not None  # `_train` gives each round one
     central = evaluator.intervals(predictions, best.threshold.value)
     result = BaselineResult(train=len(site.train), best_round=best.round, threshold=best.threshold, validation=best.validation)
-    return result.updated(**central)
+    return result.updated(**by_field(central))
 
 
 def _train(site: SiteData, experiment: ExperimentConfig) -> tuple[list[RoundRecord], dict[int, ModelArrays]]:

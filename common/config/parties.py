@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Protocol
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pneumofed.common.config.experiment import ModelName, NonNegative, Positive, PrivacyUnit, Section, StrategyName, Withheld
 
@@ -42,6 +42,16 @@ class ConnectionConfig(Section):
     """For mutual TLS at the coordinator's proxy: the site's certificate (PEM) for `client_key`."""
     client_key: str | None = None
     """The private key (PEM) of `client_certificate`."""
+
+
+TAKEN_NAMES = frozenset({"test", "external", "validation", "training", "pooled"})
+"""Of sets that every run has or may have; a table shows them side by side with named ones."""
+
+
+def _refuse_taken_name(name: str) -> str:
+    if name in TAKEN_NAMES:
+        raise ValueError(f"'{name}' has a meaning of its own; choose another name")
+    return name
 
 
 QuietHours = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
@@ -87,12 +97,32 @@ class SitePolicy(Section):
     """Times of day (local, e.g. `07:30-18:00`) in which nothing is trained here; may pass midnight."""
 
 
+SetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$"), AfterValidator(_refuse_taken_name)]
+"""A held-out set, e.g. `children` or `adults`. It stands in file names."""
+
+
+class CentralSets(Protocol):
+    """Settings that name held-out sets."""
+
+    test_manifest: str | None
+    external_manifest: str | None
+    held_out: dict[SetName, str]
+
+
+def central_manifests(settings: CentralSets) -> dict[str, str]:
+    """Lists the manifest of each held-out set: `test`, `external`, then the named ones; those that are not configured are left out."""
+    named = {"test": settings.test_manifest, "external": settings.external_manifest}
+    return {**{name: path for name, path in named.items() if path}, **settings.held_out}
+
+
 class CoordinatorConfig(Section):
     """What the coordinator keeps to itself: its run folder and the held-out sets it evaluates the model on."""
 
     run_dir: str
     test_manifest: str | None = None
     external_manifest: str | None = None
+    held_out: dict[SetName, str] = Field(default_factory=dict)
+    """Manifest of each further set by its name."""
     cache_dir: str | None = None
     audit_log: str | None = None
     """The coordinator's audit log; unset, as in simulation, none is kept."""

@@ -23,6 +23,7 @@ import onnx
 from scipy.special import expit
 
 from pneumofed.common.config.experiment import ImageConfig
+from pneumofed.common.config.parties import central_manifests
 from pneumofed.common.data.cache import decode_for_cache, load_digests
 from pneumofed.common.data.dataset import load_dataset
 from pneumofed.common.data.manifest import ImageRecord, read_manifest
@@ -264,8 +265,8 @@ def load_central(source: Source) -> list[ExportImages]:
     settings, experiment = source.coordinator, source.experiment
     cache = Path(settings.cache_dir or Path(settings.run_dir) / "cache")
     found = []
-    for name, manifest in (("test", settings.test_manifest), ("external", settings.external_manifest)):
-        if manifest and Path(manifest).is_file():
+    for name, manifest in central_manifests(settings).items():
+        if Path(manifest).is_file():
             records = read_manifest(Path(manifest)).records
             dataset = load_dataset(
                 read_manifest(Path(manifest)), experiment.task, experiment.image, cache / name, keep_duplicates=True

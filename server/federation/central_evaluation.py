@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.parties import CoordinatorConfig, central_manifests
 from pneumofed.common.data.dataset import Dataset, load_dataset
 from pneumofed.common.data.manifest import read_manifest
 from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CentralEvaluator:
-    """The central sets, ready to be predicted. `sets` maps `test` and `external` to what the coordinator holds of them."""
+    """The central sets, ready to be predicted. `sets` maps the name of each to what the coordinator holds of them."""
 
     experiment: ExperimentConfig
     sets: Mapping[str, Dataset]
@@ -102,12 +102,10 @@ def build_central_evaluator(experiment: ExperimentConfig, coordinator: Coordinat
     Raises:
         DataError: a set is configured but cannot be used.
     """
-    manifests = {"test": coordinator.test_manifest, "external": coordinator.external_manifest}
     cache = Path(coordinator.cache_dir or Path(coordinator.run_dir) / "cache")
     sets = {
         name: load_dataset(read_manifest(Path(path)), experiment.task, experiment.image, cache / name, keep_duplicates=True)
-        for name, path in manifests.items()
-        if path
+        for name, path in central_manifests(coordinator).items()
     }
     return CentralEvaluator(experiment, sets, build_compute(coordinator.device, "fp32", coordinator.threads), cache)
 
@@ -117,7 +115,7 @@ def bootstrap_settings(experiment: ExperimentConfig, name: str) -> Bootstrap:
 
     Args:
         experiment: number of resamples, confidence and seed.
-        name: the set, `test` or `external`; each has its own draws.
+        name: of the set; each has its own draws.
     """
     cfg = experiment.evaluation
     return Bootstrap(cfg.bootstrap_samples, cfg.confidence, derive_seed(experiment.seed, name, "bootstrap"))

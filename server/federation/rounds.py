@@ -55,6 +55,7 @@ from pneumofed.server.runs.records import (
     SiteTraining,
     SiteValidation,
     StoredThreshold,
+    by_field,
 )
 from pneumofed.server.secure_aggregation.rounds import SecureRounds
 
@@ -227,7 +228,8 @@ class Coordinator:
         cfg = self.experiment
         if number % cfg.evaluation.every_rounds and number != cfg.rounds:
             return {}
-        return dict(self.central_evaluator.results(self.central_evaluator.predict(self.load_network()), threshold.value))
+        predictions = self.central_evaluator.predict(self.load_network())
+        return by_field(self.central_evaluator.results(predictions, threshold.value))
 
     def load_network(self) -> nn.Module:
         """Loads the weights that are evaluated and kept into the scratch network, and returns it."""

@@ -33,7 +33,7 @@ from pneumofed.server.federation.strategies import build_strategy, restore_state
 from pneumofed.server.runs.checkpoints import Checkpoint, check_same_experiment, read_checkpoint, write_checkpoint
 from pneumofed.server.runs.events import HEARTBEAT_FILE, Heartbeat, RunLog
 from pneumofed.server.runs.folder import RunFolder, best_round, stalled, with_course
-from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.records import RoundRecord, by_field
 from pneumofed.server.runs.summary_records import ParentBundle, RunSummary
 from pneumofed.server.secure_aggregation.rounds import read_key_roster
 
@@ -155,7 +155,7 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
         sites={name: dict(presence.report) for name, presence in sorted(coordinator.directory.presences.items())},
         absent=coordinator.directory.absences(),
         subgroups=coordinator.central_evaluator.subgroups(predictions, line.threshold.value),
-        **coordinator.central_evaluator.intervals(predictions, line.threshold.value),
+        **by_field(coordinator.central_evaluator.intervals(predictions, line.threshold.value)),
     )
 
 

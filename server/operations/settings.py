@@ -18,6 +18,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pneumofed.common.config.experiment import Section
+from pneumofed.common.config.parties import SetName
 from pneumofed.common.config.reader import build_config, merge, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
@@ -60,11 +61,13 @@ class CoordinatorSettings(Section):
     auditors: list[AuditorAccess] = Field(default_factory=list)
     loopback: LoopbackPorts = LoopbackPorts()
     test_manifest: str | None = None
-    """Held-out test set that runs are evaluated on; relative to this folder, as the two below."""
+    """Held-out test set that runs are evaluated on; relative to this folder, as those below."""
     external_manifest: str | None = None
     """Held-out set of another place."""
+    held_out: dict[SetName, str] = Field(default_factory=dict)
+    """Manifest of each further held-out set by its name, e.g. `adults`."""
     cache_dir: str = "state/cache"
-    """Decoded images of the two sets."""
+    """Decoded images of these sets."""
     device: str = "auto"
     """Where the coordinator evaluates: `auto`, `cpu`, `cuda` or `cuda:N`."""
     threads: Annotated[int, Field(ge=0)] = 0

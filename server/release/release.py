@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pneumofed.common.audit.log import COORDINATOR_ACTOR, RELEASE_EVENT, AuditLog
-from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.parties import CentralSets, CoordinatorConfig, central_manifests
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.data.dataset import load_dataset
 from pneumofed.common.data.manifest import read_manifest
@@ -55,7 +55,7 @@ class Sets:
             raise ConfigError(f"{run} is no run folder: it holds no coordinator.yaml")
         settings = build_config(CoordinatorConfig, read_yaml(file), str(file))
         return cls(
-            _given(settings.test_manifest, settings.external_manifest),
+            _given(settings),
             Path(settings.cache_dir or run / "cache"),
             settings.device,
             settings.threads,
@@ -65,12 +65,12 @@ class Sets:
     def of_coordinator(cls, place: CoordinatorFolder) -> Sets:
         """Finds those of the coordinator folder."""
         settings = place.settings()
-        manifests = {name: place.path / path for name, path in _given(settings.test_manifest, settings.external_manifest).items()}
+        manifests = {name: place.path / path for name, path in _given(settings).items()}
         return cls(manifests, place.path / settings.cache_dir, settings.device, settings.threads)
 
 
-def _given(test: str | None, external: str | None) -> dict[str, Path]:
-    return {name: Path(path) for name, path in (("test", test), ("external", external)) if path}
+def _given(settings: CentralSets) -> dict[str, Path]:
+    return {name: Path(path) for name, path in central_manifests(settings).items()}
 
 
 def read_verdicts(

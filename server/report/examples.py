@@ -19,7 +19,8 @@ from pneumofed.common.errors import ImageError
 from pneumofed.common.evaluation.plots import DPI, HEIGHT_INCH, WIDTH_INCH
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.server.report.figures import Picture, picture
-from pneumofed.server.report.read_run import SET_NAMES, StoredRun
+from pneumofed.server.report.read_run import StoredRun
+from pneumofed.server.runs.records import set_noun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,7 +49,7 @@ def draw_examples(run: StoredRun) -> list[Picture]:
     if not run.summary.phantom or not (folder / PHANTOM_MARK).is_file() or run.experiment is None or run.threshold_value is None:
         return []
     return [
-        picture(f"examples_{name}", _plot(examples), f"Drawn images of the {SET_NAMES[name]} of which the model is surest.")
+        picture(f"examples_{name}", _plot(examples), f"Drawn images of the {set_noun(name)} of which the model is surest.")
         for name, found in run.predictions.items()
         if (examples := _examples(found, run.threshold_value, folder / name, run.experiment.image))
     ]

@@ -18,9 +18,9 @@ from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.files import atomic_write
 from pneumofed.server.report.numbers import ReportedEstimate, count
-from pneumofed.server.report.read_run import SET_NAMES, StoredRun
+from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import with_interval
-from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.records import RoundRecord, set_noun
 from pneumofed.server.runs.summary_records import BaselineResult, BaselineTable, Results
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def draw_results(run: StoredRun) -> list[Picture]:
     if not found:
         return []
     sets = [_evaluated(run, name, predictions) for name, predictions in found.items()]
-    names = " and ".join(SET_NAMES[name] for name in found)
+    names = " and ".join(set_noun(name) for name in found)
     reliability = f"Calibration on the {names}: on the grey diagonal probabilities mean what they say."
     return [
         picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold.", _areas(run, list(found))),
@@ -69,7 +69,7 @@ def draw_course(run: StoredRun) -> list[Picture]:
     rounds = [line.round for line in run.history]
     measured = [line.measured for line in run.history]
     by_name = {
-        name: [_number(found[name].auroc if name in found else None) for found in measured] for name in ("validation", *SET_NAMES)
+        name: [_number(found[name].auroc if name in found else None) for found in measured] for name in ("validation", *run.sets)
     }
     areas = {name: values for name, values in by_name.items() if np.isfinite(values).any()}
     losses = _site_losses(run)
@@ -103,16 +103,20 @@ def draw_hospitals(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
 def draw_baselines(run: StoredRun) -> list[Picture]:
     """Draws a dot for each hospital alone, lines for the federated and the pooled model; one picture a central set."""
     baselines, pictures = run.summary.baselines or BaselineTable(), []
-    for name, noun in SET_NAMES.items():
+    for name in run.sets:
         alone = {site: _area(result.central(name)) for site, result in baselines.alone.items()}
         known = {site: value for site, value in alone.items() if math.isfinite(value)}
         pooled = baselines.pooled or BaselineResult()
         lines = {"federated": _area(run.summary.central(name)), "pooled": _area(pooled.central(name))}
         lines = {label: value for label, value in lines.items() if math.isfinite(value)}
         if known and lines:
-            figure = plots.sites({_plain(site): value for site, value in known.items()}, {}, lines, f"AUROC on the {noun}")
+            figure = plots.sites(
+                {_plain(site): value for site, value in known.items()}, {}, lines, f"AUROC on the {set_noun(name)}"
+            )
             pictures.append(
-                picture(f"baselines_{name}", figure, f"Each hospital's own model against the shared ones, on the {noun}.")
+                picture(
+                    f"baselines_{name}", figure, f"Each hospital's own model against the shared ones, on the {set_noun(name)}."
+                )
             )
     return pictures
 
@@ -181,13 +185,13 @@ def plot_class_mix(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
 
 
 def _areas(run: StoredRun, names: Sequence[str]) -> str:
-    areas = {SET_NAMES[name]: with_interval(run.results(name)["auroc"], run.interval_name(name)) for name in names}
+    areas = {set_noun(name): with_interval(run.results(name)["auroc"], run.interval_name(name)) for name in names}
     return "; ".join(f"AUROC on the {noun}: {value}" for noun, value in areas.items()) + "."
 
 
 def _scores(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     figure = plots.score_histograms(predictions, run.classes, _number(run.threshold_value))
-    return picture(f"scores_{name}", figure, f"Predicted probability by true class, {SET_NAMES[name]}.")
+    return picture(f"scores_{name}", figure, f"Predicted probability by true class, {set_noun(name)}.")
 
 
 def _confusion(run: StoredRun, name: str, predictions: Predictions) -> Picture:
@@ -195,13 +199,13 @@ def _confusion(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     (cleared, _), (_, found) = counts
     normal, pneumonia = counts.sum(axis=1)
     text = f"{found} of {pneumonia} images with pneumonia are found, {cleared} of {normal} without it are called normal."
-    caption = f"Truth against what the model calls at the threshold, {SET_NAMES[name]}."
+    caption = f"Truth against what the model calls at the threshold, {set_noun(name)}."
     return picture(f"confusion_{name}", plots.confusion_matrix(counts, CONFUSION_LABELS), caption, text)
 
 
 def _most_probable(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     figure = plots.confusion_matrix(Statistics.of(predictions).confusion, run.classes)
-    return picture(f"classes_{name}", figure, f"Truth against the most probable class, {SET_NAMES[name]}.")
+    return picture(f"classes_{name}", figure, f"Truth against the most probable class, {set_noun(name)}.")
 
 
 def _evaluated(run: StoredRun, name: str, found: Predictions) -> plots.EvaluatedSet:

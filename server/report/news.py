@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, of_hundred, whole
-from pneumofed.server.report.read_run import SET_NAMES, StoredRun
+from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import describe_lead
-from pneumofed.server.runs.records import Metrics
+from pneumofed.server.runs.records import Metrics, set_noun
 from pneumofed.server.runs.summary_records import BaselineLead
 
 SHARES = {"sensitivity": ("with pneumonia", "found"), "specificity": ("without pneumonia", "called normal")}
@@ -46,7 +46,7 @@ def lead_sentences(run: StoredRun) -> list[str]:
     Args:
         run: without baselines there is nothing to say.
     """
-    return [text for name in SET_NAMES if run.is_final(name) for text in _leads(run, name)]
+    return [text for name in run.sets if run.is_final(name) for text in _leads(run, name)]
 
 
 def leads_of(run: StoredRun, central_set: str) -> list[str]:
@@ -68,7 +68,7 @@ def leads_of(run: StoredRun, central_set: str) -> list[str]:
 def _leads(run: StoredRun, central_set: str) -> list[str]:
     texts = [*leads_of(run, central_set), _better_alone(run, central_set)]
     shown = " ".join(text for text in texts if text)
-    return [f"On the {SET_NAMES[central_set]}: {shown}"] if shown else []
+    return [f"On the {set_noun(central_set)}: {shown}"] if shown else []
 
 
 def _better_alone(run: StoredRun, central_set: str) -> str:
@@ -91,9 +91,8 @@ def _better_alone(run: StoredRun, central_set: str) -> str:
 def subgroup_tables(run: StoredRun) -> list[SubgroupTable]:
     """Builds a table for each set whose manifest knows groups."""
     return [
-        SubgroupTable(SET_NAMES[name], [_row(group, found) for group, found in groups.items()])
+        SubgroupTable(set_noun(name), [_row(group, found) for group, found in groups.items()])
         for name, groups in run.summary.subgroups.items()
-        if name in SET_NAMES
     ]
 
 
@@ -110,8 +109,8 @@ def subgroup_sentences(run: StoredRun) -> list[str]:
     Args:
         run: without groups there is nothing to say.
     """
-    known = {name: groups for name, groups in run.summary.subgroups.items() if name in SET_NAMES}
-    return [text for name, groups in known.items() for metric in SHARES for text in _worse(run, name, groups, metric)]
+    known = run.summary.subgroups.items()
+    return [text for name, groups in known for metric in SHARES for text in _worse(run, name, groups, metric)]
 
 
 def _worse(run: StoredRun, central_set: str, groups: Mapping[str, Metrics], metric: str) -> list[str]:
@@ -123,7 +122,7 @@ def _worse(run: StoredRun, central_set: str, groups: Mapping[str, Metrics], metr
         if whole_set is None or estimate.value is None or estimate.high is None or estimate.high > whole_set - LEAST_GAP:
             continue
         texts.append(
-            f"In the {SET_NAMES[central_set]}, of 100 images {of} of the group {name} {of_hundred(estimate.value)} are {done} "
+            f"In the {set_noun(central_set)}, of 100 images {of} of the group {name} {of_hundred(estimate.value)} are {done} "
             f"(95% CI {estimate.span}), of the whole set {of_hundred(whole_set)}."
         )
     return texts

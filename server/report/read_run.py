@@ -15,10 +15,9 @@ from pneumofed.common.errors import PneumofedError
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.server.report.numbers import ReportedEstimate, approximate
 from pneumofed.server.runs.folder import RunFolder, best_round
-from pneumofed.server.runs.records import Metrics, RoundRecord, StoredThreshold
+from pneumofed.server.runs.records import CENTRAL_SETS, Metrics, RoundRecord, StoredThreshold
 from pneumofed.server.runs.summary_records import RunSummary, SiteSummary
 
-SET_NAMES = {"test": "test set", "external": "external set"}
 STATUS_WORDS = {"succeeded": "Succeeded", "failed": "Failed", "stopped": "Stopped"}
 
 
@@ -83,9 +82,16 @@ class StoredRun:
         return self.summary.classes or CLASSES[task]
 
     @property
+    def sets(self) -> list[str]:
+        """Held-out sets that were evaluated at least once: `test` and `external` first."""
+        measured = [name for line in self.history for name in line.measured if name != "validation"]
+        found = dict.fromkeys([*self.summary.results, *measured])
+        return [name for name in CENTRAL_SETS if name in found] + [name for name in found if name not in CENTRAL_SETS]
+
+    @property
     def reported_line(self) -> RoundRecord | None:
         """The best round in which a central set was evaluated; the kept one where none was."""
-        evaluated = [line for line in self.history if any(line.central(name) for name in SET_NAMES)]
+        evaluated = [line for line in self.history if line.measured.keys() - {"validation"}]
         best = best_round(evaluated)
         return next((line for line in evaluated if line.round == best), self.kept_line)
 
@@ -113,7 +119,7 @@ class StoredRun:
         """Says whether the set was evaluated at the end, with bootstrap intervals.
 
         Args:
-            central_set: `test` or `external`.
+            central_set: name of a held-out set.
         """
         return bool(self.summary.central(central_set))
 
@@ -121,7 +127,7 @@ class StoredRun:
         """Names the intervals: `95% CI`; approximate ones of unfinished runs are of 95% whatever was asked for.
 
         Args:
-            central_set: `test` or `external`.
+            central_set: name of a held-out set.
         """
         if self.is_final(central_set) and self.experiment:
             return f"{100 * self.experiment.evaluation.confidence:g}% CI"
@@ -131,7 +137,7 @@ class StoredRun:
         """Reads the set's metrics: the final ones, else those of `reported_line`; empty if there are none.
 
         Args:
-            central_set: `test` or `external`.
+            central_set: name of a held-out set.
         """
         if self.is_final(central_set):
             return {metric: ReportedEstimate.of(found) for metric, found in self.summary.central(central_set).items()}
@@ -142,7 +148,7 @@ class StoredRun:
         """Counts the set's images as the coordinator's data report has it, else as counted in a round.
 
         Args:
-            central_set: `test` or `external`.
+            central_set: name of a held-out set.
         """
         report = self.summary.data.get(central_set)
         if report:
@@ -188,8 +194,8 @@ def read_run(path: Path) -> StoredRun:
     summary: RunSummary = _or_note(problems, RunSummary(), folder.read_summary)
     predictions = {
         name: _or_note(problems, None, lambda name=name: Predictions.read_csv(folder.predictions(name)))
-        for name in SET_NAMES
-        if summary.central(name) and summary.threshold and folder.predictions(name).exists()
+        for name in summary.results
+        if summary.threshold and folder.predictions(name).exists()
     }
     return StoredRun(
         folder=folder,

@@ -22,7 +22,7 @@ from pneumofed.server.report.examples import draw_examples
 from pneumofed.server.report.figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
 from pneumofed.server.report.news import lead_sentences, subgroup_sentences, subgroup_tables
 from pneumofed.server.report.numbers import approximate, count, number, whole
-from pneumofed.server.report.read_run import SET_NAMES, StoredRun, read_run
+from pneumofed.server.report.read_run import StoredRun, read_run
 from pneumofed.server.report.results import (
     class_counts,
     class_names,
@@ -38,7 +38,7 @@ from pneumofed.server.report.results import (
 )
 from pneumofed.server.report.wording import describe_drops, describe_policy, limits, summary_sentences, warn_of_few, with_interval
 from pneumofed.server.runs.folder import write_text
-from pneumofed.server.runs.records import Metrics
+from pneumofed.server.runs.records import Metrics, set_noun
 from pneumofed.server.runs.summary_records import ParentBundle
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def close_with_report(run_dir: Path) -> bool:
 def _context(run: StoredRun) -> dict[str, Any]:
     return {
         "run": run,
-        "sets": SET_NAMES,
+        "sets": {name: set_noun(name) for name in run.sets},
         "ending": describe_ending(run),
         "sentences": [*summary_sentences(run), *lead_sentences(run), *subgroup_sentences(run)],
         "result_tiles": result_tiles,
@@ -91,7 +91,7 @@ def _context(run: StoredRun) -> dict[str, Any]:
 
 
 def _results(run: StoredRun) -> dict[str, Any]:
-    evaluated = [name for name in SET_NAMES if run.results(name)]
+    evaluated = [name for name in run.sets if run.results(name)]
     validation = run.summary.validation or (run.reported_line and run.reported_line.validation) or Metrics()
     images = validation.n or 0
     return {

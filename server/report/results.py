@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from pneumofed.server.report.news import leads_of
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, duration, megabytes, number, whole
-from pneumofed.server.report.read_run import SET_NAMES, StoredRun
+from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import PARTITION_WORDS
-from pneumofed.server.runs.records import Metrics
+from pneumofed.server.runs.records import Metrics, set_noun
 from pneumofed.server.runs.summary_records import (
     BaselineResult,
     BaselineTable,
@@ -111,7 +111,7 @@ def result_tiles(run: StoredRun, central_set: str) -> list[Tile]:
     for key in ("auroc", "sensitivity", "specificity"):
         found = results[key]
         span = f"{run.interval_name(central_set)} {found.span}" if found.span else "no interval"
-        shown.append(Tile(f"{METRIC_WORDS[key][0]}, {SET_NAMES[central_set]}", found.number, span))
+        shown.append(Tile(f"{METRIC_WORDS[key][0]}, {set_noun(central_set)}", found.number, span))
     return shown
 
 
@@ -136,7 +136,7 @@ def run_tiles(run: StoredRun) -> list[Tile]:
 def comparisons(run: StoredRun) -> list[TrainingComparison]:
     """Compares federated training, pooled training and hospitals alone on each central set; empty without baselines."""
     baselines = run.summary.baselines
-    return [_compare(run, baselines, name) for name in SET_NAMES if run.is_final(name)] if baselines else []
+    return [_compare(run, baselines, name) for name in run.sets if run.is_final(name)] if baselines else []
 
 
 def _compare(run: StoredRun, baselines: BaselineTable, name: str) -> TrainingComparison:
@@ -149,7 +149,7 @@ def _compare(run: StoredRun, baselines: BaselineTable, name: str) -> TrainingCom
         rows.append(_compared_row(f"Best hospital alone ({ranked[-1]})", alone[ranked[-1]]))
         rows.append(_mean_row(len(alone), baselines.alone_summary.get(name, {})))
         rows.append(_compared_row(f"Worst hospital alone ({ranked[0]})", alone[ranked[0]]))
-    return TrainingComparison(SET_NAMES[name], run.interval_name(name), rows, leads_of(run, name))
+    return TrainingComparison(set_noun(name), run.interval_name(name), rows, leads_of(run, name))
 
 
 def _area(results: Results) -> float:
@@ -300,7 +300,7 @@ def data_rows(run: StoredRun) -> list[DataRow]:
     reports: dict[str, DataCounts] = {"hospitals together": _joined(list(run.site_reports().values())), **run.summary.data}
     return [
         DataRow(
-            name=SET_NAMES.get(name, name),
+            name=set_noun(name),
             found=whole(report.found),
             used=whole(report.used),
             patients=whole(report.patients),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pneumofed.server.report.numbers import ReportedEstimate, count, difference, hundred_span, number, of_hundred, whole
-from pneumofed.server.report.read_run import SET_NAMES, StoredRun
+from pneumofed.server.report.read_run import StoredRun
+from pneumofed.server.runs.records import CENTRAL_SETS, set_noun
 from pneumofed.server.runs.summary_records import MetricInterval
 
 MODEL_NAMES = {
@@ -28,14 +29,14 @@ FEW_IMAGES = 50
 
 def summary_sentences(run: StoredRun) -> list[str]:
     """Describes the run in a few plain sentences."""
-    evaluated = [name for name in SET_NAMES if run.results(name)]
+    evaluated = [name for name in run.sets if run.results(name)]
     texts = [_training(run)]
     if evaluated:
         areas = "; ".join(_auroc(run, name) for name in evaluated)
         texts.append(f"{areas[0].upper()}{areas[1:]}. An AUROC of 0.5 is guessing, 1 is perfect.")
         texts.append(_operating_point(run, evaluated))
-    missing = [noun for name, noun in SET_NAMES.items() if name not in evaluated]
-    if missing:
+    missing = [set_noun(name) for name in CENTRAL_SETS if name not in evaluated]
+    if missing and len(evaluated) < len(CENTRAL_SETS):
         texts.append(
             f"No {' and no '.join(missing)} was judged, so the report holds no result for {'them' if len(missing) > 1 else 'it'}."
         )
@@ -64,7 +65,7 @@ def _auroc(run: StoredRun, central_set: str) -> str:
     found, size = run.results(central_set)["auroc"], run.size(central_set)
     of_patients = f" of {count(size.patients, 'patient')}" if size.patients else ""
     value = with_interval(found, run.interval_name(central_set))
-    return f"on the {SET_NAMES[central_set]} ({count(size.images, 'image')}{of_patients}) the AUROC is {value}"
+    return f"on the {set_noun(central_set)} ({count(size.images, 'image')}{of_patients}) the AUROC is {value}"
 
 
 def _operating_point(run: StoredRun, evaluated: list[str]) -> str:
@@ -78,7 +79,7 @@ def _found_and_cleared(run: StoredRun, central_set: str) -> str:
     cleared = _hundred(results["specificity"], run.interval_name(central_set))
     parts = [f"of 100 images with pneumonia it finds {found}"] if found else []
     parts += [f"of 100 without it calls {cleared} normal"] if cleared else []
-    return f"in the {SET_NAMES[central_set]} " + (" and ".join(parts) or "sensitivity and specificity are undefined")
+    return f"in the {set_noun(central_set)} " + (" and ".join(parts) or "sensitivity and specificity are undefined")
 
 
 def _hundred(found: ReportedEstimate, interval_name: str) -> str:
@@ -101,33 +102,36 @@ def with_interval(found: ReportedEstimate, interval_name: str) -> str:
 
 
 def describe_drops(run: StoredRun) -> list[str]:
-    """Describes how the metrics change from the test to the external set; empty unless both were evaluated."""
-    test, external = run.results("test"), run.results("external")
-    names = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
-    if not test or not external:
-        return []
+    """Describes how the metrics change from the first set, as a rule the test set, to each other one; empty of one set alone."""
+    first, *others = [name for name in run.sets if run.results(name)] or [""]
+    metrics = {"auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity"}
     return [
-        _describe_change(name, difference(external[key], test[key]), run.interval_name("external")) for key, name in names.items()
+        _describe_change(
+            metric, (first, other), difference(run.results(other)[key], run.results(first)[key]), run.interval_name(other)
+        )
+        for other in others
+        for key, metric in metrics.items()
     ]
 
 
-def _describe_change(metric: str, change: ReportedEstimate, interval_name: str) -> str:
-    """A change whose interval holds 0 is not reported as one."""
+def _describe_change(metric: str, sets: tuple[str, str], change: ReportedEstimate, interval_name: str) -> str:
+    """The change of a metric from one set to the other; one whose interval holds 0 is not reported as one."""
+    first, other = map(set_noun, sets)
     if change.value is None:
         return f"The change of {metric} is undefined."
     size = f"{number(abs(change.value))} {'lower' if change.value < 0 else 'higher'}"
     if not change.span:
-        return f"On the external set {metric} is {size} than on the test set (no interval)."
+        return f"On the {other} {metric} is {size} than on the {first} (no interval)."
     interval = f"change {change.number}, {interval_name} {change.span}"
     if change.clear:
-        return f"On the external set {metric} is {size} than on the test set ({interval})."
-    return f"Test and external set do not clearly differ in {metric} ({interval})."
+        return f"On the {other} {metric} is {size} than on the {first} ({interval})."
+    return f"The {first} and the {other} do not clearly differ in {metric} ({interval})."
 
 
 def warn_of_few(run: StoredRun) -> list[str]:
     """Writes a warning for each evaluated set with few images of a class."""
     warnings = []
-    for name, noun in SET_NAMES.items():
+    for name in run.sets:
         size = run.size(name)
         few = [
             f"{count(n, 'image')} {text}"
@@ -135,7 +139,9 @@ def warn_of_few(run: StoredRun) -> list[str]:
             if n < FEW_IMAGES
         ]
         if few and run.results(name):
-            warnings.append(f"The {noun} has only {' and '.join(few)}: what rests on these is uncertain, as the intervals show.")
+            warnings.append(
+                f"The {set_noun(name)} has only {' and '.join(few)}: what rests on these is uncertain, as the intervals show."
+            )
     return warnings
 
 

@@ -24,7 +24,27 @@ SCHEMA = 1
 """Raised when a key changes its meaning or goes away; a new key needs no new number. 0: files of versions that wrote no number."""
 SCHEMA_KEY = "schema"
 CENTRAL_SETS = ("test", "external")
-"""What the coordinator may evaluate the model on."""
+"""Held-out sets with a name of their own in every file; a run may have others, under `held_out`."""
+SET_NOUNS = {"test": "test set", "external": "external set"}
+T = TypeVar("T")
+
+
+def set_noun(name: str) -> str:
+    """Names a held-out set in a sentence: `test set`, `external set`, or `set of adults`."""
+    return SET_NOUNS.get(name, f"{name} set")
+
+
+def by_field(results: Mapping[str, T]) -> dict[str, Any]:
+    """Sorts results by set into the fields of a record: `test` and `external`, and all others under `held_out`."""
+    own = {name: results[name] for name in CENTRAL_SETS if name in results}
+    others = {name: found for name, found in results.items() if name not in CENTRAL_SETS}
+    return {**own, "held_out": others} if others else own
+
+
+def by_set(test: T | None, external: T | None, held_out: Mapping[str, T]) -> dict[str, T]:
+    """Lists the results that there are by set, `test` and `external` first: the other way of `by_field`."""
+    own = {"test": test, "external": external}
+    return {**{name: found for name, found in own.items() if found is not None}, **held_out}
 
 
 class Record(BaseModel):
@@ -210,6 +230,8 @@ class RoundRecord(Record):
     """On the sites' pooled validation images."""
     test: Metrics | None = None
     external: Metrics | None = None
+    held_out: Mapping[str, Metrics] = {}
+    """By name, of the other held-out sets."""
     secure_sum: SecureSumRecord | None = None
     central_epsilon: float | None = None
     """Spent by the coordinator's noise so far."""
@@ -232,9 +254,9 @@ class RoundRecord(Record):
 
     @property
     def measured(self) -> dict[str, Metrics]:
-        """Metrics by set of those that were evaluated: `validation`, `test`, `external`."""
-        found = {"validation": self.validation, **{name: self.central(name) for name in CENTRAL_SETS}}
-        return {name: metrics for name, metrics in found.items() if metrics is not None}
+        """Metrics by set of those that were evaluated: `validation`, `test`, `external`, then the named ones."""
+        validation = {} if self.validation is None else {"validation": self.validation}
+        return validation | by_set(self.test, self.external, self.held_out)
 
     @property
     def mean_train_loss(self) -> float | None:
@@ -251,7 +273,7 @@ class RoundRecord(Record):
 
     def central(self, name: str) -> Metrics | None:
         """Metrics on the central set `name`; None where it was not evaluated in this round."""
-        return {"test": self.test, "external": self.external}.get(name)
+        return by_set(self.test, self.external, self.held_out).get(name)
 
 
 R = TypeVar("R", bound=Record)

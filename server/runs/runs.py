@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.parties import CoordinatorConfig, central_manifests
 from pneumofed.common.config.reader import experiment_from_json
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
@@ -31,7 +31,7 @@ from pneumofed.server.operations.overview import round_now, site_states
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.runs.events import EVENTS_FILE, Kind, read_activity
 from pneumofed.server.runs.folder import RunFolder, with_course, write_text
-from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.records import CENTRAL_SETS, RoundRecord
 from pneumofed.server.runs.registry import Registry, check_run_name
 from pneumofed.server.runs.status import (
     ASKED_SILENT_SEC,
@@ -209,20 +209,25 @@ class Runs:
     def _settings(self, path: Path, resume: bool) -> CoordinatorConfig:
         """Builds the settings of the ServerApp; paths are absolute, since it runs elsewhere."""
         own = self.folder.settings()
-        absolute = {
-            key: str((self.folder.path / value).resolve())
-            for key, value in (("test_manifest", own.test_manifest), ("external_manifest", own.external_manifest))
-            if value
-        }
-        for key, value in absolute.items():
+        manifests = {name: str((self.folder.path / value).resolve()) for name, value in central_manifests(own).items()}
+        for name, value in manifests.items():
             if not Path(value).is_file():
+                key = f"{name}_manifest" if name in CENTRAL_SETS else f"held_out.{name}"
                 raise ConfigError(f"{self.folder.settings_file}: {key}: there is no file {value}")
+        absolute = {f"{name}_manifest": manifests.pop(name) for name in CENTRAL_SETS if name in manifests}
         cache = str((self.folder.path / own.cache_dir).resolve())
         audit = str(self.folder.state.resolve() / "audit.jsonl")
         if self.folder.key_roster.is_file():
             absolute["key_roster"] = str(self.folder.key_roster.resolve())
         return CoordinatorConfig(
-            run_dir=str(path), cache_dir=cache, audit_log=audit, resume=resume, device=own.device, threads=own.threads, **absolute
+            run_dir=str(path),
+            cache_dir=cache,
+            audit_log=audit,
+            resume=resume,
+            device=own.device,
+            threads=own.threads,
+            held_out=manifests,
+            **absolute,
         )
 
     def _flower_status(self, run: RunRow) -> str | None:
@@ -337,9 +342,11 @@ def _look(runs: Runs, name: str) -> RunRow:
 
 
 def _rounds(history: list[RoundRecord]) -> Table:
-    table = Table("round", "sites", "validation", "test", "external", "s", box=None, padding=(0, 2, 0, 0))
+    others = list(dict.fromkeys(name for line in history for name in line.held_out))
+    sets = ["validation", *CENTRAL_SETS, *others]
+    table = Table("round", "sites", *sets, "s", box=None, padding=(0, 2, 0, 0))
     for line in history:
-        areas = [_number(found.auroc if found else None) for found in (line.validation, line.test, line.external)]
+        areas = [_number(found.auroc if (found := line.measured.get(name)) else None) for name in sets]
         seconds = "–" if line.seconds.total is None else f"{line.seconds.total:.1f}"
         table.add_row(str(line.round), f"{len(line.trained)}/{len(line.drawn)}", *areas, seconds)
     return table

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, model_validator
 
-from pneumofed.server.runs.records import CENTRAL_SETS, Metrics, Record, RoundBytes, StoredThreshold
+from pneumofed.server.runs.records import Metrics, Record, RoundBytes, StoredThreshold, by_set
 
 
 class MetricInterval(Record):
@@ -112,14 +112,21 @@ class BaselineResult(Record):
     threshold: StoredThreshold | None = None
     test: Results | None = None
     external: Results | None = None
+    held_out: Mapping[str, Results] = {}
+    """By name, of the other held-out sets."""
+
+    @property
+    def results(self) -> dict[str, Results]:
+        """Results by central set, of those that were evaluated."""
+        return by_set(self.test, self.external, self.held_out)
 
     def central(self, name: str) -> Results:
         """Returns the results on the central set `name`; empty where there are none.
 
         Args:
-            name: `test` or `external`.
+            name: of a held-out set.
         """
-        return {"test": self.test, "external": self.external}.get(name) or {}
+        return self.results.get(name) or {}
 
 
 class MetricSpread(Record):
@@ -170,6 +177,8 @@ class RunSummary(Record):
     """Site or node -> why it is not a site of the run."""
     test: Results | None = None
     external: Results | None = None
+    held_out: Mapping[str, Results] = {}
+    """By name, of the other held-out sets."""
     subgroups: Mapping[str, Mapping[str, Metrics]] = {}
     """By central set and group of its patients (cause, sex, age, view), where the manifest knows them."""
     error: str | None = None
@@ -190,21 +199,21 @@ class RunSummary(Record):
     @property
     def results(self) -> dict[str, Results]:
         """Final results by central set, of those that were evaluated."""
-        return {name: found for name in CENTRAL_SETS if (found := self.central(name))}
+        return {name: found for name, found in by_set(self.test, self.external, self.held_out).items() if found}
 
     def central(self, name: str) -> Results:
         """Returns the final results on the central set `name`; empty where it was not evaluated.
 
         Args:
-            name: `test` or `external`.
+            name: of a held-out set.
         """
-        return {"test": self.test, "external": self.external}.get(name) or {}
+        return self.results.get(name) or {}
 
     def auroc(self, name: str) -> float:
         """Returns the final AUROC on the central set `name`; NaN where it is undefined or was not evaluated.
 
         Args:
-            name: `test` or `external`.
+            name: of a held-out set.
         """
         value = self.central(name).get("auroc", MetricInterval()).value
         return math.nan if value is None else value
