@@ -88,9 +88,9 @@ def _flip_labels(folder: Path, number: int, hospitals: int) -> None:
     from dataclasses import replace
 
     from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
-    from pneumofed.simulation.hospitals.federation import hospital_name
+    from pneumofed.simulation.hospitals.sources import numbered_name
 
-    path = folder / "sites" / hospital_name(number, hospitals) / "manifest.csv"
+    path = folder / "sites" / numbered_name("hospital", number, hospitals) / "manifest.csv"
     records = read_manifest(path).records
     flipped = (replace(record, label="pneumonia" if record.label == "normal" else "normal") for record in records)
     write_manifest(Manifest(tuple(flipped)), path)

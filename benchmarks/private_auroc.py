@@ -27,7 +27,7 @@ from pneumofed.client.privacy.ledger import Ledger
 from pneumofed.common.config.experiment import PrivacyUnit
 from pneumofed.common.config.reader import merge, read_yaml
 from pneumofed.server.runs.summary_records import MetricInterval, RunSummary
-from pneumofed.simulation.hospitals.federation import hospital_name
+from pneumofed.simulation.hospitals.sources import numbered_name
 
 INFINITE_UNIT = "none"
 """In place of a unit: no privacy."""
@@ -93,7 +93,7 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
 def _share_caches(out: Path, case: Case, hospitals: int) -> None:
     """What is kept of a hospital's images depends on its images alone, which all runs of a seed share."""
     run = out / case.name
-    names = [hospital_name(number, hospitals) for number in range(hospitals)]
+    names = [numbered_name("hospital", number, hospitals) for number in range(hospitals)]
     shared = {run / "sites" / name / "cache": out / "caches" / f"{case.seed}" / name for name in names}
     shared[run / "coordinator" / "cache"] = out / "caches" / "coordinator"
     for link, folder in shared.items():

@@ -78,6 +78,7 @@ class SkipReason(StrEnum):
     WITHDRAWN = "patient has withdrawn"
     DISAGREED = "readers disagree on the label"
     NOT_DELIVERED = "archive did not deliver the image"
+    HELD_OUT = "the patient, or the very image, is in a held-out set"
 
 
 class ImageError(DataError):

@@ -17,7 +17,7 @@ from pneumofed.common.config.experiment import StrategyName
 from pneumofed.common.config.reader import merge, set_by_path
 from pneumofed.common.errors import ArgumentError, ConfigError
 from pneumofed.server.runs.folder import RunFolder
-from pneumofed.simulation.plan import EngineName, PartitionKind, SimulationRequest, plan_simulation
+from pneumofed.simulation.plan import EngineName, SimulationRequest, plan_simulation
 
 if TYPE_CHECKING:
     from pneumofed.models import ModelBundle
@@ -148,7 +148,10 @@ def simulate(
     *,
     external: AnyPath | None = None,
     hospitals: int | None = None,
-    partition: PartitionKind | None = None,
+    sources: Mapping[str, AnyPath] | None = None,
+    held_out: Mapping[str, AnyPath] | None = None,
+    hold_out: Mapping[str, float] | None = None,
+    partition: str | None = None,
     alpha: float | None = None,
     phantoms: int | None = None,
     strategy: StrategyName | None = None,
@@ -174,10 +177,14 @@ def simulate(
     As `pneumofed simulate`, with the same keys. What is left out is as in `config`, else as the command's default.
 
     Args:
-        data: folder in the Kaggle layout (train/, test/); None: phantoms are drawn.
-        external: held-out external set: a folder with labels.csv, or a CSV file.
-        hospitals: number of virtual hospitals (5).
-        partition: how patients are dealt to them: `iid`, `dirichlet`, `quantity` or `scanner` (`dirichlet`).
+        data: a set that is dealt to hospitals: a folder (Kaggle layout, NIH, CheXpert or PadChest, DICOM) or a table; None and without
+            `sources`: phantoms are drawn.
+        external: held-out external set: a folder or table.
+        hospitals: number of hospitals that `data` is dealt to (5).
+        sources: given hospitals, the place of each one's images by its name; of `NAME:N` they are dealt to N.
+        held_out: further held-out sets, the place of each by its name.
+        hold_out: share of a given source's patients that is held out under its name; `test` is of `data`.
+        partition: how `data` is dealt: `iid`, `dirichlet`, `quantity`, `scanner`, or `column:NAME` of a table (`dirichlet`).
         alpha: concentration of the Dirichlet draws; small is uneven (0.5).
         phantoms: phantom patients that are drawn without `data` (240).
         strategy: federated strategy (`fedavg`).
@@ -209,6 +216,9 @@ def simulate(
             data=_path(data),
             external=_path(external),
             hospitals=hospitals,
+            sources={name: Path(place) for name, place in (sources or {}).items()},
+            held_out={name: Path(place) for name, place in (held_out or {}).items()},
+            hold_out=hold_out or {},
             partition=partition,
             alpha=alpha,
             phantoms=phantoms,

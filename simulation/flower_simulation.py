@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 CLIENT_RESOURCES = {"num_cpus": "client_cpus", "num_gpus": "client_gpus"}
 INIT_ARGS = {"num_cpus": "cpus", "num_gpus": "gpus", "address": "ray_address"}
-SIMULATION_KEYS = ("data", "external", "partition", "alpha", "threads", "device", "phantom_patients")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,18 +137,26 @@ def _rename(given: Mapping[str, Any], names: Mapping[str, str], section: str) ->
 
 
 def _run_own(values: Mapping[str, Any], resources: Any) -> None:
+    from pneumofed.simulation.hospitals.settings import SimulationConfig
+    from pneumofed.simulation.hospitals.sources import count_hospitals
     from pneumofed.simulation.plan import Plan, build_plan, default_run_dir
     from pneumofed.simulation.runner import run_simulation
 
     experiment: dict[str, Any] = {}
     simulation: dict[str, Any] = {"hospitals": resources.nodes}
+    known = set(SimulationConfig.model_fields) - set(simulation)
     settings = dict(values)
     out, config, resume = settings.pop("out", None), settings.pop("config", None), bool(settings.pop("resume", False))
     for key, value in settings.items():
-        target = simulation if key in SIMULATION_KEYS else experiment
+        target = simulation if key.partition(".")[0] in known else experiment
         set_by_path(target, key, value)
+    simulation["hospitals"] = max(
+        1, resources.nodes - sum(SimulationConfig(sources=simulation.get("sources") or {}).groups.values())
+    )
     run_dir = Path(out) if out else default_run_dir(resume)
     built = build_plan(run_dir, experiment, simulation, config_file=Path(config) if config else None, resume=resume)
+    if (hospitals := count_hospitals(built[1])) != resources.nodes:
+        raise ConfigError(f"--num-supernodes: {resources.nodes} asked for, but the sources make {hospitals} hospitals")
     summary = run_simulation(Plan(*built, run_dir=run_dir, resources=resources, resume=resume), logger.info)
     report = run_dir / "report.html"
     logger.info("%s; report: %s", summary.status, report if report.exists() else "could not be written")

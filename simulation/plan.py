@@ -11,40 +11,20 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
-from pydantic import Field
-
-from pneumofed.common.config.experiment import ExperimentConfig, Section, StrategyName
-from pneumofed.common.config.reader import build_config, load_experiment, merge, read_yaml
+from pneumofed.common.config.experiment import ExperimentConfig, StrategyName
+from pneumofed.common.config.reader import SIMULATION_SECTION, build_config, load_experiment, merge, read_yaml
 from pneumofed.common.errors import CheckpointError, ConfigError
 from pneumofed.server.runs.folder import RunFolder
+from pneumofed.simulation.hospitals.settings import COLUMN, SimulationConfig
 from pneumofed.simulation.superlink import Resources
 
 EngineName = Literal["flower", "local"]
-PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
 PhantomFormat = Literal["jpeg", "dicom"]
 PretrainSource = Literal["phantoms", "random-processes"]
 RUNS_FOLDER = Path("runs")
-
-
-class SimulationConfig(Section):
-    """What makes the virtual hospitals: the data, how it is dealt out, and what each hospital may use of the machine."""
-
-    data: str | None = None
-    """Folder in the Kaggle layout: train/ (and val/) is dealt to the hospitals, test/ is the coordinator's. Unset, phantoms are drawn
-    into the run folder, and their external set is used."""
-    phantom_patients: Annotated[int, Field(ge=3, le=100_000)] = 240
-    """Training patients of the phantom set."""
-    external: str | None = None
-    """Folder with a labels.csv (or the CSV itself): the held-out external set."""
-    hospitals: Annotated[int, Field(ge=1, le=10_000)] = 5
-    partition: PartitionKind = "dirichlet"
-    alpha: Annotated[float, Field(gt=0.0)] = 0.5
-    """Concentration of the Dirichlet draws: 0.1 is very uneven, 100 nearly even. Only of `dirichlet` and `quantity`."""
-    threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads of each hospital's training; part of what makes a run repeat bit for bit."""
-    device: str = "auto"
+SOURCES = ("sources", "held_out")
 
 
 @dataclass(frozen=True)
@@ -75,7 +55,7 @@ class SimulationRequest:
     """A simulation as a user asks for it, on the command line or in Python; None leaves a value to the configuration and its defaults.
 
     Attributes:
-        data, external, hospitals, partition, alpha, threads: as in `SimulationConfig`.
+        data, external, hospitals, partition, alpha, sources, held_out, hold_out, threads: as in `SimulationConfig`.
         phantoms: `phantom_patients` of `SimulationConfig`.
         strategy, rounds, image_size, seed: short for `strategy.name`, `rounds`, `image.size_px` and `seed` of the experiment.
         settings: other keys of the experiment, nested; they win over all else.
@@ -93,8 +73,11 @@ class SimulationRequest:
     data: str | Path | None = None
     external: str | Path | None = None
     hospitals: int | None = None
-    partition: PartitionKind | None = None
+    partition: str | None = None
     alpha: float | None = None
+    sources: Mapping[str, str | Path] = field(default_factory=dict)
+    held_out: Mapping[str, str | Path] = field(default_factory=dict)
+    hold_out: Mapping[str, float | str] = field(default_factory=dict)
     phantoms: int | None = None
     strategy: StrategyName | None = None
     rounds: int | None = None
@@ -126,12 +109,12 @@ class SimulationRequest:
         """Returns what the request changes in the virtual hospitals.
 
         Raises:
-            ConfigError: both a data folder and a number of phantoms are given, or an external set without a data folder.
+            ConfigError: both a data folder and a number of phantoms are given, or a number of hospitals beside a column of them.
         """
         if self.data is not None and self.phantoms is not None:
             raise ConfigError("phantoms: phantoms are drawn only where no data folder is given; leave out data or phantoms")
-        if self.data is None and self.external is not None and not self.resume:
-            raise ConfigError("external: phantoms come with an external set of their own; give the data folder too")
+        if self.partition is not None and self.partition.startswith(COLUMN) and self.hospitals is not None:
+            raise ConfigError("hospitals: their number follows from the column; leave out hospitals or the column")
         return _given(
             data=None if self.data is None else str(self.data),
             external=None if self.external is None else str(self.external),
@@ -140,6 +123,9 @@ class SimulationRequest:
             alpha=self.alpha,
             phantom_patients=self.phantoms,
             threads=self.threads,
+            sources=_places(self.sources),
+            held_out=_places(self.held_out),
+            hold_out=dict(self.hold_out) or None,
         )
 
 
@@ -154,12 +140,10 @@ def plan_simulation(request: SimulationRequest) -> Plan:
     """
     if request.engine not in get_args(EngineName):
         raise ConfigError(f"engine: expected {' or '.join(get_args(EngineName))}, got {request.engine!r}")
+    from pneumofed.simulation.hospitals.sources import count_hospitals
+
     run_dir = request.out or default_run_dir(request.resume)
     experiment_values, simulation_values = request.experiment_values(), request.simulation_values()
-    if request.data is not None:
-        from pneumofed.common.data.sources.public_sets import require_kaggle_folders
-
-        require_kaggle_folders(Path(request.data), "train")
     bundle = None
     if request.init:
         from pneumofed.common.model_bundle.bundle import open_start, start_values
@@ -173,7 +157,7 @@ def plan_simulation(request: SimulationRequest) -> Plan:
         from pneumofed.common.model_bundle.bundle import check_start
 
         check_start(experiment, bundle)
-    resources = Resources(simulation.hospitals, simulation.threads, request.gpus, ray_address=request.ray_address)
+    resources = Resources(count_hospitals(simulation), simulation.threads, request.gpus, ray_address=request.ray_address)
     return Plan(experiment, simulation, run_dir, resources, request.engine, request.resume, request.baselines)
 
 
@@ -198,8 +182,10 @@ def build_plan(
         ConfigError: a key or value is wrong, or the strategy needs more hospitals.
         CheckpointError: nothing to resume in `run_dir`.
     """
+    from pneumofed.simulation.hospitals.sources import count_hospitals
+
     run_dir = run_dir.resolve()
-    simulation_values = {**simulation_values, **_absolute(simulation_values)}
+    simulation_values = _absolute(simulation_values)
     if resume:
         if not (run_dir / "simulation.yaml").exists():
             raise CheckpointError(f"{run_dir} holds no simulation to resume; check --out")
@@ -209,14 +195,29 @@ def build_plan(
             SimulationConfig, merge(read_yaml(run_dir / "simulation.yaml"), simulation_values), "simulation"
         )
         return experiment, simulation
-    simulation = build_config(SimulationConfig, simulation_values, "simulation")
-    experiment = load_experiment(config_file, merge({"strategy": {"wait_for_sites": simulation.hospitals}}, experiment_values))
-    if experiment.strategy.replies_needed > simulation.hospitals:
+    simulation = _read_simulation(config_file, simulation_values)
+    hospitals = count_hospitals(simulation)
+    values = merge({"strategy": {"wait_for_sites": hospitals}}, experiment_values)
+    experiment = load_experiment(config_file, values)
+    if experiment.strategy.replies_needed > hospitals:
         raise ConfigError(
             f"the strategy {experiment.strategy.name} needs {experiment.strategy.replies_needed} replies a round, "
-            f"there are {simulation.hospitals} hospitals; take more hospitals or another strategy"
+            f"there are {hospitals} hospitals; take more hospitals or another strategy"
         )
     return experiment, simulation
+
+
+def _read_simulation(config_file: Path | None, values: Mapping[str, Any]) -> SimulationConfig:
+    """The `simulation` section of the configuration file with `values` over it, its sources there."""
+    from pneumofed.simulation.hospitals.sources import check_places
+
+    written = read_yaml(config_file).get(SIMULATION_SECTION) or {} if config_file else {}
+    section = f"{config_file}: {SIMULATION_SECTION}"
+    if not isinstance(written, dict):
+        raise ConfigError(f"{section}: expected keys and values, got {type(written).__name__}")
+    simulation = build_config(SimulationConfig, _absolute(merge(written, values)), section if written else "simulation")
+    check_places(simulation)
+    return simulation
 
 
 def demo_request(out: Path) -> SimulationRequest:
@@ -251,9 +252,17 @@ def default_run_dir(resume: bool) -> Path:
     return runs[-1].parent
 
 
-def _absolute(values: Mapping[str, Any]) -> dict[str, str]:
+def _absolute(values: Mapping[str, Any]) -> dict[str, Any]:
     """Paths that hold in every folder: Flower's processes start elsewhere, and a run may be resumed from elsewhere."""
-    return {key: str(Path(values[key]).resolve()) for key in ("data", "external") if values.get(key)}
+    single = {key: str(Path(values[key]).resolve()) for key in ("data", "external") if values.get(key)}
+    many = {
+        key: _places({name: Path(place).resolve() for name, place in values[key].items()}) for key in SOURCES if values.get(key)
+    }
+    return {**values, **single, **many}
+
+
+def _places(sources: Mapping[str, str | Path]) -> dict[str, str] | None:
+    return {name: str(place) for name, place in sources.items()} or None
 
 
 def _given(**values: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pneumofed.common.errors import CheckpointError, FlowerError, PneumofedError
+from pneumofed.common.errors import CheckpointError, FlowerError, PneumofedError, SkipReason
 from pneumofed.common.ops.app_bundle import write_app
 from pneumofed.server.federation.run import FAILED, RUNNING, STOPPED, SUCCEEDED
 from pneumofed.server.report.report import close_with_report
@@ -23,7 +23,7 @@ from pneumofed.server.runs.folder import RunFolder, with_course
 from pneumofed.server.runs.records import RoundRecord
 from pneumofed.server.runs.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary
 from pneumofed.simulation.baselines import run_baselines
-from pneumofed.simulation.hospitals.federation import Federation, hospital_name, lay_out
+from pneumofed.simulation.hospitals.federation import Federation, lay_out
 from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
 from pneumofed.simulation.plan import Plan
 from pneumofed.simulation.superlink import Resources, private_superlink, run_app
@@ -47,7 +47,8 @@ def run_simulation(plan: Plan, say: Say) -> RunSummary:
     plan.resources.check()
     federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume)
     say(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
-    for warning, count in federation.report.warnings.items():
+    left_out = federation.report.skipped.get(SkipReason.HELD_OUT, 0)
+    for warning, count in [*federation.report.warnings.items(), (SkipReason.HELD_OUT, left_out)]:
         if count:
             say(f"    warning: {warning} ({count})")
     try:
@@ -149,7 +150,7 @@ def _baselines(plan: Plan, federation: Federation, say: Say) -> BaselineTable:
 def _partition_table(plan: Plan, federation: Federation) -> PartitionRecord:
     """How the patients were dealt, in counts: a row a hospital, and the skew of labels in bits."""
     rows = partition_rows(federation.manifests)
-    hospitals = tuple(DealtHospital(name=hospital_name(row.hospital, federation.hospitals), **asdict(row)) for row in rows)
+    hospitals = tuple(DealtHospital(name=federation.names[row.hospital], **asdict(row)) for row in rows)
     kind, alpha = plan.simulation.partition, plan.simulation.alpha
     return PartitionRecord(kind=kind, alpha=alpha, label_skew_bits=label_skew(rows), hospitals=hospitals)
 

@@ -17,7 +17,13 @@ from pneumofed.client.cli import archive
 from pneumofed.client.cli.options import AllViews, LabelTable, exit_codes, finish, show_report
 from pneumofed.common.config.experiment import TaskName
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.command_line import Json, Site, print_json, say
+from pneumofed.common.ops.command_line import (
+    Json,
+    Site,
+    print_json,
+    read_pairs,
+    say,
+)
 
 if TYPE_CHECKING:
     from pneumofed.common.data.manifest import Manifest
@@ -58,7 +64,7 @@ def add_table(
     with exit_codes(as_json):
         from pneumofed.common.data.sources.table import read_csv
 
-        found = read_csv(file, images, _pairs(column, "--column"), _pairs(label, "--label"))
+        found = read_csv(file, images, read_pairs(column, "--column"), read_pairs(label, "--label"))
         _add(site, *found, as_json=as_json, pseudonymous=True)
 
 
@@ -127,13 +133,6 @@ def _add(site: Path, manifest: Manifest, report: DataReport, *, as_json: bool, p
 
     opened = SiteFolder.open(site)
     finish(opened, with_pseudonyms(opened, manifest) if pseudonymous else manifest, report, as_json)
-
-
-def _pairs(options: list[str] | None, name: str) -> dict[str, str]:
-    for option in options or ():
-        if "=" not in option:
-            raise ConfigError(f"{name} {option}: expected NAME=VALUE")
-    return dict(option.split("=", 1) for option in options or ())
 
 
 app = typer.Typer(no_args_is_help=True, help="The site's images: add them to its manifest, remove them, and check them.")

@@ -122,17 +122,21 @@ def build_config(schema: type[T], values: Mapping[str, Any], source: str = "conf
         raise ConfigError(f"{source}: " + "; ".join(problems)) from None
 
 
+SIMULATION_SECTION = "simulation"
+"""Of an experiment's file: keys of `simulation.hospitals.settings.SimulationConfig`."""
+
+
 def load_experiment(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:
     """Reads an experiment from a YAML file and lays overrides over it.
 
     Args:
-        path: the YAML file; None for the defaults only.
+        path: the YAML file; None for the defaults only. Its section `simulation` is for virtual hospitals, and no part of the experiment.
         overrides: nested values, such as those of `parse_overrides`.
 
     Raises:
         ConfigError: the file cannot be read, or the values do not fit the schema.
     """
-    values = read_yaml(path) if path else {}
+    values = {key: value for key, value in (read_yaml(path) if path else {}).items() if key != SIMULATION_SECTION}
     return build_config(ExperimentConfig, merge(values, overrides or {}), str(path or "experiment"))
 
 

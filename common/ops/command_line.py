@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -69,6 +69,22 @@ def print_json(values: Any, indent: int = 2) -> None:
 def exit_code_of(error: PneumofedError) -> int:
     """The exit code of a command that ended with `error`."""
     return USAGE_ERROR if isinstance(error, ConfigError) else FAILURE
+
+
+def read_pairs(options: Sequence[str] | None, name: str) -> dict[str, str]:
+    """Reads options of the form NAME=VALUE.
+
+    Args:
+        options: texts; None for none. Of equal names the last counts.
+        name: of the option, for the error.
+
+    Raises:
+        ConfigError: a text has no equals sign.
+    """
+    for option in options or ():
+        if "=" not in option:
+            raise ConfigError(f"{name} {option}: expected NAME=VALUE")
+    return dict(option.split("=", 1) for option in options or ())
 
 
 @contextmanager

@@ -17,13 +17,13 @@ from pneumofed.client.cli.privacy import app as privacy_app
 from pneumofed.client.cli.site import app as site_app
 from pneumofed.common.config.experiment import ModelName, StrategyName
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.command_line import Json, console, exit_on_error, exit_when_stopped, note, print_json, say
+from pneumofed.common.ops.command_line import Json, console, exit_on_error, exit_when_stopped, note, print_json, read_pairs, say
 from pneumofed.inference.cli.monitor import app as monitor_app
 from pneumofed.inference.cli.predict import explain_command, predict_command
 from pneumofed.inference.cli.reading_room import app as room_app
 from pneumofed.server.cli.coordinator import app as server_app
 from pneumofed.server.cli.study import export_command, provision_command
-from pneumofed.simulation.plan import EngineName, PartitionKind, PhantomFormat, PretrainSource
+from pneumofed.simulation.plan import EngineName, PhantomFormat, PretrainSource
 
 if TYPE_CHECKING:
     from pneumofed.server.runs.summary_records import RunSummary
@@ -47,11 +47,30 @@ app.add_typer(room_app, name="reading-room", rich_help_panel="Reading room")
 app.add_typer(monitor_app, name="monitor", rich_help_panel="Reading room")
 
 Data = Annotated[
-    Path | None, typer.Option("--data", help="Folder in the Kaggle layout (train/, test/). Without it, phantoms are drawn.")
+    Path | None,
+    typer.Option(
+        "--data", help="A set that is dealt to hospitals: a folder (Kaggle layout, tables, DICOM) or table. Else phantoms."
+    ),
 ]
-External = Annotated[Path | None, typer.Option(help="Held-out external set: a folder with labels.csv, or a CSV file.")]
-Hospitals = Annotated[int | None, typer.Option(min=1, help="Number of virtual hospitals.", show_default="5")]
-Partition = Annotated[PartitionKind | None, typer.Option(help="How patients are dealt to hospitals.", show_default="dirichlet")]
+External = Annotated[Path | None, typer.Option(help="Held-out external set: a folder or table.")]
+Hospitals = Annotated[int | None, typer.Option(min=1, help="Number of hospitals that --data is dealt to.", show_default="5")]
+Hospital = Annotated[
+    list[str] | None, typer.Option(help="NAME=SOURCE, a given hospital; NAME:N=SOURCE deals the source to N. May repeat.")
+]
+HeldOut = Annotated[list[str] | None, typer.Option("--test", help="NAME=SOURCE, a further held-out set. May repeat.")]
+HoldOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME=SHARE, this share of a given source's patients is held out as NAME; test=SHARE of --data. May repeat."
+    ),
+]
+Partition = Annotated[
+    str | None,
+    typer.Option(
+        help="How --data is dealt: iid, dirichlet, quantity, scanner, or column:NAME of a table.",
+        show_default="dirichlet",
+    ),
+]
 Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet draws; small is uneven.", show_default="0.5")]
 Phantoms = Annotated[int | None, typer.Option(min=3, help="Phantom patients that are drawn without --data.", show_default="240")]
 Strategy = Annotated[StrategyName | None, typer.Option(help="Federated strategy.", show_default="fedavg")]
@@ -100,6 +119,9 @@ def simulate_command(
     data: Data = None,
     external: External = None,
     hospitals: Hospitals = None,
+    hospital: Hospital = None,
+    test: HeldOut = None,
+    hold_out: HoldOut = None,
     partition: Partition = None,
     alpha: Alpha = None,
     phantoms: Phantoms = None,
@@ -129,6 +151,9 @@ def simulate_command(
             data=data,
             external=external,
             hospitals=hospitals,
+            sources=read_pairs(hospital, "--hospital"),
+            held_out=read_pairs(test, "--test"),
+            hold_out=read_pairs(hold_out, "--hold-out"),
             partition=partition,
             alpha=alpha,
             phantoms=phantoms,

@@ -15,32 +15,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from pneumofed.common.config.experiment import ExperimentConfig, Section
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
+from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.data.manifest import Manifest, write_manifest
 from pneumofed.common.data.report import DataReport
-from pneumofed.common.data.sources.public_sets import read_kaggle
-from pneumofed.common.data.sources.table import read_csv
-from pneumofed.common.errors import ConfigError, DataError
+from pneumofed.common.errors import ConfigError
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, write_secret
 from pneumofed.common.secure_aggregation.key_agreement import issue_roster
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.keys import format_public_key, read_private_key, write_node_key
 from pneumofed.server.provisioning.authority import open_authority
+from pneumofed.server.runs.records import CENTRAL_SETS
 from pneumofed.simulation.hospitals.archive import render_archive
-from pneumofed.simulation.hospitals.partition import partition
-from pneumofed.simulation.phantoms.image import is_phantom
+from pneumofed.simulation.hospitals.settings import SimulationConfig
+from pneumofed.simulation.hospitals.sources import gather, keep_apart
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 from pneumofed.simulation.phantoms.scanners import draw_scanner
-from pneumofed.simulation.plan import SimulationConfig
 
 UNUSED_ADDRESS = "localhost:1"
 """The coordinator's address in a connection file of which only the keys are read."""
@@ -53,6 +51,7 @@ class Federation:
 
     sites_dir: Path
     coordinator_file: Path
+    names: tuple[str, ...]
     manifests: tuple[Manifest, ...]
     phantom: bool
     """Whether the images are drawn."""
@@ -66,16 +65,6 @@ class Federation:
     @property
     def site_files(self) -> list[Path]:
         return [self.sites_dir / f"{number}.yaml" for number in range(self.hospitals)]
-
-
-def hospital_name(number: int, hospitals: int) -> str:
-    """Returns the name of a virtual hospital: `hospital-07` of up to 100, `hospital-007` of more. Names sort as numbers do.
-
-    Args:
-        number: from 0.
-        hospitals: how many there are.
-    """
-    return f"hospital-{number:0{max(2, len(str(hospitals - 1)))}d}"
 
 
 def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, resume: bool) -> Federation:
@@ -97,37 +86,24 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
     run_dir = run_dir.resolve()
     _check_same_simulation(cfg, run_dir, resume)
     data, external = _find_data(cfg, experiment.seed, run_dir)
-    manifest, report = read_kaggle(data)
-    parts = partition(manifest, cfg.hospitals, cfg.partition, cfg.alpha, derive_seed(experiment.seed, "partition"))
-    parts = sorted(parts, key=lambda part: -len(part.records))
+    study = gather(cfg, data, external, experiment.seed)
+    sites, cache = run_dir / "sites", run_dir / "coordinator" / "cache"
+    caches = {hospital.name: sites / hospital.name / "cache" for hospital in study.hospitals}
+    study = keep_apart(study, {**caches, **{name: cache / name for name in study.held_out}})
+    parts = [hospital.manifest for hospital in study.hospitals]
+    names = [hospital.name for hospital in study.hospitals]
     if cfg.partition == "scanner":
-        parts = _through_scanners(parts, experiment.seed, run_dir)
-    names = [hospital_name(number, len(parts)) for number in range(len(parts))]
+        parts = _through_scanners(parts, [sites / name / "archive" for name in names], experiment.seed)
     identities = write_identities(run_dir / "identities", names) if experiment.secure_aggregation.enabled else ({}, None)
-    for number, part in enumerate(parts):
-        _write_site(run_dir, number, part, cfg, identities[0].get(names[number]))
-        _write_secret(run_dir / "sites" / names[number], names[number], experiment.seed)
+    for number, (name, part) in enumerate(zip(names, parts, strict=True)):
+        _write_site(run_dir, number, name, part, cfg, identities[0].get(name))
+        _write_secret(sites / name, name, experiment.seed)
     _write_secret(run_dir, "coordinator", experiment.seed)
     settings = CoordinatorConfig(
         run_dir=str(run_dir), resume=resume, device=cfg.device, key_roster=str(identities[1]) if identities[1] else None
     )
-    coordinator = _write_coordinator(data, external, settings)
-    return Federation(run_dir / "sites", coordinator, tuple(parts), is_phantom(data), report)
-
-
-def external_manifest(folder: Path) -> Manifest:
-    """Reads the external set in `folder`, which holds a labels.csv or is a CSV file.
-
-    Raises:
-        DataError: there is no such table.
-    """
-    table = folder / "labels.csv" if folder.is_dir() else folder
-    if not table.is_file():
-        raise DataError(
-            f"external set: {table} does not exist; expected a folder with labels.csv, or a CSV with columns path, patient, label"
-        )
-    manifest, _ = read_csv(table)
-    return manifest
+    coordinator = _write_coordinator({name: source.manifest for name, source in study.held_out.items()}, settings)
+    return Federation(sites, coordinator, tuple(names), tuple(parts), study.phantom, study.report)
 
 
 def write_identities(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], Path]:
@@ -159,7 +135,7 @@ def _check_same_simulation(cfg: SimulationConfig, run_dir: Path, resume: bool) -
     path = run_dir / "simulation.yaml"
     values = cfg.model_dump()
     if resume and path.exists():
-        old: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        old = build_config(SimulationConfig, read_yaml(path), path.name).model_dump()
         different = [f"{key} was {old.get(key)!r}, now {values[key]!r}" for key in values if old.get(key) != values[key]]
         if different:
             raise ConfigError(f"the run to resume was started with other hospitals: {'; '.join(different)}")
@@ -167,21 +143,19 @@ def _check_same_simulation(cfg: SimulationConfig, run_dir: Path, resume: bool) -
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
-def _through_scanners(parts: Sequence[Manifest], seed: int, run_dir: Path) -> list[Manifest]:
+def _through_scanners(parts: Sequence[Manifest], archives: Sequence[Path], seed: int) -> list[Manifest]:
     """Each hospital's images as its own scanner would have taken them, in its own archive folder."""
     return [
         render_archive(
-            part,
-            draw_scanner(number, derive_seed(seed, "scanner")),
-            run_dir / "sites" / hospital_name(number, len(parts)) / "archive",
-            derive_seed(seed, "scanner noise", number),
+            part, draw_scanner(number, derive_seed(seed, "scanner")), archive, derive_seed(seed, "scanner noise", number)
         )
-        for number, part in enumerate(parts)
+        for number, (part, archive) in enumerate(zip(parts, archives, strict=True))
     ]
 
 
-def _write_site(run_dir: Path, number: int, manifest: Manifest, cfg: SimulationConfig, connection: Path | None) -> None:
-    name = hospital_name(number, cfg.hospitals)
+def _write_site(
+    run_dir: Path, number: int, name: str, manifest: Manifest, cfg: SimulationConfig, connection: Path | None
+) -> None:
     folder = run_dir / "sites" / name
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     write_manifest(manifest, folder / "manifest.csv")
@@ -201,28 +175,27 @@ def _write_secret(folder: Path, party: str, seed: int) -> None:
     write_secret(folder / NOISE_KEY_FILE, hashlib.sha256(f"simulated secret of {party}, seed {seed}".encode()).digest())
 
 
-def _find_data(cfg: SimulationConfig, seed: int, run_dir: Path) -> tuple[Path, Path | None]:
-    """The data folder and the external set."""
-    if cfg.data is not None:
-        return Path(cfg.data).resolve(), Path(cfg.external).resolve() if cfg.external else None
+def _find_data(cfg: SimulationConfig, seed: int, run_dir: Path) -> tuple[Path | None, Path | None]:
+    """The set that is divided and the external set."""
+    if not cfg.divides or cfg.data is not None:
+        return Path(cfg.data).resolve() if cfg.data else None, Path(cfg.external).resolve() if cfg.external else None
     folder = run_dir / "phantoms"
     write_phantoms(folder, cfg.phantom_patients, derive_seed(seed, "phantoms"))
     return folder, folder / "external"
 
 
-def _write_coordinator(data: Path, external: Path | None, settings: CoordinatorConfig) -> Path:
+def _write_coordinator(held_out: Mapping[str, Manifest], settings: CoordinatorConfig) -> Path:
     folder = Path(settings.run_dir) / "coordinator"
     folder.mkdir(parents=True, exist_ok=True)
-    test, _ = read_kaggle(data, splits=("test",))
-    write_manifest(test, folder / "test.csv")
-    if external:
-        write_manifest(external_manifest(external), folder / "external.csv")
-    paths = {
-        "test_manifest": str(folder / "test.csv"),
-        "external_manifest": str(folder / "external.csv") if external else None,
-        "cache_dir": str(folder / "cache"),
-    }
-    _write_yaml(folder / "coordinator.yaml", settings.model_copy(update=paths))
+    files = {name: folder / f"{name}.csv" for name in held_out}
+    for name, file in files.items():
+        write_manifest(held_out[name], file)
+    own = {f"{name}_manifest": str(files[name]) for name in CENTRAL_SETS if name in files}
+    others = {name: str(file) for name, file in files.items() if name not in CENTRAL_SETS}
+    _write_yaml(
+        folder / "coordinator.yaml",
+        settings.model_copy(update={**own, "held_out": others, "cache_dir": str(folder / "cache")}),
+    )
     return folder / "coordinator.yaml"
 
 

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,7 @@ from scipy.spatial.distance import jensenshannon
 from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.seeds import numpy_generator
-
-PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
+from pneumofed.simulation.hospitals.settings import PartitionKind
 
 MIN_ALPHA, MAX_ALPHA = 1e-3, 1e6
 """Below, one hospital takes all and the draw underflows; above, nothing is left of the skew."""
@@ -34,7 +33,7 @@ Deal = list[list[str]]
 """The patients of each hospital."""
 
 
-def partition(manifest: Manifest, hospitals: int, kind: PartitionKind, alpha: float, seed: int) -> list[Manifest]:
+def partition(manifest: Manifest, hospitals: int, kind: str, alpha: float, seed: int) -> list[Manifest]:
     """Deals the patients of a manifest to virtual hospitals, and returns the manifest of each.
 
     A patient's class is the label of most of their images, of the first in LABELS where two are level. Classes are the labels as
@@ -57,7 +56,7 @@ def partition(manifest: Manifest, hospitals: int, kind: PartitionKind, alpha: fl
     Args:
         manifest: the images to deal.
         hospitals: how many; at least 1.
-        kind: see above.
+        kind: a `PartitionKind`, see above.
         alpha: concentration of `dirichlet` and `quantity`, 0.001 to 1e6: the smaller, the more skewed. Not used by the others.
         seed: of the draw.
 

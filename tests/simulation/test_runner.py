@@ -179,7 +179,7 @@ def test_more_hospitals_than_patients_tells_both_numbers(tmp_path: Path, phantom
 
 
 def test_no_data_folder_says_what_is_expected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(ConfigError, match="nowhere"):
         run(tmp_path / "run", tmp_path / "nowhere")
 
 

@@ -124,6 +124,16 @@ def read_padchest(table: Path, images: Path, uncertain: UncertainPolicy = "ignor
     return collect(_padchest_record(row, files, uncertain) for _, row in read_rows(table, _PADCHEST_COLUMNS))
 
 
+def is_kaggle(folder: Path, split: str = "train") -> bool:
+    """Says whether `folder` holds both classes of `split` in the Kaggle layout.
+
+    Args:
+        folder: the one that holds train/ and test/.
+        split: `train`, `val` or `test`.
+    """
+    return all((folder / split / name).is_dir() for name in _KAGGLE_CLASS_FOLDERS)
+
+
 def require_kaggle_folders(folder: Path, split: str) -> None:
     """Does nothing where `folder` holds both classes of `split` in the Kaggle layout. Reads no image.
 

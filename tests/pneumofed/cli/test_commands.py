@@ -38,7 +38,7 @@ def test_help_does_not_import_what_is_heavy() -> None:
     [
         (["simulate", "--set", "trainng.batch_size=3"], "did you mean 'training'?"),
         (["simulate", "--data", "/nowhere", "--out", "{tmp}/run"], "/nowhere"),
-        (["simulate", "--external", "/nowhere", "--out", "{tmp}/run"], "give the data folder too"),
+        (["simulate", "--external", "/nowhere", "--out", "{tmp}/run"], "give data or hospitals too"),
         (["simulate", "--resume", "--out", "{tmp}/none"], "no simulation to resume"),
         (["simulate", "--config", "{tmp}/none.yaml"], "does not exist"),
         (["report", "{tmp}"], "no run folder"),
