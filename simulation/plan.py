@@ -151,6 +151,9 @@ def plan_simulation(request: SimulationRequest) -> Plan:
     """
     if request.engine not in get_args(EngineName):
         raise ConfigError(f"engine: expected {' or '.join(get_args(EngineName))}, got {request.engine!r}")
+    resources = Resources(request.hospitals or 1, request.threads or 1, request.gpus, ray_address=request.ray_address)
+    if request.engine == "flower":
+        resources.check()  # before anything heavy is loaded
     run_dir, experiment_values = request.out or default_run_dir(request.resume), request.experiment_values()
     bundle = None
     if request.init:
