@@ -75,7 +75,7 @@ class Resources:
         gpus = (count_gpus() if self.gpus is None else self.gpus) if self.client_gpus > 0 else 0
         if self.client_gpus > gpus:
             raise ConfigError(
-                f"each hospital asks for {self.client_gpus:g} of a GPU but {f'{gpus:g}' if gpus else 'none'} {'is' if gpus < 2 else 'are'} there; "
+                f"each hospital asks for {self.client_gpus:g} of a GPU but {f'{gpus:g}' if gpus else 'none'} is there; "
                 "leave out --gpus (client_resources.num_gpus) to train on the CPU"
             )
 
@@ -126,7 +126,9 @@ def check_cluster(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
     except OSError as error:
         reason = error.strerror or "it does not answer"
-        raise ConfigError(f"--ray-address {address}: no Ray cluster there ({reason}); start one with `ray start --head`") from None
+        raise ConfigError(
+            f"--ray-address {address}: no Ray cluster there ({reason}); start one with `ray start --head`"
+        ) from None
 
 
 @contextmanager

@@ -165,9 +165,7 @@ def explain_command(
     judged = sum(bool(image["maps"]) for image in report.images)
     if judged < len(report.images):
         say(f"{len(report.images) - judged} images cannot be judged and have no map; {RESULT_FILE} has the reasons")
-    say(
-        f"{judged} images explained, pictures and {RESULT_FILE} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
-    )
+    say(f"{judged} images explained, pictures and {RESULT_FILE} in {out}; model {opened.digest[:12]}, signed by {opened.signer}")
 
 
 def _saying(told: list[str]) -> Callable[[str], None]:

@@ -128,7 +128,7 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Exp
     setup = ExplanationSetup(predictor, network, request, verdicts)
     for number, path in enumerate(readable, start=1):
         report.images.append({"path": str(path), **_explain_file(setup, path, out / f"{number:04d}")})
-        done = ', '.join(request.methods) if report.images[-1]["maps"] else "cannot be judged, so there is no map"
+        done = ", ".join(request.methods) if report.images[-1]["maps"] else "cannot be judged, so there is no map"
         tell(f"{number} of {len(readable)}: {done}")
     with atomic_write(out / RESULT_FILE) as file:
         file.write(json.dumps(without_nan(vars(report)), indent=1).encode())

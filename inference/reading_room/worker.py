@@ -273,7 +273,7 @@ def _serve(connection: Connection, load: Callable[[], Read], memory_mb: int) -> 
 
 @contextmanager
 def _no_ctrl_c() -> Iterator[None]:
-    """Blocks SIGINT in what the block starts, imports included: a terminal sends Ctrl-C to the whole group, and the server ends its workers."""
+    """Blocks SIGINT in what the block starts, imports included: Ctrl-C goes to the whole group, and the server ends its workers."""
     resource_tracker.ensure_running()  # its start would lift the block again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

@@ -49,7 +49,18 @@ RUN = "00000000000000a7"
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 EXPERIMENT = tiny_experiment(strategy={"name": "fedbn"})
 PATHS = ["../../../../escaped", "/tmp/escaped", "a/../../b", "..", ".", "", "\x00", "C:\\x", "~root", "x" * 5000]
-SHOWN = ["\x1b]0;owned\x07", "\x1b[2J", "\u202eexe.gnp", "[red]x[/red]", "=1+1", "a\nb", "\x9b31m", "<script>", "{{7*7}}", "\ud800"]
+SHOWN = [
+    "\x1b]0;owned\x07",
+    "\x1b[2J",
+    "\u202eexe.gnp",
+    "[red]x[/red]",
+    "=1+1",
+    "a\nb",
+    "\x9b31m",
+    "<script>",
+    "{{7*7}}",
+    "\ud800",
+]
 TEXTS = st.sampled_from(PATHS + SHOWN) | st.text(max_size=40)
 JSONS = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | TEXTS,
@@ -148,7 +159,9 @@ def check_site(federation: TinyFederation, content: RecordDict, kind: str) -> No
         assert failure.error in {kind.__name__ for kind in subclasses(PneumofedError)}, failure
         assert written[-1].event in ("malformed", "refusal", "failure")
     assert not CONTROL.search(shown("\n".join(f"{entry.facts}" for entry in written)))
-    assert not CONTROL.search((federation.sites / "site-0" / "site.log").read_text(errors="surrogateescape") if reply.has_error() else "")
+    assert not CONTROL.search(
+        (federation.sites / "site-0" / "site.log").read_text(errors="surrogateescape") if reply.has_error() else ""
+    )
 
 
 def subclasses(kind: type) -> set[type]:
@@ -193,9 +206,7 @@ def test_a_run_that_is_no_token_names_no_folder_and_leaves_a_line(federation: Ti
 PRESENCE = Presence("site-0", LAYOUT.digest, {"train": 12, "found": 14, "classes": {"normal": 7}, "withheld": ["data_report"]})
 UPDATE = pack_update(Update.of(PRESENCE, BASE, 12, {"train_loss": 0.5, "steps": 3.0}))
 attach_head(UPDATE, "0" * 64)
-EVALUATION = pack_evaluation(
-    Evaluation(PRESENCE, 3, {"evaluate_sec": 1.0}, Statistics.zero(2).to_numbers())
-)
+EVALUATION = pack_evaluation(Evaluation(PRESENCE, 3, {"evaluate_sec": 1.0}, Statistics.zero(2).to_numbers()))
 
 
 def check_coordinator(content: RecordDict) -> None:
