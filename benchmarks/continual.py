@@ -10,7 +10,6 @@ bundle too, but two hospitals have normal and pneumonia exchanged.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import time
@@ -25,6 +24,7 @@ from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.config.reader import build_config, merge
+from pneumofed.common.data.csv_tables import TableWriter
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from pneumofed.common.evaluation.comparison import Margins
 from pneumofed.common.model_bundle.bundle import Bundle, start_values
@@ -156,10 +156,10 @@ def hold_back(config: SiteConfig, known: float, wrong: float, seed: int) -> Path
     read = [first[row] for row in sorted(mistaken)] + [record for record in records if record.patient not in early]
     export = path.parent / "labels.csv"
     with export.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(("path", "patient", "label", "reader", "time", "case"))
+        writer = TableWriter(file)
+        writer.write(("path", "patient", "label", "reader", "time", "case"))
         rows = enumerate(read)
-        writer.writerows((r.path, r.patient, r.label, "reader", "2026-01-01T12:00:00+00:00", n) for n, r in rows)
+        writer.write_all((r.path, r.patient, r.label, "reader", "2026-01-01T12:00:00+00:00", n) for n, r in rows)
     return export
 
 

@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import cast
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -19,8 +18,7 @@ from torch import nn
 
 from pneumofed.client.federation.disclosure import Disclosure
 from pneumofed.client.federation.fedbn import LocalNorms
-from pneumofed.client.federation.policy_decision import Work
-from pneumofed.client.federation.requests import Handler, answer_request, open_site_data
+from pneumofed.client.federation.requests import Handler, answer_request, open_site_data, read_request
 from pneumofed.client.federation.site_data import SiteData, class_number, find_site_config, site_log
 from pneumofed.client.federation.training import RoundPlan, TrainingResult, build_setup, choose_examples, train_locally
 from pneumofed.client.secure_aggregation.participant import MaskPlan, answer_step, begin_masking
@@ -47,7 +45,6 @@ from pneumofed.common.wire.messages import (
     pack_evaluation,
     pack_presence,
     pack_update,
-    unpack_instruction,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
@@ -281,8 +278,8 @@ def _answer(message: Message, context: Context, handler: Handler) -> Message:
 
 def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
     try:
-        work = cast(Work, message.metadata.message_type.partition(".")[0])  # "train" is also "train.default"
-        return Message(answer_request(unpack_instruction(message.content), config, work, handler), reply_to=message)
+        instruction, work = read_request(message.content, message.metadata.message_type, config)
+        return Message(answer_request(instruction, config, work, handler), reply_to=message)
     except Exception:
         logger.exception("a message of type %s could not be answered", message.metadata.message_type)
         raise

@@ -280,7 +280,7 @@ def explain(
         seed: of what SHAP and LIME draw.
 
     Raises:
-        ArgumentError: `image` is no image.
+        ArgumentError: `image` is no image, or none that the model can judge; the text says why.
         ImageError: it cannot be read.
         ConfigError: there is no such method or target.
         BundleError: `bundle` cannot be opened.
@@ -294,9 +294,11 @@ def explain(
     from pneumofed.inference.explain.files import headline
 
     found, request = to_image(image, opened.predictor.window), ExplanationRequest(methods, chosen, seed, check)
-    sanity = check_methods(opened.network, [found], opened.predictor, request) if check else {}
     (judgement,) = opened.predictor.judge([found])
-    explained = next(explain_image(ExplanationSetup(opened.predictor, opened.network, request, sanity), found))
+    if judgement.prediction is None:
+        raise ArgumentError(f"image: the model cannot judge it ({judgement.explanation}), so there is no evidence to show")
+    sanity = check_methods(opened.network, [found], opened.predictor, request) if check else {}
+    explained = next(explain_image(ExplanationSetup(opened.predictor, opened.network, request, sanity), found, judgement))
     attribution = explained.panel.attribution
     misplaced = tuple(warning.value for warning in explained.focus.warnings)
     verdict = sanity[attribution.method].verdict if sanity else "open"

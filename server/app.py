@@ -14,6 +14,7 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.config.reader import build_config, experiment_from_json, load_experiment, read_yaml
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.printable import PrintableFormatter
 from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
 from pneumofed.server.federation.run import run_federation
 
@@ -42,7 +43,7 @@ def _show_log() -> None:
     logger.setLevel(logging.INFO)
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(PrintableFormatter("%(message)s"))
         logger.addHandler(handler)
 
 

@@ -142,6 +142,8 @@ def plan_simulation(request: SimulationRequest) -> Plan:
         raise ConfigError(f"engine: expected {' or '.join(get_args(EngineName))}, got {request.engine!r}")
     from pneumofed.simulation.hospitals.sources import count_hospitals
 
+    if request.engine == "flower":  # a GPU or a cluster that is not there is told before anything heavy is loaded
+        Resources(1, request.threads or 1, request.gpus, ray_address=request.ray_address).check()
     run_dir = request.out or default_run_dir(request.resume)
     experiment_values, simulation_values = request.experiment_values(), request.simulation_values()
     bundle = None

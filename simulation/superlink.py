@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -58,15 +59,24 @@ class Resources:
     verbose: bool = False
 
     def check(self) -> None:
-        """Refuses what would hang: Ray waits for ever for an actor that is larger than the machine.
+        """Refuses what would hang: Ray waits for ever for an actor that is larger than the machine, and for a cluster that is not there.
 
         Raises:
-            ConfigError: a client needs more than there is.
+            ConfigError: a client needs more than there is, or no cluster answers.
         """
+        if self.ray_address is not None:
+            check_cluster(self.ray_address)
+            return
         available = self.cpus or os.cpu_count() or 1
-        if self.ray_address is None and self.client_cpus > available:
+        if self.client_cpus > available:
             raise ConfigError(
                 f"each hospital asks for {self.client_cpus:g} CPUs but {available} are there; lower client_resources.num_cpus"
+            )
+        gpus = (count_gpus() if self.gpus is None else self.gpus) if self.client_gpus > 0 else 0
+        if self.client_gpus > gpus:
+            raise ConfigError(
+                f"each hospital asks for {self.client_gpus:g} of a GPU but {f'{gpus:g}' if gpus else 'none'} is there; "
+                "leave out --gpus (client_resources.num_gpus) to train on the CPU"
             )
 
     def federation_config(self) -> str:
@@ -80,6 +90,45 @@ class Resources:
             "verbose": "true" if self.verbose else None,
         }
         return " ".join(f"{key}={value}" for key, value in values.items() if value is not None)
+
+
+def count_gpus() -> int:
+    """Counts the GPUs of this machine that its processes may see, without loading torch: those of NVIDIA, else those of AMD."""
+    driver = Path("/proc/driver/nvidia/gpus")
+    found = len(list(driver.iterdir())) if driver.is_dir() else 0
+    if not found and (tool := shutil.which("nvidia-smi")):  # under WSL the driver has no such folder
+        listed = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
+        found = listed.stdout.count("GPU ") if listed.returncode == 0 else 0
+    if not found:
+        nodes = Path("/sys/class/kfd/kfd/topology/nodes").glob("*/gpu_id")
+        return sum(node.read_text(encoding="ascii").strip() != "0" for node in nodes)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return found if visible is None else min(found, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+
+
+def check_cluster(address: str) -> None:
+    """Refuses the address of a Ray cluster at which nothing listens.
+
+    Args:
+        address: `HOST:PORT`, `ray://HOST:PORT`, or `auto` for the cluster that this machine belongs to.
+
+    Raises:
+        ConfigError: it is no address, or nobody answers.
+    """
+    if address == "auto":
+        if not Path(tempfile.gettempdir(), "ray", "ray_current_cluster").is_file():
+            raise ConfigError("--ray-address auto: this machine belongs to no Ray cluster; start one with `ray start --head`")
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--ray-address: expected HOST:PORT, ray://HOST:PORT or auto, got {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5.0).close()
+    except OSError as error:
+        reason = error.strerror or "it does not answer"
+        raise ConfigError(
+            f"--ray-address {address}: no Ray cluster there ({reason}); start one with `ray start --head`"
+        ) from None
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pneumofed.common.files import atomic_write
+from pneumofed.common.wire.fields import run_token
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
@@ -31,8 +32,11 @@ class LocalNorms:
             work_dir: the site's own folder.
             run: the run's token.
             layout: of the experiment's model; it says which values are of normalisation layers.
+
+        Raises:
+            MessageError: `run` is no token, and so no name of a folder.
         """
-        return cls(Path(work_dir) / "local_norms" / run, layout)
+        return cls(Path(work_dir) / "local_norms" / run_token(run), layout)
 
     def restore(self, arrays: ModelArrays, before_round: int) -> ModelArrays:
         """Returns `arrays` with the norm layers that the site kept in its last round before `before_round`; unchanged if it has none.

@@ -6,20 +6,28 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from pneumofed.client.federation.policy import UNRESTRICTED, Clock, count_round, local_now, policy_of
 from pneumofed.client.federation.policy_decision import ArrivalFacts, RunRequest, TrainingData, Work, decide
 from pneumofed.client.federation.site_data import SiteData, load_site
 from pneumofed.client.site.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from pneumofed.common.audit.hash_chain import canonical
-from pneumofed.common.audit.log import ANSWER_EVENT, FAILURE_EVENT, REFUSAL_EVENT, REQUEST_EVENT, AuditLog, hash_experiment
+from pneumofed.common.audit.log import (
+    ANSWER_EVENT,
+    FAILURE_EVENT,
+    MALFORMED_EVENT,
+    REFUSAL_EVENT,
+    REQUEST_EVENT,
+    AuditLog,
+    hash_experiment,
+)
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.data.cache import load_digests
 from pneumofed.common.data.manifest import read_manifest
-from pneumofed.common.errors import PolicyError
+from pneumofed.common.errors import MessageError, PneumofedError, PolicyError
 from pneumofed.common.secure_aggregation.protocol import read_step
-from pneumofed.common.wire.messages import Instruction, attach_head, describe_content
+from pneumofed.common.wire.messages import Instruction, attach_head, describe_content, unpack_instruction
 
 
 def audit_log(config: SiteConfig) -> AuditLog:
@@ -48,7 +56,7 @@ def answer_request(instruction: Instruction, config: SiteConfig, work: Work, han
         return handler(instruction, config, UNRESTRICTED)
     log, asked = audit_log(config), {"work": work, "run": instruction.run, "round": instruction.round}
     if instruction.step:
-        step = read_step(instruction.step)
+        step = read_step(instruction.step)  # read before by `read_request`, hence sound
         asked |= {"secure_sum": f"{step.purpose} {step.stage}"}
     try:
         log.record(REQUEST_EVENT, **asked, **_who_asks(instruction))
@@ -65,6 +73,33 @@ def answer_request(instruction: Instruction, config: SiteConfig, work: Work, han
     except Exception as error:
         log.record(FAILURE_EVENT, **asked, error=type(error).__name__)
         raise
+
+
+def read_request(content: Any, kind: str, config: SiteConfig) -> tuple[Instruction, Work]:
+    """Reads a message of the coordinator; one that is malformed leaves a line in the audit log of a site that has a policy.
+
+    Args:
+        content: of the message, not trusted.
+        kind: Flower's type of it, such as `train` or `train.default`.
+        config: the site's own.
+
+    Raises:
+        MessageError: it does not follow the agreed format.
+        ConfigError: its experiment does not fit this version's schema.
+    """
+    work = kind.partition(".")[0]
+    try:
+        if work not in get_args(Work):
+            raise MessageError(f"expected a message of type {', '.join(get_args(Work))}")
+        instruction = unpack_instruction(content)
+        if instruction.step:
+            read_step(instruction.step)
+    except PneumofedError as error:
+        if config.policy is not None:
+            facts = {"work": work} if work in get_args(Work) else {}
+            audit_log(config).record(MALFORMED_EVENT, **facts, error=type(error).__name__)
+        raise
+    return instruction, cast(Work, work)
 
 
 def admit(instruction: Instruction, config: SiteConfig, policy: SitePolicy, work: Work, clock: Clock = local_now) -> None:

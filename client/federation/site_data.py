@@ -32,6 +32,7 @@ from pneumofed.common.data.dataset import Dataset, load_dataset
 from pneumofed.common.data.manifest import CLASSES, read_manifest
 from pneumofed.common.errors import ConfigError, DataError
 from pneumofed.common.files import StateFile
+from pneumofed.common.printable import PrintableFormatter
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import SITE_CONFIG_KEY, SITES_KEY
 
@@ -181,7 +182,7 @@ def site_log(config: SiteConfig) -> Iterator[None]:
     work_dir = Path(config.work_dir)
     work_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     handler = logging.FileHandler(work_dir / "site.log", encoding="utf-8", delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("pneumofed.client", "pneumofed.common")]
     for logger in loggers:
         logger.addHandler(handler)

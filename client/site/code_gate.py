@@ -43,6 +43,7 @@ from pneumofed.common.audit.log import REFUSAL_EVENT
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import FlowerError, PolicyError
 from pneumofed.common.ops.app_bundle import PACKAGE, hash_bundle
+from pneumofed.common.wire.fields import foreign_sentence
 from pneumofed.common.wire.messages import CONFIG, build_failure
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,9 @@ class Task:
         config: Any = self.message.content.config_records.get(CONFIG, {}) if self.message.has_content() else {}
         known = {"work": self.message.metadata.message_type, "run": config.get("run"), "round": config.get("round")}
         return {
-            key: value[:64] if isinstance(value, str) else value for key, value in known.items() if isinstance(value, str | int)
+            key: foreign_sentence(value, 64) if isinstance(value, str) else value
+            for key, value in known.items()
+            if isinstance(value, str | int)
         }
 
 

@@ -12,6 +12,7 @@ The events of both logs:
     answer             what left the site                    round           who took part, bytes, hash of its model
     refusal            by which rule                         run-ended       status, and why
     failure            class of the error                    release         which model, against which, and the decision
+    malformed          a message that could not be read
     app-approved, app-revoked, site-started, site-stopped
     models-compared    two models on the site's validation
     labels-taken       readers' labels in the manifest, in counts
@@ -46,6 +47,8 @@ _TAIL_BYTES = 1 << 16
 """How much of the end of a log is read at first to find its last line."""
 
 REQUEST_EVENT, ANSWER_EVENT, REFUSAL_EVENT, FAILURE_EVENT = "request", "answer", "refusal", "failure"
+MALFORMED_EVENT = "malformed"
+"""A message that could not be read; nothing of it stands in the line."""
 APP_APPROVED, APP_REVOKED = "app-approved", "app-revoked"
 SITE_STARTED, SITE_STOPPED = "site-started", "site-stopped"
 MODELS_COMPARED, LABELS_TAKEN, RELEASE_EVENT = "models-compared", "labels-taken", "release"

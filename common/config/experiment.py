@@ -16,6 +16,9 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
+NoiseMultiplier = Annotated[float, Field(ge=0.01, le=1e6)]
+"""Below it the Gaussian mechanism hides nothing (epsilon of one full step is above 5,000 at delta 1e-5; Balle & Wang 2018, theorem 8), and
+no accountant computes a number for it."""
 
 TaskName = Literal["binary", "three_class"]
 ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn", "scattering"]
@@ -33,9 +36,9 @@ ThresholdPolicyName = Literal["half", "youden", "sensitivity", "specificity"]
 
 
 class Section(BaseModel):
-    """A part of a configuration: immutable, and unknown keys are refused."""
+    """A part of a configuration: immutable, with unknown keys and numbers that are infinite or NaN refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PrivacyConfig(Section):
@@ -50,7 +53,7 @@ class PrivacyConfig(Section):
     """What is protected: one `image`, or one `patient` with all images. Under `patient` each drawn patient gives one image, drawn anew."""
     target_epsilon: Positive = 6.0
     """Spent by each site over all planned rounds; becomes the noise multiplier before the first step."""
-    noise_multiplier: Positive | None = None
+    noise_multiplier: NoiseMultiplier | None = None
     """Standard deviation of the noise over `max_grad_norm`. Set, it takes the place of `target_epsilon`."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Unset it is 1 / training patients of the site."""
@@ -86,7 +89,7 @@ class CentralPrivacyConfig(Section):
     """Updates longer than this (L2 norm of the change of all parameters) are scaled down to it. About their median is a good choice."""
     target_epsilon: Positive = 8.0
     """Of all planned rounds together; becomes the noise multiplier before the first round."""
-    noise_multiplier: Positive | None = None
+    noise_multiplier: NoiseMultiplier | None = None
     """Standard deviation of the noise on the sum of updates over `clip_norm`. Set, it takes the place of `target_epsilon`."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1.0e-5
 
@@ -159,6 +162,11 @@ class ModelConfig(Section):
     head_first_rounds: Annotated[int, Field(ge=0)] = 0
     """Two-phase schedule: so many rounds with `head_only`, then `freeze` with `fine_tune_factor` times the learning rate."""
     fine_tune_factor: Positive = 0.1
+
+    @property
+    def trains_batch_norm(self) -> bool:
+        """Whether a layer normalises with the statistics of the batch in training; `scattering` has no BatchNorm."""
+        return self.norm == "batch" and self.name != "scattering" and self.freeze != "head_only"
 
     def without_weights(self) -> ModelConfig:
         """Copies the section with random first weights, for callers who load all weights afterwards."""
@@ -379,6 +387,10 @@ class ExperimentConfig(Section):
             )
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
             raise ValueError("model.head_first_rounds must be smaller than rounds")
+        if self.training.batch_size == 1 and self.model.trains_batch_norm and self.privacy.mechanism == "none":
+            raise ValueError(
+                "training.batch_size is 1 but BatchNorm cannot normalise a single image; take at least 2, or set model.norm to 'group'"
+            )
         return self
 
     @model_validator(mode="after")

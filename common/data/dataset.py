@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from pneumofed.common.config.experiment import ImageConfig, TaskName
 from pneumofed.common.data.cache import Block, Pixels, load_block, load_digests
+from pneumofed.common.data.csv_tables import TableWriter
 from pneumofed.common.data.manifest import CLASSES, ImageRecord, Manifest, class_index
 from pneumofed.common.data.report import DataReport, DataWarning
 from pneumofed.common.errors import EmptySiteError, SkipReason
@@ -170,9 +170,9 @@ def _warnings(outcomes: Sequence[str | SkipReason], manifest: Manifest, block: B
 
 def _write_skipped(reasons: Sequence[SkipReason | None], manifest: Manifest, cache_dir: Path) -> None:
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(("path", "reason"))
-    writer.writerows((record.path, reason.value) for record, reason in zip(manifest.records, reasons, strict=True) if reason)
+    writer = TableWriter(text)
+    writer.write(("path", "reason"))
+    writer.write_all((record.path, reason.value) for record, reason in zip(manifest.records, reasons, strict=True) if reason)
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         with atomic_write(cache_dir / SKIPPED_FILE) as file:

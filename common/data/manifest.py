@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pneumofed.common.config.experiment import TaskName
+from pneumofed.common.data.csv_tables import TableWriter, read_table
 from pneumofed.common.errors import ConfigError, DataError
 from pneumofed.common.files import atomic_write
 
@@ -139,9 +140,9 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         OSError: the file cannot be written; an older one is left as it was.
     """
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerow(MANIFEST_COLUMNS)
-    writer.writerows(_cells(record, path.absolute().parent) for record in manifest.records)
+    writer = TableWriter(text)
+    writer.write(MANIFEST_COLUMNS)
+    writer.write_all(_cells(record, path.absolute().parent) for record in manifest.records)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
 
@@ -232,7 +233,7 @@ def _read_cells(table: Path) -> Iterator[tuple[int, list[str]]]:
         with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             first = file.readline()
             file.seek(0)
-            yield from enumerate(csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True), start=1)
+            yield from enumerate(read_table(file, max(",;\t", key=first.count)), start=1)
     except FileNotFoundError:
         raise ConfigError(f"table {table} does not exist") from None
     except OSError as error:

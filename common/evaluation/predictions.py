@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from pneumofed.common.data.csv_tables import TableWriter, read_table
 from pneumofed.common.errors import DataError
 
 SUM_TOLERANCE = 1e-5  # a float32 softmax over a few classes is within 1e-6
@@ -96,9 +97,9 @@ class Predictions:
         header = (*COLUMNS, *(f"probability_{k}" for k in range(self.classes)))
         rows = zip(self.images, self.patients, self.labels.tolist(), self.probabilities.tolist(), strict=True)
         with Path(path).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows((image, patient, label, *map(repr, row)) for image, patient, label, row in rows)
+            writer = TableWriter(file)
+            writer.write(header)
+            writer.write_all((image, patient, label, *row) for image, patient, label, row in rows)
 
     @classmethod
     def read_csv(cls, path: str | Path) -> Predictions:
@@ -108,7 +109,10 @@ class Predictions:
             DataError: the file is no such table.
         """
         with Path(path).open(newline="", encoding="utf-8") as file:
-            header, *rows = list(csv.reader(file)) or [[]]
+            try:
+                header, *rows = list(read_table(file)) or [[]]
+            except csv.Error as error:
+                raise DataError(f"{path} is no well-formed CSV file: {error}") from None
         classes = len(header) - len(COLUMNS)
         if tuple(header) != (*COLUMNS, *(f"probability_{k}" for k in range(classes))):
             raise DataError(f"{path}: expected the columns image, patient, label, probability_0, ..., got {header}")

@@ -17,7 +17,7 @@ from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.calibration import pneumonia_score
 from pneumofed.common.model_bundle.image_statistics import pixel_statistics
 from pneumofed.common.model_bundle.manifest import NETWORK, QUANTIZED, BundleManifest, Preprocessing
-from pneumofed.common.model_bundle.suitability import Inputs, Judgement, Prediction, check_suitability
+from pneumofed.common.model_bundle.suitability import Inputs, Judgement, Prediction, Reason, check_suitability
 
 if TYPE_CHECKING:
     from pneumofed.common.imaging.dicom_header import DicomHeader
@@ -109,6 +109,9 @@ class Predictor:
         outputs = self.run(squares[:, None])
         statistics = pixel_statistics(squares)
         inputs = Inputs(squares, outputs["features"], statistics, [image.info for image in images])
+        finite = np.isfinite(outputs["logits"]).all(axis=1)
+        checked = check_suitability(self.manifest.suitability, inputs)
+        reasons = [found.reasons or (() if finite[row] else (Reason.FAR_FROM_REFERENCE,)) for row, found in enumerate(checked)]
         predictions = self._predict(outputs)
         return [
             Judgement(
@@ -117,13 +120,13 @@ class Predictor:
                 model_digest=self.bundle.digest,
                 threshold=self.manifest.threshold.value,
                 calibrated=self.manifest.calibration.method != "none",
-                reasons=finding.reasons,
+                reasons=reasons[row],
                 suitability=finding.scores,
                 features=outputs["features"][row],
                 pixel_statistics=statistics[row],
-                prediction=None if finding.reasons else predictions[row],
+                prediction=None if reasons[row] else predictions[row],
             )
-            for row, finding in enumerate(check_suitability(self.manifest.suitability, inputs))
+            for row, finding in enumerate(checked)
         ]
 
     def _predict(self, outputs: dict[str, Floats]) -> list[Prediction]:

@@ -5,18 +5,48 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.segment import Segment
 
 from pneumofed.common.errors import ConfigError, PneumofedError
+from pneumofed.common.printable import printable
 
-console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+class _Printable(RenderHook):
+    """Shows control characters as escapes in whatever is printed: text of users and of the other side never commands the terminal."""
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Escaped(renderable) for renderable in renderables]
+
+
+@dataclass(frozen=True)
+class _Escaped:
+    shown: ConsoleRenderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for segment in console.render(self.shown, options):
+            yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+def open_console(**settings: Any) -> Console:
+    """Builds a console that shows text as it is, without markup, and control characters in it as escapes.
+
+    Args:
+        **settings: Rich's, such as `stderr`.
+    """
+    made = Console(**{"highlight": False, "soft_wrap": True, "markup": False, "emoji": False, **settings})
+    made.push_render_hook(_Printable())
+    return made
+
+
+console = open_console()
 """For people, on standard output. Text is shown as it is: names and paths of users may hold brackets and colons."""
-errors = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+errors = open_console(stderr=True)
 """For errors and notes, on standard error, so that they never get into a result that is piped on."""
 
 FAILURE = 1

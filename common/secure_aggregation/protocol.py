@@ -25,6 +25,7 @@ from pydantic import Field, ValidationError
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.errors import MessageError
 from pneumofed.common.secure_aggregation.masking import SumShape, SumVector
+from pneumofed.common.wire.fields import array_values, bounded_text
 from pneumofed.common.wire.messages import Presence, pack_presence
 
 Purpose = Literal["train", "evaluate"]
@@ -189,7 +190,7 @@ def unpack_reply(content: RecordDict, kind: type[Reply]) -> Reply:
         MessageError: it is missing or malformed.
     """
     try:
-        return kind.model_validate_json(str(content.config_records[REPLY_RECORD]["reply"]))
+        return kind.model_validate_json(bounded_text(content.config_records[REPLY_RECORD]["reply"], "reply"))
     except (KeyError, ValidationError):
         raise MessageError(f"expected a reply with {kind.__name__}, got something else") from None
 
@@ -219,7 +220,7 @@ def unpack_masked(content: RecordDict, shape: SumShape) -> SumVector:
     record = content.array_records.get(MASKED_RECORD)
     if record is None or set(record) != {BODY_ARRAY, TAIL_ARRAY}:
         raise MessageError("the reply holds no masked vector")
-    vector = SumVector(record[BODY_ARRAY].numpy(), record[TAIL_ARRAY].numpy())
+    vector = SumVector(array_values(record[BODY_ARRAY], BODY_ARRAY), array_values(record[TAIL_ARRAY], TAIL_ARRAY))
     for words, wanted in ((vector.body, shape.zeros().body), (vector.tail, shape.zeros().tail)):
         if words.dtype != wanted.dtype or words.shape != wanted.shape:
             raise MessageError(f"masked vector: expected {wanted.dtype} {list(wanted.shape)}, got {words.dtype}")

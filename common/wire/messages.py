@@ -17,7 +17,6 @@ compare its digest (`common.wire.parameter_layout`), since 122 small arrays a me
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -29,6 +28,21 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error
 from pneumofed.common.config.experiment import ExperimentConfig, UpdatePrecision
 from pneumofed.common.config.reader import experiment_from_json
 from pneumofed.common.errors import MessageError, describe_for_wire
+from pneumofed.common.wire.fields import (
+    MAX_EXPERIMENT_BYTES,
+    MOST_COUNT,
+    array_values,
+    bounded_text,
+    class_name,
+    foreign_sentence,
+    json_object,
+    layout_digest,
+    metric_values,
+    round_number,
+    run_token,
+    site_name,
+    site_report,
+)
 from pneumofed.common.wire.update_encoding import PARAMETERS, decode_parameters, encode_parameters
 
 PROTOCOL = 2
@@ -163,8 +177,8 @@ def unpack_arrays(record: ArrayRecord) -> ModelArrays:
         MessageError: other names, another number type, or more than one dimension.
     """
     if set(record) != {PARAMETERS, BUFFERS}:
-        raise MessageError(f"expected arrays {PARAMETERS} and {BUFFERS}, got {sorted(record)[:4]}")
-    parameters, statistics = record[PARAMETERS].numpy(), record[BUFFERS].numpy()
+        raise MessageError(f"expected arrays {PARAMETERS} and {BUFFERS}, got {len(record)} others")
+    parameters, statistics = (array_values(record[name], name) for name in (PARAMETERS, BUFFERS))
     for name, values in ((PARAMETERS, parameters), (BUFFERS, statistics)):
         if values.dtype != np.float32 or values.ndim != 1:
             raise MessageError(f"{name}: expected float32 [N], got {values.dtype} {list(values.shape)}")
@@ -210,13 +224,13 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     """
     config = _record(content.config_records, CONFIG)
     if config.get("protocol") != PROTOCOL:
-        raise MessageError(
-            f"this site speaks protocol {PROTOCOL}, the coordinator {config.get('protocol')}; install the same version"
-        )
+        other = foreign_sentence(str(config.get("protocol")), 20)
+        raise MessageError(f"this site speaks protocol {PROTOCOL}, the coordinator {other}; install the same version")
+    run, number = run_token(config.get("run")), round_number(config.get("round"))
     arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
-    experiment = experiment_from_json(str(config["experiment"]))
-    step = str(config[STEP]) if STEP in config else None
-    return Instruction(experiment, str(config["run"]), int(str(config["round"])), arrays, _head_in(config), step)
+    experiment = experiment_from_json(bounded_text(config.get("experiment"), "experiment", MAX_EXPERIMENT_BYTES))
+    step = bounded_text(config[STEP], "step") if STEP in config else None
+    return Instruction(experiment, run, number, arrays, _head_in(config), step)
 
 
 def pack_presence(presence: Presence) -> RecordDict:
@@ -231,11 +245,8 @@ def unpack_presence(content: RecordDict) -> Presence:
         MessageError: the site record is missing or malformed.
     """
     record = _record(content.config_records, SITE)
-    try:
-        report = json.loads(str(record["report"]))
-        return Presence(str(record["name"]), str(record["layout"]), report, _head_in(record))
-    except (KeyError, ValueError) as error:
-        raise MessageError(f"site record malformed: {error}") from error
+    report = site_report(record.get("report"))
+    return Presence(site_name(record.get("name")), layout_digest(record.get("layout")), report, _head_in(record))
 
 
 def pack_update(update: Update, travelling: ArrayRecord | None = None) -> RecordDict:
@@ -288,8 +299,8 @@ def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePreci
         unpack_arrays(record)
         return record
     if BUFFERS not in record:
-        raise MessageError(f"expected an array {BUFFERS}, got {sorted(record)[:4]}")
-    coded = {name: array.numpy() for name, array in record.items() if name != BUFFERS}
+        raise MessageError(f"expected an array {BUFFERS}, got {len(record)} others")
+    coded = {name: array_values(array, foreign_sentence(name, 40)) for name, array in record.items() if name != BUFFERS}
     parameters = Array(decode_parameters(coded, base.parameters, precision))
     decoded = ArrayRecord({PARAMETERS: parameters, BUFFERS: record[BUFFERS]})
     unpack_arrays(decoded)
@@ -383,9 +394,10 @@ def read_failure(message: Message) -> Failure:
     """Reads what an error reply says: a site's own report, or Flower's code where the site could not answer any more."""
     if message.error.code == SITE_FAILURE_CODE:
         try:
-            reported = json.loads(message.error.reason or "")
-            return Failure(reported["site"], str(reported["error"]), str(reported["sentence"]))
-        except (ValueError, KeyError, TypeError):
+            said = json_object(message.error.reason, "failure")
+            site = None if said["site"] is None else site_name(said["site"])
+            return Failure(site, class_name(said["error"]), foreign_sentence(said["sentence"]))
+        except (MessageError, KeyError):
             return Failure(None, "MessageError", "the site's failure could not be read")
     return Failure(None, f"Flower error {message.error.code}", "the site was lost or its process died while it worked")
 
@@ -409,8 +421,6 @@ def _record(records: Mapping[str, Any], name: str) -> Any:
 def _unpack_metrics(content: RecordDict) -> tuple[int, dict[str, float]]:
     record = dict(_record(content.metric_records, METRICS))
     num_examples = record.pop(NUM_EXAMPLES, None)
-    if not isinstance(num_examples, int) or num_examples < 0:
-        raise MessageError(f"{NUM_EXAMPLES}: expected a count, got {num_examples!r}")
-    if not all(isinstance(value, int | float) for value in record.values()):
-        raise MessageError("a metric is not a number")
-    return num_examples, {name: float(value) if math.isfinite(value) else math.nan for name, value in record.items()}
+    if not isinstance(num_examples, int) or not 0 <= num_examples <= MOST_COUNT:
+        raise MessageError(f"{NUM_EXAMPLES}: expected a count")
+    return num_examples, metric_values(record)

@@ -162,9 +162,10 @@ def explain_command(
         say(f"{found['method']}: {found['sentence']}")
     for reason, count in report.skipped.items():
         say(f"left out: {reason}: {count}")
-    say(
-        f"{len(report.images)} images explained, pictures and {RESULT_FILE} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
-    )
+    judged = sum(bool(image["maps"]) for image in report.images)
+    if judged < len(report.images):
+        say(f"{len(report.images) - judged} images cannot be judged and have no map; {RESULT_FILE} has the reasons")
+    say(f"{judged} images explained, pictures and {RESULT_FILE} in {out}; model {opened.digest[:12]}, signed by {opened.signer}")
 
 
 def _saying(told: list[str]) -> Callable[[str], None]:

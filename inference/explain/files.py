@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +122,14 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Exp
     out.mkdir(parents=True, exist_ok=True)
     report, predictor = ExplanationReport(bundle.digest), Predictor(bundle, threads=1)
     network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, report))
-    images = [predictor.read(path).image for path in readable[:CHECKED_IMAGES]] if request.checked else []
+    images = list(islice(_judgeable(readable, predictor), CHECKED_IMAGES)) if request.checked else []
     verdicts = check_methods(network, images, predictor, request)
     report.sanity = {method: found.as_json() for method, found in verdicts.items()}
     setup = ExplanationSetup(predictor, network, request, verdicts)
     for number, path in enumerate(readable, start=1):
         report.images.append({"path": str(path), **_explain_file(setup, path, out / f"{number:04d}")})
-        tell(f"{number} of {len(readable)}: {', '.join(request.methods)}")
+        done = ", ".join(request.methods) if report.images[-1]["maps"] else "cannot be judged, so there is no map"
+        tell(f"{number} of {len(readable)}: {done}")
     with atomic_write(out / RESULT_FILE) as file:
         file.write(json.dumps(without_nan(vars(report)), indent=1).encode())
     if not readable:
@@ -147,6 +149,13 @@ def _read(files: Iterable[Path], predictor: Predictor, report: ExplanationReport
             yield path
 
 
+def _judgeable(paths: Iterable[Path], predictor: Predictor) -> Iterator[Image]:
+    for path in paths:
+        image = predictor.read(path).image
+        if predictor.judge([image])[0].prediction is not None:
+            yield image
+
+
 def check_methods(
     network: nn.Module, images: Sequence[Image], predictor: Predictor, request: ExplanationRequest
 ) -> dict[Method, Sanity]:
@@ -164,13 +173,18 @@ def check_methods(
     return {method: sanity_check(network, inputs, method, request.target, seed=request.seed) for method in request.methods}
 
 
-def explain_image(setup: ExplanationSetup, image: Image) -> Iterator[ExplainedMap]:
-    """Makes one map for each of the methods that were asked for, in their order.
+def explain_image(setup: ExplanationSetup, image: Image, judgement: Judgement) -> Iterator[ExplainedMap]:
+    """Makes one map for each of the methods that were asked for, in their order; none of an image that cannot be judged.
+
+    A map's values add up to a score, and the lines below it quote probabilities: what must not be judged gets neither.
 
     Args:
         setup: the bundle, what was asked for, and what the check found.
         image: as it was judged.
+        judgement: of the image.
     """
+    if judgement.prediction is None:
+        return
     inputs, manifest = _network_input(setup.predictor, image), setup.predictor.manifest
     lungs, marks = find_lungs(image.pixels), find_markers(image.pixels)
     scale = max(image.pixels.shape) / inputs.shape[-1]
@@ -189,7 +203,7 @@ def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, 
     image = setup.predictor.read(path).image
     (judgement,) = setup.predictor.judge([image], [str(path)])
     title, panels, maps = headline(judgement), [], {}
-    for found in explain_image(setup, image):
+    for found in explain_image(setup, image, judgement):
         attribution = found.panel.attribution
         panels.append(found.panel)
         maps[attribution.method] = {
@@ -207,10 +221,11 @@ def json_entry(number: str, judgement: Judgement, maps: Mapping[Method, Any]) ->
     Args:
         number: of the image, which its pictures' names begin with.
         judgement: of the image; `probability` is null where it cannot be judged.
-        maps: what is said of each map, by method.
+        maps: what is said of each map, by method; empty where the image cannot be judged.
     """
-    found = judgement.prediction
-    return {"number": number, "probability": found.probability if found else None, "verdict": judgement.verdict, "maps": maps}
+    found, reasons = judgement.prediction, [reason.value for reason in judgement.reasons]
+    known = {"probability": found.probability if found else None, "verdict": judgement.verdict, "reasons": reasons}
+    return {"number": number, **known, "maps": maps}
 
 
 def _faithfulness(setup: ExplanationSetup, inputs: Tensor, attribution: Attribution) -> dict[str, float]:

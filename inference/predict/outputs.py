@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterator
@@ -15,9 +14,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pneumofed.common.data.csv_tables import TableWriter
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.model_bundle.predictor import Predictor
+from pneumofed.common.printable import printable_line
 from pneumofed.inference.predict.predict import CSV_COLUMNS, ROW_SCHEMA, FileResult, PredictionSummary, csv_row, json_row
 
 TABLE_ROWS = 200
@@ -33,13 +34,14 @@ class Output(Protocol):
 
 class _Csv:
     def __init__(self, file: TextIO, predictor: Predictor) -> None:
-        columns = [*CSV_COLUMNS, *(f"probability_{name}" for name in predictor.manifest.classes), "model"]
-        self._writer, self._predictor = csv.DictWriter(file, columns, restval=""), predictor
-        self._writer.writeheader()
+        self._columns = [*CSV_COLUMNS, *(f"probability_{name}" for name in predictor.manifest.classes), "model"]
+        self._writer, self._predictor = TableWriter(file), predictor
+        self._writer.write(self._columns)
 
     def add(self, result: FileResult) -> None:
         row = csv_row(result, self._predictor.manifest.threshold.value)
-        self._writer.writerow({**row, "model": self._predictor.bundle.digest})
+        cells = {**row, "model": self._predictor.bundle.digest}
+        self._writer.write(cells.get(column) for column in self._columns)
 
 
 @contextmanager
@@ -154,11 +156,9 @@ def table_cells(result: FileResult) -> tuple[Text, ...]:
     name, probability = "/".join(result.loaded.path.parts[-2:]), _percent(found.probability) if found else ""
     texts = (name, probability, interval, finding, result.explanation or result.note)
     # File names are foreign text: no markup, no control characters that a terminal would obey.
-    return tuple(Text(_printable(text), style=_STYLES.get(finding, "") if place == 3 else "") for place, text in enumerate(texts))
-
-
-def _printable(text: str) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text)
+    return tuple(
+        Text(printable_line(text), style=_STYLES.get(finding, "") if place == 3 else "") for place, text in enumerate(texts)
+    )
 
 
 def _percent(value: float) -> str:

@@ -85,6 +85,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     finally:
         for task in tasks:
             task.cancel()
+        await asyncio.to_thread(room.workers.close)  # else a worker that still starts holds the end up
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import getpass
 import io
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pneumofed.common.audit.log import AuditLog
+from pneumofed.common.data.csv_tables import TableWriter
 from pneumofed.common.data.manifest import MANIFEST_COLUMNS
 from pneumofed.common.data.pseudonyms import Pseudonyms, load_pseudonyms
 from pneumofed.common.files import atomic_write
@@ -41,8 +41,7 @@ def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
     pseudonyms, store = load_pseudonyms(_pseudonym_folder(folder)), CaseFiles(folder.store, folder.quarantine)
     rows = [_cells(case, said, store.path(case.id) / ORIGINAL_FILE, pseudonyms) for case, said in cases.readings()]
     text = io.StringIO(newline="")
-    writer = csv.writer(text)
-    writer.writerows([EXPORT_COLUMNS, *rows])
+    TableWriter(text).write_all([EXPORT_COLUMNS, *rows])
     return text.getvalue().encode("utf-8", errors="surrogateescape"), len(rows)
 
 

@@ -147,8 +147,8 @@ def serve_room(folder: RoomFolder, tell: Callable[[str], None]) -> None:
     released = describe_release(folder, bundle)
     tell(f"model: {room.model.name} {room.model.digest[:12]}, signed by {room.model.signer}; {released}")
     tell(f"reading room at {address(folder)}")
-    room.record("", "room-started", model=room.model.digest)
     try:
+        room.record("", "room-started", model=room.model.digest)
         uvicorn.run(
             app, host=settings.host, port=settings.port, ssl_certfile=certificate, ssl_keyfile=key, log_level="warning",
             access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=10,

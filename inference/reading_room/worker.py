@@ -11,9 +11,11 @@ import asyncio
 import hashlib
 import logging
 import resource
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -159,7 +161,8 @@ class Worker:
         context = get_context("spawn")  # a fork of a server with threads may hold their locks for ever
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._load, self._memory_mb), daemon=True)
-        self._process.start()
+        with _no_ctrl_c():
+            self._process.start()
         theirs.close()
         try:
             ready = self._connection.poll(WORKER_START_SEC) and self._connection.recv() == READY
@@ -259,13 +262,24 @@ def _serve(connection: Connection, load: Callable[[], Read], memory_mb: int) -> 
     """Answers jobs until the other side closes."""
     read = load()
     _limit_memory(memory_mb)
-    connection.send(READY)
-    while True:
-        try:
+    try:
+        connection.send(READY)
+        while True:
             question: Question = connection.recv()
-        except EOFError:
-            return
-        connection.send(Reply(question.number, _hash_of(question.job), _outcome(read, question.job)))
+            connection.send(Reply(question.number, _hash_of(question.job), _outcome(read, question.job)))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+
+
+@contextmanager
+def _no_ctrl_c() -> Iterator[None]:
+    """Blocks SIGINT in what the block starts, imports included: Ctrl-C goes to the whole group, and the server ends its workers."""
+    resource_tracker.ensure_running()  # its start would lift the block again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _hash_of(job: ImageJob) -> str:

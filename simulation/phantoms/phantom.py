@@ -7,7 +7,6 @@ marked (see `simulation.phantoms.image`). A set is written as image files (`writ
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pneumofed.common.data.csv_tables import TableWriter
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
@@ -155,15 +155,15 @@ def _kaggle_names(patient: Patient, k: int, serial: int) -> tuple[str, str]:
 def _write_external(folder: Path, patients: int, seed: int, size_px: int) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     table = io.StringIO(newline="")
-    writer = csv.writer(table)
-    writer.writerow(("filename", "patient_id", "label", "finding", "view", "sex", "age", "manufacturer"))
+    writer = TableWriter(table)
+    writer.write(("filename", "patient_id", "label", "finding", "view", "sex", "age", "manufacturer"))
     for patient in draw_patients(EXTERNAL_SPLIT, patients, seed):
         traits = (_FINDINGS[patient.label], patient.view, patient.sex, patient.age_years, patient.manufacturer)
         label = "NORMAL" if patient.label == "normal" else "PNEUMONIA"
         for k in range(1, patient.images + 1):
             name = f"images/phantom-{patient.number}-{k}.png"
             _save(draw_picture(patient, k, EXTERNAL_SPLIT, seed, size_px), folder / name)
-            writer.writerow((name, f"phantom-{patient.number}", label, *traits))
+            writer.write((name, f"phantom-{patient.number}", label, *traits))
     with atomic_write(folder / "labels.csv") as file:
         file.write(table.getvalue().encode())
 

@@ -39,7 +39,7 @@ def federation(tmp_path: Path) -> TinyFederation:
 
 def instruction(round_number: int = 1) -> Instruction:
     model = build_model(EXPERIMENT.model, EXPERIMENT.task, seed=3)
-    return Instruction(EXPERIMENT, "run", round_number, ModelArrays(*ArraysLayout.of(model).flatten(model)))
+    return Instruction(EXPERIMENT, "00000000000000a7", round_number, ModelArrays(*ArraysLayout.of(model).flatten(model)))
 
 
 def ask(federation: TinyFederation, kind: str, content: RecordDict) -> Message:
@@ -129,4 +129,4 @@ def test_a_node_that_knows_no_site_says_how_to_start_one() -> None:
 
 def test_an_instruction_without_weights_is_refused(federation: TinyFederation) -> None:
     with pytest.raises(MessageError):
-        train_round(Instruction(EXPERIMENT, "run", 1), read_site_config(federation.sites / "0.yaml"), UNRESTRICTED)
+        train_round(Instruction(EXPERIMENT, "00000000000000a7", 1), read_site_config(federation.sites / "0.yaml"), UNRESTRICTED)

@@ -83,7 +83,7 @@ def give_policy(federation: TinyFederation, **values: Any) -> Path:
 
 
 def ask(federation: TinyFederation, kind: str, experiment: ExperimentConfig) -> Message:
-    asked = Instruction(experiment, "run-7", 1, arrays(experiment))
+    asked = Instruction(experiment, "00000000000000a7", 1, arrays(experiment))
     context = Context(1, 5, {"partition-id": 0}, RecordDict(), {"sites": str(federation.sites)})
     return app(Message(pack_instruction(asked), dst_node_id=5, message_type=kind), context)
 

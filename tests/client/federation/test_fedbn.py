@@ -22,8 +22,8 @@ def filled(value: float) -> ModelArrays:
 
 
 def test_own_norm_layers_replace_the_global_ones_and_all_else_is_global(tmp_path: Path) -> None:
-    LocalNorms.of(str(tmp_path), "run", LAYOUT).keep(filled(1.0), 1)
-    restored = LocalNorms.of(str(tmp_path), "run", LAYOUT).restore(filled(2.0), before_round=2)
+    LocalNorms.of(str(tmp_path), "00000000000000a7", LAYOUT).keep(filled(1.0), 1)
+    restored = LocalNorms.of(str(tmp_path), "00000000000000a7", LAYOUT).restore(filled(2.0), before_round=2)
     own = np.zeros(LAYOUT.parameter_count, dtype=bool)
     own[LAYOUT.norm_parameters] = True
     assert own.any()
@@ -33,14 +33,14 @@ def test_own_norm_layers_replace_the_global_ones_and_all_else_is_global(tmp_path
 
 
 def test_a_site_without_earlier_rounds_takes_the_global_ones(tmp_path: Path) -> None:
-    norms = LocalNorms.of(str(tmp_path), "run", LAYOUT)
+    norms = LocalNorms.of(str(tmp_path), "00000000000000a7", LAYOUT)
     norms.keep(filled(1.0), 3)
     assert norms.restore(filled(2.0), before_round=3).parameters.min() == 2.0
-    assert LocalNorms.of(str(tmp_path), "other", LAYOUT).restore(filled(2.0), before_round=9).parameters.min() == 2.0
+    assert LocalNorms.of(str(tmp_path), "00000000000000a8", LAYOUT).restore(filled(2.0), before_round=9).parameters.min() == 2.0
 
 
 def test_a_resumed_run_does_not_see_the_rounds_it_repeats(tmp_path: Path) -> None:
-    norms = LocalNorms.of(str(tmp_path), "run", LAYOUT)
+    norms = LocalNorms.of(str(tmp_path), "00000000000000a7", LAYOUT)
     for number in (1, 2, 3):
         norms.keep(filled(float(number)), number)
     norms.keep(filled(20.0), 2)

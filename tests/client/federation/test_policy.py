@@ -50,7 +50,7 @@ def policy(**values: Any) -> SitePolicy:
 def refused(rules: SitePolicy, tmp_path: Path, work: Any = "train", now: datetime = NOON, **changes: Any) -> str | None:
     try:
         site = SiteConfig(name="site", manifest="unused", work_dir=str(tmp_path))
-        admit(Instruction(tiny_experiment(**changes), "run", 1), site, rules, work, lambda: now)
+        admit(Instruction(tiny_experiment(**changes), "00000000000000a7", 1), site, rules, work, lambda: now)
     except PolicyError as error:
         return error.rule
     return None
@@ -180,7 +180,7 @@ def give_policy(federation: TinyFederation, number: int = 0, **values: Any) -> P
 
 def instruction(**values: Any) -> Instruction:
     model = build_model(EXPERIMENT.model, EXPERIMENT.task, seed=3)
-    return Instruction(EXPERIMENT, "run-7", 3, ModelArrays(*ArraysLayout.of(model).flatten(model)), **values)
+    return Instruction(EXPERIMENT, "00000000000000a7", 3, ModelArrays(*ArraysLayout.of(model).flatten(model)), **values)
 
 
 def ask(federation: TinyFederation, kind: str, asked: Instruction | None = None) -> Message:
@@ -223,7 +223,7 @@ def test_what_left_the_site_is_recorded_before_it_leaves(federation: TinyFederat
     reply = ask(federation, "train", asked)
     request, answer = entries(work)
     assert asked.arrays is not None
-    assert request.facts["run"] == answer.facts["run"] == "run-7"
+    assert request.facts["run"] == answer.facts["run"] == "00000000000000a7"
     assert request.facts["heads"] == {"coordinator": head}
     assert answer.facts["round"] == 3
     assert answer.facts["bytes"] == record_bytes(pack_arrays(asked.arrays))

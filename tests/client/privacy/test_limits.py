@@ -65,11 +65,11 @@ def test_the_coordinator_hears_what_remains_and_the_data_stays_closed(tmp_path: 
     config = read_site_config(file)
     site = load_site(config, experiment)
     patients = len(set(site.train.patients))
-    spend_round("run-7", 1, experiment, site, SitePlan.of(experiment, patients, patients), policy_of(config))
+    spend_round("00000000000000a7", 1, experiment, site, SitePlan.of(experiment, patients, patients), policy_of(config))
     Path(config.manifest).unlink()
 
     model = build_model(experiment.model, experiment.task, seed=3)
-    asked = Instruction(experiment, "run-7", 1, ModelArrays(*ArraysLayout.of(model).flatten(model)))
+    asked = Instruction(experiment, "00000000000000a7", 1, ModelArrays(*ArraysLayout.of(model).flatten(model)))
     context = Context(1, 5, {"partition-id": 0}, RecordDict(), {"sites": str(federation.sites)})
     failure = read_failure(app(Message(pack_instruction(asked), dst_node_id=5, message_type="train"), context))
 

@@ -162,7 +162,7 @@ def test_an_unapproved_bundle_is_refused_recorded_and_never_unpacked(
     assert not (site / "work" / code_gate.APPS_FOLDER).exists()
     entry = read_entries(site / "work" / "audit.jsonl")[-1]
     assert (entry.event, entry.facts["rule"], entry.facts["app"]) == ("refusal", "approved_apps", hash_bundle(content))
-    assert (entry.facts["work"], entry.facts["run"], entry.facts["round"]) == ("query", "run-7", 3)
+    assert (entry.facts["work"], entry.facts["run"], entry.facts["round"]) == ("query", "00000000000000a7", 3)
 
 
 def test_an_approved_bundle_runs_by_its_hash_and_not_by_what_is_said_of_it(
@@ -338,7 +338,7 @@ app = ServerApp()
 def main(grid, context):
     while not (nodes := list(grid.get_node_ids())):
         time.sleep(0.5)
-    content = pack_instruction(Instruction(ExperimentConfig.model_validate_json(context.run_config["experiment"]), "run-1", 0))
+    content = pack_instruction(Instruction(ExperimentConfig.model_validate_json(context.run_config["experiment"]), "00000000000000a1", 0))
     replies = grid.send_and_receive([Message(content, dst_node_id=node, message_type="query") for node in nodes], timeout=120)
     said = [str(read_failure(r)) if r.has_error() else unpack_presence(r.content).site for r in replies]
     pathlib.Path(context.run_config["coordinator"]).write_text(json.dumps(said))
@@ -391,7 +391,7 @@ def test_real_flower_processes_run_approved_code_and_no_other(site: Path, tmp_pa
             assert runner.invoke(site_cli, ["start", "-C", str(site)]).exit_code != 0
             status = json.loads(runner.invoke(site_cli, ["status", "--json", "-C", str(site)]).output)
             assert (status["process"], status["serving"], status["refusals_today"]) == ("running", True, {"approved_apps": 1})
-            assert status["last_answer"]["run"] == "run-1"
+            assert status["last_answer"]["run"] == "00000000000000a1"
         finally:
             runner.invoke(site_cli, ["stop", "-C", str(site)])
         assert json.loads(runner.invoke(site_cli, ["status", "--json", "-C", str(site)]).output)["process"] == "stopped"

@@ -36,9 +36,9 @@ def _identity() -> None:
 
 
 def test_an_instruction_comes_out_as_it_went_in() -> None:
-    given = Instruction(ExperimentConfig(rounds=3), "token", 2, ARRAYS)
+    given = Instruction(ExperimentConfig(rounds=3), "00000000000000a7", 2, ARRAYS)
     came = unpack_instruction(pack_instruction(given))
-    assert (came.experiment, came.run, came.round) == (given.experiment, "token", 2)
+    assert (came.experiment, came.run, came.round) == (given.experiment, "00000000000000a7", 2)
     assert came.arrays is not None
     np.testing.assert_array_equal(came.arrays.parameters, ARRAYS.parameters)
 
@@ -86,7 +86,7 @@ def test_a_count_that_is_no_count_is_refused() -> None:
 
 
 def test_another_protocol_is_told_to_both_sides() -> None:
-    content = pack_instruction(Instruction(ExperimentConfig(), "token", 1))
+    content = pack_instruction(Instruction(ExperimentConfig(), "00000000000000a7", 1))
     content["config"] = ConfigRecord({**content.config_records["config"], "protocol": 99})
     with pytest.raises(MessageError, match="99"):
         unpack_instruction(content)

@@ -1,0 +1,85 @@
+"""Promise: a signal ends the reading room in order. Attack: Ctrl-C and SIGTERM to the whole group, while it starts and while it serves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pneumofed.inference.reading_room.serve import init_room
+from tests.inference.reading_room.stage import bundle
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Path:
+    folder, _ = init_room(tmp_path / "room", bundle().folder, "North", None, None)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with folder.settings_file.open("a") as file:
+        file.write(f"port: {port}\nworkers: 2\n")
+    command(["user", "add", "reader", "--password-stdin", "-C", str(folder.path)], b"a long pass phrase\n")
+    return folder.path
+
+
+def command(arguments: list[str], entry: bytes) -> None:
+    call = "from pneumofed.cli.main import main; main()"
+    subprocess.run([sys.executable, "-c", call, "reading-room", *arguments], input=entry, check=True, capture_output=True)
+
+
+def members(group: int) -> list[int]:
+    """Processes of the group, without those that ended and wait for their parent."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                state, _, pgrp = (entry / "stat").read_text().rpartition(")")[2].split()[:3]
+            except OSError:
+                continue
+            if int(pgrp) == group and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def end_after(room: Path, sign: signal.Signals, seconds: float, whole_group: bool) -> str:
+    """What the room said until it ended, with a signal `seconds` after it said where it is, or before it if that is negative."""
+    call = "from pneumofed.cli.main import main; print('up', flush=True); main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", call, "reading-room", "start", "-C", str(room)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    while seconds >= 0 and b"reading room at" not in said:
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    time.sleep(abs(seconds))
+    (os.killpg if whole_group else os.kill)(process.pid, sign)
+    said += process.communicate(timeout=60)[0]
+    assert process.returncode in (0, 130), said
+    deadline = time.monotonic() + 5
+    while members(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert members(process.pid) == []
+    return said.decode()
+
+
+@pytest.mark.parametrize(("sign", "seconds"), [(signal.SIGINT, -0.3), (signal.SIGINT, 0.5), (signal.SIGTERM, 0.2)])
+def test_the_room_ends_without_a_traceback_and_without_a_process(room: Path, sign: signal.Signals, seconds: float) -> None:
+    assert "Traceback" not in end_after(room, sign, seconds, whole_group=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("whole_group", [True, False])
+@pytest.mark.parametrize("seconds", [-0.01, -0.1, -0.5, -1.0, 0.0, 0.1, 0.3, 1.0, 2.0, 5.0])
+def test_the_room_ends_at_any_moment(room: Path, sign: signal.Signals, seconds: float, whole_group: bool) -> None:
+    assert "Traceback" not in end_after(room, sign, seconds, whole_group)
