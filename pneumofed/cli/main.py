@@ -251,7 +251,10 @@ def _simulate(request: SimulationRequest) -> None:
     from pneumofed.simulation.runner import run_simulation
 
     console.print(f"run folder: {plan.run_dir}")
-    with exit_when_stopped(lambda: "pneumofed: stopped; --resume goes on after the last completed round"):
+    from pneumofed.server.runs.folder import RunFolder
+    from pneumofed.server.runs.resume import describe_way_on
+
+    with exit_when_stopped(lambda: f"pneumofed: stopped; {describe_way_on(RunFolder(plan.run_dir))}"):
         summary = run_simulation(plan, say)
     _show(summary, plan.run_dir)
 
