@@ -90,7 +90,9 @@ class StateFile(Generic[T]):
             if (earlier := self._read_earlier()) is not None:
                 log.warning("%s; the value before its last change is used", damage)
                 return self.parse(earlier)
-            restored = f"; if it is a backup that was put back, remove {self._sums.name} beside it" * isinstance(error, ChecksumError)
+            restored = f"; if it is a backup that was put back, remove {self._sums.name} beside it" * isinstance(
+                error, ChecksumError
+            )
             problem = f"{damage}; {self.remedy}{restored}"
         if self.refuse is not None:
             raise self.refuse(problem)

@@ -130,6 +130,7 @@ def serve_room(folder: RoomFolder, tell: Callable[[str], None]) -> None:
         BundleError, ReleaseError: the model cannot be used.
         ConfigError: the settings are wrong, the port is taken, or another process serves the room.
     """
+    _ = folder.settings  # where there is no room, none is made
     with owned(folder.path, "room", "pneumofed reading-room start", "stop it first, or serve another room"):
         _serve(folder, tell)
 

@@ -112,7 +112,9 @@ def test_a_flipped_bit_in_a_state_file_never_gives_another_value(
         return PolicyError("count", problem)
 
     folder = tmp_path_factory.mktemp("state")
-    file: StateFile[list[int]] = StateFile(folder / "count.json", "a count", json.loads, [], "restore it", refuse, falls_back=falls_back)
+    file: StateFile[list[int]] = StateFile(
+        folder / "count.json", "a count", json.loads, [], "restore it", refuse, falls_back=falls_back
+    )
     for value in ([1], [1, 1234567]):
         file.write(value)
     target = folder / ".count.json.sum" if in_sums else file.path
@@ -179,6 +181,6 @@ def test_a_run_without_a_round_is_not_called_resumable(tmp_path: Path, monkeypat
 
 def test_a_second_simulation_in_a_folder_changes_nothing_there(tmp_path: Path) -> None:
     with owned(tmp_path, "simulation", "pneumofed simulate", ""):
-        with pytest.raises(ConfigError, match="in use by .* wait for it or choose another --out"):
+        with pytest.raises(ConfigError, match=r"in use by .* wait for it or choose another --out"):
             run_simulation(plan_of(tmp_path), silent)
         assert [path.name for path in tmp_path.iterdir()] == [".simulation.lock"]
