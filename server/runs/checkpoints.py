@@ -151,7 +151,7 @@ def read_of_round(paths: Sequence[Path], number: int) -> Checkpoint:
         CheckpointError: none holds it; says what is wrong with the first file.
     """
     problem = CheckpointError(f"{paths[0]} is not of round {number}; restore it from a backup or start a new run")
-    for path in [name for path in paths for name in (path, previous_of(path))]:
+    for path in [name for each in paths for name in (each, previous_of(each))]:
         try:
             checkpoint = read_checkpoint(path)
         except CheckpointError as error:
