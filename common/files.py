@@ -1,16 +1,18 @@
 """Files that stay whole when a process dies, small state files, and folders with one writer at a time.
 
 `atomic_write` and `write_file` replace a file as a whole, with mode 0600, since all that a site writes may name patients. `StateFile`
-builds on them: a file of one value that several processes read and change. `exclusive` is the lock of a folder, and `drawn_once` uses it
-for keys that only the first process may draw.
+builds on them: a file of one value that several processes read and change, with a checksum. `exclusive` is the lock of a folder, and
+`drawn_once` uses it for keys that only the first process may draw.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +30,9 @@ _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """Errors of a disk, a quota or a file size limit that is used up."""
 _DAMAGE = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError, PneumofedError)
 """What reading a file of another content raises: JSON, pydantic, a lookup, a cast, or a check of ours."""
+
+_LOOKS = 3
+"""How often a value and its checksums are read that do not agree: a writer may be between the two."""
 
 T = TypeVar("T")
 
@@ -52,6 +57,11 @@ class StateFile(Generic[T]):
         remedy: the end of the sentence about a damaged file: what a person should do, or what happens instead.
         refuse: makes the error that a damaged or unreadable file raises. Without it such a file counts as missing, with a warning.
         dump: the bytes of a value.
+        falls_back: whether the value before the last write, which is then kept beside it, takes the place of a damaged one. Never of a
+            file that counts what was spent or used: an earlier value forgets.
+
+    Beside the file, `.NAME.sum` holds the SHA-256 of its bytes and of those before the last write. It is written first, so that after a
+    kill at any time one of the two agrees. Without it, as in folders of earlier versions, the value counts as it is.
     """
 
     path: Path
@@ -61,6 +71,7 @@ class StateFile(Generic[T]):
     remedy: str
     refuse: Callable[[str], PneumofedError] | None = None
     dump: Callable[[T], bytes] = to_json
+    falls_back: bool = False
 
     def read(self) -> T:
         """Reads the value; `missing` where there is no file yet.
@@ -69,25 +80,46 @@ class StateFile(Generic[T]):
             PneumofedError: of `refuse`; the file is damaged or cannot be read.
         """
         try:
-            return self.parse(self.path.read_bytes())
+            return self.parse(self._read_checked())
         except FileNotFoundError:
             return self.missing
         except OSError as error:
             problem = f"{self.path}, {self.kind}, cannot be read: {error.strerror}; check its owner and permissions"
         except _DAMAGE as error:  # its text may quote the content, so only its class is named
-            problem = f"{self.path}, {self.kind}, is damaged ({type(error).__name__}); {self.remedy}"
+            damage = f"{self.path}, {self.kind}, is damaged ({type(error).__name__})"
+            if (earlier := self._read_earlier()) is not None:
+                log.warning("%s; the value before its last change is used", damage)
+                return self.parse(earlier)
+            restored = f"; if it is a backup that was put back, remove {self._sums.name} beside it" * isinstance(
+                error, ChecksumError
+            )
+            problem = f"{damage}; {self.remedy}{restored}"
         if self.refuse is not None:
             raise self.refuse(problem)
         log.warning("%s", problem)
         return self.missing
 
-    def write(self, value: T) -> None:
+    def write(self, value: T, forget: bool = False) -> None:
         """Writes `value`, which is on the disk when this returns.
+
+        Args:
+            value: takes the place of the one before.
+            forget: whether the value before is not kept, as where a patient withdrew.
 
         Raises:
             OSError: the folder is missing or cannot be written, or the disk is full; the file is as it was.
         """
-        write_file(self.path, self.dump(value))
+        content = self.dump(value)
+        try:
+            before, sound = self._read_checked(), True
+        except (OSError, ChecksumError):
+            before, sound = self._read_earlier(), False
+        write_file(self._sums, _format_sums([content] if before is None else [content, before]))
+        if self.falls_back and sound and not forget:
+            keep_previous(self.path)
+        write_file(self.path, content)
+        if self.falls_back and forget:
+            previous_of(self.path).unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[T]:
@@ -100,6 +132,77 @@ class StateFile(Generic[T]):
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with exclusive(self.path.parent):
             yield self.read()
+
+    @property
+    def _sums(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.sum")
+
+    def _read_checked(self) -> bytes:
+        for _ in range(_LOOKS):
+            known = _read_sums(self._sums)
+            content = self.path.read_bytes()
+            if not known or _hash(content) in known:
+                return content
+        raise ChecksumError
+
+    def _read_earlier(self) -> bytes | None:
+        """The bytes before the last write, where they are kept and are what they were."""
+        try:
+            content = previous_of(self.path).read_bytes() if self.falls_back else b""
+        except OSError:
+            return None
+        return content if _hash(content) in _read_sums(self._sums) else None
+
+
+class ChecksumError(ValueError):
+    """A file's bytes are not those that were written; its name is all that an error shows of it."""
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _format_sums(contents: list[bytes]) -> bytes:
+    """The checksums in a line, and in a second one their own, so that damage to them is not taken for damage to the value."""
+    line = " ".join(map(_hash, contents)).encode()
+    return line + b"\n" + _hash(line).encode() + b"\n"
+
+
+def _read_sums(path: Path) -> list[str]:
+    """The checksums in `path`; none where there is no such file, or it is itself damaged."""
+    try:
+        line, own = path.read_bytes().split(b"\n")[:2]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError):
+        line = own = b""
+    if _hash(line).encode() != own:
+        log.warning("%s is damaged; what it guards is read unchecked until it is written again", path)
+        return []
+    return line.decode().split()
+
+
+def previous_of(path: Path) -> Path:
+    """Names the file that keeps what `path` held before its last change, e.g. `last.previous.pt`."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def keep_previous(path: Path) -> None:
+    """Keeps what `path` holds under the name of `previous_of`, for before it is replaced; nothing where there is no such file.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    kept, new = previous_of(path), path.with_name(f".{path.name}.kept")
+    new.unlink(missing_ok=True)
+    try:
+        os.link(path, new)  # takes no time and no space
+    except FileNotFoundError:
+        return
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, new)
+        new.chmod(0o600)
+    new.replace(kept)
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -17,6 +17,7 @@ from pneumofed.common.config.experiment import ExperimentConfig, StrategyName
 from pneumofed.common.config.reader import SIMULATION_SECTION, build_config, load_experiment, merge, read_yaml
 from pneumofed.common.errors import CheckpointError, ConfigError
 from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.resume import check_resumable, describe_way_on
 from pneumofed.simulation.hospitals.settings import COLUMN, SimulationConfig
 from pneumofed.simulation.superlink import Resources
 
@@ -182,7 +183,7 @@ def build_plan(
 
     Raises:
         ConfigError: a key or value is wrong, or the strategy needs more hospitals.
-        CheckpointError: nothing to resume in `run_dir`.
+        CheckpointError: nothing to resume in `run_dir`, or a run with other settings.
     """
     from pneumofed.simulation.hospitals.sources import count_hospitals
 
@@ -191,11 +192,15 @@ def build_plan(
     if resume:
         if not (run_dir / "simulation.yaml").exists():
             raise CheckpointError(f"{run_dir} holds no simulation to resume; check --out")
-        stored = RunFolder(run_dir).read_config().model_dump()
+        folder = RunFolder(run_dir)
+        if not folder.config.exists():  # ended while its hospitals were laid out
+            raise CheckpointError(f"{run_dir} cannot be resumed: {describe_way_on(folder)}")
+        stored = folder.read_config().model_dump()
         experiment = build_config(ExperimentConfig, merge(stored, experiment_values), "the run to resume")
         simulation = build_config(
             SimulationConfig, merge(read_yaml(run_dir / "simulation.yaml"), simulation_values), "simulation"
         )
+        check_resumable(folder, experiment)
         return experiment, simulation
     simulation = _read_simulation(config_file, simulation_values)
     hospitals = count_hospitals(simulation)
@@ -239,19 +244,19 @@ def demo_request(out: Path) -> SimulationRequest:
 
 
 def default_run_dir(resume: bool) -> Path:
-    """Returns a new folder below `runs/`, or with `resume` the one that was changed last.
+    """Returns a new folder below `runs/`, or with `resume` the one that was changed last of those with a completed round.
 
     Raises:
-        CheckpointError: there is no run to resume.
+        CheckpointError: there is no such run.
     """
     if not resume:
         stamp = RUNS_FOLDER / datetime.now().strftime("%Y%m%d-%H%M%S")
         later = (stamp.with_name(f"{stamp.name}-{number}") for number in count(2))  # for two runs within one second
         return next(folder for folder in chain([stamp], later) if not folder.exists())
-    runs = sorted(RUNS_FOLDER.glob("*/simulation.yaml"), key=lambda path: path.stat().st_mtime)
-    if not runs:
-        raise CheckpointError(f"--resume: no run below {RUNS_FOLDER.resolve()}; name its folder with --out")
-    return runs[-1].parent
+    begun = [path for path in RUNS_FOLDER.glob("*/simulation.yaml") if RunFolder(path.parent).last_checkpoint.exists()]
+    if not begun:
+        raise CheckpointError(f"--resume: no run below {RUNS_FOLDER.resolve()} has completed a round; name its folder with --out")
+    return max(begun, key=lambda path: path.stat().st_mtime).parent
 
 
 def _absolute(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from pneumofed.common.errors import CheckpointError, FlowerError, PneumofedError, SkipReason
+from pneumofed.common.folder_lock import check_free, owned
 from pneumofed.common.ops.app_bundle import write_app
-from pneumofed.server.federation.run import FAILED, RUNNING, STOPPED, SUCCEEDED
+from pneumofed.server.federation.run import FAILED, RUNNING, STOPPED
 from pneumofed.server.report.report import close_with_report
-from pneumofed.server.runs.folder import RunFolder, with_course
+from pneumofed.server.runs.folder import RUN_LOCK, SIMULATION_LOCK, RunFolder, with_course
 from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.resume import check_resumable, describe_way_on
+from pneumofed.server.runs.status import clear_ending
 from pneumofed.server.runs.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary
+from pneumofed.server.runs.tables import RunState
 from pneumofed.simulation.baselines import run_baselines
 from pneumofed.simulation.hospitals.federation import Federation, lay_out
 from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
@@ -35,16 +39,38 @@ def run_simulation(plan: Plan, say: Say) -> RunSummary:
     """Runs a simulation and returns the summary that the run folder holds.
 
     Args:
-        plan: what to run; `plan.run_dir` must hold no run unless it is resumed.
+        plan: what to run; `plan.run_dir` must hold no run unless it is resumed. Of one that succeeded only the baselines are made that
+            are asked for, and the report; its status and results stay.
         say: takes a sentence about each step and each round.
 
     Raises:
         PneumofedError: the run could not start or failed; the summary says the same.
+        ConfigError: another process works in `plan.run_dir`.
+    """
+    plan.resources.check()
+    way_on = "wait for it or choose another --out"
+    with owned(plan.run_dir, SIMULATION_LOCK, "pneumofed simulate", way_on):
+        check_free(plan.run_dir, RUN_LOCK, way_on)  # of a simulation that was killed the coordinator may live on
+        _check_beginning(plan)
+        return _simulate(plan, say)
+
+
+def _check_beginning(plan: Plan) -> None:
+    """Compares what is asked for with what lies in the run folder, before anything in it changes.
+
+    Raises:
+        CheckpointError: it holds a run that is not resumed, or nothing that could be, or a run with other settings.
     """
     folder = RunFolder(plan.run_dir)
-    if folder.read_history() and not plan.resume:
+    if plan.resume:
+        check_resumable(folder, plan.experiment)
+    elif folder.read_history():
         raise CheckpointError(f"{plan.run_dir} already holds a run; go on with --resume or name another folder with --out")
-    plan.resources.check()
+
+
+def _simulate(plan: Plan, say: Say) -> RunSummary:
+    folder = RunFolder(plan.run_dir)
+    finished = plan.resume and folder.has_succeeded
     federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume)
     say(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
     left_out = federation.report.skipped.get(SkipReason.HELD_OUT, 0)
@@ -52,11 +78,17 @@ def run_simulation(plan: Plan, say: Say) -> RunSummary:
         if count:
             say(f"    warning: {warning} ({count})")
     try:
-        _run_apps(plan, federation, say)
+        if finished:
+            say(f"the run has finished its {len(folder.read_history())} rounds; nothing of it is trained again")
+        else:
+            clear_ending(folder)
+            _run_apps(plan, federation, say)
         if plan.baselines:
             _add(folder, baselines=_baselines(plan, federation, say))
     except BaseException as error:
         _record_end(folder, error)
+        if isinstance(error, Exception):
+            say(f"{plan.run_dir} keeps what was done; {describe_way_on(folder)}")
         raise
     finally:
         _add(folder, phantom=federation.phantom, source=federation.report.public(), partition=_partition_table(plan, federation))
@@ -156,11 +188,11 @@ def _partition_table(plan: Plan, federation: Federation) -> PartitionRecord:
 
 
 def _record_end(folder: RunFolder, error: BaseException) -> None:
-    """Writes how the run ended where the apps could not: they were killed, or never started."""
+    """Writes how the run ended where the apps could not: they were killed, or never started. What has succeeded stays so."""
     summary = folder.read_summary()
-    if summary.status in (None, RUNNING, SUCCEEDED):
+    if summary.status in (None, RunState.SUBMITTED, RUNNING):
         stopped = isinstance(error, KeyboardInterrupt)
-        sentence = "stopped by the user; --resume goes on after the last completed round" if stopped else str(error)
+        sentence = f"stopped by the user; {describe_way_on(folder)}" if stopped else str(error)
         summary = summary.updated(status=STOPPED if stopped else FAILED, error=sentence)
         folder.write_summary(with_course(summary, folder.read_history()))
 
@@ -172,7 +204,7 @@ def _add(folder: RunFolder, **values: Any) -> None:
 def _reason(folder: RunFolder, error: FlowerError, log: Path) -> PneumofedError:
     """The apps' own sentence where they left one; Flower knows only that the run failed."""
     sentence = folder.read_summary().error
-    return PneumofedError(sentence) if sentence else FlowerError(f"{error}; the log is {log}")
+    return PneumofedError(f"{sentence}; the log is {log}") if sentence else FlowerError(f"{error}; the log is {log}")
 
 
 class _RoundReporter:

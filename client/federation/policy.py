@@ -22,7 +22,7 @@ from pneumofed.client.federation.policy_decision import RoundsBegun, RunRequest,
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import ConfigError, PolicyError
-from pneumofed.common.files import atomic_write, exclusive
+from pneumofed.common.files import StateFile
 
 Clock = Callable[[], datetime]
 """Returns the local time of day."""
@@ -88,12 +88,11 @@ def count_round(policy: SitePolicy, request: RunRequest, work_dir: Path, now: da
     Raises:
         PolicyError: `max_rounds_per_day` were begun in the last 24 hours, or the count cannot be read.
     """
-    work_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with exclusive(work_dir):
-        begun = rounds_within_a_day(work_dir, now)
+    file = _count_file(work_dir)
+    with file.locked() as counted:
+        begun = _within_a_day(counted, now)
         decide(policy, request, RoundsBegun(len(begun))).enforce()
-        with atomic_write(_count_file(work_dir)) as file:
-            file.write(json.dumps([*begun, now.timestamp()]).encode())
+        file.write([*begun, now.timestamp()])
 
 
 def rounds_within_a_day(work_dir: Path, now: datetime) -> list[float]:
@@ -109,17 +108,19 @@ def rounds_within_a_day(work_dir: Path, now: datetime) -> list[float]:
     Raises:
         PolicyError: the count cannot be read.
     """
-    path = _count_file(work_dir)
-    try:
-        begun = [float(value) for value in json.loads(path.read_bytes())]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError) as error:
-        raise PolicyError(
-            "max_rounds_per_day", f"{path} cannot be read, so rounds cannot be counted; remove it to count anew"
-        ) from error
+    return _within_a_day(_count_file(work_dir).read(), now)
+
+
+def _within_a_day(begun: list[float], now: datetime) -> list[float]:
     return [moment for moment in begun if moment > (now - DAY).timestamp()]
 
 
-def _count_file(work_dir: Path) -> Path:
-    return work_dir / "rounds.json"
+def _count_file(work_dir: Path) -> StateFile[list[float]]:
+    return StateFile(
+        work_dir / "rounds.json",
+        kind="the count of training rounds",
+        parse=lambda content: [float(value) for value in json.loads(content)],
+        missing=[],
+        remedy="so rounds cannot be counted; remove it to count anew",
+        refuse=lambda problem: PolicyError("max_rounds_per_day", problem),
+    )

@@ -169,7 +169,8 @@ def forget_split(work_dir: Path, gone: Callable[[str], bool]) -> None:
     if not file.path.exists():
         return
     with file.locked() as splits:
-        file.write({name: {who: side for who, side in sides.items() if not gone(who)} for name, sides in splits.items()})
+        left = {name: {who: side for who, side in sides.items() if not gone(who)} for name, sides in splits.items()}
+        file.write(left, forget=True)
 
 
 def class_number(experiment: ExperimentConfig) -> int:
@@ -205,6 +206,7 @@ def _file(work_dir: Path) -> StateFile[dict[str, SplitSides]]:
         missing={},
         remedy="restore it from a backup; if there is none, remove it, and do not compare new models with those that were trained before",
         refuse=DataError,
+        falls_back=True,  # who was added last is drawn again, as he was drawn
     )
 
 

@@ -23,7 +23,7 @@ from pneumofed.client.privacy.entries import LINEAGE_SCHEMA, LedgerEntry
 from pneumofed.common.audit.hash_chain import CHAIN_START, canonical, chain_hash, first_broken
 from pneumofed.common.config.experiment import PrivacyUnit
 from pneumofed.common.errors import ConfigError, PolicyError
-from pneumofed.common.files import exclusive, write_file
+from pneumofed.common.files import StateFile, exclusive
 from pneumofed.common.privacy.accounting import Mechanism
 
 _WAIT_SEC = 60.0
@@ -171,7 +171,7 @@ def write_mark(path: Path, known: Sequence[Recorded]) -> None:
         path: the ledger's.
         known: all its entries.
     """
-    write_file(_mark_file(path), canonical({"entries": len(known), "hash": _head(known)}))
+    _mark_file(path).write((len(known), _head(known)))
 
 
 def check_mark(path: Path, known: Sequence[Recorded]) -> None:
@@ -184,21 +184,32 @@ def check_mark(path: Path, known: Sequence[Recorded]) -> None:
     Raises:
         PolicyError: the ledger is missing or older than the mark, or the mark cannot be read.
     """
-    try:
-        mark = json.loads(_mark_file(path).read_bytes())
-        entries, head = int(mark["entries"]), str(mark["hash"])
-    except FileNotFoundError:
+    mark = _mark_file(path).read()
+    if mark is None:
         return
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _closed(path, f"cannot be compared with {_mark_file(path).name}, which is damaged") from error
+    entries, head = mark
     if not path.exists():
         raise _closed(path, f"is missing; it had {entries} entries")
     if len(known) < entries or _head(known[:entries]) != head:
         raise _closed(path, f"has {len(known)} entries, and once had {entries} or others: an old copy or another ledger")
 
 
-def _mark_file(path: Path) -> Path:
-    return path.with_suffix(".mark")
+def _mark_file(path: Path) -> StateFile[tuple[int, str] | None]:
+    file = path.with_suffix(".mark")
+
+    def parse(content: bytes) -> tuple[int, str]:
+        mark = json.loads(content)
+        return int(mark["entries"]), str(mark["hash"])
+
+    return StateFile(
+        file,
+        kind="the mark of how far the ledger had come",
+        parse=parse,
+        missing=None,
+        remedy="the ledger cannot be compared with it",
+        refuse=lambda problem: _closed(path, f"cannot be compared with {file.name}, which is damaged ({problem})"),
+        dump=lambda mark: canonical({"entries": mark[0], "hash": mark[1]}) if mark else b"",
+    )
 
 
 def _head(known: Sequence[Recorded]) -> str:

@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.config.parties import ConnectionConfig
 from pneumofed.common.errors import AuditError, ConfigError, FlowerError
 from pneumofed.common.files import StateFile, to_json
+from pneumofed.common.folder_lock import owned
 from pneumofed.common.ops.processes import Daemon, flower_environment, free_port, is_serving, without_proxy_on_loopback
 
 START_SEC, SETTLE_SEC = 60.0, 2.0
@@ -62,9 +64,20 @@ def start_service(folder: SiteFolder, report: Callable[[str], None] = lambda _: 
         The number of the SuperNode's process.
 
     Raises:
-        ConfigError: it runs already, or the site folder is not complete.
+        ConfigError: it runs already or is being started, or the site folder is not complete.
         FlowerError: it ended at once; the text has its last words.
     """
+    with _starting(folder):
+        return _start(folder, report)
+
+
+def _starting(folder: SiteFolder) -> AbstractContextManager[None]:
+    """Between the look whether a SuperNode runs and the record of the new one nobody else may start one."""
+    folder.work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return owned(folder.work, "start", "pneumofed site start", "wait for it; `pneumofed site status` shows the site")
+
+
+def _start(folder: SiteFolder, report: Callable[[str], None]) -> int:
     deadline = time.monotonic() + LEASE_SEC
     while True:
         daemon, pid = _start_once(folder, report)
@@ -97,11 +110,12 @@ def run_in_foreground(folder: SiteFolder) -> None:
     Raises:
         ConfigError: as `start_service`.
     """
-    daemon, command, environment = _prepare(folder)
-    daemon.record(os.getpid())
-    folder.audit.record(SITE_STARTED, coordinator=folder.connection.coordinator)
-    os.chdir(folder.work)
-    os.execvpe(command[0], command, environment)
+    with _starting(folder):  # until the pid file names this process, which the exec leaves as it is
+        daemon, command, environment = _prepare(folder)
+        daemon.record(os.getpid())
+        folder.audit.record(SITE_STARTED, coordinator=folder.connection.coordinator)
+        os.chdir(folder.work)
+        os.execvpe(command[0], command, environment)
 
 
 def stop_service(folder: SiteFolder, patience_sec: float = 15.0) -> bool:

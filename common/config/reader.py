@@ -52,6 +52,24 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Lists in words which keys of `old` have another value in `new`, sorted.
+
+    Args:
+        old: nested values, e.g. of a run that is resumed.
+        new: nested values of the same schema.
+        prefix: stands before each key, e.g. `strategy.`.
+    """
+    found: list[str] = []
+    for key, value in old.items():
+        other = new.get(key)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            found += differing_keys(value, other, f"{prefix}{key}.")
+        elif value != other:
+            found.append(f"{prefix}{key} was {value!r}, now {other!r}")
+    return sorted(found)
+
+
 def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
     """Puts `value` at the dotted `path` in the nested dictionary `values`, making sections on the way.
 

@@ -53,11 +53,14 @@ def monitor_add(
     from pneumofed.common.data.manifest import read_manifest
     from pneumofed.common.model_bundle.predictor import Predictor
     from pneumofed.inference.monitor.monitor import Monitor, record_images
+    from pneumofed.inference.monitor.store import own_monitor
 
     opened = _open(bundle, trusted, json_)
     records = read_manifest(patients).records if patients else ()
     known = {record.path.absolute(): record.patient for record in records}
-    added = record_images(Monitor.open(folder, opened), Predictor(opened), paths, day.date() if day else None, known)
+    monitor = Monitor.open(folder, opened)
+    with own_monitor(folder, "pneumofed monitor add"):
+        added = record_images(monitor, Predictor(opened), paths, day.date() if day else None, known)
     if json_:
         print_json(vars(added))
         return

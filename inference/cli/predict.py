@@ -62,6 +62,7 @@ def predict_command(
     from pneumofed.common.model_bundle.bundle import load_bundle
     from pneumofed.common.model_bundle.predictor import Predictor
     from pneumofed.common.wire.keys import read_public_key
+    from pneumofed.inference.monitor.store import own_monitor
     from pneumofed.inference.predict.dicom_objects import ArchiveWriter
     from pneumofed.inference.predict.predict import PredictionSummary, find_files, judge_files
 
@@ -72,6 +73,8 @@ def predict_command(
     recorder, summary = _recorder(monitor, opened), PredictionSummary()
     folders = [folder for folder in (sr, overlay) if folder]
     with exit_when_stopped(lambda: _describe_stopped(summary, csv, folders, recorder)), ExitStack() as stack:
+        if monitor:
+            stack.enter_context(own_monitor(monitor, "pneumofed predict"))
         outputs = _open_outputs(stack, predictor, summary, csv, json_)
         results = judge_files(find_files(paths), predictor, threads)
         watched = recorder.pass_on(results) if recorder else results

@@ -10,7 +10,7 @@ import hmac
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from pneumofed.common.errors import DataError
 from pneumofed.common.files import drawn_once
+from pneumofed.common.folder_lock import owned
 from pneumofed.inference.monitor.e_processes import Baseline
 from pneumofed.inference.monitor.reference import Observations
 
@@ -66,6 +67,20 @@ class Observation:
     probability: float | None
     statistics: npt.NDArray[np.float32]
     embedding: Floats
+
+
+def own_monitor(folder: Path, work: str) -> AbstractContextManager[None]:
+    """Owns a monitor for a batch of images, so that no two batches mix: their order is part of the evidence.
+
+    Args:
+        folder: of the monitor; made if it is missing.
+        work: the command that adds them, as in `owned`.
+
+    Raises:
+        ConfigError: another batch is being added.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return owned(folder, "monitor", work, "wait for it or choose another folder")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import yaml
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import ConfigError, ReleaseError
 from pneumofed.common.files import atomic_write
+from pneumofed.common.folder_lock import owned
 from pneumofed.common.ops.processes import LOOPBACK_HOSTS, check_port_free
 from pneumofed.common.wire.keys import PublicKey, certificate_validity, read_public_key
 from pneumofed.inference.reading_room.cases import open_room_database
@@ -127,8 +128,14 @@ def serve_room(folder: RoomFolder, tell: Callable[[str], None]) -> None:
 
     Raises:
         BundleError, ReleaseError: the model cannot be used.
-        ConfigError: the settings are wrong, or the port is taken.
+        ConfigError: the settings are wrong, the port is taken, or another process serves the room.
     """
+    _ = folder.settings  # where there is no room, none is made
+    with owned(folder.path, "room", "pneumofed reading-room start", "stop it first, or serve another room"):
+        _serve(folder, tell)
+
+
+def _serve(folder: RoomFolder, tell: Callable[[str], None]) -> None:
     import uvicorn
 
     from pneumofed.inference.reading_room.app import create_room_app

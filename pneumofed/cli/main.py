@@ -276,11 +276,13 @@ def _simulate(request: SimulationRequest, as_json: bool = False) -> None:
     from pneumofed.simulation.plan import plan_simulation
 
     plan = plan_simulation(request)
+    from pneumofed.server.runs.folder import RunFolder
+    from pneumofed.server.runs.resume import describe_way_on
     from pneumofed.simulation.runner import run_simulation
 
     tell = note if as_json else say
     tell(f"run folder: {plan.run_dir}", None)
-    with exit_when_stopped(lambda: "pneumofed: stopped; --resume goes on after the last completed round"):
+    with exit_when_stopped(lambda: f"pneumofed: stopped; {describe_way_on(RunFolder(plan.run_dir))}"):
         summary = run_simulation(plan, lambda line: tell(line, None))
     if as_json:
         print_json({"run_folder": str(plan.run_dir), **summary.to_json()})

@@ -20,6 +20,7 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import CheckpointError, PneumofedError
+from pneumofed.common.folder_lock import owned
 from pneumofed.common.model_bundle.bundle import check_start, open_start, read_start_weights
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.schedule import rate_of_round
@@ -30,10 +31,18 @@ from pneumofed.server.federation.central_evaluation import build_central_evaluat
 from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.federation.strategies import build_strategy, restore_state, strategy_state
-from pneumofed.server.runs.checkpoints import Checkpoint, check_same_experiment, read_checkpoint, write_checkpoint
+from pneumofed.server.runs.checkpoints import (
+    Checkpoint,
+    check_same_experiment,
+    read_last,
+    read_of_round,
+    set_damaged_aside,
+    write_checkpoint,
+)
 from pneumofed.server.runs.events import HEARTBEAT_FILE, Heartbeat, RunLog
-from pneumofed.server.runs.folder import RunFolder, best_round, stalled, with_course
+from pneumofed.server.runs.folder import RUN_LOCK, RunFolder, best_round, stalled, with_course
 from pneumofed.server.runs.records import RoundRecord, by_field
+from pneumofed.server.runs.resume import check_resumable, describe_way_on
 from pneumofed.server.runs.summary_records import ParentBundle, RunSummary
 from pneumofed.server.secure_aggregation.rounds import read_key_roster
 
@@ -45,6 +54,8 @@ SUCCEEDED, FAILED, STOPPED, RUNNING = "succeeded", "failed", "stopped", "running
 def run_federation(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig) -> RunSummary:
     """Runs or resumes a run and returns its summary, which also lies in the run folder with the history and checkpoints.
 
+    A run that succeeded is over: to resume it gives its summary again, and changes nothing.
+
     Args:
         grid: Flower's way to the connected nodes.
         experiment: what is run; a resumed run needs the same one.
@@ -53,14 +64,26 @@ def run_federation(grid: Grid, experiment: ExperimentConfig, settings: Coordinat
     Raises:
         PneumofedError: the run cannot start or a round failed; the summary then says `failed` and why.
         CheckpointError: the folder holds another run, or `resume` is asked for and there is nothing to resume.
+        ConfigError: another process runs it.
     """
     folder = RunFolder(Path(settings.run_dir))
+    way_on = "wait for it, or stop it first"
+    with owned(folder.path, RUN_LOCK, f"the run {experiment.name}", way_on):
+        if settings.resume and folder.has_succeeded:
+            check_resumable(folder, experiment)
+            return folder.read_summary()
+        return _run(grid, experiment, settings, folder)
+
+
+def _run(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, folder: RunFolder) -> RunSummary:
     checkpoint = _start_or_resume(folder, experiment, settings.resume)
     run_log = RunLog.of(settings, checkpoint.run if checkpoint else secrets.token_hex(8))
     started = time.perf_counter()
     earlier = folder.read_summary() if checkpoint else None
     before = (earlier.seconds if earlier else None) or 0.0
     summary = RunSummary(status=RUNNING, name=experiment.name, seed=experiment.seed)
+    if earlier and earlier.baselines:
+        summary = summary.updated(baselines=earlier.baselines)
     folder.write_summary(with_course(summary, folder.read_history()).updated(seconds=before))
     try:
         with Heartbeat(folder.path / HEARTBEAT_FILE):
@@ -73,7 +96,8 @@ def run_federation(grid: Grid, experiment: ExperimentConfig, settings: Coordinat
             _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
             summary = _with_results(summary, coordinator, folder).updated(status=SUCCEEDED)
     except BaseException as error:
-        summary = summary.updated(status=FAILED if isinstance(error, Exception) else STOPPED, error=_sentence(error))
+        sentence = _sentence(error, folder)
+        summary = summary.updated(status=FAILED if isinstance(error, Exception) else STOPPED, error=sentence)
         raise
     finally:
         summary = with_course(summary, folder.read_history()).updated(seconds=before + time.perf_counter() - started)
@@ -90,8 +114,9 @@ def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bo
         folder.write_config(experiment)
         folder.write_environment()
         return None
-    checkpoint = read_checkpoint(folder.last_checkpoint)
+    checkpoint = read_last(folder.last_checkpoint)
     check_same_experiment(checkpoint, experiment)
+    set_damaged_aside(folder.last_checkpoint)
     folder.keep_history_until(checkpoint.round)
     return checkpoint
 
@@ -140,9 +165,10 @@ def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord
 
 def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFolder) -> RunSummary:
     """The best round's model on the central sets with intervals, at the threshold that validation chose in that round."""
-    best = read_checkpoint(folder.best_checkpoint)
+    history = folder.read_history()
+    best = read_of_round([folder.best_checkpoint, folder.last_checkpoint], best_round(history))
     coordinator.kept = best.arrays
-    line = next(line for line in folder.read_history() if line.round == best.round)
+    line = next(line for line in history if line.round == best.round)
     predictions = coordinator.central_evaluator.predict(coordinator.load_network())
     for name, found in predictions.items():
         found.write_csv(folder.predictions(name))
@@ -169,12 +195,12 @@ def _shown(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def _sentence(error: BaseException) -> str:
+def _sentence(error: BaseException, folder: RunFolder) -> str:
     """Why the run ended. Our errors are written for people; of others only the class is named, since their text may name files."""
     if isinstance(error, PneumofedError):
         return str(error)
     if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "stopped by the user; --resume goes on after the last completed round"
+        return f"stopped by the user; {describe_way_on(folder)}"
     return f"{type(error).__name__} in the coordinator's process; its log has the details"
 
 

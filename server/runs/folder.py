@@ -38,6 +38,8 @@ from pneumofed.common.files import StateFile, write_file
 from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
 from pneumofed.server.runs.summary_records import RunBytes, RunSummary
 
+RUN_LOCK, SIMULATION_LOCK = "run", "simulation"
+"""Locks of a run folder: of the process that runs the rounds, and of the simulation around it."""
 REPORTED_PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "pydicom", "opacus", "pydantic", "ray")
 
 
@@ -71,6 +73,15 @@ class RunFolder:
             return self.report.stat().st_mtime_ns < written if self.report.exists() else True
         except OSError:  # never began, or the folder was moved away
             return False
+
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether the run is over and was judged; nothing that comes later undoes it.
+
+        Raises:
+            CheckpointError: the summary is damaged.
+        """
+        return self.read_summary().status == "succeeded"
 
     @property
     def last_checkpoint(self) -> Path:

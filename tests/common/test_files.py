@@ -56,7 +56,7 @@ def test_the_last_value_comes_back_and_only_the_owner_may_read_it(
         file.write(value)
         assert file.read() == value
     assert path.stat().st_mode & 0o777 == 0o600
-    assert list(path.parent.iterdir()) == [path]
+    assert sorted(path.parent.iterdir()) == [path.with_name(".state.json.sum"), path]
 
 
 def test_two_writers_lose_no_update(tmp_path: Path) -> None:

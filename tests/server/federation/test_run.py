@@ -154,8 +154,9 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_is_told(tmp_path: Path) -> None:
     federation = TinyFederation(tmp_path)
     federation.run("run", tiny_experiment(rounds=1))
-    path = tmp_path / "run" / "checkpoints" / "last.pt"
-    path.write_bytes(path.read_bytes()[:1000])
+    folder = RunFolder(tmp_path / "run")
+    folder.write_summary(folder.read_summary().updated(status="stopped"))
+    folder.last_checkpoint.write_bytes(folder.last_checkpoint.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be read"):
         federation.run("run", tiny_experiment(rounds=1), resume=True)
 
