@@ -83,6 +83,8 @@ class ClippedGradients:
     def _clip(self, gradients: list[LayerGradients]) -> Tensor:
         factors = clip_factors([layer.bound() for layer in gradients], self._max_grad_norm)
         silent = factors == 0.0
+        if silent.all():  # the weights may be no numbers, which would make 0 of a sum no number either
+            return factors
         for layer in gradients:
             if silent.any():
                 layer.silence(silent)
