@@ -62,8 +62,6 @@ class LengthBound(NamedTuple):
 class LayerGradients(Protocol):
     """The gradients of a batch's units with respect to one parameter."""
 
-    parameter: Tensor
-
     def bound(self) -> LengthBound:
         """How long what `add` adds of each unit can be."""
 
@@ -108,10 +106,6 @@ class Ghost:
     layer: WeightedLayer
     inputs: Tensor
     outputs: Tensor
-
-    @property
-    def parameter(self) -> Tensor:
-        return self.layer.weight
 
     def bound(self) -> LengthBound:
         """The ghost norm in float64, and the rounding of what `add` computes in float32.
