@@ -36,7 +36,7 @@ from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.models.compute import Compute
-from pneumofed.common.privacy.randomness import KEY_BYTES, RandomStream, round_key
+from pneumofed.common.privacy.randomness import KEY_BYTES, RandomStream, round_key, tensors_tag
 
 NORMALS_ADDED = 4
 """Under `secure_noise` a noise value is half the sum of so many normals: n = 2 of Holohan and Braghin 2021, section 5.1, as Opacus'
@@ -88,18 +88,28 @@ class PrivateOptimizer(DPOptimizerFastGradientClipping):
             max_grad_norm=cfg.max_grad_norm,
             expected_batch_size=private.expected_units,
         )
-        self._stream, self._added = private.stream("noise"), NORMALS_ADDED if cfg.secure_noise else 1
+        self._private, self._steps, self._added = private, 0, NORMALS_ADDED if cfg.secure_noise else 1
 
     def add_noise(self) -> None:
-        deviation = self.noise_multiplier * self.max_grad_norm / self._added**0.5
+        stream, deviation = self._stream_of_step(), self.noise_multiplier * self.max_grad_norm / self._added**0.5
         for parameter in self.params:
             _check_processed_flag(parameter.summed_grad)
             noisy = parameter.summed_grad.double()
             for _ in range(self._added):
-                noise = self._stream.normal(parameter.numel()).view(parameter.shape)
+                noise = stream.normal(parameter.numel()).view(parameter.shape)
                 noisy.add_(noise.to(noisy.device), alpha=deviation)
             parameter.grad = noisy.to(parameter.dtype)
             _mark_as_processed(parameter.summed_grad)
+
+    def _stream_of_step(self) -> RandomStream:
+        """The noise of a step, by the number of the step and the very sum that it hides.
+
+        The round's key covers what the sum is computed from, but not how: other kernels, another number of threads or another version
+        of a library may round otherwise, and chosen weights may make much of it. Two sums that differ in a bit share no noise.
+        """
+        self._steps += 1
+        tag = tensors_tag(round_key(self._private.key, ["sum", str(self._steps)]), [p.summed_grad for p in self.params])
+        return self._private.stream(f"noise {self._steps} {tag}")
 
 
 class MovingAverage:

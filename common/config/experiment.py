@@ -57,8 +57,8 @@ class PrivacyConfig(Section):
     """Standard deviation of the noise over `max_grad_norm`. Set, it takes the place of `target_epsilon`."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Unset it is 1 / training patients of the site."""
-    max_grad_norm: Positive = 1.0
-    """Each unit's gradient is clipped to this length."""
+    max_grad_norm: Annotated[float, Field(ge=1e-12, le=1e12)] = 1.0
+    """Each unit's gradient is clipped to this length. Beyond these limits float32 does not hold the clipped sum well."""
     expected_batch_size: Count = 256
     """Units drawn a step on average: the sampling rate is this over the site's units, 1 at most."""
     physical_batch_size: Count = 32

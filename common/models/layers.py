@@ -38,7 +38,8 @@ class StandardizedConv2d(nn.Conv2d):
     those of `nn.Conv2d`, so weights of either may be loaded.
 
     Row o of the weight, flattened to D numbers, gets the gradient J d = s (d - mean d - u (u . d)), with d the gradient of u and
-    s = 1 / length.
+    s = 1 / length. J only shortens but for s: 1 - e e^T - u u^T, e the unit vector along (1, ..., 1) and ||u|| <= 1, has its
+    eigenvalues in [-1, 1], even if rounding left u a mean.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,22 +55,34 @@ class StandardizedConv2d(nn.Conv2d):
         scale = (centred.square().sum(dim=1) + STANDARDIZE_EPSILON).rsqrt()
         return centred * scale[:, None], scale
 
-    def pull_back(self, gradients: Tensor) -> Tensor:
-        """Computes J d of `gradients` d, float32 [..., O, D] in the order of `standardize_rows`."""
-        rows, scale = self.standardize_rows()
-        along = (gradients * rows).sum(dim=-1, keepdim=True)
-        return (gradients - gradients.mean(dim=-1, keepdim=True) - along * rows) * scale[:, None]
-
-    def squared_loss(self, along_ones: Tensor, along_rows: Tensor) -> Tensor:
-        """Computes what of ||s d||^2 is missing in ||J d||^2 for each row: s^2 ((1 . d)^2 / D + (2 - ||u||^2) (u . d)^2).
+    def pull_back(self, gradients: Tensor, sums: torch.dtype = torch.float32) -> Tensor:
+        """Computes J d.
 
         Args:
-            along_ones: 1 . d, float32 [..., O].
-            along_rows: u . d, float32 [..., O].
+            gradients: d, float32 [..., O, D] in the order of `standardize_rows`.
+            sums: number type of the two sums over D. With float64 the result is wrong by less than ten roundings of s d.
         """
         rows, scale = self.standardize_rows()
-        weight = 2.0 - rows.square().sum(dim=1)
-        return scale**2 * (along_ones.square() / rows.shape[1] + weight * along_rows.square())
+        mean = gradients.mean(dim=-1, keepdim=True, dtype=sums).float()
+        along = (gradients * rows).sum(dim=-1, keepdim=True, dtype=sums).float()
+        return (gradients - mean - along * rows) * scale[:, None]
+
+    def least_loss(self, along_ones: Tensor, along_rows: Tensor, error: Tensor) -> Tensor:
+        """Computes what of ||s d||^2 is missing in ||J d||^2 for each row at least, where u . d is known up to an error.
+
+        With D numbers in a row and q = 1 . u, which is 0 but for rounding, it is
+        s^2 ((1 . d)^2 / D + (2 - ||u||^2) (u . d)^2 - 2 q (1 . d) (u . d) / D).
+
+        Args:
+            along_ones: s (1 . d), float64 [..., O].
+            along_rows: s (u . d), float64 [..., O], wrong by no more than `error`.
+            error: float64 [..., O].
+        """
+        rows = self.standardize_rows()[0].double()
+        width, size = rows.shape[1], along_rows.abs()
+        square = (2.0 - rows.square().sum(dim=1)) * (size - error).clamp_min(0.0).square()
+        cross = 2.0 * rows.sum(dim=1).abs() * along_ones.abs() * (size + error) / width
+        return along_ones.square() / width + square - cross
 
 
 def standardize_weights(model: nn.Module) -> None:

@@ -6,10 +6,10 @@ output. A stream cipher cannot be distinguished from random without its 256-bit 
 
 `round_key` derives the key of a round: secret from everybody else, and repeatable where the noise is added. A site, and a coordinator that
 adds noise, has a secret of 32 random bytes in its own folder (`own_secret`). At a site a round's key is HMAC-SHA256 of everything that the
-update depends on: the run, the round, the experiment, the weights that came, the site's training data and the number type. So the same
-question gets the same answer bit for bit, which reveals nothing new, and any other question gets independent noise. Were the key pure in
-(run, round), a coordinator that asks a round twice with other weights would subtract two answers and be rid of the noise; so would one that
-asks before and after a patient came.
+update depends on: the run, the round, the experiment, the weights that came, the site's training data as decoded and the number type;
+the noise of a step also depends on the very sum that it hides (`tensors_tag`). So the same question gets the same answer bit for bit,
+which reveals nothing new, and any other question gets independent noise. Were the key pure in (run, round), a coordinator that asks a
+round twice with other weights would subtract two answers and be rid of the noise; so would one that asks before and after a patient came.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import ConfigError
@@ -33,6 +34,8 @@ from pneumofed.common.files import drawn_once, write_file
 KEY_BYTES = 32
 _PAIRS_AT_ONCE = 1 << 18
 """Pairs of normals made at a time: 4 MB of keystream, which a core's cache holds."""
+_IMAGES_AT_ONCE = 256
+"""Images that are hashed at a time: 13 MB at 224 pixels."""
 
 
 class RandomStream:
@@ -117,7 +120,32 @@ def round_key(secret: bytes, parts: Iterable[str]) -> bytes:
     return hmac.digest(secret, b"".join(f"{len(part.encode())}:{part}".encode() for part in parts), "sha256")
 
 
+def tensors_tag(key: bytes, tensors: Iterable[torch.Tensor]) -> str:
+    """Computes a tag of numbers, hexadecimal, which differs as soon as a bit of them does: Poly1305 (RFC 8439, section 2.5).
+
+    Several times as fast as SHA-256. Two messages of 100 MB have the same tag with probability 2^-80 at most, for who does not know
+    the key.
+
+    Args:
+        key: `KEY_BYTES` secret bytes.
+        tensors: of any number type and device; their shapes are not in the tag.
+    """
+    tag = Poly1305(key)
+    for tensor in tensors:
+        rows = tensor.detach().permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor.detach()  # no copy of channels-last weights
+        tag.update(rows.contiguous().flatten().cpu().view(torch.uint8).numpy())
+    return tag.finalize().hex()
+
+
 def data_fingerprint(data: Dataset) -> str:
-    """SHA-256 over content, label and patient of each image, in order, and over what the images became."""
-    digest = hashlib.sha256(str((data.pixels.shape, data.labels.tolist(), data.patients, data.digests)).encode())
+    """SHA-256 over what each image became, its label, its patient and the file that it came from, in order.
+
+    Pixels are hashed and not only the files: another version of a decoder makes other pixels of the same file, whose update must not
+    share its noise with the former's. A few hundred images are hashed at a time, so that they need not fit in memory.
+    """
+    digest = hashlib.sha256(
+        repr((data.pixels.shape, data.pixels.dtype.str, data.labels.tolist(), data.patients, data.digests)).encode()
+    )
+    for start in range(0, len(data.pixels), _IMAGES_AT_ONCE):
+        digest.update(np.ascontiguousarray(data.pixels[start : start + _IMAGES_AT_ONCE]))
     return digest.hexdigest()

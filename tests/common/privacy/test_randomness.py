@@ -11,6 +11,7 @@ import scipy.stats
 import torch
 
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.privacy import randomness
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, RandomStream, data_fingerprint, own_secret, round_key
 from tests.client.federation.test_training import tiny_data
 
@@ -55,15 +56,21 @@ def test_a_round_key_depends_on_the_secret_and_every_part() -> None:
     assert round_key(KEY, ["a", "b"]) == keys[0]
 
 
-def test_a_fingerprint_changes_with_any_image_label_or_patient() -> None:
+def test_a_fingerprint_changes_with_any_pixel_label_patient_or_file(monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny_data(4)
+    decoded_otherwise = data.pixels.copy()
+    decoded_otherwise[3, 31, 31] ^= 1
     changed = [
+        dataclasses.replace(data, pixels=decoded_otherwise),
         dataclasses.replace(data, labels=data.labels[::-1].copy()),
         dataclasses.replace(data, patients=("0", "0", "2", "3")),
         dataclasses.replace(data, digests=("0", "1", "2", "x")),
         data.subset([0, 1, 2]),
     ]
-    assert len({data_fingerprint(other) for other in (data, *changed)}) == 5
+    prints = [data_fingerprint(other) for other in (data, *changed)]
+    assert len(set(prints)) == 6
+    monkeypatch.setattr(randomness, "_IMAGES_AT_ONCE", 3)
+    assert [data_fingerprint(other) for other in (data, *changed)] == prints
 
 
 def test_a_site_keeps_one_secret_that_others_cannot_read(tmp_path: Path) -> None:
