@@ -110,6 +110,7 @@ class StateFile(Generic[T]):
             OSError: the folder is missing or cannot be written, or the disk is full; the file is as it was.
         """
         content = self.dump(value)
+        before: bytes | None
         try:
             before, sound = self._read_checked(), True
         except (OSError, ChecksumError):
