@@ -27,7 +27,9 @@ from pneumofed.common.files import atomic_write, exclusive
 Clock = Callable[[], datetime]
 """Returns the local time of day."""
 DAY = timedelta(hours=24)
-UNRESTRICTED = SitePolicy().model_copy(update={"min_patients": 0, "max_rounds_per_day": sys.maxsize})
+UNRESTRICTED = SitePolicy().model_copy(
+    update={"min_patients": 0, "min_patients_private": 0, "max_rounds_per_day": sys.maxsize, "max_delta": 1.0}
+)
 """Refuses nothing and withholds nothing: of a site without a policy file, as in simulation. No file can say `min_patients: 0`."""
 
 

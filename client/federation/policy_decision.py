@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, time
 from typing import Literal
 
+from pneumofed.client.privacy.delta import DELTA_CEILING, hospital_delta
 from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.errors import PolicyError
@@ -89,9 +90,10 @@ class RoundsBegun:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """How many patients the site would train on."""
+    """How many patients the site would train on, and how many it has: None where no delta is to be judged."""
 
     patients: int
+    of_site: int | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Spending:
     """Of what was spent on it under the request's name of the experiment."""
     level: PrivacyUnit
     delta: float
+    patients: int
+    """Of the site, training and validation together: their number decides the hospital's delta."""
 
 
 Facts = ArrivalFacts | RoundsBegun | TrainingData | Spending
@@ -149,9 +153,11 @@ def _refusals(policy: SitePolicy, request: RunRequest, facts: Facts) -> Iterator
         case RoundsBegun():
             found = [refuse_many_rounds(policy, facts)]
         case TrainingData():
-            found = [refuse_few_patients(policy, facts)]
+            limit = None if facts.of_site is None else hospital_delta(policy, facts.of_site)
+            found = [refuse_few_patients(policy, request, facts), refuse_delta(policy, request, limit)]
         case Spending():
-            found = [refuse_unit(policy, request), refuse_delta(policy, request), refuse_budget(policy, request, facts)]
+            limit = hospital_delta(policy, facts.patients)
+            found = [refuse_unit(policy, request), refuse_delta(policy, request, limit), refuse_budget(policy, request, facts)]
     return (refusal for refusal in found if refusal is not None)
 
 
@@ -191,18 +197,21 @@ def refuse_unit(policy: SitePolicy, request: RunRequest) -> Decision | None:
     return None
 
 
-def refuse_delta(policy: SitePolicy, request: RunRequest) -> Decision | None:
-    """Refuses a private run that plans with a larger delta.
+def refuse_delta(policy: SitePolicy, request: RunRequest, limit: float | None = None) -> Decision | None:
+    """Refuses a private run that plans with a larger delta than the hospital's.
 
     Args:
-        policy: `max_delta`, None for no limit.
-        request: a delta that follows from the site's patients is left to the ledger.
+        policy: `max_delta`; unset, the hospital's delta follows from its patients.
+        request: one without a delta takes the site's own.
+        limit: the hospital's delta; None where its patients are not known yet, so that only its largest value can be judged.
 
     Returns:
         The refusal, or None where the rule permits the request.
     """
-    if policy.max_delta is not None and request.delta is not None and request.delta > policy.max_delta:
-        sentence = f"the run plans with delta {request.delta:g}; at most {policy.max_delta:g} is allowed"
+    if limit is None:
+        limit = DELTA_CEILING if policy.max_delta is None else policy.max_delta
+    if request.delta is not None and request.delta > limit:
+        sentence = f"the run plans with delta {request.delta:g}; at most {limit:.3g} is allowed"
         return Decision(False, "max_delta", sentence)
     return None
 
@@ -288,19 +297,23 @@ def refuse_many_rounds(policy: SitePolicy, facts: RoundsBegun) -> Decision | Non
     return None
 
 
-def refuse_few_patients(policy: SitePolicy, facts: TrainingData) -> Decision | None:
+def refuse_few_patients(policy: SitePolicy, request: RunRequest, facts: TrainingData) -> Decision | None:
     """Refuses the site's part where its training set holds too few patients.
 
     Args:
-        policy: `min_patients`.
+        policy: `min_patients`, and `min_patients_private` for a private run: of few patients no delta is small enough.
+        request: whether the run is private.
         facts: the patients of the training set.
 
     Returns:
         The refusal, or None where the rule permits the request.
     """
-    if facts.patients < policy.min_patients:
-        sentence = f"{facts.patients} training patients, at least {policy.min_patients} are needed"
-        return Decision(False, "min_patients", sentence)
+    floors = {"min_patients": policy.min_patients}
+    if request.private:
+        floors["min_patients_private"] = policy.min_patients_private
+    for rule, least in floors.items():
+        if facts.patients < least:
+            return Decision(False, rule, f"{facts.patients} training patients, at least {least} are needed")
     return None
 
 

@@ -55,6 +55,11 @@ class SiteData:
         return self.config.name
 
     @property
+    def patients(self) -> int:
+        """Patients of both sides."""
+        return len({*self.train.patients, *self.validation.patients})
+
+    @property
     def cache_dir(self) -> Path:
         """Of decoded images and features; goes whole when a patient withdraws."""
         return Path(self.config.work_dir) / "cache"

@@ -58,14 +58,14 @@ def plan_site(site: SiteData, instruction: Instruction) -> SitePlan:
     """Makes the plan of the instruction's run at the site.
 
     Args:
-        site: the site's data; only the counts of its training part enter.
+        site: the site's data; only its counts enter.
         instruction: what the coordinator asks.
 
     Raises:
         ConfigError: the run is not private, or the site has too few patients.
     """
-    experiment, patients = instruction.experiment, site.train.patients
-    return SitePlan.of(experiment, count_units(patients, experiment.privacy.unit), len(set(patients)))
+    experiment = instruction.experiment
+    return SitePlan.of(experiment, count_units(site.train.patients, experiment.privacy.unit), site.patients)
 
 
 def _round_key(site: SiteData, instruction: Instruction, compute: Compute) -> bytes:

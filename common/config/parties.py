@@ -63,6 +63,8 @@ class SitePolicy(Section):
     """Networks that a run may train; unset allows all."""
     min_patients: Annotated[int, Field(ge=1)] = 10
     """With fewer training patients the site takes no part: an update over few patients reveals much about each."""
+    min_patients_private: Annotated[int, Field(ge=2)] = 20
+    """With fewer training patients the site takes no part in a private run: of few patients no delta is small enough to mean anything."""
     max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
     """Training rounds that are answered within 24 hours, over all runs."""
     max_epsilon: NonNegative | None = None
@@ -71,8 +73,8 @@ class SitePolicy(Section):
     max_epsilon_per_study: NonNegative | None = None
     """The same for the runs of one experiment name. The coordinator chooses the name, so that only `max_epsilon` binds it."""
     max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """At which the limits are judged; a run that plans with a larger one is refused. Unset they are judged at the smallest delta of
-    the runs so far."""
+    """At which the limits are judged, or at a smaller one that a run planned with; a run that plans with a larger one is refused. Unset it
+    is patients^-1.1 of the site, 0.001 at most (`client.privacy.delta`)."""
     min_unit: PrivacyUnit = "image"
     """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
     withhold: list[Withheld] = Field(default_factory=list)

@@ -32,7 +32,7 @@ from tests.tiny import tiny_experiment
 NOON = ArrivalFacts(datetime(2026, 3, 2, 12, 0))
 PLAIN = RunRequest.of(tiny_experiment(), "train", "run-7", 3)
 PRIVATE = replace(PLAIN, private=True, unit="image", target_epsilon=4.0, delta=1e-3)
-SPENDING = Spending(lineage=3.0, study=2.0, level="image", delta=1e-3)
+SPENDING = Spending(lineage=3.0, study=2.0, level="image", delta=1e-3, patients=100)
 
 REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
     ({"max_epsilon": 8.0}, PLAIN, NOON, "the run is not differentially private; the limit is epsilon 8"),
@@ -46,7 +46,9 @@ REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
     ({"quiet_hours": ["11:30-12:30"]}, PLAIN, NOON, "it is 12:00 here, within the quiet hours 11:30-12:30"),
     ({"max_rounds_per_day": 2}, PLAIN, RoundsBegun(2), "2 rounds in the last 24 hours, the limit is 2"),
     ({"min_patients": 10}, PLAIN, TrainingData(9), "9 training patients, at least 10 are needed"),
+    ({"min_patients_private": 30}, PRIVATE, TrainingData(29), "29 training patients, at least 30 are needed"),
     ({"min_unit": "patient"}, PRIVATE, SPENDING, "the run protects single images; the policy asks for patients"),
+    ({"max_delta": 1e-4}, PRIVATE, TrainingData(100, 120), "the run plans with delta 0.001; at most 0.0001 is allowed"),
     ({"max_delta": 1e-4}, PRIVATE, SPENDING, "the run plans with delta 0.001; at most 0.0001 is allowed"),
     (
         {"max_epsilon": 2.5},
@@ -109,10 +111,11 @@ _policies = st.builds(
     strategies=st.none() | st.lists(st.sampled_from(get_args(StrategyName)[:4]), unique=True),
     models=st.none() | st.lists(st.sampled_from(["small_cnn", "resnet18"]), unique=True),
     min_patients=st.integers(1, 30),
+    min_patients_private=st.integers(2, 30),
     max_rounds_per_day=st.integers(0, 30),
     max_epsilon=_limits,
     max_epsilon_per_study=_limits,
-    max_delta=st.none() | st.floats(1e-6, 1e-2),
+    max_delta=st.floats(1e-6, 1e-2),  # unset is no limit at all but the number of patients'
     min_unit=st.sampled_from(["image", "patient"]),
     require_secure_aggregation=st.booleans(),
     quiet_hours=st.lists(st.sampled_from(["07:30-18:00", "22:00-06:00", "12:00-12:30"]), unique=True),
@@ -136,8 +139,8 @@ _epsilons = st.floats(0.0, 10.0)
 _facts = st.one_of(
     st.builds(ArrivalFacts, st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 31))),
     st.builds(RoundsBegun, st.integers(0, 30)),
-    st.builds(TrainingData, st.integers(0, 30)),
-    st.builds(Spending, _epsilons, _epsilons, st.sampled_from(["image", "patient"]), st.floats(1e-6, 1e-2)),
+    st.builds(TrainingData, st.integers(0, 30), st.none() | st.integers(1, 5000)),
+    st.builds(Spending, _epsilons, _epsilons, st.sampled_from(["image", "patient"]), st.floats(1e-6, 1e-2), st.integers(1, 5000)),
 )
 
 
@@ -165,6 +168,7 @@ def _stricter(laxer: SitePolicy, other: SitePolicy) -> SitePolicy:
             "strategies": common(laxer.strategies, other.strategies),
             "models": common(laxer.models, other.models),
             "min_patients": max(laxer.min_patients, other.min_patients),
+            "min_patients_private": max(laxer.min_patients_private, other.min_patients_private),
             "max_rounds_per_day": min(laxer.max_rounds_per_day, other.max_rounds_per_day),
             "max_epsilon": least(laxer.max_epsilon, other.max_epsilon),
             "max_epsilon_per_study": least(laxer.max_epsilon_per_study, other.max_epsilon_per_study),
