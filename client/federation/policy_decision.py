@@ -3,6 +3,7 @@
     decide(policy, request, ArrivalFacts)   no data is read yet: the run's own privacy, strategy, model, masks, time of day
     decide(policy, request, RoundsBegun)    under the lock of the count, before a training round is counted
     decide(policy, request, TrainingData)   once the data is known, before anything is computed from it
+    decide(policy, request, ValidationAsked)  under the lock of the count of evaluations, before one is computed
     decide(policy, request, Spending)       under the lock of the ledger, before an entry is written
 
 Each rule is one small function that names the key of policy.yaml on which it rests, and returns a refusal or None; the first that
@@ -46,6 +47,7 @@ class RunRequest:
     """None too where the run names its noise, so that only the ledger can judge it."""
     delta: float | None = None
     """None too where it follows from the site's number of patients."""
+    validation_share: float | None = None
 
     @classmethod
     def of(cls, experiment: ExperimentConfig, work: Work, run: str, round_number: int) -> RunRequest:
@@ -71,6 +73,7 @@ class RunRequest:
             unit=privacy.unit if private else None,
             target_epsilon=privacy.target_epsilon if planned else None,
             delta=privacy.delta if private else None,
+            validation_share=experiment.training.validation_fraction,
         )
 
 
@@ -97,6 +100,15 @@ class TrainingData:
 
 
 @dataclass(frozen=True)
+class ValidationAsked:
+    """How many validation patients an answer would be about, and how many answers left: within a day, and about these very patients."""
+
+    patients: int
+    today: int
+    of_data: int
+
+
+@dataclass(frozen=True)
 class Spending:
     """Epsilon of the site's data with what is asked counted, for one unit of `level` at `delta`."""
 
@@ -110,7 +122,7 @@ class Spending:
     """Of the site, training and validation together: their number decides the hospital's delta."""
 
 
-Facts = ArrivalFacts | RoundsBegun | TrainingData | Spending
+Facts = ArrivalFacts | RoundsBegun | TrainingData | ValidationAsked | Spending
 
 
 @dataclass(frozen=True)
@@ -155,6 +167,8 @@ def _refusals(policy: SitePolicy, request: RunRequest, facts: Facts) -> Iterator
         case TrainingData():
             limit = None if facts.of_site is None else hospital_delta(policy, facts.of_site)
             found = [refuse_few_patients(policy, request, facts), refuse_delta(policy, request, limit)]
+        case ValidationAsked():
+            found = [refuse_evaluation(policy, facts)]
         case Spending():
             limit = hospital_delta(policy, facts.patients)
             found = [refuse_unit(policy, request), refuse_delta(policy, request, limit), refuse_budget(policy, request, facts)]
@@ -262,6 +276,26 @@ def refuse_without_masks(policy: SitePolicy, request: RunRequest) -> Decision | 
     return None
 
 
+def refuse_validation_share(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """Refuses a run that keeps too few or too many of the patients for validation.
+
+    Args:
+        policy: `min_validation_share` and `max_validation_share`.
+        request: without a share it is not judged.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
+    share = request.validation_share
+    if share is not None and share < policy.min_validation_share:
+        sentence = f"the run validates on {share:.3g} of the patients; at least {policy.min_validation_share:g} is asked for"
+        return Decision(False, "min_validation_share", sentence)
+    if share is not None and share > policy.max_validation_share:
+        sentence = f"the run validates on {share:.3g} of the patients; at most {policy.max_validation_share:g} is allowed"
+        return Decision(False, "max_validation_share", sentence)
+    return None
+
+
 def refuse_in_quiet_hours(policy: SitePolicy, request: RunRequest, facts: ArrivalFacts) -> Decision | None:
     """Refuses work in a round at a quiet time. Enrolment is answered: a site that is busy now may still be counted on later in the run.
 
@@ -317,6 +351,28 @@ def refuse_few_patients(policy: SitePolicy, request: RunRequest, facts: Training
     return None
 
 
+def refuse_evaluation(policy: SitePolicy, facts: ValidationAsked) -> Decision | None:
+    """Refuses statistics of few validation patients, and those of too many questions.
+
+    Args:
+        policy: `min_validation_patients`, `max_evaluations_per_day` and `max_evaluations_per_data`.
+        facts: without the answer that is asked for.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
+    if facts.patients < policy.min_validation_patients:
+        sentence = f"{facts.patients} validation patients, at least {policy.min_validation_patients} are needed"
+        return Decision(False, "min_validation_patients", sentence)
+    if facts.today >= policy.max_evaluations_per_day:
+        sentence = f"{facts.today} evaluations in the last 24 hours, the limit is {policy.max_evaluations_per_day}"
+        return Decision(False, "max_evaluations_per_day", sentence)
+    if facts.of_data >= policy.max_evaluations_per_data:
+        sentence = f"{facts.of_data} evaluations on the same patients, the limit is {policy.max_evaluations_per_data}"
+        return Decision(False, "max_evaluations_per_data", sentence)
+    return None
+
+
 def refuse_budget(policy: SitePolicy, request: RunRequest, facts: Spending) -> Decision | None:
     """Refuses what would bring the epsilon of the data above a limit.
 
@@ -343,6 +399,7 @@ ON_ARRIVAL: tuple[Callable[[SitePolicy, RunRequest], Decision | None], ...] = (
     refuse_strategy,
     refuse_model,
     refuse_without_masks,
+    refuse_validation_share,
 )
 """Judged by the request only, in this order."""
 
