@@ -210,8 +210,11 @@ class Ledger:
                 check_mark(self.path, known)
                 rows = connection.execute("SELECT lineage, COUNT(*), MAX(images) FROM dataset GROUP BY lineage ORDER BY lineage")
                 patients = dict(connection.execute("SELECT id, patients FROM dataset").fetchall())
-                found = [(row, tuple(_of_lineage(connection, known, row[0]))) for row in rows.fetchall()]
-                return [Lineage(*row, patients[entries[-1].dataset] if entries else 0, entries) for row, entries in found]
+                return [
+                    Lineage(number, datasets, images, patients[entries[-1].dataset] if entries else 0, entries)
+                    for number, datasets, images in rows.fetchall()
+                    for entries in [tuple(_of_lineage(connection, known, number))]
+                ]
 
 
 def _of_lineage(connection: sqlite3.Connection, known: Sequence[Recorded], lineage: int) -> list[Recorded]:

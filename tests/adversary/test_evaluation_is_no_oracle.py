@@ -132,7 +132,8 @@ def policy(**values: Any) -> SitePolicy:
 def test_no_two_answers_are_told_apart_by_fewer_patients_than_the_policy_asks(
     tmp_path_factory: pytest.TempPathFactory, history: list[tuple[set[int], frozenset[int]]]
 ) -> None:
-    work, answered = tmp_path_factory.mktemp("work"), []
+    work = tmp_path_factory.mktemp("work")
+    answered: list[set[tuple[str, int]]] = []
     for patients, sick in history:
         try:
             found = admit_evaluation(dataset(sorted(patients), sick), ASKED, policy(), work, NOON)
