@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
 from pneumofed.client.federation.disclosure import Disclosure
+from pneumofed.client.federation.evaluations import admit_evaluation, coarsen
 from pneumofed.client.federation.fedbn import LocalNorms
+from pneumofed.client.federation.policy_decision import RunRequest
 from pneumofed.client.federation.requests import Handler, answer_request, open_site_data, read_request
 from pneumofed.client.federation.site_data import SiteData, class_number, find_site_config, site_log
 from pneumofed.client.federation.training import RoundPlan, TrainingResult, build_setup, choose_examples, train_locally
@@ -225,6 +228,9 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
 
     Returns:
         Mergeable statistics; in secure aggregation under masks; those of no image where the policy withholds them.
+
+    Raises:
+        PolicyError: too many were asked for, or the answer and an earlier one would tell a few patients apart.
     """
     started = time.perf_counter()
     experiment = instruction.experiment
@@ -234,8 +240,12 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
     site = open_site_data(instruction, config, policy, "evaluate")
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
     releases = Disclosure.of(site, experiment, policy)
-    withheld = releases.withholds("validation_statistics")  # then nothing is judged: what is sent is that of no image
-    statistics = _no_statistics(experiment) if withheld else evaluate_model(compute.place(model), site, experiment, compute)
+    statistics = _no_statistics(experiment)  # what is sent where nothing may be judged
+    if not releases.withholds("validation_statistics"):
+        if config.policy is not None:
+            request = RunRequest.of(experiment, "evaluate", instruction.run, instruction.round)
+            site = replace(site, validation=admit_evaluation(site.validation, request, policy, Path(config.work_dir)))
+        statistics = coarsen(evaluate_model(compute.place(model), site, experiment, compute), policy.score_bins)
     presence = releases.presence(layout.digest)
     if plan is not None:
         vector = encode_statistics(statistics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +13,12 @@ import yaml
 from flwr.clientapp import ClientApp
 
 from pneumofed.client.app import app as client_app
+from pneumofed.client.federation.site_data import SPLIT_KEY_FILE
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.config.reader import build_config, merge
 from pneumofed.common.data.manifest import ImageRecord, Manifest, write_manifest
+from pneumofed.common.privacy.randomness import write_secret
 from pneumofed.server.federation.run import run_federation
 from pneumofed.server.runs.summary_records import RunSummary
 from pneumofed.simulation.hospitals.federation import write_identities
@@ -25,6 +28,8 @@ logging.getLogger("flwr").setLevel(logging.ERROR)
 
 T = TypeVar("T")
 
+SPLIT_KEY = hashlib.sha256(b"405").digest()
+"""Under which about a quarter of each small site's patients, with both classes, are in validation."""
 TINY = {
     "rounds": 2,
     "image": {"size_px": 32},
@@ -81,6 +86,7 @@ class TinyFederation:
         work = self.sites / f"site-{number}"
         work.mkdir(parents=True, exist_ok=True)
         write_manifest(manifest, work / "manifest.csv")
+        write_secret(work / SPLIT_KEY_FILE, SPLIT_KEY)  # of sites that get a policy: the same patients in every test run
         site = {
             "name": f"site-{number}",
             "manifest": str(work / "manifest.csv"),

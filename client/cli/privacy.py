@@ -15,8 +15,10 @@ app = typer.Typer(no_args_is_help=True, help="The privacy budget of a hospital's
 
 @app.command("show")
 def privacy_show(site: Site = Path(), json_: Json = False) -> None:
-    """Show what was spent of the budget, on which data, by which study and run, and what remains."""
-    from pneumofed.client.federation.policy import policy_of
+    """Show what was spent of the budget, on which data, by which study and run, what remains, and how many evaluations were answered."""
+    from pneumofed.client.federation.evaluations import read_evaluations
+    from pneumofed.client.federation.exposure import statistics_sentence
+    from pneumofed.client.federation.policy import local_now, policy_of
     from pneumofed.client.privacy.ledger_report import accounts, runs_table
     from pneumofed.client.privacy.spending import open_ledger
     from pneumofed.client.site.folder import SiteFolder
@@ -33,6 +35,9 @@ def privacy_show(site: Site = Path(), json_: Json = False) -> None:
     for account in found:
         say(account.sentence())
         console.print(runs_table(account))
+    say(statistics_sentence(limits))
+    for sentence in read_evaluations(Path(config.work_dir)).sentences(local_now()):
+        say(sentence)
 
 
 @app.command("plan")

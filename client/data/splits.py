@@ -1,8 +1,13 @@
-"""Splits by patient: images of one patient are never on both sides."""
+"""Splits by patient: images of one patient are never on both sides.
+
+split_by_key        each patient alone, by a secret: whoever joins or leaves moves nobody else, and only the hospital knows who is where
+split_by_patient    stratified by class from a public seed, for simulated hospitals, which have no secret
+"""
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -10,6 +15,37 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def split_by_key(
+    patients: Sequence[str], share: float, key: bytes, known: Mapping[str, bool] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits images by a keyed hash of each patient into positions (int64, ascending) of training and of validation images.
+
+    A patient is in validation where HMAC-SHA256 of the name under `key`, as a number in [0, 1), is below `share`.
+
+    Guarantees:
+        The two are disjoint and complete, and no patient is in both.
+        A patient's side depends on the name, the key and the share only: data sets that differ by one patient differ by that one on
+        either side, which is what differential privacy takes neighbours for. A larger share keeps those of a smaller one.
+        A patient of `known` stays on the side that it names.
+        The number in validation is binomial: about `share` of the patients, with neither classes nor numbers held.
+
+    Args:
+        patients: the patient of each image.
+        share: of patients for validation, in [0, 1).
+        key: secret of the hospital.
+        known: whether a patient is in validation, of those who were drawn before.
+
+    Raises:
+        ValueError: `share` is outside [0, 1).
+    """
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"expected a share in [0, 1), got {share}")
+    remembered = known or {}
+    sides = {patient: remembered.get(patient, _keyed_uniform(key, patient) < share) for patient in set(patients)}
+    in_validation = np.fromiter((sides[patient] for patient in patients), dtype=bool, count=len(patients))
+    return np.flatnonzero(~in_validation).astype(np.int64), np.flatnonzero(in_validation).astype(np.int64)
 
 
 def split_by_patient(
@@ -84,3 +120,9 @@ def _uniform(seed: int, *names: str) -> float:
     """A number in [0, 1) that is pure in its arguments, on any machine and in any process."""
     text = "\0".join((str(seed), *names)).encode("utf-8", errors="surrogateescape")
     return int.from_bytes(hashlib.sha256(text).digest()[:6]) / 2**48
+
+
+def _keyed_uniform(key: bytes, patient: str) -> float:
+    """A number in [0, 1) that is pure in its arguments, and random to who has no key."""
+    digest = hmac.digest(key, patient.encode("utf-8", errors="surrogateescape"), "sha256")
+    return int.from_bytes(digest[:6]) / 2**48

@@ -3,7 +3,12 @@
     numbers of images          exact; with noise, where the policy names `count_noise`; under masks in secure aggregation
     the data report            as it is; `withhold: [data_report]` leaves only the numbers above
     metrics of training        as they are, in private training only those without data; `withhold: [training_metrics]` keeps them
-    validation statistics      as they are, or under masks; `withhold: [validation_statistics]` sends those of no image
+    validation statistics      coarse, counted and of enough patients (`client.federation.evaluations`), or under masks; `withhold:
+                               [validation_statistics]` sends those of no image
+
+Where the policy sets a limit of epsilon, what comes from the raw data without noise is withheld: the data report, metrics with data
+whatever `privacy.open_metrics` says, and validation statistics, these two unless `open_statistics` lets them go. The numbers of
+images are what differential privacy here treats as known; `count_noise` counts them too.
 
 The time that an answer takes is seen by who waits for it; no policy hides that.
 """
@@ -14,12 +19,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pneumofed.client.federation.policy_decision import LIMITS
 from pneumofed.client.federation.site_data import SiteData, class_number
 from pneumofed.common.config.experiment import ExperimentConfig, Withheld
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.wire.messages import Presence
 
+OPEN_METRICS = ("steps", "learning_rate", "train_sec")
+"""Metrics of a private round that leave without noise: the first two are the plan's own, seconds show how many units were drawn."""
+SPENDING_METRICS = ("epsilon", "noise_multiplier")
 COUNT_METRICS = ("steps", "images_per_sec")
 """Metrics from which the number of training images can be computed."""
 
@@ -45,11 +54,12 @@ class Disclosure:
         Raises:
             PolicyError, BudgetError: the ledger cannot be used, or has no budget for noised counts.
         """
-        withheld = {"withheld": sorted(policy.withhold)} if policy.withhold else {}
+        kept_back = withheld_of(policy, len(set(site.validation.patients)))
+        withheld = {"withheld": sorted(kept_back)} if kept_back else {}
         if experiment.secure_aggregation.enabled:  # counts go under the masks, and the presence states none
             return cls(site, policy, max(1, len(site.train.labels)), withheld)
         counts = _counts(site, experiment, policy)
-        report = {} if policy.count_noise or "data_report" in policy.withhold else dict(site.public_report)
+        report = {} if policy.count_noise or "data_report" in kept_back else dict(site.public_report)
         return cls(site, policy, counts["train"], {**report, **counts, **withheld})
 
     def presence(self, layout: str) -> Presence:
@@ -60,13 +70,35 @@ class Disclosure:
         """Selects those of `training` that may leave; what was spent on privacy always may."""
         metrics = dict(training)
         if self.withholds("training_metrics"):
-            metrics = {name: value for name, value in metrics.items() if name in ("epsilon", "noise_multiplier")}
+            metrics = {name: value for name, value in metrics.items() if name in SPENDING_METRICS}
+        if is_limited(self.policy) and not self.policy.open_statistics:
+            metrics = {name: value for name, value in metrics.items() if name in (*SPENDING_METRICS, *OPEN_METRICS)}
         if self.policy.count_noise:
             metrics = {name: value for name, value in metrics.items() if name not in COUNT_METRICS}
         return metrics
 
     def withholds(self, kind: Withheld) -> bool:
-        return kind in self.policy.withhold
+        return kind in withheld_of(self.policy, len(set(self.site.validation.patients)))
+
+
+def is_limited(policy: SitePolicy) -> bool:
+    """Whether the policy sets a limit of epsilon."""
+    return any(getattr(policy, limit) is not None for limit in LIMITS)
+
+
+def withheld_of(policy: SitePolicy, validation_patients: int) -> set[Withheld]:
+    """Decides what is kept back whatever a run asks for.
+
+    Args:
+        policy: the site's.
+        validation_patients: of the site now.
+    """
+    kept: set[Withheld] = set(policy.withhold)
+    if is_limited(policy):
+        kept.add("data_report")
+    if validation_patients < policy.min_validation_patients or (is_limited(policy) and not policy.open_statistics):
+        kept.add("validation_statistics")
+    return kept
 
 
 def _counts(site: SiteData, experiment: ExperimentConfig, policy: SitePolicy) -> dict[str, Any]:

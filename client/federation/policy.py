@@ -1,9 +1,13 @@
 """The hospital's policy: read once for each message, and enforced on it. What it decides is in `client.federation.policy_decision`.
 
-    before any data is read    strategies, models, require_secure_aggregation, the run's own epsilon, unit and delta; for work in a
-                               round also quiet_hours; for training the epsilon that remains (see `client.privacy.spending`) and
+    before any data is read    strategies, models, require_secure_aggregation, the run's own epsilon, unit, delta and share of
+                               validation; for work in a round also quiet_hours; for training the epsilon that remains
+                               (see `client.privacy.spending`) and
                                max_rounds_per_day
-    before training            min_patients, once the data is known; the epsilon of the round, which the ledger counts
+    before training            min_patients and min_patients_private, once the data is known; the epsilon of the round, which the ledger
+                               counts
+    before an evaluation       min_validation_patients, max_evaluations_per_day and max_evaluations_per_data, which
+                               `client.federation.evaluations` counts
 
 Whoever answers a message reads the policy with `policy_of` and hands it down, so that an edit in between gives no mixed answer.
 The hashes of approved code are no rule of this module, which is part of the bundle that they judge: see `client.site.code_gate`, which
@@ -27,7 +31,15 @@ from pneumofed.common.files import StateFile
 Clock = Callable[[], datetime]
 """Returns the local time of day."""
 DAY = timedelta(hours=24)
-UNRESTRICTED = SitePolicy().model_copy(update={"min_patients": 0, "max_rounds_per_day": sys.maxsize})
+UNRESTRICTED = SitePolicy().model_copy(
+    update={
+        **dict.fromkeys(("min_patients", "min_patients_private", "min_validation_patients", "min_validation_share"), 0),
+        **dict.fromkeys(("max_rounds_per_day", "max_evaluations_per_day", "max_evaluations_per_data"), sys.maxsize),
+        "max_validation_share": 1.0,
+        "max_delta": 1.0,
+        "score_bins": 2048,
+    }
+)
 """Refuses nothing and withholds nothing: of a site without a policy file, as in simulation. No file can say `min_patients: 0`."""
 
 

@@ -3,6 +3,7 @@
     decide(policy, request, ArrivalFacts)   no data is read yet: the run's own privacy, strategy, model, masks, time of day
     decide(policy, request, RoundsBegun)    under the lock of the count, before a training round is counted
     decide(policy, request, TrainingData)   once the data is known, before anything is computed from it
+    decide(policy, request, ValidationAsked)  under the lock of the count of evaluations, before one is computed
     decide(policy, request, Spending)       under the lock of the ledger, before an entry is written
 
 Each rule is one small function that names the key of policy.yaml on which it rests, and returns a refusal or None; the first that
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, time
 from typing import Literal
 
+from pneumofed.client.privacy.delta import DELTA_CEILING, hospital_delta
 from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.errors import PolicyError
@@ -45,6 +47,7 @@ class RunRequest:
     """None too where the run names its noise, so that only the ledger can judge it."""
     delta: float | None = None
     """None too where it follows from the site's number of patients."""
+    validation_share: float | None = None
 
     @classmethod
     def of(cls, experiment: ExperimentConfig, work: Work, run: str, round_number: int) -> RunRequest:
@@ -70,6 +73,7 @@ class RunRequest:
             unit=privacy.unit if private else None,
             target_epsilon=privacy.target_epsilon if planned else None,
             delta=privacy.delta if private else None,
+            validation_share=experiment.training.validation_fraction,
         )
 
 
@@ -89,9 +93,19 @@ class RoundsBegun:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """How many patients the site would train on."""
+    """How many patients the site would train on, and how many it has: None where no delta is to be judged."""
 
     patients: int
+    of_site: int | None = None
+
+
+@dataclass(frozen=True)
+class ValidationAsked:
+    """How many validation patients an answer would be about, and how many answers left: within a day, and about these very patients."""
+
+    patients: int
+    today: int
+    of_data: int
 
 
 @dataclass(frozen=True)
@@ -104,9 +118,11 @@ class Spending:
     """Of what was spent on it under the request's name of the experiment."""
     level: PrivacyUnit
     delta: float
+    patients: int
+    """Of the site, training and validation together: their number decides the hospital's delta."""
 
 
-Facts = ArrivalFacts | RoundsBegun | TrainingData | Spending
+Facts = ArrivalFacts | RoundsBegun | TrainingData | ValidationAsked | Spending
 
 
 @dataclass(frozen=True)
@@ -149,9 +165,13 @@ def _refusals(policy: SitePolicy, request: RunRequest, facts: Facts) -> Iterator
         case RoundsBegun():
             found = [refuse_many_rounds(policy, facts)]
         case TrainingData():
-            found = [refuse_few_patients(policy, facts)]
+            limit = None if facts.of_site is None else hospital_delta(policy, facts.of_site)
+            found = [refuse_few_patients(policy, request, facts), refuse_delta(policy, request, limit)]
+        case ValidationAsked():
+            found = [refuse_evaluation(policy, facts)]
         case Spending():
-            found = [refuse_unit(policy, request), refuse_delta(policy, request), refuse_budget(policy, request, facts)]
+            limit = hospital_delta(policy, facts.patients)
+            found = [refuse_unit(policy, request), refuse_delta(policy, request, limit), refuse_budget(policy, request, facts)]
     return (refusal for refusal in found if refusal is not None)
 
 
@@ -191,18 +211,21 @@ def refuse_unit(policy: SitePolicy, request: RunRequest) -> Decision | None:
     return None
 
 
-def refuse_delta(policy: SitePolicy, request: RunRequest) -> Decision | None:
-    """Refuses a private run that plans with a larger delta.
+def refuse_delta(policy: SitePolicy, request: RunRequest, limit: float | None = None) -> Decision | None:
+    """Refuses a private run that plans with a larger delta than the hospital's.
 
     Args:
-        policy: `max_delta`, None for no limit.
-        request: a delta that follows from the site's patients is left to the ledger.
+        policy: `max_delta`; unset, the hospital's delta follows from its patients.
+        request: one without a delta takes the site's own.
+        limit: the hospital's delta; None where its patients are not known yet, so that only its largest value can be judged.
 
     Returns:
         The refusal, or None where the rule permits the request.
     """
-    if policy.max_delta is not None and request.delta is not None and request.delta > policy.max_delta:
-        sentence = f"the run plans with delta {request.delta:g}; at most {policy.max_delta:g} is allowed"
+    if limit is None:
+        limit = DELTA_CEILING if policy.max_delta is None else policy.max_delta
+    if request.delta is not None and request.delta > limit:
+        sentence = f"the run plans with delta {request.delta:g}; at most {limit:.3g} is allowed"
         return Decision(False, "max_delta", sentence)
     return None
 
@@ -253,6 +276,26 @@ def refuse_without_masks(policy: SitePolicy, request: RunRequest) -> Decision | 
     return None
 
 
+def refuse_validation_share(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """Refuses a run that keeps too few or too many of the patients for validation.
+
+    Args:
+        policy: `min_validation_share` and `max_validation_share`.
+        request: without a share it is not judged.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
+    share = request.validation_share
+    if share is not None and share < policy.min_validation_share:
+        sentence = f"the run validates on {share:.3g} of the patients; at least {policy.min_validation_share:g} is asked for"
+        return Decision(False, "min_validation_share", sentence)
+    if share is not None and share > policy.max_validation_share:
+        sentence = f"the run validates on {share:.3g} of the patients; at most {policy.max_validation_share:g} is allowed"
+        return Decision(False, "max_validation_share", sentence)
+    return None
+
+
 def refuse_in_quiet_hours(policy: SitePolicy, request: RunRequest, facts: ArrivalFacts) -> Decision | None:
     """Refuses work in a round at a quiet time. Enrolment is answered: a site that is busy now may still be counted on later in the run.
 
@@ -288,19 +331,45 @@ def refuse_many_rounds(policy: SitePolicy, facts: RoundsBegun) -> Decision | Non
     return None
 
 
-def refuse_few_patients(policy: SitePolicy, facts: TrainingData) -> Decision | None:
+def refuse_few_patients(policy: SitePolicy, request: RunRequest, facts: TrainingData) -> Decision | None:
     """Refuses the site's part where its training set holds too few patients.
 
     Args:
-        policy: `min_patients`.
+        policy: `min_patients`, and `min_patients_private` for a private run: of few patients no delta is small enough.
+        request: whether the run is private.
         facts: the patients of the training set.
 
     Returns:
         The refusal, or None where the rule permits the request.
     """
-    if facts.patients < policy.min_patients:
-        sentence = f"{facts.patients} training patients, at least {policy.min_patients} are needed"
-        return Decision(False, "min_patients", sentence)
+    floors = {"min_patients": policy.min_patients}
+    if request.private:
+        floors["min_patients_private"] = policy.min_patients_private
+    for rule, least in floors.items():
+        if facts.patients < least:
+            return Decision(False, rule, f"{facts.patients} training patients, at least {least} are needed")
+    return None
+
+
+def refuse_evaluation(policy: SitePolicy, facts: ValidationAsked) -> Decision | None:
+    """Refuses statistics of few validation patients, and those of too many questions.
+
+    Args:
+        policy: `min_validation_patients`, `max_evaluations_per_day` and `max_evaluations_per_data`.
+        facts: without the answer that is asked for.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
+    if facts.patients < policy.min_validation_patients:
+        sentence = f"{facts.patients} validation patients, at least {policy.min_validation_patients} are needed"
+        return Decision(False, "min_validation_patients", sentence)
+    if facts.today >= policy.max_evaluations_per_day:
+        sentence = f"{facts.today} evaluations in the last 24 hours, the limit is {policy.max_evaluations_per_day}"
+        return Decision(False, "max_evaluations_per_day", sentence)
+    if facts.of_data >= policy.max_evaluations_per_data:
+        sentence = f"{facts.of_data} evaluations on the same patients, the limit is {policy.max_evaluations_per_data}"
+        return Decision(False, "max_evaluations_per_data", sentence)
     return None
 
 
@@ -330,6 +399,7 @@ ON_ARRIVAL: tuple[Callable[[SitePolicy, RunRequest], Decision | None], ...] = (
     refuse_strategy,
     refuse_model,
     refuse_without_masks,
+    refuse_validation_share,
 )
 """Judged by the request only, in this order."""
 

@@ -140,7 +140,7 @@ def open_site_data(instruction: Instruction, config: SiteConfig, policy: SitePol
         DataError: as `load_site`.
     """
     site = load_site(config, instruction.experiment)
-    decide(policy, _request(instruction, work), TrainingData(len(set(site.train.patients)))).enforce()
+    decide(policy, _request(instruction, work), TrainingData(len(set(site.train.patients)), site.patients)).enforce()
     return site
 
 

@@ -5,14 +5,21 @@
     split_site, forget_split                               which patients are kept for validation, remembered
     site_log                                               this process's log, in the site's folder
 
+Who is in validation is the hospital's to draw: by a keyed hash of each patient under `work_dir/split.key`, each alone, so that data sets
+which differ by one patient differ by that one on either side, and no run's seed chooses who is asked about. A simulated hospital has no
+secret: its private runs split by a key of the run's seed, so that the mechanism that is accounted is the one that runs, its others
+stratified by class.
+
 Images which join later move nobody to the other side of a split. A model that starts from an earlier one has seen that one's training
 patients: were one of them judged on now, or one of those that the earlier was judged on trained on, the comparison of the two would
-flatter the new one. So `work_dir/split.json` holds, for each split that a run asked for (its seed and its fraction), the side of every
-patient who was ever drawn. It names patients as the manifest does and stays at the site; who withdraws is taken out of it.
+flatter the new one. So `work_dir/split.json` holds, for each split that a run asked for (its share; of a simulated hospital, and of one
+that drew by seeds before it had a key, seed and share), the side of every patient who was ever drawn. It names patients as the manifest
+does and stays at the site; who withdraws is taken out of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +31,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumofed.client.data.splits import split_by_patient
+from pneumofed.client.data.splits import split_by_key, split_by_patient
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, read_yaml
@@ -33,10 +40,12 @@ from pneumofed.common.data.manifest import CLASSES, read_manifest
 from pneumofed.common.errors import ConfigError, DataError
 from pneumofed.common.files import StateFile
 from pneumofed.common.printable import PrintableFormatter
+from pneumofed.common.privacy.randomness import own_secret
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import SITE_CONFIG_KEY, SITES_KEY
 
 SPLIT_FILE = "split.json"
+SPLIT_KEY_FILE = "split.key"
 SplitSides = dict[str, bool]
 """Whether each patient is in validation."""
 
@@ -54,6 +63,11 @@ class SiteData:
     @property
     def name(self) -> str:
         return self.config.name
+
+    @property
+    def patients(self) -> int:
+        """Patients of both sides."""
+        return len({*self.train.patients, *self.validation.patients})
 
     @property
     def cache_dir(self) -> Path:
@@ -121,18 +135,37 @@ def load_site(config: SiteConfig, experiment: ExperimentConfig) -> SiteData:
     dataset = load_dataset(manifest, experiment.task, experiment.image, Path(config.work_dir) / "cache")
     seed = derive_seed(experiment.split_seed, config.name, "validation split")
     fraction = experiment.training.validation_fraction
-    train, validation = split_site(dataset, fraction, seed, Path(config.work_dir))
+    train, validation = split_site(dataset, fraction, seed, Path(config.work_dir), _split_key(config, experiment, seed))
     return SiteData(config, dataset.subset(train), dataset.subset(validation), dataset.report.public())
 
 
-def split_site(dataset: Dataset, fraction: float, seed: int, work_dir: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Splits images as `split_by_patient` does; who was drawn before stays on the side where he was.
+@dataclass(frozen=True)
+class SplitKey:
+    """What decides on each patient alone. `own` is whether the hospital drew it, so that its splits have no seed."""
+
+    secret: bytes
+    own: bool
+
+
+def _split_key(config: SiteConfig, experiment: ExperimentConfig, seed: int) -> SplitKey | None:
+    if config.policy is not None:
+        return SplitKey(own_secret(Path(config.work_dir), SPLIT_KEY_FILE), own=True)
+    if experiment.privacy.mechanism != "none":
+        return SplitKey(hashlib.sha256(f"simulated split, seed {seed}".encode()).digest(), own=False)
+    return None
+
+
+def split_site(
+    dataset: Dataset, fraction: float, seed: int, work_dir: Path, key: SplitKey | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Splits images as `split_by_key` does, without a key as `split_by_patient`; who was drawn before stays on the side where he was.
 
     Args:
         dataset: the site's images.
         fraction: share of patients for validation, in [0, 1).
-        seed: of the draw; with `fraction` it names the split.
+        seed: of the draw; with `fraction` it names a split that no key of the hospital's own decides.
         work_dir: keeps the splits.
+        key: decides on those who are new.
 
     Returns:
         Two int64 arrays, ascending, disjoint and complete.
@@ -144,8 +177,13 @@ def split_site(dataset: Dataset, fraction: float, seed: int, work_dir: Path) -> 
     try:
         file = _file(work_dir)
         with file.locked() as splits:
+            if key is not None and key.own and name not in splits:
+                name = f"keyed {fraction!r}"
             known = splits.get(name, {})
-            train, validation = split_by_patient(dataset.patients, dataset.labels.tolist(), fraction, seed, known)
+            if key is None:
+                train, validation = split_by_patient(dataset.patients, dataset.labels.tolist(), fraction, seed, known)
+            else:
+                train, validation = split_by_key(dataset.patients, fraction, key.secret, known)
             drawn = {dataset.patients[row]: False for row in train} | {dataset.patients[row]: True for row in validation}
             if drawn.keys() - known.keys():
                 file.write({**splits, name: {**known, **drawn}})

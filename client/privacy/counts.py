@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from pneumofed.client.federation.site_data import SiteData
+from pneumofed.client.privacy.delta import hospital_delta
 from pneumofed.client.privacy.entries import DataUnits, LedgerEntry
 from pneumofed.client.privacy.spending import open_ledger
 from pneumofed.common.audit.log import hash_experiment
@@ -45,7 +46,7 @@ def noised_counts(site: SiteData, experiment: ExperimentConfig, counts: list[int
     token = hashlib.sha256(f"counts {content} {noise_multiplier!r}".encode()).hexdigest()[:16]
     ledger = open_ledger(site.config)
     if not any(entry.purpose == "counts" and entry.run == token for entry in ledger.earlier(units)):
-        delta = policy.max_delta or 1.0 / max(2, len(set(units.patients)))
+        delta = hospital_delta(policy, site.patients)
         mechanism = Mechanism(1.0, noise_multiplier, 1)
         k = units.images_per_patient
         entry = LedgerEntry(

@@ -10,10 +10,10 @@ from datetime import datetime
 import numpy as np
 
 from pneumofed.client.federation.policy import only
-from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, RunRequest, decide
-from pneumofed.client.federation.site_data import load_site
+from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, RunRequest, TrainingData, decide
+from pneumofed.client.federation.site_data import SiteData, load_site
 from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, level_of, total_epsilon
-from pneumofed.client.privacy.ledger import check_entry
+from pneumofed.client.privacy.ledger import check_entry, judged_delta
 from pneumofed.client.privacy.plan import SitePlan, count_units
 from pneumofed.client.privacy.spending import open_ledger, round_entry
 from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
@@ -22,7 +22,7 @@ from pneumofed.common.errors import PolicyError
 
 CURVE_POINTS = 24
 """Points of the curve, at most: each is a composition of its own."""
-PRIVACY_KEYS = (*LIMITS, "max_delta", "min_unit")
+PRIVACY_KEYS = (*LIMITS, "max_delta", "min_unit", "min_patients_private")
 """Keys of the policy that limit what private training may reveal."""
 
 
@@ -78,16 +78,12 @@ def forecast(config: SiteConfig, experiment: ExperimentConfig, policy: SitePolic
         PolicyError: the ledger cannot be read.
     """
     site = load_site(config, experiment)
-    patients = site.train.patients
-    plan = SitePlan.of(experiment, count_units(patients, experiment.privacy.unit), len(set(patients)))
+    plan = SitePlan.of(experiment, count_units(site.train.patients, experiment.privacy.unit), site.patients)
     units = DataUnits.of(site)
     earlier, entry = open_ledger(config).earlier(units), round_entry("planned", 1, experiment, units, plan)
     rounds = sorted({round(number) for number in np.linspace(0, plan.rounds, min(plan.rounds, CURVE_POINTS) + 1)})
-    delta, level = (
-        policy.max_delta or min(other.delta for other in [*earlier, entry]),
-        level_of([*earlier, entry], policy.min_unit),
-    )
-    refused_from, refusal = _first_refusal(earlier, entry, plan.rounds, policy, experiment)
+    delta, level = judged_delta([*earlier, entry], policy, site.patients), level_of([*earlier, entry], policy.min_unit)
+    refused_from, refusal = _first_refusal(earlier, entry, site, policy, experiment)
     return Forecast(
         experiment.name,
         plan.unit,
@@ -107,18 +103,24 @@ def forecast(config: SiteConfig, experiment: ExperimentConfig, policy: SitePolic
 
 
 def _first_refusal(
-    earlier: Sequence[LedgerEntry], entry: LedgerEntry, rounds: int, policy: SitePolicy, experiment: ExperimentConfig
+    earlier: Sequence[LedgerEntry], entry: LedgerEntry, site: SiteData, policy: SitePolicy, experiment: ExperimentConfig
 ) -> tuple[int | None, str | None]:
     """The first round that is refused, and why; later rounds cost more, so that halving finds it."""
 
     request = RunRequest.of(experiment, "train", entry.run, 1)
-    decision = decide(only(policy, *PRIVACY_KEYS), request, ArrivalFacts(datetime.min))  # no rule of these asks for the time
-    if not decision.permit:
-        return 1, decision.reason
+    rules, rounds, trained = (
+        only(policy, *PRIVACY_KEYS),
+        experiment.rounds,
+        TrainingData(len(set(site.train.patients)), site.patients),
+    )
+    for facts in (ArrivalFacts(datetime.min), trained):  # no rule of these asks for the time
+        decision = decide(rules, request, facts)
+        if not decision.permit:
+            return 1, decision.reason
 
     def reason(number: int) -> str | None:
         try:
-            check_entry([*earlier, *[entry] * (number - 1)], entry, policy)
+            check_entry([*earlier, *[entry] * (number - 1)], entry, policy, site.patients)
         except PolicyError as error:
             return str(error)
         return None

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from pneumofed.client.federation.policy_decision import LIMITS, RunRequest, Spending, decide
+from pneumofed.client.privacy.delta import hospital_delta
 from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, join_lineage, level_of, total_epsilon, unit_keys
 from pneumofed.client.privacy.ledger_file import (
     Recorded,
@@ -53,27 +54,31 @@ class Lineage:
     datasets: int
     images: int
     """Of its largest data set."""
+    patients: int
+    """Of its newest data set."""
     entries: tuple[Recorded, ...]
 
 
-def check_entry(earlier: Sequence[LedgerEntry], entry: LedgerEntry, policy: SitePolicy) -> Spent:
+def check_entry(earlier: Sequence[LedgerEntry], entry: LedgerEntry, policy: SitePolicy, patients: int) -> Spent:
     """Computes what would be spent with `entry` on top of `earlier`, the entries of its lineage.
 
-    Judged at `policy.max_delta`, or at the smallest delta of all these entries where it is unset.
+    Judged at the hospital's delta (`client.privacy.delta`), or at a smaller one that any of these entries was planned with.
 
     Args:
         earlier: what was counted before.
         entry: what is asked for.
         policy: the site's.
+        patients: of the site's data now.
 
     Raises:
-        PolicyError: the entry protects less than `min_unit`, or was planned with more than `max_delta`.
+        PolicyError: the entry protects less than `min_unit`, or was planned with a larger delta than the hospital's.
         BudgetError: it would exceed a limit.
     """
     together = [*earlier, entry]
-    delta, level = policy.max_delta or min(other.delta for other in together), level_of(together, policy.min_unit)
+    delta, level = judged_delta(together, policy, patients), level_of(together, policy.min_unit)
     same_study = [other for other in earlier if other.study == entry.study]
-    spending = Spending(total_epsilon(together, delta, level), total_epsilon([*same_study, entry], delta, level), level, delta)
+    totals = total_epsilon(together, delta, level), total_epsilon([*same_study, entry], delta, level)
+    spending = Spending(*totals, level, delta, patients)
     decision = decide(policy, request_of(entry), spending)
     if not decision.permit and decision.rule in LIMITS:
         limit = getattr(policy, decision.rule)
@@ -86,6 +91,17 @@ def check_entry(earlier: Sequence[LedgerEntry], entry: LedgerEntry, policy: Site
     same_run = [other for other in earlier if other.run == entry.run and other.unit == entry.unit]
     run = total_epsilon([*same_run, entry], entry.delta, entry.unit)
     return Spent(spending.lineage, spending.study, level, delta, run)
+
+
+def judged_delta(entries: Sequence[LedgerEntry], policy: SitePolicy, patients: int) -> float:
+    """Returns the delta of an account: the hospital's, or the smallest that an entry was planned with.
+
+    Args:
+        entries: of one lineage.
+        policy: the site's.
+        patients: of the site's data.
+    """
+    return min([hospital_delta(policy, patients), *(entry.delta for entry in entries)])
 
 
 def request_of(entry: LedgerEntry) -> RunRequest:
@@ -119,7 +135,8 @@ class Ledger:
                 known, secret = read_all(connection)
                 check_mark(self.path, known)
                 lineage = join_lineage(connection, units, unit_keys(secret, units.digests, units.patients))
-                spent = check_entry([other.entry for other in _of_lineage(connection, known, lineage)], entry, policy)
+                earlier = [other.entry for other in _of_lineage(connection, known, lineage)]
+                spent = check_entry(earlier, entry, policy, len(set(units.patients)))
                 new = Recorded(
                     len(known) + 1,
                     self._now().isoformat(timespec="seconds"),
@@ -150,7 +167,7 @@ class Ledger:
             earlier = [other.entry for other in lineage.entries]
             same = [entry for entry in earlier if (entry.run, entry.experiment, entry.purpose) == (run, experiment, "training")]
             if same:
-                check_entry(earlier, same[-1], policy)
+                check_entry(earlier, same[-1], policy, lineage.patients)
 
     def earlier(self, units: DataUnits) -> list[LedgerEntry]:
         """Reads the entries that data of `units` inherits; writes nothing.
@@ -192,9 +209,11 @@ class Ledger:
                 known, _ = read_all(connection)
                 check_mark(self.path, known)
                 rows = connection.execute("SELECT lineage, COUNT(*), MAX(images) FROM dataset GROUP BY lineage ORDER BY lineage")
+                patients = dict(connection.execute("SELECT id, patients FROM dataset").fetchall())
                 return [
-                    Lineage(number, datasets, images, tuple(_of_lineage(connection, known, number)))
+                    Lineage(number, datasets, images, patients[entries[-1].dataset] if entries else 0, entries)
                     for number, datasets, images in rows.fetchall()
+                    for entries in [tuple(_of_lineage(connection, known, number))]
                 ]
 
 

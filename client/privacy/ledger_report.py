@@ -16,7 +16,7 @@ from rich.table import Table
 
 from pneumofed.client.federation.requests import audit_log
 from pneumofed.client.privacy.entries import LedgerEntry, level_of, total_epsilon
-from pneumofed.client.privacy.ledger import Lineage
+from pneumofed.client.privacy.ledger import Lineage, judged_delta
 from pneumofed.client.privacy.spending import open_ledger
 from pneumofed.common.audit.log import ANSWER_EVENT, AuditEntry, read_entries
 from pneumofed.common.config.experiment import PrivacyUnit
@@ -118,7 +118,7 @@ def verify_ledger(config: SiteConfig) -> LedgerReport:
 
 def _account(lineage: Lineage, limits: SitePolicy) -> Account:
     entries = [recorded.entry for recorded in lineage.entries]
-    delta, level = limits.max_delta or min(entry.delta for entry in entries), level_of(entries, limits.min_unit)
+    delta, level = judged_delta(entries, limits, lineage.patients), level_of(entries, limits.min_unit)
     spent = total_epsilon(entries, delta, level)
     remaining = None if limits.max_epsilon is None else max(0.0, limits.max_epsilon - spent)
     runs = list(dict.fromkeys((entry.study, entry.run) for entry in entries))

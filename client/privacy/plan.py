@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from pneumofed.client.privacy.delta import default_delta
 from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.privacy.accounting import AccountantName, Mechanism, epsilon, noise_for
@@ -33,15 +34,15 @@ class SitePlan:
 
     @classmethod
     def of(cls, experiment: ExperimentConfig, units: int, patients: int) -> SitePlan:
-        """Makes the plan of a site with so many training units and training patients.
+        """Makes the plan of a site with so many training units and patients.
 
         The rate is `expected_batch_size` / units, 1 at most; a round takes the steps in which each unit is drawn `local_epochs` times
-        on average, one at least. Delta is 1 / patients where the experiment names none, under either unit.
+        on average, one at least. Delta is that of the site's patients where the experiment names none, under either unit.
 
         Args:
             experiment: of the run.
             units: training images or patients, as `privacy.unit` says.
-            patients: training patients.
+            patients: of training and validation together, which decide delta (`client.privacy.delta`).
 
         Raises:
             ConfigError: the run is not private, or the site has fewer than two patients or no unit.
@@ -57,7 +58,7 @@ class SitePlan:
             rate,
             max(1, round(experiment.training.local_epochs / rate)),
             experiment.rounds,
-            privacy.delta or 1.0 / patients,
+            privacy.delta or default_delta(patients),
             privacy.accountant,
             privacy.target_epsilon,
             privacy.noise_multiplier,

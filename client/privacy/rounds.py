@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
+from pneumofed.client.federation.disclosure import OPEN_METRICS
 from pneumofed.client.federation.site_data import SiteData
 from pneumofed.client.federation.training import RoundPlan, TrainingResult, choose_examples, train_locally
 from pneumofed.client.privacy.dp_sgd import PrivateRound, build_private_setup
@@ -16,9 +17,6 @@ from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.models.compute import Compute
 from pneumofed.common.privacy.randomness import data_fingerprint, own_secret, round_key
 from pneumofed.common.wire.messages import Instruction
-
-OPEN_METRICS = ("steps", "learning_rate", "train_sec")
-"""Metrics of a private round that leave without noise: the first two are the plan's own, seconds show how many units were drawn."""
 
 
 def train_privately(
@@ -58,14 +56,14 @@ def plan_site(site: SiteData, instruction: Instruction) -> SitePlan:
     """Makes the plan of the instruction's run at the site.
 
     Args:
-        site: the site's data; only the counts of its training part enter.
+        site: the site's data; only its counts enter.
         instruction: what the coordinator asks.
 
     Raises:
         ConfigError: the run is not private, or the site has too few patients.
     """
-    experiment, patients = instruction.experiment, site.train.patients
-    return SitePlan.of(experiment, count_units(patients, experiment.privacy.unit), len(set(patients)))
+    experiment = instruction.experiment
+    return SitePlan.of(experiment, count_units(site.train.patients, experiment.privacy.unit), site.patients)
 
 
 def _round_key(site: SiteData, instruction: Instruction, compute: Compute) -> bytes:

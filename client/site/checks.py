@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, get_args
 
+from pneumofed.client.federation.exposure import describe_exposure
 from pneumofed.client.federation.policy import only
 from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, Facts, RoundsBegun, RunRequest, TrainingData, decide
 from pneumofed.client.site.folder import SiteFolder
@@ -321,6 +322,8 @@ def check_policy_file(folder: SiteFolder) -> Iterator[PreflightFinding]:
         yield PreflightFinding("policy", "policy", "problem", f"others can change {path.name}", f"chmod 600 {path}")
     yield check_code(folder, policy)
     yield check_privacy(policy)
+    for sentence in describe_exposure(policy):
+        yield PreflightFinding("policy", "what leaves", "ok", sentence)
     yield from check_limits(policy)
 
 

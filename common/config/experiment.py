@@ -56,7 +56,7 @@ class PrivacyConfig(Section):
     noise_multiplier: NoiseMultiplier | None = None
     """Standard deviation of the noise over `max_grad_norm`. Set, it takes the place of `target_epsilon`."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """Unset it is 1 / training patients of the site."""
+    """Unset it is patients^-1.1 of the site, 0.001 at most. A hospital refuses a larger one than its own, see `SitePolicy.max_delta`."""
     max_grad_norm: Annotated[float, Field(ge=1e-12, le=1e12)] = 1.0
     """Each unit's gradient is clipped to this length. Beyond these limits float32 does not hold the clipped sum well."""
     expected_batch_size: Count = 256

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 from pydantic import AfterValidator, Field
 
-from pneumofed.common.config.experiment import ModelName, NonNegative, Positive, PrivacyUnit, Section, StrategyName, Withheld
+from pneumofed.common.config.experiment import (
+    Fraction,
+    ModelName,
+    NonNegative,
+    Positive,
+    PrivacyUnit,
+    Section,
+    StrategyName,
+    Withheld,
+)
 
 
 class SiteConfig(Section):
@@ -73,6 +82,23 @@ class SitePolicy(Section):
     """Networks that a run may train; unset allows all."""
     min_patients: Annotated[int, Field(ge=1)] = 10
     """With fewer training patients the site takes no part: an update over few patients reveals much about each."""
+    min_patients_private: Annotated[int, Field(ge=2)] = 20
+    """With fewer training patients the site takes no part in a private run: of few patients no delta is small enough to mean anything."""
+    min_validation_share: Fraction = 0.05
+    """A run that keeps a smaller share of the patients for validation is refused. Who they are this site's own key decides."""
+    max_validation_share: Fraction = 0.5
+    """The same for a larger share."""
+    min_validation_patients: Annotated[int, Field(ge=1)] = 20
+    """No statistics leave of fewer validation patients, nor of others whom fewer tell apart from those answered on before."""
+    max_evaluations_per_day: Annotated[int, Field(ge=0)] = 200
+    """Evaluations that are answered within 24 hours, over all runs."""
+    max_evaluations_per_data: Annotated[int, Field(ge=0)] = 1000
+    """Evaluations that are answered on one and the same validation patients, over all runs."""
+    score_bins: Literal[64, 128, 256, 512, 1024, 2048] = 512
+    """How finely scores leave: so many bins of the logit, and sums over images in multiples of 1 / score_bins. 2048 is as computed."""
+    open_statistics: bool = False
+    """Whether statistics of the validation patients, and with `privacy.open_metrics` those of training, leave without noise although an
+    epsilon limit is set. They come from the raw data, so that the limit says nothing of them; the rules above hold."""
     max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
     """Training rounds that are answered within 24 hours, over all runs."""
     max_epsilon: NonNegative | None = None
@@ -81,8 +107,8 @@ class SitePolicy(Section):
     max_epsilon_per_study: NonNegative | None = None
     """The same for the runs of one experiment name. The coordinator chooses the name, so that only `max_epsilon` binds it."""
     max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
-    """At which the limits are judged; a run that plans with a larger one is refused. Unset they are judged at the smallest delta of
-    the runs so far."""
+    """At which the limits are judged, or at a smaller one that a run planned with; a run that plans with a larger one is refused. Unset it
+    is patients^-1.1 of the site, 0.001 at most (`client.privacy.delta`)."""
     min_unit: PrivacyUnit = "image"
     """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
     withhold: list[Withheld] = Field(default_factory=list)

@@ -109,7 +109,7 @@ class Predictor:
         outputs = self.run(squares[:, None])
         statistics = pixel_statistics(squares)
         inputs = Inputs(squares, outputs["features"], statistics, [image.info for image in images])
-        finite = np.asarray(np.isfinite(outputs["logits"])).all(axis=1)
+        finite = [bool(np.isfinite(row).all()) for row in outputs["logits"]]
         checked = check_suitability(self.manifest.suitability, inputs)
         reasons = [found.reasons or (() if finite[row] else (Reason.FAR_FROM_REFERENCE,)) for row, found in enumerate(checked)]
         predictions = self._predict(outputs)

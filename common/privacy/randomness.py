@@ -82,18 +82,20 @@ class RandomStream:
 NOISE_KEY_FILE = "noise.key"
 
 
-def own_secret(work_dir: Path) -> bytes:
+def own_secret(work_dir: Path, file: str = NOISE_KEY_FILE) -> bytes:
     """This party's secret, made on first use with mode 0600. Back it up nowhere: a new one costs only repeatability.
+
+    Args:
+        work_dir: the party's own folder.
+        file: name of the secret; each use has its own.
 
     Raises:
         ConfigError: the file has another length, or others may read it.
     """
-    path = work_dir / NOISE_KEY_FILE
+    path = work_dir / file
     secret = drawn_once(path, lambda: secrets.token_bytes(KEY_BYTES))
     if len(secret) != KEY_BYTES or path.stat().st_mode & 0o077:
-        raise ConfigError(
-            f"{path}: expected {KEY_BYTES} bytes of mode 0600; remove it, and the next private round makes a new one"
-        )
+        raise ConfigError(f"{path}: expected {KEY_BYTES} bytes of mode 0600; remove it, and a new one is made when it is needed")
     return secret
 
 
@@ -133,7 +135,7 @@ def tensors_tag(key: bytes, tensors: Iterable[torch.Tensor]) -> str:
     tag = Poly1305(key)
     for tensor in tensors:
         rows = tensor.detach().permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor.detach()  # no copy of channels-last weights
-        tag.update(rows.contiguous().flatten().cpu().view(torch.uint8).numpy())
+        tag.update(rows.contiguous().flatten().cpu().view(torch.uint8).numpy().data)
     return tag.finalize().hex()
 
 

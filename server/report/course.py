@@ -57,7 +57,7 @@ def _spent(run: StoredRun) -> dict[str, float]:
 def _protected(run: StoredRun, cfg: ExperimentConfig, spent: dict[str, float]) -> list[str]:
     texts = []
     if cfg.privacy.mechanism != "none":
-        delta = f"{cfg.privacy.delta:g}" if cfg.privacy.delta else "1 / training patients of each hospital"
+        delta = f"{cfg.privacy.delta:g}" if cfg.privacy.delta else "n^-1.1 of each hospital's n patients (0.001 at most)"
         texts.append(
             f"Each hospital trained with differential privacy (DP-SGD) that protects one {cfg.privacy.unit}, at delta {delta}. "
             + (f"The most that one spent in this run is epsilon {number(max(spent.values()))}." if spent else _planned(cfg))

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pneumofed.client.privacy.delta import default_delta
 from pneumofed.client.privacy.plan import SitePlan
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.data.dataset import Dataset, load_dataset
@@ -180,7 +181,7 @@ def attack_canaries(bench: Bench, say: Say) -> list[dict[str, Any]]:
     rows = []
     for epsilon, scores in zip(bench.epsilons, run_all(margins_of, jobs, cfg.workers), strict=True):
         plan = None if math.isinf(epsilon) else plan_of(bench.at(epsilon), train)
-        run_delta = plan.delta if plan else bench.experiment.privacy.delta or 1.0 / len(set(train.patients))
+        run_delta = plan.delta if plan else bench.experiment.privacy.delta or default_delta(len(set(train.patients)))
         for delta in (run_delta, AUDIT_DELTA):
             found, upper = audit(scores, included, delta), _accounted(plan, delta)
             row = {"epsilon": epsilon, "delta": delta, "lower": found.epsilon, "upper": upper, "guesses": vars(found.guesses)}

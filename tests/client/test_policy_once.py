@@ -38,7 +38,7 @@ PRIVATE = tiny_experiment(
     loss={"logit_adjustment": False},
     privacy={"mechanism": "dp_sgd", "target_epsilon": 3.0, "expected_batch_size": 4, "delta": 1e-3},
 )
-LAX: dict[str, Any] = {"min_patients": 1, "max_epsilon": None}
+LAX: dict[str, Any] = {"min_patients": 1, "min_patients_private": 2, "min_validation_patients": 1, "max_epsilon": None}
 STRICT: dict[str, Any] = {
     "min_patients": 1000,
     "max_epsilon": 0.01,

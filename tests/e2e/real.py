@@ -164,7 +164,7 @@ class RealFederation:
     def install_site(self, name: str, source: Source) -> None:
         call("site", "init", str(self.site(name)), "--kit", str(self.folder / "kits" / f"{name}.tar.gz"))
         self.change_yaml(self.site(name) / "site.yaml", device="cpu", threads=1)
-        self.change_yaml(self.site(name) / "policy.yaml", min_patients=2)
+        self.change_yaml(self.site(name) / "policy.yaml", min_patients=2, min_patients_private=2, min_validation_patients=1)
         call("site", "data", "add", *source.arguments, "--site", str(self.site(name)))
 
     def site(self, name: str) -> Path:

@@ -30,7 +30,7 @@ PRIVATE: dict[str, Any] = {
     "rounds": 3,
     "model": {"norm": "group"},
     "loss": {"logit_adjustment": False},
-    "privacy": {"mechanism": "dp_sgd", "target_epsilon": 4.0, "expected_batch_size": 4, "delta": 0.01},
+    "privacy": {"mechanism": "dp_sgd", "target_epsilon": 4.0, "expected_batch_size": 4, "delta": 0.001},
 }
 EXPERIMENT = tiny_experiment(**PRIVATE)
 
@@ -60,7 +60,7 @@ def experiment_file(site: SiteFolder) -> str:
 
 
 def give_limits(site: SiteFolder, **values: Any) -> None:
-    site.policy_file.write_text(yaml.safe_dump(values))
+    site.policy_file.write_text(yaml.safe_dump({"min_patients_private": 2, **values}))
 
 
 def test_a_run_spends_its_target_and_the_next_round_is_refused(site: SiteFolder) -> None:
@@ -99,6 +99,7 @@ def test_plan_foretells_what_the_ledger_does(site: SiteFolder, tmp_path: Path) -
 
 
 def test_plan_counts_nothing(site: SiteFolder) -> None:
+    give_limits(site)
     assert call(site, "plan", experiment_file(site))[0] == 0
     assert call(site, "show") == (0, [])
 

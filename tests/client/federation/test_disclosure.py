@@ -27,7 +27,7 @@ def with_policy(federation: TinyFederation, number: int, **policy: Any) -> Path:
     """The site's configuration file, which now names a policy."""
     path = federation.sites / f"{number}.yaml"
     policy_file = federation.folder / f"policy-{number}.yaml"
-    policy_file.write_text(yaml.safe_dump({"min_patients": 1, **policy}))
+    policy_file.write_text(yaml.safe_dump({"min_patients": 1, "min_validation_patients": 1, **policy}))
     path.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), "policy": str(policy_file)}))
     return path
 

@@ -20,6 +20,7 @@ from pneumofed.client.federation.policy_decision import (
     RunRequest,
     Spending,
     TrainingData,
+    ValidationAsked,
     decide,
 )
 from pneumofed.common.config.default_policy import default_policy
@@ -32,7 +33,7 @@ from tests.tiny import tiny_experiment
 NOON = ArrivalFacts(datetime(2026, 3, 2, 12, 0))
 PLAIN = RunRequest.of(tiny_experiment(), "train", "run-7", 3)
 PRIVATE = replace(PLAIN, private=True, unit="image", target_epsilon=4.0, delta=1e-3)
-SPENDING = Spending(lineage=3.0, study=2.0, level="image", delta=1e-3)
+SPENDING = Spending(lineage=3.0, study=2.0, level="image", delta=1e-3, patients=100)
 
 REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
     ({"max_epsilon": 8.0}, PLAIN, NOON, "the run is not differentially private; the limit is epsilon 8"),
@@ -46,7 +47,14 @@ REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
     ({"quiet_hours": ["11:30-12:30"]}, PLAIN, NOON, "it is 12:00 here, within the quiet hours 11:30-12:30"),
     ({"max_rounds_per_day": 2}, PLAIN, RoundsBegun(2), "2 rounds in the last 24 hours, the limit is 2"),
     ({"min_patients": 10}, PLAIN, TrainingData(9), "9 training patients, at least 10 are needed"),
+    ({"min_validation_share": 0.3}, PLAIN, NOON, "the run validates on 0.25 of the patients; at least 0.3 is asked for"),
+    ({"max_validation_share": 0.2}, PLAIN, NOON, "the run validates on 0.25 of the patients; at most 0.2 is allowed"),
+    ({"min_validation_patients": 9}, PLAIN, ValidationAsked(8, 0, 0), "8 validation patients, at least 9 are needed"),
+    ({"max_evaluations_per_day": 3}, PLAIN, ValidationAsked(30, 3, 0), "3 evaluations in the last 24 hours, the limit is 3"),
+    ({"max_evaluations_per_data": 3}, PLAIN, ValidationAsked(30, 0, 3), "3 evaluations on the same patients, the limit is 3"),
+    ({"min_patients_private": 30}, PRIVATE, TrainingData(29), "29 training patients, at least 30 are needed"),
     ({"min_unit": "patient"}, PRIVATE, SPENDING, "the run protects single images; the policy asks for patients"),
+    ({"max_delta": 1e-4}, PRIVATE, TrainingData(100, 120), "the run plans with delta 0.001; at most 0.0001 is allowed"),
     ({"max_delta": 1e-4}, PRIVATE, SPENDING, "the run plans with delta 0.001; at most 0.0001 is allowed"),
     (
         {"max_epsilon": 2.5},
@@ -80,7 +88,13 @@ def test_each_rule_refuses_and_names_its_key(values: dict[str, Any], request_: R
 
 
 def test_every_key_that_restricts_a_run_has_an_example() -> None:
-    not_judged = {"approved_apps", "withhold", "count_noise"}  # the gate's, and what leaves with an answer
+    not_judged = {
+        "approved_apps",
+        "withhold",
+        "count_noise",
+        "score_bins",
+        "open_statistics",
+    }  # the gate's, and what leaves with an answer
     assert {key for values, *_ in REFUSED for key in values} == set(yaml.safe_load(default_policy())) - not_judged
 
 
@@ -109,10 +123,16 @@ _policies = st.builds(
     strategies=st.none() | st.lists(st.sampled_from(get_args(StrategyName)[:4]), unique=True),
     models=st.none() | st.lists(st.sampled_from(["small_cnn", "resnet18"]), unique=True),
     min_patients=st.integers(1, 30),
+    min_patients_private=st.integers(2, 30),
+    min_validation_patients=st.integers(1, 30),
+    max_evaluations_per_day=st.integers(0, 30),
+    max_evaluations_per_data=st.integers(0, 30),
+    min_validation_share=st.floats(0.0, 1.0),
+    max_validation_share=st.floats(0.0, 1.0),
     max_rounds_per_day=st.integers(0, 30),
     max_epsilon=_limits,
     max_epsilon_per_study=_limits,
-    max_delta=st.none() | st.floats(1e-6, 1e-2),
+    max_delta=st.floats(1e-6, 1e-2),  # unset is no limit at all but the number of patients'
     min_unit=st.sampled_from(["image", "patient"]),
     require_secure_aggregation=st.booleans(),
     quiet_hours=st.lists(st.sampled_from(["07:30-18:00", "22:00-06:00", "12:00-12:30"]), unique=True),
@@ -130,14 +150,16 @@ _private = st.builds(
     unit=st.sampled_from(["image", "patient"]),
     target_epsilon=_limits,
     delta=st.none() | st.floats(1e-6, 1e-2),
+    validation_share=st.floats(0.01, 0.49),
 )
 _requests = _private | _private.map(lambda asked: replace(asked, private=False, unit=None, target_epsilon=None, delta=None))
 _epsilons = st.floats(0.0, 10.0)
 _facts = st.one_of(
     st.builds(ArrivalFacts, st.datetimes(datetime(2026, 1, 1), datetime(2026, 12, 31))),
     st.builds(RoundsBegun, st.integers(0, 30)),
-    st.builds(TrainingData, st.integers(0, 30)),
-    st.builds(Spending, _epsilons, _epsilons, st.sampled_from(["image", "patient"]), st.floats(1e-6, 1e-2)),
+    st.builds(ValidationAsked, *[st.integers(0, 40)] * 3),
+    st.builds(TrainingData, st.integers(0, 30), st.none() | st.integers(1, 5000)),
+    st.builds(Spending, _epsilons, _epsilons, st.sampled_from(["image", "patient"]), st.floats(1e-6, 1e-2), st.integers(1, 5000)),
 )
 
 
@@ -149,6 +171,10 @@ def test_the_same_question_has_the_same_answer_and_changes_nothing(rules: SitePo
     assert rules.model_dump() == before
     assert first.permit == (not first.rule) == (not first.reason)
     assert first.permit or first.rule in SitePolicy.model_fields
+
+
+FLOORS = ("min_patients_private", "min_validation_patients", "min_validation_share")
+CEILINGS = ("max_evaluations_per_day", "max_evaluations_per_data", "max_validation_share")
 
 
 def _stricter(laxer: SitePolicy, other: SitePolicy) -> SitePolicy:
@@ -165,6 +191,8 @@ def _stricter(laxer: SitePolicy, other: SitePolicy) -> SitePolicy:
             "strategies": common(laxer.strategies, other.strategies),
             "models": common(laxer.models, other.models),
             "min_patients": max(laxer.min_patients, other.min_patients),
+            **{key: max(getattr(laxer, key), getattr(other, key)) for key in FLOORS},
+            **{key: min(getattr(laxer, key), getattr(other, key)) for key in CEILINGS},
             "max_rounds_per_day": min(laxer.max_rounds_per_day, other.max_rounds_per_day),
             "max_epsilon": least(laxer.max_epsilon, other.max_epsilon),
             "max_epsilon_per_study": least(laxer.max_epsilon_per_study, other.max_epsilon_per_study),

@@ -101,10 +101,12 @@ def test_the_run_is_told_of_itself_alone(ledger: Ledger) -> None:
     assert spent.run == epsilon([ROUND], DELTA, "prv") < spent.lineage
 
 
-def test_limits_are_judged_at_the_policys_delta_or_at_the_smallest_so_far(ledger: Ledger) -> None:
+def test_limits_are_judged_at_the_hospitals_delta_or_at_a_smaller_one_of_a_run(ledger: Ledger) -> None:
+    assert ledger.spend(entry(0), DATA, limits(max_delta=2e-3)).delta == 1e-3
     ledger.spend(entry(1, delta=1e-5), DATA, limits())
     assert ledger.spend(entry(2), DATA, limits()).delta == 1e-5
-    assert ledger.spend(entry(3), DATA, limits(max_delta=2e-3)).delta == 2e-3
+    assert ledger.spend(entry(3), DATA, limits(max_delta=2e-3)).delta == 1e-5
+    assert ledger.spend(entry(3), DATA, limits(max_delta=1e-3)).delta == 1e-5
     with pytest.raises(PolicyError) as refusal:
         ledger.spend(entry(4), DATA, limits(max_delta=1e-4))
     assert refusal.value.rule == "max_delta"

@@ -53,7 +53,7 @@ def test_unit_and_delta_are_the_hospitals_to_demand() -> None:
 
 def test_the_coordinator_hears_what_remains_and_the_data_stays_closed(tmp_path: Path) -> None:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
-    federation = TinyFederation(tmp_path, sites=1, patients=16)
+    federation = TinyFederation(tmp_path, sites=1, patients=32)
     file = federation.sites / "0.yaml"
     file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "policy": "policy.yaml"}))
     (federation.sites / "policy.yaml").write_text("max_epsilon: 2.0\n")

@@ -143,7 +143,7 @@ def test_all_planned_rounds_together_spend_the_target_and_no_more() -> None:
     assert 2.97 < plan.epsilon_after(10) <= 3.0
     assert plan.epsilon_after(9) < plan.epsilon_after(10) < plan.epsilon_after(11)
     assert plan.round_mechanism() == Mechanism(64 / 500, plan.noise_multiplier, 8)
-    assert plan.delta == 1 / 400
+    assert plan.delta == 1e-3
 
 
 def test_a_given_noise_takes_the_place_of_the_target() -> None:
