@@ -1,6 +1,7 @@
 """The hospital's policy: read once for each message, and enforced on it. What it decides is in `client.federation.policy_decision`.
 
-    before any data is read    strategies, models, require_secure_aggregation, the run's own epsilon, unit and delta; for work in a
+    before any data is read    strategies, models, require_secure_aggregation and the terms of its sums (`client.federation.sum_terms`,
+                               in each step), the run's own epsilon, unit and delta; for work in a
                                round also quiet_hours; for training the epsilon that remains (see `client.privacy.spending`) and
                                max_rounds_per_day
     before training            min_patients, once the data is known; the epsilon of the round, which the ledger counts
@@ -13,6 +14,7 @@ reads the policy for itself before the app that answers is even unpacked.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -27,7 +29,17 @@ from pneumofed.common.files import atomic_write, exclusive
 Clock = Callable[[], datetime]
 """Returns the local time of day."""
 DAY = timedelta(hours=24)
-UNRESTRICTED = SitePolicy().model_copy(update={"min_patients": 0, "max_rounds_per_day": sys.maxsize})
+UNRESTRICTED = SitePolicy().model_copy(
+    update={
+        "min_patients": 0,
+        "max_rounds_per_day": sys.maxsize,
+        "min_sum_threshold": 0.0,
+        "min_sites_in_sum": 0,
+        "max_weight_in_sum": 1.0,
+        "max_sum_step": math.inf,
+        "min_neighbours": 0,
+    }
+)
 """Refuses nothing and withholds nothing: of a site without a policy file, as in simulation. No file can say `min_patients: 0`."""
 
 
