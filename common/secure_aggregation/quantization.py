@@ -159,7 +159,9 @@ class UpdateCodec:
         shrink = min(1.0, self.cfg.clip_norm / length) if length else 1.0
         self._encode_body(vector.body, difference.parameters, shrink * weight / self.cfg.max_examples / self.unit)
         if 2 * np.count_nonzero(vector.body) <= np.count_nonzero(difference.parameters):
-            raise SecureSumError("rounding leaves half of the update or less; take a smaller secure_aggregation.clip_norm or bits: 64")
+            raise SecureSumError(
+                "rounding leaves half of the update or less; take a smaller secure_aggregation.clip_norm or bits: 64"
+            )
         loss = min(sums.loss, MAX_LOSS_SUM) if np.isfinite(sums.loss) else MAX_LOSS_SUM
         counts = [weight, sums.images, sums.seen, sums.correct, shrink < 1.0, round(loss * LOSS_UNITS), *sums.classes]
         limited = np.clip(difference.statistics.astype(np.float64), -STATISTIC_LIMIT, STATISTIC_LIMIT)
