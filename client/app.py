@@ -107,7 +107,7 @@ def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolic
         policy: the site's, as it stood when the message came.
     """
     if instruction.step:
-        return pack_reply(Presence(config.name, ""), answer_step(instruction, config))
+        return pack_reply(Presence(config.name, ""), answer_step(instruction, config, policy))
     return answer_enrolment(instruction, config, policy)
 
 
@@ -144,7 +144,7 @@ def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy
         PolicyError, BudgetError: policy or ledger refuse the round; nothing was trained.
     """
     if instruction.experiment.secure_aggregation.enabled or instruction.step:
-        plan = begin_masking(instruction, config, "train")
+        plan = begin_masking(instruction, config, policy, "train")
         trained = _train(instruction, config, policy)
         return pack_masked(trained.releases.presence(trained.layout.digest), trained.masked(plan, instruction))
     trained = _train(instruction, config, policy)
@@ -178,7 +178,7 @@ class LocalTraining:
         codec = UpdateCodec(experiment.secure_aggregation, *sizes, plan.sites)
         difference = ModelArrays(self.arrays.parameters - base.parameters, self.arrays.statistics - base.statistics)
         sums = TrainingSums(sum(classes), 0, 0, 0.0, classes)
-        if result.images and "train_loss" in self.metrics:  # else not even their sum may leave
+        if result.images and plan.metrics and "train_loss" in self.metrics:  # else not even their sum may leave
             right = round(result.accuracy * result.images)
             sums = TrainingSums(sum(classes), result.images, right, result.loss * result.images, classes)
         vector = codec.encode(difference, sums)
@@ -227,15 +227,17 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
         policy: the site's, as it stood when the message came.
 
     Returns:
-        Mergeable statistics; in secure aggregation under masks; those of no image where the policy withholds them.
+        Mergeable statistics; those of no image where the policy withholds them. In secure aggregation under masks, and nothing rather
+        than those of no image: who is counted adds something.
 
     Raises:
         PolicyError: too many were asked for, or the answer and an earlier one would tell a few patients apart.
+        EmptySiteError: the site has nothing to add to a secure sum.
     """
     started = time.perf_counter()
     experiment = instruction.experiment
     secure = experiment.secure_aggregation.enabled or instruction.step
-    plan = begin_masking(instruction, config, "evaluate") if secure else None
+    plan = begin_masking(instruction, config, policy, "evaluate") if secure else None
     compute = build_compute(config.device, "fp32", config.threads)
     site = open_site_data(instruction, config, policy, "evaluate")
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
@@ -248,6 +250,8 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
         statistics = coarsen(evaluate_model(compute.place(model), site, experiment, compute), policy.score_bins)
     presence = releases.presence(layout.digest)
     if plan is not None:
+        if not statistics.n:
+            raise EmptySiteError(f"{site.name}: no validation statistics for the sum")
         vector = encode_statistics(statistics)
         plan.hide(vector)
         return pack_masked(presence, vector)

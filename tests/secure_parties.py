@@ -11,10 +11,12 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import RecordDict
 
+from pneumofed.client.federation.policy import UNRESTRICTED
 from pneumofed.client.secure_aggregation.identity import Identity
 from pneumofed.client.secure_aggregation.memory import MemoryFolder
 from pneumofed.client.secure_aggregation.participant import Participant
 from pneumofed.common.config.experiment import SecureAggregationConfig
+from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory, issue_roster, read_roster
 from pneumofed.common.secure_aggregation.masking import SumShape, SumVector
 from pneumofed.common.secure_aggregation.protocol import Step, SumSession, pack_masked, pack_reply
@@ -38,6 +40,7 @@ class Parties:
     shape: SumShape = SHAPE
     models: dict[str, str] = field(default_factory=dict)
     """Hash of the weights that a site was given, where they are others."""
+    policy: SitePolicy = UNRESTRICTED
 
     def __post_init__(self) -> None:
         self.authority = ec.generate_private_key(ec.SECP384R1())
@@ -55,7 +58,7 @@ class Parties:
 
     def site(self, name: str, session: SumSession) -> Participant:
         identity = Identity(name, self.node_keys[name], self.authority.public_key())
-        return Participant(identity, MemoryFolder(str(self.folder / name)), self.cfg, session)
+        return Participant(identity, MemoryFolder(str(self.folder / name)), self.cfg, session, self.policy)
 
     def answer(self, name: str, step: Step) -> RecordDict:
         """The site's reply, through JSON as on the wire."""

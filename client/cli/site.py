@@ -27,17 +27,22 @@ def site_init(
     coordinator: Annotated[str | None, typer.Option(help="Without a kit: HOST:PORT of the coordinator.")] = None,
     ca: Annotated[Path | None, typer.Option(help="Without a kit: the federation's certificate authority (PEM).")] = None,
 ) -> None:
-    """Make a site folder from the coordinator's kit, or by hand with a key that never leaves it."""
+    """Make a site folder, from the coordinator's kit or by hand, with a key that never leaves it."""
+    from pneumofed.client.site.folder import SiteFolder
     from pneumofed.client.site.init import init_by_hand, init_from_kit
     from pneumofed.common.errors import ConfigError
 
     if kit is not None and (name or coordinator or ca):
         raise ConfigError("give either --kit, or --name and --coordinator (and --ca)")
     if kit is not None:
-        kept = init_from_kit(folder, kit)
+        done = init_from_kit(folder, kit)
         say(f"site folder: {folder}")
-        if kept:
-            say(f"left as they were: {', '.join(kept)}")
+        if done.kept:
+            say(f"left as they were: {', '.join(done.kept)}")
+        if done.brought_key:
+            say("the kit brought the private key: whoever made it, or saw it on its way, can act as this site")
+        if done.made:
+            _tell_of_key(done.made, SiteFolder.open(folder).config.name, has_ca=True)
         say("read policy.yaml, then: pneumofed site data add, pneumofed site preflight, pneumofed site start")
         return
     if not (name and coordinator):
@@ -141,7 +146,7 @@ def _tell_of_key(public: Path, name: str, has_ca: bool) -> None:
     say(f"and compare on the telephone: {key_fingerprint(read_public_key(public))}")
     if not has_ca:
         say(f"ask the coordinator for the certificate authority and put it into {public.parent / 'ca.crt'}")
-    say(f"when the coordinator has registered {name}: pneumofed site preflight")
+    say(f"when the coordinator has admitted {name}: pneumofed site preflight")
 
 
 def _show_status(found: Any) -> None:

@@ -71,7 +71,7 @@ class Disclosure:
         metrics = dict(training)
         if self.withholds("training_metrics"):
             metrics = {name: value for name, value in metrics.items() if name in SPENDING_METRICS}
-        if is_limited(self.policy) and not self.policy.open_statistics:
+        if not shows_statistics(self.policy):
             metrics = {name: value for name, value in metrics.items() if name in (*SPENDING_METRICS, *OPEN_METRICS)}
         if self.policy.count_noise:
             metrics = {name: value for name, value in metrics.items() if name not in COUNT_METRICS}
@@ -86,6 +86,18 @@ def is_limited(policy: SitePolicy) -> bool:
     return any(getattr(policy, limit) is not None for limit in LIMITS)
 
 
+def shows_statistics(policy: SitePolicy) -> bool:
+    """Whether numbers that were counted on the data without noise may leave: not beside a limit of epsilon, unless the hospital says so."""
+    return policy.open_statistics or not is_limited(policy)
+
+
+def rule_against_statistics(policy: SitePolicy) -> str:
+    """Names the key of policy.yaml by which no validation statistics leave, however many patients there are; empty where they may."""
+    if "validation_statistics" in policy.withhold:
+        return "withhold"
+    return "" if shows_statistics(policy) else next(limit for limit in LIMITS if getattr(policy, limit) is not None)
+
+
 def withheld_of(policy: SitePolicy, validation_patients: int) -> set[Withheld]:
     """Decides what is kept back whatever a run asks for.
 
@@ -96,7 +108,7 @@ def withheld_of(policy: SitePolicy, validation_patients: int) -> set[Withheld]:
     kept: set[Withheld] = set(policy.withhold)
     if is_limited(policy):
         kept.add("data_report")
-    if validation_patients < policy.min_validation_patients or (is_limited(policy) and not policy.open_statistics):
+    if validation_patients < policy.min_validation_patients or not shows_statistics(policy):
         kept.add("validation_statistics")
     return kept
 

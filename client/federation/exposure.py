@@ -26,10 +26,11 @@ RULED: dict[str, tuple[str, ...]] = {
     "privacy.delta": ("max_delta",),
     "privacy.expected_batch_size": ("max_epsilon", "max_epsilon_per_study"),
     "privacy.open_metrics": ("max_epsilon", "open_statistics", "withhold"),
-    **dict.fromkeys(
-        (f"secure_aggregation.{key}" for key in ("enabled", "threshold", "clip_norm", "bits", "max_examples", "neighbours")),
-        ("require_secure_aggregation",),
-    ),
+    "secure_aggregation.enabled": ("require_secure_aggregation", "min_sites_in_sum"),
+    "secure_aggregation.threshold": ("min_sum_threshold",),
+    "secure_aggregation.neighbours": ("min_neighbours",),
+    **dict.fromkeys(("secure_aggregation.clip_norm", "secure_aggregation.bits"), ("max_sum_step",)),
+    **dict.fromkeys(("secure_aggregation.max_examples", "secure_aggregation.largest_weight"), ("max_weight_in_sum",)),
 }
 """Key of the experiment -> keys of policy.yaml that limit what it makes leave."""
 

@@ -1,8 +1,8 @@
 """The hospital's policy: read once for each message, and enforced on it. What it decides is in `client.federation.policy_decision`.
 
-    before any data is read    strategies, models, require_secure_aggregation, the run's own epsilon, unit, delta and share of
-                               validation; for work in a round also quiet_hours; for training the epsilon that remains
-                               (see `client.privacy.spending`) and
+    before any data is read    strategies, models, require_secure_aggregation and the terms of its sums (`client.federation.sum_terms`,
+                               in each step), the run's own epsilon, unit, delta and share of validation; for work in a round also
+                               quiet_hours; for training the epsilon that remains (see `client.privacy.spending`) and
                                max_rounds_per_day
     before training            min_patients and min_patients_private, once the data is known; the epsilon of the round, which the ledger
                                counts
@@ -17,6 +17,7 @@ reads the policy for itself before the app that answers is even unpacked.
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -38,6 +39,13 @@ UNRESTRICTED = SitePolicy().model_copy(
         "max_validation_share": 1.0,
         "max_delta": 1.0,
         "score_bins": 2048,
+        "min_patients": 0,
+        "max_rounds_per_day": sys.maxsize,
+        "min_sum_threshold": 0.0,
+        "min_sites_in_sum": 0,
+        "max_weight_in_sum": 1.0,
+        "max_sum_step": math.inf,
+        "min_neighbours": 0,
     }
 )
 """Refuses nothing and withholds nothing: of a site without a policy file, as in simulation. No file can say `min_patients: 0`."""

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from datetime import datetime, time
 from typing import Literal
 
+from pneumofed.client.federation.sum_terms import broken_term
 from pneumofed.client.privacy.delta import DELTA_CEILING, hospital_delta
-from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
+from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit, SecureAggregationConfig
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.errors import PolicyError
 
@@ -41,6 +42,8 @@ class RunRequest:
     strategy: str | None = None
     model: str | None = None
     secure_aggregation: bool = False
+    sum_terms: SecureAggregationConfig | None = None
+    """Of its secure sums; None where it has none."""
     unit: PrivacyUnit | None = None
     """What a private run protects."""
     target_epsilon: float | None = None
@@ -70,6 +73,7 @@ class RunRequest:
             strategy=experiment.strategy.name,
             model=experiment.model.name,
             secure_aggregation=experiment.secure_aggregation.enabled,
+            sum_terms=experiment.secure_aggregation if experiment.secure_aggregation.enabled else None,
             unit=privacy.unit if private else None,
             target_epsilon=privacy.target_epsilon if planned else None,
             delta=privacy.delta if private else None,
@@ -276,6 +280,20 @@ def refuse_without_masks(policy: SitePolicy, request: RunRequest) -> Decision | 
     return None
 
 
+def refuse_sum_terms(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """Refuses secure sums on terms that hide less than the hospital asks for. The number of sites is judged in the steps of a sum.
+
+    Args:
+        policy: `min_sum_threshold`, `max_weight_in_sum` and `max_sum_step`.
+        request: the terms; a run without secure aggregation has none.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
+    broken = broken_term(policy, request.sum_terms) if request.sum_terms else None
+    return Decision(False, *broken) if broken else None
+
+
 def refuse_validation_share(policy: SitePolicy, request: RunRequest) -> Decision | None:
     """Refuses a run that keeps too few or too many of the patients for validation.
 
@@ -400,6 +418,7 @@ ON_ARRIVAL: tuple[Callable[[SitePolicy, RunRequest], Decision | None], ...] = (
     refuse_model,
     refuse_without_masks,
     refuse_validation_share,
+    refuse_sum_terms,
 )
 """Judged by the request only, in this order."""
 

@@ -6,7 +6,9 @@
     confirm   -> Confirmation      the set of those in the sum, signed: a coordinator cannot name two sets
     unmask    -> Shares            once enough neighbours confirmed that very set
 
-Each step needs the one before it and is done once. Whatever is not as agreed raises `SecureSumError`, and nothing leaves.
+Each step needs the one before it and is done once. Whatever is not as agreed raises `SecureSumError`, whatever the hospital's policy does
+not accept (`client.federation.sum_terms`) `PolicyError`, and nothing leaves. A site that would send nothing (`withhold`) takes no part: one
+that is counted and adds zeros makes the sum that of the others.
 `answer_step` takes all steps but masking, which comes with a model: `begin_masking` is called by `client.app`.
 """
 
@@ -16,12 +18,15 @@ import secrets
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
+from pneumofed.client.federation.disclosure import rule_against_statistics, shows_statistics
+from pneumofed.client.federation.policy import UNRESTRICTED
+from pneumofed.client.federation.sum_terms import Broken, broken_term, too_few
 from pneumofed.client.secure_aggregation.identity import Identity
 from pneumofed.client.secure_aggregation.memory import HeldShares, Memory, MemoryFolder
 from pneumofed.common.audit.log import hash_arrays, hash_experiment
 from pneumofed.common.config.experiment import Section, SecureAggregationConfig
-from pneumofed.common.config.parties import SiteConfig
-from pneumofed.common.errors import MessageError, SecureSumError
+from pneumofed.common.config.parties import SiteConfig, SitePolicy
+from pneumofed.common.errors import MessageError, PolicyError, SecureSumError
 from pneumofed.common.secure_aggregation.key_agreement import (
     KeyPair,
     check_advertised_keys,
@@ -58,6 +63,8 @@ class MaskPlan:
     sites: int
     masks: tuple[tuple[bytes, bool], ...]
     """(key, whether it is subtracted)"""
+    metrics: bool = True
+    """Whether loss and accuracy of training may be in the vector: only if they are in everyone's, or the sum would be that of few."""
 
     def hide(self, vector: SumVector) -> None:
         """Adds all masks in place."""
@@ -73,6 +80,7 @@ class Participant:
     folder: MemoryFolder
     cfg: SecureAggregationConfig
     session: SumSession
+    policy: SitePolicy = UNRESTRICTED
 
     @property
     def site(self) -> str:
@@ -83,11 +91,16 @@ class Participant:
 
         Raises:
             SecureSumError: the roster is not the authority's or too old, or the sum was begun before.
+            PolicyError: the hospital does not accept the sum's terms, or would add nothing to it.
         """
+        _accept(broken_term(self.policy, self.cfg))
+        if self.session.purpose == "evaluate" and (rule := rule_against_statistics(self.policy)):
+            raise PolicyError(rule, "validation statistics never leave this site, so it takes no part in their sum")
         roster = self.identity.check_roster(step.roster)
         session, channel, mask = self.session, KeyPair.generate(), KeyPair.generate()
         with self.folder.begin(session, roster):
-            keys = sign_keys(session, self.site, channel.public, mask.public, self.identity.node_key)
+            metrics = "training_metrics" not in self.policy.withhold and shows_statistics(self.policy)
+            keys = sign_keys(session, self.site, channel.public, mask.public, self.identity.node_key, metrics=metrics)
             names = asdict(session)
             secret = {"channel": channel.private.hex(), "mask": mask.private.hex()}
             self.folder.keep(Memory(**names, **secret, progress="advertised", roster=roster.text, keys=[keys]))  # type: ignore[arg-type]
@@ -98,9 +111,11 @@ class Participant:
 
         Raises:
             SecureSumError: the step is not due, keys are not those that were signed, or there are too few sites.
+            PolicyError: the hospital does not accept the terms for so many sites.
         """
         with self.folder.step(self.session, "advertised") as memory:
             self._check_all_keys(step.keys, memory)
+            _accept(broken_term(self.policy, self.cfg, len(step.keys)))
             holders = self._holders(step.keys)
             places, least = _places(step.keys), threshold(len(holders), self.cfg.threshold)
             seed, mask = secrets.token_bytes(KEY_BYTES), bytes.fromhex(_needed(memory.mask))
@@ -152,7 +167,7 @@ class Participant:
             masks.append((own_mask(self.session, bytes.fromhex(_needed(memory.seed)), self.site), False))
             done = {"progress": "masked", "channel": None, "mask": None, "seed": None}
             self.folder.keep(memory.model_copy(update={**done, "senders": senders, "held": held}))
-        return MaskPlan(len(by_site), tuple(masks))
+        return MaskPlan(len(by_site), tuple(masks), all(keys.metrics for keys in memory.keys))
 
     def confirm(self, step: Step) -> Confirmation:
         """Signs the set of sites whose vectors are summed.
@@ -199,6 +214,7 @@ class Participant:
         if len(chosen) != len(sites) or not chosen <= set(allowed) or self.site not in chosen:
             raise SecureSumError("the set of sites holds strangers, or not this site itself")
         self._require(len(chosen), threshold(len(memory.keys), self.cfg.threshold))
+        _accept(too_few(self.policy, len(chosen)))
         holders = self._holders(memory.keys)
         self._require(len(chosen & set(holders)), threshold(len(holders), self.cfg.threshold))
         return sorted(chosen)
@@ -224,31 +240,35 @@ class Participant:
             raise SecureSumError(f"{count} sites, {least} are needed (secure_aggregation.threshold, and never fewer than 3)")
 
 
-def answer_step(instruction: Instruction, config: SiteConfig) -> Section:
+def answer_step(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Section:
     """Answers `advertise`, `share`, `confirm` or `unmask`; no data is read for it.
 
     Args:
         instruction: the coordinator's message, with the step and the experiment.
         config: of the site, with the connection whose keys sign.
+        policy: the site's, as it stood when the message came.
 
     Raises:
         SecureSumError: the step is not what the protocol allows.
+        PolicyError: the hospital does not accept the terms of the sum.
         ConfigError: the site has no node key, or no certificate of the authority.
     """
     step = _step_of(instruction)
-    return _take(step, _participant(instruction, step, config))
+    return _take(step, _participant(instruction, step, config, policy))
 
 
-def begin_masking(instruction: Instruction, config: SiteConfig, purpose: Purpose) -> MaskPlan:
+def begin_masking(instruction: Instruction, config: SiteConfig, policy: SitePolicy, purpose: Purpose) -> MaskPlan:
     """Derives the masks that will hide the vector that `instruction` asks for.
 
     Args:
         instruction: the coordinator's message to train or evaluate, with a step of stage `mask`.
         config: of the site, with the connection whose keys sign.
+        policy: the site's, as it stood when the message came.
         purpose: what the site is about to do, which the step must be for.
 
     Raises:
         SecureSumError: no step of a secure sum for `purpose`, or one that the protocol does not allow now.
+        PolicyError: too few sites are left.
         MessageError: the instruction holds no arrays.
         ConfigError: the site has no node key, or no certificate of the authority.
     """
@@ -257,7 +277,7 @@ def begin_masking(instruction: Instruction, config: SiteConfig, purpose: Purpose
         raise SecureSumError(f"a step '{step.stage}' for '{step.purpose}' came with a message to {purpose}")
     if instruction.arrays is None:
         raise MessageError("the instruction holds no arrays")
-    return _participant(instruction, step, config).begin_masking(step, hash_arrays(instruction.arrays))
+    return _participant(instruction, step, config, policy).begin_masking(step, hash_arrays(instruction.arrays))
 
 
 def _step_of(instruction: Instruction) -> Step:
@@ -266,9 +286,15 @@ def _step_of(instruction: Instruction) -> Step:
     return read_step(instruction.step)
 
 
-def _participant(instruction: Instruction, step: Step, config: SiteConfig) -> Participant:
+def _participant(instruction: Instruction, step: Step, config: SiteConfig, policy: SitePolicy) -> Participant:
     session = step.session(instruction.run, instruction.round, hash_experiment(instruction.experiment))
-    return Participant(Identity.of(config), MemoryFolder(config.work_dir), instruction.experiment.secure_aggregation, session)
+    terms = instruction.experiment.secure_aggregation
+    return Participant(Identity.of(config), MemoryFolder(config.work_dir), terms, session, policy)
+
+
+def _accept(broken: Broken | None) -> None:
+    if broken:
+        raise PolicyError(*broken)
 
 
 def _take(step: Step, participant: Participant) -> Section:

@@ -1,59 +1,71 @@
-"""Makes a site folder: from the kit that provisioning wrote, or by hand with a key that is made here. No key is ever overwritten."""
+"""Makes a site folder: from the kit that provisioning wrote, or by hand. The site's key is made here; none is ever overwritten."""
 
 from __future__ import annotations
 
-import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import yaml
 
+from pneumofed.client.site.kit import UnpackedFile, read_kit
 from pneumofed.common.config.default_policy import default_policy
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig, SitePolicy
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
+from pneumofed.common.wire.keys import certificate_validity, parse_public_key, private_pem, read_private_key, write_node_key
 
-MAX_KIT_FILE_BYTES = 10 << 20
-MAX_KIT_FILES = 200
 SITE_SUBFOLDERS = ("keys", "data", "work")
 
 
 @dataclass(frozen=True)
-class UnpackedFile:
-    """One file of a kit."""
+class SiteFromKit:
+    """A site folder that a kit became."""
 
-    content: bytes
-    executable: bool = False
+    kept: tuple[str, ...]
+    """Names of the files that were there already and stay as they are."""
+    made: Path | None
+    """The public half of the node key that was made in the folder, which the coordinator is to admit."""
+    brought_key: bool
+    """Whether the kit brought the private node key, so that whoever made it can act as this site."""
 
 
-def init_from_kit(folder: Path, kit: Path) -> list[str]:
-    """Puts the kit's files into the site folder.
+def init_from_kit(folder: Path, kit: Path) -> SiteFromKit:
+    """Puts the kit's files into the site folder, and makes the site's key there unless it has one.
 
     Args:
         folder: the site folder, made if there is none.
         kit: a tar archive or a folder.
 
-    Returns:
-        Names of the files that were there already and stay as they are.
-
     Raises:
-        ConfigError: the kit cannot be read, would write outside the folder, is no site's kit, or brings another key than there is.
+        ConfigError: the kit is not taken (see `read_kit`), or is for another key than there is.
     """
     files = read_kit(kit)
-    if "site.yaml" not in files or "connection.yaml" not in files:
-        raise ConfigError(f"{kit} is no site's kit: it holds no site.yaml and connection.yaml")
-    for name in sorted(files):
-        path = folder / name
-        if path.parent.name == "keys" and not name.endswith((".crt", ".pub")) and _differs(path, files[name].content):
-            raise ConfigError(
-                f"{path} exists and is another key than the kit's; move it away first if the kit's is the right one"
-            )
+    _check_keys(folder, files)
     _make_folders(folder)
-    kept = [name for name in sorted(files) if not _put(folder / name, files[name])]
+    kept = tuple(name for name in sorted(files) if not _put(folder / name, files[name]))
     _put(folder / "policy.yaml", UnpackedFile(default_policy().encode()))
-    return kept
+    node, made = folder / "keys" / "node", None
+    if not node.exists() and "keys/node.pub" not in files:
+        made = write_node_key(node.parent, str(yaml.safe_load(files["site.yaml"].content)["name"]))
+    if node.exists() and "client_key" in yaml.safe_load(files["connection.yaml"].content):
+        _put(node.with_name("client.key"), UnpackedFile(private_pem(read_private_key(node))))
+    return SiteFromKit(kept, made, "keys/node" in files)
+
+
+def _check_keys(folder: Path, files: Mapping[str, UnpackedFile]) -> None:
+    """Refuses private keys other than those in the folder, and a kit that was made for another key than the folder's."""
+    for name in ("keys/node", "keys/client.key"):
+        if name in files and _differs(folder / name, files[name].content):
+            raise ConfigError(
+                f"{folder / name} exists and is another key than the kit's; move it away first if the kit's is the right one"
+            )
+    node = folder / "keys" / "node"
+    if node.exists() and "keys/node.pub" in files:
+        admitted = parse_public_key(files["keys/node.pub"].content, "keys/node.pub of the kit")
+        if read_private_key(node).public_key() != admitted:
+            raise ConfigError(f"the kit was made for another key than {node}; send {node}.pub to the coordinator")
 
 
 def init_by_hand(folder: Path, name: str, coordinator: str, ca: Path | None = None) -> Path:
@@ -71,8 +83,6 @@ def init_by_hand(folder: Path, name: str, coordinator: str, ca: Path | None = No
     Raises:
         ConfigError: a name or address is malformed, the certificate cannot be read, or there is a key already.
     """
-    from pneumofed.common.wire.keys import certificate_validity, write_node_key
-
     site = {"name": name, "manifest": "data/manifest.csv", "work_dir": "work", "policy": "policy.yaml"}
     connection = {"coordinator": coordinator, "ca": "keys/ca.crt", "key": "keys/node"}
     build_config(SiteConfig, site, "--name")
@@ -88,55 +98,6 @@ def init_by_hand(folder: Path, name: str, coordinator: str, ca: Path | None = No
     for path, content in files.items():
         _put(folder / path, UnpackedFile(content))
     return public
-
-
-def read_kit(kit: Path) -> dict[str, UnpackedFile]:
-    """Reads the kit's files by their path below the site folder; a folder that holds all of them, as in an archive, is left away.
-
-    Raises:
-        ConfigError: it cannot be read, or holds a link, a device, a path that leads outside, or more than a kit can hold.
-    """
-    try:
-        files = _read_folder(kit) if kit.is_dir() else _read_archive(kit)
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise ConfigError(f"the kit {kit} cannot be read ({type(error).__name__}); ask for it again") from error
-    tops = {name.partition("/")[0] for name in files}
-    if len(tops) == 1 and "site.yaml" not in files:
-        files = {name.partition("/")[2]: file for name, file in files.items()}
-    return files
-
-
-def _read_archive(kit: Path) -> dict[str, UnpackedFile]:
-    files: dict[str, UnpackedFile] = {}
-    with tarfile.open(kit, "r:*") as archive:
-        for member in archive:
-            _check_name(kit, member.name)
-            if member.isdir():
-                continue
-            stream = archive.extractfile(member) if member.isfile() else None
-            if stream is None or member.size > MAX_KIT_FILE_BYTES or len(files) >= MAX_KIT_FILES:
-                raise ConfigError(
-                    f"the kit {kit} holds something that no kit holds (a link, a device, or too much); it is not unpacked"
-                )
-            files[str(PurePosixPath(member.name))] = UnpackedFile(stream.read(), bool(member.mode & 0o100))
-    return files
-
-
-def _read_folder(kit: Path) -> dict[str, UnpackedFile]:
-    found = [path for path in sorted(kit.rglob("*")) if path.is_file() or path.is_symlink()]
-    if len(found) > MAX_KIT_FILES or any(path.is_symlink() or path.stat().st_size > MAX_KIT_FILE_BYTES for path in found):
-        raise ConfigError(f"the kit {kit} holds something that no kit holds (a link, or too much); it is not copied")
-    return {
-        path.relative_to(kit).as_posix(): UnpackedFile(path.read_bytes(), bool(path.stat().st_mode & 0o100)) for path in found
-    }
-
-
-def _check_name(kit: Path, name: str) -> None:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name:
-        raise ConfigError(
-            f"the kit {kit} would write outside the site folder; it is not unpacked. Ask the coordinator what it is"
-        )
 
 
 def _make_folders(folder: Path) -> None:

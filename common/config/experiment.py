@@ -107,8 +107,12 @@ class SecureAggregationConfig(Section):
     Quantisation steps are proportional to it."""
     bits: Literal[32, 64] = 32
     """Of each masked parameter on the wire."""
-    max_examples: Annotated[int, Field(ge=1, le=2**20)] = 65536
-    """Most training images of one site; one that has more takes no part. Quantisation steps are proportional to it."""
+    max_examples: Annotated[int, Field(ge=1, le=2**20)] = 2048
+    """Training images as which one site counts in the weighted mean at most. One that has more counts as so many, one that has few as
+    many as `largest_weight` asks for: no site is refused for its number, which a refusal would tell. Set it near the largest hospital."""
+    largest_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Largest share of one site in the weighted mean, whoever drops out: no site counts as less than the part of `max_examples` that
+    this takes (`common.secure_aggregation.quantization.least_weight`). 1 sets no bound."""
     neighbours: Annotated[int, Field(ge=4, multiple_of=2)] | None = None
     """With how many others each site shares masks. Unset: with all up to 16 sites, beyond as many as
     `common.secure_aggregation.masking` needs."""

@@ -119,6 +119,19 @@ class SitePolicy(Section):
     counts it, once for each state of the data. Unset they leave as they are. Under secure aggregation they are masked instead."""
     require_secure_aggregation: bool = False
     """Whether a run is refused in which the coordinator could see this site's update and counts."""
+    min_sum_threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 0.67
+    """Smallest `secure_aggregation.threshold` of a run. Above two thirds a coordinator with up to a third of the sites on its side cannot
+    tell two stories about who survived (Bonawitz et al. 2017, section 6.2)."""
+    min_sites_in_sum: Annotated[int, Field(ge=3)] = 3
+    """Fewest sites whose vectors are added up, this one included, in each sum of updates or validation statistics."""
+    max_weight_in_sum: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """Largest share of one site in the mean of a secure sum that the run's terms allow."""
+    max_sum_step: Positive = 1e-4
+    """Coarsest step, in units of the parameters, in which a run may round updates; it grows with `secure_aggregation.clip_norm` and the
+    number of sites, and coarse ones leave nothing of the small sites, so that the sum is the largest one's update."""
+    min_neighbours: Annotated[int, Field(ge=4)] | None = None
+    """With how many others each site of a secure sum must share masks (all of them, where there are fewer). Unset, as many as
+    `common.secure_aggregation.masking.neighbours_needed` says."""
     quiet_hours: list[QuietHours] = Field(default_factory=list)
     """Times of day (local, e.g. `07:30-18:00`) in which nothing is trained here; may pass midnight."""
 

@@ -149,5 +149,5 @@ def data_fingerprint(data: Dataset) -> str:
         repr((data.pixels.shape, data.pixels.dtype.str, data.labels.tolist(), data.patients, data.digests)).encode()
     )
     for start in range(0, len(data.pixels), _IMAGES_AT_ONCE):
-        digest.update(np.ascontiguousarray(data.pixels[start : start + _IMAGES_AT_ONCE]))
+        digest.update(np.ascontiguousarray(data.pixels[start : start + _IMAGES_AT_ONCE]).data)
     return digest.hexdigest()

@@ -54,7 +54,9 @@ class KeyPair:
         return cls(private, X25519PrivateKey.from_private_bytes(private).public_key().public_bytes_raw())
 
 
-def sign_keys(session: SumSession, site: str, channel: bytes, mask: bytes, node_key: ec.EllipticCurvePrivateKey) -> SignedKeys:
+def sign_keys(
+    session: SumSession, site: str, channel: bytes, mask: bytes, node_key: ec.EllipticCurvePrivateKey, *, metrics: bool = True
+) -> SignedKeys:
     """Signs a site's public keys of one sum with its node key.
 
     Args:
@@ -62,10 +64,11 @@ def sign_keys(session: SumSession, site: str, channel: bytes, mask: bytes, node_
         site: name of the site.
         channel: X25519 public key for parcels, 32 bytes.
         mask: X25519 public key for masks, 32 bytes.
-        node_key: P-384 private key from provisioning.
+        node_key: P-384 private key of the site.
+        metrics: whether the site's vector will hold loss and accuracy of its training; else none may.
     """
-    signature = node_key.sign(session.bind("keys", site, channel, mask), SIGNATURE_SCHEME)
-    return SignedKeys(site=site, channel=channel.hex(), mask=mask.hex(), signature=signature.hex())
+    signature = node_key.sign(_signed_keys(session, site, channel, mask, metrics), SIGNATURE_SCHEME)
+    return SignedKeys(site=site, channel=channel.hex(), mask=mask.hex(), metrics=metrics, signature=signature.hex())
 
 
 def check_advertised_keys(session: SumSession, keys: SignedKeys, node_key: ec.EllipticCurvePublicKey) -> None:
@@ -79,8 +82,12 @@ def check_advertised_keys(session: SumSession, keys: SignedKeys, node_key: ec.El
     Raises:
         SecureSumError: `node_key` did not sign these keys for this site and session.
     """
-    signed = session.bind("keys", keys.site, bytes.fromhex(keys.channel), bytes.fromhex(keys.mask))
+    signed = _signed_keys(session, keys.site, bytes.fromhex(keys.channel), bytes.fromhex(keys.mask), keys.metrics)
     _check_signature(node_key, keys.signature, signed, f"the keys of {keys.site} are not those that it signed for this sum")
+
+
+def _signed_keys(session: SumSession, site: str, channel: bytes, mask: bytes, metrics: bool) -> bytes:
+    return session.bind("keys", site, channel, mask, "metrics" if metrics else "no metrics")
 
 
 def digest_keys(session: SumSession, keys: Collection[SignedKeys]) -> bytes:
@@ -94,7 +101,8 @@ def digest_keys(session: SumSession, keys: Collection[SignedKeys]) -> bytes:
         32 bytes.
     """
     digest = hashes.Hash(hashes.SHA256())
-    parts = [part for signed in sorted(keys, key=lambda keys: keys.site) for part in (signed.site, signed.channel, signed.mask)]
+    ordered = sorted(keys, key=lambda keys: keys.site)
+    parts = [part for signed in ordered for part in (signed.site, signed.channel, signed.mask, str(signed.metrics))]
     digest.update(session.bind("all keys", *parts))
     return digest.finalize()
 

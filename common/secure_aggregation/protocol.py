@@ -93,11 +93,12 @@ Parcel = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){28,200}$")]
 
 
 class SignedKeys(Section):
-    """A site's two public keys of one sum."""
+    """A site's two public keys of one sum, and whether loss and accuracy of its training will be in its vector."""
 
     site: Site
     channel: Key
     mask: Key
+    metrics: bool = True
     signature: Signature
 
 

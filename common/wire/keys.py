@@ -189,11 +189,43 @@ def certificate_validity(path: Path) -> tuple[datetime, datetime]:
     Raises:
         ConfigError: the file is missing or holds no certificate.
     """
-    try:
-        certificate = x509.load_pem_x509_certificate(_read(path, "certificate"))
-    except ValueError:
-        raise ConfigError(f"{path}: expected a certificate in PEM, got something else") from None
+    certificate = parse_certificate(_read(path, "certificate"), str(path))
     return certificate.not_valid_before_utc, certificate.not_valid_after_utc
+
+
+def parse_certificate(content: bytes, source: str) -> x509.Certificate:
+    """Parses a certificate.
+
+    Args:
+        content: PEM; the first one counts.
+        source: where it came from; the error begins with it.
+
+    Raises:
+        ConfigError: it is no certificate.
+    """
+    try:
+        return x509.load_pem_x509_certificate(content)
+    except ValueError:
+        raise ConfigError(f"{source}: expected a certificate in PEM, got something else") from None
+
+
+def parse_tls_key(content: bytes, source: str) -> PrivateKey:
+    """Parses a private key as TLS libraries read it, see `private_pem`.
+
+    Args:
+        content: PEM (PKCS #8), without a password.
+        source: where it came from; the error begins with it.
+
+    Raises:
+        ConfigError: it is no such key, or has a password.
+    """
+    try:
+        key = serialization.load_pem_private_key(content, None)
+    except (ValueError, UnsupportedAlgorithm, TypeError):  # TypeError: it has a password
+        key = None
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{source}: expected a private key on P-384 in PEM without a password")
+    return key
 
 
 def _read(path: Path, kind: str) -> bytes:

@@ -78,14 +78,37 @@ def _tell(told: dict[str, Any], manifest: BundleManifest) -> None:
 def provision_command(
     federation: Annotated[Path, typer.Argument(help="YAML file of the federation, e.g. configs/federation.example.yaml.")],
     out: Annotated[Path, typer.Option(help="Folder of the kits and of the federation's certificate authority.")] = Path("kits"),
+    admit: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Take the public key (node.pub) that hospital NAME sent; may repeat."),
+    ] = None,
+    with_keys: Annotated[
+        bool,
+        typer.Option(
+            "--with-keys",
+            help="Make the hospitals' private keys here: whoever holds this folder or a kit can act as the hospital.",
+        ),
+    ] = False,
 ) -> None:
-    """Write a start-up kit for the coordinator, each hospital and each auditor. Run it again to add, renew or revoke."""
+    """Write a start-up kit for the coordinator, each hospital and each auditor. Run it again to add, admit, renew or revoke.
+
+    A hospital makes its key itself (`pneumofed site init`) and sends the public half, which --admit takes.
+    """
     from pneumofed.server.provisioning.provision import provision as write_kits
     from pneumofed.server.provisioning.schema import read_federation
 
-    reports = write_kits(read_federation(federation), out)
+    reports = write_kits(read_federation(federation), out, _named_files(admit or []), with_keys=with_keys)
     for report in reports:
         say(f"{report.name}: {report.outcome}{f'  {report.note}' if report.note else ''}")
     say(f"kits: {out}; hand each over on a way that nobody else reads, and keep {out / 'ca'} offline")
     if any(report.outcome == "revoked" for report in reports):
         say("revoked keys are refused as soon as the coordinator has its new kit and `pneumofed server start` ran again")
+
+
+def _named_files(pairs: list[str]) -> dict[str, Path]:
+    from pneumofed.common.errors import ConfigError
+
+    split = [pair.partition("=") for pair in pairs]
+    if wrong := [pair for pair, (name, _, file) in zip(pairs, split, strict=True) if not (name and file)]:
+        raise ConfigError(f"--admit {wrong[0]}: expected NAME=FILE, e.g. north=north.pub")
+    return {name: Path(file) for name, _, file in split}

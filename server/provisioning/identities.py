@@ -26,7 +26,7 @@ from pneumofed.server.provisioning.schema import AuditorParty, SiteParty
 
 @dataclass(frozen=True)
 class SiteIdentity:
-    """A site's key. `private` is None where it is not here: the hospital made it, or took its kit away."""
+    """A site's key. `private` is None where it is not here, as it should be: the hospital made it, or took its kit away."""
 
     name: str
     key: ec.EllipticCurvePublicKey
@@ -56,13 +56,19 @@ class Identities:
         self._out = out
         self._ca = out / "ca"
 
-    def site(self, site: SiteParty) -> SiteIdentity:
-        """Finds the site's key; makes a new one where it has none yet.
+    def site(self, site: SiteParty, admitted: Path | None = None, *, with_keys: bool = False) -> SiteIdentity | None:
+        """Finds the site's key; None where the hospital has not sent one yet.
+
+        Args:
+            site: as the federation file has it.
+            admitted: the public key that the hospital sent just now.
+            with_keys: make a pair here where there is none yet, whose private half travels in the kit.
 
         Raises:
             ConfigError: the key that the hospital sent cannot be read, was revoked, or is another site's.
         """
-        return self._sent(site, Path(site.public_key)) if site.public_key else self._made_here(site.name)
+        sent = admitted or site.public_key
+        return self._sent(site, Path(sent)) if sent else self._known_or_made(site.name, with_keys)
 
     def revoke_site(self, name: str) -> None:
         """Refuses the site's present key for good."""
@@ -119,14 +125,16 @@ class Identities:
         """Lists the auditors that have a token."""
         return {path.stem for path in (self._ca / "auditors").glob("*.sha256")}
 
-    def _made_here(self, name: str) -> SiteIdentity:
+    def _known_or_made(self, name: str, with_keys: bool) -> SiteIdentity | None:
         known, private = self._site_file(name), self._out / name / "keys" / "node"
         if known.is_file():
             key = read_public_key(known)
-            if not private.is_file():
-                return SiteIdentity(name, key, None)
-            if read_private_key(private).public_key() == key:
+            if private.is_file() and read_private_key(private).public_key() == key:
                 return SiteIdentity(name, key, private.read_bytes())
+            if not private.is_file() or not with_keys:
+                return SiteIdentity(name, key, None)
+        if not with_keys:
+            return None
         pair = NodeKey.generate(name)
         write_private(known, pair.public)
         return SiteIdentity(name, read_public_key(known), pair.private)

@@ -70,13 +70,13 @@ def coordinator_kit(
     return Kit("coordinator", files, gone=tuple(f"sites/{site.name}.pub" for site in config.sites if site.revoked))
 
 
-def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity, authority: Authority, out: Path) -> Kit:
-    """Builds a hospital's kit; without a private key where the hospital made its own.
+def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity | None, authority: Authority, out: Path) -> Kit:
+    """Builds a hospital's kit; without a private key where the hospital makes its own.
 
     Args:
         config: of the federation.
         site: the hospital.
-        identity: its key.
+        identity: its key; None before it has sent one.
         authority: issues its certificate where mutual TLS is on.
         out: folder of all kits; a certificate that lies there is kept while it is good.
     """
@@ -87,21 +87,23 @@ def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity, 
         "port": config.coordinator.port,
         "contact": config.coordinator.contact,
         "mutual_tls": config.mutual_tls,
-        "own_key": identity.private is None,
-        "fingerprint": identity.fingerprint,
+        "own_key": identity is None or identity.private is None,
+        "fingerprint": identity.fingerprint if identity else "",
     }
     files = {
         "site.yaml": _text("site/site.yaml", words, keep=True),
         "policy.yaml": KitFile(default_policy().encode(), keep=True),
         "connection.yaml": _text("site/connection.yaml", words),
         "keys/ca.crt": KitFile(authority.pem),
-        "keys/node.pub": KitFile(identity.public),
         "start.sh": _text("site/start.sh", words, EXECUTABLE_MODE),
         f"pneumofed-{site.name}.service": _text("site/pneumofed-site.service", words),
         "compose.yaml": _text("site/compose.yaml", words),
         ".dockerignore": _text("dockerignore", words),
         "README.md": _text("site/README.md", words),
     }
+    if identity is None:
+        return Kit(site.name, files, gone=("keys/client.crt", "keys/node.pub"))
+    files["keys/node.pub"] = KitFile(identity.public)
     files |= _secrets_of(config, site, identity, authority, out)
     return Kit(site.name, files, gone=_outdated(identity, out / site.name / "keys"))
 

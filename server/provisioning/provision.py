@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,8 @@ from pneumofed.server.provisioning.parties import auditor_kit, coordinator_kit, 
 from pneumofed.server.provisioning.schema import AuditorParty, FederationConfig, SiteParty
 
 Outcome = Literal["written", "unchanged", "handed over", "revoked"]
+NO_KEY = "no key yet; admit the one that the hospital sends: pneumofed provision ... --admit {0}={0}.pub"
+HOLDS_KEY = "; the kit holds the site's PRIVATE key: whoever reads it can act as this site"
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,19 @@ class PartyReport:
     note: str = ""
 
 
-def provision(config: FederationConfig, out: Path) -> list[PartyReport]:
+def provision(
+    config: FederationConfig, out: Path, admitted: Mapping[str, Path] | None = None, *, with_keys: bool = False
+) -> list[PartyReport]:
     """Writes the kits of `config` into `out`, and reports what happened to each.
 
-    A kit that is no longer in `out` was handed over: it is left alone, since its private key is elsewhere by now.
+    No private key of a site is made here unless `with_keys`: `pneumofed site init` makes it at the hospital. A kit that is no longer in
+    `out` was handed over: it is left alone until the site's key changes.
 
     Args:
         config: of the federation; a party is never left out of it, only marked as revoked.
         out: folder of the kits and, in `ca/`, of the certificate authority.
+        admitted: public keys that hospitals sent, by site; each is the site's from now on, and its old one is refused.
+        with_keys: make the keys of sites that have none here, so that whoever holds `out` or a kit can act as the site.
 
     Returns:
         One report a party: coordinator, sites, auditors, then those that are revoked.
@@ -42,25 +49,45 @@ def provision(config: FederationConfig, out: Path) -> list[PartyReport]:
     Raises:
         ConfigError: `out` belongs to another federation, a known party is missing in `config`, or a key cannot be used.
     """
+    admitted = admitted or {}
+    _check_admitted(config, admitted)
     authority = open_authority(out / "ca", config.name, datetime.now(UTC) + timedelta(days=config.ca_validity_days))
     identities = Identities(out)
     _check_none_vanished(config, identities)
     revoked = _revoke(config, identities, out)
-    sites = {site.name: identities.site(site) for site in config.sites if not site.revoked}
+    present = [site for site in config.sites if not site.revoked]
+    found = {site.name: identities.site(site, admitted.get(site.name), with_keys=with_keys) for site in present}
+    sites = {name: identity for name, identity in found.items() if identity is not None}
     tokens = {auditor.name: identities.auditor(auditor) for auditor in config.auditors if not auditor.revoked}
     key_roster = identities.key_roster(sites, authority)
     reports = [_report(out, coordinator_kit(config, authority, sites, tokens, out, key_roster), "holds no site's private key")]
-    reports += [_provision_site(config, site, sites[site.name], authority, out) for site in config.sites if site.name in sites]
+    for site in present:
+        handed_over = site.public_key is None and site.name not in admitted and not (out / site.name).is_dir()
+        reports.append(_provision_site(config, site, found[site.name], authority, out, handed_over))
     reports += [_provision_auditor(config, a, tokens[a.name], authority, out) for a in config.auditors if a.name in tokens]
     return reports + revoked
 
 
 def _provision_site(
-    config: FederationConfig, site: SiteParty, identity: SiteIdentity, authority: Authority, out: Path
+    config: FederationConfig, site: SiteParty, identity: SiteIdentity | None, authority: Authority, out: Path, handed_over: bool
 ) -> PartyReport:
-    if identity.private is None and site.public_key is None:
+    kit = site_kit(config, site, identity, authority, out)
+    if identity is None:
+        return _report(out, kit, NO_KEY.format(site.name))
+    if identity.private is None and handed_over:
         return PartyReport(site.name, "handed over", identity.fingerprint)
-    return _report(out, site_kit(config, site, identity, authority, out), identity.fingerprint)
+    return _report(out, kit, identity.fingerprint + (HOLDS_KEY if identity.private is not None else ""))
+
+
+def _check_admitted(config: FederationConfig, admitted: Mapping[str, Path]) -> None:
+    present = {site.name: site for site in config.sites if not site.revoked}
+    for name in admitted:
+        if name not in present:
+            raise ConfigError(f"the key of '{name}' cannot be admitted: the federation file has no such site, or it is revoked")
+        if present[name].public_key is not None:
+            raise ConfigError(
+                f"site {name}: the federation file names its public_key; change it there, or take it away to admit one"
+            )
 
 
 def _provision_auditor(

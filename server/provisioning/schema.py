@@ -35,8 +35,8 @@ class SiteParty(Section):
     name: Name
     contact: Contact = ""
     public_key: str | None = None
-    """The public key (`node.pub`) that the hospital made itself, relative to this file. Unset, the pair is made here and its
-    private half travels in the kit."""
+    """The public key (`node.pub`) that the hospital sent, relative to this file. Unset, the one that was admitted last
+    (`pneumofed provision --admit`)."""
     revoked: bool = False
     """The site's key is refused from the next `pneumofed provision` and start on, for good: a site that comes back gets a new key."""
 

@@ -88,7 +88,8 @@ class Collector:
         Raises:
             SecureSumError: fewer sites than the threshold answered; so too in the steps after this one.
         """
-        self._require(len(self.keys), len(self.drawn), "sent keys")
+        judging = self.session.purpose == "evaluate"  # those that withhold their statistics say so now and are not counted
+        self._require(len(self.keys), len(self.keys) if judging else len(self.drawn), "sent keys")
         keys = [self.keys[site] for site in sorted(self.keys)]
         self.holders = neighbourhoods(list(self.keys), self.cfg, digest_keys(self.session, keys))
         return {site: self._step("share", keys=keys) for site in self.keys}

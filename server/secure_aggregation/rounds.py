@@ -180,7 +180,7 @@ def _describe(mean: MeanUpdate, codec: UpdateCodec) -> dict[str, Any]:
     sums, seen = asdict(mean.sums), mean.sums.seen
     means = {"train_loss": mean.sums.loss / seen, "train_accuracy": mean.sums.correct / seen} if seen else {}
     counts = {"images": sums["images"], "classes": sums["classes"], "clipped": mean.clipped}
-    return {**counts, **means, "error_bound": codec.error_bound(mean.sums.images)}
+    return {**counts, **means, "error_bound": codec.error_bound(mean.weight)}
 
 
 @dataclass(frozen=True)

@@ -146,6 +146,11 @@ class RealFederation:
             **federation,
         }
         self.provision()
+        for name in sources:
+            self.make_site(name)
+        self.provision(*(f"--admit={name}={self.site(name) / 'keys' / 'node.pub'}" for name in sources))
+        for name in sources:
+            self.make_site(name)  # the kit again: with mutual TLS it now holds the site's certificate
         self.coordinator = folder / "coordinator"
         self.install_coordinator_kit()
         write_manifest(test or draw_manifest(folder / "test-images", 10, seed=1000), folder / "test.csv")
@@ -154,15 +159,17 @@ class RealFederation:
         for name, source in sources.items():
             self.install_site(name, source)
 
-    def provision(self) -> None:
+    def provision(self, *options: str) -> None:
         self.federation_file.write_text(yaml.safe_dump(self.federation))
-        call("provision", str(self.federation_file), "--out", str(self.folder / "kits"))
+        call("provision", str(self.federation_file), "--out", str(self.folder / "kits"), *options)
 
     def install_coordinator_kit(self) -> None:
         shutil.copytree(self.folder / "kits" / "coordinator", self.coordinator, dirs_exist_ok=True)
 
-    def install_site(self, name: str, source: Source) -> None:
+    def make_site(self, name: str) -> None:
         call("site", "init", str(self.site(name)), "--kit", str(self.folder / "kits" / f"{name}.tar.gz"))
+
+    def install_site(self, name: str, source: Source) -> None:
         self.change_yaml(self.site(name) / "site.yaml", device="cpu", threads=1)
         self.change_yaml(self.site(name) / "policy.yaml", min_patients=2, min_patients_private=2, min_validation_patients=1)
         call("site", "data", "add", *source.arguments, "--site", str(self.site(name)))

@@ -296,7 +296,7 @@ class Maker:
         coordinator = {"hosts": ["127.0.0.1"], "port": ports[0], "loopback": loopback}
         content = {"name": "former", "coordinator": coordinator, "sites": [{"name": name} for name in names]}
         (self.root / "federation.yaml").write_text(json.dumps(content))  # JSON is YAML
-        self.call("provision", "federation.yaml", "--out", "kits")
+        self.call("provision", "federation.yaml", "--out", "kits", "--with-keys")
         shutil.copytree(self.root / "kits" / "coordinator", self.root / "coordinator")
         test = self.root / "finished" / "coordinator" / "test.csv"
         shutil.copy(test, self.root / "coordinator" / "test.csv")

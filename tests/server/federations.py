@@ -132,7 +132,8 @@ def open_gateway(place: CoordinatorFolder) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def make_kits(config: FederationConfig, out: Path) -> CoordinatorFolder:
-    provision(config, out)
+    """Kits with the sites' keys, which a test plays the sites with."""
+    provision(config, out, with_keys=True)
     return CoordinatorFolder((out / "coordinator").resolve())
 
 

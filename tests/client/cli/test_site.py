@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import stat
@@ -20,39 +19,17 @@ from typer.testing import CliRunner
 from pneumofed.client.cli.site import app
 from pneumofed.client.site import service
 from pneumofed.client.site.folder import SiteFolder
-from pneumofed.client.site.init import MAX_KIT_FILES, init_by_hand, init_from_kit
+from pneumofed.client.site.init import init_by_hand, init_from_kit
+from pneumofed.client.site.kit import MAX_KIT_FILES
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.processes import Daemon, started_at
 from pneumofed.common.wire.keys import read_private_key, read_public_key
 from tests.client.complete_site import make_site
+from tests.client.kits import archive, kit_files, special
 
 SLEEPER = "import time, sys; print('up', flush=True); time.sleep(600)"
-
-
-def archive(path: Path, members: dict[str, Any]) -> Path:
-    """A .tar.gz of texts, or of `TarInfo` as they are."""
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members.items():
-            if isinstance(content, tarfile.TarInfo):
-                tar.addfile(content)
-                continue
-            info = tarfile.TarInfo(name)
-            info.size, info.mode = len(content), 0o700 if name.endswith(".sh") else 0o644
-            tar.addfile(info, io.BytesIO(content.encode()))
-    return path
-
-
-def kit_files(top: str = "north/") -> dict[str, Any]:
-    return {
-        f"{top}site.yaml": "name: north\nmanifest: data/manifest.csv\nwork_dir: work\npolicy: policy.yaml\n",
-        f"{top}connection.yaml": "coordinator: example.org:9443\n",
-        f"{top}policy.yaml": "min_patients: 30\n",
-        f"{top}keys/node": "the kit's key",
-        f"{top}keys/ca.crt": "certificate",
-        f"{top}start.sh": "#!/bin/sh\n",
-    }
 
 
 def test_a_kit_becomes_a_private_site_folder(tmp_path: Path) -> None:
@@ -76,7 +53,7 @@ def test_what_is_the_hospitals_own_stays_when_a_kit_comes_again(tmp_path: Path) 
     kit = archive(tmp_path / "kit.tar.gz", kit_files())
     init_from_kit(tmp_path / "site", kit)
     (tmp_path / "site" / "policy.yaml").write_text("min_patients: 99\n")
-    assert "policy.yaml" in init_from_kit(tmp_path / "site", kit)
+    assert "policy.yaml" in init_from_kit(tmp_path / "site", kit).kept
     assert SiteFolder.open(tmp_path / "site").policy.min_patients == 99
 
 
@@ -86,12 +63,6 @@ def test_a_kit_with_another_key_changes_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="another key"):
         init_from_kit(tmp_path / "site", archive(tmp_path / "kit.tar.gz", kit_files()))
     assert (tmp_path / "site" / "keys" / "node").read_bytes() == before
-
-
-def special(name: str, kind: bytes, target: str = "/etc/passwd") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, target
-    return info
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from tests.tiny import tiny_experiment
 NOON = ArrivalFacts(datetime(2026, 3, 2, 12, 0))
 PLAIN = RunRequest.of(tiny_experiment(), "train", "run-7", 3)
 PRIVATE = replace(PLAIN, private=True, unit="image", target_epsilon=4.0, delta=1e-3)
+SUMMED = RunRequest.of(tiny_experiment(secure_aggregation={"enabled": True}), "train", "run-7", 3)
 SPENDING = Spending(lineage=3.0, study=2.0, level="image", delta=1e-3, patients=100)
 
 REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
@@ -44,6 +45,25 @@ REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
     ({"strategies": ["krum"]}, PLAIN, NOON, "the run uses fedavg; allowed are krum"),
     ({"models": []}, PLAIN, NOON, "the run trains small_cnn; allowed are none"),
     ({"require_secure_aggregation": True}, PLAIN, NOON, "the run does not use secure aggregation"),
+    (
+        {"min_sum_threshold": 0.7},
+        SUMMED,
+        NOON,
+        "secure_aggregation.threshold is 0.67; at least 0.7 is asked for",
+    ),
+    (
+        {"max_weight_in_sum": 0.3},
+        SUMMED,
+        NOON,
+        "one site could be 0.5 of the sum; at most 0.3 is allowed (secure_aggregation.largest_weight, and enough sites)",
+    ),
+    (
+        {"max_sum_step": 1e-9},
+        SUMMED,
+        NOON,
+        "with 3 sites an update is rounded to steps of 2.79e-07; at most 1e-09 is allowed (a smaller secure_aggregation.clip_norm, or "
+        "bits: 64)",
+    ),
     ({"quiet_hours": ["11:30-12:30"]}, PLAIN, NOON, "it is 12:00 here, within the quiet hours 11:30-12:30"),
     ({"max_rounds_per_day": 2}, PLAIN, RoundsBegun(2), "2 rounds in the last 24 hours, the limit is 2"),
     ({"min_patients": 10}, PLAIN, TrainingData(9), "9 training patients, at least 10 are needed"),
@@ -88,13 +108,8 @@ def test_each_rule_refuses_and_names_its_key(values: dict[str, Any], request_: R
 
 
 def test_every_key_that_restricts_a_run_has_an_example() -> None:
-    not_judged = {
-        "approved_apps",
-        "withhold",
-        "count_noise",
-        "score_bins",
-        "open_statistics",
-    }  # the gate's, and what leaves with an answer
+    not_judged = {"approved_apps", "withhold", "count_noise", "score_bins", "open_statistics"}  # the gate's, and what leaves
+    not_judged |= {"min_sites_in_sum", "min_neighbours"}  # in the steps of a sum: see test_sum_terms.py
     assert {key for values, *_ in REFUSED for key in values} == set(yaml.safe_load(default_policy())) - not_judged
 
 

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pneumofed.common.config.experiment import SecureAggregationConfig
-from pneumofed.common.errors import ConfigError, SecureSumError
-from pneumofed.common.secure_aggregation.masking import SumVector
-from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec
+from pneumofed.common.errors import SecureSumError
+from pneumofed.common.secure_aggregation.masking import SumVector, threshold
+from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec, largest_share
 from pneumofed.common.wire.messages import ModelArrays
 
-LENGTHS = st.floats(0.0, 30.0)
+LENGTHS = st.floats(0.01, 30.0)
 
 
 def codec(sites: int, **changes: object) -> UpdateCodec:
@@ -48,7 +48,7 @@ def test_the_mean_is_the_weighted_mean_to_the_stated_bound(sites: list[tuple[int
     chosen = codec(len(sites), bits=bits)
     parts = [(difference(seed, length), sums(images)) for seed, images, length in sites]
     mean = chosen.decode(total(chosen, parts))
-    images = np.array([images for _, images, _ in sites], float)
+    images = np.array([chosen.weight(images) for _, images, _ in sites], float)
     norms = np.array([max(np.linalg.norm(arrays.parameters.astype(float)), 1e-9) for arrays, _ in parts])
     shrink = np.minimum(1.0, 10.0 / norms)
     stack = np.stack([arrays.parameters.astype(float) for arrays, _ in parts])
@@ -57,8 +57,9 @@ def test_the_mean_is_the_weighted_mean_to_the_stated_bound(sites: list[tuple[int
     assert np.abs(mean.arrays.parameters - wanted).max() <= chosen.error_bound(int(images.sum())) + rounding
     statistics = images @ np.stack([arrays.statistics.astype(float) for arrays, _ in parts]) / images.sum()
     assert np.abs(mean.arrays.statistics - statistics).max() <= 2**-17 * len(sites) / images.sum() + 1e-5
-    assert mean.sums.images == images.sum()
-    assert mean.sums.loss == pytest.approx(0.7 * images.sum(), abs=len(sites) * 1e-6)
+    assert mean.weight == images.sum()
+    assert mean.sums.images == sum(images for _, images, _ in sites)
+    assert mean.sums.loss == pytest.approx(0.7 * mean.sums.images, abs=len(sites) * 1e-6)
     assert mean.clipped == (shrink < 1).sum()
 
 
@@ -72,9 +73,27 @@ def test_the_largest_updates_of_all_sites_do_not_overflow() -> None:
     assert mean.clipped == 7
 
 
-def test_a_site_with_more_images_than_agreed_takes_no_part() -> None:
-    with pytest.raises(ConfigError, match="max_examples is 1000"):
-        codec(3).encode(difference(0, 1.0), sums(1001))
+@given(
+    images=st.lists(st.integers(1, 100_000), min_size=3, max_size=40),
+    share=st.floats(0.05, 1.0),
+    threshold_=st.sampled_from([0.51, 0.67, 0.8, 1.0]),
+    most=st.integers(1, 65536),
+)
+def test_no_site_is_more_than_the_largest_share_whoever_drops_out(
+    images: list[int], share: float, threshold_: float, most: int
+) -> None:
+    chosen = codec(len(images), largest_weight=share, threshold=threshold_, max_examples=most)
+    stay = threshold(len(images), threshold_)
+    weights = sorted(chosen.weight(count) for count in images)
+    worst = weights[-1] / (weights[-1] + sum(weights[: stay - 1]))  # the others that stay are those that count least
+    assert worst <= largest_share(chosen.cfg, len(images)) + 1e-12
+    assert largest_share(chosen.cfg, len(images)) <= max(share, 1 / stay) + 1e-12
+
+
+def test_an_update_that_rounding_takes_away_never_enters_a_sum() -> None:
+    for lost in (difference(0, 1e-8), ModelArrays(np.zeros(40, np.float32), np.zeros(6, np.float32))):
+        with pytest.raises(SecureSumError, match="rounding leaves"):
+            codec(3).encode(lost, sums(10))
 
 
 def test_values_that_are_no_numbers_never_enter_a_sum() -> None:

@@ -49,7 +49,7 @@ class Federation:
 
     def change(self, **changes: object) -> None:
         self.config = changed(self.config, **changes)
-        provision(self.config, self.kits)
+        provision(self.config, self.kits, with_keys=True)
 
     def site(self, name: str) -> processes.SiteStatus:
         return next(site for site in processes.process_status(self.folder).sites if site.name == name)

@@ -22,6 +22,7 @@ from cryptography.x509.verification import PolicyBuilder, Store
 from typer import Typer
 from typer.testing import CliRunner
 
+from pneumofed.client.site.init import init_from_kit
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig, SitePolicy
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import ConfigError, SecureSumError
@@ -36,7 +37,8 @@ from pneumofed.common.wire.keys import (
 )
 from pneumofed.server.cli.study import provision_command as command
 from pneumofed.server.operations.settings import CoordinatorFolder
-from pneumofed.server.provisioning.provision import provision
+from pneumofed.server.provisioning.provision import PartyReport
+from pneumofed.server.provisioning.provision import provision as provision_by_default
 from pneumofed.server.provisioning.schema import FederationConfig, read_federation
 from tests.server.federations import changed, federation
 
@@ -45,6 +47,11 @@ AUDITORS = [{"name": "board"}]
 EXAMPLE = Path(__file__).parents[3] / "configs" / "federation.example.yaml"
 
 Snapshot = dict[str, tuple[bytes, int]]
+
+
+def provision(config: FederationConfig, out: Path) -> list[PartyReport]:
+    """Kits that hold the keys of their sites."""
+    return provision_by_default(config, out, with_keys=True)
 
 
 def snapshot(folder: Path) -> Snapshot:
@@ -320,14 +327,13 @@ class TestOwnKey:
         certificate = x509.load_pem_x509_certificate((tmp_path / "kits/alpha/keys/client.crt").read_bytes())
         assert certificate.public_key() == read_private_key(public.with_suffix("")).public_key()
 
-    @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
-    def test_the_command_in_the_readme_turns_the_key_into_one_for_tls(self, tmp_path: Path, public: Path) -> None:
+    def test_the_site_turns_its_key_into_one_for_tls(self, tmp_path: Path, public: Path) -> None:
         provision(self.config(public, mutual_tls=True), tmp_path / "kits")
-        kit = tmp_path / "kits" / "alpha"
-        shutil.copy(public.with_suffix(""), kit / "keys" / "node")
-        (line,) = re.findall(r"`(cp keys/node.*)`", (kit / "README.md").read_text())
-        subprocess.run(line, shell=True, cwd=kit, check=True)
-        ssl.create_default_context().load_cert_chain(kit / "keys" / "client.crt", kit / "keys" / "client.key")
+        site = tmp_path / "hospital-folder"
+        init_from_kit(site, tmp_path / "kits" / "alpha.tar.gz")
+        shutil.copy(public.with_suffix(""), site / "keys" / "node")
+        init_from_kit(site, tmp_path / "kits" / "alpha.tar.gz")
+        ssl.create_default_context().load_cert_chain(site / "keys" / "client.crt", site / "keys" / "client.key")
 
     def test_a_key_made_here_before_leaves_the_kit(self, tmp_path: Path, public: Path) -> None:
         out = tmp_path / "kits"
@@ -377,14 +383,14 @@ class TestCommand:
 
     def test_no_secret_is_shown_or_logged(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.DEBUG)
-        shown = self.run(str(EXAMPLE), "--out", str(tmp_path / "kits")) + caplog.text
+        shown = self.run(str(EXAMPLE), "--out", str(tmp_path / "kits"), "--with-keys") + caplog.text
         names = {"node", "server.key", "ca.key", "superexec.secret", "token"}
         secrets = [line for path in files_of(tmp_path) if path.name in names for line in path.read_text().splitlines()]
         assert len(secrets) > 20
         assert not [line for line in secrets if line in shown]
 
     def test_each_key_is_shown_by_its_fingerprint(self, tmp_path: Path) -> None:
-        shown = self.run(str(EXAMPLE), "--out", str(tmp_path))
+        shown = self.run(str(EXAMPLE), "--out", str(tmp_path), "--with-keys")
         assert key_fingerprint(read_public_key(tmp_path / "river-clinic" / "keys" / "node.pub")) in shown
 
 

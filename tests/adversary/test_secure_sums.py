@@ -1,0 +1,216 @@
+"""Promise: with secure aggregation a hostile coordinator learns sums in which every site has its share, and no site's own vector."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pneumofed.client.federation.sum_terms import broken_term
+from pneumofed.common.config.experiment import SecureAggregationConfig
+from pneumofed.common.config.parties import SitePolicy
+from pneumofed.common.errors import PolicyError, RoundError, SecureSumError
+from pneumofed.common.secure_aggregation.key_agreement import digest_keys, own_mask, pair_mask, sign_survivors
+from pneumofed.common.secure_aggregation.masking import SumVector, join_shares, threshold
+from pneumofed.common.secure_aggregation.protocol import Shares, Step, unpack_masked, unpack_reply
+from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec, largest_share
+from pneumofed.common.wire.messages import ModelArrays
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import RoundRecord
+from tests.secure_parties import MODEL, SHAPE, Parties, random_vector
+from tests.tiny import TinyFederation, there, tiny_experiment
+
+FIVE = ["alpha", "beta", "gamma", "delta", "epsilon"]
+VICTIM, COLLUDER = "alpha", "epsilon"
+FIRST, SECOND = ["alpha", "beta", "epsilon"], ["delta", "epsilon", "gamma"]
+"""Two stories about who survived; the colluder is in both."""
+
+
+def terms(**changes: Any) -> SecureAggregationConfig:
+    return SecureAggregationConfig.model_validate({"enabled": True, **changes})
+
+
+def parties(folder: Path, policy: SitePolicy | None, **changes: Any) -> Parties:
+    made = Parties(folder, FIVE, terms(**changes), {name: random_vector(number) for number, name in enumerate(FIVE)})
+    if policy is not None:
+        made.policy = policy
+        made.sites = {name: replace(site, policy=policy) for name, site in made.sites.items()}
+    return made
+
+
+def tell_two_stories(chosen: Parties) -> SumVector:
+    """The victim's vector in the clear, by a coordinator with one site on its side that names two sets of survivors."""
+    chosen.run(until="mask")
+    collector, keys = chosen.collector, chosen.collector.keys
+    with chosen.sites[COLLUDER].folder.step(chosen.session, "masked") as memory:
+        held = memory.held[VICTIM]
+    given: dict[str, Shares] = {}
+    for story in (FIRST, SECOND):
+        signed = sign_survivors(chosen.session, digest_keys(chosen.session, keys.values()), story, chosen.node_keys[COLLUDER])
+        signatures = {COLLUDER: signed}
+        honest = [name for name in story if name != COLLUDER]
+        for name in honest:
+            reply = chosen.answer(name, collector._step("confirm", survivors=story))
+            signatures[name] = str(yaml.safe_load(str(reply.config_records["secure"]["reply"]))["signature"])
+        for name in honest:
+            given[name] = unpack_reply(chosen.answer(name, collector._step("unmask", signatures=signatures)), Shares)
+    places = {name: place for place, name in enumerate(sorted(FIVE), start=1)}
+    seeds = {places[name]: bytes.fromhex(given[name].seeds[VICTIM]) for name in FIRST if name != COLLUDER}
+    masks = {places[name]: bytes.fromhex(given[name].keys[VICTIM]) for name in SECOND if name != COLLUDER}
+    seeds[places[COLLUDER]], masks[places[COLLUDER]] = bytes.fromhex(held.seed), bytes.fromhex(held.key)
+    least = threshold(5, chosen.cfg.threshold)
+    private, vector = join_shares(masks, least), unpack_masked(chosen.seen[f"mask {VICTIM}"], SHAPE)
+    vector.add_mask(own_mask(chosen.session, join_shares(seeds, least), VICTIM), subtract=True)
+    for name in set(FIVE) - {VICTIM}:
+        key, subtracted = pair_mask(chosen.session, private, keys[VICTIM], keys[name], MODEL)
+        vector.add_mask(key, subtract=not subtracted)
+    return vector
+
+
+def test_a_threshold_of_half_would_give_a_vector_away_and_no_site_accepts_it(tmp_path: Path) -> None:
+    lax = parties(tmp_path / "lax", None, threshold=0.51)
+    np.testing.assert_array_equal(tell_two_stories(lax).body, lax.vectors[VICTIM].body)  # what the floor is for
+    with pytest.raises(PolicyError) as refused:
+        tell_two_stories(parties(tmp_path / "strict", SitePolicy(), threshold=0.51))
+    assert refused.value.rule == "min_sum_threshold"
+
+
+def test_two_stories_at_the_accepted_threshold_give_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SecureSumError, match="3 sites, 4 are needed"):
+        tell_two_stories(parties(tmp_path, SitePolicy()))
+
+
+@pytest.mark.parametrize("sites", range(3, 120))
+def test_two_sets_that_enough_sites_confirm_share_more_than_a_third_of_them(sites: int) -> None:
+    assert 3 * threshold(sites, SitePolicy().min_sum_threshold) > 2 * sites
+
+
+def test_a_site_that_says_it_adds_metrics_cannot_be_made_to_say_otherwise(tmp_path: Path) -> None:
+    chosen = parties(tmp_path, SitePolicy())
+    chosen.run(until="advertise")
+    steps = chosen.collector.share()
+    swapped = [keys.model_copy(update={"metrics": keys.site != "beta"}) for keys in steps["alpha"].keys]
+    with pytest.raises(SecureSumError, match="the keys of beta are not those that it signed"):
+        chosen.answer("alpha", steps["alpha"].model_copy(update={"keys": swapped}))
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"),
+    [("mask", {"senders": FIVE[:4]}), ("confirm", {"survivors": FIVE[:4]})],
+)
+def test_a_sum_of_fewer_sites_than_the_policy_asks_for_is_not_helped_with(
+    tmp_path: Path, stage: str, change: dict[str, list[str]]
+) -> None:
+    chosen = parties(tmp_path, SitePolicy(min_sites_in_sum=5))
+    chosen.run(until="share" if stage == "mask" else "mask")
+    step: Step = (chosen.collector.mask() if stage == "mask" else chosen.collector.confirm(1))["alpha"]
+    with pytest.raises(PolicyError) as refused:
+        chosen.answer("alpha", step.model_copy(update=change))
+    assert refused.value.rule == "min_sites_in_sum"
+
+
+IMAGES = (3000, 300, 250)
+
+
+def encoded(cfg: SecureAggregationConfig, size: float) -> list[SumVector]:
+    """Vectors of a large and two small sites; `size` is the deviation of a parameter's difference."""
+    codec = UpdateCodec(cfg, 20_000, 0, 2, len(IMAGES))
+    vectors = []
+    for number, images in enumerate(IMAGES):
+        drawn = (np.random.default_rng(number).standard_normal(20_000) * size).astype(np.float32)
+        empty = np.zeros(0, np.float32)
+        vectors.append(codec.encode(ModelArrays(drawn, empty), TrainingSums(images, images, 0, 0.0, (images, 0))))
+    return vectors
+
+
+def places_of_the_largest(vectors: list[SumVector]) -> float:
+    """In how many places, as a share, the sum is the largest site's word."""
+    total = vectors[0].body + vectors[1].body + vectors[2].body
+    return float((total == vectors[0].body).mean())
+
+
+def test_a_clip_norm_that_rounds_the_small_sites_away_is_not_accepted() -> None:
+    for rule in (broken_term(SitePolicy(), terms(clip_norm=1e5)), broken_term(SitePolicy(), terms(clip_norm=1e5), 3)):
+        assert rule is not None and rule[0] == "max_sum_step"
+    with pytest.raises(SecureSumError, match="rounding leaves"):
+        encoded(terms(clip_norm=1e5, max_examples=65536), 3e-5)
+    accepted = terms(clip_norm=3e4)
+    assert broken_term(SitePolicy(), accepted, 3) is None
+    with pytest.raises(SecureSumError, match="rounding leaves"):  # what the ceiling lets through is judged on the update itself
+        encoded(accepted, 1e-5)
+    assert places_of_the_largest(encoded(accepted, 1e-4)) < 0.3
+    assert places_of_the_largest(encoded(terms(), 1e-4)) < 0.01
+
+
+@pytest.mark.parametrize("most", [1, 100, 2048, 2**20])
+def test_the_largest_site_is_at_most_half_of_the_mean_whatever_max_examples_is(most: int) -> None:
+    cfg = terms(max_examples=most)
+    codec = UpdateCodec(cfg, 1, 0, 2, 3)
+    weights = [codec.weight(images) for images in IMAGES]
+    assert max(weights) <= sum(weights) / 2
+    rule = broken_term(SitePolicy(), terms(max_examples=most, largest_weight=0.9))
+    assert rule is not None and rule[0] == "max_weight_in_sum"
+
+
+def test_equal_weights_are_too_much_where_the_policy_asks_for_more_sites() -> None:
+    assert largest_share(terms(largest_weight=0.1), 5) == pytest.approx(1 / 4)
+    rule = broken_term(SitePolicy(max_weight_in_sum=0.1), terms(largest_weight=0.1), 5)
+    assert rule is not None and rule[0] == "max_weight_in_sum"
+
+
+def test_few_neighbours_are_refused_and_small_sums_need_all() -> None:
+    rule = broken_term(SitePolicy(), terms(neighbours=4), 60)
+    assert rule is not None and rule[0] == "min_neighbours"
+    assert broken_term(SitePolicy(), terms(clip_norm=10.0), 60) is None
+    assert broken_term(SitePolicy(min_neighbours=40), terms(), 5) is None
+
+
+def federation(folder: Path, sites: int, policies: dict[int, dict[str, Any]]) -> TinyFederation:
+    made = TinyFederation(folder, sites=sites)
+    made.give_identities()
+    for number, policy in policies.items():
+        site, file = made.sites / f"{number}.yaml", made.sites / f"site-{number}" / "policy.yaml"
+        file.write_text(yaml.safe_dump({"min_patients": 2, **policy}))
+        site.write_text(f"{site.read_text()}policy: {file}\n")
+    return made
+
+
+def round_of(made: TinyFederation, name: str) -> RoundRecord:
+    (only,) = RunFolder(made.folder / name).read_history()
+    return only
+
+
+def experiment(**changes: Any) -> Any:
+    secure = {"enabled": True, "stage_timeout_sec": 5.0, **changes}
+    return tiny_experiment(rounds=1, secure_aggregation=secure)
+
+
+@pytest.mark.parametrize(("sites", "judged"), [(4, None), (5, ("site-2", "site-3", "site-4"))])
+def test_sites_that_withhold_are_not_counted_as_if_they_had_added_something(
+    tmp_path: Path, sites: int, judged: tuple[str, ...] | None
+) -> None:
+    quiet = {"withhold": ["validation_statistics", "training_metrics"]}
+    made = federation(tmp_path, sites, {0: quiet, 1: quiet})
+    made.run("run", experiment())
+    record = round_of(made, "run")
+    assert there(record.secure_sum).summed == tuple(f"site-{number}" for number in range(sites))
+    assert there(record.secure_sum).train_loss is None  # else it were the loss of the others
+    assert (record.secure_validation.summed if record.secure_validation else None) == judged
+
+
+def test_a_hidden_number_of_images_is_not_found_by_bisection(tmp_path: Path) -> None:
+    made = federation(tmp_path, 3, {})
+    for most in (1, 4, 8):
+        made.run(f"most-{most}", experiment(max_examples=most))
+        record = round_of(made, f"most-{most}")
+        assert not record.failures and there(record.secure_sum).summed == ("site-0", "site-1", "site-2")
+
+
+def test_terms_that_a_policy_refuses_are_answered_by_nobody(tmp_path: Path) -> None:
+    made = federation(tmp_path, 3, {0: {}, 1: {}, 2: {}})
+    with pytest.raises(RoundError, match="min_sum_threshold"):
+        made.run("run", experiment(threshold=0.51))
