@@ -78,6 +78,7 @@ class SkipReason(StrEnum):
     WITHDRAWN = "patient has withdrawn"
     DISAGREED = "readers disagree on the label"
     NOT_DELIVERED = "archive did not deliver the image"
+    CONTRADICTED = "rows of this image disagree on its label or patient"
 
 
 class ImageError(DataError):

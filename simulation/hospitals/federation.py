@@ -25,6 +25,7 @@ import yaml
 
 from pneumofed.common.config.experiment import ExperimentConfig, Section
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
+from pneumofed.common.data.dataset import check_causes
 from pneumofed.common.data.manifest import Manifest, write_manifest
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.data.sources.public_sets import read_kaggle
@@ -98,6 +99,7 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
     _check_same_simulation(cfg, run_dir, resume)
     data, external = _find_data(cfg, experiment.seed, run_dir)
     manifest, report = read_kaggle(data)
+    check_causes(manifest, experiment.task)
     parts = partition(manifest, cfg.hospitals, cfg.partition, cfg.alpha, derive_seed(experiment.seed, "partition"))
     parts = sorted(parts, key=lambda part: -len(part.records))
     if cfg.partition == "scanner":
