@@ -79,6 +79,7 @@ class SkipReason(StrEnum):
     DISAGREED = "readers disagree on the label"
     NOT_DELIVERED = "archive did not deliver the image"
     HELD_OUT = "the patient, or the very image, is in a held-out set"
+    CONTRADICTED = "rows of this image disagree on its label or patient"
 
 
 class ImageError(DataError):

@@ -17,13 +17,7 @@ from pneumofed.client.cli import archive
 from pneumofed.client.cli.options import AllViews, LabelTable, exit_codes, finish, show_report
 from pneumofed.common.config.experiment import TaskName
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.command_line import (
-    Json,
-    Site,
-    print_json,
-    read_pairs,
-    say,
-)
+from pneumofed.common.ops.command_line import NOT_FOUND, Json, Site, print_json, read_pairs, say
 
 if TYPE_CHECKING:
     from pneumofed.common.data.manifest import Manifest
@@ -175,25 +169,37 @@ def data_remove(
     site: Site = Path(),
     as_json: Json = False,
 ) -> None:
-    """Take out patients who have withdrawn: rows, copies and decoded images. They are not added again."""
+    """Take out patients who have withdrawn: rows, copies and decoded images. They are not added again. Exit code 5 if one is not found."""
     with exit_codes(as_json):
-        from pneumofed.client.data.withdrawal import remove_patients
+        from pneumofed.client.data.withdrawal import read_list, remove_patients
         from pneumofed.client.site.folder import SiteFolder
 
-        removal = remove_patients(SiteFolder.open(site), _lines(patients)).describe()
+        listed = read_list(_content(patients))
+        if not listed:
+            raise ConfigError("--patients: there is no patient number in it; give one a line")
+        removal = remove_patients(SiteFolder.open(site), listed)
         if as_json:
-            print_json(removal, indent=1)
-            return
-        say(f"{removal['patients']} patients removed: {removal['rows']} rows, {removal['files']} copies of images")
-        say(f"manifest: {removal['total']} images are left. Models that were trained before still hold what they learnt.")
+            print_json(removal.describe(), indent=1)
+        else:
+            say(f"{removal.patients} patients removed: {removal.rows} rows, {removal.files} copies of images")
+            say(f"manifest: {removal.total} images are left. Models that were trained before still hold what they learnt.")
+            for line, change in removal.not_found.items():
+                say(
+                    f"line {line}: no image of this patient" + (f"; {change} there would be one" if change else ""),
+                    style="yellow",
+                )
+            if removal.not_found:
+                say(f"{len(removal.not_found)} of {len(listed)} were not found. As written they are kept out of later imports.")
+        if removal.not_found:
+            raise typer.Exit(NOT_FOUND)
 
 
-def _lines(file: Path) -> list[str]:
+def _content(file: Path) -> bytes:
     """Patient numbers are no arguments: these would stay in the shell's history and show in the list of processes."""
     try:
-        return sys.stdin.read().splitlines() if file == Path("-") else file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError("--patients: the file cannot be read as text; give one patient number a line") from None
+        return sys.stdin.buffer.read() if file == Path("-") else file.read_bytes()
+    except OSError:
+        raise ConfigError("--patients: the file cannot be read; give one patient number a line") from None
 
 
 def compare(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from pneumofed.common.data.pseudonyms import Pseudonyms, load_pseudonyms
 from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.tables import plain_text
 from pneumofed.common.errors import DataError, SkipReason
 from pneumofed.common.files import exclusive, write_file
 
@@ -47,6 +48,9 @@ class Addition:
 def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Addition:
     """Merges `manifest` into the site's: an image that is there already gets the new row in its old place.
 
+    An image whose new rows disagree on its label or its patient is left out with all of them and counted: which of them is right cannot
+    be known. If the site's manifest has that image from before, it stays as it is there.
+
     Where readers of the reading room gave an image a label, theirs stays, and the new row's is kept beside it. Patients who have
     withdrawn are left out and counted. Two rows are of one image if their paths lead to the same file. Processes that add at the same
     time wait for each other.
@@ -60,7 +64,7 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
         ConfigError: the key of the pseudonyms cannot be used.
         DataError: the site's manifest is damaged or cannot be written; it is left as it was.
     """
-    manifest, report = _without_withdrawn(site, manifest, report)
+    manifest, report = _without_withdrawn(site, *_without_contradictions(manifest, report))
     try:
         with exclusive(site.data):
             rows = {identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
@@ -118,7 +122,7 @@ class Withdrawals:
 
     def extended(self, patients: Iterable[str]) -> Withdrawals:
         """These and `patients`. Each is listed as the pseudonym of what was given; one that is a pseudonym already, as it is too."""
-        given = {patient.strip() for patient in patients} - {""}
+        given = {plain_text(patient) for patient in patients} - {""}
         own = {patient for patient in given if self.pseudonyms.is_pseudonym(patient)}
         return Withdrawals(self.listed | own | {self.pseudonyms.patient(patient) for patient in given}, self.pseudonyms)
 
@@ -131,20 +135,33 @@ def identify(record: ImageRecord) -> str:
     return os.path.realpath(record.path)
 
 
+def _without_contradictions(manifest: Manifest, report: DataReport) -> tuple[Manifest, DataReport]:
+    said: dict[str, set[tuple[str, str]]] = {}
+    for record in manifest.records:
+        said.setdefault(identify(record), set()).add((record.patient, record.label))
+    gone = [record for record in manifest.records if len(said[identify(record)]) > 1]
+    return _leave_out(manifest, report, gone, SkipReason.CONTRADICTED) if gone else (manifest, report)
+
+
 def _without_withdrawn(site: SiteFolder, manifest: Manifest, report: DataReport) -> tuple[Manifest, DataReport]:
     withdrawals = Withdrawals.of(site.data)
-    kept = tuple(record for record in manifest.records if not withdrawals.cover(record.patient))
     gone = [record for record in manifest.records if withdrawals.cover(record.patient)]
-    if not gone:
-        return manifest, report
     for record in gone:
         site.delete_copy(record)
-    skipped = report.skipped + Counter({SkipReason.WITHDRAWN: len(gone)})
+    return _leave_out(manifest, report, gone, SkipReason.WITHDRAWN) if gone else (manifest, report)
+
+
+def _leave_out(
+    manifest: Manifest, report: DataReport, gone: Sequence[ImageRecord], reason: SkipReason
+) -> tuple[Manifest, DataReport]:
+    """The manifest without the rows `gone`, which move in the report from used to skipped."""
+    out = {id(record) for record in gone}
+    kept = tuple(record for record in manifest.records if id(record) not in out)
+    skipped = report.skipped + Counter({reason: len(gone)})
     classes = Counter(report.classes)
     classes.subtract(Counter(record.label for record in gone))
-    patients = report.patients - len({record.patient for record in gone})
-    left = replace(report, used=report.used - len(gone), skipped=skipped, classes=classes, patients=patients)
-    return Manifest(kept), left
+    patients = report.patients - len({record.patient for record in gone} - {record.patient for record in kept})
+    return Manifest(kept), replace(report, used=report.used - len(gone), skipped=skipped, classes=classes, patients=patients)
 
 
 def _same(old: ImageRecord, new: ImageRecord) -> bool:

@@ -18,7 +18,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pneumofed.common.data.manifest import LABELS, ImageRecord, read_age, read_label, read_rows, read_sex
+from pneumofed.common.data.manifest import LABELS, ImageRecord, find_image, read_age, read_label, read_sex
+from pneumofed.common.data.tables import plain_text, read_rows
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
 from pneumofed.common.files import StateFile, to_json
 
@@ -199,8 +200,8 @@ def _row(file: Path, number: int, cells: dict[str, str]) -> ReadRow:
         reader, _time(file, number, cell("time")), read_label(cells["label"]), cell("case") or cell("case_id")
     )
     return ReadRow(
-        path=file.absolute().parent / cell("path"),
-        patient=cell("patient"),
+        path=find_image(file.absolute().parent, cell("path")),
+        patient=plain_text(cell("patient")),
         reading=reading,
         view=cell("view") or None,
         sex=read_sex(cell("sex")),

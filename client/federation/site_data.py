@@ -35,7 +35,7 @@ from pneumofed.client.data.splits import split_by_key, split_by_patient
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, read_yaml
-from pneumofed.common.data.dataset import Dataset, load_dataset
+from pneumofed.common.data.dataset import Dataset, check_causes, load_dataset
 from pneumofed.common.data.manifest import CLASSES, read_manifest
 from pneumofed.common.errors import ConfigError, DataError
 from pneumofed.common.files import StateFile
@@ -129,9 +129,10 @@ def load_site(config: SiteConfig, experiment: ExperimentConfig) -> SiteData:
 
     Raises:
         DataError: the manifest cannot be read.
-        EmptySiteError: no image is usable for the experiment's task.
+        EmptySiteError: no image is usable for the experiment's task, or no pneumonia has the cause that it asks for.
     """
     manifest = read_manifest(Path(config.manifest))
+    check_causes(manifest, experiment.task)
     dataset = load_dataset(manifest, experiment.task, experiment.image, Path(config.work_dir) / "cache")
     seed = derive_seed(experiment.split_seed, config.name, "validation split")
     fraction = experiment.training.validation_fraction

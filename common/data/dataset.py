@@ -99,6 +99,24 @@ def load_dataset(
     return Dataset(_rows(block, kept), labels, patients, tuple(str(digest) for digest in kept), report, tuple(records))
 
 
+def check_causes(manifest: Manifest, task: TaskName) -> None:
+    """Refuses a task of causes for images whose pneumonias have none: only normal images would be left, and nothing to learn.
+
+    Args:
+        manifest: of one party.
+        task: decides which labels have a class.
+
+    Raises:
+        EmptySiteError: there are pneumonias, and none has a class in `task`.
+    """
+    classes = {class_index(label, task) for label in set(manifest.labels)}
+    if "pneumonia" in manifest.labels and not classes - {0, None}:
+        causes = "' or '".join(CLASSES[task][1:])
+        raise EmptySiteError(
+            f"the task '{task}' needs the cause of a pneumonia, '{causes}', and no image here has one; add causes, or choose task binary"
+        )
+
+
 def _rows(block: Block, digests: Sequence[str]) -> Pixels:
     """The pixels of `digests`; as they lie on the disk where the two orders agree, which they do without duplicates."""
     if tuple(digests) == tuple(block.digests):

@@ -1,24 +1,25 @@
 """The manifest: a CSV table with one row an image, its patient, its label and what else is known.
 
 Its columns are `path,patient,label` and, where known, `view,sex,age,manufacturer`; other columns are ignored. It stays at its site.
-`read_manifest` and `write_manifest` carry it to and from the file, `CLASSES` maps labels to the classes of a task. `read_columns` and
-`read_rows` read any CSV table; their errors name the column and the row but never what is in it.
+`read_manifest` and `write_manifest` carry it to and from the file, `CLASSES` maps labels to the classes of a task. The file is UTF-8; only
+a path may hold other bytes, as names of files may.
 """
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pneumofed.common.config.experiment import TaskName
-from pneumofed.common.data.csv_tables import TableWriter, read_table
-from pneumofed.common.errors import ConfigError, DataError
+from pneumofed.common.data.csv_tables import TableWriter
+from pneumofed.common.data.tables import plain_text, read_rows
+from pneumofed.common.errors import DataError
 from pneumofed.common.files import atomic_write
 
 LABELS = ("normal", "pneumonia", "bacterial", "viral")
@@ -100,7 +101,7 @@ def class_index(label: str, task: TaskName) -> int | None:
 
 def read_label(text: str) -> str:
     """Reads `text` as a word of LABELS where it is one or a known synonym, regardless of case; otherwise stripped and lower case."""
-    word = text.strip().lower()
+    word = plain_text(text).lower()
     return _SYNONYMS.get(word, word)
 
 
@@ -125,7 +126,7 @@ def read_manifest(path: Path) -> Manifest:
         DataError: a column is missing, or a row has no path, no patient, or an age that is no number; the text names the column
             and the row but never what is in it.
     """
-    return Manifest(tuple(_record(path, row, cells) for row, cells in read_rows(path, MANIFEST_COLUMNS[:3])))
+    return Manifest(tuple(_record(path, row, cells) for row, cells in read_rows(path, MANIFEST_COLUMNS[:3], own=True)))
 
 
 def write_manifest(manifest: Manifest, path: Path) -> None:
@@ -147,71 +148,41 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
         file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
-def read_columns(table: Path) -> list[str]:
-    """Reads the column names in the first row of the CSV file `table`: stripped and lower case.
-
-    Raises:
-        ConfigError: the file does not exist or cannot be opened.
-        DataError: the file is empty or is no text.
-    """
-    for _, cells in _read_cells(table):
-        return [cell.strip().lower() for cell in cells]
-    raise DataError(f"{table} is empty; expected a CSV file whose first row names the columns")
-
-
-def read_rows(table: Path, required: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Iterates over (row number, cell by column) of each row of the CSV file `table` that is not blank.
-
-    Rows count as a spreadsheet shows them: the header is row 1. Column names are stripped and lower case, cells are as they
-    stand, cells missing at the end of a row are empty. Commas, semicolons and tabs are recognized as separators.
+def find_image(folder: Path, text: str) -> Path:
+    """Finds the file that a table's cell means: as it stands, else without blanks around it, with `\\` for `/`, or in other characters.
 
     Args:
-        table: a UTF-8 file, with or without a byte order mark.
-        required: lower-case names of columns that must be there.
+        folder: what a relative path is relative to.
+        text: the cell.
 
-    Raises:
-        ConfigError: the file does not exist or cannot be opened.
-        DataError: a required column is missing or there twice, a row has more cells than the header, or it is no CSV text.
+    Returns:
+        The first of these that exists; the path as it stands where none does.
     """
-    columns = read_columns(table)
-    check_columns(table, columns, required)
-    for number, cells in _read_cells(table):
-        if number == 1 or not any(cells):
-            continue
-        if len(cells) > len(columns):
-            problem = f"{len(cells)} cells where the header names {len(columns)} columns; cells with separators need quotes"
-            raise DataError(f"{table}, row {number}: {problem}")
-        yield number, dict.fromkeys(columns, "") | dict(zip(columns, cells, strict=False))
-
-
-def check_columns(table: Path, columns: Sequence[str], required: Sequence[str]) -> None:
-    """Refuses a table that lacks a column or has it twice.
-
-    Args:
-        table: the CSV file, which the error names.
-        columns: the columns that it has, as `read_columns` gives them.
-        required: lower-case names of columns that must be there exactly once.
-
-    Raises:
-        DataError: one of `required` is missing or there more than once.
-    """
-    for name in required:
-        if name not in columns:
-            raise DataError(f"{table}: column '{name}' is missing; the columns there are: {', '.join(filter(None, columns))}")
-        if columns.count(name) > 1:
-            raise DataError(f"{table}: column '{name}' is there {columns.count(name)} times; keep one")
+    path = folder / text
+    if text.isascii() and text == text.strip() and "\\" not in text:
+        return path
+    plain = [text, text.strip(), text.strip().replace("\\", "/")]
+    spelt = [unicodedata.normalize(form, word) for word in plain for form in ("NFC", "NFD")]
+    former = [
+        os.fsdecode(word.encode(codec, "ignore")) for word in plain for codec in ("gb18030", "cp1252") if not word.isascii()
+    ]
+    return next((folder / word for word in (*plain, *spelt, *former) if (folder / word).is_file()), path)
 
 
 def _record(manifest: Path, row: int, cells: Mapping[str, str]) -> ImageRecord:
     for column in ("path", "patient"):
         if not cells[column].strip():
             raise DataError(f"{manifest}, row {row}: column '{column}' is empty; each image needs its {column}")
+        if column == "patient" and not _is_text(cells[column] + cells["label"]):
+            raise DataError(
+                f"{manifest}, row {row}: patient or label is no UTF-8; save the table as 'CSV UTF-8' in the spreadsheet"
+            )
     age = cells.get("age", "").strip()
     if age and read_age(age) is None:
         raise DataError(f"{manifest}, row {row}: column 'age' must be years, e.g. 63, or empty")
     return ImageRecord(
-        path=manifest.absolute().parent / cells["path"],
-        patient=cells["patient"].strip(),
+        path=find_image(manifest.absolute().parent, cells["path"]),
+        patient=plain_text(cells["patient"]),
         label=read_label(cells["label"]),
         view=cells.get("view", "").strip() or None,
         sex=read_sex(cells.get("sex", "")),
@@ -220,23 +191,14 @@ def _record(manifest: Path, row: int, cells: Mapping[str, str]) -> ImageRecord:
     )
 
 
+def _is_text(cell: str) -> bool:
+    """Whether no byte of it could not be decoded (PEP 383)."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in cell)
+
+
 def _cells(record: ImageRecord, folder: Path) -> list[str]:
     path = Path(os.path.abspath(record.path))  # noqa: PTH100 - resolve() would follow links out of the folder
     inside = path.is_relative_to(folder)
     age = "" if record.age_years is None else repr(record.age_years)
     known = (record.view or "", record.sex or "", age, record.manufacturer or "")
     return [str(path.relative_to(folder) if inside else path), record.patient, record.label, *known]
-
-
-def _read_cells(table: Path) -> Iterator[tuple[int, list[str]]]:
-    try:
-        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            yield from enumerate(read_table(file, max(",;\t", key=first.count)), start=1)
-    except FileNotFoundError:
-        raise ConfigError(f"table {table} does not exist") from None
-    except OSError as error:
-        raise ConfigError(f"table {table} cannot be opened: {error.strerror}") from None
-    except csv.Error as error:
-        raise DataError(f"{table} is no well-formed CSV file: {error}") from None

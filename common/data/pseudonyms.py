@@ -15,6 +15,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pneumofed.common.data.tables import plain_text
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import drawn_once
 
@@ -24,7 +25,7 @@ _KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class Pseudonyms:
-    """Pseudonyms under one key. White space around an identifier does not count: archives pad their texts."""
+    """Pseudonyms under one key. Blanks around an identifier do not count, since archives pad their texts, nor how Unicode spells it."""
 
     key: bytes = field(repr=False)
 
@@ -49,7 +50,7 @@ class Pseudonyms:
 
     def _digest(self, kind: str, text: str) -> bytes:
         """`kind` keeps a number that is both a patient's and an examination's from giving both the same pseudonym."""
-        text = kind + "\0" + text.strip(" \0\t\r\n")
+        text = kind + "\0" + plain_text(text)
         return hmac.new(self.key, text.encode(errors="surrogateescape"), hashlib.sha256).digest()
 
 

@@ -21,6 +21,8 @@ from pneumofed.common.config.experiment import (
 from pneumofed.common.model_bundle.calibration import Calibration
 from pneumofed.common.model_bundle.suitability import Suitability
 
+MIN_REFERENCE_IMAGES = 60
+"""Of patients, one each: with fewer in the reference, drift is not watched (see `inference.monitor.reference`)."""
 FORMAT = 1
 """Raised when an older version could no longer read a bundle rightly."""
 

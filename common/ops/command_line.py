@@ -61,6 +61,8 @@ SOME_UNREADABLE = 3
 """Of `predict`: some of the files could not be read."""
 REFUSED = 4
 """Of `release`: the model is not released."""
+NOT_FOUND = 5
+"""Of `site data remove`: a patient of the list has no image here."""
 ALARM = 20
 """Of `monitor check` and `monitor compare`: something has moved."""
 INTERRUPTED = 130

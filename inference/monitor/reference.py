@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.model_bundle.manifest import MIN_REFERENCE_IMAGES
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.monitor.embedding import Embedding
 from pneumofed.inference.monitor.two_sample import Separation
@@ -27,7 +28,6 @@ Floats = npt.NDArray[np.float64]
 
 FIT_SHARE = 1 / 3
 """Of the reference images, those that the embedding is fitted on and that no test of it uses."""
-MIN_REFERENCE_IMAGES = 60
 TESTED_COMPONENTS = 4
 PROBABILITY, COMPONENT, LIKENESS = "probability", "component", "likeness"
 

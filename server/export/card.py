@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pneumofed.common.model_bundle.manifest import BundleManifest, IntervalEstimate, Measured, Provenance, Quantization
+from pneumofed.common.model_bundle.manifest import (
+    MIN_REFERENCE_IMAGES,
+    BundleManifest,
+    IntervalEstimate,
+    Measured,
+    Provenance,
+    Quantization,
+)
 from pneumofed.common.ops.render import render
 from pneumofed.server.report.numbers import DASH, number, whole
 
@@ -32,8 +39,23 @@ class MetricTable:
     rows: list[list[str]]
 
 
-def write_card(manifest: BundleManifest) -> str:
-    """Writes the card of `manifest` as Markdown: every number with its 95 % interval and the set that it was measured on."""
+@dataclass(frozen=True)
+class Refusals:
+    """Images of a set that the bundle would not judge, and those of them that are far from its reference."""
+
+    name: str
+    images: int
+    refused: int
+    far: int
+
+
+def write_card(manifest: BundleManifest, refusals: Sequence[Refusals] = ()) -> str:
+    """Writes the card of `manifest` as Markdown: every number with its 95 % interval and the set that it was measured on.
+
+    Args:
+        manifest: of the bundle.
+        refusals: by set, where they were counted.
+    """
     facts = manifest.card
     whole_sets = [found for found in facts.measured if "," not in found.name]
     return render(
@@ -41,6 +63,10 @@ def write_card(manifest: BundleManifest) -> str:
         "card.md",
         {"number": number, "whole": whole, "short": lambda value: f"{value:g}"},
         manifest=manifest,
+        refusal_rows=[
+            [one.name, *map(whole, (one.images, one.refused, one.far)), f"{one.refused / one.images:.1%}"] for one in refusals
+        ],
+        least_reference=MIN_REFERENCE_IMAGES,
         evaluation_rows=[[found.name, *map(whole, (found.images, found.patients, found.positives))] for found in whole_sets],
         whole_sets=_metric_table(whole_sets),
         before=_metric_table([found for found in facts.uncalibrated if found.metrics.get("ece")], _CALIBRATION_METRICS),

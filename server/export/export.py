@@ -22,11 +22,13 @@ from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
+from pneumofed.common.imaging.types import ImageInfo
 from pneumofed.common.model_bundle.bundle import pack
 from pneumofed.common.model_bundle.calibration import Calibration, Method, pneumonia_score
 from pneumofed.common.model_bundle.image_statistics import PIXEL_STATISTICS, pixel_statistics
 from pneumofed.common.model_bundle.manifest import (
     CARD,
+    MIN_REFERENCE_IMAGES,
     NETWORK,
     QUANTIZED,
     REFERENCE,
@@ -41,11 +43,11 @@ from pneumofed.common.model_bundle.manifest import (
 )
 from pneumofed.common.model_bundle.predictor import open_session
 from pneumofed.common.model_bundle.sealing import seal_bundle
-from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
+from pneumofed.common.model_bundle.suitability import Inputs, Reason, Suitability, check_suitability, fit_suitability
 from pneumofed.common.models.build import build_model
 from pneumofed.common.wire.keys import PrivateKey, write_node_key
 from pneumofed.common.wire.parameter_layout import ArraysLayout
-from pneumofed.server.export.card import write_card
+from pneumofed.server.export.card import Refusals, write_card
 from pneumofed.server.export.graph import export_onnx, quantize_onnx, run_torch
 from pneumofed.server.export.measures import (
     ExportImages,
@@ -156,6 +158,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     threshold = calibration.move(source.threshold)
     losses = _quantize(folder, reference, central, calibration, threshold, say)
     described, suitability = _write_reference(folder, reference, calibration)
+    refusals = _say_limits(folder, described, suitability, pictures, say)
     say("measuring")
     records = {part.name: part.records for part in central}
     facts = describe_source(source).model_copy(
@@ -188,7 +191,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
         reference=described,
         card=facts,
     )
-    (folder / CARD).write_text(write_card(manifest), encoding="utf-8")
+    (folder / CARD).write_text(write_card(manifest, refusals), encoding="utf-8")
     write_triton(folder)
     write_monai(folder, manifest)
     return seal_bundle(folder, manifest, plan.key)
@@ -242,6 +245,40 @@ def _write_reference(folder: Path, reference: ExportImages, calibration: Calibra
     np.savez_compressed(folder / REFERENCE, **{name: values[kept] for name, values in arrays.items()})
     described = ReferenceSet(sets=(reference.name,), images=len(kept), statistics=PIXEL_STATISTICS)
     return described, fit_suitability(squares, features, statistics, patients=patients)
+
+
+def _say_limits(
+    folder: Path, reference: ReferenceSet, suitability: Suitability, pictures: Sequence[ExportImages], say: Say
+) -> list[Refusals]:
+    """Says at export what would otherwise be found in use: a reference too small to watch drift, and how many images are refused."""
+    if reference.images < MIN_REFERENCE_IMAGES:
+        say(
+            f"the reference has {reference.images} patients: with fewer than {MIN_REFERENCE_IMAGES} drift cannot be watched, and the "
+            "reading room and `monitor` will refuse to; give more images with --reference"
+        )
+    found = [count_refusals(folder / NETWORK, part, suitability) for part in pictures]
+    for one in found:
+        say(f"{one.name}: {one.refused} of {one.images} images cannot be judged, {one.far} as far from the reference")
+    return found
+
+
+def count_refusals(graph: Path, part: ExportImages, suitability: Suitability) -> Refusals:
+    """Counts the images of one set that the bundle would refuse to judge.
+
+    Args:
+        graph: the ONNX file.
+        part: the set; at most `COMPARED_IMAGES` of it are tried.
+        suitability: of the bundle.
+    """
+    index = part.draw("refusals", COMPARED_IMAGES)
+    _, features = run_features(graph, part, index)
+    squares = part.inputs(index)[:, 0]
+    info = ImageInfo(
+        "png", squares.shape[1], squares.shape[2], 8
+    )  # what the files say of themselves is not asked: only the tests are
+    results = check_suitability(suitability, Inputs(squares, features, pixel_statistics(squares), [info] * len(index)))
+    reasons = [result.reasons for result in results]
+    return Refusals(part.name, len(index), sum(map(bool, reasons)), sum(Reason.FAR_FROM_REFERENCE in found for found in reasons))
 
 
 def first_of_each(patients: Sequence[Hashable]) -> list[int]:

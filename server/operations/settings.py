@@ -7,6 +7,7 @@ COORDINATOR/
   nginx.conf                               the gateway, written anew at each start (see `server.operations.gateway`)
   state/                                   SuperLink database, pid files, logs, FLWR_HOME
   runs/NAME/                               run folders
+  release.yaml                             what a model must reach to be released (see `server.release.policy`); may be missing
 """
 
 from __future__ import annotations
@@ -128,6 +129,10 @@ class CoordinatorFolder:
     @property
     def flower_home(self) -> Path:
         return self.state / "flwr"
+
+    @property
+    def release_policy(self) -> Path:
+        return self.path / "release.yaml"
 
     @property
     def runs(self) -> Path:

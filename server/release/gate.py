@@ -2,7 +2,8 @@
 
 Each set and each metric is a test of its own at the full level, and all must pass. Their union needs no correction: a model that is worse
 beyond a margin anywhere passes that one test, and so the gate, with probability alpha at most (intersection-union test: Berger 1982,
-Technometrics 24:295). What cannot be decided refuses: no evidence of harm is no evidence of no harm.
+Technometrics 24:295). What cannot be decided refuses: no evidence of harm is no evidence of no harm. Besides, every release must reach
+the policy's floor on each held-out set, and losses that add up over releases are refused (see `server.release.chain`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 from pneumofed.common.evaluation.comparison import (
     AUROC,
@@ -24,8 +26,8 @@ from pneumofed.common.evaluation.comparison import (
 )
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.release import Check, Kind, Place, ReleasedModel, ReleaseRecord
-
-METRIC_NAMES = {AUROC: "AUROC", SENSITIVITY: "sensitivity", SPECIFICITY: "specificity"}
+from pneumofed.server.release.chain import Losses
+from pneumofed.server.release.policy import DEFAULT_POLICY, METRIC_NAMES, Floor, ReleasePolicy, describe_floor
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ def decide_release(
     evidence: Evidence,
     margins: tuple[Margins, Margins],
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    *,
+    policy: ReleasePolicy = DEFAULT_POLICY,
+    losses: Losses = MappingProxyType({}),
 ) -> ReleaseRecord:
     """Decides whether the new model is released and returns the record of it.
 
@@ -59,10 +64,18 @@ def decide_release(
         evidence: comparisons of the two.
         margins: for held-out sets, and for sites.
         now: the clock.
+        policy: its floor and its total margins count.
+        losses: of the releases before, see `ReleaseChain.losses`.
     """
     places = [_place(name, "held-out set", comparison, margins[0]) for name, comparison in evidence.central.items()]
     places += [_place(name, "site", comparison, margins[1]) for name, comparison in sorted(evidence.sites.items())]
     reasons = [*_missing(evidence), *(sentence for place in places for sentence in _refusals(place))]
+    if not places:
+        reasons.append("nothing was compared: without a comparison no model is released")
+    reasons += _below_floor(evidence.central, policy.floor)
+    for place in places:
+        total = policy.total or margins[0 if place.kind == "held-out set" else 1]
+        reasons += _added_up(place, losses, total)
     return ReleaseRecord(
         time=now(),
         decision="refused" if reasons else "released",
@@ -75,23 +88,51 @@ def decide_release(
     )
 
 
-def first_release(bundle: Bundle, margins: tuple[Margins, Margins], now: datetime) -> ReleaseRecord:
-    """Builds the record that releases a first model, which nothing can be compared with.
+def first_release(
+    bundle: Bundle,
+    measured: Mapping[str, ModelComparison],
+    margins: tuple[Margins, Margins],
+    now: datetime,
+    floor: Floor = DEFAULT_POLICY.floor,
+) -> ReleaseRecord:
+    """Decides on a first model, which nothing can be compared with: it must reach the floor on every held-out set, of at least one.
 
     Args:
         bundle: the model.
+        measured: by held-out set, the comparison of the model with itself, for its own numbers.
         margins: for held-out sets, and for sites: those of later releases.
         now: time of the record.
+        floor: of the policy.
     """
+    refused = _below_floor(measured, floor)
+    if not measured:
+        refused.append("there is no held-out set: a model of which nothing is known is not released")
+    reached = [sentence for name, comparison in measured.items() for sentence in describe_floor(name, comparison, floor)[0]]
     return ReleaseRecord(
         time=now,
-        decision="released",
+        decision="refused" if refused else "released",
         new=_model(bundle),
         old=None,
         margins=margins[0],
         site_margins=margins[1],
-        reasons=("a first model: there is none to compare it with",),
+        reasons=tuple(refused or ["a first model: there is none to compare it with", *reached]),
     )
+
+
+def _below_floor(measured: Mapping[str, ModelComparison], floor: Floor) -> list[str]:
+    return [sentence for name, comparison in measured.items() for sentence in describe_floor(name, comparison, floor)[1]]
+
+
+def _added_up(place: Place, losses: Losses, total: Margins) -> list[str]:
+    """Where the loss of this release and of those before it are together beyond the total margin."""
+    found = []
+    for check in place.checks:
+        before = losses.get((place.kind, place.name, check.metric), 0.0)
+        loss, margin = before - (check.difference or 0.0), total.auroc if check.metric == AUROC else total.point
+        if check.verdict is NonInferiority.NOT_WORSE and loss > margin:  # what is worse is refused anyway
+            name = METRIC_NAMES[check.metric]
+            found.append(f"{place.name}: {name} would lie {loss:.3f} below the best release, {margin:g} is allowed in all")
+    return found
 
 
 def _missing(evidence: Evidence) -> list[str]:

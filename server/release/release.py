@@ -26,7 +26,7 @@ from pneumofed.common.ops.render import render
 from pneumofed.common.release import ReleaseRecord, mark_of, read_verdict, write_record
 from pneumofed.common.wire.keys import PrivateKey, PublicKey, read_public_key
 from pneumofed.server.operations.settings import CoordinatorFolder
-from pneumofed.server.release.gate import METRIC_NAMES
+from pneumofed.server.release.policy import METRIC_NAMES
 from pneumofed.server.runs.folder import RunFolder, write_text
 
 RECORD_FILE, PAGE_FILE = "release.json", "release.md"
@@ -199,5 +199,10 @@ def summary_lines(record: ReleaseRecord) -> list[str]:
     """Writes a few lines for the terminal."""
     checks = [check for place in record.places for check in place.checks]
     passed = sum(check.verdict is NonInferiority.NOT_WORSE for check in checks)
-    lines = [f"{record.new.name}: {record.decision}; {passed} of {len(checks)} comparisons passed on {len(record.places)} sets"]
+    if record.old is None:
+        lines = [f"{record.new.name}: {record.decision} as a first model"]
+    else:
+        lines = [
+            f"{record.new.name}: {record.decision}; {passed} of {len(checks)} comparisons passed on {len(record.places)} sets"
+        ]
     return [*lines, *(f"  {reason}" for reason in record.reasons)]

@@ -25,6 +25,7 @@ import yaml
 from pneumofed.common.config.experiment import ExperimentConfig, Section
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.data.dataset import check_causes
 from pneumofed.common.data.manifest import Manifest, write_manifest
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.errors import ConfigError
@@ -89,6 +90,8 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
     study = gather(cfg, data, external, experiment.seed)
     sites, cache = run_dir / "sites", run_dir / "coordinator" / "cache"
     caches = {hospital.name: sites / hospital.name / "cache" for hospital in study.hospitals}
+    for hospital in study.hospitals:
+        check_causes(hospital.manifest, experiment.task)
     study = keep_apart(study, {**caches, **{name: cache / name for name in study.held_out}})
     parts = [hospital.manifest for hospital in study.hospitals]
     names = [hospital.name for hospital in study.hospitals]

@@ -18,11 +18,12 @@ from pathlib import Path
 
 from pneumofed.client.data.splits import split_by_patient
 from pneumofed.common.data.cache import load_digests
-from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest, read_columns, read_rows
+from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.data.sources.dicom import read_dicom_folder
 from pneumofed.common.data.sources.public_sets import is_kaggle, read_chexpert, read_kaggle, read_nih, read_padchest
 from pneumofed.common.data.sources.table import find_columns, read_csv
+from pneumofed.common.data.tables import read_columns, read_rows
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
 from pneumofed.common.seeds import derive_seed
 from pneumofed.simulation.hospitals.partition import partition

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest, read_columns, read_label, read_rows, read_sex
+from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest, read_label, read_sex
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.data.sources.table import collect, find_column, is_frontal, walk_files
+from pneumofed.common.data.tables import plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
 
@@ -68,7 +69,7 @@ def read_labels(table: Path) -> Labels:
     for number, row in read_rows(table, ["label", *columns.values()]):
         label = read_label(row["label"])
         for kind, column in columns.items():
-            key = row[column].strip()
+            key = _plain_key(row[column])
             if key and label and labels[kind].setdefault(key, label) != label:
                 raise DataError(f"{table}, row {number}: column '{column}' has a value that an earlier row gives another label")
     return labels
@@ -103,8 +104,14 @@ def find_label(keys: Mapping[str, Sequence[str]], labels: Labels) -> str:
     Returns:
         The label of the most exact key that the table has; an empty text where it has none.
     """
-    found = (table[key] for kind, table in labels.items() for key in keys.get(kind, ()) if key in table)
+    plain = {kind: [_plain_key(key) for key in found] for kind, found in keys.items()}
+    found = (table[key] for kind, table in labels.items() for key in plain.get(kind, ()) if key in table)
     return next(found, "")
+
+
+def _plain_key(key: str) -> str:
+    """A key as both the table's cell and the file are compared: one spelling in Unicode, `/` in paths."""
+    return plain_text(key).replace("\\", "/")
 
 
 def _record(file: Path, file_keys: list[str], labels: Labels, frontal_only: bool) -> ImageRecord | SkipReason:

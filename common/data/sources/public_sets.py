@@ -13,9 +13,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from pneumofed.common.data.manifest import ImageRecord, Manifest, read_age, read_columns, read_rows, read_sex
+from pneumofed.common.data.manifest import ImageRecord, Manifest, read_age, read_sex
 from pneumofed.common.data.report import DataReport, DataWarning
 from pneumofed.common.data.sources.table import UncertainPolicy, check_uncertain_policy, collect, find_by_name, settle_uncertain
+from pneumofed.common.data.tables import plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, SkipReason
 
 _KAGGLE_CLASS_FOLDERS = ("NORMAL", "PNEUMONIA")
@@ -188,14 +189,14 @@ def _nih_record(row: Mapping[str, str], files: Mapping[str, Path], sex: str) -> 
     findings = {finding.strip() for finding in row["finding labels"].split("|")}
     if "Pneumonia" not in findings and findings != {"No Finding"}:
         return SkipReason.UNKNOWN_LABEL if any(findings) else SkipReason.NO_LABEL
-    if not row["patient id"].strip():
+    if not plain_text(row["patient id"]):
         return SkipReason.NO_PATIENT
     path = files.get(row["image index"].strip())
     if path is None:
         return SkipReason.MISSING
     return ImageRecord(
         path=path.absolute(),
-        patient=row["patient id"].strip(),
+        patient=plain_text(row["patient id"]),
         label="pneumonia" if "Pneumonia" in findings else "normal",
         view=row.get("view position", "").strip() or None,
         sex=read_sex(row.get(sex, "")),
@@ -210,11 +211,12 @@ def _chexpert_record(row: Mapping[str, str], root: Path, is_inner: bool, uncerta
     label = _chexpert_label(row, uncertain)
     if isinstance(label, SkipReason):
         return label
-    patient = re.search(r"(?:^|/)(patient\d+)/", row["path"])
+    place = row["path"].strip().replace("\\", "/")
+    patient = re.search(r"(?:^|/)(patient\d+)/", place)
     if patient is None:
         return SkipReason.NO_PATIENT
     return ImageRecord(
-        path=root.joinpath(*PurePosixPath(row["path"].strip()).parts[is_inner:]),
+        path=root.joinpath(*PurePosixPath(place).parts[is_inner:]),
         patient=patient[1],
         label=label,
         view=row.get("ap/pa", "").strip() or None,
@@ -242,14 +244,14 @@ def _padchest_record(row: Mapping[str, str], files: Mapping[str, Path], uncertai
     label = _padchest_label(_padchest_list(row["labels"]), uncertain)
     if isinstance(label, SkipReason):
         return label
-    if not row["patientid"].strip():
+    if not plain_text(row["patientid"]):
         return SkipReason.NO_PATIENT
     path = files.get(row["imageid"].strip())
     if path is None:
         return SkipReason.MISSING
     return ImageRecord(
         path=path.absolute(),
-        patient=row["patientid"].strip(),
+        patient=plain_text(row["patientid"]),
         label=label,
         view=row["projection"].strip(),
         sex=read_sex(row.get("patientsex_dicom", "")),

@@ -17,14 +17,13 @@ from pneumofed.common.data.manifest import (
     MANIFEST_COLUMNS,
     ImageRecord,
     Manifest,
-    check_columns,
+    find_image,
     read_age,
-    read_columns,
     read_label,
-    read_rows,
     read_sex,
 )
 from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.tables import check_columns, plain_text, read_columns, read_rows
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
 
 _USUAL_NAMES = {
@@ -93,8 +92,8 @@ def find_columns(table: Path, columns: Mapping[str, str]) -> dict[str, str]:
     for name, column in columns.items():
         if name not in MANIFEST_COLUMNS:
             raise ConfigError(f"columns: '{name}' is no column of a manifest; expected some of {', '.join(MANIFEST_COLUMNS)}")
-        check_columns(table, present, [column.strip().lower()])
-        found[name] = column.strip().lower()
+        check_columns(table, present, [plain_text(column).lower()])
+        found[name] = plain_text(column).lower()
     for name in MANIFEST_COLUMNS[:3]:
         if found[name] is None:
             raise DataError(f"{table}: no column looks like the {name}; say which is. Columns there: {', '.join(present)}")
@@ -190,7 +189,7 @@ def settle_uncertain(policy: UncertainPolicy, otherwise: str | SkipReason) -> st
 
 
 def _read_label_map(label_map: Mapping[str, str]) -> dict[str, str]:
-    labels = {given.strip().lower(): read_label(label) for given, label in label_map.items()}
+    labels = {plain_text(given).lower(): read_label(label) for given, label in label_map.items()}
     for given, label in labels.items():
         if label not in LABELS:
             raise ConfigError(f"label_map: '{given}' is mapped to '{label}'; expected one of {', '.join(LABELS)}")
@@ -198,15 +197,15 @@ def _read_label_map(label_map: Mapping[str, str]) -> dict[str, str]:
 
 
 def _record(cells: Mapping[str, str], base: Path, labels: Mapping[str, str]) -> ImageRecord | SkipReason:
-    given = cells["label"].strip().lower()
+    given = plain_text(cells["label"]).lower()
     label = labels.get(given, read_label(given))
     view = cells.get("view", "").strip()
     reason = _refuse(cells, label, view)
     if reason is not None:
         return reason
     return ImageRecord(
-        path=base / cells["path"],
-        patient=cells["patient"].strip(),
+        path=find_image(base, cells["path"]),
+        patient=plain_text(cells["patient"]),
         label=label,
         view=view or None,
         sex=read_sex(cells.get("sex", "")),
@@ -218,7 +217,7 @@ def _record(cells: Mapping[str, str], base: Path, labels: Mapping[str, str]) -> 
 def _refuse(cells: Mapping[str, str], label: str, view: str) -> SkipReason | None:
     if not cells["path"].strip():
         return SkipReason.MISSING
-    if not cells["patient"].strip():
+    if not plain_text(cells["patient"]):
         return SkipReason.NO_PATIENT
     if label not in LABELS:
         return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL

@@ -115,24 +115,23 @@ def test_a_simulated_run_passes_the_gate_or_is_refused_by_exit_code(tmp_path: Pa
     key.write_bytes(
         signing_key().private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption())
     )
-    words = [
-        "release",
-        str(tmp_path / "new"),
-        "--run",
-        str(tmp_path / "run"),
-        "--against",
-        str(tmp_path / "old"),
-        "--key",
-        str(key),
-    ]
-    refused = CliRunner().invoke(app, [*words, "--json"])
+    (tmp_path / "release.yaml").write_text(
+        "floor: {auroc: 0, sensitivity: 0, specificity: 0}\nmargins: {auroc: 0.49, point: 0.49, alpha: 0.3}\n"
+    )
+    shared = ["--run", str(tmp_path / "run"), "--key", str(key)]
+    policy = ["--policy", str(tmp_path / "release.yaml")]
+    words = ["release", str(tmp_path / "new"), "--against", str(tmp_path / "old"), *shared, *policy]
+    assert CliRunner().invoke(app, ["release", str(tmp_path / "old"), "--first", *shared]).exit_code == 4, "below the floor"
+    first = CliRunner().invoke(app, ["release", str(tmp_path / "old"), "--first", *shared, *policy])
+    assert first.exit_code == 0, first.output
+    narrow = ["--margin", "0.02", "--point-margin", "0.05", "--alpha", "0.05"]
+    refused = CliRunner().invoke(app, [*words, *narrow, "--json"])
     assert refused.exit_code == 4, refused.output
     told = json.loads(refused.stdout)
     assert told["decision"] == "refused" and all("not enough data" in reason for reason in told["reasons"])
     assert [place["name"] for place in told["places"]] == ["test", "external", "site-0"]
     assert not (tmp_path / "new.release.json").exists()
-    wide = ["--margin", "0.49", "--point-margin", "0.49", "--alpha", "0.3"]
-    released = CliRunner().invoke(app, [*words, *wide])
+    released = CliRunner().invoke(app, words)
     assert released.exit_code == 0, released.output
     assert (tmp_path / "new.release.json").is_file() and (tmp_path / "run" / "release.md").read_text().startswith("# Released")
 

@@ -35,7 +35,7 @@ def remove(site: Path, *patients: str) -> tuple[int, dict[str, int]]:
 def test_a_patient_who_withdraws_is_gone_with_all_rows_and_decoded_images(site: Path) -> None:
     assert any((site / "work" / "cache").rglob("*"))
     code, told = remove(site, "MRN-1", " MRN-3 ", "")
-    assert (code, told) == (0, {"patients": 2, "rows": 4, "files": 0, "total": 4})
+    assert (code, told) == (0, {"patients": 2, "rows": 4, "files": 0, "total": 4, "not_found": {}})
     assert len(set(manifest_of(site).patients)) == 2
     assert not (site / "work" / "cache").exists()
     assert run_data(site, "check")[1]["used"] == 4
@@ -58,7 +58,7 @@ def test_no_number_of_a_patient_is_kept(site: Path) -> None:
 def test_a_patient_can_be_named_as_the_manifest_names_him(site: Path) -> None:
     pseudonym = manifest_of(site).patients[0]
     assert remove(site, pseudonym)[1]["rows"] == 2
-    assert remove(site, pseudonym)[1] == {"patients": 0, "rows": 0, "files": 0, "total": 6}
+    assert remove(site, pseudonym)[1] == {"patients": 0, "rows": 0, "files": 0, "total": 6, "not_found": {"1": ""}}
 
 
 def test_copies_that_the_site_wrote_are_deleted_and_files_of_others_stay(site: Path, tmp_path: Path) -> None:
@@ -88,3 +88,25 @@ def test_a_removal_that_was_interrupted_is_completed_by_the_same_command(site: P
 def test_a_list_that_cannot_be_read_is_a_wrong_command(site: Path) -> None:
     code, told = run_data(site, "remove", "--patients", str(site / "nowhere.txt"))
     assert code == 2 and "--patients" in str(told["message"])
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (b'"MRN-1"\r\n"MRN-3";\r\n', 4),
+        ("\ufeffPatient ID;note\nMRN-1;moved\nMRN-3;\n".encode("utf-16"), 4),
+        ("sep=;\r\nPatientID;Name\r\nMRN-1;M\u00fcller\r\n".encode("cp1252"), 2),
+        (b"\xef\xbb\xbf  MRN-1 \xc2\xa0\n\n", 2),
+    ],
+)
+def test_lists_of_a_spreadsheet_are_read(site: Path, content: bytes, rows: int) -> None:
+    (site / "list.csv").write_bytes(content)
+    code, told = run_data(site, "remove", "--patients", str(site / "list.csv"))
+    assert (code, told["rows"]) == (0, rows)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"MRN-1;MRN-3\n", b"patient\n"])
+def test_a_list_that_names_nobody_is_a_wrong_command(site: Path, content: bytes) -> None:
+    (site / "list.csv").write_bytes(content)
+    assert run_data(site, "remove", "--patients", str(site / "list.csv"))[0] == 2
+    assert len(manifest_of(site)) == 8

@@ -20,11 +20,14 @@ from pneumofed.common.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from pneumofed.common.data.tables import plain_text
 from pneumofed.common.errors import ConfigError, DataError
 from tests.common.data.conftest import write_table
 
 WORDS = (
-    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8).map(str.strip).filter(bool)
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=8)
+    .map(plain_text)
+    .filter(bool)
 )
 NAMES = st.text(st.characters(exclude_characters="\0/", codec="utf-8"), min_size=1, max_size=8).filter(
     lambda name: name.strip() and name not in (".", "..")

@@ -185,3 +185,12 @@ def _central_squares(run: RunFolder) -> np.ndarray:
 
     (part,) = load_central(read_finished_run(run.path))
     return part.inputs(np.arange(len(part)))
+
+
+def test_a_small_reference_and_refused_images_are_said_at_export_and_on_the_card(tmp_path: Path) -> None:
+    said: list[str] = []
+    small = write_finished_run(tmp_path / "small", patients=20)
+    export_run(ExportPlan(small.path, tmp_path / "bundle", signing_key()), said.append)
+    card = (tmp_path / "bundle" / "card.md").read_text()
+    assert any("drift cannot be watched" in sentence for sentence in said) and "Drift cannot be watched" in card
+    assert any("images cannot be judged" in sentence for sentence in said) and "| set | images | not judged |" in card

@@ -103,7 +103,7 @@ def test_a_changed_record_is_refused(models: tuple[Bundle, Bundle], tmp_path: Pa
 
 
 def test_the_first_model_is_released_and_says_that_it_was_compared_with_nothing(models: tuple[Bundle, Bundle]) -> None:
-    record = first_release(models[1], MARGINS, NOW)
+    record = first_release(models[1], GOOD, MARGINS, NOW)
     assert record.released and record.old is None
     assert "a first model" in write_release_page(record)
 
