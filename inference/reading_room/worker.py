@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.types import Image, Window
 from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.inference.explain.focus import quick_focus
 from pneumofed.inference.reading_room.viewing import (
     ORIGINAL_FILE,
@@ -159,7 +160,8 @@ class Worker:
         context = get_context("spawn")  # a fork of a server with threads may hold their locks for ever
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._load, self._memory_mb), daemon=True)
-        self._process.start()
+        with children_end_with_me():
+            self._process.start()
         theirs.close()
         try:
             ready = self._connection.poll(WORKER_START_SEC) and self._connection.recv() == READY

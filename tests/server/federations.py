@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import shutil
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from pneumofed.common.config.reader import build_config
+from pneumofed.common.wire.keys import public_pem, read_public_key
 from pneumofed.server.operations.gateway import gateway_answers, gateway_command
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.provisioning.provision import provision
@@ -134,6 +136,12 @@ def open_gateway(place: CoordinatorFolder) -> Iterator[subprocess.Popen[bytes]]:
 def make_kits(config: FederationConfig, out: Path) -> CoordinatorFolder:
     provision(config, out)
     return CoordinatorFolder((out / "coordinator").resolve())
+
+
+def key_of(kits: Path, site: str) -> str:
+    """The header line by which Flower's SuperNode shows the site's key."""
+    key = public_pem(read_public_key(kits / "coordinator" / "sites" / f"{site}.pub"))
+    return f"flwr-public-key: {base64.b64encode(key).decode()}\r\n"
 
 
 def send(port: int, request: bytes, context: ssl.SSLContext | None) -> bytes:
