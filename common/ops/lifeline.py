@@ -45,7 +45,7 @@ def children_end_with_me(daemons: bool = False) -> Iterator[None]:
     Args:
         daemons: also those `Daemon`s that otherwise outlive the command that started them.
     """
-    own = mark_of(os.getpid())
+    own = family_mark(os.getpid())
     if own is None:
         yield
         return
@@ -79,7 +79,7 @@ def daemon_marks(marks: str) -> str:
     return " ".join(mark for mark in marks.split() if mark.endswith("+"))
 
 
-def mark_of(pid: int) -> str | None:
+def family_mark(pid: int) -> str | None:
     """Returns the mark of the process, which no later one with its number has; None if it does not live."""
     fields = _stat(pid)
     return None if fields is None or fields[0] in "ZX" else f"{pid}@{fields[19]}"
@@ -99,7 +99,7 @@ def start_guard(head: str, patience_sec: float, also: Sequence[str]) -> None:
 
 
 def _lead(command: Sequence[str]) -> None:
-    own = mark_of(os.getpid())
+    own = family_mark(os.getpid())
     if own is not None:
         marks = os.environ.get(VARIABLE, "").split()
         start_guard(own, PATIENCE_SEC, [mark for mark in marks if mark.endswith("+")])
@@ -115,25 +115,22 @@ def _guard(head: str, patience_sec: float, also: Sequence[str]) -> None:
     with suppress(OSError):
         leads = os.getsid(pid) == pid
         _wait_for_an_end([head, *(mark.rstrip("+") for mark in also)])
-        _sweep(head, leads, patience_sec if mark_of(pid) != head else 0.0)
+        _sweep(head, leads, patience_sec if family_mark(pid) != head else 0.0)
 
 
 def _wait_for_an_end(marks: Sequence[str]) -> None:
     """Returns when one of the processes has ended."""
-    waiting = select.poll()
+    numbers = [int(mark.partition("@")[0]) for mark in marks]
+    ends, every_msec = select.poll(), -1
     try:
-        for mark in marks:
-            waiting.register(os.pidfd_open(int(mark.partition("@")[0])), select.POLLIN)
+        for number in numbers:
+            ends.register(os.pidfd_open(number), select.POLLIN)
     except ProcessLookupError:
         return
     except (OSError, AttributeError):  # an older kernel or another system
-        waiting = None  # type: ignore[assignment]
-    while all(mark_of(int(mark.partition("@")[0])) == mark for mark in marks):
-        if waiting is None:
-            time.sleep(0.5)
-        else:
-            waiting.poll()
-            return
+        ends, every_msec = select.poll(), 500
+    while [family_mark(number) for number in numbers] == list(marks):
+        ends.poll(every_msec)
 
 
 def _sweep(head: str, leads: bool, patience_sec: float) -> None:
@@ -162,7 +159,7 @@ def _family(head: str, leads: bool) -> set[int]:
         if fields is None or fields[0] in "ZX" or pid == os.getpid():
             continue
         parents[pid] = int(fields[1])
-        if (pid == first and mark_of(pid) == head) or (leads and int(fields[3]) == first) or _carries(path, head):
+        if (pid == first and family_mark(pid) == head) or (leads and int(fields[3]) == first) or _carries(path, head):
             found.add(pid)
     more = set(found)
     while more:

@@ -44,8 +44,9 @@ def render_gateway(settings: CoordinatorSettings, sites: Mapping[str, bytes]) ->
         sites: public key (PEM) of each site that may come in, by its name.
     """
     keys = {base64.b64encode(key).decode("ascii"): name for name, key in sites.items()}  # as Flower's header has it
-    words = {"sites": sorted(sites), "keys": keys, "limits": BODY_LIMITS, "fleet_calls": FLEET_CALLS}
-    return render(__package__, "nginx.conf", s=settings, **words)
+    return render(
+        __package__, "nginx.conf", s=settings, sites=sorted(sites), keys=keys, limits=BODY_LIMITS, fleet_calls=FLEET_CALLS
+    )
 
 
 def gateway_command(place: CoordinatorFolder) -> list[str]:

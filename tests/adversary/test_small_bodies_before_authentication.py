@@ -104,7 +104,9 @@ def test_six_anonymous_bodies_of_200_mb_cost_the_superlink_nothing(tmp_path: Pat
 
 def pour(port: int, context: ssl.SSLContext, size: int) -> None:
     """Sends a body of `size` bytes, as far as it is taken."""
-    head = f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: h\r\nContent-Type: application/x-protobuf\r\nContent-Length: {size}\r\n\r\n"
+    head = (
+        f"POST /v1/fleet/push-object HTTP/1.1\r\nHost: h\r\nContent-Type: application/protobuf\r\nContent-Length: {size}\r\n\r\n"
+    )
     try:
         with (
             socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
