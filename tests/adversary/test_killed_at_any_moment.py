@@ -58,7 +58,7 @@ class Jobs:
 
     def finish(self, job: str, folder: Path) -> None:
         """What a person does after a kill: resumes, or starts anew where the run never began."""
-        resume = job != "export" and RunFolder(folder / "run").last_checkpoint.exists()
+        resume = job != "export" and began(folder)
         assert self.run(job, folder, resume=resume) == 0, said(folder)
 
     def close(self) -> None:
@@ -137,7 +137,7 @@ def kill_and_finish(jobs: Jobs, unbroken: Unbroken, folder: Path, job: str, shar
     resume = False
     for share in shares:
         jobs.run(job, folder, resume=resume, kill_after=share * unbroken.seconds[job])
-        resume = RunFolder(folder / "run").last_checkpoint.exists()
+        resume = began(folder)
     check_end(jobs, unbroken, folder, job)
 
 
@@ -159,6 +159,12 @@ def check_end(jobs: Jobs, unbroken: Unbroken, folder: Path, job: str) -> None:
     else:
         for site in ("site-0", "site-1"):
             assert spent_rounds(folder, site) >= spent_rounds(unbroken.folder / job, site) > 0
+
+
+def began(folder: Path) -> bool:
+    """Whether the run asks to be resumed, and does not take a new start."""
+    run = RunFolder(folder / "run")
+    return run.last_checkpoint.exists() or bool(run.read_history())
 
 
 def weights(folder: Path) -> np.ndarray:
