@@ -34,6 +34,7 @@ from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.model_bundle.bundle import read_start_weights
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
+from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -83,7 +84,8 @@ def run_baselines(
     folder.mkdir(exist_ok=True)
     jobs = _jobs(folder, experiment, site_files, coordinator_file)
     missing = [job for job in jobs if not job.result.exists()]
-    with ProcessPoolExecutor(min(os.cpu_count() or 1, max(len(missing), 1)), mp_context=get_context("spawn")) as pool:
+    workers = min(os.cpu_count() or 1, max(len(missing), 1))
+    with children_end_with_me(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         running = {pool.submit(run_job, job): job for job in missing}
         for done in as_completed(running):
             done.result()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pneumofed.common.errors import ConfigError, FlowerError
+from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.ops.processes import flower_environment, flower_tool, free_port, stop_group
 
 CONNECTION_NAME = "private"
@@ -133,7 +134,7 @@ def check_cluster(address: str) -> None:
 
 @contextmanager
 def private_superlink(log: Path, extra_environment: Mapping[str, str]) -> Iterator[Superlink]:
-    """Starts a SuperLink on a free port of the loopback interface, and stops it with all its children at the end.
+    """Starts a SuperLink on a free port of the loopback interface, and stops it with all its children at the end, or at this process's own.
 
     Args:
         log: file that takes its output, at the end.
@@ -142,7 +143,7 @@ def private_superlink(log: Path, extra_environment: Mapping[str, str]) -> Iterat
     Raises:
         FlowerError: it does not come up; the text ends with its last words.
     """
-    with tempfile.TemporaryDirectory(prefix="pneumofed-flower-") as name, log.open("ab") as output:
+    with children_end_with_me(), tempfile.TemporaryDirectory(prefix="pneumofed-flower-") as name, log.open("ab") as output:
         folder, port = Path(name), free_port()
         environment = {**flower_environment(folder), **extra_environment}
         (folder / "config.toml").write_text(

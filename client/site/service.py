@@ -21,6 +21,7 @@ from pneumofed.common.config.parties import ConnectionConfig
 from pneumofed.common.errors import AuditError, ConfigError, FlowerError
 from pneumofed.common.files import StateFile, to_json
 from pneumofed.common.folder_lock import owned
+from pneumofed.common.ops.lifeline import lead_command
 from pneumofed.common.ops.processes import Daemon, flower_environment, free_port, is_serving, without_proxy_on_loopback
 
 START_SEC, SETTLE_SEC = 60.0, 2.0
@@ -115,6 +116,7 @@ def run_in_foreground(folder: SiteFolder) -> None:
         daemon.record(os.getpid())
         folder.audit.record(SITE_STARTED, coordinator=folder.connection.coordinator)
         os.chdir(folder.work)
+        command = lead_command(command)
         os.execvpe(command[0], command, environment)
 
 

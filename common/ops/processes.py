@@ -1,8 +1,9 @@
 """Processes that outlive the command that started them, and Flower's own commands as child processes.
 
 `Daemon` starts, finds and stops one long-lived process by its pid file, which is not fooled by a number that the system gave to another
-program. `flower_tool` and `flower_environment` are where Flower's commands are and what they need; `is_serving` asks the standard gRPC
-health service (grpc.health.v1), which Flower's long-lived processes offer on loopback.
+program; what the process starts ends with it (`common/ops/lifeline.py`). `flower_tool` and `flower_environment` are where Flower's
+commands are and what they need; `is_serving` asks the standard gRPC health service (grpc.health.v1), which Flower's long-lived processes
+offer on loopback.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -22,6 +24,7 @@ from pathlib import Path
 
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.files import write_file
+from pneumofed.common.ops.lifeline import VARIABLE, daemon_marks, lead_command
 
 LOOPBACK_HOSTS = ("127.0.0.1", "localhost")
 """Names of this machine on its loopback interface."""
@@ -74,7 +77,7 @@ class Daemon:
         return self._pid_file.exists()
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> int:
-        """Starts a command as the leader of a session of its own, with its output in the log.
+        """Starts a command as the leader of a session of its own, with its output in the log. Its children end with it.
 
         Args:
             command: program and arguments; the program as a path, or found on the PATH of `environment`.
@@ -87,11 +90,14 @@ class Daemon:
         Raises:
             OSError: the command cannot be started, or the log or the pid file cannot be written; no process is left then.
         """
+        if shutil.which(command[0], path=environment.get("PATH")) is None:
+            raise FileNotFoundError(f"{command[0]} is not installed")
+        variables = {**environment, VARIABLE: daemon_marks(environment.get(VARIABLE, ""))}
         if self.log.is_file() and self.log.stat().st_size > MAX_LOG_BYTES:
             self.log.replace(self.log.with_suffix(".log.1"))
         with os.fdopen(os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
             process = subprocess.Popen(
-                command, env=dict(environment), cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                lead_command(command), env=variables, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, umask=0o077,
             )  # fmt: skip
         try:

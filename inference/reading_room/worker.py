@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Literal
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.types import Image, Window
 from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.inference.explain.focus import quick_focus
 from pneumofed.inference.reading_room.viewing import (
     ORIGINAL_FILE,
@@ -161,7 +162,7 @@ class Worker:
         context = get_context("spawn")  # a fork of a server with threads may hold their locks for ever
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._load, self._memory_mb), daemon=True)
-        with _no_ctrl_c():
+        with _no_ctrl_c(), children_end_with_me():
             self._process.start()
         theirs.close()
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pneumofed.common.ops.command_line import FAILURE, Json, console, exit_when_stopped, print_json, say
+from pneumofed.common.ops.lifeline import children_end_with_me
 
 if TYPE_CHECKING:
     from pneumofed.server.operations.settings import CoordinatorFolder
@@ -38,15 +39,16 @@ def server_start(
     from pneumofed.server.operations.service import start_all, stay
 
     place = _open(folder)
-    address, token = start_all(place, new_token)
-    say(f"live page: {address}")
-    if token:
-        say(f"token of the live page, shown this once: {token}")
-    with _runs(place) as runs:
-        _show_processes(place, runs)
-        _tell_of_interrupted(runs)
-    if foreground:
-        stay(place, say)
+    with children_end_with_me(daemons=True) if foreground else nullcontext():
+        address, token = start_all(place, new_token)
+        say(f"live page: {address}")
+        if token:
+            say(f"token of the live page, shown this once: {token}")
+        with _runs(place) as runs:
+            _show_processes(place, runs)
+            _tell_of_interrupted(runs)
+        if foreground:
+            stay(place, say)
 
 
 @app.command("run")

@@ -6,10 +6,11 @@ listens on loopback only, and the gateway passes on exactly the calls that a reg
 
 from __future__ import annotations
 
+import base64
 import shutil
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from pneumofed.common.ops.render import render
@@ -30,14 +31,22 @@ FLEET_CALLS = (
 """All but `register-node` and `unregister-node`, which are the coordinator's: `flwr.superlink.routers.fleet.router`."""
 
 
-def render_gateway(settings: CoordinatorSettings, sites: Sequence[str]) -> str:
+BODY_LIMITS = {"stranger": "16k", "small": "1m", "large": "16m"}
+"""Of a request, in nginx's words, by who sends it and what, since the SuperLink reads a request whole before it verifies the signature.
+`stranger`: who shows no key of a site; `large`: a piece of a message (`push-object`), 5 MB in Flower 1.41; `small`: all else."""
+
+
+def render_gateway(settings: CoordinatorSettings, sites: Mapping[str, bytes]) -> str:
     """Renders nginx's configuration.
 
     Args:
         settings: of the coordinator: ports, hosts, mutual TLS.
-        sites: names of the sites that may come in; used only with mutual TLS.
+        sites: public key (PEM) of each site that may come in, by its name.
     """
-    return render(__package__, "nginx.conf", s=settings, sites=sites, fleet_calls=FLEET_CALLS)
+    keys = {base64.b64encode(key).decode("ascii"): name for name, key in sites.items()}  # as Flower's header has it
+    return render(
+        __package__, "nginx.conf", s=settings, sites=sorted(sites), keys=keys, limits=BODY_LIMITS, fleet_calls=FLEET_CALLS
+    )
 
 
 def gateway_command(place: CoordinatorFolder) -> list[str]:

@@ -27,7 +27,7 @@ from pneumofed.common.ops.processes import (
     is_serving,
     without_proxy_on_loopback,
 )
-from pneumofed.common.wire.keys import certificate_validity
+from pneumofed.common.wire.keys import certificate_validity, public_pem, read_public_key
 from pneumofed.server.operations.gateway import gateway_answers, gateway_command, render_gateway
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.operations.sites import SiteStatus, list_sites, register_sites
@@ -299,4 +299,5 @@ def _prepare(place: CoordinatorFolder) -> None:
 
 
 def _write_gateway_config(place: CoordinatorFolder) -> None:
-    write_file(place.gateway_config, render_gateway(place.settings(), list(place.site_keys())).encode())
+    keys = {name: public_pem(read_public_key(path)) for name, path in place.site_keys().items()}
+    write_file(place.gateway_config, render_gateway(place.settings(), keys).encode())

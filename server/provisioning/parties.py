@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from pneumofed.common.config.default_policy import default_policy
 from pneumofed.common.ops.render import render
-from pneumofed.common.wire.keys import parse_private_key, private_pem, read_private_key
+from pneumofed.common.wire.keys import parse_private_key, private_pem, public_pem, read_private_key
 from pneumofed.server.operations.gateway import render_gateway
 from pneumofed.server.operations.settings import AuditorAccess, CoordinatorSettings
 from pneumofed.server.provisioning.authority import Authority, new_key
@@ -54,7 +54,7 @@ def coordinator_kit(
     files = {
         "coordinator.yaml": _text("coordinator/coordinator.yaml", {**words, "settings": _yaml(settings)}),
         "local.example.yaml": _text("coordinator/local.example.yaml", words),
-        "nginx.conf": KitFile(render_gateway(settings, sorted(sites)).encode()),
+        "nginx.conf": KitFile(render_gateway(settings, {name: public_pem(sites[name].key) for name in sorted(sites)}).encode()),
         "keys/ca.crt": KitFile(authority.pem),
         "keys/server.crt": KitFile(certificate),
         "keys/server.key": KitFile(key),

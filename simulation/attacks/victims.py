@@ -35,6 +35,7 @@ from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import predict_cached
 from pneumofed.common.models.schedule import rate_of_round
+from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.privacy.randomness import KEY_BYTES
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.common.wire.messages import ModelArrays, Presence, Update, pack_arrays
@@ -166,7 +167,7 @@ def run_all(function: Callable[[J], R], jobs: Sequence[J], workers: int = 0) -> 
     if workers <= 1:
         yield from map(function, jobs)
         return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with children_end_with_me(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         yield from pool.map(function, jobs)
 
 

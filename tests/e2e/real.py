@@ -16,8 +16,9 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ import yaml
 
 from pneumofed.common.data.manifest import ImageRecord, Manifest, write_manifest
 from pneumofed.common.imaging.images import read_image
+from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.ops.processes import descendants, free_port
 from pneumofed.server.runs.events import EVENTS_FILE, read_activity
 from pneumofed.server.runs.folder import RunFolder
@@ -44,6 +46,14 @@ def need_nginx() -> None:
     """Skips a test on a machine without the proxy that the door is made of."""
     if not (shutil.which("nginx") or Path("/usr/sbin/nginx").exists()):
         pytest.skip("needs nginx (Debian: nginx-light)")
+
+
+@cache
+def bind_to_this_process() -> ExitStack:
+    """Lets coordinators and sites end with the test run, also where it is ended from outside. Nobody closes what it returns."""
+    stack = ExitStack()
+    stack.enter_context(children_end_with_me(daemons=True))
+    return stack
 
 
 def call(*arguments: str, cwd: Path | None = None, ok: Sequence[int] = (0,)) -> subprocess.CompletedProcess[str]:
@@ -131,6 +141,7 @@ class RealFederation:
     def __init__(self, folder: Path, sources: dict[str, Source], test: Manifest | None = None, **federation: Any) -> None:
         """`test` holds the coordinator's own images; a few are drawn where there are none."""
         need_nginx()
+        bind_to_this_process()
         self.folder, self.names = folder, tuple(sources)
         ports = free_ports(6)
         self.port = ports[0]
@@ -143,6 +154,7 @@ class RealFederation:
                 "loopback": dict(zip(("superlink", "superlink_health", "superexec_health", "page"), ports[1:5], strict=True)),
             },
             "sites": [{"name": name} for name in sources],
+            "mutual_tls": True,
             **federation,
         }
         self.provision()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import shutil
 import socket
@@ -19,6 +20,7 @@ from typing import Any
 import pytest
 
 from pneumofed.common.config.reader import build_config
+from pneumofed.common.wire.keys import public_pem, read_public_key
 from pneumofed.server.operations.gateway import gateway_answers, gateway_command
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.provisioning.provision import provision
@@ -135,6 +137,12 @@ def make_kits(config: FederationConfig, out: Path) -> CoordinatorFolder:
     """Kits with the sites' keys, which a test plays the sites with."""
     provision(config, out, with_keys=True)
     return CoordinatorFolder((out / "coordinator").resolve())
+
+
+def key_of(kits: Path, site: str) -> str:
+    """The header line by which Flower's SuperNode shows the site's key."""
+    key = public_pem(read_public_key(kits / "coordinator" / "sites" / f"{site}.pub"))
+    return f"flwr-public-key: {base64.b64encode(key).decode()}\r\n"
 
 
 def send(port: int, request: bytes, context: ssl.SSLContext | None) -> bytes:
