@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset, FileDataset
 from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_pixels import PixelLayout, parse, read_codes, read_layout
 from pneumofed.common.imaging.dicom_tags import age_years_of, code_of, number_of, numbers_of, text_of, value_of
+from pneumofed.common.imaging.dicom_views import read_body_part, read_view
 from pneumofed.common.imaging.types import Image, ImageInfo, Window
 
 LUNG_WINDOW = Window(center=-600.0, width=1500.0)
@@ -83,7 +84,7 @@ def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> Loo
     Args:
         dataset: the file's tags.
         keyword: `ModalityLUTSequence` or `VOILUTSequence`.
-        inputs: the values that it will be applied to, float64 [N]; negative ones decide how an unsigned first value is read.
+        inputs: the values that it will be applied to, float64 [N]; they decide whether the first value is read as signed.
 
     Returns:
         The table; None where there is none or it is malformed.
@@ -94,11 +95,11 @@ def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> Loo
         return None
     count, first, bits = (int(number) for number in descriptor)
     count = count % CODE_COUNT or CODE_COUNT  # 0 stands for 65536
-    if first >= CODE_COUNT // 2 and inputs.min() < 0:
-        first -= CODE_COUNT  # a negative number in an unsigned tag
     word = "<u2" if dataset.original_encoding[1] else ">u2"
     entries = _lut_entries(value_of(items[0], "LUTData"), word, 2 * count if bits <= 8 else 0)[:count]
-    return LookupTable(first, entries, min(max(bits, 8), 16)) if entries.size and np.isfinite(entries).all() else None
+    if not entries.size or not np.isfinite(entries).all():
+        return None
+    return LookupTable(_first_input(first, len(entries), inputs), entries, min(max(bits, 8), 16))
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,13 @@ class LookupTable:
 
     @property
     def full_scale(self) -> float:
-        """The entry that is shown white: 2^bits - 1, or the largest entry where a file declares too few bits."""
-        return max(2.0**self.bits - 1, float(self.entries.max()))
+        """The entry that is shown white: 2^n - 1, with n the bits that the entries use.
+
+        n is that of the LUT Descriptor, unless the entries need more, or so few that at least two bits would stay empty: then writers gave
+        the size of the word (16) for entries of 8 to 14 bits, and the image would be nearly black. One bit less is a dark table.
+        """
+        used = max(int(self.entries.max()).bit_length(), 8)
+        return 2.0 ** (self.bits if used <= self.bits < used + 2 else used) - 1
 
 
 def apply_window(values: np.ndarray, window: Window, function: VoiFunction = "LINEAR") -> np.ndarray:
@@ -250,6 +256,16 @@ def _voi_function(dataset: Dataset) -> VoiFunction:
     return functions.get(code_of(dataset, "VOILUTFunction"), "LINEAR")
 
 
+def _first_input(first: int, count: int, inputs: np.ndarray) -> int:
+    """The first value of a LUT, which is signed if its inputs may be (PS3.3, C.11.1.1.1 and C.11.2.1.1), whatever the type of its tag.
+
+    Of the two readings of the 16 bits the one counts whose table holds more of the inputs; where that leaves it open, that of the tag.
+    """
+    other = first - CODE_COUNT if first >= CODE_COUNT // 2 else first + CODE_COUNT if first < 0 else first
+    held = [np.count_nonzero((inputs >= start) & (inputs < start + count)) for start in (first, other)]
+    return other if held[1] > held[0] else first
+
+
 def _lut_entries(data: Any, word: str, min_bytes: int) -> np.ndarray:
     """LUT Data (0028,3006) as float64: numbers (VR US), or bytes (VR OW) with an entry in each `word`.
 
@@ -272,8 +288,8 @@ def _describe(dataset: Dataset, layout: PixelLayout, window: Window | None, inve
         width_px=layout.columns,
         bits=layout.bits_stored,
         modality=code_of(dataset, "Modality") or None,
-        view=code_of(dataset, "ViewPosition") or None,
-        body_part=code_of(dataset, "BodyPartExamined") or None,
+        view=read_view(dataset).word or None,
+        body_part=read_body_part(dataset) or None,
         sex=sexes.get(code_of(dataset, "PatientSex")),
         age_years=age_years_of(dataset),
         manufacturer=" ".join(filter(None, maker)) or None,
