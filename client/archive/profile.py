@@ -68,7 +68,7 @@ ORIENTATION = "PatientOrientation"
 
 NUMBERS = (
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "WindowCenter", "WindowWidth"),
-    *("PixelIntensityRelationshipSign", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio", "LossyImageCompressionRatio"),
+    *("PixelIntensityRelationshipSign", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio", "LossyImageCompressionRatio"),
     *("KVP", "ExposureTime", "XRayTubeCurrent", "Exposure", "ExposureInuAs", "RelativeXRayExposure", "Sensitivity"),
     *("DistanceSourceToDetector", "DistanceSourceToPatient", "ExposureIndex", "TargetExposureIndex", "DeviationIndex"),
 )

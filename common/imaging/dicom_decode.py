@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_pixels import PixelLayout, parse, read_codes, read_layout
 from pneumofed.common.imaging.dicom_tags import age_years_of, code_of, number_of, numbers_of, text_of, value_of
 from pneumofed.common.imaging.dicom_views import read_body_part, read_view
-from pneumofed.common.imaging.types import Image, ImageInfo, Window
+from pneumofed.common.imaging.square_pixels import square_shape, stretch_to
+from pneumofed.common.imaging.types import Image, ImageInfo, Window, check_size
 
 LUNG_WINDOW = Window(center=-600.0, width=1500.0)
 """The usual lung window in Hounsfield units, for a CT image that has none of its own."""
@@ -37,6 +38,7 @@ def decode_dicom(data: bytes, window: Window | None = None) -> Image:
 
     With no `window`, the file's first VOI LUT is used, else its first window, else `LUNG_WINDOW` for CT, else the whole range
     of values that occur. Pixels that the file calls padding become black and do not count for that range.
+    Pixels that are not square are stretched (`square_pixels`).
 
     Args:
         data: the bytes of the file, with or without preamble.
@@ -51,6 +53,8 @@ def decode_dicom(data: bytes, window: Window | None = None) -> Image:
     """
     dataset = parse(data)
     layout = read_layout(dataset)
+    shape = square_shape(dataset, layout.rows, layout.columns)
+    check_size(*shape)
     codes = read_codes(dataset, layout)
     occurring = find_codes(codes)
     tissue = occurring[~_is_padding(dataset, layout, layout.values_of(occurring))]
@@ -58,7 +62,8 @@ def decode_dicom(data: bytes, window: Window | None = None) -> Image:
     inverted = _is_inverted(dataset, layout)
     table = np.zeros(CODE_COUNT, np.float32)
     table[tissue] = 1 - grey if inverted else grey
-    return Image(map_codes(codes, table), _describe(dataset, layout, used, inverted))
+    pixels = stretch_to(map_codes(codes, table), shape)
+    return Image(pixels, replace(_describe(dataset, layout, used, inverted), height_px=shape[0], width_px=shape[1]))
 
 
 def encode_dataset(dataset: Dataset) -> bytes:
@@ -296,6 +301,7 @@ def _describe(dataset: Dataset, layout: PixelLayout, window: Window | None, inve
         photometric=layout.photometric,
         window=window,
         inverted=inverted,
+        for_processing=code_of(dataset, "PresentationIntentType") == "FOR PROCESSING",
     )
 
 

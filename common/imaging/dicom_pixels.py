@@ -34,6 +34,7 @@ from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.codestreams import is_reversible, mend_jpeg, mend_jpeg2000
 from pneumofed.common.imaging.dicom_tags import code_of, integer_of, value_of
 from pneumofed.common.imaging.dicom_views import VIEW_TAGS
+from pneumofed.common.imaging.square_pixels import ASPECT_TAGS
 from pneumofed.common.imaging.types import MAX_FILE_BYTES, check_size
 
 # pydicom logs the values of tags and the traceback of every damaged file; `ImageError` says what is needed.
@@ -42,6 +43,8 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 _TAGS = [
     *("Modality", "Manufacturer", "ManufacturerModelName", "PatientSex", "PatientAge"),
     *VIEW_TAGS,
+    *ASPECT_TAGS,
+    "PresentationIntentType",
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored"),
     *("HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope"),
     *("ModalityLUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape"),
