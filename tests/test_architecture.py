@@ -44,6 +44,7 @@ DOORS = {
         "common/imaging/",
         "client/archive/",
         "inference/predict/dicom_objects.py",
+        "inference/predict/dicom_text.py",
         "simulation/phantoms/",
         "simulation/hospitals/",
         "pneumofed/",

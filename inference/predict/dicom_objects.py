@@ -26,9 +26,9 @@ from pneumofed.common.errors import ConfigError, ImageError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.dicom_header import read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings
-from pneumofed.common.imaging.dicom_text import UTF8, copy_as_utf8
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.inference.predict.dicom_text import UTF8, copy_as_utf8
 from pneumofed.inference.predict.heatmap import STATEMENT
 from pneumofed.inference.predict.predict import FileResult
 
