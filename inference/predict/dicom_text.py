@@ -64,7 +64,7 @@ def _read(dataset: Dataset, keyword: str, encodings: list[str]) -> str:
 def _decode(raw: bytes, representation: str, encodings: list[str]) -> str:
     if representation == "PN":
         return str(PersonName(raw, encodings).decode(encodings))
-    return charset.decode_bytes(raw, encodings, {"\\"})
+    return charset.decode_bytes(raw, encodings, {ord("\\")})
 
 
 def _date(text: str) -> str:
