@@ -73,6 +73,7 @@ class SkipReason(StrEnum):
     UNCERTAIN_LABEL = "uncertain label left out by policy"
     NO_PATIENT = "patient unknown"
     NOT_FRONTAL = "not a frontal view"
+    NOT_CHEST = "not the chest"
     DUPLICATE = "same image content seen before"
     BURNT_IN = "writing burnt into the image, or likely to be"
     WITHDRAWN = "patient has withdrawn"

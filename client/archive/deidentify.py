@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from datetime import date
 from io import BytesIO
 
@@ -21,12 +22,25 @@ from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from pydicom.valuerep import DSfloat
 
-from pneumofed.client.archive.profile import ACTIONS, CODES, METHOD_CODES, NUMBERS, TABLES, TEXTS, Action
+from pneumofed.client.archive.profile import (
+    ACTIONS,
+    CODES,
+    METHOD_CODES,
+    NUMBERS,
+    ORIENTATION,
+    TABLES,
+    TERMS,
+    TEXTS,
+    VIEW_SEQUENCES,
+    Action,
+)
 from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.dicom_decode import LookupTable, read_lookup_table
 from pneumofed.common.imaging.dicom_pixels import PixelLayout, read_codes, read_layout
-from pneumofed.common.imaging.dicom_tags import age_years_of, codes_of, numbers_of, text_of
+from pneumofed.common.imaging.dicom_tags import age_years_of, all_texts_of, codes_of, numbers_of, text_of
+from pneumofed.common.imaging.dicom_views import REGION_CODES, VIEW_CODES, find_code
+from pneumofed.common.imaging.views import PART_TERMS, is_view_term
 
 MAX_AGE_YEARS = 90
 """All ages over 89 are one category, "age 90 or older" (HIPAA Safe Harbor, 45 CFR 164.514(b)(2)(i)(C))."""
@@ -44,6 +58,16 @@ _IDENTIFYING = (
     *("PatientName", "PatientID", "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientBirthDate"),
     *("AccessionNumber", "StudyID", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "StationName"),
     *("ReferringPhysicianName", "PerformingPhysicianName", "NameOfPhysiciansReadingStudy", "OperatorsName", "DeviceSerialNumber"),
+    *(
+        "RequestingPhysician",
+        "AdmissionID",
+        "IssuerOfPatientID",
+        "IssuerOfAdmissionID",
+        "ServiceEpisodeID",
+        "PatientMotherBirthName",
+    ),
+    *("PatientAddress", "PatientTelephoneNumbers", "MedicalRecordLocator", "ConsultingPhysicianName", "PhysiciansOfRecord"),
+    *("ResponsiblePerson", "ResponsibleOrganization", "InsurancePlanIdentification", "RequestingService"),
 )
 
 
@@ -68,7 +92,9 @@ def deidentify(original: Dataset, pseudonyms: Pseudonyms) -> Dataset:
     layout = read_layout(original)
     codes = read_codes(original, layout)
     clean = Dataset()
-    _keep_words(clean, original)
+    _keep_terms(clean, original)
+    _keep_views(clean, original)
+    _keep_makers(clean, original)
     _keep_numbers(clean, original, layout)
     _keep_tables(clean, original, layout, codes)
     _replace_identity(clean, original, pseudonyms)
@@ -126,22 +152,63 @@ def _years_between(birth: str, study: str) -> float | None:
     return days / 365.25 if 0 <= days < 130 * 366 else None
 
 
-def _keep_words(clean: Dataset, original: Dataset) -> None:
-    """Codes and the device's maker. One that holds a part of an identifier stays behind: technicians type into any field."""
-    identifying = _identifying_parts(original)
-    for keyword in (*CODES, *TEXTS):
-        values = codes_of(original, keyword)[:_MAX_VALUES] if keyword in CODES else [text_of(original, keyword)]
-        words = [value.encode("ascii", "replace").decode() for value in values]
-        if any(words) and not any(part in word.casefold() for word in words for part in identifying):
-            setattr(clean, keyword, words if len(words) > 1 else words[0])
-    if text_of(clean, "PatientSex") not in ("M", "F", "O"):
+def _keep_terms(clean: Dataset, original: Dataset) -> None:
+    """Keeps codes that are terms of the standard: technicians type into any field, and a name may look like any code."""
+    for keyword in CODES:
+        values = [value if _is_term(keyword, value) else "" for value in codes_of(original, keyword)[:_MAX_VALUES]]
+        if any(values):
+            setattr(clean, keyword, values if len(values) > 1 else values[0])
+    if "PatientSex" not in clean:
         clean.PatientSex = ""
 
 
+def _is_term(keyword: str, value: str) -> bool:
+    if keyword == "ViewPosition":
+        return is_view_term(value)
+    if keyword == "BodyPartExamined":
+        return bool(value.split()) and set(value.split()) <= PART_TERMS
+    return value in TERMS[keyword]
+
+
+def _keep_views(clean: Dataset, original: Dataset) -> None:
+    """Keeps the codes of view and region that are known, and the orientation."""
+    for keyword, known in zip(VIEW_SEQUENCES, (VIEW_CODES, REGION_CODES), strict=True):
+        code = find_code(original, keyword, known)
+        if code:
+            setattr(clean, keyword, [_code_item(code.snomed, "SCT", code.meaning)])
+    values = codes_of(original, ORIENTATION)
+    is_orientation = len(values) == 2 and all(re.fullmatch("[APLRHF]{1,3}", value) for value in values)
+    setattr(clean, ORIENTATION, values if is_orientation else None)
+
+
+def _code_item(value: str, scheme: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item
+
+
+def _keep_makers(clean: Dataset, original: Dataset) -> None:
+    """Keeps the device's maker and model, unless a word of theirs stands in a name or number of the patient, a person or the hospital."""
+    identifying = _identifying_parts(original)
+    for keyword in TEXTS:
+        word = text_of(original, keyword).encode("ascii", "replace").decode()
+        if word and not _holds(word, identifying):
+            setattr(clean, keyword, word)
+
+
+def _holds(word: str, identifying: set[str]) -> bool:
+    whole = set(re.split(r"[^\w]+|_", word.casefold()))
+    return any(part in word.casefold() if len(part) >= 3 else part in whole for part in identifying)
+
+
 def _identifying_parts(original: Dataset) -> set[str]:
-    """Words and numbers of at least three characters that identify the patient or the hospital."""
-    texts = (text_of(original, keyword) for keyword in _IDENTIFYING)
-    return {part.casefold() for text in texts for part in [text, *re.split(r"[^\w]+|_", text)] if len(part) >= 3}
+    """Words and numbers of at least two characters that identify the patient, a person or the hospital, and their forms without umlauts."""
+    persons = [element.keyword for element in original if element.VR == "PN" and element.keyword]
+    texts = [str(value) for keyword in {*_IDENTIFYING, *persons} for value in all_texts_of(original, keyword)]
+    parts = {part.casefold() for text in texts for part in [text, *re.split(r"[^\w]+|_", text)] if len(part) >= 2}
+    spelled = str.maketrans({"\u00e4": "ae", "\u00f6": "oe", "\u00fc": "ue", "\u00f8": "oe", "\u00e5": "aa", "\u00e6": "ae"})
+    plain = {unicodedata.normalize("NFKD", part).encode("ascii", "ignore").decode() for part in parts}
+    return {part for part in parts | {part.translate(spelled) for part in parts} | plain if len(part) >= 2}
 
 
 def _keep_numbers(clean: Dataset, original: Dataset, layout: PixelLayout) -> None:
@@ -205,9 +272,7 @@ def _state_method(clean: Dataset) -> None:
     clean.LongitudinalTemporalInformationModified = "REMOVED"
     items = []
     for value, meaning in METHOD_CODES:
-        item = Dataset()
-        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
-        items.append(item)
+        items.append(_code_item(value, "DCM", meaning))
     clean.DeidentificationMethodCodeSequence = items
 
 

@@ -23,11 +23,13 @@ from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
 from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.data.report import DataReport, DataWarning
 from pneumofed.common.data.sources.dicom import Labels, find_label, record_of
-from pneumofed.common.data.sources.table import collect, is_frontal
+from pneumofed.common.data.sources.table import collect
 from pneumofed.common.errors import ArchiveError, DataError, ImageError, PneumofedError, SkipReason
 from pneumofed.common.files import StateFile, atomic_write, to_json
 from pneumofed.common.imaging.dicom_header import read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings, text_of
+from pneumofed.common.imaging.dicom_views import read_body_part, read_view
+from pneumofed.common.imaging.views import is_frontal, is_other_part
 
 logger = logging.getLogger(__name__)
 ImportOutcome = ImageRecord | SkipReason
@@ -123,7 +125,7 @@ class ImportRules:
     def overrules(self, reason: SkipReason) -> bool:
         """Whether an image that was left out for `reason` earlier would be kept now."""
         return (reason is SkipReason.BURNT_IN and self.keep_burnt_in) or (
-            reason is SkipReason.NOT_FRONTAL and not self.frontal_only
+            reason in (SkipReason.NOT_FRONTAL, SkipReason.NOT_CHEST) and not self.frontal_only
         )
 
 
@@ -230,8 +232,10 @@ def _check_wanted(original: Dataset, sop_uid: str, rules: ImportRules) -> None:
         raise ImageError(SkipReason.NOT_DELIVERED, "another image came")
     if is_burnt_in(original) and not rules.keep_burnt_in:
         raise ImageError(SkipReason.BURNT_IN)
-    if rules.frontal_only and not is_frontal(text_of(original, "ViewPosition")):
+    if rules.frontal_only and not is_frontal(read_view(original).word):
         raise ImageError(SkipReason.NOT_FRONTAL)
+    if rules.frontal_only and is_other_part(read_body_part(original)):
+        raise ImageError(SkipReason.NOT_CHEST)
 
 
 def _record(path: Path, label: str) -> ImageRecord:

@@ -2,7 +2,8 @@
 
 `KEPT` is all that stays, each value read and written anew in its own form, and `ACTIONS` says what Table E.1-1 asks for the
 attributes that computed and digital radiographs have (PS3.3, A.2 and A.26) and how it is done here. What is in neither table is
-removed, wherever it stands: private attributes, overlays, curves and every sequence but lookup tables go with the rest.
+removed, wherever it stands: private attributes, overlays, curves and every sequence go with the rest, but for
+lookup tables and the codes of view and region.
 
 Dates are removed rather than shifted. Nothing in training uses them, and a shift by patient would keep the intervals between
 examinations, which single out a patient in the hospital's records. Age and sex are kept (Retain Patient Characteristics Option,
@@ -34,11 +35,47 @@ CODES = (
     *("RecognizableVisualFeatures", "ConversionType", "DetectorType", "LossyImageCompression", "LossyImageCompressionMethod"),
     *("ImageType", "PatientSex"),
 )
-"""Kept where the value has the form of a code, e.g. `PA`."""
+"""Kept where the value is one of `TERMS`, and for a view or a part of the body one of the terms of `common.imaging.views`."""
+
+TERMS: dict[str, frozenset[str]] = {
+    "Modality": frozenset({"CR", "DX", "DR", "RG", "XR", "OT", "SC", "CT", "MG", "IO", "PX", "RF", "XA", "MR", "US", "NM", "PT"}),
+    "Laterality": frozenset({"R", "L"}),
+    "ImageLaterality": frozenset({"R", "L", "U", "B"}),
+    "PresentationIntentType": frozenset({"FOR PRESENTATION", "FOR PROCESSING"}),
+    "PresentationLUTShape": frozenset({"IDENTITY", "INVERSE"}),
+    "VOILUTFunction": frozenset({"LINEAR", "LINEAR_EXACT", "SIGMOID"}),
+    "RescaleType": frozenset({"OD", "HU", "US", "MGML", "Z_EFF", "ED", "EDW", "HU_MOD", "PCT", "LOG_E REL"}),
+    "PixelIntensityRelationship": frozenset({"LIN", "LOG", "DISP"}),
+    "BurnedInAnnotation": frozenset({"YES", "NO"}),
+    "RecognizableVisualFeatures": frozenset({"YES", "NO"}),
+    "ConversionType": frozenset({"DV", "DI", "DF", "WSD", "SD", "SI", "DRW", "SYN"}),
+    "DetectorType": frozenset({"DIRECT", "SCINTILLATOR", "STORAGE", "FILM"}),
+    "LossyImageCompression": frozenset({"00", "01"}),
+    "LossyImageCompressionMethod": frozenset({"ISO_10918_1", "ISO_14495_1", "ISO_15444_1", "ISO_13818_2", "ISO_14496_10"}),
+    "ImageType": frozenset(
+        {"ORIGINAL", "DERIVED", "PRIMARY", "SECONDARY", "POST_PROCESSED", "AXIAL", "LOCALIZER", "OTHER", "SCREEN SAVE"}
+    ),
+    "PatientSex": frozenset({"M", "F", "O"}),
+}
+"""Defined and enumerated values of PS3.3 (C.7.3.1.1.1, C.7.3.1, C.8.7.1, C.8.11.1 to C.8.11.4, C.11.1 to C.11.6, C.7.6.1, C.7.1.1).
+A value of Image Type that is none of them becomes an empty one, so that the others keep their places."""
+
+VIEW_SEQUENCES = ("ViewCodeSequence", "AnatomicRegionSequence")
+"""The code of the first item is kept if it is one that `common.imaging.dicom_views` knows, with that table's meaning, not the file's."""
+
+ORIENTATION = "PatientOrientation"
+"""Kept where it holds letters for directions only (C.7.6.1.1.1), else empty: type 2C."""
 
 NUMBERS = (
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope", "WindowCenter", "WindowWidth"),
-    *("PixelIntensityRelationshipSign", "PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio", "LossyImageCompressionRatio"),
+    *(
+        "PixelIntensityRelationshipSign",
+        "PixelSpacing",
+        "ImagerPixelSpacing",
+        "NominalScannedPixelSpacing",
+        "PixelAspectRatio",
+        "LossyImageCompressionRatio",
+    ),
     *("KVP", "ExposureTime", "XRayTubeCurrent", "Exposure", "ExposureInuAs", "RelativeXRayExposure", "Sensitivity"),
     *("DistanceSourceToDetector", "DistanceSourceToPatient", "ExposureIndex", "TargetExposureIndex", "DeviationIndex"),
 )
@@ -76,7 +113,7 @@ ACTIONS: dict[str, Action] = {
     **dict.fromkeys(
         (
             *("PatientName", "PatientBirthDate", "ReferringPhysicianName", "StudyDate", "StudyTime", "StudyID"),
-            *("SeriesNumber", "InstanceNumber", "PatientOrientation"),
+            *("SeriesNumber", "InstanceNumber"),
         ),
         Action.EMPTY,
     ),
@@ -166,7 +203,7 @@ ACTIONS: dict[str, Action] = {
                 "DigitalImageFormatAcquired",
             ),
             # DX Series, Anatomy, Image, Detector, Positioning, Collimator, Dose, Generation, Filtration, Grid (C.8.7, C.8.11)
-            *("AnatomicRegionSequence", "PrimaryAnatomicStructureSequence", "ViewCodeSequence", "AcquisitionContextSequence"),
+            *("PrimaryAnatomicStructureSequence", "AcquisitionContextSequence"),
             *(
                 "DetectorID",
                 "DetectorDescription",
@@ -191,6 +228,6 @@ ACTIONS: dict[str, Action] = {
 }
 """By keyword. Where Table E.1-1 leaves a choice (X/Z, X/Z/D, Z/D) the first that the modules of CR and DX images allow is taken."""
 
-KEPT = frozenset((*CODES, *NUMBERS, *TEXTS, *TABLES, *LAYOUT, *STATED))
+KEPT = frozenset((*CODES, *NUMBERS, *TEXTS, *TABLES, *VIEW_SEQUENCES, ORIENTATION, *LAYOUT, *STATED))
 WRITTEN = KEPT | {keyword for keyword, action in ACTIONS.items() if action is not Action.REMOVE}
 """All keywords that a de-identified file can hold at its top level."""

@@ -35,7 +35,7 @@ from pneumofed.common.imaging.images import fit_square, read_image
 
 log = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Part of every key; to be raised when decoding gives other pixels or the files change their layout."""
 
 _IMAGES_PER_WORKER = 32

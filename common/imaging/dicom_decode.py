@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, Literal
 
@@ -19,7 +19,9 @@ from pydicom.dataset import Dataset, FileDataset
 from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_pixels import PixelLayout, parse, read_codes, read_layout
 from pneumofed.common.imaging.dicom_tags import age_years_of, code_of, number_of, numbers_of, text_of, value_of
-from pneumofed.common.imaging.types import Image, ImageInfo, Window
+from pneumofed.common.imaging.dicom_views import read_body_part, read_view
+from pneumofed.common.imaging.square_pixels import square_shape, stretch_to
+from pneumofed.common.imaging.types import Image, ImageInfo, Window, check_size
 
 LUNG_WINDOW = Window(center=-600.0, width=1500.0)
 """The usual lung window in Hounsfield units, for a CT image that has none of its own."""
@@ -36,6 +38,7 @@ def decode_dicom(data: bytes, window: Window | None = None) -> Image:
 
     With no `window`, the file's first VOI LUT is used, else its first window, else `LUNG_WINDOW` for CT, else the whole range
     of values that occur. Pixels that the file calls padding become black and do not count for that range.
+    Pixels that are not square are stretched (`square_pixels`).
 
     Args:
         data: the bytes of the file, with or without preamble.
@@ -50,6 +53,8 @@ def decode_dicom(data: bytes, window: Window | None = None) -> Image:
     """
     dataset = parse(data)
     layout = read_layout(dataset)
+    shape = square_shape(dataset, layout.rows, layout.columns)
+    check_size(*shape)
     codes = read_codes(dataset, layout)
     occurring = find_codes(codes)
     tissue = occurring[~_is_padding(dataset, layout, layout.values_of(occurring))]
@@ -57,7 +62,8 @@ def decode_dicom(data: bytes, window: Window | None = None) -> Image:
     inverted = _is_inverted(dataset, layout)
     table = np.zeros(CODE_COUNT, np.float32)
     table[tissue] = 1 - grey if inverted else grey
-    return Image(map_codes(codes, table), _describe(dataset, layout, used, inverted))
+    pixels = stretch_to(map_codes(codes, table), shape)
+    return Image(pixels, replace(_describe(dataset, layout, used, inverted), height_px=shape[0], width_px=shape[1]))
 
 
 def encode_dataset(dataset: Dataset) -> bytes:
@@ -83,7 +89,7 @@ def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> Loo
     Args:
         dataset: the file's tags.
         keyword: `ModalityLUTSequence` or `VOILUTSequence`.
-        inputs: the values that it will be applied to, float64 [N]; negative ones decide how an unsigned first value is read.
+        inputs: the values that it will be applied to, float64 [N]; they decide whether the first value is read as signed.
 
     Returns:
         The table; None where there is none or it is malformed.
@@ -94,11 +100,11 @@ def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> Loo
         return None
     count, first, bits = (int(number) for number in descriptor)
     count = count % CODE_COUNT or CODE_COUNT  # 0 stands for 65536
-    if first >= CODE_COUNT // 2 and inputs.min() < 0:
-        first -= CODE_COUNT  # a negative number in an unsigned tag
     word = "<u2" if dataset.original_encoding[1] else ">u2"
     entries = _lut_entries(value_of(items[0], "LUTData"), word, 2 * count if bits <= 8 else 0)[:count]
-    return LookupTable(first, entries, min(max(bits, 8), 16)) if entries.size and np.isfinite(entries).all() else None
+    if not entries.size or not np.isfinite(entries).all():
+        return None
+    return LookupTable(_first_input(first, len(entries), inputs), entries, min(max(bits, 8), 16))
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,13 @@ class LookupTable:
 
     @property
     def full_scale(self) -> float:
-        """The entry that is shown white: 2^bits - 1, or the largest entry where a file declares too few bits."""
-        return max(2.0**self.bits - 1, float(self.entries.max()))
+        """The entry that is shown white: 2^n - 1, with n the bits that the entries use.
+
+        n is that of the LUT Descriptor, unless the entries need more, or so few that at least two bits would stay empty: then writers gave
+        the size of the word (16) for entries of 8 to 14 bits, and the image would be nearly black. One bit less is a dark table.
+        """
+        used = max(int(self.entries.max()).bit_length(), 8)
+        return 2.0 ** (self.bits if used <= self.bits < used + 2 else used) - 1
 
 
 def apply_window(values: np.ndarray, window: Window, function: VoiFunction = "LINEAR") -> np.ndarray:
@@ -250,6 +261,16 @@ def _voi_function(dataset: Dataset) -> VoiFunction:
     return functions.get(code_of(dataset, "VOILUTFunction"), "LINEAR")
 
 
+def _first_input(first: int, count: int, inputs: np.ndarray) -> int:
+    """The first value of a LUT, which is signed if its inputs may be (PS3.3, C.11.1.1.1 and C.11.2.1.1), whatever the type of its tag.
+
+    Of the two readings of the 16 bits the one counts whose table holds more of the inputs; where that leaves it open, that of the tag.
+    """
+    other = first - CODE_COUNT if first >= CODE_COUNT // 2 else first + CODE_COUNT if first < 0 else first
+    held = [np.count_nonzero((inputs >= start) & (inputs < start + count)) for start in (first, other)]
+    return other if held[1] > held[0] else first
+
+
 def _lut_entries(data: Any, word: str, min_bytes: int) -> np.ndarray:
     """LUT Data (0028,3006) as float64: numbers (VR US), or bytes (VR OW) with an entry in each `word`.
 
@@ -272,14 +293,15 @@ def _describe(dataset: Dataset, layout: PixelLayout, window: Window | None, inve
         width_px=layout.columns,
         bits=layout.bits_stored,
         modality=code_of(dataset, "Modality") or None,
-        view=code_of(dataset, "ViewPosition") or None,
-        body_part=code_of(dataset, "BodyPartExamined") or None,
+        view=read_view(dataset).word or None,
+        body_part=read_body_part(dataset) or None,
         sex=sexes.get(code_of(dataset, "PatientSex")),
         age_years=age_years_of(dataset),
         manufacturer=" ".join(filter(None, maker)) or None,
         photometric=layout.photometric,
         window=window,
         inverted=inverted,
+        for_processing=code_of(dataset, "PresentationIntentType") == "FOR PROCESSING",
     )
 
 

@@ -17,12 +17,14 @@ from pydicom.dataset import Dataset
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.dicom_pixels import check_inflated_size
 from pneumofed.common.imaging.dicom_tags import age_years_of, date_of, quiet_warnings, text_of
+from pneumofed.common.imaging.dicom_views import VIEW_TAGS, read_body_part, read_view
 
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs the values of malformed tags
 
 _TAGS = [
     *("PatientID", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber"),
-    *("ViewPosition", "PatientSex", "PatientAge", "Manufacturer", "StudyDate"),
+    *("PatientSex", "PatientAge", "Manufacturer", "StudyDate"),
+    *VIEW_TAGS,
 ]
 
 
@@ -35,7 +37,8 @@ class DicomHeader:
         sop_uid: SOP Instance UID (0008,0018), of this image only.
         study_uid: Study Instance UID (0020,000D).
         accession: Accession Number (0008,0050), the hospital's number of the examination.
-        view: View Position (0018,5101).
+        view: its projection, a word of `common.imaging.views`, from all attributes that say it; else View Position (0018,5101).
+        body_part: Anatomic Region Sequence (0008,2218), else Body Part Examined (0018,0015).
         sex: Patient's Sex (0010,0040).
         age_years: Patient's Age (0010,1010), or None.
         manufacturer: Manufacturer (0008,0070).
@@ -47,6 +50,7 @@ class DicomHeader:
     study_uid: str
     accession: str
     view: str
+    body_part: str
     sex: str
     age_years: float | None
     manufacturer: str
@@ -95,7 +99,8 @@ def _describe(dataset: Dataset) -> DicomHeader:
         sop_uid=text_of(dataset, "SOPInstanceUID"),
         study_uid=text_of(dataset, "StudyInstanceUID"),
         accession=text_of(dataset, "AccessionNumber"),
-        view=text_of(dataset, "ViewPosition"),
+        view=read_view(dataset).word,
+        body_part=read_body_part(dataset),
         sex=text_of(dataset, "PatientSex"),
         age_years=age_years_of(dataset),
         manufacturer=text_of(dataset, "Manufacturer"),

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels import get_decoder
 from pydicom.pixels.decoders.base import Decoder
@@ -22,20 +22,29 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    JPEG2000Lossless,
     JPEG2000TransferSyntaxes,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
     RLETransferSyntaxes,
 )
 
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.codestreams import is_reversible, mend_jpeg, mend_jpeg2000
 from pneumofed.common.imaging.dicom_tags import code_of, integer_of, value_of
+from pneumofed.common.imaging.dicom_views import VIEW_TAGS
+from pneumofed.common.imaging.square_pixels import ASPECT_TAGS
 from pneumofed.common.imaging.types import MAX_FILE_BYTES, check_size
 
 # pydicom logs the values of tags and the traceback of every damaged file; `ImageError` says what is needed.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _TAGS = [
-    *("Modality", "Manufacturer", "ManufacturerModelName", "PatientSex", "PatientAge", "ViewPosition"),
-    "BodyPartExamined",
+    *("Modality", "Manufacturer", "ManufacturerModelName", "PatientSex", "PatientAge"),
+    *VIEW_TAGS,
+    *ASPECT_TAGS,
+    "PresentationIntentType",
     *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored"),
     *("HighBit", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept", "RescaleSlope"),
     *("ModalityLUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape"),
@@ -48,6 +57,9 @@ _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 """Pixel Data (7FE0,0010) in little and in big endian order."""
 _JPEG_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """SOF markers: ITU-T T.81, table B.1 (C4, C8 and CC mean other things), and T.87, C.1.1 for JPEG-LS."""
+
+
+_LOSSLESS = frozenset({JPEG2000Lossless, JPEGLSLossless, JPEGLossless, JPEGLosslessSV1})
 
 
 @dataclass(frozen=True)
@@ -118,8 +130,11 @@ def read_codes(dataset: Dataset, layout: PixelLayout) -> np.ndarray:
     decoder = _find_decoder(dataset)
     element = dataset["PixelData"]
     if decoder.UID.is_encapsulated and decoder.UID not in RLETransferSyntaxes:
-        _check_codestream(get_frame(element.value, 0, number_of_frames=1), decoder.UID, layout)
-        stored = _run(decoder, element.value, layout)
+        frame = get_frame(element.value, 0, number_of_frames=1)
+        _check_codestream(frame, decoder.UID, layout)
+        is_wavelet = decoder.UID in JPEG2000TransferSyntaxes
+        stored = _run(decoder, encapsulate([(mend_jpeg2000 if is_wavelet else mend_jpeg)(frame)]), layout)
+        stored = _fit_bits(stored, layout, decoder.UID in _LOSSLESS or (is_wavelet and is_reversible(frame)))
     else:
         stored = _align(_run(decoder, element.value, layout, correct_unused_bits=False, pixel_vr=element.VR), layout)
     return stored.astype(np.int16 if layout.signed else np.uint16, copy=False).view(np.uint16)
@@ -215,6 +230,21 @@ def _read_jpeg_header(frame: bytes) -> tuple[int, int, int, int]:
         is_fill = marker == 0xFF
         position += 1 if is_fill else 2 + int.from_bytes(frame[position + 2 : position + 4], "big")
     raise ImageError(SkipReason.CORRUPT, "no frame header in the JPEG data")
+
+
+def _fit_bits(stored: np.ndarray, layout: PixelLayout, is_lossless: bool) -> np.ndarray:
+    """`stored` of a codestream without what lies above Bits Stored, which is not part of the value (PS3.5, 8.1.1).
+
+    Where compression has lost nothing the bits above are cut off; where it has, values beyond the range are errors of the compression
+    at its ends, and become the end.
+    """
+    if layout.bits_stored == layout.bits_allocated:
+        return stored
+    least, most = (
+        (-(2 ** (layout.bits_stored - 1)), 2 ** (layout.bits_stored - 1) - 1) if layout.signed else (0, 2**layout.bits_stored - 1)
+    )
+    wide = stored.astype(np.int32)
+    return (wide - least & (2**layout.bits_stored - 1)) + least if is_lossless else np.clip(wide, least, most)
 
 
 def _align(stored: np.ndarray, layout: PixelLayout) -> np.ndarray:

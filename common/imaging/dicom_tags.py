@@ -58,6 +58,19 @@ def text_of(dataset: Dataset, keyword: str) -> str:
     return _as_text(values[0]) if values else ""
 
 
+def all_texts_of(dataset: Dataset, keyword: str) -> list[str]:
+    """Reads all values of a tag as texts.
+
+    Args:
+        dataset: the file's tags, or an item of a sequence.
+        keyword: the tag's keyword.
+
+    Returns:
+        As `text_of`, of each value.
+    """
+    return [_as_text(value) for value in _values(dataset, keyword)]
+
+
 def code_of(dataset: Dataset, keyword: str) -> str:
     """Reads the first value of a tag as a Code String (PS3.5, 6.2).
 

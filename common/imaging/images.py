@@ -29,7 +29,8 @@ def read_image(path: str | PathLike[str], *, window: Window | None = None) -> Im
     """Reads the radiograph in the file `path`, whose format is found by its content.
 
     DICOM is brought to display values as in `common.imaging.dicom_decode`. JPEG and PNG keep their values: 8 bits are divided by 255,
-    16 bits by 65535; colour becomes luma (ITU-R BT.601), transparent parts become black, the EXIF orientation is applied.
+    16 bits by 65535, or by the largest value of the fewer bits that they use (`_depth_of`); colour becomes luma (ITU-R BT.601),
+    transparent parts become black, the EXIF orientation is applied.
 
     Args:
         path: the file.
@@ -56,12 +57,13 @@ def decode_image(data: bytes, *, window: Window | None = None) -> Image:
         return _decode(data, window)
 
 
-def convert_picture(picture: PIL.Image.Image, kind: Literal["jpeg", "png"] = "png") -> Image:
+def convert_picture(picture: PIL.Image.Image, kind: Literal["jpeg", "png"] = "png", significant_bits: int = 0) -> Image:
     """Converts a Pillow picture, with the values that a file of `kind` with this content has.
 
     Args:
         picture: of a mode that a JPEG or PNG file can have; it is left as it is.
         kind: what stands in `ImageInfo.format`.
+        significant_bits: that the file states (sBIT of PNG); 0 where it states none.
 
     Raises:
         ImageError: too small, too large, or without contrast.
@@ -69,7 +71,7 @@ def convert_picture(picture: PIL.Image.Image, kind: Literal["jpeg", "png"] = "pn
     check_size(picture.height, picture.width)
     picture.load()
     colour = _measure_colour(picture)
-    grey, levels = _to_grey(ImageOps.exif_transpose(picture))
+    grey, levels = _to_grey(ImageOps.exif_transpose(picture), significant_bits)
     return from_grey(np.asarray(grey, np.float32) / np.float32(levels), levels.bit_length(), kind, colour)
 
 
@@ -189,7 +191,7 @@ def _decode(data: bytes, window: Window | None) -> Image:
 
 def _decode_raster(data: bytes, kind: Literal["jpeg", "png"]) -> Image:
     with PIL.Image.open(BytesIO(data), formats=[kind]) as image:
-        return convert_picture(image, kind)
+        return convert_picture(image, kind, _read_significant_bits(data) if kind == "png" else 0)
 
 
 def _measure_colour(image: PIL.Image.Image) -> float:
@@ -199,10 +201,26 @@ def _measure_colour(image: PIL.Image.Image) -> float:
     return float(np.ptp(np.asarray(small, np.float32), axis=2).mean() / 255)
 
 
-def _to_grey(image: PIL.Image.Image) -> tuple[PIL.Image.Image, int]:
+def _read_significant_bits(data: bytes) -> int:
+    """The first value of the sBIT chunk, which stands before the image's data (PNG, 11.3.2.7); 0 where there is none."""
+    start = data.find(b"sBIT", 0, max(data.find(b"IDAT"), 0))
+    return data[start + 4] if start >= 0 else 0
+
+
+def _depth_of(most: int, significant_bits: int) -> int:
+    """Bits that the values of a 16-bit picture fill, by the largest of them.
+
+    PNG asks for values that are scaled to the whole range, whatever sBIT says. Many writers store those of a detector of 10, 12 or 14
+    bits as they are: then the largest lies below 2^bits of sBIT, or where there is none of the smallest usual depth that holds it.
+    """
+    depths = (significant_bits,) if 8 <= significant_bits < 16 else (8, 10, 12, 14)
+    return next((depth for depth in depths if most < 2**depth), 16)
+
+
+def _to_grey(image: PIL.Image.Image, significant_bits: int) -> tuple[PIL.Image.Image, int]:
     """(image of one channel, its largest possible value)."""
     if image.mode.startswith("I"):
-        return image, 65_535
+        return image, 2 ** _depth_of(int(np.max(np.asarray(image))), significant_bits) - 1
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "black"), image)

@@ -43,7 +43,7 @@ class ImageInfo:
 
     Attributes:
         format: by content, whatever the file's name.
-        height_px: rows of the pixels as they were read, EXIF orientation applied.
+        height_px: rows of the pixels as they were read, EXIF orientation applied, stretched to square pixels.
         width_px: columns likewise.
         bits: bits that carry the grey value: Bits Stored of DICOM, 8 or 16 otherwise.
         modality: DICOM Modality, e.g. `DX`, `CR`, `CT`.
@@ -55,6 +55,7 @@ class ImageInfo:
         photometric: DICOM Photometric Interpretation.
         window: the window that was applied, if one was.
         inverted: whether the stored values were shown white to black and have been turned round.
+        for_processing: DICOM Presentation Intent Type FOR PROCESSING: values of the detector, not the picture that is read.
         colour: of JPEG and PNG: mean distance of the largest to the smallest of red, green and blue, in [0, 1]; 0 is grey.
     """
 
@@ -72,6 +73,7 @@ class ImageInfo:
     window: Window | None = None
     inverted: bool = False
     colour: float = 0.0
+    for_processing: bool = False
 
 
 @dataclass(frozen=True)

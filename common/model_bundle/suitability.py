@@ -30,9 +30,9 @@ import numpy.typing as npt
 from pydantic import Field
 
 from pneumofed.common.config.experiment import Count, Section
-from pneumofed.common.data.sources.table import is_frontal
 from pneumofed.common.errors import DataError
 from pneumofed.common.imaging.types import ImageInfo
+from pneumofed.common.imaging.views import is_frontal, is_other_part
 from pneumofed.common.model_bundle.image_statistics import Density, Packed, cells_of, fit_density, statistics_of, thumbnail
 
 Decision = Literal["pneumonia", "normal"]
@@ -60,8 +60,8 @@ class Reason(StrEnum):
 
 _SENTENCES = {
     Reason.NOT_A_RADIOGRAPH: "the file says that this is no radiograph (DICOM Modality)",
-    Reason.NOT_THE_CHEST: "the file says that this is not the chest (DICOM Body Part Examined)",
-    Reason.NOT_FRONTAL: "the file says that this is no frontal view (DICOM View Position)",
+    Reason.NOT_THE_CHEST: "the file says that this is not the chest (DICOM Anatomic Region or Body Part Examined)",
+    Reason.NOT_FRONTAL: "the file says that this is no frontal view (DICOM View Position, View Code or Patient Orientation)",
     Reason.COLOUR: "a picture in colour",
     Reason.SHAPE: "too long and narrow for a radiograph of the chest",
     Reason.INVERTED: "black and white seem to be exchanged",
@@ -351,25 +351,14 @@ stays below; photographs in colour are above."""
 _RADIOGRAPHY = frozenset({"CR", "DX", "DR", "RG", "XR", "OT", "SC"})
 """Modality (0008,0060), PS3.3, C.7.3.1.1.1: computed and digital radiography, scanned film (RG), names out of use that archives still
 hold (DR, XR), and those that say nothing (OT, SC)."""
-_OTHER_PARTS = frozenset(
-    (
-        *("ABDOMEN", "ANKLE", "ARM", "BREAST", "CALCANEUS", "CALF", "CLAVICLE", "COCCYX", "COLON", "CSPINE", "ELBOW"),
-        *("EXTREMITY", "FEMUR", "FINGER", "FOOT", "FOREARM", "HAND", "HEAD", "HEEL", "HIP", "HUMERUS", "JAW", "KNEE"),
-        *("LEG", "LSPINE", "LSSPINE", "MANDIBLE", "MAXILLA", "NECK", "NOSE", "ORBIT", "PATELLA", "PELVIS", "SACRUM", "SCAPULA"),
-        *("SCOLIOSIS", "SHOULDER", "SINUS", "SKULL", "SPINE", "SSPINE", "TEETH", "THIGH", "THUMB", "TIBIA", "TLSPINE"),
-        *("TMJ", "TOE", "TSPINE", "WRIST", "ZYGOMA"),
-    )
-)
-"""Body Part Examined (0018,0015), PS3.16, annex L, of other examinations. Whatever else stands there passes: sites write their own
-words, in their own language."""
 
 
 def header_reasons(info: ImageInfo) -> tuple[Reason, ...]:
     """What in the file's own account speaks against a frontal chest radiograph; empty where it says nothing."""
-    sides, parts = (info.height_px, info.width_px), set((info.body_part or "").split())
+    sides = (info.height_px, info.width_px)
     rules = (
         (Reason.NOT_A_RADIOGRAPH, bool(info.modality) and info.modality not in _RADIOGRAPHY),
-        (Reason.NOT_THE_CHEST, "CHEST" not in parts and bool(_OTHER_PARTS & parts)),
+        (Reason.NOT_THE_CHEST, is_other_part(info.body_part or "")),
         (Reason.NOT_FRONTAL, not is_frontal(info.view or "")),
         (Reason.COLOUR, info.colour > MAX_COLOUR),
         (Reason.SHAPE, max(sides) > MAX_ASPECT * min(sides)),

@@ -28,6 +28,7 @@ from pneumofed.common.imaging.dicom_header import read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.inference.predict.dicom_text import UTF8, copy_as_utf8
 from pneumofed.inference.predict.heatmap import STATEMENT
 from pneumofed.inference.predict.predict import FileResult
 
@@ -196,6 +197,7 @@ def make_report(source: Dataset, judgement: Judgement, predictor: Predictor) -> 
         series_description=SERIES_DESCRIPTION,
         manufacturer_model_name=predictor.manifest.name,
         software_versions=software_versions(predictor),
+        specific_character_set=UTF8,
     )
 
 
@@ -283,6 +285,7 @@ def make_capture(source: Dataset, picture: np.ndarray, predictor: Predictor) -> 
         series_description=SERIES_DESCRIPTION,
         manufacturer_model_name=predictor.manifest.name,
         software_versions=software_versions(predictor),
+        specific_character_set=UTF8,
     )
     # Type 2C (PS3.3, C.7.6.1.1.1): highdicom asks for one, but only the source knows it.
     capture.PatientOrientation = source.get("PatientOrientation")
@@ -305,7 +308,8 @@ def _reference(source: Dataset) -> Dataset:
 
 
 def read_source_header(path: Path) -> Dataset:
-    """Reads the header of the DICOM file `path` without its pixels; tags of type 2 that it lacks are there and empty.
+    """Reads the header of the DICOM file `path` without its pixels, in UTF-8; tags of type 2 that it lacks or that cannot be read are
+    there and empty.
 
     Raises:
         ImageError: the file is no DICOM file any more.
@@ -317,9 +321,8 @@ def read_source_header(path: Path) -> Dataset:
     for keyword in _REQUIRED_TAGS:
         if not uid.UID(str(dataset.get(keyword) or "")).is_valid:
             raise ValueError(f"the image has no valid {keyword}")
-    for keyword in _EMPTY_IF_MISSING:
-        if keyword not in dataset:
-            setattr(dataset, keyword, None)
+    with quiet_warnings():
+        copy_as_utf8(dataset, _EMPTY_IF_MISSING)
     return dataset
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.types import Image
+from pneumofed.common.imaging.views import Projection, classify_view
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
 from pneumofed.common.model_bundle.suitability import Judgement, Prediction
 
@@ -45,6 +46,9 @@ CSV_COLUMNS = (
     *("reasons", "explanation", "report", "overlay", "note"),
 )
 """Of the CSV table, before one column `probability_CLASS` for each class and then `model`."""
+
+NOTE_FOR_PROCESSING = "caution: raw values of the detector (FOR PROCESSING), not the picture that is read"
+NOTE_NO_VIEW = "the file states no view"
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class FileResult:
         loaded: the file.
         judgement: of its image.
         report, overlay: paths of the DICOM objects or pictures that were written, or empty.
-        note: why one of them was not, or empty.
+        note: why one of them was not, and what calls for caution with the image; or empty.
     """
 
     loaded: Loaded
@@ -180,7 +184,16 @@ def _judge_batch(batch: list[Loaded], predictor: Predictor) -> Iterator[FileResu
     judgements = predictor.judge(list(images.values()), list(images))
     by_name = {judgement.image: judgement for judgement in judgements}
     for loaded in batch:
-        yield FileResult(loaded, by_name.get(str(loaded.path)))
+        yield FileResult(loaded, by_name.get(str(loaded.path)), note=_caution(loaded))
+
+
+def _caution(loaded: Loaded) -> str:
+    """What a reader should know of an image that is judged all the same; empty where there is nothing."""
+    info = loaded.image.info if loaded.image else None
+    if info is None or info.format != "dicom":
+        return ""
+    is_unknown = classify_view(info.view or "") is Projection.UNKNOWN
+    return "; ".join([NOTE_FOR_PROCESSING] * info.for_processing + [NOTE_NO_VIEW] * is_unknown)
 
 
 def _valid_uid(text: str) -> str:

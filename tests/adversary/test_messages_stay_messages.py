@@ -104,7 +104,7 @@ def mutated(content: RecordDict, place: tuple[str, str], value: Any, array: Arra
         return RecordDict({other: kept for other, kept in content.items() if other != name})
     else:
         record[str(value)[:200] if how == "add" else key] = array if isinstance(content[name], ArrayRecord) else value
-    return RecordDict({**content, name: type(content[name])(record)})
+    return RecordDict({**content, name: type(content[name])(record)})  # type: ignore[arg-type]
 
 
 @st.composite
@@ -164,7 +164,7 @@ def check_site(federation: TinyFederation, content: RecordDict, kind: str) -> No
     )
 
 
-def subclasses(kind: type) -> set[type]:
+def subclasses(kind: type[Any]) -> set[type[Any]]:
     return {kind, *(below for child in kind.__subclasses__() for below in subclasses(child))}
 
 
@@ -235,7 +235,7 @@ def check_coordinator(content: RecordDict) -> None:
         texts.append(str(error))
     for kind in (SignedKeys, SealedShares, Confirmation, Shares):
         with pytest.raises(MessageError):
-            unpack_reply(content, kind)
+            unpack_reply(content, kind)  # type: ignore[type-var]
     assert not [text for text in texts if CONTROL.search(text)]
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest, read_label, read_sex
 from pneumofed.common.data.report import DataReport
-from pneumofed.common.data.sources.table import collect, find_column, is_frontal, walk_files
+from pneumofed.common.data.sources.table import collect, find_column, walk_files
 from pneumofed.common.data.tables import plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
+from pneumofed.common.imaging.views import is_frontal, is_other_part
 
 _KEYS = {
     "sop_uid": ("sopinstanceuid", "sopuid", "sop"),
@@ -37,7 +38,7 @@ def read_dicom_folder(folder: Path, label_table: Path, frontal_only: bool = True
     Args:
         folder: searched with all folders below it.
         label_table: the CSV file.
-        frontal_only: leave out lateral and oblique views; an image that does not say its view stays.
+        frontal_only: leave out what is stated to be no frontal view or not the chest; an image that does not say it stays.
 
     Raises:
         ConfigError: the table does not exist.
@@ -124,6 +125,8 @@ def _record(file: Path, file_keys: list[str], labels: Labels, frontal_only: bool
     reason = _refuse(header, label)
     if reason is None and frontal_only and not is_frontal(header.view):
         reason = SkipReason.NOT_FRONTAL
+    if reason is None and frontal_only and is_other_part(header.body_part):
+        reason = SkipReason.NOT_CHEST
     if reason is not None:
         return reason
     return record_of(file, header, label)

@@ -1,7 +1,7 @@
 """A CSV file with a row an image as a source of images: columns are found by their usual names or given by the user.
 
-It also holds what all sources share: walking a folder (`walk_files`), joining records to a manifest and a report (`collect`), the
-frontal views, and the policy for labels that their authors marked uncertain.
+It also holds what all sources share: walking a folder (`walk_files`), joining records to a manifest and a report (`collect`), and the
+policy for labels that their authors marked uncertain.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pneumofed.common.data.manifest import (
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.data.tables import check_columns, plain_text, read_columns, read_rows
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
+from pneumofed.common.imaging.views import is_frontal
 
 _USUAL_NAMES = {
     "path": ("path", "filename", "file", "filepath", "imagepath", "image", "imageid", "imageindex"),
@@ -39,8 +40,6 @@ _USUAL_NAMES = {
 UncertainPolicy = Literal["ignore", "positive", "negative"]
 """What a label that its authors marked uncertain counts as: left out, pneumonia, or no pneumonia (U-Ignore, U-Ones and U-Zeroes
 of Irvin et al. 2019, section 3)."""
-
-_NOT_FRONTAL = frozenset({"L", "LL", "RL", "LAT", "LATERAL", "RLO", "LLO", "LAO", "RAO", "LPO", "RPO"})
 
 
 def read_csv(
@@ -156,11 +155,6 @@ def find_by_name(folder: Path) -> dict[str, Path]:
         DataError: the folder does not exist or cannot be listed.
     """
     return {file.name: file for file in walk_files(folder)}
-
-
-def is_frontal(view: str) -> bool:
-    """Returns False for lateral and oblique projections, e.g. `LL` (DICOM PS3.3, C.8.1.1) or `Lateral`; an unknown view passes."""
-    return not view.strip() or view.upper().split()[0] not in _NOT_FRONTAL
 
 
 def check_uncertain_policy(policy: str) -> None:

@@ -111,7 +111,7 @@ def test_the_last_entry_goes_on_where_a_lookup_table_is_too_short(tmp_path: Path
     item = lut_item(0, np.array([0, 100, 200]), 12)
     item.LUTDescriptor = [4096, 0, 12]
     path = write_dicom(tmp_path / "a.dcm", STORED % 6, **{keyword: [item]})
-    full_scale = 200 if keyword == "ModalityLUTSequence" else 4095
+    full_scale = 200 if keyword == "ModalityLUTSequence" else 255
     np.testing.assert_allclose(read_image(path).pixels, np.minimum(STORED % 6, 2) * 100 / full_scale, atol=1e-6)
 
 
@@ -142,9 +142,7 @@ def test_fewer_pixels_than_declared_are_corrupt(tmp_path: Path) -> None:
     assert read_or_reason(write_dicom(tmp_path / "a.dcm", STORED, Rows=41)) == SkipReason.CORRUPT
 
 
-@pytest.mark.parametrize(
-    "name", ["MR_truncated.dcm", "JPEG-lossy.dcm", "rtplan.dcm", "no_meta.dcm", "liver_1frame.dcm", "zipMR.gz"]
-)
+@pytest.mark.parametrize("name", ["MR_truncated.dcm", "rtplan.dcm", "no_meta.dcm", "liver_1frame.dcm", "zipMR.gz"])
 def test_other_writers_unusable_files_are_refused(name: str) -> None:
     with pytest.raises(ImageError):
         read_image(str(get_testdata_file(name, download=False)))

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
+from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from pneumofed.common.errors import ImageError, SkipReason
@@ -72,7 +74,9 @@ def test_rescale_and_window_agree_with_pydicom(
 def test_a_voi_lut_agrees_with_pydicom(signed: bool, first: int, count: int, seed: int) -> None:
     assume(signed or first >= 0)
     stored = draw_pixels(12, signed, seed)
-    item = lut_item(first, np.random.default_rng(seed).integers(0, 1024, count), 10)
+    entries = np.random.default_rng(seed).integers(0, 1024, count)
+    assume(entries.max() >= 512)
+    item = lut_item(first, entries, 10)
     dataset = make_dataset(stored, VOILUTSequence=[item])
     dataset.set_original_encoding(is_implicit_vr=False, is_little_endian=True)
     expected = apply_voi_lut(stored.astype(np.int32), dataset) / 1023
@@ -108,7 +112,9 @@ def test_lut_data_are_bytes_or_words_in_the_files_order(syntax: UID, word: str, 
     np.testing.assert_allclose(pixels, entries[RAMP - 1000] / (2**bits - 1), atol=1e-6)
 
 
-@pytest.mark.parametrize(("bits", "full_scale"), [(0, 1023), (8, 1023), (10, 1023), (12, 4095), (99, 65_535)])
+@pytest.mark.parametrize(
+    ("bits", "full_scale"), [(0, 1023), (8, 1023), (10, 1023), (11, 2047), (12, 1023), (16, 1023), (99, 1023)]
+)
 def test_lut_bits_that_cannot_be_are_mended(bits: int, full_scale: int) -> None:
     entries = np.linspace(0, 1023, 400).astype(np.uint16)
     pixels = read_grey(RAMP, VOILUTSequence=[lut_item(1000, entries, bits)])
@@ -237,3 +243,22 @@ def test_blocks_cover_a_large_image() -> None:
     table = np.arange(CODE_COUNT, dtype=np.float32)
     np.testing.assert_array_equal(map_codes(codes, table), codes)
     assert len(find_codes(codes)) == min(CODE_COUNT, codes.size)
+
+
+@pytest.mark.parametrize("representation", ["US", "SS"])
+def test_a_first_input_of_32768_and_above_is_unsigned_where_the_inputs_are(representation: str) -> None:
+    item = lut_item(0, np.arange(400), 9)
+    first = 40_000 if representation == "US" else 40_000 - 2**16
+    item["LUTDescriptor"] = DataElement(Tag("LUTDescriptor"), representation, [400, first, 9])
+    pixels = read_grey(RAMP + np.uint16(39_000), VOILUTSequence=[item])
+    np.testing.assert_allclose(pixels, (RAMP - 1000) / 511, atol=1e-6)
+
+
+def test_a_first_input_of_32768_is_unsigned_though_the_rescale_gives_some_negative_inputs() -> None:
+    item = lut_item(33_000, np.arange(400), 9)
+    stored = np.arange(400, dtype=np.uint16).reshape(20, 20) + np.uint16(34_024)
+    stored[0, 0] = 0
+    expected = np.clip(stored.astype(float) - 1024 - 33_000, 0, 399) / 511
+    np.testing.assert_allclose(
+        read_grey(stored, RescaleIntercept=-1024, RescaleSlope=1, VOILUTSequence=[item]), expected, atol=1e-6
+    )

@@ -13,7 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import dcmread
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 
 from pneumofed.common.imaging.images import fit_square, read_image
 from pneumofed.common.model_bundle.predictor import Predictor
@@ -202,3 +205,51 @@ def test_an_archive_takes_both_into_the_study(written: FileResult, tmp_path: Pat
         series = [archive.ask(f"/series/{name}")["MainDicomTags"] for name in archive.ask(f"/studies/{study}")["Series"]]
         assert sorted(tags["Modality"] for tags in series) == ["DX", "OT", "SR"]
         assert archive.ask(f"/studies/{study}")["PatientMainDicomTags"]["PatientID"] == "MRN-1001"
+
+
+CHARACTER_SETS = {
+    "\\ISO 2022 IR 87": ("Yamada^Tarou=\u5c71\u7530^\u592a\u90ce", ["", "ISO 2022 IR 87"]),
+    "\\ISO 2022 IR 149": ("Hong^Gildong=\u6d2a^\u5409\u6d1e=\ud64d^\uae38\ub3d9", ["", "ISO 2022 IR 149"]),
+    "ISO_IR 100": ("M\u00fcller^J\u00f6rg", "ISO_IR 100"),
+    "GB18030": ("Wang^XiaoDong=\u738b^\u5c0f\u4e1c", "GB18030"),
+    "GB2312": ("Wang^XiaoDong=\u738b^\u5c0f\u4e1c", "GB18030"),
+}
+
+
+@pytest.mark.parametrize("name", CHARACTER_SETS)
+def test_names_in_any_character_set_are_written_in_utf_8(name: str, tmp_path: Path, predictor: Predictor) -> None:
+    person, encoding = CHARACTER_SETS[name]
+    path = write_phantom(tmp_path / "a.dcm", 1, PatientName=person, SpecificCharacterSet=encoding)
+    if name == "GB2312":  # as some writers call it
+        path.write_bytes(path.read_bytes().replace(b"CS\x08\x00GB18030 ", b"CS\x06\x00GB2312"))
+    result = write(path, predictor, tmp_path)
+    assert not result.note
+    for made in (dcmread(result.report), dcmread(result.overlay)):
+        assert (str(made.PatientName), made.SpecificCharacterSet) == (person, "ISO_IR 192")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "kept"),
+    [
+        ("PatientSex", "U", ""),
+        ("PatientSex", "O", "O"),
+        ("PatientBirthDate", "00000000", ""),
+        ("PatientBirthDate", "19510230", ""),
+        ("PatientBirthDate", "1951.03.17", "19510317"),
+        ("StudyTime", "10:11:12", "101112"),
+        ("StudyTime", "25:99", ""),
+        ("StudyDate", "yesterday", ""),
+    ],
+)
+def test_a_bad_value_is_left_empty_and_costs_nothing_else(
+    keyword: str, value: str, kept: str, tmp_path: Path, predictor: Predictor
+) -> None:
+    data = write_phantom(tmp_path / "a.dcm", 1)
+    dataset = dcmread(data)
+    dataset[keyword] = DataElement(Tag(keyword), dictionary_VR(keyword), value, validation_mode=0)
+    dataset.save_as(tmp_path / "b.dcm")
+    result = write(tmp_path / "b.dcm", predictor, tmp_path)
+    assert not result.note
+    for made in (dcmread(result.report), dcmread(result.overlay)):
+        assert str(made.get(keyword) or "") == kept
+        assert (made.PatientID, made.AccessionNumber) == (dataset.PatientID, dataset.AccessionNumber)
