@@ -28,7 +28,7 @@ from pneumofed.common.config.reader import build_config, experiment_from_json, r
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.errors import PneumofedError
-from pneumofed.common.evaluation.bootstrap import ConfidenceInterval, bootstrap_difference
+from pneumofed.common.evaluation.bootstrap import bootstrap_difference
 from pneumofed.common.evaluation.metrics import choose_threshold, metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.model_bundle.bundle import read_start_weights
@@ -224,15 +224,16 @@ def _spread(results: Mapping[str, Results], metric: str) -> MetricSpread:
 def _leads(
     folder: RunFolder, jobs: Sequence[BaselineJob], trained: Mapping[str, Results], central_set: str, experiment: ExperimentConfig
 ) -> BaselineLead:
-    """AUROC of the federated model minus that of the pooled one and of the best hospital, by paired bootstrap over patients."""
-    by_name = {job.name: job for job in jobs}
+    """AUROC of the federated model minus that of the pooled one and of each hospital alone, by paired bootstrap over patients."""
     best = max(trained, key=lambda name: trained[name]["auroc"].value or 0.0)
     settings = bootstrap_settings(experiment, central_set)
     federated = Predictions.read_csv(folder.predictions(central_set))
-    others = {"over_pooled": POOLED, "over_best_alone": best}
-    leads: dict[str, ConfidenceInterval] = {}
-    for key, name in others.items():
-        path = by_name[name].predictions(central_set)
-        if path.exists():
-            leads[key] = bootstrap_difference(federated, Predictions.read_csv(path), settings)
-    return BaselineLead.model_validate({"best_alone": best, **leads})
+    paths = {job.name: job.predictions(central_set) for job in jobs}
+    leads = {
+        name: bootstrap_difference(federated, Predictions.read_csv(path), settings)
+        for name, path in paths.items()
+        if path.exists()
+    }
+    named = {"over_pooled": leads.pop(POOLED, None), "over_best_alone": leads.get(best)}
+    known = {key: lead for key, lead in named.items() if lead is not None}
+    return BaselineLead.model_validate({"best_alone": best, **known, "over_alone": leads})

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, of_hundred, whole
+from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, number, of_hundred, whole
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import describe_lead
 from pneumofed.server.runs.records import Metrics, set_noun
@@ -40,6 +40,12 @@ class SubgroupTable:
     rows: list[SubgroupRow]
 
 
+def news(run: StoredRun) -> list[str]:
+    """Writes all sentences of this module that the run gives reason for."""
+    population = population_sentence(run)
+    return [*lead_sentences(run), *([population] if population else []), *subgroup_sentences(run)]
+
+
 def lead_sentences(run: StoredRun) -> list[str]:
     """Says of each judged set whether the federated model is better, worse or not told apart, and which hospitals do better alone.
 
@@ -66,9 +72,87 @@ def leads_of(run: StoredRun, central_set: str) -> list[str]:
 
 
 def _leads(run: StoredRun, central_set: str) -> list[str]:
-    texts = [*leads_of(run, central_set), _better_alone(run, central_set)]
+    texts = [*leads_of(run, central_set), _who_gains(run, central_set) or _better_alone(run, central_set)]
     shown = " ".join(text for text in texts if text)
     return [f"On the {set_noun(central_set)}: {shown}"] if shown else []
+
+
+def _who_gains(run: StoredRun, central_set: str) -> str:
+    """Which hospitals gain and which lose by taking part, by intervals that leave out 0; empty where no run told each one's lead."""
+    gains = gains_of(run, central_set)
+    if not gains:
+        return ""
+    clear = {site: gain for site, gain in gains.items() if gain.clear}
+    losers = [site for site, gain in clear.items() if (gain.value or 0.0) < 0]
+    lost = f"{len(losers)} {'loses' if len(losers) == 1 else 'lose'}" + (
+        f" ({', '.join(losers)})" if 0 < len(losers) <= 5 else ""
+    )
+    undecided = len(gains) - len(clear)
+    return (
+        f"By taking part, of {count(len(gains), 'hospital')} {len(clear) - len(losers)} "
+        f"{'gains' if len(clear) - len(losers) == 1 else 'gain'}, {lost}, and of {undecided} it cannot be told."
+    )
+
+
+def gains_of(run: StoredRun, central_set: str) -> dict[str, ReportedEstimate]:
+    """Reads what each hospital gains by taking part: AUROC of the federated model minus that of its own, paired over patients.
+
+    Args:
+        run: empty without baselines, or of a version that did not compare with each hospital.
+        central_set: name of a held-out set.
+    """
+    lead = run.summary.baselines.lead.get(central_set, BaselineLead()) if run.summary.baselines else BaselineLead()
+    return {site: ReportedEstimate.of(gain) for site, gain in sorted(lead.over_alone.items())}
+
+
+@dataclass(frozen=True)
+class GainRow:
+    """One hospital: on each set the AUROC of its own model, and what it gains by taking part."""
+
+    name: str
+    estimates: list[tuple[ReportedEstimate, ReportedEstimate]]
+
+
+@dataclass(frozen=True)
+class GainTable:
+    """All hospitals on all held-out sets."""
+
+    nouns: list[str]
+    rows: list[GainRow]
+
+
+def gain_table(run: StoredRun) -> GainTable | None:
+    """Builds the table of each hospital's gain; None where there are no baselines."""
+    gains = {name: found for name in run.sets if (found := gains_of(run, name))}
+    if not gains or run.summary.baselines is None:
+        return None
+    alone = run.summary.baselines.alone
+    sites = sorted({site for found in gains.values() for site in found})
+    own = {site: {name: ReportedEstimate.of(alone[site].central(name).get("auroc")) for name in gains} for site in sites}
+    rows = [GainRow(site, [(own[site][name], gains[name].get(site, ReportedEstimate())) for name in gains]) for site in sites]
+    return GainTable([set_noun(name) for name in gains], rows)
+
+
+def population_sentence(run: StoredRun) -> str:
+    """Says the mean and the lowest AUROC over the held-out sets, of the federated and of the pooled model; empty of one set alone.
+
+    Args:
+        run: sets in which AUROC is undefined do not count.
+    """
+    pooled = run.summary.baselines.pooled if run.summary.baselines else None
+    areas = {"Federated": {name: ReportedEstimate.of(run.summary.central(name).get("auroc")).value for name in run.sets}}
+    if pooled is not None:
+        areas["pooled"] = {name: ReportedEstimate.of(pooled.central(name).get("auroc")).value for name in run.sets}
+    texts = [text for model, found in areas.items() if (text := _mean_and_worst(model, found))]
+    return f"Over all held-out sets: {'; '.join(texts)}." if texts else ""
+
+
+def _mean_and_worst(model: str, areas: Mapping[str, float | None]) -> str:
+    known = {name: area for name, area in areas.items() if area is not None}
+    if len(known) < 2:
+        return ""
+    worst = min(known, key=known.__getitem__)
+    return f"{model} mean AUROC {number(sum(known.values()) / len(known))}, lowest {number(known[worst])} ({set_noun(worst)})"
 
 
 def _better_alone(run: StoredRun, central_set: str) -> str:

@@ -20,7 +20,7 @@ from pneumofed.server.report.course import (
 )
 from pneumofed.server.report.examples import draw_examples
 from pneumofed.server.report.figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
-from pneumofed.server.report.news import lead_sentences, subgroup_sentences, subgroup_tables
+from pneumofed.server.report.news import gain_table, news, subgroup_tables
 from pneumofed.server.report.numbers import approximate, count, number, whole
 from pneumofed.server.report.read_run import StoredRun, read_run
 from pneumofed.server.report.results import (
@@ -77,7 +77,7 @@ def _context(run: StoredRun) -> dict[str, Any]:
         "run": run,
         "sets": {name: set_noun(name) for name in run.sets},
         "ending": describe_ending(run),
-        "sentences": [*summary_sentences(run), *lead_sentences(run), *subgroup_sentences(run)],
+        "sentences": [*summary_sentences(run), *news(run)],
         "result_tiles": result_tiles,
         "run_tiles": run_tiles(run),
         "few": warn_of_few(run),
@@ -107,6 +107,7 @@ def _results(run: StoredRun) -> dict[str, Any]:
         "result_pictures": draw_results(run),
         "example_pictures": draw_examples(run),
         "comparisons": comparisons(run),
+        "gains": gain_table(run),
         "untrained": untrained(run),
         "baseline_pictures": draw_baselines(run),
     }

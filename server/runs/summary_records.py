@@ -144,6 +144,8 @@ class BaselineLead(Record):
     best_alone: str | None = None
     over_pooled: MetricInterval | None = None
     over_best_alone: MetricInterval | None = None
+    over_alone: Mapping[str, MetricInterval] = {}
+    """By hospital: what it gains by taking part."""
 
 
 class BaselineTable(Record):

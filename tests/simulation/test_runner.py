@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from pneumofed.common.errors import CheckpointError, ConfigError, DataError
 from pneumofed.server.runs.checkpoints import read_checkpoint
@@ -176,6 +177,33 @@ def test_a_second_run_does_not_overwrite_the_first(tmp_path: Path, phantoms: Pat
 def test_more_hospitals_than_patients_tells_both_numbers(tmp_path: Path, phantoms: Path) -> None:
     with pytest.raises(ConfigError, match="100"):
         run(tmp_path, phantoms, hospitals=100)
+
+
+def test_hospitals_that_differ_are_judged_on_every_set_by_its_name(tmp_path: Path, phantoms: Path) -> None:
+    write_phantoms(tmp_path / "other", patients=16, seed=1, size_px=64)
+    virtual = {
+        "data": str(phantoms),
+        "hospitals": 2,
+        "partition": "iid",
+        "sources": {"adults": str(tmp_path / "other" / "train")},
+        "hold_out": {"adults": 0.4},
+        "held_out": {"elsewhere": str(phantoms / "external")},
+        "device": "cpu",
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**SMALL, "rounds": 1, "simulation": virtual}))
+    built = build_plan(tmp_path / "run", {}, {}, config_file=tmp_path / "study.yaml")
+    plan = Plan(*built, run_dir=tmp_path / "run", resources=Resources(3), engine="local", baselines=True)
+    summary = run_simulation(plan, lambda _: None)
+    assert set(summary.sites) == {"adults", "hospital-00", "hospital-01"}
+    assert set(summary.results) == {"test", "adults", "elsewhere"}
+    assert summary.baselines is not None
+    assert set(summary.baselines.lead["elsewhere"].over_alone) == set(summary.sites)
+    (line,) = RunFolder(tmp_path / "run").read_history()
+    assert set(line.held_out) == {"adults", "elsewhere"}
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "adults set" in page and "What each hospital gains" in page
+    with pytest.raises(CheckpointError, match="already"):
+        run_simulation(plan, lambda _: None)
 
 
 def test_no_data_folder_says_what_is_expected(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import (
+    SIMULATION_SECTION,
     build_config,
     experiment_from_json,
     load_experiment,
@@ -18,6 +19,7 @@ from pneumofed.common.config.reader import (
     parse_value,
 )
 from pneumofed.common.errors import ConfigError
+from pneumofed.simulation.hospitals.settings import SimulationConfig
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 
@@ -103,6 +105,9 @@ EXPERIMENTS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.name.st
 def test_each_shipped_configuration_holds_only_what_differs_from_the_defaults(path: Path) -> None:
     given = yaml.safe_load(path.read_text())
     assert load_experiment(path)
+    simulation = given.pop(SIMULATION_SECTION, {})
+    assert build_config(SimulationConfig, simulation, path.name)
+    assert [key for key, value in simulation.items() if value == SimulationConfig.model_fields[key].default] == []
     assert same_as_default(given, ExperimentConfig().model_dump()) == []
 
 

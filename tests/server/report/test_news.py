@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pneumofed.server.report.news import lead_sentences, subgroup_sentences, subgroup_tables
+from pneumofed.server.report.news import gain_table, lead_sentences, population_sentence, subgroup_sentences, subgroup_tables
 from pneumofed.server.report.read_run import read_run
 from pneumofed.server.report.report import write_report
+from pneumofed.server.runs.folder import RunFolder
 from tests.server.report.report_runs import RunMaker
 
 LOSES = {"value": -0.03, "low": -0.04, "high": -0.02}
@@ -61,3 +62,32 @@ def test_a_group_is_named_only_where_clearly_fewer_are_found(tmp_path: Path) -> 
     )
     assert [row.name for row in subgroup_tables(run)[0].rows] == list(groups)
     assert "group cause viral" in write_report(run.folder.path).read_text("utf-8")
+
+
+def test_each_hospital_is_told_whether_it_gains(tmp_path: Path) -> None:
+    path = _finished(tmp_path / "run", {"east": 0.8, "north": 0.9, "south": 0.99})
+    folder = RunFolder(path)
+    summary = folder.read_summary()
+    assert summary.baselines is not None
+    gain = {"value": 0.1, "low": 0.05, "high": 0.15}
+    lead = summary.baselines.lead["test"].updated(over_alone={"south": LOSES, "east": gain, "north": EVEN})
+    folder.write_summary(summary.updated(baselines=summary.baselines.updated(lead={"test": lead})))
+    run = read_run(path)
+    (sentence,) = lead_sentences(run)
+    assert "of 3 hospitals 1 gains, 1 loses (south), and of 1 it cannot be told" in sentence
+    table = gain_table(run)
+    assert table is not None and table.nouns == ["test set"]
+    assert [(row.name, row.estimates[0][1].value) for row in table.rows] == [("east", 0.1), ("north", 0.01), ("south", -0.03)]
+    assert "What each hospital gains" in write_report(path).read_text("utf-8")
+
+
+def test_the_worst_population_is_named(tmp_path: Path) -> None:
+    RunMaker(tmp_path / "run").rounds(1, sets=("test",)).end(
+        "succeeded",
+        sets=("test",),
+        held_out={"adults": {"auroc": {"value": 0.4}}, "children": {"auroc": {"value": 0.9}}, "one": {"auroc": {"value": None}}},
+        test={"auroc": {"value": 0.8}},
+    )
+    run = read_run(tmp_path / "run")
+    assert run.sets == ["test", "adults", "children", "one"]
+    assert population_sentence(run) == "Over all held-out sets: Federated mean AUROC 0.700, lowest 0.400 (adults set)."
