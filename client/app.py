@@ -27,7 +27,7 @@ from pneumofed.client.federation.training import RoundPlan, TrainingResult, buil
 from pneumofed.client.secure_aggregation.participant import MaskPlan, answer_step, begin_masking
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig, TaskName
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
-from pneumofed.common.errors import EmptySiteError, MessageError
+from pneumofed.common.errors import EmptySiteError, MessageError, PolicyError
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from pneumofed.common.models.build import build_model
@@ -250,6 +250,8 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
         statistics = coarsen(evaluate_model(compute.place(model), site, experiment, compute), policy.score_bins)
     presence = releases.presence(layout.digest)
     if plan is not None:
+        if releases.withholds("validation_statistics"):
+            raise PolicyError("min_validation_patients", "too few validation patients for a sum")
         if not statistics.n:
             raise EmptySiteError(f"{site.name}: no validation statistics for the sum")
         vector = encode_statistics(statistics)

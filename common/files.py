@@ -99,6 +99,11 @@ class StateFile(Generic[T]):
         log.warning("%s", problem)
         return self.missing
 
+    def remove(self) -> None:
+        """Removes the value, what is kept beside it, and nothing else; does nothing where there is none."""
+        for path in (self.path, previous_of(self.path), self._sums):
+            path.unlink(missing_ok=True)
+
     def write(self, value: T, forget: bool = False) -> None:
         """Writes `value`, which is on the disk when this returns.
 

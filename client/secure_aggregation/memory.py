@@ -142,4 +142,4 @@ class MemoryFolder:
         self._session.write(memory)
 
     def forget(self) -> None:
-        self._session.path.unlink(missing_ok=True)
+        self._session.remove()

@@ -162,7 +162,7 @@ class Worker:
         context = get_context("spawn")  # a fork of a server with threads may hold their locks for ever
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._load, self._memory_mb), daemon=True)
-        with _no_ctrl_c(), children_end_with_me():
+        with children_end_with_me(), _no_ctrl_c():
             self._process.start()
         theirs.close()
         try:

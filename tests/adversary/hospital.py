@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +60,10 @@ class Hospital:
         write_manifest(manifest, Path(self.config.manifest))
 
     def ask(self, kind: str, experiment: ExperimentConfig, run: str = "run-1", number: int = 1, seed: int = 3) -> Message:
-        """Its reply to a message of `kind`, with the weights that `seed` gives."""
+        """Its reply to a message of `kind`, with the weights that `seed` gives; any name stands for a run's token."""
+        token = hashlib.sha256(run.encode()).hexdigest()[:16]
         model = build_model(experiment.model, experiment.task, seed)
-        asked = Instruction(experiment, run, number, ModelArrays(*ArraysLayout.of(model).flatten(model)))
+        asked = Instruction(experiment, token, number, ModelArrays(*ArraysLayout.of(model).flatten(model)))
         context = Context(1, 5, {"partition-id": 0}, RecordDict(), {"sites": str(self.federation.sites)})
         return app(Message(pack_instruction(asked), dst_node_id=5, message_type=kind), context)
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pneumofed.common.data.csv_tables import TableWriter, neutralize_cell, read_table, restore_cell
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
+from pneumofed.common.data.tables import plain_text
 from pneumofed.common.evaluation.predictions import Predictions
 
 CELLS = st.text() | st.text("=+-@'\\;,|\"\t\r\n x1\u202e\x00\x1b\x85\uff1d\u3000", max_size=12)
@@ -64,7 +65,7 @@ def test_a_manifest_and_a_table_of_predictions_give_payloads_back_as_text(payloa
     table = tmp_path / "manifest.csv"
     write_manifest(Manifest((ImageRecord(tmp_path / f"x{payload.replace('/', '')}", f"p{patient}", "normal"),)), table)
     (record,) = read_manifest(table).records
-    assert (record.path.name, record.patient) == (f"x{payload.replace('/', '')}", f"p{patient}")
+    assert (record.path.name, record.patient) == (f"x{payload.replace('/', '')}", plain_text(f"p{patient}"))
     said = Predictions(np.array([[0.25, 0.75]]), np.array([1]), (payload,), (payload,))
     said.write_csv(tmp_path / "said.csv")
     found = Predictions.read_csv(tmp_path / "said.csv")

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import yaml
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
@@ -129,7 +130,7 @@ def test_no_secret_stays_at_a_site_after_the_round(tmp_path: Path) -> None:
     made.run("run", experiment())
     for number in range(3):
         left = {path.name for path in (made.sites / f"site-{number}" / "secure_sum").iterdir()}
-        assert left == {"used", "serial", "lock"}
+        assert left == {"used", "serial", "lock", ".used.sum", ".serial.sum"}
 
 
 @pytest.mark.parametrize("stage", ["advertise", "share", "mask", "confirm", "unmask"])
@@ -233,7 +234,9 @@ def test_updates_beyond_the_clipping_norm_are_scaled_down_and_counted(tmp_path: 
 def test_a_sites_policy_counts_one_round_and_its_log_tells_each_step(tmp_path: Path) -> None:
     made = federation(tmp_path, sites=3)
     path, work = made.sites / "0.yaml", made.sites / "site-0"
-    (work / "policy.yaml").write_text("min_patients: 2\nmax_rounds_per_day: 1\nrequire_secure_aggregation: true\n")
+    (work / "policy.yaml").write_text(
+        "min_patients: 2\nmin_validation_patients: 1\nmax_rounds_per_day: 1\nrequire_secure_aggregation: true\n"
+    )
     path.write_text(f"{path.read_text()}policy: {work / 'policy.yaml'}\n")
     made.run("run", experiment())
     entries = [entry.facts for entry in read_entries(work / "audit.jsonl") if entry.event == "answer"]
