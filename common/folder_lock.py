@@ -31,7 +31,7 @@ _held: set[int] = set()
 
 
 @contextmanager
-def owned(folder: Path, name: str, work: str, way_on: str) -> Iterator[None]:
+def owned(folder: Path, name: str, work: str, way_on: str, mode: int = 0o777) -> Iterator[None]:
     """Owns `folder` while the block runs, against every other process and every other block of this one.
 
     Args:
@@ -39,12 +39,13 @@ def owned(folder: Path, name: str, work: str, way_on: str) -> Iterator[None]:
         name: of the lock: its file is `.NAME.lock` in the folder, and stays there.
         work: what works in the folder, for who is refused, e.g. `pneumofed simulate`.
         way_on: what who is refused should do; the end of the sentence.
+        mode: of a folder that is made, less the umask.
 
     Raises:
         ConfigError: somebody else works there, or the folder cannot be written.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
         descriptor = os.open(_file(folder, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}; check its owner and permissions") from error

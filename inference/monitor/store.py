@@ -77,10 +77,9 @@ def own_monitor(folder: Path, work: str) -> AbstractContextManager[None]:
         work: the command that adds them, as in `owned`.
 
     Raises:
-        ConfigError: another batch is being added.
+        ConfigError: another batch is being added, or the folder cannot be made.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return owned(folder, "monitor", work, "wait for it or choose another folder")
+    return owned(folder, "monitor", work, "wait for it or choose another folder", mode=0o700)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.wire.keys import NodeKey
 from pneumofed.inference.cli.predict import predict_command
 from pneumofed.inference.monitor.monitor import Monitor
+from pneumofed.inference.monitor.store import STORE_FILE
 from pneumofed.inference.predict import outputs
 from pneumofed.inference.predict.predict import CSV_COLUMNS, FileResult, PredictionSummary
 from tests.inference.predict.pictures import STUDY, write_phantom, write_png
@@ -165,10 +166,18 @@ def test_what_is_judged_is_in_the_monitor_by_patient(bundle_dir: Path, folder: P
 def test_a_monitor_that_cannot_be_written_is_told_of_once_and_judging_goes_on(
     bundle_dir: Path, folder: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "monitor").write_text("a file in the folder's place")
+    (tmp_path / "monitor" / STORE_FILE).mkdir(parents=True)  # a folder in the database's place
     result = run(bundle_dir, folder, "--json", "--monitor", tmp_path / "monitor")
     assert json.loads(result.stdout)["summary"]["judged"] == 3
     assert result.stderr.count("--monitor: stopped after 0 images") == 1
+
+
+def test_a_file_in_the_place_of_the_monitor_is_told_before_anything_is_judged(
+    bundle_dir: Path, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "monitor").write_text("a file in the folder's place")
+    result = run(bundle_dir, folder, "--json", "--monitor", tmp_path / "monitor")
+    assert result.exit_code == 2 and "monitor cannot be written" in " ".join(result.stderr.split())
 
 
 def test_a_user_who_stops_it_is_told_what_there_is(

@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-import yaml
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
