@@ -177,7 +177,7 @@ def test_a_file_in_the_place_of_the_monitor_is_told_before_anything_is_judged(
 ) -> None:
     (tmp_path / "monitor").write_text("a file in the folder's place")
     result = run(bundle_dir, folder, "--json", "--monitor", tmp_path / "monitor")
-    assert result.exit_code == 2 and "monitor cannot be written" in " ".join(result.stderr.split())
+    assert isinstance(result.exception, ConfigError) and "monitor cannot be written" in str(result.exception)
 
 
 def test_a_user_who_stops_it_is_told_what_there_is(
