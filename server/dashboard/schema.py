@@ -61,6 +61,9 @@ class RoundLine(BaseModel):
     validation_loss: float | None
     test_loss: float | None
     external_loss: float | None
+    held_out_auroc: dict[str, float | None]
+    """By name, of the other held-out sets, as the loss below."""
+    held_out_loss: dict[str, float | None]
     seconds: float | None
     bytes_down: int
     bytes_up: int

@@ -109,6 +109,8 @@ def _round(line: RoundRecord) -> RoundLine:
         validation_loss=validation.log_loss,
         test_loss=test.log_loss,
         external_loss=external.log_loss,
+        held_out_auroc={name: found.auroc for name, found in line.held_out.items()},
+        held_out_loss={name: found.log_loss for name, found in line.held_out.items()},
         seconds=line.seconds.total,
         bytes_down=line.bytes.down,
         bytes_up=line.bytes.up,

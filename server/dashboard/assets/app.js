@@ -218,10 +218,13 @@ function showTiles(run) {
 }
 
 function showCurves(run, open) {
-  const line = (name, key) => ({ name, style: STYLES[name], points: run.course.filter((one) => one[key] !== null).map((one) => [one.round, one[key]]) });
+  const others = [...new Set(run.course.flatMap((one) => Object.keys(one.held_out_auroc)))];
+  const styles = Object.fromEntries(others.map((name, index) => [name, (index + 3) % 4]));
+  const value = (one, name, key) => one[key] !== undefined ? one[key] : one[`held_out_${key.slice(name.length + 1)}`]?.[name] ?? null;
+  const line = (name, key) => ({ name, style: STYLES[name] ?? styles[name], points: run.course.map((one) => [one.round, value(one, name, key)]).filter((point) => point[1] !== null) });
   const waiting = open ? "after the first round" : "no round was completed";
   const common = { rounds: run.rounds, waiting };
-  const sets = ["validation", "test", "external"];
+  const sets = ["validation", "test", "external", ...others];
   unlessSame("auroc", [run.course, run.rounds, waiting], (place) =>
     drawChart(place, sets.map((name) => line(name, `${name}_auroc`)), { ...common, label: "AUROC by round", from: 0.5, to: 1 }));
   unlessSame("loss", [run.course, run.rounds, waiting], (place) =>

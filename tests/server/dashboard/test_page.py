@@ -210,6 +210,15 @@ def test_a_run_that_goes_on_shows_its_round_and_its_sites(stage: Stage) -> None:
     assert sites["processes"] == [{"name": "door", "serving": False, "detail": "died"}]
 
 
+def test_named_held_out_sets_are_in_the_course_and_the_results(stage: Stage) -> None:
+    stage.server_app.finish_round(1, held_out={"adults": METRICS})
+    stage.server_app.end("succeeded", validation=METRICS, held_out={"adults": {"auroc": {"value": 0.8, "low": 0.7, "high": 0.9}}})
+    stage.runs.reconcile()
+    detail = stage.client(AUDITOR).get("/api/runs/pneumonia-1").json()
+    assert detail["course"][0]["held_out_auroc"] == {"adults": 0.9}
+    assert detail["results"]["adults"]["auroc"]["value"] == 0.8
+
+
 def test_a_run_that_succeeded_shows_its_measured_numbers_and_no_others(stage: Stage) -> None:
     stage.server_app.finish_round(1)
     test = {"auroc": {"value": 0.9, "low": 0.8, "high": 0.95}, "sensitivity": {"value": None, "low": None, "high": None}}
