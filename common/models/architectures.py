@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -223,8 +224,12 @@ def _resnet(block: type[nn.Module], layers: tuple[int, ...], name: str) -> Archi
     return Architecture(build, "conv1", "fc", ("layer4",), name, "fc.", "layer4")
 
 
-def _densenet121(classes: int, _: ModelConfig) -> nn.Module:
-    return DenseNet(32, (6, 12, 24, 16), 64, num_classes=classes)
+def _densenet121(classes: int, cfg: ModelConfig) -> nn.Module:
+    model = DenseNet(32, (6, 12, 24, 16), 64, num_classes=classes)
+    if cfg.in_channels == 1:  # torchvision draws it by fan-in, of three colours; one alone would be too small by the root of 3
+        with torch.no_grad():
+            model.features.conv0.weight *= 3**0.5
+    return model
 
 
 def _efficientnet_b0(classes: int, _: ModelConfig) -> nn.Module:
