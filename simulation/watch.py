@@ -99,7 +99,7 @@ class Course:
             progress.show(RUN, self.round - 1 + self.share_of_round(), self.rounds, f"round {self.round} of {self.rounds}")
             progress.show(ROUND, done, asked, "held-out images" if evaluated else f"{words}, {done} of {asked} hospitals done")
         elif not self.round:
-            progress.show(RUN, self.completed, self.rounds, f"{len(self.joined)} hospitals have joined")
+            progress.show(RUN, self.completed, self.rounds, f"hospitals that have joined: {len(self.joined)}")
 
 
 class RunWatch:
