@@ -83,7 +83,11 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no l
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out after its last completed round.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<date>-<time>")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file that holds what differs from the defaults, e.g. configs/fedprox.yaml.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file with what differs from the defaults, or a name: kaggle, private, ...",
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -254,7 +258,7 @@ def report_command(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> 
 
 @app.command("config", rich_help_panel="Study")
 def config_command(
-    file: Annotated[Path | None, typer.Argument(help="YAML file; the defaults alone without one.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="YAML file, or a name, e.g. kaggle; the defaults without one.")] = None,
     set_: Set = None,
 ) -> None:
     """Check a configuration and show it in full, as YAML."""
