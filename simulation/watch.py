@@ -27,7 +27,7 @@ TRAINING_SHARE, EVALUATION_SHARE = 0.8, 0.15
 
 
 @dataclass
-class Course:
+class RunCourse:
     """Where a run is, by its events.
 
     Attributes:
@@ -106,7 +106,7 @@ class RunWatch:
     """Watches one run folder: called, it says the rounds that are new; within `moving`, the display follows the events."""
 
     def __init__(self, folder: RunFolder, rounds: int, say: Say, progress: Progress = NO_PROGRESS) -> None:
-        self.course = Course(rounds)
+        self.course = RunCourse(rounds)
         self._folder, self._say, self._progress = folder, say, progress
         self._reported = 0 if not folder.history.exists() else len(folder.read_history())
         self._events = folder.path / EVENTS_FILE

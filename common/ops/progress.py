@@ -47,7 +47,7 @@ NO_PROGRESS = Progress()
 
 
 @dataclass
-class Step:
+class ProgressStep:
     """One step. The time left is estimated from the pace since its first report: what a resumed run had done before counts for nothing.
 
     Attributes:
@@ -121,12 +121,12 @@ class _Steps(Progress):
     """Keeps the steps in the order in which they began."""
 
     to: Console
-    steps: dict[str, Step] = field(default_factory=dict)
+    steps: dict[str, ProgressStep] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def show(self, step: str, done: float = 0, total: float | None = None, note: str = "") -> None:
         with self.lock:
-            kept = self.steps.setdefault(step, Step(step, time.monotonic(), first=done))
+            kept = self.steps.setdefault(step, ProgressStep(step, time.monotonic(), first=done))
             kept.done, kept.total, kept.note = done, total, note
 
     def finish(self, step: str) -> None:
@@ -158,7 +158,7 @@ class Lines(_Steps):
 
 
 class _Times(ProgressColumn):
-    """Seconds so far and left, as `Step` estimates them."""
+    """Seconds so far and left, as `ProgressStep` estimates them."""
 
     def render(self, task: Task) -> Text:
         return Text(task.fields["step"].times(time.monotonic()), style="dim")

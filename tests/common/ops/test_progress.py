@@ -8,15 +8,15 @@ import time
 import pytest
 
 from pneumofed.common.ops.command_line import open_console
-from pneumofed.common.ops.progress import Lines, Step, say_seconds
+from pneumofed.common.ops.progress import Lines, ProgressStep, say_seconds
 
 
 def test_the_time_left_is_that_of_the_pace_since_the_first_report() -> None:
-    step = Step("run", started=100.0, first=6.0, done=8.0, total=12.0)  # a resumed run had done six rounds before
+    step = ProgressStep("run", started=100.0, first=6.0, done=8.0, total=12.0)  # a resumed run had done six rounds before
     assert step.left_sec(160.0) == pytest.approx(120.0)
     assert step.line(160.0) == "run: 8 of 12, 60 s so far, about 2 min left"
-    assert Step("run", 100.0, total=12.0).left_sec(160.0) is None
-    assert Step("images", 0.0, done=5.0).line(3.0) == "images: 5, 3 s so far"
+    assert ProgressStep("run", 100.0, total=12.0).left_sec(160.0) is None
+    assert ProgressStep("images", 0.0, done=5.0).line(3.0) == "images: 5, 3 s so far"
 
 
 @pytest.mark.parametrize(
