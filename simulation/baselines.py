@@ -12,9 +12,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from pneumofed.common.model_bundle.bundle import read_start_weights
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.ops.lifeline import children_end_with_me
+from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -45,6 +47,10 @@ from pneumofed.server.runs.records import Metrics, RoundRecord, StoredThreshold,
 from pneumofed.server.runs.summary_records import BaselineLead, BaselineResult, BaselineTable, MetricSpread, Results
 
 POOLED = "pooled"
+BASELINES = "baselines"
+LOOK_EVERY_SEC = 0.5
+_rounds_done: Synchronized[int] | None = None
+"""In a worker process: rounds of all baselines so far, each times the number of its sites."""
 COMPARED_METRICS = ("auroc", "accuracy", "sensitivity", "specificity")
 
 
@@ -69,7 +75,12 @@ class BaselineJob:
 
 
 def run_baselines(
-    run_dir: Path, experiment: ExperimentConfig, site_files: Sequence[Path], coordinator_file: Path, say: Callable[[str], None]
+    run_dir: Path,
+    experiment: ExperimentConfig,
+    site_files: Sequence[Path],
+    coordinator_file: Path,
+    say: Callable[[str], None],
+    progress: Progress = NO_PROGRESS,
 ) -> BaselineTable:
     """Trains every baseline that has no result yet, one on each CPU, and compares all of them with the federated model.
 
@@ -79,18 +90,42 @@ def run_baselines(
         site_files: YAML configuration of each site.
         coordinator_file: the coordinator's YAML file, which names the central sets.
         say: takes a sentence as each baseline ends.
+        progress: shows how many rounds are done, each weighed by the number of sites that it trains on.
     """
     folder = run_dir / "baselines"
     folder.mkdir(exist_ok=True)
     jobs = _jobs(folder, experiment, site_files, coordinator_file)
-    missing = [job for job in jobs if not job.result.exists()]
+    _train_all([job for job in jobs if not job.result.exists()], experiment.rounds, say, progress)
+    progress.show(BASELINES, note="comparing them with the federated model, by bootstrap")
+    try:
+        return compare_baselines(RunFolder(run_dir), jobs, experiment)
+    finally:
+        progress.finish(BASELINES)
+
+
+def _train_all(missing: Sequence[BaselineJob], rounds: int, say: Callable[[str], None], progress: Progress) -> None:
+    """Runs the jobs, one on each CPU; each round of each is counted as it ends."""
     workers = min(os.cpu_count() or 1, max(len(missing), 1))
-    with children_end_with_me(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    processes = get_context("spawn")
+    counter = processes.Value("L", 0)
+    pool = ProcessPoolExecutor(workers, mp_context=processes, initializer=_count_in, initargs=(counter,))
+    total = rounds * sum(len(job.site_files) for job in missing)
+    with children_end_with_me(), pool:
         running = {pool.submit(run_job, job): job for job in missing}
-        for done in as_completed(running):
-            done.result()
-            say(f"baseline {running[done].name} is done")
-    return compare_baselines(RunFolder(run_dir), jobs, experiment)
+        waiting = set(running)
+        while waiting:
+            trained = len(missing) - len(waiting)
+            progress.show(BASELINES, counter.value, total, f"{trained} of {len(missing)} done")
+            ended, waiting = wait(waiting, LOOK_EVERY_SEC, FIRST_COMPLETED)
+            for done in ended:
+                done.result()
+                say(f"baseline {running[done].name} is done")
+
+
+def _count_in(counter: Synchronized[int]) -> None:
+    """Begins a worker process: its rounds are counted in `counter`."""
+    global _rounds_done
+    _rounds_done = counter
 
 
 def run_job(job: BaselineJob) -> None:
@@ -152,7 +187,7 @@ def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path]
 
 
 def _train_and_evaluate(job: BaselineJob, site: SiteData, experiment: ExperimentConfig) -> BaselineResult:
-    lines, states = _train(site, experiment)
+    lines, states = _train(site, experiment, len(job.site_files))
     best = lines[best_round(lines) - 1]
     model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
     kept = states[best.round]
@@ -167,8 +202,14 @@ def _train_and_evaluate(job: BaselineJob, site: SiteData, experiment: Experiment
     return result.updated(**by_field(central))
 
 
-def _train(site: SiteData, experiment: ExperimentConfig) -> tuple[list[RoundRecord], dict[int, ModelArrays]]:
-    """Returns each round's validation, and the weights of the best round by its number (only of that one, to bound memory)."""
+def _train(site: SiteData, experiment: ExperimentConfig, sites: int) -> tuple[list[RoundRecord], dict[int, ModelArrays]]:
+    """Returns each round's validation, and the weights of the best round by its number (only of that one, to bound memory).
+
+    Args:
+        site: the images.
+        experiment: the recipe.
+        sites: how many `site` joins; each round counts so much in the progress.
+    """
     compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
     exact = build_compute(site.config.device, "fp32", site.config.threads)
     seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)
@@ -195,6 +236,9 @@ def _train(site: SiteData, experiment: ExperimentConfig) -> tuple[list[RoundReco
         )
         if best_round(lines) == number:
             states = {number: kept}
+        if _rounds_done is not None:
+            with _rounds_done.get_lock():
+                _rounds_done.value += sites
     return lines, states
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pneumofed.common.config.experiment import ExperimentConfig, StrategyName
-from pneumofed.common.config.reader import SIMULATION_SECTION, build_config, load_experiment, merge, read_yaml
+from pneumofed.common.config.reader import SIMULATION_SECTION, build_config, find_config, load_experiment, merge, read_yaml
 from pneumofed.common.errors import CheckpointError, ConfigError
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.resume import check_resumable, describe_way_on
@@ -218,7 +218,7 @@ def _read_simulation(config_file: Path | None, values: Mapping[str, Any]) -> Sim
     """The `simulation` section of the configuration file with `values` over it, its sources there."""
     from pneumofed.simulation.hospitals.sources import check_places
 
-    written = read_yaml(config_file).get(SIMULATION_SECTION) or {} if config_file else {}
+    written = read_yaml(find_config(config_file)).get(SIMULATION_SECTION) or {} if config_file else {}
     section = f"{config_file}: {SIMULATION_SECTION}"
     if not isinstance(written, dict):
         raise ConfigError(f"{section}: expected keys and values, got {type(written).__name__}")

@@ -1,7 +1,7 @@
 """A simulation from end to end: virtual hospitals are laid out, the two Flower apps run over them, baselines and report follow.
 
 plan = plan_simulation(request)     what was asked, checked
-run_simulation(plan, say)           lay out -> run -> baselines -> report; returns the summary
+run_simulation(plan, say)           lay out -> run -> baselines -> report; returns the summary; `watch` follows the run
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,30 +18,30 @@ from typing import Any
 from pneumofed.common.errors import CheckpointError, FlowerError, PneumofedError, SkipReason
 from pneumofed.common.folder_lock import check_free, owned
 from pneumofed.common.ops.app_bundle import write_app
+from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.server.federation.run import FAILED, RUNNING, STOPPED
 from pneumofed.server.report.report import close_with_report
 from pneumofed.server.runs.folder import RUN_LOCK, SIMULATION_LOCK, RunFolder, with_course
-from pneumofed.server.runs.records import RoundRecord
 from pneumofed.server.runs.resume import check_resumable, describe_way_on
 from pneumofed.server.runs.status import clear_ending
-from pneumofed.server.runs.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary
+from pneumofed.server.runs.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary, WallTime
 from pneumofed.server.runs.tables import RunState
 from pneumofed.simulation.baselines import run_baselines
 from pneumofed.simulation.hospitals.federation import Federation, lay_out
 from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
 from pneumofed.simulation.plan import Plan
 from pneumofed.simulation.superlink import Resources, private_superlink, run_app
+from pneumofed.simulation.watch import RunWatch, Say
 
-Say = Callable[[str], None]
 
-
-def run_simulation(plan: Plan, say: Say) -> RunSummary:
+def run_simulation(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> RunSummary:
     """Runs a simulation and returns the summary that the run folder holds.
 
     Args:
         plan: what to run; `plan.run_dir` must hold no run unless it is resumed. Of one that succeeded only the baselines are made that
             are asked for, and the report; its status and results stay.
         say: takes a sentence about each step and each round.
+        progress: shows how far each step is.
 
     Raises:
         PneumofedError: the run could not start or failed; the summary says the same.
@@ -52,7 +52,7 @@ def run_simulation(plan: Plan, say: Say) -> RunSummary:
     with owned(plan.run_dir, SIMULATION_LOCK, "pneumofed simulate", way_on):
         check_free(plan.run_dir, RUN_LOCK, way_on)  # of a simulation that was killed the coordinator may live on
         _check_beginning(plan)
-        return _simulate(plan, say)
+        return _simulate(plan, say, progress)
 
 
 def _check_beginning(plan: Plan) -> None:
@@ -68,10 +68,12 @@ def _check_beginning(plan: Plan) -> None:
         raise CheckpointError(f"{plan.run_dir} already holds a run; go on with --resume or name another folder with --out")
 
 
-def _simulate(plan: Plan, say: Say) -> RunSummary:
+def _simulate(plan: Plan, say: Say, progress: Progress) -> RunSummary:
     folder = RunFolder(plan.run_dir)
     finished = plan.resume and folder.has_succeeded
-    federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume)
+    clock = WallClock(folder.read_summary().wall if plan.resume else None)
+    with clock.part("data"):
+        federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume, progress)
     say(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
     left_out = federation.report.skipped.get(SkipReason.HELD_OUT, 0)
     for warning, count in [*federation.report.warnings.items(), (SkipReason.HELD_OUT, left_out)]:
@@ -82,18 +84,54 @@ def _simulate(plan: Plan, say: Say) -> RunSummary:
             say(f"the run has finished its {len(folder.read_history())} rounds; nothing of it is trained again")
         else:
             clear_ending(folder)
-            _run_apps(plan, federation, say)
+            watch = RunWatch(folder, plan.experiment.rounds, say, progress)
+            with clock.part("rounds"):
+                _run_apps(plan, federation, watch)
+            clock.move("rounds", "evaluation", watch.course.evaluation_sec())
         if plan.baselines:
-            _add(folder, baselines=_baselines(plan, federation, say))
+            with clock.part("baselines"):
+                _add(folder, baselines=_baselines(plan, federation, say, progress))
     except BaseException as error:
         _record_end(folder, error)
         if isinstance(error, Exception):
             say(f"{plan.run_dir} keeps what was done; {describe_way_on(folder)}")
         raise
     finally:
-        _add(folder, phantom=federation.phantom, source=federation.report.public(), partition=_partition_table(plan, federation))
+        facts = {"phantom": federation.phantom, "source": federation.report.public(), "wall": clock.wall}
+        _add(folder, **facts, partition=_partition_table(plan, federation))
         close_with_report(folder.path)
     return folder.read_summary()
+
+
+class WallClock:
+    """Seconds of each part of a simulation, over every resume."""
+
+    def __init__(self, before: WallTime | None) -> None:
+        self.wall = before or WallTime()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the time of its block to the part `name` of `WallTime`, also where the block fails."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add(name, time.perf_counter() - started)
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Counts seconds of one part for another.
+
+        Args:
+            source: the part that loses them.
+            target: the part that gets them.
+            seconds: at most what `source` has.
+        """
+        moved = min(seconds, getattr(self.wall, source))
+        self._add(source, -moved)
+        self._add(target, moved)
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.wall = self.wall.updated(**{name: getattr(self.wall, name) + seconds})
 
 
 def run_config(plan: Plan, federation: Federation) -> dict[str, str]:
@@ -116,24 +154,13 @@ def environment(resources: Resources) -> dict[str, str]:
     return {**source, "RAY_ADDRESS": resources.ray_address} if resources.ray_address else source
 
 
-def describe_round(line: RoundRecord, rounds: int) -> str:
-    """Describes a round in one line of text, and one more for each site in trouble.
-
-    Args:
-        line: the round's record.
-        rounds: how many there are in all.
-    """
-    shown = [f"{name} {found.auroc:.4f}" for name, found in line.measured.items() if found.auroc is not None]
-    trouble = "".join(f"\n    {site}: {reason}" for site, reason in {**line.trouble, **line.absent}.items())
-    sites = f"{len(line.trained)}/{len(line.drawn)} sites"
-    return f"round {line.round:>3}/{rounds}  {sites}  AUROC {'  '.join(shown)}  {line.seconds.total or 0.0:.1f} s{trouble}"
+def _run_apps(plan: Plan, federation: Federation, watch: RunWatch) -> None:
+    with watch.moving():
+        run = _run_in_process if plan.engine == "local" else _run_in_flower
+        run(plan, federation, watch)
 
 
-def _run_apps(plan: Plan, federation: Federation, say: Say) -> None:
-    if plan.engine == "local":
-        _run_in_process(plan, federation, say)
-        return
-    watch = _RoundReporter(RunFolder(plan.run_dir), plan.experiment.rounds, say)
+def _run_in_flower(plan: Plan, federation: Federation, watch: RunWatch) -> None:
     with tempfile.TemporaryDirectory(prefix="pneumofed-app-") as folder:
         app = write_app(Path(folder) / "pneumofed")
         log = plan.run_dir / "flower.log"
@@ -144,7 +171,7 @@ def _run_apps(plan: Plan, federation: Federation, say: Say) -> None:
                 raise _reason(RunFolder(plan.run_dir), error, log) from error
 
 
-def _run_in_process(plan: Plan, federation: Federation, say: Say) -> None:
+def _run_in_process(plan: Plan, federation: Federation, watch: RunWatch) -> None:
     """Both apps in this process, one hospital after the other."""
     from pneumofed.client.app import app as client_app
     from pneumofed.server.app import experiment_of, read_coordinator
@@ -153,7 +180,6 @@ def _run_in_process(plan: Plan, federation: Federation, say: Say) -> None:
 
     config = run_config(plan, federation)
     nodes = [{"partition-id": number, "num-partitions": federation.hospitals} for number in range(federation.hospitals)]
-    watch = _RoundReporter(RunFolder(plan.run_dir), plan.experiment.rounds, say)
     with _quiet_flower():
         run_federation(LocalGrid(client_app, nodes, config, watch), experiment_of(config), read_coordinator(config))
     watch()
@@ -171,10 +197,11 @@ def _quiet_flower() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _baselines(plan: Plan, federation: Federation, say: Say) -> BaselineTable:
+def _baselines(plan: Plan, federation: Federation, say: Say, progress: Progress) -> BaselineTable:
     say(f"baselines: all images in one place, and each of {federation.hospitals} hospitals alone")
     started = time.perf_counter()
-    table = run_baselines(plan.run_dir.resolve(), plan.experiment, federation.site_files, federation.coordinator_file, say)
+    files = federation.site_files, federation.coordinator_file
+    table = run_baselines(plan.run_dir.resolve(), plan.experiment, *files, say, progress)
     say(f"baselines took {time.perf_counter() - started:.0f} s")
     return table
 
@@ -205,17 +232,3 @@ def _reason(folder: RunFolder, error: FlowerError, log: Path) -> PneumofedError:
     """The apps' own sentence where they left one; Flower knows only that the run failed."""
     sentence = folder.read_summary().error
     return PneumofedError(f"{sentence}; the log is {log}") if sentence else FlowerError(f"{error}; the log is {log}")
-
-
-class _RoundReporter:
-    """Reports each round as soon as its line is in the history."""
-
-    def __init__(self, folder: RunFolder, rounds: int, say: Say) -> None:
-        self._folder, self._rounds, self._say = folder, rounds, say
-        self._reported = 0 if not folder.history.exists() else len(folder.read_history())
-
-    def __call__(self) -> None:
-        lines = self._folder.read_history()
-        for line in lines[self._reported :]:
-            self._say(describe_round(line, self._rounds))
-        self._reported = max(self._reported, len(lines))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from pneumofed.client.cli.options import AllViews, LabelTable, exit_codes, finish
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.command_line import Json, Site, errors
+from pneumofed.common.ops.command_line import Json, Site
 
 if TYPE_CHECKING:
     from pneumofed.client.archive.query import Archive, ArchiveQuery
@@ -124,25 +123,19 @@ def _import(site: Path, archive: Archive, table: Path, query: ArchiveQuery, rule
     from pneumofed.client.site.folder import SiteFolder
     from pneumofed.common.data.pseudonyms import load_pseudonyms
     from pneumofed.common.data.sources.dicom import read_labels
+    from pneumofed.common.ops.progress import open_progress
 
     opened = SiteFolder.open(site)
     store = ImageStore(opened.images, load_pseudonyms(opened.data), ImportRules(**rules))
     try:
-        with site_log(opened.config), _progress(as_json) as show:
-            arrival = import_images(archive, query, read_labels(table), store, show)
+        with site_log(opened.config), open_progress(results_piped=as_json) as progress:
+            step = "images from the archive"
+            arrival = import_images(
+                archive, query, read_labels(table), store, lambda done, found: progress.show(step, done, found)
+            )
     finally:
         archive.close()
     finish(opened, arrival.manifest, arrival.report, as_json, arrival.stopped)
-
-
-@contextmanager
-def _progress(as_json: bool) -> Iterator[Any]:
-    """A function of (done, found) that shows how far an import is."""
-    from rich.progress import Progress
-
-    with Progress(console=errors, transient=True, disable=as_json or not errors.is_terminal) as progress:
-        task = progress.add_task("images", total=None)
-        yield lambda done, found: progress.update(task, completed=done, total=found)
 
 
 def _query(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -140,6 +141,34 @@ def build_config(schema: type[T], values: Mapping[str, Any], source: str = "conf
         raise ConfigError(f"{source}: " + "; ".join(problems)) from None
 
 
+def list_configs() -> dict[str, Path]:
+    """Lists the experiments that come with the package, by name: `kaggle`, `private`, ... Empty in an app bundle, which has none."""
+    folder = Path(str(files("pneumofed").joinpath("configs")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if "." not in path.stem}
+
+
+def find_config(name: str | Path) -> Path:
+    """Finds the file of an experiment: the file of that path, or else what the package has under that name, such as `kaggle`.
+
+    Args:
+        name: a path, which wins; or a name of `list_configs`, also as `configs/kaggle.yaml` where no such folder is.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    path, known = Path(name), list_configs()
+    if path.is_file():
+        return path
+    if str(name) in known:
+        return known[str(name)]
+    if path.parent == Path("configs") and path.suffix == ".yaml" and path.stem in known:
+        return known[path.stem]
+    near = difflib.get_close_matches(path.stem, known, n=1, cutoff=0.6)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    ready = f"; {hint}these come with pneumofed: {', '.join(known)}" if known else ""
+    raise ConfigError(f"configuration file {name} does not exist{ready}")
+
+
 SIMULATION_SECTION = "simulation"
 """Of an experiment's file: keys of `simulation.hospitals.settings.SimulationConfig`."""
 
@@ -148,13 +177,14 @@ def load_experiment(path: str | Path | None = None, overrides: Mapping[str, Any]
     """Reads an experiment from a YAML file and lays overrides over it.
 
     Args:
-        path: the YAML file; None for the defaults only. Its section `simulation` is for virtual hospitals, and no part of the experiment.
+        path: the YAML file, or a name of `list_configs`; None for the defaults only. Its section `simulation` is for virtual hospitals,
+            and no part of the experiment.
         overrides: nested values, such as those of `parse_overrides`.
 
     Raises:
         ConfigError: the file cannot be read, or the values do not fit the schema.
     """
-    values = {key: value for key, value in (read_yaml(path) if path else {}).items() if key != SIMULATION_SECTION}
+    values = {key: value for key, value in (read_yaml(find_config(path)) if path else {}).items() if key != SIMULATION_SECTION}
     return build_config(ExperimentConfig, merge(values, overrides or {}), str(path or "experiment"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -78,10 +79,15 @@ Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds.", sho
 ImageSize = Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the model's input in pixels.", show_default="128")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.", show_default="0")]
 Baselines = Annotated[bool, typer.Option("--baselines", help="Also train on pooled images and in each hospital alone.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no line a round: the result and errors only.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out after its last completed round.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<date>-<time>")]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="YAML file that holds what differs from the defaults, e.g. configs/fedprox.yaml.")
+    Path | None,
+    typer.Option(
+        "--config",
+        help="YAML file with what differs from the defaults, or a name: kaggle, private, ...",
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -140,6 +146,7 @@ def simulate_command(
     threads: Threads = None,
     gpus: Gpus = 0.0,
     ray_address: RayAddress = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train one model over N virtual hospitals on this machine, judge it on held-out data, and write a report."""
@@ -174,12 +181,14 @@ def simulate_command(
             ray_address=ray_address,
         ),
         as_json,
+        quiet,
     )
 
 
 @app.command("demo", rich_help_panel="Research")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Run folder; an earlier demo there is replaced.")] = Path("runs/demo"),
+    quiet: Quiet = False,
 ) -> None:
     """The whole way on drawn images in minutes: phantoms, three hospitals, a few rounds, baselines, report."""
     import shutil
@@ -189,7 +198,7 @@ def demo_command(
 
     if (out / "simulation.yaml").exists() and read_yaml(out / "simulation.yaml").get("data") is None:
         shutil.rmtree(out)
-    _simulate(demo_request(out))
+    _simulate(demo_request(out), quiet=quiet)
 
 
 @app.command("phantom", rich_help_panel="Research")
@@ -249,7 +258,7 @@ def report_command(run: Annotated[Path, typer.Argument(help="Run folder.")]) -> 
 
 @app.command("config", rich_help_panel="Study")
 def config_command(
-    file: Annotated[Path | None, typer.Argument(help="YAML file; the defaults alone without one.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="YAML file, or a name, e.g. kaggle; the defaults without one.")] = None,
     set_: Set = None,
 ) -> None:
     """Check a configuration and show it in full, as YAML."""
@@ -271,19 +280,23 @@ def main() -> None:
         app()
 
 
-def _simulate(request: SimulationRequest, as_json: bool = False) -> None:
+def _simulate(request: SimulationRequest, as_json: bool = False, quiet: bool = False) -> None:
     """Runs the simulation; as JSON, the summary alone goes to standard output, and the progress to standard error."""
+    from pneumofed.common.ops.progress import open_progress
     from pneumofed.simulation.plan import plan_simulation
 
     plan = plan_simulation(request)
-    from pneumofed.server.runs.folder import RunFolder
-    from pneumofed.server.runs.resume import describe_way_on
-    from pneumofed.simulation.runner import run_simulation
+    with open_progress(quiet=quiet, results_piped=as_json) as progress:
+        progress.show("loading the libraries")  # seconds on a slow disk, and nothing to be seen
+        from pneumofed.server.runs.folder import RunFolder
+        from pneumofed.server.runs.resume import describe_way_on
+        from pneumofed.simulation.runner import run_simulation
 
-    tell = note if as_json else say
-    tell(f"run folder: {plan.run_dir}", None)
-    with exit_when_stopped(lambda: f"pneumofed: stopped; {describe_way_on(RunFolder(plan.run_dir))}"):
-        summary = run_simulation(plan, lambda line: tell(line, None))
+        progress.finish("loading the libraries")
+        tell = partial(note if as_json else say, style=None) if not quiet else lambda _: None
+        tell(f"run folder: {plan.run_dir}")
+        with exit_when_stopped(lambda: f"pneumofed: stopped; {describe_way_on(RunFolder(plan.run_dir))}"):
+            summary = run_simulation(plan, tell, progress)
     if as_json:
         print_json({"run_folder": str(plan.run_dir), **summary.to_json()})
     else:
@@ -292,6 +305,8 @@ def _simulate(request: SimulationRequest, as_json: bool = False) -> None:
 
 def _show(summary: RunSummary, run_dir: Path) -> None:
     """The result in a few lines."""
+    from pneumofed.common.ops.progress import say_seconds
+
     for name, results in summary.results.items():
         auroc, accuracy = results["auroc"], results["accuracy"]
         console.print(
@@ -300,7 +315,10 @@ def _show(summary: RunSummary, run_dir: Path) -> None:
         )
     if summary.phantom:
         console.print("these are drawn images: the numbers say nothing about patients")
-    console.print(f"{summary.status} after {summary.rounds_completed} rounds and {summary.seconds or 0.0:.0f} s")
+    wall = summary.wall
+    parts = f" ({', '.join(f'{name} {say_seconds(seconds)}' for name, seconds in wall.parts.items())})" if wall else ""
+    seconds = say_seconds(wall.total if wall else summary.seconds or 0.0)
+    console.print(f"{summary.status} after {summary.rounds_completed} rounds and {seconds}{parts}")
     report = run_dir / "report.html"
     console.print(f"report: {report if report.exists() else 'could not be written'}")
 

@@ -54,7 +54,9 @@ def server_start(
 @app.command("run")
 def server_run(
     name: Name,
-    config: Annotated[Path | None, typer.Option("--config", help="YAML file that holds what differs from the defaults.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file with what differs from the defaults, or a name, e.g. kaggle.")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the experiment: --set rounds=5. May repeat.")
     ] = None,

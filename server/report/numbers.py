@@ -9,6 +9,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from pneumofed.common.evaluation.plots import wilson_interval
+from pneumofed.common.ops.progress import say_seconds
 from pneumofed.server.runs.records import Metrics
 from pneumofed.server.runs.summary_records import MetricInterval
 
@@ -76,12 +77,7 @@ def count(n: int, noun: str) -> str:
 def duration(seconds: float | None) -> str:
     """Formats a time: `48 s`, `12 min`, `3 h 05 min`."""
     seconds = _known(seconds)
-    if seconds is None:
-        return DASH
-    minutes = round(seconds / 60)
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return DASH if seconds is None else say_seconds(seconds)
 
 
 def megabytes(size: float | None) -> str:

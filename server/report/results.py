@@ -24,6 +24,7 @@ from pneumofed.server.runs.summary_records import (
     MetricSpread,
     PartitionRecord,
     Results,
+    RunSummary,
     SiteSummary,
 )
 
@@ -124,13 +125,21 @@ def run_tiles(run: StoredRun) -> list[Tile]:
     return [
         Tile("Hospitals", str(len(run.site_reports())), "simulated" if run.virtual else ""),
         Tile("Rounds", str(run.completed), of_planned + kept),
-        Tile("Wall time", duration(run.summary.seconds), "training and judging"),
+        _wall_tile(run.summary),
         Tile(
             "Weights sent",
             megabytes(moved.total if moved else None),
             f"{megabytes(moved.down if moved else None)} down, {megabytes(moved.up if moved else None)} up",
         ),
     ]
+
+
+def _wall_tile(summary: RunSummary) -> Tile:
+    """The whole of a simulation with its parts; of a federation the time from the first message to the end."""
+    wall = summary.wall
+    if wall is None or not wall.total:
+        return Tile("Wall time", duration(summary.seconds), "training and judging")
+    return Tile("Wall time", duration(wall.total), ", ".join(f"{name} {duration(sec)}" for name, sec in wall.parts.items()))
 
 
 def comparisons(run: StoredRun) -> list[TrainingComparison]:

@@ -214,6 +214,11 @@ def read_activity(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
+    return parse_activity(text)
+
+
+def parse_activity(text: str) -> list[dict[str, Any]]:
+    """Reads every event of some lines that can be read, in their order."""
     return [event for line in text.splitlines() if (event := _parse(line)) is not None]
 
 

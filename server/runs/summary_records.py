@@ -158,6 +158,28 @@ class BaselineTable(Record):
     lead: Mapping[str, BaselineLead] = {}
 
 
+class WallTime(Record):
+    """Wall time of a simulation and of its parts in seconds, summed over resumes; the report itself is not in it."""
+
+    data: float = 0.0
+    """Drawing or reading the images, and dealing them to hospitals."""
+    rounds: float = 0.0
+    """From the start of the engine to the end of the last round, its end too."""
+    evaluation: float = 0.0
+    """The final evaluation, with its intervals."""
+    baselines: float = 0.0
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by the parts' names for people, of those that took any."""
+        named = {"data": self.data, "rounds": self.rounds, "final evaluation": self.evaluation, "baselines": self.baselines}
+        return {name: seconds for name, seconds in named.items() if seconds > 0}
+
+    @property
+    def total(self) -> float:
+        return self.data + self.rounds + self.evaluation + self.baselines
+
+
 class RunSummary(Record):
     """Status and results of a run. All but `seconds` is about the whole run, over every resume."""
 
@@ -190,7 +212,9 @@ class RunSummary(Record):
     """The round whose model was kept; 0 without one."""
     bytes: RunBytes | None = None
     seconds: float | None = None
-    """Wall time from the first message to the end, summed over resumes."""
+    """Wall time from the first message to the end, summed over resumes: of rounds and final evaluation."""
+    wall: WallTime | None = None
+    """Of a simulation, the whole with its parts."""
     baselines: BaselineTable | None = None
     phantom: bool | None = None
     """Whether the images are drawn."""

@@ -29,6 +29,7 @@ from pneumofed.common.data.dataset import check_causes
 from pneumofed.common.data.manifest import Manifest, write_manifest
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, write_secret
 from pneumofed.common.secure_aggregation.key_agreement import issue_roster
 from pneumofed.common.seeds import derive_seed
@@ -43,6 +44,7 @@ from pneumofed.simulation.phantoms.scanners import draw_scanner
 
 UNUSED_ADDRESS = "localhost:1"
 """The coordinator's address in a connection file of which only the keys are read."""
+DATA = "data"
 AUTHORITY_LIFETIME = timedelta(days=3650)
 
 
@@ -68,7 +70,9 @@ class Federation:
         return [self.sites_dir / f"{number}.yaml" for number in range(self.hospitals)]
 
 
-def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, resume: bool) -> Federation:
+def lay_out(
+    cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, resume: bool, progress: Progress = NO_PROGRESS
+) -> Federation:
     """Writes the virtual hospitals into a run folder. Pure in (data, `cfg`, `experiment.seed`): a resumed run gets the same ones.
 
     Hospitals are numbered from the largest to the smallest, since Flower hands out messages by number and the largest should start
@@ -79,6 +83,7 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
         experiment: gives the seed, and whether the hospitals need keys for secure aggregation.
         run_dir: run folder, made if need be.
         resume: whether a run goes on that was started there; it must have been started with the same `cfg`.
+        progress: shows what is being done.
 
     Raises:
         DataError: the data folder is missing or holds nothing usable.
@@ -86,17 +91,21 @@ def lay_out(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path, 
     """
     run_dir = run_dir.resolve()
     _check_same_simulation(cfg, run_dir, resume)
+    progress.show(DATA, note="drawing phantoms" if cfg.divides and cfg.data is None else "")
     data, external = _find_data(cfg, experiment.seed, run_dir)
+    progress.show(DATA, note="reading folders and tables")
     study = gather(cfg, data, external, experiment.seed)
     sites, cache = run_dir / "sites", run_dir / "coordinator" / "cache"
     caches = {hospital.name: sites / hospital.name / "cache" for hospital in study.hospitals}
     for hospital in study.hospitals:
         check_causes(hospital.manifest, experiment.task)
+    progress.show(DATA, note="looking for images of the held-out sets among the hospitals'")
     study = keep_apart(study, {**caches, **{name: cache / name for name in study.held_out}})
     parts = [hospital.manifest for hospital in study.hospitals]
     names = [hospital.name for hospital in study.hospitals]
     if cfg.partition == "scanner":
-        parts = _through_scanners(parts, [sites / name / "archive" for name in names], experiment.seed)
+        parts = _through_scanners(parts, [sites / name / "archive" for name in names], experiment.seed, progress)
+    progress.finish(DATA)
     identities = write_identities(run_dir / "identities", names) if experiment.secure_aggregation.enabled else ({}, None)
     for number, (name, part) in enumerate(zip(names, parts, strict=True)):
         _write_site(run_dir, number, name, part, cfg, identities[0].get(name))
@@ -146,14 +155,14 @@ def _check_same_simulation(cfg: SimulationConfig, run_dir: Path, resume: bool) -
     path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
-def _through_scanners(parts: Sequence[Manifest], archives: Sequence[Path], seed: int) -> list[Manifest]:
+def _through_scanners(parts: Sequence[Manifest], archives: Sequence[Path], seed: int, progress: Progress) -> list[Manifest]:
     """Each hospital's images as its own scanner would have taken them, in its own archive folder."""
-    return [
-        render_archive(
-            part, draw_scanner(number, derive_seed(seed, "scanner")), archive, derive_seed(seed, "scanner noise", number)
-        )
-        for number, (part, archive) in enumerate(zip(parts, archives, strict=True))
-    ]
+    rendered = []
+    for number, (part, archive) in enumerate(zip(parts, archives, strict=True)):
+        progress.show(DATA, number, len(parts), f"the scanner of hospital {number + 1} of {len(parts)}")
+        scanner = draw_scanner(number, derive_seed(seed, "scanner"))
+        rendered.append(render_archive(part, scanner, archive, derive_seed(seed, "scanner noise", number)))
+    return rendered
 
 
 def _write_site(

@@ -13,6 +13,7 @@ from pneumofed.common.config.reader import (
     SIMULATION_SECTION,
     build_config,
     experiment_from_json,
+    list_configs,
     load_experiment,
     merge,
     parse_overrides,
@@ -146,3 +147,14 @@ def test_what_needs_single_updates_is_refused_under_secure_aggregation(changes: 
 def test_a_secure_experiment_crosses_the_wire() -> None:
     experiment = load_experiment(None, {"secure_aggregation": {"enabled": True}, "strategy": {"name": "fedbn"}})
     assert experiment_from_json(experiment.model_dump_json()) == experiment
+
+
+def test_a_configuration_is_found_by_name_and_a_file_in_the_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_experiment("fedprox").strategy.name == load_experiment("configs/fedprox.yaml").strategy.name == "fedprox"
+    for name in list_configs():
+        load_experiment(name)
+    Path("fedprox").write_text("name: own\n", encoding="utf-8")
+    assert load_experiment("fedprox").name == "own"
+    with pytest.raises(ConfigError, match=r"did you mean 'fedprox'\? these come with pneumofed: fedprox, .*kaggle"):
+        load_experiment("fedprx")

@@ -1,0 +1,48 @@
+"""Progress: what a line says, when one is printed, and that nothing gets into a result that is piped on."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import pytest
+
+from pneumofed.common.ops.command_line import open_console
+from pneumofed.common.ops.progress import Lines, ProgressStep, say_seconds
+
+
+def test_the_time_left_is_that_of_the_pace_since_the_first_report() -> None:
+    step = ProgressStep("run", started=100.0, first=6.0, done=8.0, total=12.0)  # a resumed run had done six rounds before
+    assert step.left_sec(160.0) == pytest.approx(120.0)
+    assert step.line(160.0) == "run: 8 of 12, 60 s so far, about 2 min left"
+    assert ProgressStep("run", 100.0, total=12.0).left_sec(160.0) is None
+    assert ProgressStep("images", 0.0, done=5.0).line(3.0) == "images: 5, 3 s so far"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "2 h 00 min"), (9060, "2 h 31 min")]
+)
+def test_seconds_in_words(seconds: float, words: str) -> None:
+    assert say_seconds(seconds) == words
+
+
+def test_lines_come_while_a_step_runs_also_when_nothing_moves_and_stop_with_it() -> None:
+    out = io.StringIO()
+    lines = Lines(open_console(file=out))
+    lines.every_sec = 0.01
+    with lines as progress:
+        progress.show("images [a]", 1, 4)
+        _wait_for(lambda: out.getvalue().count("images [a]: 1 of 4") >= 2)
+        progress.finish("images [a]")
+        time.sleep(0.05)
+        said = out.getvalue()
+        time.sleep(0.05)
+        assert out.getvalue() == said
+        progress.finish("never began")
+
+
+def _wait_for(condition: object, seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
