@@ -223,7 +223,7 @@ def _idle(room: Room) -> int:
 
 @program_routes.post("/api/predict", openapi_extra=_FILE_BODY, responses=_FILE_ERRORS)
 async def predict_file(request: Request, who: ProgramNow, room: RoomNow) -> schema.JudgementOut:
-    """The judgement of the DICOM, JPEG or PNG file that is the body, whatever its content type says."""
+    """The judgement of the image file that is the body, whatever its content type says."""
     file = await _read(request, who, room, explain=False)
     return view_judgement(file.judgement)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from pneumofed.common.imaging.types import Format
 from pneumofed.common.model_bundle.suitability import Verdict
 
 Role = Literal["radiologist", "admin"]
@@ -220,7 +221,7 @@ class ImageFacts(BaseModel):
     height: int
     width: int
     bits: int
-    format: Literal["dicom", "jpeg", "png"]
+    format: Format
     manufacturer: str | None
     window: ViewWindow = Field(description="The one to begin with.")
 

@@ -41,7 +41,7 @@ def test_the_whole_way_of_a_radiologist(desk: Desk, stage: Stage) -> None:
     desk.sign_in()
     page.wait_for_selector("#list-empty:not([hidden])")
     desk.add(("chest.dcm", phantom_file(0)), BAD, ("other.dcm", phantom_file(1)), ("again.dcm", phantom_file(0)))
-    assert desk.text(".upload[data-state=refused] .upload-words") == "This is no DICOM, JPEG or PNG file."
+    assert desk.text(".upload[data-state=refused] .upload-words") == "This is no DICOM, JPEG, PNG, TIFF, BMP or WebP file."
     assert page.locator(".upload[data-state=new]").count() == 2
     assert desk.text(".upload[data-state=known] .upload-words") == "Already in the worklist"
     page.wait_for_selector("#rows tr >> nth=1")
