@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pneumofed.common.imaging.types import Format
 from pneumofed.common.model_bundle.suitability import Verdict
+from pneumofed.inference.reading_room.image_facts import FileFacts
 
 Role = Literal["radiologist", "admin"]
 Label = Literal["normal", "pneumonia", "bacterial", "viral", "unsure"]
@@ -224,6 +225,7 @@ class ImageFacts(BaseModel):
     format: Format
     manufacturer: str | None
     window: ViewWindow = Field(description="The one to begin with.")
+    facts: FileFacts = Field(description="Units, size of a pixel and technical attributes, as far as the file states them.")
 
 
 class ReaderFinding(BaseModel):
@@ -266,6 +268,9 @@ class Uploaded(BaseModel):
     case: CaseId | None
     error: ErrorCode | None
     detail: str
+    patient_name: str = Field(
+        default="", description="Of a new DICOM file, for whoever sent it to match it with; the room keeps no name beside the file."
+    )
 
 
 class Upload(BaseModel):
