@@ -3,7 +3,7 @@
 import { at, h } from "./dom.js";
 import { age, day, moment, number, percent, t } from "./i18n.js";
 import { bigGauge, verdictChip } from "./gauge.js";
-import { nameOf, reasonWords, studyLine } from "./worklist_rows.js";
+import { nameOf, reasonWords, sentWords, studyLine } from "./worklist_rows.js";
 
 const MOST_CLASSES = 4;
 
@@ -11,6 +11,7 @@ const MOST_CLASSES = 4;
 export function drawFinding(case_) {
   at("case-name").textContent = nameOf(case_);
   at("case-line").textContent = [studyLine(case_), case_.study_date ? day(case_.study_date) : ""].filter(Boolean).join(" · ");
+  at("case-sent").textContent = sentWords(case_) ? t("viewer.sent", { name: sentWords(case_) }) : "";
   at("finding").dataset.verdict = case_.verdict;
   at("finding").replaceChildren(...(case_.verdict === "cannot judge" ? withoutJudgement(case_) : withJudgement(case_)).filter(Boolean));
   at("classes").replaceChildren(...classesOf(case_));

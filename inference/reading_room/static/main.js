@@ -10,8 +10,9 @@ import { currentUser, logout, needLogin, prepareLogin, resume } from "./session.
 import { chooseFiles, prepareUpload } from "./upload.js";
 import { loadWorklist, moveFocus, prepareWorklist } from "./worklist.js";
 import { goOn, openCase, leaveCase, prepareViewer, viewerState } from "./viewer.js";
-import { agree, openCorrection, prepareDecision } from "./decision.js";
+import { agree, chooseLabel, LABEL_KEYS, openCorrection, prepareDecision } from "./decision.js";
 import { preparePassword } from "./password.js";
+import { openTags } from "./tags.js";
 import { prepareRemoval } from "./remove.js";
 
 const ROUTE = /^#\/case\/([0-9a-f]{32})$/;
@@ -133,6 +134,8 @@ function bindKeys() {
   key("viewer", "next_open", ["g"], () => goOn(false, { status: "open" }));
   key("viewer", "agree", ["a"], agree);
   key("viewer", "correct", ["e"], openCorrection);
+  key("viewer", "labels", LABEL_KEYS, chooseLabel);
+  key("viewer", "tags", ["v"], () => openTags(viewerState().case));
   key("viewer", "note", ["m"], () => at("note").focus());
   key("viewer", "back", ["Escape", "b"], backToList);
 }
