@@ -17,9 +17,9 @@ Label = Literal["normal", "pneumonia", "bacterial", "viral", "unsure"]
 Status = Literal["open", "read"]
 """`read` as soon as somebody gave a finding."""
 Sort = Literal["arrival", "probability"]
-MapWarning = Literal["outside", "marks", "no_lungs", "empty"]
-"""Where the weight of a map lies: too much outside the lungs, much on markers or text, lungs not found and so unknown, nowhere. As
-`inference.explain.focus.Misplaced`, in lower case."""
+MapWarning = Literal["outside", "marks", "too_coarse", "no_lungs", "empty"]
+"""Where the weight of a map lies: too much outside the lungs, much on markers or text, a map too coarse to tell, lungs not found and so
+unknown, nowhere. As `inference.explain.focus.Misplaced`, in lower case."""
 
 ErrorCode = Literal[
     # who asks
@@ -269,7 +269,8 @@ class Uploaded(BaseModel):
     error: ErrorCode | None
     detail: str
     patient_name: str = Field(
-        default="", description="Of a new DICOM file, for whoever sent it to match it with; the room keeps no name beside the file."
+        default="",
+        description="Of a new DICOM file, for whoever sent it to match it with; the room keeps no name beside the file.",
     )
 
 

@@ -190,5 +190,3 @@ def _stretched(wide: np.ndarray, window: Window | None, inverted: bool) -> tuple
     if window is None:
         return pixels, Window(0.5, 1.0), (low, high)
     return pixels, Window((window.center - low) / (high - low), max(window.width, 1.0) / scale / span), (low, high)
-
-

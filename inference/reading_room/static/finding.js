@@ -22,12 +22,14 @@ export function drawFinding(case_) {
 function withJudgement(case_) {
   const values = { low: percent(case_.low), high: percent(case_.high) };
   const side = case_.probability >= case_.threshold ? "above" : "below";
+  // Where both round to one number the sentence below would seem to contradict itself.
+  const digits = percent(case_.probability) === percent(case_.threshold) && case_.probability !== case_.threshold ? 2 : 0;
   const isClose = case_.low < case_.threshold && case_.threshold < case_.high;
   return [
     h("div", { class: "finding-head" }, verdictChip(case_.verdict),
-      h("p", { class: "finding-number" }, h("strong", { text: percent(case_.probability) }), h("span", { text: t("finding.interval", values) }))),
+      h("p", { class: "finding-number" }, h("strong", { text: percent(case_.probability, digits) }), h("span", { text: t("finding.interval", values) }))),
     bigGauge(case_),
-    h("p", { class: "soft", text: t(`finding.${side}`, { threshold: percent(case_.threshold) }) }),
+    h("p", { class: "soft", text: t(`finding.${side}`, { threshold: percent(case_.threshold, digits) }) }),
     isClose ? h("p", { class: "close", text: t("finding.close") }) : null,
   ];
 }

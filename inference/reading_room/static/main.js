@@ -98,6 +98,7 @@ function route() {
   document.body.dataset.page = scope;
   document.title = `${t(`title.${scope}`)} – pneumofed`; // nothing of a patient: the browser keeps titles
   if (found) {
+    scrollTo(0, 0); // on a narrow screen the list was longer than the viewer
     openCase(found[1]);
     at("pane-main").querySelector("canvas").focus({ preventScroll: true });
   } else {

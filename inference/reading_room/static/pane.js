@@ -196,7 +196,7 @@ export class Pane {
     const [x, y] = [middleX + this.lens.x * this.ratio(), middleY + this.lens.y * this.ratio()];
     context.save();
     context.beginPath();
-    context.arc(x, y, LENS_RADIUS_PX * this.ratio(), 0, 2 * Math.PI);
+    context.arc(x, y, Math.min(LENS_RADIUS_PX * this.ratio(), this.canvas.width / 4, this.canvas.height / 4), 0, 2 * Math.PI);
     context.fillStyle = "#000";
     context.fill();
     context.clip();

@@ -205,6 +205,7 @@ export default {
   "heat.empty": "No place stands out in this heat map",
   "heat.warning_outside": "Too much of the heat map’s weight lies outside the lungs: do not rely on it.",
   "heat.warning_marks": "Much of the heat map’s weight lies on markers or text: do not rely on it.",
+  "heat.warning_too_coarse": "The heat map is too coarse to tell whether it lies on the lungs.",
   "heat.warning_no_lungs": "The lungs were not found, so it is not known whether the heat map lies on them.",
   "heat.weak": "weak",
   "heat.strong": "strong evidence for pneumonia",

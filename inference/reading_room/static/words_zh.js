@@ -205,6 +205,7 @@ export default {
   "heat.empty": "此热图中没有突出区域",
   "heat.warning_outside": "热图的权重过多落在肺野之外，不宜据此判断。",
   "heat.warning_marks": "热图的权重较多落在标记或文字上，不宜据此判断。",
+  "heat.warning_too_coarse": "热图分辨率过低，无法判断是否落在肺部。",
   "heat.warning_no_lungs": "未能识别肺野，无法确认热图是否落在肺部。",
   "heat.weak": "弱",
   "heat.strong": "支持肺炎的依据强",

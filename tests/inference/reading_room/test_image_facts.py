@@ -29,7 +29,9 @@ def facts_of(path: Path, stored: np.ndarray | None = None, **tags: Any) -> tuple
 
 @pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
 @pytest.mark.parametrize("rescale", [(1, 0), (1, -1024), (0.5, 100)])
-def test_the_page_begins_with_the_file_s_own_window_and_level(tmp_path: Path, photometric: str, rescale: tuple[float, float]) -> None:
+def test_the_page_begins_with_the_file_s_own_window_and_level(
+    tmp_path: Path, photometric: str, rescale: tuple[float, float]
+) -> None:
     shown = []
     for least in (0, 700):  # files of one window whose values differ: one reader, one number
         stored = np.maximum(draw_radiograph(), least).astype(np.uint16)
@@ -44,7 +46,11 @@ def test_without_a_window_the_ends_are_the_least_and_greatest_values(tmp_path: P
     tags = {"RescaleSlope": 1, "RescaleIntercept": -1000, "RescaleType": "HU", "WindowCenter": None, "WindowWidth": None}
     facts, _ = facts_of(tmp_path / "x", stored, **tags)
     assert facts.values is not None
-    assert (facts.values.low, facts.values.high, facts.values.unit) == (pytest.approx(-959.5, abs=0.05), pytest.approx(2000.5, abs=0.05), "HU")
+    assert (facts.values.low, facts.values.high, facts.values.unit) == (
+        pytest.approx(-959.5, abs=0.05),
+        pytest.approx(2000.5, abs=0.05),
+        "HU",
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,7 +67,9 @@ def test_without_a_window_the_ends_are_the_least_and_greatest_values(tmp_path: P
         ({}, None),
     ],
 )
-def test_the_size_of_a_pixel_says_where_it_holds(tmp_path: Path, tags: dict[str, Any], expected: tuple[float, str] | None) -> None:
+def test_the_size_of_a_pixel_says_where_it_holds(
+    tmp_path: Path, tags: dict[str, Any], expected: tuple[float, str] | None
+) -> None:
     pixel = facts_of(tmp_path / "x", **tags)[0].pixel
     assert (pixel and (pixel.row_mm, pixel.column_mm, pixel.kind)) == (expected and (expected[0], *expected))
 

@@ -337,7 +337,7 @@ def test_chinese_is_complete_and_remembered(desk: Desk) -> None:
     desk.add(("one.dcm", phantom_file(0)), BAD)
     desk.page.click("#language")
     assert desk.page.get_attribute("html", "lang") == "zh-Hans"
-    assert desk.text(".upload[data-state=refused] .upload-words") == "不是 DICOM、JPEG 或 PNG 文件。"
+    assert desk.text(".upload[data-state=refused] .upload-words") == "不是 DICOM、JPEG、PNG、TIFF、BMP 或 WebP 文件。"
     assert "例" in desk.text("#list-count")
     desk.page.reload()
     desk.page.wait_for_selector("#rows tr")
