@@ -283,7 +283,8 @@ def _target(attribution: Attribution, manifest: BundleManifest) -> str:
 def _about_focus(focus: Focus) -> list[str]:
     if focus.beyond_lungs != focus.beyond_lungs:
         return []
-    shares = f"{focus.beyond_lungs:.0%} of its weight lies outside the lungs; of a map without preference, {focus.beyond_lungs_area:.0%} would"
+    own, area = f"{focus.beyond_lungs:.0%}", f"{focus.beyond_lungs_area:.0%}"
+    shares = f"{own} of its weight lies outside the lungs; of a map without preference, {area} would"
     if Misplaced.TOO_COARSE in focus.warnings:
         return [f"{shares}. Its cells are as wide as half a lung: what lies at the border falls on either side by chance."]
     return [

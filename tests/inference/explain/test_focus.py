@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ from pneumofed.common.imaging.images import fit_square
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.explain.focus import LungField, Misplaced, find_lungs, find_markers, judge_focus
 from pneumofed.inference.explain.pictures import place_on_image
+from pneumofed.simulation.phantoms import image
 from pneumofed.simulation.phantoms.anatomy import ADULT_RANGES, CHILD_RANGES, draw_anatomy
-from pneumofed.simulation.phantoms.image import burn_in, draw_lungs, draw_phantom, draw_text
+from pneumofed.simulation.phantoms.image import burn_in, draw_lungs, draw_opacity, draw_phantom, draw_text
 from pneumofed.simulation.phantoms.patients import LABEL_SHARES
 
 SHAPES = st.tuples(st.integers(40, 90), st.integers(40, 90))
@@ -50,6 +51,24 @@ def test_the_lungs_of_phantoms_are_found() -> None:
         assert estimate.lungs.shape == pixels.shape
         found.append(dice(estimate.lungs, truth) if estimate.found else 0.0)
     assert np.median(found) > 0.8 and min(found) > 0.5
+
+
+@pytest.mark.parametrize("label", ["bacterial", "viral"])
+def test_the_opacity_of_a_phantom_is_the_one_that_is_in_its_picture(label: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    anatomy, kept = draw_anatomy(CHILD_RANGES, numpy_generator("opacity", label)), []
+    drawn = image._opacity
+
+    def keep(*arguments: Any) -> np.ndarray:
+        kept.append(drawn(*arguments))
+        return kept[-1]
+
+    monkeypatch.setattr(image, "_opacity", keep)
+    draw_phantom(anatomy, label, 96, numpy_generator("at", label))
+    found = draw_opacity(anatomy, label, 96, numpy_generator("at", label))
+    np.testing.assert_array_equal(kept[0], kept[1])
+    assert found.max() > 0.05 and (found <= kept[0]).all()
+    lungs = draw_lungs(anatomy, 96, numpy_generator("at", label))
+    assert (found[lungs == 0] == 0).all()
 
 
 def test_lungs_are_not_found_where_there_are_none() -> None:
