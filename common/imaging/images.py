@@ -220,9 +220,9 @@ def _check_tiff(image: TiffImageFile) -> bool:
         raise ImageError(SkipReason.UNSUPPORTED_BITS, f"mode {image.mode}")
     if image.mode in ("LAB", "CMYK"):
         raise ImageError(SkipReason.COLOUR)
-    tile = [image.tag_v2.get(tag) for tag in (TILELENGTH, TILEWIDTH)]
-    if all(isinstance(side, int) for side in tile):
-        check_size(*tile)  # memory for a whole tile is taken, however small the image
+    height, width = (image.tag_v2.get(tag) for tag in (TILELENGTH, TILEWIDTH))
+    if isinstance(height, int) and isinstance(width, int):
+        check_size(height, width)  # memory for a whole tile is taken, however small the image
     return image.mode.startswith("I;16") and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.Image
@@ -30,7 +30,7 @@ def reason_of(data: bytes) -> SkipReason:
     return caught.value.reason
 
 
-def tiff(values: np.ndarray, order: str = "<", **tags: int) -> bytes:
+def tiff(values: np.ndarray, order: Literal["<", ">"] = "<", **tags: int) -> bytes:
     """An uncompressed TIFF of one grey channel by the letter of TIFF 6.0, with `tags` by name in the place of the usual ones."""
     pixels = values.astype(values.dtype.newbyteorder(order)).tobytes()
     height, width = values.shape
@@ -55,7 +55,7 @@ def test_a_picture_has_the_values_that_it_has_as_png(kind: str, options: dict[st
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_16_bit_tiff_keeps_its_depth(order: str) -> None:
+def test_a_16_bit_tiff_keeps_its_depth(order: Literal["<", ">"]) -> None:
     values = draw_ramp().astype(np.uint16) * 257
     image = decode_image(tiff(values, order))
     np.testing.assert_array_equal(image.pixels, values / np.float32(65_535))
@@ -67,7 +67,7 @@ def test_a_16_bit_tiff_keeps_its_depth(order: str) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_tiff_whose_0_is_white_is_turned_round(dtype: type) -> None:
-    values = (draw_ramp().astype(np.uint32) * (np.iinfo(dtype).max // 255)).astype(dtype)
+    values: np.ndarray = (draw_ramp().astype(np.uint32) * (np.iinfo(dtype).max // 255)).astype(dtype)
     black, white = (decode_image(tiff(values, photometric=photometric)).pixels for photometric in (1, 0))
     np.testing.assert_allclose(white, 1 - black, atol=1e-6)
 
@@ -109,11 +109,11 @@ def test_an_unusable_file_says_why(data: bytes, reason: SkipReason) -> None:
 @pytest.mark.parametrize(("kind", "options"), LOSSLESS)
 def test_mutated_files_give_an_image_or_a_reason(kind: str, options: dict[str, Any]) -> None:
     good, generator = encode(draw_ramp(), kind, **options), np.random.default_rng(7)
-    outcomes = set()
+    outcomes: set[str] = set()
     for _ in range(150):
         data = mutate(good, generator)
         try:
-            outcomes.add(decode_image(data).pixels.dtype)
+            outcomes.add(str(decode_image(data).pixels.dtype))
         except ImageError as error:
             outcomes.add(error.reason)
     assert len(outcomes) > 1

@@ -142,7 +142,8 @@ def test_long_names_can_be_told_apart_in_a_narrow_terminal(bundle_dir: Path, tmp
 def test_a_finding_on_the_other_side_of_one_half_says_why(probability: float, threshold: float, sentence: str) -> None:
     decision: Decision = "pneumonia" if probability >= threshold else "normal"
     found = Prediction(decision, probability, 0.1, 0.9, {}, 0.0, None)
-    judgement = Judgement("x", "m", "d", threshold, True, (), {}, np.empty(0), np.empty(0), found)
+    empty = np.empty(0, np.float32)
+    judgement = Judgement("x", "m", "d", threshold, True, (), {}, empty, empty, found)
     assert outputs.table_cells(FileResult(Loaded(Path("/x")), judgement))[-1].plain == sentence
 
 
