@@ -10,7 +10,7 @@ import hmac
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from hashlib import sha256
@@ -79,7 +79,10 @@ def own_monitor(folder: Path, work: str) -> AbstractContextManager[None]:
     Raises:
         ConfigError: another batch is being added.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return nullcontext()  # nothing can be added; whoever tries says so, and may go on without
     return owned(folder, "monitor", work, "wait for it or choose another folder")
 
 
