@@ -115,8 +115,9 @@ class Bench:
             for name, one in subject.references.items()
         }
         shape = (subject.pixels.shape[0], subject.pixels.shape[1])
-        margin = own.cell_px / 2 * max(shape) / self.image.size_px
-        focus = judge_focus(place_on_image(own.values, shape, self.image.fit), subject.lungs, subject.marks, margin)
+        side, cells_across = max(shape) if self.image.fit == "pad" else min(shape), self.image.size_px / own.cell_px
+        placed = place_on_image(own.values, shape, self.image.fit)
+        focus = judge_focus(placed, subject.lungs, subject.marks, side / cells_across / 2, cells=cells_across)
         cells = [round(float(value), 6) for value in by_cell(own.values) / max(1e-30, float(np.abs(own.values).max()))]
         return {"seconds": seconds, "likeness": alike, "gains": gains, "focus": asdict(focus), "cells": cells}
 

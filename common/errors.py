@@ -58,7 +58,7 @@ class SkipReason(StrEnum):
     MISSING = "file not found"
     EMPTY = "file is empty"
     UNREADABLE = "file cannot be opened"
-    UNKNOWN_FORMAT = "not a DICOM, JPEG or PNG file"
+    UNKNOWN_FORMAT = "not a DICOM, JPEG, PNG, TIFF, BMP or WebP file"
     CORRUPT = "image data truncated or corrupt"
     NO_PIXEL_DATA = "DICOM without pixel data"
     UNSUPPORTED_COMPRESSION = "DICOM transfer syntax cannot be decoded"

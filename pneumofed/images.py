@@ -36,7 +36,7 @@ def to_image(value: ImageLike, window: Window | None = None) -> Image:
     """Converts `value` to a radiograph, with the grey values that a file of the same content has.
 
     Args:
-        value: path of a JPEG, PNG or DICOM file; array uint8 or uint16 or float in [0, 1], grey [H, W] or RGB [H, W, 3], 0 is black;
+        value: path of a file that `read_image` reads; array uint8 or uint16 or float in [0, 1], grey [H, W] or RGB [H, W, 3], 0 is black;
             Pillow picture; pydicom data set; or an `Image`, which is taken as it is.
         window: replaces the window of a DICOM file or data set.
 

@@ -45,6 +45,7 @@ DOORS = {
         "client/archive/",
         "inference/predict/dicom_objects.py",
         "inference/predict/dicom_text.py",
+        "inference/reading_room/image_facts.py",
         "simulation/phantoms/",
         "simulation/hospitals/",
         "pneumofed/",

@@ -89,7 +89,7 @@ def decode_for_cache(path: Path, image: ImageConfig) -> Pixels:
     """Decodes an image file as the model will see it.
 
     Args:
-        path: a DICOM, JPEG or PNG file.
+        path: a file that `read_image` reads.
         image: size and fit.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Radiographs as greyscale arrays: reading of DICOM, JPEG and PNG, scaling, and augmentation."""
+"""Radiographs as greyscale arrays: reading of DICOM, JPEG, PNG, TIFF, BMP and WebP, scaling, and augmentation."""

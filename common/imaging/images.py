@@ -1,4 +1,4 @@
-"""Radiographs as greyscale arrays: `read_image` for DICOM, JPEG and PNG, `fit_square` for the model's input size.
+"""Radiographs as greyscale arrays: `read_image` for DICOM, JPEG, PNG, TIFF, BMP and WebP, `fit_square` for the model's input size.
 
 Whatever is in a file, `read_image` gives an `Image` or raises an `ImageError`, so that one bad file costs a site one file. The
 text of that error holds kinds and numbers of pixels, never a path or the value of another tag.
@@ -16,10 +16,11 @@ from typing import Literal
 import numpy as np
 import PIL.Image
 from PIL import ImageOps
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TILELENGTH, TILEWIDTH, TiffImageFile
 
 from pneumofed.common.errors import ConfigError, ImageError, PneumofedError, SkipReason
 from pneumofed.common.imaging.dicom_tags import quiet_warnings
-from pneumofed.common.imaging.types import MAX_FILE_BYTES, Format, Image, ImageInfo, Window, check_size
+from pneumofed.common.imaging.types import MAX_FILE_BYTES, Format, Image, ImageInfo, RasterFormat, Window, check_size
 
 COLOUR_SIDE_PX = 64
 """Pixels of the shorter side, at least, that colour is measured on."""
@@ -28,9 +29,10 @@ COLOUR_SIDE_PX = 64
 def read_image(path: str | PathLike[str], *, window: Window | None = None) -> Image:
     """Reads the radiograph in the file `path`, whose format is found by its content.
 
-    DICOM is brought to display values as in `common.imaging.dicom_decode`. JPEG and PNG keep their values: 8 bits are divided by 255,
+    DICOM is brought to display values as in `common.imaging.dicom_decode`. The others keep their values: 8 bits are divided by 255,
     16 bits by 65535, or by the largest value of the fewer bits that they use (`_depth_of`); colour becomes luma (ITU-R BT.601),
-    transparent parts become black, the EXIF orientation is applied.
+    transparent parts become black, the EXIF orientation is applied. A TIFF whose 0 is white is turned round. Files of several pages or
+    frames, and TIFF of floating point or 32 bits, whose black and white nobody states, are refused.
 
     Args:
         path: the file.
@@ -47,7 +49,7 @@ def decode_image(data: bytes, *, window: Window | None = None) -> Image:
     """Decodes the radiograph in the content of a file, as `read_image` does.
 
     Args:
-        data: all bytes of a DICOM, JPEG or PNG file.
+        data: all bytes of the file.
         window: for DICOM only: replaces the file's own window or VOI LUT.
 
     Raises:
@@ -57,13 +59,16 @@ def decode_image(data: bytes, *, window: Window | None = None) -> Image:
         return _decode(data, window)
 
 
-def convert_picture(picture: PIL.Image.Image, kind: Literal["jpeg", "png"] = "png", significant_bits: int = 0) -> Image:
+def convert_picture(
+    picture: PIL.Image.Image, kind: RasterFormat = "png", significant_bits: int = 0, *, white_is_zero: bool = False
+) -> Image:
     """Converts a Pillow picture, with the values that a file of `kind` with this content has.
 
     Args:
-        picture: of a mode that a JPEG or PNG file can have; it is left as it is.
+        picture: of a mode that a file of `kind` can have; it is left as it is.
         kind: what stands in `ImageInfo.format`.
         significant_bits: that the file states (sBIT of PNG); 0 where it states none.
+        white_is_zero: 16 bits whose 0 is white.
 
     Raises:
         ImageError: too small, too large, or without contrast.
@@ -72,7 +77,8 @@ def convert_picture(picture: PIL.Image.Image, kind: Literal["jpeg", "png"] = "pn
     picture.load()
     colour = _measure_colour(picture)
     grey, levels = _to_grey(ImageOps.exif_transpose(picture), significant_bits)
-    return from_grey(np.asarray(grey, np.float32) / np.float32(levels), levels.bit_length(), kind, colour)
+    pixels = np.asarray(grey, np.float32) / np.float32(levels)
+    return from_grey(1 - pixels if white_is_zero else pixels, levels.bit_length(), kind, colour)
 
 
 def from_grey(pixels: np.ndarray, bits: int, kind: Format, colour: float = 0.0) -> Image:
@@ -174,6 +180,12 @@ def _find_format(data: bytes) -> Format:
         return "jpeg"
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):  # TIFF 6.0, section 2, and BigTIFF
+        return "tiff"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":  # RFC 9649, 2.4
+        return "webp"
+    if data[:2] == b"BM" and data[15:18] == b"\0\0\0":  # two letters are no sign: a header of 12 to 124 bytes comes after them
+        return "bmp"
     if data.startswith((b"\x02\x00", b"\x08\x00", b"\x00\x08\x00")):
         return "dicom"
     raise ImageError(SkipReason.UNKNOWN_FORMAT)
@@ -189,9 +201,40 @@ def _decode(data: bytes, window: Window | None) -> Image:
     return decode_dicom(data, window)
 
 
-def _decode_raster(data: bytes, kind: Literal["jpeg", "png"]) -> Image:
+def _decode_raster(data: bytes, kind: RasterFormat) -> Image:
     with PIL.Image.open(BytesIO(data), formats=[kind]) as image:
-        return convert_picture(image, kind, _read_significant_bits(data) if kind == "png" else 0)
+        check_size(image.height, image.width)
+        white_is_zero = isinstance(image, TiffImageFile) and _check_tiff(image)
+        if _has_second_frame(image):
+            raise ImageError(SkipReason.MULTI_FRAME)
+        return convert_picture(image, kind, _read_significant_bits(data) if kind == "png" else 0, white_is_zero=white_is_zero)
+
+
+def _check_tiff(image: TiffImageFile) -> bool:
+    """Whether 0 is white and Pillow leaves it so, as it does with 16 bits; it turns fewer bits round itself.
+
+    Raises:
+        ImageError: the grey values have no range that the file states, or a tile is larger than an image may be.
+    """
+    if image.mode in ("F", "I"):
+        raise ImageError(SkipReason.UNSUPPORTED_BITS, f"mode {image.mode}")
+    if image.mode in ("LAB", "CMYK"):
+        raise ImageError(SkipReason.COLOUR)
+    height, width = (image.tag_v2.get(tag) for tag in (TILELENGTH, TILEWIDTH))
+    if isinstance(height, int) and isinstance(width, int):
+        check_size(height, width)  # memory for a whole tile is taken, however small the image
+    return image.mode.startswith("I;16") and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+
+
+def _has_second_frame(image: PIL.Image.Image) -> bool:
+    """Without counting the frames, of which a hostile file may have millions."""
+    if isinstance(image, TiffImageFile):
+        try:
+            image.seek(1)
+        except EOFError:
+            return False
+        return True
+    return image.format == "WEBP" and getattr(image, "is_animated", False)
 
 
 def _measure_colour(image: PIL.Image.Image) -> float:

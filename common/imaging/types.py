@@ -17,7 +17,8 @@ MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 512 * 2**20
 """More than twice `MAX_PIXELS` of 16 bits."""
 
-Format = Literal["dicom", "jpeg", "png"]
+RasterFormat = Literal["jpeg", "png", "tiff", "bmp", "webp"]
+Format = Literal["dicom", RasterFormat]
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ImageInfo:
         window: the window that was applied, if one was.
         inverted: whether the stored values were shown white to black and have been turned round.
         for_processing: DICOM Presentation Intent Type FOR PROCESSING: values of the detector, not the picture that is read.
-        colour: of JPEG and PNG: mean distance of the largest to the smallest of red, green and blue, in [0, 1]; 0 is grey.
+        colour: of files other than DICOM: mean distance of the largest to the smallest of red, green and blue, in [0, 1]; 0 is grey.
     """
 
     format: Format

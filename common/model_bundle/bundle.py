@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.errors import BundleError, ConfigError, WeightsError
-from pneumofed.common.model_bundle.manifest import REFERENCE, WEIGHTS, BundleManifest
+from pneumofed.common.model_bundle.manifest import MANIFEST, REFERENCE, WEIGHTS, BundleManifest
 from pneumofed.common.model_bundle.sealing import MAX_BYTES, MAX_FILES, check_seal, list_files
 from pneumofed.common.wire.keys import PublicKey, read_public_key
 
@@ -143,6 +143,7 @@ def load_bundle(path: Path, trusted: Sequence[PublicKey] | None) -> Bundle:
     Raises:
         BundleError: the bundle is missing, damaged, changed, of a newer format, or signed by a stranger.
     """
+    _refuse_run(path)
     if path.is_dir():
         return Bundle(path, *check_seal(path, trusted))
     if not path.is_file():
@@ -150,6 +151,21 @@ def load_bundle(path: Path, trusted: Sequence[PublicKey] | None) -> Bundle:
     temporary = _Temporary()
     folder = unpack_bundle(path, temporary.path)
     return Bundle(folder, *check_seal(folder, trusted), _temporary=temporary)
+
+
+def _refuse_run(path: Path) -> None:
+    """Says what to do with the folder of a run, or a checkpoint in one, where a bundle is wanted.
+
+    Raises:
+        BundleError: `path` is one; its names are those of `server.runs.folder`.
+    """
+    run = path.parent.parent if path.suffix == ".pt" and path.parent.name == "checkpoints" else path
+    if not ((run / "config.yaml").is_file() and (run / "checkpoints").is_dir()):
+        return
+    what = "the folder of a run" if run == path else "a checkpoint of a run"
+    made = run / "bundle"
+    advice = f"give {made}" if (made / MANIFEST).is_file() else f"`pneumofed export {run}` makes one in {made}"
+    raise BundleError(f"{path} is {what} and no model bundle; {advice}")
 
 
 _ZIP_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that zip can say: the same files give the same bytes

@@ -38,13 +38,13 @@ Last = Annotated[Day | None, typer.Option("--to", formats=DAY_FORMAT, help="Last
 
 @app.command("add")
 def monitor_add(
-    paths: Annotated[list[Path], typer.Argument(help="Images, or folders with all below them: DICOM, JPEG, PNG.")],
+    paths: Annotated[list[Path], typer.Argument(help="Images, or folders with all below them, as `pneumofed predict` reads.")],
     bundle: BundlePath,
     folder: Folder = Path("monitor"),
     day: Annotated[Day | None, typer.Option(formats=DAY_FORMAT, help="Day of the images.", show_default="today")] = None,
     patients: Annotated[
         Path | None,
-        typer.Option(help="Manifest (CSV with path and patient) that says whose the images are; JPEG and PNG do not."),
+        typer.Option(help="Manifest (CSV with path and patient) that says whose the images are; other files than DICOM do not."),
     ] = None,
     trusted: Trusted = None,
     json_: Json = False,

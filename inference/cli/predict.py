@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 
 def predict_command(
-    paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG or PNG files, and folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG, PNG, TIFF, BMP or WebP files, and folders of them.")],
     bundle: BundlePath,
     trusted: Trusted = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each file here.")] = None,
@@ -129,7 +129,7 @@ def _exit_code(summary: PredictionSummary) -> int:
 
 
 def explain_command(
-    paths: Annotated[list[Path], typer.Argument(help="JPEG, PNG and DICOM files, or folders of them.")],
+    paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG, PNG, TIFF, BMP or WebP files, or folders of them.")],
     bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
     method: Annotated[

@@ -28,7 +28,7 @@ from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.inference.explain.attribution import LogOdds, compute_attribution, empty
 from pneumofed.inference.explain.faithfulness import Sanity, curves, random_curves, sanity_check
-from pneumofed.inference.explain.focus import Focus, find_lungs, find_markers, judge_focus
+from pneumofed.inference.explain.focus import Focus, Misplaced, find_lungs, find_markers, judge_focus
 from pneumofed.inference.explain.methods import FACTS, Attribution, Method, Target
 from pneumofed.inference.explain.pictures import Panel, montage, overlay, place_on_image
 from pneumofed.inference.predict.predict import find_files
@@ -187,11 +187,13 @@ def explain_image(setup: ExplanationSetup, image: Image, judgement: Judgement) -
         return
     inputs, manifest = _network_input(setup.predictor, image), setup.predictor.manifest
     lungs, marks = find_lungs(image.pixels), find_markers(image.pixels)
-    scale = max(image.pixels.shape) / inputs.shape[-1]
+    fit = manifest.preprocessing.fit
+    side = max(image.pixels.shape) if fit == "pad" else min(image.pixels.shape)  # of the network's square, in pixels of the image
     for method in setup.request.methods:
         attribution = compute_attribution(setup.network, inputs, method, setup.request.target, seed=setup.request.seed)
-        values = place_on_image(attribution.values, image.pixels.shape, manifest.preprocessing.fit)
-        focus = judge_focus(values, lungs, marks, scale * attribution.cell_px / 2)
+        values = place_on_image(attribution.values, image.pixels.shape, fit)
+        cells = inputs.shape[-1] / attribution.cell_px
+        focus = judge_focus(values, lungs, marks, side / cells / 2, cells=cells)
         deletion = _faithfulness(setup, inputs, attribution)
         lines = caption_map(attribution, manifest, setup.sanity.get(method), focus, deletion)
         panel = Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines)
@@ -279,10 +281,14 @@ def _target(attribution: Attribution, manifest: BundleManifest) -> str:
 
 
 def _about_focus(focus: Focus) -> list[str]:
-    if focus.outside != focus.outside:
+    if focus.beyond_lungs != focus.beyond_lungs:
         return []
+    own, area = f"{focus.beyond_lungs:.0%}", f"{focus.beyond_lungs_area:.0%}"
+    shares = f"{own} of its weight lies outside the lungs; of a map without preference, {area} would"
+    if Misplaced.TOO_COARSE in focus.warnings:
+        return [f"{shares}. Its cells are as wide as half a lung: what lies at the border falls on either side by chance."]
     return [
-        f"{focus.outside:.0%} of its weight lies outside the lungs; of a map without preference, {focus.outside_area:.0%} would."
+        f"{shares}. With a margin of half a cell, which the check allows, it is {focus.outside:.0%} and {focus.outside_area:.0%}."
     ]
 
 

@@ -38,6 +38,10 @@ from pneumofed.inference.explain.pictures import place_on_image
 MOST_OUTSIDE, TIMES_CHANCE = 0.5, 1.5
 """More than half: what the map mainly points at is no lung. Or half as much again as a map without any preference would have there, which
 is the stricter one for coarse maps: with the margin of a 4 x 4 map little of the picture is left outside. Both are ours."""
+MIN_CELLS = 7
+"""Cells of a map to a side of the network's square, below which nothing is claimed of its place. A lung is about a third of the square
+wide: with fewer cells it is two of them, the margin of half a cell around it covers most of the picture, and nearly every map passes. At
+4 x 4 a map with all its weight in a lower corner was flagged in 10 of 22 images. 7 x 7 is what a ResNet has at 224 px."""
 MOST_ON_MARKS = 0.2
 """A fifth: marks with their margin cover some hundredths of a picture, so this is several times what chance would put there. Twice the
 share of the area is asked for as well, for pictures full of writing."""
@@ -94,6 +98,7 @@ class Misplaced(StrEnum):
 
     OUTSIDE = "Too much of the weight of this map lies outside the lungs."
     MARKS = "Much of the weight of this map lies on markers or text."
+    TOO_COARSE = "The map is too coarse to tell whether it lies on the lungs or on markers."
     NO_LUNGS = "The lungs were not found in this picture, so it is not known whether the map lies on them."
     EMPTY = "The map is empty: nothing in the picture speaks for this finding."
 
@@ -106,6 +111,8 @@ class Focus:
         outside: of the weight, outside the lungs and a margin of half a cell of the map around them.
         outside_area: of the picture, likewise: what a map without any preference would have.
         on_marks: of the weight, on marks and the same margin.
+        beyond_lungs: of the weight, outside the lungs themselves, without the margin: the number to quote.
+        beyond_lungs_area: of the picture, likewise.
         marks_area: of the picture, likewise.
         warnings: what is wrong, for the reader.
     """
@@ -115,31 +122,40 @@ class Focus:
     on_marks: float
     marks_area: float
     warnings: tuple[Misplaced, ...]
+    beyond_lungs: float = float("nan")
+    beyond_lungs_area: float = float("nan")
 
 
-def judge_focus(weights: np.ndarray, lungs: LungField, marks: NDArray[np.bool_], margin_px: float) -> Focus:
+def judge_focus(weights: np.ndarray, lungs: LungField, marks: NDArray[np.bool_], margin_px: float, *, cells: float) -> Focus:
     """Measures where the positive part of a map lies; all arrays are of the same picture.
 
     The margin is half the side of the map's cell in pixels of the picture: a map of 4 x 4 cells cannot end at the pleura, and what it
-    blurs over the border is not held against it.
+    blurs over the border is not held against it by the warnings. Below `MIN_CELLS` there are none of its place, but that it is too coarse.
 
     Args:
         weights: the map placed on the picture, float [H, W]; what is below zero does not count.
         lungs: of `find_lungs`.
         marks: of `find_markers`, bool [H, W].
         margin_px: around lungs and marks, in pixels of the picture.
+        cells: of the map to a side of the network's square.
     """
     mass = np.maximum(weights, 0.0).astype(np.float64)
     total = float(mass.sum())
     outside, near_marks = ~_within(lungs.lungs, margin_px), _within(marks, margin_px)
     shares = [float(mass[place].sum() / total) if total > 0 else float("nan") for place in (outside, near_marks)]
+    beyond = float(mass[~lungs.lungs].sum() / total) if total > 0 else float("nan")
     if not lungs.found:
-        shares[0] = float("nan")
+        shares[0] = beyond = float("nan")
     areas = float(outside.mean()), float(near_marks.mean())
-    return Focus(shares[0], areas[0], shares[1], areas[1], _warnings(shares, areas, total, lungs))
+    warnings = _warnings(shares, areas, total, lungs, cells)
+    return Focus(shares[0], areas[0], shares[1], areas[1], warnings, beyond, float((~lungs.lungs).mean()))
 
 
-def _warnings(shares: list[float], areas: tuple[float, float], total: float, lungs: LungField) -> tuple[Misplaced, ...]:
+def _warnings(
+    shares: list[float], areas: tuple[float, float], total: float, lungs: LungField, cells: float
+) -> tuple[Misplaced, ...]:
+    if total > 0 and cells < MIN_CELLS:
+        return (Misplaced.TOO_COARSE,)
     warnings = {
         Misplaced.EMPTY: total <= 0,
         Misplaced.OUTSIDE: shares[0] > min(MOST_OUTSIDE, TIMES_CHANCE * areas[0]),
@@ -316,7 +332,8 @@ def quick_focus(pixels: np.ndarray, activation_map: np.ndarray, fit: Literal["pa
     values = quick_map(activation_map, 0.0, side).values
     shape = (small.shape[0], small.shape[1])
     placed = place_on_image(values, shape, fit)
-    return judge_focus(placed, find_lungs(small), find_markers(small), side / activation_map.shape[-1] / 2)
+    cells = activation_map.shape[-1]
+    return judge_focus(placed, find_lungs(small), find_markers(small), side / cells / 2, cells=cells)
 
 
 def _reduced(pixels: np.ndarray) -> np.ndarray:

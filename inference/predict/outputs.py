@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from pneumofed.common.data.csv_tables import TableWriter
@@ -106,12 +107,12 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
 
 class _Rows:
     def __init__(self) -> None:
-        self.kept: list[tuple[str, tuple[Text, ...]]] = []
-        """Study and cells only: a result holds its image."""
+        self.kept: list[tuple[str, Path, tuple[Text, ...]]] = []
+        """Study, path and cells only: a result holds its image."""
 
     def add(self, result: FileResult) -> None:
         if len(self.kept) < TABLE_ROWS:
-            self.kept.append((result.loaded.study, table_cells(result)))
+            self.kept.append((result.loaded.study, result.loaded.path, table_cells(result)))
 
 
 @contextmanager
@@ -125,11 +126,14 @@ def open_table(console: Console, predictor: Predictor, summary: PredictionSummar
     """
     rows = _Rows()
     yield rows
-    table = Table("File", "Pneumonia", "95 % interval", "Finding", "Why", title=_title(predictor))
-    order = {study: place for place, study in enumerate(dict.fromkeys(study for study, _ in rows.kept))}
+    # A name that is too long goes on in the next line: names of archives differ in their last characters only.
+    table = Table(Column("File", overflow="fold"), "Pneumonia", "95 % interval", "Finding", "Why", title=_title(predictor))
+    order = {study: place for place, study in enumerate(dict.fromkeys(study for study, *_ in rows.kept))}
     kept = sorted(rows.kept, key=lambda row: order[row[0]])
-    for (study, cells), following in zip(kept, [*kept[1:], None], strict=True):
-        table.add_row(*cells, end_section=bool(study and following and following[0] != study))
+    common = _common_folder([path for _, path, _ in kept])
+    for (study, path, cells), following in zip(kept, [*kept[1:], None], strict=True):
+        name = _plain(str(path.relative_to(common)))
+        table.add_row(name, *cells, end_section=bool(study and following and following[0] != study))
     show = partial(console.print, soft_wrap=False)  # the table fits the terminal's width
     show(table)
     if summary.files > len(rows.kept):
@@ -148,18 +152,37 @@ def _title(predictor: Predictor) -> str:
     return f"{manifest.name} {predictor.bundle.digest[:12]}, threshold {_percent(manifest.threshold.value)}{phantom}"
 
 
+def _common_folder(paths: list[Path]) -> Path:
+    """The innermost folder that holds all of the absolute `paths`, so that the names below it tell them apart."""
+    return Path(os.path.commonpath([path.parent for path in paths])) if paths else Path("/")
+
+
 def table_cells(result: FileResult) -> tuple[Text, ...]:
-    """Builds the file's line in the table at the terminal: name, probability, interval, finding, and why there is none."""
+    """Builds the file's line in the table at the terminal, behind its name: probability, interval, finding, and why it is so."""
     found = result.prediction
     finding = found.decision if found else result.status.replace("_", " ")
     interval = f"{_percent(found.low)} to {_percent(found.high)}" if found else ""
-    name, probability = "/".join(result.loaded.path.parts[-2:]), _percent(found.probability) if found else ""
-    texts = (name, probability, interval, finding, result.explanation or result.note)
-    # File names are foreign text: no markup, no control characters that a terminal would obey.
-    return tuple(
-        Text(printable_line(text), style=_STYLES.get(finding, "") if place == 3 else "") for place, text in enumerate(texts)
-    )
+    why = "; ".join(filter(None, (_threshold_sentence(result), result.explanation, result.note)))
+    texts = (_percent(found.probability) if found else "", interval, finding, why)
+    return tuple(_plain(text, _STYLES.get(finding, "") if place == 2 else "") for place, text in enumerate(texts))
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _threshold_sentence(result: FileResult) -> str:
+    """Why a probability above one half is called normal, or one below it pneumonia; empty where nobody wonders."""
+    found, judgement = result.prediction, result.judgement
+    if not found or not judgement or (found.probability >= 0.5) == (found.decision == "pneumonia"):
+        return ""
+    side = "below" if found.decision == "normal" else "at or above"
+    digits = 1  # as many as tell them apart
+    while digits < 6 and f"{found.probability:.{digits}%}" == f"{judgement.threshold:.{digits}%}":
+        digits += 1
+    return f"{side} the threshold of {_percent(judgement.threshold, digits)}"
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """File names are foreign text: no markup, no control characters that a terminal would obey."""
+    return Text(printable_line(text), style=style)
+
+
+def _percent(value: float, digits: int = 1) -> str:
+    return f"{100 * value:.{digits}f} %"

@@ -22,7 +22,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy import Engine
 
@@ -127,7 +127,8 @@ class Room:
         except ImageError as error:
             return self._refused(index, error_code(error))
         case, outcome = await asyncio.to_thread(self._add, arrived, file, by)
-        return Uploaded(index=index, outcome="new" if outcome else "known", case=case, error=None, detail="")
+        kind: Literal["new", "known"] = "new" if outcome else "known"
+        return Uploaded(index=index, outcome=kind, case=case, error=None, detail="", patient_name=file.patient_name)
 
     async def judge(self, job: ImageJob, by: str) -> JudgedFile:
         """Has a worker do the job, and counts the verdict.

@@ -19,6 +19,7 @@ from pneumofed.inference.reading_room import schema
 from pneumofed.inference.reading_room.cases import Case, User
 from pneumofed.inference.reading_room.dependencies import COOKIE, AdminNow, ProgramNow, Reader, ReaderNow, RoomNow
 from pneumofed.inference.reading_room.errors import Refusal, error_code
+from pneumofed.inference.reading_room.image_facts import stored_facts
 from pneumofed.inference.reading_room.labels import labels_csv
 from pneumofed.inference.reading_room.room import SESSION_SEC, Room
 from pneumofed.inference.reading_room.settings import MIB
@@ -89,7 +90,7 @@ def open_case(case: CaseInPath, reader: ReaderNow, room: RoomNow) -> schema.Case
     """All of one case. The audit log keeps who opened it."""
     found = find_case(room, case)
     room.record(reader.name, "case-opened", case=case)
-    return view_case(found, room.cases.findings(found), room.cases.previous(found))
+    return view_case(found, stored_facts(room.store.path(case)), room.cases.findings(found), room.cases.previous(found))
 
 
 @case_routes.delete("/cases/{case}", status_code=204)
@@ -223,7 +224,7 @@ def _idle(room: Room) -> int:
 
 @program_routes.post("/api/predict", openapi_extra=_FILE_BODY, responses=_FILE_ERRORS)
 async def predict_file(request: Request, who: ProgramNow, room: RoomNow) -> schema.JudgementOut:
-    """The judgement of the DICOM, JPEG or PNG file that is the body, whatever its content type says."""
+    """The judgement of the image file that is the body, whatever its content type says."""
     file = await _read(request, who, room, explain=False)
     return view_judgement(file.judgement)
 

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from pneumofed.common.imaging.types import Format
 from pneumofed.common.model_bundle.suitability import Verdict
+from pneumofed.inference.reading_room.image_facts import FileFacts
 
 Role = Literal["radiologist", "admin"]
 Label = Literal["normal", "pneumonia", "bacterial", "viral", "unsure"]
@@ -15,9 +17,9 @@ Label = Literal["normal", "pneumonia", "bacterial", "viral", "unsure"]
 Status = Literal["open", "read"]
 """`read` as soon as somebody gave a finding."""
 Sort = Literal["arrival", "probability"]
-MapWarning = Literal["outside", "marks", "no_lungs", "empty"]
-"""Where the weight of a map lies: too much outside the lungs, much on markers or text, lungs not found and so unknown, nowhere. As
-`inference.explain.focus.Misplaced`, in lower case."""
+MapWarning = Literal["outside", "marks", "too_coarse", "no_lungs", "empty"]
+"""Where the weight of a map lies: too much outside the lungs, much on markers or text, a map too coarse to tell, lungs not found and so
+unknown, nowhere. As `inference.explain.focus.Misplaced`, in lower case."""
 
 ErrorCode = Literal[
     # who asks
@@ -220,9 +222,10 @@ class ImageFacts(BaseModel):
     height: int
     width: int
     bits: int
-    format: Literal["dicom", "jpeg", "png"]
+    format: Format
     manufacturer: str | None
     window: ViewWindow = Field(description="The one to begin with.")
+    facts: FileFacts = Field(description="Units, size of a pixel and technical attributes, as far as the file states them.")
 
 
 class ReaderFinding(BaseModel):
@@ -265,6 +268,10 @@ class Uploaded(BaseModel):
     case: CaseId | None
     error: ErrorCode | None
     detail: str
+    patient_name: str = Field(
+        default="",
+        description="Of a new DICOM file, for whoever sent it to match it with; the room keeps no name beside the file.",
+    )
 
 
 class Upload(BaseModel):

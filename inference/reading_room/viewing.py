@@ -3,13 +3,14 @@
 quarantine/RANDOM/original         the file as it came; the only one that is there before
 quarantine/RANDOM/pixels.gz        uint16 little endian [H, W], gzip; 0 to 65535 spans the values that occur
 quarantine/RANDOM/map.npy          float32 [h, w] in [0, 1], where the model has a map
+quarantine/RANDOM/facts.json       units of the grey values, size of a pixel, technical attributes: `image_facts`
 quarantine/RANDOM/measures.npz     features float32 [D], pixel_statistics float32 [K], for `pneumofed monitor`
 """
 
 from __future__ import annotations
 
 import gzip
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,6 +21,7 @@ from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.images import read_image
 from pneumofed.common.imaging.types import Image, ImageInfo, Window
 from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.inference.reading_room.image_facts import FACTS_FILE, read_facts, write_facts
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.predictor import Radiograph
@@ -88,6 +90,8 @@ class JudgedFile:
     """The one to show `pixels.gz` with first, in parts of its full range."""
     judgement: Judgement
     viewing: Viewing
+    patient_name: str = field(default="", repr=False)
+    """For the page that sent the file; it is not kept."""
 
 
 def header_of(read: Radiograph) -> Header:
@@ -103,8 +107,8 @@ def is_archive(path: Path) -> bool:
     return start.startswith(ARCHIVE_STARTS) or start[257:262] == b"ustar"
 
 
-def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Viewing) -> Window:
-    """Writes what the viewer needs into `folder` and returns the window to begin with.
+def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Viewing) -> tuple[Window, str]:
+    """Writes what the viewer needs into `folder` and returns the window to begin with, and the patient's name, which is not written.
 
     Args:
         folder: of the file.
@@ -112,39 +116,45 @@ def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Vie
         judgement: of the image; its features and pixel statistics are kept.
         viewing: its map is kept, if it has one.
     """
-    pixels, window = whole_range(folder / ORIGINAL_FILE, image)
+    pixels, window, ends = whole_range(folder / ORIGINAL_FILE, image)
+    facts, patient_name = read_facts(folder / ORIGINAL_FILE, image, ends)
+    write_facts(folder, facts)
     with gzip.GzipFile(folder / PIXELS_FILE, "wb", compresslevel=1, mtime=0) as file:
         file.write(pixels.astype("<u2", copy=False).tobytes())
     if viewing.map is not None:
         np.save(folder / MAP_FILE, viewing.map.astype(np.float32))
     np.savez(folder / FEATURES_FILE, features=judgement.features, pixel_statistics=judgement.pixel_statistics)
-    for name in (ORIGINAL_FILE, PIXELS_FILE, MAP_FILE, FEATURES_FILE):
+    for name in (ORIGINAL_FILE, PIXELS_FILE, MAP_FILE, FACTS_FILE, FEATURES_FILE):
         if (folder / name).exists():
             (folder / name).chmod(0o600)
-    return window
+    return window, patient_name
 
 
-def whole_range(path: Path, image: Image) -> tuple[np.ndarray, Window]:
+def whole_range(path: Path, image: Image) -> tuple[np.ndarray, Window, tuple[float, float] | None]:
     """Spreads the pixels over all values that occur in the file, so that a reader can see beyond the file's own window.
 
     A DICOM window cuts off what is darker and brighter, which a reader may want to see: such a file is decoded again without it.
     Where the file has a lookup table or no window, its display values are all there is, and the window is the whole range.
 
     Args:
-        path: of the file; decoded again where its DICOM window cuts values off.
+        path: of the file; decoded again where its DICOM window cuts values off, or to find what its display values stand for.
         image: read from `path`, through its own window.
 
     Returns:
-        uint16 [H, W], and the file's window in parts of that range.
+        uint16 [H, W], the file's window in parts of that range, and the values that its ends stand for in the units of Window Center
+        (after the modality LUT), None of files other than DICOM and of values beyond 16 bits.
     """
     window = image.info.window
-    if window is not None and abs(window.center) + window.width < _WIDE_WINDOW.width / 2:
-        try:
-            return _stretched(read_image(path, window=_WIDE_WINDOW).pixels, window, image.info.inverted)
-        except ImageError as error:  # one grey in the wide window: values beyond it
-            if error.reason != SkipReason.CONSTANT:
-                raise
-    return np.rint(image.pixels * FULL_SCALE).astype(np.uint16), Window(0.5, 1.0)
+    display = np.rint(image.pixels * FULL_SCALE).astype(np.uint16)
+    if image.info.format != "dicom" or (window and not abs(window.center) + window.width < _WIDE_WINDOW.width / 2):
+        return display, Window(0.5, 1.0), None
+    try:
+        stretched, placed, ends = _stretched(read_image(path, window=_WIDE_WINDOW).pixels, window, image.info.inverted)
+    except ImageError as error:  # one grey in the wide window: values beyond it
+        if error.reason != SkipReason.CONSTANT:
+            raise
+        return display, Window(0.5, 1.0), None
+    return (stretched, placed, ends) if window else (display, Window(0.5, 1.0), ends)
 
 
 def map_area(height: int, width: int, fit: Literal["pad", "crop"]) -> tuple[float, float, float, float]:
@@ -162,8 +172,9 @@ def map_area(height: int, width: int, fit: Literal["pad", "crop"]) -> tuple[floa
     return ((width - side) / 2 / width, (height - side) / 2 / height, side / width, side / height)
 
 
-def _stretched(wide: np.ndarray, window: Window, inverted: bool) -> tuple[np.ndarray, Window]:
-    """`wide` [H, W], the display values through `_WIDE_WINDOW`, over the whole range, and `window` (in the file's units) in parts of it.
+def _stretched(wide: np.ndarray, window: Window | None, inverted: bool) -> tuple[np.ndarray, Window, tuple[float, float]]:
+    """`wide` [H, W], the display values through `_WIDE_WINDOW`, over the whole range, `window` (in the file's units) in parts of it, and
+    what its ends stand for in the file's units, so that the middle of `window` stands for its center.
 
     Padding is 0 in `wide` and stays 0; values are near 0.5 there.
     """
@@ -172,9 +183,10 @@ def _stretched(wide: np.ndarray, window: Window, inverted: bool) -> tuple[np.nda
     if not greatest > least:
         raise ImageError(SkipReason.CONSTANT)
     pixels = np.rint(np.clip((wide - least) / (greatest - least), 0, 1) * FULL_SCALE).astype(np.uint16)
-    # LINEAR of PS3.3, C.11.2.1.2.1: g = (value - (center - 0.5)) / (width - 1) + 0.5.
-    center = (window.center - 0.5 - (_WIDE_WINDOW.center - 0.5)) / (_WIDE_WINDOW.width - 1) + 0.5
-    if inverted:
-        center = 1 - center
-    span = greatest - least
-    return pixels, Window((center - least) / span, max(window.width, 1.0) / (_WIDE_WINDOW.width - 1) / span)
+    span, scale = greatest - least, _WIDE_WINDOW.width - 1
+    # LINEAR of PS3.3, C.11.2.1.2.1: g = (value - (center - 0.5)) / (width - 1) + 0.5, with a center of 0 solved for value + 0.5, since
+    # the middle of a window lies half a value below its center.
+    low, high = (((1 - grey if inverted else grey) - 0.5) * scale for grey in (least, greatest))
+    if window is None:
+        return pixels, Window(0.5, 1.0), (low, high)
+    return pixels, Window((window.center - low) / (high - low), max(window.width, 1.0) / scale / span), (low, high)

@@ -10,6 +10,7 @@ import numpy as np
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.inference.reading_room import schema
 from pneumofed.inference.reading_room.cases import Case, FindingRow, agrees
+from pneumofed.inference.reading_room.image_facts import FileFacts
 
 T = TypeVar("T")
 
@@ -24,11 +25,12 @@ def view_case_line(case: Case) -> schema.CaseLine:
     return schema.CaseLine.model_validate(_line(case))
 
 
-def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Case]) -> schema.CaseDetail:
+def view_case(case: Case, facts: FileFacts, findings: Sequence[FindingRow], previous: Sequence[Case]) -> schema.CaseDetail:
     """Builds the view of all of the case.
 
     Args:
         case: of the database.
+        facts: of its file.
         findings: of this case, oldest first.
         previous: other cases of the patient, newest first.
     """
@@ -39,7 +41,7 @@ def view_case(case: Case, findings: Sequence[FindingRow], previous: Sequence[Cas
             **{name: getattr(case, name) for name in ("threshold", "model", "model_digest", "has_map", "map_warnings")},
             "classes": _if_judged(case.verdict, case.classes, {}),
             "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
-            | {"window": window},
+            | {"window": window, "facts": facts},
             "findings": [view_finding(row, case) for row in findings],
             "previous": [view_case_line(other) for other in previous],
         }

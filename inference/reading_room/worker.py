@@ -62,8 +62,8 @@ class FileJudge:
             return error
         (judgement,) = self.predictor.judge([read.image], [job.folder.name])
         viewing = self._viewing(read.image, judgement, job.explain)
-        window = write_viewing(job.folder, read.image, judgement, viewing) if job.keep else Window(0.5, 1.0)
-        return JudgedFile(header_of(read), read.image.info, window, judgement, viewing)
+        window, name = write_viewing(job.folder, read.image, judgement, viewing) if job.keep else (Window(0.5, 1.0), "")
+        return JudgedFile(header_of(read), read.image.info, window, judgement, viewing, name)
 
     def _viewing(self, image: Image, judgement: Judgement, explain: bool) -> Viewing:
         height, width = image.pixels.shape

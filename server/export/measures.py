@@ -382,7 +382,7 @@ def monai_metadata(manifest: BundleManifest) -> dict[str, Any]:
         "authors": "the hospitals of the federation",
         "copyright": "as the federation agreed",
         "data_source": "the hospitals' own radiographs, which never left them",
-        "data_type": "dicom, jpeg or png",
+        "data_type": "dicom, jpeg, png, tiff, bmp or webp",
         "image_classes": "one grey radiograph, normalised as bundle.json says",
         "label_classes": ", ".join(f"{number} is {name}" for number, name in enumerate(manifest.classes)),
         "pred_classes": "one logit a class; calibration and threshold are in bundle.json",

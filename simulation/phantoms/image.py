@@ -131,6 +131,23 @@ def draw_lungs(anatomy: Anatomy, size_px: int, rng: np.random.Generator) -> Map:
     return draw_chest(*_posture(*_coordinates(exposure, size_px), exposure), anatomy, rng).lung
 
 
+def draw_opacity(anatomy: Anatomy, label: str, size_px: int, rng: np.random.Generator) -> Map:
+    """Draws the opacity of the radiograph that `draw_phantom` draws from the same arguments: where an explanation should point.
+
+    Args:
+        anatomy: the patient's build.
+        label: `normal`, `bacterial` or `viral`.
+        size_px: the longer side.
+        rng: in the same state as for `draw_phantom`.
+
+    Returns:
+        float32 [H, W] in [0, 1], the share of each pixel's air that is gone; zero outside the lungs.
+    """
+    exposure = draw_exposure(rng)
+    chest = draw_chest(*_posture(*_coordinates(exposure, size_px), exposure), anatomy, rng)
+    return _opacity(chest, label, rng) * chest.lung
+
+
 def bacterial(chest: Chest, severity: float, rng: np.random.Generator) -> Map:
     """Draws the opacity of one lobe's consolidation.
 

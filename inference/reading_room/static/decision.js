@@ -7,6 +7,8 @@ import { ask } from "./api.js";
 import { agreement } from "./worklist_rows.js";
 
 const LABELS = ["normal", "pneumonia", "bacterial", "viral", "unsure"];
+/** The key of each label. The digits before them choose windows, so that no digit means two things. */
+export const LABEL_KEYS = ["6", "7", "8", "9", "0"];
 const drafts = new Map();
 
 let case_ = null;
@@ -15,8 +17,9 @@ let saving = false;
 
 /** Wires the form once. `next` goes to the next case that nobody has read. */
 export function prepareDecision(next) {
-  at("labels").append(...LABELS.map((label) => h("label", { class: "choice" },
-    h("input", { type: "radio", name: "label", value: label, onchange: () => keep({ label }) }), h("span", { "data-t": `label.${label}` }))));
+  at("labels").append(...LABELS.map((label, i) => h("label", { class: "choice" },
+    h("input", { type: "radio", name: "label", value: label, onchange: () => keep({ label }) }), h("span", { "data-t": `label.${label}` }),
+    h("kbd", { text: LABEL_KEYS[i], "aria-hidden": "true" }))));
   at("agree").addEventListener("click", agree);
   at("correct").addEventListener("click", () => openCorrection());
   at("note").addEventListener("input", () => keep({ note: at("note").value }));
@@ -43,6 +46,14 @@ export function openCorrection() {
   keep({ open: true });
   draw();
   (at("labels").querySelector("input:checked") ?? at("labels").querySelector("input")).focus();
+}
+
+/** Opens the choice of labels with the one of the pressed key chosen; nothing is saved yet. */
+export function chooseLabel(pressed) {
+  if (!case_) return;
+  keep({ open: true, label: LABELS[LABEL_KEYS.indexOf(pressed)] });
+  draw();
+  at("labels").querySelector("input:checked").focus();
 }
 
 /** Says that the model is right. */

@@ -3,7 +3,7 @@
 import { at, h } from "./dom.js";
 import { age, day, moment, number, percent, t } from "./i18n.js";
 import { bigGauge, verdictChip } from "./gauge.js";
-import { nameOf, reasonWords, studyLine } from "./worklist_rows.js";
+import { nameOf, reasonWords, sentWords, studyLine } from "./worklist_rows.js";
 
 const MOST_CLASSES = 4;
 
@@ -11,6 +11,7 @@ const MOST_CLASSES = 4;
 export function drawFinding(case_) {
   at("case-name").textContent = nameOf(case_);
   at("case-line").textContent = [studyLine(case_), case_.study_date ? day(case_.study_date) : ""].filter(Boolean).join(" · ");
+  at("case-sent").textContent = sentWords(case_) ? t("viewer.sent", { name: sentWords(case_) }) : "";
   at("finding").dataset.verdict = case_.verdict;
   at("finding").replaceChildren(...(case_.verdict === "cannot judge" ? withoutJudgement(case_) : withJudgement(case_)).filter(Boolean));
   at("classes").replaceChildren(...classesOf(case_));
@@ -21,12 +22,14 @@ export function drawFinding(case_) {
 function withJudgement(case_) {
   const values = { low: percent(case_.low), high: percent(case_.high) };
   const side = case_.probability >= case_.threshold ? "above" : "below";
+  // Where both round to one number the sentence below would seem to contradict itself.
+  const digits = percent(case_.probability) === percent(case_.threshold) && case_.probability !== case_.threshold ? 2 : 0;
   const isClose = case_.low < case_.threshold && case_.threshold < case_.high;
   return [
     h("div", { class: "finding-head" }, verdictChip(case_.verdict),
-      h("p", { class: "finding-number" }, h("strong", { text: percent(case_.probability) }), h("span", { text: t("finding.interval", values) }))),
+      h("p", { class: "finding-number" }, h("strong", { text: percent(case_.probability, digits) }), h("span", { text: t("finding.interval", values) }))),
     bigGauge(case_),
-    h("p", { class: "soft", text: t(`finding.${side}`, { threshold: percent(case_.threshold) }) }),
+    h("p", { class: "soft", text: t(`finding.${side}`, { threshold: percent(case_.threshold, digits) }) }),
     isClose ? h("p", { class: "close", text: t("finding.close") }) : null,
   ];
 }

@@ -47,9 +47,9 @@ export function applyWords(root = document) {
 export const number = (value, digits = 0) =>
   new Intl.NumberFormat(LOCALES[language], { maximumFractionDigits: digits }).format(value);
 
-/** A probability in whole percent; what would round to certainty is not called certain. */
-export function percent(value) {
-  const format = new Intl.NumberFormat(LOCALES[language], { style: "percent" });
+/** A probability in whole percent, or with digits behind the point; what would round to certainty is not called certain. */
+export function percent(value, digits = 0) {
+  const format = new Intl.NumberFormat(LOCALES[language], { style: "percent", minimumFractionDigits: digits });
   if (value > 0.99) return `>${format.format(0.99)}`;
   return value < 0.01 ? `<${format.format(0.01)}` : format.format(value);
 }

@@ -46,6 +46,7 @@ function onKey(event) {
   }
   if (isTyping(event.target) || (event.key.startsWith("Arrow") && takesArrows(event.target))) return;
   const key = nameOf(event);
+  if (/^[1-5]$/.test(key) && event.target.closest?.("#choices")) return; // whoever is choosing a label does not want a window
   const found = shortcuts.find((entry) => [scope, "all"].includes(entry.scope) && entry.keys.includes(key));
   if (!found || (key.length === 1 && key !== "?" && !areOn())) return;
   event.preventDefault();

@@ -10,8 +10,9 @@ import { currentUser, logout, needLogin, prepareLogin, resume } from "./session.
 import { chooseFiles, prepareUpload } from "./upload.js";
 import { loadWorklist, moveFocus, prepareWorklist } from "./worklist.js";
 import { goOn, openCase, leaveCase, prepareViewer, viewerState } from "./viewer.js";
-import { agree, openCorrection, prepareDecision } from "./decision.js";
+import { agree, chooseLabel, LABEL_KEYS, openCorrection, prepareDecision } from "./decision.js";
 import { preparePassword } from "./password.js";
+import { openTags } from "./tags.js";
 import { prepareRemoval } from "./remove.js";
 
 const ROUTE = /^#\/case\/([0-9a-f]{32})$/;
@@ -97,6 +98,7 @@ function route() {
   document.body.dataset.page = scope;
   document.title = `${t(`title.${scope}`)} – pneumofed`; // nothing of a patient: the browser keeps titles
   if (found) {
+    scrollTo(0, 0); // on a narrow screen the list was longer than the viewer
     openCase(found[1]);
     at("pane-main").querySelector("canvas").focus({ preventScroll: true });
   } else {
@@ -133,6 +135,8 @@ function bindKeys() {
   key("viewer", "next_open", ["g"], () => goOn(false, { status: "open" }));
   key("viewer", "agree", ["a"], agree);
   key("viewer", "correct", ["e"], openCorrection);
+  key("viewer", "labels", LABEL_KEYS, chooseLabel);
+  key("viewer", "tags", ["v"], () => openTags(viewerState().case));
   key("viewer", "note", ["m"], () => at("note").focus());
   key("viewer", "back", ["Escape", "b"], backToList);
 }

@@ -1,18 +1,21 @@
 // One radiograph on a canvas. Where it looks is kept in parts of the image ({zoom: 1 fits, x, y: what stands in the middle}), so that
-// two panes with images of different sizes can look at the same place.
+// two panes with images of different sizes can look at the same place. Turning and mirroring change only how it is drawn.
 
 import { lookupTable, paint } from "./grey.js";
+import { drawRuler } from "./ruler.js";
 
 const LARGEST_ZOOM = 40;
 const LEAST_ZOOM = 0.05;
 const FITTED = { zoom: 1, x: 0.5, y: 0.5 };
+const UPRIGHT = { quarters: 0, mirrored: false };
+export const LENS_TIMES = 3;
+const LENS_RADIUS_PX = 110;
 
 /** A pane on `canvas`. `onChange` is called after each change of view or window that `redraw` shows. */
 export class Pane {
   constructor(canvas, onChange = () => {}) {
     Object.assign(this, { canvas, onChange, view: { ...FITTED }, window: { center: 0.5, width: 1 }, inverted: false, opacity: 0.5 });
-    this.image = null;
-    this.heat = null;
+    Object.assign(this, { image: null, heat: null, lens: null, ruler: null, rulerWords: "", ...UPRIGHT });
     this.bitmap = document.createElement("canvas");
     this.table = null;
     this.due = 0;
@@ -31,7 +34,7 @@ export class Pane {
   }
 
   clear() {
-    this.image = this.heat = null;
+    Object.assign(this, { image: null, heat: null, lens: null, ruler: null, ...UPRIGHT });
     this.redraw();
   }
 
@@ -52,8 +55,40 @@ export class Pane {
     this.redraw();
   }
 
+  /** Shows what lies below (`x`, `y`), CSS pixels from the canvas's middle, larger; null takes the glass away. */
+  setLens(lens) {
+    if (!lens && !this.lens) return;
+    this.lens = lens;
+    this.redraw();
+  }
+
+  /** A line from `from` to `to`, parts of the image, or null. */
+  setRuler(ruler) {
+    this.ruler = ruler;
+    this.redraw();
+  }
+
   fit() {
     this.setView(FITTED);
+  }
+
+  /** A quarter turn clockwise on the screen. */
+  turn() {
+    this.quarters = (this.quarters + 1) % 4;
+    this.redraw();
+  }
+
+  /** Left and right of the screen change places. */
+  mirror() {
+    this.mirrored = !this.mirrored;
+    this.quarters = (4 - this.quarters) % 4;
+    this.redraw();
+  }
+
+  /** As the file has it. */
+  upright() {
+    Object.assign(this, UPRIGHT);
+    this.redraw();
   }
 
   /** One pixel of the file on one pixel of the screen. */
@@ -69,21 +104,42 @@ export class Pane {
   /** Moves the image by CSS pixels. */
   panBy(dx, dy) {
     if (!this.image) return;
-    const scale = (this.fitScale() * this.view.zoom) / this.ratio();
-    this.setView({ ...this.view, x: this.view.x - dx / scale / this.image.width, y: this.view.y - dy / scale / this.image.height });
+    const moved = this.toImage(dx, dy);
+    this.setView({ ...this.view, x: this.view.x - moved.x, y: this.view.y - moved.y });
   }
 
   /** Zooms so that what lies below (`px`, `py`), CSS pixels from the canvas's middle, stays there. */
   zoomBy(factor, px = 0, py = 0) {
     if (!this.image) return;
-    const before = this.fitScale() * this.view.zoom;
     const zoom = Math.min(LARGEST_ZOOM, Math.max(LEAST_ZOOM, this.view.zoom * factor));
-    const moved = this.ratio() * (1 / before - 1 / (this.fitScale() * zoom));
-    this.setView({ zoom, x: this.view.x + (px * moved) / this.image.width, y: this.view.y + (py * moved) / this.image.height });
+    const before = this.toImage(px, py);
+    const left = 1 - this.view.zoom / zoom;
+    this.setView({ zoom, x: this.view.x + before.x * left, y: this.view.y + before.y * left });
+  }
+
+  /** A way on the screen, in CSS pixels, as a way on the image, in parts of it. */
+  toImage(dx, dy) {
+    const scale = (this.fitScale() * this.view.zoom) / this.ratio();
+    const [cos, sin] = this.direction();
+    const [x, y] = [dx * cos + dy * sin, dy * cos - dx * sin];
+    return { x: (this.mirrored ? -x : x) / scale / this.image.width, y: y / scale / this.image.height };
+  }
+
+  /** What lies below (`px`, `py`), CSS pixels from the canvas's middle, in parts of the image. */
+  placeAt(px, py) {
+    const way = this.toImage(px, py);
+    return { x: this.view.x + way.x, y: this.view.y + way.y };
+  }
+
+  /** Cosine and sine of how far the image is turned. */
+  direction() {
+    return [[1, 0], [0, 1], [-1, 0], [0, -1]][this.quarters];
   }
 
   fitScale() {
-    return this.image ? Math.min(this.canvas.width / this.image.width, this.canvas.height / this.image.height) : 1;
+    if (!this.image) return 1;
+    const [width, height] = this.quarters % 2 ? [this.image.height, this.image.width] : [this.image.width, this.image.height];
+    return Math.min(this.canvas.width / width, this.canvas.height / height);
   }
 
   ratio() {
@@ -114,13 +170,50 @@ export class Pane {
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     if (!this.image) return;
     if (!this.table) this.develop();
+    const middle = [this.canvas.width / 2, this.canvas.height / 2];
+    this.drawAt(context, middle, this.view, 1);
+    if (this.lens) this.drawLens(context, middle);
+    if (this.ruler) drawRuler(context, this.onCanvas(this.ruler.from), this.onCanvas(this.ruler.to), this.rulerWords, this.ratio());
+  }
+
+  /** Draws the image with its part `place` at the canvas's point (`x`, `y`), `times` as large as the view has it. */
+  drawAt(context, [x, y], place, times) {
     const { width, height } = this.image;
-    const scale = this.fitScale() * this.view.zoom;
-    context.translate(this.canvas.width / 2 - this.view.x * width * scale, this.canvas.height / 2 - this.view.y * height * scale);
+    const scale = this.fitScale() * this.view.zoom * times;
+    context.save();
+    context.translate(x, y);
+    context.rotate((this.quarters * Math.PI) / 2);
+    context.scale(this.mirrored ? -1 : 1, 1);
+    context.translate(-place.x * width * scale, -place.y * height * scale);
     context.imageSmoothingEnabled = true;
     context.imageSmoothingQuality = "high";
     context.drawImage(this.bitmap, 0, 0, width * scale, height * scale);
     if (this.heat) this.drawHeat(context, width * scale, height * scale);
+    context.restore();
+  }
+
+  drawLens(context, [middleX, middleY]) {
+    const [x, y] = [middleX + this.lens.x * this.ratio(), middleY + this.lens.y * this.ratio()];
+    context.save();
+    context.beginPath();
+    context.arc(x, y, Math.min(LENS_RADIUS_PX * this.ratio(), this.canvas.width / 4, this.canvas.height / 4), 0, 2 * Math.PI);
+    context.fillStyle = "#000";
+    context.fill();
+    context.clip();
+    this.drawAt(context, [x, y], this.placeAt(this.lens.x, this.lens.y), LENS_TIMES);
+    context.lineWidth = 4 * this.ratio();
+    context.strokeStyle = "#9ba7b1";
+    context.stroke();
+    context.restore();
+  }
+
+  /** The canvas's point that shows `place` of the image. */
+  onCanvas(place) {
+    const scale = this.fitScale() * this.view.zoom;
+    const [cos, sin] = this.direction();
+    const across = (place.x - this.view.x) * this.image.width * scale * (this.mirrored ? -1 : 1);
+    const down = (place.y - this.view.y) * this.image.height * scale;
+    return [this.canvas.width / 2 + across * cos - down * sin, this.canvas.height / 2 + across * sin + down * cos];
   }
 
   develop() {

@@ -1,35 +1,44 @@
 // Mouse, pen and touch on a pane. Dragging sets window and level (right: wider, up: brighter) or moves the image, by the chosen tool;
-// Shift or another button moves always; the wheel and two fingers zoom; a double click fits.
+// Shift or another button moves always; the wheel and two fingers zoom; a double click fits. The ruler is drawn by dragging, the
+// magnifying glass follows the pointer.
 
 import { clampWindow } from "./grey.js";
 
 const FULL_RANGE_PX = 700;
 const WHEEL = 0.0016;
 
-/** Lets the reader's hand act on `pane`. `hand.tool()` is `window` or `pan`; `hand.onWindow(window)`, `hand.onView(view)` take changes. */
+/** Lets the reader's hand act on `pane`. `hand.tool()` is `window`, `pan`, `ruler` or `lens`; `hand.onWindow(window)`, `hand.onView(view)`
+ *  and `hand.onRuler(ruler)` take changes. */
 export function takeInput(pane, hand) {
   const fingers = new Map();
   const { canvas } = pane;
   canvas.addEventListener("pointerdown", (event) => {
     canvas.setPointerCapture(event.pointerId);
     fingers.set(event.pointerId, point(event));
+    if (hand.tool() === "lens" && pane.image) pane.setLens(fromMiddle(canvas, event));
+    if (hand.tool() !== "ruler" || !pane.image || event.shiftKey || event.button) return;
+    const { x, y } = fromMiddle(canvas, event);
+    const from = pane.placeAt(x, y);
+    hand.onRuler({ from, to: from });
   });
+  canvas.addEventListener("pointerleave", () => pane.setLens(null));
   for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, (event) => fingers.delete(event.pointerId));
   canvas.addEventListener("pointermove", (event) => {
+    if (hand.tool() === "lens" && pane.image) pane.setLens(fromMiddle(canvas, event));
     const before = fingers.get(event.pointerId);
     if (!before || !pane.image) return;
     const now = point(event);
     if (fingers.size > 1) pinch(pane, fingers, event.pointerId, now);
     else if (hand.tool() === "pan" || event.shiftKey || event.buttons > 1) pane.panBy(now.x - before.x, now.y - before.y);
-    else hand.onWindow(dragged(pane.window, now.x - before.x, now.y - before.y));
+    else if (hand.tool() === "ruler") stretch(pane, hand, fromMiddle(canvas, event));
+    else if (hand.tool() === "window") hand.onWindow(dragged(pane.window, now.x - before.x, now.y - before.y));
     fingers.set(event.pointerId, now);
     hand.onView(pane.view);
   });
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
-    const middle = canvas.getBoundingClientRect();
     const lines = event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 20 : 1;
-    const [x, y] = [event.clientX - middle.left - middle.width / 2, event.clientY - middle.top - middle.height / 2];
+    const { x, y } = fromMiddle(canvas, event);
     pane.zoomBy(Math.exp(-event.deltaY * lines * WHEEL), x, y);
     hand.onView(pane.view);
   }, { passive: false });
@@ -43,6 +52,16 @@ export function takeInput(pane, hand) {
 /** The window after a drag by (`dx`, `dy`) CSS pixels. A lower center is a brighter picture. */
 export function dragged(window, dx, dy) {
   return clampWindow({ center: window.center + dy / FULL_RANGE_PX, width: window.width + dx / FULL_RANGE_PX });
+}
+
+/** Where the pointer is, CSS pixels from the canvas's middle. */
+function fromMiddle(canvas, event) {
+  const frame = canvas.getBoundingClientRect();
+  return { x: event.clientX - frame.left - frame.width / 2, y: event.clientY - frame.top - frame.height / 2 };
+}
+
+function stretch(pane, hand, { x, y }) {
+  if (pane.ruler) hand.onRuler({ from: pane.ruler.from, to: pane.placeAt(x, y) });
 }
 
 const point = (event) => ({ x: event.clientX, y: event.clientY });

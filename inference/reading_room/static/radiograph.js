@@ -5,7 +5,8 @@ import { magnified, number, t } from "./i18n.js";
 import { ask, askBytes } from "./api.js";
 import { clampWindow, presetsOf } from "./grey.js";
 import { heatLayer, mayShowHeat } from "./heat.js";
-import { Pane } from "./pane.js";
+import { LENS_TIMES, Pane } from "./pane.js";
+import { lengthKind, lengthWords } from "./ruler.js";
 import { takeInput } from "./pane_input.js";
 
 const FIRST_SIDE_PX = 2048;
@@ -23,6 +24,7 @@ export class Radiograph {
       tool: hand.tool,
       onView: (view) => hand.follow(view),
       onWindow: (window) => this.setWindow(window),
+      onRuler: (ruler) => this.measure(ruler),
     });
   }
 
@@ -75,8 +77,17 @@ export class Radiograph {
     if (!this.case) return;
     this.pane.setWindow(this.case.image.window, false);
     this.preset = "own";
+    this.pane.upright();
+    this.measure(null);
     this.pane.fit();
     this.hand.changed();
+  }
+
+  /** Shows the length of a line on the image, or takes the line away. */
+  measure(ruler) {
+    if (ruler && !this.case) return;
+    this.pane.rulerWords = ruler ? lengthWords(ruler, this.case.image) : "";
+    this.pane.setRuler(ruler);
   }
 
   /** Looks where another radiograph looks. */
@@ -109,16 +120,17 @@ export class Radiograph {
   describe() {
     const { pane } = this;
     const shown = this.case && pane.image;
-    const levels = shown ? 2 ** this.case.image.bits - 1 : 1;
-    const values = {
-      width: number(pane.window.width * levels),
-      level: number(pane.window.center * levels),
-      zoom: magnified(pane.magnification()),
-    };
-    this.corners.window.textContent = shown ? t("viewer.window", values) : "";
-    this.corners.zoom.textContent = shown ? values.zoom : "";
+    const values = shown ? windowWords(pane.window, this.case.image.facts.values) : {};
+    const windowed = shown ? t("viewer.window", values).trim() : "";
+    this.corners.window.textContent = windowed;
+    this.corners.zoom.textContent = shown ? magnified(pane.magnification()) : "";
+    const turned = shown ? [pane.mirrored ? t("viewer.mirrored") : "", pane.quarters ? t("viewer.turned", { degrees: 90 * pane.quarters }) : ""] : [];
+    this.corners.turned.textContent = turned.filter(Boolean).join(" · ");
+    if (pane.ruler && shown) pane.rulerWords = lengthWords(pane.ruler, this.case.image);
+    this.corners.length.textContent = pane.ruler && shown ? `${pane.rulerWords} ${lengthKind(this.case.image)}` : "";
     const heat = pane.heat ? t("viewer.heat_on") : "";
-    pane.canvas.setAttribute("aria-label", shown ? `${t("viewer.radiograph")}. ${t("viewer.window", values)}. ${heat}` : t("viewer.radiograph"));
+    const told = [t("viewer.radiograph"), windowed, ...turned, this.corners.length.textContent, heat];
+    pane.canvas.setAttribute("aria-label", told.filter(Boolean).join(". "));
     this.hand.changed?.();
     this.sharpen();
   }
@@ -127,9 +139,17 @@ export class Radiograph {
   sharpen() {
     if (!this.case || !this.pane.image || !this.side) return;
     const { width, fullWidth } = this.pane.image;
-    const wanted = this.pane.fitScale() * this.pane.view.zoom > SHARPER_ABOVE;
+    const wanted = this.pane.fitScale() * this.pane.view.zoom * (this.pane.lens ? LENS_TIMES : 1) > SHARPER_ABOVE;
     if (width >= fullWidth || !wanted) return;
     this.side = 0;
     this.load(Math.max(this.case.image.width, this.case.image.height), this.signal).catch(() => null);
   }
+}
+
+/** Width and level of `window`, parts of the pixels' range, in the file's values; in percent where the file does not say what they mean. */
+function windowWords({ center, width }, values) {
+  if (!values) return { width: `${number(100 * width)} %`, level: `${number(100 * center)} %`, unit: "" };
+  const span = values.high - values.low;
+  const digits = Math.abs(span) < 50 ? 2 : 0;
+  return { width: number(width * Math.abs(span), digits), level: number(values.low + center * span, digits), unit: values.unit };
 }

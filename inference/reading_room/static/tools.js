@@ -9,6 +9,7 @@ const STEP_PX = 60;
 const ZOOM_STEP = 1.25;
 const WINDOW_STEP = 0.04;
 const OPACITY_STEP = 0.1;
+const TOOLS = ["window", "pan", "ruler", "lens"];
 const PRESETS = ["own", "auto", "lungs", "mediastinum", "full"];
 
 /** Wires buttons and keys to `state` of the viewer; `act` has `compareWith` and `heatChanged`. */
@@ -24,8 +25,9 @@ export function prepareTools(state, act) {
     reset: () => both(state, (radiograph) => radiograph.reset()),
     heat: () => toggleHeat(state, act),
     link: () => toggleLink(state),
-    "tool-window": () => chooseTool(state, "window"),
-    "tool-pan": () => chooseTool(state, "pan"),
+    turn: () => both(state, (radiograph) => radiograph.pane.turn()),
+    mirror: () => both(state, (radiograph) => radiograph.pane.mirror()),
+    ...Object.fromEntries(TOOLS.map((tool) => [`tool-${tool}`, () => chooseTool(state, tool)])),
   };
   for (const [id, action] of Object.entries(actions)) at(id).addEventListener("click", action);
   at("preset").addEventListener("change", () => both(state, (radiograph) => radiograph.choosePreset(at("preset").value)));
@@ -46,6 +48,10 @@ function bindKeys(state, act, actions, zoom) {
   key("fit", ["f"], actions.fit);
   key("one", ["o"], actions.one);
   key("tool", ["w"], () => chooseTool(state, state.tool === "window" ? "pan" : "window"));
+  key("ruler", ["d"], () => chooseTool(state, state.tool === "ruler" ? "window" : "ruler"));
+  key("lens", ["z"], () => chooseTool(state, state.tool === "lens" ? "window" : "lens"));
+  key("turn", ["t"], actions.turn);
+  key("mirror", ["x"], actions.mirror);
   key("invert", ["i"], actions.invert);
   key("reset", ["r"], actions.reset);
   key("compare", ["c"], () => compareKey(state, act));
@@ -57,7 +63,7 @@ export function showTools(state, comparing = state.previous?.case?.id ?? "") {
   if (!state.main || !state.previous) return;
   const { case: shown, pane, preset } = state.main;
   for (const [id, on] of [["heat", state.heat && mayShowHeat(shown)], ["invert", pane.inverted], ["link", state.linked],
-    ["tool-window", state.tool === "window"], ["tool-pan", state.tool === "pan"]]) at(id).setAttribute("aria-pressed", String(Boolean(on)));
+    ["mirror", pane.mirrored], ...TOOLS.map((tool) => [`tool-${tool}`, state.tool === tool])]) at(id).setAttribute("aria-pressed", String(Boolean(on)));
   at("preset").value = preset;
   at("heat").disabled = Boolean(shown) && !mayShowHeat(shown);
   at("heat").title = at("heat").disabled ? t("heat.none") : t("heat.title");
@@ -107,7 +113,11 @@ function nudge(state, level, width) {
 
 function chooseTool(state, tool) {
   state.tool = tool;
-  for (const one of [state.main, state.previous]) one.figure.dataset.tool = tool;
+  for (const one of [state.main, state.previous]) {
+    one.figure.dataset.tool = tool;
+    one.pane.setLens(null);
+    if (tool !== "ruler") one.measure(null);
+  }
   showTools(state);
 }
 

@@ -7,6 +7,8 @@ import { Problem, sendFile } from "./api.js";
 
 const AT_ONCE = 3;
 const BUSY_TRIES = 5;
+/** By case, what this page sent it as: {file, patient}. Only here, in memory: it goes with the page. */
+const sent = new Map();
 const waiting = [];
 const jobs = [];
 
@@ -29,6 +31,9 @@ export function prepareUpload(room, told) {
   addEventListener("drop", drop);
   addEventListener("language", () => jobs.forEach(draw));
 }
+
+/** What this page sent the case as, {file, patient} (empty where unknown), or undefined. */
+export const sentAs = (id) => sent.get(id);
 
 export function chooseFiles() {
   at("files").click();
@@ -85,6 +90,8 @@ async function send(job) {
   try {
     const result = await patiently(() => sendFile(job.file, (part) => update(job, { part, state: part < 1 ? "sending" : "judging" })));
     job.case = result.case;
+    job.patient = result.patient_name || sent.get(job.case)?.patient || "";
+    if (job.case) sent.set(job.case, { file: job.file.name, patient: job.patient });
     finish(job, result.outcome, result.error ?? "");
     if (result.outcome !== "refused") onArrival();
   } catch (problem) {
@@ -119,7 +126,7 @@ function update(job, change) {
 function draw(job) {
   const { file, state, part } = job;
   const bar = h("progress", { max: "1", value: state === "judging" ? null : String(part), "aria-label": file.name });
-  const name = h("span", { class: "upload-name", text: file.name });
+  const name = h("span", { class: "upload-name", text: job.patient ? `${file.name} · ${job.patient}` : file.name, title: file.name });
   const busy = state === "sending" || state === "judging";
   const link = job.case ? h("a", { href: `#/case/${job.case}`, text: t("upload.open") }) : null;
   const again = state === "failed" ? h("button", { type: "button", class: "text", text: t("upload.again"), onclick: () => retry(job) }) : null;

@@ -9,6 +9,7 @@ import { Radiograph } from "./radiograph.js";
 import { nameOf } from "./worklist_rows.js";
 import { currentQuery } from "./worklist.js";
 import { prepareTools, showTools } from "./tools.js";
+import { prepareTags } from "./tags.js";
 
 const state = { id: null, case: null, linked: true, tool: "window", heat: false, opacity: 0.55, main: null, previous: null };
 
@@ -23,6 +24,7 @@ export function prepareViewer() {
   });
   state.main = new Radiograph(at("pane-main"), hand(() => state.previous));
   state.previous = new Radiograph(at("pane-previous"), hand(() => state.main));
+  prepareTags(() => state.case);
   prepareTools(state, { compareWith, heatChanged });
   at("case-again").addEventListener("click", () => openCase(state.id));
   addEventListener("language", () => state.case && drawCase());

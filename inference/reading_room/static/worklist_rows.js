@@ -2,6 +2,7 @@
 
 import { at, h, icon, unseen } from "./dom.js";
 import { age, currentLanguage, day, moment, t, tOr } from "./i18n.js";
+import { sentAs } from "./upload.js";
 import { smallBar, verdictChip } from "./gauge.js";
 
 const THUMBNAIL_PX = 96;
@@ -10,7 +11,7 @@ const drawn = new Map();
 /** Draws `cases` in their order. */
 export function drawRows(cases, threshold) {
   const rows = cases.map((case_) => {
-    const mark = JSON.stringify([case_, threshold, currentLanguage()]);
+    const mark = JSON.stringify([case_, threshold, currentLanguage(), sentAs(case_.id)]);
     const before = drawn.get(case_.id);
     return before?.mark === mark ? before : { mark, row: drawRow(case_, threshold) };
   });
@@ -23,6 +24,9 @@ export function drawRows(cases, threshold) {
 
 /** How a case is called on the page: the hospital's number, or the beginning of its own. */
 export const nameOf = (case_) => case_.patient || t("case.unnamed", { id: case_.id.slice(0, 6).toUpperCase() });
+
+/** What this page sent the case as: name of the file and of the patient; empty for cases that others sent, or an earlier page. */
+export const sentWords = (case_) => Object.values(sentAs(case_.id) ?? {}).filter(Boolean).join(" · ");
 
 /** View, sex and age in one line; what is not known is left out. */
 export function studyLine(case_) {
@@ -38,7 +42,8 @@ function drawRow(case_, threshold) {
   const open = h("a", { class: "open", href: `#/case/${case_.id}` }, h("strong", { text: nameOf(case_) }), unseen(` – ${t("list.open")}`));
   const row = h("tr", { "data-case": case_.id, class: case_.status },
     h("td", { class: "picture" }, h("span", { class: "thumb" }, picture)),
-    h("th", { scope: "row" }, open, h("small", { text: case_.accession || (case_.patient ? case_.id.slice(0, 6).toUpperCase() : " ") })),
+    h("th", { scope: "row" }, open, h("small", { text: case_.accession || (case_.patient ? case_.id.slice(0, 6).toUpperCase() : " ") }),
+      sentWords(case_) ? h("small", { class: "sent", text: sentWords(case_) }) : null),
     h("td", { class: "study" }, h("span", { text: studyLine(case_) || "–" }), h("small", { text: case_.study_date ? day(case_.study_date) : "" })),
     h("td", { class: "arrived", text: moment(case_.arrived) }),
     h("td", { class: "verdict" }, verdictChip(case_.verdict)),

@@ -139,7 +139,7 @@ def test_a_site_without_a_usable_image_says_why_and_names_none(make_site: MakeSi
     manifest = make_site(2)
     for record in manifest.records:
         record.path.write_text("no image")
-    with pytest.raises(EmptySiteError, match=r"not a DICOM, JPEG or PNG file \(2\)") as caught:
+    with pytest.raises(EmptySiteError, match=r"not a DICOM, JPEG, PNG, TIFF, BMP or WebP file \(2\)") as caught:
         load_dataset(manifest, "binary", IMAGE, tmp_path / "cache")
     assert manifest.records[0].path.name not in str(caught.value)
 

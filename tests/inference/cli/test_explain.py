@@ -45,7 +45,7 @@ def test_images_are_explained_and_what_is_no_image_is_counted(bundle: Path, tmp_
     result = CliRunner().invoke(app, [*given, "--json"])
     assert result.exit_code == 0, result.output
     told = json.loads(result.output)
-    assert told["skipped"] == {"not a DICOM, JPEG or PNG file": 1}
+    assert told["skipped"] == {"not a DICOM, JPEG, PNG, TIFF, BMP or WebP file": 1}
     assert set(told["sanity"]) == {"grad-cam", "integrated-gradients"}
     names = {f"{number}{end}.png" for number in ("0001", "0002") for end in ("", "-grad-cam", "-integrated-gradients")}
     assert {file.name for file in out.iterdir()} == names | {"explanations.json"}
@@ -80,7 +80,7 @@ def test_nothing_readable_is_a_failure_that_says_why(bundle: Path, tmp_path: Pat
     result = CliRunner().invoke(
         app, ["explain", str(tmp_path / "letter.txt"), "--bundle", str(bundle), "--out", str(tmp_path / "out")]
     )
-    assert result.exit_code == 1 and "not a DICOM, JPEG or PNG file (1)" in str(result.exception)
+    assert result.exit_code == 1 and "not a DICOM, JPEG, PNG, TIFF, BMP or WebP file (1)" in str(result.exception)
 
 
 def test_an_unknown_target_names_the_classes(bundle: Path, tmp_path: Path) -> None:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from click.testing import Result
+from rich.console import Console
 from typer.testing import CliRunner
 
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.model_bundle.bundle import load_bundle
+from pneumofed.common.model_bundle.predictor import Predictor
+from pneumofed.common.model_bundle.suitability import Decision, Judgement, Prediction
 from pneumofed.common.wire.keys import NodeKey
 from pneumofed.inference.cli.predict import predict_command
 from pneumofed.inference.monitor.monitor import Monitor
 from pneumofed.inference.monitor.store import STORE_FILE
 from pneumofed.inference.predict import outputs
-from pneumofed.inference.predict.predict import CSV_COLUMNS, FileResult, PredictionSummary
+from pneumofed.inference.predict.predict import CSV_COLUMNS, FileResult, Loaded, PredictionSummary, find_files, judge_files
+from pneumofed.server.runs.folder import RunFolder
 from tests.inference.predict.pictures import STUDY, write_phantom, write_png
 
 app = typer.Typer()
@@ -61,7 +67,7 @@ def test_json_tells_all_of_every_file(bundle_dir: Path, folder: Path) -> None:
     assert "not_frontal" in lateral["reasons"]
     assert lateral["probability"] is None
     assert lateral["classes"] == {}
-    assert (text["reasons"], text["explanation"]) == (["unknown_format"], "not a DICOM, JPEG or PNG file")
+    assert (text["reasons"], text["explanation"]) == (["unknown_format"], "not a DICOM, JPEG, PNG, TIFF, BMP or WebP file")
     assert told["summary"]["files"] == 5
     assert told["model"]["digest"]
     assert told["schema"] == 1
@@ -108,6 +114,50 @@ def test_the_table_shows_names_as_they_are(bundle_dir: Path, folder: Path) -> No
     assert "[red]x" in result.stdout
     assert "PHANTOMS" in result.stdout
     assert "5 files" in result.stdout
+
+
+def test_long_names_can_be_told_apart_in_a_narrow_terminal(bundle_dir: Path, tmp_path: Path) -> None:
+    names = [f"{folder}/1.2.840.113619.2.55.3.2831868886.{number}.png" for folder in ("a", "b") for number in (41, 42)]
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_png(tmp_path / name, number)
+    predictor = Predictor(load_bundle(bundle_dir, None), threads=1)
+    buffer, summary = StringIO(), PredictionSummary()
+    with outputs.open_table(Console(file=buffer, width=60), predictor, summary) as table:
+        for result in judge_files(find_files([tmp_path]), predictor):
+            table.add(result)
+    cells = [line.split("│")[1].strip() for line in buffer.getvalue().splitlines() if line.startswith("│")]
+    assert "".join(cells) == "".join(names), "every character of every name, from the first folder that differs"
+
+
+@pytest.mark.parametrize(
+    ("probability", "threshold", "sentence"),
+    [
+        (0.669, 0.696, "below the threshold of 69.6 %"),
+        (0.69599, 0.69601, "below the threshold of 69.601 %"),
+        (0.31, 0.25, "at or above the threshold of 25.0 %"),
+        (0.9, 0.7, ""),
+        (0.2, 0.7, ""),
+    ],
+)
+def test_a_finding_on_the_other_side_of_one_half_says_why(probability: float, threshold: float, sentence: str) -> None:
+    decision: Decision = "pneumonia" if probability >= threshold else "normal"
+    found = Prediction(decision, probability, 0.1, 0.9, {}, 0.0, None)
+    empty = np.empty(0, np.float32)
+    judgement = Judgement("x", "m", "d", threshold, True, (), {}, empty, empty, found)
+    assert outputs.table_cells(FileResult(Loaded(Path("/x")), judgement))[-1].plain == sentence
+
+
+def test_a_run_in_the_place_of_a_bundle_is_told_how_to_export(folder: Path, tmp_path: Path) -> None:
+    run_folder = RunFolder(tmp_path / "run")
+    run_folder.last_checkpoint.parent.mkdir(parents=True)
+    run_folder.config.touch()
+    for given in (run_folder.path, run_folder.last_checkpoint):
+        told = str(run(given, folder).exception)
+        assert f"`pneumofed export {run_folder.path}`" in told
+    (run_folder.path / "bundle").mkdir()
+    (run_folder.path / "bundle" / "bundle.json").touch()
+    assert str(run(run_folder.path, folder).exception).endswith(f"give {run_folder.path / 'bundle'}")
 
 
 def test_the_table_is_bounded(bundle_dir: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

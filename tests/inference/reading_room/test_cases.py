@@ -352,6 +352,6 @@ def test_a_window_of_a_lookup_table_file_is_the_whole_range(tmp_path: Path) -> N
 
     (tmp_path / "x.png").write_bytes(phantom_png())
     image = read_image(tmp_path / "x.png")
-    pixels, window = whole_range(tmp_path / "x.png", image)
-    assert window == Window(0.5, 1.0)
+    pixels, window, ends = whole_range(tmp_path / "x.png", image)
+    assert (window, ends) == (Window(0.5, 1.0), None)
     assert np.array_equal(pixels, np.rint(image.pixels * 65535))

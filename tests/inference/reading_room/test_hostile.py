@@ -95,7 +95,7 @@ def test_a_files_name_is_thrown_away(stage: Stage, name: str) -> None:
     outside = files_below(stage.room.folder.path.parent) - files_below(stage.room.folder.path)
     assert not outside
     names = {path.name for path in files_below(stage.room.folder.store)}
-    assert names <= {ORIGINAL_FILE, "pixels.gz", "map.npy", "measures.npz"}
+    assert names <= {ORIGINAL_FILE, "pixels.gz", "map.npy", "facts.json", "measures.npz"}
     assert name.encode() not in stage.room.folder.database.read_bytes()
 
 

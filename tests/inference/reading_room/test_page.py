@@ -41,7 +41,7 @@ def test_the_whole_way_of_a_radiologist(desk: Desk, stage: Stage) -> None:
     desk.sign_in()
     page.wait_for_selector("#list-empty:not([hidden])")
     desk.add(("chest.dcm", phantom_file(0)), BAD, ("other.dcm", phantom_file(1)), ("again.dcm", phantom_file(0)))
-    assert desk.text(".upload[data-state=refused] .upload-words") == "This is no DICOM, JPEG or PNG file."
+    assert desk.text(".upload[data-state=refused] .upload-words") == "This is no DICOM, JPEG, PNG, TIFF, BMP or WebP file."
     assert page.locator(".upload[data-state=new]").count() == 2
     assert desk.text(".upload[data-state=known] .upload-words") == "Already in the worklist"
     page.wait_for_selector("#rows tr >> nth=1")
@@ -337,7 +337,7 @@ def test_chinese_is_complete_and_remembered(desk: Desk) -> None:
     desk.add(("one.dcm", phantom_file(0)), BAD)
     desk.page.click("#language")
     assert desk.page.get_attribute("html", "lang") == "zh-Hans"
-    assert desk.text(".upload[data-state=refused] .upload-words") == "不是 DICOM、JPEG 或 PNG 文件。"
+    assert desk.text(".upload[data-state=refused] .upload-words") == "不是 DICOM、JPEG、PNG、TIFF、BMP 或 WebP 文件。"
     assert "例" in desk.text("#list-count")
     desk.page.reload()
     desk.page.wait_for_selector("#rows tr")

@@ -63,7 +63,7 @@ def test_bad_files_are_counted_by_reason_and_the_run_succeeds(tmp_path: Path) ->
     assert set(there(report.skipped)) == {
         "image data truncated or corrupt",
         "file is empty",
-        "not a DICOM, JPEG or PNG file",
+        "not a DICOM, JPEG, PNG, TIFF, BMP or WebP file",
         "image without any contrast",
         "same image content seen before",
     }
