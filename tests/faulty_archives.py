@@ -231,7 +231,7 @@ class DimseFaults:
         if fault == "another image":
             tags = dcmread(BytesIO(make_image(number, SOPInstanceUID="1.2.826.98.7")))
         if fault == "syntax":
-            tags.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.4.102"  # MPEG-4, which no site offers for radiographs
+            tags.file_meta.TransferSyntaxUID = UID("1.2.840.10008.1.2.4.102")  # MPEG-4, which no site offers for radiographs
         yield 0xFF00, tags
 
     def move(self, event: Any) -> Iterator[Any]:
@@ -253,8 +253,9 @@ def run_dimse(images: Mapping[int, bytes]) -> Iterator[DimseFaults]:
         entity.add_supported_context(model)
     entity.add_supported_context(DigitalXRayImageStorageForPresentation, AllTransferSyntaxes[:30], scu_role=True, scp_role=True)
     entity.add_requested_context(DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian)
-    handlers = [(evt.EVT_C_FIND, faults.find), (evt.EVT_C_GET, faults.retrieve), (evt.EVT_C_MOVE, faults.move)]
+    handlers: list[Any] = [(evt.EVT_C_FIND, faults.find), (evt.EVT_C_GET, faults.retrieve), (evt.EVT_C_MOVE, faults.move)]
     server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    assert server is not None
     faults.port = server.server_address[1]
     try:
         yield faults

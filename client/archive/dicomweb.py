@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from pneumofed.client.archive.http_answers import read_image, read_matches
+from pneumofed.client.archive.http_answers import read_instance, read_matches
 from pneumofed.client.archive.query import (
     RETURN_KEYS,
     Answer,
@@ -126,7 +126,7 @@ class DicomWebArchive:
             if answer.status_code in (204, 404, 410):
                 raise ImageError(SkipReason.NOT_DELIVERED)
             self._check(answer)
-            return read_image(answer)
+            return read_instance(answer)
 
         return self._retry_policy.retry(request)
 
@@ -164,7 +164,9 @@ class DicomWebArchive:
     def _send(self, path: str, query: list[tuple[str, str]], accept: str) -> httpx.Response:
         host = self._host
         try:
-            return self._client.get(self._url + path, params=query or None, headers={"Accept": accept})
+            return self._client.get(
+                self._url + path, params=httpx.QueryParams(tuple(query)) if query else None, headers={"Accept": accept}
+            )
         except httpx.ConnectError as error:
             if _is_about_tls(error):
                 raise ArchiveError(

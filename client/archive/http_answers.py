@@ -1,7 +1,7 @@
 """Answers of a DICOMweb service, read as archives and the gateways before them send them (DICOM PS3.18, 8.6 and 8.7; RFC 2046, 5.1).
 
 read_matches    what a search found: JSON, with a byte order mark or without
-read_image      the one DICOM file of a retrieval: in a multipart message, or bare
+read_instance      the one DICOM file of a retrieval: in a multipart message, or bare
 
 An answer that is no DICOM at all (a login page, an error message with status 200, an empty or cut message) is a failed request and says
 nothing about the image.
@@ -44,7 +44,7 @@ def read_matches(response: httpx.Response) -> list[Answer]:
     return [_read_texts(match) for match in matches]
 
 
-def read_image(response: httpx.Response) -> bytes:
+def read_instance(response: httpx.Response) -> bytes:
     """Reads the DICOM file of an answer; of several, the first.
 
     Raises:

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from pneumofed.client.archive.deidentify import deidentify, encode_file, is_burnt_in
 from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, RequestError, list_instances, search_key
 from pneumofed.client.archive.receiver import parse_file
-from pneumofed.client.archive.refusals import FailedExaminations, Refusals
+from pneumofed.client.archive.refusals import FailedExaminations, RefusedImages
 from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
 from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.data.report import DataReport, DataWarning
@@ -218,7 +218,7 @@ class ImageStore:
     folder: Path
     pseudonyms: Pseudonyms
     rules: ImportRules = field(default_factory=ImportRules)
-    refusals: Refusals = field(init=False)
+    refusals: RefusedImages = field(init=False)
 
     def __post_init__(self) -> None:
         """Makes the folder.
@@ -230,7 +230,7 @@ class ImageStore:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.folder} cannot be made: {error.strerror}; check its owner and permissions") from None
-        self.refusals = Refusals(self.folder)
+        self.refusals = RefusedImages(self.folder)
 
     def name(self, instance: Instance) -> str:
         """The pseudonym of an image."""

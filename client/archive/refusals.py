@@ -32,7 +32,7 @@ STOP_AFTER = 5
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusedImage:
     """Why an image cannot be used, and what that was found with.
 
     Attributes:
@@ -53,11 +53,11 @@ class Refusal:
 
 
 @dataclass
-class Refusals:
+class RefusedImages:
     """Images that cannot be used, by pseudonym, in `refused.json` of a folder; `save` writes them."""
 
     folder: Path
-    by_name: dict[str, Refusal] = field(init=False)
+    by_name: dict[str, RefusedImage] = field(init=False)
 
     def __post_init__(self) -> None:
         self.by_name = _refused_file(self.folder).read()
@@ -77,10 +77,10 @@ class Refusals:
         """
         if reason in PASSING_REASONS:
             return
-        new = Refusal(reason, hashlib.sha256(data).hexdigest(), decoder_version())
+        new = RefusedImage(reason, hashlib.sha256(data).hexdigest(), decoder_version())
         known = self.by_name.get(name)
         same = known is not None and (known.reason, known.sha256, known.decoder) == (new.reason, new.sha256, new.decoder)
-        self.by_name[name] = Refusal(reason, new.sha256, new.decoder, seen=2) if same else new
+        self.by_name[name] = RefusedImage(reason, new.sha256, new.decoder, seen=2) if same else new
 
     def drop(self, name: str) -> None:
         """Forgets the image `name`: it is here now."""
@@ -175,16 +175,16 @@ class FailedExaminations:
         return self._pseudonyms.uid(examination)
 
 
-def _parse_refused(content: bytes) -> dict[str, Refusal]:
+def _parse_refused(content: bytes) -> dict[str, RefusedImage]:
     """Entries of earlier versions are a reason only: nothing says of which bytes, so they do not count."""
     entries = {str(name): entry for name, entry in json.loads(content).items() if isinstance(entry, dict)}
     return {
-        name: Refusal(SkipReason[entry["reason"]], str(entry["sha256"]), str(entry["decoder"]), int(entry["seen"]))
+        name: RefusedImage(SkipReason[entry["reason"]], str(entry["sha256"]), str(entry["decoder"]), int(entry["seen"]))
         for name, entry in entries.items()
     }
 
 
-def _refused_file(folder: Path) -> StateFile[dict[str, Refusal]]:
+def _refused_file(folder: Path) -> StateFile[dict[str, RefusedImage]]:
     return StateFile(
         folder / "refused.json",
         kind="the list of refused images",

@@ -130,16 +130,17 @@ def read_block(index: Path) -> Block | None:
         content = json.loads(index.read_bytes())
         digests, size_px, checksum = tuple(content["digests"]), int(content["size_px"]), int(content["crc32"])
         refused = {digest: SkipReason[name] for digest, name in content["refused"].items()}
+        decoder = str(content.get("decoder", ""))
         pixels = _map_pixels(index.with_suffix(".pixels"), len(digests), size_px)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         log.warning("cached images %s are damaged; they are decoded again", index.stem)
         return None
-    if _block_checksum(zlib.crc32(pixels.data), digests, refused) != checksum:
+    if _block_checksum(zlib.crc32(pixels.data), digests, refused, decoder) != checksum:
         log.warning("cached images %s have a wrong checksum; they are decoded again", index.stem)
         return None
-    return Block(pixels, digests, refused if content.get("decoder") == decoder_version() else {})
+    return Block(pixels, digests, refused if decoder == decoder_version() else {})
 
 
 def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count: int, size_px: int) -> Block:
@@ -176,7 +177,7 @@ def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count:
     lasting = {digest: reason for digest, reason in refused.items() if reason not in PASSING_REASONS}
     content = {
         "size_px": size_px,
-        "crc32": _block_checksum(checksum, digests, lasting),
+        "crc32": _block_checksum(checksum, digests, lasting, decoder_version()),
         "digests": digests,
         "refused": {digest: reason.name for digest, reason in lasting.items()},
         "decoder": decoder_version(),
@@ -225,7 +226,8 @@ def forget_refused(folder: Path) -> int:
             if block is not None and block.refused:
                 forgotten |= block.refused.keys()
                 content = json.loads(index.read_bytes())
-                content |= {"refused": {}, "crc32": _block_checksum(zlib.crc32(block.pixels.data), block.digests, {})}
+                checksum = _block_checksum(zlib.crc32(block.pixels.data), block.digests, {}, decoder_version())
+                content |= {"refused": {}, "crc32": checksum}
                 with atomic_write(index) as file:
                     file.write(json.dumps(content).encode())
     return len(forgotten)
@@ -316,9 +318,9 @@ def _hash_parts(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _block_checksum(of_pixels: int, digests: Sequence[str], refused: Mapping[str, SkipReason]) -> int:
-    """CRC-32 of the pixels and of what the index says about them."""
-    said = json.dumps([*digests, *((digest, reason.name) for digest, reason in refused.items())])
+def _block_checksum(of_pixels: int, digests: Sequence[str], refused: Mapping[str, SkipReason], decoder: str) -> int:
+    """CRC-32 of the pixels and of what the index says about them; blocks of earlier versions name no decoder."""
+    said = json.dumps([*digests, *((digest, reason.name) for digest, reason in refused.items()), *[decoder][: len(decoder)]])
     return zlib.crc32(said.encode(), of_pixels)
 
 
