@@ -62,10 +62,12 @@ class SkipReason(StrEnum):
     CORRUPT = "image data truncated or corrupt"
     NO_PIXEL_DATA = "DICOM without pixel data"
     UNSUPPORTED_COMPRESSION = "DICOM transfer syntax cannot be decoded"
+    NO_DECODER = "the decoder for this DICOM transfer syntax is not installed here"
     UNSUPPORTED_BITS = "pixels of fewer than 8 or more than 16 bits"
     COLOUR = "colour image where greyscale is expected"
     MULTI_FRAME = "multi-frame image"
     TOO_LARGE = "image dimensions beyond the limit"
+    OUT_OF_MEMORY = "not enough memory to decode the image"
     TOO_SMALL = "image smaller than 16 pixels a side"
     CONSTANT = "image without any contrast"
     NO_LABEL = "no label known for this image"
@@ -81,6 +83,12 @@ class SkipReason(StrEnum):
     NOT_DELIVERED = "archive did not deliver the image"
     HELD_OUT = "the patient, or the very image, is in a held-out set"
     CONTRADICTED = "rows of this image disagree on its label or patient"
+
+
+PASSING_REASONS = frozenset(
+    {SkipReason.MISSING, SkipReason.UNREADABLE, SkipReason.NOT_DELIVERED, SkipReason.OUT_OF_MEMORY, SkipReason.NO_DECODER}
+)
+"""Reasons that lie in the machine or the way to it and not in the image's bytes: never remembered with an image, always tried again."""
 
 
 class ImageError(DataError):

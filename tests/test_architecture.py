@@ -52,7 +52,6 @@ DOORS = {
     ),
     "highdicom": ("inference/predict/dicom_objects.py",),
     "pynetdicom": ("client/archive/",),
-    "dicomweb_client": ("client/archive/",),
     "cryptography": ("common/wire/keys.py", "common/secure_aggregation/", "server/provisioning/", "common/privacy/"),
     "sqlalchemy": ("common/ops/database.py", "server/runs/", "inference/reading_room/"),
     "alembic": ("common/ops/database.py", "server/runs/migrations/", "inference/reading_room/migrations/"),

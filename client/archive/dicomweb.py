@@ -3,27 +3,47 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from http import HTTPStatus
+from urllib.parse import quote, urlsplit
 
-import requests
-from dicomweb_client.api import DICOMwebClient
-from pydicom.datadict import keyword_for_tag
-from pydicom.dataset import Dataset
+import httpx
 
-from pneumofed.client.archive.query import RETURN_KEYS, Answer, Instance, Level, RetryPolicy, TransientArchiveError
+from pneumofed.client.archive.http_answers import read_instance, read_matches
+from pneumofed.client.archive.query import (
+    RETURN_KEYS,
+    Answer,
+    Instance,
+    Level,
+    RequestError,
+    RetryPolicy,
+    TransientArchiveError,
+    TransientRequestError,
+)
 from pneumofed.common.errors import ArchiveError, ConfigError, ImageError, SkipReason
 
-T = TypeVar("T")
-for _name in ("dicomweb_client", "urllib3"):
+for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)  # they log addresses, which hold accession numbers
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_TRANSIENT_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
-_AS_STORED = (("application/dicom", "*"),)
-"""Media type of an image as it is stored, whatever the transfer syntax (PS3.18, 8.7.3.5.2)."""
+_TRANSIENT_STATUSES = frozenset({202, 408, 425, 429, 500, 502, 503, 504})
+"""202: it has begun to bring the image from a slower store (PS3.18, 8.5)."""
+_NOT_ACCEPTABLE = frozenset({400, 406, 415})
+"""No answer in a form that we accept (PS3.18, 8.7.5), or what services send that cannot read the Accept field."""
+_NO_SUCH_PAGE = frozenset({400, 404, 410, 416})
+"""What services send for an offset behind the last match; by the standard it is an empty answer (PS3.18, 8.3.4.4)."""
+_JSON = ("application/dicom+json, application/json;q=0.9", "application/json", "*/*")
+_DICOM = (
+    'multipart/related; type="application/dicom"; transfer-syntax=*',
+    'multipart/related; type="application/dicom"',
+    "application/dicom; transfer-syntax=*",
+    "application/dicom",
+    "*/*",
+)
+"""Media types to ask for, one after the other until one is acceptable: as stored, whatever the transfer syntax (PS3.18, 8.7.3.5.2), as
+Explicit VR Little Endian, and bare, without the multipart message."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +78,13 @@ class DicomWebArchive:
     """`client.archive.query.Archive` over DICOMweb."""
 
     def __init__(self, address: WebAddress, retry: RetryPolicy) -> None:
+        self._url = address.url.rstrip("/")
         self._host = urlsplit(address.url).netloc
         self._retry_policy = retry
-        self._session = _open_session(address)
-        self._client = DICOMwebClient(
-            address.url.rstrip("/"), session=self._session, timeout=retry.timeout_sec, permissive_uid=True
-        )
-        self._client.set_http_retry_params(retry=False)  # `RetryPolicy` does it, and logs what it waits for
+        self._client = _open_client(address, retry.timeout_sec)
+        self._accepted = {_JSON: 0, _DICOM: 0}
+        """Which of the media types the service took last, so that it is not asked for others each time."""
+        self._answers_searches = False
 
     def search(self, level: Level, conditions: Mapping[str, str]) -> list[Answer]:
         """Searches over QIDO-RS, page by page; see `Archive.search`.
@@ -73,107 +93,150 @@ class DicomWebArchive:
             level: of the answers.
             conditions: matching keys by keyword; for SERIES and IMAGE the higher levels' UIDs are part of the URL.
         """
-        answers: dict[str, Answer] = {}
+        path, filters = _search_path(level, conditions)
+        query = [*filters.items(), *(("includefield", keyword) for keyword in RETURN_KEYS[level])]
+        pages: list[Answer] = []
+        found: set[str] = set()
+        is_cut = False
         while True:  # a service may cut its answer short at any length; some ignore `offset` and give the same page for ever
-            page = self._search(level, dict(conditions), offset=len(answers))
-            new = {answer.get(RETURN_KEYS[level][0], ""): answer for answer in page}
-            if new.keys() <= answers.keys():
-                return list(answers.values())
-            answers = new | answers
+            offset = [("offset", str(len(pages)))] if pages else []
+            page = self._retry_policy.retry(lambda: self._get(path, [*query, *offset], _JSON))  # noqa: B023 - called at once
+            if pages and not is_cut and page.status_code in _NO_SUCH_PAGE:
+                return pages
+            if page.status_code == HTTPStatus.NOT_FOUND and self._is_service():
+                return pages
+            self._check(page)
+            self._answers_searches = True
+            answers = read_matches(page)
+            new = {uid for answer in answers if (uid := answer.get(RETURN_KEYS[level][0], ""))}
+            if pages and new <= found:
+                return pages
+            pages += [answer for answer in answers if answer.get(RETURN_KEYS[level][0], "") not in found]
+            found |= new
+            is_cut = page.headers.get("Warning", "").strip().startswith("299")  # there are more matches: PS3.18, 8.3.4.4
+            if not answers:
+                return pages
 
-    def fetch(self, instance: Instance) -> Dataset:
+    def fetch(self, instance: Instance) -> bytes:
         """Fetches one image over WADO-RS; see `Archive.fetch`."""
+        path = f"/studies/{_quote(instance.study_uid)}/series/{_quote(instance.series_uid)}/instances/{_quote(instance.sop_uid)}"
 
-        def request() -> Dataset:
-            return self._client.retrieve_instance(
-                instance.study_uid, instance.series_uid, instance.sop_uid, media_types=_AS_STORED
-            )
+        def request() -> bytes:
+            answer = self._get(path, [], _DICOM)
+            if answer.status_code in (204, 404, 410):
+                raise ImageError(SkipReason.NOT_DELIVERED)
+            self._check(answer)
+            return read_instance(answer)
 
-        try:
-            return self._retry_policy.retry(lambda: self._ask(request))
-        except _NotFoundError:
-            raise ImageError(SkipReason.NOT_DELIVERED) from None
-        except ArchiveError:
-            raise
-        except Exception as error:  # the client parses what came, and damaged bytes make it raise nearly any class
-            raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
+        return self._retry_policy.retry(request)
 
     def close(self) -> None:
-        """Closes the HTTP session."""
-        self._session.close()
+        """Closes the connections."""
+        self._client.close()
 
-    def _search(self, level: Level, conditions: dict[str, str], offset: int) -> list[Answer]:
-        options: dict[str, Any] = {"fields": list(RETURN_KEYS[level]), "offset": offset or None}
+    def _is_service(self) -> bool:
+        """Whether there is a DICOMweb service that answers searches, so that HTTP 404 to one means that nothing matches."""
+        if not self._answers_searches:
+            answer = self._retry_policy.retry(lambda: self._get("/studies", [("limit", "1")], _JSON))
+            self._answers_searches = answer.status_code in (200, 204, 206)
+        return self._answers_searches
 
-        def request() -> list[Any]:
-            if level == "STUDY":
-                return list(self._client.search_for_studies(search_filters=conditions, **options))
-            if level == "SERIES":
-                return list(self._client.search_for_series(conditions["StudyInstanceUID"], **options))
-            return list(
-                self._client.search_for_instances(conditions["StudyInstanceUID"], conditions["SeriesInstanceUID"], **options)
-            )
+    def _get(self, path: str, query: list[tuple[str, str]], accepts: tuple[str, ...]) -> httpx.Response:
+        """Returns the answer in the first of the media types that the service takes; whatever its status, but those worth another try.
 
-        return [_read_answer(item) for item in self._retry_policy.retry(lambda: self._ask(request))]
+        Raises:
+            TransientRequestError: the service is busy, or the answer was cut off.
+            ArchiveError: there is no connection. Its text has nothing of the query.
+        """
+        start = self._accepted[accepts]
+        answer = self._send(path, query, accepts[start])
+        for index in range(len(accepts)):
+            if answer.status_code not in _NOT_ACCEPTABLE or index == start:
+                continue
+            other = self._send(path, query, accepts[index])
+            if other.is_success:
+                self._accepted[accepts] = index
+                return other
+        if answer.status_code in _TRANSIENT_STATUSES:
+            raise TransientRequestError(f"the archive {self._host} answered with HTTP {answer.status_code}; its own log says why")
+        return answer
 
-    def _ask(self, request: Callable[[], T]) -> T:
-        """Returns the answer to `request`; whatever goes wrong on the way becomes an ArchiveError without the address's query."""
+    def _send(self, path: str, query: list[tuple[str, str]], accept: str) -> httpx.Response:
         host = self._host
         try:
-            return request()
-        except requests.exceptions.SSLError:
-            raise ArchiveError(
-                f"TLS with the archive {host} failed: its certificate is expired, for another name or not of a known authority, or the "
-                "port speaks no TLS; give the hospital's authority with --ca"
-            ) from None
-        except requests.exceptions.HTTPError as error:
-            raise _explain_status(host, error.response.status_code if error.response is not None else 0) from None
-        except requests.exceptions.Timeout:
-            raise TransientArchiveError(
+            return self._client.get(
+                self._url + path, params=httpx.QueryParams(tuple(query)) if query else None, headers={"Accept": accept}
+            )
+        except httpx.ConnectError as error:
+            if _is_about_tls(error):
+                raise ArchiveError(
+                    f"TLS with the archive {host} failed: its certificate is expired, for another name or not of a known authority, or "
+                    "the port speaks no TLS; give the hospital's authority with --ca"
+                ) from None
+            raise self._unreachable(error) from None
+        except (httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol) as error:
+            raise self._unreachable(error) from None
+        except httpx.TimeoutException:
+            raise TransientRequestError(
                 f"the archive {host} did not answer within {self._retry_policy.timeout_sec:g} s; see that it runs and is not overloaded"
             ) from None
-        except (requests.exceptions.RequestException, OSError) as error:
-            raise TransientArchiveError(
-                f"the archive {host} cannot be reached ({type(error).__name__}); check the address, the network and the firewall"
+        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+            raise TransientRequestError(
+                f"the archive {host} broke off its answer ({type(error).__name__}); its own log says why"
             ) from None
 
+    def _unreachable(self, error: Exception) -> ArchiveError:
+        return TransientArchiveError(
+            f"the archive {self._host} cannot be reached ({type(error).__name__}); check the address, the network and the firewall"
+        )
 
-class _NotFoundError(ArchiveError):
-    """HTTP 404: for an image, that the archive does not have it; for anything else, that there is no such service."""
-
-
-def _explain_status(host: str, status: int) -> ArchiveError:
-    if status in (401, 403):
-        hint = "check user and password (PNEUMOFED_ARCHIVE_PASSWORD) or the token, and that the account may read images"
-        return ArchiveError(f"the archive {host} refuses this account (HTTP {status}); {hint}")
-    if status in (404, 405, 410):
-        return _NotFoundError(f"the archive {host} has no DICOMweb service at this address (HTTP {status}); check the URL's path")
-    kind = TransientArchiveError if status in _TRANSIENT_STATUSES else ArchiveError
-    return kind(f"the archive {host} answered with HTTP {status}; its own log says why")
-
-
-def _open_session(address: WebAddress) -> requests.Session:
-    session = requests.Session()
-    session.verify = address.ca or True
-    if address.user:
-        session.auth = (address.user, address.password or "")
-    if address.token:
-        session.headers["Authorization"] = f"Bearer {address.token}"
-    return session
+    def _check(self, answer: httpx.Response) -> None:
+        """Raises what a status other than success means: an ArchiveError where all requests would fail, else a RequestError."""
+        status, host = answer.status_code, self._host
+        if status in (401, 407):
+            hint = "check user and password (PNEUMOFED_ARCHIVE_PASSWORD) or the token, and that the account may read images"
+            raise ArchiveError(f"the archive {host} refuses this account (HTTP {status}); {hint}")
+        if status == HTTPStatus.FORBIDDEN:
+            raise RequestError(
+                f"the archive {host} refuses this account an examination (HTTP 403); it may not be allowed to read it"
+            )
+        if status in (404, 405, 410) and not self._answers_searches:
+            raise ArchiveError(
+                f"the archive {host} has no DICOMweb service at this address (HTTP {status}); check the URL's path"
+            )
+        if not answer.is_success:
+            raise RequestError(f"the archive {host} answered with HTTP {status}; its own log says why")
 
 
-def _read_answer(item: Mapping[str, Any]) -> Answer:
-    """Texts of a DICOM JSON object (PS3.18, F.2.2): `{"00080050": {"vr": "SH", "Value": ["A7"]}}`."""
-    answer: dict[str, str] = {}
-    for tag, element in item.items():
-        values = element.get("Value") if isinstance(element, Mapping) else None
-        if isinstance(values, list) and values and isinstance(values[0], str | int | float):
-            answer[_keyword(tag)] = str(values[0]).strip(" \0")
-    return answer
+def _search_path(level: Level, conditions: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The path of a search (PS3.18, 10.6.1) and what is left for its query."""
+    if level == "STUDY":
+        return "/studies", dict(conditions)
+    path = f"/studies/{_quote(conditions['StudyInstanceUID'])}/series"
+    return (path, {}) if level == "SERIES" else (f"{path}/{_quote(conditions['SeriesInstanceUID'])}/instances", {})
 
 
-def _keyword(tag: str) -> str:
+def _quote(uid: str) -> str:
+    return quote(uid, safe="").replace("..", "%2E%2E")
+
+
+def _open_client(address: WebAddress, timeout_sec: float) -> httpx.Client:
     try:
-        return keyword_for_tag(int(tag, 16)) or tag
-    except ValueError:
-        return tag
+        context = ssl.create_default_context(cafile=address.ca)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"certificate authority {address.ca} cannot be read: {type(error).__name__}") from None
+    return httpx.Client(
+        verify=context,
+        auth=(address.user, address.password or "") if address.user else None,
+        headers={"Authorization": f"Bearer {address.token}"} if address.token else {},
+        timeout=timeout_sec,
+        follow_redirects=True,
+    )
+
+
+def _is_about_tls(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

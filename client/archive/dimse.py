@@ -21,8 +21,17 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelMove,
 )
 
-from pneumofed.client.archive.query import RETURN_KEYS, Answer, Instance, Level, RetryPolicy, TransientArchiveError
-from pneumofed.client.archive.receiver import STORAGE_CLASSES, TRANSFER_SYNTAXES, Receiver, parse_file
+from pneumofed.client.archive.query import (
+    RETURN_KEYS,
+    Answer,
+    Instance,
+    Level,
+    RequestError,
+    RetryPolicy,
+    TransientArchiveError,
+    TransientRequestError,
+)
+from pneumofed.client.archive.receiver import STORAGE_CLASSES, TRANSFER_SYNTAXES, Receiver
 from pneumofed.common.errors import ArchiveError, ConfigError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_tags import text_of
 
@@ -33,7 +42,8 @@ _FIND, _GET, _MOVE = (
     StudyRootQueryRetrieveInformationModelGet,
     StudyRootQueryRetrieveInformationModelMove,
 )
-_SUCCESS, _UNKNOWN_DESTINATION = 0x0000, 0xA801
+_SUCCESS, _UNKNOWN_DESTINATION, _NO_SUB_OPERATION = 0x0000, 0xA801, 0xA702
+"""PS3.4, tables C.4-2 and C.4-3. A702, unable to perform sub-operations, is also sent by archives for an image that they cannot send."""
 _PENDING = (0xFF00, 0xFF01)
 _REJECTED = {
     3: "it does not know this site's AE title; have the archive's administrator register it (--ae-title)",
@@ -89,9 +99,9 @@ class DimseArchive:
         """
         return self._retry_policy.retry(lambda: self._search(level, conditions))
 
-    def fetch(self, instance: Instance) -> Dataset:
+    def fetch(self, instance: Instance) -> bytes:
         """Fetches one image by C-GET or C-MOVE, as the address says; see `Archive.fetch`."""
-        return parse_file(self._retry_policy.retry(lambda: self._fetch(instance)))
+        return self._retry_policy.retry(lambda: self._fetch(instance))
 
     def close(self) -> None:
         """Releases the association and stops listening."""
@@ -111,7 +121,9 @@ class DimseArchive:
             setattr(request, keyword, value)
         answers: list[Answer] = []
         for status, found in self._send("send_c_find", request, _FIND):
-            if self._read_status(status, "search") and found is not None:
+            if self._read_status(status, "search"):
+                if found is None:
+                    raise RequestError(f"the archive {self._name} sent an answer to a search that cannot be read")
                 answers.append({keyword: text_of(found, keyword) for keyword in RETURN_KEYS[level]})
         return answers
 
@@ -126,8 +138,12 @@ class DimseArchive:
             else:
                 self._listen()
                 responses = self._send("send_c_move", request, self._address.ae_title, _MOVE)
-            for status, _ in responses:
-                self._read_status(status, "transfer")
+            try:
+                for status, _ in responses:
+                    self._read_status(status, "transfer")
+            except RequestError:
+                if self._receiver.take() is None:  # else it came, whatever the archive says of it
+                    raise
             data = self._receiver.take()
         if data is None:
             raise ImageError(SkipReason.NOT_DELIVERED)
@@ -136,7 +152,11 @@ class DimseArchive:
     def _send(self, method: str, *arguments: Any) -> Any:
         try:
             return getattr(self._associate(), method)(*arguments)
-        except ValueError:  # pynetdicom: no accepted presentation context for this service
+        except (
+            ValueError
+        ) as error:  # pynetdicom: the request cannot be written, or there is no accepted presentation context for it
+            if "encode" in str(error):
+                raise RequestError("a number of an examination has characters that a DICOM request cannot hold") from None
             raise ArchiveError(
                 f"the archive {self._name} does not offer this site {method.removeprefix('send_').replace('_', '-').upper()}; "
                 "ask its administrator, or choose the other of --retrieve get and move"
@@ -146,11 +166,12 @@ class DimseArchive:
         """True for an answer with content, False at the end.
 
         Raises:
-            TransientArchiveError: the connection broke or the archive has no resources now.
-            ArchiveError: the archive refuses.
+            TransientRequestError: the connection broke or the archive has no resources now.
+            RequestError: the archive fails or refuses this request.
+            ArchiveError: it would refuse all.
         """
         if "Status" not in status:
-            raise TransientArchiveError(
+            raise TransientRequestError(
                 f"the archive {self._name} broke off or did not answer in time during a {what}; see that it "
                 f"knows the AE title {self._address.ae_title} and is not overloaded"
             )
@@ -160,11 +181,17 @@ class DimseArchive:
                 f"the archive {self._name} does not know where {self._address.ae_title} is (C-MOVE status A801); have its "
                 f"administrator register this AE title with this machine's address and port {self._address.listen_port}"
             )
+        if what == "transfer" and (code == 0xB000 or code & 0xF000 == 0xC000 or code == _NO_SUB_OPERATION):
+            if status.get("NumberOfFailedSuboperations"):
+                # One image was asked for, so it is this one that the archive cannot send: often in a transfer syntax, or of a SOP
+                # class, that was not offered to it, which another try does not change.
+                raise RequestError(f"the archive {self._name} cannot send an image (status {code:04X}); its own log says why")
+            if code != _NO_SUB_OPERATION:
+                return False  # what has arrived decides
         if code & 0xFF00 == 0xA700:  # refused: out of resources, of several kinds
-            raise TransientArchiveError(f"the archive {self._name} is out of resources (status {code:04X})")
-        is_partial = what == "transfer" and (code == 0xB000 or code & 0xFF00 == 0xC000)  # what has arrived decides
-        if code not in (_SUCCESS, *_PENDING) and not is_partial:
-            raise ArchiveError(f"the archive {self._name} refuses a {what} (status {code:04X}); its own log says why")
+            raise TransientRequestError(f"the archive {self._name} is out of resources (status {code:04X})")
+        if code not in (_SUCCESS, *_PENDING):
+            raise RequestError(f"the archive {self._name} refuses a {what} (status {code:04X}); its own log says why")
         return code in _PENDING
 
     @property

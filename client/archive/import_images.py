@@ -8,9 +8,8 @@ ImageStore        where de-identified images lie in the site folder
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,15 +17,17 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 
 from pneumofed.client.archive.deidentify import deidentify, encode_file, is_burnt_in
-from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, list_instances
+from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, RequestError, list_instances, search_key
+from pneumofed.client.archive.receiver import parse_file
+from pneumofed.client.archive.refusals import FailedExaminations, RefusedImages
 from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
 from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.data.report import DataReport, DataWarning
 from pneumofed.common.data.sources.dicom import Labels, find_label, record_of
 from pneumofed.common.data.sources.table import collect
 from pneumofed.common.errors import ArchiveError, DataError, ImageError, PneumofedError, SkipReason
-from pneumofed.common.files import StateFile, atomic_write, to_json
-from pneumofed.common.imaging.dicom_header import read_header
+from pneumofed.common.files import atomic_write
+from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings, text_of
 from pneumofed.common.imaging.dicom_views import read_body_part, read_view
 from pneumofed.common.imaging.views import is_frontal, is_other_part
@@ -34,8 +35,6 @@ from pneumofed.common.imaging.views import is_frontal, is_other_part
 logger = logging.getLogger(__name__)
 ImportOutcome = ImageRecord | SkipReason
 """The record of an image in the site folder, or why there is none."""
-_TRANSIENT = frozenset({SkipReason.NOT_DELIVERED, SkipReason.MISSING, SkipReason.UNREADABLE})
-"""Not the image's fault, so it is asked for again the next time."""
 
 
 @dataclass(frozen=True)
@@ -56,36 +55,115 @@ def import_images(
 ) -> Arrival:
     """Imports the labelled images that `query` finds; those that are in `store` already are not fetched again.
 
-    An image without a label stays in the archive. A bad image is left out and counted. When the archive or the disk fails for
-    good, the images that arrived before are given back with the error.
+    An image without a label stays in the archive. A bad image is left out and counted. An examination that the archive fails to list or
+    to deliver is counted as not delivered and asked for last the next time. When `STOP_AFTER` of them in a row fail, or the archive or the
+    disk fails for good, the images that arrived before are given back with the error.
 
     Args:
         archive: an open connection, over either protocol.
         query: which images the site wants; it is narrowed to the examinations that `labels` names.
         labels: the site's label table: labels by kind of key (`sop_uid`, `study_uid`, `accession`) and value.
         store: where images are put, with the pseudonyms and rules of the site.
-        on_progress: called after each image with the number of those that are done and of all that were found.
+        on_progress: called after each image with the number of those that are done and, as far as is known, of all.
 
     Raises:
         ConfigError: the labels name no examination and the query has no other limit.
     """
-    query = query.with_keys_of(labels)
-    outcomes: dict[Instance, ImportOutcome] = {}
+    work = _Import(archive, query.with_keys_of(labels), labels, store, FailedExaminations(store.folder, store.pseudonyms))
     stopped: PneumofedError | None = None
     try:
         with quiet_warnings():
-            instances = list(islice(list_instances(archive, query), query.limit))
-            for instance in instances:
-                outcomes[instance] = _take(archive, instance, find_label(instance.keys(), labels), store)
-                on_progress(len(outcomes), len(instances))
+            work.run(on_progress)
     except (ArchiveError, DataError) as error:
         stopped = error
     finally:
-        store.save_refused()
-    manifest, report = collect(outcomes.values())
+        store.refusals.save()
+        work.failed.save()
+    manifest, report = collect([*work.outcomes.values(), *[SkipReason.NOT_DELIVERED] * work.unlisted])
     if stopped is None and query.limit is None:
-        report.warnings[DataWarning.NOT_IN_ARCHIVE] = _count_unknown(labels, outcomes)
-    return Arrival(manifest, report, stopped)
+        report.warnings[DataWarning.NOT_IN_ARCHIVE] = _count_unknown(labels, work.outcomes, work.failed)
+    return Arrival(manifest, report, stopped or (work.failed.last if not report.used else None))
+
+
+@dataclass
+class _Import:
+    """An import in progress: one search for studies after the other, each listed and then fetched."""
+
+    archive: Archive
+    query: ArchiveQuery
+    labels: Labels
+    store: ImageStore
+    failed: FailedExaminations
+    outcomes: dict[Instance, ImportOutcome] = field(default_factory=dict)
+    unlisted: int = 0
+    """Examinations, or series of them, of which the archive gave no list."""
+
+    def run(self, on_progress: Callable[[int, int], None]) -> None:
+        """Takes all images; those of examinations that failed in the last import come last."""
+        searches = sorted(self.query.study_conditions(), key=lambda search: self.failed.failed_before(search_key(search)))
+        studies: set[str] = set()
+        for done, search in enumerate(searches, start=1):
+            left = None if self.query.limit is None else self.query.limit - len(self.outcomes)
+            instances = self._list(search, studies, left)
+            for position, instance in enumerate(instances, start=1):
+                self.outcomes[instance] = self._take(instance, search_key(search))
+                on_progress(len(self.outcomes), len(self.outcomes) + len(instances) - position + len(searches) - done)
+            if instances and not self.failed.has_failed(search_key(search)):
+                self.failed.succeed()
+            if left is not None and len(instances) >= left:
+                return
+
+    def _list(self, search: Mapping[str, str], studies: set[str], limit: int | None) -> list[Instance]:
+        def leave(examination: str, error: RequestError) -> None:
+            self.unlisted += 1
+            self.failed.add(search_key(search) or examination, error)
+
+        self.failed.visit(search_key(search))
+        found = islice(list_instances(self.archive, self.query, [search], leave, studies), limit)
+        return sorted(found, key=lambda instance: self.failed.failed_before(instance.study_uid))
+
+    def _take(self, instance: Instance, searched: str) -> ImportOutcome:
+        """The record of one image, fetched if need be, or why there is none."""
+        label = find_label(instance.keys(), self.labels)
+        is_assumed = not label and bool(instance.asked_accession)
+        if is_assumed:
+            label = find_label({"accession": [instance.asked_accession]}, self.labels)
+        if label not in LABELS:
+            return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
+        self.failed.visit(instance.study_uid)
+        try:
+            header = self.store.read(instance)
+            if header is None:
+                earlier = self.store.reason_against(instance)
+                if earlier is not None:
+                    return earlier
+                header = self._fetch(instance)
+        except RequestError as error:
+            self.failed.add(searched or instance.study_uid, error)
+            return SkipReason.NOT_DELIVERED
+        except ImageError as error:
+            logger.info("image %s left out: %s", self.store.name(instance), error)
+            return error.reason
+        if is_assumed and header.accession != self.store.pseudonyms.accession(instance.asked_accession):
+            return SkipReason.NO_LABEL  # only the image itself can say that it is of the examination that was searched for
+        return record_of(self.store.path(instance), header, label)
+
+    def _fetch(self, instance: Instance) -> DicomHeader:
+        """Fetches an image into the store; its header there.
+
+        Raises:
+            ImageError: it is not delivered, or cannot be used, which is remembered.
+            ArchiveError: the request or the archive fails.
+        """
+        data = self.archive.fetch(instance)
+        self.failed.succeed()
+        try:
+            clean = prepare_import(parse_file(data), instance.sop_uid, self.store.pseudonyms, self.store.rules)
+        except ImageError as error:
+            self.store.refusals.add(self.store.name(instance), error.reason, data)
+            raise
+        self.store.write(instance, clean)
+        return read_header(self.store.path(instance))
 
 
 def prepare_import(original: Dataset, sop_uid: str, pseudonyms: Pseudonyms, rules: ImportRules) -> bytes:
@@ -110,7 +188,7 @@ def prepare_import(original: Dataset, sop_uid: str, pseudonyms: Pseudonyms, rule
     except ImageError:
         raise
     except MemoryError:
-        raise ImageError(SkipReason.TOO_LARGE) from None
+        raise ImageError(SkipReason.OUT_OF_MEMORY) from None
     except Exception as error:  # hostile bytes make pydicom and the decoders raise nearly any class
         raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
 
@@ -133,14 +211,14 @@ class ImportRules:
 class ImageStore:
     """De-identified images in a folder of the site, each named after the pseudonym of its SOP Instance UID.
 
-    The name is the state: an image whose file is there has arrived. Those that cannot be used are remembered in `refused.json` by
-    the same pseudonyms, so that they are not fetched again.
+    The name is the state: an image whose file is there has arrived. Those that cannot be used are remembered by the same pseudonyms in
+    `refusals`.
     """
 
     folder: Path
     pseudonyms: Pseudonyms
     rules: ImportRules = field(default_factory=ImportRules)
-    refused: dict[str, SkipReason] = field(default_factory=dict)
+    refusals: RefusedImages = field(init=False)
 
     def __post_init__(self) -> None:
         """Makes the folder.
@@ -152,7 +230,7 @@ class ImageStore:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{self.folder} cannot be made: {error.strerror}; check its owner and permissions") from None
-        self.refused = _refused_file(self.folder).read()
+        self.refusals = RefusedImages(self.folder)
 
     def name(self, instance: Instance) -> str:
         """The pseudonym of an image."""
@@ -162,21 +240,21 @@ class ImageStore:
         """Where the image is, or would be."""
         return self.folder / f"{self.name(instance)}.dcm"
 
+    def read(self, instance: Instance) -> DicomHeader | None:
+        """Reads the header of an image that has arrived; None where it has not, or its file was damaged since."""
+        try:
+            return read_header(self.path(instance))
+        except ImageError as error:
+            if error.reason is not SkipReason.MISSING:
+                logger.warning(
+                    "image %s is damaged on the disk (%s); it is fetched again", self.name(instance), error.reason.value
+                )
+            return None
+
     def reason_against(self, instance: Instance) -> SkipReason | None:
-        """Why an earlier import left the image out, unless the rules have changed since."""
-        reason = self.refused.get(self.name(instance))
+        """Why an earlier import left the image out, unless the rules or the decoders have changed since."""
+        reason = self.refusals.find(self.name(instance))
         return None if reason is None or self.rules.overrules(reason) else reason
-
-    def refuse(self, instance: Instance, reason: SkipReason) -> None:
-        """Remembers that the image cannot be used, until `save_refused` writes it down.
-
-        Args:
-            instance: the image, by the hospital's own numbers.
-            reason: why; one that may pass (not delivered, missing, unreadable) is not kept, so that the image is asked for
-                again.
-        """
-        if reason not in _TRANSIENT:
-            self.refused[self.name(instance)] = reason
 
     def write(self, instance: Instance, data: bytes) -> None:
         """Stores a de-identified file, whole or not at all.
@@ -193,37 +271,15 @@ class ImageStore:
                 file.write(data)
         except OSError as error:
             raise DataError(f"{self.folder} cannot be written: {error.strerror}; free some space and run this again") from None
-        self.refused.pop(self.name(instance), None)
-
-    def save_refused(self) -> None:
-        """Writes down which images cannot be used. Where that fails they are fetched once more the next time, no harm done."""
-        try:
-            _refused_file(self.folder).write(self.refused)
-        except OSError as error:
-            logger.warning("the list of refused images cannot be written: %s", error.strerror)
+        self.refusals.drop(self.name(instance))
 
 
-def _count_unknown(labels: Labels, instances: Iterable[Instance]) -> int:
-    """Examinations in the label table of which the archive listed no image."""
+def _count_unknown(labels: Labels, instances: Iterable[Instance], failed: FailedExaminations) -> int:
+    """Examinations in the label table of which the archive listed no image, though it could be asked."""
     found = {key for instance in instances for keys in instance.keys().values() for key in keys}
-    return sum(key not in found for kind in ("study_uid", "accession") for key in labels.get(kind, ()))
-
-
-def _take(archive: Archive, instance: Instance, label: str, store: ImageStore) -> ImportOutcome:
-    """The record of one image, fetched if need be, or why there is none."""
-    if label not in LABELS:
-        return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
-    try:
-        if not store.path(instance).exists():
-            earlier = store.reason_against(instance)
-            if earlier is not None:
-                return earlier
-            store.write(instance, prepare_import(archive.fetch(instance), instance.sop_uid, store.pseudonyms, store.rules))
-        return _record(store.path(instance), label)
-    except ImageError as error:
-        store.refuse(instance, error.reason)
-        logger.info("image %s left out: %s", store.name(instance), error)
-        return error.reason
+    found |= {instance.asked_accession for instance in instances}
+    keys = [key for kind in ("study_uid", "accession") for key in labels.get(kind, ())]
+    return sum(key not in found and not failed.has_failed(key) for key in keys)
 
 
 def _check_wanted(original: Dataset, sop_uid: str, rules: ImportRules) -> None:
@@ -236,18 +292,3 @@ def _check_wanted(original: Dataset, sop_uid: str, rules: ImportRules) -> None:
         raise ImageError(SkipReason.NOT_FRONTAL)
     if rules.frontal_only and is_other_part(read_body_part(original)):
         raise ImageError(SkipReason.NOT_CHEST)
-
-
-def _record(path: Path, label: str) -> ImageRecord:
-    return record_of(path, read_header(path), label)
-
-
-def _refused_file(folder: Path) -> StateFile[dict[str, SkipReason]]:
-    return StateFile(
-        folder / "refused.json",
-        kind="the list of refused images",
-        parse=lambda content: {str(name): SkipReason[reason] for name, reason in json.loads(content).items()},
-        missing={},
-        remedy="they are fetched again",
-        dump=lambda refused: to_json({name: reason.name for name, reason in refused.items()}),
-    )

@@ -2,20 +2,21 @@
 
 ArchiveQuery      which images a site wants
 Archive           an archive under either protocol: `client.archive.dicomweb`, `client.archive.dimse`
-list_instances    the images that a query finds, study by study
+list_instances    the images that one search, or all searches of a query, find
 RetryPolicy       how long to wait for an archive that is busy or a network that fails for a moment
+
+What an archive does wrong is one of three: an ArchiveError ends the import, as nothing else would succeed either; a RequestError is of one
+examination, and the import goes on without it; a TransientArchiveError is asked again first, and then is one of the two.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Literal, Protocol, TypeVar
-
-from pydicom.dataset import Dataset
 
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.data.sources.dicom import Labels
@@ -96,6 +97,8 @@ class Instance:
     series_uid: str
     sop_uid: str
     accession: str
+    asked_accession: str = ""
+    """The accession number that was searched for, where the archive's answer states none; the image itself has to confirm it."""
 
     def keys(self) -> dict[str, list[str]]:
         """What a label table may name it by."""
@@ -121,12 +124,13 @@ class Archive(Protocol):
         """
         ...
 
-    def fetch(self, instance: Instance) -> Dataset:
-        """The image, with file meta information.
+    def fetch(self, instance: Instance) -> bytes:
+        """The image as a DICOM file, as the archive sent it: nothing in it is checked yet.
 
         Raises:
-            ImageError: the archive does not deliver this one.
-            ArchiveError: the archive cannot be reached or refuses.
+            ImageError: the archive says that it does not have this one.
+            RequestError: it fails to deliver this one.
+            ArchiveError: it cannot be reached or refuses.
         """
         ...
 
@@ -135,27 +139,68 @@ class Archive(Protocol):
         ...
 
 
-def list_instances(archive: Archive, query: ArchiveQuery) -> Iterator[Instance]:
+class TransientArchiveError(ArchiveError):
+    """A failure that may pass: the same request is worth another try."""
+
+
+class RequestError(ArchiveError):
+    """A request failed where others may succeed: its examination is left to the next import."""
+
+
+class TransientRequestError(RequestError, TransientArchiveError):
+    """A failed request that is worth another try before its examination is left."""
+
+
+OnFailure = Callable[[str, RequestError], None]
+"""Takes the examination that failed, by its Study Instance UID or the key that was searched for, and how. It may raise, to stop."""
+
+
+def raise_failure(examination: str, error: RequestError) -> None:
+    """Stops at the first examination that fails: the `OnFailure` of who goes on with none."""
+    raise error
+
+
+def list_instances(
+    archive: Archive,
+    query: ArchiveQuery,
+    searches: Iterable[Mapping[str, str]] | None = None,
+    on_failure: OnFailure = raise_failure,
+    seen: set[str] | None = None,
+) -> Iterator[Instance]:
     """Lists the images that `query` describes, each once, as the archive answers.
 
     Args:
         archive: an open connection.
         query: which images; several searches may find one study, which then comes once.
+        searches: which of the query's searches for studies; all of them where unset.
+        on_failure: called for each examination that cannot be listed.
+        seen: Study Instance UIDs that are listed already; the new ones are added.
 
     Raises:
         ArchiveError: the archive cannot be reached or refuses.
     """
-    seen: set[str] = set()
-    for conditions in query.study_conditions():
-        for study in archive.search("STUDY", conditions):
-            uid = study.get("StudyInstanceUID", "")
-            if uid and uid not in seen:
+    seen = set() if seen is None else seen
+    for conditions in query.study_conditions() if searches is None else searches:
+        examination = search_key(conditions)
+        try:
+            studies = archive.search("STUDY", conditions)
+        except RequestError as error:
+            on_failure(examination, error)
+            continue
+        for study in studies:
+            uid = study.get("StudyInstanceUID", "") or conditions.get("StudyInstanceUID", "")
+            if not uid:
+                on_failure(examination, RequestError("the archive listed a study without its Study Instance UID"))
+            elif uid not in seen:
                 seen.add(uid)
-                yield from _instances_of(archive, query, uid, study.get("AccessionNumber", ""))
+                accession = study.get("AccessionNumber", "")
+                asked = "" if accession else conditions.get("AccessionNumber", "")
+                yield from _list_study(archive, query, Instance(uid, "", "", accession, asked), on_failure)
 
 
-class TransientArchiveError(ArchiveError):
-    """A failure that may pass: the same request is worth another try."""
+def search_key(conditions: Mapping[str, str]) -> str:
+    """The Study Instance UID or accession number that a search for studies names; empty where it names none."""
+    return conditions.get("StudyInstanceUID", "") or conditions.get("AccessionNumber", "")
 
 
 @dataclass(frozen=True)
@@ -180,12 +225,28 @@ class RetryPolicy:
         return request()
 
 
-def _instances_of(archive: Archive, query: ArchiveQuery, study_uid: str, accession: str) -> Iterator[Instance]:
-    study = {"StudyInstanceUID": study_uid}
-    seen: set[str] = set()
-    for series in filter(query.accepts, archive.search("SERIES", study)):
-        for image in archive.search("IMAGE", {**study, "SeriesInstanceUID": series["SeriesInstanceUID"]}):
-            sop_uid = image.get("SOPInstanceUID", "")
-            if sop_uid and sop_uid not in seen:
-                seen.add(sop_uid)
-                yield Instance(study_uid, series["SeriesInstanceUID"], sop_uid, accession)
+def _list_study(archive: Archive, query: ArchiveQuery, study: Instance, on_failure: OnFailure) -> Iterator[Instance]:
+    """The images of `study`, which has no series and no image yet. A series that fails does not cost the others."""
+    conditions = {"StudyInstanceUID": study.study_uid}
+    try:
+        all_series = archive.search("SERIES", conditions)
+    except RequestError as error:
+        on_failure(study.study_uid, error)
+        return
+    listed: set[str] = set()
+    for series in filter(query.accepts, all_series):
+        series_uid = series.get("SeriesInstanceUID", "")
+        if not series_uid:
+            on_failure(study.study_uid, RequestError("the archive listed a series without its Series Instance UID"))
+            continue
+        try:
+            images = archive.search("IMAGE", {**conditions, "SeriesInstanceUID": series_uid})
+        except RequestError as error:
+            on_failure(study.study_uid, error)
+            continue
+        for sop_uid in (image.get("SOPInstanceUID", "") for image in images):
+            if not sop_uid:
+                on_failure(study.study_uid, RequestError("the archive listed an image without its SOP Instance UID"))
+            elif sop_uid not in listed:
+                listed.add(sop_uid)
+                yield replace(study, series_uid=series_uid, sop_uid=sop_uid)

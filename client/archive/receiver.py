@@ -16,6 +16,7 @@ from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     DigitalXRayImageStorageForPresentation,
     DigitalXRayImageStorageForProcessing,
+    ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
@@ -42,6 +43,7 @@ STORAGE_CLASSES = (
 TRANSFER_SYNTAXES = (
     *(ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit, JPEGExtended12Bit),
     *(JPEGLossless, JPEGLosslessSV1, JPEGLSLossless, JPEGLSNearLossless, JPEG2000Lossless, JPEG2000, RLELossless),
+    ExplicitVRBigEndian,
 )
 """All that the image reader decodes."""
 
@@ -50,7 +52,7 @@ _SUCCESS, _CANNOT_UNDERSTAND, _NOT_ASKED_FOR = 0x0000, 0xC000, 0x0124
 
 
 def parse_file(data: bytes) -> Dataset:
-    """The data set of the DICOM file `data`, as an archive sent it.
+    """The data set of the DICOM file `data`, as an archive sent it, with preamble or without.
 
     Raises:
         ImageError: it is damaged, or grows beyond all measure when it is inflated.
@@ -58,9 +60,11 @@ def parse_file(data: bytes) -> Dataset:
     try:
         with quiet_warnings():
             check_inflated_size(BytesIO(data))
-            return dcmread(BytesIO(data))
+            return dcmread(BytesIO(data), force=data.startswith((b"\x02\x00\x00\x00", b"\x08\x00")))
     except ImageError:
         raise
+    except MemoryError:
+        raise ImageError(SkipReason.OUT_OF_MEMORY) from None
     except Exception as error:  # damaged bytes make pydicom raise nearly any class
         raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
 

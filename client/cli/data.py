@@ -16,7 +16,7 @@ import typer
 from pneumofed.client.cli import archive
 from pneumofed.client.cli.options import AllViews, LabelTable, exit_codes, finish, show_report
 from pneumofed.common.config.experiment import TaskName
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, DataError
 from pneumofed.common.ops.command_line import NOT_FOUND, Json, Site, print_json, read_pairs, say
 
 if TYPE_CHECKING:
@@ -159,6 +159,32 @@ def data_check(
         show_report(dataset.report.public(), as_json)
         if dataset.report.skipped and not as_json:
             say(f"which ones: {cache / SKIPPED_FILE}")
+
+
+@app.command("retry")
+def data_retry(site: Site = Path(), as_json: Json = False) -> None:
+    """Forget which images were refused, so that the next `data add` or run tries them again, as after a repair of the archive."""
+    with exit_codes(as_json):
+        from pneumofed.client.archive.refusals import forget_refusals
+        from pneumofed.client.site.folder import SiteFolder
+        from pneumofed.common.data.cache import forget_refused
+
+        opened = SiteFolder.open(site)
+        try:
+            from_archive = forget_refusals(opened.images)
+            decoded = forget_refused(Path(opened.config.work_dir) / "cache")
+        except OSError as error:
+            raise DataError(f"{opened.data} cannot be changed: {error.strerror}; check its owner and permissions") from None
+        counts = {reason.value: count for reason, count in sorted(from_archive.items())}
+        if as_json:
+            print_json({"archive": counts, "decoded": decoded}, indent=1)
+            return
+        for reason, count in counts.items():
+            say(f"  {reason}: {count}")
+        say(
+            f"{sum(counts.values())} refused images of the archive forgotten; give the same `data add` command to ask for them again"
+        )
+        say(f"{decoded} images that could not be decoded forgotten; the next `data check` or run tries them again")
 
 
 @app.command("remove")

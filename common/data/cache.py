@@ -29,9 +29,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumofed.common.config.experiment import ImageConfig
-from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.errors import PASSING_REASONS, ImageError, SkipReason
 from pneumofed.common.files import StateFile, atomic_write, exclusive, pass_if_disk_full
-from pneumofed.common.imaging.images import fit_square, read_image
+from pneumofed.common.imaging.images import decoder_version, fit_square, read_image
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,6 @@ _LOG_EVERY_SEC = 10.0
 Pixels = NDArray[np.uint8]
 DecodeResult = Pixels | SkipReason
 """A decoded image, uint8 [S, S], or why there is none."""
-
-_TRANSIENT = frozenset({SkipReason.MISSING, SkipReason.UNREADABLE})
-"""Not the fault of the content, so not remembered with it: the file may be there again the next time."""
 
 DigestMemo = dict[str, tuple[int, int, str]]
 """(bytes, time of last change in ns, hexadecimal SHA-256) by absolute path."""
@@ -125,21 +122,25 @@ class Block:
 
 
 def read_block(index: Path) -> Block | None:
-    """Reads the block whose index file is `index`, its pixels memory-mapped; None if it is missing, cannot be read or is damaged."""
+    """Reads the block whose index file is `index`, its pixels memory-mapped; None if it is missing, cannot be read or is damaged.
+
+    What another version of the decoders refused is left out, so that it is tried again.
+    """
     try:
         content = json.loads(index.read_bytes())
         digests, size_px, checksum = tuple(content["digests"]), int(content["size_px"]), int(content["crc32"])
         refused = {digest: SkipReason[name] for digest, name in content["refused"].items()}
+        decoder = str(content.get("decoder", ""))
         pixels = _map_pixels(index.with_suffix(".pixels"), len(digests), size_px)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         log.warning("cached images %s are damaged; they are decoded again", index.stem)
         return None
-    if _block_checksum(zlib.crc32(pixels.data), digests, refused) != checksum:
+    if _block_checksum(zlib.crc32(pixels.data), digests, refused, decoder) != checksum:
         log.warning("cached images %s have a wrong checksum; they are decoded again", index.stem)
         return None
-    return Block(pixels, digests, refused)
+    return Block(pixels, digests, refused if decoder == decoder_version() else {})
 
 
 def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count: int, size_px: int) -> Block:
@@ -173,12 +174,13 @@ def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count:
             digests.append(digest)
             checksum = zlib.crc32(result.tobytes(), checksum)
             file.write(result.tobytes())
-    lasting = {digest: reason for digest, reason in refused.items() if reason not in _TRANSIENT}
+    lasting = {digest: reason for digest, reason in refused.items() if reason not in PASSING_REASONS}
     content = {
         "size_px": size_px,
-        "crc32": _block_checksum(checksum, digests, lasting),
+        "crc32": _block_checksum(checksum, digests, lasting, decoder_version()),
         "digests": digests,
         "refused": {digest: reason.name for digest, reason in lasting.items()},
+        "decoder": decoder_version(),
     }
     with atomic_write(index) as file:
         file.write(json.dumps(content).encode())
@@ -209,6 +211,26 @@ def remove_block(index: Path) -> None:
     """Removes a block; a process that has it mapped keeps it."""
     for file in (index, index.with_suffix(".pixels")):
         file.unlink(missing_ok=True)
+
+
+def forget_refused(folder: Path) -> int:
+    """Forgets which images could not be decoded, in all blocks of the cache `folder`, so that they are tried again; how many.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    forgotten: set[str] = set()
+    for index in sorted(folder.glob("*px-*/*.json")):
+        with exclusive(index.parent):
+            block = read_block(index)
+            if block is not None and block.refused:
+                forgotten |= block.refused.keys()
+                content = json.loads(index.read_bytes())
+                checksum = _block_checksum(zlib.crc32(block.pixels.data), block.digests, {}, decoder_version())
+                content |= {"refused": {}, "crc32": checksum}
+                with atomic_write(index) as file:
+                    file.write(json.dumps(content).encode())
+    return len(forgotten)
 
 
 def load_digests(paths: Sequence[Path], folder: Path, workers: int) -> list[str | SkipReason]:
@@ -296,9 +318,9 @@ def _hash_parts(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _block_checksum(of_pixels: int, digests: Sequence[str], refused: Mapping[str, SkipReason]) -> int:
-    """CRC-32 of the pixels and of what the index says about them."""
-    said = json.dumps([*digests, *((digest, reason.name) for digest, reason in refused.items())])
+def _block_checksum(of_pixels: int, digests: Sequence[str], refused: Mapping[str, SkipReason], decoder: str) -> int:
+    """CRC-32 of the pixels and of what the index says about them; blocks of earlier versions name no decoder."""
+    said = json.dumps([*digests, *((digest, reason.name) for digest, reason in refused.items()), *[decoder][: len(decoder)]])
     return zlib.crc32(said.encode(), of_pixels)
 
 

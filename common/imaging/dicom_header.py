@@ -86,6 +86,8 @@ def _parse(file: BinaryIO) -> DicomHeader:
             header = _describe(dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(_TAGS)))
     except (OSError, ImageError):
         raise
+    except MemoryError:
+        raise ImageError(SkipReason.OUT_OF_MEMORY) from None
     except Exception as error:  # damaged bytes make pydicom raise nearly any class
         raise ImageError(SkipReason.CORRUPT if is_certain else SkipReason.UNKNOWN_FORMAT, type(error).__name__) from None
     if not is_certain and not header.sop_uid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")
 _JPEG_FRAME_HEADERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
 """SOF markers: ITU-T T.81, table B.1 (C4, C8 and CC mean other things), and T.87, C.1.1 for JPEG-LS."""
 
-
+_MEMORY = re.compile(rf"{_PLUGIN}:\s*$|bad_alloc|MemoryError|Unable to allocate|out of memory", re.IGNORECASE)
+"""What MemoryErrors say: Python's nothing, C++ bad_alloc, numpy how much it could not allocate."""
 _LOSSLESS = frozenset({JPEG2000Lossless, JPEGLSLossless, JPEGLossless, JPEGLosslessSV1})
 
 
@@ -176,7 +178,7 @@ def _find_decoder(dataset: Dataset) -> Decoder:
     except NotImplementedError:
         raise ImageError(SkipReason.UNSUPPORTED_COMPRESSION) from None
     if decoder.UID.is_encapsulated and _PLUGIN not in decoder.available_plugins:
-        raise ImageError(SkipReason.UNSUPPORTED_COMPRESSION, f"{_PLUGIN} has no decoder for {decoder.UID.name} here")
+        raise ImageError(SkipReason.NO_DECODER, f"{_PLUGIN} has no decoder for {decoder.UID.name} here")
     return decoder
 
 
@@ -196,6 +198,11 @@ def _run(decoder: Decoder, data: bytes, layout: PixelLayout, **options: Any) -> 
     plugin = _PLUGIN if decoder.UID.is_encapsulated else ""
     try:
         return decoder.as_array(data, index=0, raw=True, decoding_plugin=plugin, **options)[0]
+    except RuntimeError as error:
+        # pydicom makes every exception of a decoder a RuntimeError, whose text is all that is left of it.
+        if _MEMORY.search(str(error)):
+            raise MemoryError from None
+        raise
     except BaseException as error:
         if type(error).__name__ == "PanicException":  # the RLE decoder panics in Rust: no subclass of Exception, nor importable
             raise ImageError(SkipReason.CORRUPT, "PanicException") from None

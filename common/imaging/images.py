@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
@@ -111,11 +113,30 @@ def only_image_errors() -> Iterator[None]:
             yield
     except PneumofedError:
         raise
-    except (MemoryError, PIL.Image.DecompressionBombError):
+    except MemoryError:
+        raise ImageError(SkipReason.OUT_OF_MEMORY) from None
+    except PIL.Image.DecompressionBombError:
         raise ImageError(SkipReason.TOO_LARGE) from None
     except Exception as error:  # hostile bytes make the parsers raise nearly any class
         # Its text may quote tag values, so only the name of its class is kept.
         raise ImageError(SkipReason.CORRUPT, type(error).__name__) from None
+
+
+@cache
+def decoder_version() -> str:
+    """Names all that decides whether an image can be read: this package and the decoders, with their versions.
+
+    What was refused by another version is worth another try.
+    """
+    names = ("pneumofed", "pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle")
+    return ", ".join(f"{name} {_find_version(name)}" for name in names)
+
+
+def _find_version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "absent"
 
 
 def fit_square(pixels: np.ndarray, size_px: int, fit: Literal["pad", "crop"]) -> np.ndarray:

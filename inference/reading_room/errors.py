@@ -45,10 +45,12 @@ _BY_REASON: dict[SkipReason, ErrorCode] = {
     SkipReason.CORRUPT: "corrupt",
     SkipReason.NO_PIXEL_DATA: "no_pixel_data",
     SkipReason.UNSUPPORTED_COMPRESSION: "unsupported_compression",
+    SkipReason.NO_DECODER: "unsupported_compression",
     SkipReason.UNSUPPORTED_BITS: "unsupported_bits",
     SkipReason.COLOUR: "colour",
     SkipReason.MULTI_FRAME: "multi_frame",
     SkipReason.TOO_LARGE: "too_large",
+    SkipReason.OUT_OF_MEMORY: "too_large",
     SkipReason.TOO_SMALL: "too_small",
     SkipReason.CONSTANT: "constant",
 }

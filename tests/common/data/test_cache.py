@@ -183,6 +183,39 @@ def test_an_image_that_could_not_be_opened_is_tried_again(
     np.testing.assert_array_equal(block.pixels, _expected(wanted))
 
 
+@pytest.mark.parametrize("reason", [SkipReason.OUT_OF_MEMORY, SkipReason.NO_DECODER])
+def test_what_the_machine_lacked_is_tried_again(
+    make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: SkipReason
+) -> None:
+    def fail(path: Path) -> Image:
+        raise ImageError(reason)
+
+    wanted = _wanted(make_site(3))
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "read_image", fail)
+        assert set(load_block(wanted, IMAGE, tmp_path, 1).refused.values()) == {reason}
+    assert not load_block(wanted, IMAGE, tmp_path, 1).refused
+
+
+def test_refused_images_are_tried_again_with_another_decoder_or_when_they_are_forgotten(
+    make_site: MakeSite, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[Path]
+) -> None:
+    manifest = make_site(4)
+    bad = manifest.records[2].path
+    bad.write_text("no image")
+    wanted = _wanted(manifest)
+    load_block(wanted, IMAGE, tmp_path, 1)
+    monkeypatch.setattr(cache, "decoder_version", lambda: "another")
+    load_block(wanted, IMAGE, tmp_path, 1)
+    load_block(wanted, IMAGE, tmp_path, 1)
+    assert decoded[4:] == [bad]
+    assert [cache.forget_refused(tmp_path), cache.forget_refused(tmp_path)] == [1, 0]
+    block = load_block(wanted, IMAGE, tmp_path, 1)
+    assert decoded[4:] == [bad, bad]
+    assert block.refused == {"digest-2.png": SkipReason.UNKNOWN_FORMAT}
+    assert len(block.digests) == 3
+
+
 def _load_and_count(images: Path, folder: Path, log: Path, start: Barrier) -> None:
     """What each of two processes does: loads the block, writing a byte to `log` for each image that it decodes."""
 

@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from pydicom.data import get_testdata_file
 from pydicom.encaps import encapsulate
+from pydicom.pixels import get_decoder
 from pydicom.uid import (
     MPEG4HP41,
     UID,
@@ -29,6 +30,7 @@ from pydicom.uid import (
 
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging import dicom_pixels
+from pneumofed.common.imaging.images import decode_image
 from tests.dicom_factory import dicom_bytes, draw_radiograph, encode_jpeg_lossless
 
 LOSSLESS = [
@@ -190,3 +192,15 @@ def test_the_jpeg_header_is_found_behind_other_segments() -> None:
     frame = encode_jpeg_lossless(draw_radiograph(), 12)
     comment = b"\xff\xfe\x00\x08hello!"
     assert dicom_pixels._read_jpeg_header(frame[:2] + comment + b"\xff" + frame[2:]) == (40, 36, 1, 12)
+
+
+@pytest.mark.parametrize("text", ["", "std::bad_alloc", "Unable to allocate 12.0 MiB for an array with shape (40, 36)"])
+def test_too_little_memory_in_a_decoder_is_no_damage(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def fail(source: bytes, runner: object) -> bytes:
+        raise MemoryError(text)
+
+    decoder = get_decoder(RLELossless)
+    monkeypatch.setitem(decoder._available, "pylibjpeg", fail)
+    with pytest.raises(ImageError) as caught:
+        decode_image(dicom_bytes(draw_radiograph(), syntax=RLELossless))
+    assert caught.value.reason is SkipReason.OUT_OF_MEMORY
