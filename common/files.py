@@ -1,8 +1,8 @@
 """Files that stay whole when a process dies, small state files, and folders with one writer at a time.
 
-`atomic_write` and `write_file` replace a file as a whole, with mode 0600, since all that a site writes may name patients. `StateFile`
-builds on them: a file of one value that several processes read and change, with a checksum. `exclusive` is the lock of a folder, and
-`drawn_once` uses it for keys that only the first process may draw.
+`atomic_write` and `write_file` replace a file as a whole, with mode 0600, since all that a site writes may name patients; `append_whole`
+adds a line as a whole. `StateFile` builds on them: a file of one value that several processes read and change, with a checksum.
+`exclusive` is the lock of a folder, and `drawn_once` uses it for keys that only the first process may draw.
 """
 
 from __future__ import annotations
@@ -194,7 +194,20 @@ def keep_previous(path: Path) -> None:
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    kept, new = previous_of(path), path.with_name(f".{path.name}.kept")
+    keep_as(path, previous_of(path))
+
+
+def keep_as(path: Path, kept: Path) -> None:
+    """Keeps what `path` holds under the name `kept` too; nothing where there is no such file.
+
+    Args:
+        path: stays as it is, at every moment.
+        kept: in the same folder; an older file is replaced.
+
+    Raises:
+        OSError: as `keep_previous`.
+    """
+    new = path.with_name(f".{path.name}.kept")
     new.unlink(missing_ok=True)
     try:
         os.link(path, new)  # takes no time and no space
@@ -218,6 +231,27 @@ def write_file(path: Path, content: bytes) -> None:
     """
     with atomic_write(path, synced=True) as file:
         file.write(content)
+
+
+def append_whole(descriptor: int, line: bytes) -> None:
+    """Appends the whole of `line`, which is on the disk when this returns, or nothing.
+
+    Args:
+        descriptor: of a file that was opened with `O_APPEND`, and that nobody else writes to meanwhile.
+        line: all bytes of it.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written; it is as it was.
+    """
+    before = os.fstat(descriptor).st_size
+    try:
+        written = 0
+        while written < len(line):
+            written += os.write(descriptor, line[written:])
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
 
 
 def drawn_once(path: Path, draw: Callable[[], bytes]) -> bytes:
