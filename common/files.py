@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -336,6 +337,12 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Reports whether a disk, a quota or a file size limit is used up; SQLite says it in its own way, and SQLAlchemy wraps that."""
+    cause = getattr(error, "orig", None) or error
+    return getattr(cause, "errno", None) in _DISK_FULL or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
 def pass_if_disk_full(error: OSError, folder: Path) -> None:
     """Logs a full disk and returns, for writers of what can be computed again.
 
@@ -346,6 +353,6 @@ def pass_if_disk_full(error: OSError, folder: Path) -> None:
     Raises:
         DataError: `error` says that `folder` cannot be written for another reason.
     """
-    if error.errno not in _DISK_FULL:
+    if not is_disk_full(error):
         raise DataError(f"{folder} cannot be written: {error.strerror}; check its owner and permissions") from error
     log.warning("disk full while writing to %s; going on without", folder)

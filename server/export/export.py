@@ -120,28 +120,33 @@ def export_run(plan: ExportPlan, say: Say = lambda _: None) -> BundleManifest:
     plan.out.parent.mkdir(parents=True, exist_ok=True)
     with owned(plan.staging, "export", "pneumofed export", "wait for it, or give another --out"):
         try:
-            _finish_broken_off(plan)
+            if _complete(plan):
+                raise ConfigError(
+                    f"an earlier export to {plan.out} was ended from outside at its very last step; its bundle and "
+                    f"{plan.archive.name} are whole now. Use them, or give another --out"
+                )
             _check_new(plan)
             return _export(plan, say)
         finally:
+            _complete(plan)
+            _remove_staged(plan)
             shutil.rmtree(plan.staging, ignore_errors=True)
 
 
-def _finish_broken_off(plan: ExportPlan) -> None:
-    """Moves the archive of an export that was killed between its two last steps to its place, and removes what others left behind.
-
-    Raises:
-        ConfigError: there was such an export; what it made is whole now.
-    """
-    folder, archive = plan.staging / plan.out.name, plan.staging / plan.archive.name
-    if archive.exists() and not folder.exists() and plan.out.is_dir() and not plan.archive.exists():
+def _complete(plan: ExportPlan) -> bool:
+    """Moves the archive to its place where an export was ended between its two last steps; reports whether one was."""
+    archive = plan.staging / plan.archive.name
+    broken_off = archive.exists() and not (plan.staging / plan.out.name).exists() and plan.out.is_dir()
+    if broken_off and not plan.archive.exists():
         archive.rename(plan.archive)
-        raise ConfigError(
-            f"an earlier export to {plan.out} was ended from outside at its very last step; its bundle and {plan.archive.name} are "
-            "whole now. Use them, or give another --out"
-        )
-    for path in (folder, archive):
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        return True
+    return False
+
+
+def _remove_staged(plan: ExportPlan) -> None:
+    """Removes what an export left in staging; the archive first, since by itself it means that the bundle is in its place."""
+    (plan.staging / plan.archive.name).unlink(missing_ok=True)
+    shutil.rmtree(plan.staging / plan.out.name, ignore_errors=True)
 
 
 def _check_new(plan: ExportPlan) -> None:
@@ -151,6 +156,7 @@ def _check_new(plan: ExportPlan) -> None:
 
 def _export(plan: ExportPlan, say: Say) -> BundleManifest:
     source = read_finished_run(plan.run)
+    _remove_staged(plan)
     folder = plan.staging / plan.out.name
     folder.mkdir()
     manifest = _build(plan, source, folder, say)
@@ -158,7 +164,7 @@ def _export(plan: ExportPlan, say: Say) -> BundleManifest:
     if plan.out.is_dir():
         plan.out.rmdir()
     folder.rename(plan.out)
-    archive.rename(plan.archive)  # a kill before this line: `_finish_broken_off`
+    archive.rename(plan.archive)  # where it ends before this line: `_complete`
     return manifest
 
 

@@ -6,6 +6,7 @@ The server is the real one, with a worker process. It is killed after a random t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
@@ -13,6 +14,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,21 +24,30 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pneumofed.common.audit.log import read_entries
+from pneumofed.common.audit.log import AuditLog, read_entries
 from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.ops.web import CSRF_HEADER
+from pneumofed.inference.reading_room import worker as worker_module
 from pneumofed.inference.reading_room.cases import Cases, open_room_database
 from pneumofed.inference.reading_room.file_store import CaseFiles
 from pneumofed.inference.reading_room.serve import init_room
-from pneumofed.inference.reading_room.settings import RoomFolder
 from pneumofed.inference.reading_room.users import Users
-from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
-from pneumofed.inference.reading_room.worker import ImageJob
+from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE, JudgedFile
+from pneumofed.inference.reading_room.worker import ImageJob, JobOutcome
 from tests.adversary import disk
 from tests.adversary.marked import PYTHON, Marked, marked
-from tests.inference.reading_room.stage import PASSWORD, READER, bundle, inline_reader, phantom_dicom
+from tests.inference.reading_room.stage import (
+    PASSWORD,
+    READER,
+    Stage,
+    bundle,
+    inline_reader,
+    phantom_dicom,
+    phantom_png,
+    problem,
+    upload,
+)
 
-pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("PNEUMOFED_KILLS", "180")) // 6
 FILES = 5
 """Sent in each life of a server."""
@@ -152,7 +163,9 @@ class Attacked:
         folder = self.path / "judged"
         folder.mkdir(exist_ok=True)
         (folder / ORIGINAL_FILE).write_bytes(file)
-        expected = inline_reader()(ImageJob(folder)).judgement
+        outcome = inline_reader()(ImageJob(folder))
+        assert isinstance(outcome, JudgedFile)
+        expected = outcome.judgement
         case = cases.find(identifier)
         assert case is not None and case.verdict == expected.verdict
         if expected.prediction is not None:
@@ -162,6 +175,24 @@ class Attacked:
 @pytest.fixture
 def room(tmp_path: Path) -> Attacked:
     return Attacked(tmp_path)
+
+
+def full(*_: object, **__: object) -> JobOutcome:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = iter((full, inline_reader(), inline_reader()))
+    stage = Stage(tmp_path, read=lambda job: worker_module._outcome(next(reads), job))
+    with stage.signed_in() as client:
+        answer = client.post("/api/cases", files=[("files", ("image", phantom_png()))])
+        assert problem(answer) == (507, "disk_full")
+        monkeypatch.setattr(AuditLog, "record", full)
+        answer = client.post("/api/cases", files=[("files", ("image", phantom_png()))])
+        assert problem(answer) == (507, "disk_full")
+        monkeypatch.undo()
+        assert stage.room.cases.ids() == set()  # no case without its line
+        assert upload(client, phantom_png())[0]["outcome"] == "new"
 
 
 def measured(room: Attacked, family: Marked) -> tuple[float, float, int]:
@@ -178,6 +209,7 @@ def measured(room: Attacked, family: Marked) -> tuple[float, float, int]:
     return ready, busy, max(map(int, counts), default=0)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_a_room_killed_at_any_moment_loses_no_case_and_judges_none_twice(room: Attacked) -> None:
     draw, kills = random.Random(7), Counter[str]()
@@ -199,9 +231,10 @@ def test_a_room_killed_at_any_moment_loses_no_case_and_judges_none_twice(room: A
                 kills["after its work" if process.poll() is None else how] += 1
             room.check()
         room.finish(family)
-    print(f"\n{kills.total()} kills of the reading room {dict(kills)}; {len(room.answered)} cases")
+    sys.stdout.write(f"\n{kills.total()} kills of the reading room {dict(kills)}; {len(room.answered)} cases\n")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 @disk.needs_library
 def test_a_room_whose_disk_is_full_at_any_moment_loses_no_case(room: Attacked) -> None:
@@ -217,4 +250,4 @@ def test_a_room_whose_disk_is_full_at_any_moment_loses_no_case(room: Attacked) -
                 process.wait(60)
             room.check()
         room.finish(family)
-    print(f"\n{said.total()} full disks of the reading room {dict(said)}; {len(room.answered)} cases")
+    sys.stdout.write(f"\n{said.total()} full disks of the reading room {dict(said)}; {len(room.answered)} cases\n")
