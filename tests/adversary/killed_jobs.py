@@ -141,7 +141,7 @@ def main() -> None:
     PIL.Image.init()
     note_places()
     running.secrets = SimpleNamespace(token_hex=lambda _: RUN_TOKEN)  # type: ignore[assignment]
-    exporting.export_onnx = write_graph
+    exporting.export_onnx = write_graph  # type: ignore[assignment]
     for line in sys.stdin:
         order = json.loads(line)
         _place[:], _changes[:] = order["job"].encode().ljust(64), bytes(8)
@@ -151,10 +151,15 @@ def main() -> None:
             os.dup2(log, 1)
             os.dup2(log, 2)
             os._exit(work(order))
-        print(pid, flush=True)
+        _reply(pid)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         place = _place[:].decode().strip()
-        print(json.dumps({"code": code, "place": place, "changes": int.from_bytes(_changes[:], "little")}), flush=True)
+        _reply({"code": code, "place": place, "changes": int.from_bytes(_changes[:], "little")})
+
+
+def _reply(value: Any) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -41,13 +41,16 @@ GROUPS = int(os.environ.get("PNEUMOFED_KILLS", "180")) // 18
 """Of the long form: a job is killed three times in each. Six parts are runs, plain and private, the rest baselines and exports."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Order:
     """How a job is to end: after so many seconds, or (`disk.FULL`, `disk.KILL`) at a change of its folder; else by itself."""
 
     seconds: float | None = None
     at: int = 0
     mode: int = disk.COUNT
+
+
+UNDISTURBED = Order()
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Jobs:
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables
         )
 
-    def run(self, job: str, folder: Path, order: Order = Order(), resume: bool = False) -> int:
+    def run(self, job: str, folder: Path, order: Order = UNDISTURBED, resume: bool = False) -> int:
         """The exit code of the job, or the number of the signal that ended it, below zero. None of its processes is left."""
         folder.mkdir(parents=True, exist_ok=True)
         assert self.process.stdin and self.process.stdout
@@ -119,7 +122,8 @@ def jobs() -> Iterator[Jobs]:
     yield server
     server.process.kill()  # nothing of a job runs now
     server.process.wait(20)
-    print(f"\n{server.kills.total()} kills {dict(server.kills)}\n{server.full.total()} full disks {dict(server.full)}")
+    counted = f"{server.kills.total()} kills {dict(server.kills)}\n{server.full.total()} full disks {dict(server.full)}"
+    sys.stdout.write(f"\n{counted}\n")
 
 
 @pytest.fixture(scope="module")
