@@ -1,9 +1,10 @@
 """Jobs that a test kills.
 
 `python -m tests.adversary.killed_jobs` imports all that they need once and forks a process for each line of JSON on its input,
-`{"job": NAME, "folder": PATH, "resume": BOOL, "at": NUMBER, "mode": NUMBER}` (`tests.adversary.disk`). It says the process's number;
-then a line of JSON, `{"code": NUMBER, "place": TEXT, "changes": NUMBER}`: 0, 1, or the number of the signal that ended it as a negative
-number; what it was at last doing; how many changes it made to its folder. What a job that failed says to its user lies in `said` there.
+`{"job": NAME, "folder": PATH, "resume": BOOL, "at": NUMBER, "mode": NUMBER, "place": TEXT}` (`tests.adversary.disk`; or killed at a
+beginning or end of one of `PLACES`). The process says its number when the hospitals are laid out and the job begins; then a line of JSON
+follows, `{"code": NUMBER, "place": TEXT, "changes": NUMBER}`: 0, 1, or the number of the signal that ended it as a negative number; what
+it was at last doing; how many changes it made to its folder. What a job that failed says to its user lies in `said` there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -68,8 +70,8 @@ def experiment(job: str) -> ExperimentConfig:
     return tiny_experiment(rounds=ROUNDS, strategy={"name": "fedadam"})
 
 
-def train(job: str, folder: Path, resume: bool) -> None:
-    """A run of two hospitals in this process: training, aggregation, checkpoints, audit logs, and the ledgers of a private one."""
+def lay_out(job: str, folder: Path) -> TinyFederation:
+    """The hospitals of a run, as they were if they are there: nothing here is under attack."""
     federation = TinyFederation(folder, sites=SITES, patients=12)
     for number in range(SITES):
         write_secret(federation.sites / f"site-{number}" / NOISE_KEY_FILE, bytes([number]) * 32)
@@ -77,6 +79,13 @@ def train(job: str, folder: Path, resume: bool) -> None:
             file = federation.sites / f"{number}.yaml"
             file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "policy": "../policy.yaml"}))
     (folder / "policy.yaml").write_text(yaml.safe_dump(POLICY))
+    return federation
+
+
+def train(job: str, folder: Path, resume: bool) -> None:
+    """A run of two hospitals in this process: training, aggregation, checkpoints, audit logs, and the ledgers of a private one."""
+    federation = TinyFederation.__new__(TinyFederation)
+    federation.folder, federation.sites, federation.key_roster = folder, folder / "sites", None
     federation.run("run", experiment(job), resume=resume, audit_log=folder / "audit.jsonl")
 
 
@@ -108,11 +117,25 @@ def _noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     def noted(*arguments: Any, **options: Any) -> Any:
         before, _place[:] = _place[:], name.encode().ljust(64)
         try:
-            return function(*arguments, **options)
+            _die_at(name)
+            result = function(*arguments, **options)
+            _die_at(name)
+            return result
         finally:
             _place[:] = before
 
     return noted
+
+
+_deadly: list[Any] = ["", 0]
+"""A place, and how often its beginnings and ends still pass before the process is killed at one."""
+
+
+def _die_at(name: str) -> None:
+    if name == _deadly[0]:
+        if _deadly[1] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        _deadly[1] -= 1
 
 
 def write_graph(network: torch.nn.Module, _: int, __: int, path: Path) -> None:
@@ -123,6 +146,7 @@ def write_graph(network: torch.nn.Module, _: int, __: int, path: Path) -> None:
 def work(order: dict[str, Any]) -> int:
     """Does the job; its exit code."""
     folder = Path(order["folder"])
+    _deadly[:] = order["place"], order["at"]
     disk.arm(folder, order["at"], order["mode"])
     try:
         JOBS[order["job"]](order["job"], folder, order["resume"])
@@ -147,11 +171,13 @@ def main() -> None:
         _place[:], _changes[:] = order["job"].encode().ljust(64), bytes(8)
         pid = os.fork()
         if pid == 0:
+            if JOBS[order["job"]] is train:
+                lay_out(order["job"], Path(order["folder"]))
+            _reply(os.getpid())
             log = os.open(Path(order["folder"]) / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(log, 1)
             os.dup2(log, 2)
             os._exit(work(order))
-        _reply(pid)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         place = _place[:].decode().strip()
         _reply({"code": code, "place": place, "changes": int.from_bytes(_changes[:], "little")})

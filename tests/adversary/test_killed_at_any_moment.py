@@ -43,11 +43,12 @@ GROUPS = int(os.environ.get("PNEUMOFED_KILLS", "180")) // 18
 
 @dataclass(frozen=True)
 class Order:
-    """How a job is to end: after so many seconds, or (`disk.FULL`, `disk.KILL`) at a change of its folder; else by itself."""
+    """How a job is to end: after so many seconds, at a change of its folder (`disk.FULL`, `disk.KILL`), or in a place; else by itself."""
 
     seconds: float | None = None
     at: int = 0
     mode: int = disk.COUNT
+    place: str = ""
 
 
 UNDISTURBED = Order()
@@ -55,7 +56,7 @@ UNDISTURBED = Order()
 
 @dataclass
 class Jobs:
-    """The process that forks a job's, and what became of them: kills by what the job was doing, and how unbroken ones went."""
+    """The process that forks a job's, and what became of them: kills by what the job was doing, and how the first, unbroken, ones went."""
 
     kills: Counter[str] = field(default_factory=Counter)
     full: Counter[str] = field(default_factory=Counter)
@@ -74,15 +75,16 @@ class Jobs:
         """The exit code of the job, or the number of the signal that ended it, below zero. None of its processes is left."""
         folder.mkdir(parents=True, exist_ok=True)
         assert self.process.stdin and self.process.stdout
-        asked = {"job": job, "folder": str(folder), "resume": resume, "at": order.at, "mode": order.mode}
+        asked = {"job": job, "folder": str(folder), "resume": resume, "at": order.at, "mode": order.mode, "place": order.place}
         self.process.stdin.write(json.dumps(asked) + "\n")
         self.process.stdin.flush()
-        pid = int(self.process.stdout.readline())
+        pid, began = int(self.process.stdout.readline()), time.monotonic()
         if order.seconds is not None:
             time.sleep(order.seconds)
             with suppress(ProcessLookupError):  # it was faster
                 os.kill(pid, signal.SIGKILL)
         answer = json.loads(self.process.stdout.readline())
+        self.seconds.setdefault(job, time.monotonic() - began)
         if answer["code"] == KILLED:
             self.kills[f"{job}: {answer['place']}"] += 1
         elif order.mode == disk.KILL and answer["code"]:
@@ -105,12 +107,14 @@ class Jobs:
         assert self.run(job, folder, resume=RunFolder(folder / "run").last_checkpoint.exists()) == 0, said(folder)
 
     def unbroken(self, job: str, folder: Path) -> None:
-        started = time.monotonic()
         assert self.run(job, folder) == 0, said(folder)
-        self.seconds[job] = time.monotonic() - started
 
     def draw(self, job: str, draw: random.Random) -> Order:
-        """A kill at random, half of them by time."""
+        """A kill at random: a third each by time, by change, and of runs by place, so that the short ones are met too."""
+        if job in ("plain", "private") and draw.random() < 1 / 3:
+            places = ["training", "aggregation", "evaluation", "central evaluation", "history and checkpoint"]
+            place = draw.choice([*places, *["ledger"] * (job == "private")])
+            return Order(at=draw.randrange(2 * ROUNDS), place=place)
         if disk.library() is None or draw.random() < 0.5:
             return Order(draw.uniform(0.0, self.seconds[job]))
         return Order(at=draw.randrange(self.changes[job]), mode=disk.KILL)
