@@ -87,7 +87,7 @@ class Jobs:
         self.seconds.setdefault(job, time.monotonic() - began)
         if answer["code"] == KILLED:
             self.kills[f"{job}: {answer['place']}"] += 1
-        elif order.mode == disk.KILL and answer["code"]:
+        elif job == "baselines" and order.mode == disk.KILL and answer["code"]:
             self.kills[f"{job}: a worker process"] += 1
         elif order.mode == disk.FULL and answer["code"]:
             self.full[f"{job}: {answer['place']}"] += 1
