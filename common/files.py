@@ -1,8 +1,8 @@
 """Files that stay whole when a process dies, small state files, and folders with one writer at a time.
 
-`atomic_write` and `write_file` replace a file as a whole, with mode 0600, since all that a site writes may name patients. `StateFile`
-builds on them: a file of one value that several processes read and change, with a checksum. `exclusive` is the lock of a folder, and
-`drawn_once` uses it for keys that only the first process may draw.
+`atomic_write` and `write_file` replace a file as a whole, with mode 0600, since all that a site writes may name patients; `append_whole`
+adds a line as a whole. `StateFile` builds on them: a file of one value that several processes read and change, with a checksum.
+`exclusive` is the lock of a folder, and `drawn_once` uses it for keys that only the first process may draw.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -199,7 +200,20 @@ def keep_previous(path: Path) -> None:
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    kept, new = previous_of(path), path.with_name(f".{path.name}.kept")
+    keep_as(path, previous_of(path))
+
+
+def keep_as(path: Path, kept: Path) -> None:
+    """Keeps what `path` holds under the name `kept` too; nothing where there is no such file.
+
+    Args:
+        path: stays as it is, at every moment.
+        kept: in the same folder; an older file is replaced.
+
+    Raises:
+        OSError: as `keep_previous`.
+    """
+    new = path.with_name(f".{path.name}.kept")
     new.unlink(missing_ok=True)
     try:
         os.link(path, new)  # takes no time and no space
@@ -223,6 +237,27 @@ def write_file(path: Path, content: bytes) -> None:
     """
     with atomic_write(path, synced=True) as file:
         file.write(content)
+
+
+def append_whole(descriptor: int, line: bytes) -> None:
+    """Appends the whole of `line`, which is on the disk when this returns, or nothing.
+
+    Args:
+        descriptor: of a file that was opened with `O_APPEND`, and that nobody else writes to meanwhile.
+        line: all bytes of it.
+
+    Raises:
+        OSError: the disk is full, or the file cannot be written; it is as it was.
+    """
+    before = os.fstat(descriptor).st_size
+    try:
+        written = 0
+        while written < len(line):
+            written += os.write(descriptor, line[written:])
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, before)
+        raise
 
 
 def drawn_once(path: Path, draw: Callable[[], bytes]) -> bytes:
@@ -307,6 +342,12 @@ def exclusive(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """Reports whether a disk, a quota or a file size limit is used up; SQLite says it in its own way, and SQLAlchemy wraps that."""
+    cause = getattr(error, "orig", None) or error
+    return getattr(cause, "errno", None) in _DISK_FULL or getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
 def pass_if_disk_full(error: OSError, folder: Path) -> None:
     """Logs a full disk and returns, for writers of what can be computed again.
 
@@ -317,6 +358,6 @@ def pass_if_disk_full(error: OSError, folder: Path) -> None:
     Raises:
         DataError: `error` says that `folder` cannot be written for another reason.
     """
-    if error.errno not in _DISK_FULL:
+    if not is_disk_full(error):
         raise DataError(f"{folder} cannot be written: {error.strerror}; check its owner and permissions") from error
     log.warning("disk full while writing to %s; going on without", folder)

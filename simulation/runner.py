@@ -64,7 +64,7 @@ def _check_beginning(plan: Plan) -> None:
     folder = RunFolder(plan.run_dir)
     if plan.resume:
         check_resumable(folder, plan.experiment)
-    elif folder.read_history():
+    elif folder.holds_run:
         raise CheckpointError(f"{plan.run_dir} already holds a run; go on with --resume or name another folder with --out")
 
 

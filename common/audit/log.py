@@ -36,7 +36,7 @@ from filelock import FileLock
 
 from pneumofed.common.audit.hash_chain import CHAIN_START, canonical, chain_hash
 from pneumofed.common.errors import AuditError
-from pneumofed.common.files import sync_folder
+from pneumofed.common.files import append_whole, sync_folder
 
 if TYPE_CHECKING:
     from pneumofed.common.config.experiment import ExperimentConfig
@@ -140,7 +140,7 @@ class AuditLog:
             "previous": last.hash if last else CHAIN_START,
         }
         entry = AuditEntry(**body, hash=chain_hash(canonical(body)))
-        _write(descriptor, entry.line())
+        append_whole(descriptor, entry.line())
         return entry
 
 
@@ -239,19 +239,6 @@ def _appending(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _write(descriptor: int, line: bytes) -> None:
-    """Appends the whole of `line` or nothing."""
-    before = os.fstat(descriptor).st_size
-    try:
-        written = 0
-        while written < len(line):
-            written += os.write(descriptor, line[written:])
-        os.fsync(descriptor)
-    except OSError:
-        os.ftruncate(descriptor, before)
-        raise
-
-
 def _repair(path: Path, descriptor: int) -> tuple[AuditEntry | None, bytes]:
     """The last whole entry and what stood after it; a line that lacks nothing but its end is completed."""
     last, tail = _last_entry(path)
@@ -259,7 +246,7 @@ def _repair(path: Path, descriptor: int) -> tuple[AuditEntry | None, bytes]:
         return last, b""
     whole = parse_line(tail + b"\n")
     if whole and whole.previous == (last.hash if last else CHAIN_START):
-        _write(descriptor, b"\n")
+        append_whole(descriptor, b"\n")
         return whole, b""
     os.ftruncate(descriptor, path.stat().st_size - len(tail))
     return last, tail

@@ -22,6 +22,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pneumofed.common.files import is_disk_full
 from pneumofed.common.ops.web import is_foreign, security_headers
 from pneumofed.inference.reading_room import routes, routes_images
 from pneumofed.inference.reading_room.errors import RESPONSES, Refusal, add_problem_handlers, error_response
@@ -148,7 +149,8 @@ class Guard:
         except Exception as error:  # whatever a route raises that nobody foresaw
             _log(error)
             if status == 0:
-                await error_response(500, "internal")(scope, receive, guarded)
+                problem = error_response(507, "disk_full") if is_disk_full(error) else error_response(500, "internal")
+                await problem(scope, receive, guarded)
 
 
 def _refusal(scope: Scope) -> ASGIApp | None:

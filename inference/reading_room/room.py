@@ -3,7 +3,8 @@
 `Room` holds the parts of one open room. `delete_old_cases` keeps the retention time. `RoomMonitor` passes each new case, and what a reader
 found, to the site's monitor (`pneumofed monitor`); no failure there stops the room.
 
-The audit log (`state/audit.jsonl`) has as actor a user, or a program by the name of its token, and these events:
+The audit log (`state/audit.jsonl`) has as actor a user, or a program by the name of its token, and these events. A case that is added,
+read or removed is in the log first: a room that is killed may have a line too many, and never a case that no line knows.
 
     login / login-refused / logout / password-changed        no facts; a refused login has no name, which may be a mistyped password
     case-added / case-opened / case-removed                  case id, which is random; model and verdict where judged
@@ -155,15 +156,16 @@ class Room:
         return Uploaded(index=index, outcome="refused", case=None, error=code, detail=sentence(code))
 
     def _add(self, arrived: Arrived, file: JudgedFile, by: str) -> tuple[str, bool]:
-        """(id of the case, whether it is new). The files are in place before the row names them."""
+        """(id of the case, whether it is new). The files are in place before the row names them, and the log before there is a case."""
         identifier = secrets.token_hex(16)
         size = self.store.keep(arrived.folder, identifier)
+        self.record(by, "case-added", case=identifier, **_audit_facts(file.judgement))
         if self.cases.add(case_row(identifier, arrived.sha256, size, file)):
-            self.record(by, "case-added", case=identifier, **_audit_facts(file.judgement))
             if (image := self.watch.judged(file)) is not None:
                 self.cases.set_monitored(identifier, image)
             return identifier, True
         self.store.remove(identifier)
+        self.record(by, "case-removed", case=identifier)
         return self.cases.with_content(arrived.sha256) or identifier, False
 
 

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from pneumofed.common.errors import ImageError
 from pneumofed.inference.reading_room import schema
-from pneumofed.inference.reading_room.cases import Case, User
+from pneumofed.inference.reading_room.cases import Case, User, agrees
 from pneumofed.inference.reading_room.dependencies import COOKIE, AdminNow, ProgramNow, Reader, ReaderNow, RoomNow
 from pneumofed.inference.reading_room.errors import Refusal, error_code
 from pneumofed.inference.reading_room.image_facts import stored_facts
@@ -96,21 +96,22 @@ def open_case(case: CaseInPath, reader: ReaderNow, room: RoomNow) -> schema.Case
 @case_routes.delete("/cases/{case}", status_code=204)
 def remove_case(case: CaseInPath, user: AdminNow, room: RoomNow) -> None:
     """Deletes a case, its files and its findings."""
+    find_case(room, case)
+    room.record(user.name, "case-removed", case=case)
     if not room.cases.remove(case):
         raise Refusal(404, "not_found")
     room.store.remove(case)
-    room.record(user.name, "case-removed", case=case)
 
 
 @case_routes.post("/cases/{case}/findings", status_code=201)
 def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, room: RoomNow) -> schema.ReaderFinding:
     """Keeps what the reader says of the case, beside all that was said before."""
+    found = find_case(room, case)
+    room.record(reader.name, "finding", case=case, label=body.label, agrees=agrees(found.verdict, body.label))
     row = room.cases.judge(case, reader.name, body.label, body.note.strip())
-    found = room.cases.find(case)
-    if row is None or found is None:
+    if row is None:
         raise Refusal(404, "not_found")
     finding = view_finding(row, found)
-    room.record(reader.name, "finding", case=case, label=row.label, agrees=finding.agrees)
     room.metrics.found(finding.agrees)
     room.watch.read(found.monitored, body.label)
     return finding

@@ -10,6 +10,7 @@ quarantine/RANDOM/measures.npz     features float32 [D], pixel_statistics float3
 from __future__ import annotations
 
 import gzip
+import io
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -122,7 +123,9 @@ def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Vie
     with gzip.GzipFile(folder / PIXELS_FILE, "wb", compresslevel=1, mtime=0) as file:
         file.write(pixels.astype("<u2", copy=False).tobytes())
     if viewing.map is not None:
-        np.save(folder / MAP_FILE, viewing.map.astype(np.float32))
+        array = io.BytesIO()  # numpy's own writing of a file does not say that a disk is full
+        np.save(array, viewing.map.astype(np.float32))
+        (folder / MAP_FILE).write_bytes(array.getvalue())
     np.savez(folder / FEATURES_FILE, features=judgement.features, pixel_statistics=judgement.pixel_statistics)
     for name in (ORIGINAL_FILE, PIXELS_FILE, MAP_FILE, FACTS_FILE, FEATURES_FILE):
         if (folder / name).exists():

@@ -8,8 +8,10 @@ kills it or keeps it too long; `FileJudge` is what it does in there. A job is a 
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import logging
+import os
 import resource
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +25,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Literal
 
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.files import is_disk_full
 from pneumofed.common.imaging.types import Image, Window
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.lifeline import children_end_with_me
@@ -104,7 +107,8 @@ class ImageJob:
     explain: bool = False
 
 
-JobOutcome = JudgedFile | ImageError
+JobOutcome = JudgedFile | ImageError | OSError
+"""`OSError` where the disk is full, which is no fault of the file."""
 Read = Callable[[ImageJob], JobOutcome]
 
 
@@ -235,6 +239,7 @@ class Workers:
 
         Raises:
             ImageError: the file cannot be used.
+            OSError: the disk is full.
         """
         self.waiting += 1
         try:
@@ -249,7 +254,7 @@ class Workers:
             outcome = await asyncio.to_thread(worker, job)
         finally:
             self._free.put_nowait(worker)
-        if isinstance(outcome, ImageError):
+        if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
@@ -298,6 +303,8 @@ def _outcome(read: Read, job: ImageJob) -> JobOutcome:
     except MemoryError:
         return ImageError(SkipReason.TOO_LARGE)
     except Exception as error:  # its text may quote what is in the file
+        if is_disk_full(error):
+            return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         logger.error("a file could not be judged: %s", type(error).__name__)
         return ImageError(SkipReason.UNREADABLE, type(error).__name__)
 

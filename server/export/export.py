@@ -6,7 +6,7 @@ costs (`measure_quantization`), calibrate, measure on every set, write card, ref
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from torch import nn
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap
 from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.folder_lock import owned
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
 from pneumofed.common.imaging.types import ImageInfo
 from pneumofed.common.model_bundle.bundle import pack
@@ -98,31 +99,72 @@ class ExportPlan:
     def archive(self) -> Path:
         return self.out.with_name(f"{self.out.name}.zip")
 
+    @property
+    def staging(self) -> Path:
+        """Returns the folder beside `out` in which both are made."""
+        return self.out.with_name(f".{self.out.name}.export")
+
 
 def export_run(plan: ExportPlan, say: Say = lambda _: None) -> BundleManifest:
-    """Writes the bundle folder and its archive, and returns the manifest. Both appear whole or not at all.
+    """Writes the bundle folder and its archive, and returns the manifest. Both appear whole or not at all; after a kill between the two
+    the next export to the same place completes them.
 
     Args:
         plan: what is asked for.
         say: takes a sentence about each step.
 
     Raises:
-        ConfigError: the run or a reference does not exist, or `plan.out` holds something.
+        ConfigError: the run or a reference does not exist, `plan.out` holds something, or another export writes there.
         BundleError: the run did not succeed, the network cannot be exported, or the graph is not the network.
     """
+    plan.out.parent.mkdir(parents=True, exist_ok=True)
+    with owned(plan.staging, "export", "pneumofed export", "wait for it, or give another --out"):
+        try:
+            if _complete(plan):
+                raise ConfigError(
+                    f"an earlier export to {plan.out} was ended from outside at its very last step; its bundle and "
+                    f"{plan.archive.name} are whole now. Use them, or give another --out"
+                )
+            _check_new(plan)
+            return _export(plan, say)
+        finally:
+            _complete(plan)
+            _remove_staged(plan)
+            shutil.rmtree(plan.staging, ignore_errors=True)
+
+
+def _complete(plan: ExportPlan) -> bool:
+    """Moves the archive to its place where an export was ended between its two last steps; reports whether one was."""
+    archive = plan.staging / plan.archive.name
+    broken_off = archive.exists() and not (plan.staging / plan.out.name).exists() and plan.out.is_dir()
+    if broken_off and not plan.archive.exists():
+        archive.rename(plan.archive)
+        return True
+    return False
+
+
+def _remove_staged(plan: ExportPlan) -> None:
+    """Removes what an export left in staging; the archive first, since by itself it means that the bundle is in its place."""
+    (plan.staging / plan.archive.name).unlink(missing_ok=True)
+    shutil.rmtree(plan.staging / plan.out.name, ignore_errors=True)
+
+
+def _check_new(plan: ExportPlan) -> None:
     if plan.archive.exists() or (plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir()))):
         raise ConfigError(f"{plan.out} or {plan.archive.name} exists: a bundle is never overwritten; give another --out")
+
+
+def _export(plan: ExportPlan, say: Say) -> BundleManifest:
     source = read_finished_run(plan.run)
-    plan.out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=plan.out.parent, prefix=f".{plan.out.name}.") as name:
-        folder = Path(name) / plan.out.name
-        folder.mkdir()
-        manifest = _build(plan, source, folder, say)
-        archive = pack(folder, Path(name) / plan.archive.name)
-        if plan.out.is_dir():
-            plan.out.rmdir()
-        folder.rename(plan.out)
-        archive.rename(plan.archive)
+    _remove_staged(plan)
+    folder = plan.staging / plan.out.name
+    folder.mkdir()
+    manifest = _build(plan, source, folder, say)
+    archive = pack(folder, plan.staging / plan.archive.name)
+    if plan.out.is_dir():
+        plan.out.rmdir()
+    folder.rename(plan.out)
+    archive.rename(plan.archive)  # where it ends before this line: `_complete`
     return manifest
 
 

@@ -109,8 +109,9 @@ def _run(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, 
 def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bool) -> Checkpoint | None:
     folder.prepare()
     if not resume:
-        if folder.read_history():
+        if folder.holds_run:
             raise CheckpointError(f"{folder.path} already holds a run; use --resume to go on with it, or another folder")
+        folder.keep_history_until(0)
         folder.write_config(experiment)
         folder.write_environment()
         return None
@@ -150,7 +151,10 @@ def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> 
 
 
 def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord) -> None:
-    """History first, then the checkpoint: a run that dies between them repeats the round and writes the same line again."""
+    """History first, then the checkpoint: a run that dies between them repeats the round and writes the same line again.
+
+    A run is where its checkpoint says; of the first round `RunFolder.holds_run` says what its line by itself means.
+    """
     checkpoint = Checkpoint(
         coordinator.experiment, coordinator.run_log.run, record.round, coordinator.kept, strategy_state(coordinator.strategy)
     )

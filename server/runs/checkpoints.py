@@ -25,7 +25,7 @@ from torch import nn
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import differing_keys, experiment_from_json
 from pneumofed.common.errors import CheckpointError
-from pneumofed.common.files import keep_previous, previous_of, write_file
+from pneumofed.common.files import keep_as, keep_previous, previous_of, write_file
 from pneumofed.common.models.build import build_model
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -136,7 +136,7 @@ def set_damaged_aside(path: Path) -> None:
     try:
         read_checkpoint(path)
     except CheckpointError:
-        path.replace(path.with_name(f"{path.stem}.damaged{path.suffix}"))
+        keep_as(path, path.with_name(f"{path.stem}.damaged{path.suffix}"))  # by a second name: a run without `path` never began
         previous_of(path).replace(path)
 
 

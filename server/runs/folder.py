@@ -34,7 +34,7 @@ from pneumofed.common.config.experiment import EarlyStoppingConfig, ExperimentCo
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import CheckpointError
 from pneumofed.common.evaluation.statistics import MAX_IMAGES, Statistics
-from pneumofed.common.files import StateFile, write_file
+from pneumofed.common.files import StateFile, append_whole, write_file
 from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
 from pneumofed.server.runs.summary_records import RunBytes, RunSummary
 
@@ -84,6 +84,18 @@ class RunFolder:
         return self.read_summary().status == "succeeded"
 
     @property
+    def holds_run(self) -> bool:
+        """Whether no new run may begin here: a checkpoint to go on from lies here, or results or rounds that could be had from none.
+
+        The first round's line comes before its checkpoint. One line by itself is therefore what a process leaves that died, or met a
+        full disk, between the two: nothing can go on from it, and a new run writes it again.
+
+        Raises:
+            CheckpointError: the summary or the history is damaged.
+        """
+        return self.last_checkpoint.exists() or self.has_succeeded or len(self.read_history()) > 1
+
+    @property
     def last_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "last.pt"
 
@@ -126,11 +138,16 @@ class RunFolder:
         write_text(self.path / "environment.json", json.dumps(describe_environment(), indent=2) + "\n")
 
     def append_history(self, line: RoundRecord) -> None:
-        """Adds one round. Flushed to the disk: a line that is there survives a power cut."""
-        with self.history.open("a", encoding="utf-8") as file:
-            file.write(_history_line(line))
-            file.flush()
-            os.fsync(file.fileno())
+        """Adds one round, the whole line or nothing. Flushed to the disk: a line that is there survives a power cut.
+
+        Raises:
+            OSError: the file cannot be written, or the disk is full; it is as it was.
+        """
+        descriptor = os.open(self.history, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)  # as the umask allows
+        try:
+            append_whole(descriptor, _history_line(line).encode("utf-8"))
+        finally:
+            os.close(descriptor)
 
     def read_history(self) -> list[RoundRecord]:
         """Reads every complete line; a last line that a crash cut short is left out.
@@ -150,7 +167,13 @@ class RunFolder:
         return lines
 
     def keep_history_until(self, round_number: int) -> None:
-        """Removes what was written after `round_number`, which a resumed run will write again."""
+        """Removes what was written after `round_number`, which a resumed run will write again, and a last line that was cut short.
+
+        Args:
+            round_number: of the last round that stays; 0 for a run that begins anew.
+        """
+        if not self.history.exists():
+            return
         write_text(self.history, "".join(_history_line(line) for line in self.read_history() if line.round <= round_number))
 
     def write_validation(self, round_number: int, statistics: Statistics) -> None:

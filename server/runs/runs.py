@@ -113,7 +113,7 @@ class Runs:
         """
         check_run_name(name)
         path = self.folder.runs.resolve() / name
-        if RunFolder(path).read_history():
+        if RunFolder(path).holds_run:
             raise ConfigError(f"{path} holds a run already; choose another name")
         settings = self._settings(path, resume=False)
         run = self.registry.add_run(name, experiment.model_dump_json(), path)

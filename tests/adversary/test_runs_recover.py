@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -22,8 +23,9 @@ from pneumofed.common.folder_lock import check_free, owned
 from pneumofed.common.models.build import build_model
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
-from pneumofed.server.runs.checkpoints import Checkpoint, read_checkpoint, read_last, write_checkpoint
+from pneumofed.server.runs.checkpoints import Checkpoint, read_checkpoint, read_last, set_damaged_aside, write_checkpoint
 from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import RoundRecord
 from pneumofed.simulation.plan import Plan, build_plan, default_run_dir
 from pneumofed.simulation.runner import run_simulation
 from pneumofed.simulation.superlink import Resources
@@ -177,6 +179,72 @@ def test_a_run_without_a_round_is_not_called_resumable(tmp_path: Path, monkeypat
         default_run_dir(resume=True)
     monkeypatch.undo()
     assert run_simulation(plan_of(out), silent).status == "succeeded"
+
+
+def test_a_run_that_ended_between_its_first_line_and_its_checkpoint_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setattr("pneumofed.server.federation.run.write_checkpoint", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_simulation(plan_of(folder.path), silent)
+    assert len(folder.read_history()) == 1 and not folder.last_checkpoint.exists()
+    monkeypatch.undo()
+    with folder.history.open("a") as file:
+        file.write('{"round": 2, "cut')
+    with pytest.raises(CheckpointError, match="start it again without --resume"):
+        plan_of(folder.path, resume=True)
+    assert run_simulation(plan_of(folder.path), silent).status == "succeeded"
+    assert [line.round for line in folder.read_history()] == [1]
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        run_simulation(plan_of(folder.path), silent)
+    folder.last_checkpoint.unlink()
+    with pytest.raises(CheckpointError, match="already holds a run"):  # its results could be had from nothing else
+        run_simulation(plan_of(folder.path), silent)
+
+
+def test_a_line_that_meets_a_full_disk_is_not_in_the_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = RunFolder(tmp_path), os.write
+    folder.append_history(RoundRecord(round=1))
+    before = folder.history.read_bytes()
+    calls = iter((False, True))
+
+    def write(descriptor: int, data: bytes) -> int:
+        if next(calls):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, data[: len(data) // 2])
+
+    monkeypatch.setattr(os, "write", write)
+    with pytest.raises(OSError, match="No space left"):
+        folder.append_history(RoundRecord(round=2))
+    monkeypatch.undo()
+    assert folder.history.read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_set_aside_without_a_moment_in_which_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (1, 2):
+        last = checkpoint_of(tiny_experiment(), number, tmp_path)
+    damaged = flip(last.read_bytes(), 0.5, 1)
+    last.write_bytes(damaged)
+    real = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if "previous" in path.name:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        set_damaged_aside(last)
+    monkeypatch.undo()
+    assert read_last(last).round == 1
+    set_damaged_aside(last)
+    assert read_checkpoint(last).round == 1 and (tmp_path / "last.damaged.pt").read_bytes() == damaged
 
 
 def test_a_second_simulation_in_a_folder_changes_nothing_there(tmp_path: Path) -> None:

@@ -77,6 +77,19 @@ def test_folder_and_archive_are_one_bundle_and_no_picture_of_a_patient_is_in_it(
     }
 
 
+def test_an_export_that_ended_between_its_two_last_steps_is_completed(run: RunFolder, bundle: Bundle, tmp_path: Path) -> None:
+    plan = ExportPlan(run.path, tmp_path / "bundle", signing_key())
+    shutil.copytree(bundle.folder, plan.out)
+    plan.staging.mkdir()
+    shutil.copy(bundle.folder.with_name("bundle.zip"), plan.staging)
+    with pytest.raises(ConfigError, match=r"bundle\.zip are whole now"):
+        export_run(plan)
+    assert load_bundle(plan.archive, None).digest == load_bundle(plan.out, None).digest == bundle.digest
+    assert not plan.staging.exists()
+    with pytest.raises(ConfigError, match="never overwritten"):
+        export_run(plan)
+
+
 def test_the_calibration_is_that_of_the_validation_statistics(run: RunFolder, bundle: Bundle) -> None:
     fit = bundle.manifest.calibration
     kept = run.read_validation(2)
