@@ -14,7 +14,6 @@ import copy
 import math
 import sys
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -147,6 +146,7 @@ def lower_limit(successes: int, trials: int) -> float:
 
 STANDARDIZED = {"weight_standardization": True}
 HOSTILE = Setting("norm bias 1e4", {"noise_multiplier": 3.0}, STANDARDIZED)
+HIDDEN = Setting("hidden behind a bias", {"noise_multiplier": 3.0}, {"name": "resnet50", **STANDARDIZED}, others=2, trials=60)
 SETTINGS = {
     "honest": Setting(),
     "honest, standardised, little noise": Setting(privacy={"noise_multiplier": 1.0}, model=STANDARDIZED),
@@ -162,6 +162,7 @@ SETTINGS = {
     ),
     "head 1e15, lots of two": Setting("head 1e15", {"physical_batch_size": 2}),
     "huge, then tiny; bound 1e-6": Setting("huge, then tiny", {"max_grad_norm": 1e-6}),
+    "hidden behind a bias, ResNet-50": HIDDEN,
 }
 
 
