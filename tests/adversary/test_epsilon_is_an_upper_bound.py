@@ -56,7 +56,6 @@ class Setting:
     precision: str = "fp32"
     others: int = 5
     images: int = 1
-    trials: int = 400
 
     def experiment(self, **privacy: Any) -> Any:
         base = {"mechanism": "dp_sgd", "delta": DELTA, "noise_multiplier": 2.0, "expected_batch_size": 100}
@@ -119,14 +118,20 @@ class Rounds:
         Of `trials` rounds with it and as many without, half choose the guess and half judge it.
         """
         experiment, direction = self.setting.experiment(), self.direction()
-        answers = [[self.ask(experiment, data) for _ in range(trials)] for data in (self.whole, self.without)]
-        scores = [np.array([moved @ direction for moved, _ in side]) for side in answers]
+        sides: list[np.ndarray] = []
+        charged = math.inf
+        for data in (self.whole, self.without):
+            scores = np.empty(trials)
+            for trial in range(trials):
+                moved, epsilon = self.ask(experiment, data)
+                scores[trial], charged = moved @ direction, min(charged, epsilon)
+            sides.append(scores)
         half = trials // 2
         lower = max(
             audit(present[half:], absent[half:], best_threshold(present[:half], absent[:half]))
-            for present, absent in (scores, [-each for each in reversed(scores)])
+            for present, absent in (sides, [-each for each in reversed(sides)])
         )
-        return lower, min(epsilon for side in answers for _, epsilon in side)
+        return lower, charged
 
 
 def best_threshold(present: np.ndarray, absent: np.ndarray) -> float:
@@ -146,7 +151,6 @@ def lower_limit(successes: int, trials: int) -> float:
 
 STANDARDIZED = {"weight_standardization": True}
 HOSTILE = Setting("norm bias 1e4", {"noise_multiplier": 3.0}, STANDARDIZED)
-HIDDEN = Setting("hidden behind a bias", {"noise_multiplier": 3.0}, {"name": "resnet50", **STANDARDIZED}, others=2, trials=60)
 SETTINGS = {
     "honest": Setting(),
     "honest, standardised, little noise": Setting(privacy={"noise_multiplier": 1.0}, model=STANDARDIZED),
@@ -162,7 +166,6 @@ SETTINGS = {
     ),
     "head 1e15, lots of two": Setting("head 1e15", {"physical_batch_size": 2}),
     "huge, then tiny; bound 1e-6": Setting("huge, then tiny", {"max_grad_norm": 1e-6}),
-    "hidden behind a bias, ResNet-50": HIDDEN,
 }
 
 
@@ -186,5 +189,4 @@ def test_the_audit_sees_a_unit_that_is_not_clipped(monkeypatch: pytest.MonkeyPat
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETTINGS)
 def test_no_canary_shows_more_than_the_ledger_charges(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    setting = SETTINGS[name]
-    assert_upper_bound(name, setting, setting.trials, monkeypatch)
+    assert_upper_bound(name, SETTINGS[name], 400, monkeypatch)
