@@ -1,15 +1,17 @@
 """Weights that a hostile coordinator chooses, against the promise that one unit's gradient is clipped.
 
-Measured is what is added: the sum's own numbers for a unit alone, and for units in a batch an oracle in float64, one unit at a time, from
-each layer's input and output gradient. Each test prints the worst length over the bound (`pytest -s`).
+Measured is what is added, alone and in a batch: the numbers that a unit's own term puts into the sum, which may not be longer than the
+bound at all. Beside it stands an oracle in float64, one unit at a time, from each layer's input and output gradient; it does not round
+as bfloat16 does, so it may be longer by a thousandth. Each test prints the worst length over the bound (`pytest -s`).
 """
 
 from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 import pytest
@@ -17,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from pneumofed.client.privacy import per_sample_gradients
-from pneumofed.client.privacy.layer_gradients import LengthBound, PerUnit, gradients_of
+from pneumofed.client.privacy.layer_gradients import LayerGradients, LengthBound, PerUnit, gradients_of
 from pneumofed.client.privacy.per_sample_gradients import ClippedGradients, clip_factors
 from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.models.build import build_model
+from pneumofed.common.models.build import build_model, classifier_of
 from pneumofed.common.models.layers import StandardizedConv2d
 
+DTYPES = ("float32", "bfloat16")
 NETWORKS: tuple[ModelName, ...] = get_args(ModelName)
 ALLOWED = 1 + 1e-3
 UNITS, VIEWS, SIDE = 2, 2, 32
@@ -80,6 +83,24 @@ def huge_then_tiny(model: nn.Module) -> None:
             parameter.mul_(factor)
 
 
+def hide_behind_a_bias(model: nn.Module) -> None:
+    """Of a standardised ResNet-50: gradients that are long, but small against the numbers that cancel in them.
+
+    A bias of a million before the last stage's pointwise filters, which take it away again and whose gradients are long because the filters
+    are short. Gradients of all other filters are short because these are long, and so are those of the norms that another norm follows.
+    """
+    for name, module in model.named_modules():
+        hidden = name.startswith("layer4")
+        if isinstance(module, nn.Conv2d):
+            module.weight.mul_(1e-3 if hidden and name.endswith("conv3") else 1e6)
+        if isinstance(module, nn.GroupNorm):
+            residual = name == "bn1" or name.endswith(("bn3", "downsample.1"))
+            module.weight.fill_(6.0 if residual else 1.0 if hidden and name.endswith("bn2") else 1e3)
+            if hidden and name.endswith("bn2"):
+                module.bias.fill_(1e6)
+    classifier_of(model).weight.mul_(6.0)
+
+
 ATTACKS: dict[str, Attack] = {
     "honest": lambda model: None,
     "huge": scaled(1e8),
@@ -94,18 +115,29 @@ ATTACKS: dict[str, Attack] = {
     "constant filters after a large bias": large_constants,
     "head 1e15": big_head,
     "huge, then tiny": huge_then_tiny,
+    "hidden behind a bias": hide_behind_a_bias,
     "infinite": scaled(float("inf")),
 }
 
 
-@contextmanager
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[nn.Module, Tensor, Tensor]]]:
-    """The layers of each pass, with their inputs and output gradients as they come to `gradients_of`."""
-    seen: list[tuple[nn.Module, Tensor, Tensor]] = []
+@dataclass
+class Pass:
+    """What came by in a pass: layers with their inputs and output gradients, and the gradients that were taken from them."""
 
-    def record(layer: nn.Module, inputs: Tensor, outputs: Tensor, views: int) -> Any:
-        seen.append((layer, inputs.clone(), outputs.clone()))
-        return gradients_of(layer, inputs, outputs, views)
+    layers: list[tuple[nn.Module, Tensor, Tensor]] = field(default_factory=list)
+    gradients: list[LayerGradients] = field(default_factory=list)
+
+
+@contextmanager
+def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pass]:
+    """Keeps what comes to `gradients_of` and from it."""
+    seen = Pass()
+
+    def record(layer: nn.Module, inputs: Tensor, outputs: Tensor, views: int) -> Iterator[LayerGradients]:
+        seen.layers.append((layer, inputs.clone(), outputs.clone()))
+        for gradient in gradients_of(layer, inputs, outputs, views):
+            seen.gradients.append(gradient)
+            yield gradient
 
     with monkeypatch.context() as patch:
         patch.setattr(per_sample_gradients, "gradients_of", record)
@@ -145,25 +177,47 @@ def one_pass(model: nn.Module, clipped: ClippedGradients, x: Tensor, dtype: str)
     return clipped.add(loss)
 
 
-def worst_ratio(model: nn.Module, bound: float, dtype: str, monkeypatch: pytest.MonkeyPatch) -> float:
-    """The longest that a unit adds over the bound, alone by what is added, and in a batch by the oracle and its factor."""
+def added_length(clipped: ClippedGradients) -> float:
+    clipped.fill_missing()
+    added = [parameter.grad for parameter in clipped.parameters if parameter.grad is not None]
+    assert all(bool(gradient.isfinite().all()) for gradient in added)
+    return length(added)
+
+
+def length_in_batch(model: nn.Module, clipped: ClippedGradients, gradients: list[LayerGradients], factors: Tensor) -> float:
+    """Of what the gradients of a pass put into the sum under `factors`, all but one of which are 0."""
+    model.zero_grad()
+    with torch.no_grad():
+        for gradient in gradients:
+            gradient.add(factors)
+    return added_length(clipped)
+
+
+def worst_ratios(model: nn.Module, bound: float, dtype: str, monkeypatch: pytest.MonkeyPatch) -> tuple[float, float]:
+    """The longest that a unit adds over the bound: by the sum's own numbers, alone and in a batch, and by the oracle."""
     x = torch.randn(UNITS * VIEWS, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
     clipped = ClippedGradients(model, bound, VIEWS)
-    ratios = []
-    for unit in x.split(VIEWS)[:1]:
-        one_pass(model, clipped, unit, dtype)
-        clipped.fill_missing()
-        added = [parameter.grad for parameter in clipped.parameters if parameter.grad is not None]
-        assert all(bool(gradient.isfinite().all()) for gradient in added)
-        ratios.append(length(added) / bound)
-    with recorded(monkeypatch) as layers:
+    one_pass(model, clipped, x[:VIEWS], dtype)
+    added, exact = [added_length(clipped)], [0.0]
+    with recorded(monkeypatch) as seen:
         factors = one_pass(model, clipped, x, dtype)
     for number, factor in enumerate(factors.tolist()):
         rows = slice(number * VIEWS, (number + 1) * VIEWS)
         if factor > 0:
-            unit_gradients = [part for layer, a, b in layers for part in oracle(layer, a[rows], b[rows])]
-            ratios.append(factor * length(unit_gradients) / bound)
-    return max(ratios)
+            only = torch.zeros_like(factors)
+            only[number] = factor
+            added.append(length_in_batch(model, clipped, seen.gradients, only))
+            exact.append(factor * length([part for layer, a, b in seen.layers for part in oracle(layer, a[rows], b[rows])]))
+    return max(added) / bound, max(exact) / bound
+
+
+def assert_bound(model: nn.Module, bounds: Sequence[float], dtypes: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """Fails where a unit adds more than the bound; returns what the worst one adds."""
+    found = [worst_ratios(model, bound, dtype, monkeypatch) for bound in bounds for dtype in dtypes]
+    added, exact = (max(ratios) for ratios in zip(*found, strict=True))
+    assert added <= 1.0
+    assert exact <= ALLOWED
+    return f"{added:.6f} of the bound, {exact:.6f} by the oracle\n"
 
 
 def attacked(network: str, standardized: bool, attack: str) -> nn.Module:
@@ -174,15 +228,12 @@ def attacked(network: str, standardized: bool, attack: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_no_weights_of_a_small_network_make_a_unit_add_more(attack: str, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ratios = [
-        worst_ratio(attacked("small_cnn", standardized, attack), bound, dtype, monkeypatch)
-        for standardized, bound in ((False, 1.0), (True, 1e-12), (True, 1.0))
-    ]
-    sys.stdout.write(f"{attack}, {dtype}: {max(ratios):.6f} of the bound\n")
-    assert max(ratios) <= ALLOWED
+    for standardized, bounds in ((False, [1.0]), (True, [1e-12, 1.0])):
+        worst = assert_bound(attacked("small_cnn", standardized, attack), bounds, [dtype], monkeypatch)
+        sys.stdout.write(f"{attack}, {dtype}, standardized {standardized}: {worst}")
 
 
 @pytest.mark.slow
@@ -192,16 +243,25 @@ def test_no_weights_of_a_small_network_make_a_unit_add_more(attack: str, dtype: 
 def test_no_weights_of_any_network_make_a_unit_add_more(
     network: str, standardized: bool, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = attacked(network, standardized, attack)
-    ratios = [worst_ratio(model, 1.0, dtype, monkeypatch) for dtype in ("float32", "bfloat16")]
-    sys.stdout.write(f"{network}, standardized {standardized}, {attack}: {max(ratios):.6f} of the bound\n")
-    assert max(ratios) <= ALLOWED
+    worst = assert_bound(attacked(network, standardized, attack), [1.0], DTYPES, monkeypatch)
+    sys.stdout.write(f"{network}, standardized {standardized}, {attack}: {worst}")
 
 
-def test_a_group_norm_bias_of_10000_does_not_hide_a_unit_from_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a whole network, where other layers hide it better; the layer by itself is in the last test here."""
-    model = attacked("resnet18", True, "norm bias 1e4")
-    assert worst_ratio(model, 1.0, "float32", monkeypatch) <= ALLOWED
+def test_filters_behind_a_large_bias_hide_no_unit_of_a_whole_network_from_the_clip() -> None:
+    """A ghost norm that was a difference of float32 numbers was 0 for all three hidden filters: one of the three units added 1,769.
+
+    Of radiographs at 64 pixels each of twelve added 1,091 to 1,361.
+
+    The labels are those that the network gives least, since a gradient of the others vanishes.
+    """
+    model = attacked("resnet50", True, "hidden behind a bias")
+    clipped, x = ClippedGradients(model, 1.0), torch.randn(3, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        labels = model(x).argmin(dim=1)
+    for number in range(len(x)):
+        model.zero_grad()
+        clipped.add(lambda: nn.functional.cross_entropy(model(x[number : number + 1]), labels[number : number + 1]))  # noqa: B023
+        assert 0 < added_length(clipped) <= 1.0
 
 
 @pytest.mark.parametrize("bound", [1e-45, 1e-40, 1e-38, 1e-30])

@@ -34,9 +34,16 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
+NEWER_KEYS = ("  largest_weight: ",)
+"""Of a run's configuration, which `pneumofed config` prints with all keys; what was there keeps its value."""
+
+
 @pytest.mark.parametrize("name", ANSWERS)
 def test_a_command_says_what_the_former_version_said(shared: Path, name: str) -> None:
-    assert_same(plain(call(*ANSWERS[name], ok=range(256)), shared), read_json("answers")[name], name)
+    said = plain(call(*ANSWERS[name], ok=range(256)), shared)
+    if name == "config":
+        said = [line for line in said if not line.startswith(NEWER_KEYS)]
+    assert_same(said, read_json("answers")[name], name)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ import pytest
 from tests.former.make import CASES, NOISY, case_arguments, digest_of, length_of, machine
 from tests.former.opened import call, read_json
 
+PRIVATE = ("dp_sgd", "dp_sgd_convolutions")
+"""Their noise depends on the bits of the sum that it hides: another machine draws other noise, whose length differs by a percent or two."""
 SLOW = ("fedadam_ema", "float16_updates", "sgd_focal_group_norm", "dp_sgd_convolutions")
 
 
@@ -27,10 +29,10 @@ def same_machine() -> str:
     return "; ".join(other)
 
 
-def check_weights(checkpoint: Path, digest: str, length: float | None = None) -> None:
+def check_weights(checkpoint: Path, digest: str, length: float | None = None, tolerance: float = 1e-2) -> None:
     """Compares a checkpoint with what the earlier version reached."""
     if length is not None:
-        assert length_of(checkpoint) == pytest.approx(length, rel=1e-2)
+        assert length_of(checkpoint) == pytest.approx(length, rel=tolerance)
     if same_machine():
         pytest.skip(f"the digest of the weights was made on another machine: {same_machine()}")
     assert digest_of(checkpoint) == digest
@@ -42,7 +44,8 @@ def test_a_small_run_gives_the_weights_of_the_former_version(former: Path, name:
         monkeypatch.setattr(secrets, "token_hex", lambda number=8: "0" * (2 * number))
     call(*case_arguments(name, former / "images", former / "run"))
     expected = read_json("digests")["runs"][name]
-    check_weights(former / "run" / "checkpoints" / "last.pt", expected["weights"], expected["length"])
+    tolerance = 5e-2 if name in PRIVATE else 1e-2
+    check_weights(former / "run" / "checkpoints" / "last.pt", expected["weights"], expected["length"], tolerance)
 
 
 @pytest.mark.parametrize("name", ["broken", "broken-adam"])
