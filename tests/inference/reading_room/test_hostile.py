@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pneumofed.common.errors import SkipReason
-from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE, JudgedFile
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
 from pneumofed.inference.reading_room.worker import ImageJob, Worker
 from tests.hostile import mutate
 from tests.inference.reading_room.stage import Stage, files_below, phantom_dicom, phantom_png, problem, upload
@@ -192,7 +192,7 @@ def test_a_worker_that_a_file_kills_or_holds_is_replaced(tmp_path: Path) -> None
     def told(word: str) -> SkipReason:
         (tmp_path / ORIGINAL_FILE).write_text(f"{word} now")
         outcome = worker(ImageJob(tmp_path, keep=False))
-        assert not isinstance(outcome, JudgedFile)
+        assert isinstance(outcome, ImageError)
         return outcome.reason
 
     try:

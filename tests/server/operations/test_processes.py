@@ -24,6 +24,7 @@ from httpx import HTTPStatusError
 
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.app_bundle import write_app
+from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.ops.processes import flower_environment, flower_tool, started_at, stop_group, without_proxy_on_loopback
 from pneumofed.common.wire.keys import NodeKey, public_pem, read_public_key
 from pneumofed.server.operations import processes
@@ -57,12 +58,14 @@ class Federation:
 
 @contextmanager
 def running(config: FederationConfig, kits: Path) -> Iterator[Federation]:
+    """A federation whose daemons end with the tests, also where those are ended from outside."""
     federation = Federation(config, kits)
-    try:
-        processes.start_processes(federation.folder)
-        yield federation
-    finally:
-        processes.stop_processes(federation.folder)
+    with children_end_with_me(daemons=True):
+        try:
+            processes.start_processes(federation.folder)
+            yield federation
+        finally:
+            processes.stop_processes(federation.folder)
 
 
 @pytest.fixture(scope="module")
