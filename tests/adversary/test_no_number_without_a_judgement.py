@@ -70,6 +70,8 @@ def test_the_reading_room_shows_none(picture: Path, tmp_path: Path) -> None:
     with Stage(tmp_path / "stage").signed_in() as client:
         (made,) = upload(client, picture.read_bytes())
         case = client.get(f"/api/cases/{made['case']}").json() if "case" in made else made
+    assert case["verdict"] == "cannot judge"
+    del case["image"]["facts"]  # of the file: its grey values have a low and a high end
     assert numbers_in(case) == []
 
 
