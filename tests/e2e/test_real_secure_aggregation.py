@@ -28,7 +28,8 @@ def test_the_sum_over_tls_is_the_plain_mean_and_a_lost_site_is_survived(tmp_path
         assert list(there(line.secure_sum).summed) == sorted(NAMES)
         assert there(line.secure_sum).dropped == {}
         secret, plain = (read_checkpoint(federation.run_folder(name).last_checkpoint).arrays for name in ("secret", "plain"))
-        assert np.abs(secret.parameters - plain.parameters).max() <= there(there(line.secure_sum).error_bound) + 1e-7
+        rounding = 4 * float(np.finfo(np.float32).eps) * float(np.abs(plain.parameters).max())  # of the plain mean, in float32
+        assert np.abs(secret.parameters - plain.parameters).max() <= there(there(line.secure_sum).error_bound) + rounding
         for name in NAMES:
             assert not (federation.site(name) / "work" / "secure_sum" / "session.json").exists()
         federation.submit("lossy", rounds=1, secure_aggregation={"enabled": True})
