@@ -68,7 +68,7 @@ def query(message, context):
 def site(tmp_path: Path) -> Path:
     """A site folder with a policy that approves the installed code."""
     (tmp_path / "site").mkdir()
-    write_manifest(draw_manifest(tmp_path / "images", 16, seed=0), tmp_path / "site" / "manifest.csv")
+    write_manifest(draw_manifest(tmp_path / "images", 32, seed=0), tmp_path / "site" / "manifest.csv")
     values = {
         "name": "north",
         "manifest": "manifest.csv",
