@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pneumofed.common.errors import MessageError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.wire.fields import run_token
 from pneumofed.common.wire.messages import ModelArrays
@@ -45,12 +46,18 @@ class LocalNorms:
             arrays: the coordinator's.
             before_round: a number of a round, from 1; only earlier rounds' layers are taken, so that a repeated round starts
                 as it did.
+
+        Raises:
+            MessageError: `arrays`, or what was kept in this run, is of another network.
         """
+        self.layout.check(arrays.parameters, arrays.statistics)
         kept = [path for path in self._files() if _round_of(path) < before_round]
         if not kept:
             return arrays
         with np.load(kept[-1]) as file:
             own = ModelArrays(file["parameters"], file["statistics"])
+        if (len(own.parameters), len(own.statistics)) != (len(self.layout.norm_parameters), len(self.layout.norm_statistics)):
+            raise MessageError("the run had another network in an earlier round; a run keeps its network")
         parameters, statistics = arrays.parameters.copy(), arrays.statistics.copy()
         parameters[self.layout.norm_parameters] = own.parameters
         statistics[self.layout.norm_statistics] = own.statistics

@@ -98,6 +98,22 @@ class ArraysLayout:
         """int64: positions in `statistics` of all running variances of BatchNorm layers, ascending; none may be negative."""
         return self._positions("statistic", lambda entry: entry.batch_norm and entry.name.endswith("running_var"))
 
+    def check(self, parameters: np.ndarray, statistics: np.ndarray) -> None:
+        """Does nothing where the flat arrays are of this layout; for whoever looks into arrays of a message before `load`.
+
+        Args:
+            parameters: expected to be float32 [P].
+            statistics: expected to be float32 [B].
+
+        Raises:
+            MessageError: an array has another shape or type.
+        """
+        arrays: dict[TensorKind, np.ndarray] = {"parameter": parameters, "statistic": statistics}
+        for kind, array in arrays.items():
+            expected = (self._size(kind),)
+            if array.dtype != np.float32 or array.shape != expected:
+                raise MessageError(f"{kind}s: expected float32 {list(expected)}, got {array.dtype} {list(array.shape)}")
+
     @torch.no_grad()
     def flatten(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
         """Copies the weights of `model`, tensor by tensor, into (`parameters` float32 [P], `statistics` float32 [B]).
@@ -128,11 +144,8 @@ class ArraysLayout:
             MessageError: the model has another layout, or an array another shape or type; the model is as before then.
         """
         self._require(model)
+        self.check(parameters, statistics)
         arrays: dict[TensorKind, np.ndarray] = {"parameter": parameters, "statistic": statistics}
-        for kind, array in arrays.items():
-            expected = (self._size(kind),)
-            if array.dtype != np.float32 or array.shape != expected:
-                raise MessageError(f"{kind}s: expected float32 {list(expected)}, got {array.dtype} {list(array.shape)}")
         state = model.state_dict()
         for entry, piece in self._pieces(arrays):
             # A copy, for arrays out of a message are read-only, which torch cannot express.

@@ -180,7 +180,7 @@ LONG = settings(max_examples=3000, deadline=None, suppress_health_check=list(Hea
 
 
 @given(changed(instruction()), st.sampled_from(["query", "train", "evaluate"]))
-@settings(derandomize=True, max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_field_of_a_request_leaves_the_sites_folder(federation: TinyFederation, content: RecordDict, kind: str) -> None:
     check_site(federation, content, kind)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from pneumofed.client.federation.fedbn import LocalNorms
 from pneumofed.common.config.experiment import ModelConfig
+from pneumofed.common.errors import MessageError
 from pneumofed.common.models.build import build_model
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -46,3 +48,21 @@ def test_a_resumed_run_does_not_see_the_rounds_it_repeats(tmp_path: Path) -> Non
     norms.keep(filled(20.0), 2)
     assert norms.restore(filled(0.0), before_round=9).parameters.max() == 20.0
     assert norms.restore(filled(0.0), before_round=2).parameters.max() == 1.0
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_arrays_of_another_network_are_refused(tmp_path: Path, kept: bool) -> None:
+    norms = LocalNorms.of(str(tmp_path), "00000000000000a7", LAYOUT)
+    if kept:
+        norms.keep(filled(1.0), 1)
+    short = ModelArrays(np.zeros(3, np.float32), filled(2.0).statistics)
+    with pytest.raises(MessageError, match="expected float32"):
+        norms.restore(short, before_round=2)
+
+
+def test_a_run_keeps_its_network(tmp_path: Path) -> None:
+    other = ArraysLayout.of(build_model(ModelConfig(name="resnet18"), "binary", seed=0))
+    LocalNorms.of(str(tmp_path), "00000000000000a7", LAYOUT).keep(filled(1.0), 1)
+    arrays = ModelArrays(np.zeros(other.parameter_count, np.float32), np.zeros(other.statistic_count, np.float32))
+    with pytest.raises(MessageError, match="a run keeps its network"):
+        LocalNorms.of(str(tmp_path), "00000000000000a7", other).restore(arrays, before_round=2)
