@@ -88,7 +88,7 @@ def _flip_labels(folder: Path, number: int, hospitals: int) -> None:
     from dataclasses import replace
 
     from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
-    from pneumofed.simulation.hospitals.sources import numbered_name
+    from pneumofed.simulation.hospitals.study import numbered_name
 
     path = folder / "sites" / numbered_name("hospital", number, hospitals) / "manifest.csv"
     records = read_manifest(path).records

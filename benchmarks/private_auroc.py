@@ -27,7 +27,7 @@ from pneumofed.client.privacy.ledger import Ledger
 from pneumofed.common.config.experiment import PrivacyUnit
 from pneumofed.common.config.reader import merge, read_yaml
 from pneumofed.server.runs.summary_records import MetricInterval, RunSummary
-from pneumofed.simulation.hospitals.sources import numbered_name
+from pneumofed.simulation.hospitals.study import numbered_name
 
 INFINITE_UNIT = "none"
 """In place of a unit: no privacy."""

@@ -6,9 +6,12 @@ A resumed run draws as an unbroken one, since no generator's state outlives a ro
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -23,4 +26,6 @@ def numpy_generator(*parts: int | str) -> np.random.Generator:
 
 def torch_generator(*parts: int | str) -> torch.Generator:
     """A CPU generator; random parameters are drawn on the CPU so that every device draws the same."""
+    import torch  # who only names seeds must not wait for it
+
     return torch.Generator().manual_seed(derive_seed(*parts))

@@ -141,8 +141,6 @@ def plan_simulation(request: SimulationRequest) -> Plan:
     """
     if request.engine not in get_args(EngineName):
         raise ConfigError(f"engine: expected {' or '.join(get_args(EngineName))}, got {request.engine!r}")
-    from pneumofed.simulation.hospitals.sources import count_hospitals
-
     if request.engine == "flower":  # a GPU or a cluster that is not there is told before anything heavy is loaded
         Resources(1, request.threads or 1, request.gpus, ray_address=request.ray_address).check()
     run_dir = request.out or default_run_dir(request.resume)
@@ -160,6 +158,8 @@ def plan_simulation(request: SimulationRequest) -> Plan:
         from pneumofed.common.model_bundle.bundle import check_start
 
         check_start(experiment, bundle)
+    from pneumofed.simulation.hospitals.study import count_hospitals  # SciPy and what reads images, once all else is right
+
     resources = Resources(count_hospitals(simulation), simulation.threads, request.gpus, ray_address=request.ray_address)
     return Plan(experiment, simulation, run_dir, resources, request.engine, request.resume, request.baselines)
 
@@ -185,8 +185,6 @@ def build_plan(
         ConfigError: a key or value is wrong, or the strategy needs more hospitals.
         CheckpointError: nothing to resume in `run_dir`, or a run with other settings.
     """
-    from pneumofed.simulation.hospitals.sources import count_hospitals
-
     run_dir = run_dir.resolve()
     simulation_values = _absolute(simulation_values)
     if resume:
@@ -203,6 +201,8 @@ def build_plan(
         check_resumable(folder, experiment)
         return experiment, simulation
     simulation = _read_simulation(config_file, simulation_values)
+    from pneumofed.simulation.hospitals.study import count_hospitals
+
     hospitals = count_hospitals(simulation)
     values = merge({"strategy": {"wait_for_sites": hospitals}}, experiment_values)
     experiment = load_experiment(config_file, values)

@@ -115,23 +115,8 @@ def count_round(policy: SitePolicy, request: RunRequest, work_dir: Path, now: da
         file.write([*begun, now.timestamp()])
 
 
-def rounds_within_a_day(work_dir: Path, now: datetime) -> list[float]:
-    """Lists when the training rounds of the last 24 hours began; those that lie in the future, after the clock was set back, count too.
-
-    Args:
-        work_dir: the site's own folder, which keeps the count; none is kept before the first round.
-        now: the local time, with its zone.
-
-    Returns:
-        POSIX timestamps in seconds, in the order in which the rounds began.
-
-    Raises:
-        PolicyError: the count cannot be read.
-    """
-    return _within_a_day(_count_file(work_dir).read(), now)
-
-
 def _within_a_day(begun: list[float], now: datetime) -> list[float]:
+    """Rounds of the last 24 hours; those that lie in the future, after the clock was set back, count too."""
     return [moment for moment in begun if moment > (now - DAY).timestamp()]
 
 

@@ -38,7 +38,7 @@ from pneumofed.server.provisioning.authority import open_authority
 from pneumofed.server.runs.records import CENTRAL_SETS
 from pneumofed.simulation.hospitals.archive import render_archive
 from pneumofed.simulation.hospitals.settings import SimulationConfig
-from pneumofed.simulation.hospitals.sources import gather, keep_apart
+from pneumofed.simulation.hospitals.study import gather, keep_apart
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 from pneumofed.simulation.phantoms.scanners import draw_scanner
 

@@ -14,6 +14,9 @@ PartitionKind = Literal["iid", "dirichlet", "quantity", "scanner"]
 COLUMN = "column:"
 """Before the name of a table's column that holds the hospital of each image."""
 
+DIVIDED = "test"
+"""Under this name a share of the divided set is held out, and its own test split is judged."""
+
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,47}(:[1-9][0-9]{0,3})?$")]
 """NAME, or NAME:N for N hospitals among which the source is divided."""
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]

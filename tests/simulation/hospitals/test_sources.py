@@ -14,14 +14,8 @@ from PIL import Image
 
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
 from pneumofed.simulation.hospitals.settings import SimulationConfig
-from pneumofed.simulation.hospitals.sources import (
-    VirtualStudy,
-    check_places,
-    count_hospitals,
-    gather,
-    keep_apart,
-    read_source,
-)
+from pneumofed.simulation.hospitals.sources import check_places, read_source
+from pneumofed.simulation.hospitals.study import VirtualStudy, count_hospitals, gather, keep_apart
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 
 
@@ -97,6 +91,19 @@ def test_a_column_names_the_hospital_of_each_image(tmp_path: Path) -> None:
     assert count_hospitals(cfg) == 3
 
 
+def test_a_hospital_none_of_whose_images_can_be_used_does_not_count(tmp_path: Path) -> None:
+    data = table(tmp_path / "set", people("p", 4), hospital=["a", "a", "a", "b"])
+    data.write_text(data.read_text().replace("p3,pneumonia", "p3,"))
+    cfg = SimulationConfig(data=str(data), partition="column:hospital")
+    assert count_hospitals(cfg) == len(study_of(cfg).hospitals) == 1
+
+
+def test_two_values_of_a_column_never_become_one_hospital(tmp_path: Path) -> None:
+    data = table(tmp_path / "set", people("p", 2), hospital=["St Mary", "St-Mary"])
+    with pytest.raises(ConfigError, match="two values of column 'hospital' give one name, St-Mary"):
+        study_of(SimulationConfig(data=str(data), partition="column:hospital"))
+
+
 @pytest.mark.parametrize(("column", "told"), [("ward", "has no column 'ward'"), ("hospital", "is empty for 1 images")])
 def test_a_column_that_does_not_name_every_hospital_is_refused(tmp_path: Path, column: str, told: str) -> None:
     data = table(tmp_path / "set", people("p", 3), hospital=["a", "", "b"])
@@ -162,6 +169,8 @@ def test_public_sets_are_known_by_their_tables(tmp_path: Path) -> None:
         ({"sources": {"north": "{place}/set"}, "hold_out": {"south": 0.2}}, "south is no source"),
         ({"sources": {"a": "{place}/set"}, "held_out": {"a": "{place}/set"}, "hold_out": {"a": 0.2}}, "already a held-out set"),
         ({"data": "{place}/empty"}, "no known layout"),
+        ({"hold_out": {"test": 0.2}}, "has a test/ of its own"),
+        ({"data": "{place}/set", "partition": "scanner", "sources": {"a": "{place}/set"}}, "goes with no given hospitals"),
     ],
 )
 def test_what_cannot_be_a_source_is_told_before_an_image_is_read(tmp_path: Path, values: dict[str, Any], told: str) -> None:
