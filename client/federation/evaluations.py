@@ -80,7 +80,9 @@ def admit_evaluation(
     Raises:
         PolicyError: names the rule; nothing was counted and nothing may leave.
     """
-    moment, units = now or local_now(), _units(data, own_secret(work_dir, SPLIT_KEY_FILE))
+    moment, secret = now or local_now(), own_secret(work_dir, SPLIT_KEY_FILE)
+    names = _patient_keys(data.patients, secret)
+    units = _units(data, names, secret)
     try:
         file = _file(work_dir)
         with file.locked() as before:
@@ -92,7 +94,6 @@ def admit_evaluation(
             file.write(Evaluations(tuple(times), (*others, replace(version, answers=version.answers + 1))))
     except OSError as error:
         raise _refused(f"{work_dir / EVALUATIONS_FILE} cannot be written: {error.strerror}; nothing leaves uncounted") from error
-    names = _patient_keys(data.patients, own_secret(work_dir, SPLIT_KEY_FILE))
     return data.subset([row for row, patient in enumerate(data.patients) if names[patient] in version.units])
 
 
@@ -160,11 +161,10 @@ def _difference(one: Units, other: Units) -> int:
     return sum(one.get(patient) != other.get(patient) for patient in {*one, *other})
 
 
-def _units(data: Dataset, secret: bytes) -> Units:
+def _units(data: Dataset, names: Mapping[str, str], secret: bytes) -> Units:
     states: dict[str, list[tuple[str, bool]]] = defaultdict(list)
     for patient, digest, label in zip(data.patients, data.digests, data.labels.tolist(), strict=True):
         states[patient].append((digest, label > 0))
-    names = _patient_keys(data.patients, secret)
     return {
         names[patient]: round_key(secret, ("state", patient, repr(sorted(state)))).hex()[:32] for patient, state in states.items()
     }

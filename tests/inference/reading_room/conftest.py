@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
 
 from pneumofed.inference.explain.focus import Focus
 from pneumofed.inference.reading_room import users, worker
+from tests.inference.reading_room.browser import Desk, launched, served
 from tests.inference.reading_room.stage import Stage
 
 
@@ -30,3 +32,18 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     made = Stage(tmp_path)
     yield made
     made.room.close()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with launched() as browser:
+        yield browser
+
+
+@pytest.fixture
+def desk(stage: Stage, chromium: Browser) -> Iterator[Desk]:
+    with served(stage) as address:
+        made = Desk(chromium, address)
+        yield made
+        made.context.close()
+    assert made.complaints == []

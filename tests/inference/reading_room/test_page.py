@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +12,12 @@ from playwright.sync_api import Browser
 from pneumofed.inference.explain.focus import Focus, Misplaced
 from pneumofed.inference.reading_room import worker
 from pneumofed.inference.reading_room.viewing import MAP_FILE
-from tests.inference.reading_room.browser import CHROMIUM, Desk, launched, phantom_file, served
+from tests.inference.reading_room.browser import CHROMIUM, Desk, phantom_file, served
 from tests.inference.reading_room.stage import ADMIN, READER, Stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
 
 BAD = ("scan of DOE^JANE.dcm", b"this is a letter, not a radiograph")
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def desk(stage: Stage, chromium: Browser) -> Iterator[Desk]:
-    with served(stage) as address:
-        made = Desk(chromium, address)
-        yield made
-        made.context.close()
-    assert made.complaints == []
 
 
 def test_the_whole_way_of_a_radiologist(desk: Desk, stage: Stage) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from playwright.sync_api import Browser
 
 from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
 from tests.dicom_factory import dicom_bytes
-from tests.inference.reading_room.browser import CHROMIUM, Desk, launched, served
+from tests.inference.reading_room.browser import CHROMIUM, Desk, served
 from tests.inference.reading_room.stage import Stage, phantom_png
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")]
@@ -30,21 +29,6 @@ SIDES = """() => {
   return [mean(0), mean(shown.width / 2)];
 }"""
 """Mean grey of the left and the right half of what is shown."""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with launched() as browser:
-        yield browser
-
-
-@pytest.fixture
-def desk(stage: Stage, chromium: Browser) -> Iterator[Desk]:
-    with served(stage) as address:
-        made = Desk(chromium, address)
-        yield made
-        made.context.close()
-    assert made.complaints == []
 
 
 def chest(least: int = 0, **tags: Any) -> bytes:
