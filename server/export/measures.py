@@ -1,40 +1,22 @@
-"""What an export measures and on which images, and the same graph for other tools.
-
-Calibration on the hospitals' validation statistics (`calibrate`) and metrics of the result on validation, central sets and subgroups
-(`measure_...`). `ExportImages` are the images that an export needs at the coordinator: to check the graph, to quantise it, and as the
-reference of later use; `load_central` and `load_folders` load them. `write_triton` writes a Triton model repository, `write_monai` MONAI
-bundle metadata.
+"""What an export measures: calibration on the hospitals' validation statistics (`calibrate`), and metrics of the result on validation,
+central sets and subgroups (`measure_...`).
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 from scipy.special import expit
 
-from pneumofed.common.config.experiment import ImageConfig
-from pneumofed.common.config.parties import central_manifests
-from pneumofed.common.data.cache import decode_for_cache, load_digests
-from pneumofed.common.data.dataset import load_dataset
-from pneumofed.common.data.manifest import ImageRecord, read_manifest
-from pneumofed.common.errors import BundleError, ConfigError, ImageError
+from pneumofed.common.data.manifest import ImageRecord
 from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, bootstrap
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import CALIBRATION_BINS, Statistics
 from pneumofed.common.model_bundle.calibration import Calibration, Method, fit_calibration
-from pneumofed.common.model_bundle.manifest import MONAI, NETWORK, BundleManifest, IntervalEstimate, Measured
-from pneumofed.common.seeds import numpy_generator
+from pneumofed.common.model_bundle.manifest import IntervalEstimate, Measured
 from pneumofed.server.export.source import Source
 from pneumofed.server.federation.central_evaluation import bootstrap_settings
 from pneumofed.server.federation.subgroups import find_subgroups
@@ -59,12 +41,6 @@ FEDBN_HAS_NO_CALIBRATION = (
     "this one has their average, which no hospital trained with"
 )
 
-MOST_IMAGES_OF_A_SET = 2000
-"""Of each set: more make no statistic of use better."""
-TRITON_MODEL = "pneumofed"
-TRITON_BATCH = 32
-MONAI_SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-_TRITON_TYPES = {onnx.TensorProto.FLOAT: "TYPE_FP32"}
 Reals = npt.NDArray[np.float64]
 
 
@@ -216,195 +192,3 @@ def _estimate(interval: ConfidenceInterval) -> IntervalEstimate:
         float(number) if np.isfinite(number) else None for number in (interval["value"], interval["low"], interval["high"])
     )
     return IntervalEstimate(value=value, low=low, high=high)
-
-
-@dataclass(frozen=True, eq=False)
-class ExportImages:
-    """Images of one set as the network sees them.
-
-    Attributes:
-        name: `test`, `external` or `reference`.
-        pixels: uint8 [N, S, S].
-        labels: int64 [N] of the task; None where nobody labelled them.
-        records: manifest rows by the first 16 digits of their file's SHA-256, as in the run's predictions; empty without a manifest.
-        patients: of each image; None where nobody knows.
-        skipped: files that could not be used.
-    """
-
-    name: str
-    pixels: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int64] | None
-    records: dict[str, ImageRecord]
-    patients: tuple[str, ...] | None = None
-    skipped: int = 0
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def inputs(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Builds the graph's input for the images at `index`, float32 [n, 1, S, S] in [0, 1]."""
-        return (self.pixels[index].astype(np.float32) / np.float32(255.0))[:, None]
-
-    def draw(self, purpose: str, most: int = MOST_IMAGES_OF_A_SET) -> npt.NDArray[np.int64]:
-        """Draws positions in random order, the same each time.
-
-        Args:
-            purpose: names the draw; each purpose has its own order.
-            most: how many at most.
-
-        Returns:
-            int64 [n], n up to `most`.
-        """
-        return numpy_generator("export", purpose, self.name).permutation(len(self))[:most].astype(np.int64)
-
-
-def load_central(source: Source) -> list[ExportImages]:
-    """Loads the run's central sets through the coordinator's cache; those whose manifest is gone are left out."""
-    if source.coordinator is None:
-        return []
-    settings, experiment = source.coordinator, source.experiment
-    cache = Path(settings.cache_dir or Path(settings.run_dir) / "cache")
-    found = []
-    for name, manifest in central_manifests(settings).items():
-        if Path(manifest).is_file():
-            records = read_manifest(Path(manifest)).records
-            dataset = load_dataset(
-                read_manifest(Path(manifest)), experiment.task, experiment.image, cache / name, keep_duplicates=True
-            )
-            digests = load_digests([record.path for record in records], cache / name, 1)
-            by_digest = {str(digest)[:16]: record for digest, record in zip(digests, records, strict=True)}
-            found.append(ExportImages(name, dataset.pixels, dataset.labels, by_digest, dataset.patients))
-    return found
-
-
-def load_folders(folders: Sequence[Path], image: ImageConfig) -> ExportImages:
-    """Loads all images below `folders`, whatever their names. Files that cannot be read are counted in `skipped`.
-
-    Args:
-        folders: each a folder, or a manifest (.csv).
-        image: how images are fitted into squares.
-
-    Raises:
-        ConfigError: a folder does not exist.
-        BundleError: no image can be used.
-    """
-    paths = [path for folder in folders for path in _files(folder)]
-    order = numpy_generator("export", "folders").permutation(len(paths))[:MOST_IMAGES_OF_A_SET]
-    squares, skipped = [], 0
-    for position in sorted(order):
-        try:
-            squares.append(decode_for_cache(paths[position], image))
-        except ImageError:
-            skipped += 1
-    if not squares:
-        raise BundleError(
-            f"none of the {len(paths)} files of --reference is an image that can be read; give a folder of radiographs"
-        )
-    return ExportImages("reference", np.stack(squares), None, {}, skipped=skipped)
-
-
-def _files(folder: Path) -> list[Path]:
-    if folder.is_dir():
-        return sorted(path for path in folder.rglob("*") if path.is_file())
-    if folder.suffix.lower() == ".csv" and folder.is_file():
-        return [record.path for record in read_manifest(folder).records]
-    raise ConfigError(f"--reference {folder}: expected a folder of images or a manifest (.csv)")
-
-
-def write_triton(folder: Path) -> None:
-    """Writes `triton/pneumofed/config.pbtxt` and `1/model.onnx`, a hard link where the disk has them: `tritonserver
-    --model-repository triton` serves it.
-
-    Shapes are those of the graph without the batch, as Triton's model configuration asks for where `max_batch_size` is above 0.
-    """
-    place = folder / "triton" / TRITON_MODEL
-    (place / "1").mkdir(parents=True)
-    graph = onnx.load(folder / NETWORK).graph
-    tensors = [("input", tensor) for tensor in graph.input] + [("output", tensor) for tensor in graph.output]
-    lines = [f'name: "{TRITON_MODEL}"', 'platform: "onnxruntime_onnx"', f"max_batch_size: {TRITON_BATCH}", "dynamic_batching { }"]
-    for kind, tensor in tensors:
-        dims = ", ".join(str(size.dim_value) for size in tensor.type.tensor_type.shape.dim[1:])
-        data_type = _TRITON_TYPES[tensor.type.tensor_type.elem_type]
-        lines.append(f'{kind} [ {{ name: "{tensor.name}" data_type: {data_type} dims: [ {dims} ] }} ]')
-    (place / "config.pbtxt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _link(folder / NETWORK, place / "1" / "model.onnx")
-
-
-def write_monai(folder: Path, manifest: BundleManifest) -> None:
-    """Writes `metadata.json`, and for tools that expect MONAI's folders `configs/metadata.json` and `configs/inference.json`.
-
-    Args:
-        folder: of the bundle.
-        manifest: what is described.
-    """
-    (folder / "configs").mkdir()
-    metadata = json.dumps(monai_metadata(manifest), indent=1) + "\n"
-    (folder / MONAI).write_text(metadata, encoding="utf-8")
-    (folder / "configs" / MONAI).write_text(metadata, encoding="utf-8")
-    (folder / "configs" / "inference.json").write_text(json.dumps(monai_inference(manifest), indent=1) + "\n", encoding="utf-8")
-
-
-def monai_metadata(manifest: BundleManifest) -> dict[str, Any]:
-    """MONAI's bundle metadata (MONAI Bundle Specification, "metadata.json File") of the PyTorch network, input normalised."""
-    side, channels = manifest.preprocessing.size_px, manifest.preprocessing.in_channels
-    image = {
-        "type": "image",
-        "format": "magnitude",
-        "modality": "CR",
-        "num_channels": channels,
-        "spatial_shape": [side, side],
-        "dtype": "float32",
-        "value_range": [],
-        "is_patch_data": False,
-        "channel_def": {str(number): "grey" for number in range(channels)},
-    }
-    prediction = {
-        "type": "probabilities",
-        "format": "classes",
-        "num_channels": len(manifest.classes),
-        "spatial_shape": [len(manifest.classes)],
-        "dtype": "float32",
-        "value_range": [],
-        "is_patch_data": False,
-        "channel_def": {str(number): name for number, name in enumerate(manifest.classes)},
-    }
-    return {
-        "schema": MONAI_SCHEMA,
-        "version": "1.0.0",
-        "changelog": {"1.0.0": "exported by pneumofed"},
-        "monai_version": "1.5.0",
-        "pytorch_version": version("torch").partition("+")[0],
-        "numpy_version": version("numpy"),
-        "required_packages_version": {"pneumofed": version("pneumofed"), "onnxruntime": version("onnxruntime")},
-        "name": manifest.name,
-        "task": "Pneumonia on frontal chest radiographs",
-        "description": "A network that hospitals trained together by federated learning; see card.md.",
-        "authors": "the hospitals of the federation",
-        "copyright": "as the federation agreed",
-        "data_source": "the hospitals' own radiographs, which never left them",
-        "data_type": "dicom, jpeg, png, tiff, bmp or webp",
-        "image_classes": "one grey radiograph, normalised as bundle.json says",
-        "label_classes": ", ".join(f"{number} is {name}" for number, name in enumerate(manifest.classes)),
-        "pred_classes": "one logit a class; calibration and threshold are in bundle.json",
-        "intended_use": "Research. No medical device; see the limits of use in card.md.",
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}},
-    }
-
-
-def monai_inference(manifest: BundleManifest) -> dict[str, Any]:
-    """Builds a MONAI configuration whose `network_def` is the network with its weights, verified; it needs pneumofed installed."""
-    return {
-        "imports": ["$import pneumofed"],
-        "bundle_root": ".",
-        "network_def": "$pneumofed.open_bundle(@bundle_root).network",
-        "image_size_px": manifest.preprocessing.size_px,
-        "mean": list(manifest.preprocessing.mean),
-        "std": list(manifest.preprocessing.std),
-    }
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without hard links
-        shutil.copyfile(source, target)

@@ -194,7 +194,7 @@ def test_the_command_makes_a_key_tells_its_fingerprint_and_takes_other_reference
 
 
 def _central_squares(run: RunFolder) -> np.ndarray:
-    from pneumofed.server.export.measures import load_central
+    from pneumofed.server.export.images import load_central
 
     (part,) = load_central(read_finished_run(run.path))
     return part.inputs(np.arange(len(part)))

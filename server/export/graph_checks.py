@@ -1,0 +1,177 @@
+"""Whether an exported graph is its network, and what int8 costs: both are run on the coordinator's own images.
+
+check_graph             float32 against PyTorch, image by image
+measure_quantization    int8 against float32, in AUROC
+count_refusals          how many images the bundle would not judge
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from torch import nn
+
+from pneumofed.common.errors import BundleError
+from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.imaging.types import ImageInfo
+from pneumofed.common.model_bundle.calibration import Calibration, pneumonia_score
+from pneumofed.common.model_bundle.image_statistics import pixel_statistics
+from pneumofed.common.model_bundle.manifest import (
+    GraphCheck,
+    IntervalEstimate,
+    Quantization,
+)
+from pneumofed.common.model_bundle.predictor import open_session
+from pneumofed.common.model_bundle.suitability import Inputs, Reason, Suitability, check_suitability
+from pneumofed.server.export.card import Refusals
+from pneumofed.server.export.graph import run_torch
+from pneumofed.server.export.images import ExportImages
+
+GRAPH_TOLERANCE = 1e-4
+"""Largest difference from PyTorch with which a graph is given to anybody."""
+CHECKED_IMAGES = 128
+RANGE_IMAGES = 128
+"""From which the ranges of int8 are taken; Krishnamoorthi 2018 (arXiv 1806.08342, section 3.1.4) finds about a hundred enough."""
+COMPARED_IMAGES = 1000
+GRAPH_BATCH = 16
+Floats = npt.NDArray[np.float32]
+
+
+def count_refusals(graph: Path, part: ExportImages, suitability: Suitability) -> Refusals:
+    """Counts the images of one set that the bundle would refuse to judge.
+
+    Args:
+        graph: the ONNX file.
+        part: the set; at most `COMPARED_IMAGES` of it are tried.
+        suitability: of the bundle.
+    """
+    index = part.draw("refusals", COMPARED_IMAGES)
+    _, features = run_features(graph, part, index)
+    squares = part.inputs(index)[:, 0]
+    info = ImageInfo(
+        "png", squares.shape[1], squares.shape[2], 8
+    )  # what the files say of themselves is not asked: only the tests are
+    results = check_suitability(suitability, Inputs(squares, features, pixel_statistics(squares), [info] * len(index)))
+    reasons = [result.reasons for result in results]
+    return Refusals(part.name, len(index), sum(map(bool, reasons)), sum(Reason.FAR_FROM_REFERENCE in found for found in reasons))
+
+
+def check_graph(network: nn.Module, in_channels: int, graph: Path, pictures: list[ExportImages]) -> GraphCheck:
+    """Measures how far `graph` is from `network` on images of all sets.
+
+    Args:
+        network: in evaluation mode.
+        in_channels: of the network, 1 or 3.
+        graph: the ONNX file.
+        pictures: the sets; `CHECKED_IMAGES` of each are tried.
+
+    Returns:
+        Largest differences: in a logit, in P(pneumonia), in any other output.
+
+    Raises:
+        BundleError: P(pneumonia) differs by more than `GRAPH_TOLERANCE`, or another output, relative to its largest value.
+    """
+    session = open_session(graph.read_bytes())
+    worst, images = np.zeros(3), 0
+    for part in pictures:
+        index = part.draw("graph", CHECKED_IMAGES)
+        images += len(index)
+        for rows in _batches(index):
+            inputs = part.inputs(rows)
+            worst = np.maximum(worst, _differences(session.run(None, {"image": inputs}), run_torch(network, in_channels, inputs)))
+    found = GraphCheck(images=images, logits=float(worst[0]), probability=float(worst[1]), features=float(worst[2]))
+    if not worst.max() <= GRAPH_TOLERANCE:  # NaN fails too
+        raise BundleError(
+            f"the ONNX graph differs from PyTorch by {worst.max():.2g} on {images} images, "
+            f"{GRAPH_TOLERANCE:g} is allowed: nothing was exported"
+        )
+    return found
+
+
+def range_batches(part: ExportImages) -> list[Floats]:
+    """Loads the images that int8 takes its ranges from, float32 [n, 1, S, S] each."""
+    return [part.inputs(rows) for rows in _batches(part.draw("int8 ranges", RANGE_IMAGES))]
+
+
+def measure_quantization(
+    part: ExportImages, graphs: tuple[Path, Path], calibration: Calibration, threshold: float
+) -> Quantization:
+    """Measures what int8 costs against float32, on images that its ranges were not taken from where there are others.
+
+    Args:
+        part: one set.
+        graphs: files of the float32 and of the int8 graph.
+        calibration: what turns logits into probabilities.
+        threshold: on the calibrated probability.
+    """
+    order = part.draw("int8 ranges")
+    index = order[RANGE_IMAGES:][:COMPARED_IMAGES] if len(order) > RANGE_IMAGES else order
+    exact, coarse = (run_logits(graph, part, index) for graph in graphs)
+    first, second = (calibration.probability(pneumonia_score(logits)) for logits in (exact, coarse))
+    return Quantization(
+        name=part.name,
+        images=len(index),
+        calibration_images=min(len(order), RANGE_IMAGES),
+        auroc_float32=_auroc(exact, part, index),
+        auroc_int8=_auroc(coarse, part, index),
+        mean_difference=float(np.abs(first - second).mean()),
+        max_difference=float(np.abs(first - second).max()),
+        changed_decisions=int(((first >= threshold) != (second >= threshold)).sum()),
+    )
+
+
+def run_logits(graph: Path, part: ExportImages, index: npt.NDArray[np.int64]) -> Floats:
+    """Computes the logits of images with ONNX Runtime, float32 [n, C].
+
+    Args:
+        graph: the ONNX file.
+        part: one set.
+        index: int64 [n], positions in the set.
+    """
+    session = open_session(graph.read_bytes())
+    return np.concatenate([session.run(["logits"], {"image": part.inputs(rows)})[0] for rows in _batches(index)])
+
+
+def run_features(graph: Path, part: ExportImages, index: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Computes logits and features of images with ONNX Runtime.
+
+    Args:
+        graph: the ONNX file.
+        part: one set.
+        index: int64 [n], positions in the set.
+
+    Returns:
+        Logits float32 [n, C] and features float32 [n, D].
+    """
+    session = open_session(graph.read_bytes())
+    found = [session.run(["logits", "features"], {"image": part.inputs(rows)}) for rows in _batches(index)]
+    return np.concatenate([logits for logits, _ in found]), np.concatenate([features for _, features in found])
+
+
+def _batches(index: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+    return [index[start : start + GRAPH_BATCH] for start in range(0, len(index), GRAPH_BATCH)]
+
+
+def _differences(graph: list[Floats], torch: tuple[Floats, ...]) -> npt.NDArray[np.float64]:
+    """(of a logit, of P(pneumonia), of anything else), all but the second relative to the largest value where that is above 1."""
+    logits = float(np.abs(graph[0] - torch[0]).max()) / max(1.0, float(np.abs(torch[0]).max()))
+    first, second = (Calibration().probability(pneumonia_score(values[0])) for values in (graph, torch))
+    others = [
+        float(np.abs(mine - yours).max()) / max(1.0, float(np.abs(yours).max()))
+        for mine, yours in zip(graph[1:], torch[1:], strict=True)
+    ]
+    return np.array([logits, float(np.abs(first - second).max()), max(others)])
+
+
+def _auroc(logits: Floats, part: ExportImages, index: npt.NDArray[np.int64]) -> IntervalEstimate:
+    """With its bootstrap interval by patient; undefined where nobody labelled the images."""
+    if part.labels is None:
+        return IntervalEstimate(value=None)
+    patients = tuple(part.patients[row] for row in index) if part.patients else tuple(map(str, index))
+    predictions = Predictions.from_logits(logits, part.labels[index], patients)
+    found = bootstrap(predictions, 0.5, Bootstrap())["auroc"]
+    known = {name: float(found[name]) if np.isfinite(found[name]) else None for name in ("value", "low", "high")}
+    return IntervalEstimate(**known)
