@@ -21,11 +21,12 @@ from typing import IO, Any
 
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.lifeline import children_end_with_me
-from pneumofed.common.ops.processes import flower_environment, flower_tool, free_port, stop_group
+from pneumofed.common.ops.processes import descendants, flower_environment, flower_tool, free_port, stop_group
 
 CONNECTION_NAME = "private"
 START_TIMEOUT_SEC = 60.0
 STATUS_TIMEOUT_SEC = 20.0
+EXECUTOR, EXECUTOR_PATIENCE_SEC = "flower-superexec", 20.0
 """How long the status of an ended run is asked for: Flower writes it a few seconds after the stream of logs has ended."""
 
 
@@ -35,6 +36,13 @@ class Superlink:
 
     environment: Mapping[str, str]
     folder: Path
+    pid: int
+
+    @property
+    def executes(self) -> bool:
+        """Whether its SuperExec lives, which alone starts apps: Flower waits for a dead one without end and without a word.
+        Where there is no /proc it is taken to live."""
+        return not Path("/proc/self").exists() or any(EXECUTOR in _command_line(pid) for pid in descendants(self.pid))
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ def private_superlink(log: Path, extra_environment: Mapping[str, str]) -> Iterat
         )  # fmt: skip
         try:
             _wait_until_up(process, port, log)
-            yield Superlink(environment, folder)
+            yield Superlink(environment, folder, process.pid)
         finally:
             stop_group(process)
 
@@ -181,7 +189,7 @@ def run_app(
         watch: called about twice a second, and once at the end.
 
     Raises:
-        FlowerError: the run was refused or failed.
+        FlowerError: the run was refused or failed, or what starts apps has ended.
     """
     settings = superlink.folder / "run_config.toml"
     settings.write_text("".join(f"{json.dumps(key)} = {_toml(value)}\n" for key, value in run_config.items()), encoding="utf-8")
@@ -200,10 +208,15 @@ def run_app(
         command, env=superlink.environment, cwd=superlink.folder, stdout=output, stderr=subprocess.STDOUT if output else None,
         start_new_session=True,
     )  # fmt: skip
+    seen = time.monotonic()
     try:
         while process.poll() is None:
             time.sleep(0.5)
             watch()
+            if superlink.executes:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > EXECUTOR_PATIENCE_SEC:
+                raise FlowerError(f"Flower's {EXECUTOR} is not running, so nothing can start; its last words are in the log")
     finally:
         stop_group(process)
     watch()
@@ -251,3 +264,11 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log: Path) -> No
 def _toml(value: Any) -> str:
     """A TOML scalar; JSON's strings, numbers and booleans are TOML's."""
     return json.dumps(value)
+
+
+def _command_line(pid: int) -> str:
+    """Empty for a process that has ended (proc(5))."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""

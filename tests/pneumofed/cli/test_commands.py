@@ -127,16 +127,31 @@ fail = false
 """
 
 
+def write_other_app(folder: Path) -> None:
+    (folder / "other").mkdir(parents=True)
+    (folder / "other" / "__init__.py").write_text("")
+    (folder / "other" / "server.py").write_text(OTHER_SERVER)
+    (folder / "other" / "client.py").write_text("from flwr.clientapp import ClientApp\napp = ClientApp()\n")
+    (folder / "pyproject.toml").write_text(OTHER_PROJECT)
+
+
+@pytest.mark.slow
+def test_a_run_ends_when_what_starts_apps_has_died(tmp_path: Path) -> None:
+    from pneumofed.simulation import superlink as flower
+
+    write_other_app(tmp_path / "app")
+    with flower.private_superlink(tmp_path / "log", {}) as running:
+        (executor,) = [pid for pid in descendants(running.pid) if flower.EXECUTOR in flower._command_line(pid)]
+        os.kill(executor, signal.SIGKILL)
+        with pytest.raises(FlowerError, match="flower-superexec is not running"):
+            flower.run_app(running, tmp_path / "app", {}, flower.Resources(2), None, lambda: None)
+
+
 @pytest.mark.slow
 def test_any_flower_app_runs_and_a_failed_run_is_an_error(tmp_path: Path) -> None:
     from pneumofed.simulation.flower_simulation import run_app_over_nodes
 
-    package = tmp_path / "app" / "other"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "server.py").write_text(OTHER_SERVER)
-    (package / "client.py").write_text("from flwr.clientapp import ClientApp\napp = ClientApp()\n")
-    (tmp_path / "app" / "pyproject.toml").write_text(OTHER_PROJECT)
+    write_other_app(tmp_path / "app")
     mark, resources = tmp_path / "mark", '{"client_resources": {"num_cpus": 1}}'
     run_app_over_nodes(tmp_path / "app", 2, [f"mark='{mark}' value=7"], resources, verbose=False)
     assert mark.read_text() == "7"
