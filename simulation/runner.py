@@ -19,13 +19,11 @@ from pneumofed.common.errors import CheckpointError, FlowerError, PneumofedError
 from pneumofed.common.folder_lock import check_free, owned
 from pneumofed.common.ops.app_bundle import write_app
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
-from pneumofed.server.federation.run import FAILED, RUNNING, STOPPED
 from pneumofed.server.report.report import close_with_report
 from pneumofed.server.runs.folder import RUN_LOCK, SIMULATION_LOCK, RunFolder, with_course
-from pneumofed.server.runs.resume import check_resumable, describe_way_on
-from pneumofed.server.runs.status import clear_ending
+from pneumofed.server.runs.records import RunState
+from pneumofed.server.runs.resume import check_resumable, clear_ending, describe_way_on
 from pneumofed.server.runs.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary, WallTime
-from pneumofed.server.runs.tables import RunState
 from pneumofed.simulation.baselines import run_baselines
 from pneumofed.simulation.hospitals.federation import Federation, lay_out
 from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
@@ -217,10 +215,10 @@ def _partition_table(plan: Plan, federation: Federation) -> PartitionRecord:
 def _record_end(folder: RunFolder, error: BaseException) -> None:
     """Writes how the run ended where the apps could not: they were killed, or never started. What has succeeded stays so."""
     summary = folder.read_summary()
-    if summary.status in (None, RunState.SUBMITTED, RUNNING):
+    if summary.status in (None, RunState.SUBMITTED, RunState.RUNNING):
         stopped = isinstance(error, KeyboardInterrupt)
         sentence = f"stopped by the user; {describe_way_on(folder)}" if stopped else str(error)
-        summary = summary.updated(status=STOPPED if stopped else FAILED, error=sentence)
+        summary = summary.updated(status=RunState.STOPPED.value if stopped else RunState.FAILED.value, error=sentence)
         folder.write_summary(with_course(summary, folder.read_history()))
 
 

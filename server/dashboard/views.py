@@ -13,11 +13,11 @@ from pneumofed.server.dashboard.schema import CurrentRound, IntervalView, Privac
 from pneumofed.server.operations.overview import round_now
 from pneumofed.server.runs.events import EVENTS_FILE, read_activity
 from pneumofed.server.runs.folder import RunFolder, best_round
-from pneumofed.server.runs.records import Metrics, RoundRecord, SiteRound, SiteTraining, SiteValidation
+from pneumofed.server.runs.records import Metrics, RoundRecord, RunState, SiteRound, SiteTraining, SiteValidation
 from pneumofed.server.runs.runs import read_experiment
 from pneumofed.server.runs.status import read_history, read_summary
 from pneumofed.server.runs.summary_records import MetricInterval
-from pneumofed.server.runs.tables import RunRow, RunState
+from pneumofed.server.runs.tables import RunRow
 
 SHOWN_METRICS = ("auroc", "sensitivity", "specificity", "accuracy")
 FILE_NAME = re.compile(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\]\S")

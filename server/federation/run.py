@@ -41,14 +41,12 @@ from pneumofed.server.runs.checkpoints import (
 )
 from pneumofed.server.runs.events import HEARTBEAT_FILE, Heartbeat, RunLog
 from pneumofed.server.runs.folder import RUN_LOCK, RunFolder, best_round, stalled, with_course
-from pneumofed.server.runs.records import RoundRecord, by_field
+from pneumofed.server.runs.records import RoundRecord, RunState, by_field
 from pneumofed.server.runs.resume import check_resumable, describe_way_on
 from pneumofed.server.runs.summary_records import ParentBundle, RunSummary
 from pneumofed.server.secure_aggregation.rounds import read_key_roster
 
 logger = logging.getLogger(__name__)
-
-SUCCEEDED, FAILED, STOPPED, RUNNING = "succeeded", "failed", "stopped", "running"
 
 
 def run_federation(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig) -> RunSummary:
@@ -81,7 +79,7 @@ def _run(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, 
     started = time.perf_counter()
     earlier = folder.read_summary() if checkpoint else None
     before = (earlier.seconds if earlier else None) or 0.0
-    summary = RunSummary(status=RUNNING, name=experiment.name, seed=experiment.seed)
+    summary = RunSummary(status=RunState.RUNNING.value, name=experiment.name, seed=experiment.seed)
     if earlier and earlier.baselines:
         summary = summary.updated(baselines=earlier.baselines)
     folder.write_summary(with_course(summary, folder.read_history()).updated(seconds=before))
@@ -94,15 +92,17 @@ def _run(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, 
             summary = summary.updated(data=coordinator.central_evaluator.data_reports(), app_bundle=grid.run.fab_hash)
             coordinator.enrolment.assemble()
             _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
-            summary = _with_results(summary, coordinator, folder).updated(status=SUCCEEDED)
+            summary = _with_results(summary, coordinator, folder).updated(status=RunState.SUCCEEDED.value)
     except BaseException as error:
         sentence = _sentence(error, folder)
-        summary = summary.updated(status=FAILED if isinstance(error, Exception) else STOPPED, error=sentence)
+        summary = summary.updated(
+            status=RunState.FAILED.value if isinstance(error, Exception) else RunState.STOPPED.value, error=sentence
+        )
         raise
     finally:
         summary = with_course(summary, folder.read_history()).updated(seconds=before + time.perf_counter() - started)
         folder.write_summary(summary)
-        run_log.ends(summary.status or FAILED, summary.rounds_completed, summary.error)
+        run_log.ends(summary.status or RunState.FAILED.value, summary.rounds_completed, summary.error)
     return summary
 
 

@@ -13,6 +13,7 @@ Keys that this version does not know are kept through reading and writing. Files
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -45,6 +46,20 @@ def by_set(test: T | None, external: T | None, held_out: Mapping[str, T]) -> dic
     """Lists the results that there are by set, `test` and `external` first: the other way of `by_field`."""
     own = {"test": test, "external": external}
     return {**{name: found for name, found in own.items() if found is not None}, **held_out}
+
+
+class RunState(StrEnum):
+    """Of a run. The last three are final: only `Registry.resume` leads out of `failed` and `stopped`, nothing out of `succeeded`."""
+
+    SUBMITTED = "submitted"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def final(self) -> bool:
+        return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
 
 
 class Record(BaseModel):

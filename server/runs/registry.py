@@ -28,7 +28,8 @@ from sqlalchemy.orm import sessionmaker
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.ops.database import migrate, sqlite_engine
 from pneumofed.server.operations.settings import CoordinatorFolder
-from pneumofed.server.runs.tables import Event, KeyState, RunRow, RunState, SiteRow
+from pneumofed.server.runs.records import RunState
+from pneumofed.server.runs.tables import Event, KeyState, RunRow, SiteRow
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

@@ -9,7 +9,10 @@ from __future__ import annotations
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import differing_keys
 from pneumofed.common.errors import CheckpointError
+from pneumofed.server.runs.events import HEARTBEAT_FILE
 from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import RunState
+from pneumofed.server.runs.summary_records import RunSummary
 
 
 def check_resumable(folder: RunFolder, experiment: ExperimentConfig) -> None:
@@ -41,3 +44,14 @@ def describe_way_on(folder: RunFolder) -> str:
     if folder.last_checkpoint.exists() and (history := folder.read_history()):
         return f"--resume goes on after round {history[-1].round}"
     return "no round was completed; start it again without --resume"
+
+
+def clear_ending(folder: RunFolder) -> None:
+    """Removes the earlier attempt's status and heartbeat, which would be read as this one's; of a damaged summary nothing is kept."""
+    try:
+        summary = folder.read_summary()
+    except CheckpointError:
+        summary = RunSummary()
+    if summary.model_fields_set:
+        folder.write_summary(summary.without("error").updated(status=RunState.SUBMITTED.value))
+    (folder.path / HEARTBEAT_FILE).unlink(missing_ok=True)

@@ -31,14 +31,14 @@ from pneumofed.server.operations.overview import round_now, site_states
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.runs.events import EVENTS_FILE, Kind, read_activity
 from pneumofed.server.runs.folder import RunFolder, with_course, write_text
-from pneumofed.server.runs.records import CENTRAL_SETS, RoundRecord
+from pneumofed.server.runs.records import CENTRAL_SETS, RoundRecord, RunState
 from pneumofed.server.runs.registry import Registry, check_run_name
+from pneumofed.server.runs.resume import clear_ending
 from pneumofed.server.runs.status import (
     ASKED_SILENT_SEC,
     SILENT_SEC,
     RunStatus,
     build_event,
-    clear_ending,
     derive_status,
     describe_resume,
     read_evidence,
@@ -46,7 +46,7 @@ from pneumofed.server.runs.status import (
     read_summary,
     time_of,
 )
-from pneumofed.server.runs.tables import RunRow, RunState
+from pneumofed.server.runs.tables import RunRow
 
 STOP_WAIT_SEC = 20.0
 """How long a stopped run may take to end."""

@@ -16,10 +16,10 @@ from typing import Any
 from pneumofed.common.errors import CheckpointError
 from pneumofed.server.runs.events import EVENTS_FILE, HEARTBEAT_FILE, Kind, describe_event, read_activity
 from pneumofed.server.runs.folder import RunFolder
-from pneumofed.server.runs.records import Metrics, RoundRecord
+from pneumofed.server.runs.records import Metrics, RoundRecord, RunState
 from pneumofed.server.runs.registry import now
 from pneumofed.server.runs.summary_records import RunSummary
-from pneumofed.server.runs.tables import Event, RunRow, RunState
+from pneumofed.server.runs.tables import Event, RunRow
 
 SILENT_SEC = 90.0
 """A process that has not touched its heartbeat for so long is dead or stopped; it touches it every five seconds."""
@@ -186,14 +186,6 @@ def read_history(folder: RunFolder) -> list[RoundRecord]:
         return folder.read_history()
     except CheckpointError:
         return []
-
-
-def clear_ending(folder: RunFolder) -> None:
-    """Removes the earlier attempt's status and heartbeat, which would be read as this one's."""
-    summary = read_summary(folder)
-    if summary.model_fields_set:
-        folder.write_summary(summary.without("error").updated(status=RunState.SUBMITTED.value))
-    (folder.path / HEARTBEAT_FILE).unlink(missing_ok=True)
 
 
 def build_event(run: str, event: Mapping[str, Any]) -> Event:

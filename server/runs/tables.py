@@ -9,20 +9,7 @@ from sqlalchemy import CheckConstraint, ForeignKey, String, Text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pneumofed.common.ops.database import Columns, UtcTime
-
-
-class RunState(StrEnum):
-    """Of a run. The last three are final: only `Registry.resume` leads out of `failed` and `stopped`, nothing out of `succeeded`."""
-
-    SUBMITTED = "submitted"
-    RUNNING = "running"
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-    @property
-    def final(self) -> bool:
-        return self in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
+from pneumofed.server.runs.records import RunState
 
 
 class KeyState(StrEnum):

@@ -37,9 +37,12 @@ from pathlib import Path
 from pneumofed.common.folder_lock import owned
 with owned(Path(sys.argv[1]), "run", "pneumofed simulate", ""):
     program = subprocess.Popen(["sleep", "60"])
+    ready, begun = os.pipe()
     fork = os.fork()
     if fork == 0:
+        os.write(begun, b"1")
         time.sleep(60)
+    os.read(ready, 1)  # a fork has the lock until its first line runs
     print(program.pid, fork, flush=True)
     time.sleep(60)
 """

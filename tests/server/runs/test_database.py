@@ -17,8 +17,9 @@ from sqlalchemy import Engine, inspect, text
 
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.ops.database import migrate, take_back
+from pneumofed.server.runs.records import RunState
 from pneumofed.server.runs.registry import MIGRATIONS, Registry, default_url, open_registry_database
-from pneumofed.server.runs.tables import RegistryTable, RunState
+from pneumofed.server.runs.tables import RegistryTable
 
 OURS = {"site", "run", "event"}
 

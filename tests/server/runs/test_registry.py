@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pneumofed.common.errors import ConfigError
+from pneumofed.server.runs.records import RunState
 from pneumofed.server.runs.registry import Registry
-from pneumofed.server.runs.tables import Event, RunState
+from pneumofed.server.runs.tables import Event
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
