@@ -39,7 +39,7 @@ from pneumofed.server.runs.checkpoints import (
     set_damaged_aside,
     write_checkpoint,
 )
-from pneumofed.server.runs.events import HEARTBEAT_FILE, Heartbeat, RunLog
+from pneumofed.server.runs.events import Heartbeat, RunLog
 from pneumofed.server.runs.folder import RUN_LOCK, RunFolder, best_round, stalled, with_course
 from pneumofed.server.runs.records import RoundRecord, RunState, by_field
 from pneumofed.server.runs.resume import check_resumable, describe_way_on
@@ -84,7 +84,7 @@ def _run(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, 
         summary = summary.updated(baselines=earlier.baselines)
     folder.write_summary(with_course(summary, folder.read_history()).updated(seconds=before))
     try:
-        with Heartbeat(folder.path / HEARTBEAT_FILE):
+        with Heartbeat(folder.heartbeat):
             run_log.begins(experiment, grid.run.fab_hash, checkpoint.round if checkpoint else None)
             parent = describe_parent(experiment, earlier)
             summary = summary.updated(parent=parent) if parent else summary

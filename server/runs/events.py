@@ -46,7 +46,7 @@ from pneumofed.server.runs.records import RoundRecord
 
 logger = logging.getLogger(__name__)
 
-EVENTS_FILE, HEARTBEAT_FILE = "events.jsonl", "heartbeat"
+EVENTS_FILE = "events.jsonl"
 HEARTBEAT_SEC = 5.0
 TASK_WORDS = {
     "train": "training",

@@ -3,6 +3,7 @@
 config.yaml        the resolved experiment
 environment.json   versions, machine, git state
 history.jsonl      one line a round
+heartbeat          touched while a process runs the run
 checkpoints/       last.pt and best.pt
 validation.json    the hospitals' pooled validation statistics of best.pt, on which an export calibrates
 predictions/       the final model on each central set: test.csv, external.csv
@@ -52,6 +53,11 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def heartbeat(self) -> Path:
+        """Touched every few seconds by the process of the run."""
+        return self.path / "heartbeat"
 
     @property
     def history(self) -> Path:

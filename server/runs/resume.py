@@ -9,7 +9,6 @@ from __future__ import annotations
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import differing_keys
 from pneumofed.common.errors import CheckpointError
-from pneumofed.server.runs.events import HEARTBEAT_FILE
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import RunState
 from pneumofed.server.runs.summary_records import RunSummary
@@ -54,4 +53,4 @@ def clear_ending(folder: RunFolder) -> None:
         summary = RunSummary()
     if summary.model_fields_set:
         folder.write_summary(summary.without("error").updated(status=RunState.SUBMITTED.value))
-    (folder.path / HEARTBEAT_FILE).unlink(missing_ok=True)
+    folder.heartbeat.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumofed.common.errors import CheckpointError
-from pneumofed.server.runs.events import EVENTS_FILE, HEARTBEAT_FILE, Kind, describe_event, read_activity
+from pneumofed.server.runs.events import EVENTS_FILE, Kind, describe_event, read_activity
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import Metrics, RoundRecord, RunState
 from pneumofed.server.runs.registry import now
@@ -165,7 +165,7 @@ def read_evidence(run: RunRow, flower: str | None, patience_sec: float) -> RunEv
         summary=read_summary(folder),
         history=read_history(folder),
         events=read_activity(folder.path / EVENTS_FILE),
-        silent_sec=_age(folder.path / HEARTBEAT_FILE),
+        silent_sec=_age(folder.heartbeat),
         submitted_sec=(now() - run.submitted).total_seconds(),
         checkpoint=folder.last_checkpoint.exists(),
         patience_sec=patience_sec,

@@ -11,7 +11,7 @@ import yaml
 
 from pneumofed.common.errors import FlowerError
 from pneumofed.server.operations.settings import CoordinatorFolder
-from pneumofed.server.runs.events import EVENTS_FILE, HEARTBEAT_FILE, Activity
+from pneumofed.server.runs.events import EVENTS_FILE, Activity
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import RoundRecord
 from pneumofed.server.runs.registry import Registry, default_url, open_registry_database
@@ -80,7 +80,7 @@ class FakeServerApp:
         self.beat()
 
     def beat(self) -> None:
-        (self.folder.path / HEARTBEAT_FILE).touch()
+        self.folder.heartbeat.touch()
 
     def begin_round(self, number: int, sites: tuple[str, ...] = ("north", "south")) -> None:
         self.activity.note("round_started", round=number, sites=list(sites), deadline_sec=60.0)
