@@ -1,11 +1,15 @@
 """Fifty readers at once: errors and latency of a real reading-room server, asked by wrk.
 
     python -m benchmarks.reading_room_load --connections 50 --seconds 20 [--bundle BUNDLE] [--images FOLDER]
+    python -m benchmarks.reading_room_load --against ../former --turns 5      # beside another checkout's server
 
 The server is the command `pneumofed reading-room start` on loopback with its own worker processes; without `--bundle` the model is the
 small one of the tests, without `--images` the images are phantoms of 2,000 x 2,000 pixels. First all kinds of requests are mixed as a
 reader sends them, then each is measured alone. Every connection sends its next request as soon as the answer came, so fifty connections
-are more than fifty people. Exit code 1 if any request failed.
+are more than fifty people. Exit code 1 if any request failed. A map is asked for only of cases that have one.
+
+Against another checkout both servers run, and each kind of request is measured at one, then at the other, `--turns` times; the ratio is the
+median over turns of median latency / the other's.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -70,6 +75,7 @@ class Stage:
     address: str
     headers: Mapping[str, str]
     cases: list[str]
+    with_map: list[str]
 
 
 def images(folder: Path | None, count: int) -> list[bytes]:
@@ -85,15 +91,19 @@ def images(folder: Path | None, count: int) -> list[bytes]:
 
 
 @contextmanager
-def server(folder: Path, bundle: Path, files: list[bytes], workers: int) -> Iterator[Stage]:
-    """A room with a case for each of `files`, served by a process of its own."""
+def server(folder: Path, bundle: Path, files: list[bytes], workers: int, checkout: Path | None = None) -> Iterator[Stage]:
+    """A room with a case for each of `files`, served by a process of its own, with the code in `checkout` or the installed one."""
+    folder.mkdir()
     room, port = folder / "room", free_port()
-    subprocess.run([*COMMAND, "init", str(room), "--bundle", str(bundle)], check=True, stdout=subprocess.DEVNULL)
+    code = {"PYTHONPATH": str(checkout.resolve())} if checkout else {}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | code
+    init = [*COMMAND, "init", str(room), "--bundle", str(bundle)]
+    subprocess.run(init, check=True, stdout=subprocess.DEVNULL, env=environment, cwd=folder)
     settings = yaml.safe_load((room / "room.yaml").read_text()) | {"port": port, "workers": workers}
     (room / "room.yaml").write_text(yaml.safe_dump(settings))
     add = [*COMMAND, "user", "add", "reader", "--password-stdin", "-C", str(room)]
-    subprocess.run(add, check=True, input=PASSWORD, text=True, stdout=subprocess.DEVNULL)
-    process = subprocess.Popen([*COMMAND, "start", "-C", str(room)], stdout=subprocess.DEVNULL)
+    subprocess.run(add, check=True, input=PASSWORD, text=True, stdout=subprocess.DEVNULL, env=environment, cwd=folder)
+    process = subprocess.Popen([*COMMAND, "start", "-C", str(room)], stdout=subprocess.DEVNULL, env=environment, cwd=folder)
     address = f"http://127.0.0.1:{port}"
     try:
         with httpx.Client(base_url=address, timeout=120.0, trust_env=False) as client:
@@ -103,7 +113,8 @@ def server(folder: Path, bundle: Path, files: list[bytes], workers: int) -> Iter
             started = time.perf_counter()
             done = [_upload(client, headers, file) for file in files]
             print(f"uploaded one after the other: {1000 * (time.perf_counter() - started) / len(files):.0f} ms an image")
-        yield Stage(address, headers, done)
+            with_map = [case for case in done if client.get(f"/api/cases/{case}/map").status_code == 200]
+        yield Stage(address, headers, done, with_map)
     finally:
         process.terminate()
         process.wait(30)
@@ -143,13 +154,14 @@ def scenarios(stage: Stage, folder: Path, files: list[bytes]) -> dict[str, list[
         "case": [f"GET /api/cases/{case}" for case in stage.cases],
         "pixels": [f"GET /api/cases/{case}/pixels" for case in stage.cases],
         "image 1024 px": [f"GET /api/cases/{case}/image.png?max_side=1024" for case in stage.cases],
-        "map": [f"GET /api/cases/{case}/map.png" for case in stage.cases],
+        "map": [f"GET /api/cases/{case}/map.png" for case in stage.with_map],
         "predict, 224 px PNG": [f"POST /api/predict {small}"],
         "predict, as uploaded": [f"POST /api/predict {folder / f'image{number}'}" for number in range(len(files))],
     }
     found["finding"] = [f"POST /api/cases/{case}/findings {folder / 'finding'}" for case in stage.cases]
     steps = ("worklist", "case", "image 1024 px", "map", "finding", "predict, 224 px PNG")
-    mixture = [found[step][number % len(found[step])] for number in range(len(stage.cases)) for step in steps]
+    found = {name: lines for name, lines in found.items() if lines}
+    mixture = [found[step][number % len(found[step])] for number in range(len(stage.cases)) for step in steps if step in found]
     return {"a reader's mixture": mixture, **found}
 
 
@@ -188,23 +200,57 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=50)
     parser.add_argument("--seconds", type=int, default=20, help="for each kind of request")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="of another version: compares the two servers")
+    parser.add_argument("--turns", type=int, default=5, help="with --against")
     options = parser.parse_args()
-    failed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bundle = options.bundle or make_bundle(folder / "bundle")
         files = images(options.images, options.count)
-        with server(folder, bundle, files, options.workers) as stage:
-            for what, lines in scenarios(stage, folder, files).items():
-                result = measure(stage, lines, folder, options.connections, options.seconds)
-                failed += result["failed"]
-                rate = result["requests"] / result["seconds"]
-                print(
-                    f"{what:24} {rate:8.1f} requests/s  failed {result['failed']}  median {result['p50_ms']:.0f} ms  "
-                    f"p99 {result['p99_ms']:.0f} ms  max {result['max_ms']:.0f} ms",
-                    flush=True,
-                )
+        if options.against:
+            failed = compare(options, folder, bundle, files)
+        else:
+            with server(folder / "ours", bundle, files, options.workers) as stage:
+                failed = load(options, stage, folder, files)
     sys.exit(bool(failed))
+
+
+def load(options: argparse.Namespace, stage: Stage, folder: Path, files: list[bytes]) -> int:
+    """Prints rate and latency of each kind of request, and returns how many failed."""
+    failed = 0
+    for what, lines in scenarios(stage, folder, files).items():
+        result = measure(stage, lines, folder, options.connections, options.seconds)
+        failed += result["failed"]
+        rate = result["requests"] / result["seconds"]
+        print(
+            f"{what:24} {rate:8.1f} requests/s  failed {result['failed']}  median {result['p50_ms']:.0f} ms  "
+            f"p99 {result['p99_ms']:.0f} ms  max {result['max_ms']:.0f} ms",
+            flush=True,
+        )
+    return failed
+
+
+def compare(options: argparse.Namespace, folder: Path, bundle: Path, files: list[bytes]) -> int:
+    """Prints the median latencies of both servers and the median of their ratios, and returns how many requests failed."""
+    failed = 0
+    with (
+        server(folder / "ours", bundle, files, options.workers) as ours,
+        server(folder / "other", bundle, files, options.workers, options.against) as other,
+    ):
+        kinds = [scenarios(stage, folder / side, files) for stage, side in ((ours, "ours"), (other, "other"))]
+        for what in kinds[0]:
+            pairs = []
+            for _ in range(options.turns):
+                turn = [
+                    measure(stage, kind[what], folder, options.connections, options.seconds)
+                    for stage, kind in zip((ours, other), kinds, strict=True)
+                ]
+                failed += sum(result["failed"] for result in turn)
+                pairs.append([result["p50_ms"] for result in turn])
+            mine, theirs = (statistics.median(side) for side in zip(*pairs, strict=True))
+            ratio = statistics.median(own / others for own, others in pairs)
+            print(f"{what:24} median {mine:6.0f} ms, against {theirs:6.0f} ms: {ratio:5.2f}", flush=True)
+    return failed
 
 
 if __name__ == "__main__":
