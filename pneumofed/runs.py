@@ -165,7 +165,8 @@ def simulate(
     out: AnyPath | None = None,
     config: AnyPath | None = None,
     set: Mapping[str, Any] | None = None,
-    engine: EngineName = "local",
+    engine: EngineName | None = None,
+    workers: int | None = None,
     threads: int | None = None,
     gpus: float = 0.0,
     ray_address: str | None = None,
@@ -198,7 +199,9 @@ def simulate(
         out: run folder; None: `runs/<date>-<time>`.
         config: YAML file with what differs from the defaults.
         set: any key of the experiment, `{"training.learning_rate": 1e-3}`.
-        engine: `local`: one hospital after the other in this process; `flower`: Flower's simulation on Ray.
+        engine: `local`: processes on this machine; `flower`: Flower's simulation on Ray (`local`; with `gpus` or `ray_address`
+            `flower`).
+        workers: how many hospitals work at once in the local engine; 1: in this process (one a CPU; 1 with a GPU).
         threads: CPU threads of each hospital's training (1).
         gpus: share of a GPU for each hospital, of Flower's engine.
         ray_address: of a running Ray cluster, of Flower's engine.
@@ -234,6 +237,7 @@ def simulate(
             config=_path(config),
             settings=unfold(set or {}),
             engine=engine,
+            workers=workers,
             threads=threads,
             gpus=gpus,
             ray_address=ray_address,

@@ -1,12 +1,13 @@
-"""A Flower grid in one process: messages are answered by the ClientApp in this process, one after the other.
+"""A Flower grid on one machine without Ray: messages are answered by worker processes, or in this process one after the other.
 
-For tests, for debugging with breakpoints, and for machines without Ray. The apps cannot distinguish it from another grid; a test holds
-that the weights are those of Flower's own simulation bit for bit.
+In this process also for tests and for debugging with breakpoints. The apps cannot distinguish it from another grid; a test holds that the
+weights are those of Flower's own simulation bit for bit, with any number of workers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from typing import Any
 from uuid import uuid4
 
@@ -14,15 +15,17 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
-RUN_ID = 1
-SERVER_NODE_ID = 1
+from pneumofed.simulation.workers import RUN_ID, HospitalWorkers, take_identity
+
 FIRST_NODE_ID = 1000
 
 
 class LocalGrid(Grid):
-    """A grid of `len(node_configs)` nodes that run `client_app`; `on_send` is called before each batch of messages."""
+    """A grid of `len(node_configs)` nodes that run `client_app`; `on_send` is called before each batch of messages.
+
+    With `workers` their processes answer, as many messages at once as there are, and `client_app` is theirs.
+    """
 
     def __init__(
         self,
@@ -30,11 +33,14 @@ class LocalGrid(Grid):
         node_configs: Sequence[Mapping[str, Any]],
         run_config: Mapping[str, Any],
         on_send: Callable[[], None] = lambda: None,
+        workers: HospitalWorkers | None = None,
     ) -> None:
-        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE_ID
+        take_identity()
         self._client_app = client_app
         self._on_send = on_send
+        self._workers = workers
         self._waiting: dict[str, Message] = {}
+        self._working: dict[str, Future[Message]] = {}
         self._contexts = {
             FIRST_NODE_ID + number: Context(RUN_ID, FIRST_NODE_ID + number, dict(node_config), RecordDict(), dict(run_config))
             for number, node_config in enumerate(node_configs)
@@ -68,27 +74,35 @@ class LocalGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Keeps the messages; each is answered when its reply is asked for, so that one reply at a time is in memory."""
+        """Keeps the messages. Without workers each is answered when its reply is asked for, so that one reply at a time is in memory."""
         self._on_send()
         return [self._keep(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Answers the messages of these ids, one after the other; ids that are not waiting are left out."""
-        return [self._answer(self._waiting.pop(message_id)) for message_id in list(message_ids) if message_id in self._waiting]
+        """Returns the replies to the messages of these ids that are there; without workers each is made now."""
+        wanted = list(message_ids)
+        ready = [message_id for message_id in wanted if message_id in self._working and self._working[message_id].done()]
+        own = [self._waiting.pop(message_id) for message_id in wanted if message_id in self._waiting]
+        return [self._working.pop(message_id).result() for message_id in ready] + [self._answer(message) for message in own]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """Answers messages, one after the other, in their order.
+        """Answers messages, in their order.
 
         Args:
             messages: each to a node of this grid.
             timeout: not used: an answer is waited for.
         """
-        return self.pull_messages(self.push_messages(messages))
+        sent = list(self.push_messages(messages))
+        wait([self._working[message_id] for message_id in sent if message_id in self._working])
+        return self.pull_messages(sent)
 
     def _keep(self, message: Message) -> str:
         message_id = str(uuid4())
         message.metadata.__dict__["_message_id"] = message_id  # Flower's own grids set it so; there is no setter
-        self._waiting[message_id] = message
+        if self._workers is None:
+            self._waiting[message_id] = message
+        else:
+            self._working[message_id] = self._workers.answer(message, self._contexts[message.metadata.dst_node_id])
         return message_id
 
     def _answer(self, message: Message) -> Message:

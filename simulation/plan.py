@@ -6,6 +6,7 @@ So a typing error is answered at once. Runs lie in `runs/<date>-<time>` where no
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,7 +20,7 @@ from pneumofed.common.errors import CheckpointError, ConfigError
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.resume import check_resumable, describe_way_on
 from pneumofed.simulation.hospitals.settings import COLUMN, SimulationConfig
-from pneumofed.simulation.superlink import Resources
+from pneumofed.simulation.superlink import Resources, count_gpus
 
 EngineName = Literal["flower", "local"]
 PhantomFormat = Literal["jpeg", "dicom"]
@@ -37,9 +38,10 @@ class Plan:
         simulation: the virtual hospitals.
         run_dir: run folder.
         resources: what it may use of the machine.
-        engine: Flower's simulation on Ray, or one hospital after the other in this process.
+        engine: Flower's simulation on Ray, or processes of our own on this machine.
         resume: whether to go on with the run in `run_dir`.
         baselines: whether to train on pooled images and in each hospital too.
+        workers: of the local engine: how many hospitals work at once; with 1 they work in this process.
     """
 
     experiment: ExperimentConfig
@@ -49,6 +51,7 @@ class Plan:
     engine: EngineName = "flower"
     resume: bool = False
     baselines: bool = False
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,9 +69,12 @@ class SimulationRequest:
         out: run folder; None: a new one, or with `resume` the newest.
         resume: whether to go on with the run in `out`.
         baselines: whether to train on pooled images and in each hospital too.
-        engine: Flower's simulation on Ray, or one hospital after the other in this process.
-        gpus: share of a GPU for each hospital.
-        ray_address: of a running Ray cluster.
+        engine: Flower's simulation on Ray, or processes of our own on this machine; None: Flower's where a share of a GPU or a
+            cluster is asked for.
+        workers: of the local engine: how many hospitals work at once, with 1 in this process; None: as many as there are CPUs for,
+            and 1 on a machine with a GPU.
+        gpus: share of a GPU for each hospital, of Flower's engine.
+        ray_address: of a running Ray cluster, of Flower's engine.
     """
 
     data: str | Path | None = None
@@ -91,10 +97,31 @@ class SimulationRequest:
     out: Path | None = None
     config: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    engine: EngineName = "flower"
+    engine: EngineName | None = None
+    workers: int | None = None
     threads: int | None = None
     gpus: float = 0.0
     ray_address: str | None = None
+
+    def chosen_engine(self) -> EngineName:
+        """Returns the engine that the request asks for, by name or by what only one of them has.
+
+        Raises:
+            ConfigError: it names another one, or asks for what its engine does not have.
+        """
+        flower = self.gpus > 0 or self.ray_address is not None
+        engine = self.engine or ("flower" if flower else "local")
+        if engine not in get_args(EngineName):
+            raise ConfigError(f"engine: expected {' or '.join(get_args(EngineName))}, got {engine!r}")
+        if engine == "local" and flower:
+            raise ConfigError(
+                "engine: shares of a GPU and Ray clusters are of Flower's engine; leave out engine or set it to flower"
+            )
+        if engine == "flower" and self.workers is not None:
+            raise ConfigError(
+                "workers: they are of the local engine; Flower's runs as many hospitals at once as Ray has CPUs for"
+            )
+        return engine
 
     def experiment_values(self) -> dict[str, Any]:
         """Returns what the request changes in the experiment, nested."""
@@ -139,9 +166,8 @@ def plan_simulation(request: SimulationRequest) -> Plan:
         BundleError: the bundle to start from cannot be opened.
         CheckpointError: there is nothing to resume.
     """
-    if request.engine not in get_args(EngineName):
-        raise ConfigError(f"engine: expected {' or '.join(get_args(EngineName))}, got {request.engine!r}")
-    if request.engine == "flower":  # a GPU or a cluster that is not there is told before anything heavy is loaded
+    engine = request.chosen_engine()
+    if engine == "flower":  # a GPU or a cluster that is not there is told before anything heavy is loaded
         Resources(1, request.threads or 1, request.gpus, ray_address=request.ray_address).check()
     run_dir = request.out or default_run_dir(request.resume)
     experiment_values, simulation_values = request.experiment_values(), request.simulation_values()
@@ -161,7 +187,8 @@ def plan_simulation(request: SimulationRequest) -> Plan:
     from pneumofed.simulation.hospitals.study import count_hospitals  # SciPy and what reads images, once all else is right
 
     resources = Resources(count_hospitals(simulation), simulation.threads, request.gpus, ray_address=request.ray_address)
-    return Plan(experiment, simulation, run_dir, resources, request.engine, request.resume, request.baselines)
+    workers = request.workers or (1 if count_gpus() else min(resources.nodes, (os.cpu_count() or 1) // simulation.threads))
+    return Plan(experiment, simulation, run_dir, resources, engine, request.resume, request.baselines, max(workers, 1))
 
 
 def build_plan(

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
 from pneumofed.simulation.plan import Plan
 from pneumofed.simulation.superlink import Resources, private_superlink, run_app
 from pneumofed.simulation.watch import RunWatch, Say
+from pneumofed.simulation.workers import HospitalWorkers
 
 
 def run_simulation(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> RunSummary:
@@ -50,7 +51,8 @@ def run_simulation(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> Ru
     with owned(plan.run_dir, SIMULATION_LOCK, "pneumofed simulate", way_on):
         check_free(plan.run_dir, RUN_LOCK, way_on)  # of a simulation that was killed the coordinator may live on
         _check_beginning(plan)
-        return _simulate(plan, say, progress)
+        with _start_workers(plan) as workers:  # they load their libraries while the hospitals are laid out
+            return _simulate(plan, workers, say, progress)
 
 
 def _check_beginning(plan: Plan) -> None:
@@ -66,9 +68,17 @@ def _check_beginning(plan: Plan) -> None:
         raise CheckpointError(f"{plan.run_dir} already holds a run; go on with --resume or name another folder with --out")
 
 
-def _simulate(plan: Plan, say: Say, progress: Progress) -> RunSummary:
-    folder = RunFolder(plan.run_dir)
-    finished = plan.resume and folder.has_succeeded
+def _start_workers(plan: Plan) -> AbstractContextManager[HospitalWorkers | None]:
+    needed = plan.engine == "local" and plan.workers > 1 and not _is_finished(plan)
+    return HospitalWorkers(plan.workers) if needed else nullcontext()
+
+
+def _is_finished(plan: Plan) -> bool:
+    return plan.resume and RunFolder(plan.run_dir).has_succeeded
+
+
+def _simulate(plan: Plan, workers: HospitalWorkers | None, say: Say, progress: Progress) -> RunSummary:
+    folder, finished = RunFolder(plan.run_dir), _is_finished(plan)
     clock = WallClock(folder.read_summary().wall if plan.resume else None)
     with clock.part("data"):
         federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume, progress)
@@ -84,7 +94,7 @@ def _simulate(plan: Plan, say: Say, progress: Progress) -> RunSummary:
             clear_ending(folder)
             watch = RunWatch(folder, plan.experiment.rounds, say, progress)
             with clock.part("rounds"):
-                _run_apps(plan, federation, watch)
+                _run_apps(plan, federation, watch, workers)
             clock.move("rounds", "evaluation", watch.course.evaluation_sec())
         if plan.baselines:
             with clock.part("baselines"):
@@ -152,10 +162,12 @@ def environment(resources: Resources) -> dict[str, str]:
     return {**source, "RAY_ADDRESS": resources.ray_address} if resources.ray_address else source
 
 
-def _run_apps(plan: Plan, federation: Federation, watch: RunWatch) -> None:
+def _run_apps(plan: Plan, federation: Federation, watch: RunWatch, workers: HospitalWorkers | None) -> None:
     with watch.moving():
-        run = _run_in_process if plan.engine == "local" else _run_in_flower
-        run(plan, federation, watch)
+        if plan.engine == "local":
+            _run_locally(plan, federation, watch, workers)
+        else:
+            _run_in_flower(plan, federation, watch)
 
 
 def _run_in_flower(plan: Plan, federation: Federation, watch: RunWatch) -> None:
@@ -169,8 +181,8 @@ def _run_in_flower(plan: Plan, federation: Federation, watch: RunWatch) -> None:
                 raise _reason(RunFolder(plan.run_dir), error, log) from error
 
 
-def _run_in_process(plan: Plan, federation: Federation, watch: RunWatch) -> None:
-    """Both apps in this process, one hospital after the other."""
+def _run_locally(plan: Plan, federation: Federation, watch: RunWatch, workers: HospitalWorkers | None) -> None:
+    """The ServerApp in this process, and the ClientApp in the worker processes; without them here too, one hospital after the other."""
     from pneumofed.client.app import app as client_app
     from pneumofed.server.app import experiment_of, read_coordinator
     from pneumofed.server.federation.run import run_federation
@@ -178,8 +190,9 @@ def _run_in_process(plan: Plan, federation: Federation, watch: RunWatch) -> None
 
     config = run_config(plan, federation)
     nodes = [{"partition-id": number, "num-partitions": federation.hospitals} for number in range(federation.hospitals)]
-    with _quiet_flower():
-        run_federation(LocalGrid(client_app, nodes, config, watch), experiment_of(config), read_coordinator(config))
+    with workers or nullcontext(), _quiet_flower():
+        grid = LocalGrid(client_app, nodes, config, watch, workers)
+        run_federation(grid, experiment_of(config), read_coordinator(config))
     watch()
 
 

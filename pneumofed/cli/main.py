@@ -98,7 +98,20 @@ Trusted = Annotated[
     list[Path] | None, typer.Option("--trusted", help="Public key of a coordinator whose bundles are taken.", show_default="any")
 ]
 Engine = Annotated[
-    EngineName, typer.Option(help="flower: Flower's simulation on Ray. local: one hospital after the other in this process.")
+    EngineName | None,
+    typer.Option(
+        help="local: processes on this machine. flower: Flower's simulation on Ray.",
+        show_default="local; flower with --gpus or --ray-address",
+    ),
+]
+WorkerCount = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        help="How many hospitals work at once in the local engine; 1: in this process.",
+        show_default="one a CPU; 1 with a GPU",
+    ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of each hospital's training.", show_default="1")]
 Gpus = Annotated[float, typer.Option(min=0.0, help="Share of a GPU for each hospital, e.g. 0.25.")]
@@ -142,7 +155,8 @@ def simulate_command(
     out: Out = None,
     config: ConfigFile = None,
     set_: Set = None,
-    engine: Engine = "flower",
+    engine: Engine = None,
+    workers: WorkerCount = None,
     threads: Threads = None,
     gpus: Gpus = 0.0,
     ray_address: RayAddress = None,
@@ -176,6 +190,7 @@ def simulate_command(
             config=config,
             settings=parse_overrides(set_ or []),
             engine=engine,
+            workers=workers,
             threads=threads,
             gpus=gpus,
             ray_address=ray_address,

@@ -55,6 +55,13 @@ if __name__ == "__main__":
         list(pool.map(time.sleep, [100, 100]))
 """
 
+HOSPITALS = """
+import time
+from pneumofed.simulation.workers import HospitalWorkers
+with HospitalWorkers(2):
+    time.sleep(100)
+"""
+
 
 @pytest.mark.parametrize("moment", moments(3, 0.4, seed=0))
 def test_children_and_theirs_end_with_a_killed_parent(tmp_path: Path, moment: float) -> None:
@@ -65,7 +72,7 @@ def test_children_and_theirs_end_with_a_killed_parent(tmp_path: Path, moment: fl
         assert family.all_gone(), family.living()
 
 
-@pytest.mark.parametrize(("script", "count"), [(ROOM, 3), (POOL, 4)])  # the process, its tracker of resources, its workers
+@pytest.mark.parametrize(("script", "count"), [(ROOM, 3), (POOL, 4), (HOSPITALS, 2)])  # with its helpers
 def test_worker_processes_end_with_a_killed_parent(tmp_path: Path, script: str, count: int) -> None:
     (tmp_path / "script.py").write_text(script)
     with marked() as family:
@@ -127,10 +134,11 @@ def test_every_process_of_the_product_is_started_in_the_one_way() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("engine", ["flower", "local"])
 @pytest.mark.parametrize("moment", moments(int(os.environ.get("PNEUMOFED_KILLS", "5")), 45.0, seed=1))
-def test_nothing_of_a_killed_simulation_lives_on(tmp_path: Path, moment: float) -> None:
+def test_nothing_of_a_killed_simulation_lives_on(tmp_path: Path, moment: float, engine: str) -> None:
     command = [PYTHON, "-m", "pneumofed.cli.main", "simulate", "--phantoms", "24", "--hospitals", "2", "--image-size", "32"]
-    settings = ["--set", "model.name=small_cnn", "--set", "rounds=50", "--out", str(tmp_path / "run")]
+    settings = ["--set", "model.name=small_cnn", "--set", "rounds=50", "--engine", engine, "--out", str(tmp_path / "run")]
     with marked() as family:
         assert kill_at(family.start([*command, *settings], tmp_path), moment), (tmp_path / "out").read_text()
         assert family.all_gone(), family.living()

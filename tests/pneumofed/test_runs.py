@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def test_the_command_and_the_function_are_one_path(run: pneumofed.Run, tmp_path:
     }
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
-    done = CliRunner().invoke(app, [*command, "--engine", "local", "--out", str(tmp_path / "run"), "--json"])
+    done = CliRunner().invoke(app, [*command, "--workers", "1", "--out", str(tmp_path / "run"), "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert told["run_folder"] == str(tmp_path / "run") and told["status"] == "succeeded"
@@ -170,6 +171,8 @@ def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
         ({"partition": "dirichlt"}, "did you mean 'dirichlet'?"),
         ({"strategy": "fedpox"}, "did you mean 'fedprox'?"),
         ({"engine": "flwr"}, "engine: expected flower or local"),
+        ({"engine": "local", "gpus": 0.5}, "engine: shares of a GPU and Ray clusters are of Flower's engine"),
+        ({"engine": "flower", "workers": 2}, "workers: they are of the local engine"),
         ({"hospitals": 0}, "hospitals"),
         ({"rounds": 0}, "rounds"),
         ({"data": "/nowhere"}, "/nowhere"),
@@ -192,7 +195,7 @@ def test_the_demo_asks_for_what_it_did() -> None:
     simulation = plan.simulation
     dealt = (simulation.hospitals, simulation.partition, simulation.alpha, simulation.phantom_patients)
     assert dealt == (3, "dirichlet", 1.0, 180)
-    assert plan.baselines and plan.engine == "flower"
+    assert plan.baselines and plan.engine == "local" and plan.workers == min(3, os.cpu_count() or 1)
 
 
 def test_nested_values_become_a_flat_row_and_back() -> None:

@@ -44,12 +44,13 @@ def run(
     resume: bool = False,
     baselines: bool = False,
     hospitals: int = 2,
+    workers: int = 1,
     **changes: Any,
 ) -> RunSummary:
     virtual = {"data": str(data), "external": str(data / "external"), "hospitals": hospitals, "device": "cpu", "partition": "iid"}
     built = build_plan(out, {**SMALL, **changes}, virtual, resume=resume)
     return run_simulation(
-        Plan(*built, run_dir=out, resources=Resources(hospitals), engine=engine, resume=resume, baselines=baselines),
+        Plan(*built, out, Resources(hospitals), engine, resume, baselines, workers),
         lambda _: None,
     )
 
@@ -65,6 +66,12 @@ def test_flower_and_the_local_engine_give_the_same_weights_bit_for_bit(tmp_path:
     np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(tmp_path / "local"))
 
 
+def test_workers_give_the_same_weights_bit_for_bit(tmp_path: Path, phantoms: Path) -> None:
+    run(tmp_path / "one", phantoms, hospitals=3)
+    run(tmp_path / "two", phantoms, hospitals=3, workers=2)
+    np.testing.assert_array_equal(final_weights(tmp_path / "one"), final_weights(tmp_path / "two"))
+
+
 def test_virtual_hospitals_sum_in_secret_with_keys_of_their_own(tmp_path: Path, phantoms: Path) -> None:
     summary = run(tmp_path, phantoms, hospitals=3, rounds=1, secure_aggregation={"enabled": True})
     line = RunFolder(tmp_path).read_history()[0]
@@ -76,9 +83,11 @@ def test_virtual_hospitals_sum_in_secret_with_keys_of_their_own(tmp_path: Path, 
 @pytest.mark.slow
 def test_secure_sums_in_flower_and_in_the_local_engine_are_equal_bit_for_bit(tmp_path: Path, phantoms: Path) -> None:
     """Any actor may serve any hospital in any step: what a site must remember is in its folder."""
-    for engine in ("flower", "local"):
-        run(tmp_path / engine, phantoms, engine=engine, hospitals=3, secure_aggregation={"enabled": True})
-    np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(tmp_path / "local"))
+    run(tmp_path / "flower", phantoms, engine="flower", hospitals=3, secure_aggregation={"enabled": True})
+    for workers in (1, 2):
+        out = tmp_path / f"local-{workers}"
+        run(out, phantoms, hospitals=3, workers=workers, secure_aggregation={"enabled": True})
+        np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(out))
 
 
 def test_a_run_leaves_what_scripts_rely_on(tmp_path: Path, phantoms: Path) -> None:

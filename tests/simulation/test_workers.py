@@ -1,0 +1,105 @@
+"""Worker processes: each message is answered as in this process, and a worker that dies costs one answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
+
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.ops.processes import descendants
+from pneumofed.common.wire.messages import ARRAYS, Instruction, ModelArrays, pack_instruction
+from pneumofed.simulation.workers import HospitalWorkers, SharedArrays, take_identity
+
+PATIENCE_SEC = 60
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[HospitalWorkers]:
+    take_identity()
+    with HospitalWorkers(2) as started:
+        yield started
+
+
+def context(sites: Path) -> Context:
+    return Context(1, 1000, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {"sites": str(sites)})
+
+
+def message() -> Message:
+    arrays = ModelArrays(np.zeros(10, np.float32), np.zeros(2, np.float32))
+    return Message(pack_instruction(Instruction(ExperimentConfig(), "0" * 16, 1, arrays, None)), 1000, MessageType.TRAIN)
+
+
+def replies(futures: list[Future[Message]]) -> list[Message]:
+    return [future.result(PATIENCE_SEC) for future in futures]
+
+
+def folder_of(workers: HospitalWorkers) -> Path:
+    return workers._folder
+
+
+def processes(workers: HospitalWorkers) -> set[int]:
+    return set(descendants(workers._process.pid))
+
+
+def test_a_worker_answers_as_the_app_in_this_process_does(workers: HospitalWorkers, tmp_path: Path) -> None:
+    """There is no site here, which the app says in its reply."""
+    from pneumofed.client.app import app
+
+    asked = message()
+    here = app(asked, context(tmp_path))
+    there = workers.answer(asked, context(tmp_path)).result(PATIENCE_SEC)
+    assert here.error.code == there.error.code and here.error.reason == there.error.reason
+    assert there.metadata.reply_to_message_id == here.metadata.reply_to_message_id
+
+
+def test_nothing_is_left_of_answered_messages(workers: HospitalWorkers, tmp_path: Path) -> None:
+    replies([workers.answer(message(), context(tmp_path)) for _ in range(5)])
+    deadline = time.monotonic() + 5
+    while (left := [path.name for path in folder_of(workers).iterdir()]) != ["workers"] and time.monotonic() < deadline:
+        time.sleep(0.02)  # the files go in the thread that took the reply
+    assert left == ["workers"]
+
+
+def test_a_worker_that_is_killed_costs_the_answer_that_it_was_working_on(workers: HospitalWorkers, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.yaml")  # reading the site's configuration waits for a writer
+    working = [workers.answer(message(), context(tmp_path)) for _ in range(2)]
+    deadline = time.monotonic() + PATIENCE_SEC
+    while len(processes(workers)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    assert not any(future.done() for future in working)
+    for pid in processes(workers):
+        os.kill(pid, signal.SIGKILL)
+    assert {reply.error.reason for reply in replies(working)} == {"the worker process died"}
+    (tmp_path / "0.yaml").unlink()
+    after = workers.answer(message(), context(tmp_path)).result(PATIENCE_SEC)
+    assert after.has_error() and after.error.reason != "the worker process died"
+
+
+def test_workers_end_with_their_block(tmp_path: Path) -> None:
+    take_identity()
+    with HospitalWorkers(1) as started:
+        replies([started.answer(message(), context(tmp_path))])
+        folder, pids = folder_of(started), processes(started)
+        assert pids
+    assert not folder.exists()
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+
+
+def test_messages_share_the_file_of_an_array_that_both_hold(tmp_path: Path) -> None:
+    shared, array = SharedArrays(tmp_path), Array(np.arange(3.0))
+    other = ArrayRecord({ARRAYS: Array(np.arange(3.0))})[ARRAYS]
+    first, second, third = shared.store(array), shared.store(array), shared.store(other)
+    assert first == second != third and len(list(tmp_path.iterdir())) == 2
+    shared.release([first])
+    assert Path(second).exists()
+    shared.release([second, third])
+    assert not list(tmp_path.iterdir()) and shared.find(array) is None
