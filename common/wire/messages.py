@@ -203,10 +203,19 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
         config[AUDIT_HEAD] = instruction.audit_head
     if instruction.step:
         config[STEP] = instruction.step
+    if instruction.counted:
+        config[COUNTED] = instruction.counted
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
+    if instruction.variate is not None:
+        content[VARIATE] = pack_variate(instruction.variate)
     return content
+
+
+def pack_variate(variate: np.ndarray) -> ArrayRecord:
+    """Packs SCAFFOLD's server variate, float32 [P], as the record `VARIATE` of an instruction."""
+    return ArrayRecord({VARIATE: Array(variate)})
 
 
 def with_step(message: Message, step: str) -> Message:

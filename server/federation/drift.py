@@ -18,7 +18,7 @@ from flwr.serverapp import Grid
 
 from pneumofed.common.errors import RoundError
 from pneumofed.common.models.schedule import variate_change
-from pneumofed.common.wire.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SITE, VARIATE, unpack_arrays
+from pneumofed.common.wire.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SITE, VARIATE, pack_variate, unpack_arrays
 from pneumofed.common.wire.update_encoding import PARAMETERS
 from pneumofed.server.federation.site_sampling import SiteSampling
 
@@ -152,7 +152,7 @@ class Scaffold(SummedCorrections):
         content = RecordDict({ARRAYS: arrays, CONFIG: config})
         self.extra_bytes = 0
         if self.variate is not None:
-            content[VARIATE] = ArrayRecord({VARIATE: Array(self.variate)})
+            content[VARIATE] = pack_variate(self.variate)
             self.extra_bytes = self.variate.nbytes
         return self._construct_messages(content, self.drawn_nodes, MessageType.TRAIN)
 
