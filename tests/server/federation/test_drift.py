@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,24 +71,24 @@ class Reference:
             drawn = draw_sites(list(images), cfg.strategy.fraction_train, cfg.seed, number)
             drawn = [site for site in drawn if (number, site) not in self.lost]
             p = {site: images[site] / sum(images[other] for other in drawn) for site in drawn}
-            c = sum(images[site] / everyone * self.own[site] for site in images)
+            c = np.sum([images[site] / everyone * self.own[site] for site in images], axis=0)
             y, rates = {}, {}
             for site in drawn:
                 added = {"scaffold": c - self.own[site], "feddyn": -self.own[site]}.get(cfg.strategy.name, np.zeros_like(self.x))
                 y[site], rates[site] = self.local(site, number, added)
             if cfg.strategy.name == "fednova":  # x - tau_eff sum p_i d_i, with d_i the mean gradient along the way
                 effective = sum(p[site] * rates[site] for site in drawn)
-                self.x = self.x - effective * sum(p[site] * (self.x - y[site]) / rates[site] for site in drawn)
+                self.x = self.x - effective * np.sum([p[site] * (self.x - y[site]) / rates[site] for site in drawn], axis=0)
             elif cfg.strategy.name in ("scaffold", "fedavg"):
                 for site in drawn if cfg.strategy.name == "scaffold" else ():
                     self.own[site] = self.own[site] - c + (self.x - y[site]) / rates[site]
-                self.x = self.x + sum(p[site] * (y[site] - self.x) for site in drawn)
+                self.x = self.x + np.sum([p[site] * (y[site] - self.x) for site in drawn], axis=0)
             else:
                 alpha = cfg.proximal_mu
                 for site in drawn:
                     self.own[site] = self.own[site] - alpha * (y[site] - self.x)
-                h = sum(images[site] / everyone * self.own[site] for site in images)
-                self.x = sum(p[site] * y[site] for site in drawn) - h / alpha
+                h = np.sum([images[site] / everyone * self.own[site] for site in images], axis=0)
+                self.x = np.sum([p[site] * y[site] for site in drawn], axis=0) - h / alpha
         return self.x
 
     def local(self, site: str, number: int, added: np.ndarray) -> tuple[np.ndarray, float]:
@@ -114,7 +115,7 @@ class Reference:
                 torch.nn.utils.vector_to_parameters(y - rate * step, self.model.parameters())
                 rates.append(rate)
         return torch.nn.utils.parameters_to_vector(self.model.parameters()).detach().double().numpy(), sum(
-            rate * np.prod([1 - later * cfg.proximal_mu for later in rates[k + 1 :]]) for k, rate in enumerate(rates)
+            rate * math.prod(1 - later * cfg.proximal_mu for later in rates[k + 1 :]) for k, rate in enumerate(rates)
         )
 
 
@@ -215,7 +216,7 @@ def play(
         strategy.meet({f"site-{i}": IMAGES[i] for i in range(3)})
     for number in range(1, rounds + 1):
         strategy.configure_train(number, pack_arrays(now), ConfigRecord(), None)
-        answers = [small_update(f"site-{i}", local(i, now.parameters), num_examples=IMAGES[i]) for i in sites(number)]
+        answers = [small_update(f"site-{i}", local(i, now.parameters).tolist(), num_examples=IMAGES[i]) for i in sites(number)]
         now = aggregate(strategy, number, answers)
     return now.parameters
 
