@@ -17,6 +17,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from pneumofed.client.federation.correction import SiteCorrection
 from pneumofed.client.federation.disclosure import Disclosure
 from pneumofed.client.federation.evaluations import admit_evaluation, coarsen
 from pneumofed.client.federation.fedbn import LocalNorms
@@ -44,10 +45,12 @@ from pneumofed.common.wire.messages import (
     Presence,
     Update,
     build_failure,
+    decode_update,
     encode_update,
     pack_evaluation,
     pack_presence,
     pack_update,
+    unpack_arrays,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
@@ -150,7 +153,12 @@ def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy
     trained = _train(instruction, config, policy)
     presence = trained.releases.presence(trained.layout.digest)
     update = Update.of(presence, trained.arrays, trained.releases.train, trained.metrics)
-    return pack_update(update, _travelling(trained.arrays, instruction, trained.site.name))
+    travelling = _travelling(trained.arrays, instruction, trained.site.name)
+    if trained.correction is not None:
+        precision = instruction.experiment.strategy.update_precision
+        sent = unpack_arrays(decode_update(travelling, _arrays_of(instruction), precision))
+        trained.correction.keep(sent.parameters, trained.releases.train)
+    return pack_update(update, travelling)
 
 
 @dataclass(frozen=True)
@@ -164,6 +172,8 @@ class LocalTraining:
     result: TrainingResult
     metrics: Mapping[str, float]
     """Those that may leave the site."""
+    correction: SiteCorrection | None = None
+    """Of the site's gradients, under the strategies that have one."""
 
     def masked(self, plan: MaskPlan, instruction: Instruction) -> SumVector:
         """Encodes the update and its counts as one vector under the site's masks.
@@ -195,9 +205,12 @@ def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> 
     releases = Disclosure.of(site, experiment, policy)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
     plan = RoundPlan(experiment, instruction.round, site.name)
+    correction = SiteCorrection.read(instruction, config.work_dir, layout)
     metrics: Mapping[str, float]
     if experiment.privacy.mechanism == "none":
         setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
+        if correction is not None:
+            correction.steer(setup)
         result = train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
         metrics = result.metrics()
     else:
@@ -208,7 +221,7 @@ def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> 
     if experiment.strategy.name == "fedbn":
         LocalNorms.of(config.work_dir, instruction.run, layout).keep(arrays, instruction.round)
     logger.info("round %d: trained %d steps, loss %.4f", instruction.round, result.steps, result.loss)
-    return LocalTraining(site, releases, layout, arrays, result, releases.metrics(metrics))
+    return LocalTraining(site, releases, layout, arrays, result, releases.metrics(metrics), correction)
 
 
 def _travelling(arrays: ModelArrays, instruction: Instruction, site: str) -> ArrayRecord:

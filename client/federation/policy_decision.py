@@ -19,7 +19,7 @@ from typing import Literal
 
 from pneumofed.client.federation.sum_terms import broken_term
 from pneumofed.client.privacy.delta import DELTA_CEILING, hospital_delta
-from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit, SecureAggregationConfig
+from pneumofed.common.config.experiment import COUNTS_STEPS, ExperimentConfig, PrivacyUnit, SecureAggregationConfig
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.errors import PolicyError
 
@@ -250,6 +250,21 @@ def refuse_strategy(policy: SitePolicy, request: RunRequest) -> Decision | None:
     return None
 
 
+def refuse_uncounted_steps(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """Refuses a strategy that computes a site's steps from its number of images where that number has noise.
+
+    Args:
+        policy: `count_noise`, None for exact numbers.
+        request: its strategy.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
+    if policy.count_noise is not None and request.strategy in COUNTS_STEPS:
+        return Decision(False, "count_noise", f"{request.strategy} needs the exact number of images, which has noise here")
+    return None
+
+
 def refuse_model(policy: SitePolicy, request: RunRequest) -> Decision | None:
     """Refuses a network that is not in the list.
 
@@ -415,6 +430,7 @@ ON_ARRIVAL: tuple[Callable[[SitePolicy, RunRequest], Decision | None], ...] = (
     refuse_unit,
     refuse_delta,
     refuse_strategy,
+    refuse_uncounted_steps,
     refuse_model,
     refuse_without_masks,
     refuse_validation_share,

@@ -23,11 +23,28 @@ no accountant computes a number for it."""
 TaskName = Literal["binary", "three_class"]
 ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn", "scattering"]
 StrategyName = Literal[
-    "fedavg", "fedprox", "fedavgm", "fedexp", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum", "multikrum"
+    "fedavg",
+    "fedprox",
+    "fedavgm",
+    "fedexp",
+    "fedadam",
+    "fedyogi",
+    "fedbn",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+    "fednova",
+    "scaffold",
+    "feddyn",
 ]
 ROBUST: tuple[StrategyName, ...] = ("fedmedian", "fedtrimmedavg", "krum", "multikrum")
 """Strategies that compare single updates; none of them is the weighted mean."""
-NEEDS_SINGLE_UPDATES: tuple[StrategyName, ...] = (*ROBUST, "fedexp")
+COUNTS_STEPS: tuple[StrategyName, ...] = ("fednova", "scaffold")
+"""Strategies that compute from each site's number of images what its local steps add up to."""
+CORRECTED: tuple[StrategyName, ...] = ("scaffold", "feddyn")
+"""Strategies under which each site keeps a correction of its gradients, which follows from its own updates."""
+NEEDS_SINGLE_UPDATES: tuple[StrategyName, ...] = (*ROBUST, "fedexp", "fednova", *CORRECTED)
 """Strategies that a sum of updates is not enough for; `fedexp` needs their lengths."""
 UpdatePrecision = Literal["float32", "float16", "int8"]
 PrivacyUnit = Literal["image", "patient"]
@@ -219,8 +236,8 @@ class TrainingConfig(Section):
     warmup_fraction: Fraction = 0.15
     final_factor: Fraction = 0.01
     proximal_mu: NonNegative | None = None
-    """FedProx: strength of the pull toward the global weights (Li et al. 2020, eq. 2). Unset it is 0.01 under the strategy
-    `fedprox` and 0, which is FedAvg, under the others."""
+    """FedProx: strength of the pull toward the global weights (Li et al. 2020, eq. 2), and FedDyn's alpha (Acar et al. 2021), which is
+    the same pull. Unset it is 0.01 under the strategies `fedprox` and `feddyn` and 0, which is FedAvg, under the others."""
     max_grad_norm: NonNegative = 0.0
     """Gradient clipping by global norm; 0 is off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -286,7 +303,7 @@ class StrategyConfig(Section):
     max_update_norm_factor: Positive = 10.0
     """A reply whose update is longer than this many times the median update of its round is left out."""
     server_learning_rate: Positive | None = None
-    """Of the server's optimizer; unset it is 1 for fedavgm and 0.01 for fedadam and fedyogi."""
+    """Of the server's optimizer; unset it is 1 for fedavgm and scaffold and 0.01 for fedadam and fedyogi."""
     server_momentum: Fraction = 0.9
     beta_1: Fraction = 0.9
     beta_2: Fraction = 0.99
@@ -367,7 +384,7 @@ class ExperimentConfig(Section):
         """`training.proximal_mu`, or the strategy's own value where it is unset."""
         if self.training.proximal_mu is not None:
             return self.training.proximal_mu
-        return 0.01 if self.strategy.name == "fedprox" else 0.0
+        return 0.01 if self.strategy.name in ("fedprox", "feddyn") else 0.0
 
     @model_validator(mode="after")
     def _check_together(self) -> ExperimentConfig:
@@ -404,11 +421,40 @@ class ExperimentConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_local_steps(self) -> ExperimentConfig:
+        _check_local_sgd(self)
+        return self
+
+    @model_validator(mode="after")
     def _check_privacy(self) -> ExperimentConfig:
         _check_dp_sgd(self)
         _check_central_privacy(self)
         _check_secure_aggregation(self)
         return self
+
+
+def _check_local_sgd(cfg: ExperimentConfig) -> None:
+    """Refuses what FedNova, SCAFFOLD and FedDyn do not hold for: their papers derive them for SGD."""
+    name, training = cfg.strategy.name, cfg.training
+    if name not in (*COUNTS_STEPS, *CORRECTED):
+        return
+    refused = {
+        f"is derived for SGD, and training.optimizer is '{training.optimizer}': set it to 'sgd', with a learning rate and weight decay "
+        "for SGD": training.optimizer != "sgd",
+        "corrects gradients, which training.max_grad_norm would cut before the correction: leave it at 0": (
+            name in CORRECTED and training.max_grad_norm > 0
+        ),
+        "needs training.proximal_mu, its alpha, above 0": name == "feddyn" and cfg.proximal_mu == 0,
+        "needs steps that do not jump over the global weights: training.learning_rate times training.proximal_mu must be below 1": (
+            training.learning_rate * cfg.proximal_mu >= 1
+        ),
+        "computes steps from exact gradients and numbers of images, and DP-SGD draws both: set privacy.mechanism to 'none'": (
+            cfg.privacy.mechanism != "none"
+        ),
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"strategy.name '{name}' {sentence}")
 
 
 def _check_dp_sgd(cfg: ExperimentConfig) -> None:

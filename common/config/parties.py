@@ -116,7 +116,8 @@ class SitePolicy(Section):
     found, left out and why, of which class), the metrics of its training, the statistics of its validation. The run goes on without."""
     count_noise: Positive | None = None
     """Numbers of images leave with Gaussian noise of this deviation, for `min_unit` patient times the images of a patient. The ledger
-    counts it, once for each state of the data. Unset they leave as they are. Under secure aggregation they are masked instead."""
+    counts it, once for each state of the data. Unset they leave as they are. Under secure aggregation they are masked instead.
+    Set, runs of `fednova` and `scaffold` are refused, which compute with exact numbers."""
     require_secure_aggregation: bool = False
     """Whether a run is refused in which the coordinator could see this site's update and counts."""
     min_sum_threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 0.67

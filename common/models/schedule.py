@@ -1,8 +1,14 @@
-"""The learning rate over a run: the sites' training follows it, and so does what the coordinator's momentum remembers."""
+"""The learning rate over a run: the sites' training follows it, and so does what the coordinator's momentum remembers.
+
+`gradient_weight` is what the local steps of a round add up to. Site and coordinator compute the same number from the experiment, the
+round and the site's number of images, so that it need not travel, and so that no site can state another one.
+"""
 
 from __future__ import annotations
 
 import math
+
+import numpy as np
 
 from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
 from pneumofed.common.models.build import freeze_in_round
@@ -39,6 +45,59 @@ def rate_of_round(experiment: ExperimentConfig, round_number: int) -> float:
     _, fine_tuning = freeze_in_round(experiment.model, round_number)
     places = ((round_number - 1 + (point + 0.5) / _POINTS) / experiment.rounds for point in range(_POINTS))
     return fine_tuning * sum(schedule_factor(experiment.training, place) for place in places) / _POINTS
+
+
+def count_batches(images: int, batch_size: int) -> int:
+    """Counts the steps of one pass over a site's images: a last batch of one image joins the batch before it.
+
+    Args:
+        images: training images, at least 1.
+        batch_size: images in a batch.
+    """
+    full, rest = divmod(images, batch_size)
+    last = rest or batch_size
+    batches = full + (rest > 0)
+    return batches - 1 if batches > 1 and last == 1 else batches
+
+
+def gradient_weight(experiment: ExperimentConfig, round_number: int, images: int) -> float:
+    """Computes how far a round of local SGD moves a parameter whose gradient is 1 in every step; above 0.
+
+    (weights before - weights after) / gradient_weight is therefore the mean of the round's gradients, whatever the schedule, and it is
+    FedNova's learning rate times ||a||_1 (Wang et al. 2020, section 4) with the rate inside the sum: steps times rate for plain SGD,
+    sum of rate (1 - momentum^k) / (1 - momentum) with momentum (their eq. 5 on), and geometric with a proximal term, whose pull shrinks
+    what earlier steps did. Weight decay counts as part of the gradient. A step that float16 training skips is counted.
+
+    Args:
+        experiment: its optimizer is SGD.
+        round_number: from 1.
+        images: the site's training images, at least 1.
+    """
+    training = experiment.training
+    _, fine_tuning = freeze_in_round(experiment.model, round_number)
+    steps = count_batches(images, training.batch_size) * training.local_epochs
+    moved = velocity = 0.0
+    for step in range(steps):
+        progress = ((round_number - 1) * steps + step) / (experiment.rounds * steps)
+        rate = training.learning_rate * fine_tuning * schedule_factor(training, progress)
+        velocity = training.momentum * velocity + 1.0 - experiment.proximal_mu * moved
+        moved += rate * velocity
+    return moved
+
+
+def variate_change(before: np.ndarray, after: np.ndarray, server_variate: np.ndarray | None, weight: float) -> np.ndarray:
+    """Computes a site's new control variate minus its old one: (before - after) / weight - c, float32 [P].
+
+    SCAFFOLD, option II (Karimireddy et al. 2020, eq. 4), with the sum of the steps' rates in the place of K times one rate.
+
+    Args:
+        before: the round's global weights, float32 [P].
+        after: the site's weights as the coordinator has them, float32 [P].
+        server_variate: c, float32 [P]; None is zero.
+        weight: `gradient_weight` of the site's round.
+    """
+    mean_gradient = (before - after) / np.float32(weight)
+    return mean_gradient if server_variate is None else mean_gradient - server_variate
 
 
 def _half_cosine(start: float, end: float, progress: float) -> float:

@@ -1,6 +1,7 @@
 """The messages between coordinator and site: only this module packs and unpacks the records and keys of a Flower message.
 
     instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
+    of SCAFFOLD   and server-variate {server-variate float32 [P]}            config {..., counted}
     roll call     (no arrays)                                                config {experiment, run, round, protocol}
     update        arrays  as above, or those of common.wire.update_encoding  metrics {num-examples, loss, ...}
                                                                              site {name, layout, report}
@@ -56,6 +57,10 @@ NUM_EXAMPLES = "num-examples"
 """Key of the record `METRICS`: images that were trained or evaluated on."""
 AUDIT_HEAD = "audit-head"
 """Key of the records `CONFIG` and `SITE`: head of the sender's audit log."""
+VARIATE = "server-variate"
+"""Name of the record, and of the one array in it, that SCAFFOLD sends beside the weights."""
+COUNTED = "counted"
+"""Key of the record `CONFIG`: the last round in which the site's update was counted, 0 for none."""
 STEP = "step"
 """Key of the record `CONFIG`: a step of secure aggregation, as JSON."""
 EXPERIMENT_KEY = "experiment"
@@ -97,6 +102,10 @@ class Instruction:
     """Head of the coordinator's audit log, which the site's log keeps."""
     step: str | None = None
     """The step of secure aggregation that is asked for (`common.secure_aggregation.protocol`), as JSON."""
+    counted: int = 0
+    """The last round before this one in which the site's update was counted; 0 for none. SCAFFOLD and FedDyn say it."""
+    variate: np.ndarray | None = None
+    """SCAFFOLD's server variate, float32 [P]; None is zero."""
 
 
 @dataclass(frozen=True)
@@ -194,10 +203,19 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
         config[AUDIT_HEAD] = instruction.audit_head
     if instruction.step:
         config[STEP] = instruction.step
+    if instruction.counted:
+        config[COUNTED] = instruction.counted
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
+    if instruction.variate is not None:
+        content[VARIATE] = pack_variate(instruction.variate)
     return content
+
+
+def pack_variate(variate: np.ndarray) -> ArrayRecord:
+    """Packs SCAFFOLD's server variate, float32 [P], as the record `VARIATE` of an instruction."""
+    return ArrayRecord({VARIATE: Array(variate)})
 
 
 def with_step(message: Message, step: str) -> Message:
@@ -210,9 +228,20 @@ def with_step(message: Message, step: str) -> Message:
     Raises:
         MessageError: `message` holds no instruction.
     """
-    config = ConfigRecord({**_record(message.content.config_records, CONFIG), STEP: step})
-    content = RecordDict({**message.content, CONFIG: config})
-    return Message(content, dst_node_id=message.metadata.dst_node_id, message_type=message.metadata.message_type)
+    return _with_entry(message, STEP, step)
+
+
+def with_counted(message: Message, counted: int) -> Message:
+    """Copies a request with the round in which the site's update was last counted; its arrays are shared, not copied.
+
+    Args:
+        message: an instruction to one site.
+        counted: a round before that of the instruction; 0 for none.
+
+    Raises:
+        MessageError: `message` holds no instruction.
+    """
+    return _with_entry(message, COUNTED, counted)
 
 
 def unpack_instruction(content: RecordDict) -> Instruction:
@@ -230,7 +259,10 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
     experiment = experiment_from_json(bounded_text(config.get("experiment"), "experiment", MAX_EXPERIMENT_BYTES))
     step = bounded_text(config[STEP], "step") if STEP in config else None
-    return Instruction(experiment, run, number, arrays, _head_in(config), step)
+    counted = round_number(config.get(COUNTED, 0))
+    if counted and counted >= number:
+        raise MessageError(f"the last counted round is {counted}, expected one before round {number}")
+    return Instruction(experiment, run, number, arrays, _head_in(config), step, counted, _unpack_variate(content))
 
 
 def pack_presence(presence: Presence) -> RecordDict:
@@ -400,6 +432,25 @@ def read_failure(message: Message) -> Failure:
         except (MessageError, KeyError):
             return Failure(None, "MessageError", "the site's failure could not be read")
     return Failure(None, f"Flower error {message.error.code}", "the site was lost or its process died while it worked")
+
+
+def _with_entry(message: Message, key: str, value: ConfigRecordValues) -> Message:
+    config = ConfigRecord({**_record(message.content.config_records, CONFIG), key: value})
+    content = RecordDict({**message.content, CONFIG: config})
+    return Message(content, dst_node_id=message.metadata.dst_node_id, message_type=message.metadata.message_type)
+
+
+def _unpack_variate(content: RecordDict) -> np.ndarray | None:
+    """SCAFFOLD's server variate, float32 [P], where one was sent."""
+    if VARIATE not in content.array_records:
+        return None
+    record = content.array_records[VARIATE]
+    if set(record) != {VARIATE}:
+        raise MessageError(f"expected one array {VARIATE}, got {len(record)}")
+    values = array_values(record[VARIATE], VARIATE)
+    if values.dtype != np.float32 or values.ndim != 1 or not np.isfinite(values).all():
+        raise MessageError(f"{VARIATE}: expected finite float32 [N], got {values.dtype} {list(values.shape)}")
+    return values
 
 
 def _site_record(presence: Presence) -> ConfigRecord:

@@ -151,6 +151,18 @@ class ArraysLayout:
             # A copy, for arrays out of a message are read-only, which torch cannot express.
             state[entry.name].copy_(torch.tensor(piece).view(entry.shape))
 
+    def parameter_tensors(self, parameters: np.ndarray) -> dict[str, torch.Tensor]:
+        """Copies a flat array as tensors by the names and with the shapes of the model's parameters.
+
+        Args:
+            parameters: expected to be float32 [P], such as a correction of each parameter's gradient; may be read-only.
+
+        Raises:
+            MessageError: it has another shape or type.
+        """
+        self.check(parameters, np.empty(self.statistic_count, np.float32))
+        return {entry.name: torch.tensor(piece).view(entry.shape) for entry, piece in self._pieces({"parameter": parameters})}
+
     def name_at(self, kind: TensorKind, position: int) -> str:
         """Names one value of a flat array for a message about it, e.g. `conv1.weight[3, 0, 2, 2]`.
 

@@ -35,14 +35,17 @@ from pneumofed.common.wire.messages import (
     Update,
     pack_instruction,
     unpack_evaluation,
+    with_counted,
     with_step,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
+from pneumofed.server.federation.drift import SummedCorrections
 from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons
 from pneumofed.server.federation.messaging import EvaluationOutcome, Evaluations, Messenger, TrainingOutcome
-from pneumofed.server.federation.strategies import SiteStrategy, aggregate, draw_sites, moving_average
+from pneumofed.server.federation.site_sampling import draw_sites
+from pneumofed.server.federation.strategies import SiteStrategy, aggregate, moving_average
 from pneumofed.server.federation.update_checks import UpdateChecks
 from pneumofed.server.runs.events import Kind, RunLog
 from pneumofed.server.runs.records import (
@@ -142,7 +145,7 @@ class Coordinator:
             late=tuple(LateReply(site=asked.site, round=asked.round, task=asked.task) for asked in late),
             absent=self.directory.absences(),
             seconds=clock.seconds(),
-            bytes=RoundBytes(down=self.arrays.nbytes * (len(drawn) + len(evaluating)), up=trained.bytes_up),
+            bytes=RoundBytes(down=self._bytes_down(len(drawn), len(evaluating)), up=trained.bytes_up),
             **_results_of(number, drawn, trained, evaluated, threshold),
             **central,
         )
@@ -181,9 +184,14 @@ class Coordinator:
     def _training_messages(self, number: int, sites: Sequence[str], steps: Mapping[str, str] | None = None) -> dict[str, Message]:
         """One a site, as the strategy configures them; `steps` are those of a secure sum."""
         content = self._instruct(number, self.arrays)
+        if isinstance(self.strategy, SummedCorrections):
+            announced = {site: presence.report.get("train", 1) for site, presence in self.directory.presences.items()}
+            self.strategy.meet(announced)
         self.strategy.drawn_nodes = [self.directory.nodes[site] for site in sites]
         messages = self.strategy.configure_train(number, content.array_records[ARRAYS], content.config_records[CONFIG], self.grid)
         by_site = dict(zip(sites, messages, strict=True))
+        if isinstance(self.strategy, SummedCorrections):
+            by_site = {site: with_counted(message, self.strategy.counted.get(site, 0)) for site, message in by_site.items()}
         return {site: with_step(message, steps[site]) if steps else message for site, message in by_site.items()}
 
     def _aggregate(self, number: int, trained: TrainingOutcome, asked: int) -> ModelArrays:
@@ -230,6 +238,9 @@ class Coordinator:
             return {}
         predictions = self.central_evaluator.predict(self.load_network())
         return by_field(self.central_evaluator.results(predictions, threshold.value))
+
+    def _bytes_down(self, training: int, evaluating: int) -> int:
+        return self.arrays.nbytes * (training + evaluating) + self.strategy.extra_bytes * training
 
     def load_network(self) -> nn.Module:
         """Loads the weights that are evaluated and kept into the scratch network, and returns it."""

@@ -23,7 +23,7 @@ from pneumofed.common.errors import CheckpointError, PneumofedError
 from pneumofed.common.folder_lock import owned
 from pneumofed.common.model_bundle.bundle import check_start, open_start, read_start_weights
 from pneumofed.common.models.build import build_model
-from pneumofed.common.models.schedule import rate_of_round
+from pneumofed.common.models.schedule import gradient_weight, rate_of_round
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -126,7 +126,8 @@ def _build_coordinator(
     grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, run_log: RunLog, checkpoint: Checkpoint | None
 ) -> Coordinator:
     key_roster = read_key_roster(settings.key_roster) if experiment.secure_aggregation.enabled else None
-    strategy = build_strategy(experiment.strategy, partial(rate_of_round, experiment))
+    course = partial(rate_of_round, experiment), partial(gradient_weight, experiment)
+    strategy = build_strategy(experiment.strategy, *course, experiment.proximal_mu)
     central_evaluator = build_central_evaluator(experiment, settings)
     network_config = experiment.model.without_weights() if checkpoint else experiment.model
     seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(network_config)

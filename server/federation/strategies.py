@@ -1,4 +1,4 @@
-"""The strategies: Flower's own arithmetic, our drawing of sites.
+"""The strategies: Flower's own arithmetic, our drawing of sites. FedNova, SCAFFOLD and FedDyn are in `server.federation.drift`.
 
 `SiteSampling` takes FedAvg's place at the end of each strategy's chain of `super()` calls, so that FedAdam, FedMedian and the rest
 configure and aggregate as Flower wrote them. `ParametersOnly` keeps the server's optimizers away from normalisation statistics:
@@ -18,54 +18,23 @@ from flwr.serverapp import strategy as flower
 
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.seeds import numpy_generator
-from pneumofed.common.wire.messages import ARRAYS, BUFFERS, CONFIG, METRICS, NUM_EXAMPLES, ModelArrays, Update, unpack_arrays
+from pneumofed.common.wire.messages import ARRAYS, BUFFERS, METRICS, NUM_EXAMPLES, SITE, ModelArrays, Update, unpack_arrays
 from pneumofed.common.wire.update_encoding import PARAMETERS
+from pneumofed.server.federation.drift import (
+    FedDyn,
+    FedNova,
+    Scaffold,
+    SummedCorrections,
+    WeightOfRound,
+    corrections_state,
+    restore_corrections,
+)
+from pneumofed.server.federation.site_sampling import SiteSampling
 
 logger = logging.getLogger(__name__)
 
 RateOfRound = Callable[[int], float]
 """The sites' mean learning rate in a round, counted from 1."""
-
-
-def draw_sites(sites: Sequence[str], fraction: float, seed: int, round_number: int) -> list[str]:
-    """Draws sites of a round without replacement: at least one, `fraction` of them rounded up.
-
-    Pure in (set of sites, fraction, seed, round): a resumed run draws as an unbroken one.
-
-    Args:
-        sites: names to draw from, in any order; none gives none.
-        fraction: share that is drawn, in (0, 1].
-        seed: of the experiment.
-        round_number: from 1.
-
-    Returns:
-        The names that were drawn, sorted.
-    """
-    ordered = sorted(sites)
-    count = int(np.ceil(round(fraction * len(ordered), 9)))
-    drawn = numpy_generator(seed, round_number, "sites").permutation(len(ordered))[:count]
-    return [ordered[index] for index in sorted(drawn)]
-
-
-class SiteSampling(flower.FedAvg):
-    """FedAvg whose nodes are given by the round loop, which knows sites by name."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.drawn_nodes: list[int] = []
-
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Builds one training message a drawn node, in the order of `drawn_nodes`.
-
-        Args:
-            server_round: from 1.
-            arrays: the global weights.
-            config: what goes with them, the same for every site.
-            grid: not used: the round loop knows which nodes are there.
-        """
-        content = RecordDict({ARRAYS: arrays, CONFIG: config})
-        return self._construct_messages(content, self.drawn_nodes, MessageType.TRAIN)
 
 
 class ParametersOnly(flower.FedAvg):
@@ -255,16 +224,24 @@ class MultiKrum(flower.MultiKrum, SiteSampling):
         return arrays, metrics
 
 
-SiteStrategy = FedAvg | FedAvgM | FedExP | FedAdam | FedYogi | FedMedian | FedTrimmedAvg | MultiKrum
+SiteStrategy = FedAvg | FedAvgM | FedExP | FedAdam | FedYogi | FedMedian | FedTrimmedAvg | MultiKrum | FedNova | Scaffold | FedDyn
 
 
-def build_strategy(cfg: StrategyConfig, rate: RateOfRound = lambda _: 1.0) -> SiteStrategy:
+def build_strategy(
+    cfg: StrategyConfig,
+    rate: RateOfRound = lambda _: 1.0,
+    weight: WeightOfRound = lambda _, images: float(images),
+    alpha: float = 0.01,
+) -> SiteStrategy:
     """Builds the strategy that `cfg` names, with its settings.
 
     Args:
         cfg: its name and settings; those of other strategies are ignored.
         rate: the sites' learning rate in a round as a share of its peak: `common.models.schedule.rate_of_round` for the run.
             FedAvgM and FedExP use it.
+        weight: what a site's local steps of a round add up to: `common.models.schedule.gradient_weight` for the run. FedNova and
+            SCAFFOLD use it.
+        alpha: of FedDyn: `ExperimentConfig.proximal_mu`.
 
     Raises:
         ConfigError: no strategy has this name.
@@ -292,6 +269,12 @@ def build_strategy(cfg: StrategyConfig, rate: RateOfRound = lambda _: 1.0) -> Si
             return FedTrimmedAvg(beta=cfg.trim_fraction)
         case "krum" | "multikrum":
             return MultiKrum(cfg.malicious_sites, one=cfg.name == "krum")
+        case "fednova":
+            return FedNova(weight)
+        case "scaffold":
+            return Scaffold(weight, cfg.server_learning_rate or 1.0)
+        case "feddyn":
+            return FedDyn(alpha)
     raise ConfigError(f"strategy.name: no strategy is called '{cfg.name}'")
 
 
@@ -338,8 +321,11 @@ def moving_average(average: ModelArrays | None, arrays: ModelArrays, decay: floa
 
 
 def strategy_state(strategy: SiteStrategy) -> dict[str, np.ndarray]:
-    """Collects what the strategy must remember from round to round: momentum, or Adam's and Yogi's moments. Empty for the others."""
+    """Collects what the strategy must remember from round to round: momentum, Adam's and Yogi's moments, or the sum of the sites'
+    corrections. Empty for the others."""
     state: dict[str, np.ndarray] = {}
+    if isinstance(strategy, SummedCorrections):
+        state.update(corrections_state(strategy))
     if isinstance(strategy, FedAvgM) and strategy.momentum_vector is not None:
         state["momentum"] = strategy.momentum_vector[0]
     if isinstance(strategy, FedAdam | FedYogi) and strategy.m_t and strategy.v_t:
@@ -354,6 +340,8 @@ def restore_state(strategy: SiteStrategy, state: dict[str, np.ndarray]) -> None:
         strategy: newly built, of the same experiment.
         state: by name; empty for strategies that remember nothing.
     """
+    if isinstance(strategy, SummedCorrections):
+        restore_corrections(strategy, state)
     if isinstance(strategy, FedAvgM) and "momentum" in state:
         strategy.momentum_vector = [state["momentum"]]
     if isinstance(strategy, FedAdam | FedYogi) and "first_moment" in state:
@@ -361,9 +349,10 @@ def restore_state(strategy: SiteStrategy, state: dict[str, np.ndarray]) -> None:
 
 
 def _reply(update: Update) -> Message:
-    """The reply as Flower's aggregation expects it: one record of arrays, one of metrics with the weight."""
+    """The reply as Flower's aggregation expects it, one record of arrays and one of metrics with the weight, and the site's name."""
     arrays = ArrayRecord(
         dict(update.record)
     )  # the arrays themselves are shared: strategies replace them and do not write into them
-    content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({NUM_EXAMPLES: update.num_examples})})
+    site = ConfigRecord({"name": update.presence.site})
+    content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({NUM_EXAMPLES: update.num_examples}), SITE: site})
     return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)

@@ -15,6 +15,7 @@ MODEL_NAMES = {
 STRATEGY_NAMES = {
     "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedexp": "FedExP",
     "fedadam": "FedAdam", "fedyogi": "FedYogi", "fedbn": "FedBN",
+    "fednova": "FedNova", "scaffold": "SCAFFOLD", "feddyn": "FedDyn",
     "fedmedian": "FedMedian", "fedtrimmedavg": "trimmed mean", "krum": "Krum", "multikrum": "Multi-Krum",
 }  # fmt: skip
 PARTITION_WORDS = {

@@ -16,7 +16,7 @@ import numpy as np
 
 from pneumofed.client.privacy.delta import default_delta
 from pneumofed.client.privacy.plan import SitePlan
-from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.experiment import CORRECTED, ExperimentConfig
 from pneumofed.common.data.dataset import Dataset, load_dataset
 from pneumofed.common.data.manifest import Manifest
 from pneumofed.common.data.sources.public_sets import read_kaggle
@@ -104,6 +104,10 @@ def build_bench(cfg: AttackConfig, experiment: ExperimentConfig, epsilons: Seque
     """
     if cfg.hospitals > 1 and experiment.strategy.name == "fedbn":
         raise ConfigError("under FedBN each hospital keeps a model of its own: attack one of them with hospitals=1")
+    if cfg.hospitals > 1 and experiment.strategy.name in CORRECTED:
+        raise ConfigError(
+            f"under {experiment.strategy.name} hospitals keep corrections, which an attack's trainings do not: take fedavg"
+        )
     manifest, phantom = _find_data(cfg, experiment.image.size_px, out)
     patients = sorted(set(manifest.patients))
     if len(patients) < cfg.all_patients:

@@ -43,6 +43,12 @@ REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
     ({"min_unit": "patient"}, PRIVATE, NOON, "the run protects single images; the policy asks for patients"),
     ({"max_delta": 1e-4}, PRIVATE, NOON, "the run plans with delta 0.001; at most 0.0001 is allowed"),
     ({"strategies": ["krum"]}, PLAIN, NOON, "the run uses fedavg; allowed are krum"),
+    (
+        {"count_noise": 5.0},
+        replace(PLAIN, strategy="scaffold"),
+        NOON,
+        "scaffold needs the exact number of images, which has noise here",
+    ),
     ({"models": []}, PLAIN, NOON, "the run trains small_cnn; allowed are none"),
     ({"require_secure_aggregation": True}, PLAIN, NOON, "the run does not use secure aggregation"),
     (
@@ -108,7 +114,7 @@ def test_each_rule_refuses_and_names_its_key(values: dict[str, Any], request_: R
 
 
 def test_every_key_that_restricts_a_run_has_an_example() -> None:
-    not_judged = {"approved_apps", "withhold", "count_noise", "score_bins", "open_statistics"}  # the gate's, and what leaves
+    not_judged = {"approved_apps", "withhold", "score_bins", "open_statistics"}  # the gate's, and what leaves
     not_judged |= {"min_sites_in_sum", "min_neighbours"}  # in the steps of a sum: see test_sum_terms.py
     assert {key for values, *_ in REFUSED for key in values} == set(yaml.safe_load(default_policy())) - not_judged
 

@@ -17,6 +17,7 @@ from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
+from pneumofed.common.models.schedule import count_batches, gradient_weight
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import tiny_experiment
 
@@ -99,6 +100,30 @@ def test_the_pull_is_the_gradient_of_the_proximal_term() -> None:
             loss.backward()
             stepper.step()
     torch.testing.assert_close(pulled, oracle)
+
+
+@given(st.integers(1, 300), st.integers(1, 64))
+def test_the_coordinator_counts_the_batches_that_a_site_draws(images: int, size: int) -> None:
+    assert count_batches(images, size) == len(draw_batches(images, size, np.random.default_rng(0)))
+
+
+@pytest.mark.parametrize("number", [1, 2, 4])
+@pytest.mark.parametrize(("momentum", "mu", "schedule"), [(0.0, 0.0, "constant"), (0.9, 0.0, "one_cycle"), (0.6, 3.0, "cosine")])
+def test_the_gradient_weight_is_how_far_gradients_of_one_move_the_weights(
+    number: int, momentum: float, mu: float, schedule: str
+) -> None:
+    training = {"optimizer": "sgd", "momentum": momentum, "proximal_mu": mu, "schedule": schedule, "learning_rate": 0.1}
+    changes = {"training": {**training, "weight_decay": 0.0, "local_epochs": 3}, "model": {"head_first_rounds": 1}}
+    experiment = tiny_experiment(rounds=4, **changes)
+    model, plan = build_model(experiment.model, experiment.task, seed=1), RoundPlan(experiment, number, "site")
+    layout = ArraysLayout.of(model)
+    for parameter in model.parameters():
+        parameter.register_hook(torch.ones_like)
+    before = layout.flatten(model)[0]
+    train_locally(build_setup(model, [11, 10], plan, CPU), tiny_data(21), plan)
+    moved = before - layout.flatten(model)[0]
+    np.testing.assert_allclose(moved[moved != 0], gradient_weight(experiment, number, 21), rtol=1e-3, atol=1e-6)
+    assert (moved != 0).any()
 
 
 def test_epsilon_lets_a_site_of_one_class_move_by_what_it_has_to_teach() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, ExperimentConfig
 from pneumofed.common.config.reader import (
     SIMULATION_SECTION,
     build_config,
@@ -142,6 +142,37 @@ def test_what_needs_single_updates_is_refused_under_secure_aggregation(changes: 
         load_experiment(None, {"secure_aggregation": {"enabled": True}, **changes})
     assert told in str(caught.value)
     load_experiment(None, changes)
+
+
+SGD = {"optimizer": "sgd", "learning_rate": 0.05}
+
+
+@pytest.mark.parametrize("name", [*COUNTS_STEPS, "feddyn"])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"training": {"optimizer": "adamw"}}, "is derived for SGD, and training.optimizer is 'adamw'"),
+        ({"training": {**SGD, "proximal_mu": 20.0}}, "must be below 1"),
+        ({"training": SGD, "privacy": {"mechanism": "dp_sgd"}}, "set privacy.mechanism to 'none'"),
+        ({"training": SGD, "secure_aggregation": {"enabled": True}}, "looks at single updates"),
+        ({"training": SGD, "central_privacy": {"enabled": True}, "model": {"norm": "group"}}, "takes more than the noisy mean"),
+    ],
+)
+def test_what_strategies_against_drift_do_not_hold_for_is_refused(name: str, changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(None, {"strategy": {"name": name}, **changes})
+    assert told in str(caught.value)
+    load_experiment(None, {"strategy": {"name": name}, "training": SGD})
+
+
+def test_corrected_gradients_are_not_clipped_and_feddyn_has_its_alpha() -> None:
+    for name in CORRECTED:
+        with pytest.raises(ConfigError, match="leave it at 0"):
+            load_experiment(None, {"strategy": {"name": name}, "training": {**SGD, "max_grad_norm": 1.0}})
+    load_experiment(None, {"strategy": {"name": "fednova"}, "training": {**SGD, "max_grad_norm": 1.0}})
+    assert load_experiment(None, {"strategy": {"name": "feddyn"}, "training": SGD}).proximal_mu > 0
+    with pytest.raises(ConfigError, match="its alpha, above 0"):
+        load_experiment(None, {"strategy": {"name": "feddyn"}, "training": {**SGD, "proximal_mu": 0}})
 
 
 def test_a_secure_experiment_crosses_the_wire() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,30 @@ def test_an_instruction_comes_out_as_it_went_in() -> None:
     assert (came.experiment, came.run, came.round) == (given.experiment, "00000000000000a7", 2)
     assert came.arrays is not None
     np.testing.assert_array_equal(came.arrays.parameters, ARRAYS.parameters)
+
+
+def test_a_server_variate_and_the_counted_round_come_out_as_they_went_in() -> None:
+    given = Instruction(ExperimentConfig(rounds=3), "00000000000000a7", 2, ARRAYS, counted=1, variate=np.full(5, 0.5, np.float32))
+    came = unpack_instruction(pack_instruction(given))
+    assert came.counted == 1
+    np.testing.assert_array_equal(came.variate, given.variate)
+    plain = unpack_instruction(pack_instruction(Instruction(ExperimentConfig(), "00000000000000a7", 2, ARRAYS)))
+    assert (plain.counted, plain.variate) == (0, None)
+
+
+@pytest.mark.parametrize("values", [np.full(5, np.nan, np.float32), np.zeros(5), np.zeros((5, 1), np.float32)])
+def test_a_server_variate_that_is_no_finite_vector_is_refused(values: np.ndarray) -> None:
+    content = pack_instruction(Instruction(ExperimentConfig(), "00000000000000a7", 2, ARRAYS, variate=values))
+    with pytest.raises(MessageError, match="server-variate: expected finite float32"):
+        unpack_instruction(content)
+
+
+@pytest.mark.parametrize("counted", [2, 3, -1, "1"])
+def test_a_counted_round_that_is_not_before_this_one_is_refused(counted: Any) -> None:
+    content = pack_instruction(Instruction(ExperimentConfig(), "00000000000000a7", 2, ARRAYS))
+    content["config"] = ConfigRecord({**content.config_records["config"], "counted": counted})
+    with pytest.raises(MessageError, match="round"):
+        unpack_instruction(content)
 
 
 def test_an_update_comes_out_as_it_went_in() -> None:

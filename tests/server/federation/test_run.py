@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from pneumofed.client.app import app as client_app
 from pneumofed.common.audit.log import hash_arrays, read_entries
 from pneumofed.common.audit.verify import verify_log
-from pneumofed.common.config.experiment import StrategyName, UpdatePrecision
+from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, StrategyName, UpdatePrecision
 from pneumofed.common.errors import CheckpointError, RoundError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
@@ -115,18 +115,25 @@ RESUMED = [
     ("fedbn", 0.0),
     ("fedavg", 0.7),
     ("fedavgm", 0.5),
+    ("fednova", 0.0),
+    ("scaffold", 0.0),
+    ("feddyn", 0.5),
 ]
+SGD = {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4, "momentum": 0.5}
+"""For the strategies that are derived for it."""
 
 
 @pytest.mark.parametrize(("strategy", "ema_decay"), RESUMED)
 def test_a_run_killed_in_a_round_and_resumed_equals_one_never_stopped(
     tmp_path: Path, strategy: StrategyName, ema_decay: float
 ) -> None:
-    experiment = tiny_experiment(rounds=3, strategy={"name": strategy, "fraction_train": 0.7, "ema_decay": ema_decay})
+    training = SGD if strategy in (*COUNTS_STEPS, *CORRECTED) else {}
+    drawing = {"name": strategy, "fraction_train": 0.7, "ema_decay": ema_decay}
+    experiment = tiny_experiment(rounds=3, strategy=drawing, training=training)
     federation = TinyFederation(tmp_path)
     federation.run("unbroken", experiment)
-    for site in federation.sites.glob("site-*/local_norms"):
-        site.rename(site.with_name("unbroken_norms"))
+    for kept in (*federation.sites.glob("site-*/local_norms"), *federation.sites.glob("site-*/corrections")):
+        kept.rename(kept.with_name(f"unbroken-{kept.name}"))
     with pytest.raises(Killed):
         federation.run("broken", experiment, grid=federation.grid(KillingApp(3)))
     assert RunFolder(tmp_path / "broken").read_summary().status == "stopped"

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from pneumofed.common.config.experiment import ROBUST, StrategyConfig, StrategyName
 from pneumofed.common.wire.messages import ModelArrays, Update, pack_arrays
+from pneumofed.server.federation.site_sampling import draw_sites
 from pneumofed.server.federation.strategies import (
     SiteStrategy,
     aggregate,
     build_strategy,
-    draw_sites,
     moving_average,
     restore_state,
     strategy_state,
@@ -37,8 +37,12 @@ ALL: list[StrategyName] = [
     "fedtrimmedavg",
     "krum",
     "multikrum",
+    "fednova",
+    "scaffold",
+    "feddyn",
 ]
 OPTIMIZERS: list[StrategyName] = ["fedavgm", "fedadam", "fedyogi"]
+REMEMBERING: list[StrategyName] = [*OPTIMIZERS, "scaffold", "feddyn"]
 START = ModelArrays(np.array([1.0, -1.0], np.float32), np.array([1.0], np.float32))
 VALUES = [(1.1, -1.2), (1.3, -0.9), (0.8, -1.1), (1.2, -1.0), (0.9, -0.7)]
 
@@ -214,7 +218,7 @@ def test_a_restored_strategy_goes_on_as_the_unbroken_one(name: StrategyName) -> 
     resumed = step(restored, updates(counts=(1, 2, 3, 4, 5)), middle, number=2)
     np.testing.assert_array_equal(after.parameters, resumed.parameters)
     np.testing.assert_array_equal(after.statistics, resumed.statistics)
-    assert bool(strategy_state(first)) == (name in OPTIMIZERS)
+    assert bool(strategy_state(first)) == (name in REMEMBERING)
 
 
 @given(

@@ -14,6 +14,7 @@ import typer
 from typer.testing import CliRunner
 
 from pneumofed.cli.attack import attack
+from pneumofed.common.config.experiment import CORRECTED
 from pneumofed.common.config.reader import merge
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import ConfigError
@@ -125,6 +126,13 @@ def test_fedbn_releases_no_single_model_to_attack(tmp_path: Path) -> None:
     experiment = attacked_experiment(None, {"strategy": {"name": "fedbn"}, "model": {"norm": "batch"}})
     with pytest.raises(ConfigError, match="hospitals=1"):
         build_bench(AttackConfig(**{**SMALL, "hospitals": 2}), experiment, (math.inf,), tmp_path)
+
+
+@pytest.mark.parametrize("name", CORRECTED)
+def test_strategies_whose_hospitals_keep_corrections_are_not_attacked(tmp_path: Path, name: str) -> None:
+    values = {"strategy": {"name": name}, "training": {"optimizer": "sgd"}, "privacy": {"mechanism": "none"}}
+    with pytest.raises(ConfigError, match="take fedavg"):
+        build_bench(AttackConfig(**{**SMALL, "hospitals": 2}), attacked_experiment(None, values), (math.inf,), tmp_path)
 
 
 def test_a_federation_gives_each_hospital_patients_of_its_own(tmp_path: Path) -> None:
