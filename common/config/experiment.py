@@ -21,7 +21,9 @@ NoiseMultiplier = Annotated[float, Field(ge=0.01, le=1e6)]
 no accountant computes a number for it."""
 
 TaskName = Literal["binary", "three_class"]
-ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn", "scattering"]
+ModelName = Literal[
+    "resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "efficientnet_lite0", "vgg16", "small_cnn", "scattering"
+]
 StrategyName = Literal[
     "fedavg", "fedprox", "fedavgm", "fedexp", "fedadam", "fedyogi", "fedbn", "fedmedian", "fedtrimmedavg", "krum", "multikrum"
 ]
@@ -160,7 +162,8 @@ class ModelConfig(Section):
     scattering_scale: Annotated[int, Field(ge=1, le=6)] = 2
     """Of `scattering` only: octaves of wavelets. 2 gives 81 channels, 3 gives 217, which were no better under noise."""
     weights: Annotated[str, Field(min_length=1)] = "none"
-    """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator), or the path of a local weights file or model bundle."""
+    """`none` (random), `imagenet`, or the path of a local weights file or model bundle. ImageNet's weights are read by the coordinator: for
+    `efficientnet_lite0` from the package of the extra `imagenet`, for the others torchvision downloads them."""
     freeze: Literal["none", "head_only", "last_block"] = "none"
     """What is trained: everything, only the classifier, or the classifier and the last block."""
     head_first_rounds: Annotated[int, Field(ge=0)] = 0
@@ -419,9 +422,8 @@ def _check_dp_sgd(cfg: ExperimentConfig) -> None:
         "strategy.name 'fedbn' keeps BatchNorm layers, which mix the images of a batch: take another strategy and model.norm 'group'": (
             cfg.strategy.name == "fedbn"
         ),
-        "BatchNorm mixes the images of a batch, so that none has a gradient of its own: set model.norm to 'group'": (
-            cfg.model.norm == "batch"
-        ),
+        "BatchNorm mixes the images of a batch, so that none has a gradient of its own: set model.norm to 'group', or freeze all but the "
+        "classifier (model.freeze 'head_only'), which fixes its statistics": cfg.model.trains_batch_norm,
         "the loss would use the site's own class counts, a release that is not accounted: set loss.logit_adjustment to false and "
         "loss.class_weights to 'none'": cfg.loss.logit_adjustment or cfg.loss.class_weights != "none",
         "training.max_grad_norm clips the gradient of a whole batch: leave it at 0, privacy.max_grad_norm clips each unit's": (
