@@ -87,6 +87,8 @@ class RoundPlan:
     site: str
     secret: str = ""
     """A part of the seeds that the coordinator does not know, in private training."""
+    rate_factor: float = 1.0
+    """On the learning rate, from the coordinator; see `common.models.schedule.plateau_factor`."""
 
     def seed_parts(self) -> tuple[int | str, ...]:
         return self.experiment.seed, self.round, self.site, *((self.secret,) if self.secret else ())
@@ -241,7 +243,7 @@ def train_locally(setup: TrainingSetup, data: Examples, plan: RoundPlan) -> Trai
     base_rates = [float(group["lr"]) for group in setup.optimizer.param_groups]
     loss_sum, correct, images, steps, factor = 0.0, 0, 0, 0, 1.0
     for progress, lots in setup.rule.draw(data, plan):
-        factor = schedule_factor(training, progress)
+        factor = schedule_factor(training, progress) * plan.rate_factor
         for group, rate in zip(setup.optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         setup.optimizer.zero_grad(set_to_none=True)

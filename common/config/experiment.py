@@ -201,6 +201,19 @@ class LossConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.05
 
 
+class PlateauConfig(Section):
+    """Of `training.schedule: plateau`: when the learning rate falls, as torch's `ReduceLROnPlateau` decides on the same numbers."""
+
+    monitor: Literal["loss", "auroc"] = "loss"
+    """Of the hospitals' pooled validation images after each round: the mean cross-entropy, or the AUROC."""
+    factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """By which the rate is multiplied; it ends at `training.final_factor`."""
+    patience_rounds: Annotated[int, Field(ge=0)] = 2
+    """So many rounds in a row may bring no improvement; the next one that brings none lowers the rate."""
+    min_delta: NonNegative = 0.001
+    """What is smaller is no improvement."""
+
+
 class TrainingConfig(Section):
     """Local training at each site in each round."""
 
@@ -217,8 +230,10 @@ class TrainingConfig(Section):
     local_epochs: Count = 2
     """Passes over a site's images between two averages. On the Kaggle set two reached a higher test AUROC than one in as many rounds, and
     four in half as many rounds a lower one (docs/results.md)."""
-    schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
-    """Of the learning rate over all steps of the run: the site continues it from round to round."""
+    schedule: Literal["constant", "cosine", "one_cycle", "plateau"] = "one_cycle"
+    """Of the learning rate over all steps of the run: the site continues it from round to round. Under `plateau` it falls when the pooled
+    validation result no longer improves, which the coordinator sees and sends to the sites as a factor."""
+    plateau: PlateauConfig = PlateauConfig()
     warmup_fraction: Fraction = 0.15
     final_factor: Fraction = 0.01
     proximal_mu: NonNegative | None = None
@@ -394,6 +409,12 @@ class ExperimentConfig(Section):
             )
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
             raise ValueError("model.head_first_rounds must be smaller than rounds")
+        needed = self.training.plateau.patience_rounds + 3
+        if self.training.schedule == "plateau" and self.rounds < needed:
+            raise ValueError(
+                f"training.schedule is 'plateau', but with training.plateau.patience_rounds {needed - 3} the rate cannot fall before round "
+                f"{needed}, and rounds is {self.rounds}; take more rounds, less patience or another schedule"
+            )
         if self.training.batch_size == 1 and self.model.trains_batch_norm and self.privacy.mechanism == "none":
             raise ValueError(
                 "training.batch_size is 1 but BatchNorm cannot normalise a single image; take at least 2, or set model.norm to 'group'"

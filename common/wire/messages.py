@@ -1,6 +1,6 @@
 """The messages between coordinator and site: only this module packs and unpacks the records and keys of a Flower message.
 
-    instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
+    instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol, rate-factor}
     roll call     (no arrays)                                                config {experiment, run, round, protocol}
     update        arrays  as above, or those of common.wire.update_encoding  metrics {num-examples, loss, ...}
                                                                              site {name, layout, report}
@@ -38,6 +38,7 @@ from pneumofed.common.wire.fields import (
     json_object,
     layout_digest,
     metric_values,
+    rate_factor,
     round_number,
     run_token,
     site_name,
@@ -56,6 +57,8 @@ NUM_EXAMPLES = "num-examples"
 """Key of the record `METRICS`: images that were trained or evaluated on."""
 AUDIT_HEAD = "audit-head"
 """Key of the records `CONFIG` and `SITE`: head of the sender's audit log."""
+RATE_FACTOR = "rate-factor"
+"""Key of the record `CONFIG`: the factor on the learning rate that the schedule `plateau` has come to; absent where it is 1."""
 STEP = "step"
 """Key of the record `CONFIG`: a step of secure aggregation, as JSON."""
 EXPERIMENT_KEY = "experiment"
@@ -97,6 +100,8 @@ class Instruction:
     """Head of the coordinator's audit log, which the site's log keeps."""
     step: str | None = None
     """The step of secure aggregation that is asked for (`common.secure_aggregation.protocol`), as JSON."""
+    rate_factor: float = 1.0
+    """On the learning rate of the round, in (0, 1]; other than 1 under the schedule `plateau` only."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,8 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
         config[AUDIT_HEAD] = instruction.audit_head
     if instruction.step:
         config[STEP] = instruction.step
+    if instruction.rate_factor != 1.0:
+        config[RATE_FACTOR] = instruction.rate_factor
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
@@ -230,7 +237,8 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
     experiment = experiment_from_json(bounded_text(config.get("experiment"), "experiment", MAX_EXPERIMENT_BYTES))
     step = bounded_text(config[STEP], "step") if STEP in config else None
-    return Instruction(experiment, run, number, arrays, _head_in(config), step)
+    factor = rate_factor(config[RATE_FACTOR], experiment) if RATE_FACTOR in config else 1.0
+    return Instruction(experiment, run, number, arrays, _head_in(config), step, factor)
 
 
 def pack_presence(presence: Presence) -> RecordDict:

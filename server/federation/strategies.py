@@ -263,8 +263,8 @@ def build_strategy(cfg: StrategyConfig, rate: RateOfRound = lambda _: 1.0) -> Si
 
     Args:
         cfg: its name and settings; those of other strategies are ignored.
-        rate: the sites' learning rate in a round as a share of its peak: `common.models.schedule.rate_of_round` for the run.
-            FedAvgM and FedExP use it.
+        rate: the sites' learning rate in a round as a share of its peak: `server.federation.learning_rate.LearningRate` for the
+            run. FedAvgM and FedExP use it.
 
     Raises:
         ConfigError: no strategy has this name.
