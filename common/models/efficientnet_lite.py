@@ -31,8 +31,9 @@ _StochasticDepth: Any = import_torchvision().ops.StochasticDepth
 MEAN, STD = 127.0 / 255.0, 128.0 / 255.0
 """What the weights' images were normalised with, alike in all colours; `MEAN_RGB` and `STDDEV_RGB` of `efficientnet_lite_builder.py`."""
 
-BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM = 1e-3, 0.01
-"""Of the same file; the momentum is torch's, one minus TensorFlow's."""
+BATCH_NORM_EPSILON = 1e-3
+"""Of the same file. Its momentum of 0.01 is not taken over: a round at a hospital has tens of steps, in which the running statistics must
+come from photographs' to radiographs'. Torch's own 0.1 is that of all networks here."""
 DROPOUT = STOCHASTIC_DEPTH = 0.2
 """Of the same file. The share of skipped blocks grows from 0 in the first to less than this in the last."""
 FEATURES = 1280
@@ -195,7 +196,7 @@ def _unit(before: int, after: int, kernel: int = 1, stride: int = 1, groups: int
         layers["padding"] = SamePadding(kernel, stride)
     padding = 0 if stride > 1 else kernel // 2
     layers["conv"] = nn.Conv2d(before, after, kernel, stride, padding, groups=groups, bias=False)
-    layers["norm"] = nn.BatchNorm2d(after, eps=BATCH_NORM_EPSILON, momentum=BATCH_NORM_MOMENTUM)
+    layers["norm"] = nn.BatchNorm2d(after, eps=BATCH_NORM_EPSILON)
     if active:
         layers["relu6"] = nn.ReLU6()
     return nn.Sequential(layers)
