@@ -204,7 +204,7 @@ def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> 
         raise EmptySiteError(f"{site.name}: no training image")
     releases = Disclosure.of(site, experiment, policy)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
-    plan = RoundPlan(experiment, instruction.round, site.name)
+    plan = RoundPlan(experiment, instruction.round, site.name, rate_factor=instruction.rate_factor)
     correction = SiteCorrection.read(instruction, config.work_dir, layout)
     metrics: Mapping[str, float]
     if experiment.privacy.mechanism == "none":

@@ -41,6 +41,7 @@ from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.central_evaluation import CentralEvaluator, bootstrap_settings, build_central_evaluator
+from pneumofed.server.federation.learning_rate import LearningRate
 from pneumofed.server.federation.strategies import moving_average
 from pneumofed.server.runs.folder import RunFolder, best_round, write_text
 from pneumofed.server.runs.records import Metrics, RoundRecord, StoredThreshold, by_field
@@ -219,21 +220,21 @@ def _train(site: SiteData, experiment: ExperimentConfig, sites: int) -> tuple[li
     kept: ModelArrays | None = None
     lines: list[RoundRecord] = []
     states: dict[int, ModelArrays] = {}
+    rate = LearningRate(experiment)
     for number in range(1, experiment.rounds + 1):
-        plan = RoundPlan(experiment, number, site.name)
+        plan = RoundPlan(experiment, number, site.name, rate_factor=rate.factor(number))
         setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
         train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
         kept = moving_average(kept, ModelArrays(*layout.flatten(model)), experiment.strategy.ema_decay)
         layout.load(judged, kept.parameters, kept.statistics)
         statistics = evaluate_model(exact.place(judged), site, experiment, exact)
         threshold = choose_threshold(statistics, experiment.evaluation.threshold_policy, experiment.evaluation.target)
-        lines.append(
-            RoundRecord(
-                round=number,
-                threshold=StoredThreshold.model_validate(vars(threshold)),
-                validation=Metrics.model_validate(metrics(statistics, threshold.value)),
-            )
+        record = RoundRecord(
+            round=number,
+            threshold=StoredThreshold.model_validate(vars(threshold)),
+            validation=Metrics.model_validate(metrics(statistics, threshold.value)),
         )
+        lines.append(rate.remember(record))
         if best_round(lines) == number:
             states = {number: kept}
         if _rounds_done is not None:

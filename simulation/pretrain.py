@@ -21,6 +21,7 @@ from pneumofed.common.imaging.images import fit_square
 from pneumofed.common.models.architectures import architecture_of, build_architecture
 from pneumofed.common.models.build import set_trainable
 from pneumofed.common.models.compute import build_compute
+from pneumofed.common.models.schedule import refuse_plateau
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.simulation.phantoms.other_images import PROCESSES, draw_process, draw_process_picture
 from pneumofed.simulation.phantoms.patients import LABEL_SHARES, draw_patients, draw_picture
@@ -60,9 +61,10 @@ def pretrain_network(
         The provenance: source, seed, number and hash of the pictures, last accuracy, experiment.
 
     Raises:
-        ConfigError: fewer pictures than classes, or a network that has only a classifier to train.
+        ConfigError: fewer pictures than classes, a network that has only a classifier to train, or a schedule that needs validation.
         OSError: `out` cannot be written.
     """
+    refuse_plateau(experiment, "pretraining")
     once = experiment.training.model_copy(update={"local_epochs": 1})
     experiment = experiment.model_copy(update={"training": once})
     classes = len(LABEL_SHARES) if source == "phantoms" else PROCESSES

@@ -118,7 +118,7 @@ class SiteCorrection:
         if start is None:
             raise MessageError("the instruction holds no arrays")
         if experiment.strategy.name == "scaffold":
-            weight = gradient_weight(experiment, self.instruction.round, images)
+            weight = gradient_weight(experiment, self.instruction.round, images, self.instruction.rate_factor)
             change = variate_change(start.parameters, sent, self.instruction.variate, weight)
         else:
             change = -np.float32(experiment.proximal_mu) * (sent - start.parameters)

@@ -64,6 +64,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         *(f"strategy.{key}" for key in ("server_momentum", "beta_1", "beta_2", "tau", "trim_fraction", "malicious_sites")),
         *(f"central_privacy.{key}" for key in ("enabled", "clip_norm", "target_epsilon", "noise_multiplier", "delta")),
         *(f"evaluation.{key}" for key in ("bootstrap_samples", "confidence", "batch_size", "threshold_policy", "target")),
+        *(f"training.plateau.{key}" for key in ("monitor", "factor", "patience_rounds", "min_delta")),
         *("early_stopping.patience_rounds", "early_stopping.min_delta"),
         *("secure_aggregation.stage_timeout_sec", "secure_aggregation.grace_sec"),
     ),

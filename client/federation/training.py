@@ -25,9 +25,8 @@ from torch import nn
 from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.imaging.augment import augment, draw_parameters, normalize, to_model_input
-from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.build import classifier_of, freeze_in_round, set_trainable, train_mode
-from pneumofed.common.models.compute import Compute, import_torchvision
+from pneumofed.common.models.compute import Compute
 from pneumofed.common.models.features import FeatureSet, has_fixed_body, load_features
 from pneumofed.common.models.losses import build_loss
 from pneumofed.common.models.schedule import schedule_factor
@@ -88,6 +87,8 @@ class RoundPlan:
     site: str
     secret: str = ""
     """A part of the seeds that the coordinator does not know, in private training."""
+    rate_factor: float = 1.0
+    """On the learning rate, from the coordinator; see `common.models.schedule.plateau_factor`."""
 
     def seed_parts(self) -> tuple[int | str, ...]:
         return self.experiment.seed, self.round, self.site, *((self.secret,) if self.secret else ())
@@ -242,7 +243,7 @@ def train_locally(setup: TrainingSetup, data: Examples, plan: RoundPlan) -> Trai
     base_rates = [float(group["lr"]) for group in setup.optimizer.param_groups]
     loss_sum, correct, images, steps, factor = 0.0, 0, 0, 0, 1.0
     for progress, lots in setup.rule.draw(data, plan):
-        factor = schedule_factor(training, progress)
+        factor = schedule_factor(training, progress) * plan.rate_factor
         for group, rate in zip(setup.optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         setup.optimizer.zero_grad(set_to_none=True)
@@ -260,8 +261,8 @@ def choose_examples(model: nn.Module, data: Dataset, plan: RoundPlan, compute: C
     """Returns `data`, or its features where they give the weights that the images would give, in a hundredth of the time.
 
     There is no setting for it, so that none can be wrong. Features are taken exactly where the network below the classifier is the same
-    function of the same images in every step: its parameters are frozen in all rounds or there are none, nothing in it is random, no
-    augmentation is on, and the images have their full size. Else the images are taken.
+    function of the same images in every step: its parameters are frozen in all rounds or there are none, which `train_mode` then keeps in
+    evaluation, no augmentation is on, and the images have their full size. Else the images are taken.
 
     Args:
         model: on the device, with the weights that the round starts from.
@@ -274,7 +275,7 @@ def choose_examples(model: nn.Module, data: Dataset, plan: RoundPlan, compute: C
         DataError: `cache_dir` cannot be written for another reason than a full disk.
     """
     experiment = plan.experiment
-    if not has_fixed_body(model, experiment.model) or _is_random(model) or not len(data):
+    if not has_fixed_body(model, experiment.model) or not len(data):
         return data
     if experiment.augmentation.is_on:
         logger.info("augmentation is on: features of images are computed anew for each view; set it to 0 to compute them once")
@@ -329,9 +330,3 @@ def _build_optimizer(parameters: list[nn.Parameter], cfg: TrainingConfig, learni
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
     # fused: one pass over the weights instead of seven, half the optimizer's time on a CPU
     return torch.optim.AdamW(parameters, lr=learning_rate, eps=cfg.adam_epsilon, weight_decay=cfg.weight_decay, fused=True)
-
-
-def _is_random(model: nn.Module) -> bool:
-    """Whether a layer below the classifier draws at random in training."""
-    kinds = (nn.modules.dropout._DropoutNd, import_torchvision().ops.StochasticDepth)
-    return any(isinstance(module, kinds) for name, module in model.named_modules() if name != architecture_of(model).head)

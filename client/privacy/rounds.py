@@ -42,7 +42,7 @@ def train_privately(
     private = PrivateRound.of(
         site_plan, site.train, _round_key(site, instruction, compute), secure=experiment.privacy.secure_noise
     )
-    plan = private.hide(RoundPlan(experiment, instruction.round, site.name))
+    plan = private.hide(RoundPlan(experiment, instruction.round, site.name, rate_factor=instruction.rate_factor))
     setup = build_private_setup(model, private, plan, compute)
     spent = spend_round(instruction.run, instruction.round, experiment, site, site_plan, policy)
     result = train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
@@ -78,5 +78,6 @@ def _round_key(site: SiteData, instruction: Instruction, compute: Compute) -> by
         site.name,
         data_fingerprint(site.train),
         f"{compute.device.type} {compute.dtype}",
+        *(() if instruction.rate_factor == 1.0 else (repr(instruction.rate_factor),)),
     )
     return round_key(own_secret(Path(site.config.work_dir)), context)

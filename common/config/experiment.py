@@ -21,7 +21,9 @@ NoiseMultiplier = Annotated[float, Field(ge=0.01, le=1e6)]
 no accountant computes a number for it."""
 
 TaskName = Literal["binary", "three_class"]
-ModelName = Literal["resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "vgg16", "small_cnn", "scattering"]
+ModelName = Literal[
+    "resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "efficientnet_lite0", "vgg16", "small_cnn", "scattering"
+]
 StrategyName = Literal[
     "fedavg",
     "fedprox",
@@ -177,7 +179,8 @@ class ModelConfig(Section):
     scattering_scale: Annotated[int, Field(ge=1, le=6)] = 2
     """Of `scattering` only: octaves of wavelets. 2 gives 81 channels, 3 gives 217, which were no better under noise."""
     weights: Annotated[str, Field(min_length=1)] = "none"
-    """`none` (random), `imagenet` (torchvision's, downloaded by the coordinator), or the path of a local weights file or model bundle."""
+    """`none` (random), `imagenet`, or the path of a local weights file or model bundle. ImageNet's weights are read by the coordinator: for
+    `efficientnet_lite0` from the package of the extra `imagenet`, for the others torchvision downloads them."""
     freeze: Literal["none", "head_only", "last_block"] = "none"
     """What is trained: everything, only the classifier, or the classifier and the last block."""
     head_first_rounds: Annotated[int, Field(ge=0)] = 0
@@ -215,6 +218,19 @@ class LossConfig(Section):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.05
 
 
+class PlateauConfig(Section):
+    """Of `training.schedule: plateau`: when the learning rate falls, as torch's `ReduceLROnPlateau` decides on the same numbers."""
+
+    monitor: Literal["loss", "auroc"] = "loss"
+    """Of the hospitals' pooled validation images after each round: the mean cross-entropy, or the AUROC."""
+    factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """By which the rate is multiplied; it ends at `training.final_factor`."""
+    patience_rounds: Annotated[int, Field(ge=0)] = 2
+    """So many rounds in a row may bring no improvement; the next one that brings none lowers the rate."""
+    min_delta: NonNegative = 0.001
+    """What is smaller is no improvement."""
+
+
 class TrainingConfig(Section):
     """Local training at each site in each round."""
 
@@ -231,8 +247,10 @@ class TrainingConfig(Section):
     local_epochs: Count = 2
     """Passes over a site's images between two averages. On the Kaggle set two reached a higher test AUROC than one in as many rounds, and
     four in half as many rounds a lower one (docs/results.md)."""
-    schedule: Literal["constant", "cosine", "one_cycle"] = "one_cycle"
-    """Of the learning rate over all steps of the run: the site continues it from round to round."""
+    schedule: Literal["constant", "cosine", "one_cycle", "plateau"] = "one_cycle"
+    """Of the learning rate over all steps of the run: the site continues it from round to round. Under `plateau` it falls when the pooled
+    validation result no longer improves, which the coordinator sees and sends to the sites as a factor."""
+    plateau: PlateauConfig = PlateauConfig()
     warmup_fraction: Fraction = 0.15
     final_factor: Fraction = 0.01
     proximal_mu: NonNegative | None = None
@@ -408,6 +426,12 @@ class ExperimentConfig(Section):
             )
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
             raise ValueError("model.head_first_rounds must be smaller than rounds")
+        needed = self.training.plateau.patience_rounds + 3
+        if self.training.schedule == "plateau" and self.rounds < needed:
+            raise ValueError(
+                f"training.schedule is 'plateau', but with training.plateau.patience_rounds {needed - 3} the rate cannot fall before round "
+                f"{needed}, and rounds is {self.rounds}; take more rounds, less patience or another schedule"
+            )
         if self.training.batch_size == 1 and self.model.trains_batch_norm and self.privacy.mechanism == "none":
             raise ValueError(
                 "training.batch_size is 1 but BatchNorm cannot normalise a single image; take at least 2, or set model.norm to 'group'"
@@ -465,9 +489,8 @@ def _check_dp_sgd(cfg: ExperimentConfig) -> None:
         "strategy.name 'fedbn' keeps BatchNorm layers, which mix the images of a batch: take another strategy and model.norm 'group'": (
             cfg.strategy.name == "fedbn"
         ),
-        "BatchNorm mixes the images of a batch, so that none has a gradient of its own: set model.norm to 'group'": (
-            cfg.model.norm == "batch"
-        ),
+        "BatchNorm mixes the images of a batch, so that none has a gradient of its own: set model.norm to 'group', or freeze all but the "
+        "classifier (model.freeze 'head_only'), which fixes its statistics": cfg.model.trains_batch_norm,
         "the loss would use the site's own class counts, a release that is not accounted: set loss.logit_adjustment to false and "
         "loss.class_weights to 'none'": cfg.loss.logit_adjustment or cfg.loss.class_weights != "none",
         "training.max_grad_norm clips the gradient of a whole batch: leave it at 0, privacy.max_grad_norm clips each unit's": (

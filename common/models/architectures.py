@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.models.compute import import_torchvision
+from pneumofed.common.models.efficientnet_lite import EfficientNetLite0
 from pneumofed.common.models.layers import Scattering2D, standardize_weights
 
 _models = import_torchvision().models
@@ -35,8 +36,8 @@ class Architecture:
         first: name of the first convolution; None where there is none, and any number of channels is taken.
         head: name of the classifier, a linear layer.
         last_block: names of the modules that `last_block` trains besides the classifier.
-        imagenet: torchvision's name of the network, for its weights; None where there are none.
-        replaced: prefix of all keys in torchvision's weights that the head here stands for.
+        imagenet: torchvision's name of the network, for its weights; None where it has none.
+        replaced: prefix of all keys in ImageNet's weights that the head here stands for.
         maps: name of the module whose output, averaged over the picture, is the classifier's input; None where there is no such one.
     """
 
@@ -266,6 +267,15 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         "classifier.1",
         ("features.7", "features.8"),
         "efficientnet_b0",
+        "classifier.",
+        "features",
+    ),
+    "efficientnet_lite0": Architecture(
+        lambda classes, _: EfficientNetLite0(classes),
+        "features.stem.conv",
+        "classifier",
+        ("features.block_15", "features.top"),
+        None,
         "classifier.",
         "features",
     ),

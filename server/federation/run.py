@@ -11,7 +11,6 @@ import logging
 import secrets
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -23,12 +22,12 @@ from pneumofed.common.errors import CheckpointError, PneumofedError
 from pneumofed.common.folder_lock import owned
 from pneumofed.common.model_bundle.bundle import check_start, open_start, read_start_weights
 from pneumofed.common.models.build import build_model
-from pneumofed.common.models.schedule import gradient_weight, rate_of_round
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.central_evaluation import build_central_evaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
+from pneumofed.server.federation.learning_rate import LearningRate
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.federation.strategies import build_strategy, restore_state, strategy_state
 from pneumofed.server.runs.checkpoints import (
@@ -126,8 +125,8 @@ def _build_coordinator(
     grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, run_log: RunLog, checkpoint: Checkpoint | None
 ) -> Coordinator:
     key_roster = read_key_roster(settings.key_roster) if experiment.secure_aggregation.enabled else None
-    course = partial(rate_of_round, experiment), partial(gradient_weight, experiment)
-    strategy = build_strategy(experiment.strategy, *course, experiment.proximal_mu)
+    rate = LearningRate(experiment, RunFolder(Path(settings.run_dir)).read_history())
+    strategy = build_strategy(experiment.strategy, rate, rate.weight, experiment.proximal_mu)
     central_evaluator = build_central_evaluator(experiment, settings)
     network_config = experiment.model.without_weights() if checkpoint else experiment.model
     seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(network_config)
@@ -137,7 +136,7 @@ def _build_coordinator(
         arrays, kept = checkpoint.training or checkpoint.arrays, checkpoint.arrays
         restore_state(strategy, checkpoint.strategy_state)
     central = CentralPrivacy.of(experiment, Path(settings.run_dir))
-    return Coordinator(grid, experiment, run_log, strategy, arrays, network, central_evaluator, kept, central, key_roster)
+    return Coordinator(grid, experiment, run_log, strategy, arrays, network, central_evaluator, kept, rate, central, key_roster)
 
 
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:

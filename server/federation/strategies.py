@@ -237,10 +237,9 @@ def build_strategy(
 
     Args:
         cfg: its name and settings; those of other strategies are ignored.
-        rate: the sites' learning rate in a round as a share of its peak: `common.models.schedule.rate_of_round` for the run.
-            FedAvgM and FedExP use it.
-        weight: what a site's local steps of a round add up to: `common.models.schedule.gradient_weight` for the run. FedNova and
-            SCAFFOLD use it.
+        rate: the sites' learning rate in a round as a share of its peak: `server.federation.learning_rate.LearningRate` for the
+            run. FedAvgM and FedExP use it.
+        weight: what a site's local steps of a round add up to: `LearningRate.weight` for the run. FedNova and SCAFFOLD use it.
         alpha: of FedDyn: `ExperimentConfig.proximal_mu`.
 
     Raises:

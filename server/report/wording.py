@@ -9,8 +9,8 @@ from pneumofed.server.runs.summary_records import MetricInterval
 
 MODEL_NAMES = {
     "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "densenet121": "DenseNet-121",
-    "efficientnet_b0": "EfficientNet-B0", "vgg16": "VGG-16", "small_cnn": "small convolutional network",
-    "scattering": "linear classifier on scattering features",
+    "efficientnet_b0": "EfficientNet-B0", "efficientnet_lite0": "EfficientNet-Lite0", "vgg16": "VGG-16",
+    "small_cnn": "small convolutional network", "scattering": "linear classifier on scattering features",
 }  # fmt: skip
 STRATEGY_NAMES = {
     "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedexp": "FedExP",

@@ -250,6 +250,8 @@ class RoundRecord(Record):
     secure_sum: SecureSumRecord | None = None
     central_epsilon: float | None = None
     """Spent by the coordinator's noise so far."""
+    rate_factor: float | None = None
+    """On the learning rate of the round, under the schedule `plateau`."""
     secure_validation: SecureSumRecord | None = None
     sites: Mapping[str, SiteRound] = {}
     absent: Mapping[str, str] = {}

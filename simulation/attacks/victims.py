@@ -34,7 +34,7 @@ from pneumofed.common.model_bundle.bundle import read_start_weights
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import predict_cached
-from pneumofed.common.models.schedule import gradient_weight, rate_of_round
+from pneumofed.common.models.schedule import gradient_weight, rate_of_round, refuse_plateau
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.privacy.randomness import KEY_BYTES
 from pneumofed.common.seeds import derive_seed, numpy_generator
@@ -133,9 +133,10 @@ def train_victim(victim: Victim, compute: Compute) -> nn.Module:
         compute: device and precision of the training.
 
     Raises:
-        ConfigError: the model cannot be trained privately.
+        ConfigError: the model cannot be trained privately, or the schedule needs validation.
     """
     experiment = victim.experiment
+    refuse_plateau(experiment, "the training of an attacked model")
     seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)
     model = build_model(experiment.model, experiment.task, seed, weights=weights)
     course = partial(rate_of_round, experiment), partial(gradient_weight, experiment)

@@ -34,7 +34,11 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-NEWER_KEYS = ("  largest_weight: ",)
+NEWER_KEYS = (
+    "  largest_weight: ",
+    "  plateau:",
+    *(f"    {key}: " for key in ("monitor", "factor", "patience_rounds", "min_delta")),
+)
 """Of a run's configuration, which `pneumofed config` prints with all keys; what was there keeps its value."""
 
 

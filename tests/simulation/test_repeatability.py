@@ -17,7 +17,18 @@ from pneumofed.server.runs.folder import RunFolder
 
 ROUNDS, STOP_AFTER = 5, 3
 COMMAND = [sys.executable, "-m", "pneumofed.cli.main", "simulate"]
-SETTINGS = ["--engine", "flower", "--hospitals", "3", "--image-size", "32", "--rounds", str(ROUNDS), "--set", "evaluation.bootstrap_samples=0"]
+SETTINGS = [
+    "--engine",
+    "flower",
+    "--hospitals",
+    "3",
+    "--image-size",
+    "32",
+    "--rounds",
+    str(ROUNDS),
+    "--set",
+    "evaluation.bootstrap_samples=0",
+]
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[str]:

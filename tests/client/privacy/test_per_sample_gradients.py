@@ -100,7 +100,7 @@ def test_a_layers_clipped_sum_is_that_of_a_loop_over_units(name: str, memory_for
     assert_as_loop(model, torch.randn(4 * views, 1, 11, 11), views)
 
 
-@pytest.mark.parametrize("name", ["small_cnn", "resnet18", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["small_cnn", "resnet18", "efficientnet_lite0", pytest.param("all", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("standardized", [False, True])
 def test_a_network_of_the_registry_is_as_a_loop_over_units(name: str, standardized: bool) -> None:
     for network in NAMES if name == "all" else (name,):

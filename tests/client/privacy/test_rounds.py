@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ def test_any_other_question_gets_independent_noise(federation: TinyFederation) -
         "weights": moved(ask(federation, experiment, seed=4), experiment, seed=4),
         "settings": moved(ask(federation, private(max_grad_norm=1.01)), experiment),
     }
+    plateau = experiment.training.model_copy(update={"schedule": "plateau"})
+    falling = experiment.model_copy(update={"training": plateau, "rounds": 6})
+    content = train_round(replace(instruct(falling, "run", 1, 3), rate_factor=0.5), config_of(federation), UNRESTRICTED)
+    lower, full = moved(unpack_update(content, arrays_of(falling, 3)), falling), moved(ask(federation, falling), falling)
+    assert abs(np.corrcoef(lower, full)[0, 1]) < 0.05
     path = Path(config_of(federation).manifest)
     leaving = load_site(config_of(federation), experiment).train.patients[0]
     write_manifest(Manifest(tuple(record for record in read_manifest(path).records if record.patient != leaving)), path)

@@ -83,12 +83,14 @@ def test_weights_are_pure_in_the_seed_and_leave_the_global_generator_alone(name:
 @pytest.mark.parametrize("in_channels", [1, 3])
 @pytest.mark.parametrize("name", [name for name in get_args(ModelName) if name != "scattering"])
 def test_first_convolutions_are_drawn_as_he_et_al_2015_say(name: ModelName, in_channels: Any) -> None:
-    """Eq. 10: a variance of 2 / fan, by fan-out as torchvision does, and DenseNet's by fan-in; the stem of one channel too."""
+    """Eq. 10: a variance of 2 / fan, by fan-out as torchvision does, DenseNet's by fan-in, and of a depthwise filter alone in
+    EfficientNet-Lite's; the stem of one channel too."""
     model = build_model(ModelConfig(name=name, in_channels=in_channels), "binary", 7)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             weight = module.weight.detach()
             fan = weight[0].numel() if name == "densenet121" else weight[:, 0].numel()
+            fan //= module.groups if name == "efficientnet_lite0" else 1
             error = (2 / weight.numel()) ** 0.5  # relative standard error of a variance of so many normal draws
             assert weight.var(correction=0) * fan / 2 == pytest.approx(1.0, abs=6 * error)
 

@@ -10,7 +10,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
 from pneumofed.common.errors import ImageError, MessageError, SkipReason
 from pneumofed.common.wire.messages import (
     Instruction,
@@ -25,6 +25,7 @@ from pneumofed.common.wire.messages import (
     unpack_instruction,
     unpack_presence,
     unpack_update,
+    with_step,
 )
 
 ARRAYS = ModelArrays(np.arange(5, dtype=np.float32), np.ones(2, dtype=np.float32))
@@ -66,6 +67,31 @@ def test_a_counted_round_that_is_not_before_this_one_is_refused(counted: Any) ->
     content["config"] = ConfigRecord({**content.config_records["config"], "counted": counted})
     with pytest.raises(MessageError, match="round"):
         unpack_instruction(content)
+
+
+PLATEAU = ExperimentConfig(rounds=9, training=TrainingConfig(schedule="plateau"))
+
+
+def test_the_factor_on_the_rate_travels_where_there_is_one_and_through_the_steps_of_a_secure_sum() -> None:
+    for factor in (1.0, 0.25):
+        content = pack_instruction(Instruction(PLATEAU, "00000000000000a7", 2, ARRAYS, rate_factor=factor))
+        assert ("rate-factor" in content.config_records["config"]) == (factor != 1.0)
+        assert unpack_instruction(content).rate_factor == factor
+        message = Message(content, dst_node_id=7, message_type="train")
+        assert unpack_instruction(with_step(message, "{}").content).rate_factor == factor
+
+
+@pytest.mark.parametrize("wrong", [0.0, -0.5, 1.5, float("nan"), float("inf"), 1, True, "0.5", [0.5]])
+def test_a_factor_that_does_not_lower_the_rate_is_refused(wrong: Any) -> None:
+    content = pack_instruction(Instruction(PLATEAU, "00000000000000a7", 2))
+    content["config"] = ConfigRecord({**content.config_records["config"], "rate-factor": wrong})
+    with pytest.raises(MessageError, match="rate factor"):
+        unpack_instruction(content)
+
+
+def test_a_factor_is_refused_under_a_schedule_that_has_none() -> None:
+    with pytest.raises(MessageError, match="expected none under the schedule one_cycle"):
+        unpack_instruction(pack_instruction(Instruction(ExperimentConfig(), "00000000000000a7", 2, rate_factor=0.5)))
 
 
 def test_an_update_comes_out_as_it_went_in() -> None:

@@ -15,12 +15,14 @@ from pneumofed.client.app import app as client_app
 from pneumofed.common.audit.log import hash_arrays, read_entries
 from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, StrategyName, UpdatePrecision
+from pneumofed.common.config.reader import merge
 from pneumofed.common.errors import CheckpointError, RoundError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
+from pneumofed.server.federation.learning_rate import LearningRate
 from pneumofed.server.runs.checkpoints import read_checkpoint
 from pneumofed.server.runs.folder import RunFolder
-from pneumofed.server.runs.records import RoundRecord
+from pneumofed.server.runs.records import Metrics, RoundRecord
 from tests.tiny import TinyFederation, draw_manifest, there, tiny_experiment
 
 
@@ -142,6 +144,48 @@ def test_a_run_killed_in_a_round_and_resumed_equals_one_never_stopped(
     assert_same(weights(federation, "unbroken"), weights(federation, "broken"))
     drawn, resumed = ([line.drawn for line in history(federation, name)] for name in ("unbroken", "broken"))
     assert drawn == resumed
+
+
+PLATEAU = {"schedule": "plateau", "plateau": {"patience_rounds": 0, "min_delta": 100.0}, "final_factor": 0.2}
+"""Nothing improves by so much: the rate falls after each round but the first, as far as it may."""
+
+
+@pytest.mark.parametrize(("strategy", "monitor"), [("fedexp", "loss"), ("fedavgm", "auroc")])
+def test_on_a_plateau_the_rate_falls_at_the_sites_and_a_resumed_run_goes_on_as_an_unbroken_one(
+    tmp_path: Path, strategy: StrategyName, monitor: str
+) -> None:
+    training = merge(PLATEAU, {"plateau": {"monitor": monitor}})
+    experiment = tiny_experiment(rounds=5, strategy={"name": strategy}, training=training)
+    federation = TinyFederation(tmp_path)
+    federation.run("unbroken", experiment)
+    with pytest.raises(Killed):
+        federation.run("broken", experiment, grid=federation.grid(KillingApp(4)))
+    federation.run("broken", experiment, resume=True)
+    for name in ("unbroken", "broken"):
+        rounds = history(federation, name)
+        factors = [there(line.rate_factor) for line in rounds]
+        assert factors == [1.0, 1.0, 0.5, 0.25, 0.2]
+        rates = [there(there(line.sites["site-0"].train).learning_rate) for line in rounds]
+        assert rates == pytest.approx([factor * experiment.training.learning_rate for factor in factors])
+    assert_same(weights(federation, "unbroken"), weights(federation, "broken"))
+
+
+def test_strategies_take_the_rate_that_a_plateau_came_to() -> None:
+    """FedAvgM brings its momentum to it, FedExP its tau."""
+    experiment = tiny_experiment(rounds=5, training=PLATEAU, model={"head_first_rounds": 3, "fine_tune_factor": 0.1})
+    rate = LearningRate(experiment, [RoundRecord(round=number, validation=Metrics(log_loss=0.5)) for number in (1, 2, 3)])
+    assert [rate(number) for number in (1, 2, 3, 4)] == pytest.approx([1.0, 1.0, 0.5, 0.025])
+
+
+def test_a_round_without_validation_leaves_the_rate_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    rate = LearningRate(tiny_experiment(rounds=5, training=PLATEAU), [RoundRecord(round=1, validation=Metrics(log_loss=0.5))])
+    with caplog.at_level("INFO"):
+        rate.remember(RoundRecord(round=2, validation=Metrics(n=0)))
+        assert rate.factor(3) == 1.0
+        rate.remember(RoundRecord(round=3, validation=Metrics(log_loss=0.5)))
+    assert rate.factor(4) == 0.5
+    said = " ".join(record.getMessage() for record in caplog.records)
+    assert "round 2: no validation loss" in said and "round 3" in said and "falls to 0.5" in said
 
 
 def test_resuming_with_other_settings_names_them(tmp_path: Path) -> None:
