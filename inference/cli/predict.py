@@ -25,7 +25,7 @@ from pneumofed.common.ops.command_line import (
     note,
     say,
 )
-from pneumofed.inference.explain.methods import METHODS, choose_methods, choose_target
+from pneumofed.inference.explain.methods import METHODS, choose_detail, choose_methods, choose_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -128,6 +128,12 @@ def _exit_code(summary: PredictionSummary) -> int:
     return SOME_UNREADABLE if unreadable else 0
 
 
+DetailName = Annotated[
+    str, typer.Option(help="Of Grad-CAM and Grad-CAM++: last-layer, finer-layer, larger-input, several-sizes (the best pointer).")
+]
+TargetName = Annotated[str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")]
+
+
 def explain_command(
     paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG, PNG, TIFF, BMP or WebP files, or folders of them.")],
     bundle: BundlePath,
@@ -136,9 +142,8 @@ def explain_command(
         list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; may stand more than once.", show_default="grad-cam")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every method; minutes an image on a slow machine.")] = False,
-    target: Annotated[
-        str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")
-    ] = "pneumonia",
+    detail: DetailName = "last-layer",
+    target: TargetName = "pneumonia",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
     trusted: Trusted = None,
@@ -154,7 +159,8 @@ def explain_command(
 
     opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
-    request = ExplanationRequest(methods, choose_target(target, opened.manifest.classes, "--target"), seed, check)
+    chosen = choose_target(target, opened.manifest.classes, "--target")
+    request = ExplanationRequest(methods, chosen, seed, check, choose_detail(detail, methods, "--detail"))
     explained: list[str] = []
     with exit_when_stopped(lambda: f"stopped: pictures of {len(explained)} images are in {out}; {RESULT_FILE} was not written"):
         report = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
