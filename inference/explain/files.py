@@ -26,6 +26,7 @@ from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.manifest import BundleManifest
 from pneumofed.common.model_bundle.predictor import Predictor, model_input
 from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.inference.explain.attribution import compute_attribution, empty
 from pneumofed.inference.explain.cam import larger_side
 from pneumofed.inference.explain.faithfulness import Sanity, curves, random_curves, sanity_check
@@ -37,6 +38,7 @@ from pneumofed.inference.predict.predict import find_files
 
 CHECKED_IMAGES = 6
 """The check asks of the method and the network, not of one image; with more its interval is narrower and it takes longer."""
+CHECK, EXPLAINED = "check whether the maps can be believed", "images explained"
 RESULT_FILE = "explanations.json"
 
 Tell = Callable[[str], None]
@@ -110,7 +112,14 @@ class ExplainedMap:
     deletion: dict[str, float]
 
 
-def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: ExplanationRequest, tell: Tell) -> ExplanationReport:
+def explain_files(
+    paths: Sequence[Path],
+    bundle: Bundle,
+    out: Path,
+    request: ExplanationRequest,
+    tell: Tell,
+    progress: Progress = NO_PROGRESS,
+) -> ExplanationReport:
     """Writes `NUMBER-METHOD.png`, with several methods `NUMBER.png`, and `explanations.json` into `out`; no name of a file is in theirs.
 
     Args:
@@ -119,6 +128,7 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Exp
         out: made if missing.
         request: what is asked for.
         tell: takes a sentence after each image.
+        progress: shows how many images are explained.
 
     Raises:
         EmptySiteError: no file could be read; the JSON file says why.
@@ -127,13 +137,18 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Exp
     report, predictor = ExplanationReport(bundle.digest), Predictor(bundle, threads=1)
     network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, report))
     images = list(islice(_judgeable(readable, predictor), CHECKED_IMAGES)) if request.checked else []
+    if images:
+        progress.show(CHECK, note=f"{len(images)} images, {len(request.methods)} methods")
     verdicts = check_methods(network, images, predictor, request)
+    progress.finish(CHECK)
     report.sanity = {method: found.as_json() for method, found in verdicts.items()}
     setup = ExplanationSetup(predictor, network, request, verdicts)
     for number, path in enumerate(readable, start=1):
+        progress.show(EXPLAINED, number - 1, len(readable))
         report.images.append({"path": str(path), **_explain_file(setup, path, out / f"{number:04d}")})
         done = ", ".join(request.methods) if report.images[-1]["maps"] else "cannot be judged, so there is no map"
         tell(f"{number} of {len(readable)}: {done}")
+    progress.finish(EXPLAINED)
     with atomic_write(out / RESULT_FILE) as file:
         file.write(json.dumps(without_nan(vars(report)), indent=1).encode())
     if not readable:
