@@ -127,3 +127,8 @@ def test_the_detail_of_a_map_is_in_the_numbers_and_the_text(bundle: Path, tmp_pa
         assert result.exit_code == 0, result.output
         found = json.loads(result.stdout)["images"][0]["maps"]["grad-cam"]
         assert found["detail"] == detail and any("earlier layer" in line or "four sizes" in line for line in found["text"])
+
+
+def test_predict_counts_one_file_as_one(bundle: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "missing.png"), "--bundle", str(bundle)])
+    assert "1 file: 0 pneumonia" in result.stdout
