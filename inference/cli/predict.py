@@ -139,7 +139,7 @@ def _exit_code(summary: PredictionSummary) -> int:
 
 
 DetailName = Annotated[
-    str, typer.Option(help="Of Grad-CAM and Grad-CAM++: last-layer, finer-layer, larger-input, several-sizes (the best pointer).")
+    str, typer.Option(help="Of Grad-CAM and Grad-CAM++: last-layer, finer-layer, larger-input, several-sizes (recommended).")
 ]
 TargetName = Annotated[str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")]
 
