@@ -18,7 +18,7 @@ help:
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit("pneumofed needs Python 3.11 or 3.12, this is " + sys.version.split()[0] + "; call make PYTHON=/path/to/python3.11" if not (3, 11) <= sys.version_info[:2] <= (3, 12) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("pneumofed needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + "; call make PYTHON=/path/to/python3.11" if not (3, 11) <= sys.version_info[:2] <= (3, 13) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 torchvision==0.28.0 -e '.[dev]'
 	@touch $@

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from captum.attr import LayerGradCam
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,16 +27,18 @@ from torch.nn import functional
 from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.imaging.images import fit_square
-from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.build import build_model
 from pneumofed.common.seeds import numpy_generator, torch_generator
-from pneumofed.inference.explain.attribution import LogOdds, enlarge
+from pneumofed.inference.explain.attribution import compute_attribution
+from pneumofed.inference.explain.cam import at_size, enlarge, finer_layer, grad_cam, larger_side
 from pneumofed.inference.explain.faithfulness import mean_interval, show_interval
+from pneumofed.inference.explain.log_odds import LogOdds
+from pneumofed.inference.explain.methods import Detail
 from pneumofed.simulation.phantoms.image import draw_opacity
 from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
 
-SIZE_PX, LARGER_PX = 128, 224
-SCALES_PX = (128, 160, 192, 224)
+SIZE_PX = 128
+LARGER_PX = larger_side(SIZE_PX)
 BATCH_IMAGES = 16
 TOLERANCE = 1 / 16
 
@@ -52,11 +53,6 @@ def draw(split: str, patients: int, seed: int) -> tuple[Tensor, Tensor, np.ndarr
         labels.append(int(patient.label != "normal"))
         opacities.append(opacity >= max(float(opacity.max()), 1e-6) / 2)
     return torch.from_numpy(np.stack(squares))[:, None], torch.tensor(labels), np.stack(opacities)
-
-
-def at_size(images: Tensor, side: int) -> Tensor:
-    """Scales squares [N, 1, L, L] to `side`."""
-    return functional.interpolate(images, (side, side), mode="bilinear", antialias=True) if side != images.shape[-1] else images
 
 
 def train(images: Tensor, labels: Tensor, epochs: int, seed: int) -> nn.Module:
@@ -80,28 +76,25 @@ def train(images: Tensor, labels: Tensor, epochs: int, seed: int) -> nn.Module:
     return network.eval()
 
 
-def cam(network: nn.Module, image: Tensor, layer: str, side: int) -> Tensor:
-    """Computes Grad-CAM at `layer` with the image scaled to `side`, float32 [SIZE_PX, SIZE_PX]."""
-    score = LogOdds(network, "pneumonia")
-    found = LayerGradCam(score, network.get_submodule(layer)).attribute(at_size(image, side), relu_attributions=True)
-    return enlarge(found[0, 0].detach(), SIZE_PX)
-
-
 def variants(network: nn.Module) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The maps that are compared, by name."""
-    last = architecture_of(network).maps or ""
-    finer = last.replace("4", "3")
+    """The maps that are compared, by name; each takes a picture float32 [1, 1, L, L] at `LARGER_PX`."""
 
-    def together(image: Tensor) -> Tensor:
-        maps = [cam(network, image, last, side) for side in SCALES_PX]
-        return torch.stack([one / one.max().clamp_min(1e-12) for one in maps]).mean(dim=0)
+    def shown(detail: Detail) -> Callable[[Tensor], Tensor]:
+        def make(larger: Tensor) -> Tensor:
+            found = compute_attribution(network, at_size(larger, SIZE_PX), "grad-cam", detail=detail, larger=larger)
+            return torch.from_numpy(found.values)
+
+        return make
+
+    def both(larger: Tensor) -> Tensor:
+        return enlarge(grad_cam(LogOdds(network, "pneumonia"), larger, finer_layer(network)), SIZE_PX)
 
     return {
-        f"last layer, {SIZE_PX} px (4 x 4)": lambda image: cam(network, image, last, SIZE_PX),
-        f"{finer}, {SIZE_PX} px (8 x 8)": lambda image: cam(network, image, finer, SIZE_PX),
-        f"last layer, {LARGER_PX} px (7 x 7)": lambda image: cam(network, image, last, LARGER_PX),
-        f"{finer}, {LARGER_PX} px (14 x 14)": lambda image: cam(network, image, finer, LARGER_PX),
-        "last layer, mean of four sizes": together,
+        f"last layer, {SIZE_PX} px (4 x 4)": shown("last-layer"),
+        f"finer layer, {SIZE_PX} px (8 x 8)": shown("finer-layer"),
+        f"last layer, {LARGER_PX} px (7 x 7)": shown("larger-input"),
+        f"finer layer, {LARGER_PX} px (14 x 14)": both,
+        "last layer, mean of four sizes": shown("several-sizes"),
     }
 
 

@@ -24,7 +24,7 @@ from pneumofed.common.model_bundle.predictor import BATCH, Predictor, model_inpu
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.wire.keys import read_public_key
 from pneumofed.images import ImageLike, to_image
-from pneumofed.inference.explain.methods import Method, choose_methods, choose_target
+from pneumofed.inference.explain.methods import Detail, Method, choose_detail, choose_methods, choose_target
 from pneumofed.inference.predict.predict import map_ahead
 
 if TYPE_CHECKING:
@@ -268,6 +268,7 @@ def explain(
     *,
     check: bool = True,
     seed: int = 0,
+    detail: Detail = "last-layer",
 ) -> Explanation:
     """Explains one image as `pneumofed explain` does, with the same checks and words.
 
@@ -278,22 +279,23 @@ def explain(
         target: what the evidence is for: pneumonia, or one of the bundle's classes.
         check: whether to find out if the map can be believed; takes several times as long.
         seed: of what SHAP and LIME draw.
+        detail: of Grad-CAM and Grad-CAM++: `last-layer`, `finer-layer`, `larger-input` or `several-sizes`; see docs/explanations.md.
 
     Raises:
         ArgumentError: `image` is no image, or none that the model can judge; the text says why.
         ImageError: it cannot be read.
-        ConfigError: there is no such method or target.
+        ConfigError: there is no such method, target or detail.
         BundleError: `bundle` cannot be opened.
     """
     opened = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle)
     methods = choose_methods([method], "method")
-    chosen = choose_target(target, opened.classes, "target")
+    chosen, found_detail = choose_target(target, opened.classes, "target"), choose_detail(detail, methods, "detail")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # of Captum's tqdm, in a notebook without ipywidgets
         from pneumofed.inference.explain.files import ExplanationRequest, ExplanationSetup, check_methods, explain_image
     from pneumofed.inference.explain.files import headline
 
-    found, request = to_image(image, opened.predictor.window), ExplanationRequest(methods, chosen, seed, check)
+    found, request = to_image(image, opened.predictor.window), ExplanationRequest(methods, chosen, seed, check, found_detail)
     (judgement,) = opened.predictor.judge([found])
     if judgement.prediction is None:
         raise ArgumentError(f"image: the model cannot judge it ({judgement.explanation}), so there is no evidence to show")

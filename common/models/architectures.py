@@ -39,6 +39,7 @@ class Architecture:
         imagenet: torchvision's name of the network, for its weights; None where it has none.
         replaced: prefix of all keys in ImageNet's weights that the head here stands for.
         maps: name of the module whose output, averaged over the picture, is the classifier's input; None where there is no such one.
+        finer_maps: name of the last module whose output has twice the cells to a side of `maps`; None where `maps` is.
     """
 
     build: Callable[[int, ModelConfig], nn.Module]
@@ -48,6 +49,7 @@ class Architecture:
     imagenet: str | None
     replaced: str
     maps: str | None
+    finer_maps: str | None
 
 
 class BasicBlock(_BasicBlock):
@@ -222,7 +224,7 @@ def _resnet(block: type[nn.Module], layers: tuple[int, ...], name: str) -> Archi
     def build(classes: int, _: ModelConfig) -> nn.Module:
         return _models.resnet.ResNet(block, list(layers), num_classes=classes)
 
-    return Architecture(build, "conv1", "fc", ("layer4",), name, "fc.", "layer4")
+    return Architecture(build, "conv1", "fc", ("layer4",), name, "fc.", "layer4", "layer3")
 
 
 def _densenet121(classes: int, cfg: ModelConfig) -> nn.Module:
@@ -260,6 +262,7 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         "densenet121",
         "classifier.",
         "last_relu",
+        "features.denseblock3",
     ),
     "efficientnet_b0": Architecture(
         _efficientnet_b0,
@@ -269,6 +272,7 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         "efficientnet_b0",
         "classifier.",
         "features",
+        "features.5",
     ),
     "efficientnet_lite0": Architecture(
         lambda classes, _: EfficientNetLite0(classes),
@@ -287,9 +291,12 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         "vgg16_bn",
         "classifier.",
         "features",
+        "features.42",
     ),
-    "small_cnn": Architecture(lambda classes, _: SmallCNN(classes), "stages.0.0", "head", ("stages.3",), None, "head.", "stages"),
+    "small_cnn": Architecture(
+        lambda classes, _: SmallCNN(classes), "stages.0.0", "head", ("stages.3",), None, "head.", "stages", "stages.2"
+    ),
     "scattering": Architecture(
-        lambda classes, cfg: ScatteringLinear(classes, cfg.scattering_scale), None, "head", (), None, "head.", None
+        lambda classes, cfg: ScatteringLinear(classes, cfg.scattering_scale), None, "head", (), None, "head.", None, None
     ),
 }

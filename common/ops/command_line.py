@@ -68,6 +68,7 @@ ALARM = 20
 INTERRUPTED = 130
 """Stopped by Ctrl-C or SIGTERM: 128 and the number of SIGINT, as shells have it."""
 
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the result and errors only.")]
 Json = Annotated[bool, typer.Option("--json", help="The result as JSON.")]
 Site = Annotated[Path, typer.Option("--site", "-C", help="The site folder.")]
 BundlePath = Annotated[Path, typer.Option("--bundle", help="The model bundle: a folder or an archive.")]

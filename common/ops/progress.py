@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -114,6 +114,30 @@ def open_progress(*, quiet: bool = False, results_piped: bool = False) -> Iterat
     else:
         with Lines(to) as lines:
             yield lines
+
+
+@contextmanager
+def show_sentences(progress: Progress, step: str, say: Callable[[str], None]) -> Iterator[Callable[[str], None]]:
+    """Shows a step as long as the block runs, for work whose parts nobody can count.
+
+    Args:
+        progress: where it is shown.
+        step: its name, for people.
+        say: takes the sentences about what is done.
+
+    Returns:
+        What takes them in the place of `say`: the last sentence is the step's state, too.
+    """
+
+    def said(text: str) -> None:
+        progress.show(step, note=text)
+        say(text)
+
+    progress.show(step)
+    try:
+        yield said
+    finally:
+        progress.finish(step)
 
 
 @dataclass

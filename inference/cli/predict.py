@@ -19,19 +19,22 @@ from pneumofed.common.ops.command_line import (
     SOME_UNREADABLE,
     BundlePath,
     Json,
+    Quiet,
     Trusted,
     console,
     exit_when_stopped,
     note,
     say,
 )
-from pneumofed.inference.explain.methods import METHODS, choose_methods, choose_target
+from pneumofed.inference.explain.methods import METHODS, choose_detail, choose_methods, choose_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pneumofed.common.model_bundle.bundle import Bundle
     from pneumofed.common.model_bundle.predictor import Predictor
+    from pneumofed.common.ops.progress import Progress
+    from pneumofed.inference.explain.files import ExplanationReport
     from pneumofed.inference.predict.dicom_objects import ArchiveWriter
     from pneumofed.inference.predict.outputs import Output
     from pneumofed.inference.predict.predict import FileResult, PredictionSummary
@@ -53,6 +56,7 @@ def predict_command(
     ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="The quantised network: faster, a little less exact.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the network, and as many that decode; 0: all processors.")] = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Judge radiographs: probability of pneumonia with its interval, the decision, or why an image cannot be judged.
 
@@ -61,6 +65,7 @@ def predict_command(
     """
     from pneumofed.common.model_bundle.bundle import load_bundle
     from pneumofed.common.model_bundle.predictor import Predictor
+    from pneumofed.common.ops.progress import open_progress
     from pneumofed.common.wire.keys import read_public_key
     from pneumofed.inference.monitor.store import own_monitor
     from pneumofed.inference.predict.dicom_objects import ArchiveWriter
@@ -76,9 +81,10 @@ def predict_command(
         if monitor:
             stack.enter_context(own_monitor(monitor, "pneumofed predict"))
         outputs = _open_outputs(stack, predictor, summary, csv, json_)
+        progress = stack.enter_context(open_progress(quiet=quiet, results_piped=json_))
         results = judge_files(find_files(paths), predictor, threads)
         watched = recorder.pass_on(results) if recorder else results
-        _run(watched, ArchiveWriter(predictor, sr, overlay), summary, outputs)
+        _run(watched, ArchiveWriter(predictor, sr, overlay), summary, outputs, progress)
     raise typer.Exit(_exit_code(summary))
 
 
@@ -112,9 +118,13 @@ def _open_outputs(
     return outputs
 
 
-def _run(results: Iterator[FileResult], writer: ArchiveWriter, summary: PredictionSummary, outputs: list[Output]) -> None:
+def _run(
+    results: Iterator[FileResult], writer: ArchiveWriter, summary: PredictionSummary, outputs: list[Output], progress: Progress
+) -> None:
+    progress.show("files judged")  # of how many is not known: folders are read as the files are needed
     for result in map(writer.write, results):
         summary.add(result)
+        progress.show("files judged", summary.files)
         for output in outputs:
             output.add(result)
     if not summary.files:
@@ -128,6 +138,12 @@ def _exit_code(summary: PredictionSummary) -> int:
     return SOME_UNREADABLE if unreadable else 0
 
 
+DetailName = Annotated[
+    str, typer.Option(help="Of Grad-CAM and Grad-CAM++: last-layer, finer-layer, larger-input, several-sizes (recommended).")
+]
+TargetName = Annotated[str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")]
+
+
 def explain_command(
     paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG, PNG, TIFF, BMP or WebP files, or folders of them.")],
     bundle: BundlePath,
@@ -136,31 +152,41 @@ def explain_command(
         list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; may stand more than once.", show_default="grad-cam")
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every method; minutes an image on a slow machine.")] = False,
-    target: Annotated[
-        str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")
-    ] = "pneumonia",
+    detail: DetailName = "last-layer",
+    target: TargetName = "pneumonia",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
     trusted: Trusted = None,
     json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Show where in a radiograph the model finds its evidence, and say whether the map can be believed.
 
     Exit code: 0 at least one image was explained, 1 none could be read, 130 stopped.
     """
     from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.ops.progress import open_progress
     from pneumofed.common.wire.keys import read_public_key
     from pneumofed.inference.explain.files import RESULT_FILE, ExplanationRequest, explain_files
 
     opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
-    request = ExplanationRequest(methods, choose_target(target, opened.manifest.classes, "--target"), seed, check)
+    chosen = choose_target(target, opened.manifest.classes, "--target")
+    request = ExplanationRequest(methods, chosen, seed, check, choose_detail(detail, methods, "--detail"))
     explained: list[str] = []
     with exit_when_stopped(lambda: f"stopped: pictures of {len(explained)} images are in {out}; {RESULT_FILE} was not written"):
-        report = explain_files(paths, opened, out, request, explained.append if json_ else _saying(explained))
+        tell = explained.append if json_ or quiet else _saying(explained)
+        with open_progress(quiet=quiet, results_piped=json_) as progress:
+            report = explain_files(paths, opened, out, request, tell, progress)
     if json_:
         say((out / RESULT_FILE).read_text())
         return
+    _tell_explained(report, opened, out)
+
+
+def _tell_explained(report: ExplanationReport, opened: Bundle, out: Path) -> None:
+    from pneumofed.inference.explain.files import RESULT_FILE
+
     for found in report.sanity.values():
         say(f"{found['method']}: {found['sentence']}")
     for reason, count in report.skipped.items():

@@ -1,8 +1,8 @@
 """Attribution maps: one image, one method, one map of the evidence (`compute_attribution`).
 
-What is explained is the log-odds of the target for an image in [0, 1] (`LogOdds`). Grad-CAM and Grad-CAM++ weigh the last feature maps by
-gradients; Captum has the former, the latter is ours, since Captum has none. The other methods go through the pixels, by gradients along a
-path or by taking parts of the image away, and are Captum's.
+What is explained is the log-odds of the target for an image in [0, 1] (`LogOdds`). Grad-CAM and Grad-CAM++ weigh feature maps by
+gradients (`cam`). The other methods go through the pixels, by gradients along a path or by taking parts of the image away, and are
+Captum's.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from captum._utils.models.linear_model import SkLearnRidge
-from captum.attr import GradientShap, IntegratedGradients, KernelShap, LayerGradCam, Lime, Occlusion
+from captum.attr import GradientShap, IntegratedGradients, KernelShap, Lime, Occlusion
 from scipy.ndimage import gaussian_filter
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
-from torch.nn import functional
 
-from pneumofed.common.imaging.augment import normalize
-from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.seeds import derive_seed
-from pneumofed.inference.explain.methods import Attribution, Method, Target
+from pneumofed.inference.explain.cam import Cam, activation_map, at_size, enlarge, grad_cam, grad_cam_plus_plus, larger_side
+from pneumofed.inference.explain.log_odds import LogOdds
+from pneumofed.inference.explain.methods import Attribution, Detail, Method, Target
 
 PATH_STEPS = 32
 """Sundararajan et al. 2017, section 5, take 20 to 300 steps."""
@@ -42,7 +41,14 @@ of ribs are gone, thorax and heart stay, so that what replaces a part fits its s
 
 
 def compute_attribution(
-    network: nn.Module, image: Tensor, method: Method, target: Target = "pneumonia", *, seed: int = 0
+    network: nn.Module,
+    image: Tensor,
+    method: Method,
+    target: Target = "pneumonia",
+    *,
+    seed: int = 0,
+    detail: Detail = "last-layer",
+    larger: Tensor | None = None,
 ) -> Attribution:
     """Computes the map of the evidence for `target` in `image`.
 
@@ -56,70 +62,27 @@ def compute_attribution(
         method: one of `METHODS`.
         target: a class, or `pneumonia` for all but normal.
         seed: of what SHAP and LIME draw.
+        detail: of Grad-CAM and Grad-CAM++; the other methods have one of their own.
+        larger: the same image, float32 [1, 1, L, L], L being `cam.larger_side(S)`; None enlarges `image`. Only some details look at it.
 
     Raises:
         ValueError: `image` is not one image, or there is no such class.
+        ConfigError: the network has no finer layer.
     """
     if image.ndim != 4 or image.shape[:2] != (1, 1) or image.shape[2] != image.shape[3]:
         raise ValueError(f"image: expected [1, 1, S, S], got {tuple(image.shape)}")
     score, side = LogOdds(network, target), image.shape[-1]
     with torch.inference_mode():
         found = float(score(image))
-    with seeded("explanation", method, seed):
-        values = _MAKERS[method](score, image)
+    if cam := _CAMS.get(method):
+        enlarged = at_size(image, larger_side(side)) if larger is None else larger
+        values, cell_px = activation_map(cam, score, image, enlarged, detail)
+    else:
+        with seeded("explanation", method, seed):
+            values = _MAKERS[method](score, image)
+        cell_px = _cell_px(method, side)
     shown = np.nan_to_num(enlarge(values, side).numpy())
-    return Attribution(shown, method, target, found, _cell_px(method, side, values.shape[-1]))
-
-
-class LogOdds(nn.Module):
-    """Images float32 [N, 1, S, S] in [0, 1] -> log-odds of the target, float32 [N]; `network` is one of `build_model`, in evaluation mode.
-
-    The log-odds and not one logit: adding the same number to all logits changes no probability, but it would change a logit.
-    """
-
-    def __init__(self, network: nn.Module, target: Target) -> None:
-        super().__init__()
-        self.network = network.eval()
-        self.target = target
-        self.channels = channels_of(network)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return log_odds(self.network(normalize(images, self.channels)), self.target)
-
-
-def log_odds(logits: Tensor, target: Target) -> Tensor:
-    """Computes log P(target) - log P(not target), float32 [N].
-
-    Args:
-        logits: float32 [N, C], C at least 2.
-        target: what the log-odds are of.
-    """
-    meant = target_mask(logits.shape[1], target)
-    return torch.logsumexp(logits[:, meant], dim=1) - torch.logsumexp(logits[:, ~meant], dim=1)
-
-
-def target_mask(classes: int, target: Target) -> np.ndarray:
-    """Marks which classes `target` means, bool [classes].
-
-    Args:
-        classes: number of the network's classes.
-        target: position of a class, or `pneumonia` for all but class 0.
-
-    Raises:
-        ValueError: there is no such class, or no other.
-    """
-    numbers = np.arange(classes)
-    mask = numbers > 0 if target == "pneumonia" else numbers == target
-    if mask.all() or not mask.any():
-        raise ValueError(f"target: expected pneumonia or one of {classes} classes, got {target!r}")
-    return mask
-
-
-def channels_of(network: nn.Module) -> int:
-    """Counts the channels, 1 or 3, that the first convolution of a network of `build_model` takes; 1 where there is none."""
-    first = architecture_of(network).first
-    convolution = network.get_submodule(first) if first else None
-    return convolution.in_channels if isinstance(convolution, nn.Conv2d) else 1
+    return Attribution(shown, method, target, found, cell_px, detail if cam else None)
 
 
 def empty(image: Tensor) -> Tensor:
@@ -139,59 +102,6 @@ def seeded(*parts: int | str) -> Iterator[None]:
             yield
     finally:
         np.random.set_state(state)
-
-
-def target_layer(network: nn.Module) -> nn.Module:
-    """Finds the module of a network of `build_model` whose maps Grad-CAM weighs: the one whose output is averaged into the features.
-
-    With one linear layer on the averages, Grad-CAM there is the class activation map of Zhou et al. 2016. `scattering` has maps but no
-    averages: its head weighs 8 x 8 places one by one, Grad-CAM replaces these weights by their mean, and so it shows less there.
-    """
-    return network.get_submodule(architecture_of(network).maps or "scattering")
-
-
-def grad_cam(score: LogOdds, image: Tensor) -> Tensor:
-    """Computes Grad-CAM, float32 [h, w], zero or more: ReLU of the maps weighted by their mean gradients (Selvaraju et al. 2017, eq. 1-2).
-
-    Args:
-        score: the log-odds that are explained.
-        image: float32 [1, 1, S, S] in [0, 1].
-    """
-    found: Tensor = LayerGradCam(score, target_layer(score.network)).attribute(image, relu_attributions=True)
-    return found[0, 0].detach()
-
-
-def grad_cam_plus_plus(score: LogOdds, image: Tensor) -> Tensor:
-    """Computes Grad-CAM++, float32 [h, w], zero or more (Chattopadhay et al. 2018).
-
-    With Y = exp(S) and S linear in the maps A near the image, the derivatives of Y are powers of g = dS/dA (their eq. 16-18), so that
-    alpha = g^2 / (2 g^2 + sum(A) g^3) (eq. 19), w_k = sum over places of alpha ReLU(dY/dA) (eq. 14), and the map is ReLU(sum_k w_k A_k)
-    (eq. 2). exp(S) is a factor of the whole map and left out. Where g is not above zero ReLU makes the term zero, whatever alpha is;
-    where A is below zero by a little (SiLU), its sum is taken as zero.
-
-    Args:
-        score: the log-odds that are explained.
-        image: float32 [1, 1, S, S] in [0, 1].
-    """
-    maps, gradient = _maps_and_gradient(score, image)
-    positive = gradient.clamp_min(0.0)
-    total = maps.sum(dim=(1, 2), keepdim=True).clamp_min(0.0)
-    alpha = torch.where(positive > 0, 1.0 / (2.0 + total * positive), 0.0)
-    weights = (alpha * positive).sum(dim=(1, 2), keepdim=True)
-    return functional.relu((weights * maps).sum(dim=0))
-
-
-def _maps_and_gradient(score: LogOdds, image: Tensor) -> tuple[Tensor, Tensor]:
-    """The maps [D, h, w] of the target layer, and the gradient of the score by them."""
-    kept: list[Tensor] = []
-    handle = target_layer(score.network).register_forward_hook(lambda _, __, output: kept.append(output))
-    try:
-        with torch.enable_grad():
-            found = score(image.clone().requires_grad_())
-            (gradient,) = torch.autograd.grad(found.sum(), kept[0])
-    finally:
-        handle.remove()
-    return kept[0][0].detach(), gradient[0]
 
 
 def integrated_gradients(score: LogOdds, image: Tensor) -> Tensor:
@@ -288,9 +198,8 @@ def _surrogate(method: KernelShap | Lime, image: Tensor) -> Tensor:
     return (found / area)[0, 0].detach().float()
 
 
+_CAMS: dict[Method, Cam] = {"grad-cam": grad_cam, "grad-cam++": grad_cam_plus_plus}
 _MAKERS: dict[Method, Callable[[LogOdds, Tensor], Tensor]] = {
-    "grad-cam": grad_cam,
-    "grad-cam++": grad_cam_plus_plus,
     "integrated-gradients": integrated_gradients,
     "gradient-shap": gradient_shap,
     "occlusion": occlusion,
@@ -299,19 +208,7 @@ _MAKERS: dict[Method, Callable[[LogOdds, Tensor], Tensor]] = {
 }
 
 
-def enlarge(values: Tensor, side: int) -> Tensor:
-    """Scales `values` to float32 [side, side], bilinear between the middles of the cells.
-
-    Args:
-        values: [h, w]; of the wanted size already, they are only converted.
-        side: in pixels.
-    """
-    if values.shape == (side, side):
-        return values.float()
-    return functional.interpolate(values[None, None].float(), (side, side), mode="bilinear", align_corners=False)[0, 0]
-
-
-def _cell_px(method: Method, side: int, cells: int) -> float:
+def _cell_px(method: Method, side: int) -> float:
     if method == "occlusion":
         return side / WINDOWS_TO_A_SIDE
-    return side / SUPERPIXELS**0.5 if method in ("kernel-shap", "lime") else side / cells
+    return side / SUPERPIXELS**0.5 if method in ("kernel-shap", "lime") else 1.0

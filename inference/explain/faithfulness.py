@@ -28,8 +28,9 @@ from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval,
 from pneumofed.common.evaluation.ssim import ssim
 from pneumofed.common.models.build import classifier_of
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.inference.explain.attribution import LogOdds, compute_attribution, seeded
-from pneumofed.inference.explain.methods import Method, Target
+from pneumofed.inference.explain.attribution import compute_attribution, seeded
+from pneumofed.inference.explain.log_odds import LogOdds
+from pneumofed.inference.explain.methods import Detail, Method, Target
 
 CELLS_PER_SIDE = 16
 """Cells to a side that are exchanged as a whole, by map and at random alike: single pixels in random order are noise, which disturbs a
@@ -179,7 +180,14 @@ class Sanity:
 
 
 def sanity_check(
-    network: nn.Module, images: Sequence[Tensor], method: Method, target: Target = "pneumonia", *, seed: int = 0
+    network: nn.Module,
+    images: Sequence[Tensor],
+    method: Method,
+    target: Target = "pneumonia",
+    *,
+    seed: int = 0,
+    detail: Detail = "last-layer",
+    larger: Sequence[Tensor | None] | None = None,
 ) -> Sanity:
     """Checks whether maps depend on the weights: compares those of the network with those of a network with all weights drawn anew.
 
@@ -190,12 +198,17 @@ def sanity_check(
         method: that makes the maps.
         target: what the maps are evidence for.
         seed: of the random weights, and of what SHAP and LIME draw.
+        detail: of the maps, as in `compute_attribution`.
+        larger: the same images for it.
     """
     networks = [randomised(network, 1.0, seed + number) for number in range(math.ceil(LEAST_PAIRS / max(1, len(images))))]
     found: list[Likeness] = []
-    for image in images:
-        own = compute_attribution(network, image, method, target, seed=seed).values
-        found += [likeness(own, compute_attribution(other, image, method, target, seed=seed).values) for other in networks]
+    for image, enlarged in zip(images, larger or [None] * len(images), strict=True):
+        own, *others = (
+            compute_attribution(one, image, method, target, seed=seed, detail=detail, larger=enlarged).values
+            for one in (network, *networks)
+        )
+        found += [likeness(own, other) for other in others]
     return conclude(method, found)
 
 

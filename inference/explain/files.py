@@ -24,17 +24,21 @@ from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.manifest import BundleManifest
-from pneumofed.common.model_bundle.predictor import Predictor
+from pneumofed.common.model_bundle.predictor import Predictor, model_input
 from pneumofed.common.model_bundle.suitability import Judgement
-from pneumofed.inference.explain.attribution import LogOdds, compute_attribution, empty
+from pneumofed.common.ops.progress import NO_PROGRESS, Progress
+from pneumofed.inference.explain.attribution import compute_attribution, empty
+from pneumofed.inference.explain.cam import larger_side
 from pneumofed.inference.explain.faithfulness import Sanity, curves, random_curves, sanity_check
 from pneumofed.inference.explain.focus import Focus, Misplaced, find_lungs, find_markers, judge_focus
-from pneumofed.inference.explain.methods import FACTS, Attribution, Method, Target
+from pneumofed.inference.explain.log_odds import LogOdds
+from pneumofed.inference.explain.methods import DETAIL_NOTES, FACTS, Attribution, Detail, Method, Target
 from pneumofed.inference.explain.pictures import Panel, montage, overlay, place_on_image
 from pneumofed.inference.predict.predict import find_files
 
 CHECKED_IMAGES = 6
 """The check asks of the method and the network, not of one image; with more its interval is narrower and it takes longer."""
+CHECK, EXPLAINED = "check whether the maps can be believed", "images explained"
 RESULT_FILE = "explanations.json"
 
 Tell = Callable[[str], None]
@@ -55,12 +59,14 @@ class ExplanationRequest:
         target: what the evidence is for.
         seed: of what is drawn.
         checked: whether to find out if the maps can be believed; takes several times as long.
+        detail: of class activation maps.
     """
 
     methods: tuple[Method, ...]
     target: Target = "pneumonia"
     seed: int = 0
     checked: bool = True
+    detail: Detail = "last-layer"
 
 
 @dataclass
@@ -106,7 +112,14 @@ class ExplainedMap:
     deletion: dict[str, float]
 
 
-def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: ExplanationRequest, tell: Tell) -> ExplanationReport:
+def explain_files(
+    paths: Sequence[Path],
+    bundle: Bundle,
+    out: Path,
+    request: ExplanationRequest,
+    tell: Tell,
+    progress: Progress = NO_PROGRESS,
+) -> ExplanationReport:
     """Writes `NUMBER-METHOD.png`, with several methods `NUMBER.png`, and `explanations.json` into `out`; no name of a file is in theirs.
 
     Args:
@@ -115,6 +128,7 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Exp
         out: made if missing.
         request: what is asked for.
         tell: takes a sentence after each image.
+        progress: shows how many images are explained.
 
     Raises:
         EmptySiteError: no file could be read; the JSON file says why.
@@ -123,13 +137,18 @@ def explain_files(paths: Sequence[Path], bundle: Bundle, out: Path, request: Exp
     report, predictor = ExplanationReport(bundle.digest), Predictor(bundle, threads=1)
     network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, report))
     images = list(islice(_judgeable(readable, predictor), CHECKED_IMAGES)) if request.checked else []
+    if images:
+        progress.show(CHECK, note=f"{len(images)} images, {len(request.methods)} methods")
     verdicts = check_methods(network, images, predictor, request)
+    progress.finish(CHECK)
     report.sanity = {method: found.as_json() for method, found in verdicts.items()}
     setup = ExplanationSetup(predictor, network, request, verdicts)
     for number, path in enumerate(readable, start=1):
+        progress.show(EXPLAINED, number - 1, len(readable))
         report.images.append({"path": str(path), **_explain_file(setup, path, out / f"{number:04d}")})
         done = ", ".join(request.methods) if report.images[-1]["maps"] else "cannot be judged, so there is no map"
         tell(f"{number} of {len(readable)}: {done}")
+    progress.finish(EXPLAINED)
     with atomic_write(out / RESULT_FILE) as file:
         file.write(json.dumps(without_nan(vars(report)), indent=1).encode())
     if not readable:
@@ -165,12 +184,14 @@ def check_methods(
         network: the bundle's.
         images: to make the maps of; a few are enough.
         predictor: of the bundle; says how they are prepared.
-        request: the methods, the target and the seed.
+        request: the methods, the target, the seed and the detail.
     """
     inputs = [_network_input(predictor, image) for image in images]
     if not inputs:
         return {}
-    return {method: sanity_check(network, inputs, method, request.target, seed=request.seed) for method in request.methods}
+    larger = [_larger_input(predictor, image, request.detail) for image in images]
+    how: dict[str, Any] = {"seed": request.seed, "detail": request.detail, "larger": larger}
+    return {method: sanity_check(network, inputs, method, request.target, **how) for method in request.methods}
 
 
 def explain_image(setup: ExplanationSetup, image: Image, judgement: Judgement) -> Iterator[ExplainedMap]:
@@ -185,12 +206,15 @@ def explain_image(setup: ExplanationSetup, image: Image, judgement: Judgement) -
     """
     if judgement.prediction is None:
         return
-    inputs, manifest = _network_input(setup.predictor, image), setup.predictor.manifest
+    request, manifest = setup.request, setup.predictor.manifest
+    inputs, larger = _network_input(setup.predictor, image), _larger_input(setup.predictor, image, request.detail)
     lungs, marks = find_lungs(image.pixels), find_markers(image.pixels)
     fit = manifest.preprocessing.fit
     side = max(image.pixels.shape) if fit == "pad" else min(image.pixels.shape)  # of the network's square, in pixels of the image
-    for method in setup.request.methods:
-        attribution = compute_attribution(setup.network, inputs, method, setup.request.target, seed=setup.request.seed)
+    for method in request.methods:
+        attribution = compute_attribution(
+            setup.network, inputs, method, request.target, seed=request.seed, detail=request.detail, larger=larger
+        )
         values = place_on_image(attribution.values, image.pixels.shape, fit)
         cells = inputs.shape[-1] / attribution.cell_px
         focus = judge_focus(values, lungs, marks, side / cells / 2, cells=cells)
@@ -209,7 +233,8 @@ def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, 
         attribution = found.panel.attribution
         panels.append(found.panel)
         maps[attribution.method] = {
-            "score": attribution.score, "focus": vars(found.focus), "deletion": found.deletion, "text": found.panel.lines
+            "score": attribution.score, "detail": attribution.detail,
+            "focus": vars(found.focus), "deletion": found.deletion, "text": found.panel.lines,
         }  # fmt: skip
         write(overlay(found.panel, title), stem.with_name(f"{stem.name}-{attribution.method}.png"))
     if len(panels) > 1:
@@ -248,6 +273,15 @@ def _network_input(predictor: Predictor, image: Image) -> Tensor:
     return torch.from_numpy(predictor.prepare(image))[None, None]
 
 
+def _larger_input(predictor: Predictor, image: Image, detail: Detail) -> Tensor | None:
+    """The image as `_network_input` makes it, at the largest side that `detail` asks for; None where it asks for no larger one."""
+    if detail in ("last-layer", "finer-layer"):
+        return None
+    given = predictor.manifest.preprocessing
+    enlarged = given.model_copy(update={"size_px": larger_side(given.size_px)})
+    return torch.from_numpy(model_input(image.pixels, enlarged))[None, None]
+
+
 def headline(judgement: Judgement) -> str:
     """Words the judgement as the title of its pictures."""
     found = judgement.prediction
@@ -271,6 +305,8 @@ def caption_map(
     facts = FACTS[attribution.method]
     lines = [f"Caution: {warning.value}" for warning in focus.warnings]
     lines.append(f"{facts.title} ({facts.source}) shows {facts.shows}. Evidence for: {_target(attribution, manifest)}.")
+    if note := DETAIL_NOTES[attribution.detail or "last-layer"]:
+        lines.append(note)
     lines.append(sanity.sentence() if sanity else "Whether the map can be believed was not checked.")
     lines += _about_focus(focus) + _about_deletion(attribution, faith)
     return (*lines, MAP_LIMITS_NOTE, *([PHANTOM_NOTE] if manifest.card.phantom else []))

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 Method = Literal["grad-cam", "grad-cam++", "integrated-gradients", "gradient-shap", "occlusion", "kernel-shap", "lime"]
 METHODS: tuple[Method, ...] = get_args(Method)
+Detail = Literal["last-layer", "finer-layer", "larger-input", "several-sizes"]
+"""Of class activation maps: at the last feature maps; at an earlier layer with twice the cells to a side; at the last feature maps of an
+input 1.75 times as large; or the mean over inputs of 1 to 1.75 times the side (Grad-CAM and Grad-CAM++ only)."""
+DETAILS: tuple[Detail, ...] = get_args(Detail)
+ACTIVATION_METHODS: tuple[Method, ...] = ("grad-cam", "grad-cam++")
 Target = int | Literal["pneumonia"]
 """A position in the task's classes, or all but class 0, which is normal."""
 
@@ -65,6 +70,14 @@ FACTS: dict[Method, Facts] = {
 }  # fmt: skip
 
 
+DETAIL_NOTES: dict[Detail, str] = {
+    "last-layer": "",
+    "finer-layer": "It is made at an earlier layer, whose features are simpler and whose cells are half as wide.",
+    "larger-input": "It is made of the image at 1.75 times the side that the network was trained at; it may point worse for it.",
+    "several-sizes": "It is the mean over four sizes of the image, of 1 to 1.75 times the side that the network was trained at.",
+}
+
+
 @dataclass(frozen=True)
 class Attribution:
     """A map of evidence for one image, in the coordinates of the network's input.
@@ -75,6 +88,7 @@ class Attribution:
         target: what the evidence is for.
         score: log-odds of the target by the network, not calibrated.
         cell_px: side of the smallest thing that the map can show, in pixels of the network's input.
+        detail: of a class activation map; None for the other methods.
     """
 
     values: np.ndarray
@@ -82,6 +96,7 @@ class Attribution:
     target: Target
     score: float
     cell_px: float
+    detail: Detail | None = None
 
 
 def choose_methods(names: Sequence[str], option: str) -> tuple[Method, ...]:
@@ -97,6 +112,24 @@ def choose_methods(names: Sequence[str], option: str) -> tuple[Method, ...]:
     if unknown := sorted(set(names) - set(METHODS)):
         raise ConfigError(f"{option}: expected one of {', '.join(METHODS)}, got {', '.join(unknown)}")
     return tuple(method for method in METHODS if method in names)
+
+
+def choose_detail(name: str, methods: Sequence[Method], option: str) -> Detail:
+    """Chooses the detail called `name`.
+
+    Args:
+        name: as the user gave it.
+        methods: that are used; a detail other than the usual one needs a class activation map among them.
+        option: where it was given, e.g. `--detail`.
+
+    Raises:
+        ConfigError: there is no such detail, or no method has it.
+    """
+    if name not in DETAILS:
+        raise ConfigError(f"{option}: expected one of {', '.join(DETAILS)}, got {name!r}")
+    if name != DETAILS[0] and not set(methods) & set(ACTIVATION_METHODS):
+        raise ConfigError(f"{option} {name}: only {' and '.join(ACTIVATION_METHODS)} have it, and neither was asked for")
+    return next(detail for detail in DETAILS if detail == name)
 
 
 def choose_target(name: str, classes: Sequence[str], option: str) -> Target:

@@ -138,9 +138,9 @@ def open_table(console: Console, predictor: Predictor, summary: PredictionSummar
     show(table)
     if summary.files > len(rows.kept):
         show(f"and {summary.files - len(rows.kept)} more: --csv FILE or --json shows all")
-    counts = summary.statuses
+    counts, files = summary.statuses, "1 file" if summary.files == 1 else f"{summary.files} files"
     show(
-        f"{summary.files} files: {summary.findings['pneumonia']} pneumonia, {summary.findings['normal']} normal, "
+        f"{files}: {summary.findings['pneumonia']} pneumonia, {summary.findings['normal']} normal, "
         f"{counts['cannot_judge']} cannot be judged, {counts['unreadable']} cannot be read"
     )
     show("A second look, not a diagnosis: whoever reads the image decides.", style="dim")

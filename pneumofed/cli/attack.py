@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pneumofed.common.ops.command_line import say
+from pneumofed.common.ops.command_line import Quiet, say
 from pneumofed.simulation.attacks.settings import AttackConfig, attacked_experiment, read_attacks, read_epsilons
 
 Out = Annotated[Path, typer.Option(help="Folder for attack.html, attack.json and what is drawn and decoded.")]
@@ -40,6 +40,7 @@ def attack(
     size: Size = None,
     seed: Seed = 0,
     workers: Workers = 0,
+    quiet: Quiet = False,
 ) -> None:
     """Attack models and updates of a simulated hospital, with and without privacy, and write a report."""
     from pneumofed.common.config.reader import build_config, merge, parse_overrides
@@ -49,8 +50,14 @@ def attack(
     experiment = attacked_experiment(config, merge({"seed": seed}, parse_overrides(set_ or [])))
     asked, chosen = read_epsilons(epsilons), read_attacks(attacks)
 
+    from pneumofed.common.ops.progress import open_progress, show_sentences
     from pneumofed.simulation.attacks.bench import build_bench
     from pneumofed.simulation.attacks.report import run_attacks
 
-    bench = build_bench(cfg, experiment, asked, out)
-    say(f"report: {run_attacks(bench, chosen, out, say)}")
+    with (
+        open_progress(quiet=quiet) as progress,
+        show_sentences(progress, "attacks", lambda text: None if quiet else say(text)) as told,
+    ):
+        bench = build_bench(cfg, experiment, asked, out)
+        page = run_attacks(bench, chosen, out, told)
+    say(f"report: {page}")

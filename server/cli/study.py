@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pneumofed.common.ops.command_line import Json, note, print_json, say
+from pneumofed.common.ops.command_line import Json, Quiet, note, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.manifest import BundleManifest
@@ -36,8 +36,10 @@ def export_command(
     ] = None,
     calibration: Annotated[CalibrationName, typer.Option(help="Fitted on the hospitals' validation statistics.")] = "temperature",
     json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Make the model bundle of a run: weights, ONNX, int8, calibration, card and reference, signed, as a folder and an archive."""
+    from pneumofed.common.ops.progress import open_progress, show_sentences
     from pneumofed.common.wire.keys import key_fingerprint, read_private_key
     from pneumofed.server.export.export import ExportPlan, export_run, release_key
     from pneumofed.server.export.source import read_finished_run
@@ -46,7 +48,11 @@ def export_command(
     key_file = key or release_key(run, lambda text: note(text, style=None))
     signing = read_private_key(key_file)
     plan = ExportPlan(run, out or run / "bundle", signing, tuple(reference or ()), calibration)
-    manifest = export_run(plan, lambda text: None if json_ else say(text))
+    with (
+        open_progress(quiet=quiet, results_piped=json_) as progress,
+        show_sentences(progress, "export", lambda text: None if json_ or quiet else say(text)) as told_of,
+    ):
+        manifest = export_run(plan, told_of)
     told = {
         "bundle": str(plan.out),
         "archive": str(plan.archive),

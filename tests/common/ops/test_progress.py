@@ -8,7 +8,7 @@ import time
 import pytest
 
 from pneumofed.common.ops.command_line import open_console
-from pneumofed.common.ops.progress import Lines, ProgressStep, say_seconds
+from pneumofed.common.ops.progress import Lines, ProgressStep, say_seconds, show_sentences
 
 
 def test_the_time_left_is_that_of_the_pace_since_the_first_report() -> None:
@@ -39,6 +39,15 @@ def test_lines_come_while_a_step_runs_also_when_nothing_moves_and_stop_with_it()
         time.sleep(0.05)
         assert out.getvalue() == said
         progress.finish("never began")
+
+
+def test_a_sentence_is_said_once_and_is_the_state_of_a_step_that_ends_with_its_block() -> None:
+    lines, said = Lines(open_console(file=io.StringIO())), []
+    with pytest.raises(ValueError, match="no"), show_sentences(lines, "export", said.append) as say:
+        say("checking the graph")
+        assert said == ["checking the graph"] and lines.steps["export"].state == "checking the graph"
+        raise ValueError("no")
+    assert not lines.steps
 
 
 def _wait_for(condition: object, seconds: float = 5.0) -> None:

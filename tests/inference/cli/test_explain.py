@@ -116,3 +116,19 @@ def test_a_user_who_stops_it_is_told_what_there_is(bundle: Path, tmp_path: Path,
     assert result.exit_code == 130
     assert "pictures of 0 images are in" in result.stderr
     assert "resume" not in result.stderr
+
+
+def test_the_detail_of_a_map_is_in_the_numbers_and_the_text(bundle: Path, tmp_path: Path) -> None:
+    images = draw_images(tmp_path / "images")
+    for detail in ("finer-layer", "several-sizes"):
+        out = tmp_path / detail
+        given = ["explain", str(images), "--bundle", str(bundle), "--out", str(out), "--no-check", "--detail", detail, "--json"]
+        result = CliRunner().invoke(app, given)
+        assert result.exit_code == 0, result.output
+        found = json.loads(result.stdout)["images"][0]["maps"]["grad-cam"]
+        assert found["detail"] == detail and any("earlier layer" in line or "four sizes" in line for line in found["text"])
+
+
+def test_predict_counts_one_file_as_one(bundle: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["predict", str(tmp_path / "missing.png"), "--bundle", str(bundle)])
+    assert "1 file: 0 pneumonia" in result.stdout

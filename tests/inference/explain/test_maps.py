@@ -10,24 +10,16 @@ import torch
 from torch import nn
 
 from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.errors import ConfigError
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.models.architectures import build_architecture
 from pneumofed.common.models.build import build_model, classifier_of
 from pneumofed.common.seeds import torch_generator
-from pneumofed.inference.explain.attribution import (
-    LogOdds,
-    compute_attribution,
-    empty,
-    enlarge,
-    grad_cam,
-    grad_cam_plus_plus,
-    log_odds,
-    superpixels,
-    target_layer,
-    target_mask,
-)
+from pneumofed.inference.explain.attribution import compute_attribution, empty, superpixels
+from pneumofed.inference.explain.cam import at_size, enlarge, grad_cam, grad_cam_plus_plus, larger_side, target_layer
 from pneumofed.inference.explain.focus import quick_map
-from pneumofed.inference.explain.methods import METHODS, Method
+from pneumofed.inference.explain.log_odds import LogOdds, log_odds, target_mask
+from pneumofed.inference.explain.methods import METHODS, Method, choose_detail
 
 IMAGE = torch.rand(1, 1, 32, 32, generator=torch_generator("explained image"))
 AVERAGED = [name for name in get_args(ModelName) if name != "scattering"]
@@ -79,6 +71,37 @@ def test_the_quick_map_is_grad_cam_up_to_a_factor(name: ModelName, task: str) ->
     slow = compute_attribution(network, image, "grad-cam").values
     quick = quick_map(cam, 0.0, 64).values
     np.testing.assert_allclose(quick, slow * cam.size, atol=1e-4 * max(1e-3, float(np.abs(quick).max())))
+
+
+@pytest.mark.parametrize("name", AVERAGED)
+def test_a_finer_layer_has_twice_the_cells_and_a_larger_input_more(name: ModelName) -> None:
+    network, image = network_of(name), torch.rand(1, 1, 64, 64, generator=torch_generator("larger"))
+    last = compute_attribution(network, image, "grad-cam")
+    finer = compute_attribution(network, image, "grad-cam", detail="finer-layer")
+    larger = compute_attribution(network, image, "grad-cam", detail="larger-input")
+    assert finer.cell_px == last.cell_px / 2
+    assert larger.cell_px < last.cell_px and larger.values.shape == finer.values.shape == (64, 64)
+
+
+def test_a_map_of_several_sizes_is_the_mean_of_theirs_and_as_coarse_as_their_cells() -> None:
+    network, larger = network_of("small_cnn"), torch.rand(1, 1, 112, 112, generator=torch_generator("larger"))
+    image, score = at_size(larger, 64), LogOdds(network, 0)
+    found = compute_attribution(network, image, "grad-cam", 0, detail="several-sizes", larger=larger)
+    inputs = [image, *(at_size(larger, side) for side in (80, 96, 112))]
+    maps = [grad_cam(score, one) for one in inputs]
+    expected = np.mean([enlarge(one / one.max(), 64).numpy() for one in maps], axis=0)
+    np.testing.assert_allclose(found.values, expected, atol=1e-6)
+    assert found.cell_px == pytest.approx(np.mean([64 / 4, 64 / 5, 64 / 6, 64 / 7]))
+    assert larger_side(64) == 112
+
+
+def test_a_detail_is_refused_where_nothing_has_it() -> None:
+    with pytest.raises(ConfigError, match="--detail finer-layer: only grad-cam and grad-cam"):
+        choose_detail("finer-layer", ("lime",), "--detail")
+    with pytest.raises(ConfigError, match="no finer layer"):
+        compute_attribution(network_of("scattering"), IMAGE, "grad-cam", detail="finer-layer")
+    with pytest.raises(ConfigError, match="expected one of last-layer"):
+        choose_detail("fine", ("grad-cam",), "--detail")
 
 
 def test_grad_cam_plus_plus_is_its_formula_on_averaged_maps() -> None:

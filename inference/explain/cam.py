@@ -1,0 +1,149 @@
+"""Class activation maps, at the last feature maps or finer: at an earlier layer, of a larger input, or as a mean over several sizes.
+
+Grad-CAM is Captum's and Grad-CAM++ ours, since Captum has none. `activation_map` makes either at the asked `Detail`; which detail finds
+a known opacity best is measured by `benchmarks.map_localisation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from captum.attr import LayerGradCam
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pneumofed.common.errors import ConfigError
+from pneumofed.common.models.architectures import architecture_of
+from pneumofed.inference.explain.log_odds import LogOdds
+from pneumofed.inference.explain.methods import Detail
+
+Cam = Callable[[LogOdds, Tensor, nn.Module | None], Tensor]
+
+SCALES = (1.0, 1.25, 1.5, 1.75)
+"""Sides of the input over the network's own, for the mean over several sizes: 128, 160, 192 and 224 px for a network of 128 px."""
+LARGEST_SCALE = SCALES[-1]
+
+
+def target_layer(network: nn.Module) -> nn.Module:
+    """Finds the module of a network of `build_model` whose maps Grad-CAM weighs: the one whose output is averaged into the features.
+
+    With one linear layer on the averages, Grad-CAM there is the class activation map of Zhou et al. 2016. `scattering` has maps but no
+    averages: its head weighs 8 x 8 places one by one, Grad-CAM replaces these weights by their mean, and so it shows less there.
+    """
+    return network.get_submodule(architecture_of(network).maps or "scattering")
+
+
+def finer_layer(network: nn.Module) -> nn.Module:
+    """Finds the last module of a network of `build_model` whose maps have twice the cells to a side of those of `target_layer`.
+
+    Raises:
+        ConfigError: the network has none.
+    """
+    name = architecture_of(network).finer_maps
+    if name is None:
+        raise ConfigError("detail finer-layer: this network has no finer layer; larger-input and several-sizes work")
+    return network.get_submodule(name)
+
+
+def activation_map(cam: Cam, score: LogOdds, image: Tensor, larger: Tensor, detail: Detail) -> tuple[Tensor, float]:
+    """Computes a class activation map at `detail`.
+
+    Args:
+        cam: `grad_cam` or `grad_cam_plus_plus`.
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1], S the side that the network was trained at.
+        larger: the same image, float32 [1, 1, L, L], L being `larger_side(S)`; what is between is scaled down from it.
+        detail: which maps.
+
+    Returns:
+        The map, float32 [h, w] or, of several sizes, [S, S]; zero or more. And the side of its cells in pixels of `image`: of several
+        sizes the mean of theirs, since the coarse ones blur what the fine ones show.
+    """
+    side = image.shape[-1]
+    if detail == "several-sizes":
+        found = [cam(score, _scaled(image, larger, round(scale * side)), None) for scale in SCALES]
+        # Each map counts the same: the size of Grad-CAM's values goes with the number of its cells.
+        maps = torch.stack([enlarge(one / one.max().clamp_min(1e-12), side) for one in found])
+        return maps.mean(dim=0), sum(side / one.shape[-1] for one in found) / len(found)
+    values = cam(
+        score, larger if detail == "larger-input" else image, finer_layer(score.network) if detail == "finer-layer" else None
+    )
+    return values, side / values.shape[-1]
+
+
+def larger_side(side: int) -> int:
+    """Returns the side of the largest input in pixels, for a network that was trained at `side`."""
+    return round(LARGEST_SCALE * side)
+
+
+def _scaled(image: Tensor, larger: Tensor, side: int) -> Tensor:
+    return image if side == image.shape[-1] else at_size(larger, side)
+
+
+def at_size(images: Tensor, side: int) -> Tensor:
+    """Scales squares.
+
+    Args:
+        images: float32 [N, 1, L, L].
+        side: in pixels.
+    """
+    return functional.interpolate(images, (side, side), mode="bilinear", antialias=True) if side != images.shape[-1] else images
+
+
+def grad_cam(score: LogOdds, image: Tensor, layer: nn.Module | None = None) -> Tensor:
+    """Computes Grad-CAM, float32 [h, w], zero or more: ReLU of the maps weighted by their mean gradients (Selvaraju et al. 2017, eq. 1-2).
+
+    Args:
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1].
+        layer: whose maps are weighed; None for `target_layer`.
+    """
+    found: Tensor = LayerGradCam(score, layer or target_layer(score.network)).attribute(image, relu_attributions=True)
+    return found[0, 0].detach()
+
+
+def grad_cam_plus_plus(score: LogOdds, image: Tensor, layer: nn.Module | None = None) -> Tensor:
+    """Computes Grad-CAM++, float32 [h, w], zero or more (Chattopadhay et al. 2018).
+
+    With Y = exp(S) and S linear in the maps A near the image, the derivatives of Y are powers of g = dS/dA (their eq. 16-18), so that
+    alpha = g^2 / (2 g^2 + sum(A) g^3) (eq. 19), w_k = sum over places of alpha ReLU(dY/dA) (eq. 14), and the map is ReLU(sum_k w_k A_k)
+    (eq. 2). exp(S) is a factor of the whole map and left out. Where g is not above zero ReLU makes the term zero, whatever alpha is;
+    where A is below zero by a little (SiLU), its sum is taken as zero.
+
+    Args:
+        score: the log-odds that are explained.
+        image: float32 [1, 1, S, S] in [0, 1].
+        layer: whose maps are weighed; None for `target_layer`.
+    """
+    maps, gradient = _maps_and_gradient(score, image, layer or target_layer(score.network))
+    positive = gradient.clamp_min(0.0)
+    total = maps.sum(dim=(1, 2), keepdim=True).clamp_min(0.0)
+    alpha = torch.where(positive > 0, 1.0 / (2.0 + total * positive), 0.0)
+    weights = (alpha * positive).sum(dim=(1, 2), keepdim=True)
+    return functional.relu((weights * maps).sum(dim=0))
+
+
+def _maps_and_gradient(score: LogOdds, image: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """The maps [D, h, w] of `layer`, and the gradient of the score by them."""
+    kept: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: kept.append(output))
+    try:
+        with torch.enable_grad():
+            found = score(image.clone().requires_grad_())
+            (gradient,) = torch.autograd.grad(found.sum(), kept[0])
+    finally:
+        handle.remove()
+    return kept[0][0].detach(), gradient[0]
+
+
+def enlarge(values: Tensor, side: int) -> Tensor:
+    """Scales `values` to float32 [side, side], bilinear between the middles of the cells.
+
+    Args:
+        values: [h, w]; of the wanted size already, they are only converted.
+        side: in pixels.
+    """
+    if values.shape == (side, side):
+        return values.float()
+    return functional.interpolate(values[None, None].float(), (side, side), mode="bilinear", align_corners=False)[0, 0]
