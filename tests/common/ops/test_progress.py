@@ -42,7 +42,8 @@ def test_lines_come_while_a_step_runs_also_when_nothing_moves_and_stop_with_it()
 
 
 def test_a_sentence_is_said_once_and_is_the_state_of_a_step_that_ends_with_its_block() -> None:
-    lines, said = Lines(open_console(file=io.StringIO())), []
+    lines = Lines(open_console(file=io.StringIO()))
+    said: list[str] = []
     with pytest.raises(ValueError, match="no"), show_sentences(lines, "export", said.append) as say:
         say("checking the graph")
         assert said == ["checking the graph"] and lines.steps["export"].state == "checking the graph"
