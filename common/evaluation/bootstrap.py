@@ -3,6 +3,9 @@
 Images of one patient are alike, so patients are drawn, each with all its images (Rutter 2000, "Bootstrap Estimation of Diagnostic
 Accuracy with Patient-clustered Data", Academic Radiology 7:413). Every statistic is a sum over images, so that of a resample is
 the same sum, each image weighted by how often its patient was drawn.
+
+Where every resample gives one and the same number, as a sensitivity of 1, the bootstrap sees no uncertainty, and how few patients there are
+decides instead (`_certain`).
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ CELLS_AT_ONCE = 2**20  # resamples times images held in memory together: 70 MiB 
 
 
 class ConfidenceInterval(TypedDict):
-    """A metric with its confidence interval; `low` and `high` are NaN where no resample had the metric defined."""
+    """A metric with its confidence interval; `low` and `high` are NaN where no resample had the metric defined, and where all had it equal
+    and no exact interval is known."""
 
     value: float
     low: float
@@ -69,7 +73,8 @@ def bootstrap(predictions: Predictions, threshold: float, settings: Bootstrap | 
         )
         for draws in resample_patients(patients, settings, _rows_at_once(len(predictions)))
     ]
-    return {name: _interval(value, [part[name] for part in parts], settings.confidence) for name, value in values.items()}
+    found = {name: _interval(value, [part[name] for part in parts], settings.confidence) for name, value in values.items()}
+    return _widened(found, _independent(predictions, threshold), (1.0 - settings.confidence) / 2)
 
 
 def bootstrap_difference(first: Predictions, second: Predictions, settings: Bootstrap | None = None) -> ConfidenceInterval:
@@ -154,6 +159,52 @@ def _weighted(draws: Counts, terms: Counts) -> Counts:
     """Sum over patients of `draws` [R, P] times `terms` [P, ...]; in float64 for speed, exact up to 2**53."""
     sums = draws.astype(np.float64) @ terms.reshape(len(terms), -1).astype(np.float64)
     return np.rint(sums).astype(np.int64).reshape(len(draws), *terms.shape[1:])
+
+
+def _independent(predictions: Predictions, threshold: float) -> dict[str, int]:
+    """How many independent trials each share, or the area, is at least made of: patients; for the area pairs of different patients."""
+    patient, patients = _patient_index(predictions)
+    sick, called = predictions.labels != 0, predictions.scores >= threshold
+    with_sick, with_well = len(np.unique(patient[sick])), len(np.unique(patient[~sick]))
+    return {
+        "auroc": min(with_sick, with_well, patients // 2),
+        "accuracy": patients,
+        "accuracy_three_class": patients,
+        "sensitivity": with_sick,
+        "specificity": with_well,
+        "precision": len(np.unique(patient[called])),
+    }
+
+
+def _widened(found: dict[str, ConfidenceInterval], trials: dict[str, int], tail: float) -> dict[str, ConfidenceInterval]:
+    """Intervals of metrics that are the same in every resample, from the number of trials; those that have no rule become NaN."""
+    widened = dict(found)
+    for name in (name for name, interval in found.items() if _is_point(interval)):
+        low, high = _certain(found[name]["value"], trials.get(name, 0), tail)
+        widened[name] = ConfidenceInterval(value=found[name]["value"], low=low, high=high, resamples=found[name]["resamples"])
+    balanced = widened["balanced_accuracy"]
+    if _is_point(found["balanced_accuracy"]):
+        balanced["low"], balanced["high"] = (
+            (widened["sensitivity"][end] + widened["specificity"][end]) / 2 for end in ("low", "high")
+        )
+    return widened
+
+
+def _is_point(interval: ConfidenceInterval) -> bool:
+    """Whether the interval has no length but for rounding."""
+    return interval["high"] - interval["low"] < 1e-12
+
+
+def _certain(value: float, trials: int, tail: float) -> tuple[float, float]:
+    """The exact interval of a share that is 1 or 0 in `trials` independent trials (Clopper and Pearson 1934, Biometrika 26:404).
+
+    A share theta gives 1 with a chance of at most theta^trials, since all images of all patients are right only if one of each patient's
+    is, and an area of 1 needs every pair of a set of disjoint ones in the right order. Larger than the exact interval of the images.
+    """
+    if not trials or value not in (0.0, 1.0):
+        return float("nan"), float("nan")
+    edge = tail ** (1.0 / trials)
+    return (edge, 1.0) if value == 1.0 else (0.0, 1.0 - edge)
 
 
 def _auroc_difference(views: list[_View], draws: Counts) -> Reals:

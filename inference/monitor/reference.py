@@ -71,9 +71,14 @@ class Reference:
         )
         labels = _checked(arrays, "labels").astype(np.int64) if "labels" in arrays else None
         lengths = {len(values) for values in (features, probabilities, statistics, labels) if values is not None}
-        if len(lengths) > 1 or len(features) < MIN_REFERENCE_IMAGES or statistics.ndim != 2 or statistics.shape[1] != len(names):
+        if len(lengths) == 1 and len(features) < MIN_REFERENCE_IMAGES:
             raise ConfigError(
-                f"reference: expected arrays of one length of at least {MIN_REFERENCE_IMAGES}, with {len(names)} pixel statistics, got "
+                f"the bundle's reference has {len(features)} patients, with fewer than {MIN_REFERENCE_IMAGES} drift cannot be watched; ask "
+                "who exported the bundle for one with more (`pneumofed export --reference`)"
+            )
+        if len(lengths) > 1 or statistics.ndim != 2 or statistics.shape[1] != len(names):
+            raise ConfigError(
+                f"reference: expected arrays of one length, with {len(names)} pixel statistics, got "
                 f"lengths {sorted(lengths)} and pixel statistics {statistics.shape}; export the bundle again"
             )
         fit, rest = _split(len(features), digest)

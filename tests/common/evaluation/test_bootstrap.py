@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from scipy.stats import binomtest
 
 from pneumofed.common.errors import DataError
 from pneumofed.common.evaluation import bootstrap as module
@@ -48,7 +49,34 @@ def test_intervals_equal_the_plain_bootstrap_with_the_same_draws(predictions: Pr
         assert interval["value"] == pytest.approx(value[name], abs=1e-12, nan_ok=True)
         assert interval["resamples"] == len(resampled)
         low, high = np.quantile(resampled, [0.1, 0.9]) if len(resampled) else (math.nan, math.nan)
-        assert (interval["low"], interval["high"]) == pytest.approx((low, high), abs=1e-9, nan_ok=True), name
+        if high - low > 1e-12:  # else the number of patients decides, see below
+            assert (interval["low"], interval["high"]) == pytest.approx((low, high), abs=1e-9, nan_ok=True), name
+        elif not math.isnan(interval["low"]):
+            assert interval["low"] <= interval["value"] <= interval["high"], name
+            assert interval["low"] < interval["high"], name
+
+
+@pytest.mark.parametrize("images_each", [1, 3])
+def test_shares_that_are_the_same_in_every_resample_get_the_exact_interval_of_their_patients(images_each: int) -> None:
+    labels = [0] * 7 + [1] * 4
+    rows = [(0.9 if label else 0.1, label, patient) for patient, label in enumerate(labels) for _ in range(images_each)]
+    scores, truth, patients = (list(column) for column in zip(*rows, strict=True))
+    right = bootstrap(of_scores(scores, truth, patients), 0.5, Bootstrap(200))
+    wrong = bootstrap(of_scores(scores, [1 - label for label in truth], patients), 0.5, Bootstrap(200))
+    trials = {"sensitivity": (4, 7), "specificity": (7, 4), "accuracy": (11, 11), "precision": (4, 4), "auroc": (4, 4)}
+    for name, (of_right, of_wrong) in trials.items():
+        exact = binomtest(of_right, of_right).proportion_ci(0.95, "exact")
+        assert (right[name]["low"], right[name]["high"]) == pytest.approx((exact.low, exact.high)), name
+        exact = binomtest(0, of_wrong).proportion_ci(0.95, "exact")
+        assert (wrong[name]["low"], wrong[name]["high"]) == pytest.approx((exact.low, exact.high)), name
+    assert right["balanced_accuracy"]["low"] == pytest.approx((right["sensitivity"]["low"] + right["specificity"]["low"]) / 2)
+    assert math.isnan(right["f1"]["low"]) and math.isnan(right["mcc"]["low"])  # no rule is known for them
+
+
+def test_an_area_of_one_rests_on_pairs_of_different_patients() -> None:
+    """Three patients with an image of each class make one pair of different patients and no more."""
+    found = bootstrap(of_scores([0.1, 0.9] * 3, [0, 1] * 3, [0, 0, 1, 1, 2, 2]), 0.5, Bootstrap(100))["auroc"]
+    assert found["low"] == pytest.approx(0.025)
 
 
 def test_each_resample_draws_as_many_patients_as_there_are() -> None:
@@ -93,15 +121,16 @@ def test_copies_of_images_do_not_narrow_the_interval() -> None:
 def test_resamples_of_one_class_are_left_out_and_counted() -> None:
     interval = bootstrap(of_scores([0.2, 0.8], [0, 1]), 0.5, Bootstrap(1000))["auroc"]
     assert 400 < interval["resamples"] < 600
-    assert (interval["low"], interval["high"]) == (1.0, 1.0)
+    assert (interval["low"], interval["high"]) == pytest.approx((0.025, 1.0))  # all of them have 1: one pair of patients
 
 
 @quick
 @given(binary())
 def test_undefined_metrics_have_no_interval_and_raise_nothing(predictions: Predictions) -> None:
     for interval in bootstrap(predictions, 0.5, few).values():
-        assert math.isnan(interval["low"]) == math.isnan(interval["high"]) == (interval["resamples"] == 0)
-        assert interval["resamples"] == 0 or interval["low"] <= interval["high"]
+        assert math.isnan(interval["low"]) == math.isnan(interval["high"])
+        assert interval["resamples"] or math.isnan(interval["low"])
+        assert math.isnan(interval["low"]) or interval["low"] < interval["high"]
 
 
 def test_no_resamples_give_the_value_alone() -> None:
