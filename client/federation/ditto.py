@@ -104,7 +104,8 @@ class PersonalModels:
         Raises:
             OSError: the folder cannot be written, or the disk is full; earlier models are as they were.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self.folder.parent, self.folder):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in self._rounds():
             if number > model.round:
                 self._file(number).remove()

@@ -229,6 +229,8 @@ class RunSummary(Record):
     baselines: BaselineTable | None = None
     personal: Mapping[str, PersonalComparison] = {}
     """By hospital whose own model was judged."""
+    personal_of: str | None = None
+    """The hospital whose own model this folder holds: of what `pneumofed site export-personal` exports, never of a run."""
     phantom: bool | None = None
     """Whether the images are drawn."""
     source: DataCounts | None = None
