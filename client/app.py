@@ -19,6 +19,7 @@ from torch import nn
 
 from pneumofed.client.federation.correction import SiteCorrection
 from pneumofed.client.federation.disclosure import Disclosure
+from pneumofed.client.federation.ditto import PersonalModels, prepare_personal
 from pneumofed.client.federation.evaluations import admit_evaluation, coarsen
 from pneumofed.client.federation.fedbn import LocalNorms
 from pneumofed.client.federation.policy_decision import RunRequest
@@ -204,6 +205,7 @@ def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> 
         raise EmptySiteError(f"{site.name}: no training image")
     releases = Disclosure.of(site, experiment, policy)
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round)
+    train_own = prepare_personal(instruction, site, model, compute)
     plan = RoundPlan(experiment, instruction.round, site.name, rate_factor=instruction.rate_factor)
     correction = SiteCorrection.read(instruction, config.work_dir, layout)
     metrics: Mapping[str, float]
@@ -220,6 +222,7 @@ def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> 
     arrays = ModelArrays(*layout.flatten(model))
     if experiment.strategy.name == "fedbn":
         LocalNorms.of(config.work_dir, instruction.run, layout).keep(arrays, instruction.round)
+    train_own()
     logger.info("round %d: trained %d steps, loss %.4f", instruction.round, result.steps, result.loss)
     return LocalTraining(site, releases, layout, arrays, result, releases.metrics(metrics), correction)
 
@@ -240,8 +243,9 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
         policy: the site's, as it stood when the message came.
 
     Returns:
-        Mergeable statistics; those of no image where the policy withholds them. In secure aggregation under masks, and nothing rather
-        than those of no image: who is counted adds something.
+        Mergeable statistics; those of no image where the policy withholds them; with `personal.method` those of the site's own model
+        too, where they may leave. In secure aggregation under masks, and nothing rather than those of no image: who is counted adds
+        something.
 
     Raises:
         PolicyError: too many were asked for, or the answer and an earlier one would tell a few patients apart.
@@ -256,11 +260,12 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
     model, layout = _model_with(instruction, config, norms_before_round=instruction.round + 1)
     releases = Disclosure.of(site, experiment, policy)
     statistics = _no_statistics(experiment)  # what is sent where nothing may be judged
+    personal = None
     if not releases.withholds("validation_statistics"):
-        if config.policy is not None:
-            request = RunRequest.of(experiment, "evaluate", instruction.run, instruction.round)
-            site = replace(site, validation=admit_evaluation(site.validation, request, policy, Path(config.work_dir)))
+        site = _admitted(site, instruction, config, policy)
         statistics = coarsen(evaluate_model(compute.place(model), site, experiment, compute), policy.score_bins)
+        if plan is None and releases.shows_personal(experiment):
+            personal = _personal_statistics(site, instruction, config, policy, compute)
     presence = releases.presence(layout.digest)
     if plan is not None:
         if releases.withholds("validation_statistics"):
@@ -271,7 +276,38 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
         plan.hide(vector)
         return pack_masked(presence, vector)
     metrics = {"evaluate_sec": time.perf_counter() - started}
-    return pack_evaluation(Evaluation(presence, statistics.n, metrics, statistics.to_numbers()))
+    numbers = personal.to_numbers() if personal else None
+    return pack_evaluation(Evaluation(presence, statistics.n, metrics, statistics.to_numbers(), numbers))
+
+
+def _admitted(site: SiteData, instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> SiteData:
+    """The site with those validation patients whom one more answer may be about; the answer is counted.
+
+    Raises:
+        PolicyError: none may leave.
+    """
+    if config.policy is None:
+        return site
+    request = RunRequest.of(instruction.experiment, "evaluate", instruction.run, instruction.round)
+    return replace(site, validation=admit_evaluation(site.validation, request, policy, Path(config.work_dir)))
+
+
+def _personal_statistics(
+    site: SiteData, instruction: Instruction, config: SiteConfig, policy: SitePolicy, compute: Compute
+) -> Statistics | None:
+    """Statistics of the site's own model on the patients on whom the global one was judged, as one more answer; None where there is no
+    such model yet, or the policy lets no more answers leave: the global model's goes without them."""
+    own = PersonalModels.of(config.work_dir, instruction.run).before(instruction.round + 1)
+    if own is None or not len(site.validation.labels):
+        return None
+    try:
+        site = _admitted(site, instruction, config, policy)
+    except PolicyError as error:
+        logger.info("round %d: nothing of the site's own model leaves (%s)", instruction.round, error)
+        return None
+    model = _model(instruction.experiment.model, instruction.experiment.task)
+    ArraysLayout.of(model).load(model, own.arrays.parameters, own.arrays.statistics)
+    return coarsen(evaluate_model(compute.place(model), site, instruction.experiment, compute), policy.score_bins)
 
 
 def evaluate_model(model: nn.Module, site: SiteData, experiment: ExperimentConfig, compute: Compute) -> Statistics:

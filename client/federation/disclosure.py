@@ -5,6 +5,8 @@
     metrics of training        as they are, in private training only those without data; `withhold: [training_metrics]` keeps them
     validation statistics      coarse, counted and of enough patients (`client.federation.evaluations`), or under masks; `withhold:
                                [validation_statistics]` sends those of no image
+    those of the site's own model  by the same rules, or not at all: never in secure aggregation, which sums those of one model, and in
+                               private training with `privacy.open_metrics` only
 
 Where the policy sets a limit of epsilon, what comes from the raw data without noise is withheld: the data report, metrics with data
 whatever `privacy.open_metrics` says, and validation statistics, these two unless `open_statistics` lets them go. The numbers of
@@ -79,6 +81,17 @@ class Disclosure:
 
     def withholds(self, kind: Withheld) -> bool:
         return kind in withheld_of(self.policy, len(set(self.site.validation.patients)))
+
+    def shows_personal(self, experiment: ExperimentConfig) -> bool:
+        """Whether statistics of the site's own model may leave, once they are counted as one more answer.
+
+        That model is trained without noise, so that in a private run they tell of the training images what no epsilon is counted for, as
+        the training loss does; `privacy.open_metrics` asks for both, and the policy has the last word on both.
+        """
+        if not experiment.personal.is_on or experiment.secure_aggregation.enabled:
+            return False
+        noised = experiment.privacy.mechanism != "none"
+        return not self.withholds("validation_statistics") and (experiment.privacy.open_metrics or not noised)
 
 
 def is_limited(policy: SitePolicy) -> bool:

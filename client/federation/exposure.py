@@ -17,6 +17,13 @@ RULED: dict[str, tuple[str, ...]] = {
     "training.validation_fraction": ("min_validation_share", "max_validation_share"),
     "training.local_epochs": ("max_epsilon",),
     "strategy.name": ("strategies",),
+    "personal.method": (
+        "min_validation_patients",
+        "max_evaluations_per_day",
+        "max_evaluations_per_data",
+        "withhold",
+        "max_epsilon",
+    ),
     "evaluation.every_rounds": ("max_evaluations_per_day", "max_evaluations_per_data"),
     "evaluation.fraction_sites": ("max_evaluations_per_day", "max_evaluations_per_data"),
     "privacy.mechanism": ("max_epsilon", "max_epsilon_per_study", "min_patients_private"),
@@ -55,6 +62,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         *(f"privacy.{key}" for key in ("max_grad_norm", "physical_batch_size", "augmentation_multiplicity", "ema_decay")),
         *("privacy.accountant", "strategy.update_precision"),
     ),
+    "how the hospital's own model is trained, which never leaves it": ("personal.proximal_lambda", "personal.epochs"),
     "what the coordinator does with what it was sent, or for how long it waits": (
         *(
             f"strategy.{key}"

@@ -73,7 +73,7 @@ def _round_key(site: SiteData, instruction: Instruction, compute: Compute) -> by
     context = (
         instruction.run,
         str(instruction.round),
-        instruction.experiment.model_dump_json(),
+        instruction.experiment.model_dump_json(exclude={"personal"}),  # of no update
         weights.hexdigest(),
         site.name,
         data_fingerprint(site.train),

@@ -344,6 +344,24 @@ class StrategyConfig(Section):
         return self.name in ("krum", "multikrum")
 
 
+class PersonalConfig(Section):
+    """A model of its own for each hospital, beside the global one and with any strategy. It never leaves the hospital."""
+
+    method: Literal["none", "ditto"] = "none"
+    """`ditto` (Li, Hu, Beirami and Smith 2021, algorithm 1): in each round that a site trains in, it also trains its own model v on its own
+    images, with proximal_lambda / 2 * ||v - w||^2 added to the loss; w are the global weights that the round began with."""
+    proximal_lambda: NonNegative = 1.0
+    """Pull toward the global weights: 0 is training alone, and the larger it is the nearer v stays to w. Where plain SGD steps are longer
+    than 2 / proximal_lambda they no longer come nearer to anything."""
+    epochs: Count | None = None
+    """Passes of v over the site's images in a round; unset as many as `training.local_epochs`."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether sites train models of their own."""
+        return self.method != "none"
+
+
 class EvaluationConfig(Section):
     """Central and federated evaluation."""
 
@@ -383,6 +401,7 @@ class ExperimentConfig(Section):
     loss: LossConfig = LossConfig()
     training: TrainingConfig = TrainingConfig()
     strategy: StrategyConfig = StrategyConfig()
+    personal: PersonalConfig = PersonalConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     central_privacy: CentralPrivacyConfig = CentralPrivacyConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

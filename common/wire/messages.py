@@ -8,6 +8,7 @@
     secure agg.   as an instruction, with its arrays in one step only        config {..., step}
                   the replies: see common.secure_aggregation.protocol
     evaluation    metrics {num-examples, loss, seconds}   statistics {...}   site {name, layout, report}
+                  personal {...}: statistics of the site's own model, where there is one and its policy lets them leave
     presence      site {name, layout, report}
     failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
 
@@ -50,7 +51,7 @@ from pneumofed.common.wire.update_encoding import PARAMETERS, decode_parameters,
 PROTOCOL = 2
 """Raised when the meaning of any key changes; a site of another protocol is refused with a sentence that says so."""
 
-ARRAYS, CONFIG, METRICS, STATISTICS, SITE = "arrays", "config", "metrics", "statistics", "site"
+ARRAYS, CONFIG, METRICS, STATISTICS, PERSONAL, SITE = "arrays", "config", "metrics", "statistics", "personal", "site"
 """Names of the records in a message."""
 BUFFERS = "statistics"
 """Name of the second array in the record `ARRAYS`; the first one's is `PARAMETERS`."""
@@ -165,6 +166,8 @@ class Evaluation:
     num_examples: int
     metrics: Mapping[str, float]
     statistics: Mapping[str, Any]
+    personal: Mapping[str, Any] | None = None
+    """Those of the site's own model on the same patients; None where it has none, or they may not leave."""
 
 
 @dataclass(frozen=True)
@@ -375,7 +378,8 @@ def pack_evaluation(evaluation: Evaluation) -> RecordDict:
     """Packs a site's reply to an evaluation instruction."""
     metrics = MetricRecord({NUM_EXAMPLES: evaluation.num_examples, **evaluation.metrics})
     statistics = MetricRecord(dict(evaluation.statistics))
-    return RecordDict({METRICS: metrics, STATISTICS: statistics, SITE: _site_record(evaluation.presence)})
+    personal = {} if evaluation.personal is None else {PERSONAL: MetricRecord(dict(evaluation.personal))}
+    return RecordDict({METRICS: metrics, STATISTICS: statistics, **personal, SITE: _site_record(evaluation.presence)})
 
 
 def unpack_evaluation(content: RecordDict) -> Evaluation:
@@ -386,16 +390,19 @@ def unpack_evaluation(content: RecordDict) -> Evaluation:
     """
     num_examples, metrics = _unpack_metrics(content)
     statistics = dict(_record(content.metric_records, STATISTICS))
-    return Evaluation(unpack_presence(content), num_examples, metrics, statistics)
+    personal = dict(content.metric_records[PERSONAL]) if PERSONAL in content.metric_records else None
+    return Evaluation(unpack_presence(content), num_examples, metrics, statistics, personal)
 
 
 def describe_content(content: RecordDict) -> dict[str, Any]:
-    """Describes what leaves with a reply, for the audit log: bytes of its arrays, names of arrays, metrics and statistics."""
+    """Describes what leaves with a reply, for the audit log: bytes of its arrays, names of arrays, metrics and statistics; those of the
+    site's own model are named `personal index` and so on."""
     arrays = content.array_records.values()
+    metrics = content.metric_records.items()
     return {
         "bytes": content_bytes(content),
         "arrays": sorted(name for record in arrays for name in record),
-        "metrics": sorted(name for record in content.metric_records.values() for name in record),
+        "metrics": sorted(f"{PERSONAL} {name}" if kind == PERSONAL else name for kind, record in metrics for name in record),
     }
 
 

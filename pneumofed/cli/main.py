@@ -12,6 +12,7 @@ import typer
 from pneumofed.cli.attack import attack
 from pneumofed.cli.audit import app as audit_app
 from pneumofed.cli.feedback import feedback
+from pneumofed.cli.personal import export_personal
 from pneumofed.cli.release import release
 from pneumofed.client.cli.data import app as data_app
 from pneumofed.client.cli.privacy import app as privacy_app
@@ -36,6 +37,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptio
 app.command("provision", rich_help_panel="Federation")(provision_command)
 app.add_typer(server_app, name="server", rich_help_panel="Federation")
 data_app.command("feedback")(feedback)
+site_app.command("export-personal")(export_personal)
 app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
@@ -328,6 +330,11 @@ def _show(summary: RunSummary, run_dir: Path) -> None:
             f"{name}: AUROC {_number(auroc.value)} ({_number(auroc.low)} to {_number(auroc.high)}), "
             f"accuracy {_number(accuracy.value)} at the threshold {_number(summary.threshold.value if summary.threshold else None)}"
         )
+    if summary.personal:
+        from pneumofed.server.report.personal import personal_sentences
+        from pneumofed.server.report.read_run import read_run
+
+        console.print(*personal_sentences(read_run(run_dir)), sep="\n")
     if summary.phantom:
         console.print("these are drawn images: the numbers say nothing about patients")
     wall = summary.wall

@@ -49,12 +49,13 @@ class Refusals:
     far: int
 
 
-def write_card(manifest: BundleManifest, refusals: Sequence[Refusals] = ()) -> str:
+def write_card(manifest: BundleManifest, refusals: Sequence[Refusals] = (), personal_of: str | None = None) -> str:
     """Writes the card of `manifest` as Markdown: every number with its 95 % interval and the set that it was measured on.
 
     Args:
         manifest: of the bundle.
         refusals: by set, where they were counted.
+        personal_of: the hospital whose own model it is; None of a run's global model.
     """
     facts = manifest.card
     whole_sets = [found for found in facts.measured if "," not in found.name]
@@ -63,6 +64,7 @@ def write_card(manifest: BundleManifest, refusals: Sequence[Refusals] = ()) -> s
         "card.md",
         {"number": number, "whole": whole, "short": lambda value: f"{value:g}"},
         manifest=manifest,
+        personal_of=personal_of,
         refusal_rows=[
             [one.name, *map(whole, (one.images, one.refused, one.far)), f"{one.refused / one.images:.1%}"] for one in refusals
         ],

@@ -211,7 +211,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
         reference=described,
         card=facts,
     )
-    (folder / CARD).write_text(write_card(manifest, refusals), encoding="utf-8")
+    (folder / CARD).write_text(write_card(manifest, refusals, source.run.summary.personal_of), encoding="utf-8")
     write_triton(folder)
     write_monai(folder, manifest)
     return seal_bundle(folder, manifest, plan.key)

@@ -108,7 +108,7 @@ def _coordinator(path: Path) -> CoordinatorConfig | None:
 
 def _privacy(source: Source) -> PrivacySpent | None:
     described = describe_privacy(source.run)
-    if described is None:
+    if described is None or source.run.summary.personal_of:  # trained in its hospital, and nothing of it left
         return None
     return PrivacySpent(
         mechanism=source.experiment.privacy.mechanism,

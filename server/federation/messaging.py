@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from pneumofed.common.errors import MessageError
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.wire.messages import Evaluation, Failure, Update, content_bytes, read_failure
 from pneumofed.server.runs.events import Activity, Kind, kind_of_failure
@@ -161,6 +163,24 @@ Evaluations = dict[str, tuple[Evaluation, Statistics]]
 """By site: what it said of itself, and its statistics."""
 
 
+def read_personal(evaluation: Evaluation, shared: Statistics) -> Statistics | None:
+    """Reads the statistics of a site's own model; None where it sent none.
+
+    Args:
+        evaluation: the site's answer.
+        shared: those of the global model.
+
+    Raises:
+        MessageError: they are none, or of other images than the global model's.
+    """
+    if evaluation.personal is None:
+        return None
+    own = Statistics.from_numbers(evaluation.personal, shared.classes)
+    if not np.array_equal(own.confusion.sum(axis=1), shared.confusion.sum(axis=1)):
+        raise MessageError("the statistics of the site's own model are of other images than those of the global one")
+    return own
+
+
 @dataclass
 class TrainingOutcome:
     """What the strategy aggregates, and what the history records of it."""
@@ -185,3 +205,5 @@ class EvaluationOutcome:
     evaluations: Evaluations
     failures: Mapping[str, Failure]
     secure_validation: SecureSumRecord | None = None
+    personal: Mapping[str, Statistics] = field(default_factory=dict)
+    """By site: statistics of its own model, on the same images as the global one's."""

@@ -44,7 +44,7 @@ from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.drift import SummedCorrections
 from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons
 from pneumofed.server.federation.learning_rate import LearningRate
-from pneumofed.server.federation.messaging import EvaluationOutcome, Evaluations, Messenger, TrainingOutcome
+from pneumofed.server.federation.messaging import EvaluationOutcome, Evaluations, Messenger, TrainingOutcome, read_personal
 from pneumofed.server.federation.site_sampling import draw_sites
 from pneumofed.server.federation.strategies import SiteStrategy, aggregate, moving_average
 from pneumofed.server.federation.update_checks import UpdateChecks
@@ -219,11 +219,15 @@ class Coordinator:
             )
         good: Evaluations = {}
         bad: dict[str, Failure] = {}
+        personal: dict[str, Statistics] = {}
 
         def take(site: str, message: Message) -> bool:
             try:
                 evaluation = unpack_evaluation(message.content)
-                good[site] = evaluation, Statistics.from_numbers(evaluation.statistics, len(CLASSES[self.experiment.task]))
+                statistics = Statistics.from_numbers(evaluation.statistics, len(CLASSES[self.experiment.task]))
+                if self.experiment.personal.is_on and (own := read_personal(evaluation, statistics)) is not None:
+                    personal[site] = own
+                good[site] = evaluation, statistics
             except MessageError as error:
                 bad[site] = Failure(site, "MessageError", str(error))
             return site in good
@@ -232,7 +236,8 @@ class Coordinator:
         for site, failure in bad.items():
             logger.warning("round %d: %s did not evaluate: %s", number, site, failure)
         zero = Statistics.zero(len(CLASSES[self.experiment.task]), FEDERATED_GRID)
-        return EvaluationOutcome(sum((statistics for _, statistics in good.values()), zero), dict(sorted(good.items())), bad)
+        pooled = sum((statistics for _, statistics in good.values()), zero)
+        return EvaluationOutcome(pooled, dict(sorted(good.items())), bad, personal=personal)
 
     def _evaluate_centrally(self, number: int, threshold: ChosenThreshold) -> dict[str, Any]:
         """Metrics of the central sets by field of the round's record; empty in a round that `evaluation.every_rounds` skips."""
@@ -274,7 +279,7 @@ def _results_of(
         "left_out": {site: failure.sentence for site, failure in trained.left_out.items()},
         "threshold": StoredThreshold.model_validate(vars(threshold)),
         "validation": Metrics.model_validate(metrics(evaluated.pooled, threshold.value)),
-        "sites": _site_rounds(trained.sites, evaluated.evaluations, threshold.value),
+        "sites": _site_rounds(trained.sites, evaluated, threshold.value),
         **_present(
             secure_sum=trained.secure_sum,
             central_epsilon=trained.central_epsilon,
@@ -293,15 +298,16 @@ def _site_trainings(updates: Mapping[str, Update]) -> dict[str, SiteTraining]:
     return {site: SiteTraining.of(update.num_examples, update.metrics) for site, update in updates.items()}
 
 
-def _site_rounds(trained: Mapping[str, SiteTraining], evaluations: Evaluations, threshold: float) -> dict[str, SiteRound]:
+def _site_rounds(trained: Mapping[str, SiteTraining], outcome: EvaluationOutcome, threshold: float) -> dict[str, SiteRound]:
     """Each site's own numbers of the round."""
     evaluated = {
         site: SiteValidation.of(metrics(statistics, threshold), evaluation.metrics)
-        for site, (evaluation, statistics) in evaluations.items()
+        for site, (evaluation, statistics) in outcome.evaluations.items()
     }
+    personal = {site: Metrics.model_validate(metrics(statistics, threshold)) for site, statistics in outcome.personal.items()}
     return {
-        site: SiteRound(**_present(train=trained.get(site), validation=evaluated.get(site)))
-        for site in sorted({*trained, *evaluations})
+        site: SiteRound(**_present(train=trained.get(site), validation=evaluated.get(site), personal=personal.get(site)))
+        for site in sorted({*trained, *outcome.evaluations})
     }
 
 

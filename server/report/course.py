@@ -115,6 +115,8 @@ def _unprotected(cfg: ExperimentConfig) -> list[str]:
         found.append(f"loss and accuracy in training, {whose}")
     found.append(f"numbers of images and of each class, {whose}")
     found.append(f"validation statistics (how many images of each class have which score) in each round, {whose}")
+    if cfg.personal.is_on and not secret and (not private or cfg.privacy.open_metrics):
+        found.append("the same statistics of each hospital's own model, which itself never left")
     found.append("the threshold, which is chosen from those statistics")
     if not secret:
         found.append("the seconds that a round took at each hospital")

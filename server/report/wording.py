@@ -48,6 +48,7 @@ def _training(run: StoredRun) -> str:
     sites, cfg = run.site_reports(), run.experiment
     model = MODEL_NAMES.get(cfg.model.name, cfg.model.name) if cfg else "network"
     method = f" with {STRATEGY_NAMES.get(cfg.strategy.name, cfg.strategy.name)}" if cfg else ""
+    method += ", and beside it each hospital's own model with Ditto" * bool(cfg and cfg.personal.is_on)
     where = f" in {count(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""
     if not run.completed:
         return f"A {model} was to be trained{method}{where}, but no round was completed."

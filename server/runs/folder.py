@@ -37,7 +37,7 @@ from pneumofed.common.errors import CheckpointError
 from pneumofed.common.evaluation.statistics import MAX_IMAGES, Statistics
 from pneumofed.common.files import StateFile, append_whole, write_file
 from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
-from pneumofed.server.runs.summary_records import RunBytes, RunSummary
+from pneumofed.server.runs.summary_records import RunBytes, RunSummary, compare_personal
 
 RUN_LOCK, SIMULATION_LOCK = "run", "simulation"
 """Locks of a run folder: of the process that runs the rounds, and of the simulation around it."""
@@ -329,7 +329,8 @@ def stalled(history: Sequence[RoundRecord], cfg: EarlyStoppingConfig) -> bool:
 
 
 def with_course(summary: RunSummary, history: Sequence[RoundRecord]) -> RunSummary:
-    """Completes the summary with what the history shows of the run at any time: rounds completed, the best one, and bytes.
+    """Completes the summary with what the history shows of the run at any time: rounds completed, the best one, bytes, and the
+    hospitals' own models.
 
     Args:
         summary: of the same run; all else in it stays.
@@ -337,4 +338,6 @@ def with_course(summary: RunSummary, history: Sequence[RoundRecord]) -> RunSumma
     """
     down, up = (sum(sizes) for sizes in ([line.bytes.down for line in history], [line.bytes.up for line in history]))
     sums = RunBytes(down=down, up=up, total=down + up)
-    return summary.updated(rounds_completed=len(history), best_round=best_round(history), bytes=sums)
+    personal = compare_personal(history, best_round(history))
+    found = {"personal": personal} if personal else {}
+    return summary.updated(rounds_completed=len(history), best_round=best_round(history), bytes=sums, **found)

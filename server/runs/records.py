@@ -184,6 +184,8 @@ class SiteRound(Record):
 
     train: SiteTraining | None = None
     validation: SiteValidation | None = None
+    personal: Metrics | None = None
+    """Of the site's own model (`personal.method`) on the same images, at the global model's threshold."""
 
 
 class LateReply(Record):

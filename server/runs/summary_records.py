@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, model_validator
 
-from pneumofed.server.runs.records import Metrics, Record, RoundBytes, StoredThreshold, by_set
+from pneumofed.server.runs.records import Metrics, Record, RoundBytes, RoundRecord, StoredThreshold, by_set
 
 
 class MetricInterval(Record):
@@ -158,6 +158,17 @@ class BaselineTable(Record):
     lead: Mapping[str, BaselineLead] = {}
 
 
+class PersonalComparison(Record):
+    """A hospital's own model (`personal.method`) and the global one on the hospital's validation images."""
+
+    round: int
+    """The last one in which its own model was judged, which is the one that the hospital has."""
+    personal: Metrics
+    shared_round: int
+    """The one whose global model was kept; if the hospital did not judge that one, the last that it judged."""
+    shared: Metrics
+
+
 class WallTime(Record):
     """Wall time of a simulation and of its parts in seconds, summed over resumes; the report itself is not in it."""
 
@@ -216,6 +227,10 @@ class RunSummary(Record):
     wall: WallTime | None = None
     """Of a simulation, the whole with its parts."""
     baselines: BaselineTable | None = None
+    personal: Mapping[str, PersonalComparison] = {}
+    """By hospital whose own model was judged."""
+    personal_of: str | None = None
+    """The hospital whose own model this folder holds: of what `pneumofed site export-personal` exports, never of a run."""
     phantom: bool | None = None
     """Whether the images are drawn."""
     source: DataCounts | None = None
@@ -243,6 +258,25 @@ class RunSummary(Record):
         """
         value = self.central(name).get("auroc", MetricInterval()).value
         return math.nan if value is None else value
+
+
+def compare_personal(history: Sequence[RoundRecord], kept_round: int) -> dict[str, PersonalComparison]:
+    """Puts each hospital's own model, as it was judged last, beside the global one that was kept; hospitals without one are left out.
+
+    Args:
+        history: every completed round.
+        kept_round: whose global model was kept.
+    """
+    own = {site: line.round for line in history for site, part in line.sites.items() if part.personal is not None}
+    lines, found = {line.round: line.sites for line in history}, {}
+    for site, number in sorted(own.items()):
+        judged = [line for line, sites in lines.items() if site in sites and sites[site].validation is not None]
+        shared = kept_round if kept_round in judged else judged[-1]
+        validation = lines[shared][site].validation or Metrics()
+        beside = validation.without("evaluate_sec").to_json()
+        values = {"round": number, "personal": lines[number][site].personal, "shared_round": shared, "shared": beside}
+        found[site] = PersonalComparison.model_validate(values)
+    return found
 
 
 def _fitting(key: str, value: Any) -> Any:

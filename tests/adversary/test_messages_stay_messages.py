@@ -41,6 +41,7 @@ from pneumofed.common.wire.messages import (
     unpack_update,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.messaging import EvaluationOutcome, read_personal
 from pneumofed.server.federation.rounds import _site_rounds, _site_trainings
 from pneumofed.server.runs.summary_records import RunSummary
 from tests.tiny import TinyFederation, tiny_experiment
@@ -206,7 +207,8 @@ def test_a_run_that_is_no_token_names_no_folder_and_leaves_a_line(federation: Ti
 PRESENCE = Presence("site-0", LAYOUT.digest, {"train": 12, "found": 14, "classes": {"normal": 7}, "withheld": ["data_report"]})
 UPDATE = pack_update(Update.of(PRESENCE, BASE, 12, {"train_loss": 0.5, "steps": 3.0}))
 attach_head(UPDATE, "0" * 64)
-EVALUATION = pack_evaluation(Evaluation(PRESENCE, 3, {"evaluate_sec": 1.0}, Statistics.zero(2).to_numbers()))
+NUMBERS = Statistics.zero(2).to_numbers()
+EVALUATION = pack_evaluation(Evaluation(PRESENCE, 3, {"evaluate_sec": 1.0}, NUMBERS, NUMBERS))
 
 
 def check_coordinator(content: RecordDict) -> None:
@@ -221,7 +223,9 @@ def check_coordinator(content: RecordDict) -> None:
     try:
         evaluation = unpack_evaluation(content)
         found = Statistics.from_numbers(evaluation.statistics, 2)
-        rounds = _site_rounds({}, {evaluation.presence.site: (evaluation, found)}, 0.5)
+        site, own = evaluation.presence.site, read_personal(evaluation, found)
+        outcome = EvaluationOutcome(found, {site: (evaluation, found)}, {}, personal={} if own is None else {site: own})
+        rounds = _site_rounds({}, outcome, 0.5)
         texts.append(str({site: record.to_json() for site, record in rounds.items()}))
     except MessageError as error:
         texts.append(str(error))

@@ -38,6 +38,8 @@ NEWER_KEYS = (
     "  largest_weight: ",
     "  plateau:",
     *(f"    {key}: " for key in ("monitor", "factor", "patience_rounds", "min_delta")),
+    "personal:",
+    *(f"  {key}: " for key in ("method", "proximal_lambda", "epochs")),
 )
 """Of a run's configuration, which `pneumofed config` prints with all keys; what was there keeps its value."""
 

@@ -1,0 +1,132 @@
+"""Hospitals' own models (`personal.method`) beside the global one, each on its hospital's validation images.
+
+personal_table        a row a hospital: AUROC of both models, their difference, the images behind them
+personal_sentences    who does better with which, and by how much on average
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, difference, number
+from pneumofed.server.report.read_run import StoredRun
+from pneumofed.server.runs.records import Metrics
+from pneumofed.server.runs.summary_records import compare_personal
+
+MOST_NAMES = 5
+"""So many hospitals are named in a sentence; of more, only the number is said."""
+LEAST_FOR_MEAN = 3
+
+
+@dataclass(frozen=True)
+class PersonalRow:
+    """One hospital. `lead` is AUROC of its own model minus that of the global one; its interval takes the two as independent."""
+
+    name: str
+    images: str
+    shared: ReportedEstimate
+    own: ReportedEstimate
+    lead: ReportedEstimate
+    log_losses: tuple[str, str]
+    """Of the global model and of its own."""
+    rounds: str
+
+
+def personal_table(run: StoredRun) -> list[PersonalRow]:
+    """Builds a row for each hospital whose own model was judged; none where no run trained such models."""
+    found = compare_personal(run.history, run.kept_round)
+    return [
+        PersonalRow(
+            name,
+            _images(both.shared, both.personal),
+            *_areas(both.shared, both.personal),
+            (number(both.shared.log_loss), number(both.personal.log_loss)),
+            f"{both.shared_round} and {both.round}",
+        )
+        for name, both in found.items()
+    ]
+
+
+def _areas(shared: Metrics, own: Metrics) -> tuple[ReportedEstimate, ReportedEstimate, ReportedEstimate]:
+    first, second = approximate(shared)["auroc"], approximate(own)["auroc"]
+    return first, second, difference(second, first)
+
+
+def _images(shared: Metrics, own: Metrics) -> str:
+    texts = [f"{(found.n or 0) - (found.n_positive or 0)} + {found.n_positive or 0}" for found in (shared, own)]
+    return texts[0] if texts[0] == texts[1] else f"{texts[0]} and {texts[1]}"
+
+
+def personal_sentences(run: StoredRun) -> list[str]:
+    """Says how many hospitals do better with their own model, on the images of their own validation patients.
+
+    Args:
+        run: without own models there is nothing to say; where none was judged, why.
+    """
+    cfg = run.experiment
+    if cfg is None or not cfg.personal.is_on or not run.completed:
+        return []
+    rows = personal_table(run)
+    known = [row for row in rows if row.lead.value is not None]
+    if not rows:
+        return [_why_none(run)]
+    if not known:
+        return [
+            f"Of {count(len(rows), 'hospital')} with a model of its own, none has validation images of both classes to compare it on."
+        ]
+    texts = [_who(known, len(rows)), _mean(known)]
+    return [" ".join(text for text in texts if text)]
+
+
+def _why_none(run: StoredRun) -> str:
+    if run.experiment is not None and run.experiment.secure_aggregation.enabled:
+        return (
+            "Each hospital trained a model of its own; secure aggregation shows no hospital's own numbers, so each compares it for itself "
+            "(`pneumofed site export-personal`)."
+        )
+    return (
+        "Each hospital was to train a model of its own; no statistics of one left a hospital, which compares it for itself "
+        "(`pneumofed site export-personal`)."
+    )
+
+
+def _who(rows: Sequence[PersonalRow], of: int) -> str:
+    """By value, and by intervals that leave out 0."""
+    better = [row.name for row in rows if (row.lead.value or 0.0) > 0]
+    worse = [row.name for row in rows if (row.lead.value or 0.0) < 0]
+    clear = [row for row in rows if row.lead.clear]
+    gains = sum((row.lead.value or 0.0) > 0 for row in clear)
+    left = (
+        f" Of {count(of - len(rows), 'hospital')} more it cannot be told without images of both classes."
+        if of > len(rows)
+        else ""
+    )
+    does, its = ("does", "its") if len(better) == 1 else ("do", "their")
+    return (
+        f"By AUROC on their own validation images, {len(better)} of {count(len(rows), 'hospital')} {does} better with {its} own model"
+        f"{_named(better)}, {len(worse)} worse{_named(worse)}; beyond what chance explains {gains} {'does' if gains == 1 else 'do'} better "
+        f"and {len(clear) - gains} worse.{left}"
+    )
+
+
+def _named(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})" if 0 < len(names) <= MOST_NAMES else ""
+
+
+def _mean(rows: Sequence[PersonalRow]) -> str:
+    """The mean lead over hospitals, which are independent of each other, with Student's interval; each hospital counts the same."""
+    leads = np.array([row.lead.value for row in rows], dtype=np.float64)
+    if len(leads) < LEAST_FOR_MEAN:
+        return ""
+    mean = float(leads.mean())
+    half = float(student.ppf(0.975, len(leads) - 1)) * float(leads.std(ddof=1)) / math.sqrt(len(leads))
+    estimate = ReportedEstimate(mean, mean - half, mean + half)
+    return (
+        f"Own minus global AUROC is {estimate.number} on average over these hospitals (95% CI {estimate.span}, each hospital paired with "
+        "itself)."
+    )
