@@ -41,8 +41,12 @@ def site_init(
             say(f"left as they were: {', '.join(done.kept)}")
         if done.brought_key:
             say("the kit brought the private key: whoever made it, or saw it on its way, can act as this site")
+        opened = SiteFolder.open(folder)
         if done.made:
-            _tell_of_key(done.made, SiteFolder.open(folder).config.name, has_ca=True)
+            _tell_of_key(done.made, opened.config.name, has_ca=True)
+        certificate = opened.connection.client_certificate
+        if certificate is not None and not Path(certificate).exists():
+            say("the coordinator then sends a kit with this site's certificate: pneumofed site init again, with that kit")
         say("read policy.yaml, then: pneumofed site data add, pneumofed site preflight, pneumofed site start")
         return
     if not (name and coordinator):

@@ -161,9 +161,11 @@ def check_site_keys(folder: SiteFolder) -> Iterator[PreflightFinding]:
     yield from check_modes(folder.path, [Path(connection.key)])
     if connection.client_certificate is not None and connection.client_key is not None:
         remedy = "ask the coordinator for a new kit, or send keys/node.pub again"
-        yield check_certificate("site certificate", Path(connection.client_certificate), remedy)
+        certificate = check_certificate("site certificate", Path(connection.client_certificate), remedy)
+        yield certificate
         yield from check_modes(folder.path, [Path(connection.client_key)])
-        yield check_pair(Path(connection.client_certificate), Path(connection.client_key))
+        if certificate.level != "problem":
+            yield check_pair(Path(connection.client_certificate), Path(connection.client_key))
 
 
 def check_certificate(name: str, path: Path, remedy: str, now: datetime | None = None) -> PreflightFinding:

@@ -41,11 +41,12 @@ def exit_code(findings: Sequence[PreflightFinding]) -> int:
 def findings_table(findings: Sequence[PreflightFinding]) -> Table:
     """The findings for people."""
     shown = Table(box=None, pad_edge=False)
-    for heading in ("kind", "check", "", "found", "what to do"):
+    for heading in ("kind", "check", "", "found, and what to do"):
         shown.add_column(heading, overflow="fold")
     for finding in findings:
         colour = LEVEL_COLOURS[finding.level]
-        shown.add_row(finding.kind, finding.name, Text(finding.level, colour), finding.sentence, finding.remedy)
+        found = f"{finding.sentence}: {finding.remedy}" if finding.remedy else finding.sentence
+        shown.add_row(finding.kind, finding.name, Text(finding.level, colour), found)
     return shown
 
 

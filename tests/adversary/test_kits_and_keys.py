@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from pneumofed.client.cli.site import app as site_app
+from pneumofed.client.site.checks import check_site_keys
+from pneumofed.client.site.folder import SiteFolder
 from pneumofed.client.site.init import init_from_kit
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.wire.keys import read_private_key, read_public_key
@@ -47,6 +50,19 @@ def test_whoever_provisions_never_holds_a_sites_private_key(tmp_path: Path, mutu
         assert {path.name for path in keys.iterdir()} == {"ca.crt", "node", "node.pub"} | (
             {"client.crt", "client.key"} if mutual_tls else set()
         )
+
+
+def test_a_site_learns_that_its_certificate_comes_with_a_second_kit(tmp_path: Path) -> None:
+    config, out = federation(sites=SITES, mutual_tls=True), tmp_path / "kits"
+    provision(config, out)
+    call = ["init", str(tmp_path / "site"), "--kit", str(out / "north.tar.gz")]
+    told = CliRunner().invoke(site_app, call).output
+    assert "a kit with this site's certificate" in told.replace("\n", " ")
+    problems = {found.name for found in check_site_keys(SiteFolder.open(tmp_path / "site")) if found.level == "problem"}
+    assert problems == {"site certificate"}  # of a key that fits nothing yet nothing is said
+    provision(config, out, {"north": tmp_path / "site" / "keys" / "node.pub"})
+    assert "certificate" not in CliRunner().invoke(site_app, call).output
+    assert not [found for found in check_site_keys(SiteFolder.open(tmp_path / "site")) if found.level == "problem"]
 
 
 def test_a_key_that_was_not_admitted_is_in_nobodys_list(tmp_path: Path) -> None:
