@@ -14,6 +14,7 @@ from pneumofed.cli.audit import app as audit_app
 from pneumofed.cli.feedback import feedback
 from pneumofed.cli.personal import export_personal
 from pneumofed.cli.release import release
+from pneumofed.cli.sweep import sweep_command
 from pneumofed.client.cli.data import app as data_app
 from pneumofed.client.cli.privacy import app as privacy_app
 from pneumofed.client.cli.site import app as site_app
@@ -42,6 +43,7 @@ app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
+app.command("sweep", rich_help_panel="Research")(sweep_command)
 app.command("export", rich_help_panel="Study")(export_command)
 app.command("release", rich_help_panel="Study")(release)
 app.command("predict", rich_help_panel="Reading room")(predict_command)

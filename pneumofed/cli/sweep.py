@@ -1,0 +1,67 @@
+"""`pneumofed sweep`: a study's settings and seeds, run one after the other; the choice on validation, the held-out sets at the end."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from pneumofed.common.ops.command_line import console, exit_when_stopped, note, print_json, say
+
+if TYPE_CHECKING:
+    from pneumofed.simulation.sweep import Spread, SweepTable
+
+
+def sweep_command(
+    study: Annotated[Path, typer.Argument(help="YAML file: config, simulation, settings, grid, seeds.")],
+    out: Annotated[Path, typer.Option(help="Folder of the sweep; the same again goes on.")],
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="How many hospitals of a run work at once.", show_default="one a CPU")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the table and errors only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on standard output.")] = False,
+) -> None:
+    """Run one study under several settings and seeds, choose on validation, and open the held-out sets once at the end."""
+    from pneumofed.common.ops.progress import open_progress
+    from pneumofed.simulation.sweep import plan_sweep, read_sweep, run_sweep
+
+    plan = plan_sweep(read_sweep(study), out, workers)
+    with open_progress(quiet=quiet, results_piped=as_json) as progress:
+        tell = partial(note if as_json else say, style=None) if not quiet else lambda _: None
+        with exit_when_stopped(lambda: f"pneumofed: stopped; the same command goes on in {out}"):
+            table = run_sweep(plan, tell, progress)
+    if as_json:
+        print_json(table.to_json())
+    else:
+        show_table(table)
+    if table.done < table.runs:
+        raise typer.Exit(1)
+
+
+def show_table(table: SweepTable) -> None:
+    """Prints the table and, once all runs are done, what was chosen and its held-out results."""
+    shown = Table("Setting", "Validation AUROC", "Seeds", "Failed", box=None, pad_edge=False)
+    for name, found in table.settings.items():
+        failed = "; ".join(f"seed {seed}: {reason}" for seed, reason in found.failed.items())
+        shown.add_row(name, _spell(found.validation), str(len(found.by_seed)), failed)
+    console.print(shown)
+    if table.chosen is None:
+        console.print(f"{table.done} of {table.runs} runs are done; held-out sets stay closed until all are")
+        return
+    console.print(f"chosen on validation: {table.chosen}")
+    if table.lead is not None:
+        told_apart = table.lead.low is not None and table.lead.low > 0
+        verdict = "ahead" if told_apart else "not to be told apart over these seeds"
+        console.print(f"against the next, {table.next}: {_spell(table.lead)}, {verdict}")
+    for name, spread in table.held_out.items():
+        console.print(f"{name}: AUROC {_spell(spread)}")
+
+
+def _spell(spread: Spread | None) -> str:
+    if spread is None:
+        return "–"
+    interval = "" if spread.low is None else f" ({spread.low:.3f} to {spread.high:.3f} over {spread.seeds} seeds)"
+    return f"{spread.mean:.3f}{interval}"
