@@ -174,8 +174,9 @@ class PlainSteps:
         self._scaler.scale(mean_loss()).backward()
 
     def take_step(self) -> None:
+        # A fused optimizer divides by the scale inside its step, after the hooks that add to gradients (FedProx, SCAFFOLD, Ditto).
+        self._scaler.unscale_(self._optimizer)
         if self._training.max_grad_norm > 0:
-            self._scaler.unscale_(self._optimizer)
             nn.utils.clip_grad_norm_(self._trainable, self._training.max_grad_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumofed.client.federation.training import RoundPlan, build_setup, draw_batches, pull_toward, train_locally
+from pneumofed.client.federation.training import (
+    PlainSteps,
+    RoundPlan,
+    _build_optimizer,
+    build_setup,
+    draw_batches,
+    pull_toward,
+    train_locally,
+)
 from pneumofed.common.config.experiment import TrainingConfig
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.report import DataReport
 from pneumofed.common.models.build import build_model
-from pneumofed.common.models.compute import build_compute
+from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.schedule import count_batches, gradient_weight
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import tiny_experiment
@@ -100,6 +109,29 @@ def test_the_pull_is_the_gradient_of_the_proximal_term() -> None:
             loss.backward()
             stepper.step()
     torch.testing.assert_close(pulled, oracle)
+
+
+def _bowl(parameter: torch.Tensor) -> torch.Tensor:
+    return (parameter**2).sum() / 10
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_under_a_scaled_loss_the_pull_is_as_strong_as_without(optimizer: str) -> None:
+    """Half precision scales the loss by 65,536; what hooks add to the gradients must not be divided by that."""
+    ends = []
+    for dtype in (torch.float32, torch.float16):
+        training = TrainingConfig(optimizer=optimizer, learning_rate=0.01, proximal_mu=5.0)  # type: ignore[arg-type]
+        parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+        stepper = _build_optimizer([parameter], training, 0.01)
+        pull_toward(stepper, [torch.full((2,), 3.0)], 5.0)
+        rule = PlainSteps(stepper, [parameter], training, Compute(torch.device("cpu"), dtype))
+        for _ in range(3):
+            stepper.zero_grad()
+            rule.add_gradient(partial(_bowl, parameter), 1)
+            rule.take_step()
+        ends.append(parameter.detach().clone())
+    torch.testing.assert_close(ends[0], ends[1])
+    assert (ends[0] != torch.tensor([1.0, -2.0])).all()
 
 
 @given(st.integers(1, 300), st.integers(1, 64))
