@@ -282,6 +282,7 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
         None,
         "classifier.",
         "features",
+        "features.block_10",
     ),
     "vgg16": Architecture(
         lambda classes, _: VGG16(classes),
