@@ -5,6 +5,7 @@
     metrics of training        as they are, in private training only those without data; `withhold: [training_metrics]` keeps them
     validation statistics      coarse, counted and of enough patients (`client.federation.evaluations`), or under masks; `withhold:
                                [validation_statistics]` sends those of no image
+    suitability scores         of validation patients, in 64 bins, as validation statistics and by the same rules
 
 Where the policy sets a limit of epsilon, what comes from the raw data without noise is withheld: the data report, metrics with data
 whatever `privacy.open_metrics` says, and validation statistics, these two unless `open_statistics` lets them go. The numbers of

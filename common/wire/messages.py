@@ -8,6 +8,7 @@
     secure agg.   as an instruction, with its arrays in one step only        config {..., step}
                   the replies: see common.secure_aggregation.protocol
     evaluation    metrics {num-examples, loss, seconds}   statistics {...}   site {name, layout, report}
+    scores        config {..., suitability}; the reply is an evaluation with statistics {features, pixels, turn}, counts by bin
     presence      site {name, layout, report}
     failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
 
