@@ -1,5 +1,7 @@
 """Limits of the suitability check from counts that hospitals send: what the guarantee says, by draws, and what a message may hold."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -76,7 +78,7 @@ def test_counts_that_are_none_are_refused(spoil: str) -> None:
     first = SUITABILITY_TESTS[0]
     unpack_counts(numbers, 5)
     row = list(numbers[first])
-    spoilt = {
+    spoilt: dict[str, Any] = {
         "name": {**numbers, "other": row},
         "bins": {**numbers, first: row[1:]},
         "negative": {**numbers, first: [-1, 1, *row[2:]]},
