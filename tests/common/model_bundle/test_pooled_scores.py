@@ -78,15 +78,15 @@ def test_counts_that_are_none_are_refused(spoil: str) -> None:
     first = SUITABILITY_TESTS[0]
     unpack_counts(numbers, 5)
     row = list(numbers[first])
-    spoilt: dict[str, Any] = {
+    spoilt: dict[str, dict[str, Any]] = {
         "name": {**numbers, "other": row},
         "bins": {**numbers, first: row[1:]},
         "negative": {**numbers, first: [-1, 1, *row[2:]]},
         "sum": {**numbers, first: [1, *row[1:]]},
         "type": {**numbers, first: [float(one) for one in row]},
-    }[spoil]
+    }
     with pytest.raises(MessageError):
-        unpack_counts(spoilt, 5)
+        unpack_counts(spoilt[spoil], 5)
 
 
 def test_scores_are_those_that_the_limits_are_compared_with(central: Suitability) -> None:
