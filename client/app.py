@@ -25,6 +25,7 @@ from pneumofed.client.federation.fedbn import LocalNorms
 from pneumofed.client.federation.policy_decision import RunRequest
 from pneumofed.client.federation.requests import Handler, answer_request, open_site_data, read_request
 from pneumofed.client.federation.site_data import SiteData, class_number, find_site_config, site_log
+from pneumofed.client.federation.suitability_scores import count_patients
 from pneumofed.client.federation.training import RoundPlan, TrainingResult, build_setup, choose_examples, train_locally
 from pneumofed.client.secure_aggregation.participant import MaskPlan, answer_step, begin_masking
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig, TaskName
@@ -251,6 +252,8 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
         PolicyError: too many were asked for, or the answer and an earlier one would tell a few patients apart.
         EmptySiteError: the site has nothing to add to a secure sum.
     """
+    if instruction.suitability is not None:
+        return _score_round(instruction, config, policy)
     started = time.perf_counter()
     experiment = instruction.experiment
     secure = experiment.secure_aggregation.enabled or instruction.step
@@ -308,6 +311,14 @@ def _personal_statistics(
     model = _model(instruction.experiment.model, instruction.experiment.task)
     ArraysLayout.of(model).load(model, own.arrays.parameters, own.arrays.statistics)
     return coarsen(evaluate_model(compute.place(model), site, instruction.experiment, compute), policy.score_bins)
+
+
+def _score_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
+    """The network is the bundle's: under FedBN without the site's own normalisation layers."""
+    model, arrays = _model(instruction.experiment.model, instruction.experiment.task), _arrays_of(instruction)
+    layout = ArraysLayout.of(model)
+    layout.load(model, arrays.parameters, arrays.statistics)
+    return pack_evaluation(count_patients(instruction, config, policy, model, layout.digest))
 
 
 def evaluate_model(model: nn.Module, site: SiteData, experiment: ExperimentConfig, compute: Compute) -> Statistics:

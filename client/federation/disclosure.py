@@ -7,6 +7,7 @@
                                [validation_statistics]` sends those of no image
     those of the site's own model  by the same rules, or not at all: never in secure aggregation, which sums those of one model, and in
                                private training with `privacy.open_metrics` only
+    suitability scores         of validation patients, in 64 bins, as validation statistics and by the same rules
 
 Where the policy sets a limit of epsilon, what comes from the raw data without noise is withheld: the data report, metrics with data
 whatever `privacy.open_metrics` says, and validation statistics, these two unless `open_statistics` lets them go. The numbers of

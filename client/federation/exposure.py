@@ -26,6 +26,12 @@ RULED: dict[str, tuple[str, ...]] = {
     ),
     "evaluation.every_rounds": ("max_evaluations_per_day", "max_evaluations_per_data"),
     "evaluation.fraction_sites": ("max_evaluations_per_day", "max_evaluations_per_data"),
+    "evaluation.hospital_reference": (
+        "max_evaluations_per_day",
+        "max_evaluations_per_data",
+        "min_validation_patients",
+        "withhold",
+    ),
     "privacy.mechanism": ("max_epsilon", "max_epsilon_per_study", "min_patients_private"),
     "privacy.unit": ("min_unit",),
     "privacy.target_epsilon": ("max_epsilon", "max_epsilon_per_study"),

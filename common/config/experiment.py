@@ -378,6 +378,9 @@ class EvaluationConfig(Section):
     specificity fixes no threshold where validation is told apart nearly without error, and one mislabelled image moves it far."""
     target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     """The sensitivity or specificity that the policies of these names hold."""
+    hospital_reference: bool = False
+    """After the last round, the sites count how their validation patients score in the suitability tests, one image a patient, and an
+    export takes its limits from these counts. Off, since it is one more answer without noise about the same patients."""
 
 
 class EarlyStoppingConfig(Section):
@@ -545,6 +548,10 @@ def _check_secure_aggregation(cfg: ExperimentConfig) -> None:
     """Refuses what needs single updates, which cannot be had from sums only."""
     if not cfg.secure_aggregation.enabled:
         return
+    if cfg.evaluation.hospital_reference:
+        raise ValueError(
+            "evaluation.hospital_reference sends counts of each site, which secure_aggregation hides: switch one off"
+        )
     strategy, needed = cfg.strategy, 3
     if strategy.name in NEEDS_SINGLE_UPDATES:
         raise ValueError(

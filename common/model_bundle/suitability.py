@@ -287,6 +287,19 @@ def check_suitability(suitability: Suitability | None, inputs: Inputs) -> list[S
     ]
 
 
+def score_images(suitability: Suitability, images: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Computes the tests' scores of images, the larger the stranger.
+
+    Args:
+        suitability: whose densities count; its limits do not.
+        images, features: as in `Inputs`.
+
+    Returns:
+        float64 [T, N], for each of `SUITABILITY_TESTS`.
+    """
+    return _scores((suitability.features, suitability.pixels, suitability.cells), features, _layout_arrays(images))
+
+
 def _explain(refused: np.ndarray, best_turn: int) -> tuple[Reason, ...]:
     """The reasons of the tests that refuse, the most specific one first."""
     turn = list(_TURNS.values())[best_turn][0]

@@ -9,6 +9,7 @@
                   the replies: see common.secure_aggregation.protocol
     evaluation    metrics {num-examples, loss, seconds}   statistics {...}   site {name, layout, report}
                   personal {...}: statistics of the site's own model, where there is one and its policy lets them leave
+    scores        config {..., suitability}; the reply is an evaluation with statistics {features, pixels, turn}, counts by bin
     presence      site {name, layout, report}
     failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
 
@@ -30,6 +31,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error
 from pneumofed.common.config.experiment import ExperimentConfig, UpdatePrecision
 from pneumofed.common.config.reader import experiment_from_json
 from pneumofed.common.errors import MessageError, describe_for_wire
+from pneumofed.common.model_bundle.suitability import Suitability
 from pneumofed.common.wire.fields import (
     MAX_EXPERIMENT_BYTES,
     MOST_COUNT,
@@ -63,6 +65,8 @@ VARIATE = "server-variate"
 """Name of the record, and of the one array in it, that SCAFFOLD sends beside the weights."""
 COUNTED = "counted"
 """Key of the record `CONFIG`: the last round in which the site's update was counted, 0 for none."""
+SUITABILITY = "suitability"
+"""Key of the record `CONFIG`: the suitability tests, as JSON, that an evaluation asks scores of instead of statistics."""
 RATE_FACTOR = "rate-factor"
 """Key of the record `CONFIG`: the factor on the learning rate that the schedule `plateau` has come to; absent where it is 1."""
 STEP = "step"
@@ -112,6 +116,8 @@ class Instruction:
     """SCAFFOLD's server variate, float32 [P]; None is zero."""
     rate_factor: float = 1.0
     """On the learning rate of the round, in (0, 1]; other than 1 under the schedule `plateau` only."""
+    suitability: Suitability | None = None
+    """The tests that an evaluation asks scores of (`evaluation.hospital_reference`); None asks for validation statistics."""
 
 
 @dataclass(frozen=True)
@@ -215,6 +221,8 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
         config[COUNTED] = instruction.counted
     if instruction.rate_factor != 1.0:
         config[RATE_FACTOR] = instruction.rate_factor
+    if instruction.suitability is not None:
+        config[SUITABILITY] = instruction.suitability.model_dump_json()
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
@@ -273,7 +281,8 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     if counted and counted >= number:
         raise MessageError(f"the last counted round is {counted}, expected one before round {number}")
     factor = rate_factor(config[RATE_FACTOR], experiment) if RATE_FACTOR in config else 1.0
-    return Instruction(experiment, run, number, arrays, _head_in(config), step, counted, _unpack_variate(content), factor)
+    tests = _unpack_suitability(config[SUITABILITY], experiment) if SUITABILITY in config else None
+    return Instruction(experiment, run, number, arrays, _head_in(config), step, counted, _unpack_variate(content), factor, tests)
 
 
 def pack_presence(presence: Presence) -> RecordDict:
@@ -453,6 +462,16 @@ def _with_entry(message: Message, key: str, value: ConfigRecordValues) -> Messag
     config = ConfigRecord({**_record(message.content.config_records, CONFIG), key: value})
     content = RecordDict({**message.content, CONFIG: config})
     return Message(content, dst_node_id=message.metadata.dst_node_id, message_type=message.metadata.message_type)
+
+
+def _unpack_suitability(value: object, experiment: ExperimentConfig) -> Suitability:
+    text = bounded_text(value, SUITABILITY)
+    if not experiment.evaluation.hospital_reference:
+        raise MessageError("suitability: expected none, since the experiment does not ask for evaluation.hospital_reference")
+    try:
+        return Suitability.model_validate_json(text)
+    except ValueError:
+        raise MessageError("suitability: expected densities and limits as a bundle has them") from None
 
 
 def _unpack_variate(content: RecordDict) -> np.ndarray | None:

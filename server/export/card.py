@@ -14,6 +14,7 @@ from pneumofed.common.model_bundle.manifest import (
     Quantization,
 )
 from pneumofed.common.ops.render import render
+from pneumofed.server.export.hospital_limits import HospitalLimits
 from pneumofed.server.report.numbers import DASH, number, whole
 
 _NAMES = {
@@ -49,12 +50,18 @@ class Refusals:
     far: int
 
 
-def write_card(manifest: BundleManifest, refusals: Sequence[Refusals] = (), personal_of: str | None = None) -> str:
+def write_card(
+    manifest: BundleManifest,
+    refusals: Sequence[Refusals] = (),
+    hospitals: HospitalLimits | None = None,
+    personal_of: str | None = None,
+) -> str:
     """Writes the card of `manifest` as Markdown: every number with its 95 % interval and the set that it was measured on.
 
     Args:
         manifest: of the bundle.
         refusals: by set, where they were counted.
+        hospitals: whose patients the limits of the suitability check come from; None for the central set.
         personal_of: the hospital whose own model it is; None of a run's global model.
     """
     facts = manifest.card
@@ -68,6 +75,7 @@ def write_card(manifest: BundleManifest, refusals: Sequence[Refusals] = (), pers
         refusal_rows=[
             [one.name, *map(whole, (one.images, one.refused, one.far)), f"{one.refused / one.images:.1%}"] for one in refusals
         ],
+        hospitals=hospitals,
         least_reference=MIN_REFERENCE_IMAGES,
         evaluation_rows=[[found.name, *map(whole, (found.images, found.patients, found.positives))] for found in whole_sets],
         whole_sets=_metric_table(whole_sets),

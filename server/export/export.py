@@ -44,6 +44,7 @@ from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.export.card import Refusals, write_card
 from pneumofed.server.export.graph import export_onnx, quantize_onnx
 from pneumofed.server.export.graph_checks import check_graph, count_refusals, measure_quantization, range_batches, run_features
+from pneumofed.server.export.hospital_limits import find_hospital_limits
 from pneumofed.server.export.images import ExportImages, load_central, load_folders
 from pneumofed.server.export.measures import calibrate, measure_central, measure_subgroups, measure_validation
 from pneumofed.server.export.other_tools import write_monai, write_triton
@@ -178,6 +179,8 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     threshold = calibration.move(source.threshold)
     losses = _quantize(folder, reference, central, calibration, threshold, say)
     described, suitability = _write_reference(folder, reference, calibration)
+    hospitals = None if plan.references else find_hospital_limits(source, say)
+    suitability = hospitals.suitability if hospitals else suitability
     refusals = _say_limits(folder, described, suitability, pictures, say)
     say("measuring")
     records = {part.name: part.records for part in central}
@@ -211,7 +214,8 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
         reference=described,
         card=facts,
     )
-    (folder / CARD).write_text(write_card(manifest, refusals, source.run.summary.personal_of), encoding="utf-8")
+    card = write_card(manifest, refusals, hospitals, source.run.summary.personal_of)
+    (folder / CARD).write_text(card, encoding="utf-8")
     write_triton(folder)
     write_monai(folder, manifest)
     return seal_bundle(folder, manifest, plan.key)

@@ -27,6 +27,7 @@ from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.central_evaluation import build_central_evaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
+from pneumofed.server.federation.hospital_reference import keep_hospital_reference
 from pneumofed.server.federation.learning_rate import LearningRate
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.federation.strategies import build_strategy, restore_state, strategy_state
@@ -172,6 +173,7 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
     history = folder.read_history()
     best = read_of_round([folder.best_checkpoint, folder.last_checkpoint], best_round(history))
     coordinator.kept = best.arrays
+    keep_hospital_reference(coordinator, folder, best.round)
     line = next(line for line in history if line.round == best.round)
     predictions = coordinator.central_evaluator.predict(coordinator.load_network())
     for name, found in predictions.items():

@@ -6,6 +6,7 @@ history.jsonl      one line a round
 heartbeat          touched while a process runs the run
 checkpoints/       last.pt and best.pt
 validation.json    the hospitals' pooled validation statistics of best.pt, on which an export calibrates
+hospital_reference.json  how the hospitals' validation patients score in the suitability tests of best.pt, where the experiment asks
 predictions/       the final model on each central set: test.csv, external.csv
 summary.json       status and results, for scripts
 report.html        the same for people
@@ -36,6 +37,7 @@ from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import CheckpointError
 from pneumofed.common.evaluation.statistics import MAX_IMAGES, Statistics
 from pneumofed.common.files import StateFile, append_whole, write_file
+from pneumofed.common.model_bundle.pooled_scores import HospitalReference
 from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
 from pneumofed.server.runs.summary_records import RunBytes, RunSummary, compare_personal
 
@@ -112,6 +114,10 @@ class RunFolder:
     @property
     def validation(self) -> Path:
         return self.path / "validation.json"
+
+    @property
+    def hospital_reference(self) -> Path:
+        return self.path / "hospital_reference.json"
 
     def predictions(self, name: str) -> Path:
         """Names the file of the final model's predictions on a central set."""
@@ -204,6 +210,19 @@ class RunFolder:
 
         remedy = "restore it from a backup"
         return StateFile(self.validation, "the validation statistics", parse, None, remedy, CheckpointError).read()
+
+    def write_hospital_reference(self, reference: HospitalReference) -> None:
+        """Writes the whole of hospital_reference.json or nothing."""
+        write_text(self.hospital_reference, reference.model_dump_json() + "\n")
+
+    def read_hospital_reference(self) -> HospitalReference | None:
+        """Reads how the hospitals' patients scored; None where nobody asked them.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        parse, remedy = HospitalReference.model_validate_json, "restore it from a backup, or remove it to export without"
+        return StateFile(self.hospital_reference, "the hospitals' reference", parse, None, remedy, CheckpointError).read()
 
     def write_summary(self, summary: RunSummary) -> None:
         """Writes the whole of summary.json or nothing."""

@@ -17,6 +17,7 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
 from pneumofed.common.evaluation.statistics import Statistics
+from pneumofed.common.model_bundle.suitability import Suitability
 from pneumofed.common.models.build import build_model
 from pneumofed.common.wire.messages import Instruction, ModelArrays, pack_instruction, read_failure, unpack_evaluation
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -59,11 +60,20 @@ class Hospital:
         """The hospital's images are now those of `manifest`."""
         write_manifest(manifest, Path(self.config.manifest))
 
-    def ask(self, kind: str, experiment: ExperimentConfig, run: str = "run-1", number: int = 1, seed: int = 3) -> Message:
+    def ask(
+        self,
+        kind: str,
+        experiment: ExperimentConfig,
+        run: str = "run-1",
+        number: int = 1,
+        seed: int = 3,
+        suitability: Suitability | None = None,
+    ) -> Message:
         """Its reply to a message of `kind`, with the weights that `seed` gives; any name stands for a run's token."""
         token = hashlib.sha256(run.encode()).hexdigest()[:16]
         model = build_model(experiment.model, experiment.task, seed)
-        asked = Instruction(experiment, token, number, ModelArrays(*ArraysLayout.of(model).flatten(model)))
+        arrays = ModelArrays(*ArraysLayout.of(model).flatten(model))
+        asked = Instruction(experiment, token, number, arrays, suitability=suitability)
         context = Context(1, 5, {"partition-id": 0}, RecordDict(), {"sites": str(self.federation.sites)})
         return app(Message(pack_instruction(asked), dst_node_id=5, message_type=kind), context)
 

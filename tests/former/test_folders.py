@@ -35,6 +35,7 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
 
 
 NEWER_KEYS = (
+    "  hospital_reference: ",
     "  largest_weight: ",
     "  plateau:",
     *(f"    {key}: " for key in ("monitor", "factor", "patience_rounds", "min_delta")),

@@ -54,6 +54,15 @@ def test_a_server_variate_and_the_counted_round_come_out_as_they_went_in() -> No
     assert (plain.counted, plain.variate) == (0, None)
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"features": 1}', 3])
+def test_suitability_tests_that_are_none_are_refused(text: Any) -> None:
+    asks = ExperimentConfig.model_validate({"evaluation": {"hospital_reference": True}})
+    content = pack_instruction(Instruction(asks, "00000000000000a7", 2, ARRAYS))
+    content["config"] = ConfigRecord({**content.config_records["config"], "suitability": text})
+    with pytest.raises(MessageError, match="suitability"):
+        unpack_instruction(content)
+
+
 @pytest.mark.parametrize("values", [np.full(5, np.nan, np.float32), np.zeros(5), np.zeros((5, 1), np.float32)])
 def test_a_server_variate_that_is_no_finite_vector_is_refused(values: np.ndarray) -> None:
     content = pack_instruction(Instruction(ExperimentConfig(), "00000000000000a7", 2, ARRAYS, variate=values))

@@ -19,6 +19,7 @@ from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
 from pneumofed.common.model_bundle.calibration import pneumonia_score
+from pneumofed.common.model_bundle.pooled_scores import HospitalReference, count_scores, pack_counts
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.models.build import classifier_of
 from pneumofed.common.wire.keys import key_fingerprint
@@ -207,3 +208,30 @@ def test_a_small_reference_and_refused_images_are_said_at_export_and_on_the_card
     card = (tmp_path / "bundle" / "card.md").read_text()
     assert any("drift cannot be watched" in sentence for sentence in said) and "Drift cannot be watched" in card
     assert any("images cannot be judged" in sentence for sentence in said) and "| set | images | not judged |" in card
+
+
+def test_the_hospitals_limits_are_taken_and_named_where_enough_of_their_patients_scored(run: RunFolder, tmp_path: Path) -> None:
+    copy = RunFolder(tmp_path / "run")
+    shutil.copytree(run.path, copy.path)
+    central = export_run(ExportPlan(run.path, tmp_path / "central", signing_key())).suitability
+    assert central is not None
+    scores = np.random.default_rng(0).gamma(9.0, 9.0, (2, 3, 100))
+    sites = {f"site-{number}": pack_counts(count_scores(part)) for number, part in enumerate(scores)}
+    kept = HospitalReference(round=1, suitability=central, sites=sites)
+
+    def exported(name: str, reference: HospitalReference) -> tuple[list[str], str, Bundle]:
+        said: list[str] = []
+        copy.write_hospital_reference(reference)
+        export_run(ExportPlan(copy.path, tmp_path / name, signing_key()), said.append)
+        bundle = load_bundle(tmp_path / name, trusted=None)
+        return [one for one in said if "hospital" in one and "limits" in one], (tmp_path / name / "card.md").read_text(), bundle
+
+    said, card, bundle = exported("own", kept)
+    assert there(bundle.manifest.suitability).limits.tolist() == kept.pooled().limits.tolist()
+    assert "By hospital: site-0 " in said[0] and "site-1 " in card
+    few = HospitalReference(round=1, suitability=central, sites={"site-0": sites["site-0"]})
+    said, card, bundle = exported("few", few)
+    assert there(bundle.manifest.suitability).limits.tolist() == central.limits.tolist()
+    assert "too few" in said[0] and "By hospital" not in card
+    _, card, _ = exported("other round", HospitalReference(round=2, suitability=central, sites=sites))
+    assert "By hospital" not in card

@@ -364,3 +364,32 @@ def test_the_coordinators_audit_log_tells_of_start_rounds_and_end(tmp_path: Path
     assert entries[-2].facts["weights"] == hash_arrays(weights(federation, "run"))
     assert entries[-2].facts["participants"] == ["site-0", "site-1", "site-2"]
     assert verify_log(log).intact
+
+
+def test_a_site_that_fails_to_score_is_left_out_and_a_run_killed_while_it_asks_asks_again(tmp_path: Path) -> None:
+    experiment = tiny_experiment(evaluation={"hospital_reference": True})
+    federation = TinyFederation(tmp_path)
+    folder = RunFolder(federation.folder / "run")
+
+    def spoil(reply: Message) -> Message:
+        statistics = reply.content.metric_records["statistics"]
+        if "turn" in statistics:
+            statistics["turn"] = [-1, 1]
+        return reply
+
+    def die(reply: Message) -> Message:
+        if "turn" in reply.content.metric_records["statistics"]:
+            raise Killed
+        return reply
+
+    with pytest.raises(Killed):
+        federation.run("run", experiment, grid=federation.grid(MeddlingApp(0, die, "evaluate")))
+    assert folder.read_hospital_reference() is None
+    federation.run("run", experiment, resume=True, grid=federation.grid(MeddlingApp(0, spoil, "evaluate")))
+    kept = folder.read_hospital_reference()
+    assert folder.has_succeeded and kept is not None
+    assert kept.round == folder.read_summary().best_round
+    assert len(kept.sites) == 2
+    folder.hospital_reference.write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        folder.read_hospital_reference()

@@ -1,0 +1,81 @@
+"""The last exchange of a run: how the hospitals' validation patients score in the suitability tests of the kept model."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from flwr.app import Message, MessageType
+
+from pneumofed.common.errors import MessageError, PneumofedError
+from pneumofed.common.model_bundle.image_statistics import pixel_statistics
+from pneumofed.common.model_bundle.pooled_scores import HospitalReference, pack_counts, unpack_counts
+from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
+from pneumofed.common.models.features import compute_features
+from pneumofed.common.seeds import numpy_generator
+from pneumofed.common.wire.messages import Instruction, pack_instruction, unpack_evaluation
+from pneumofed.server.federation.rounds import Coordinator
+from pneumofed.server.runs.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+MOST_IMAGES = 2000
+"""Central images that the densities are fitted on."""
+
+
+def keep_hospital_reference(coordinator: Coordinator, folder: RunFolder, number: int) -> None:
+    """Asks the sites once and keeps what they counted in the run folder. Whatever fails here is logged, and the run succeeds without.
+
+    Args:
+        coordinator: whose `kept` is the model of round `number`.
+        folder: of the run; a resumed run that has its answer does not ask again.
+        number: the best round.
+    """
+    if not coordinator.experiment.evaluation.hospital_reference:
+        return
+    try:
+        before = folder.read_hospital_reference()
+        if before is None or before.round != number:
+            _ask(coordinator, folder, number)
+    except PneumofedError as error:
+        logger.warning("no reference statistics of the hospitals: %s", error)
+
+
+def _ask(coordinator: Coordinator, folder: RunFolder, number: int) -> None:
+    suitability = _fit(coordinator)
+    if suitability is None:
+        logger.warning("no reference statistics of the hospitals: the coordinator has no central images to fit the tests on")
+        return
+    coordinator.messenger.collect_late()
+    instruction = Instruction(coordinator.experiment, coordinator.run_log.run, number, coordinator.kept, suitability=suitability)
+    content = pack_instruction(instruction)
+    nodes = {site: coordinator.directory.nodes[site] for site in coordinator.enrolment.free_sites()}
+    messages = {site: Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for site, node in nodes.items()}
+    found: dict[str, dict[str, list[int]]] = {}
+
+    def take(site: str, message: Message) -> bool:
+        try:
+            answer = unpack_evaluation(message.content)
+            counts = unpack_counts(answer.statistics, answer.num_examples)
+        except MessageError as error:
+            logger.warning("%s did not score: %s", site, error)
+            return False
+        if answer.num_examples:
+            found[site] = pack_counts(counts)
+        return True
+
+    seconds = coordinator.experiment.strategy.round_timeout_sec
+    for site, failure in coordinator.messenger.exchange(messages, "evaluate", number, seconds, take).items():
+        logger.warning("%s did not score: %s", site, failure)
+    folder.write_hospital_reference(HospitalReference(round=number, suitability=suitability, sites=dict(sorted(found.items()))))
+
+
+def _fit(coordinator: Coordinator) -> Suitability | None:
+    dataset = next(iter(coordinator.central_evaluator.sets.values()), None)
+    if dataset is None or not len(dataset.labels):
+        return None
+    rows = numpy_generator("hospital reference").permutation(len(dataset.labels))[:MOST_IMAGES]
+    drawn, compute = dataset.subset(rows), coordinator.central_evaluator.compute
+    network = compute.place(coordinator.load_network())
+    features = compute_features(network, drawn, compute, coordinator.experiment.model.in_channels)
+    squares = np.asarray(drawn.pixels, np.float32) / np.float32(255.0)
+    return fit_suitability(squares, np.asarray(features), pixel_statistics(squares), patients=drawn.patients)
