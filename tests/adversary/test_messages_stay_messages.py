@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pneumofed.client.app import app
 from pneumofed.client.federation.fedbn import LocalNorms
-from pneumofed.common.audit.log import read_entries
+from pneumofed.common.audit.log import parse_line, read_entries
 from pneumofed.common.errors import MessageError, PneumofedError
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.models.build import build_model
@@ -44,7 +44,7 @@ from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.messaging import EvaluationOutcome, read_personal
 from pneumofed.server.federation.rounds import _site_rounds, _site_trainings
 from pneumofed.server.runs.summary_records import RunSummary
-from tests.tiny import TinyFederation, tiny_experiment
+from tests.tiny import TinyFederation, there, tiny_experiment
 
 RUN = "00000000000000a7"
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -146,13 +146,19 @@ def ask(federation: TinyFederation, content: RecordDict, kind: str) -> Message:
 
 def check_site(federation: TinyFederation, content: RecordDict, kind: str) -> None:
     """Asks the site, and checks what it wrote, said, and put into its log."""
-    before, log = files_outside(federation), federation.sites / "site-0" / "audit.jsonl"
-    lines = len(read_entries(log)) if log.exists() else 0
+    before, log, details = (
+        files_outside(federation),
+        *(federation.sites / "site-0" / name for name in ("audit.jsonl", "site.log")),
+    )
+    read_to = [path.stat().st_size if path.exists() else 0 for path in (log, details)]
     reply = ask(federation, content, kind)
     assert files_outside(federation) == before
     folder = federation.sites / "site-0" / "local_norms"
     assert not folder.exists() or all(re.fullmatch("[0-9a-f]{16}", path.name) for path in folder.iterdir())
-    written = read_entries(log)[lines:]
+    added, told = (
+        path.read_bytes()[start:] if path.exists() else b"" for path, start in zip((log, details), read_to, strict=True)
+    )
+    written = [there(parse_line(line)) for line in added.splitlines(keepends=True)]
     assert written
     if reply.has_error():
         failure = read_failure(reply)
@@ -160,9 +166,7 @@ def check_site(federation: TinyFederation, content: RecordDict, kind: str) -> No
         assert failure.error in {kind.__name__ for kind in subclasses(PneumofedError)}, failure
         assert written[-1].event in ("malformed", "refusal", "failure")
     assert not CONTROL.search(shown("\n".join(f"{entry.facts}" for entry in written)))
-    assert not CONTROL.search(
-        (federation.sites / "site-0" / "site.log").read_text(errors="surrogateescape") if reply.has_error() else ""
-    )
+    assert not CONTROL.search(told.decode(errors="surrogateescape"))
 
 
 def subclasses(kind: type[Any]) -> set[type[Any]]:
