@@ -18,7 +18,9 @@ from pneumofed.common.config.experiment import (
     TaskName,
     ThresholdPolicyName,
 )
+from pneumofed.common.imaging.patient_groups import PatientGroups
 from pneumofed.common.model_bundle.calibration import Calibration
+from pneumofed.common.model_bundle.population import IntervalEstimate, JudgedPopulation, PopulationFinding, not_known
 from pneumofed.common.model_bundle.suitability import Suitability
 
 MIN_REFERENCE_IMAGES = 60
@@ -86,14 +88,6 @@ class ReferenceSet(Section):
     images: Count
     statistics: tuple[str, ...]
     """Names of the columns of its pixel statistics."""
-
-
-class IntervalEstimate(Section):
-    """A number with its 95 % interval; None where it is undefined."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 class Measured(Section):
@@ -204,5 +198,11 @@ class BundleManifest(Section):
     suitability: Suitability | None = None
     """How images are recognised that the model must not judge; None: every image is judged."""
     reference: ReferenceSet | None = None
+    population: JudgedPopulation | None = None
+    """For whom the model was judged; None in bundles of versions that did not say it."""
     card: CardFacts
     files: dict[FileName, Sha256] = Field(default_factory=dict)
+
+    def check_population(self, groups: PatientGroups) -> PopulationFinding:
+        """Finds whether the model was judged for a patient of `groups`."""
+        return self.population.check(groups) if self.population else not_known(groups)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ from pneumofed.server.export.graph_checks import check_graph, count_refusals, me
 from pneumofed.server.export.images import ExportImages, load_central, load_folders
 from pneumofed.server.export.measures import calibrate, measure_central, measure_subgroups, measure_validation
 from pneumofed.server.export.other_tools import write_monai, write_triton
+from pneumofed.server.export.populations import StatedAges, measure_population
 from pneumofed.server.export.source import Source, describe_source, read_finished_run
 
 MOST_AUROC_LOSS = 0.02
@@ -65,6 +66,7 @@ class ExportPlan:
         key: signs the bundle.
         references: folders of images, or manifests, that take the place of the run's test set as the reference.
         calibration: how probabilities are calibrated.
+        ages: by held-out set, the age groups of its patients where no row states them.
     """
 
     run: Path
@@ -72,6 +74,7 @@ class ExportPlan:
     key: PrivateKey
     references: Sequence[Path] = ()
     calibration: Method = "temperature"
+    ages: StatedAges = field(default_factory=dict)
 
     @property
     def archive(self) -> Path:
@@ -163,6 +166,8 @@ def release_key(run: Path, say: Say = lambda _: None) -> Path:
 
 def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleManifest:
     central = load_central(source)
+    records = {part.name: part.records for part in central}
+    population = measure_population(source, records, plan.ages)
     reference = load_folders(plan.references, source.experiment.image) if plan.references else next(iter(central), None)
     if reference is None:
         raise BundleError("the run's central images are gone; give --reference FOLDER of radiographs to check the graph with")
@@ -180,7 +185,6 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     described, suitability = _write_reference(folder, reference, calibration)
     refusals = _say_limits(folder, described, suitability, pictures, say)
     say("measuring")
-    records = {part.name: part.records for part in central}
     facts = describe_source(source).model_copy(
         update={
             "onnx": checked,
@@ -209,6 +213,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
         calibration=calibration,
         suitability=suitability,
         reference=described,
+        population=population,
         card=facts,
     )
     (folder / CARD).write_text(write_card(manifest, refusals), encoding="utf-8")

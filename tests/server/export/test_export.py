@@ -125,6 +125,15 @@ def test_the_card_says_what_was_measured_on_whom(bundle: Bundle) -> None:
     assert f"{test.value:.3f}" in card
 
 
+def test_the_bundle_says_for_whom_it_was_judged_and_the_card_shows_it(bundle: Bundle) -> None:
+    found = there(bundle.manifest.population)
+    assert {(one.kind, one.groups) for one in found.groups} == {("sex", ("F",)), ("sex", ("M",)), ("view", ("PA",))}
+    card = bundle.read("card.md").decode()
+    assert "- by view: PA views\n" in card
+    assert "- by age: nobody\n" in card
+    assert "Of 60 held-out images nobody stated the patient's age." in card
+
+
 def test_reference_statistics_fit_the_graph(bundle: Bundle) -> None:
     reference = bundle.load_reference()
     assert reference.features.shape == (60, 128) and reference.pixel_statistics.shape == (60, 16)
