@@ -18,7 +18,7 @@ from pneumofed.common.config.experiment import (
     TaskName,
     ThresholdPolicyName,
 )
-from pneumofed.common.imaging.patient_groups import PatientGroups
+from pneumofed.common.imaging.patient_groups import AGE, SEX, VIEW, PatientGroups
 from pneumofed.common.model_bundle.calibration import Calibration
 from pneumofed.common.model_bundle.population import IntervalEstimate, JudgedPopulation, PopulationFinding, not_known
 from pneumofed.common.model_bundle.suitability import Suitability
@@ -37,6 +37,9 @@ WEIGHTS, NETWORK, QUANTIZED, REFERENCE, CARD, MONAI = (
     "card.md",
     "metadata.json",
 )
+
+REFERENCE_GROUPS = {AGE: "age_group", SEX: "sex", VIEW: "view"}
+"""Names of the arrays of `reference.npz` with the groups of its patients, as words, empty where one is not known."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=200)]

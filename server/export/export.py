@@ -29,6 +29,7 @@ from pneumofed.common.model_bundle.manifest import (
     NETWORK,
     QUANTIZED,
     REFERENCE,
+    REFERENCE_GROUPS,
     WEIGHTS,
     BundleManifest,
     OperatingPoint,
@@ -267,6 +268,9 @@ def _write_reference(folder: Path, reference: ExportImages, calibration: Calibra
     arrays: dict[str, Any] = {"features": features, "probabilities": probabilities, "pixel_statistics": statistics}
     if reference.labels is not None:
         arrays["labels"] = (reference.labels[index] > 0).astype(np.int64)
+    if reference.groups:
+        of_image = [dict(reference.groups[row].known()) for row in index]
+        arrays |= {name: np.array([groups.get(kind, "") for groups in of_image]) for kind, name in REFERENCE_GROUPS.items()}
     np.savez_compressed(folder / REFERENCE, **{name: values[kept] for name, values in arrays.items()})
     described = ReferenceSet(sets=(reference.name,), images=len(kept), statistics=PIXEL_STATISTICS)
     return described, fit_suitability(squares, features, statistics, patients=patients)

@@ -17,13 +17,15 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pneumofed.common.errors import BundleError, ConfigError
+from pneumofed.common.imaging.patient_groups import AgeGroup, PatientGroups
 from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Decision, Judgement, Prediction
 from pneumofed.common.wire.keys import NodeKey
 from pneumofed.inference.cli.predict import predict_command
 from pneumofed.inference.monitor.monitor import Monitor
-from pneumofed.inference.monitor.store import STORE_FILE
+from pneumofed.inference.monitor.store import STORE_FILE, MonitorStore
+from pneumofed.inference.monitor.strata import encode_groups
 from pneumofed.inference.predict import outputs
 from pneumofed.inference.predict.dicom_objects import make_report, read_source_header
 from pneumofed.inference.predict.heatmap import words
@@ -285,6 +287,15 @@ def test_a_child_under_an_adults_model_is_warned_of_in_table_json_and_csv(adults
     assert "1 of the images are of patients that it was not judged for" in table
     assert "Of 1 images the patient's age is not known." in table
     assert not any("20200101" in text for text in (json.dumps(told), table))
+
+
+def test_the_monitor_is_given_groups_and_no_date(adults_bundle: Path, tmp_path: Path) -> None:
+    write_phantom(tmp_path / "a.dcm", 0, PatientBirthDate="20200101", StudyDate="20260101")
+    run(adults_bundle, tmp_path / "a.dcm", "--monitor", tmp_path / "monitor")
+    kept = MonitorStore(tmp_path / "monitor")
+    (groups,) = kept.read(load_bundle(adults_bundle, None).digest).groups.tolist()
+    assert groups == encode_groups([PatientGroups(AgeGroup.CHILD, "F", "PA")])[0].tolist()
+    assert b"20200101" not in kept.path.read_bytes()
 
 
 def test_a_bundle_of_an_earlier_version_says_that_nothing_is_known(bundle_dir: Path, folder: Path) -> None:
