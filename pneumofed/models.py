@@ -20,6 +20,7 @@ from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.bundle import load_bundle as open_checked_bundle
 from pneumofed.common.model_bundle.manifest import CARD, BundleManifest
+from pneumofed.common.model_bundle.population import PopulationFinding
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor, model_input
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.wire.keys import read_public_key
@@ -51,6 +52,7 @@ class ImageAnswer:
         reasons: fixed words that say why it is not judged, as in docs/predict.md; empty if judged.
         explanation: the same in plain English.
         scores: p-values of the suitability tests, by name.
+        population: whether the model was judged for such a patient; None where the image could not be read. Show its `sentence`.
     """
 
     status: Status
@@ -63,6 +65,7 @@ class ImageAnswer:
     reasons: tuple[str, ...] = ()
     explanation: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
+    population: PopulationFinding | None = None
 
 
 class ModelBundle:
@@ -203,7 +206,14 @@ def describe(found: Judgement | SkipReason, threshold: float) -> ImageAnswer:
     answer = found.prediction
     if answer is None:
         reasons = tuple(reason.value for reason in found.reasons)
-        return ImageAnswer("cannot judge", threshold, reasons=reasons, explanation=found.explanation, scores=found.suitability)
+        return ImageAnswer(
+            "cannot judge",
+            threshold,
+            reasons=reasons,
+            explanation=found.explanation,
+            scores=found.suitability,
+            population=found.population,
+        )
     return ImageAnswer(
         "judged",
         threshold,
@@ -213,6 +223,7 @@ def describe(found: Judgement | SkipReason, threshold: float) -> ImageAnswer:
         high=answer.high,
         classes=answer.classes,
         scores=found.suitability,
+        population=found.population,
     )
 
 

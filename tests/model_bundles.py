@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -34,6 +35,7 @@ from pneumofed.common.model_bundle.manifest import (
     Preprocessing,
     ReferenceSet,
 )
+from pneumofed.common.model_bundle.population import GroupKind, JudgedGroup, JudgedPopulation, SiteMix
 from pneumofed.common.model_bundle.predictor import model_input, open_session
 from pneumofed.common.model_bundle.sealing import seal_bundle
 from pneumofed.common.model_bundle.suitability import fit_suitability
@@ -87,7 +89,9 @@ def small_network() -> nn.Module:
     return network
 
 
-def make_bundle(folder: Path, *, key: PrivateKey | None = None, name: str = "phantom-test") -> Path:
+def make_bundle(
+    folder: Path, *, key: PrivateKey | None = None, name: str = "phantom-test", population: JudgedPopulation | None = None
+) -> Path:
     """Writes a small signed bundle of the binary task into `folder` and returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     network = small_network()
@@ -116,10 +120,22 @@ def make_bundle(folder: Path, *, key: PrivateKey | None = None, name: str = "pha
         calibration=calibration,
         suitability=fit_suitability(squares, features, statistics),
         reference=ReferenceSet(sets=("phantoms",), images=len(squares), statistics=PIXEL_STATISTICS),
+        population=population,
         card=CardFacts(sites=2, training_images=64, training_patients=64, phantom=True),
     )
     seal_bundle(folder, manifest, key or signing_key())
     return folder
+
+
+def judged_on(**groups: str) -> JudgedPopulation:
+    """A population of which each group that is named, by kind and with blanks between them, was judged on 100 patients."""
+
+    def group(kind: str, name: str) -> JudgedGroup:
+        half: dict[str, Any] = {"patients_with_pneumonia": 50, "patients_without": 50, "images_with_pneumonia": 50}
+        return JudgedGroup(held_out="test", kind=cast("GroupKind", kind), groups=(name,), images=100, patients=100, **half)
+
+    found = tuple(group(kind, name) for kind, names in groups.items() for name in names.split())
+    return JudgedPopulation(groups=found, mix=SiteMix(sites=2))
 
 
 def open_test_bundle(folder: Path) -> Bundle:

@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset, FileDataset
 
 from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_pixels import PixelLayout, parse, read_codes, read_layout
-from pneumofed.common.imaging.dicom_tags import age_years_of, code_of, number_of, numbers_of, text_of, value_of
+from pneumofed.common.imaging.dicom_tags import age_group_in, age_years_of, code_of, number_of, numbers_of, text_of, value_of
 from pneumofed.common.imaging.dicom_views import read_body_part, read_view
 from pneumofed.common.imaging.square_pixels import square_shape, stretch_to
 from pneumofed.common.imaging.types import Image, ImageInfo, Window, check_size
@@ -297,6 +297,7 @@ def _describe(dataset: Dataset, layout: PixelLayout, window: Window | None, inve
         body_part=read_body_part(dataset) or None,
         sex=sexes.get(code_of(dataset, "PatientSex")),
         age_years=age_years_of(dataset),
+        age_group=age_group_in(dataset),
         manufacturer=" ".join(filter(None, maker)) or None,
         photometric=layout.photometric,
         window=window,

@@ -42,7 +42,7 @@ from pneumofed.common.imaging.types import MAX_FILE_BYTES, check_size
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _TAGS = [
-    *("Modality", "Manufacturer", "ManufacturerModelName", "PatientSex", "PatientAge"),
+    *("Modality", "Manufacturer", "ManufacturerModelName", "PatientSex", "PatientAge", "PatientBirthDate", "StudyDate"),
     *VIEW_TAGS,
     *ASPECT_TAGS,
     "PresentationIntentType",
@@ -51,7 +51,7 @@ _TAGS = [
     *("ModalityLUTSequence", "VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape"),
     "PixelData",
 ]
-"""All that is parsed: a patient's name or number is not."""
+"""All that is parsed: a patient's name or number is not, and of the date of birth only the age group is kept."""
 _PLUGIN = "pylibjpeg"
 """One decoder library for all compressed data, so that a site which has another one beside it decodes the same values."""
 _PIXEL_DATA_TAGS = (b"\xe0\x7f\x10\x00", b"\x7f\xe0\x00\x10")

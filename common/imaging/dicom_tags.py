@@ -18,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.patient_groups import AgeGroup, age_group_between, age_group_of_string
 
 MAX_TEXT = 64
 """Characters of a Long String, the longest text that is read (PS3.5, 6.2)."""
@@ -147,6 +148,12 @@ def age_years_of(dataset: Dataset) -> float | None:
     """Reads Patient's Age (0010,1010), an Age String such as 010Y, 006M, 010W or 012D (PS3.5, 6.2), in years; None where it is absent."""
     match = re.fullmatch(r"(\d{1,3})([DWMY])", text_of(dataset, "PatientAge").upper())
     return int(match[1]) * _YEARS_PER_UNIT[match[2]] if match else None
+
+
+def age_group_in(dataset: Dataset) -> AgeGroup | None:
+    """Reads the age group of Patient's Age (0010,1010), else of Patient's Birth Date (0010,0030) and Study Date (0008,0020)."""
+    stated = age_group_of_string(text_of(dataset, "PatientAge"))
+    return stated or age_group_between(date_of(dataset, "PatientBirthDate"), date_of(dataset, "StudyDate"))
 
 
 def date_of(dataset: Dataset, keyword: str) -> date | None:

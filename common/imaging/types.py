@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from pneumofed.common.errors import ConfigError, ImageError, SkipReason
+from pneumofed.common.imaging.patient_groups import AgeGroup, PatientGroups, view_group_of
 
 MIN_SIDE_PX = 16
 MAX_SIDE_PX = 16_384
@@ -52,6 +53,7 @@ class ImageInfo:
         body_part: DICOM Body Part Examined, e.g. `CHEST`.
         sex: DICOM Patient's Sex where it is M or F.
         age_years: DICOM Patient's Age.
+        age_group: of Patient's Age, else of the dates of birth and study, which are not kept.
         manufacturer: DICOM Manufacturer and Manufacturer's Model Name.
         photometric: DICOM Photometric Interpretation.
         window: the window that was applied, if one was.
@@ -75,6 +77,12 @@ class ImageInfo:
     inverted: bool = False
     colour: float = 0.0
     for_processing: bool = False
+    age_group: AgeGroup | None = None
+
+    @property
+    def groups(self) -> PatientGroups:
+        """The groups of patients that the image belongs to."""
+        return PatientGroups(self.age_group, self.sex, view_group_of(self.view))
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.errors import BundleError, ConfigError, WeightsError
-from pneumofed.common.model_bundle.manifest import MANIFEST, REFERENCE, WEIGHTS, BundleManifest
+from pneumofed.common.model_bundle.manifest import MANIFEST, REFERENCE, REFERENCE_GROUPS, WEIGHTS, BundleManifest
 from pneumofed.common.model_bundle.sealing import MAX_BYTES, MAX_FILES, check_seal, list_files
 from pneumofed.common.wire.keys import PublicKey, read_public_key
 
@@ -45,12 +45,16 @@ class ReferenceArrays:
         probabilities: float32 [M], calibrated P(pneumonia).
         pixel_statistics: float32 [M, K].
         labels: int64 [M], 1 is pneumonia; None where nobody labelled them.
+        age_group, sex, view: words of the patients' groups [M], empty where one is not known; None in bundles of earlier versions.
     """
 
     features: npt.NDArray[np.float32]
     probabilities: npt.NDArray[np.float32]
     pixel_statistics: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64] | None = None
+    age_group: npt.NDArray[np.str_] | None = None
+    sex: npt.NDArray[np.str_] | None = None
+    view: npt.NDArray[np.str_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +124,8 @@ class Bundle:
             BundleError: the bundle has none.
         """
         with np.load(io.BytesIO(self.read(REFERENCE)), allow_pickle=False) as arrays:
-            return ReferenceArrays(
-                arrays["features"], arrays["probabilities"], arrays["pixel_statistics"], labels=arrays.get("labels")
-            )
+            known = {name: arrays.get(name) for name in ("labels", *REFERENCE_GROUPS.values())}
+            return ReferenceArrays(arrays["features"], arrays["probabilities"], arrays["pixel_statistics"], **known)
 
 
 class _Temporary:

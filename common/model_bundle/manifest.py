@@ -18,7 +18,9 @@ from pneumofed.common.config.experiment import (
     TaskName,
     ThresholdPolicyName,
 )
+from pneumofed.common.imaging.patient_groups import AGE, SEX, VIEW, PatientGroups
 from pneumofed.common.model_bundle.calibration import Calibration
+from pneumofed.common.model_bundle.population import IntervalEstimate, JudgedPopulation, PopulationFinding, not_known
 from pneumofed.common.model_bundle.suitability import Suitability
 
 MIN_REFERENCE_IMAGES = 60
@@ -35,6 +37,9 @@ WEIGHTS, NETWORK, QUANTIZED, REFERENCE, CARD, MONAI = (
     "card.md",
     "metadata.json",
 )
+
+REFERENCE_GROUPS = {AGE: "age_group", SEX: "sex", VIEW: "view"}
+"""Names of the arrays of `reference.npz` with the groups of its patients, as words, empty where one is not known."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", max_length=200)]
@@ -86,14 +91,6 @@ class ReferenceSet(Section):
     images: Count
     statistics: tuple[str, ...]
     """Names of the columns of its pixel statistics."""
-
-
-class IntervalEstimate(Section):
-    """A number with its 95 % interval; None where it is undefined."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
 
 
 class Measured(Section):
@@ -204,5 +201,11 @@ class BundleManifest(Section):
     suitability: Suitability | None = None
     """How images are recognised that the model must not judge; None: every image is judged."""
     reference: ReferenceSet | None = None
+    population: JudgedPopulation | None = None
+    """For whom the model was judged; None in bundles of versions that did not say it."""
     card: CardFacts
     files: dict[FileName, Sha256] = Field(default_factory=dict)
+
+    def check_population(self, groups: PatientGroups) -> PopulationFinding:
+        """Finds whether the model was judged for a patient of `groups`."""
+        return self.population.check(groups) if self.population else not_known(groups)

@@ -125,6 +125,7 @@ class Predictor:
                 features=outputs["features"][row],
                 pixel_statistics=statistics[row],
                 prediction=None if reasons[row] else predictions[row],
+                population=self.manifest.check_population(images[row].info.groups),
             )
             for row, finding in enumerate(checked)
         ]

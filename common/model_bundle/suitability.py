@@ -31,9 +31,11 @@ from pydantic import Field
 
 from pneumofed.common.config.experiment import Count, Section
 from pneumofed.common.errors import DataError
+from pneumofed.common.imaging.patient_groups import PatientGroups
 from pneumofed.common.imaging.types import ImageInfo
 from pneumofed.common.imaging.views import is_frontal, is_other_part
 from pneumofed.common.model_bundle.image_statistics import Density, Packed, cells_of, fit_density, statistics_of, thumbnail
+from pneumofed.common.model_bundle.population import PopulationFinding, not_known
 
 Decision = Literal["pneumonia", "normal"]
 Verdict = Literal["pneumonia", "normal", "cannot judge"]
@@ -109,6 +111,7 @@ class Judgement:
         features: float32 [D], the classifier's input, for the monitor of drift.
         pixel_statistics: float32 [K], likewise; see `common.model_bundle.image_statistics`.
         prediction: the answer; None if and only if there are `reasons`.
+        population: whether the model was judged for such a patient. It is no reason to refuse, and always shown.
     """
 
     image: str = field(repr=False)
@@ -121,6 +124,7 @@ class Judgement:
     features: npt.NDArray[np.float32]
     pixel_statistics: npt.NDArray[np.float32]
     prediction: Prediction | None
+    population: PopulationFinding = field(default_factory=lambda: not_known(PatientGroups()))
 
     def __post_init__(self) -> None:
         if (self.prediction is None) != bool(self.reasons):

@@ -24,6 +24,7 @@ from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.manifest import BundleManifest
+from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.predictor import Predictor, model_input
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
@@ -219,9 +220,16 @@ def explain_image(setup: ExplanationSetup, image: Image, judgement: Judgement) -
         cells = inputs.shape[-1] / attribution.cell_px
         focus = judge_focus(values, lungs, marks, side / cells / 2, cells=cells)
         deletion = _faithfulness(setup, inputs, attribution)
-        lines = caption_map(attribution, manifest, setup.sanity.get(method), focus, deletion)
+        lines = (*_population_line(judgement), *caption_map(attribution, manifest, setup.sanity.get(method), focus, deletion))
         panel = Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines)
         yield ExplainedMap(panel, focus, deletion)
+
+
+def _population_line(judgement: Judgement) -> tuple[str, ...]:
+    """What stands first below a map: whether the model was judged for such a patient, a caution where it was not."""
+    found = judgement.population
+    warns = found.status in (PopulationStatus.NOT_JUDGED, PopulationStatus.AGE_UNKNOWN)
+    return (f"{'Caution: ' * warns}{found.sentence}.",)
 
 
 def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, Any]:
@@ -252,7 +260,7 @@ def json_entry(number: str, judgement: Judgement, maps: Mapping[Method, Any]) ->
     """
     found, reasons = judgement.prediction, [reason.value for reason in judgement.reasons]
     known = {"probability": found.probability if found else None, "verdict": judgement.verdict, "reasons": reasons}
-    return {"number": number, **known, "maps": maps}
+    return {"number": number, **known, "population": judgement.population.to_json(), "maps": maps}
 
 
 def _faithfulness(setup: ExplanationSetup, inputs: Tensor, attribution: Attribution) -> dict[str, float]:

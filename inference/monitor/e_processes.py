@@ -24,6 +24,7 @@ from pneumofed.inference.monitor.evidence import (
     conformal_p_values,
 )
 from pneumofed.inference.monitor.reference import Observations, Reference
+from pneumofed.inference.monitor.strata import MIXES, UNKNOWN_GROUP, column_of, stratum_labels
 
 Rows = npt.NDArray[np.int64]
 
@@ -33,6 +34,7 @@ LEAST_ERROR = 0.02
 ALLOWED_REFUSALS = 0.05
 """Share of images that the model may refuse without anyone being called."""
 
+_DIRECTIONS = tuple(direction for direction in DIRECTIONS for _ in TILTS)
 _MORE: tuple[Direction, ...] = ("higher", "higher", "higher")
 
 
@@ -100,7 +102,11 @@ def list_tests(found: Observations, baselines: Sequence[Baseline]) -> list[Test]
 
 
 def e_processes(found: Observations, reference: Reference, test: Test) -> Iterator[EProcess]:
-    """Computes the e-process of each quantity of `reference` over the judged images, then of refusals and of corrections.
+    """Computes the e-process of each quantity of `reference` over the judged images, then of the mixes
+    of patients, of refusals and of corrections.
+
+    Each value is compared within its stratum: the groups of those of `reference.kinds` that the scanner states. What it states is seen
+    from its first image, since no bet may rest on what comes later.
 
     Args:
         found: all judged images, in the order of arrival.
@@ -108,18 +114,50 @@ def e_processes(found: Observations, reference: Reference, test: Test) -> Iterat
         test: the scanner, and what its images are compared with. A patient counts once, with the first image.
 
     Returns:
-        One at a time, quantities in the order of `reference.quantities`, then `REFUSALS` and `CORRECTIONS`.
+        One at a time, quantities in the order of `reference.quantities`, then the mixes, `REFUSALS` and `CORRECTIONS`.
     """
     judged = first_of_each_unit(test.rows[~found.refused[test.rows]], found.units)
     values, of_reference, old = reference.values_of(found.take(judged)), reference.values, judged < test.start
-    directions = tuple(direction for direction in DIRECTIONS for _ in TILTS)
+    kinds = _stated_kinds(found, reference, test)
+    labels = stratum_labels(found.groups[judged], kinds)
     for quantity in reference.quantities:
         known = values[quantity][old] if test.own_baseline else of_reference[quantity]
+        of_known = labels[old] if test.own_baseline else stratum_labels(reference.groups_of(quantity), kinds)
         rng = numpy_generator("drift", "ties", reference.digest, test.scanner, test.start, quantity)
-        ranks = conformal_p_values(known, values[quantity][~old], rng)
-        yield EProcess(test, quantity, judged[~old], found.days[judged[~old]], bet_on_ranks(ranks), directions)
+        ranks = conformal_p_values(known, values[quantity][~old], rng, (of_known, labels[~old]))
+        yield EProcess(test, quantity, judged[~old], found.days[judged[~old]], bet_on_ranks(ranks), _DIRECTIONS)
+    for kind in kinds:
+        yield _bet_on_mix(found, reference, test, kind)
     yield _bet_on_refusals(found, test)
     yield _bet_on_corrections(found, test)
+
+
+def mix_rows(found: Observations, test: Test, kind: str) -> Rows:
+    """Selects the first image of each patient whose group is known; those that cannot be judged count too, since they came.
+
+    Args:
+        found: all judged images, in the order of arrival.
+        test: the scanner; rows before its start are those of its own baseline.
+        kind: of groups.
+    """
+    known = found.groups[test.rows, column_of(kind)] != UNKNOWN_GROUP
+    return first_of_each_unit(test.rows[known], found.units)
+
+
+def _stated_kinds(found: Observations, reference: Reference, test: Test) -> tuple[str, ...]:
+    first = found.groups[test.rows[test.rows >= test.start][:1]]
+    return tuple(kind for kind in reference.kinds if np.any(first[:, column_of(kind)] != UNKNOWN_GROUP))
+
+
+def _bet_on_mix(found: Observations, reference: Reference, test: Test, kind: str) -> EProcess:
+    """The order of the groups (`KINDS`) is ranked as a value, ties broken at random: more of the young are lower ranks."""
+    rows, column = mix_rows(found, test, kind), column_of(kind)
+    old = rows < test.start
+    known = found.groups[rows[old], column] if test.own_baseline else reference.groups[:, column]
+    known = known[known != UNKNOWN_GROUP].astype(np.float64)
+    rng = numpy_generator("drift", "ties", reference.digest, test.scanner, test.start, MIXES[kind])
+    ranks = conformal_p_values(known, found.groups[rows[~old], column].astype(np.float64), rng)
+    return EProcess(test, MIXES[kind], rows[~old], found.days[rows[~old]], bet_on_ranks(ranks), _DIRECTIONS)
 
 
 def first_of_each_unit(rows: Rows, units: npt.NDArray[np.str_]) -> Rows:

@@ -43,7 +43,12 @@ class Course:
     leader: npt.NDArray[np.int64]
 
 
-def conformal_p_values(reference: Floats, stream: Floats, rng: np.random.Generator) -> Floats:
+Labels = npt.NDArray[np.int64]
+
+
+def conformal_p_values(
+    reference: Floats, stream: Floats, rng: np.random.Generator, strata: tuple[Labels, Labels] | None = None
+) -> Floats:
     """Computes conformal p-values, float64 [N] in (0, 1]: the share of reference and earlier stream below each value, ties broken by `rng`.
 
     Where reference and stream together are exchangeable, these are independent and uniform, exactly and for any reference size (Vovk,
@@ -54,10 +59,15 @@ def conformal_p_values(reference: Floats, stream: Floats, rng: np.random.Generat
         reference: float64 [M], what the stream is compared with; may be empty.
         stream: float64 [N], in the order of arrival.
         rng: draws one uniform number for each value; with the same state the p-values are the same.
+        strata: int64 ([M], [N]), the stratum of each value. A value is then compared only with those of its own stratum, which makes the
+            p-values independent and uniform where each stratum by itself is exchangeable, however many come of each (Mondrian conformal
+            predictors, section 4.5 of the same book). A stratum that the reference does not have is compared with its own earlier values.
     """
-    known = sorted(reference.tolist())
+    of_reference, of_stream = strata or (np.zeros(len(reference), np.int64), np.zeros(len(stream), np.int64))
+    lists = {label: sorted(reference[of_reference == label].tolist()) for label in np.unique(of_stream).tolist()}
     ties, p_values = rng.uniform(size=len(stream)), np.empty(len(stream))
-    for index, value in enumerate(stream.tolist()):
+    for index, (value, label) in enumerate(zip(stream.tolist(), of_stream.tolist(), strict=True)):
+        known = lists[label]
         below, equal = bisect_left(known, value), bisect_right(known, value) - bisect_left(known, value)
         p_values[index] = (below + (1.0 - ties[index]) * (equal + 1)) / (len(known) + 1)
         insort(known, value)

@@ -214,6 +214,7 @@ class Monitor:
             probability=judgement.prediction.probability if judgement.prediction else None,
             statistics=judgement.pixel_statistics,
             embedding=self.reference.embedding.map(judgement.features)[0],
+            groups=judgement.population.groups,
         )
 
     def _check_scanner(self, scanner: str) -> Observations:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.model_bundle.manifest import MIN_REFERENCE_IMAGES
+from pneumofed.common.model_bundle.manifest import MIN_REFERENCE_IMAGES, REFERENCE_GROUPS
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.monitor.embedding import Embedding
+from pneumofed.inference.monitor.strata import Groups, encode_words, unknown_groups, watched_kinds
 from pneumofed.inference.monitor.two_sample import Separation
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Reference:
         separation: of the score between the classes.
         embedding: fitted on a third of the images.
         rows: float64 [R, E], the embedding of the others.
+        groups: int64 [M, 3], of the patients (`inference.monitor.strata`).
+        others: int64 [R], the images of `rows`.
     """
 
     digest: str
@@ -53,6 +56,8 @@ class Reference:
     separation: Separation
     embedding: Embedding
     rows: Floats
+    groups: Groups
+    others: npt.NDArray[np.int64]
 
     @classmethod
     def of(cls, digest: str, names: Sequence[str], arrays: Mapping[str, npt.NDArray[np.generic]]) -> Reference:
@@ -61,7 +66,8 @@ class Reference:
         Args:
             digest: of the bundle; seeds which images the embedding is fitted on.
             names: of the K pixel statistics, in the order of the columns.
-            arrays: `features` [M, D], `probabilities` [M], `pixel_statistics` [M, K], and `labels` [M] (1 pneumonia) if known.
+            arrays: `features` [M, D], `probabilities` [M], `pixel_statistics` [M, K], and if known `labels` [M] (1 pneumonia), and
+                `age_group`, `sex` and `view` [M], words of the patients' groups, empty where one is not known.
 
         Raises:
             ConfigError: an array is missing, has another length or a value that is not finite, or there are fewer than 60 images.
@@ -84,12 +90,24 @@ class Reference:
         fit, rest = _split(len(features), digest)
         embedding = Embedding.fit(features[fit])
         separation = Separation.of(probabilities, labels)
-        return cls(digest, tuple(names), statistics, probabilities, separation, embedding, embedding.map(features[rest]))
+        groups = _groups(arrays, len(features))
+        return cls(
+            digest, tuple(names), statistics, probabilities, separation, embedding, embedding.map(features[rest]), groups, rest
+        )
 
     @property
     def quantities(self) -> tuple[str, ...]:
         """Names of the scalars that are tested one by one."""
         return (*self.names, PROBABILITY, *(f"{COMPONENT} {i + 1}" for i in range(TESTED_COMPONENTS)), LIKENESS)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of groups whose mix is watched, and within which all quantities are."""
+        return watched_kinds(self.groups)
+
+    def groups_of(self, quantity: str) -> Groups:
+        """Returns the groups of the patients of `values[quantity]`: those of the embedding are of fewer images."""
+        return self.groups[self.others] if quantity == LIKENESS or quantity.startswith(COMPONENT) else self.groups
 
     @cached_property
     def values(self) -> dict[str, Floats]:
@@ -126,6 +144,13 @@ def _split(n: int, digest: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.i
     return np.sort(order[:fit]), np.sort(order[fit:])
 
 
+def _groups(arrays: Mapping[str, npt.NDArray[np.generic]], count: int) -> Groups:
+    columns = [arrays[name].tolist() if name in arrays else [""] * count for name in REFERENCE_GROUPS.values()]
+    if any(len(words) != count for words in columns):
+        raise ConfigError(f"reference: expected the groups of {count} patients; export the bundle again")
+    return encode_words(columns)
+
+
 def _checked(arrays: Mapping[str, npt.NDArray[np.generic]], name: str) -> Floats:
     if name not in arrays:
         raise ConfigError(f"reference: holds no '{name}'; export the bundle again")
@@ -151,6 +176,7 @@ class Observations:
         corrected: bool [N], whether the reader changed the verdict.
         read_order: int64 [N], rank of the image in the order of reading; -1 where no reader said anything.
         read_days: int64 [N], day of reading; -1 likewise.
+        groups: int64 [N, 3], of the patients (`inference.monitor.strata`); not known without it.
     """
 
     days: npt.NDArray[np.int64]
@@ -164,6 +190,11 @@ class Observations:
     corrected: npt.NDArray[np.bool_]
     read_order: npt.NDArray[np.int64]
     read_days: npt.NDArray[np.int64]
+    groups: Groups = field(default_factory=lambda: unknown_groups(0))
+
+    def __post_init__(self) -> None:
+        if len(self.groups) != len(self.days):
+            object.__setattr__(self, "groups", unknown_groups(len(self.days)))
 
     def __len__(self) -> int:
         return len(self.days)

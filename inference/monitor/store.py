@@ -11,7 +11,7 @@ import secrets
 import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from hashlib import sha256
 from pathlib import Path
@@ -23,8 +23,11 @@ import numpy.typing as npt
 from pneumofed.common.errors import DataError
 from pneumofed.common.files import drawn_once
 from pneumofed.common.folder_lock import owned
+from pneumofed.common.imaging.patient_groups import KINDS, PatientGroups
+from pneumofed.common.model_bundle.manifest import REFERENCE_GROUPS
 from pneumofed.inference.monitor.e_processes import Baseline
 from pneumofed.inference.monitor.reference import Observations
+from pneumofed.inference.monitor.strata import encode_words
 
 Floats = npt.NDArray[np.float64]
 Label = Literal["pneumonia", "normal"]
@@ -58,7 +61,7 @@ CREATE INDEX IF NOT EXISTS judged_by_day ON judged (bundle, day);
 @dataclass(frozen=True)
 class Observation:
     """One judged image. `day` and `scanner` as in `Observations`; `patient` is hashed before it is written, None if unknown; `probability`
-    is None where the image cannot be judged."""
+    is None where the image cannot be judged. Of the patient's age no more than the group is written."""
 
     day: int
     scanner: str
@@ -67,6 +70,7 @@ class Observation:
     probability: float | None
     statistics: npt.NDArray[np.float32]
     embedding: Floats
+    groups: PatientGroups = field(default_factory=PatientGroups)
 
 
 def own_monitor(folder: Path, work: str) -> AbstractContextManager[None]:
@@ -106,8 +110,11 @@ class MonitorStore:
         values = (
             bundle, observation.day, observation.scanner, self._unit(observation.patient), observation.verdict, probability,
             observation.statistics.astype("<f4").tobytes(), observation.embedding.astype("<f4").tobytes(),
+            *(dict(observation.groups.known()).get(kind, "") for kind in KINDS),
         )  # fmt: skip
-        columns = "bundle, day, scanner, unit, verdict, probability, statistics, embedding"
+        columns = (
+            f"bundle, day, scanner, unit, verdict, probability, statistics, embedding, {', '.join(REFERENCE_GROUPS.values())}"
+        )
         return self._insert(f"INSERT INTO judged ({columns}) VALUES ({', '.join('?' * len(values))})", values)
 
     def append_reading(self, image: int, label: Label, day: int) -> None:
@@ -145,7 +152,8 @@ class MonitorStore:
             DataError: the store is damaged.
         """
         query = (
-            "SELECT judged.id, judged.day, scanner, unit, verdict, probability, statistics, embedding, readings.day, label, readings.id "
+            "SELECT judged.id, judged.day, scanner, unit, verdict, probability, statistics, embedding, readings.day, label, readings.id, "
+            f"{', '.join(REFERENCE_GROUPS.values())} "
             "FROM judged LEFT JOIN readings ON image = judged.id WHERE bundle = ? ORDER BY judged.day, judged.id"
         )
         return _observations(self._select(query, (bundle,)))
@@ -192,6 +200,7 @@ class MonitorStore:
             with closing(sqlite3.connect(self.path, timeout=BUSY_SEC)) as connection, connection:
                 connection.execute("PRAGMA foreign_keys = ON")
                 connection.executescript(_SCHEMA)
+                _add_group_columns(connection)
                 yield connection
         except (OSError, sqlite3.Error) as error:
             raise DataError(f"{self.path}: {type(error).__name__}; check its owner and permissions, or restore it") from error
@@ -205,9 +214,23 @@ class MonitorStore:
         ).hexdigest()[:16]
 
 
+def _add_group_columns(connection: sqlite3.Connection) -> None:
+    """Adds the columns of the patients' groups to a store of an earlier version, in which no group is known."""
+    there = {row[1] for row in connection.execute("PRAGMA table_info(judged)")}
+    missing = [name for name in REFERENCE_GROUPS.values() if name not in there]
+    if not missing:
+        return
+    connection.execute("BEGIN IMMEDIATE")  # of two that come at once, the second finds them there
+    there = {row[1] for row in connection.execute("PRAGMA table_info(judged)")}
+    for name in missing:
+        if name not in there:
+            connection.execute(f"ALTER TABLE judged ADD COLUMN {name} TEXT NOT NULL DEFAULT ''")
+    connection.commit()
+
+
 def _observations(rows: list[tuple[Any, ...]]) -> Observations:
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 11
-    _, days, scanners, units, verdicts, probabilities, statistics, embedding, read_days, labels, readings = columns
+    columns = list(zip(*rows, strict=True)) if rows else [()] * (11 + len(KINDS))
+    _, days, scanners, units, verdicts, probabilities, statistics, embedding, read_days, labels, readings, *groups = columns
     verdict = np.array(verdicts, np.str_)
     refused = verdict == REFUSED_VERDICT
     score = np.where(refused, np.nan, np.array(probabilities, np.float64))
@@ -225,6 +248,7 @@ def _observations(rows: list[tuple[Any, ...]]) -> Observations:
         corrected=np.array([label is not None and label != said for label, said in zip(labels, verdicts, strict=True)], np.bool_),
         read_order=np.array([-1 if reading is None else order[reading] for reading in readings], np.int64),
         read_days=np.array([-1 if day is None else day for day in read_days], np.int64),
+        groups=encode_words(groups),
     )
 
 

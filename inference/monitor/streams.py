@@ -5,7 +5,8 @@ the chance that any alarm is ever raised at a site within a year is at most `FAL
 days, however they depend on one another: each stream's evidence is a test martingale (`inference.monitor.evidence`) that alarms at 1 /
 (its share of `FALSE_ALARM_RATE`), and the shares sum to at most one (Bonferroni). The k-th scanner (or new baseline) of a year has the
 share 1 / (k (k + 1)), so that scanners need not be known in advance. "Nothing changes" means: reference and arriving images, one a
-patient, are exchangeable; for corrections, that verdicts err as often as the calibrated probability says.
+patient, are exchangeable (within each group of patients, where both sides state groups); for corrections, that verdicts err as often as
+the calibrated probability says.
 
 `daily_tests` tests one scanner on one day: what moved on that day, without memory of other days. No alarm rests on it.
 """
@@ -93,7 +94,7 @@ def watch(found: Observations, reference: Reference, baselines: Sequence[Baselin
         baselines: accepted by a person; see `list_tests`.
     """
     streams = []
-    quantities = len(reference.quantities) + 2
+    quantities = len(reference.quantities) + len(reference.kinds) + 2
     for rank, test in enumerate(list_tests(found, baselines), 1):
         log_limit = float(np.log(quantities * rank * (rank + 1) / FALSE_ALARM_RATE))
         streams += [

@@ -6,17 +6,20 @@ row of each quantity of each scanner, from which `sentences` and `as_numbers` ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Any
 
 import numpy as np
 
-from pneumofed.inference.monitor.e_processes import CORRECTIONS, REFUSALS
+from pneumofed.common.imaging.patient_groups import AGE, SEX, VIEW
+from pneumofed.common.model_bundle.population import describe_groups
+from pneumofed.inference.monitor.e_processes import CORRECTIONS, REFUSALS, mix_rows
 from pneumofed.inference.monitor.evidence import Direction
 from pneumofed.inference.monitor.monitor import DriftFindings
 from pneumofed.inference.monitor.reference import COMPONENT, LIKENESS, PROBABILITY, Reference
+from pneumofed.inference.monitor.strata import MIXES, group_shares
 from pneumofed.inference.monitor.streams import EMBEDDING, FALSE_ALARM_RATE, Stream
 from pneumofed.inference.monitor.two_sample import Floats, Prevalence, estimate_prevalence
 
@@ -42,6 +45,9 @@ TITLES = {
     EMBEDDING: "Model's view of the image",
     CORRECTIONS: "Corrections by readers",
     REFUSALS: "Images that cannot be judged",
+    MIXES[AGE]: "Ages of the patients",
+    MIXES[SEX]: "Sex of the patients",
+    MIXES[VIEW]: "Views, AP and PA",
 }
 _MEANINGS = {
     "mean": ("images are brighter", "images are darker"),
@@ -64,6 +70,9 @@ _MEANINGS = {
     LIKENESS: ("images are closer to the typical one", "the model sees images unlike the reference"),
     CORRECTIONS: ("readers change more verdicts than the calibration expects", ""),
     REFUSALS: ("more images cannot be judged than allowed", ""),
+    MIXES[AGE]: ("the patients are older", "the patients are younger"),
+    MIXES[SEX]: ("more men and boys come", "more women and girls come"),
+    MIXES[VIEW]: ("more images are in PA view", "more images are in AP view"),
 }
 _SPREADS = {"wider": "values vary more than in the reference", "narrower": "values vary less than in the reference"}
 
@@ -105,7 +114,8 @@ class QuantityStatus:
         p_value: valid at any time, adjusted for all that is watched.
         since: the day from which on it seems to have moved.
         meaning: what that means, in words; empty where there is next to no evidence.
-        now, usual: median of the latest values and of those they are compared with; None for rates.
+        now, usual: median of the latest values and of those they are compared with; None for rates and mixes.
+        shares: of a mix, by group: its share among the latest patients and among those they are compared with.
         images: number of values.
     """
 
@@ -121,6 +131,23 @@ class QuantityStatus:
     now: float | None
     usual: float | None
     images: int
+    shares: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all of it as plain values; `shares` only of a mix."""
+        return {name: value for name, value in vars(self).items() if name != "shares" or self.is_mix}
+
+    @property
+    def is_mix(self) -> bool:
+        """Whether it is about which patients come, and not about their images."""
+        return self.quantity in MIXES.values()
+
+    @property
+    def share_words(self) -> str:
+        """The two groups of a mix that changed most, in words; empty for other quantities."""
+        kind = next((kind for kind, name in MIXES.items() if name == self.quantity), "")
+        moved = sorted(self.shares.items(), key=lambda item: -abs(item[1][0] - item[1][1]))[:2]
+        return ", ".join(f"{describe_groups(kind, (group,))} {now:.0%}, usually {usual:.0%}" for group, (now, usual) in moved)
 
 
 @dataclass(frozen=True)
@@ -136,7 +163,8 @@ class ScannerStatus:
 
     @property
     def alarms(self) -> list[QuantityStatus]:
-        return [row for row in self.rows if row.alarm]
+        """Rows that alarm: mixes of patients first, since what else has moved is to be read with them in mind."""
+        return sorted((row for row in self.rows if row.alarm), key=lambda row: not row.is_mix)
 
     @property
     def with_evidence(self) -> list[QuantityStatus]:
@@ -176,12 +204,21 @@ def sentences(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> lis
     texts = [f"{len(findings.found):,} images on {_count(len(days), 'day')}, {span}, from {_count(len(scanners), 'scanner')}."]
     for scanner in scanners:
         texts += [f"{scanner.name}: {_sentence(row)}" for row in scanner.alarms[:3]]
+        if any(row.is_mix for row in scanner.alarms):
+            texts.append(_about_mix(scanner))
     alarmed = sum(len(scanner.alarms) for scanner in scanners)
     if not alarmed:
         texts.append("No alarm: what arrived cannot be told from what the model is compared with.")
     elif alarmed > len(texts) - 1:
         texts.append(f"{_count(alarmed, 'quantity', 'quantities')} alarm in all.")
     return texts
+
+
+def _about_mix(scanner: ScannerStatus) -> str:
+    others = [row for row in scanner.alarms if not row.is_mix and row.quantity not in (REFUSALS, CORRECTIONS)]
+    if others:
+        return f"{scanner.name}: images of one group of patients have changed as well, so it is not only the patients."
+    return f"{scanner.name}: other patients come; within each group of patients no quantity of the images alarms."
 
 
 def as_numbers(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> dict[str, Any]:
@@ -199,7 +236,7 @@ def as_numbers(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> di
         "scanners": [
             {"name": scanner.name, "images": scanner.images, "patients": scanner.patients, "own_baseline": scanner.own_baseline}
             | {"prevalence": None if scanner.prevalence is None else vars(scanner.prevalence)}
-            | {"quantities": [vars(row) for row in scanner.rows]}
+            | {"quantities": [row.to_json() for row in scanner.rows]}
             for scanner in scanners
         ],
         "days": [
@@ -252,12 +289,13 @@ def _describe_quantity(stream: Stream, findings: DriftFindings, reference: Refer
         now=now,
         usual=usual,
         images=len(stream.days),
+        shares=_shares(stream, findings, reference),
     )
 
 
 def _medians(stream: Stream, findings: DriftFindings, reference: Reference) -> tuple[float | None, float | None]:
     """(of the values since the change, of what they are compared with)."""
-    if stream.quantity in (CORRECTIONS, REFUSALS):
+    if stream.quantity in (CORRECTIONS, REFUSALS, *MIXES.values()):
         return None, None
     new = stream.rows[stream.days >= stream.since]
     values = reference.values_of(findings.found.take(new))[stream.quantity]
@@ -266,8 +304,19 @@ def _medians(stream: Stream, findings: DriftFindings, reference: Reference) -> t
     return float(np.median(values)), float(np.median(known[stream.quantity]))
 
 
+def _shares(stream: Stream, findings: DriftFindings, reference: Reference) -> dict[str, tuple[float, float]]:
+    kind = next((kind for kind, name in MIXES.items() if name == stream.quantity), None)
+    if kind is None:
+        return {}
+    found, rows = findings.found, mix_rows(findings.found, stream.test, kind)
+    before = found.groups[rows[rows < stream.test.start]] if stream.test.own_baseline else reference.groups
+    usual, now = group_shares(before, kind), group_shares(found.groups[stream.rows[stream.days >= stream.since]], kind)
+    return {group: (now[group], share) for group, share in usual.items()}
+
+
 def _sentence(row: QuantityStatus) -> str:
     numbers = "" if row.now is None or row.usual is None else f" (median {row.now:.3g}, usually {row.usual:.3g})"
+    numbers = f" ({row.share_words})" if row.shares else numbers
     return f"{row.meaning}, since about {row.since:%d %B %Y}{numbers}; alarm on {row.alarm_day:%d %B %Y}."
 
 

@@ -250,7 +250,7 @@ def _numbers(judgement: Judgement) -> list[sr.Measurement]:
 
 
 def _comments(judgement: Judgement, predictor: Predictor) -> list[str]:
-    texts = [_NOT_A_DIAGNOSIS]
+    texts = [_NOT_A_DIAGNOSIS, f"Population: {judgement.population.sentence}."]
     if judgement.reasons:
         texts.append(f"The image cannot be judged: {judgement.explanation}.")
     if predictor.manifest.card.phantom:

@@ -6,6 +6,7 @@ import numpy as np
 import PIL.Image
 from PIL import ImageDraw, ImageFont
 
+from pneumofed.common.model_bundle.population import PopulationFinding
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Judgement, Prediction
 
@@ -39,7 +40,7 @@ def draw_heat(pixels: np.ndarray, judgement: Judgement, predictor: Predictor) ->
     opacity = _OPACITY * heat[..., None]
     colour = _WARM + (_HOT - _WARM) * heat[..., None]
     picture = np.rint(255 * (grey[..., None] * (1 - opacity) + colour * opacity)).astype(np.uint8)
-    return np.concatenate([picture, _band(words(found, predictor), grey.shape[1])])
+    return np.concatenate([picture, _band(words(found, predictor, judgement.population), grey.shape[1])])
 
 
 def place_map(activation_map: np.ndarray, shape: tuple[int, ...], fit: str) -> np.ndarray:
@@ -68,17 +69,19 @@ def place_map(activation_map: np.ndarray, shape: tuple[int, ...], fit: str) -> n
     return placed
 
 
-def words(found: Prediction, predictor: Predictor) -> tuple[str, ...]:
-    """Words what stands below the picture; nothing in it is about a patient.
+def words(found: Prediction, predictor: Predictor, population: PopulationFinding) -> tuple[str, ...]:
+    """Words what stands below the picture; of the patient no more than a group that the model was not judged for.
 
     Args:
         found: for the image in the picture.
         predictor: that it comes from.
+        population: whether the model was judged for such a patient; a line of its own warns where it was not.
     """
     side = "at or above" if found.decision == "pneumonia" else "below"
     phantom = " (trained on PHANTOMS: says nothing about patients)" if predictor.manifest.card.phantom else ""
     return (
         STATEMENT,
+        *(f"not judged for this population: {one}" for one in population.outside_words),
         f"pneumonia {_percent(found.probability)}, 95 % interval {_percent(found.low)} to {_percent(found.high)}",
         f"{side} the threshold {_percent(predictor.manifest.threshold.value)}; warm: speaks for pneumonia",
         f"{predictor.manifest.name} {predictor.bundle.digest[:16]}{phantom}",

@@ -18,6 +18,9 @@ from rich.text import Text
 from pneumofed.common.data.csv_tables import TableWriter
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
+from pneumofed.common.imaging.patient_groups import AGE, PatientGroups
+from pneumofed.common.model_bundle.manifest import BundleManifest
+from pneumofed.common.model_bundle.population import PopulationStatus, describe_groups
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.printable import printable_line
 from pneumofed.inference.predict.predict import CSV_COLUMNS, ROW_SCHEMA, FileResult, PredictionSummary, csv_row, json_row
@@ -105,6 +108,25 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
     }
 
 
+def population_sentences(manifest: BundleManifest, summary: PredictionSummary) -> list[str]:
+    """Words for whom the model was judged, and how many of the images are of others.
+
+    Args:
+        manifest: of the bundle.
+        summary: of the files.
+    """
+    counts, judged = summary.populations, manifest.population.judged(AGE) if manifest.population else ()
+    if not judged:
+        told = [manifest.check_population(PatientGroups()).sentence.capitalize() + "."]
+    else:
+        told = [f"The model was judged on {describe_groups(AGE, judged)}."]
+    if counts["not_judged"]:
+        told.append(f"{counts['not_judged']} of the images are of patients that it was not judged for: do not rely on it there.")
+    if counts["age_unknown"]:
+        told.append(f"Of {counts['age_unknown']} images the patient's age is not known.")
+    return told
+
+
 class _Rows:
     def __init__(self) -> None:
         self.kept: list[tuple[str, Path, tuple[Text, ...]]] = []
@@ -143,6 +165,8 @@ def open_table(console: Console, predictor: Predictor, summary: PredictionSummar
         f"{files}: {summary.findings['pneumonia']} pneumonia, {summary.findings['normal']} normal, "
         f"{counts['cannot_judge']} cannot be judged, {counts['unreadable']} cannot be read"
     )
+    for sentence in population_sentences(predictor.manifest, summary):
+        show(sentence)
     show("A second look, not a diagnosis: whoever reads the image decides.", style="dim")
 
 
@@ -162,9 +186,17 @@ def table_cells(result: FileResult) -> tuple[Text, ...]:
     found = result.prediction
     finding = found.decision if found else result.status.replace("_", " ")
     interval = f"{_percent(found.low)} to {_percent(found.high)}" if found else ""
-    why = "; ".join(filter(None, (_threshold_sentence(result), result.explanation, result.note)))
+    why = "; ".join(filter(None, (_population_note(result), _threshold_sentence(result), result.explanation, result.note)))
     texts = (_percent(found.probability) if found else "", interval, finding, why)
     return tuple(_plain(text, _STYLES.get(finding, "") if place == 2 else "") for place, text in enumerate(texts))
+
+
+def _population_note(result: FileResult) -> str:
+    """A warning where the model was not judged for such a patient; where all is well, or nothing is known of the model, nothing."""
+    found = result.judgement.population if result.judgement else None
+    if found is None or found.status in (PopulationStatus.JUDGED, PopulationStatus.MODEL_UNKNOWN):
+        return ""
+    return "age not known" if found.status is PopulationStatus.AGE_UNKNOWN else found.sentence
 
 
 def _threshold_sentence(result: FileResult) -> str:

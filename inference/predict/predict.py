@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.imaging.views import Projection, classify_view
+from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
 from pneumofed.common.model_bundle.suitability import Judgement, Prediction
 
@@ -44,6 +45,7 @@ ROW_SCHEMA = 1
 CSV_COLUMNS = (
     *("file", "study", "instance", "status", "finding", "probability", "low", "high", "threshold"),
     *("reasons", "explanation", "report", "overlay", "note"),
+    *("population", "age_group", "sex", "view", "population_note"),
 )
 """Of the CSV table, before one column `probability_CLASS` for each class and then `model`."""
 
@@ -256,11 +258,13 @@ class PredictionSummary:
         statuses: files by status.
         findings: judged files by decision.
         studies: by Study Instance UID.
+        populations: images that were read, by whether the model was judged for such a patient.
     """
 
     statuses: dict[str, int] = field(default_factory=lambda: {"judged": 0, "cannot_judge": 0, "unreadable": 0})
     findings: dict[str, int] = field(default_factory=lambda: {"pneumonia": 0, "normal": 0})
     studies: dict[str, Study] = field(default_factory=dict)
+    populations: dict[str, int] = field(default_factory=lambda: {status.value: 0 for status in PopulationStatus})
 
     @property
     def files(self) -> int:
@@ -269,6 +273,8 @@ class PredictionSummary:
     def add(self, result: FileResult) -> None:
         """Counts one file."""
         self.statuses[result.status] += 1
+        if result.judgement:
+            self.populations[result.judgement.population.status.value] += 1
         if result.prediction:
             self.findings[result.prediction.decision] += 1
         if name := result.loaded.study:
@@ -285,7 +291,8 @@ class PredictionSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the counts, as plain JSON values."""
-        return {"files": self.files, **self.statuses, "findings": dict(self.findings), "studies": len(self.studies)}
+        counts = {"findings": dict(self.findings), "studies": len(self.studies), "populations": dict(self.populations)}
+        return {"files": self.files, **self.statuses, **counts}
 
 
 def json_row(result: FileResult, threshold: float) -> dict[str, Any]:
@@ -313,6 +320,7 @@ def json_row(result: FileResult, threshold: float) -> dict[str, Any]:
         "report": result.report,
         "overlay": result.overlay,
         "note": result.note,
+        "population": result.judgement.population.to_json() if result.judgement else {},
     }
 
 
@@ -324,7 +332,10 @@ def csv_row(result: FileResult, threshold: float) -> dict[str, str]:
         threshold: of the bundle.
     """
     row = json_row(result, threshold)
-    values = {name: row[name] for name in CSV_COLUMNS} | {"reasons": " ".join(row["reasons"])}
+    groups = row["population"]
+    words = {"reasons": " ".join(row["reasons"]), "population": groups.get("status"), "population_note": groups.get("sentence")}
+    known = groups | row | words
+    values = {name: known.get(name) for name in CSV_COLUMNS}
     probabilities = {f"probability_{name}": value for name, value in row["classes"].items()}
     return {name: _text(value) for name, value in (values | probabilities).items()}
 

@@ -99,6 +99,8 @@ class Case(RoomTable):
     """left, top, width, height of what the map covers, in parts of the image."""
     map_warnings: Mapped[list[str]] = mapped_column(JSON, default=list)
     """What is wrong with where the map lies, as `inference.reading_room.schema.MapWarning`."""
+    population: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    """Whether the model was judged for such a patient, in groups, as `PopulationFinding.to_json`; None in cases of earlier versions."""
     monitored: Mapped[int | None]
     """The image's number in the monitor of drift."""
 

@@ -231,6 +231,7 @@ def case_row(identifier: str, sha256: str, size: int, file: JudgedFile) -> Case:
         has_map=viewing.map is not None,
         map_area=list(viewing.area),
         map_warnings=list(viewing.warnings),
+        population=judgement.population.to_json(),
     )
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from pneumofed.common.imaging.patient_groups import AgeGroup
 from pneumofed.common.imaging.types import Format
+from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.suitability import Verdict
 from pneumofed.inference.reading_room.image_facts import FileFacts
 
@@ -117,6 +119,20 @@ class RoomHealth(BaseModel):
 # --- judgements
 
 
+class PopulationView(BaseModel):
+    """Whether the model was judged for such a patient. The page has to show it beside the judgement."""
+
+    status: PopulationStatus
+    age_group: AgeGroup | None
+    sex: Literal["F", "M"] | None
+    view: Literal["AP", "PA"] | None
+    outside: list[Literal["age", "sex", "view"]] = Field(
+        description="In which of these the patient is of no group that it was judged for."
+    )
+    judged: dict[str, list[str]] = Field(description="By the same, the groups that it was judged for.")
+    sentence: str = Field(description="The same in plain English.")
+
+
 class JudgementOut(BaseModel):
     """The model's answer for one image."""
 
@@ -127,6 +143,7 @@ class JudgementOut(BaseModel):
     threshold: float = Field(ge=0, le=1)
     classes: dict[str, float] = Field(description="Probability by class, summing to 1; empty if it cannot be judged.")
     reasons: list[str] = Field(description="Why it cannot be judged; empty for other verdicts.")
+    population: PopulationView
 
 
 class Area(BaseModel):
@@ -197,6 +214,7 @@ class CaseLine(BaseModel):
     high: float | None
     reasons: list[str]
     status: Status
+    population: PopulationView | None = Field(description="Null for cases that an earlier version judged.")
     finding: Label | None = Field(description="The latest finding.")
     finding_by: str | None
 

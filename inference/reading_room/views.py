@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 _LINE = (
     "id", "arrived", "study_date", "patient", "accession", "modality", "view", "sex", "age_years", "verdict", "reasons", "finding",
-    "finding_by",
+    "finding_by", "population",
 )  # fmt: skip
 
 
@@ -70,6 +70,7 @@ def view_judgement(judgement: Judgement) -> schema.JudgementOut:
         threshold=min(judgement.threshold, 1.0),  # as `ModelInfo` has it: a bundle's may lie a rounding error above 1
         classes=dict(found.classes) if found else {},
         reasons=[reason.value for reason in judgement.reasons],
+        population=schema.PopulationView.model_validate(judgement.population.to_json()),
     )
 
 

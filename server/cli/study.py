@@ -35,6 +35,12 @@ def export_command(
         typer.Option(help="Folder of radiographs or manifest, in the place of the run's test set as the reference; may repeat."),
     ] = None,
     calibration: Annotated[CalibrationName, typer.Option(help="Fitted on the hospitals' validation statistics.")] = "temperature",
+    ages: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="SET=GROUP,GROUP: age groups of a held-out set whose images state no age, e.g. test=infant,child; may repeat."
+        ),
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -42,12 +48,14 @@ def export_command(
     from pneumofed.common.ops.progress import open_progress, show_sentences
     from pneumofed.common.wire.keys import key_fingerprint, read_private_key
     from pneumofed.server.export.export import ExportPlan, export_run, release_key
+    from pneumofed.server.export.populations import read_stated_ages
     from pneumofed.server.export.source import read_finished_run
 
     read_finished_run(run)  # before a key is made in its folder
+    stated = read_stated_ages(ages or ())
     key_file = key or release_key(run, lambda text: note(text, style=None))
     signing = read_private_key(key_file)
-    plan = ExportPlan(run, out or run / "bundle", signing, tuple(reference or ()), calibration)
+    plan = ExportPlan(run, out or run / "bundle", signing, tuple(reference or ()), calibration, stated)
     with (
         open_progress(quiet=quiet, results_piped=json_) as progress,
         show_sentences(progress, "export", lambda text: None if json_ or quiet else say(text)) as told_of,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pneumofed.common.imaging.patient_groups import KINDS
 from pneumofed.common.model_bundle.manifest import (
     MIN_REFERENCE_IMAGES,
     BundleManifest,
@@ -13,6 +14,7 @@ from pneumofed.common.model_bundle.manifest import (
     Provenance,
     Quantization,
 )
+from pneumofed.common.model_bundle.population import JudgedGroup, JudgedPopulation, describe_groups
 from pneumofed.common.ops.render import render
 from pneumofed.server.export.hospital_limits import HospitalLimits
 from pneumofed.server.report.numbers import DASH, number, whole
@@ -81,9 +83,43 @@ def write_card(
         whole_sets=_metric_table(whole_sets),
         before=_metric_table([found for found in facts.uncalibrated if found.metrics.get("ece")], _CALIBRATION_METRICS),
         groups=_metric_table([found for found in facts.measured if "," in found.name], _GROUP_METRICS),
+        population=_population(manifest.population) if manifest.population else None,
         int8_rows=[_quantization(found) for found in facts.quantization],
         provenance_rows=_provenance(facts.provenance) if facts.provenance else [],
     )
+
+
+@dataclass(frozen=True)
+class _PopulationTable:
+    rows: list[list[str]]
+    judged: dict[str, str]
+    least: int
+    unknown_age: str
+    mix: str
+
+
+def _population(found: JudgedPopulation) -> _PopulationTable:
+    shares = ", ".join(f"{share:.0%}" for share in found.mix.shares)
+    return _PopulationTable(
+        rows=[_population_row(one) for one in found.groups],
+        judged={kind: describe_groups(kind, found.judged(kind)) for kind in KINDS},
+        least=found.min_patients,
+        unknown_age=whole(found.unknown_age) if found.unknown_age else "",
+        mix=f"{whole(found.mix.sites)} hospital(s)" + (f", with these shares of the training images: {shares}" if shares else ""),
+    )
+
+
+def _population_row(found: JudgedGroup) -> list[str]:
+    group = describe_groups(found.kind, found.groups)
+    return [
+        f"{group} (stated for the whole set)" if found.stated else group,
+        found.held_out,
+        whole(found.images),
+        whole(found.patients),
+        f"{whole(found.patients_without)} + {whole(found.patients_with_pneumonia)}",
+        *(_cell(found.metrics.get(name)) for name in ("auroc", "sensitivity", "specificity")),
+        "yes" if found.is_judged else "too few",
+    ]
 
 
 def _quantization(found: Quantization) -> list[str]:

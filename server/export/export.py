@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pneumofed.common.model_bundle.manifest import (
     NETWORK,
     QUANTIZED,
     REFERENCE,
+    REFERENCE_GROUPS,
     WEIGHTS,
     BundleManifest,
     OperatingPoint,
@@ -48,6 +49,7 @@ from pneumofed.server.export.hospital_limits import find_hospital_limits
 from pneumofed.server.export.images import ExportImages, load_central, load_folders
 from pneumofed.server.export.measures import calibrate, measure_central, measure_subgroups, measure_validation
 from pneumofed.server.export.other_tools import write_monai, write_triton
+from pneumofed.server.export.populations import StatedAges, measure_population
 from pneumofed.server.export.source import Source, describe_source, read_finished_run
 
 MOST_AUROC_LOSS = 0.02
@@ -66,6 +68,7 @@ class ExportPlan:
         key: signs the bundle.
         references: folders of images, or manifests, that take the place of the run's test set as the reference.
         calibration: how probabilities are calibrated.
+        ages: by held-out set, the age groups of its patients where no row states them.
     """
 
     run: Path
@@ -73,6 +76,7 @@ class ExportPlan:
     key: PrivateKey
     references: Sequence[Path] = ()
     calibration: Method = "temperature"
+    ages: StatedAges = field(default_factory=dict)
 
     @property
     def archive(self) -> Path:
@@ -164,6 +168,8 @@ def release_key(run: Path, say: Say = lambda _: None) -> Path:
 
 def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleManifest:
     central = load_central(source)
+    records = {part.name: part.records for part in central}
+    population = measure_population(source, records, plan.ages)
     reference = load_folders(plan.references, source.experiment.image) if plan.references else next(iter(central), None)
     if reference is None:
         raise BundleError("the run's central images are gone; give --reference FOLDER of radiographs to check the graph with")
@@ -183,7 +189,6 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     suitability = hospitals.suitability if hospitals else suitability
     refusals = _say_limits(folder, described, suitability, pictures, say)
     say("measuring")
-    records = {part.name: part.records for part in central}
     facts = describe_source(source).model_copy(
         update={
             "onnx": checked,
@@ -212,6 +217,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
         calibration=calibration,
         suitability=suitability,
         reference=described,
+        population=population,
         card=facts,
     )
     card = write_card(manifest, refusals, hospitals, source.run.summary.personal_of)
@@ -266,6 +272,9 @@ def _write_reference(folder: Path, reference: ExportImages, calibration: Calibra
     arrays: dict[str, Any] = {"features": features, "probabilities": probabilities, "pixel_statistics": statistics}
     if reference.labels is not None:
         arrays["labels"] = (reference.labels[index] > 0).astype(np.int64)
+    if reference.groups:
+        of_image = [dict(reference.groups[row].known()) for row in index]
+        arrays |= {name: np.array([groups.get(kind, "") for groups in of_image]) for kind, name in REFERENCE_GROUPS.items()}
     np.savez_compressed(folder / REFERENCE, **{name: values[kept] for name, values in arrays.items()})
     described = ReferenceSet(sets=(reference.name,), images=len(kept), statistics=PIXEL_STATISTICS)
     return described, fit_suitability(squares, features, statistics, patients=patients)

@@ -15,6 +15,7 @@ from pneumofed.common.data.cache import decode_for_cache
 from pneumofed.common.data.dataset import load_dataset
 from pneumofed.common.data.manifest import ImageRecord, read_manifest
 from pneumofed.common.errors import BundleError, ConfigError, ImageError
+from pneumofed.common.imaging.patient_groups import PatientGroups, groups_of
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.server.export.source import Source
 
@@ -33,6 +34,7 @@ class ExportImages:
         records: manifest rows by the first 16 digits of their file's SHA-256, as in the run's predictions; empty without a manifest.
         patients: of each image; None where nobody knows.
         skipped: files that could not be used.
+        groups: of the patient of each image; empty where nobody knows.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ExportImages:
     records: dict[str, ImageRecord]
     patients: tuple[str, ...] | None = None
     skipped: int = 0
+    groups: tuple[PatientGroups, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -74,7 +77,8 @@ def load_central(source: Source) -> list[ExportImages]:
             records = read_manifest(Path(manifest))
             dataset = load_dataset(records, experiment.task, experiment.image, cache / name, keep_duplicates=True)
             by_digest = {digest[:16]: record for digest, record in zip(dataset.digests, dataset.records, strict=True)}
-            found.append(ExportImages(name, dataset.pixels, dataset.labels, by_digest, dataset.patients))
+            groups = tuple(groups_of(record.age_years, record.sex, record.view) for record in dataset.records)
+            found.append(ExportImages(name, dataset.pixels, dataset.labels, by_digest, dataset.patients, groups=groups))
     return found
 
 
@@ -89,24 +93,38 @@ def load_folders(folders: Sequence[Path], image: ImageConfig) -> ExportImages:
         ConfigError: a folder does not exist.
         BundleError: no image can be used.
     """
-    paths = [path for folder in folders for path in _files(folder)]
+    known = {path: groups for folder in folders for path, groups in _files(folder).items()}
+    paths = list(known)
     order = numpy_generator("export", "folders").permutation(len(paths))[:MOST_IMAGES_OF_A_SET]
-    squares, skipped = [], 0
+    squares, groups, skipped = [], [], 0
     for position in sorted(order):
         try:
             squares.append(decode_for_cache(paths[position], image))
+            groups.append(known[paths[position]] or _groups_in(paths[position]))
         except ImageError:
             skipped += 1
     if not squares:
         raise BundleError(
             f"none of the {len(paths)} files of --reference is an image that can be read; give a folder of radiographs"
         )
-    return ExportImages("reference", np.stack(squares), None, {}, skipped=skipped)
+    return ExportImages("reference", np.stack(squares), None, {}, skipped=skipped, groups=tuple(groups))
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path) -> dict[Path, PatientGroups | None]:
+    """The files, with the groups that a manifest states."""
     if folder.is_dir():
-        return sorted(path for path in folder.rglob("*") if path.is_file())
+        return dict.fromkeys(sorted(path for path in folder.rglob("*") if path.is_file()))
     if folder.suffix.lower() == ".csv" and folder.is_file():
-        return [record.path for record in read_manifest(folder).records]
+        return {one.path: groups_of(one.age_years, one.sex, one.view) for one in read_manifest(folder).records}
     raise ConfigError(f"--reference {folder}: expected a folder of images or a manifest (.csv)")
+
+
+def _groups_in(path: Path) -> PatientGroups:
+    """The groups that a DICOM file states; nothing is known of others."""
+    from pneumofed.common.imaging.dicom_header import read_header
+
+    try:
+        header = read_header(path)
+    except ImageError:
+        return PatientGroups()
+    return groups_of(header.age_years, header.sex, header.view)

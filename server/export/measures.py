@@ -16,7 +16,8 @@ from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import CALIBRATION_BINS, Statistics
 from pneumofed.common.model_bundle.calibration import Calibration, Method, fit_calibration
-from pneumofed.common.model_bundle.manifest import IntervalEstimate, Measured
+from pneumofed.common.model_bundle.manifest import Measured
+from pneumofed.common.model_bundle.population import IntervalEstimate
 from pneumofed.server.export.source import Source
 from pneumofed.server.federation.central_evaluation import bootstrap_settings
 from pneumofed.server.federation.subgroups import find_subgroups

@@ -34,6 +34,15 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
+def take_population(told: dict[str, Any]) -> dict[str, Any]:
+    """Takes out what `predict` says beyond the former version: of a former bundle it is not known for whom the model was judged."""
+    for row in told["images"]:
+        assert row.pop("population").get("status", "model_unknown") == "model_unknown"
+    counted = told["summary"].pop("populations")
+    assert counted["model_unknown"] == sum(counted.values()) > 0
+    return told
+
+
 NEWER_KEYS = (
     "  hospital_reference: ",
     "  largest_weight: ",
@@ -50,7 +59,7 @@ def test_a_command_says_what_the_former_version_said(shared: Path, name: str) ->
     said = plain(call(*ANSWERS[name], ok=range(256)), shared)
     if name == "config":
         said = [line for line in said if not line.startswith(NEWER_KEYS)]
-    assert_same(said, read_json("answers")[name], name)
+    assert_same(take_population(said) if name == "predict" else said, read_json("answers")[name], name)
 
 
 @pytest.mark.parametrize(
@@ -82,13 +91,14 @@ def test_a_former_run_is_exported(former: Path) -> None:
 def test_the_archive_of_a_former_bundle_judges_as_its_folder(former: Path) -> None:
     archive = shutil.make_archive(str(former / "model"), "zip", former / "bundle", "model")
     told = call("predict", former / "images" / "test", "--bundle", archive, "--threads", "1", "--json")
-    assert_same(plain(told, former)["images"], read_json("answers")["predict"]["images"])
+    assert_same(take_population(plain(told, former))["images"], read_json("answers")["predict"]["images"])
 
 
 def test_a_former_bundle_explains(former: Path) -> None:
-    image = former / "images" / "test" / "NORMAL" / "IM-0001-0001.jpeg"
-    told = json.loads(call("explain", image, *KNOWN, "--out", former / "maps", "--no-check", "--json"))
-    assert len(told["images"]) == 1
+    path = former / "images" / "test" / "NORMAL" / "IM-0001-0001.jpeg"
+    told = json.loads(call("explain", path, *KNOWN, "--out", former / "maps", "--no-check", "--json"))
+    (image,) = told["images"]
+    assert image["population"]["sentence"] == "not known for whom the model was judged"
     assert list((former / "maps").glob("*.png"))
 
 

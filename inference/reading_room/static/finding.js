@@ -3,7 +3,7 @@
 import { at, h } from "./dom.js";
 import { age, day, moment, number, percent, t } from "./i18n.js";
 import { bigGauge, verdictChip } from "./gauge.js";
-import { nameOf, reasonWords, sentWords, studyLine } from "./worklist_rows.js";
+import { nameOf, populationWords, reasonWords, sentWords, studyLine } from "./worklist_rows.js";
 
 const MOST_CLASSES = 4;
 
@@ -13,7 +13,8 @@ export function drawFinding(case_) {
   at("case-line").textContent = [studyLine(case_), case_.study_date ? day(case_.study_date) : ""].filter(Boolean).join(" · ");
   at("case-sent").textContent = sentWords(case_) ? t("viewer.sent", { name: sentWords(case_) }) : "";
   at("finding").dataset.verdict = case_.verdict;
-  at("finding").replaceChildren(...(case_.verdict === "cannot judge" ? withoutJudgement(case_) : withJudgement(case_)).filter(Boolean));
+  const finding = case_.verdict === "cannot judge" ? withoutJudgement(case_) : withJudgement(case_);
+  at("finding").replaceChildren(...[...finding, populationOf(case_)].filter(Boolean));
   at("classes").replaceChildren(...classesOf(case_));
   at("classes-section").hidden = !at("classes").children.length;
   at("facts").replaceChildren(...factsOf(case_).map(([words, value]) => h("div", {}, h("dt", { text: t(`fact.${words}`) }), h("dd", { text: value }))));
@@ -40,6 +41,12 @@ function withoutJudgement(case_) {
     h("ul", { class: "reasons" }, ...reasonWords(case_.reasons).map((text) => h("li", { text }))),
     h("p", { class: "soft", text: t("finding.without") }),
   ];
+}
+
+/** For whom the model was judged; a warning where this patient is none of them. */
+function populationOf({ population }) {
+  const warns = population?.status === "not_judged";
+  return h("p", { class: warns ? "close population" : "soft population", role: warns ? "note" : null, text: populationWords(population) });
 }
 
 /** The strongest classes; none where nothing may be said. */

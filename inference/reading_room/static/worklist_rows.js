@@ -37,6 +37,18 @@ export function studyLine(case_) {
 /** The reasons in words; a reason of a newer model that has no words yet is shown as it came. */
 export const reasonWords = (reasons) => reasons.map((reason) => tOr(`reason.${reason}`, reason));
 
+/** Whether the model was judged for such a patient, in words; a case of an earlier version says nothing of it. */
+export function populationWords(population) {
+  const { status, outside = [], judged = {} } = population ?? { status: "model_unknown" };
+  const list = (groups) => groups.map((group) => tOr(`group.${group}`, group)).join(t("population.and"));
+  const own = { age: population?.age_group, sex: population?.sex, view: population?.view };
+  if (status === "not_judged") {
+    return outside.map((kind) => t("population.not_judged", { own: list([own[kind]]), judged: list(judged[kind]) })).join(" ");
+  }
+  if (status === "judged") return t("population.judged", { own: list(Object.values(own).filter(Boolean)) });
+  return status === "age_unknown" ? t("population.age_unknown", { judged: list(judged.age) }) : t("population.model_unknown");
+}
+
 function drawRow(case_, threshold) {
   const picture = h("img", { src: `/api/cases/${case_.id}/image.png?max_side=${THUMBNAIL_PX}`, alt: "", loading: "lazy", decoding: "async" });
   const open = h("a", { class: "open", href: `#/case/${case_.id}` }, h("strong", { text: nameOf(case_) }), unseen(` – ${t("list.open")}`));
@@ -54,7 +66,8 @@ function drawRow(case_, threshold) {
 }
 
 function chanceOf(case_, threshold) {
-  if (case_.verdict !== "cannot judge") return [smallBar(case_, threshold)];
+  const outside = case_.population?.status === "not_judged" ? t("population.short") : "";
+  if (case_.verdict !== "cannot judge") return [smallBar(case_, threshold), outside ? h("small", { text: outside }) : ""];
   return [smallBar(case_, threshold), h("small", { text: reasonWords(case_.reasons).join(" · ") })];
 }
 

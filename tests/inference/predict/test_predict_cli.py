@@ -17,17 +17,22 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pneumofed.common.errors import BundleError, ConfigError
+from pneumofed.common.imaging.patient_groups import AgeGroup, PatientGroups
 from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Decision, Judgement, Prediction
 from pneumofed.common.wire.keys import NodeKey
 from pneumofed.inference.cli.predict import predict_command
 from pneumofed.inference.monitor.monitor import Monitor
-from pneumofed.inference.monitor.store import STORE_FILE
+from pneumofed.inference.monitor.store import STORE_FILE, MonitorStore
+from pneumofed.inference.monitor.strata import encode_groups
 from pneumofed.inference.predict import outputs
+from pneumofed.inference.predict.dicom_objects import make_report, read_source_header
+from pneumofed.inference.predict.heatmap import words
 from pneumofed.inference.predict.predict import CSV_COLUMNS, FileResult, Loaded, PredictionSummary, find_files, judge_files
 from pneumofed.server.runs.folder import RunFolder
 from tests.inference.predict.pictures import STUDY, write_phantom, write_png
+from tests.model_bundles import judged_on, make_bundle
 
 app = typer.Typer()
 app.command()(predict_command)
@@ -251,3 +256,61 @@ def test_a_user_who_stops_it_is_told_what_there_is(
         f"stopped after 2 files; {tmp_path / 'out.csv'} was not written; what was written into {tmp_path / 'maps'} stays" in told
     )
     assert "resume" not in told
+
+
+@pytest.fixture(scope="module")
+def adults_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("adults") / "bundle", population=judged_on(age="adult older_adult", view="PA"))
+
+
+def test_a_child_under_an_adults_model_is_warned_of_in_table_json_and_csv(adults_bundle: Path, tmp_path: Path) -> None:
+    child, adult, unknown = (tmp_path / name for name in ("a.dcm", "b.dcm", "c.png"))
+    write_phantom(child, 0, PatientBirthDate="20200101", StudyDate="20260101")
+    write_phantom(adult, 1, PatientAge="054Y")
+    write_png(unknown, 3)
+    _, told = run_json(adults_bundle, child, adult, unknown, "--csv", tmp_path / "out.csv")
+    found = [row["population"] for row in told["images"]]
+    assert [one["status"] for one in found] == ["not_judged", "judged", "age_unknown"]
+    assert [one["age_group"] for one in found] == ["child", "adult", None]
+    assert told["summary"]["populations"] == {"judged": 1, "not_judged": 1, "age_unknown": 1, "model_unknown": 0}
+    assert [row["status"] for row in told["images"]] == ["judged"] * 3, "a warning is no refusal"
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["status"], row["population"], row["age_group"]) for row in rows] == [
+        ("judged", "not_judged", "child"),
+        ("judged", "judged", "adult"),
+        ("judged", "age_unknown", ""),
+    ]
+    assert rows[0]["population_note"] == found[0]["sentence"]
+    table = " ".join(run(adults_bundle, child, adult, unknown).stdout.split())
+    assert "The model was judged on adults, adults of 65 years and over." in table
+    assert "1 of the images are of patients that it was not judged for" in table
+    assert "Of 1 images the patient's age is not known." in table
+    assert not any("20200101" in text for text in (json.dumps(told), table))
+
+
+def test_the_monitor_is_given_groups_and_no_date(adults_bundle: Path, tmp_path: Path) -> None:
+    write_phantom(tmp_path / "a.dcm", 0, PatientBirthDate="20200101", StudyDate="20260101")
+    run(adults_bundle, tmp_path / "a.dcm", "--monitor", tmp_path / "monitor")
+    kept = MonitorStore(tmp_path / "monitor")
+    (groups,) = kept.read(load_bundle(adults_bundle, None).digest).groups.tolist()
+    assert groups == encode_groups([PatientGroups(AgeGroup.CHILD, "F", "PA")])[0].tolist()
+    assert b"20200101" not in kept.path.read_bytes()
+
+
+def test_a_bundle_of_an_earlier_version_says_that_nothing_is_known(bundle_dir: Path, folder: Path) -> None:
+    assert "Not known for whom the model was judged." in run(bundle_dir, folder).stdout
+    told = run_json(bundle_dir, folder)[1]
+    assert {row["population"].get("status") for row in told["images"]} == {"model_unknown", None}
+
+
+def test_picture_and_report_for_the_archive_warn_too(adults_bundle: Path, tmp_path: Path) -> None:
+    predictor = Predictor(load_bundle(adults_bundle, None), threads=1)
+    read = predictor.read(write_phantom(tmp_path / "a.dcm", 0, PatientAge="005Y"))
+    (judgement,) = predictor.judge([read.image])
+    assert judgement.prediction
+    lines = words(judgement.prediction, predictor, judgement.population)
+    assert "not judged for this population: child of 2 to 11 years" in lines
+    report = make_report(read_source_header(tmp_path / "a.dcm"), judgement, predictor)
+    texts = [item.TextValue for item in report.ContentSequence if "TextValue" in item]
+    assert f"Population: {judgement.population.sentence}." in texts

@@ -19,9 +19,12 @@ from pneumofed.common.audit.log import read_entries
 from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.imaging.images import read_image
 from pneumofed.common.imaging.types import Window
+from pneumofed.common.model_bundle.bundle import load_bundle
+from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.inference.reading_room.cases import NO_NUMBER, Case, Cases, open_room_database
 from pneumofed.inference.reading_room.room import delete_old_cases
 from pneumofed.inference.reading_room.schema import NextQuery, WorklistQuery
+from pneumofed.inference.reading_room.worker import FileJudge
 from tests.dicom_factory import PATIENT_ID
 from tests.inference.reading_room.stage import (
     ADMIN,
@@ -34,6 +37,7 @@ from tests.inference.reading_room.stage import (
     problem,
     upload,
 )
+from tests.model_bundles import judged_on, make_bundle
 
 
 def test_a_file_becomes_a_case_with_the_predictors_judgement(stage: Stage, tmp_path: Path) -> None:
@@ -89,6 +93,28 @@ def test_a_dicom_tells_the_reader_what_he_needs_and_nothing_lies_open_to_others(
     assert known == [PATIENT_ID, "A7", "2026-01-31", "PA", "F", 63.0, "DX"]
     modes = {path.stat().st_mode & 0o077 for path in stage.room.folder.path.rglob("*")}
     assert modes == {0}
+
+
+def test_a_case_says_whether_the_model_was_judged_for_such_a_patient(tmp_path: Path) -> None:
+    bundle = load_bundle(make_bundle(tmp_path / "bundle", population=judged_on(age="adult", view="PA")), None)
+    stage = Stage(tmp_path, FileJudge(Predictor(bundle, threads=1)))
+    with stage.signed_in() as client:
+        done = upload(
+            client, phantom_dicom(PatientAge="005Y", ViewPosition="PA"), phantom_dicom(1, PatientAge="", ViewPosition="PA")
+        )
+        child, unknown = (client.get(f"/api/cases/{file['case']}").json()["population"] for file in done)
+        line = client.post("/api/worklist", json={}).json()["cases"][-1]
+        predicted = client.post("/api/predict", content=phantom_dicom(2, PatientAge="040Y", ViewPosition="PA")).json()
+    stage.room.close()
+    assert (child["status"], child["age_group"], child["outside"], child["judged"]["age"]) == (
+        "not_judged",
+        "child",
+        ["age"],
+        ["adult"],
+    )
+    assert line["population"] == child
+    assert (unknown["status"], unknown["age_group"]) == ("age_unknown", None)
+    assert predicted["population"]["status"] == "judged"
 
 
 def test_bad_files_are_refused_one_by_one_and_leave_nothing(stage: Stage) -> None:

@@ -6,6 +6,8 @@ import json
 import re
 from typing import get_args
 
+from pneumofed.common.imaging.patient_groups import KINDS
+from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.suitability import Reason
 from pneumofed.inference.reading_room import schema
 from pneumofed.inference.reading_room.app import STATIC
@@ -51,6 +53,8 @@ def test_every_word_of_the_server_is_translated() -> None:
     expected += [f"label.{label}" for label in get_args(schema.Label)]
     expected += [f"verdict.{verdict.replace(' ', '_')}" for verdict in get_args(schema.Verdict)]
     expected += [f"status.{status}" for status in get_args(schema.Status)]
+    expected += [f"population.{status.value}" for status in PopulationStatus]
+    expected += [f"group.{group}" for groups in KINDS.values() for group in groups]
     expected += [f"heat.warning_{warning}" for warning in get_args(schema.MapWarning) if warning != "empty"]
     assert [key for key in expected if not has(key)] == []
 

@@ -15,21 +15,27 @@ from torch import nn
 from typer.testing import CliRunner
 
 from pneumofed.cli.main import app
+from pneumofed.common.config.experiment import ImageConfig
+from pneumofed.common.data.manifest import ImageRecord, Manifest, write_manifest
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.imaging.patient_groups import AgeGroup, PatientGroups
 from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
 from pneumofed.common.model_bundle.calibration import pneumonia_score
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference, count_scores, pack_counts
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.models.build import classifier_of
 from pneumofed.common.wire.keys import key_fingerprint
+from pneumofed.inference.monitor.reference import reference_of
 from pneumofed.server.export import export as module
 from pneumofed.server.export.export import ExportPlan, export_run, first_of_each
+from pneumofed.server.export.images import load_folders
 from pneumofed.server.export.measures import calibrate, measure_validation
 from pneumofed.server.export.source import read_finished_run
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.summary_records import RunSummary
-from tests.model_bundles import signing_key, small_graph
+from tests.dicom_factory import write_dicom
+from tests.model_bundles import phantom_images, signing_key, small_graph
 from tests.server.export.finished_run import write_finished_run
 from tests.tiny import there
 
@@ -126,12 +132,24 @@ def test_the_card_says_what_was_measured_on_whom(bundle: Bundle) -> None:
     assert f"{test.value:.3f}" in card
 
 
+def test_the_bundle_says_for_whom_it_was_judged_and_the_card_shows_it(bundle: Bundle) -> None:
+    found = there(bundle.manifest.population)
+    assert {(one.kind, one.groups) for one in found.groups} == {("sex", ("F",)), ("sex", ("M",)), ("view", ("PA",))}
+    card = bundle.read("card.md").decode()
+    assert "- by view: PA views\n" in card
+    assert "- by age: nobody\n" in card
+    assert "Of 60 held-out images nobody stated the patient's age." in card
+
+
 def test_reference_statistics_fit_the_graph(bundle: Bundle) -> None:
     reference = bundle.load_reference()
     assert reference.features.shape == (60, 128) and reference.pixel_statistics.shape == (60, 16)
     assert bundle.manifest.reference is not None and bundle.manifest.reference.sets == ("test",)
     assert np.all((reference.probabilities > 0) & (reference.probabilities < 1))
     assert reference.labels is not None and set(reference.labels.tolist()) == {0, 1}
+    assert there(reference.sex).tolist().count("F") == 30 and set(there(reference.view).tolist()) == {"PA"}
+    assert set(there(reference.age_group).tolist()) == {""}
+    assert reference_of(bundle).kinds == ("sex", "view")
 
 
 @given(patients=st.lists(st.sampled_from("abcd"), max_size=12))
@@ -235,3 +253,14 @@ def test_the_hospitals_limits_are_taken_and_named_where_enough_of_their_patients
     assert "too few" in said[0] and "By hospital" not in card
     _, card, _ = exported("other round", HospitalReference(round=2, suitability=central, sites=sites))
     assert "By hospital" not in card
+
+
+def test_references_of_a_manifest_and_of_dicom_files_have_their_patients_groups(tmp_path: Path) -> None:
+    image, grey = ImageConfig(size_px=32), np.rint(4095 * phantom_images(1)[0][0].pixels).astype(np.uint16)
+    (tmp_path / "dicom").mkdir()
+    write_dicom(tmp_path / "dicom" / "a.dcm", grey, BitsStored=12, PatientAge="070Y", PatientSex="M", ViewPosition="AP")
+    found = load_folders([tmp_path / "dicom"], image)
+    assert found.groups == (PatientGroups(AgeGroup.OLDER_ADULT, "M", "AP"),)
+    record = ImageRecord(tmp_path / "dicom" / "a.dcm", "p", "normal", age_years=5.0)
+    write_manifest(Manifest((record,)), tmp_path / "m.csv")
+    assert load_folders([tmp_path / "m.csv"], image).groups == (PatientGroups(AgeGroup.CHILD),)
