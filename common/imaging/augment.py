@@ -165,7 +165,8 @@ def normalize(images: Tensor, in_channels: int) -> Tensor:
 
 def _change_site_style(images: Tensor, parameters: AugmentationParameters) -> Tensor:
     if parameters.markers.any():
-        images = torch.where(_per_image(parameters.markers, images), erase_markers(images), images)
+        rows = parameters.markers.nonzero().squeeze(1).to(images.device)
+        images = images.index_copy(0, rows, erase_markers(images[rows]))
     if parameters.log_gamma.any() or parameters.log_amplitude.any():
         images = change_style(images, parameters.log_gamma, parameters.log_amplitude)
     return erase_borders(images, parameters.border) if parameters.border.any() else images

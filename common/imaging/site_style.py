@@ -9,19 +9,24 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects, label
 from torch import Tensor
 from torch.nn import functional
 
 WIDEST_BORDER = 0.12
 """Widest border that is erased, as a share of the side. Collimators, film edges and padding lie there; by eye on the public sets the
 lungs begin at about an eighth of the side."""
-MARKER_RING = 0.25
-"""Width of the ring along the edges in which markers are looked for, as a share of the side."""
-MARKER_STROKE = 1 / 12
-"""A bright structure narrower than this share of the side in one direction is a stroke; a letter of a few centimetres at most."""
+MARKER_RING = 0.2
+"""Width of the ring along the edges in which a marker lies as a whole, as a share of the side."""
+MARKER_STROKE = 1 / 24
+"""A bright structure narrower than this share of the side in one direction is a stroke; as `inference.explain.focus` has it."""
 MARKER_BRIGHTER = 0.25
-"""By how much a stroke is brighter than what it stands on; as `inference.explain.focus` asks of marks. Ribs are below 0.2."""
+"""By how much a stroke is brighter than what it stands on; likewise. Most ribs are below 0.2."""
+MARKER_HEIGHT, MARKER_WIDTH = 0.14, 0.30
+"""Of the largest letter and the longest word, as shares of the side: a rib or a clavicle that is a stroke at all is longer."""
 STYLE_CYCLES = 2
 """Highest frequency whose amplitude changes, in cycles a side: half a picture is a dark and a bright part of it. A lung is a third of the
 side wide, so that an opacity keeps its contrast with what surrounds it."""
@@ -44,24 +49,25 @@ def erase_borders(images: Tensor, width: Tensor) -> Tensor:
 
 
 def erase_markers(images: Tensor) -> Tensor:
-    """Replaces thin bright strokes near the edges, such as side markers and burnt-in letters, by what they stand on.
+    """Replaces small thin bright things near the edges, such as side markers and burnt-in letters, by what they stand on.
 
     A stroke is where the white top-hat, the image minus its grey opening (Serra 1982; Soille 2003, section 4.5), is above
-    `MARKER_BRIGHTER`; it and its rim of one pixel, which the scaling blurred, take the opening's grey. No hole stays behind that would
-    itself tell where a marker was. Thin bright bones at the very edge may be taken too.
+    `MARKER_BRIGHTER`. Strokes with the rim of one pixel that the scaling blurred make connected components; those that are small and
+    lie in the ring as a whole take the opening's grey. No hole stays behind that would itself tell where a marker was. Markers that are
+    grey, blurred or large stay, and short pieces of bright bone at the very edge may go.
 
     Args:
-        images: float32 [N, 1, S, S] in [0, 1]; left as they are.
+        images: float32 [N, 1, S, S] in [0, 1]; left as they are. On a GPU the components are found on the CPU.
 
     Returns:
-        float32 [N, 1, S, S]; what is no stroke is as it was.
+        float32 [N, 1, S, S]; what is no marker is as it was.
     """
-    side = images.shape[-1]
-    reach = max(1, round(MARKER_STROKE * side / 2))
+    reach = max(1, round(MARKER_STROKE * images.shape[-1] / 2))
     opened = _dilate(-_dilate(-images, reach), reach)
-    ring = _edge_distance(images) < MARKER_RING * side
-    strokes = ((images - opened > MARKER_BRIGHTER) & ring).to(images.dtype)
-    return torch.where((_dilate(strokes, 1) > 0) & ring, opened, images)
+    strokes = (images - opened > MARKER_BRIGHTER).to(images.dtype)
+    candidates = (_dilate(strokes, 1) > 0).cpu().numpy()
+    markers = np.stack([_small_near_edges(one) for one in candidates[:, 0]])
+    return torch.where(torch.from_numpy(markers).unsqueeze(1).to(images.device), opened, images)
 
 
 def change_style(images: Tensor, log_gamma: Tensor, log_amplitude: Tensor) -> Tensor:
@@ -101,6 +107,18 @@ def draw_log_factors(uniform: Tensor, strength: float) -> Tensor:
         strength: in [0, 1]; 0 gives factors of 1.
     """
     return (2.0 * uniform - 1.0) * (strength * STYLE_OCTAVES * math.log(2.0))
+
+
+def _small_near_edges(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The 8-connected components of `mask` [S, S] that are no larger than a word and lie in the ring along one edge as a whole."""
+    side, kept = len(mask), np.zeros_like(mask)
+    ring = round(MARKER_RING * side)
+    numbered, _ = label(mask, np.ones((3, 3)))
+    for number, (rows, columns) in enumerate(find_objects(numbered), start=1):
+        is_small = rows.stop - rows.start <= MARKER_HEIGHT * side and columns.stop - columns.start <= MARKER_WIDTH * side
+        if is_small and any(span.stop <= ring or span.start >= side - ring for span in (rows, columns)):
+            kept[rows, columns] |= numbered[rows, columns] == number
+    return kept
 
 
 def _edge_distance(images: Tensor) -> Tensor:
