@@ -87,10 +87,11 @@ def _grow(place: NDArray[np.bool_], margin_px: float) -> NDArray[np.bool_]:
 
 
 def _box(place: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    rows, columns = place.any(axis=1), place.any(axis=0)
-    filled = np.maximum.accumulate(rows) & np.maximum.accumulate(rows[::-1])[::-1]
-    across = np.maximum.accumulate(columns) & np.maximum.accumulate(columns[::-1])[::-1]
-    return filled[:, None] & across[None, :]
+    box = np.zeros_like(place)
+    if place.any():
+        rows, columns = np.nonzero(place)
+        box[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = True
+    return box
 
 
 def _ring(shape: tuple[int, ...], width: float) -> NDArray[np.bool_]:
