@@ -34,7 +34,7 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
         assert found == expected, where
 
 
-NEWER_KEYS = ("  largest_weight: ",)
+NEWER_KEYS = ("  erase_borders: ", "  erase_markers: ", "  largest_weight: ", "  style: ")
 """Of a run's configuration, which `pneumofed config` prints with all keys; what was there keeps its value."""
 
 
