@@ -57,7 +57,10 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     "its noise and steps whatever this is": (
         *("parent", "image.size_px", "image.fit"),
         *(f"augmentation.{key}" for key in ("rotation_deg", "shift_fraction", "scale_fraction", "brightness", "contrast")),
-        *("augmentation.noise_std", "augmentation.horizontal_flip_probability"),
+        *(
+            f"augmentation.{key}"
+            for key in ("noise_std", "horizontal_flip_probability", "style", "erase_borders", "erase_markers")
+        ),
         *(f"model.{key}" for key in ("in_channels", "norm", "weight_standardization", "scattering_scale", "weights", "freeze")),
         *("model.head_first_rounds", "model.fine_tune_factor"),
         *(f"loss.{key}" for key in ("name", "class_weights", "max_class_weight", "logit_adjustment", "focal_gamma")),

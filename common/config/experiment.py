@@ -151,7 +151,7 @@ class ImageConfig(Section):
 
 
 class AugmentationConfig(Section):
-    """Ranges of the random training transforms; each is drawn uniformly. Zero switches one off."""
+    """Ranges and probabilities of the random training transforms, each drawn uniformly. Zero switches one off. Prediction has none."""
 
     rotation_deg: Annotated[float, Field(ge=0.0, le=45.0)] = 10.0
     shift_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.06
@@ -161,6 +161,13 @@ class AugmentationConfig(Section):
     noise_std: Annotated[float, Field(ge=0.0, le=0.5)] = 0.02
     horizontal_flip_probability: Fraction = 0.0
     """Zero by default: a mirrored chest has its heart on the wrong side. There is no vertical flip."""
+    style: Fraction = 0.0
+    """Of another device: gamma and the amplitudes of the lowest spatial frequencies are multiplied by factors between 2^-style and
+    2^style, against habits of a site that the network would learn in place of the disease (`common.imaging.site_style`)."""
+    erase_borders: Fraction = 0.0
+    """Probability that an image's border, up to an eighth of the side, is blackened."""
+    erase_markers: Fraction = 0.0
+    """Probability that side markers and burnt-in letters near the edges are replaced by what they stand on."""
 
     @property
     def is_on(self) -> bool:

@@ -16,6 +16,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from pneumofed.common.config.experiment import AugmentationConfig
+from pneumofed.common.imaging.site_style import (
+    STYLE_CYCLES,
+    WIDEST_BORDER,
+    change_style,
+    draw_log_factors,
+    erase_borders,
+    erase_markers,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -28,6 +36,10 @@ GREY_STD = 0.226
 CONTRAST_CENTER = 0.5
 """Middle of the grey scale. Contrast about it and then brightness are a change of the width and centre of the display window
 (DICOM PS3.3 C.11.2.1.2), which do not depend on how much black border an image has, as its mean does."""
+
+_STYLE_STREAM = 0x5717E
+"""Makes the seed of the draws of `site_style` from that of the noise: no further number is taken from the generator, so that experiments
+without them train on the views that they always had."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,10 @@ class AugmentationParameters:
         brightness: float32 [N], added.
         noise_std: float32 [N].
         noise_seed: of the generator that draws the Gaussian noise of all N images.
+        markers: bool [N], erases markers.
+        border: float32 [N], width of the border that is erased.
+        log_gamma: float32 [N], of `change_style`.
+        log_amplitude: float32 [N, C, C], of `change_style`.
     """
 
     angle_rad: Tensor
@@ -53,6 +69,10 @@ class AugmentationParameters:
     brightness: Tensor
     noise_std: Tensor
     noise_seed: int
+    markers: Tensor
+    border: Tensor
+    log_gamma: Tensor
+    log_amplitude: Tensor
 
 
 def draw_parameters(n: int, cfg: AugmentationConfig, generator: torch.Generator) -> AugmentationParameters:
@@ -60,7 +80,7 @@ def draw_parameters(n: int, cfg: AugmentationConfig, generator: torch.Generator)
 
     Rotation, shift and brightness lie in [-range, range], scale and contrast in [1 - range, 1 + range], the noise's standard
     deviation in [0, noise_std]. As many numbers are drawn whatever the ranges, so that switching one transform off leaves the
-    others as they were.
+    others as they were. What `common.imaging.site_style` does is drawn as its constants say.
 
     Args:
         n: number of images.
@@ -69,6 +89,7 @@ def draw_parameters(n: int, cfg: AugmentationConfig, generator: torch.Generator)
     """
     uniform = torch.rand(8, n, generator=generator)
     signed = 2.0 * uniform - 1.0
+    noise_seed = int(torch.randint(2**63 - 1, (1,), generator=generator))
     return AugmentationParameters(
         angle_rad=signed[0] * math.radians(cfg.rotation_deg),
         shift=signed[1:3].T * cfg.shift_fraction,
@@ -77,15 +98,29 @@ def draw_parameters(n: int, cfg: AugmentationConfig, generator: torch.Generator)
         contrast=1.0 + signed[5] * cfg.contrast,
         brightness=signed[6] * cfg.brightness,
         noise_std=uniform[7] * cfg.noise_std,
-        noise_seed=int(torch.randint(2**63 - 1, (1,), generator=generator)),
+        noise_seed=noise_seed,
+        **_draw_site_style(n, cfg, noise_seed ^ _STYLE_STREAM),
     )
 
 
-def augment(images: Tensor, parameters: AugmentationParameters) -> Tensor:
-    """Mirrors and moves `images`, changes contrast and brightness, and adds noise, in this order; deterministic.
+def _draw_site_style(n: int, cfg: AugmentationConfig, seed: int) -> dict[str, Tensor]:
+    """The parameters of `site_style` for `n` images; as many numbers are drawn whatever the settings."""
+    uniform = torch.rand(4 + (STYLE_CYCLES + 1) ** 2, n, generator=torch.Generator().manual_seed(seed))
+    width = WIDEST_BORDER * uniform[2]
+    return {
+        "markers": uniform[0] < cfg.erase_markers,
+        "border": torch.where(uniform[1] < cfg.erase_borders, width, torch.zeros_like(width)),
+        "log_gamma": draw_log_factors(uniform[3], cfg.style),
+        "log_amplitude": draw_log_factors(uniform[4:].T, cfg.style).reshape(n, STYLE_CYCLES + 1, STYLE_CYCLES + 1),
+    }
 
-    What moves in from outside is black. A step that is off for all images (angle 0 and scale 1, ...) is left out, so that images
-    come back bit for bit where everything is off. The noise is drawn on the device of `images`, each kind of which draws its own.
+
+def augment(images: Tensor, parameters: AugmentationParameters) -> Tensor:
+    """Erases markers, changes the style, erases borders, mirrors and moves, changes contrast and brightness, and adds noise.
+
+    In this order; deterministic. What moves in from outside is black. A step that is off for all images (angle 0 and scale 1, ...) is
+    left out, so that images come back bit for bit where everything is off. The noise is drawn on the device of `images`, each kind of
+    which draws its own.
 
     Args:
         images: float32 [N, 1, S, S] in [0, 1]. On a GPU all work is done there.
@@ -94,6 +129,7 @@ def augment(images: Tensor, parameters: AugmentationParameters) -> Tensor:
     Returns:
         float32 [N, 1, S, S] in [0, 1], on the device of `images`, which is left as it was.
     """
+    images = _change_site_style(images, parameters)
     images = _mirror(images, parameters)
     images = _move(images, parameters)
     images = _change_grey_levels(images, parameters)
@@ -125,6 +161,15 @@ def normalize(images: Tensor, in_channels: int) -> Tensor:
     mean = images.new_tensor(IMAGENET_MEAN).view(1, 3, 1, 1)
     std = images.new_tensor(IMAGENET_STD).view(1, 3, 1, 1)
     return (images - mean) / std
+
+
+def _change_site_style(images: Tensor, parameters: AugmentationParameters) -> Tensor:
+    if parameters.markers.any():
+        rows = parameters.markers.nonzero().squeeze(1).to(images.device)
+        images = images.index_copy(0, rows, erase_markers(images[rows]))
+    if parameters.log_gamma.any() or parameters.log_amplitude.any():
+        images = change_style(images, parameters.log_gamma, parameters.log_amplitude)
+    return erase_borders(images, parameters.border) if parameters.border.any() else images
 
 
 def _mirror(images: Tensor, parameters: AugmentationParameters) -> Tensor:
