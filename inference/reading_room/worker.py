@@ -153,6 +153,7 @@ class Worker:
         self._connection: Connection | None = None
         self._turn = Lock()
         self._asked = 0
+        self._closed = False
 
     def start(self) -> bool:
         """Starts the process if none lives, and waits until it can judge. False if it cannot."""
@@ -168,6 +169,8 @@ class Worker:
         self._process = context.Process(target=_serve, args=(theirs, self._load, self._memory_mb), daemon=True)
         with children_end_with_me(), _no_ctrl_c():
             self._process.start()
+        if self._closed:  # `close` came before there was a process to kill
+            self._process.kill()
         theirs.close()
         try:
             ready = self._connection.poll(WORKER_START_SEC) and self._connection.recv() == READY
@@ -202,9 +205,9 @@ class Worker:
         return problem
 
     def close(self) -> None:
-        """Ends the process; who waits for it gets an error."""
-        process = self._process
-        if process is not None:
+        """Ends the process, for good; who waits for it gets an error."""
+        self._closed, process = True, self._process
+        if process is not None and process.pid is not None:  # else it is about to be started, and ended by who starts it
             process.kill()
         with self._turn:
             self._end()

@@ -8,11 +8,16 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from pneumofed.inference.reading_room.serve import init_room
+from pneumofed.inference.reading_room.worker import Worker
 from tests.inference.reading_room.stage import bundle
 
 
@@ -83,3 +88,25 @@ def test_the_room_ends_without_a_traceback_and_without_a_process(room: Path, sig
 @pytest.mark.parametrize("seconds", [-0.01, -0.1, -0.5, -1.0, 0.0, 0.1, 0.3, 1.0, 2.0, 5.0])
 def test_the_room_ends_at_any_moment(room: Path, sign: signal.Signals, seconds: float, whole_group: bool) -> None:
     assert "Traceback" not in end_after(room, sign, seconds, whole_group)
+
+
+def test_a_worker_that_is_closed_while_it_begins_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process object is there before the process is."""
+    worker = Worker(partial(time.sleep, 100), 1000, 1.0)
+    real, waiting, go_on = SpawnProcess.start, Event(), Event()
+
+    def late(process: SpawnProcess) -> None:
+        waiting.set()
+        assert go_on.wait(20)
+        real(process)
+
+    monkeypatch.setattr(SpawnProcess, "start", late)
+    with ThreadPoolExecutor(2) as threads:
+        started = threads.submit(worker.start)
+        assert waiting.wait(20)
+        closed = threads.submit(worker.close)
+        time.sleep(0.2)
+        go_on.set()
+        begun = time.monotonic()
+        closed.result(30)
+        assert not started.result(30) and time.monotonic() - begun < 20
