@@ -92,7 +92,7 @@ def test_the_room_ends_at_any_moment(room: Path, sign: signal.Signals, seconds: 
 
 def test_a_worker_that_is_closed_while_it_begins_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process object is there before the process is."""
-    worker = Worker(partial(time.sleep, 100), 1000, 1.0)
+    worker = Worker(partial(time.sleep, 100), 1000, 1.0)  # type: ignore[arg-type]
     real, waiting, go_on = SpawnProcess.start, Event(), Event()
 
     def late(process: SpawnProcess) -> None:
