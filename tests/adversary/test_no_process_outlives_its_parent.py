@@ -138,7 +138,7 @@ def test_every_process_of_the_product_is_started_in_the_one_way() -> None:
 @pytest.mark.parametrize("moment", moments(int(os.environ.get("PNEUMOFED_KILLS", "5")), 45.0, seed=1))
 def test_nothing_of_a_killed_simulation_lives_on(tmp_path: Path, moment: float, engine: str) -> None:
     command = [PYTHON, "-m", "pneumofed.cli.main", "simulate", "--phantoms", "24", "--hospitals", "2", "--image-size", "32"]
-    settings = ["--set", "model.name=small_cnn", "--set", "rounds=50", "--engine", engine, "--out", str(tmp_path / "run")]
+    settings = ["--set", "model.name=small_cnn", "--set", "rounds=1000", "--engine", engine, "--out", str(tmp_path / "run")]
     with marked() as family:
         assert kill_at(family.start([*command, *settings], tmp_path), moment), (tmp_path / "out").read_text()
         assert family.all_gone(), family.living()
