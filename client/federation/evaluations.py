@@ -66,9 +66,9 @@ class Evaluations:
 
 
 def admit_evaluation(
-    data: Dataset, request: RunRequest, policy: SitePolicy, work_dir: Path, now: datetime | None = None
+    data: Dataset, request: RunRequest, policy: SitePolicy, work_dir: Path, now: datetime | None = None, answers: int = 1
 ) -> Dataset:
-    """Counts one answer about validation patients, and returns those whom it may be about.
+    """Counts an answer about validation patients, and returns those whom it may be about.
 
     Args:
         data: the validation patients as they are now.
@@ -76,6 +76,7 @@ def admit_evaluation(
         policy: the site's, as it stood when the message came.
         work_dir: the site's own folder.
         now: the local time; the clock where it is None.
+        answers: as how many it counts, such as the histograms that it holds; all of them or none.
 
     Raises:
         PolicyError: names the rule; nothing was counted and nothing may leave.
@@ -87,11 +88,13 @@ def admit_evaluation(
         file = _file(work_dir)
         with file.locked() as before:
             version = choose_version(before.versions, units, policy.min_validation_patients)
-            asked = ValidationAsked(len(version.units), before.today(moment), version.answers)
+            more = answers - 1
+            asked = ValidationAsked(len(version.units), before.today(moment) + more, version.answers + more)
             decide(policy, request, asked).enforce()
             others = tuple(other for other in before.versions if other is not version)
-            times = [*(time for time in before.times if time > (moment - DAY).timestamp()), moment.timestamp()]
-            file.write(Evaluations(tuple(times), (*others, replace(version, answers=version.answers + 1))))
+            times = [*(time for time in before.times if time > (moment - DAY).timestamp())]
+            times += [moment.timestamp()] * answers
+            file.write(Evaluations(tuple(times), (*others, replace(version, answers=version.answers + answers))))
     except OSError as error:
         raise _refused(f"{work_dir / EVALUATIONS_FILE} cannot be written: {error.strerror}; nothing leaves uncounted") from error
     return data.subset([row for row, patient in enumerate(data.patients) if names[patient] in version.units])

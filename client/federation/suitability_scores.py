@@ -24,7 +24,8 @@ from pneumofed.common.wire.messages import Evaluation, Instruction
 def count_patients(
     instruction: Instruction, config: SiteConfig, policy: SitePolicy, model: nn.Module, layout_digest: str
 ) -> Evaluation:
-    """Counts the validation patients by score, one image of each. It is admitted, counted and withheld as an evaluation is.
+    """Counts the validation patients by score, one image of each. It is admitted and withheld as an evaluation is, and counts as
+    one for each test.
 
     Args:
         instruction: with the suitability whose densities are asked about.
@@ -46,7 +47,9 @@ def count_patients(
     if not releases.withholds("validation_statistics") and len(site.validation.labels):
         if config.policy is not None:
             request = RunRequest.of(experiment, "evaluate", instruction.run, instruction.round)
-            site = replace(site, validation=admit_evaluation(site.validation, request, policy, Path(config.work_dir)))
+            tests = len(SUITABILITY_TESTS)
+            admitted = admit_evaluation(site.validation, request, policy, Path(config.work_dir), answers=tests)
+            site = replace(site, validation=admitted)
         first = {patient: row for row, patient in reversed(list(enumerate(site.validation.patients)))}
         chosen = site.validation.subset(sorted(first.values()))
         compute = build_compute(config.device, "fp32", config.threads)

@@ -387,7 +387,7 @@ class EvaluationConfig(Section):
     """The sensitivity or specificity that the policies of these names hold."""
     hospital_reference: bool = False
     """After the last round, the sites count how their validation patients score in the suitability tests, one image a patient, and an
-    export takes its limits from these counts. Off, since it is one more answer without noise about the same patients."""
+    export takes its limits from these counts. Off, since these are three more answers without noise about the same patients."""
 
 
 class EarlyStoppingConfig(Section):

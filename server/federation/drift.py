@@ -20,13 +20,13 @@ from pneumofed.common.errors import RoundError
 from pneumofed.common.models.schedule import variate_change
 from pneumofed.common.wire.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SITE, VARIATE, pack_variate, unpack_arrays
 from pneumofed.common.wire.update_encoding import PARAMETERS
-from pneumofed.server.federation.site_sampling import SiteSampling
+from pneumofed.server.federation.site_sampling import StartingWeights
 
 WeightOfRound = Callable[[int, int], float]
 """`common.models.schedule.gradient_weight` of a run: of the round, counted from 1, and a site's number of images."""
 
 
-class FedNova(SiteSampling):
+class FedNova(StartingWeights):
     """Wang et al. 2020, eq. 6 and section 4: each update is divided by what its own steps add up to, and their mean is multiplied by the
     weighted mean of these, so that a site counts by its images and not by its steps once more.
 
@@ -36,18 +36,6 @@ class FedNova(SiteSampling):
     def __init__(self, weight: WeightOfRound) -> None:
         super().__init__()
         self._weight = weight
-
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Builds the messages, and remembers the weights that updates are taken from.
-
-        Args:
-            server_round: from 1.
-            arrays: the global weights.
-            config: what goes with them.
-            grid: Flower's way to the nodes.
-        """
-        self.current = unpack_arrays(arrays)
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Brings each update to the mean number of steps, then averages.
@@ -69,7 +57,7 @@ class FedNova(SiteSampling):
         return super().aggregate_train(server_round, kept)
 
 
-class SummedCorrections(SiteSampling):
+class SummedCorrections(StartingWeights):
     """What the coordinator must know where each site corrects its gradients by something of its own.
 
     Attributes:
@@ -97,18 +85,6 @@ class SummedCorrections(SiteSampling):
     def mean(self) -> np.ndarray | None:
         """The weighted mean of all sites' corrections, float32 [P]; None where it is zero."""
         return None if self.total is None else self.total / np.float32(sum(self.images.values()))
-
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Builds the messages, and remembers the weights that updates are taken from.
-
-        Args:
-            server_round: from 1.
-            arrays: the global weights.
-            config: what goes with them.
-            grid: Flower's way to the nodes.
-        """
-        self.current = unpack_arrays(arrays)
-        return super().configure_train(server_round, arrays, config, grid)
 
     def _count(self, server_round: int, replies: Iterable[Message], change: Callable[[np.ndarray, int], np.ndarray]) -> None:
         """Adds each site's `change(its weights, its images)` to the sum, and notes that its round was counted.

@@ -27,28 +27,31 @@ def keep_hospital_reference(coordinator: Coordinator, folder: RunFolder, number:
 
     Args:
         coordinator: whose `kept` is the model of round `number`.
-        folder: of the run; a resumed run that has its answer does not ask again.
+        folder: of the run; a resumed run asks only the sites whose answer it does not have.
         number: the best round.
     """
     if not coordinator.experiment.evaluation.hospital_reference:
         return
     try:
         before = folder.read_hospital_reference()
-        if before is None or before.round != number:
-            _ask(coordinator, folder, number)
+        found = _ask(coordinator, number, before if before is not None and before.round == number else None)
+        if found is not None:
+            folder.write_hospital_reference(found)
     except PneumofedError as error:
         logger.warning("no reference statistics of the hospitals: %s", error)
 
 
-def _ask(coordinator: Coordinator, folder: RunFolder, number: int) -> None:
-    suitability = _fit(coordinator)
+def _ask(coordinator: Coordinator, number: int, before: HospitalReference | None) -> HospitalReference | None:
+    """What the sites counted, with what they had counted `before`; None where nobody counted anything new."""
+    suitability = before.suitability if before else _fit(coordinator)
     if suitability is None:
         logger.warning("no reference statistics of the hospitals: the coordinator has no central images to fit the tests on")
-        return
+        return None
     coordinator.messenger.collect_late()
     instruction = Instruction(coordinator.experiment, coordinator.run_log.run, number, coordinator.kept, suitability=suitability)
     content = pack_instruction(instruction)
-    nodes = {site: coordinator.directory.nodes[site] for site in coordinator.enrolment.free_sites()}
+    known = dict(before.sites) if before else {}
+    nodes = {site: coordinator.directory.nodes[site] for site in coordinator.enrolment.free_sites() if site not in known}
     messages = {site: Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for site, node in nodes.items()}
     found: dict[str, dict[str, list[int]]] = {}
 
@@ -66,7 +69,9 @@ def _ask(coordinator: Coordinator, folder: RunFolder, number: int) -> None:
     seconds = coordinator.experiment.strategy.round_timeout_sec
     for site, failure in coordinator.messenger.exchange(messages, "evaluate", number, seconds, take).items():
         logger.warning("%s did not score: %s", site, failure)
-    folder.write_hospital_reference(HospitalReference(round=number, suitability=suitability, sites=dict(sorted(found.items()))))
+    if not found:
+        return None
+    return HospitalReference(round=number, suitability=suitability, sites=dict(sorted({**known, **found}.items())))
 
 
 def _fit(coordinator: Coordinator) -> Suitability | None:

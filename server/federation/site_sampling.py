@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.common.wire.messages import ARRAYS, CONFIG
+from pneumofed.common.wire.messages import ARRAYS, CONFIG, ModelArrays, unpack_arrays
 
 
 def draw_sites(sites: Sequence[str], fraction: float, seed: int, round_number: int) -> list[str]:
@@ -55,3 +55,25 @@ class SiteSampling(flower.FedAvg):
         """
         content = RecordDict({ARRAYS: arrays, CONFIG: config})
         return self._construct_messages(content, self.drawn_nodes, MessageType.TRAIN)
+
+
+class StartingWeights(SiteSampling):
+    """Put in the place of `SiteSampling` where a strategy needs the weights that the round's updates are taken from.
+
+    Attributes:
+        current: the global weights that the last `configure_train` sent.
+    """
+
+    current: ModelArrays
+
+    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
+        """Builds the messages, and remembers the weights that they carry.
+
+        Args:
+            server_round: from 1.
+            arrays: the global weights.
+            config: what goes with them.
+            grid: Flower's way to the nodes.
+        """
+        self.current = unpack_arrays(arrays)
+        return super().configure_train(server_round, arrays, config, grid)

@@ -18,7 +18,7 @@ from flwr.serverapp import strategy as flower
 
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.wire.messages import ARRAYS, BUFFERS, METRICS, NUM_EXAMPLES, SITE, ModelArrays, Update, unpack_arrays
+from pneumofed.common.wire.messages import ARRAYS, BUFFERS, METRICS, NUM_EXAMPLES, SITE, ModelArrays, Update
 from pneumofed.common.wire.update_encoding import PARAMETERS
 from pneumofed.server.federation.drift import (
     FedDyn,
@@ -29,7 +29,7 @@ from pneumofed.server.federation.drift import (
     corrections_state,
     restore_corrections,
 )
-from pneumofed.server.federation.site_sampling import SiteSampling
+from pneumofed.server.federation.site_sampling import SiteSampling, StartingWeights
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class FedAvgM(ParametersOnly, flower.FedAvgM, SiteSampling):
         return ArrayRecord({PARAMETERS: arrays[PARAMETERS]})
 
 
-class FedExP(SiteSampling):
+class FedExP(StartingWeights):
     """Jhunjhunwala, Wang and Joshi 2023, with numbers of images as weights, as in the authors' code.
 
     Where the sites' updates point in different directions, their mean is much shorter than each of them, and FedAvg creeps. The mean is
@@ -121,18 +121,6 @@ class FedExP(SiteSampling):
     def __init__(self, tau: float, rate: RateOfRound) -> None:
         super().__init__()
         self._tau, self._rate = tau, rate
-
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Builds the messages, and remembers the weights that updates are taken from.
-
-        Args:
-            server_round: from 1.
-            arrays: the global weights.
-            config: what goes with them.
-            grid: Flower's way to the nodes.
-        """
-        self.current = unpack_arrays(arrays)
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Averages the updates and extrapolates along their mean (see the class).
@@ -174,7 +162,7 @@ class FedTrimmedAvg(flower.FedTrimmedAvg, SiteSampling):
     """Yin et al. 2018, definition 2."""
 
 
-class MultiKrum(flower.MultiKrum, SiteSampling):
+class MultiKrum(flower.MultiKrum, StartingWeights):
     """Multi-Krum, and Krum with `one`, on updates instead of weights (Blanchard et al. 2017).
 
     Multi-Krum takes the plain mean of the n - f - 2 updates with the best scores, as many as its score compares each with. Numbers of
@@ -187,18 +175,6 @@ class MultiKrum(flower.MultiKrum, SiteSampling):
     def __init__(self, malicious_sites: int, *, one: bool) -> None:
         super().__init__(num_malicious_nodes=malicious_sites)
         self._one = one
-
-    def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
-        """Builds the messages, and remembers the weights that updates are taken from.
-
-        Args:
-            server_round: from 1.
-            arrays: the global weights.
-            config: what goes with them.
-            grid: Flower's way to the nodes.
-        """
-        self.current = unpack_arrays(arrays)
-        return super().configure_train(server_round, arrays, config, grid)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Chooses among the updates, each with weight 1, and adds the mean of those chosen to the weights before the round.

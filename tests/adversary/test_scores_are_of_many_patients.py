@@ -62,13 +62,17 @@ def test_under_a_limit_of_epsilon_and_of_few_patients_nothing_leaves(tmp_path: P
     assert scored(limited, suitability, private) == 0
 
 
-def test_scores_are_counted_with_the_evaluations(tmp_path: Path) -> None:
-    hospital = Hospital(tmp_path, 60, max_evaluations_per_day=2)
+def test_scores_are_counted_with_the_evaluations_as_one_for_each_test(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path, 60, max_evaluations_per_day=6)
     suitability = check_of(hospital, ASKS)
     assert hospital.refusal("evaluate", ASKS) == ""
     assert scored(hospital, suitability) > 0
-    assert "max_evaluations_per_day" in hospital.refusal("evaluate", ASKS, suitability=suitability)
-    assert read_evaluations(Path(hospital.config.work_dir)).versions[0].answers == 2
+    assert read_evaluations(Path(hospital.config.work_dir)).versions[0].answers == 1 + 3
+    assert "max_evaluations_per_day" in hospital.refusal(
+        "evaluate", ASKS, suitability=suitability
+    )  # two are left, which is too few
+    assert read_evaluations(Path(hospital.config.work_dir)).versions[0].answers == 1 + 3
+    assert hospital.refusal("evaluate", ASKS) == ""
 
 
 def test_tests_that_the_experiment_does_not_name_or_of_another_network_are_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, Strategy
 from pneumofed.common.config.reader import merge
 from pneumofed.common.errors import CheckpointError, RoundError
 from pneumofed.common.evaluation.metrics import metrics
+from pneumofed.common.model_bundle.pooled_scores import HospitalReference
 from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
 from pneumofed.server.federation.learning_rate import LearningRate
 from pneumofed.server.runs.checkpoints import read_checkpoint
@@ -366,16 +367,17 @@ def test_the_coordinators_audit_log_tells_of_start_rounds_and_end(tmp_path: Path
     assert verify_log(log).intact
 
 
+def spoil_scores(reply: Message) -> Message:
+    """A site whose counts are none."""
+    if "turn" in (statistics := reply.content.metric_records["statistics"]):
+        statistics["turn"] = [-1, 1]
+    return reply
+
+
 def test_a_site_that_fails_to_score_is_left_out_and_a_run_killed_while_it_asks_asks_again(tmp_path: Path) -> None:
     experiment = tiny_experiment(evaluation={"hospital_reference": True})
     federation = TinyFederation(tmp_path)
     folder = RunFolder(federation.folder / "run")
-
-    def spoil(reply: Message) -> Message:
-        statistics = reply.content.metric_records["statistics"]
-        if "turn" in statistics:
-            statistics["turn"] = [-1, 1]
-        return reply
 
     def die(reply: Message) -> Message:
         if "turn" in reply.content.metric_records["statistics"]:
@@ -385,7 +387,7 @@ def test_a_site_that_fails_to_score_is_left_out_and_a_run_killed_while_it_asks_a
     with pytest.raises(Killed):
         federation.run("run", experiment, grid=federation.grid(MeddlingApp(0, die, "evaluate")))
     assert folder.read_hospital_reference() is None
-    federation.run("run", experiment, resume=True, grid=federation.grid(MeddlingApp(0, spoil, "evaluate")))
+    federation.run("run", experiment, resume=True, grid=federation.grid(MeddlingApp(0, spoil_scores, "evaluate")))
     kept = folder.read_hospital_reference()
     assert folder.has_succeeded and kept is not None
     assert kept.round == folder.read_summary().best_round
@@ -393,3 +395,39 @@ def test_a_site_that_fails_to_score_is_left_out_and_a_run_killed_while_it_asks_a
     folder.hospital_reference.write_text("{}")
     with pytest.raises(CheckpointError, match="damaged"):
         folder.read_hospital_reference()
+
+
+def test_a_run_killed_behind_its_scores_asks_only_the_sites_that_gave_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Message] = []
+    experiment = tiny_experiment(evaluation={"hospital_reference": True})
+    federation = TinyFederation(tmp_path)
+    folder, write = RunFolder(federation.folder / "run"), RunFolder.write_hospital_reference
+
+    def write_and_die(self: RunFolder, reference: HospitalReference) -> None:
+        write(self, reference)
+        raise Killed
+
+    def count(reply: Message) -> Message:
+        if "turn" in reply.content.metric_records["statistics"]:
+            asked.append(reply)
+        return reply
+
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        patched.setattr(RunFolder, "write_hospital_reference", write_and_die)
+        federation.run("run", experiment, grid=federation.grid(MeddlingApp(0, spoil_scores, "evaluate")))
+    first = there(folder.read_hospital_reference())
+    assert len(first.sites) == 2
+    federation.run("run", experiment, resume=True, grid=federation.grid(MeddlingApp(1, count, "evaluate")))
+    second = there(folder.read_hospital_reference())
+    assert len(second.sites) == 3 and not asked
+    assert {site: second.sites[site] for site in first.sites} == first.sites
+
+
+def test_where_no_site_scores_nothing_is_kept_that_would_pass_for_an_answer(tmp_path: Path) -> None:
+    experiment = tiny_experiment(evaluation={"hospital_reference": True})
+    federation = TinyFederation(tmp_path, sites=1)
+    federation.run("run", experiment, grid=federation.grid(MeddlingApp(0, spoil_scores, "evaluate")))
+    folder = RunFolder(federation.folder / "run")
+    assert folder.has_succeeded and folder.read_hospital_reference() is None
