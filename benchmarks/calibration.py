@@ -13,7 +13,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from pneumofed.client.app import evaluate_model
+from pneumofed.client.federation.judging import evaluate_model
 from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.evaluation.statistics import Statistics

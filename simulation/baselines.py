@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pneumofed.client.app import evaluate_model
+from pneumofed.client.federation.judging import evaluate_model
 from pneumofed.client.federation.site_data import SiteData, class_number, load_site, read_site_config
 from pneumofed.client.federation.training import RoundPlan, build_setup, choose_examples, train_locally
 from pneumofed.common.config.experiment import ExperimentConfig

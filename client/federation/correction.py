@@ -24,7 +24,7 @@ from pneumofed.common.errors import DataError, MessageError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.models.schedule import gradient_weight, variate_change
 from pneumofed.common.wire.fields import run_token
-from pneumofed.common.wire.messages import Instruction
+from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
 FOLDER = "corrections"
@@ -114,9 +114,7 @@ class SiteCorrection:
         Raises:
             MessageError: the instruction holds no arrays.
         """
-        start, experiment = self.instruction.arrays, self.instruction.experiment
-        if start is None:
-            raise MessageError("the instruction holds no arrays")
+        start, experiment = self.instruction.weights, self.instruction.experiment
         if experiment.strategy.name == "scaffold":
             weight = gradient_weight(experiment, self.instruction.round, images, self.instruction.rate_factor)
             change = variate_change(start.parameters, sent, self.instruction.variate, weight)

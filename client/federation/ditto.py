@@ -34,7 +34,8 @@ from pneumofed.common.files import StateFile
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import Compute
 from pneumofed.common.wire.fields import run_token
-from pneumofed.common.wire.messages import Instruction, ModelArrays
+from pneumofed.common.wire.instructions import Instruction
+from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
 FOLDER = "personal"

@@ -27,7 +27,8 @@ from pneumofed.common.data.cache import load_digests
 from pneumofed.common.data.manifest import read_manifest
 from pneumofed.common.errors import MessageError, PneumofedError, PolicyError
 from pneumofed.common.secure_aggregation.protocol import read_step
-from pneumofed.common.wire.messages import Instruction, attach_head, describe_content, unpack_instruction
+from pneumofed.common.wire.instructions import Instruction, unpack_instruction
+from pneumofed.common.wire.messages import attach_head, describe_content
 
 
 def audit_log(config: SiteConfig) -> AuditLog:

@@ -18,7 +18,8 @@ from pneumofed.common.model_bundle.pooled_scores import SCORE_BINS, count_scores
 from pneumofed.common.model_bundle.suitability import SUITABILITY_TESTS, score_images
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.models.features import compute_features
-from pneumofed.common.wire.messages import Evaluation, Instruction
+from pneumofed.common.wire.instructions import Instruction
+from pneumofed.common.wire.messages import Evaluation
 
 
 def count_patients(

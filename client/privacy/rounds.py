@@ -16,7 +16,7 @@ from pneumofed.client.privacy.spending import spend_round
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.models.compute import Compute
 from pneumofed.common.privacy.randomness import data_fingerprint, own_secret, round_key
-from pneumofed.common.wire.messages import Instruction
+from pneumofed.common.wire.instructions import Instruction
 
 
 def train_privately(

@@ -53,7 +53,7 @@ from pneumofed.common.secure_aggregation.protocol import (
     SumSession,
     read_step,
 )
-from pneumofed.common.wire.messages import Instruction
+from pneumofed.common.wire.instructions import Instruction
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.models.compute import import_torchvision
-from pneumofed.common.models.efficientnet_lite import EfficientNetLite0
+from pneumofed.common.models.efficientnet_lite import EFFICIENTNET_ROWS, EfficientNetLite0
 from pneumofed.common.models.layers import Scattering2D, standardize_weights
 
 _models = import_torchvision().models
@@ -237,17 +237,8 @@ def _densenet121(classes: int, cfg: ModelConfig) -> nn.Module:
 
 def _efficientnet_b0(classes: int, _: ModelConfig) -> nn.Module:
     """Tan & Le 2019, table 1: expansion, kernel, stride, channels in and out, layers; dropout 0.2 as in their section 5.2."""
-    rows = (
-        (1, 3, 1, 32, 16, 1),
-        (6, 3, 2, 16, 24, 2),
-        (6, 5, 2, 24, 40, 2),
-        (6, 3, 2, 40, 80, 3),
-        (6, 5, 1, 80, 112, 3),
-        (6, 5, 2, 112, 192, 4),
-        (6, 3, 1, 192, 320, 1),
-    )
     config = partial(_models.efficientnet.MBConvConfig, block=MBConv)
-    return _models.efficientnet.EfficientNet([config(*row) for row in rows], dropout=0.2, num_classes=classes)
+    return _models.efficientnet.EfficientNet([config(*row) for row in EFFICIENTNET_ROWS], dropout=0.2, num_classes=classes)
 
 
 ARCHITECTURES: dict[ModelName, Architecture] = {

@@ -37,7 +37,7 @@ come from photographs' to radiographs'. Torch's own 0.1 is that of all networks 
 DROPOUT = STOCHASTIC_DEPTH = 0.2
 """Of the same file. The share of skipped blocks grows from 0 in the first to less than this in the last."""
 FEATURES = 1280
-_ROWS = (
+EFFICIENTNET_ROWS = (
     (1, 3, 1, 32, 16, 1),
     (6, 3, 2, 16, 24, 2),
     (6, 5, 2, 24, 40, 2),
@@ -204,8 +204,8 @@ def _unit(before: int, after: int, kernel: int = 1, stride: int = 1, groups: int
 
 def _blocks() -> Iterator[tuple[str, nn.Module]]:
     """The blocks by name; the first of a row takes its stride and channels in."""
-    number, blocks = 0, sum(row[-1] for row in _ROWS)
-    for expansion, kernel, stride, before, after, layers in _ROWS:
+    number, blocks = 0, sum(row[-1] for row in EFFICIENTNET_ROWS)
+    for expansion, kernel, stride, before, after, layers in EFFICIENTNET_ROWS:
         for layer in range(layers):
             first = (stride, before) if layer == 0 else (1, after)
             yield f"block_{number}", InvertedResidual(expansion, kernel, *first, after, STOCHASTIC_DEPTH * number / blocks)

@@ -1,4 +1,5 @@
-"""The messages between coordinator and site: only this module packs and unpacks the records and keys of a Flower message.
+"""The messages between coordinator and site: only this module and `common.wire.instructions`, what the coordinator asks, pack and unpack
+the records and keys of a Flower message.
 
     instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol, rate-factor}
     of SCAFFOLD   and server-variate {server-variate float32 [P]}            config {..., counted}
@@ -26,30 +27,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from pneumofed.common.config.experiment import ExperimentConfig, UpdatePrecision
-from pneumofed.common.config.reader import experiment_from_json
+from pneumofed.common.config.experiment import UpdatePrecision
 from pneumofed.common.errors import MessageError, describe_for_wire
-from pneumofed.common.model_bundle.suitability import Suitability
 from pneumofed.common.wire.fields import (
-    MAX_EXPERIMENT_BYTES,
     MOST_COUNT,
     array_values,
-    bounded_text,
     class_name,
     foreign_sentence,
     json_object,
     layout_digest,
     metric_values,
-    rate_factor,
-    round_number,
-    run_token,
     site_name,
     site_report,
 )
 from pneumofed.common.wire.update_encoding import PARAMETERS, decode_parameters, encode_parameters
 
+Content = RecordDict
+"""What a Flower message carries; its name for those who only hand it on."""
 PROTOCOL = 2
 """Raised when the meaning of any key changes; a site of another protocol is refused with a sentence that says so."""
 
@@ -93,31 +89,6 @@ class ModelArrays:
     @property
     def nbytes(self) -> int:
         return int(self.parameters.nbytes + self.statistics.nbytes)
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """What the coordinator asks of a site. `arrays` is None at enrolment (the roll call).
-
-    `run` is the run's token: the same after a resume, and no other run's, so that a site can recognise its own state of this run.
-    """
-
-    experiment: ExperimentConfig
-    run: str
-    round: int
-    arrays: ModelArrays | None = None
-    audit_head: str | None = None
-    """Head of the coordinator's audit log, which the site's log keeps."""
-    step: str | None = None
-    """The step of secure aggregation that is asked for (`common.secure_aggregation.protocol`), as JSON."""
-    counted: int = 0
-    """The last round before this one in which the site's update was counted; 0 for none. SCAFFOLD and FedDyn say it."""
-    variate: np.ndarray | None = None
-    """SCAFFOLD's server variate, float32 [P]; None is zero."""
-    rate_factor: float = 1.0
-    """On the learning rate of the round, in (0, 1]; other than 1 under the schedule `plateau` only."""
-    suitability: Suitability | None = None
-    """The tests that an evaluation asks scores of (`evaluation.hospital_reference`); None asks for validation statistics."""
 
 
 @dataclass(frozen=True)
@@ -208,83 +179,6 @@ def unpack_arrays(record: ArrayRecord) -> ModelArrays:
     return ModelArrays(parameters, statistics)
 
 
-def pack_instruction(instruction: Instruction) -> RecordDict:
-    """Packs what the coordinator asks."""
-    experiment = instruction.experiment.model_dump_json()
-    config: dict[str, ConfigRecordValues] = {"experiment": experiment, "run": instruction.run}
-    config |= {"round": instruction.round, "protocol": PROTOCOL}
-    if instruction.audit_head:
-        config[AUDIT_HEAD] = instruction.audit_head
-    if instruction.step:
-        config[STEP] = instruction.step
-    if instruction.counted:
-        config[COUNTED] = instruction.counted
-    if instruction.rate_factor != 1.0:
-        config[RATE_FACTOR] = instruction.rate_factor
-    if instruction.suitability is not None:
-        config[SUITABILITY] = instruction.suitability.model_dump_json()
-    content = RecordDict({CONFIG: ConfigRecord(config)})
-    if instruction.arrays is not None:
-        content[ARRAYS] = pack_arrays(instruction.arrays)
-    if instruction.variate is not None:
-        content[VARIATE] = pack_variate(instruction.variate)
-    return content
-
-
-def pack_variate(variate: np.ndarray) -> ArrayRecord:
-    """Packs SCAFFOLD's server variate, float32 [P], as the record `VARIATE` of an instruction."""
-    return ArrayRecord({VARIATE: Array(variate)})
-
-
-def with_step(message: Message, step: str) -> Message:
-    """Copies a request with a step of secure aggregation in it; its arrays are shared, not copied.
-
-    Args:
-        message: an instruction to one site.
-        step: as JSON; see `common.secure_aggregation.protocol`.
-
-    Raises:
-        MessageError: `message` holds no instruction.
-    """
-    return _with_entry(message, STEP, step)
-
-
-def with_counted(message: Message, counted: int) -> Message:
-    """Copies a request with the round in which the site's update was last counted; its arrays are shared, not copied.
-
-    Args:
-        message: an instruction to one site.
-        counted: a round before that of the instruction; 0 for none.
-
-    Raises:
-        MessageError: `message` holds no instruction.
-    """
-    return _with_entry(message, COUNTED, counted)
-
-
-def unpack_instruction(content: RecordDict) -> Instruction:
-    """Unpacks what the coordinator asks.
-
-    Raises:
-        MessageError: another protocol, or a record or key is missing.
-        ConfigError: the experiment does not fit this version's schema.
-    """
-    config = _record(content.config_records, CONFIG)
-    if config.get("protocol") != PROTOCOL:
-        other = foreign_sentence(str(config.get("protocol")), 20)
-        raise MessageError(f"this site speaks protocol {PROTOCOL}, the coordinator {other}; install the same version")
-    run, number = run_token(config.get("run")), round_number(config.get("round"))
-    arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
-    experiment = experiment_from_json(bounded_text(config.get("experiment"), "experiment", MAX_EXPERIMENT_BYTES))
-    step = bounded_text(config[STEP], "step") if STEP in config else None
-    counted = round_number(config.get(COUNTED, 0))
-    if counted and counted >= number:
-        raise MessageError(f"the last counted round is {counted}, expected one before round {number}")
-    factor = rate_factor(config[RATE_FACTOR], experiment) if RATE_FACTOR in config else 1.0
-    tests = _unpack_suitability(config[SUITABILITY], experiment) if SUITABILITY in config else None
-    return Instruction(experiment, run, number, arrays, _head_in(config), step, counted, _unpack_variate(content), factor, tests)
-
-
 def pack_presence(presence: Presence) -> RecordDict:
     """Packs a site's answer at enrolment."""
     return RecordDict({SITE: _site_record(presence)})
@@ -296,9 +190,9 @@ def unpack_presence(content: RecordDict) -> Presence:
     Raises:
         MessageError: the site record is missing or malformed.
     """
-    record = _record(content.config_records, SITE)
+    record = record_named(content.config_records, SITE)
     report = site_report(record.get("report"))
-    return Presence(site_name(record.get("name")), layout_digest(record.get("layout")), report, _head_in(record))
+    return Presence(site_name(record.get("name")), layout_digest(record.get("layout")), report, head_in(record))
 
 
 def pack_update(update: Update, travelling: ArrayRecord | None = None) -> RecordDict:
@@ -398,7 +292,7 @@ def unpack_evaluation(content: RecordDict) -> Evaluation:
         MessageError: a record or key is missing or of the wrong type.
     """
     num_examples, metrics = _unpack_metrics(content)
-    statistics = dict(_record(content.metric_records, STATISTICS))
+    statistics = dict(record_named(content.metric_records, STATISTICS))
     personal = dict(content.metric_records[PERSONAL]) if PERSONAL in content.metric_records else None
     return Evaluation(unpack_presence(content), num_examples, metrics, statistics, personal)
 
@@ -430,7 +324,7 @@ def attach_head(content: RecordDict, head: str) -> None:
     Raises:
         MessageError: the reply holds no site record.
     """
-    _record(content.config_records, SITE)[AUDIT_HEAD] = head
+    record_named(content.config_records, SITE)[AUDIT_HEAD] = head
 
 
 def build_failure(error: BaseException, site: str | None, request: Message) -> Message:
@@ -458,53 +352,24 @@ def read_failure(message: Message) -> Failure:
     return Failure(None, f"Flower error {message.error.code}", "the site was lost or its process died while it worked")
 
 
-def _with_entry(message: Message, key: str, value: ConfigRecordValues) -> Message:
-    config = ConfigRecord({**_record(message.content.config_records, CONFIG), key: value})
-    content = RecordDict({**message.content, CONFIG: config})
-    return Message(content, dst_node_id=message.metadata.dst_node_id, message_type=message.metadata.message_type)
-
-
-def _unpack_suitability(value: object, experiment: ExperimentConfig) -> Suitability:
-    text = bounded_text(value, SUITABILITY)
-    if not experiment.evaluation.hospital_reference:
-        raise MessageError("suitability: expected none, since the experiment does not ask for evaluation.hospital_reference")
-    try:
-        return Suitability.model_validate_json(text)
-    except ValueError:
-        raise MessageError("suitability: expected densities and limits as a bundle has them") from None
-
-
-def _unpack_variate(content: RecordDict) -> np.ndarray | None:
-    """SCAFFOLD's server variate, float32 [P], where one was sent."""
-    if VARIATE not in content.array_records:
-        return None
-    record = content.array_records[VARIATE]
-    if set(record) != {VARIATE}:
-        raise MessageError(f"expected one array {VARIATE}, got {len(record)}")
-    values = array_values(record[VARIATE], VARIATE)
-    if values.dtype != np.float32 or values.ndim != 1 or not np.isfinite(values).all():
-        raise MessageError(f"{VARIATE}: expected finite float32 [N], got {values.dtype} {list(values.shape)}")
-    return values
-
-
 def _site_record(presence: Presence) -> ConfigRecord:
     return ConfigRecord({"name": presence.site, "layout": presence.layout, "report": json.dumps(dict(presence.report))})
 
 
-def _head_in(record: Mapping[str, Any]) -> str | None:
+def head_in(record: Mapping[str, Any]) -> str | None:
     """The other side's head, if there is one and it is a hash: it goes into our log, where nothing else may be smuggled in."""
     head = record.get(AUDIT_HEAD)
     return head if isinstance(head, str) and re.fullmatch(r"[0-9a-f]{64}", head) else None
 
 
-def _record(records: Mapping[str, Any], name: str) -> Any:
+def record_named(records: Mapping[str, Any], name: str) -> Any:
     if name not in records:
         raise MessageError(f"record '{name}' is missing")
     return records[name]
 
 
 def _unpack_metrics(content: RecordDict) -> tuple[int, dict[str, float]]:
-    record = dict(_record(content.metric_records, METRICS))
+    record = dict(record_named(content.metric_records, METRICS))
     num_examples = record.pop(NUM_EXAMPLES, None)
     if not isinstance(num_examples, int) or not 0 <= num_examples <= MOST_COUNT:
         raise MessageError(f"{NUM_EXAMPLES}: expected a count")

@@ -187,7 +187,7 @@ def _own_experiment(model: PersonalModel, site: str) -> ExperimentConfig:
 
 
 def _judge_and_keep(model: PersonalModel, experiment: ExperimentConfig, site: SiteData, checkpoint: Path) -> Statistics:
-    from pneumofed.client.app import evaluate_model
+    from pneumofed.client.federation.judging import evaluate_model
     from pneumofed.common.models.build import build_model
     from pneumofed.common.models.compute import build_compute
     from pneumofed.common.wire.parameter_layout import ArraysLayout

@@ -18,7 +18,8 @@ from flwr.serverapp import Grid
 
 from pneumofed.common.errors import RoundError
 from pneumofed.common.models.schedule import variate_change
-from pneumofed.common.wire.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SITE, VARIATE, pack_variate, unpack_arrays
+from pneumofed.common.wire.instructions import pack_variate
+from pneumofed.common.wire.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SITE, VARIATE, unpack_arrays
 from pneumofed.common.wire.update_encoding import PARAMETERS
 from pneumofed.server.federation.site_sampling import StartingWeights
 

@@ -15,7 +15,8 @@ from flwr.serverapp import Grid
 
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import MessageError, RoundError
-from pneumofed.common.wire.messages import Failure, Instruction, Presence, pack_instruction, unpack_presence
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import Failure, Presence, unpack_presence
 from pneumofed.server.federation.messaging import Messenger
 from pneumofed.server.runs.events import Kind, RunLog
 

@@ -13,7 +13,8 @@ from pneumofed.common.model_bundle.pooled_scores import HospitalReference, pack_
 from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
 from pneumofed.common.models.features import compute_features
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.common.wire.messages import Instruction, pack_instruction, unpack_evaluation
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import unpack_evaluation
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.runs.folder import RunFolder
 

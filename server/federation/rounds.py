@@ -26,18 +26,8 @@ from pneumofed.common.errors import MessageError, RoundError
 from pneumofed.common.evaluation.metrics import ChosenThreshold, choose_threshold, metrics
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory
-from pneumofed.common.wire.messages import (
-    ARRAYS,
-    CONFIG,
-    Failure,
-    Instruction,
-    ModelArrays,
-    Update,
-    pack_instruction,
-    unpack_evaluation,
-    with_counted,
-    with_step,
-)
+from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_counted, with_step
+from pneumofed.common.wire.messages import ARRAYS, CONFIG, Failure, ModelArrays, Update, unpack_evaluation
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy

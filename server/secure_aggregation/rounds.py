@@ -25,16 +25,8 @@ from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory, pars
 from pneumofed.common.secure_aggregation.masking import SumShape, SumVector, threshold
 from pneumofed.common.secure_aggregation.protocol import Purpose, Stage, Step, SumSession
 from pneumofed.common.secure_aggregation.quantization import MeanUpdate, UpdateCodec, decode_statistics, statistics_shape
-from pneumofed.common.wire.messages import (
-    Failure,
-    Instruction,
-    ModelArrays,
-    Presence,
-    Update,
-    content_bytes,
-    pack_instruction,
-    unpack_presence,
-)
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import Failure, ModelArrays, Presence, Update, content_bytes, unpack_presence
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.messaging import EvaluationOutcome, Messenger, Task, TrainingOutcome
 from pneumofed.server.runs.events import Kind

@@ -19,7 +19,8 @@ from pneumofed.common.data.manifest import Manifest, read_manifest, write_manife
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.model_bundle.suitability import Suitability
 from pneumofed.common.models.build import build_model
-from pneumofed.common.wire.messages import Instruction, ModelArrays, pack_instruction, read_failure, unpack_evaluation
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import ModelArrays, read_failure, unpack_evaluation
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, tiny_experiment
 

@@ -32,7 +32,8 @@ from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.privacy.randomness import RandomStream
-from pneumofed.common.wire.messages import Instruction, ModelArrays
+from pneumofed.common.wire.instructions import Instruction
+from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.adversary.test_a_unit_adds_no_more_than_the_bound import ATTACKS
 from tests.client.federation.test_training import tiny_data

@@ -23,20 +23,18 @@ from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.models.build import build_model
 from pneumofed.common.ops.command_line import open_console
 from pneumofed.common.secure_aggregation.protocol import Confirmation, SealedShares, Shares, SignedKeys, unpack_reply
+from pneumofed.common.wire.instructions import Instruction, pack_instruction, unpack_instruction
 from pneumofed.common.wire.messages import (
     SITE_FAILURE_CODE,
     Evaluation,
-    Instruction,
     ModelArrays,
     Presence,
     Update,
     attach_head,
     pack_evaluation,
-    pack_instruction,
     pack_update,
     read_failure,
     unpack_evaluation,
-    unpack_instruction,
     unpack_presence,
     unpack_update,
 )

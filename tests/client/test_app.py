@@ -10,21 +10,16 @@ import pytest
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from pneumofed.client.app import app, evaluate_round, train_round
+from pneumofed.client.app import app, train_round
+from pneumofed.client.federation.judging import evaluate_round
 from pneumofed.client.federation.policy import UNRESTRICTED
 from pneumofed.client.federation.site_data import find_site_config, load_site, read_site_config
 from pneumofed.common.errors import ConfigError, MessageError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.models.build import build_model
-from pneumofed.common.wire.messages import (
-    Instruction,
-    ModelArrays,
-    pack_instruction,
-    read_failure,
-    unpack_evaluation,
-    unpack_update,
-)
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import ModelArrays, read_failure, unpack_evaluation, unpack_update
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, draw_manifest, tiny_experiment
 

@@ -19,15 +19,8 @@ from pneumofed.client.privacy.spending import open_ledger
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.models.build import build_model
-from pneumofed.common.wire.messages import (
-    Instruction,
-    ModelArrays,
-    pack_instruction,
-    read_failure,
-    unpack_evaluation,
-    unpack_presence,
-    unpack_update,
-)
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import ModelArrays, read_failure, unpack_evaluation, unpack_presence, unpack_update
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, tiny_experiment
 

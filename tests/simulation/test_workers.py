@@ -15,7 +15,8 @@ from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDi
 
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.ops.processes import descendants
-from pneumofed.common.wire.messages import ARRAYS, Instruction, ModelArrays, pack_instruction
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import ARRAYS, ModelArrays
 from pneumofed.simulation.workers import HospitalWorkers, SharedArrays, take_identity
 
 PATIENCE_SEC = 60

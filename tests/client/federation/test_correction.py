@@ -16,7 +16,8 @@ from pneumofed.common.errors import DataError, MessageError
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.models.schedule import gradient_weight
-from pneumofed.common.wire.messages import Instruction, ModelArrays
+from pneumofed.common.wire.instructions import Instruction
+from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.client.federation.test_training import tiny_data
 from tests.tiny import there, tiny_experiment

@@ -13,8 +13,9 @@ import torch
 import yaml
 from flwr.app import RecordDict
 
-from pneumofed.client.app import evaluate_round, train_round
+from pneumofed.client.app import train_round
 from pneumofed.client.federation.ditto import PersonalModel, PersonalModels, find_personal_run, plain_experiment, train_personal
+from pneumofed.client.federation.judging import evaluate_round
 from pneumofed.client.federation.policy import UNRESTRICTED
 from pneumofed.client.federation.site_data import SiteData, load_site, read_site_config
 from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
@@ -28,7 +29,8 @@ from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.models.losses import build_loss
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.common.wire.messages import Instruction, ModelArrays, describe_content, unpack_evaluation
+from pneumofed.common.wire.instructions import Instruction
+from pneumofed.common.wire.messages import ModelArrays, describe_content, unpack_evaluation
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, there, tiny_experiment
 

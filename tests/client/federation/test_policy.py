@@ -26,15 +26,8 @@ from pneumofed.common.config.reader import build_config
 from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
 from pneumofed.common.errors import PolicyError
 from pneumofed.common.models.build import build_model
-from pneumofed.common.wire.messages import (
-    Instruction,
-    ModelArrays,
-    pack_arrays,
-    pack_instruction,
-    read_failure,
-    record_bytes,
-    unpack_presence,
-)
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import ModelArrays, pack_arrays, read_failure, record_bytes, unpack_presence
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, there, tiny_experiment
 

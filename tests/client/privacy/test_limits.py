@@ -21,7 +21,8 @@ from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.models.build import build_model
-from pneumofed.common.wire.messages import Instruction, ModelArrays, pack_instruction, read_failure
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import ModelArrays, read_failure
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.runs.events import Kind, kind_of_failure
 from tests.tiny import TinyFederation, tiny_experiment

@@ -18,7 +18,8 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
 from pneumofed.common.models.build import build_model
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE
-from pneumofed.common.wire.messages import Instruction, ModelArrays, Update, unpack_update
+from pneumofed.common.wire.instructions import Instruction
+from pneumofed.common.wire.messages import ModelArrays, Update, unpack_update
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, tiny_experiment
 

@@ -33,7 +33,8 @@ from pneumofed.common.config.default_policy import default_policy
 from pneumofed.common.data.manifest import write_manifest
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.app_bundle import PACKAGE, build_bundle, hash_bundle, write_app
-from pneumofed.common.wire.messages import Failure, pack_instruction, read_failure
+from pneumofed.common.wire.instructions import pack_instruction
+from pneumofed.common.wire.messages import Failure, read_failure
 from tests.client.federation.test_policy import instruction
 from tests.client.superlink import Link, superlink
 from tests.tiny import draw_manifest
@@ -331,7 +332,8 @@ import pathlib
 import time
 from flwr.app import Message
 from flwr.serverapp import ServerApp
-from pneumofed.common.wire.messages import Instruction, pack_instruction, read_failure, unpack_presence
+from pneumofed.common.wire.instructions import Instruction, pack_instruction
+from pneumofed.common.wire.messages import read_failure, unpack_presence
 from pneumofed.common.config.experiment import ExperimentConfig
 app = ServerApp()
 @app.main()

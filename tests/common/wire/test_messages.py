@@ -12,20 +12,17 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
 from pneumofed.common.errors import ImageError, MessageError, SkipReason
+from pneumofed.common.wire.instructions import Instruction, pack_instruction, unpack_instruction, with_step
 from pneumofed.common.wire.messages import (
-    Instruction,
     ModelArrays,
     Presence,
     Update,
     build_failure,
-    pack_instruction,
     pack_presence,
     pack_update,
     read_failure,
-    unpack_instruction,
     unpack_presence,
     unpack_update,
-    with_step,
 )
 
 ARRAYS = ModelArrays(np.arange(5, dtype=np.float32), np.ones(2, dtype=np.float32))

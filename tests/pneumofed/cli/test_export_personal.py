@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pneumofed.client.app import evaluate_model
 from pneumofed.client.federation.ditto import find_personal_run
+from pneumofed.client.federation.judging import evaluate_model
 from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.common.errors import ConfigError, EmptySiteError
 from pneumofed.common.model_bundle.bundle import load_bundle

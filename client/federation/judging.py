@@ -1,0 +1,138 @@
+"""A site judges models on its validation patients: the global one, its own beside it, and how they score in the suitability tests.
+
+Only sums leave, by the rules of `client.federation.disclosure` and `client.federation.evaluations`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from pneumofed.client.federation.disclosure import Disclosure
+from pneumofed.client.federation.ditto import PersonalModels
+from pneumofed.client.federation.evaluations import admit_evaluation, coarsen
+from pneumofed.client.federation.network import network_with, own_network
+from pneumofed.client.federation.policy_decision import RunRequest
+from pneumofed.client.federation.requests import open_site_data
+from pneumofed.client.federation.site_data import SiteData, class_number
+from pneumofed.client.federation.suitability_scores import count_patients
+from pneumofed.client.secure_aggregation.participant import begin_masking
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import SiteConfig, SitePolicy
+from pneumofed.common.errors import EmptySiteError, PolicyError
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
+from pneumofed.common.models.compute import Compute, build_compute
+from pneumofed.common.models.features import predict_cached
+from pneumofed.common.secure_aggregation.protocol import pack_masked
+from pneumofed.common.secure_aggregation.quantization import encode_statistics
+from pneumofed.common.wire.instructions import Instruction
+from pneumofed.common.wire.messages import Content, Evaluation, pack_evaluation
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Content:
+    """Judges the global model on the site's validation patients; only sums leave (see `common.evaluation.statistics`).
+
+    Args:
+        instruction: what the coordinator asks, with the global weights.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+
+    Returns:
+        Mergeable statistics; those of no image where the policy withholds them; with `personal.method` those of the site's own model
+        too, where they may leave. In secure aggregation under masks, and nothing rather than those of no image: who is counted adds
+        something.
+
+    Raises:
+        PolicyError: too many were asked for, or the answer and an earlier one would tell a few patients apart.
+        EmptySiteError: the site has nothing to add to a secure sum.
+    """
+    if instruction.suitability is not None:
+        return _score_round(instruction, config, policy)
+    started = time.perf_counter()
+    experiment = instruction.experiment
+    secure = experiment.secure_aggregation.enabled or instruction.step
+    plan = begin_masking(instruction, config, policy, "evaluate") if secure else None
+    compute = build_compute(config.device, "fp32", config.threads)
+    site = open_site_data(instruction, config, policy, "evaluate")
+    model, layout = own_network(instruction, config, norms_before_round=instruction.round + 1)
+    releases = Disclosure.of(site, experiment, policy)
+    statistics = _no_statistics(experiment)  # what is sent where nothing may be judged
+    personal = None
+    if not releases.withholds("validation_statistics"):
+        site = _admitted(site, instruction, config, policy)
+        statistics = coarsen(evaluate_model(compute.place(model), site, experiment, compute), policy.score_bins)
+        if plan is None and releases.shows_personal(experiment):
+            personal = _personal_statistics(site, instruction, config, policy, compute)
+    presence = releases.presence(layout.digest)
+    if plan is not None:
+        if releases.withholds("validation_statistics"):
+            raise PolicyError("min_validation_patients", "too few validation patients for a sum")
+        if not statistics.n:
+            raise EmptySiteError(f"{site.name}: no validation statistics for the sum")
+        vector = encode_statistics(statistics)
+        plan.hide(vector)
+        return pack_masked(presence, vector)
+    metrics = {"evaluate_sec": time.perf_counter() - started}
+    numbers = personal.to_numbers() if personal else None
+    return pack_evaluation(Evaluation(presence, statistics.n, metrics, statistics.to_numbers(), numbers))
+
+
+def _admitted(site: SiteData, instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> SiteData:
+    """The site with those validation patients whom one more answer may be about; the answer is counted.
+
+    Raises:
+        PolicyError: none may leave.
+    """
+    if config.policy is None:
+        return site
+    request = RunRequest.of(instruction.experiment, "evaluate", instruction.run, instruction.round)
+    return replace(site, validation=admit_evaluation(site.validation, request, policy, Path(config.work_dir)))
+
+
+def _personal_statistics(
+    site: SiteData, instruction: Instruction, config: SiteConfig, policy: SitePolicy, compute: Compute
+) -> Statistics | None:
+    """Statistics of the site's own model on the patients on whom the global one was judged, as one more answer; None where there is no
+    such model yet, or the policy lets no more answers leave: the global model's goes without them."""
+    own = PersonalModels.of(config.work_dir, instruction.run).before(instruction.round + 1)
+    if own is None or not len(site.validation.labels):
+        return None
+    try:
+        site = _admitted(site, instruction, config, policy)
+    except PolicyError as error:
+        logger.info("round %d: nothing of the site's own model leaves (%s)", instruction.round, error)
+        return None
+    model, _ = network_with(instruction.experiment, own.arrays)
+    return coarsen(evaluate_model(compute.place(model), site, instruction.experiment, compute), policy.score_bins)
+
+
+def _score_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Content:
+    """The network is the bundle's: under FedBN without the site's own normalisation layers."""
+    model, layout = network_with(instruction.experiment, instruction.weights)
+    return pack_evaluation(count_patients(instruction, config, policy, model, layout.digest))
+
+
+def evaluate_model(model: nn.Module, site: SiteData, experiment: ExperimentConfig, compute: Compute) -> Statistics:
+    """Computes mergeable statistics of `model` on the site's validation patients; those of nothing where it has none.
+
+    Args:
+        model: on the device.
+        site: the site's data.
+        experiment: decides the task and how images are prepared.
+        compute: device and precision.
+    """
+    if not len(site.validation.labels):
+        return _no_statistics(experiment)
+    probabilities = predict_cached(model, site.validation, compute, experiment, site.cache_dir)
+    return Statistics.of(Predictions(probabilities, site.validation.labels, site.validation.patients), FEDERATED_GRID)
+
+
+def _no_statistics(experiment: ExperimentConfig) -> Statistics:
+    return Statistics.zero(class_number(experiment), FEDERATED_GRID)

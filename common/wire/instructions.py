@@ -1,0 +1,183 @@
+"""What the coordinator asks of a site: the instruction, packed into a Flower message and unpacked from it.
+
+The records and keys are those of `common.wire.messages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Message, RecordDict
+
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.reader import experiment_from_json
+from pneumofed.common.errors import MessageError
+from pneumofed.common.model_bundle.suitability import Suitability
+from pneumofed.common.wire.fields import (
+    MAX_EXPERIMENT_BYTES,
+    array_values,
+    bounded_text,
+    foreign_sentence,
+    rate_factor,
+    round_number,
+    run_token,
+)
+from pneumofed.common.wire.messages import (
+    ARRAYS,
+    AUDIT_HEAD,
+    CONFIG,
+    COUNTED,
+    PROTOCOL,
+    RATE_FACTOR,
+    STEP,
+    SUITABILITY,
+    VARIATE,
+    ModelArrays,
+    head_in,
+    pack_arrays,
+    record_named,
+    unpack_arrays,
+)
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """What the coordinator asks of a site. `arrays` is None at enrolment (the roll call).
+
+    `run` is the run's token: the same after a resume, and no other run's, so that a site can recognise its own state of this run.
+    """
+
+    experiment: ExperimentConfig
+    run: str
+    round: int
+    arrays: ModelArrays | None = None
+    audit_head: str | None = None
+    """Head of the coordinator's audit log, which the site's log keeps."""
+    step: str | None = None
+    """The step of secure aggregation that is asked for (`common.secure_aggregation.protocol`), as JSON."""
+    counted: int = 0
+    """The last round before this one in which the site's update was counted; 0 for none. SCAFFOLD and FedDyn say it."""
+    variate: np.ndarray | None = None
+    """SCAFFOLD's server variate, float32 [P]; None is zero."""
+    rate_factor: float = 1.0
+    """On the learning rate of the round, in (0, 1]; other than 1 under the schedule `plateau` only."""
+    suitability: Suitability | None = None
+    """The tests that an evaluation asks scores of (`evaluation.hospital_reference`); None asks for validation statistics."""
+
+    @property
+    def weights(self) -> ModelArrays:
+        """The arrays of an instruction that must have some.
+
+        Raises:
+            MessageError: it holds none.
+        """
+        if self.arrays is None:
+            raise MessageError("the instruction holds no arrays")
+        return self.arrays
+
+
+def pack_instruction(instruction: Instruction) -> RecordDict:
+    """Packs what the coordinator asks."""
+    experiment = instruction.experiment.model_dump_json()
+    config: dict[str, ConfigRecordValues] = {"experiment": experiment, "run": instruction.run}
+    config |= {"round": instruction.round, "protocol": PROTOCOL}
+    if instruction.audit_head:
+        config[AUDIT_HEAD] = instruction.audit_head
+    if instruction.step:
+        config[STEP] = instruction.step
+    if instruction.counted:
+        config[COUNTED] = instruction.counted
+    if instruction.rate_factor != 1.0:
+        config[RATE_FACTOR] = instruction.rate_factor
+    if instruction.suitability is not None:
+        config[SUITABILITY] = instruction.suitability.model_dump_json()
+    content = RecordDict({CONFIG: ConfigRecord(config)})
+    if instruction.arrays is not None:
+        content[ARRAYS] = pack_arrays(instruction.arrays)
+    if instruction.variate is not None:
+        content[VARIATE] = pack_variate(instruction.variate)
+    return content
+
+
+def pack_variate(variate: np.ndarray) -> ArrayRecord:
+    """Packs SCAFFOLD's server variate, float32 [P], as the record `VARIATE` of an instruction."""
+    return ArrayRecord({VARIATE: Array(variate)})
+
+
+def with_step(message: Message, step: str) -> Message:
+    """Copies a request with a step of secure aggregation in it; its arrays are shared, not copied.
+
+    Args:
+        message: an instruction to one site.
+        step: as JSON; see `common.secure_aggregation.protocol`.
+
+    Raises:
+        MessageError: `message` holds no instruction.
+    """
+    return _with_entry(message, STEP, step)
+
+
+def with_counted(message: Message, counted: int) -> Message:
+    """Copies a request with the round in which the site's update was last counted; its arrays are shared, not copied.
+
+    Args:
+        message: an instruction to one site.
+        counted: a round before that of the instruction; 0 for none.
+
+    Raises:
+        MessageError: `message` holds no instruction.
+    """
+    return _with_entry(message, COUNTED, counted)
+
+
+def unpack_instruction(content: RecordDict) -> Instruction:
+    """Unpacks what the coordinator asks.
+
+    Raises:
+        MessageError: another protocol, or a record or key is missing.
+        ConfigError: the experiment does not fit this version's schema.
+    """
+    config = record_named(content.config_records, CONFIG)
+    if config.get("protocol") != PROTOCOL:
+        other = foreign_sentence(str(config.get("protocol")), 20)
+        raise MessageError(f"this site speaks protocol {PROTOCOL}, the coordinator {other}; install the same version")
+    run, number = run_token(config.get("run")), round_number(config.get("round"))
+    arrays = unpack_arrays(content.array_records[ARRAYS]) if ARRAYS in content.array_records else None
+    experiment = experiment_from_json(bounded_text(config.get("experiment"), "experiment", MAX_EXPERIMENT_BYTES))
+    step = bounded_text(config[STEP], "step") if STEP in config else None
+    counted = round_number(config.get(COUNTED, 0))
+    if counted and counted >= number:
+        raise MessageError(f"the last counted round is {counted}, expected one before round {number}")
+    factor = rate_factor(config[RATE_FACTOR], experiment) if RATE_FACTOR in config else 1.0
+    tests = _unpack_suitability(config[SUITABILITY], experiment) if SUITABILITY in config else None
+    return Instruction(experiment, run, number, arrays, head_in(config), step, counted, _unpack_variate(content), factor, tests)
+
+
+def _with_entry(message: Message, key: str, value: ConfigRecordValues) -> Message:
+    config = ConfigRecord({**record_named(message.content.config_records, CONFIG), key: value})
+    content = RecordDict({**message.content, CONFIG: config})
+    return Message(content, dst_node_id=message.metadata.dst_node_id, message_type=message.metadata.message_type)
+
+
+def _unpack_suitability(value: object, experiment: ExperimentConfig) -> Suitability:
+    text = bounded_text(value, SUITABILITY)
+    if not experiment.evaluation.hospital_reference:
+        raise MessageError("suitability: expected none, since the experiment does not ask for evaluation.hospital_reference")
+    try:
+        return Suitability.model_validate_json(text)
+    except ValueError:
+        raise MessageError("suitability: expected densities and limits as a bundle has them") from None
+
+
+def _unpack_variate(content: RecordDict) -> np.ndarray | None:
+    """SCAFFOLD's server variate, float32 [P], where one was sent."""
+    if VARIATE not in content.array_records:
+        return None
+    record = content.array_records[VARIATE]
+    if set(record) != {VARIATE}:
+        raise MessageError(f"expected one array {VARIATE}, got {len(record)}")
+    values = array_values(record[VARIATE], VARIATE)
+    if values.dtype != np.float32 or values.ndim != 1 or not np.isfinite(values).all():
+        raise MessageError(f"{VARIATE}: expected finite float32 [N], got {values.dtype} {list(values.shape)}")
+    return values
