@@ -19,6 +19,7 @@ from typing import Any
 
 from pneumofed.common.config.reader import set_by_path
 from pneumofed.common.errors import ConfigError, PneumofedError
+from pneumofed.common.ops.command_line import take_stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ INIT_ARGS = {"num_cpus": "cpus", "num_gpus": "gpus", "address": "ray_address"}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line, runs, and returns the exit code: 0 only if the run succeeded."""
     options = _parser().parse_args(arguments)
+    take_stop_signals()
     logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
         run_app_over_nodes(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass
@@ -139,6 +142,30 @@ def exit_on_error(code_of: Callable[[PneumofedError], int] = exit_code_of, *, as
             print_json({"error": type(error).__name__, "message": str(error)}, indent=1)
         note(f"pneumofed: {error}", style="red")
         raise SystemExit(code_of(error)) from None
+
+
+def take_stop_signals() -> None:
+    """Lets SIGTERM and SIGINT end the process by a KeyboardInterrupt that is not lost, wherever the main thread is at that moment.
+
+    SIGTERM is taken as Ctrl-C, so that what a service manager stops also ends its own processes and says `stopped`. Python throws an
+    exception away where nobody could catch it (in a finalizer, or in a callback of a C library, as while libraries are imported) and
+    prints a trace: such an interrupt is raised again a moment later instead.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = sys.unraisablehook
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, KeyboardInterrupt):
+            main = threading.main_thread().ident
+            raising = threading.Timer(
+                0.02, signal.pthread_kill, (main, signal.SIGTERM)
+            )  # at once it would be lost in this function
+            raising.daemon = True
+            raising.start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = again
 
 
 @contextmanager

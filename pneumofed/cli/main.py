@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +19,17 @@ from pneumofed.client.cli.privacy import app as privacy_app
 from pneumofed.client.cli.site import app as site_app
 from pneumofed.common.config.experiment import ModelName, StrategyName
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.command_line import Json, console, exit_on_error, exit_when_stopped, note, print_json, read_pairs, say
+from pneumofed.common.ops.command_line import (
+    Json,
+    console,
+    exit_on_error,
+    exit_when_stopped,
+    note,
+    print_json,
+    read_pairs,
+    say,
+    take_stop_signals,
+)
 from pneumofed.inference.cli.monitor import app as monitor_app
 from pneumofed.inference.cli.predict import explain_command, predict_command
 from pneumofed.inference.cli.reading_room import app as room_app
@@ -290,11 +299,8 @@ def config_command(
 
 
 def main() -> None:
-    """Runs the command line. Our errors are one sentence on standard error; others keep their trace, since they are bugs.
-
-    SIGTERM is taken as Ctrl-C, so that a run stopped by a service manager also ends its own processes and says `stopped`.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Runs the command line. Our errors are one sentence on standard error; others keep their trace, since they are bugs."""
+    take_stop_signals()
     with exit_on_error():
         app()
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,3 +79,25 @@ def test_what_was_stopped_says_so_on_either_stream(capsys: pytest.CaptureFixture
         raise KeyboardInterrupt
     assert ended.value.code == INTERRUPTED
     assert tuple(capsys.readouterr()) == ("goes on\n", "stopped after 1\npneumofed: stopped\n")
+
+
+FINALIZER = """
+import signal, time
+from pneumofed.common.ops.command_line import exit_on_error, take_stop_signals
+
+class Stopped:
+    def __del__(self):
+        signal.raise_signal({sign})
+
+take_stop_signals()
+with exit_on_error():
+    Stopped()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_finalizer_still_ends_the_command(sign: signal.Signals) -> None:
+    """Python throws away what a finalizer raises, with a trace."""
+    ended = subprocess.run([sys.executable, "-c", FINALIZER.format(sign=int(sign))], capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (INTERRUPTED, "pneumofed: stopped\n")
