@@ -26,10 +26,11 @@ from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.errors import EmptySiteError, PolicyError
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
+from pneumofed.common.model_bundle.pooled_scores import unpack_counts
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import predict_cached
 from pneumofed.common.secure_aggregation.protocol import pack_masked
-from pneumofed.common.secure_aggregation.quantization import encode_statistics
+from pneumofed.common.secure_aggregation.quantization import encode_scores, encode_statistics
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import Content, Evaluation, pack_evaluation
 
@@ -115,8 +116,17 @@ def _personal_statistics(
 
 def _score_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Content:
     """The network is the bundle's: under FedBN without the site's own normalisation layers."""
+    secure = instruction.experiment.secure_aggregation.enabled or instruction.step
+    plan = begin_masking(instruction, config, policy, "score") if secure else None
     model, layout = network_with(instruction.experiment, instruction.weights)
-    return pack_evaluation(count_patients(instruction, config, policy, model, layout.digest))
+    answer = count_patients(instruction, config, policy, model, layout.digest)
+    if plan is None:
+        return pack_evaluation(answer)
+    if not answer.num_examples:
+        raise EmptySiteError(f"{config.name}: no scores for the sum")
+    vector = encode_scores(unpack_counts(answer.statistics, answer.num_examples))
+    plan.hide(vector)
+    return pack_masked(answer.presence, vector)
 
 
 def evaluate_model(model: nn.Module, site: SiteData, experiment: ExperimentConfig, compute: Compute) -> Statistics:

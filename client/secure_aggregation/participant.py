@@ -23,7 +23,7 @@ from pneumofed.client.federation.policy import UNRESTRICTED
 from pneumofed.client.federation.sum_terms import Broken, broken_term, too_few
 from pneumofed.client.secure_aggregation.identity import Identity
 from pneumofed.client.secure_aggregation.memory import HeldShares, Memory, MemoryFolder
-from pneumofed.common.audit.log import hash_arrays, hash_experiment
+from pneumofed.common.audit.log import hash_experiment
 from pneumofed.common.config.experiment import Section, SecureAggregationConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.errors import MessageError, PolicyError, SecureSumError
@@ -51,6 +51,7 @@ from pneumofed.common.secure_aggregation.protocol import (
     SignedKeys,
     Step,
     SumSession,
+    hash_subject,
     read_step,
 )
 from pneumofed.common.wire.instructions import Instruction
@@ -94,7 +95,7 @@ class Participant:
             PolicyError: the hospital does not accept the sum's terms, or would add nothing to it.
         """
         _accept(broken_term(self.policy, self.cfg))
-        if self.session.purpose == "evaluate" and (rule := rule_against_statistics(self.policy)):
+        if self.session.purpose != "train" and (rule := rule_against_statistics(self.policy)):
             raise PolicyError(rule, "validation statistics never leave this site, so it takes no part in their sum")
         roster = self.identity.check_roster(step.roster)
         session, channel, mask = self.session, KeyPair.generate(), KeyPair.generate()
@@ -139,14 +140,14 @@ class Participant:
         }
         return SealedShares(parcels=parcels, commitment=commit(self.session, seed, self.site))
 
-    def begin_masking(self, step: Step, model: str) -> MaskPlan:
-        """Opens the parcels and derives the masks of the vector about the weights of hash `model`.
+    def begin_masking(self, step: Step, subject: str) -> MaskPlan:
+        """Opens the parcels and derives the masks of the vector about what has the hash `subject`.
 
         Asked for before there is a vector: what was begun is not begun again, even where training then fails.
 
         Args:
             step: of stage `mask`, with the senders and the parcels for this site.
-            model: SHA-256 of the weights that the site was sent, in hexadecimal.
+            subject: of what the site was sent; see `hash_subject`.
 
         Raises:
             SecureSumError: the step is not due, the senders are strangers or too few, or a parcel was changed.
@@ -163,7 +164,7 @@ class Participant:
                 parcel = bytes.fromhex(step.parcels[site])
                 held[site] = _held(unseal(self.session, channel, by_site[site], by_site[self.site], parcel))
             own = by_site[self.site]
-            masks = [pair_mask(self.session, mask, own, by_site[site], model) for site in partners]
+            masks = [pair_mask(self.session, mask, own, by_site[site], subject) for site in partners]
             masks.append((own_mask(self.session, bytes.fromhex(_needed(memory.seed)), self.site), False))
             done = {"progress": "masked", "channel": None, "mask": None, "seed": None}
             self.folder.keep(memory.model_copy(update={**done, "senders": senders, "held": held}))
@@ -275,9 +276,8 @@ def begin_masking(instruction: Instruction, config: SiteConfig, policy: SitePoli
     step = _step_of(instruction)
     if step.stage != "mask" or step.purpose != purpose:
         raise SecureSumError(f"a step '{step.stage}' for '{step.purpose}' came with a message to {purpose}")
-    if instruction.arrays is None:
-        raise MessageError("the instruction holds no arrays")
-    return _participant(instruction, step, config, policy).begin_masking(step, hash_arrays(instruction.arrays))
+    subject = hash_subject(instruction.weights, instruction.suitability)
+    return _participant(instruction, step, config, policy).begin_masking(step, subject)
 
 
 def _step_of(instruction: Instruction) -> Step:

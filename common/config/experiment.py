@@ -555,10 +555,6 @@ def _check_secure_aggregation(cfg: ExperimentConfig) -> None:
     """Refuses what needs single updates, which cannot be had from sums only."""
     if not cfg.secure_aggregation.enabled:
         return
-    if cfg.evaluation.hospital_reference:
-        raise ValueError(
-            "evaluation.hospital_reference sends counts of each site, which secure_aggregation hides: switch one off"
-        )
     strategy, needed = cfg.strategy, 3
     if strategy.name in NEEDS_SINGLE_UPDATES:
         raise ValueError(

@@ -78,7 +78,7 @@ class HospitalReference(Section):
     suitability: Suitability
     """Fitted on the coordinator's central images."""
     sites: dict[str, dict[str, list[int]]]
-    """By site and test, patients by bin."""
+    """By site and test, patients by bin; with secure aggregation one entry, their sum, which says of how many hospitals."""
 
     def patients(self) -> dict[str, int]:
         """Counts the patients of each site."""

@@ -13,6 +13,7 @@ coordinator asks for; it travels in `common.wire.messages.Instruction`. `pack_re
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
@@ -22,13 +23,16 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError
 
+from pneumofed.common.audit.log import hash_arrays
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.errors import MessageError
+from pneumofed.common.model_bundle.suitability import Suitability
 from pneumofed.common.secure_aggregation.masking import SumShape, SumVector
 from pneumofed.common.wire.fields import array_values, bounded_text
-from pneumofed.common.wire.messages import Presence, pack_presence
+from pneumofed.common.wire.messages import ModelArrays, Presence, pack_presence
 
-Purpose = Literal["train", "evaluate"]
+Purpose = Literal["train", "evaluate", "score"]
+"""What the vectors come from: training, the statistics of an evaluation, or the scores in the suitability tests."""
 SUM_DOMAIN = b"pneumofed secure sum 1"
 KEY_BYTES = 32
 
@@ -80,6 +84,22 @@ class SumSession:
             parts: what it is about.
         """
         return HKDF(hashes.SHA256(), KEY_BYTES, salt=None, info=self.bind(label, *parts)).derive(secret)
+
+
+def hash_subject(arrays: ModelArrays, suitability: Suitability | None = None) -> str:
+    """Hashes what the vectors of a sum are about, which masks are bound to: vectors about different things have no sum.
+
+    Args:
+        arrays: the weights that the sites were sent.
+        suitability: the tests that scores are asked of.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    weights = hash_arrays(arrays)
+    if suitability is None:
+        return weights
+    return hashlib.sha256(f"{weights} {suitability.model_dump_json()}".encode()).hexdigest()
 
 
 MOST_SITES = 10_000

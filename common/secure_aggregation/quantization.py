@@ -1,7 +1,7 @@
 """Updates and statistics as integers whose sum over all sites cannot overflow, and the mean that the sum says.
 
 `UpdateCodec` encodes an update and decodes the mean update; `encode_statistics` and `decode_statistics` do so for the statistics of an
-evaluation, which are all in the vector's tail, exact.
+evaluation, `encode_scores` and `decode_scores` for the counts of suitability scores; both are all in the vector's tail, exact.
 
 For N sites that count as n_i images, differences d_i from the global weights with ||d_i|| <= C (`clip_norm`, longer ones are scaled down)
 and weights w_i = n_i / M (`max_examples`), each body word is round(w_i d_i / s) with
@@ -31,6 +31,8 @@ import numpy as np
 from pneumofed.common.config.experiment import SecureAggregationConfig
 from pneumofed.common.errors import ConfigError, MessageError, SecureSumError
 from pneumofed.common.evaluation.statistics import MAX_IMAGES, Statistics, flat_length
+from pneumofed.common.model_bundle.pooled_scores import MOST_PATIENTS, SCORE_BINS, Counts
+from pneumofed.common.model_bundle.suitability import SUITABILITY_TESTS
 from pneumofed.common.secure_aggregation.masking import SumShape, SumVector, Words, threshold
 from pneumofed.common.wire.messages import ModelArrays
 
@@ -238,3 +240,36 @@ def decode_statistics(total: SumVector, classes: int) -> Statistics:
         return Statistics.from_flat(total.tail.view(np.int64).copy(), classes, MAX_IMAGES)
     except MessageError as error:
         raise SecureSumError(f"the summed statistics contradict each other: {error}") from error
+
+
+SCORES_SHAPE = SumShape(0, len(SUITABILITY_TESTS) * SCORE_BINS, 32)
+"""Of the vectors of suitability scores."""
+
+
+def encode_scores(counts: Counts) -> SumVector:
+    """The vector of one site.
+
+    Args:
+        counts: int64 [T, SCORE_BINS], patients by test and bin.
+    """
+    vector = SCORES_SHAPE.zeros()
+    vector.tail[:] = counts.reshape(-1).view(np.uint64)
+    return vector
+
+
+def decode_scores(total: SumVector, sites: int) -> Counts:
+    """Decodes how the patients of all sites score, int64 [T, SCORE_BINS], exact.
+
+    Args:
+        total: the unmasked sum of the sites' vectors.
+        sites: how many vectors are in it.
+
+    Raises:
+        SecureSumError: no patients can have these counts.
+    """
+    counts = total.tail.view(np.int64).reshape(len(SUITABILITY_TESTS), SCORE_BINS).copy()
+    plausible = counts.min() >= 0 and counts.max() <= sites * MOST_PATIENTS  # then no sum of a row can overflow
+    patients = counts.sum(axis=1)
+    if not plausible or len(set(patients.tolist())) != 1 or not 0 < patients[0] <= sites * MOST_PATIENTS:
+        raise SecureSumError("the summed scores contradict each other")
+    return counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Message, MessageType
@@ -13,10 +14,11 @@ from pneumofed.common.model_bundle.pooled_scores import HospitalReference, pack_
 from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
 from pneumofed.common.models.features import compute_features
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.common.wire.instructions import Instruction, pack_instruction
-from pneumofed.common.wire.messages import unpack_evaluation
+from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_step
+from pneumofed.common.wire.messages import ModelArrays, unpack_evaluation
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.secure_aggregation.rounds import SecureRounds
 
 logger = logging.getLogger(__name__)
 MOST_IMAGES = 2000
@@ -49,11 +51,24 @@ def _ask(coordinator: Coordinator, number: int, before: HospitalReference | None
         logger.warning("no reference statistics of the hospitals: the coordinator has no central images to fit the tests on")
         return None
     coordinator.messenger.collect_late()
-    instruction = Instruction(coordinator.experiment, coordinator.run_log.run, number, coordinator.kept, suitability=suitability)
-    content = pack_instruction(instruction)
+    content = pack_instruction(
+        Instruction(coordinator.experiment, coordinator.run_log.run, number, coordinator.kept, suitability=suitability)
+    )
     known = dict(before.sites) if before else {}
-    nodes = {site: coordinator.directory.nodes[site] for site in coordinator.enrolment.free_sites() if site not in known}
-    messages = {site: Message(content, dst_node_id=node, message_type=MessageType.EVALUATE) for site, node in nodes.items()}
+    asked = [site for site in coordinator.enrolment.free_sites() if site not in known]
+    nodes = coordinator.directory.nodes
+    messages = {site: Message(content, dst_node_id=nodes[site], message_type=MessageType.EVALUATE) for site in asked}
+    if coordinator.secure is None:
+        found = _ask_each(coordinator, number, messages)
+    else:  # a sum that is there stays: with another of nearly the same sites it would tell those of few
+        found = {} if known else _ask_for_the_sum(coordinator.secure, coordinator.kept, number, suitability, messages)
+    if not found:
+        return None
+    return HospitalReference(round=number, suitability=suitability, sites=dict(sorted({**known, **found}.items())))
+
+
+def _ask_each(coordinator: Coordinator, number: int, messages: Mapping[str, Message]) -> dict[str, dict[str, list[int]]]:
+    """What each site counted, by site."""
     found: dict[str, dict[str, list[int]]] = {}
 
     def take(site: str, message: Message) -> bool:
@@ -70,9 +85,19 @@ def _ask(coordinator: Coordinator, number: int, before: HospitalReference | None
     seconds = coordinator.experiment.strategy.round_timeout_sec
     for site, failure in coordinator.messenger.exchange(messages, "evaluate", number, seconds, take).items():
         logger.warning("%s did not score: %s", site, failure)
-    if not found:
-        return None
-    return HospitalReference(round=number, suitability=suitability, sites=dict(sorted({**known, **found}.items())))
+    return found
+
+
+def _ask_for_the_sum(
+    secure: SecureRounds, kept: ModelArrays, number: int, suitability: Suitability, messages: Mapping[str, Message]
+) -> dict[str, dict[str, list[int]]]:
+    """What all sites counted together, under a name that says how many they are."""
+
+    def with_steps(steps: Mapping[str, str]) -> dict[str, Message]:
+        return {site: with_step(messages[site], step) for site, step in steps.items()}
+
+    counts, summed = secure.score(list(messages), number, kept, suitability, with_steps)
+    return {f"{len(summed)} hospitals together": pack_counts(counts)}
 
 
 def _fit(coordinator: Coordinator) -> Suitability | None:

@@ -44,13 +44,13 @@ from pneumofed.common.secure_aggregation.protocol import (
 
 @dataclass
 class Collector:
-    """One sum. `shape_for` gives the vectors' shape for the number of sites that may be in it, `model` is the hash of the weights."""
+    """One sum. `shape_for` gives the vectors' shape for the number of sites that may be in it, `subject` is the hash of their subject."""
 
     session: SumSession
     cfg: SecureAggregationConfig
     key_roster: KeyDirectory
     shape_for: Callable[[int], SumShape]
-    model: str
+    subject: str
     drawn: list[str] = field(default_factory=list)
     keys: dict[str, SignedKeys] = field(default_factory=dict)
     parcels: dict[str, SealedShares] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Collector:
         Raises:
             SecureSumError: fewer sites than the threshold answered; so too in the steps after this one.
         """
-        judging = self.session.purpose == "evaluate"  # those that withhold their statistics say so now and are not counted
+        judging = self.session.purpose != "train"  # those that withhold their statistics say so now and are not counted
         self._require(len(self.keys), len(self.keys) if judging else len(self.drawn), "sent keys")
         keys = [self.keys[site] for site in sorted(self.keys)]
         self.holders = neighbourhoods(list(self.keys), self.cfg, digest_keys(self.session, keys))
@@ -199,7 +199,7 @@ class Collector:
         if KeyPair.of(private).public.hex() != self.keys[dropped].mask:
             raise SecureSumError(f"the shares of {dropped}'s mask key are not those that it gave out")
         for site in partners:
-            key, dropped_subtracts = pair_mask(self.session, private, self.keys[dropped], self.keys[site], self.model)
+            key, dropped_subtracts = pair_mask(self.session, private, self.keys[dropped], self.keys[site], self.subject)
             total.add_mask(key, subtract=dropped_subtracts)  # where it would have subtracted, the other one added
 
     def _join(self, site: str, given: Mapping[str, str | None]) -> bytes:

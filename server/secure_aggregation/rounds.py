@@ -16,15 +16,24 @@ from typing import Any
 import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 
-from pneumofed.common.audit.log import hash_arrays, hash_experiment
+from pneumofed.common.audit.log import hash_experiment
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError, MessageError, RoundError, SecureSumError
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
+from pneumofed.common.model_bundle.pooled_scores import Counts
+from pneumofed.common.model_bundle.suitability import Suitability
 from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory, parse_roster
 from pneumofed.common.secure_aggregation.masking import SumShape, SumVector, threshold
-from pneumofed.common.secure_aggregation.protocol import Purpose, Stage, Step, SumSession
-from pneumofed.common.secure_aggregation.quantization import MeanUpdate, UpdateCodec, decode_statistics, statistics_shape
+from pneumofed.common.secure_aggregation.protocol import Purpose, Stage, Step, SumSession, hash_subject
+from pneumofed.common.secure_aggregation.quantization import (
+    SCORES_SHAPE,
+    MeanUpdate,
+    UpdateCodec,
+    decode_scores,
+    decode_statistics,
+    statistics_shape,
+)
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import Failure, ModelArrays, Presence, Update, content_bytes, unpack_presence
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -39,6 +48,7 @@ Messages = Callable[[Mapping[str, str]], Mapping[str, Message]]
 """Steps by site, as text -> the messages with the model that ask for the vectors."""
 Compose = Callable[[str, Step], Message]
 """(site, step) -> the message that asks it."""
+TASK_OF_PURPOSE: Mapping[Purpose, Task] = {"train": "train", "evaluate": "evaluate", "score": "evaluate"}
 TASK_OF_STAGE: Mapping[Stage, Task] = {"advertise": "keys", "share": "shares", "confirm": "confirmation", "unmask": "unmasking"}
 
 
@@ -65,7 +75,7 @@ class SecureRounds:
         Raises:
             RoundError: too few sites stayed, or their sum is none that their bounds allow.
         """
-        asked = SumRequest("train", number, hash_arrays(base), lambda sites: self._codec(sites).shape)
+        asked = SumRequest("train", number, hash_subject(base), lambda sites: self._codec(sites).shape)
         outcome = self._sum(asked, drawn, messages)
         sites = len(outcome.participants)
         try:
@@ -94,7 +104,7 @@ class SecureRounds:
         """
         classes = len(CLASSES[self.experiment.task])
         try:
-            asked = SumRequest("evaluate", number, hash_arrays(model), lambda _: statistics_shape(classes))
+            asked = SumRequest("evaluate", number, hash_subject(model), lambda _: statistics_shape(classes))
             outcome = self._sum(asked, evaluating, messages)
             pooled = decode_statistics(outcome.total, classes)
         except (RoundError, SecureSumError) as error:
@@ -105,10 +115,34 @@ class SecureRounds:
             )
         return EvaluationOutcome(pooled, {}, outcome.lost, outcome.record())
 
+    def score(
+        self, sites: Sequence[str], number: int, model: ModelArrays, suitability: Suitability, messages: Messages
+    ) -> tuple[Counts, list[str]]:
+        """Sums how the sites' validation patients score in the suitability tests.
+
+        Args:
+            sites: that are asked.
+            number: the round whose weights `model` are, from 1.
+            model: the weights whose features count.
+            suitability: the tests.
+            messages: gives the messages for the steps that ask for the vectors.
+
+        Returns:
+            Patients by test and bin, int64 [T, SCORE_BINS], and the sites that are in the sum.
+
+        Raises:
+            RoundError: too few sites stayed.
+            SecureSumError: the sum is none of such counts.
+        """
+        outcome = self._sum(
+            SumRequest("score", number, hash_subject(model, suitability), lambda _: SCORES_SHAPE), sites, messages
+        )
+        return decode_scores(outcome.total, len(outcome.summed)), outcome.summed
+
     def _sum(self, asked: SumRequest, sites: Sequence[str], messages: Messages) -> SumOutcome:
         cfg, number, training = self.experiment.strategy, asked.round, asked.purpose == "train"
         session = SumSession.begin(self.run, number, asked.purpose, hash_experiment(self.experiment))
-        collector = Collector(session, self.experiment.secure_aggregation, self.key_roster, asked.shape_for, asked.model)
+        collector = Collector(session, self.experiment.secure_aggregation, self.key_roster, asked.shape_for, asked.subject)
         exchange = SumExchange(
             messenger=self.messenger,
             collector=collector,
@@ -142,11 +176,11 @@ class SecureRounds:
 
 @dataclass(frozen=True)
 class SumRequest:
-    """What a sum is for: vectors of `shape_for(sites)` about the weights of hash `model`."""
+    """What a sum is for: vectors of `shape_for(sites)` about what has the hash `subject`."""
 
     purpose: Purpose
     round: int
-    model: str
+    subject: str
     shape_for: Callable[[int], SumShape]
 
 
@@ -265,7 +299,7 @@ class SumExchange:
         enough = max(self.enough, threshold(len(collector.keys), collector.cfg.threshold)) if self.enough else None
         session, take = collector.session, self._taker("mask", collector.take_vector)
         failures = self.messenger.exchange(
-            self.compose_vector(steps), session.purpose, session.round, self.deadline_sec, take, enough
+            self.compose_vector(steps), TASK_OF_PURPOSE[session.purpose], session.round, self.deadline_sec, take, enough
         )
         self.dropped |= {site: Dropped("mask", failure) for site, failure in failures.items()}
 

@@ -4,12 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from pneumofed.client.federation.evaluations import EVALUATIONS_FILE, read_evaluations
 from pneumofed.client.federation.site_data import load_site
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.errors import ConfigError
 from pneumofed.common.model_bundle.pooled_scores import unpack_counts
 from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
 from pneumofed.common.models.build import build_model
@@ -85,6 +83,8 @@ def test_tests_that_the_experiment_does_not_name_or_of_another_network_are_refus
     assert hospital.refusal("evaluate", ASKS, suitability=other)
 
 
-def test_secure_aggregation_and_single_counts_exclude_each_other() -> None:
-    with pytest.raises((ConfigError, ValueError), match="hospital_reference"):
-        tiny_experiment(evaluation={"hospital_reference": True}, secure_aggregation={"enabled": True})
+def test_under_secure_aggregation_no_counts_leave_in_the_clear(tmp_path: Path) -> None:
+    hospital = Hospital(tmp_path, 60)
+    summed = tiny_experiment(**SCORED, secure_aggregation={"enabled": True})
+    assert "breaks the protocol" in hospital.refusal("evaluate", summed, suitability=check_of(hospital, ASKS))
+    assert not (Path(hospital.config.work_dir) / EVALUATIONS_FILE).exists()

@@ -9,8 +9,15 @@ from hypothesis import strategies as st
 
 from pneumofed.common.config.experiment import SecureAggregationConfig
 from pneumofed.common.errors import SecureSumError
+from pneumofed.common.model_bundle.pooled_scores import MOST_PATIENTS, SCORE_BINS, count_scores
 from pneumofed.common.secure_aggregation.masking import SumVector, threshold
-from pneumofed.common.secure_aggregation.quantization import TrainingSums, UpdateCodec, largest_share
+from pneumofed.common.secure_aggregation.quantization import (
+    TrainingSums,
+    UpdateCodec,
+    decode_scores,
+    encode_scores,
+    largest_share,
+)
 from pneumofed.common.wire.messages import ModelArrays
 
 LENGTHS = st.floats(0.01, 30.0)
@@ -117,3 +124,27 @@ def test_a_mask_left_in_the_body_alone_is_noticed() -> None:
     SumVector(result.body, result.tail[:0]).add_mask(bytes(32))
     with pytest.raises(SecureSumError, match="longer than the clipping norm"):
         chosen.decode(result)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=5), st.integers(0, 2**32))
+@settings(max_examples=50, deadline=None)
+def test_the_sum_of_score_counts_is_that_of_all_patients_exactly(patients: list[int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    scores = [generator.standard_normal((3, count)) * 50 for count in patients]
+    vectors = [encode_scores(count_scores(of_site)) for of_site in scores]
+    added = vectors[0]
+    for vector in vectors[1:]:
+        added.add(vector)
+    assert (decode_scores(added, len(patients)) == count_scores(np.concatenate(scores, axis=1))).all()
+
+
+def test_sums_that_no_patients_have_are_refused() -> None:
+    good = np.zeros((3, SCORE_BINS), np.int64)
+    good[:, 4] = 7
+    negative, uneven, many, nobody = good.copy(), good.copy(), good.copy(), np.zeros_like(good)
+    negative[0, :2] = 1, -1
+    uneven[1, 5] = 1
+    many[:, 4] = 2 * MOST_PATIENTS + 1
+    for counts in (negative, uneven, many, nobody):
+        with pytest.raises(SecureSumError, match="contradict"):
+            decode_scores(encode_scores(counts), 2)

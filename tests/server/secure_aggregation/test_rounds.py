@@ -16,6 +16,7 @@ from pneumofed.common.audit.log import read_entries
 from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import ConfigError, RoundError
+from pneumofed.common.model_bundle.pooled_scores import HospitalReference
 from pneumofed.common.secure_aggregation.protocol import Stage, Step, read_step
 from pneumofed.server.report.report import write_report
 from pneumofed.server.runs.checkpoints import read_checkpoint
@@ -103,6 +104,52 @@ def test_the_moving_average_is_judged_by_secure_sums_too(tmp_path: Path) -> None
     assert [line.failures for line in lines] == [{}, {}]
     assert [there(line.validation).n for line in lines] == [there(line.validation).n for line in plain]
     assert there(lines[-1].validation).auroc == pytest.approx(there(plain[-1].validation).auroc, abs=0.02)
+
+
+def test_scores_in_the_suitability_tests_come_as_one_sum_of_all_patients(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    chosen = {"evaluation": {"hospital_reference": True}}
+    made.run("secret", experiment(**chosen))
+    made.run("plain", experiment(secure_aggregation={}, **chosen))
+    kept, plain = (there(RunFolder(tmp_path / name).read_hospital_reference()) for name in ("secret", "plain"))
+    assert list(kept.sites) == ["3 hospitals together"]
+    assert kept.patients() == {"3 hospitals together": sum(plain.patients().values())}
+    assert there(kept.pooled()).limits.shape == (3,)
+
+
+def test_a_resumed_run_keeps_its_sum_of_scores_and_asks_for_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sums of four sites and of three of them would tell what the fourth counted."""
+    made, asked = federation(tmp_path, sites=4), []
+    folder, write = RunFolder(tmp_path / "run"), RunFolder.write_hospital_reference
+
+    def write_and_die(self: RunFolder, reference: HospitalReference) -> None:
+        write(self, reference)
+        raise KeyboardInterrupt
+
+    def count(node: int, step: Step, message: Message) -> Message:
+        asked.append(node)
+        return message
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(RunFolder, "write_hospital_reference", write_and_die)
+        made.run("run", experiment(evaluation={"hospital_reference": True}))
+    first = there(folder.read_hospital_reference())
+    made.run("run", experiment(evaluation={"hospital_reference": True}), resume=True, grid=made.grid(Interfering(count, "score")))
+    assert folder.has_succeeded and not asked and there(folder.read_hospital_reference()).sites == first.sites
+
+
+def test_sites_that_are_asked_for_other_numbers_have_no_sum_in_common(tmp_path: Path) -> None:
+    """One is asked for its statistics in a sum of scores, whose vector is shorter or longer: what is behind its end would be of fewer."""
+    made = federation(tmp_path, sites=3)
+
+    def ask_for_statistics(node: int, step: Step, message: Message) -> Message:
+        if node == 0 and step.stage == "mask":
+            del message.content.config_records["config"]["suitability"]
+        return message
+
+    folder = RunFolder(tmp_path / "run")
+    made.run("run", experiment(evaluation={"hospital_reference": True}), grid=made.grid(Interfering(ask_for_statistics, "score")))
+    assert folder.has_succeeded and folder.read_hospital_reference() is None
 
 
 def test_the_coordinators_files_hold_no_number_of_a_single_site(tmp_path: Path) -> None:
