@@ -8,8 +8,9 @@ small one of the tests, without `--images` the images are phantoms of 2,000 x 2,
 reader sends them, then each is measured alone. Every connection sends its next request as soon as the answer came, so fifty connections
 are more than fifty people. Exit code 1 if any request failed. A map is asked for only of cases that have one.
 
-Against another checkout both servers run, and each kind of request is measured at one, then at the other, `--turns` times; the ratio is the
-median over turns of median latency / the other's.
+Against another checkout both servers run, with a bundle that the other makes where none is given (a later version reads earlier bundles).
+Each kind of request is measured at one, then at the other, `--turns` times; the ratio is the median over turns of median latency / the
+other's.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def measure(stage: Stage, lines: list[str], folder: Path, connections: int, seco
     table = ", ".join(f"[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items())
     script = folder / "script.lua"
     script.write_text(LUA.replace("REQUESTS", str(folder / "requests")).replace("{HEADERS}", "{" + table + "}"))
-    threads = str(min(2, os.cpu_count() or 1))
+    threads = str(min(2, connections, os.cpu_count() or 1))
     command = [
         "wrk",
         "-t",
@@ -205,7 +206,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        bundle = options.bundle or make_bundle(folder / "bundle")
+        bundle = options.bundle or test_bundle(folder / "bundle", options.against)
         files = images(options.images, options.count)
         if options.against:
             failed = compare(options, folder, bundle, files)
@@ -228,6 +229,16 @@ def load(options: argparse.Namespace, stage: Stage, folder: Path, files: list[by
             flush=True,
         )
     return failed
+
+
+def test_bundle(folder: Path, checkout: Path | None) -> Path:
+    """The small bundle of the tests of this checkout or of another, whose manifest both can read."""
+    if checkout is None:
+        return make_bundle(folder)
+    call = "import sys; from pathlib import Path; from tests.model_bundles import make_bundle; make_bundle(Path(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": str(checkout.resolve())}
+    subprocess.run([sys.executable, "-c", call, str(folder)], check=True, cwd=checkout, env=environment)
+    return folder
 
 
 def compare(options: argparse.Namespace, folder: Path, bundle: Path, files: list[bytes]) -> int:
