@@ -167,8 +167,14 @@ class Worker:
         context = get_context("spawn")  # a fork of a server with threads may hold their locks for ever
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._load, self._memory_mb), daemon=True)
-        with children_end_with_me(), _no_ctrl_c():
-            self._process.start()
+        try:
+            with children_end_with_me(), _no_ctrl_c():
+                self._process.start()
+        except (OSError, RuntimeError) as error:  # no process to be had, or the server is at its end
+            logger.warning("a worker could not be started: %s", type(error).__name__)
+            theirs.close()
+            self._end()
+            return False
         if self._closed:  # `close` came before there was a process to kill
             self._process.kill()
         theirs.close()
@@ -213,7 +219,7 @@ class Worker:
             self._end()
 
     def _end(self) -> None:
-        if self._process is not None:
+        if self._process is not None and self._process.pid is not None:  # one whose start failed never was a process
             self._process.kill()
             self._process.join()
         if self._connection is not None:

@@ -110,3 +110,14 @@ def test_a_worker_that_is_closed_while_it_begins_ends_at_once(monkeypatch: pytes
         begun = time.monotonic()
         closed.result(30)
         assert not started.result(30) and time.monotonic() - begun < 20
+
+
+def test_a_worker_whose_start_failed_is_closed_without_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = Worker(partial(time.sleep, 100), 1000, 1.0)  # type: ignore[arg-type]
+
+    def fail(process: SpawnProcess) -> None:
+        raise RuntimeError("can't start at the interpreter's end")
+
+    monkeypatch.setattr(SpawnProcess, "start", fail)
+    assert not worker.start()
+    worker.close()
