@@ -1,7 +1,8 @@
-"""Sessions of browsers, and the checks and headers of their requests.
+"""A page's server, sessions of browsers, and the checks and headers of their requests.
 
-`Sessions` lives in memory: sessions end with the server, after their time, and when their owner is signed out. `security_headers` go with
-every answer of a page; `is_foreign` recognises a change that another site's page asks for.
+`serve_app` runs a page's server until a signal ends it. `Sessions` lives in memory: sessions end with the server, after their time, and
+when their owner is signed out. `security_headers` go with every answer of a page; `is_foreign` recognises a change that another site's
+page asks for.
 """
 
 from __future__ import annotations
@@ -11,9 +12,39 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 CSRF_HEADER = "x-csrf-token"
 """Carries the session's CSRF token, which no other site's page can read or send."""
+
+
+def serve_app(app: Any, host: str, port: int, **settings: Any) -> None:
+    """Serves until a signal comes. Neither addresses that are asked for nor the server's name are told to anybody.
+
+    `uvicorn.run` takes a signal that comes while the server starts for a start that failed, with an exit code of its own.
+
+    Args:
+        app: of ASGI.
+        host: address to listen on.
+        port: to listen on.
+        **settings: others of `uvicorn.Config`.
+
+    Raises:
+        KeyboardInterrupt: a signal came before the server was ready.
+        SystemExit: it could not be started; its log has said why.
+    """
+    import uvicorn  # a page's checks are asked for by commands that serve none
+
+    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, server_header=False, **settings)
+    server = uvicorn.Server(config)
+    try:
+        server.run()
+    except KeyboardInterrupt:
+        if not server.started:
+            raise
+    else:
+        if not server.started:
+            raise SystemExit(1)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pneumofed.common.errors import ConfigError, ReleaseError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.folder_lock import owned
 from pneumofed.common.ops.processes import LOOPBACK_HOSTS, check_port_free
+from pneumofed.common.ops.web import serve_app
 from pneumofed.common.wire.keys import PublicKey, certificate_validity, read_public_key
 from pneumofed.inference.reading_room.cases import open_room_database
 from pneumofed.inference.reading_room.room import Room, open_monitor
@@ -136,8 +137,6 @@ def serve_room(folder: RoomFolder, tell: Callable[[str], None]) -> None:
 
 
 def _serve(folder: RoomFolder, tell: Callable[[str], None]) -> None:
-    import uvicorn
-
     from pneumofed.inference.reading_room.app import create_room_app
 
     settings = folder.settings
@@ -156,9 +155,9 @@ def _serve(folder: RoomFolder, tell: Callable[[str], None]) -> None:
     tell(f"reading room at {address(folder)}")
     try:
         room.record("", "room-started", model=room.model.digest)
-        uvicorn.run(
-            app, host=settings.host, port=settings.port, ssl_certfile=certificate, ssl_keyfile=key, log_level="warning",
-            access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=10,
+        serve_app(
+            app, settings.host, settings.port, ssl_certfile=certificate, ssl_keyfile=key, proxy_headers=False,
+            timeout_graceful_shutdown=10,
         )  # fmt: skip
     finally:
         room.record("", "room-stopped")

@@ -17,7 +17,9 @@ from typing import Self
 import httpx
 
 from pneumofed.common.errors import FlowerError, PneumofedError
+from pneumofed.common.ops.command_line import INTERRUPTED
 from pneumofed.common.ops.processes import Daemon, check_port_free
+from pneumofed.common.ops.web import serve_app
 from pneumofed.server.dashboard.app import Dashboard
 from pneumofed.server.operations.overview import observe_federation
 from pneumofed.server.operations.settings import CoordinatorFolder
@@ -68,8 +70,6 @@ def page_answers(folder: CoordinatorFolder) -> bool:
 
 def serve_dashboard(path: Path) -> None:
     """Serves until it is stopped. It listens only on loopback; the gateway shows it outside where the settings say so."""
-    import uvicorn
-
     from pneumofed.server.dashboard.access import Access, read_visitors
     from pneumofed.server.dashboard.app import Dashboard, create_dashboard
     from pneumofed.server.operations import processes
@@ -81,10 +81,7 @@ def serve_dashboard(path: Path) -> None:
     page = Dashboard(Runs(folder, open_registry(folder), processes), Access(lambda: read_visitors(folder)))
     app = create_dashboard(page, ["127.0.0.1", "localhost", *settings.hosts])
     with RunWatcher(page):
-        uvicorn.run(
-            app, host="127.0.0.1", port=settings.loopback.page, log_level="warning", access_log=False, server_header=False,
-            proxy_headers=True, forwarded_allow_ips="127.0.0.1",
-        )  # fmt: skip
+        serve_app(app, "127.0.0.1", settings.loopback.page, proxy_headers=True, forwarded_allow_ips="127.0.0.1")
 
 
 def main() -> None:
@@ -95,6 +92,8 @@ def main() -> None:
         serve_dashboard(Path(sys.argv[1]))
     except PneumofedError as error:
         sys.exit(f"pneumofed: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
 
 
 class RunWatcher:
