@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from pneumofed.client.federation.alone import compare_alone
 from pneumofed.client.federation.correction import SiteCorrection
 from pneumofed.client.federation.disclosure import Disclosure
 from pneumofed.client.federation.ditto import prepare_personal
@@ -88,7 +89,7 @@ def evaluate(message: Message, context: Context) -> Message:
     Returns:
         The reply; where anything failed, one that names the class of the error and no more.
     """
-    return _answer(message, context, evaluate_round)
+    return _answer(message, context, answer_evaluation)
 
 
 def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
@@ -102,6 +103,17 @@ def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolic
     if instruction.step:
         return pack_reply(Presence(config.name, ""), answer_step(instruction, config, policy))
     return answer_enrolment(instruction, config, policy)
+
+
+def answer_evaluation(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
+    """Judges the global model on the site's validation patients, and where it is asked for one that the site trains by itself.
+
+    Args:
+        instruction: what the coordinator asks.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+    """
+    return (evaluate_round if instruction.first is None else compare_alone)(instruction, config, policy)
 
 
 def answer_enrolment(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:

@@ -1,6 +1,6 @@
 """Baselines that federation is measured against: training on all images in one place, and in each hospital by itself.
 
-Each baseline is a federation of one: the same recipe, the same number of passes over its own training images, the same local loop,
+Each baseline is a federation of one (`client.federation.alone`): the same recipe, the same number of passes over its images, the same loop,
 the same rule for the best round and the threshold, evaluated on the same central sets. `pooled` joins the sites' training images and
 their validation images, so that no patient changes sides. The moving average of the weights is kept as in the federation; what a
 strategy adds to the mean over sites (FedAvgM's momentum, FedAdam's step) is left out, since here nothing is averaged over sites.
@@ -20,9 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pneumofed.client.federation.judging import evaluate_model
-from pneumofed.client.federation.site_data import SiteData, class_number, load_site, read_site_config
-from pneumofed.client.federation.training import RoundPlan, build_setup, choose_examples, train_locally
+from pneumofed.client.federation.alone import AloneModel, train_alone
+from pneumofed.client.federation.site_data import SiteData, load_site, read_site_config
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, experiment_from_json, read_yaml
@@ -32,19 +31,14 @@ from pneumofed.common.errors import PneumofedError
 from pneumofed.common.evaluation.bootstrap import bootstrap_difference
 from pneumofed.common.evaluation.metrics import choose_threshold, metrics
 from pneumofed.common.evaluation.predictions import Predictions
-from pneumofed.common.model_bundle.bundle import read_start_weights
 from pneumofed.common.models.build import build_model
-from pneumofed.common.models.compute import build_compute
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
-from pneumofed.common.seeds import derive_seed
-from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.after_rounds import first_arrays
 from pneumofed.server.federation.central_evaluation import CentralEvaluator, bootstrap_settings, build_central_evaluator
-from pneumofed.server.federation.learning_rate import LearningRate
-from pneumofed.server.federation.strategies import moving_average
-from pneumofed.server.runs.folder import RunFolder, best_round, write_text
-from pneumofed.server.runs.records import Metrics, RoundRecord, StoredThreshold, by_field
+from pneumofed.server.runs.folder import RunFolder, write_text
+from pneumofed.server.runs.records import Metrics, StoredThreshold, by_field
 from pneumofed.server.runs.summary_records import BaselineLead, BaselineResult, BaselineTable, MetricSpread, Results
 
 POOLED = "pooled"
@@ -188,59 +182,38 @@ def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path]
 
 
 def _train_and_evaluate(job: BaselineJob, site: SiteData, experiment: ExperimentConfig) -> BaselineResult:
-    lines, states = _train(site, experiment, len(job.site_files))
-    best = lines[best_round(lines) - 1]
+    trained = train_baseline(site, experiment, lambda number: _count_round(len(job.site_files)))
+    threshold = choose_threshold(trained.statistics, experiment.evaluation.threshold_policy, experiment.evaluation.target)
     model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
-    kept = states[best.round]
-    ArraysLayout.of(model).load(model, kept.parameters, kept.statistics)
+    ArraysLayout.of(model).load(model, trained.arrays.parameters, trained.arrays.statistics)
     evaluator = _central_evaluator(job, experiment)
     predictions = evaluator.predict(model)
     for name, found in predictions.items():
         found.write_csv(job.predictions(name))
-    assert best.threshold is not None  # `_train` gives each round one
-    central = evaluator.intervals(predictions, best.threshold.value)
-    result = BaselineResult(train=len(site.train), best_round=best.round, threshold=best.threshold, validation=best.validation)
-    return result.updated(**by_field(central))
+    return BaselineResult(
+        train=len(site.train),
+        best_round=trained.round,
+        threshold=StoredThreshold.model_validate(vars(threshold)),
+        validation=Metrics.model_validate(metrics(trained.statistics, threshold.value)),
+    ).updated(**by_field(evaluator.intervals(predictions, threshold.value)))
 
 
-def _train(site: SiteData, experiment: ExperimentConfig, sites: int) -> tuple[list[RoundRecord], dict[int, ModelArrays]]:
-    """Returns each round's validation, and the weights of the best round by its number (only of that one, to bound memory).
+def train_baseline(site: SiteData, experiment: ExperimentConfig, done: Callable[[int], None] = lambda number: None) -> AloneModel:
+    """Trains on the images of `site`, from the weights that the run starts from.
 
     Args:
-        site: the images.
+        site: a hospital, or all of them joined by `pool_sites`.
         experiment: the recipe.
-        sites: how many `site` joins; each round counts so much in the progress.
+        done: is called with the number of each round as it ends.
     """
-    compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
-    exact = build_compute(site.config.device, "fp32", site.config.threads)
-    seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)
-    model = build_model(experiment.model, experiment.task, seed, weights=weights)
-    judged = build_model(experiment.model.without_weights(), experiment.task, seed=0)
-    layout = ArraysLayout.of(model)
-    kept: ModelArrays | None = None
-    lines: list[RoundRecord] = []
-    states: dict[int, ModelArrays] = {}
-    rate = LearningRate(experiment)
-    for number in range(1, experiment.rounds + 1):
-        plan = RoundPlan(experiment, number, site.name, rate_factor=rate.factor(number))
-        setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
-        train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
-        kept = moving_average(kept, ModelArrays(*layout.flatten(model)), experiment.strategy.ema_decay)
-        layout.load(judged, kept.parameters, kept.statistics)
-        statistics = evaluate_model(exact.place(judged), site, experiment, exact)
-        threshold = choose_threshold(statistics, experiment.evaluation.threshold_policy, experiment.evaluation.target)
-        record = RoundRecord(
-            round=number,
-            threshold=StoredThreshold.model_validate(vars(threshold)),
-            validation=Metrics.model_validate(metrics(statistics, threshold.value)),
-        )
-        lines.append(rate.remember(record))
-        if best_round(lines) == number:
-            states = {number: kept}
-        if _rounds_done is not None:
-            with _rounds_done.get_lock():
-                _rounds_done.value += sites
-    return lines, states
+    return train_alone(site, experiment, first_arrays(experiment), done)
+
+
+def _count_round(sites: int) -> None:
+    """Counts one round of a baseline in the progress of all, as many times as sites are joined in it."""
+    if _rounds_done is not None:
+        with _rounds_done.get_lock():
+            _rounds_done.value += sites
 
 
 def _central_evaluator(job: BaselineJob, experiment: ExperimentConfig) -> CentralEvaluator:

@@ -89,7 +89,11 @@ class Disclosure:
         That model is trained without noise, so that in a private run they tell of the training images what no epsilon is counted for, as
         the training loss does; `privacy.open_metrics` asks for both, and the policy has the last word on both.
         """
-        if not experiment.personal.is_on or experiment.secure_aggregation.enabled:
+        return experiment.personal.is_on and self.shows_unnoised(experiment)
+
+    def shows_unnoised(self, experiment: ExperimentConfig) -> bool:
+        """Whether statistics of a model that the site trains without noise beside the run's may leave, once they are counted."""
+        if experiment.secure_aggregation.enabled:
             return False
         noised = experiment.privacy.mechanism != "none"
         return not self.withholds("validation_statistics") and (experiment.privacy.open_metrics or not noised)

@@ -26,6 +26,14 @@ RULED: dict[str, tuple[str, ...]] = {
     ),
     "evaluation.every_rounds": ("max_evaluations_per_day", "max_evaluations_per_data"),
     "evaluation.fraction_sites": ("max_evaluations_per_day", "max_evaluations_per_data"),
+    "evaluation.alone": (
+        "train_alone",
+        "max_evaluations_per_day",
+        "max_evaluations_per_data",
+        "min_validation_patients",
+        "withhold",
+        "max_epsilon",
+    ),
     "evaluation.hospital_reference": (
         "max_evaluations_per_day",
         "max_evaluations_per_data",
@@ -80,7 +88,10 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         *(f"strategy.{key}" for key in ("enough_sites", "ema_decay", "max_update_norm_factor", "server_learning_rate")),
         *(f"strategy.{key}" for key in ("server_momentum", "beta_1", "beta_2", "tau", "trim_fraction", "malicious_sites")),
         *(f"central_privacy.{key}" for key in ("enabled", "clip_norm", "target_epsilon", "noise_multiplier", "delta")),
-        *(f"evaluation.{key}" for key in ("bootstrap_samples", "confidence", "batch_size", "threshold_policy", "target")),
+        *(
+            f"evaluation.{key}"
+            for key in ("alone_timeout_sec", "bootstrap_samples", "confidence", "batch_size", "threshold_policy", "target")
+        ),
         *(f"training.plateau.{key}" for key in ("monitor", "factor", "patience_rounds", "min_delta")),
         *("early_stopping.patience_rounds", "early_stopping.min_delta"),
         *("secure_aggregation.stage_timeout_sec", "secure_aggregation.grace_sec"),

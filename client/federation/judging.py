@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from pneumofed.client.federation.disclosure import Disclosure
@@ -19,16 +20,16 @@ from pneumofed.client.federation.network import network_with, own_network
 from pneumofed.client.federation.policy_decision import RunRequest
 from pneumofed.client.federation.requests import open_site_data
 from pneumofed.client.federation.site_data import SiteData, class_number
-from pneumofed.client.federation.suitability_scores import count_patients
 from pneumofed.client.secure_aggregation.participant import begin_masking
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
-from pneumofed.common.errors import EmptySiteError, PolicyError
+from pneumofed.common.errors import EmptySiteError, MessageError, PolicyError
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
-from pneumofed.common.model_bundle.pooled_scores import unpack_counts
+from pneumofed.common.model_bundle.pooled_scores import SCORE_BINS, count_scores, pack_counts, unpack_counts
+from pneumofed.common.model_bundle.suitability import SUITABILITY_TESTS, score_images
 from pneumofed.common.models.compute import Compute, build_compute
-from pneumofed.common.models.features import predict_cached
+from pneumofed.common.models.features import compute_features, predict_cached
 from pneumofed.common.secure_aggregation.protocol import pack_masked
 from pneumofed.common.secure_aggregation.quantization import encode_scores, encode_statistics
 from pneumofed.common.wire.instructions import Instruction
@@ -127,6 +128,45 @@ def _score_round(instruction: Instruction, config: SiteConfig, policy: SitePolic
     vector = encode_scores(unpack_counts(answer.statistics, answer.num_examples))
     plan.hide(vector)
     return pack_masked(answer.presence, vector)
+
+
+def count_patients(
+    instruction: Instruction, config: SiteConfig, policy: SitePolicy, model: nn.Module, layout_digest: str
+) -> Evaluation:
+    """Counts the validation patients by score, one image of each. It is admitted and withheld as an evaluation is, and counts as
+    one for each test.
+
+    Args:
+        instruction: with the suitability whose densities are asked about.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+        model: with the global weights, as the bundle has them.
+        layout_digest: of `model`.
+
+    Raises:
+        PolicyError: too many were asked for, or the answer and an earlier one would tell a few patients apart.
+        MessageError: the densities do not fit the network.
+    """
+    experiment, suitability = instruction.experiment, instruction.suitability
+    if suitability is None:
+        raise MessageError("the instruction holds no suitability")
+    site = open_site_data(instruction, config, policy, "evaluate")
+    releases = Disclosure.of(site, experiment, policy)
+    presence, counts = releases.presence(layout_digest), np.zeros((len(SUITABILITY_TESTS), SCORE_BINS), np.int64)
+    if not releases.withholds("validation_statistics") and len(site.validation.labels):
+        if config.policy is not None:
+            request = RunRequest.of(experiment, "evaluate", instruction.run, instruction.round)
+            tests = len(SUITABILITY_TESTS)
+            admitted = admit_evaluation(site.validation, request, policy, Path(config.work_dir), answers=tests)
+            site = replace(site, validation=admitted)
+        first = {patient: row for row, patient in reversed(list(enumerate(site.validation.patients)))}
+        chosen = site.validation.subset(sorted(first.values()))
+        compute = build_compute(config.device, "fp32", config.threads)
+        features = compute_features(compute.place(model), chosen, compute, experiment.model.in_channels)
+        if suitability.features.mean.shape != (features.shape[1],):
+            raise MessageError("the suitability is of another network")
+        counts = count_scores(score_images(suitability, np.asarray(chosen.pixels, np.float32) / np.float32(255.0), features))
+    return Evaluation(presence, int(counts[0].sum()), {}, pack_counts(counts))
 
 
 def evaluate_model(model: nn.Module, site: SiteData, experiment: ExperimentConfig, compute: Compute) -> Statistics:

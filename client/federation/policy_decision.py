@@ -51,9 +51,11 @@ class RunRequest:
     delta: float | None = None
     """None too where it follows from the site's number of patients."""
     validation_share: float | None = None
+    alone: bool = False
+    """Whether the site is to train by itself before it evaluates."""
 
     @classmethod
-    def of(cls, experiment: ExperimentConfig, work: Work, run: str, round_number: int) -> RunRequest:
+    def of(cls, experiment: ExperimentConfig, work: Work, run: str, round_number: int, *, alone: bool = False) -> RunRequest:
         """The request that a message with `experiment` makes.
 
         Args:
@@ -61,6 +63,7 @@ class RunRequest:
             work: the kind of the message.
             run: the run's token.
             round_number: 0 outside the rounds.
+            alone: whether the site is to train by itself.
         """
         privacy, private = experiment.privacy, experiment.privacy.mechanism != "none"
         planned = private and privacy.noise_multiplier is None
@@ -78,6 +81,7 @@ class RunRequest:
             target_epsilon=privacy.target_epsilon if planned else None,
             delta=privacy.delta if private else None,
             validation_share=experiment.training.validation_fraction,
+            alone=alone,
         )
 
 
@@ -329,6 +333,21 @@ def refuse_validation_share(policy: SitePolicy, request: RunRequest) -> Decision
     return None
 
 
+def refuse_alone(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """Refuses training by itself where the hospital does not allow it.
+
+    Args:
+        policy: `train_alone`.
+        request: counts only if it asks for that.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
+    if request.alone and not policy.train_alone:
+        return Decision(False, "train_alone", "the run asks this site to train once by itself, which its policy does not allow")
+    return None
+
+
 def refuse_in_quiet_hours(policy: SitePolicy, request: RunRequest, facts: ArrivalFacts) -> Decision | None:
     """Refuses work in a round at a quiet time. Enrolment is answered: a site that is busy now may still be counted on later in the run.
 
@@ -435,6 +454,7 @@ ON_ARRIVAL: tuple[Callable[[SitePolicy, RunRequest], Decision | None], ...] = (
     refuse_without_masks,
     refuse_validation_share,
     refuse_sum_terms,
+    refuse_alone,
 )
 """Judged by the request only, in this order."""
 

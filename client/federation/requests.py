@@ -154,7 +154,8 @@ def hash_data(config: SiteConfig) -> str:
 
 
 def _request(instruction: Instruction, work: Work) -> RunRequest:
-    return RunRequest.of(instruction.experiment, work, instruction.run, instruction.round)
+    alone = instruction.first is not None
+    return RunRequest.of(instruction.experiment, work, instruction.run, instruction.round, alone=alone)
 
 
 def _reads_data(instruction: Instruction) -> bool:

@@ -388,6 +388,12 @@ class EvaluationConfig(Section):
     hospital_reference: bool = False
     """After the last round, the sites count how their validation patients score in the suitability tests, one image a patient, and an
     export takes its limits from these counts. Off, since these are three more answers without noise about the same patients."""
+    alone: bool = False
+    """After the last round, each site that allows it (`train_alone` in its policy) trains once by itself on the run's whole budget, from
+    the weights that the run began with, and sends statistics of its own and of the global model on its validation patients. Off, since
+    it takes as long as the run's training and is two more answers without noise. Nothing of the own model leaves."""
+    alone_timeout_sec: Annotated[float, Field(gt=0.0, le=7 * 86400.0)] = 86400.0
+    """How long the coordinator waits for those who train alone."""
 
 
 class EarlyStoppingConfig(Section):
@@ -555,6 +561,8 @@ def _check_secure_aggregation(cfg: ExperimentConfig) -> None:
     """Refuses what needs single updates, which cannot be had from sums only."""
     if not cfg.secure_aggregation.enabled:
         return
+    if cfg.evaluation.alone:
+        raise ValueError("evaluation.alone sends numbers of each site by itself, which secure_aggregation hides: switch one off")
     strategy, needed = cfg.strategy, 3
     if strategy.name in NEEDS_SINGLE_UPDATES:
         raise ValueError(

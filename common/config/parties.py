@@ -99,6 +99,9 @@ class SitePolicy(Section):
     open_statistics: bool = False
     """Whether statistics of the validation patients, and with `privacy.open_metrics` those of training, leave without noise although an
     epsilon limit is set. They come from the raw data, so that the limit says nothing of them; the rules above hold."""
+    train_alone: bool = False
+    """Whether a run with `evaluation.alone` may have this site train once by itself, as long as all rounds together take it, to compare
+    its own model with the global one. Two more evaluations leave, and nothing of the own model."""
     max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
     """Training rounds that are answered within 24 hours, over all runs."""
     max_epsilon: NonNegative | None = None

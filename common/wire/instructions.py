@@ -28,6 +28,7 @@ from pneumofed.common.wire.messages import (
     AUDIT_HEAD,
     CONFIG,
     COUNTED,
+    FIRST,
     PROTOCOL,
     RATE_FACTOR,
     STEP,
@@ -62,6 +63,8 @@ class Instruction:
     """SCAFFOLD's server variate, float32 [P]; None is zero."""
     rate_factor: float = 1.0
     """On the learning rate of the round, in (0, 1]; other than 1 under the schedule `plateau` only."""
+    first: ModelArrays | None = None
+    """The weights that the run began with: the site is asked to train by itself from them (`evaluation.alone`) and to judge both models."""
     suitability: Suitability | None = None
     """The tests that an evaluation asks scores of (`evaluation.hospital_reference`); None asks for validation statistics."""
 
@@ -95,6 +98,8 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
+    if instruction.first is not None:
+        content[FIRST] = pack_arrays(instruction.first)
     if instruction.variate is not None:
         content[VARIATE] = pack_variate(instruction.variate)
     return content
@@ -151,7 +156,9 @@ def unpack_instruction(content: RecordDict) -> Instruction:
         raise MessageError(f"the last counted round is {counted}, expected one before round {number}")
     factor = rate_factor(config[RATE_FACTOR], experiment) if RATE_FACTOR in config else 1.0
     tests = _unpack_suitability(config[SUITABILITY], experiment) if SUITABILITY in config else None
-    return Instruction(experiment, run, number, arrays, head_in(config), step, counted, _unpack_variate(content), factor, tests)
+    first = _unpack_first(content, experiment)
+    variate = _unpack_variate(content)
+    return Instruction(experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests)
 
 
 def _with_entry(message: Message, key: str, value: ConfigRecordValues) -> Message:
@@ -168,6 +175,14 @@ def _unpack_suitability(value: object, experiment: ExperimentConfig) -> Suitabil
         return Suitability.model_validate_json(text)
     except ValueError:
         raise MessageError("suitability: expected densities and limits as a bundle has them") from None
+
+
+def _unpack_first(content: RecordDict, experiment: ExperimentConfig) -> ModelArrays | None:
+    if FIRST not in content.array_records:
+        return None
+    if not experiment.evaluation.alone:
+        raise MessageError("first weights: expected none, since the experiment does not ask for evaluation.alone")
+    return unpack_arrays(content.array_records[FIRST])
 
 
 def _unpack_variate(content: RecordDict) -> np.ndarray | None:

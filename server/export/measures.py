@@ -19,8 +19,7 @@ from pneumofed.common.model_bundle.calibration import Calibration, Method, fit_c
 from pneumofed.common.model_bundle.manifest import Measured
 from pneumofed.common.model_bundle.population import IntervalEstimate
 from pneumofed.server.export.source import Source
-from pneumofed.server.federation.central_evaluation import bootstrap_settings
-from pneumofed.server.federation.subgroups import find_subgroups
+from pneumofed.server.federation.central_evaluation import bootstrap_settings, find_subgroups
 from pneumofed.server.report.numbers import approximate
 from pneumofed.server.runs.records import Metrics
 

@@ -1,18 +1,21 @@
-"""Central evaluation: the coordinator evaluates the global model on sets that no hospital has seen."""
+"""Central evaluation: the coordinator evaluates the global model on sets that no hospital has seen, and on groups of their patients, to see
+whom it serves less well: by cause of the pneumonia, view, age and sex."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig, central_manifests
 from pneumofed.common.data.dataset import Dataset, load_dataset
-from pneumofed.common.data.manifest import read_manifest
+from pneumofed.common.data.manifest import ImageRecord, read_manifest
 from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.predictions import Predictions
@@ -20,11 +23,16 @@ from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import predict_cached
 from pneumofed.common.seeds import derive_seed
-from pneumofed.server.federation.subgroups import find_subgroups
 from pneumofed.server.runs.records import Metrics
 from pneumofed.server.runs.summary_records import DataCounts, MetricInterval, Results
 
 logger = logging.getLogger(__name__)
+LEAST_IN_SUBGROUP = 20
+"""Images; of fewer no metric says anything."""
+AGE_GROUPS = ((0, 18), (18, 40), (40, 65), (65, 200))
+"""Years, from and below; 18 is the border of paediatrics."""
+CAUSES = ("bacterial", "viral")
+"""Labels that name the cause of a pneumonia. A group of one cause has no image without pneumonia, so sensitivity alone."""
 
 
 @dataclass(frozen=True)
@@ -125,3 +133,35 @@ def opaque_patients(patients: tuple[str, ...]) -> tuple[str, ...]:
     """Replaces names by running numbers in the order of first appearance, since a patient's own name must not stand in a run folder."""
     numbers: dict[str, str] = {}
     return tuple(numbers.setdefault(patient, f"p{len(numbers) + 1:05d}") for patient in patients)
+
+
+def find_subgroups(records: Sequence[ImageRecord | None]) -> dict[str, NDArray[np.int64]]:
+    """Finds the groups of a set that its manifest knows and that are neither all of it nor smaller than `LEAST_IN_SUBGROUP`.
+
+    Args:
+        records: manifest row of each image; None where it is not known.
+
+    Returns:
+        By name (`cause viral`, `sex F`, `age 18 to 39`, `view AP`), the positions of the group's images, ascending. An image may be in
+        several groups, and in none.
+    """
+    found = {}
+    for name, belongs in _groups([record for record in records if record is not None]).items():
+        rows = np.flatnonzero([record is not None and belongs(record) for record in records]).astype(np.int64)
+        if LEAST_IN_SUBGROUP <= len(rows) < len(records):
+            found[name] = rows
+    return found
+
+
+def _groups(records: Sequence[ImageRecord]) -> dict[str, Callable[[ImageRecord], bool]]:
+    groups: dict[str, Callable[[ImageRecord], bool]] = {}
+    for cause in CAUSES:
+        groups[f"cause {cause}"] = lambda record, cause=cause: record.label == cause  # type: ignore[misc]
+    for sex in sorted({record.sex for record in records if record.sex}):
+        groups[f"sex {sex}"] = lambda record, sex=sex: record.sex == sex  # type: ignore[misc]
+    for low, high in AGE_GROUPS:
+        name = f"age {low} to {high - 1}" if high < 200 else f"age {low} and over"
+        groups[name] = lambda record, low=low, high=high: record.age_years is not None and low <= record.age_years < high  # type: ignore[misc]
+    for view in sorted({record.view for record in records if record.view}):
+        groups[f"view {view}"] = lambda record, view=view: record.view == view  # type: ignore[misc]
+    return groups

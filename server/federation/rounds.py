@@ -25,6 +25,7 @@ from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import MessageError, RoundError
 from pneumofed.common.evaluation.metrics import ChosenThreshold, choose_threshold, metrics
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
+from pneumofed.common.models.kept_model import moving_average
 from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory
 from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_counted, with_step
 from pneumofed.common.wire.messages import ARRAYS, CONFIG, Failure, ModelArrays, Update, unpack_evaluation
@@ -36,7 +37,7 @@ from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list
 from pneumofed.server.federation.learning_rate import LearningRate
 from pneumofed.server.federation.messaging import EvaluationOutcome, Evaluations, Messenger, TrainingOutcome, read_personal
 from pneumofed.server.federation.site_sampling import draw_sites
-from pneumofed.server.federation.strategies import SiteStrategy, aggregate, moving_average
+from pneumofed.server.federation.strategies import SiteStrategy, aggregate
 from pneumofed.server.federation.update_checks import UpdateChecks
 from pneumofed.server.runs.events import Kind, RunLog
 from pneumofed.server.runs.records import (

@@ -25,9 +25,9 @@ from pneumofed.common.models.build import build_model
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.after_rounds import keep_alone, keep_hospital_reference
 from pneumofed.server.federation.central_evaluation import build_central_evaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
-from pneumofed.server.federation.hospital_reference import keep_hospital_reference
 from pneumofed.server.federation.learning_rate import LearningRate
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.federation.strategies import build_strategy, restore_state, strategy_state
@@ -180,12 +180,14 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
         found.write_csv(folder.predictions(name))
     if line.threshold is None:
         raise CheckpointError(f"{folder.history}: round {line.round} has no threshold; restore the file from a backup")
+    alone = keep_alone(coordinator, folder, best.round, line.threshold.value)
     return summary.updated(
         threshold=line.threshold,
         validation=line.validation,
         classes=CLASSES[coordinator.experiment.task],
         sites={name: dict(presence.report) for name, presence in sorted(coordinator.directory.presences.items())},
         absent=coordinator.directory.absences(),
+        **({"alone": alone} if alone else {}),
         subgroups=coordinator.central_evaluator.subgroups(predictions, line.threshold.value),
         **by_field(coordinator.central_evaluator.intervals(predictions, line.threshold.value)),
     )

@@ -278,23 +278,6 @@ def _square(vector: np.ndarray) -> float:
     return float(np.sum(np.square(vector), dtype=np.float64))
 
 
-def moving_average(average: ModelArrays | None, arrays: ModelArrays, decay: float) -> ModelArrays:
-    """Computes decay * average + (1 - decay) * arrays, float32, which begins with the first round's `arrays`. With decay 0 it
-    is `arrays` itself.
-
-    Statistics are averaged as parameters are: rounds' running means and variances lie close to each other.
-
-    Args:
-        average: the average so far; None in the first round.
-        arrays: the weights of this round.
-        decay: the share that the former average keeps, in [0, 1).
-    """
-    if average is None or decay == 0.0:
-        return arrays
-    pairs = ((average.parameters, arrays.parameters), (average.statistics, arrays.statistics))
-    return ModelArrays(*((decay * old + (1.0 - decay) * new).astype(np.float32) for old, new in pairs))
-
-
 def strategy_state(strategy: SiteStrategy) -> dict[str, np.ndarray]:
     """Collects what the strategy must remember from round to round: momentum, Adam's and Yogi's moments, or the sum of the sites'
     corrections. Empty for the others."""

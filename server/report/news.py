@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, number, of_hundred, whole
-from pneumofed.server.report.personal import personal_sentences
+from pneumofed.server.report.personal import alone_sentences, personal_sentences
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import describe_lead
 from pneumofed.server.runs.records import Metrics, set_noun
@@ -45,7 +45,7 @@ def news(run: StoredRun) -> list[str]:
     """Writes all sentences of this module that the run gives reason for."""
     population = population_sentence(run)
     found = [*lead_sentences(run), *([population] if population else [])]
-    return [*found, *personal_sentences(run), *subgroup_sentences(run)]
+    return [*found, *personal_sentences(run), *alone_sentences(run), *subgroup_sentences(run)]
 
 
 def lead_sentences(run: StoredRun) -> list[str]:

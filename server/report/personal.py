@@ -1,13 +1,14 @@
-"""Hospitals' own models (`personal.method`) beside the global one, each on its hospital's validation images.
+"""Hospitals' own models beside the global one, each on its hospital's validation images.
 
-personal_table        a row a hospital: AUROC of both models, their difference, the images behind them
-personal_sentences    who does better with which, and by how much on average
+personal_table        a row a hospital with a personalised model (`personal.method`): AUROC of both models, their difference, the images
+alone_table           the same of hospitals that trained once by themselves (`evaluation.alone`)
+personal_sentences    who does better with which, and by how much on average; `alone_sentences` for those who trained by themselves
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from scipy.stats import t as student
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, difference, number
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.runs.records import Metrics
-from pneumofed.server.runs.summary_records import compare_personal
+from pneumofed.server.runs.summary_records import PersonalComparison, compare_personal
 
 MOST_NAMES = 5
 """So many hospitals are named in a sentence; of more, only the number is said."""
@@ -39,7 +40,15 @@ class PersonalRow:
 
 def personal_table(run: StoredRun) -> list[PersonalRow]:
     """Builds a row for each hospital whose own model was judged; none where no run trained such models."""
-    found = compare_personal(run.history, run.kept_round)
+    return _rows(compare_personal(run.history, run.kept_round))
+
+
+def alone_table(run: StoredRun) -> list[PersonalRow]:
+    """Builds a row for each hospital that trained by itself and told how its model does."""
+    return _rows(run.summary.alone)
+
+
+def _rows(found: Mapping[str, PersonalComparison]) -> list[PersonalRow]:
     return [
         PersonalRow(
             name,
@@ -83,6 +92,24 @@ def personal_sentences(run: StoredRun) -> list[str]:
     return [" ".join(text for text in texts if text)]
 
 
+def alone_sentences(run: StoredRun) -> list[str]:
+    """Says whether hospitals do better with the global model than with what each trained by itself.
+
+    Args:
+        run: of one without `evaluation.alone` there is nothing to say; where no hospital told anything, that.
+    """
+    if run.experiment is None or not run.experiment.evaluation.alone or not run.completed:
+        return []
+    rows = alone_table(run)
+    known = [row for row in rows if row.lead.value is not None]
+    if not known:
+        return [
+            "Hospitals were asked to train once by themselves; none told how its model does (its policy's "
+            "`train_alone`, too few validation patients, or none of one class)."
+        ]
+    return [" ".join(text for text in (_who(known, len(rows), "a model trained alone"), _mean(known)) if text)]
+
+
 def _why_none(run: StoredRun) -> str:
     if run.experiment is not None and run.experiment.secure_aggregation.enabled:
         return (
@@ -95,8 +122,8 @@ def _why_none(run: StoredRun) -> str:
     )
 
 
-def _who(rows: Sequence[PersonalRow], of: int) -> str:
-    """By value, and by intervals that leave out 0."""
+def _who(rows: Sequence[PersonalRow], of: int, model: str = "") -> str:
+    """By value, and by intervals that leave out 0; `model` names the models, where they are not just the hospitals' own."""
     better = [row.name for row in rows if (row.lead.value or 0.0) > 0]
     worse = [row.name for row in rows if (row.lead.value or 0.0) < 0]
     clear = [row for row in rows if row.lead.clear]
@@ -106,9 +133,9 @@ def _who(rows: Sequence[PersonalRow], of: int) -> str:
         if of > len(rows)
         else ""
     )
-    does, its = ("does", "its") if len(better) == 1 else ("do", "their")
+    does, model = ("does", model or "its own model") if len(better) == 1 else ("do", model or "their own model")
     return (
-        f"By AUROC on their own validation images, {len(better)} of {count(len(rows), 'hospital')} {does} better with {its} own model"
+        f"By AUROC on their own validation images, {len(better)} of {count(len(rows), 'hospital')} {does} better with {model}"
         f"{_named(better)}, {len(worse)} worse{_named(worse)}; beyond what chance explains {gains} {'does' if gains == 1 else 'do'} better "
         f"and {len(clear) - gains} worse.{left}"
     )

@@ -22,7 +22,7 @@ from pneumofed.server.report.examples import draw_examples
 from pneumofed.server.report.figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
 from pneumofed.server.report.news import gain_table, news, subgroup_tables
 from pneumofed.server.report.numbers import approximate, count, number, whole
-from pneumofed.server.report.personal import personal_table
+from pneumofed.server.report.personal import alone_table, personal_table
 from pneumofed.server.report.read_run import StoredRun, read_run
 from pneumofed.server.report.results import (
     class_counts,
@@ -121,6 +121,7 @@ def _sites(run: StoredRun) -> dict[str, Any]:
         "hospital_rows": rows,
         "spread": describe_spread(rows),
         "personal": personal_table(run),
+        "alone": alone_table(run),
         "partition": describe_partition(run),
         "hospital_pictures": draw_hospitals(class_counts(run), class_names(run)),
         "absent": run.absent(),

@@ -6,6 +6,7 @@ history.jsonl      one line a round
 heartbeat          touched while a process runs the run
 checkpoints/       last.pt and best.pt
 validation.json    the hospitals' pooled validation statistics of best.pt, on which an export calibrates
+alone.json           how the models of hospitals that trained alone do there beside best.pt, where the experiment asks
 hospital_reference.json  how the hospitals' validation patients score in the suitability tests of best.pt, where the experiment asks
 predictions/       the final model on each central set: test.csv, external.csv
 summary.json       status and results, for scripts
@@ -19,7 +20,6 @@ stored, so that a resumed run reads the same from the same lines.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import subprocess
@@ -38,8 +38,9 @@ from pneumofed.common.errors import CheckpointError
 from pneumofed.common.evaluation.statistics import MAX_IMAGES, Statistics
 from pneumofed.common.files import StateFile, append_whole, write_file
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference
+from pneumofed.common.models.kept_model import JudgedRound, choose_round
 from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
-from pneumofed.server.runs.summary_records import RunBytes, RunSummary, compare_personal
+from pneumofed.server.runs.summary_records import AloneComparisons, RunBytes, RunSummary, compare_personal
 
 RUN_LOCK, SIMULATION_LOCK = "run", "simulation"
 """Locks of a run folder: of the process that runs the rounds, and of the simulation around it."""
@@ -114,6 +115,10 @@ class RunFolder:
     @property
     def validation(self) -> Path:
         return self.path / "validation.json"
+
+    @property
+    def alone(self) -> Path:
+        return self.path / "alone.json"
 
     @property
     def hospital_reference(self) -> Path:
@@ -224,6 +229,21 @@ class RunFolder:
         parse, remedy = HospitalReference.model_validate_json, "restore it from a backup, or remove it to export without"
         return StateFile(self.hospital_reference, "the hospitals' reference", parse, None, remedy, CheckpointError).read()
 
+    def write_alone(self, found: AloneComparisons) -> None:
+        """Writes the whole of alone.json or nothing."""
+        write_text(self.alone, json.dumps(format_record(found), indent=2, allow_nan=False) + "\n")
+
+    def read_alone(self) -> AloneComparisons | None:
+        """Reads how the hospitals' own models do; None where nobody trained alone.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        remedy = "restore it from a backup, or remove it to ask the hospitals again"
+        file: StateFile[Any] = StateFile(self.alone, "the hospitals' own models", json.loads, None, remedy, CheckpointError)
+        found = file.read()
+        return None if found is None else parse_record(AloneComparisons, found, str(self.alone))
+
     def write_summary(self, summary: RunSummary) -> None:
         """Writes the whole of summary.json or nothing."""
         write_text(self.summary, json.dumps(format_record(summary), indent=2, allow_nan=False) + "\n")
@@ -301,37 +321,26 @@ def _git_state() -> dict[str, Any] | None:
 
 def validation_auroc(line: RoundRecord) -> float:
     """Reads the round's pooled validation AUROC; -inf where it is undefined, so that any defined one is better."""
-    value = line.validation.auroc if line.validation else None
-    return -math.inf if value is None else value
+    return _judged(line).area
 
 
 def best_round(history: Sequence[RoundRecord]) -> int:
-    """Finds the latest round whose validation AUROC is within one standard error of the highest; 0 without history.
+    """Finds the round whose model is kept, see `common.models.kept_model.choose_round`; 0 without history.
 
-    The one-standard-error rule (Breiman et al. 1984, section 3.4.3): among rounds that validation cannot distinguish, the one that was
-    trained longest, at the lowest learning rate. A round that was chosen once is given up only for a later one, so that a run needs to
-    keep one model. Test and external results play no part in it.
+    Test and external results play no part in it.
     """
-    if not history:
-        return 0
-    highest = max(history, key=validation_auroc)
-    limit = validation_auroc(highest) - standard_error(highest)
-    return max(line.round for line in history if validation_auroc(line) >= limit)
+    return choose_round([_judged(line) for line in history])
 
 
 def standard_error(line: RoundRecord) -> float:
-    """Computes the standard error of the round's validation AUROC; 0 where that is undefined or was not counted.
+    """Computes the standard error of the round's validation AUROC; 0 where that is undefined or was not counted."""
+    return _judged(line).standard_error
 
-    Hanley and McNeil 1982, Radiology 143:29, eq. 1.
-    """
-    area, validation = validation_auroc(line), line.validation or Metrics()
-    positives = validation.n_positive or 0
-    negatives = (validation.n or 0) - positives
-    if not (math.isfinite(area) and positives and negatives):
-        return 0.0
-    both_above, both_below = area / (2.0 - area), 2.0 * area**2 / (1.0 + area)
-    spread = (positives - 1) * (both_above - area**2) + (negatives - 1) * (both_below - area**2)
-    return math.sqrt(max(0.0, area * (1.0 - area) + spread) / (positives * negatives))
+
+def _judged(line: RoundRecord) -> JudgedRound:
+    found = line.validation or Metrics()
+    positives = found.n_positive or 0
+    return JudgedRound(line.round, found.auroc, positives, (found.n or 0) - positives)
 
 
 def stalled(history: Sequence[RoundRecord], cfg: EarlyStoppingConfig) -> bool:

@@ -159,14 +159,22 @@ class BaselineTable(Record):
 
 
 class PersonalComparison(Record):
-    """A hospital's own model (`personal.method`) and the global one on the hospital's validation images."""
+    """A hospital's own model (`personal.method`, or one that it trained alone) and the global one on the hospital's validation images."""
 
     round: int
-    """The last one in which its own model was judged, which is the one that the hospital has."""
+    """The last one in which its own model was judged, which the hospital has; of one trained alone, the global model's round."""
     personal: Metrics
     shared_round: int
     """The one whose global model was kept; if the hospital did not judge that one, the last that it judged."""
     shared: Metrics
+
+
+class AloneComparisons(Record):
+    """What the hospitals sent who trained alone (`evaluation.alone`); a file of the run folder."""
+
+    round: int
+    """Whose global model was kept."""
+    sites: Mapping[str, PersonalComparison] = {}
 
 
 class WallTime(Record):
@@ -229,6 +237,8 @@ class RunSummary(Record):
     baselines: BaselineTable | None = None
     personal: Mapping[str, PersonalComparison] = {}
     """By hospital whose own model was judged."""
+    alone: Mapping[str, PersonalComparison] = {}
+    """By hospital that trained once by itself (`evaluation.alone`) and told how its model and the global one do there."""
     personal_of: str | None = None
     """The hospital whose own model this folder holds: of what `pneumofed site export-personal` exports, never of a run."""
     phantom: bool | None = None

@@ -69,12 +69,14 @@ class Hospital:
         number: int = 1,
         seed: int = 3,
         suitability: Suitability | None = None,
+        alone: bool = False,
     ) -> Message:
         """Its reply to a message of `kind`, with the weights that `seed` gives; any name stands for a run's token."""
         token = hashlib.sha256(run.encode()).hexdigest()[:16]
         model = build_model(experiment.model, experiment.task, seed)
         arrays = ModelArrays(*ArraysLayout.of(model).flatten(model))
-        asked = Instruction(experiment, token, number, arrays, suitability=suitability)
+        first = arrays if alone else None
+        asked = Instruction(experiment, token, number, arrays, first=first, suitability=suitability)
         context = Context(1, 5, {"partition-id": 0}, RecordDict(), {"sites": str(self.federation.sites)})
         return app(Message(pack_instruction(asked), dst_node_id=5, message_type=kind), context)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumofed.common.data.manifest import ImageRecord
-from pneumofed.server.federation.subgroups import LEAST_IN_SUBGROUP, find_subgroups
+from pneumofed.server.federation.central_evaluation import LEAST_IN_SUBGROUP, find_subgroups
 
 RECORDS = st.builds(
     ImageRecord,

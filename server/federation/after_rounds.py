@@ -1,4 +1,10 @@
-"""The last exchange of a run: how the hospitals' validation patients score in the suitability tests of the kept model."""
+"""What a run asks the hospitals once, when its rounds are over, about the model that was kept.
+
+keep_hospital_reference   how their validation patients score in the suitability tests of the model
+keep_alone                how a model does there that each hospital trained by itself, beside the kept one
+
+What fails here is logged, and the run succeeds without. What came is kept in the run folder, and a resumed run asks only for the rest.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +14,26 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Message, MessageType
 
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import MessageError, PneumofedError
+from pneumofed.common.evaluation.metrics import metrics
+from pneumofed.common.evaluation.statistics import Statistics
+from pneumofed.common.model_bundle.bundle import read_start_weights
 from pneumofed.common.model_bundle.image_statistics import pixel_statistics
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference, pack_counts, unpack_counts
 from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
+from pneumofed.common.models.build import build_model
 from pneumofed.common.models.features import compute_features
-from pneumofed.common.seeds import numpy_generator
+from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_step
 from pneumofed.common.wire.messages import ModelArrays, unpack_evaluation
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.messaging import read_personal
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import Metrics
+from pneumofed.server.runs.summary_records import AloneComparisons, PersonalComparison
 from pneumofed.server.secure_aggregation.rounds import SecureRounds
 
 logger = logging.getLogger(__name__)
@@ -110,3 +126,67 @@ def _fit(coordinator: Coordinator) -> Suitability | None:
     features = compute_features(network, drawn, compute, coordinator.experiment.model.in_channels)
     squares = np.asarray(drawn.pixels, np.float32) / np.float32(255.0)
     return fit_suitability(squares, np.asarray(features), pixel_statistics(squares), patients=drawn.patients)
+
+
+def keep_alone(coordinator: Coordinator, folder: RunFolder, number: int, threshold: float) -> dict[str, PersonalComparison]:
+    """Has the sites train alone, and returns how their models do beside the kept one, by site.
+
+    Args:
+        coordinator: whose `kept` is the model of round `number`.
+        folder: of the run.
+        number: the best round.
+        threshold: on the probability, at which both models are judged.
+    """
+    if not coordinator.experiment.evaluation.alone:
+        return {}
+    try:
+        before = folder.read_alone()
+    except PneumofedError as error:
+        logger.warning("the hospitals are not asked to train alone: %s", error)
+        return {}
+    found = dict(before.sites) if before is not None and before.round == number else {}
+    coordinator.messenger.collect_late()
+    asked = [site for site in coordinator.enrolment.free_sites() if site not in found]
+    experiment, kept, first = coordinator.experiment, coordinator.kept, first_arrays(coordinator.experiment)
+    content = pack_instruction(Instruction(experiment, coordinator.run_log.run, number, kept, first=first))
+    nodes = coordinator.directory.nodes
+    messages = {site: Message(content, dst_node_id=nodes[site], message_type=MessageType.EVALUATE) for site in asked}
+
+    def take(site: str, message: Message) -> bool:
+        try:
+            comparison = _read_comparison(message, len(CLASSES[experiment.task]), number, threshold)
+        except MessageError as error:
+            logger.warning("%s did not train alone: %s", site, error)
+            return False
+        if comparison is not None:
+            found[site] = comparison
+            folder.write_alone(AloneComparisons(round=number, sites=dict(sorted(found.items()))))
+        return True
+
+    seconds = experiment.evaluation.alone_timeout_sec
+    for site, failure in coordinator.messenger.exchange(messages, "evaluate", number, seconds, take).items():
+        logger.warning("%s did not train alone: %s", site, failure)
+    return dict(sorted(found.items()))
+
+
+def _read_comparison(message: Message, classes: int, number: int, threshold: float) -> PersonalComparison | None:
+    """What a site says of both models; None where it tells nothing."""
+    evaluation = unpack_evaluation(message.content)
+    shared = Statistics.from_numbers(evaluation.statistics, classes)
+    own = read_personal(evaluation, shared)
+    if own is None or not own.n:
+        return None
+    judged = (Metrics.model_validate(metrics(statistics, threshold)) for statistics in (own, shared))
+    values = dict(zip(("personal", "shared"), judged, strict=True))
+    return PersonalComparison(round=number, shared_round=number, **values)
+
+
+def first_arrays(experiment: ExperimentConfig) -> ModelArrays:
+    """Makes the weights that a run of `experiment` begins with.
+
+    Raises:
+        BundleError: the bundle that it goes on from cannot be read.
+    """
+    seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)
+    network = build_model(experiment.model, experiment.task, seed, weights=weights)
+    return ModelArrays(*ArraysLayout.of(network).flatten(network))
