@@ -33,6 +33,7 @@ from tests.tiny import tiny_experiment
 NOON = ArrivalFacts(datetime(2026, 3, 2, 12, 0))
 PLAIN = RunRequest.of(tiny_experiment(), "train", "run-7", 3)
 PRIVATE = replace(PLAIN, private=True, unit="image", target_epsilon=4.0, delta=1e-3)
+ALONE = replace(PLAIN, work="evaluate", alone=True)
 SUMMED = RunRequest.of(tiny_experiment(secure_aggregation={"enabled": True}), "train", "run-7", 3)
 SPENDING = Spending(lineage=3.0, study=2.0, level="image", delta=1e-3, patients=100)
 
@@ -69,6 +70,12 @@ REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
         NOON,
         "with 3 sites an update is rounded to steps of 2.79e-07; at most 1e-09 is allowed (a smaller secure_aggregation.clip_norm, or "
         "bits: 64)",
+    ),
+    (
+        {"train_alone": False},
+        ALONE,
+        NOON,
+        "the run asks this site to train once by itself, which its policy does not allow",
     ),
     ({"quiet_hours": ["11:30-12:30"]}, PLAIN, NOON, "it is 12:00 here, within the quiet hours 11:30-12:30"),
     ({"max_rounds_per_day": 2}, PLAIN, RoundsBegun(2), "2 rounds in the last 24 hours, the limit is 2"),
@@ -156,6 +163,7 @@ _policies = st.builds(
     max_delta=st.floats(1e-6, 1e-2),  # unset is no limit at all but the number of patients'
     min_unit=st.sampled_from(["image", "patient"]),
     require_secure_aggregation=st.booleans(),
+    train_alone=st.booleans(),
     quiet_hours=st.lists(st.sampled_from(["07:30-18:00", "22:00-06:00", "12:00-12:30"]), unique=True),
 )
 _private = st.builds(
@@ -172,6 +180,7 @@ _private = st.builds(
     target_epsilon=_limits,
     delta=st.none() | st.floats(1e-6, 1e-2),
     validation_share=st.floats(0.01, 0.49),
+    alone=st.booleans(),
 )
 _requests = _private | _private.map(lambda asked: replace(asked, private=False, unit=None, target_epsilon=None, delta=None))
 _epsilons = st.floats(0.0, 10.0)
@@ -220,6 +229,7 @@ def _stricter(laxer: SitePolicy, other: SitePolicy) -> SitePolicy:
             "max_delta": least(laxer.max_delta, other.max_delta),
             "min_unit": "patient" if "patient" in (laxer.min_unit, other.min_unit) else "image",
             "require_secure_aggregation": laxer.require_secure_aggregation or other.require_secure_aggregation,
+            "train_alone": laxer.train_alone and other.train_alone,
             "quiet_hours": [*laxer.quiet_hours, *other.quiet_hours],
         }
     )
