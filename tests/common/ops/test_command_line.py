@@ -89,6 +89,7 @@ class Stopped:
     def __del__(self):
         signal.raise_signal({sign})
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 take_stop_signals()
 with exit_on_error():
     Stopped()
