@@ -24,8 +24,8 @@ from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.config.reader import build_config, merge
-from pneumofed.common.data.csv_tables import TableWriter
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
+from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.evaluation.comparison import Margins
 from pneumofed.common.model_bundle.bundle import Bundle, start_values
 from pneumofed.common.seeds import numpy_generator

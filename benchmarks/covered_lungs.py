@@ -37,8 +37,7 @@ from pneumofed.client.federation.training import RoundPlan, build_setup, train_l
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.config.reader import build_config, load_experiment, merge, parse_overrides
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.manifest import ImageRecord, class_index
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport, ImageRecord, class_index
 from pneumofed.common.data.sources.public_sets import read_kaggle
 from pneumofed.common.errors import ImageError
 from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, bootstrap, bootstrap_difference

@@ -14,7 +14,7 @@ import torch
 from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.data.dataset import Dataset, load_dataset
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.data.sources.public_sets import read_kaggle
 from pneumofed.common.imaging.images import fit_square
 from pneumofed.common.model_bundle.calibration import fit_calibration, pneumonia_score

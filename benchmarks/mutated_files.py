@@ -43,9 +43,8 @@ from pydicom.uid import (
 
 from pneumofed.client.archive.import_images import ImportRules, prepare_import
 from pneumofed.client.archive.receiver import parse_file
-from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.errors import ImageError
-from pneumofed.common.imaging.dicom_header import read_header
+from pneumofed.common.imaging.dicom_header import Pseudonyms, read_header
 from pneumofed.common.imaging.images import read_image
 from tests.dicom_factory import dicom_bytes, draw_radiograph, lut_item
 

@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from pneumofed.client.federation.alone import compare_alone
 from pneumofed.client.federation.correction import SiteCorrection
-from pneumofed.client.federation.disclosure import Disclosure
 from pneumofed.client.federation.ditto import prepare_personal
-from pneumofed.client.federation.fedbn import LocalNorms
-from pneumofed.client.federation.judging import evaluate_round
-from pneumofed.client.federation.network import empty_network, own_network
-from pneumofed.client.federation.requests import Handler, answer_request, open_site_data, read_request
+from pneumofed.client.federation.judging import compare_alone, evaluate_round
+from pneumofed.client.federation.network import LocalNorms, empty_network, own_network
+from pneumofed.client.federation.requests import Disclosure, Handler, answer_request, open_site_data, read_request
 from pneumofed.client.federation.site_data import SiteData, class_number, find_site_config, site_log
 from pneumofed.client.federation.training import RoundPlan, TrainingResult, build_setup, choose_examples, train_locally
 from pneumofed.client.secure_aggregation.participant import MaskPlan, answer_step, begin_masking
@@ -217,7 +214,7 @@ def _train(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> 
         result = train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
         metrics = result.metrics()
     else:
-        from pneumofed.client.privacy.rounds import train_privately  # Opacus costs a second to import
+        from pneumofed.client.privacy.dp_sgd import train_privately  # Opacus costs a second to import
 
         result, metrics = train_privately(model, site, instruction, compute, policy)
     arrays = ModelArrays(*layout.flatten(model))

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from pneumofed.common.audit.hash_chain import canonical
+from pneumofed.common.audit.log import canonical
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.errors import ConfigError, ReleaseError
 from pneumofed.common.evaluation.comparison import Margins, ModelComparison, NonInferiority

@@ -13,8 +13,7 @@ from flwr.serverapp import Grid, ServerApp
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.config.reader import build_config, experiment_from_json, load_experiment, read_yaml
-from pneumofed.common.errors import ConfigError
-from pneumofed.common.printable import PrintableFormatter
+from pneumofed.common.errors import ConfigError, PrintableFormatter
 from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
 from pneumofed.server.federation.run import run_federation
 

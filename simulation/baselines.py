@@ -1,7 +1,7 @@
 """Baselines that federation is measured against: training on all images in one place, and in each hospital by itself.
 
-Each baseline is a federation of one (`client.federation.alone`): the same recipe, the same number of passes over its images, the same loop,
-the same rule for the best round and the threshold, evaluated on the same central sets. `pooled` joins the sites' training images and
+Each baseline is a federation of one (`client.federation.judging`): the same recipe, the same number of passes over its images, the same
+loop, the same rule for the best round and the threshold, evaluated on the same central sets. `pooled` joins the sites' training images and
 their validation images, so that no patient changes sides. The moving average of the weights is kept as in the federation; what a
 strategy adds to the mean over sites (FedAvgM's momentum, FedAdam's step) is left out, since here nothing is averaged over sites.
 Baselines of a private run train without privacy, on the same network.
@@ -20,13 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
-from pneumofed.client.federation.alone import AloneModel, train_alone
+from pneumofed.client.federation.judging import AloneModel, train_alone
 from pneumofed.client.federation.site_data import SiteData, load_site, read_site_config
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, experiment_from_json, read_yaml
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.errors import PneumofedError
 from pneumofed.common.evaluation.bootstrap import bootstrap_difference
 from pneumofed.common.evaluation.metrics import choose_threshold, metrics

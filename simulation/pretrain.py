@@ -14,14 +14,14 @@ from pneumofed.client.federation.training import RoundPlan, build_setup, train_l
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.data.cache import Pixels
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.images import fit_square
 from pneumofed.common.models.architectures import architecture_of, build_architecture
 from pneumofed.common.models.build import set_trainable
 from pneumofed.common.models.compute import build_compute
-from pneumofed.common.models.schedule import refuse_plateau
+from pneumofed.common.models.recipe import refuse_plateau
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.simulation.phantoms.other_images import PROCESSES, draw_process, draw_process_picture
 from pneumofed.simulation.phantoms.patients import LABEL_SHARES, draw_patients, draw_picture

@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.app import RecordDict
 
 from pneumofed.client.federation.policy import UNRESTRICTED
-from pneumofed.client.secure_aggregation.identity import Identity
-from pneumofed.client.secure_aggregation.memory import MemoryFolder
+from pneumofed.client.secure_aggregation.memory import Identity, MemoryFolder
 from pneumofed.client.secure_aggregation.participant import Participant
 from pneumofed.common.config.experiment import SecureAggregationConfig
 from pneumofed.common.config.parties import SitePolicy

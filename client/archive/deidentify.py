@@ -34,13 +34,13 @@ from pneumofed.client.archive.profile import (
     VIEW_SEQUENCES,
     Action,
 )
-from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.dicom_decode import LookupTable, read_lookup_table
+from pneumofed.common.imaging.dicom_header import Pseudonyms
 from pneumofed.common.imaging.dicom_pixels import PixelLayout, read_codes, read_layout
 from pneumofed.common.imaging.dicom_tags import age_years_of, all_texts_of, codes_of, numbers_of, text_of
 from pneumofed.common.imaging.dicom_views import REGION_CODES, VIEW_CODES, find_code
-from pneumofed.common.imaging.views import PART_TERMS, is_view_term
+from pneumofed.common.imaging.patient_groups import PART_TERMS, is_view_term
 
 MAX_AGE_YEARS = 90
 """All ages over 89 are one category, "age 90 or older" (HIPAA Safe Harbor, 45 CFR 164.514(b)(2)(i)(C))."""

@@ -20,17 +20,15 @@ from pneumofed.client.archive.deidentify import deidentify, encode_file, is_burn
 from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, RequestError, list_instances, search_key
 from pneumofed.client.archive.receiver import parse_file
 from pneumofed.client.archive.refusals import FailedExaminations, RefusedImages
-from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
-from pneumofed.common.data.pseudonyms import Pseudonyms
-from pneumofed.common.data.report import DataReport, DataWarning
+from pneumofed.common.data.manifest import LABELS, DataReport, DataWarning, ImageRecord, Manifest
 from pneumofed.common.data.sources.dicom import Labels, find_label, record_of
 from pneumofed.common.data.sources.table import collect
 from pneumofed.common.errors import ArchiveError, DataError, ImageError, PneumofedError, SkipReason
 from pneumofed.common.files import atomic_write
-from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
+from pneumofed.common.imaging.dicom_header import DicomHeader, Pseudonyms, read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings, text_of
 from pneumofed.common.imaging.dicom_views import read_body_part, read_view
-from pneumofed.common.imaging.views import is_frontal, is_other_part
+from pneumofed.common.imaging.patient_groups import is_frontal, is_other_part
 
 logger = logging.getLogger(__name__)
 ImportOutcome = ImageRecord | SkipReason

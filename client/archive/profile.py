@@ -35,7 +35,7 @@ CODES = (
     *("RecognizableVisualFeatures", "ConversionType", "DetectorType", "LossyImageCompression", "LossyImageCompressionMethod"),
     *("ImageType", "PatientSex"),
 )
-"""Kept where the value is one of `TERMS`, and for a view or a part of the body one of the terms of `common.imaging.views`."""
+"""Kept where the value is one of `TERMS`, and for a view or a part of the body one of the terms of `common.imaging.patient_groups`."""
 
 TERMS: dict[str, frozenset[str]] = {
     "Modality": frozenset({"CR", "DX", "DR", "RG", "XR", "OT", "SC", "CT", "MG", "IO", "PX", "RF", "XA", "MR", "US", "NM", "PT"}),

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pneumofed.client.archive.query import RequestError
-from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.errors import PASSING_REASONS, ArchiveError, SkipReason
 from pneumofed.common.files import StateFile, exclusive, to_json
+from pneumofed.common.imaging.dicom_header import Pseudonyms
 from pneumofed.common.imaging.images import decoder_version
 
 logger = logging.getLogger(__name__)

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pneumofed.client.cli import archive
-from pneumofed.client.cli.options import AllViews, LabelTable, exit_codes, finish, show_report
+from pneumofed.client.cli.archive import AllViews, LabelTable, exit_codes, finish, show_report
 from pneumofed.common.config.experiment import TaskName
 from pneumofed.common.errors import ConfigError, DataError
 from pneumofed.common.ops.command_line import NOT_FOUND, Json, Site, print_json, read_pairs, say
 
 if TYPE_CHECKING:
-    from pneumofed.common.data.manifest import Manifest
-    from pneumofed.common.data.report import DataReport
+    from pneumofed.common.data.manifest import DataReport, Manifest
 
 
 file_sources = typer.Typer()
@@ -197,7 +196,7 @@ def data_remove(
 ) -> None:
     """Take out patients who have withdrawn: rows, copies and decoded images. They are not added again. Exit code 5 if one is not found."""
     with exit_codes(as_json):
-        from pneumofed.client.data.withdrawal import read_list, remove_patients
+        from pneumofed.client.data.manifest_update import read_list, remove_patients
         from pneumofed.client.site.folder import SiteFolder
 
         listed = read_list(_content(patients))

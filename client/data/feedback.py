@@ -26,13 +26,12 @@ from pneumofed.client.data.readings import ReadImage, Readings, ReadRow, read_ex
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.data.cache import load_digests
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
-from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.data.sources.dicom import record_of
 from pneumofed.common.errors import DataError, ImageError, SkipReason
 from pneumofed.common.files import atomic_write, exclusive
-from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
+from pneumofed.common.imaging.dicom_header import DicomHeader, Pseudonyms, read_header
 from pneumofed.common.imaging.images import read_image
-from pneumofed.common.imaging.views import is_frontal
+from pneumofed.common.imaging.patient_groups import is_frontal
 
 Rows = dict[str, ImageRecord]
 """The manifest by resolved path."""

@@ -22,7 +22,7 @@ from pneumofed.client.federation.training import TrainingSetup
 from pneumofed.common.config.experiment import CORRECTED
 from pneumofed.common.errors import DataError, MessageError
 from pneumofed.common.files import atomic_write
-from pneumofed.common.models.schedule import gradient_weight, variate_change
+from pneumofed.common.models.recipe import gradient_weight, variate_change
 from pneumofed.common.wire.fields import run_token
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.parameter_layout import ArraysLayout

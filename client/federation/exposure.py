@@ -6,7 +6,7 @@ with which the coordinator opens a hospital.
 
 from __future__ import annotations
 
-from pneumofed.client.federation.disclosure import is_limited, withheld_of
+from pneumofed.client.federation.requests import is_limited, withheld_of
 from pneumofed.common.config.parties import SitePolicy
 
 RULED: dict[str, tuple[str, ...]] = {

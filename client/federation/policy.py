@@ -2,7 +2,7 @@
 
     before any data is read    strategies, models, require_secure_aggregation and the terms of its sums (`client.federation.sum_terms`,
                                in each step), the run's own epsilon, unit, delta and share of validation; for work in a round also
-                               quiet_hours; for training the epsilon that remains (see `client.privacy.spending`) and
+                               quiet_hours; for training the epsilon that remains (see `client.privacy.ledger`) and
                                max_rounds_per_day
     before training            min_patients and min_patients_private, once the data is known; the epsilon of the round, which the ledger
                                counts

@@ -18,9 +18,8 @@ from datetime import datetime, time
 from typing import Literal
 
 from pneumofed.client.federation.sum_terms import broken_term
-from pneumofed.client.privacy.delta import DELTA_CEILING, hospital_delta
 from pneumofed.common.config.experiment import COUNTS_STEPS, ExperimentConfig, PrivacyUnit, SecureAggregationConfig
-from pneumofed.common.config.parties import SitePolicy
+from pneumofed.common.config.parties import DELTA_CEILING, SitePolicy, hospital_delta
 from pneumofed.common.errors import PolicyError
 
 Work = Literal["query", "train", "evaluate"]

@@ -37,9 +37,8 @@ from pneumofed.common.config.parties import ConnectionConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.data.dataset import Dataset, check_causes, load_dataset
 from pneumofed.common.data.manifest import CLASSES, read_manifest
-from pneumofed.common.errors import ConfigError, DataError
+from pneumofed.common.errors import ConfigError, DataError, PrintableFormatter
 from pneumofed.common.files import StateFile
-from pneumofed.common.printable import PrintableFormatter
 from pneumofed.common.privacy.randomness import own_secret
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import SITE_CONFIG_KEY, SITES_KEY

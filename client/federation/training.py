@@ -28,8 +28,7 @@ from pneumofed.common.imaging.augment import augment, draw_parameters, normalize
 from pneumofed.common.models.build import classifier_of, freeze_in_round, set_trainable, train_mode
 from pneumofed.common.models.compute import Compute
 from pneumofed.common.models.features import FeatureSet, has_fixed_body, load_features
-from pneumofed.common.models.losses import build_loss
-from pneumofed.common.models.schedule import schedule_factor
+from pneumofed.common.models.recipe import build_loss, schedule_factor
 from pneumofed.common.seeds import derive_seed, numpy_generator, torch_generator
 
 logger = logging.getLogger(__name__)
@@ -88,7 +87,7 @@ class RoundPlan:
     secret: str = ""
     """A part of the seeds that the coordinator does not know, in private training."""
     rate_factor: float = 1.0
-    """On the learning rate, from the coordinator; see `common.models.schedule.plateau_factor`."""
+    """On the learning rate, from the coordinator; see `common.models.recipe.plateau_factor`."""
 
     def seed_parts(self) -> tuple[int | str, ...]:
         return self.experiment.seed, self.round, self.site, *((self.secret,) if self.secret else ())

@@ -1,4 +1,4 @@
-"""DP-SGD (Abadi et al. 2016, algorithm 1) as a rule for the steps of `client.federation.training`'s one loop.
+"""DP-SGD (Abadi et al. 2016, algorithm 1) as a rule for the steps of `client.federation.training`'s one loop, and a round of it at a site.
 
     each step   draws units by Poisson sampling, one image of each          `client.privacy.plan`
                 views each image `augmentation_multiplicity` times and
@@ -10,7 +10,7 @@
 
 A step without any unit is a step too, of noise only. Rate, noise and number of steps come from the `SitePlan`, which accounts for the
 very same numbers. Opacus gives the private optimizer and the accountants; per-unit gradients, clipping and random numbers are ours,
-the first for speed, the last for secrecy.
+the first for speed, the last for secrecy. A private round (`train_privately`) is planned, accounted for, then trained.
 
 Guarantee: a round is `SitePlan.round_mechanism()` for who knows neither the site's secret nor the draws of sampling, augmentation and
 dropout. The numbers of units and steps, and the seconds, count as public.
@@ -18,9 +18,11 @@ dropout. The numbers of units and steps, and the seconds, count as public.
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,15 +30,28 @@ from opacus.optimizers.optimizer import _check_processed_flag, _mark_as_processe
 from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
 from torch import Tensor, nn
 
-from pneumofed.client.federation.training import Examples, RoundPlan, TrainingSetup, build_setup
+from pneumofed.client.federation.requests import OPEN_METRICS
+from pneumofed.client.federation.site_data import SiteData
+from pneumofed.client.federation.training import (
+    Examples,
+    RoundPlan,
+    TrainingResult,
+    TrainingSetup,
+    build_setup,
+    choose_examples,
+    train_locally,
+)
+from pneumofed.client.privacy.ledger import spend_round
 from pneumofed.client.privacy.per_sample_gradients import ClippedGradients
 from pneumofed.client.privacy.plan import SitePlan, UnitSampler, count_units, split_into_lots
 from pneumofed.common.config.experiment import PrivacyConfig
+from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.models.compute import Compute
-from pneumofed.common.privacy.randomness import KEY_BYTES, RandomStream, round_key, tensors_tag
+from pneumofed.common.privacy.randomness import KEY_BYTES, RandomStream, data_fingerprint, own_secret, round_key, tensors_tag
+from pneumofed.common.wire.instructions import Instruction
 
 NORMALS_ADDED = 4
 """Under `secure_noise` a noise value is half the sum of so many normals: n = 2 of Holohan and Braghin 2021, section 5.1, as Opacus'
@@ -198,3 +213,67 @@ def build_private_setup(model: nn.Module, private: PrivateRound, plan: RoundPlan
     gradients = ClippedGradients(setup.model, cfg.max_grad_norm, cfg.augmentation_multiplicity)
     optimizer = PrivateOptimizer(setup.optimizer, private, cfg)
     return replace(setup, optimizer=optimizer, rule=PrivateSteps(optimizer, gradients, private, cfg))
+
+
+def train_privately(
+    model: nn.Module, site: SiteData, instruction: Instruction, compute: Compute, policy: SitePolicy
+) -> tuple[TrainingResult, dict[str, float]]:
+    """Trains `model` in place for one private round; returns what happened, and the metrics that may leave the site.
+
+    The round is in the site's ledger before its first step.
+
+    Args:
+        model: with the round's first weights.
+        site: the site's data.
+        instruction: what the coordinator asks.
+        compute: device and precision.
+        policy: the site's, as it stood when the message came.
+
+    Raises:
+        ConfigError: the model or the site's data do not allow private training.
+        PolicyError, BudgetError: policy or ledger refuse the round (see `spend_round`); nothing was trained.
+    """
+    experiment = instruction.experiment
+    site_plan = plan_site(site, instruction)
+    private = PrivateRound.of(
+        site_plan, site.train, _round_key(site, instruction, compute), secure=experiment.privacy.secure_noise
+    )
+    plan = private.hide(RoundPlan(experiment, instruction.round, site.name, rate_factor=instruction.rate_factor))
+    setup = build_private_setup(model, private, plan, compute)
+    spent = spend_round(instruction.run, instruction.round, experiment, site, site_plan, policy)
+    result = train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
+    metrics = result.metrics()
+    if not experiment.privacy.open_metrics:
+        metrics = {name: metrics[name] for name in OPEN_METRICS}
+    return result, {**metrics, "epsilon": spent.run, "noise_multiplier": site_plan.noise_multiplier}
+
+
+def plan_site(site: SiteData, instruction: Instruction) -> SitePlan:
+    """Makes the plan of the instruction's run at the site.
+
+    Args:
+        site: the site's data; only its counts enter.
+        instruction: what the coordinator asks.
+
+    Raises:
+        ConfigError: the run is not private, or the site has too few patients.
+    """
+    experiment = instruction.experiment
+    return SitePlan.of(experiment, count_units(site.train.patients, experiment.privacy.unit), site.patients)
+
+
+def _round_key(site: SiteData, instruction: Instruction, compute: Compute) -> bytes:
+    """A key that is new as soon as anything is that the update depends on; see `common.privacy.randomness`."""
+    arrays = instruction.arrays
+    weights = hashlib.sha256() if arrays is None else hashlib.sha256(arrays.parameters.tobytes() + arrays.statistics.tobytes())
+    context = (
+        instruction.run,
+        str(instruction.round),
+        instruction.experiment.model_dump_json(exclude={"personal"}),  # of no update
+        weights.hexdigest(),
+        site.name,
+        data_fingerprint(site.train),
+        f"{compute.device.type} {compute.dtype}",
+        *(() if instruction.rate_factor == 1.0 else (repr(instruction.rate_factor),)),
+    )
+    return round_key(own_secret(Path(site.config.work_dir)), context)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pneumofed.client.federation.site_data import SiteData
-from pneumofed.common.audit.hash_chain import canonical
+from pneumofed.common.audit.log import canonical
 from pneumofed.common.config.experiment import PrivacyUnit
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.privacy.accounting import AccountantName, Mechanism, epsilon

@@ -4,10 +4,16 @@
 processes at once cannot both take what is enough for one, and a process that is killed at any point has counted the round or not begun
 it. A round that is repeated, after a crash or on a second request, is another mechanism and is counted again. So the ledger never holds
 less than was spent. What it cannot read, it takes for spent: see `client.privacy.ledger_file`.
+
+A site's private work is counted here before it is done, and what can be refused before data is read is refused: training (`spend_round`,
+`check_budget`), and numbers of images with noise (`noised_counts`), by the plain Gaussian mechanism (Dwork and Roth 2014, appendix A).
+One image more or less changes one of the numbers by one, one patient at most as many as a patient has images. The same data in the
+same split gets the same noisy numbers however often they are asked for, so they are paid for once.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -16,8 +22,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
 from pneumofed.client.federation.policy_decision import LIMITS, RunRequest, Spending, decide
-from pneumofed.client.privacy.delta import hospital_delta
+from pneumofed.client.federation.site_data import SiteData
 from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, join_lineage, level_of, total_epsilon, unit_keys
 from pneumofed.client.privacy.ledger_file import (
     Recorded,
@@ -29,9 +37,13 @@ from pneumofed.client.privacy.ledger_file import (
     transaction,
     write_mark,
 )
-from pneumofed.common.config.experiment import PrivacyUnit
-from pneumofed.common.config.parties import SitePolicy
-from pneumofed.common.errors import BudgetError
+from pneumofed.client.privacy.plan import SitePlan
+from pneumofed.common.audit.log import hash_experiment
+from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
+from pneumofed.common.config.parties import SiteConfig, SitePolicy, hospital_delta
+from pneumofed.common.errors import BudgetError, ConfigError
+from pneumofed.common.privacy.accounting import Mechanism
+from pneumofed.common.privacy.randomness import RandomStream, data_fingerprint, own_secret, round_key
 
 
 @dataclass(frozen=True)
@@ -62,7 +74,7 @@ class Lineage:
 def check_entry(earlier: Sequence[LedgerEntry], entry: LedgerEntry, policy: SitePolicy, patients: int) -> Spent:
     """Computes what would be spent with `entry` on top of `earlier`, the entries of its lineage.
 
-    Judged at the hospital's delta (`client.privacy.delta`), or at a smaller one that any of these entries was planned with.
+    Judged at the hospital's delta (`common.config.parties`), or at a smaller one that any of these entries was planned with.
 
     Args:
         earlier: what was counted before.
@@ -220,3 +232,105 @@ class Ledger:
 def _of_lineage(connection: sqlite3.Connection, known: Sequence[Recorded], lineage: int) -> list[Recorded]:
     datasets = {row[0] for row in connection.execute("SELECT id FROM dataset WHERE lineage = ?", (lineage,))}
     return [recorded for recorded in known if recorded.dataset in datasets]
+
+
+def open_ledger(config: SiteConfig) -> Ledger:
+    """Opens the site's ledger; no file is made before its first entry."""
+    return Ledger(Path(config.work_dir) / "ledger.sqlite")
+
+
+def spend_round(
+    run: str, round_number: int, experiment: ExperimentConfig, site: SiteData, plan: SitePlan, policy: SitePolicy
+) -> Spent:
+    """Counts the training of one round, which may begin once this has returned. To be called for each attempt, a repeated one too.
+
+    Args:
+        run: the run's token.
+        round_number: from 1.
+        experiment: of the run.
+        site: the site's data.
+        plan: what the round does.
+        policy: the site's, as it stood when the message came.
+
+    Raises:
+        PolicyError, BudgetError: policy or ledger refuse the round (see `Ledger.spend`); it must not train.
+    """
+    units = DataUnits.of(site)
+    entry = round_entry(run, round_number, experiment, units, plan)
+    return open_ledger(site.config).spend(entry, units, policy)
+
+
+def round_entry(run: str, round_number: int, experiment: ExperimentConfig, units: DataUnits, plan: SitePlan) -> LedgerEntry:
+    """Makes the entry of one training round.
+
+    Args:
+        run: the run's token.
+        round_number: from 1.
+        experiment: of the run.
+        units: the site's data.
+        plan: what the round does.
+    """
+    return LedgerEntry(
+        run,
+        round_number,
+        experiment.name,
+        hash_experiment(experiment),
+        "training",
+        plan.unit,
+        units.images_per_patient,
+        plan.round_mechanism(),
+        plan.delta,
+    )
+
+
+def check_budget(config: SiteConfig, policy: SitePolicy, experiment: ExperimentConfig, run: str) -> None:
+    """Refuses a later round of a private run that the ledger is sure to refuse, before any data is read.
+
+    The first round of a run is refused by `spend_round`, once the data is known and before it trains.
+
+    Args:
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+        experiment: of the run.
+        run: the run's token.
+
+    Raises:
+        PolicyError, BudgetError: as `Ledger.spend`.
+    """
+    open_ledger(config).foresee(run, hash_experiment(experiment), policy)
+
+
+def noised_counts(site: SiteData, experiment: ExperimentConfig, counts: list[int], policy: SitePolicy) -> list[int]:
+    """Adds noise to `counts`, whole numbers that one image moves by one in all, by the site's policy; none is below 0.
+
+    The noise has deviation `count_noise`, or where the policy protects patients so many times the images of a patient. It is in
+    the ledger before it is drawn.
+
+    Args:
+        site: the site's data.
+        experiment: of the run.
+        counts: exact.
+        policy: the site's, with `count_noise` set.
+
+    Raises:
+        PolicyError, BudgetError: as `Ledger.spend`; nothing was released.
+        ConfigError: the policy sets no noise.
+    """
+    if policy.count_noise is None:
+        raise ConfigError("the policy sets no count_noise")
+    units, noise_multiplier = DataUnits.of(site), policy.count_noise
+    content = "/".join((data_fingerprint(site.train), data_fingerprint(site.validation), experiment.task, policy.min_unit))
+    token = hashlib.sha256(f"counts {content} {noise_multiplier!r}".encode()).hexdigest()[:16]
+    ledger = open_ledger(site.config)
+    if not any(entry.purpose == "counts" and entry.run == token for entry in ledger.earlier(units)):
+        delta = hospital_delta(policy, site.patients)
+        mechanism = Mechanism(1.0, noise_multiplier, 1)
+        k = units.images_per_patient
+        entry = LedgerEntry(
+            token, 0, experiment.name, hash_experiment(experiment), "counts", policy.min_unit, k, mechanism, delta
+        )
+        ledger.spend(entry, units, policy)
+    deviation = noise_multiplier * (units.images_per_patient if policy.min_unit == "patient" else 1)
+    stream = RandomStream(round_key(own_secret(Path(site.config.work_dir)), ("counts", token)))
+    noisy = np.asarray(counts) + deviation * stream.normal(len(counts)).numpy()
+    return [max(0, round(float(value))) for value in noisy]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumofed.client.privacy.entries import LINEAGE_SCHEMA, LedgerEntry
-from pneumofed.common.audit.hash_chain import CHAIN_START, canonical, chain_hash, first_broken
+from pneumofed.common.audit.log import CHAIN_START, canonical, chain_hash, first_broken
 from pneumofed.common.config.experiment import PrivacyUnit
 from pneumofed.common.errors import ConfigError, PolicyError
 from pneumofed.common.files import StateFile, exclusive

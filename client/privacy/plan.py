@@ -12,8 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
-from pneumofed.client.privacy.delta import default_delta
 from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
+from pneumofed.common.config.parties import default_delta
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.privacy.accounting import AccountantName, Mechanism, epsilon, noise_for
 from pneumofed.common.privacy.randomness import RandomStream
@@ -42,7 +42,7 @@ class SitePlan:
         Args:
             experiment: of the run.
             units: training images or patients, as `privacy.unit` says.
-            patients: of training and validation together, which decide delta (`client.privacy.delta`).
+            patients: of training and validation together, which decide delta (`common.config.parties.default_delta`).
 
         Raises:
             ConfigError: the run is not private, or the site has fewer than two patients or no unit.

@@ -1,27 +1,67 @@
-"""What a site must remember between the steps of a secure sum, in its own folder: each message may start a new process.
+"""What a site holds in a secure sum: who it is to the others (`Identity`), and what it must remember between the steps (`MemoryFolder`).
 
     WORK/secure_sum/session.json   secrets and progress of the one sum that goes on; removed with its last step
     WORK/secure_sum/used           identifiers of all sums that were begun: none is begun twice
     WORK/secure_sum/serial         highest serial of a key roster that was seen
 
-All with mode 0600. Progress is written before an answer leaves: a step that was begun is never done again, since two answers to one
-step (two vectors under one mask, shares of both kinds of one site) would give away what one answer hides.
+All in the site's own folder, since each message may start a new process, and with mode 0600. Progress is written before an answer leaves:
+a step that was begun is never done again, since two answers to one step (two vectors under one mask, shares of both kinds of one site)
+would give away what one answer hides.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from pneumofed.client.federation.site_data import read_connection
 from pneumofed.common.config.experiment import Section
-from pneumofed.common.errors import SecureSumError
+from pneumofed.common.config.parties import SiteConfig
+from pneumofed.common.errors import ConfigError, SecureSumError
 from pneumofed.common.files import StateFile
-from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory
+from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory, authority_key, read_roster
 from pneumofed.common.secure_aggregation.protocol import Key, Purpose, Share, SignedKeys, Site, SumSession
+from pneumofed.common.wire.keys import PrivateKey, PublicKey, read_private_key
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A site's node key and the public key of the federation's certificate authority."""
+
+    site: str
+    node_key: PrivateKey
+    authority: PublicKey
+
+    @classmethod
+    def of(cls, config: SiteConfig) -> Identity:
+        """The site's identity.
+
+        Raises:
+            ConfigError: no connection file, or a key that it names cannot be read.
+        """
+        if config.connection is None:
+            raise ConfigError("secure aggregation needs the site's node key: site.yaml has no connection.yaml beside it")
+        connection = read_connection(Path(config.connection))
+        return cls(config.name, read_private_key(Path(connection.key)), authority_key(Path(connection.ca)))
+
+    def check_roster(self, text: str | None) -> KeyDirectory:
+        """The roster, which this site is in.
+
+        Raises:
+            SecureSumError: there is none, the authority did not sign it, or it has another key for this site.
+        """
+        if text is None:
+            raise SecureSumError("the coordinator sent no key roster; run `pneumofed provision` and give it its new kit")
+        roster = read_roster(text, self.authority)
+        if roster.key_of(self.site) != self.node_key.public_key():
+            raise SecureSumError("the key roster has another key for this site; send keys/node.pub to whoever provisions")
+        return roster
+
 
 Progress = Literal["advertised", "shared", "masked", "confirmed"]
 

@@ -18,11 +18,10 @@ import secrets
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
-from pneumofed.client.federation.disclosure import rule_against_statistics, shows_statistics
 from pneumofed.client.federation.policy import UNRESTRICTED
+from pneumofed.client.federation.requests import rule_against_statistics, shows_statistics
 from pneumofed.client.federation.sum_terms import Broken, broken_term, too_few
-from pneumofed.client.secure_aggregation.identity import Identity
-from pneumofed.client.secure_aggregation.memory import HeldShares, Memory, MemoryFolder
+from pneumofed.client.secure_aggregation.memory import HeldShares, Identity, Memory, MemoryFolder
 from pneumofed.common.audit.log import hash_experiment
 from pneumofed.common.config.experiment import Section, SecureAggregationConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy

@@ -1,20 +1,36 @@
-"""Makes a site folder: from the kit that provisioning wrote, or by hand. The site's key is made here; none is ever overwritten."""
+"""Makes a site folder: from the kit that provisioning wrote, or by hand. The site's key is made here; none is ever overwritten.
+
+A kit comes from outside, so that it is read as a whole (`read_kit`) and judged before a byte is written: files of known names and kinds,
+and nothing else. What lies in a site folder besides a kit's files is the hospital's own (`work/`, `data/`): a kit that brings any of it,
+e.g. a noise key that somebody else knows, is refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import tarfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import yaml
 
-from pneumofed.client.site.kit import UnpackedFile, read_kit
-from pneumofed.common.config.default_policy import default_policy
+from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig, SitePolicy
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
-from pneumofed.common.wire.keys import certificate_validity, parse_public_key, private_pem, read_private_key, write_node_key
+from pneumofed.common.ops.render import default_policy
+from pneumofed.common.wire.keys import (
+    certificate_validity,
+    parse_certificate,
+    parse_private_key,
+    parse_public_key,
+    parse_tls_key,
+    private_pem,
+    read_private_key,
+    write_node_key,
+)
 
 SITE_SUBFOLDERS = ("keys", "data", "work")
 
@@ -125,3 +141,145 @@ def _put(path: Path, file: UnpackedFile) -> bool:
 
 def _yaml(values: Mapping[str, str]) -> bytes:
     return yaml.safe_dump(dict(values), sort_keys=False).encode()
+
+
+MAX_KIT_FILE_BYTES = 1 << 20
+MAX_KIT_FILES = 20
+START_SCRIPT = ("set -eu", 'cd "$(dirname "$0")"', 'exec "${PNEUMOFED:-pneumofed}" site start --foreground')
+"""All that `start.sh` may do besides comments: systemd runs it."""
+
+
+@dataclass(frozen=True)
+class UnpackedFile:
+    """One file of a kit."""
+
+    content: bytes
+    executable: bool = False
+
+
+def read_kit(kit: Path) -> dict[str, UnpackedFile]:
+    """Reads the kit's files by their path below the site folder; a folder that holds all of them, as in an archive, is left away.
+
+    Args:
+        kit: a tar archive or a folder.
+
+    Raises:
+        ConfigError: it cannot be read, is no site's kit, or holds anything that a kit does not hold: a link, a device, a path that leads
+            outside, another name, another kind of content.
+    """
+    try:
+        files = _read_folder(kit) if kit.is_dir() else _read_archive(kit)
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise ConfigError(f"the kit {kit} cannot be read ({type(error).__name__}); ask for it again") from error
+    tops = {name.partition("/")[0] for name in files}
+    if len(tops) == 1 and "site.yaml" not in files:
+        files = {name.partition("/")[2]: file for name, file in files.items()}
+    if "site.yaml" not in files or "connection.yaml" not in files:
+        raise ConfigError(f"{kit} is no site's kit: it holds no site.yaml and connection.yaml")
+    for name in sorted(files):
+        _check_file(kit, name, files[name])
+    return files
+
+
+def _check_file(kit: Path, name: str, file: UnpackedFile) -> None:
+    kind = "pneumofed-SITE.service" if re.fullmatch(r"pneumofed-[A-Za-z0-9._-]+\.service", name) else name
+    if kind not in KINDS:
+        raise ConfigError(
+            f"the kit {kit} holds {name!r}, which belongs into no kit; it is not taken. Ask the coordinator what it is"
+        )
+    if file.executable and name != "start.sh":
+        raise ConfigError(f"the kit {kit} marks {name} as a program; it is not taken. Ask the coordinator what it is")
+    try:
+        KINDS[kind](file.content, name)
+    except ConfigError as error:
+        raise ConfigError(f"the kit {kit} is not taken: {error}") from error
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise ConfigError(f"the kit {kit} is not taken: {name} is of another kind ({type(error).__name__})") from error
+
+
+def _is_text(content: bytes, name: str) -> None:
+    if b"\x00" in content:
+        raise ConfigError(f"{name} is no text")
+    content.decode("utf-8")
+
+
+def _is_start_script(content: bytes, name: str) -> None:
+    lines = [line.strip() for line in content.decode("utf-8").splitlines()]
+    if tuple(line for line in lines if line and not line.startswith("#")) != START_SCRIPT:
+        raise ConfigError(f"{name} does something else than to start the site")
+    if lines[0] != "#!/bin/sh":
+        raise ConfigError(f"{name} is no shell script")
+
+
+def _is(schema: type[Section]) -> Callable[[bytes, str], None]:
+    def check(content: bytes, name: str) -> None:
+        build_config(schema, yaml.safe_load(content), name)
+
+    return check
+
+
+def _is_site(content: bytes, name: str) -> None:
+    site = build_config(SiteConfig, yaml.safe_load(content), name)
+    if (site.manifest, site.work_dir, site.policy) != ("data/manifest.csv", "work", "policy.yaml") or site.connection is not None:
+        raise ConfigError(f"{name} names another manifest, work_dir, policy or connection than a new site folder has")
+
+
+def _is_connection(content: bytes, name: str) -> None:
+    connection = build_config(ConnectionConfig, yaml.safe_load(content), name)
+    named = [connection.ca, connection.key, connection.client_certificate, connection.client_key]
+    wanted = ["keys/ca.crt", "keys/node", "keys/client.crt", "keys/client.key"]
+    if any(path not in (None, usual) for path, usual in zip(named, wanted, strict=True)):
+        raise ConfigError(f"{name} names other keys than those of the site folder")
+
+
+KINDS: Mapping[str, Callable[[bytes, str], object]] = {
+    "site.yaml": _is_site,
+    "connection.yaml": _is_connection,
+    "policy.yaml": _is(SitePolicy),
+    "keys/ca.crt": parse_certificate,
+    "keys/node.pub": parse_public_key,
+    "keys/node": parse_private_key,
+    "keys/client.crt": parse_certificate,
+    "keys/client.key": parse_tls_key,
+    "start.sh": _is_start_script,
+    "pneumofed-SITE.service": _is_text,
+    "compose.yaml": _is_text,
+    ".dockerignore": _is_text,
+    "README.md": _is_text,
+}
+"""All that a kit may hold, and what each file must be."""
+
+
+def _read_archive(kit: Path) -> dict[str, UnpackedFile]:
+    files: dict[str, UnpackedFile] = {}
+    with tarfile.open(kit, "r:*") as archive:
+        for member in archive:
+            _check_name(kit, member.name)
+            if member.isdir():
+                continue
+            name = str(PurePosixPath(member.name))
+            stream = archive.extractfile(member) if member.isreg() else None
+            if stream is None or member.size > MAX_KIT_FILE_BYTES or len(files) >= MAX_KIT_FILES or name in files:
+                raise ConfigError(
+                    f"the kit {kit} holds something that no kit holds (a link, a device, or too much); it is not unpacked"
+                )
+            files[name] = UnpackedFile(stream.read(), bool(member.mode & 0o100))
+    return files
+
+
+def _read_folder(kit: Path) -> dict[str, UnpackedFile]:
+    found = [path for path in sorted(kit.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    odd = any(path.is_symlink() or not path.is_file() or path.stat().st_size > MAX_KIT_FILE_BYTES for path in found)
+    if odd or len(found) > MAX_KIT_FILES:
+        raise ConfigError(f"the kit {kit} holds something that no kit holds (a link, or too much); it is not copied")
+    return {
+        path.relative_to(kit).as_posix(): UnpackedFile(path.read_bytes(), bool(path.stat().st_mode & 0o100)) for path in found
+    }
+
+
+def _check_name(kit: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise ConfigError(
+            f"the kit {kit} would write outside the site folder; it is not unpacked. Ask the coordinator what it is"
+        )

@@ -1,9 +1,9 @@
 """The audit log of a site or of the coordinator: append-only, its lines chained by SHA-256, so that a changed line shows.
 
 Each line is the canonical JSON of {actor, event, facts, hash, previous, sequence, time}; `hash` is the SHA-256 of the canonical JSON
-of the rest, `previous` the hash of the line before (`common.audit.hash_chain`). A cut at the end shows only against a head (the hash of
-the last line) that was known before. So each side sends its head with every message, and the other's log keeps it in the fact `heads`;
-`common.audit.verify` compares the two.
+of the rest, `previous` the hash of the line before. `chain_hash` and `first_broken` serve other chained records too, such as the privacy
+ledger's and releases'. A cut at the end shows only against a head (the hash of the last line) that was known before. So each side sends
+its head with every message, and the other's log keeps it in the fact `heads`; `common.audit.verify` compares the two.
 
 The events of both logs:
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -34,13 +34,45 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from pneumofed.common.audit.hash_chain import CHAIN_START, canonical, chain_hash
 from pneumofed.common.errors import AuditError
 from pneumofed.common.files import append_whole, sync_folder
 
 if TYPE_CHECKING:
     from pneumofed.common.config.experiment import ExperimentConfig
     from pneumofed.common.wire.messages import ModelArrays
+
+CHAIN_START = "0" * 64
+"""What stands for the hash before the first record."""
+
+
+def canonical(values: Any) -> bytes:
+    """Writes `values` as JSON in one form only: sorted keys, no spaces, ASCII; NaN and infinity are refused."""
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
+
+
+def chain_hash(body: bytes, before: str = "") -> str:
+    """Computes the SHA-256, in hexadecimal, of a record that follows the one of hash `before`.
+
+    Args:
+        body: the record's only bytes.
+        before: the hash of the record before, where `body` does not name it itself.
+    """
+    return hashlib.sha256(before.encode() + body).hexdigest()
+
+
+def first_broken(links: Iterable[tuple[bytes, str]]) -> int | None:
+    """Finds the first of `links` (body, hash) whose hash is not that of its body after the hash before.
+
+    Returns:
+        Its position, from 0; None if all hashes are right.
+    """
+    before = CHAIN_START
+    for position, (body, found) in enumerate(links):
+        if found != chain_hash(body, before):
+            return position
+        before = found
+    return None
+
 
 ENTRY_FIELDS = frozenset({"actor", "event", "facts", "hash", "previous", "sequence", "time"})
 _TAIL_BYTES = 1 << 16

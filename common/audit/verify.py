@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pneumofed.common.audit.hash_chain import CHAIN_START
-from pneumofed.common.audit.log import AuditEntry, parse_line, read_entries
+from pneumofed.common.audit.log import CHAIN_START, AuditEntry, parse_line, read_entries
 from pneumofed.common.errors import AuditError
 
 Damage = Literal["changed", "removed", "inserted", "reordered", "truncated"]

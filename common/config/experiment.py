@@ -163,7 +163,7 @@ class AugmentationConfig(Section):
     """Zero by default: a mirrored chest has its heart on the wrong side. There is no vertical flip."""
     style: Fraction = 0.0
     """Of another device: gamma and the amplitudes of the lowest spatial frequencies are multiplied by factors between 2^-style and
-    2^style, against habits of a site that the network would learn in place of the disease (`common.imaging.site_style`)."""
+    2^style, against habits of a site that the network would learn in place of the disease (`common.imaging.augment`)."""
     erase_borders: Fraction = 0.0
     """Probability that an image's border, up to an eighth of the side, is blackened."""
     erase_markers: Fraction = 0.0
@@ -219,7 +219,7 @@ class LossConfig(Section):
     max_class_weight: Positive = 4.0
     """A ceiling on class weights, since a hospital with three normals must not let each count a hundredfold."""
     logit_adjustment: bool = True
-    """Adds the log of the site's own class shares to the logits in training (see `common.models.losses`), against label skew between sites.
+    """Adds the log of the site's own class shares to the logits in training (see `common.models.recipe`), against label skew between sites.
     Takes the place of class weights: switch it off to use them."""
     focal_gamma: NonNegative = 2.0
     label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.05
@@ -320,7 +320,7 @@ class StrategyConfig(Section):
     """k of n: a round closes as soon as so many sites have answered well. The others are late; what they send is dropped and counted.
     Unset, a round waits for all until `round_timeout_sec`."""
     update_precision: UpdatePrecision = "float32"
-    """Number type of an update on the wire; see `common.wire.update_encoding`."""
+    """Number type of an update on the wire; see `common.wire.fields`."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Above 0 sites and coordinator evaluate, and the run keeps, the exponential moving average of the global weights over the rounds
     (after Polyak and Juditsky 1992, who average all steps), while sites train on from the round's own weights. It evens out what one

@@ -1,4 +1,9 @@
-"""What each party keeps to itself: the hospital's own configuration, connection and policy, and the coordinator's configuration."""
+"""What each party keeps to itself: the hospital's own configuration, connection and policy, and the coordinator's configuration.
+
+A policy's delta (`hospital_delta`) is the probability with which epsilon may fail to hold. It is the hospital's, who answers for its
+patients. Within delta a mechanism may publish a patient's whole record, so that a budget at a large delta limits nothing. It has to be
+small against 1 / patients (Ponomareva et al. 2023, "How to DP-fy ML", section 5.2.2), for which n^-1.1 is the usual rule.
+"""
 
 from __future__ import annotations
 
@@ -111,11 +116,11 @@ class SitePolicy(Section):
     """The same for the runs of one experiment name. The coordinator chooses the name, so that only `max_epsilon` binds it."""
     max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """At which the limits are judged, or at a smaller one that a run planned with; a run that plans with a larger one is refused. Unset it
-    is patients^-1.1 of the site, 0.001 at most (`client.privacy.delta`)."""
+    is patients^-1.1 of the site, 0.001 at most (`common.config.parties`)."""
     min_unit: PrivacyUnit = "image"
     """What a private run must protect at least. With `patient`, a run that protects single images is refused."""
     withhold: list[Withheld] = Field(default_factory=list)
-    """What never leaves this site, whatever a run asks for (see `client.federation.disclosure`): the report on its data (what was
+    """What never leaves this site, whatever a run asks for (see `client.federation.requests`): the report on its data (what was
     found, left out and why, of which class), the metrics of its training, the statistics of its validation. The run goes on without."""
     count_noise: Positive | None = None
     """Numbers of images leave with Gaussian noise of this deviation, for `min_unit` patient times the images of a patient. The ledger
@@ -174,3 +179,26 @@ class CoordinatorConfig(Section):
     resume: bool = False
     device: str = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
+
+
+DELTA_CEILING = 1.0e-3
+"""No delta is larger unless a hospital writes so: for few patients n^-1.1 is no small number."""
+
+
+def default_delta(patients: int) -> float:
+    """Computes n^-1.1 of so many patients, `DELTA_CEILING` at most: where a run or a policy names no delta.
+
+    Args:
+        patients: of the site, training and validation together.
+    """
+    return min(DELTA_CEILING, max(1, patients) ** -1.1)
+
+
+def hospital_delta(policy: SitePolicy, patients: int) -> float:
+    """Returns the delta at which a hospital's limits hold: its `max_delta`, or where it set none the default of its patients.
+
+    Args:
+        policy: the hospital's.
+        patients: of the site, training and validation together.
+    """
+    return default_delta(patients) if policy.max_delta is None else policy.max_delta

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from pneumofed.common.config.experiment import ImageConfig, TaskName
 from pneumofed.common.data.cache import Block, Pixels, load_block, load_digests
-from pneumofed.common.data.csv_tables import TableWriter
-from pneumofed.common.data.manifest import CLASSES, ImageRecord, Manifest, class_index
-from pneumofed.common.data.report import DataReport, DataWarning
+from pneumofed.common.data.manifest import CLASSES, DataReport, DataWarning, ImageRecord, Manifest, class_index
+from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.errors import EmptySiteError, SkipReason
 from pneumofed.common.files import atomic_write, pass_if_disk_full
 

@@ -3,6 +3,9 @@
 Its columns are `path,patient,label` and, where known, `view,sex,age,manufacturer`; other columns are ignored. It stays at its site.
 `read_manifest` and `write_manifest` carry it to and from the file, `CLASSES` maps labels to the classes of a task. The file is UTF-8; only
 a path may hold other bytes, as names of files may.
+
+`DataReport` says how many images were found, used, and left out for which reason when a manifest was made or read. Only counts may leave
+the site.
 """
 
 from __future__ import annotations
@@ -11,15 +14,17 @@ import io
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pneumofed.common.config.experiment import TaskName
-from pneumofed.common.data.csv_tables import TableWriter
-from pneumofed.common.data.tables import plain_text, read_rows
-from pneumofed.common.errors import DataError
+from pneumofed.common.data.tables import TableWriter, plain_text, read_rows
+from pneumofed.common.errors import DataError, SkipReason
 from pneumofed.common.files import atomic_write
 
 LABELS = ("normal", "pneumonia", "bacterial", "viral")
@@ -202,3 +207,78 @@ def _cells(record: ImageRecord, folder: Path) -> list[str]:
     age = "" if record.age_years is None else repr(record.age_years)
     known = (record.view or "", record.sex or "", age, record.manufacturer or "")
     return [str(path.relative_to(folder) if inside else path), record.patient, record.label, *known]
+
+
+K = TypeVar("K")
+
+
+class DataWarning(StrEnum):
+    """Something to know about images that are used all the same. The value is the sentence in the data report."""
+
+    EMPTY_CLASS = "class without any image"
+    PATIENT_FROM_FILE_NAME = "file name tells no patient; the image counts as a patient of its own"
+    CONFLICTING_DUPLICATE = "same image content under another label or patient; the first was kept"
+    NOT_IN_ARCHIVE = "label for an examination in which the archive has no such image"
+    CACHE_IN_MEMORY = "disk full: decoded images are kept in memory and will be decoded again next time"
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """Counts of images; `used` and all of `skipped` together make `found`.
+
+    Reports of disjoint data form a commutative monoid under `+` with `DataReport()` as its zero.
+
+    Attributes:
+        found: images that the source or manifest named.
+        used: images that remain.
+        skipped: images left out, by reason.
+        classes: used images by class or label.
+        patients: patients of the used images.
+        warnings: how often each warning applies.
+    """
+
+    found: int = 0
+    used: int = 0
+    skipped: Counter[SkipReason] = field(default_factory=Counter)
+    classes: Counter[str] = field(default_factory=Counter)
+    patients: int = 0
+    warnings: Counter[DataWarning] = field(default_factory=Counter)
+
+    def __add__(self, other: DataReport) -> DataReport:
+        """The report of both parties' data, which share no patient."""
+        return DataReport(
+            found=self.found + other.found,
+            used=self.used + other.used,
+            skipped=_sum(self.skipped, other.skipped),
+            classes=_sum(self.classes, other.classes),
+            patients=self.patients + other.patients,
+            warnings=_sum(self.warnings, other.warnings),
+        )
+
+    def then(self, later: DataReport) -> DataReport:
+        """Joins the reports of two steps in a row, where `later` was given what this one left (`later.found == self.used`)."""
+        return DataReport(
+            found=self.found,
+            used=later.used,
+            skipped=_sum(self.skipped, later.skipped),
+            classes=later.classes,
+            patients=later.patients,
+            warnings=_sum(self.warnings, later.warnings),
+        )
+
+    def public(self) -> dict[str, Any]:
+        """Writes what may leave the site as plain JSON values: counts and fixed sentences only."""
+        return {
+            "found": self.found,
+            "used": self.used,
+            "skipped": {reason.value: n for reason, n in sorted(self.skipped.items()) if n},
+            "classes": dict(sorted(self.classes.items())),
+            "patients": self.patients,
+            "warnings": {warning.value: n for warning, n in sorted(self.warnings.items()) if n},
+        }
+
+
+def _sum(first: Counter[K], second: Counter[K]) -> Counter[K]:
+    total = Counter(first)
+    total.update(second)  # unlike Counter's `+`, keeps classes that count zero
+    return total

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from pneumofed.common.data.csv_tables import TableWriter, read_table
+from pneumofed.common.data.tables import TableWriter, read_table
 from pneumofed.common.errors import DataError
 
 SUM_TOLERANCE = 1e-5  # a float32 softmax over a few classes is within 1e-6

@@ -18,9 +18,18 @@ from pydicom.dataset import Dataset, FileDataset
 
 from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_pixels import PixelLayout, parse, read_codes, read_layout
-from pneumofed.common.imaging.dicom_tags import age_group_in, age_years_of, code_of, number_of, numbers_of, text_of, value_of
+from pneumofed.common.imaging.dicom_tags import (
+    age_group_in,
+    age_years_of,
+    code_of,
+    number_of,
+    numbers_of,
+    square_shape,
+    stretch_to,
+    text_of,
+    value_of,
+)
 from pneumofed.common.imaging.dicom_views import read_body_part, read_view
-from pneumofed.common.imaging.square_pixels import square_shape, stretch_to
 from pneumofed.common.imaging.types import Image, ImageInfo, Window, check_size
 
 LUNG_WINDOW = Window(center=-600.0, width=1500.0)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pydicom.dataset import Dataset
 
 from pneumofed.common.imaging.dicom_tags import code_of, codes_of, text_of, value_of
-from pneumofed.common.imaging.views import Projection, classify_view, hint_of
+from pneumofed.common.imaging.patient_groups import Projection, classify_view, hint_of
 
 VIEW_TAGS = (
     *("ViewPosition", "ViewCodeSequence", "PatientOrientation", "PatientPosition", "SeriesDescription", "ProtocolName"),
@@ -31,7 +31,7 @@ class Code:
         snomed: its SNOMED CT code (SCT).
         legacy: its code of the former scheme SRT, also called SNM3 and 99SDM; empty where it has none.
         meaning: Code Meaning of the standard's context group.
-        word: of `common.imaging.views`.
+        word: of `common.imaging.patient_groups`.
     """
 
     snomed: str

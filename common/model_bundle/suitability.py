@@ -31,9 +31,8 @@ from pydantic import Field
 
 from pneumofed.common.config.experiment import Count, Section
 from pneumofed.common.errors import DataError
-from pneumofed.common.imaging.patient_groups import PatientGroups
+from pneumofed.common.imaging.patient_groups import PatientGroups, is_frontal, is_other_part
 from pneumofed.common.imaging.types import ImageInfo
-from pneumofed.common.imaging.views import is_frontal, is_other_part
 from pneumofed.common.model_bundle.image_statistics import Density, Packed, cells_of, fit_density, statistics_of, thumbnail
 from pneumofed.common.model_bundle.population import PopulationFinding, not_known
 

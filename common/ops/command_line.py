@@ -16,8 +16,7 @@ import typer
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
 from rich.segment import Segment
 
-from pneumofed.common.errors import ConfigError, PneumofedError
-from pneumofed.common.printable import printable
+from pneumofed.common.errors import ConfigError, PneumofedError, printable
 
 
 class _Printable(RenderHook):

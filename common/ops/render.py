@@ -1,4 +1,8 @@
-"""Renders pages and forms: Jinja files in a `templates/` folder beside the code that fills them in."""
+"""Renders pages and forms: Jinja files in a `templates/` folder beside the code that fills them in, and the form that both sides need.
+
+`default_policy` is the policy that a new site folder begins with: `SitePolicy` in its defaults, with a comment on each rule for whoever
+edits it.
+"""
 
 from __future__ import annotations
 
@@ -34,3 +38,8 @@ def render(package: str, name: str, /, filters: Filters | None = None, **values:
     )
     environment.filters.update(filters or {})
     return environment.get_template(name).render(values)
+
+
+def default_policy() -> str:
+    """Writes the text of a new `policy.yaml`."""
+    return render("pneumofed.common.config", "policy.yaml")

@@ -4,7 +4,7 @@ the records and keys of a Flower message.
     instruction   arrays  {parameters float32 [P], statistics float32 [B]}   config {experiment, run, round, protocol, rate-factor}
     of SCAFFOLD   and server-variate {server-variate float32 [P]}            config {..., counted}
     roll call     (no arrays)                                                config {experiment, run, round, protocol}
-    update        arrays  as above, or those of common.wire.update_encoding  metrics {num-examples, loss, ...}
+    update        arrays  as above, or those of common.wire.fields  metrics {num-examples, loss, ...}
                                                                              site {name, layout, report}
     secure agg.   as an instruction, with its arrays in one step only        config {..., step}
                   the replies: see common.secure_aggregation.protocol
@@ -33,8 +33,11 @@ from pneumofed.common.config.experiment import UpdatePrecision
 from pneumofed.common.errors import MessageError, describe_for_wire
 from pneumofed.common.wire.fields import (
     MOST_COUNT,
+    PARAMETERS,
     array_values,
     class_name,
+    decode_parameters,
+    encode_parameters,
     foreign_sentence,
     json_object,
     layout_digest,
@@ -42,7 +45,6 @@ from pneumofed.common.wire.fields import (
     site_name,
     site_report,
 )
-from pneumofed.common.wire.update_encoding import PARAMETERS, decode_parameters, encode_parameters
 
 Content = RecordDict
 """What a Flower message carries; its name for those who only hand it on."""

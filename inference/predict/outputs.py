@@ -15,14 +15,13 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from pneumofed.common.data.csv_tables import TableWriter
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.data.tables import TableWriter
+from pneumofed.common.errors import ConfigError, printable_line
 from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.patient_groups import AGE, PatientGroups
 from pneumofed.common.model_bundle.manifest import BundleManifest
 from pneumofed.common.model_bundle.population import PopulationStatus, describe_groups
 from pneumofed.common.model_bundle.predictor import Predictor
-from pneumofed.common.printable import printable_line
 from pneumofed.inference.predict.predict import CSV_COLUMNS, ROW_SCHEMA, FileResult, PredictionSummary, csv_row, json_row
 
 TABLE_ROWS = 200

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.patient_groups import Projection, classify_view
 from pneumofed.common.imaging.types import Image
-from pneumofed.common.imaging.views import Projection, classify_view
 from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
 from pneumofed.common.model_bundle.suitability import Judgement, Prediction

@@ -10,10 +10,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pneumofed.common.audit.log import AuditLog
-from pneumofed.common.data.csv_tables import TableWriter
 from pneumofed.common.data.manifest import MANIFEST_COLUMNS
-from pneumofed.common.data.pseudonyms import Pseudonyms, load_pseudonyms
+from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.files import atomic_write
+from pneumofed.common.imaging.dicom_header import Pseudonyms, load_pseudonyms
 from pneumofed.inference.reading_room.cases import Case, Cases, FindingRow, open_room_database
 from pneumofed.inference.reading_room.file_store import CaseFiles
 from pneumofed.inference.reading_room.settings import RoomFolder

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pneumofed.client.cli.options import exit_codes
+from pneumofed.client.cli.archive import exit_codes
 from pneumofed.common.ops.command_line import Json, Site, print_json, say
 
 ROOM = "room.yaml"

@@ -17,14 +17,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, Met
 from flwr.serverapp import Grid
 
 from pneumofed.common.errors import RoundError
-from pneumofed.common.models.schedule import variate_change
+from pneumofed.common.models.recipe import variate_change
+from pneumofed.common.wire.fields import PARAMETERS
 from pneumofed.common.wire.instructions import pack_variate
 from pneumofed.common.wire.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SITE, VARIATE, unpack_arrays
-from pneumofed.common.wire.update_encoding import PARAMETERS
 from pneumofed.server.federation.site_sampling import StartingWeights
 
 WeightOfRound = Callable[[int, int], float]
-"""`common.models.schedule.gradient_weight` of a run: of the round, counted from 1, and a site's number of images."""
+"""`common.models.recipe.gradient_weight` of a run: of the round, counted from 1, and a site's number of images."""
 
 
 class FedNova(StartingWeights):

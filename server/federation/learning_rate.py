@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable
 
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.models.schedule import gradient_weight, plateau_factor, rate_of_round
+from pneumofed.common.models.recipe import gradient_weight, plateau_factor, rate_of_round
 from pneumofed.server.runs.records import RoundRecord
 
 logger = logging.getLogger(__name__)

@@ -18,8 +18,8 @@ from flwr.serverapp import strategy as flower
 
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.wire.fields import PARAMETERS
 from pneumofed.common.wire.messages import ARRAYS, BUFFERS, METRICS, NUM_EXAMPLES, SITE, ModelArrays, Update
-from pneumofed.common.wire.update_encoding import PARAMETERS
 from pneumofed.server.federation.drift import (
     FedDyn,
     FedNova,

@@ -13,8 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from pneumofed.common.config.default_policy import default_policy
-from pneumofed.common.ops.render import render
+from pneumofed.common.ops.render import default_policy, render
 from pneumofed.common.wire.keys import parse_private_key, private_pem, public_pem, read_private_key
 from pneumofed.server.operations.gateway import render_gateway
 from pneumofed.server.operations.settings import AuditorAccess, CoordinatorSettings

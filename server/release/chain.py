@@ -15,8 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pneumofed.common.audit.hash_chain import CHAIN_START, canonical, chain_hash, first_broken
-from pneumofed.common.audit.log import RELEASE_EVENT, read_entries
+from pneumofed.common.audit.log import CHAIN_START, RELEASE_EVENT, canonical, chain_hash, first_broken, read_entries
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.errors import ReleaseError
 from pneumofed.common.files import exclusive

@@ -26,7 +26,7 @@ Results = Mapping[str, MetricInterval]
 
 
 class DataCounts(Record):
-    """A party's images, in counts: see `common.data.report.DataReport.public`."""
+    """A party's images, in counts: see `common.data.manifest.DataReport.public`."""
 
     found: int | None = None
     used: int | None = None

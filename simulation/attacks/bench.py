@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pneumofed.client.privacy.delta import default_delta
 from pneumofed.client.privacy.plan import SitePlan
 from pneumofed.common.config.experiment import CORRECTED, ExperimentConfig
+from pneumofed.common.config.parties import default_delta
 from pneumofed.common.data.dataset import Dataset, load_dataset
 from pneumofed.common.data.manifest import Manifest
 from pneumofed.common.data.sources.public_sets import read_kaggle

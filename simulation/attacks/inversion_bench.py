@@ -15,7 +15,7 @@ from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.evaluation.ssim import ssim
 from pneumofed.common.imaging.augment import to_model_input
 from pneumofed.common.models.build import build_model
-from pneumofed.common.models.losses import build_loss
+from pneumofed.common.models.recipe import build_loss
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.simulation.attacks.bench import Bench, Say
 from pneumofed.simulation.attacks.inversion import (

@@ -34,7 +34,7 @@ from pneumofed.common.model_bundle.bundle import read_start_weights
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import predict_cached
-from pneumofed.common.models.schedule import gradient_weight, rate_of_round, refuse_plateau
+from pneumofed.common.models.recipe import gradient_weight, rate_of_round, refuse_plateau
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.privacy.randomness import KEY_BYTES
 from pneumofed.common.seeds import derive_seed, numpy_generator

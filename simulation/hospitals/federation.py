@@ -26,8 +26,7 @@ from pneumofed.common.config.experiment import ExperimentConfig, Section
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.data.dataset import check_causes
-from pneumofed.common.data.manifest import Manifest, write_manifest
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport, Manifest, write_manifest
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, write_secret

@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pneumofed.common.data.manifest import Manifest
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport, Manifest
 from pneumofed.common.data.sources.public_sets import is_kaggle, read_chexpert, read_kaggle, read_nih, read_padchest
 from pneumofed.common.data.sources.table import find_columns, read_csv
 from pneumofed.common.data.tables import read_columns

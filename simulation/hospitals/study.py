@@ -14,8 +14,7 @@ from pathlib import Path
 
 from pneumofed.client.data.splits import split_by_patient
 from pneumofed.common.data.cache import load_digests
-from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import LABELS, DataReport, ImageRecord, Manifest
 from pneumofed.common.data.sources.public_sets import is_kaggle
 from pneumofed.common.data.sources.table import find_columns
 from pneumofed.common.data.tables import read_columns, read_rows

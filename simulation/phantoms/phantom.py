@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pneumofed.common.data.csv_tables import TableWriter
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
+from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
 from pneumofed.simulation.phantoms.anatomy import Map

@@ -25,7 +25,7 @@ import PIL.Image
 import torch
 import yaml
 
-import pneumofed.client.privacy.rounds  # noqa: F401  imported before the fork
+import pneumofed.client.privacy.dp_sgd  # noqa: F401  imported before the fork
 import pneumofed.server.export.export as exporting
 import pneumofed.server.federation.run as running
 from pneumofed.client.privacy.ledger import Ledger

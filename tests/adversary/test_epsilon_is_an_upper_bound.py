@@ -23,10 +23,10 @@ import scipy.stats
 import torch
 
 from pneumofed.client.federation.site_data import SiteData
-from pneumofed.client.privacy import dp_sgd, per_sample_gradients, rounds
+from pneumofed.client.privacy import dp_sgd, per_sample_gradients
+from pneumofed.client.privacy.dp_sgd import train_privately
+from pneumofed.client.privacy.ledger import open_ledger
 from pneumofed.client.privacy.plan import count_units
-from pneumofed.client.privacy.rounds import train_privately
-from pneumofed.client.privacy.spending import open_ledger
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.models.build import build_model
@@ -88,8 +88,8 @@ class Rounds:
         self.layout = ArraysLayout.of(self.model)
         self.before = ModelArrays(*self.layout.flatten(self.model))
         public = count_units(self.whole.patients, experiment.privacy.unit)
-        for module in (rounds, dp_sgd):  # how many units there are counts as public, so it is the same in both
-            patch.setattr(module, "count_units", lambda patients, unit: public)
+        # how many units there are counts as public, so it is the same in both
+        patch.setattr(dp_sgd, "count_units", lambda patients, unit: public)
 
     def ask(self, experiment: Any, data: Dataset) -> tuple[np.ndarray, float]:
         """How one round of a new site with `data` moves the weights, and the epsilon in its ledger."""

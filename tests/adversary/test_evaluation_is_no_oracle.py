@@ -23,12 +23,11 @@ from pneumofed.client.federation.evaluations import (
 )
 from pneumofed.client.federation.policy_decision import RunRequest
 from pneumofed.client.federation.site_data import load_site
-from pneumofed.client.privacy.spending import open_ledger
+from pneumofed.client.privacy.ledger import open_ledger
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.manifest import Manifest
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport, Manifest
 from pneumofed.common.errors import PolicyError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.predictions import Predictions

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pneumofed.client.app import app
-from pneumofed.client.federation.fedbn import LocalNorms
+from pneumofed.client.federation.network import LocalNorms
 from pneumofed.common.audit.log import parse_line, read_entries
 from pneumofed.common.errors import MessageError, PneumofedError
 from pneumofed.common.evaluation.statistics import Statistics

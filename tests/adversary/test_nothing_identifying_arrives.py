@@ -16,7 +16,7 @@ from pydicom.tag import Tag
 
 from pneumofed.client.archive.deidentify import deidentify, encode_file
 from pneumofed.client.archive.receiver import parse_file
-from pneumofed.common.data.pseudonyms import Pseudonyms
+from pneumofed.common.imaging.dicom_header import Pseudonyms
 from tests.dicom_factory import dicom_bytes, draw_radiograph, make_dataset
 
 PSEUDONYMS = Pseudonyms(b"k" * 32)

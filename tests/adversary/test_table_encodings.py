@@ -8,10 +8,10 @@ import pytest
 
 from pneumofed.common.data.dataset import check_causes
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest
-from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.data.sources.dicom import read_labels
 from pneumofed.common.data.sources.table import read_csv
 from pneumofed.common.errors import DataError, EmptySiteError, SkipReason
+from pneumofed.common.imaging.dicom_header import Pseudonyms
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.common.data.conftest import write_image
 

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pneumofed.common.data.csv_tables import TableWriter, neutralize_cell, read_table, restore_cell
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
-from pneumofed.common.data.tables import plain_text
+from pneumofed.common.data.tables import TableWriter, neutralize_cell, plain_text, read_table, restore_cell
 from pneumofed.common.evaluation.predictions import Predictions
 
 CELLS = st.text() | st.text("=+-@'\\;,|\"\t\r\n x1\u202e\x00\x1b\x85\uff1d\u3000", max_size=12)
@@ -84,4 +83,4 @@ def test_no_module_writes_a_table_past_the_neutralizer() -> None:
         for path in (root / house).rglob("*.py")
         if re.search(r"csv\.(writer|DictWriter)|to_csv", path.read_text())
     ]
-    assert [path.name for path in found] == ["csv_tables.py"]
+    assert [path.name for path in found] == ["tables.py"]

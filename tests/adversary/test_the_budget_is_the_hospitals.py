@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pneumofed.client.privacy.delta import DELTA_CEILING, default_delta
-from pneumofed.client.privacy.spending import open_ledger
+from pneumofed.client.privacy.ledger import open_ledger
+from pneumofed.common.config.parties import DELTA_CEILING, default_delta
 from pneumofed.common.privacy.accounting import epsilon
 from tests.adversary.hospital import Hospital, private_experiment
 from tests.tiny import draw_manifest

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pneumofed.client.site.kit import START_SCRIPT
+from pneumofed.client.site.init import START_SCRIPT
 from pneumofed.common.wire.keys import NodeKey
 from pneumofed.server.provisioning.authority import open_authority
 

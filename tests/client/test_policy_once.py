@@ -15,7 +15,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from pneumofed.client.app import app
 from pneumofed.client.federation import requests
 from pneumofed.client.federation.site_data import SiteData, read_site_config
-from pneumofed.client.privacy.spending import open_ledger
+from pneumofed.client.privacy.ledger import open_ledger
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.models.build import build_model

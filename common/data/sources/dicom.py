@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest, read_label, read_sex
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import LABELS, DataReport, ImageRecord, Manifest, read_label, read_sex
 from pneumofed.common.data.sources.table import collect, find_column, walk_files
 from pneumofed.common.data.tables import plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
-from pneumofed.common.imaging.views import is_frontal, is_other_part
+from pneumofed.common.imaging.patient_groups import is_frontal, is_other_part
 
 _KEYS = {
     "sop_uid": ("sopinstanceuid", "sopuid", "sop"),

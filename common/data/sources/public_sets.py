@@ -13,8 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from pneumofed.common.data.manifest import ImageRecord, Manifest, read_age, read_sex
-from pneumofed.common.data.report import DataReport, DataWarning
+from pneumofed.common.data.manifest import DataReport, DataWarning, ImageRecord, Manifest, read_age, read_sex
 from pneumofed.common.data.sources.table import UncertainPolicy, check_uncertain_policy, collect, find_by_name, settle_uncertain
 from pneumofed.common.data.tables import plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, SkipReason

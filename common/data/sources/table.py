@@ -15,6 +15,7 @@ from typing import Literal, get_args
 from pneumofed.common.data.manifest import (
     LABELS,
     MANIFEST_COLUMNS,
+    DataReport,
     ImageRecord,
     Manifest,
     find_image,
@@ -22,10 +23,9 @@ from pneumofed.common.data.manifest import (
     read_label,
     read_sex,
 )
-from pneumofed.common.data.report import DataReport
 from pneumofed.common.data.tables import check_columns, plain_text, read_columns, read_rows
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
-from pneumofed.common.imaging.views import is_frontal
+from pneumofed.common.imaging.patient_groups import is_frontal
 
 _USUAL_NAMES = {
     "path": ("path", "filename", "file", "filepath", "imagepath", "image", "imageid", "imageindex"),

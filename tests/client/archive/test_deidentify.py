@@ -25,8 +25,8 @@ from pneumofed.client.archive.deidentify import coarse_age, deidentify, encode_f
 from pneumofed.client.archive.import_images import ImportRules, prepare_import
 from pneumofed.client.archive.profile import ACTIONS, KEPT, WRITTEN, Action
 from pneumofed.client.archive.receiver import parse_file
-from pneumofed.common.data.pseudonyms import Pseudonyms
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.dicom_header import Pseudonyms
 from pneumofed.common.imaging.images import read_image
 from tests.dicom_factory import dicom_bytes, draw_radiograph, lut_item, make_dataset
 

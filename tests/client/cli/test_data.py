@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 from pneumofed.client.cli.data import app
 from pneumofed.client.data.manifest_update import merge_images
 from pneumofed.client.site.folder import SiteFolder
-from pneumofed.common.data.manifest import ImageRecord, Manifest
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest
 from pneumofed.common.errors import ConfigError, SkipReason
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.common.data.conftest import write_image, write_table

@@ -11,13 +11,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pneumofed.client.cli.privacy import app
+from pneumofed.client.cli.site import app
 from pneumofed.client.federation.policy import policy_of
 from pneumofed.client.federation.requests import audit_log
 from pneumofed.client.federation.site_data import load_site
-from pneumofed.client.privacy.ledger import Spent
+from pneumofed.client.privacy.ledger import Spent, check_budget, spend_round
 from pneumofed.client.privacy.plan import SitePlan
-from pneumofed.client.privacy.spending import check_budget, spend_round
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.audit.log import ANSWER_EVENT
 from pneumofed.common.config.experiment import ExperimentConfig

@@ -19,8 +19,7 @@ from typer.testing import CliRunner
 from pneumofed.client.cli.site import app
 from pneumofed.client.site import service
 from pneumofed.client.site.folder import SiteFolder
-from pneumofed.client.site.init import init_by_hand, init_from_kit
-from pneumofed.client.site.kit import MAX_KIT_FILES
+from pneumofed.client.site.init import MAX_KIT_FILES, init_by_hand, init_from_kit
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.errors import ConfigError, FlowerError

@@ -6,11 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pneumofed.client.data.manifest_update import merge_images
-from pneumofed.client.data.withdrawal import remove_patients
+from pneumofed.client.data.manifest_update import merge_images, remove_patients
 from pneumofed.client.site.folder import SiteFolder
-from pneumofed.common.data.manifest import ImageRecord, Manifest
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest
 from pneumofed.common.errors import SkipReason
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.common.data.conftest import write_image, write_table
@@ -77,7 +75,7 @@ def test_copies_that_the_site_wrote_are_deleted_and_files_of_others_stay(site: P
 def test_a_removal_that_was_interrupted_is_completed_by_the_same_command(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(
-            "pneumofed.client.data.withdrawal.write_manifest",
+            "pneumofed.client.data.manifest_update.write_manifest",
             lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")),
         )
         assert remove(site, "MRN-1")[0] == 2

@@ -15,7 +15,7 @@ from pneumofed.common.config.experiment import StrategyName
 from pneumofed.common.errors import DataError, MessageError
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
-from pneumofed.common.models.schedule import gradient_weight
+from pneumofed.common.models.recipe import gradient_weight
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout

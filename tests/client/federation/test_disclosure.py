@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import yaml
 
-from pneumofed.client.federation.disclosure import Disclosure
 from pneumofed.client.federation.policy import UNRESTRICTED, policy_of
+from pneumofed.client.federation.requests import Disclosure
 from pneumofed.client.federation.site_data import load_site, read_site_config
-from pneumofed.client.privacy.spending import open_ledger
+from pneumofed.client.privacy.ledger import open_ledger
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import BudgetError
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE

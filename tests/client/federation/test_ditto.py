@@ -27,7 +27,7 @@ from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.imaging.augment import normalize, to_model_input
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
-from pneumofed.common.models.losses import build_loss
+from pneumofed.common.models.recipe import build_loss
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import ModelArrays, describe_content, unpack_evaluation

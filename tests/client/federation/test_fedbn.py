@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pneumofed.client.federation.fedbn import LocalNorms
+from pneumofed.client.federation.network import LocalNorms
 from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import MessageError
 from pneumofed.common.models.build import build_model

@@ -23,11 +23,11 @@ from pneumofed.client.federation.policy_decision import (
     ValidationAsked,
     decide,
 )
-from pneumofed.common.config.default_policy import default_policy
 from pneumofed.common.config.experiment import StrategyName
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import PolicyError
+from pneumofed.common.ops.render import default_policy
 from tests.tiny import tiny_experiment
 
 NOON = ArrivalFacts(datetime(2026, 3, 2, 12, 0))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pneumofed.client.data.splits import split_by_patient
 from pneumofed.client.federation.site_data import SPLIT_FILE, forget_split, split_site
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.errors import DataError
 
 ROWS = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 1)), min_size=1, max_size=40)

@@ -23,10 +23,10 @@ from pneumofed.client.federation.training import (
 )
 from pneumofed.common.config.experiment import TrainingConfig
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import Compute, build_compute
-from pneumofed.common.models.schedule import count_batches, gradient_weight
+from pneumofed.common.models.recipe import count_batches, gradient_weight
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import tiny_experiment
 

@@ -15,8 +15,8 @@ from pneumofed.client.app import app
 from pneumofed.client.federation.policy import policy_of
 from pneumofed.client.federation.policy_decision import ArrivalFacts, RunRequest, decide
 from pneumofed.client.federation.site_data import load_site, read_site_config
+from pneumofed.client.privacy.ledger import spend_round
 from pneumofed.client.privacy.plan import SitePlan
-from pneumofed.client.privacy.spending import spend_round
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.config.reader import build_config

@@ -13,7 +13,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from pneumofed.client.app import train_round
 from pneumofed.client.federation.policy import UNRESTRICTED
 from pneumofed.client.federation.site_data import load_site, read_site_config
-from pneumofed.client.privacy.spending import open_ledger
+from pneumofed.client.privacy.ledger import open_ledger
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
 from pneumofed.common.models.build import build_model

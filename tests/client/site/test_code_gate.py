@@ -29,10 +29,10 @@ from pneumofed.client.federation.policy import read_policy
 from pneumofed.client.site import code_gate
 from pneumofed.client.site.approval import approve_app, installed_hash, revoke
 from pneumofed.common.audit.log import read_entries
-from pneumofed.common.config.default_policy import default_policy
 from pneumofed.common.data.manifest import write_manifest
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.app_bundle import PACKAGE, build_bundle, hash_bundle, write_app
+from pneumofed.common.ops.render import default_policy
 from pneumofed.common.wire.instructions import pack_instruction
 from pneumofed.common.wire.messages import Failure, read_failure
 from tests.client.federation.test_policy import instruction

@@ -17,11 +17,19 @@ import pytest
 from typer.testing import CliRunner
 
 from pneumofed.client.cli.site import app
-from pneumofed.client.site import checks, connection_checks
+from pneumofed.client.site import checks, preflight
 from pneumofed.client.site.checks import Kind, PreflightFinding
-from pneumofed.client.site.connection_checks import ConnectionProblem, check_clock, check_port, probe_gateway
 from pneumofed.client.site.folder import SiteFolder
-from pneumofed.client.site.preflight import CHECKS, EXIT_CODES, exit_code, run_checks
+from pneumofed.client.site.preflight import (
+    CHECKS,
+    EXIT_CODES,
+    ConnectionProblem,
+    check_clock,
+    check_port,
+    exit_code,
+    probe_gateway,
+    run_checks,
+)
 from pneumofed.common.wire.keys import write_node_key
 from pneumofed.server.provisioning.authority import Authority
 from tests.client.complete_site import make_site
@@ -217,7 +225,7 @@ def test_a_missing_or_damaged_key_or_certificate_is_a_problem(site: SiteFolder, 
 
 def test_an_unknown_name_and_a_closed_port_are_told_apart(site: SiteFolder) -> None:
     with pytest.raises(ConnectionProblem, match="not known"):
-        connection_checks.check_name("no-such-host.invalid")
+        preflight.check_name("no-such-host.invalid")
     with pytest.raises(ConnectionProblem, match="refuses"):
         check_port("127.0.0.1", 1)
 
@@ -228,7 +236,7 @@ def test_a_door_of_the_federation_is_accepted_and_its_clock_read(site: SiteFolde
     assert answer.status == 404
     assert answer.date is not None
     assert check_clock(answer.date, datetime.now(UTC)).level == "problem"
-    assert levels(connection_checks.check_gateway(answer))["answer"] == "ok"
+    assert levels(preflight.check_gateway(answer))["answer"] == "ok"
 
 
 def test_a_door_of_another_authority_is_a_problem(site: SiteFolder, tmp_path: Path) -> None:
@@ -260,7 +268,7 @@ def test_a_certificate_that_ends_soon_and_a_door_that_fails_are_told(
     (tmp_path / "soon").mkdir()
     issue(tmp_path / "soon", authority, days=3)
     with door(tmp_path / "soon", status=502) as port:
-        found = levels(connection_checks.check_gateway(probe_gateway(site.connection, "localhost", port)))
+        found = levels(preflight.check_gateway(probe_gateway(site.connection, "localhost", port)))
     assert found == {"TLS": "warning", "answer": "problem"}
 
 
@@ -281,9 +289,9 @@ def test_a_coordinator_that_knows_the_key_and_one_that_does_not(tmp_path: Path) 
         stranger = make_site(tmp_path / "stranger", link.address, link.ca)
         link.flwr("supernode", "register", str(site.path / "keys" / "node.pub"), "test")
         for _ in range(2):  # the first question leaves no trace
-            assert set(levels(connection_checks.check_connection(site)).values()) == {"ok"}
+            assert set(levels(preflight.check_connection(site)).values()) == {"ok"}
         assert exit_code(run_checks(site)) == 0
-        assert levels(connection_checks.check_connection(stranger))["node"] == "problem"
+        assert levels(preflight.check_connection(stranger))["node"] == "problem"
         assert exit_code(run_checks(stranger)) == 12
 
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumofed.common.audit.hash_chain import CHAIN_START, chain_hash, first_broken
-from pneumofed.common.audit.log import read_entries
+from pneumofed.common.audit.log import CHAIN_START, chain_hash, first_broken, read_entries
 
 WRITTEN_BEFORE = (
     b'{"actor":"north","event":"started","facts":{"round":1},"hash":"HASH","previous":"' + b"0" * 64 + b'","sequence":1,'

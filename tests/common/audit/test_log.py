@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pneumofed.cli.audit import app
-from pneumofed.common.audit.hash_chain import CHAIN_START
 from pneumofed.common.audit.log import (
+    CHAIN_START,
     LOG_RECOVERED,
     AuditLog,
     hash_arrays,

@@ -19,8 +19,7 @@ from hypothesis import strategies as st
 from pneumofed.common.config.experiment import ImageConfig
 from pneumofed.common.data import cache
 from pneumofed.common.data.dataset import load_dataset
-from pneumofed.common.data.manifest import ImageRecord, Manifest
-from pneumofed.common.data.report import DataWarning
+from pneumofed.common.data.manifest import DataWarning, ImageRecord, Manifest
 from pneumofed.common.data.sources.public_sets import read_kaggle
 from pneumofed.common.errors import EmptySiteError, SkipReason
 from tests.common.data.conftest import write_image

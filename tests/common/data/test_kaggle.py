@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumofed.common.data.manifest import Manifest
-from pneumofed.common.data.report import DataReport, DataWarning
+from pneumofed.common.data.manifest import DataReport, DataWarning, Manifest
 from pneumofed.common.data.sources.public_sets import read_kaggle
 from pneumofed.common.errors import DataError
 

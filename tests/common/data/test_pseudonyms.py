@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumofed.common.data.pseudonyms import KEY_FILE, Pseudonyms, load_pseudonyms
 from pneumofed.common.data.tables import plain_text
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.imaging.dicom_header import KEY_FILE, Pseudonyms, load_pseudonyms
 
 keys = st.binary(min_size=32, max_size=32)
 identifiers = st.text(min_size=1, max_size=64).filter(lambda text: text.strip(" \0\t\r\n"))

@@ -8,7 +8,7 @@ from collections import Counter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pneumofed.common.data.report import DataReport, DataWarning
+from pneumofed.common.data.manifest import DataReport, DataWarning
 from pneumofed.common.errors import SkipReason
 
 COUNTS = st.integers(0, 1000)

@@ -15,7 +15,7 @@ from pydicom.uid import JPEG2000, UID, JPEG2000Lossless, JPEGLosslessSV1, JPEGLS
 
 from pneumofed.common.errors import ImageError
 from pneumofed.common.imaging import dicom_pixels
-from pneumofed.common.imaging.codestreams import mend_jpeg, mend_jpeg2000
+from pneumofed.common.imaging.dicom_pixels import mend_jpeg, mend_jpeg2000
 from pneumofed.common.imaging.images import decode_image
 from tests.dicom_factory import dicom_bytes, draw_radiograph
 

@@ -11,8 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from pneumofed.common.config.experiment import AugmentationConfig
-from pneumofed.common.imaging.augment import augment, draw_parameters
-from pneumofed.common.imaging.site_style import (
+from pneumofed.common.imaging.augment import (
     MARKER_BRIGHTER,
     MARKER_HEIGHT,
     MARKER_RING,
@@ -20,8 +19,10 @@ from pneumofed.common.imaging.site_style import (
     MARKER_WIDTH,
     STYLE_CYCLES,
     WIDEST_BORDER,
+    augment,
     change_style,
     draw_log_factors,
+    draw_parameters,
     erase_borders,
     erase_markers,
 )

@@ -14,7 +14,7 @@ from pydicom.sr.codedict import codes
 from pneumofed.common.imaging.dicom_header import read_header
 from pneumofed.common.imaging.dicom_views import REGION_CODES, VIEW_CODES, read_body_part, read_view
 from pneumofed.common.imaging.images import read_image
-from pneumofed.common.imaging.views import (
+from pneumofed.common.imaging.patient_groups import (
     OTHER_PARTS,
     PART_TERMS,
     classify_view,

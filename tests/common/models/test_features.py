@@ -11,7 +11,7 @@ import torch
 
 from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.models import features as module
 from pneumofed.common.models.build import build_model, classifier_of
 from pneumofed.common.models.compute import build_compute

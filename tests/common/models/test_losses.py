@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from pneumofed.common.config.experiment import LossConfig
 from pneumofed.common.errors import EmptySiteError
-from pneumofed.common.models.losses import EFFECTIVE_NUMBER_BETA, WeightedLoss, build_loss, class_weights
+from pneumofed.common.models.recipe import EFFECTIVE_NUMBER_BETA, WeightedLoss, build_loss, class_weights
 
 PLAIN = {"class_weights": "balanced", "logit_adjustment": False, "label_smoothing": 0.0}
 

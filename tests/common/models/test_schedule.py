@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig, TrainingConfig
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.models.schedule import plateau_factor, rate_of_round, refuse_plateau, schedule_factor
+from pneumofed.common.models.recipe import plateau_factor, rate_of_round, refuse_plateau, schedule_factor
 
 Schedule = Literal["constant", "cosine", "one_cycle", "plateau"]
 SCHEDULES = st.sampled_from(["constant", "cosine", "one_cycle"])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pneumofed.common.config.experiment import UpdatePrecision
 from pneumofed.common.errors import MessageError
-from pneumofed.common.wire.update_encoding import BLOCK, LEVELS, decode_parameters, encode_parameters
+from pneumofed.common.wire.fields import BLOCK, LEVELS, decode_parameters, encode_parameters
 
 PRECISIONS: tuple[UpdatePrecision, ...] = ("float32", "float16", "int8")
 

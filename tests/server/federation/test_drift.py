@@ -22,8 +22,7 @@ from pneumofed.common.config.experiment import CORRECTED, ExperimentConfig, Stra
 from pneumofed.common.errors import RoundError
 from pneumofed.common.imaging.augment import normalize, to_model_input
 from pneumofed.common.models.build import build_model, train_mode
-from pneumofed.common.models.losses import build_loss
-from pneumofed.common.models.schedule import schedule_factor
+from pneumofed.common.models.recipe import build_loss, schedule_factor
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.errors import ConfigError
 from pneumofed.simulation.attacks.canaries import Guesses, audit, epsilon_lower_bound, guess, join, make_canaries, p_value, toss
 

@@ -11,11 +11,11 @@ from torch import nn
 from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
 from pneumofed.common.config.experiment import LossConfig, ModelConfig
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.report import DataReport
+from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, to_model_input
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
-from pneumofed.common.models.losses import build_loss
+from pneumofed.common.models.recipe import build_loss
 from pneumofed.simulation.attacks.inversion import (
     InversionSettings,
     Target,

@@ -16,7 +16,7 @@ from pydicom import dcmread
 from pydicom.pixels import apply_voi_lut
 
 from pneumofed.client.archive.deidentify import deidentify, is_burnt_in
-from pneumofed.common.data.pseudonyms import Pseudonyms
+from pneumofed.common.imaging.dicom_header import Pseudonyms
 from pneumofed.common.imaging.images import read_image
 from pneumofed.simulation.phantoms.dicom import Examination, encode_dicom, make_uid
 
