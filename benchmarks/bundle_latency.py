@@ -104,7 +104,7 @@ def find_images(folder: Path | None, scratch: Path) -> list[Path]:
     """At most 200 image files of `folder`, or 40 phantoms drawn into `scratch`."""
     if folder is not None:
         return sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".dcm"))[:200]
-    from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
+    from pneumofed.simulation.phantoms.phantom import draw_patients, draw_picture
 
     paths = []
     for patient in draw_patients("train", 40, 0):

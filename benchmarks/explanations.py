@@ -35,6 +35,7 @@ from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.models.build import build_model
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.inference.explain.attribution import compute_attribution, empty
+from pneumofed.inference.explain.cam import LogOdds
 from pneumofed.inference.explain.faithfulness import (
     Curves,
     Likeness,
@@ -50,7 +51,6 @@ from pneumofed.inference.explain.faithfulness import (
     spearman,
 )
 from pneumofed.inference.explain.focus import LungField, Misplaced, find_lungs, find_markers, judge_focus
-from pneumofed.inference.explain.log_odds import LogOdds
 from pneumofed.inference.explain.methods import METHODS, Method, Target
 from pneumofed.inference.explain.pictures import place_on_image
 from pneumofed.server.runs.checkpoints import read_checkpoint

@@ -24,7 +24,7 @@ from pneumofed.inference.explain.focus import find_lungs, find_markers
 from pneumofed.simulation.hospitals.sources import read_source
 from pneumofed.simulation.phantoms.anatomy import ADULT_RANGES, CHILD_RANGES, draw_anatomy
 from pneumofed.simulation.phantoms.image import burn_in, draw_lungs, draw_phantom
-from pneumofed.simulation.phantoms.patients import LABEL_SHARES
+from pneumofed.simulation.phantoms.phantom import LABEL_SHARES
 
 SHEET, COLUMNS, TILE_PX = 40, 10, 150
 PHANTOM_PX = 160

@@ -30,12 +30,11 @@ from pneumofed.common.imaging.images import fit_square
 from pneumofed.common.models.build import build_model
 from pneumofed.common.seeds import numpy_generator, torch_generator
 from pneumofed.inference.explain.attribution import compute_attribution
-from pneumofed.inference.explain.cam import at_size, enlarge, finer_layer, grad_cam, larger_side
+from pneumofed.inference.explain.cam import LogOdds, at_size, enlarge, finer_layer, grad_cam, larger_side
 from pneumofed.inference.explain.faithfulness import mean_interval, show_interval
-from pneumofed.inference.explain.log_odds import LogOdds
 from pneumofed.inference.explain.methods import Detail
 from pneumofed.simulation.phantoms.image import draw_opacity
-from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
+from pneumofed.simulation.phantoms.phantom import draw_patients, draw_picture
 
 SIZE_PX = 128
 LARGER_PX = larger_side(SIZE_PX)

@@ -37,7 +37,7 @@ import yaml
 
 from pneumofed.common.ops.processes import free_port
 from pneumofed.common.ops.web import CSRF_HEADER
-from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
+from pneumofed.simulation.phantoms.phantom import draw_patients, draw_picture
 from tests.dicom_factory import dicom_bytes
 from tests.model_bundles import make_bundle
 

@@ -139,7 +139,7 @@ def _rename(given: Mapping[str, Any], names: Mapping[str, str], section: str) ->
 
 
 def _run_own(values: Mapping[str, Any], resources: Any) -> None:
-    from pneumofed.simulation.hospitals.settings import SimulationConfig
+    from pneumofed.simulation.hospitals.sources import SimulationConfig
     from pneumofed.simulation.hospitals.study import count_hospitals
     from pneumofed.simulation.plan import Plan, build_plan, default_run_dir
     from pneumofed.simulation.runner import run_simulation

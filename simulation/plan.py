@@ -19,7 +19,7 @@ from pneumofed.common.config.reader import SIMULATION_SECTION, build_config, fin
 from pneumofed.common.errors import CheckpointError, ConfigError
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.resume import check_resumable, describe_way_on
-from pneumofed.simulation.hospitals.settings import COLUMN, SimulationConfig
+from pneumofed.simulation.hospitals.sources import COLUMN, SimulationConfig
 from pneumofed.simulation.superlink import Resources, count_gpus
 
 EngineName = Literal["flower", "local"]

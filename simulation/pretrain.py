@@ -24,7 +24,7 @@ from pneumofed.common.models.compute import build_compute
 from pneumofed.common.models.recipe import refuse_plateau
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.simulation.phantoms.other_images import PROCESSES, draw_process, draw_process_picture
-from pneumofed.simulation.phantoms.patients import LABEL_SHARES, draw_patients, draw_picture
+from pneumofed.simulation.phantoms.phantom import LABEL_SHARES, draw_patients, draw_picture
 from pneumofed.simulation.plan import PretrainSource
 
 PRETRAINING = "pretraining"

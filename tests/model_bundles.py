@@ -43,7 +43,7 @@ from pneumofed.common.models.architectures import SmallCNN
 from pneumofed.common.models.build import build_model
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.keys import NodeKey, PrivateKey, parse_private_key
-from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
+from pneumofed.simulation.phantoms.phantom import draw_patients, draw_picture
 
 SIZE_PX = 32
 PREPROCESSING = Preprocessing(size_px=SIZE_PX, fit="pad", in_channels=1, mean=(GREY_MEAN,), std=(GREY_STD,))

@@ -44,7 +44,7 @@ DOORS = {
         "common/imaging/",
         "client/archive/",
         "inference/predict/dicom_objects.py",
-        "inference/predict/dicom_text.py",
+        "inference/predict/dicom_contents.py",
         "inference/reading_room/image_facts.py",
         "simulation/phantoms/",
         "simulation/hospitals/",
@@ -335,8 +335,8 @@ def test_documented_arguments_exist() -> None:
 def test_size_of_the_house() -> None:
     """Files are subjects: as many as there are, and of a length that one sitting takes."""
     lines = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values() if path.name != "__init__.py")
-    assert len(lines) <= 283
-    assert 150 <= statistics.median(lines) <= 220
+    assert len(lines) <= 260
+    assert 150 <= statistics.median(lines) <= 240
     assert lines[int(0.9 * len(lines))] < 350
 
 
@@ -360,8 +360,8 @@ LONG_FUNCTIONS = [
     "pneumofed.cli.release.release",
     "pneumofed.client.cli.archive.add_dimse",
     "pneumofed.runs.simulate",
-    "pneumofed.server.cli.study.export_command",
+    "pneumofed.server.cli.coordinator.export_command",
     "pneumofed.server.export.export._build",
-    "pneumofed.server.export.other_tools.monai_metadata",
+    "pneumofed.server.export.graph.monai_metadata",
 ]
 """Longer than 40 lines without their docstring; the list may only get shorter."""

@@ -170,7 +170,7 @@ def find_config(name: str | Path) -> Path:
 
 
 SIMULATION_SECTION = "simulation"
-"""Of an experiment's file: keys of `simulation.hospitals.settings.SimulationConfig`."""
+"""Of an experiment's file: keys of `simulation.hospitals.sources.SimulationConfig`."""
 
 
 def load_experiment(path: str | Path | None = None, overrides: Mapping[str, Any] | None = None) -> ExperimentConfig:

@@ -258,7 +258,7 @@ def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePreci
 
 
 def unpack_update(content: RecordDict, base: ModelArrays, precision: UpdatePrecision = "float32") -> Update:
-    """Unpacks a site's update; its values are checked by `server.federation.update_checks`.
+    """Unpacks a site's update; its values are checked by `server.federation.messaging`.
 
     Args:
         content: of the reply.

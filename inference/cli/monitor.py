@@ -13,7 +13,7 @@ from pneumofed.common.ops.command_line import ALARM, Json, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.bundle import Bundle
-    from pneumofed.inference.monitor.evidence import Direction
+    from pneumofed.inference.monitor.e_processes import Direction
     from pneumofed.inference.monitor.monitor import Monitor
     from pneumofed.inference.monitor.share import SiteDrift
 

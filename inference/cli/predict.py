@@ -36,9 +36,8 @@ if TYPE_CHECKING:
     from pneumofed.common.ops.progress import Progress
     from pneumofed.inference.explain.files import ExplanationReport
     from pneumofed.inference.predict.dicom_objects import ArchiveWriter
-    from pneumofed.inference.predict.outputs import Output
+    from pneumofed.inference.predict.outputs import Output, Recorder
     from pneumofed.inference.predict.predict import FileResult, PredictionSummary
-    from pneumofed.inference.predict.recording import Recorder
 
 
 def predict_command(
@@ -92,7 +91,7 @@ def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
     if folder is None:
         return None
     from pneumofed.inference.monitor.monitor import Monitor
-    from pneumofed.inference.predict.recording import Recorder
+    from pneumofed.inference.predict.outputs import Recorder
 
     return Recorder(Monitor.open(folder, bundle), note)
 

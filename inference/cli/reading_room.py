@@ -59,8 +59,8 @@ def room_clean(room: Room = Path(), json_: Json = False) -> None:
     from dataclasses import asdict
 
     from pneumofed.inference.reading_room.cases import Cases, open_room_database
-    from pneumofed.inference.reading_room.file_store import CaseFiles
     from pneumofed.inference.reading_room.room import delete_old_cases
+    from pneumofed.inference.reading_room.settings import CaseFiles
 
     folder = _open(room)
     done = delete_old_cases(

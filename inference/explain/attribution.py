@@ -19,8 +19,16 @@ from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
 from pneumofed.common.seeds import derive_seed
-from pneumofed.inference.explain.cam import Cam, activation_map, at_size, enlarge, grad_cam, grad_cam_plus_plus, larger_side
-from pneumofed.inference.explain.log_odds import LogOdds
+from pneumofed.inference.explain.cam import (
+    Cam,
+    LogOdds,
+    activation_map,
+    at_size,
+    enlarge,
+    grad_cam,
+    grad_cam_plus_plus,
+    larger_side,
+)
 from pneumofed.inference.explain.methods import Attribution, Detail, Method, Target
 
 PATH_STEPS = 32

@@ -29,7 +29,7 @@ from pneumofed.common.evaluation.ssim import ssim
 from pneumofed.common.models.build import classifier_of
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.explain.attribution import compute_attribution, seeded
-from pneumofed.inference.explain.log_odds import LogOdds
+from pneumofed.inference.explain.cam import LogOdds
 from pneumofed.inference.explain.methods import Detail, Method, Target
 
 CELLS_PER_SIDE = 16

@@ -29,10 +29,9 @@ from pneumofed.common.model_bundle.predictor import Predictor, model_input
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.inference.explain.attribution import compute_attribution, empty
-from pneumofed.inference.explain.cam import larger_side
+from pneumofed.inference.explain.cam import LogOdds, larger_side
 from pneumofed.inference.explain.faithfulness import Sanity, curves, random_curves, sanity_check
 from pneumofed.inference.explain.focus import Focus, Misplaced, find_lungs, find_markers, judge_focus
-from pneumofed.inference.explain.log_odds import LogOdds
 from pneumofed.inference.explain.methods import DETAIL_NOTES, FACTS, Attribution, Detail, Method, Target
 from pneumofed.inference.explain.pictures import Panel, montage, overlay, place_on_image
 from pneumofed.inference.predict.predict import find_files

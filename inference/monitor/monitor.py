@@ -19,8 +19,7 @@ import numpy as np
 
 from pneumofed.common.errors import ConfigError, DataError
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.inference.monitor.e_processes import Baseline, list_tests
-from pneumofed.inference.monitor.evidence import YEAR_DAYS
+from pneumofed.inference.monitor.e_processes import YEAR_DAYS, Baseline, list_tests
 from pneumofed.inference.monitor.reference import Observations, Reference, reference_of
 from pneumofed.inference.monitor.share import Grid, Summary
 from pneumofed.inference.monitor.store import Label, MonitorStore, Observation, today

@@ -1,12 +1,18 @@
-"""What is compared: the reference images of a bundle, and the images that it judged at a site.
+"""What is compared: the reference images of a bundle, the images that it judged at a site, and the groups of patients in both.
 
 `Reference` holds the quantities of the images on which the model was evaluated, and the embedding that is fitted on a third of them.
 `Observations` holds the same quantities of judged images as columns, in the order of arrival, without a pixel and without a patient.
+
+The mix of a site's patients is watched by itself, and everything else within groups of patients. `Groups` holds the groups of N patients
+as positions in `KINDS`, so that the mix of one kind (age, sex, view) is a quantity that can be ranked like any other: children come before
+adults. `stratum_labels` names the stratum of each patient, all kinds together: an image is then compared only with images of the same
+stratum (Mondrian conformal prediction: Vovk, Gammerman & Shafer 2005, section 4.5), so that more children this month do not look like a
+change of the scanner.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -15,15 +21,20 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.imaging.patient_groups import AGE, KINDS, SEX, VIEW, PatientGroups
 from pneumofed.common.model_bundle.manifest import MIN_REFERENCE_IMAGES, REFERENCE_GROUPS
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.inference.monitor.embedding import Embedding
-from pneumofed.inference.monitor.strata import Groups, encode_words, unknown_groups, watched_kinds
-from pneumofed.inference.monitor.two_sample import Separation
+from pneumofed.inference.monitor.two_sample import Embedding, Separation
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.bundle import Bundle
 
+Groups = npt.NDArray[np.int64]
+"""[N, 3]: for each of `KINDS` the position of the patient's group in it, `UNKNOWN_GROUP` where it is not known."""
+
+UNKNOWN_GROUP = -1
+MIXES = {AGE: "mix of ages", SEX: "mix of sexes", VIEW: "mix of views"}
+"""Names of the quantities."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,6 +42,67 @@ FIT_SHARE = 1 / 3
 """Of the reference images, those that the embedding is fitted on and that no test of it uses."""
 TESTED_COMPONENTS = 4
 PROBABILITY, COMPONENT, LIKENESS = "probability", "component", "likeness"
+
+
+def encode_groups(groups: Iterable[PatientGroups]) -> Groups:
+    """Encodes the groups of N patients, int64 [N, 3]."""
+    rows = [[_position(kind, dict(one.known()).get(kind, "")) for kind in KINDS] for one in groups]
+    return np.array(rows, np.int64).reshape(-1, len(KINDS))
+
+
+def encode_words(columns: Sequence[Sequence[str]]) -> Groups:
+    """Encodes words as files keep them; a word that is no group, or an empty one, is not known.
+
+    Args:
+        columns: for each of `KINDS` N words.
+
+    Returns:
+        int64 [N, 3].
+    """
+    encoded = [[_position(kind, word) for word in words] for kind, words in zip(KINDS, columns, strict=True)]
+    return np.array(encoded, np.int64).reshape(len(KINDS), -1).T
+
+
+def unknown_groups(count: int) -> Groups:
+    """Returns the groups of `count` patients of whom nothing is known."""
+    return np.full((count, len(KINDS)), UNKNOWN_GROUP, np.int64)
+
+
+def watched_kinds(reference: Groups) -> tuple[str, ...]:
+    """Lists the kinds whose mix can be watched: known of at least `MIN_REFERENCE_IMAGES` patients of the reference, as for any quantity."""
+    known = (reference != UNKNOWN_GROUP).sum(axis=0)
+    return tuple(kind for kind, count in zip(KINDS, known, strict=True) if count >= MIN_REFERENCE_IMAGES)
+
+
+def column_of(kind: str) -> int:
+    """Returns the column of `kind` in `Groups`."""
+    return tuple(KINDS).index(kind)
+
+
+def stratum_labels(groups: Groups, kinds: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Computes the stratum of each patient, int64 [N]: one for each combination of groups of `kinds`; unknown is a group of its own.
+
+    Args:
+        groups: int64 [N, 3].
+        kinds: what strata are made of; without any there is one stratum.
+    """
+    labels = np.zeros(len(groups), np.int64)
+    for kind in kinds:
+        labels = labels * (len(KINDS[kind]) + 1) + groups[:, column_of(kind)] + 1
+    return labels
+
+
+def group_shares(groups: Groups, kind: str) -> dict[str, float]:
+    """Computes the share of each group of `kind` among those of whom it is known; empty where it is known of nobody."""
+    column = groups[:, column_of(kind)]
+    known = column[column != UNKNOWN_GROUP]
+    counts = np.bincount(known, minlength=len(KINDS[kind]))
+    return {str(group): float(count / len(known)) for group, count in zip(KINDS[kind], counts, strict=True)} if len(known) else {}
+
+
+def _position(kind: str, word: str) -> int:
+    names = [str(group) for group in KINDS[kind]]
+    return names.index(word) if word in names else UNKNOWN_GROUP
 
 
 @dataclass(frozen=True)
@@ -45,7 +117,7 @@ class Reference:
         separation: of the score between the classes.
         embedding: fitted on a third of the images.
         rows: float64 [R, E], the embedding of the others.
-        groups: int64 [M, 3], of the patients (`inference.monitor.strata`).
+        groups: int64 [M, 3], of the patients (`Groups`).
         others: int64 [R], the images of `rows`.
     """
 
@@ -176,7 +248,7 @@ class Observations:
         corrected: bool [N], whether the reader changed the verdict.
         read_order: int64 [N], rank of the image in the order of reading; -1 where no reader said anything.
         read_days: int64 [N], day of reading; -1 likewise.
-        groups: int64 [N, 3], of the patients (`inference.monitor.strata`); not known without it.
+        groups: int64 [N, 3], of the patients (`Groups`); not known without it.
     """
 
     days: npt.NDArray[np.int64]

@@ -26,8 +26,7 @@ from pneumofed.common.folder_lock import owned
 from pneumofed.common.imaging.patient_groups import KINDS, PatientGroups
 from pneumofed.common.model_bundle.manifest import REFERENCE_GROUPS
 from pneumofed.inference.monitor.e_processes import Baseline
-from pneumofed.inference.monitor.reference import Observations
-from pneumofed.inference.monitor.strata import encode_words
+from pneumofed.inference.monitor.reference import Observations, encode_words
 
 Floats = npt.NDArray[np.float64]
 Label = Literal["pneumonia", "normal"]

@@ -2,7 +2,7 @@
 
 `watch` accumulates the e-processes of each scanner's images against the reference or the scanner's own baseline. While nothing changes,
 the chance that any alarm is ever raised at a site within a year is at most `FALSE_ALARM_RATE`, over all scanners, all quantities and all
-days, however they depend on one another: each stream's evidence is a test martingale (`inference.monitor.evidence`) that alarms at 1 /
+days, however they depend on one another: each stream's evidence is a test martingale (`inference.monitor.e_processes`) that alarms at 1 /
 (its share of `FALSE_ALARM_RATE`), and the shares sum to at most one (Bonferroni). The k-th scanner (or new baseline) of a year has the
 share 1 / (k (k + 1)), so that scanners need not be known in advance. "Nothing changes" means: reference and arriving images, one a
 patient, are exchangeable (within each group of patients, where both sides state groups); for corrections, that verdicts err as often as
@@ -20,8 +20,19 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.inference.monitor.e_processes import Baseline, EProcess, Rows, Test, e_processes, first_of_each_unit, list_tests
-from pneumofed.inference.monitor.evidence import YEAR_DAYS, Direction, accumulate, change_day
+from pneumofed.inference.monitor.e_processes import (
+    YEAR_DAYS,
+    Baseline,
+    Direction,
+    EProcess,
+    Rows,
+    Test,
+    accumulate,
+    change_day,
+    e_processes,
+    first_of_each_unit,
+    list_tests,
+)
 from pneumofed.inference.monitor.reference import PROBABILITY, Observations, Reference
 from pneumofed.inference.monitor.two_sample import (
     Floats,

@@ -1,7 +1,8 @@
 """Statistics of two samples: tests of one day against the reference, the stability index, and the share of pneumonia without labels.
 
 `compare_values` and `compare_rows` test scalars and embeddings, `holm` corrects for the number of tests, `stability_index` is the index in
-common use. `estimate_prevalence` is black-box shift estimation (Lipton, Wang & Smola 2018).
+common use. `estimate_prevalence` is black-box shift estimation (Lipton, Wang & Smola 2018). `Embedding` maps a network's features to the
+rows that are compared: a few principal components, and how far an image lies off them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ _EMPTY_BIN = 0.5
 
 NORMAL_QUANTILE_975 = 1.959963984540054
 _LEAST_SEPARATION = 0.05
+
+COMPONENTS = 32
 
 
 def compare_values(reference: Floats, found: Floats) -> float:
@@ -191,3 +194,44 @@ def _weighted_mean(values: Floats, weights: Floats) -> tuple[float, float]:
     total = max(float(weights.sum()), 1e-12)
     mean = float((weights * values).sum()) / total
     return mean, float(np.sqrt((np.square(weights * (values - mean))).sum())) / total
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A map from features to E numbers, fitted on a part of the reference that no test uses, so that every test stays exact.
+
+    Attributes:
+        mean: float64 [D].
+        axes: float64 [E - 1, D], orthonormal, those of largest variance first.
+        rows: float64 [F, E], the part that it was fitted on, mapped.
+        bandwidth: of the RBF kernel, the median distance of `rows`.
+    """
+
+    mean: Floats
+    axes: Floats
+    rows: Floats
+    bandwidth: float
+
+    @classmethod
+    def fit(cls, features: Floats) -> Embedding:
+        """Fits the map to `features` [F, D]."""
+        mean = features.mean(axis=0)
+        axes = np.linalg.svd(features - mean, full_matrices=False)[2][:COMPONENTS]
+        axes = axes * np.sign(axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)])[:, None]
+        rows = _map(features, mean, axes)
+        return cls(mean, axes, rows, median_distance(rows))
+
+    def map(self, features: npt.ArrayLike) -> Floats:
+        """Maps `features` [N, D] to float64 [N, E]: coordinates on the axes, then the length of what they leave out."""
+        return _map(np.atleast_2d(np.asarray(features, np.float64)), self.mean, self.axes)
+
+    def likeness(self, rows: Floats) -> Floats:
+        """float64 [N] in (0, 1]: mean kernel value between each of `rows` [N, E] and the rows of the fit; low where an image is unusual."""
+        return rbf(rows, self.rows, self.bandwidth).mean(axis=1)
+
+
+def _map(features: Floats, mean: Floats, axes: Floats) -> Floats:
+    centred = features - mean
+    coordinates = centred @ axes.T
+    rest = np.square(centred).sum(axis=1) - np.square(coordinates).sum(axis=1)
+    return np.concatenate([coordinates, np.sqrt(np.maximum(rest, 0.0))[:, None]], axis=1)

@@ -15,11 +15,9 @@ import numpy as np
 
 from pneumofed.common.imaging.patient_groups import AGE, SEX, VIEW
 from pneumofed.common.model_bundle.population import describe_groups
-from pneumofed.inference.monitor.e_processes import CORRECTIONS, REFUSALS, mix_rows
-from pneumofed.inference.monitor.evidence import Direction
+from pneumofed.inference.monitor.e_processes import CORRECTIONS, REFUSALS, Direction, mix_rows
 from pneumofed.inference.monitor.monitor import DriftFindings
-from pneumofed.inference.monitor.reference import COMPONENT, LIKENESS, PROBABILITY, Reference
-from pneumofed.inference.monitor.strata import MIXES, group_shares
+from pneumofed.inference.monitor.reference import COMPONENT, LIKENESS, MIXES, PROBABILITY, Reference, group_shares
 from pneumofed.inference.monitor.streams import EMBEDDING, FALSE_ALARM_RATE, Stream
 from pneumofed.inference.monitor.two_sample import Floats, Prevalence, estimate_prevalence
 

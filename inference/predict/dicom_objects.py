@@ -28,8 +28,7 @@ from pneumofed.common.imaging.dicom_header import read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Judgement
-from pneumofed.inference.predict.dicom_text import UTF8, copy_as_utf8
-from pneumofed.inference.predict.heatmap import STATEMENT
+from pneumofed.inference.predict.dicom_contents import STATEMENT, UTF8, copy_as_utf8
 from pneumofed.inference.predict.predict import FileResult
 
 NOTE_NOT_DICOM = "no report: the image is no DICOM file"
@@ -126,7 +125,7 @@ class ArchiveWriter:
             return replace(result, note=_join(result.note, f"heat map {_NOTE_HEADER}", type(error).__name__))
 
     def _draw(self, result: FileResult, judgement: Judgement, folder: Path) -> Path:
-        from pneumofed.inference.predict.heatmap import draw_heat
+        from pneumofed.inference.predict.dicom_contents import draw_heat
 
         path = result.loaded.path
         picture = draw_heat(self._predictor.read(path).image.pixels, judgement, self._predictor)

@@ -1,28 +1,37 @@
-"""Where results go: a CSV file, a JSON document, a table at the terminal. Each takes one after the other and holds few."""
+"""Where results go: a CSV file, a JSON document, a table at the terminal, and the site's monitor of drift. Each takes one after the other
+and holds few.
+
+`Recorder` is the monitor's place on the way (`pneumofed monitor`), which must not stop the results that pass it.
+"""
 
 from __future__ import annotations
 
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from pneumofed.common.data.tables import TableWriter
-from pneumofed.common.errors import ConfigError, printable_line
+from pneumofed.common.errors import ConfigError, PneumofedError, printable_line
 from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.patient_groups import AGE, PatientGroups
 from pneumofed.common.model_bundle.manifest import BundleManifest
 from pneumofed.common.model_bundle.population import PopulationStatus, describe_groups
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.inference.predict.predict import CSV_COLUMNS, ROW_SCHEMA, FileResult, PredictionSummary, csv_row, json_row
+
+if TYPE_CHECKING:
+    from pneumofed.inference.monitor.monitor import Monitor
+
 
 TABLE_ROWS = 200
 """More files than a reader goes through at a terminal; what comes after is counted."""
@@ -217,3 +226,39 @@ def _plain(text: str, style: str = "") -> Text:
 
 def _percent(value: float, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f} %"
+
+
+@dataclass
+class Recorder:
+    """Puts judgements into `monitor`, in their order, as of today; after the first failure, which `tell` is called with, no more.
+
+    Attributes:
+        recorded: images that the monitor has taken.
+    """
+
+    monitor: Monitor
+    tell: Callable[[str], None]
+    recorded: int = 0
+
+    def pass_on(self, results: Iterable[FileResult]) -> Iterator[FileResult]:
+        """Passes `results` on as they are, and records those that were judged."""
+        works = True
+        for result in results:
+            if works:
+                works = self._record(result)
+            yield result
+
+    def _record(self, result: FileResult) -> bool:
+        if result.judgement is None or result.loaded.image is None:
+            return True
+        try:
+            self.monitor.record(result.judgement, result.loaded.image.info, patient=result.loaded.patient)
+        except (PneumofedError, OSError) as error:
+            self.tell(f"--monitor: stopped after {self.recorded} images, judging goes on: {_sentence(error)}")
+            return False
+        self.recorded += 1
+        return True
+
+
+def _sentence(error: PneumofedError | OSError) -> str:
+    return str(error) if isinstance(error, PneumofedError) else type(error).__name__

@@ -15,8 +15,7 @@ from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.dicom_header import Pseudonyms, load_pseudonyms
 from pneumofed.inference.reading_room.cases import Case, Cases, FindingRow, open_room_database
-from pneumofed.inference.reading_room.file_store import CaseFiles
-from pneumofed.inference.reading_room.settings import RoomFolder
+from pneumofed.inference.reading_room.settings import CaseFiles, RoomFolder
 from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
 
 EXPORT_COLUMNS = (*MANIFEST_COLUMNS, "reader", "time", "case")

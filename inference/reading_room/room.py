@@ -33,10 +33,9 @@ from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.web import Sessions
 from pneumofed.inference.reading_room.cases import NO_NUMBER, Case, Cases
 from pneumofed.inference.reading_room.errors import Refusal, error_code, sentence
-from pneumofed.inference.reading_room.file_store import CaseFiles
 from pneumofed.inference.reading_room.prometheus import RoomMetrics
 from pneumofed.inference.reading_room.schema import ErrorCode, Label, ModelInfo, Uploaded
-from pneumofed.inference.reading_room.settings import GIB, RoomFolder
+from pneumofed.inference.reading_room.settings import GIB, CaseFiles, RoomFolder
 from pneumofed.inference.reading_room.upload import Arrived, Gate
 from pneumofed.inference.reading_room.users import BackOff, Users
 from pneumofed.inference.reading_room.viewing import JudgedFile

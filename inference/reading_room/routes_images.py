@@ -20,10 +20,9 @@ from fastapi.responses import FileResponse
 from pneumofed.common.imaging.types import MAX_SIDE_PX, Window
 from pneumofed.inference.reading_room import schema
 from pneumofed.inference.reading_room.cases import Case
-from pneumofed.inference.reading_room.dependencies import ReaderNow, RoomNow
 from pneumofed.inference.reading_room.errors import Refusal
 from pneumofed.inference.reading_room.room import Room
-from pneumofed.inference.reading_room.routes import CaseInPath, find_case
+from pneumofed.inference.reading_room.routes import CaseInPath, ReaderNow, RoomNow, find_case
 from pneumofed.inference.reading_room.viewing import FULL_SCALE, MAP_FILE, PIXELS_FILE
 from pneumofed.inference.reading_room.views import view_map
 

@@ -34,7 +34,7 @@ from pneumofed.inference.cli.monitor import app as monitor_app
 from pneumofed.inference.cli.predict import explain_command, predict_command
 from pneumofed.inference.cli.reading_room import app as room_app
 from pneumofed.server.cli.coordinator import app as server_app
-from pneumofed.server.cli.study import export_command, provision_command
+from pneumofed.server.cli.coordinator import export_command, provision_command
 from pneumofed.simulation.plan import EngineName, PhantomFormat, PretrainSource
 
 if TYPE_CHECKING:

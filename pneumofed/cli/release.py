@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from pneumofed.common.wire.keys import PublicKey
     from pneumofed.server.operations.settings import CoordinatorFolder
     from pneumofed.server.release.chain import ReleaseChain
-    from pneumofed.server.release.gate import Evidence
-    from pneumofed.server.release.policy import ReleasePolicy
+    from pneumofed.server.release.gate import Evidence, ReleasePolicy
     from pneumofed.server.release.release import Sets
 
     Terms = tuple[ReleasePolicy, tuple[Margins, Margins]]
@@ -154,7 +153,7 @@ def _terms(policy: Path | None, asked: tuple[float | None, ...]) -> Terms:
     """The policy, and the margins on held-out sets and at the sites; those that were asked for take the place of the policy's."""
     from pneumofed.common.config.reader import build_config
     from pneumofed.common.evaluation.comparison import Margins
-    from pneumofed.server.release.policy import DEFAULT_POLICY, check_margins, read_release_policy
+    from pneumofed.server.release.gate import DEFAULT_POLICY, check_margins, read_release_policy
 
     stated = read_release_policy(policy)
     found, (auroc, point, site_auroc, site_point, alpha) = stated or DEFAULT_POLICY, asked

@@ -26,7 +26,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from pneumofed.common.errors import ConfigError, PneumofedError
 from pneumofed.common.ops.web import CSRF_HEADER, is_foreign, security_headers
-from pneumofed.server.dashboard import schema
+from pneumofed.server.dashboard import views
 from pneumofed.server.dashboard.access import SESSION_SEC, Access, Visitor
 from pneumofed.server.dashboard.views import run_line, view_run, without_paths
 from pneumofed.server.operations.overview import Overview, build_links, site_states
@@ -131,13 +131,13 @@ def _add_page(app: FastAPI) -> None:
         return FileResponse(ASSETS_FOLDER / name, media_type=ASSET_TYPES[name], headers={"Cache-Control": "no-cache"})
 
     @app.get("/health")
-    def health() -> schema.PageHealth:
-        return schema.PageHealth()
+    def health() -> views.PageHealth:
+        return views.PageHealth()
 
 
 def _add_session(app: FastAPI) -> None:
     @app.post("/api/login")
-    async def login(body: schema.TokenLogin, request: Request, response: Response, page: PageNow) -> schema.Viewer:
+    async def login(body: views.TokenLogin, request: Request, response: Response, page: PageNow) -> views.Viewer:
         identifier = page.access.open_session(body.token.strip())
         visitor = page.access.by_session(identifier) if identifier else None
         if identifier is None or visitor is None:
@@ -154,21 +154,21 @@ def _add_session(app: FastAPI) -> None:
         response.delete_cookie(SESSION_COOKIE)
 
     @app.get("/api/me")
-    def me(visitor: VisitorNow) -> schema.Viewer:
+    def me(visitor: VisitorNow) -> views.Viewer:
         return _me(visitor)
 
 
 def _add_reading(app: FastAPI) -> None:
     @app.get("/api/runs")
-    def runs(visitor: VisitorNow, page: PageNow) -> list[schema.RunLine]:
+    def runs(visitor: VisitorNow, page: PageNow) -> list[views.RunLine]:
         return [run_line(run, _full(visitor)) for run in page.registry.runs()]
 
     @app.get("/api/runs/{name}")
-    def run(name: str, visitor: VisitorNow, page: PageNow) -> schema.RunDetail:
+    def run(name: str, visitor: VisitorNow, page: PageNow) -> views.RunDetail:
         return view_run(_find(page, name), _full(visitor))
 
     @app.get("/api/sites")
-    def sites(visitor: VisitorNow, page: PageNow) -> schema.Sites:
+    def sites(visitor: VisitorNow, page: PageNow) -> views.Sites:
         return view_sites(page.registry, page.overview, _full(visitor))
 
     @app.get("/api/events")
@@ -178,19 +178,19 @@ def _add_reading(app: FastAPI) -> None:
         run: str | None = None,
         after: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1, le=1000)] = 200,
-    ) -> list[schema.EventLine]:
+    ) -> list[views.EventLine]:
         if run is not None:
             _find(page, run)
         keys = ("id", "time", "run", "round", "site", "kind")
         return [
-            schema.EventLine(**{key: getattr(event, key) for key in keys}, text=_shown(event.text, visitor))
+            views.EventLine(**{key: getattr(event, key) for key in keys}, text=_shown(event.text, visitor))
             for event in page.registry.events(run, after, limit)
         ]
 
 
 def _add_stopping(app: FastAPI) -> None:
     @app.post("/api/runs/{name}/stop")
-    def stop(name: str, request: Request, visitor: VisitorNow, page: PageNow) -> schema.RunLine:
+    def stop(name: str, request: Request, visitor: VisitorNow, page: PageNow) -> views.RunLine:
         if visitor.role != "coordinator":
             raise HTTPException(403, "an auditor can read and nothing else")
         _check_csrf(request, visitor)
@@ -218,11 +218,11 @@ def _shown(text: str, visitor: Visitor) -> str:
     return text if _full(visitor) else without_paths(text)
 
 
-def _me(visitor: Visitor) -> schema.Viewer:
-    return schema.Viewer(name=visitor.name, role=visitor.role, csrf=visitor.csrf)
+def _me(visitor: Visitor) -> views.Viewer:
+    return views.Viewer(name=visitor.name, role=visitor.role, csrf=visitor.csrf)
 
 
-def view_sites(registry: Registry, overview: Overview | None, full: bool) -> schema.Sites:
+def view_sites(registry: Registry, overview: Overview | None, full: bool) -> views.Sites:
     """Shows sites and processes as they are now.
 
     Args:
@@ -239,7 +239,7 @@ def view_sites(registry: Registry, overview: Overview | None, full: bool) -> sch
     states = site_states(links, events, datetime.now(UTC))
     rows = {site.name: site for site in known}
     lines = [
-        schema.SiteLine(
+        views.SiteLine(
             name=name,
             state=now.state,
             detail=now.detail,
@@ -249,11 +249,11 @@ def view_sites(registry: Registry, overview: Overview | None, full: bool) -> sch
         )
         for name, now in states.items()
     ]
-    return schema.Sites(taken=overview.taken if overview else None, sites=lines, processes=_processes(overview, full))
+    return views.Sites(taken=overview.taken if overview else None, sites=lines, processes=_processes(overview, full))
 
 
-def _processes(overview: Overview | None, full: bool) -> list[schema.ProcessLine]:
+def _processes(overview: Overview | None, full: bool) -> list[views.ProcessLine]:
     found = overview.processes if overview else ()
     return [
-        schema.ProcessLine(name=p.name, serving=p.serving, detail=p.detail if full else without_paths(p.detail)) for p in found
+        views.ProcessLine(name=p.name, serving=p.serving, detail=p.detail if full else without_paths(p.detail)) for p in found
     ]

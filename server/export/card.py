@@ -16,7 +16,7 @@ from pneumofed.common.model_bundle.manifest import (
 )
 from pneumofed.common.model_bundle.population import JudgedGroup, JudgedPopulation, describe_groups
 from pneumofed.common.ops.render import render
-from pneumofed.server.export.hospital_limits import HospitalLimits
+from pneumofed.server.export.source import HospitalLimits
 from pneumofed.server.report.numbers import DASH, number, whole
 
 _NAMES = {

@@ -43,14 +43,26 @@ from pneumofed.common.models.build import build_model
 from pneumofed.common.wire.keys import PrivateKey, write_node_key
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.export.card import Refusals, write_card
-from pneumofed.server.export.graph import export_onnx, quantize_onnx
-from pneumofed.server.export.graph_checks import check_graph, count_refusals, measure_quantization, range_batches, run_features
-from pneumofed.server.export.hospital_limits import find_hospital_limits
-from pneumofed.server.export.images import ExportImages, load_central, load_folders
-from pneumofed.server.export.measures import calibrate, measure_central, measure_subgroups, measure_validation
-from pneumofed.server.export.other_tools import write_monai, write_triton
-from pneumofed.server.export.populations import StatedAges, measure_population
-from pneumofed.server.export.source import Source, describe_source, read_finished_run
+from pneumofed.server.export.graph import export_onnx, quantize_onnx, write_monai, write_triton
+from pneumofed.server.export.graph_checks import (
+    ExportImages,
+    check_graph,
+    count_refusals,
+    load_central,
+    load_folders,
+    measure_quantization,
+    range_batches,
+    run_features,
+)
+from pneumofed.server.export.measures import (
+    StatedAges,
+    calibrate,
+    measure_central,
+    measure_population,
+    measure_subgroups,
+    measure_validation,
+)
+from pneumofed.server.export.source import Source, describe_source, find_hospital_limits, read_finished_run
 
 MOST_AUROC_LOSS = 0.02
 """AUROC that int8 may cost; a graph that costs more is left out."""

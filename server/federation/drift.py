@@ -21,7 +21,7 @@ from pneumofed.common.models.recipe import variate_change
 from pneumofed.common.wire.fields import PARAMETERS
 from pneumofed.common.wire.instructions import pack_variate
 from pneumofed.common.wire.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SITE, VARIATE, unpack_arrays
-from pneumofed.server.federation.site_sampling import StartingWeights
+from pneumofed.server.federation.round_choices import StartingWeights
 
 WeightOfRound = Callable[[int, int], float]
 """`common.models.recipe.gradient_weight` of a run: of the round, counted from 1, and a site's number of images."""

@@ -34,11 +34,16 @@ from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.drift import SummedCorrections
 from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons
-from pneumofed.server.federation.learning_rate import LearningRate
-from pneumofed.server.federation.messaging import EvaluationOutcome, Evaluations, Messenger, TrainingOutcome, read_personal
-from pneumofed.server.federation.site_sampling import draw_sites
+from pneumofed.server.federation.messaging import (
+    EvaluationOutcome,
+    Evaluations,
+    Messenger,
+    TrainingOutcome,
+    UpdateChecks,
+    read_personal,
+)
+from pneumofed.server.federation.round_choices import LearningRate, draw_sites
 from pneumofed.server.federation.strategies import SiteStrategy, aggregate
-from pneumofed.server.federation.update_checks import UpdateChecks
 from pneumofed.server.runs.events import Kind, RunLog
 from pneumofed.server.runs.records import (
     LateReply,

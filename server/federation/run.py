@@ -28,7 +28,7 @@ from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.after_rounds import keep_alone, keep_hospital_reference
 from pneumofed.server.federation.central_evaluation import build_central_evaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
-from pneumofed.server.federation.learning_rate import LearningRate
+from pneumofed.server.federation.round_choices import LearningRate
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.federation.strategies import build_strategy, restore_state, strategy_state
 from pneumofed.server.runs.checkpoints import (

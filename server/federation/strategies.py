@@ -29,7 +29,7 @@ from pneumofed.server.federation.drift import (
     corrections_state,
     restore_corrections,
 )
-from pneumofed.server.federation.site_sampling import SiteSampling, StartingWeights
+from pneumofed.server.federation.round_choices import SiteSampling, StartingWeights
 
 logger = logging.getLogger(__name__)
 
@@ -213,7 +213,7 @@ def build_strategy(
 
     Args:
         cfg: its name and settings; those of other strategies are ignored.
-        rate: the sites' learning rate in a round as a share of its peak: `server.federation.learning_rate.LearningRate` for the
+        rate: the sites' learning rate in a round as a share of its peak: `server.federation.round_choices.LearningRate` for the
             run. FedAvgM and FedExP use it.
         weight: what a site's local steps of a round add up to: `LearningRate.weight` for the run. FedNova and SCAFFOLD use it.
         alpha: of FedDyn: `ExperimentConfig.proximal_mu`.

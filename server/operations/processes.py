@@ -28,9 +28,15 @@ from pneumofed.common.ops.processes import (
     without_proxy_on_loopback,
 )
 from pneumofed.common.wire.keys import certificate_validity, public_pem, read_public_key
-from pneumofed.server.operations.gateway import gateway_answers, gateway_command, render_gateway
+from pneumofed.server.operations.gateway import (
+    SiteStatus,
+    gateway_answers,
+    gateway_command,
+    list_sites,
+    register_sites,
+    render_gateway,
+)
 from pneumofed.server.operations.settings import CoordinatorFolder
-from pneumofed.server.operations.sites import SiteStatus, list_sites, register_sites
 
 START_SEC = 60.0
 FLOWER_CONNECTION = "coordinator"

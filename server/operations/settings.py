@@ -7,7 +7,7 @@ COORDINATOR/
   nginx.conf                               the gateway, written anew at each start (see `server.operations.gateway`)
   state/                                   SuperLink database, pid files, logs, FLWR_HOME
   runs/NAME/                               run folders
-  release.yaml                             what a model must reach to be released (see `server.release.policy`); may be missing
+  release.yaml                             what a model must reach to be released (see `server.release.gate`); may be missing
 """
 
 from __future__ import annotations

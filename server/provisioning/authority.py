@@ -1,13 +1,18 @@
-"""The federation's own certificate authority: the only one that its parties trust.
+"""What the parties of a federation trust and what they are handed: its own certificate authority, and start-up kits on disk.
 
-Certificates follow RFC 5280; all keys are ECDSA on P-384. The CA's private key never leaves `ca/` of the output folder.
+Certificates follow RFC 5280; all keys are ECDSA on P-384. The CA's private key never leaves `ca/` of the output folder. A kit is a folder,
+and the same as one archive; files that are right already are not touched.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import ipaddress
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,13 +22,92 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.files import atomic_write
 from pneumofed.common.wire.keys import private_pem
-from pneumofed.server.provisioning.kit import write_private
+
+PRIVATE_MODE, EXECUTABLE_MODE = 0o600, 0o700
 
 CLOCK_SKEW = timedelta(hours=1)
 """Certificates begin this much earlier, for sites whose clocks are late."""
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1")
 """Also in the server certificate: the coordinator's own processes reach the SuperLink there."""
+
+
+@dataclass(frozen=True)
+class KitFile:
+    """One file of a kit. With `keep`, one that its owner has changed stays as it is."""
+
+    content: bytes
+    mode: int = PRIVATE_MODE
+    keep: bool = False
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What one party gets. `gone` names files of earlier kits that must not stay."""
+
+    name: str
+    files: Mapping[str, KitFile]
+    gone: tuple[str, ...] = field(default=())
+
+
+def write_kit(out: Path, kit: Kit) -> bool:
+    """Writes the kit into `out/NAME/` and `out/NAME.tar.gz`, and returns whether anything changed.
+
+    Args:
+        out: folder of all kits.
+        kit: what one party gets.
+    """
+    folder = out / kit.name
+    changed = [_write(folder / name, file) for name, file in sorted(kit.files.items())]
+    changed += [_remove(folder / name) for name in kit.gone]
+    archive = KitFile(_archive(folder, kit))
+    return _write(out / f"{kit.name}.tar.gz", archive) or any(changed)
+
+
+def write_private(path: Path, content: bytes) -> bool:
+    """Writes a file with mode 0600 unless it is there already, and returns whether it was not.
+
+    Args:
+        path: its folder is made with mode 0700 where it is missing.
+        content: what it must hold.
+    """
+    return _write(path, KitFile(content))
+
+
+def _write(path: Path, file: KitFile) -> bool:
+    if path.is_file() and (file.keep or path.read_bytes() == file.content):
+        path.chmod(file.mode)
+        return False
+    _make_private_folder(path.parent)
+    with atomic_write(path) as output:
+        os.fchmod(output.fileno(), file.mode)
+        output.write(file.content)
+    return True
+
+
+def _make_private_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        _make_private_folder(folder.parent)
+        folder.mkdir(mode=0o700)
+
+
+def _remove(path: Path) -> bool:
+    there = path.is_file()
+    path.unlink(missing_ok=True)
+    return there
+
+
+def _archive(folder: Path, kit: Kit) -> bytes:
+    """The kit as `.tar.gz`, without time or user, so that the same kit gives the same bytes."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, file in sorted(kit.files.items()):
+            content = (folder / name).read_bytes()
+            entry = tarfile.TarInfo(f"{kit.name}/{name}")
+            entry.size, entry.mode = len(content), file.mode
+            tar.addfile(entry, io.BytesIO(content))
+    return gzip.compress(packed.getvalue(), mtime=0)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from pneumofed.common.ops.render import render
 from pneumofed.common.release import ReleaseRecord, mark_of, read_verdict, write_record
 from pneumofed.common.wire.keys import PrivateKey, PublicKey, read_public_key
 from pneumofed.server.operations.settings import CoordinatorFolder
-from pneumofed.server.release.policy import METRIC_NAMES
+from pneumofed.server.release.gate import METRIC_NAMES
 from pneumofed.server.runs.folder import RunFolder, write_text
 
 RECORD_FILE, PAGE_FILE = "release.json", "release.md"

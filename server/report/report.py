@@ -18,8 +18,14 @@ from pneumofed.server.report.course import (
     incidents,
     reproducing_command,
 )
-from pneumofed.server.report.examples import draw_examples
-from pneumofed.server.report.figures import draw_baselines, draw_course, draw_hospitals, draw_results, write_pictures
+from pneumofed.server.report.figures import (
+    draw_baselines,
+    draw_course,
+    draw_examples,
+    draw_hospitals,
+    draw_results,
+    write_pictures,
+)
 from pneumofed.server.report.news import gain_table, news, subgroup_tables
 from pneumofed.server.report.numbers import approximate, count, number, whole
 from pneumofed.server.report.personal import alone_table, personal_table

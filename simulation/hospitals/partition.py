@@ -21,7 +21,7 @@ from scipy.spatial.distance import jensenshannon
 from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.seeds import numpy_generator
-from pneumofed.simulation.hospitals.settings import PartitionKind
+from pneumofed.simulation.hospitals.sources import PartitionKind
 
 MIN_ALPHA, MAX_ALPHA = 1e-3, 1e6
 """Below, one hospital takes all and the draw underflows; above, nothing is left of the skew."""

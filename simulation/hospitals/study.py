@@ -21,8 +21,7 @@ from pneumofed.common.data.tables import read_columns, read_rows
 from pneumofed.common.errors import ConfigError, SkipReason
 from pneumofed.common.seeds import derive_seed
 from pneumofed.simulation.hospitals.partition import partition
-from pneumofed.simulation.hospitals.settings import DIVIDED, SimulationConfig
-from pneumofed.simulation.hospitals.sources import ImageSource, read_source
+from pneumofed.simulation.hospitals.sources import DIVIDED, ImageSource, SimulationConfig, read_source
 
 
 @dataclass(frozen=True)

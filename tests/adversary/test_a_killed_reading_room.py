@@ -29,8 +29,8 @@ from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.ops.web import CSRF_HEADER
 from pneumofed.inference.reading_room import worker as worker_module
 from pneumofed.inference.reading_room.cases import Cases, open_room_database
-from pneumofed.inference.reading_room.file_store import CaseFiles
 from pneumofed.inference.reading_room.serve import init_room
+from pneumofed.inference.reading_room.settings import CaseFiles
 from pneumofed.inference.reading_room.users import Users
 from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE, JudgedFile
 from pneumofed.inference.reading_room.worker import ImageJob, JobOutcome

@@ -24,8 +24,7 @@ from pneumofed.server.release.chain import (
     continue_from,
     read_chain,
 )
-from pneumofed.server.release.gate import Evidence, decide_release, first_release
-from pneumofed.server.release.policy import Floor, ReleasePolicy
+from pneumofed.server.release.gate import Evidence, Floor, ReleasePolicy, decide_release, first_release
 from tests.model_bundles import signing_key
 from tests.server.release.models import NOW, comparison, network, seal_network
 

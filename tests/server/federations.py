@@ -23,8 +23,8 @@ from pneumofed.common.config.reader import build_config
 from pneumofed.common.wire.keys import public_pem, read_public_key
 from pneumofed.server.operations.gateway import gateway_answers, gateway_command
 from pneumofed.server.operations.settings import CoordinatorFolder
+from pneumofed.server.provisioning.identities import FederationConfig
 from pneumofed.server.provisioning.provision import provision
-from pneumofed.server.provisioning.schema import FederationConfig
 
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None, reason="nginx is not installed (apt install nginx)"

@@ -20,7 +20,7 @@ from pneumofed.common.config.reader import (
     parse_value,
 )
 from pneumofed.common.errors import ConfigError
-from pneumofed.simulation.hospitals.settings import SimulationConfig
+from pneumofed.simulation.hospitals.sources import SimulationConfig
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
 

@@ -26,7 +26,7 @@ from pneumofed.common.model_bundle.suitability import (
     header_reasons,
 )
 from pneumofed.simulation.phantoms.other_images import CORRUPTIONS, PATTERNS, corrupt, draw_pattern
-from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
+from pneumofed.simulation.phantoms.phantom import draw_patients, draw_picture
 
 SIDE = 64
 GREY = ImageInfo(format="png", height_px=SIDE, width_px=SIDE, bits=8)

@@ -16,7 +16,7 @@ from pneumofed.inference.explain.pictures import place_on_image
 from pneumofed.simulation.phantoms import image
 from pneumofed.simulation.phantoms.anatomy import ADULT_RANGES, CHILD_RANGES, draw_anatomy
 from pneumofed.simulation.phantoms.image import burn_in, draw_lungs, draw_opacity, draw_phantom, draw_text
-from pneumofed.simulation.phantoms.patients import LABEL_SHARES
+from pneumofed.simulation.phantoms.phantom import LABEL_SHARES
 
 SHAPES = st.tuples(st.integers(40, 90), st.integers(40, 90))
 

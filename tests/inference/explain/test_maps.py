@@ -16,9 +16,18 @@ from pneumofed.common.models.architectures import build_architecture
 from pneumofed.common.models.build import build_model, classifier_of
 from pneumofed.common.seeds import torch_generator
 from pneumofed.inference.explain.attribution import compute_attribution, empty, superpixels
-from pneumofed.inference.explain.cam import at_size, enlarge, grad_cam, grad_cam_plus_plus, larger_side, target_layer
+from pneumofed.inference.explain.cam import (
+    LogOdds,
+    at_size,
+    enlarge,
+    grad_cam,
+    grad_cam_plus_plus,
+    larger_side,
+    log_odds,
+    target_layer,
+    target_mask,
+)
 from pneumofed.inference.explain.focus import quick_map
-from pneumofed.inference.explain.log_odds import LogOdds, log_odds, target_mask
 from pneumofed.inference.explain.methods import METHODS, Method, choose_detail
 
 IMAGE = torch.rand(1, 1, 32, 32, generator=torch_generator("explained image"))

@@ -10,6 +10,7 @@ import torch
 
 from pneumofed.common.imaging.augment import GREY_MEAN
 from pneumofed.common.seeds import torch_generator
+from pneumofed.inference.explain.cam import LogOdds
 from pneumofed.inference.explain.faithfulness import (
     CELLS_PER_SIDE,
     CURVE_STEPS,
@@ -25,7 +26,6 @@ from pneumofed.inference.explain.faithfulness import (
     sanity_check,
     spearman,
 )
-from pneumofed.inference.explain.log_odds import LogOdds
 from tests.inference.explain.test_maps import IMAGE, Bright, network_of
 
 

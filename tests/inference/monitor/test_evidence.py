@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import kstest
 
-from pneumofed.inference.monitor.evidence import (
+from pneumofed.inference.monitor.e_processes import (
     FIRST_DAY_SHARE,
     YEAR_DAYS,
     accumulate,

@@ -12,13 +12,19 @@ import pytest
 from scipy.stats import kstest
 
 from pneumofed.common.imaging.patient_groups import AgeGroup, PatientGroups
-from pneumofed.inference.monitor.e_processes import Baseline
-from pneumofed.inference.monitor.evidence import conformal_p_values
+from pneumofed.inference.monitor.e_processes import Baseline, conformal_p_values
 from pneumofed.inference.monitor.monitor import find_drift
 from pneumofed.inference.monitor.page import write_drift_page
-from pneumofed.inference.monitor.reference import Observations, Reference
+from pneumofed.inference.monitor.reference import (
+    Observations,
+    Reference,
+    encode_groups,
+    encode_words,
+    group_shares,
+    stratum_labels,
+    unknown_groups,
+)
 from pneumofed.inference.monitor.store import STORE_FILE, MonitorStore, Observation
-from pneumofed.inference.monitor.strata import encode_groups, encode_words, group_shares, stratum_labels, unknown_groups
 from pneumofed.inference.monitor.streams import Stream, watch
 from pneumofed.inference.monitor.wording import as_numbers, describe_scanners, sentences
 from tests.inference.monitor.drawn import draw_arrivals, draw_reference, one_after_another

@@ -20,8 +20,8 @@ from pydicom.tag import Tag
 
 from pneumofed.common.imaging.images import fit_square, read_image
 from pneumofed.common.model_bundle.predictor import Predictor
+from pneumofed.inference.predict.dicom_contents import STATEMENT, place_map
 from pneumofed.inference.predict.dicom_objects import ArchiveWriter
-from pneumofed.inference.predict.heatmap import STATEMENT, place_map
 from pneumofed.inference.predict.predict import FileResult, judge_files
 from tests.inference.predict.pictures import PATIENT, STUDY, write_phantom, write_png
 from tests.orthanc import run_orthanc

@@ -24,11 +24,11 @@ from pneumofed.common.model_bundle.suitability import Decision, Judgement, Predi
 from pneumofed.common.wire.keys import NodeKey
 from pneumofed.inference.cli.predict import predict_command
 from pneumofed.inference.monitor.monitor import Monitor
+from pneumofed.inference.monitor.reference import encode_groups
 from pneumofed.inference.monitor.store import STORE_FILE, MonitorStore
-from pneumofed.inference.monitor.strata import encode_groups
 from pneumofed.inference.predict import outputs
+from pneumofed.inference.predict.dicom_contents import words
 from pneumofed.inference.predict.dicom_objects import make_report, read_source_header
-from pneumofed.inference.predict.heatmap import words
 from pneumofed.inference.predict.predict import CSV_COLUMNS, FileResult, Loaded, PredictionSummary, find_files, judge_files
 from pneumofed.server.runs.folder import RunFolder
 from tests.inference.predict.pictures import STUDY, write_phantom, write_png

@@ -11,8 +11,8 @@ from typing import Any
 from playwright.sync_api import Browser, ConsoleMessage, Page, Response, sync_playwright
 
 from pneumofed.inference.reading_room.app import create_room_app
-from pneumofed.simulation.phantoms.dicom import Examination, encode_dicom
-from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
+from pneumofed.simulation.phantoms.phantom import draw_patients, draw_picture
+from pneumofed.simulation.phantoms.scanners import Examination, encode_dicom
 from tests.inference.reading_room.stage import PASSWORD, READER, Stage
 from tests.serving import serving
 

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.ops.web import CSRF_HEADER
 from pneumofed.inference.reading_room.app import MAX_BODY_BYTES
-from pneumofed.inference.reading_room.dependencies import COOKIE
+from pneumofed.inference.reading_room.routes import COOKIE
 from pneumofed.inference.reading_room.users import FREE_TRIES, LONGEST_LOCK_SEC, BackOff
 from tests.dicom_factory import PATIENT_ID
 from tests.inference.reading_room.stage import (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser
 
-from pneumofed.simulation.phantoms.patients import draw_patients, draw_picture
+from pneumofed.simulation.phantoms.phantom import draw_patients, draw_picture
 from tests.dicom_factory import dicom_bytes
 from tests.inference.reading_room.browser import CHROMIUM, Desk, served
 from tests.inference.reading_room.stage import Stage, phantom_png

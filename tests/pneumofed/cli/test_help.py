@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pneumofed.cli.main import app
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.simulation.hospitals.settings import SimulationConfig
+from pneumofed.simulation.hospitals.sources import SimulationConfig
 
 
 def _commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -29,7 +29,7 @@ from pneumofed.common.wire.keys import key_fingerprint
 from pneumofed.inference.monitor.reference import reference_of
 from pneumofed.server.export import export as module
 from pneumofed.server.export.export import ExportPlan, export_run, first_of_each
-from pneumofed.server.export.images import load_folders
+from pneumofed.server.export.graph_checks import load_folders
 from pneumofed.server.export.measures import calibrate, measure_validation
 from pneumofed.server.export.source import read_finished_run
 from pneumofed.server.runs.folder import RunFolder
@@ -213,7 +213,7 @@ def test_the_command_makes_a_key_tells_its_fingerprint_and_takes_other_reference
 
 
 def _central_squares(run: RunFolder) -> np.ndarray:
-    from pneumofed.server.export.images import load_central
+    from pneumofed.server.export.graph_checks import load_central
 
     (part,) = load_central(read_finished_run(run.path))
     return part.inputs(np.arange(len(part)))

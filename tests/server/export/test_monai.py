@@ -9,7 +9,7 @@ import pytest
 
 from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.model_bundle.sealing import seal_bundle
-from pneumofed.server.export.other_tools import write_monai
+from pneumofed.server.export.graph import write_monai
 from tests.model_bundles import make_bundle, signing_key
 
 

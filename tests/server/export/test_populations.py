@@ -11,7 +11,7 @@ from sklearn.metrics import recall_score, roc_auc_score
 from pneumofed.common.data.manifest import ImageRecord
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.imaging.patient_groups import AgeGroup, age_group_of
-from pneumofed.server.export.populations import measure_population, read_stated_ages
+from pneumofed.server.export.measures import measure_population, read_stated_ages
 from pneumofed.server.export.source import Source, read_finished_run
 from tests.server.export.finished_run import write_finished_run
 

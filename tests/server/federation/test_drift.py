@@ -27,7 +27,7 @@ from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.drift import FedDyn, FedNova, Scaffold, SummedCorrections
-from pneumofed.server.federation.site_sampling import draw_sites
+from pneumofed.server.federation.round_choices import draw_sites
 from pneumofed.server.federation.strategies import aggregate, build_strategy
 from pneumofed.server.runs.checkpoints import read_checkpoint
 from pneumofed.server.runs.folder import RunFolder

@@ -20,7 +20,7 @@ from pneumofed.common.errors import CheckpointError, RoundError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference
 from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
-from pneumofed.server.federation.learning_rate import LearningRate
+from pneumofed.server.federation.round_choices import LearningRate
 from pneumofed.server.runs.checkpoints import read_checkpoint
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import Metrics, RoundRecord

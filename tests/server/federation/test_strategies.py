@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pneumofed.common.config.experiment import ROBUST, StrategyConfig, StrategyName
 from pneumofed.common.models.kept_model import moving_average
 from pneumofed.common.wire.messages import ModelArrays, Update, pack_arrays
-from pneumofed.server.federation.site_sampling import draw_sites
+from pneumofed.server.federation.round_choices import draw_sites
 from pneumofed.server.federation.strategies import (
     SiteStrategy,
     aggregate,

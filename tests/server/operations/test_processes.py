@@ -29,8 +29,8 @@ from pneumofed.common.ops.processes import flower_environment, flower_tool, star
 from pneumofed.common.wire.keys import NodeKey, public_pem, read_public_key
 from pneumofed.server.operations import processes
 from pneumofed.server.operations.superlink import open_control
+from pneumofed.server.provisioning.identities import FederationConfig
 from pneumofed.server.provisioning.provision import provision
-from pneumofed.server.provisioning.schema import FederationConfig
 from tests.server.federations import changed, federation, free_ports, make_kits, needs_nginx, send, status_of
 
 pytestmark = needs_nginx

@@ -35,11 +35,11 @@ from pneumofed.common.wire.keys import (
     read_public_key,
     write_node_key,
 )
-from pneumofed.server.cli.study import provision_command as command
+from pneumofed.server.cli.coordinator import provision_command as command
 from pneumofed.server.operations.settings import CoordinatorFolder
+from pneumofed.server.provisioning.identities import FederationConfig, read_federation
 from pneumofed.server.provisioning.provision import PartyReport
 from pneumofed.server.provisioning.provision import provision as provision_by_default
-from pneumofed.server.provisioning.schema import FederationConfig, read_federation
 from tests.server.federations import changed, federation
 
 SITES = [{"name": "alpha"}, {"name": "beta"}]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pneumofed.common.evaluation.predictions import Predictions
-from pneumofed.server.report.examples import draw_examples
+from pneumofed.server.report.figures import draw_examples
 from pneumofed.server.report.read_run import read_run
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 from tests.server.report.report_runs import RunMaker

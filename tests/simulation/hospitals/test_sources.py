@@ -13,8 +13,7 @@ import pytest
 from PIL import Image
 
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
-from pneumofed.simulation.hospitals.settings import SimulationConfig
-from pneumofed.simulation.hospitals.sources import check_places, read_source
+from pneumofed.simulation.hospitals.sources import SimulationConfig, check_places, read_source
 from pneumofed.simulation.hospitals.study import VirtualStudy, count_hospitals, gather, keep_apart
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 

@@ -18,7 +18,7 @@ from pydicom.pixels import apply_voi_lut
 from pneumofed.client.archive.deidentify import deidentify, is_burnt_in
 from pneumofed.common.imaging.dicom_header import Pseudonyms
 from pneumofed.common.imaging.images import read_image
-from pneumofed.simulation.phantoms.dicom import Examination, encode_dicom, make_uid
+from pneumofed.simulation.phantoms.scanners import Examination, encode_dicom, make_uid
 
 DRAWN = Examination("one", "phantom", is_drawn=True, patient="A1", view="PA", sex="F", age_years=4)
 REAL = Examination("two", "virtual scanner 2", is_drawn=False)
