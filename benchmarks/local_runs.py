@@ -100,12 +100,16 @@ def _meddling(client_app: Any, number: int, deed: Deed) -> Any:
     """`client_app`, but training replies of hospital `number` are changed on their way out."""
     import numpy as np
 
+    from pneumofed.client.federation.held_model import restore_model
+    from pneumofed.client.federation.site_data import find_site_config
+    from pneumofed.common.wire.instructions import unpack_instruction
     from pneumofed.common.wire.messages import ARRAYS, ModelArrays, pack_arrays, unpack_arrays
 
     def answer(message: Any, context: Any) -> Any:
         reply = client_app(message, context)
         if context.node_config["partition-id"] == number and message.metadata.message_type == "train":
-            base = unpack_arrays(message.content.array_records[ARRAYS]).parameters
+            site = find_site_config(context.node_config, context.run_config)
+            base = restore_model(site, unpack_instruction(message.content)).weights.parameters
             arrays = unpack_arrays(reply.content.array_records[ARRAYS])
             change = np.float32("nan") if deed == "nan" else np.float32(SCALE)
             reply.content[ARRAYS] = pack_arrays(ModelArrays(base + change * (arrays.parameters - base), arrays.statistics))

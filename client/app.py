@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from pneumofed.client.federation.correction import SiteCorrection
 from pneumofed.client.federation.ditto import prepare_personal
+from pneumofed.client.federation.held_model import keep_model
 from pneumofed.client.federation.judging import compare_alone, evaluate_round
 from pneumofed.client.federation.network import LocalNorms, empty_network, own_network
 from pneumofed.client.federation.requests import Disclosure, Handler, answer_request, open_site_data, read_request
@@ -33,6 +34,7 @@ from pneumofed.common.wire.messages import (
     ModelArrays,
     Presence,
     Update,
+    attach_held,
     build_failure,
     decode_update,
     encode_update,
@@ -247,7 +249,11 @@ def _answer(message: Message, context: Context, handler: Handler) -> Message:
 def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
     try:
         instruction, work = read_request(message.content, message.metadata.message_type, config)
-        return Message(answer_request(instruction, config, work, handler), reply_to=message)
+        held = keep_model(config, instruction.run, instruction.weights) if work == "evaluate" else None
+        content = answer_request(instruction, config, work, handler)
+        if held is not None:
+            attach_held(content, held)
+        return Message(content, reply_to=message)
     except Exception:
         logger.exception("a message of type %s could not be answered", message.metadata.message_type)
         raise

@@ -146,6 +146,12 @@ class MessageError(PneumofedError):
     public_message = "the message does not follow the agreed format"
 
 
+class HeldModelError(MessageError):
+    """The weights that a message refers to are not kept here (any more); the coordinator sends them whole then."""
+
+    public_message = "the site does not keep the model that the message refers to"
+
+
 class RoundError(PneumofedError):
     """A round could not be completed; the text names each site and its reason."""
 

@@ -7,6 +7,7 @@ run_simulation(plan, say)           lay out -> run -> baselines -> report; retur
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -164,10 +165,13 @@ def environment(resources: Resources) -> dict[str, str]:
 
 def _run_apps(plan: Plan, federation: Federation, watch: RunWatch, workers: HospitalWorkers | None) -> None:
     with watch.moving():
-        if plan.engine == "local":
-            _run_locally(plan, federation, watch, workers)
-        else:
-            _run_in_flower(plan, federation, watch)
+        try:
+            if plan.engine == "local":
+                _run_locally(plan, federation, watch, workers)
+            else:
+                _run_in_flower(plan, federation, watch)
+        finally:
+            shutil.rmtree(federation.model_dir, ignore_errors=True)
 
 
 def _run_in_flower(plan: Plan, federation: Federation, watch: RunWatch) -> None:

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from pneumofed.client.federation.held_model import restore_model
 from pneumofed.client.federation.policy import UNRESTRICTED, Clock, count_round, local_now, policy_of
 from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, RunRequest, TrainingData, Work, decide
 from pneumofed.client.federation.site_data import SiteData, class_number, load_site
@@ -221,12 +222,13 @@ def read_request(content: Any, kind: str, config: SiteConfig) -> tuple[Instructi
     Raises:
         MessageError: it does not follow the agreed format.
         ConfigError: its experiment does not fit this version's schema.
+        HeldModelError: it refers to weights that are not kept here.
     """
     work = kind.partition(".")[0]
     try:
         if work not in get_args(Work):
             raise MessageError(f"expected a message of type {', '.join(get_args(Work))}")
-        instruction = unpack_instruction(content)
+        instruction = restore_model(config, unpack_instruction(content))
         if instruction.step:
             read_step(instruction.step)
     except PneumofedError as error:

@@ -38,6 +38,8 @@ class SiteConfig(Section):
     """CPU threads of the training process; 0 leaves torch's choice. Fix it where runs must repeat bit for bit."""
     policy: str | None = None
     """The site's policy file (`SitePolicy`). Unset, as in simulation, nothing is refused."""
+    model_dir: str | None = None
+    """Where the model of the last evaluation is kept until the next round, `work_dir` if unset. Virtual hospitals share one folder."""
     connection: str | None = None
     """File with the paths of the site's node key and of the federation's certificate authority (`ConnectionConfig`), which secure
     aggregation needs. Unset, it is `connection.yaml` beside the site's own file."""

@@ -29,6 +29,7 @@ from pneumofed.common.wire.messages import (
     CONFIG,
     COUNTED,
     FIRST,
+    HELD,
     PROTOCOL,
     RATE_FACTOR,
     STEP,
@@ -36,6 +37,7 @@ from pneumofed.common.wire.messages import (
     VARIATE,
     ModelArrays,
     head_in,
+    held_in,
     pack_arrays,
     record_named,
     unpack_arrays,
@@ -67,6 +69,9 @@ class Instruction:
     """The weights that the run began with: the site is asked to train by itself from them (`evaluation.alone`) and to judge both models."""
     suitability: Suitability | None = None
     """The tests that an evaluation asks scores of (`evaluation.hospital_reference`); None asks for validation statistics."""
+
+    held: str | None = None
+    """SHA-256 of weights that the site keeps since the last evaluation and that stand for `arrays`; None where these travel."""
 
     @property
     def weights(self) -> ModelArrays:
@@ -136,6 +141,21 @@ def with_counted(message: Message, counted: int) -> Message:
     return _with_entry(message, COUNTED, counted)
 
 
+def with_held(message: Message, held: str) -> Message:
+    """Copies a request with a reference in place of its weights, for a site that keeps them.
+
+    Args:
+        message: an instruction to one site.
+        held: SHA-256 of the weights in it.
+
+    Raises:
+        MessageError: `message` holds no instruction.
+    """
+    referring = _with_entry(message, HELD, held)
+    del referring.content[ARRAYS]
+    return referring
+
+
 def unpack_instruction(content: RecordDict) -> Instruction:
     """Unpacks what the coordinator asks.
 
@@ -158,7 +178,10 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     tests = _unpack_suitability(config[SUITABILITY], experiment) if SUITABILITY in config else None
     first = _unpack_first(content, experiment)
     variate = _unpack_variate(content)
-    return Instruction(experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests)
+    held = held_in(config)
+    if held is not None and arrays is not None:
+        raise MessageError(f"expected weights or {HELD}, got both")
+    return Instruction(experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, held)
 
 
 def _with_entry(message: Message, key: str, value: ConfigRecordValues) -> Message:

@@ -12,6 +12,8 @@ the records and keys of a Flower message.
                   personal {...}: statistics of the site's own model, where there is one and its policy lets them leave
     scores        config {..., suitability}; the reply is an evaluation with statistics {features, pixels, turn}, counts by bin
     presence      site {name, layout, report}
+    any reply     site {..., held-model}: hash of the weights that the site keeps since the last evaluation; an instruction with those
+                  very weights then has config {..., held-model} in place of its arrays, so that a model travels once
     failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
 
 `parameters` and `statistics` (BatchNorm's running mean and variance) are flat vectors; both sides derive the layout from the model and
@@ -63,6 +65,8 @@ VARIATE = "server-variate"
 """Name of the record, and of the one array in it, that SCAFFOLD sends beside the weights."""
 FIRST = "first-weights"
 """Name of the record with the weights that the run began with, from which a site trains alone."""
+HELD = "held-model"
+"""Key of the records `CONFIG` and `SITE`: SHA-256 of weights that the site keeps (`common.audit.log.hash_arrays`)."""
 COUNTED = "counted"
 """Key of the record `CONFIG`: the last round in which the site's update was counted, 0 for none."""
 SUITABILITY = "suitability"
@@ -331,6 +335,24 @@ def attach_head(content: RecordDict, head: str) -> None:
     record_named(content.config_records, SITE)[AUDIT_HEAD] = head
 
 
+def attach_held(content: RecordDict, held: str) -> None:
+    """Adds the hash of the weights that the site keeps to its reply.
+
+    Args:
+        content: of the reply, changed in place.
+        held: SHA-256 in hexadecimal.
+
+    Raises:
+        MessageError: the reply holds no site record.
+    """
+    record_named(content.config_records, SITE)[HELD] = held
+
+
+def held_in(record: Mapping[str, Any]) -> str | None:
+    """Reads the hash of kept weights in `record`, if there is one and it is a hash."""
+    return _hash_in(record, HELD)
+
+
 def build_failure(error: BaseException, site: str | None, request: Message) -> Message:
     """Builds the reply that reports a failure to the coordinator without any detail (see `common.errors.describe_for_wire`).
 
@@ -362,8 +384,12 @@ def _site_record(presence: Presence) -> ConfigRecord:
 
 def head_in(record: Mapping[str, Any]) -> str | None:
     """The other side's head, if there is one and it is a hash: it goes into our log, where nothing else may be smuggled in."""
-    head = record.get(AUDIT_HEAD)
-    return head if isinstance(head, str) and re.fullmatch(r"[0-9a-f]{64}", head) else None
+    return _hash_in(record, AUDIT_HEAD)
+
+
+def _hash_in(record: Mapping[str, Any], key: str) -> str | None:
+    value = record.get(key)
+    return value if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value) else None
 
 
 def record_named(records: Mapping[str, Any], name: str) -> Any:

@@ -127,10 +127,8 @@ class Scaffold(SummedCorrections):
         """
         self.current, self.variate = unpack_arrays(arrays), self.mean()
         content = RecordDict({ARRAYS: arrays, CONFIG: config})
-        self.extra_bytes = 0
         if self.variate is not None:
             content[VARIATE] = pack_variate(self.variate)
-            self.extra_bytes = self.variate.nbytes
         return self._construct_messages(content, self.drawn_nodes, MessageType.TRAIN)
 
     def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:

@@ -19,17 +19,23 @@ import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from pneumofed.common.audit.log import hash_arrays
 from pneumofed.common.config.experiment import StrategyConfig
-from pneumofed.common.errors import MessageError
+from pneumofed.common.errors import HeldModelError, MessageError
 from pneumofed.common.evaluation.statistics import Statistics
+from pneumofed.common.wire.instructions import with_held
 from pneumofed.common.wire.messages import (
+    ARRAYS,
+    SITE,
     Evaluation,
     Failure,
     ModelArrays,
     Presence,
     Update,
     content_bytes,
+    held_in,
     read_failure,
+    unpack_arrays,
     unpack_update,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout, TensorKind
@@ -59,11 +65,19 @@ class OpenMessage:
 
 @dataclass
 class Messenger:
-    """The coordinator's side of the exchange. `outstanding` are messages that sites still work on, by message id."""
+    """The coordinator's side of the exchange. A model that a site says it keeps is not sent to it again, only its hash.
+
+    Attributes:
+        outstanding: messages that sites still work on, by message id.
+        held: by site, the SHA-256 of the weights that it keeps.
+        bytes_down: of all arrays that were sent.
+    """
 
     grid: Grid
     activity: Activity
     outstanding: dict[str, OpenMessage] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
+    bytes_down: int = 0
 
     def exchange(
         self,
@@ -93,7 +107,7 @@ class Messenger:
             By site, sorted, the failure of each that sent no reply. Those that were late stay in `outstanding`.
         """
         started = time.monotonic()
-        waiting, failures = self._send(messages, task, number, deadline_sec)
+        waiting, failures = self._send(self._refer(messages), task, number, deadline_sec)
         counted = 0
         deadline = started + deadline_sec
         while waiting and time.monotonic() < deadline:
@@ -102,9 +116,16 @@ class Messenger:
                 site = waiting.pop(message.metadata.reply_to_message_id)
                 arrived = True
                 if message.has_error():
-                    failures[site] = read_failure(message)
-                    self._note_failure(failures[site], site, task, number)
+                    failure = read_failure(message)
+                    if failure.error == HeldModelError.__name__ and self.held.pop(site, None) is not None:
+                        again, failures_again = self._send({site: messages[site]}, task, number, deadline_sec)
+                        waiting |= again
+                        failures |= failures_again
+                        continue
+                    failures[site] = failure
+                    self._note_failure(failure, site, task, number)
                 else:
+                    self._remember_held(site, message)
                     facts = {"task": task, "seconds": time.monotonic() - started, "bytes": content_bytes(message.content)}
                     self.activity.note(Kind.ANSWERED, round=number, site=site, **facts)
                     counted += take(site, message)
@@ -135,6 +156,22 @@ class Messenger:
         self.outstanding = {identifier: asked for identifier, asked in self.outstanding.items() if asked.until > now}
         return late
 
+    def _refer(self, messages: Mapping[str, Message]) -> dict[str, Message]:
+        """The messages, with a reference in place of weights that their site keeps."""
+        hashes: dict[int, str] = {}  # messages of a round share their arrays, so that they are hashed once
+        referring = {}
+        for site, message in messages.items():
+            record = message.content.array_records.get(ARRAYS) if site in self.held else None
+            if record is not None and id(record) not in hashes:
+                hashes[id(record)] = hash_arrays(unpack_arrays(record))
+            same = record is not None and hashes[id(record)] == self.held[site]
+            referring[site] = with_held(message, self.held[site]) if same else message
+        return referring
+
+    def _remember_held(self, site: str, message: Message) -> None:
+        if SITE in message.content.config_records and (held := held_in(message.content.config_records[SITE])):
+            self.held[site] = held
+
     def _send(
         self, messages: Mapping[str, Message], task: Task, number: int, deadline_sec: float
     ) -> tuple[dict[str, str], dict[str, Failure]]:
@@ -143,8 +180,9 @@ class Messenger:
         failures = {}
         for identifier, (site, message) in zip(ids, messages.items(), strict=True):
             if identifier:
-                facts = {"task": task, "bytes": content_bytes(message.content), "deadline_sec": deadline_sec}
-                self.activity.note(Kind.ASKED, round=number, site=site, **facts)
+                size = content_bytes(message.content)
+                self.activity.note(Kind.ASKED, round=number, site=site, task=task, bytes=size, deadline_sec=deadline_sec)
+                self.bytes_down += size
             else:
                 failures[site] = Failure(site, "Unreachable", "the message could not be handed over")
                 self._note_failure(failures[site], site, task, number)

@@ -47,9 +47,6 @@ def draw_sites(sites: Sequence[str], fraction: float, seed: int, round_number: i
 class SiteSampling(flower.FedAvg):
     """FedAvg whose nodes are given by the round loop, which knows sites by name."""
 
-    extra_bytes = 0
-    """What each training message of the last `configure_train` holds beside the weights."""
-
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.drawn_nodes: list[int] = []

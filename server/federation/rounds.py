@@ -111,7 +111,7 @@ class Coordinator:
         Raises:
             RoundError: fewer than `min_sites` good updates; the weights stay as they were.
         """
-        cfg, clock = self.experiment, RoundClock()
+        cfg, clock, down = self.experiment, RoundClock(), self.messenger.bytes_down
 
         # Who is there: replies to earlier rounds are dropped first, so that their sites are free for this one.
         late = self.messenger.collect_late()
@@ -144,7 +144,7 @@ class Coordinator:
             late=tuple(LateReply(site=asked.site, round=asked.round, task=asked.task) for asked in late),
             absent=self.directory.absences(),
             seconds=clock.seconds(),
-            bytes=RoundBytes(down=self._bytes_down(len(drawn), len(evaluating)), up=trained.bytes_up),
+            bytes=RoundBytes(down=self.messenger.bytes_down - down, up=trained.bytes_up),
             **(_results_of(number, drawn, trained, evaluated, threshold) | central),
         )
         record = self.rate.remember(record)
@@ -242,9 +242,6 @@ class Coordinator:
             return {}
         predictions = self.central_evaluator.predict(self.load_network())
         return by_field(self.central_evaluator.results(predictions, threshold.value))
-
-    def _bytes_down(self, training: int, evaluating: int) -> int:
-        return self.arrays.nbytes * (training + evaluating) + self.strategy.extra_bytes * training
 
     def load_network(self) -> nn.Module:
         """Loads the weights that are evaluated and kept into the scratch network, and returns it."""

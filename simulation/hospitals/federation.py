@@ -45,6 +45,7 @@ _ARCHIVE_VERSION = 2
 UNUSED_ADDRESS = "localhost:1"
 """The coordinator's address in a connection file of which only the keys are read."""
 DATA = "data"
+MODEL_FOLDER = ".model"
 AUTHORITY_LIFETIME = timedelta(days=3650)
 
 
@@ -181,6 +182,11 @@ class Federation:
         return len(self.manifests)
 
     @property
+    def model_dir(self) -> Path:
+        """Where all hospitals keep the model that they judged last, once."""
+        return self.sites_dir / MODEL_FOLDER
+
+    @property
     def site_files(self) -> list[Path]:
         return [self.sites_dir / f"{number}.yaml" for number in range(self.hospitals)]
 
@@ -290,6 +296,7 @@ def _write_site(
         name=name,
         manifest=str(folder / "manifest.csv"),
         work_dir=str(folder),
+        model_dir=str(run_dir / "sites" / MODEL_FOLDER),
         device=cfg.device,
         threads=cfg.threads,
         connection=str(connection) if connection else None,

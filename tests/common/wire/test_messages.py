@@ -12,7 +12,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
 from pneumofed.common.errors import ImageError, MessageError, SkipReason
-from pneumofed.common.wire.instructions import Instruction, pack_instruction, unpack_instruction, with_step
+from pneumofed.common.wire.instructions import Instruction, pack_instruction, unpack_instruction, with_held, with_step
 from pneumofed.common.wire.messages import (
     ModelArrays,
     Presence,
@@ -73,6 +73,19 @@ def test_a_counted_round_that_is_not_before_this_one_is_refused(counted: Any) ->
     content["config"] = ConfigRecord({**content.config_records["config"], "counted": counted})
     with pytest.raises(MessageError, match="round"):
         unpack_instruction(content)
+
+
+def test_a_reference_stands_for_the_weights_and_is_refused_beside_them() -> None:
+    whole = Message(
+        pack_instruction(Instruction(ExperimentConfig(), "00000000000000a7", 2, ARRAYS)), dst_node_id=7, message_type="train"
+    )
+    referring = with_held(whole, "ab" * 32)
+    came = unpack_instruction(referring.content)
+    assert (came.held, came.arrays) == ("ab" * 32, None)
+    assert unpack_instruction(whole.content).held is None
+    whole.content["config"] = referring.content.config_records["config"]
+    with pytest.raises(MessageError, match="weights or held-model, got both"):
+        unpack_instruction(whole.content)
 
 
 PLATEAU = ExperimentConfig(rounds=9, training=TrainingConfig(schedule="plateau"))

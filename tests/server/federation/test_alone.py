@@ -16,7 +16,7 @@ from pneumofed.client.federation.judging import train_alone
 from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.evaluation.metrics import metrics
-from pneumofed.common.wire.messages import ARRAYS, unpack_evaluation
+from pneumofed.common.wire.messages import ARRAYS, FIRST, unpack_evaluation
 from pneumofed.server.federation.after_rounds import first_arrays
 from pneumofed.server.report.report import write_report
 from pneumofed.server.runs.folder import RunFolder
@@ -38,7 +38,7 @@ class Counting(ClientApp):
         self.deadly = deadly
 
     def __call__(self, message: Message, context: Context) -> Message:
-        if len(message.content.array_records) > 1:
+        if FIRST in message.content.array_records:
             self.asked.append(int(context.node_config["partition-id"]))
             if len(self.asked) == self.deadly:
                 raise Killed

@@ -12,6 +12,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from pneumofed.client.app import app as client_app
+from pneumofed.client.federation.held_model import restore_model
+from pneumofed.client.federation.site_data import find_site_config
 from pneumofed.common.audit.log import hash_arrays, read_entries
 from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, StrategyName, UpdatePrecision
@@ -19,6 +21,7 @@ from pneumofed.common.config.reader import merge
 from pneumofed.common.errors import CheckpointError, RoundError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference
+from pneumofed.common.wire.instructions import unpack_instruction
 from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
 from pneumofed.server.federation.round_choices import LearningRate
 from pneumofed.server.runs.checkpoints import read_checkpoint
@@ -58,16 +61,17 @@ class KillingApp(ClientApp):
 
 
 class WatchingApp(ClientApp):
-    """Keeps the weights that came with each message, by its type and round."""
+    """Keeps the weights that each message brought or referred to, by its type and round."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: dict[tuple[str, int], ModelArrays] = {}
 
     def __call__(self, message: Message, context: Context) -> Message:
-        if "arrays" in message.content.array_records:
-            asked = message.metadata.message_type, int(str(message.content.config_records["config"]["round"]))
-            self.seen[asked] = unpack_arrays(message.content.array_records["arrays"])
+        site = find_site_config(context.node_config, context.run_config)
+        instruction = restore_model(site, unpack_instruction(message.content))
+        if instruction.arrays is not None:
+            self.seen[message.metadata.message_type, instruction.round] = instruction.arrays
         return client_app(message, context)
 
 

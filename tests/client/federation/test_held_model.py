@@ -1,0 +1,121 @@
+"""A model travels once a round: the site keeps what it judged, and trains on from it; what is lost is sent whole."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pneumofed.client.federation import held_model
+from pneumofed.client.federation.held_model import keep_model, restore_model
+from pneumofed.common.audit.log import hash_arrays
+from pneumofed.common.config.parties import SiteConfig
+from pneumofed.common.errors import HeldModelError
+from pneumofed.common.files import atomic_write
+from pneumofed.common.wire.instructions import Instruction
+from pneumofed.common.wire.messages import ModelArrays
+from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.runs.records import RoundRecord
+from tests.tiny import TinyFederation, tiny_experiment
+
+RUN, OTHER_RUN = "ab" * 16, "cd" * 16
+FIRST = ModelArrays(np.arange(6, dtype=np.float32), np.ones(2, np.float32))
+SECOND = ModelArrays(FIRST.parameters + 1, FIRST.statistics)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> SiteConfig:
+    return SiteConfig(name="site-0", manifest="manifest.csv", work_dir=str(tmp_path / "work"))
+
+
+def referring(held: str | None, run: str = RUN) -> Instruction:
+    return Instruction(tiny_experiment(), run, 2, held=held)
+
+
+def files(site: SiteConfig) -> list[Path]:
+    return sorted(Path(site.work_dir).iterdir())
+
+
+def test_what_is_kept_is_what_comes_back(site: SiteConfig) -> None:
+    held = keep_model(site, RUN, FIRST)
+    assert held == hash_arrays(FIRST)
+    restored = restore_model(site, referring(held)).weights
+    assert np.array_equal(restored.parameters, FIRST.parameters) and np.array_equal(restored.statistics, FIRST.statistics)
+
+
+def test_one_model_is_kept_and_only_for_its_run(site: SiteConfig) -> None:
+    first, second = keep_model(site, RUN, FIRST), keep_model(site, RUN, SECOND)
+    assert len(files(site)) == 1
+    for instruction in (referring(first), referring(second, OTHER_RUN)):
+        with pytest.raises(HeldModelError):
+            restore_model(site, instruction)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-4], lambda content: content[:-1] + b"\x7f", lambda _: b"", lambda _: b"\x93NUMPY"]
+)
+def test_a_damaged_model_is_refused(site: SiteConfig, damage) -> None:  # type: ignore[no-untyped-def]
+    held = keep_model(site, RUN, FIRST)
+    (path,) = files(site)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(HeldModelError):
+        restore_model(site, referring(held))
+
+
+def test_on_a_full_disk_nothing_is_kept_and_nothing_is_said(site: SiteConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(held_model, "atomic_write", full)
+    assert keep_model(site, RUN, FIRST) is None and files(site) == []
+    monkeypatch.setattr(held_model, "atomic_write", atomic_write)
+    assert keep_model(site, RUN, FIRST) is not None
+
+
+# --- a run --------------------------------------------------------------------------------------------------------------------------
+
+
+def history(federation: TinyFederation, name: str) -> list[RoundRecord]:
+    return RunFolder(federation.folder / name).read_history()
+
+
+def test_after_the_first_round_only_the_judged_model_goes_down(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment(rounds=3))
+    first, *later = [line.bytes.down for line in history(federation, "run")]
+    assert later == [first / 2, first / 2]
+
+
+def test_where_the_judged_model_is_another_one_both_go_down(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path)
+    federation.run("run", tiny_experiment(rounds=3, strategy={"ema_decay": 0.5}))
+    first, *later = [line.bytes.down for line in history(federation, "run")]
+    assert later[-1] == first
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_site_that_lost_its_model_gets_it_whole_and_the_run_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure: bool
+) -> None:
+    federation = TinyFederation(tmp_path)
+    experiment = tiny_experiment(rounds=3, **({"secure_aggregation": {"enabled": True}} if secure else {}))
+    if secure:
+        federation.give_identities()
+    federation.run("run", experiment)
+
+    grid = federation.grid()
+    push = grid.push_messages
+
+    def losing(messages):  # type: ignore[no-untyped-def]
+        for path in federation.sites.glob("site-1/held-model-*"):
+            path.unlink()
+        return push(messages)
+
+    monkeypatch.setattr(grid, "push_messages", losing)
+    federation.run("losing", experiment, grid=grid)
+    plain, lost = history(federation, "run"), history(federation, "losing")
+    assert [line.validation for line in lost] == [line.validation for line in plain]
+    assert not any(line.failures for line in lost)
+    assert [line.bytes.down for line in lost][1] > [line.bytes.down for line in plain][1]
