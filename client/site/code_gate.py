@@ -2,8 +2,9 @@
 
 The check cannot be a part of what it checks. So it is the installed code that runs in place of Flower's command: SuperNode starts
 `flower-superexec`, which starts `flwr-clientapp` by that name; `pneumofed site start` puts a folder first on PATH in which every
-command that Flower gives a task to leads here (`write_commands`). The gate takes the task as Flower would, hashes the bundle, and then
-either lets Flower install and run it, or answers with the refusal and never unpacks it. Where the gate cannot decide, nothing runs.
+command that Flower gives a task to leads here (`write_commands`), that of messages by way of `client.site.code_gate_resident`. The gate
+takes the task as Flower would, hashes the bundle, and then either lets Flower install and run it, or answers with the refusal and never
+unpacks it. Where the gate cannot decide, nothing runs.
 
 An approved bundle is unpacked under its whole hash (`unpack_app`) and kept apart from the installed code (`forget_our_modules`).
 
@@ -49,6 +50,12 @@ from pneumofed.common.wire.messages import CONFIG, build_failure
 logger = logging.getLogger(__name__)
 FLOWER_VERSION = "1.41."
 CLIENT_APP = "flwr-clientapp"
+GATE = (
+    "-P",
+    "-m",
+    "pneumofed.client.site.code_gate",
+)  # -P: nothing is imported from the folder that the process happens to be in
+"""Python's arguments for the gate."""
 FLOWER_FUNCTIONS = ("run_clientapp", "pull_task_input", "install_from_fab", "get_load_client_app_fn")
 """What the gate relies on in `flwr.supernode.runtime.run_clientapp`."""
 APPS_FOLDER = "apps"
@@ -129,12 +136,13 @@ def guard(site: Path, command: str = CLIENT_APP) -> ModuleType:
     return runtime
 
 
-def write_commands(folder: Path, site: Path) -> Path:
+def write_commands(folder: Path, site: Path, client: Sequence[str] = (sys.executable, *GATE)) -> Path:
     """Fills `folder` with one command for each that Flower gives a task to; each of them starts the gate.
 
     Args:
         folder: made if there is none; it goes first on SuperNode's PATH.
         site: the hospital's site.yaml.
+        client: starts the gate in place of `flwr-clientapp`, which is asked for at every message.
 
     Returns:
         `folder`.
@@ -143,17 +151,8 @@ def write_commands(folder: Path, site: Path) -> Path:
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     for command in TASK_TYPE_TO_COMMAND.values():
-        # -P: nothing is imported from the folder that the process happens to be in
-        words = [
-            sys.executable,
-            "-P",
-            "-m",
-            "pneumofed.client.site.code_gate",
-            "--site",
-            str(site.resolve()),
-            "--command",
-            command,
-        ]
+        program = client if command == CLIENT_APP else (sys.executable, *GATE)
+        words = [*program, "--site", str(site.resolve()), "--command", command]
         path = folder / command
         path.write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n', encoding="utf-8")
         path.chmod(0o700)

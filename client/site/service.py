@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pneumofed.client.site.code_gate_resident import asking_command
 from pneumofed.client.site.folder import COORDINATOR_VARIABLE, SiteFolder
 from pneumofed.common.audit.log import ANSWER_EVENT, REFUSAL_EVENT, SITE_STARTED, SITE_STOPPED, read_entries
 from pneumofed.common.audit.verify import verify_log
@@ -24,11 +25,16 @@ from pneumofed.common.folder_lock import owned
 from pneumofed.common.ops.lifeline import lead_command
 from pneumofed.common.ops.processes import Daemon, flower_environment, free_port, is_serving, without_proxy_on_loopback
 
-START_SEC, SETTLE_SEC = 60.0, 2.0
-"""How long to wait for the health service, and then for the coordinator's refusal."""
+START_SEC, SETTLE_SEC = 60.0, 20.0
+"""How long to wait for the health service, and then for the coordinator's answer: one that cannot be reached gives none, and the site
+tries on."""
 LEASE_SEC, RETRY_SEC = 210.0, 10.0
 """How long a start is tried again, and after which pause: the coordinator takes a site for lost 150 s after its last heartbeat (twice
 `client.site.supernode.HEARTBEAT_INTERVAL_SEC`)."""
+TASK_POLL_VARIABLE, TASK_POLL_SEC = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.25"
+"""How often Flower's SuperExec asks the SuperNode beside it for work, in seconds; its own choice is 1."""
+TAKEN_IN = "SuperNode ID: "
+"""What Flower's SuperNode says when it was taken in."""
 STILL_CONNECTED = "Failed to activate SuperNode"
 """What Flower's SuperNode says when it is refused because the coordinator counts its last connection as alive."""
 
@@ -93,6 +99,7 @@ def _start(folder: SiteFolder, report: Callable[[str], None]) -> int:
 def _start_once(folder: SiteFolder, report: Callable[[str], None]) -> tuple[Daemon, int]:
     """Starts the SuperNode and gives the coordinator the time to refuse it."""
     daemon, command, environment = _prepare(folder)
+    said_before = daemon.times_said(TAKEN_IN)
     pid = daemon.start(command, environment, folder.work)
     folder.audit.record(SITE_STARTED, coordinator=folder.connection.coordinator)
     health, deadline = _health_file(folder).read(), time.monotonic() + START_SEC
@@ -100,7 +107,7 @@ def _start_once(folder: SiteFolder, report: Callable[[str], None]) -> tuple[Daem
         time.sleep(0.2)
     report("the SuperNode is up; waiting for the coordinator's answer")
     refused_by = time.monotonic() + SETTLE_SEC
-    while daemon.pid() is not None and time.monotonic() < refused_by:
+    while daemon.pid() is not None and daemon.times_said(TAKEN_IN) <= said_before and time.monotonic() < refused_by:
         time.sleep(0.2)
     return daemon, pid
 
@@ -189,6 +196,7 @@ def supernode_command(folder: SiteFolder, port: int, health: str) -> list[str]:
     connection = folder.connection
     return [
         *_program(connection),
+        "--gate", str(_gate(folder)),
         "--root-certificates", connection.ca,
         "--superlink", connection.coordinator,
         "--auth-supernode-private-key", connection.key,
@@ -214,13 +222,19 @@ def _prepare(folder: SiteFolder) -> tuple[Daemon, list[str], dict[str, str]]:
 def _environment(folder: SiteFolder) -> dict[str, str]:
     from pneumofed.client.site.code_gate import write_commands  # needs Flower
 
-    gate = write_commands(folder.work / "gate", folder.site_file)
+    gate = write_commands(_gate(folder), folder.site_file, asking_command(_gate(folder)))
     environment = flower_environment(folder.work / "flower", first_on_path=gate)
     return {
         **environment,
         **without_proxy_on_loopback(environment),
         COORDINATOR_VARIABLE: folder.connection.coordinator,
+        TASK_POLL_VARIABLE: TASK_POLL_SEC,
     }
+
+
+def _gate(folder: SiteFolder) -> Path:
+    """Where the commands are that Flower starts in place of its own."""
+    return folder.work / "gate"
 
 
 def _check_complete(folder: SiteFolder) -> None:

@@ -134,6 +134,10 @@ class Daemon:
             _wait_until(lambda: started_at(recorded) is None and not _group_members(recorded), 5.0)
         self._pid_file.unlink(missing_ok=True)
 
+    def times_said(self, words: str) -> int:
+        """Counts how often `words` stand in the log, which a start goes on with."""
+        return self.log.read_bytes().count(words.encode()) if self.log.exists() else 0
+
     def last_words(self, lines: int = 3) -> str:
         """Reads the end of the log in one line, `lines` lines of it at most."""
         try:

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -178,8 +179,30 @@ def test_a_supernode_that_ends_at_once_is_told_with_its_last_words(site: SiteFol
     monkeypatch.setattr(
         service, "supernode_command", lambda *_: [sys.executable, "-c", "print('key refused'); raise SystemExit(1)"]
     )
+    monkeypatch.setattr(service, "SETTLE_SEC", 60.0)
     with pytest.raises(FlowerError, match="key refused"):
         service.start_service(site)
+
+
+def test_a_refusal_that_takes_its_time_is_no_start(site: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = f"import time; print('up', flush=True); time.sleep(2); print({service.STILL_CONNECTED!r}); raise SystemExit(1)"
+    monkeypatch.setattr(service, "supernode_command", lambda *_: [sys.executable, "-c", late])
+    monkeypatch.setattr(service, "SETTLE_SEC", 60.0)
+    monkeypatch.setattr(service, "LEASE_SEC", 0.0)
+    with pytest.raises(FlowerError, match=service.STILL_CONNECTED):
+        service.start_service(site)
+
+
+def test_a_site_that_was_taken_in_is_not_waited_for(site: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = f"import time; print({service.TAKEN_IN!r}, 7, flush=True); time.sleep(600)"
+    monkeypatch.setattr(service, "supernode_command", lambda *_: [sys.executable, "-c", said])
+    for _ in range(2):  # the log goes on with the second start
+        started = time.monotonic()
+        monkeypatch.setattr(service, "SETTLE_SEC", 120.0)
+        pid = service.start_service(site)
+        assert time.monotonic() - started < 60
+        assert service.read_status(site).pid == pid
+        service.stop_service(site, patience_sec=5.0)
 
 
 def test_a_process_that_does_not_listen_is_killed(site: SiteFolder, monkeypatch: pytest.MonkeyPatch) -> None:
