@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import typer
 
 from pneumofed.client.cli.data import app as data_app
 from pneumofed.client.cli.data import compare
-from pneumofed.common.ops.command_line import FAILURE, NOT_RUNNING, Json, Site, console, print_json, say
+from pneumofed.common.ops.command_line import FAILURE, NOT_RUNNING, Json, Site, Trusted, console, print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="Take part in a federation as a hospital.")
 
@@ -144,6 +145,50 @@ def site_stop(site: Site = Path()) -> None:
 
     folder = SiteFolder.open(site)
     say(f"{folder.config.name} {'stopped' if stop_service(folder) else 'did not run'}")
+
+
+@app.command("dossier")
+def site_dossier(
+    run: Annotated[
+        str, typer.Argument(help="The run: its token, the first digits of it, or the study's name.", show_default="the only run")
+    ] = "",
+    bundle: Annotated[Path | None, typer.Option(help="The released model, for what its card says of its use.")] = None,
+    trusted: Trusted = None,
+    attack: Annotated[Path | None, typer.Option(help="Folder or attack.json of `pneumofed privacy attack`.")] = None,
+    anchored_by: Annotated[
+        Path | None,
+        typer.Option(help="The coordinator's audit log: who took part, and whether it knows lines that are gone here."),
+    ] = None,
+    site: Site = Path(),
+    json_: Json = False,
+) -> None:
+    """Write one page for who must sign for the hospital: what left in a run, by which rule, what was refused and spent, and what is open.
+
+    Exit code: 0 the page is written, 1 it is too, but the audit log or the ledger cannot be relied on, as the page says first.
+    """
+    from pneumofed.client.site.dossier import Handed, build_dossier
+    from pneumofed.client.site.dossier_page import dossier_json, problems_of, write_dossier
+    from pneumofed.client.site.dossier_sources import read_attack_bench, read_coordinator_log, read_model
+    from pneumofed.client.site.folder import SiteFolder
+
+    folder = SiteFolder.open(site)
+
+    def hand_over(token: str, terms: Mapping[str, Any] | None) -> Handed:
+        return Handed(
+            read_model(bundle, trusted or [], token) if bundle else None,
+            read_attack_bench(attack, terms) if attack else None,
+            read_coordinator_log(anchored_by, folder.audit.path, folder.config.name, token) if anchored_by else None,
+        )
+
+    found = build_dossier(folder, run, hand_over)
+    page, problems = write_dossier(found, folder), problems_of(found)
+    if json_:
+        print_json(dossier_json(found))
+    else:
+        say(f"dossier: {page}")
+        for problem in problems:
+            say(problem, style="red")
+    raise typer.Exit(FAILURE if problems else 0)
 
 
 def _tell_of_key(public: Path, name: str, has_ca: bool) -> None:

@@ -16,6 +16,7 @@ reads the policy for itself before the app that answers is even unpacked.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import sys
@@ -24,6 +25,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pneumofed.client.federation.policy_decision import RoundsBegun, RunRequest, decide
+from pneumofed.common.audit.log import canonical
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import ConfigError, PolicyError
@@ -83,6 +85,11 @@ def policy_of(config: SiteConfig) -> SitePolicy:
         PolicyError: it cannot be read, so everything is refused.
     """
     return require_policy(Path(config.policy)) if config.policy else UNRESTRICTED
+
+
+def hash_policy(policy: SitePolicy) -> str:
+    """Computes the SHA-256 of a policy, independent of how its file was written: the audit log shows by it whether the policy changed."""
+    return hashlib.sha256(canonical(policy.model_dump(mode="json"))).hexdigest()
 
 
 def only(policy: SitePolicy, *keys: str) -> SitePolicy:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from pneumofed.client.federation.held_model import restore_model
-from pneumofed.client.federation.policy import UNRESTRICTED, Clock, count_round, local_now, policy_of
+from pneumofed.client.federation.policy import UNRESTRICTED, Clock, count_round, hash_policy, local_now, policy_of
 from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, RunRequest, TrainingData, Work, decide
 from pneumofed.client.federation.site_data import SiteData, class_number, load_site
 from pneumofed.client.site.folder import APP_VARIABLE, COORDINATOR_VARIABLE
@@ -166,6 +166,10 @@ def _counts(site: SiteData, experiment: ExperimentConfig, policy: SitePolicy) ->
     return {"train": max(1, sum(classes)), "validation": validation, "classes": shares, "count_noise": policy.count_noise}
 
 
+PRIVACY_TERMS = ("unit", "target_epsilon", "noise_multiplier", "delta")
+"""Keys of `privacy` that the audit log keeps of a private run."""
+
+
 def audit_log(config: SiteConfig) -> AuditLog:
     return AuditLog(Path(config.work_dir) / "audit.jsonl", config.name)
 
@@ -197,6 +201,7 @@ def answer_request(instruction: Instruction, config: SiteConfig, work: Work, han
     try:
         log.record(REQUEST_EVENT, **asked, **_who_asks(instruction))
         policy = policy_of(config)
+        asked |= {"policy": hash_policy(policy)}
         admit(instruction, config, policy, work)
         content = handler(instruction, config, policy)
         leaving = describe_content(content)
@@ -305,5 +310,23 @@ def _who_asks(instruction: Instruction) -> dict[str, Any]:
         "coordinator": os.environ.get(COORDINATOR_VARIABLE, "unknown"),
         "app": os.environ.get(APP_VARIABLE, "unknown"),
         "config": hash_experiment(instruction.experiment),
+        "study": instruction.experiment.name,
+        "terms": describe_terms(instruction.experiment),
         **heads,
+    }
+
+
+def describe_terms(experiment: ExperimentConfig) -> dict[str, Any]:
+    """Lists what a run asks of a site, for the audit log: enough to say later what was asked, where only its hash is left of the rest."""
+    privacy = experiment.privacy
+    private = {} if privacy.mechanism == "none" else privacy.model_dump(include=set(PRIVACY_TERMS))
+    return {
+        "rounds": experiment.rounds,
+        "task": experiment.task,
+        "network": experiment.model.name,
+        "strategy": experiment.strategy.name,
+        "mechanism": privacy.mechanism,
+        "secure_aggregation": experiment.secure_aggregation.enabled,
+        **{key: value for key, value in private.items() if value is not None},
+        **({"parent": experiment.parent} if experiment.parent else {}),
     }

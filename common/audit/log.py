@@ -8,8 +8,10 @@ its head with every message, and the other's log keeps it in the fact `heads`; `
 The events of both logs:
 
     site                                                     coordinator
-    request            what the coordinator asked            run-started     configuration and app by their hashes
-    answer             what left the site                    round           who took part, bytes, hash of its model
+    request            what the coordinator asked, and       run-started     configuration and app by their hashes
+                       the main terms of its run
+    answer             what left the site, and by which      round           who took part, bytes, hash of its model
+                       policy
     refusal            by which rule                         run-ended       status, and why
     failure            class of the error                    release         which model, against which, and the decision
     malformed          a message that could not be read

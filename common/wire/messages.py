@@ -22,7 +22,9 @@ compare its digest (`common.wire.parameter_layout`), since 122 small arrays a me
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -306,15 +308,36 @@ def unpack_evaluation(content: RecordDict) -> Evaluation:
 
 
 def describe_content(content: RecordDict) -> dict[str, Any]:
-    """Describes what leaves with a reply, for the audit log: bytes of its arrays, names of arrays, metrics and statistics; those of the
-    site's own model are named `personal index` and so on."""
+    """Describes what leaves with a reply, for the audit log.
+
+    Returns:
+        `bytes` of its arrays, names of `arrays` and `metrics` (with statistics; those of the site's own model are named `personal index`
+        and so on), `values` of the metrics that are single numbers, the `report` with the numbers of images and what is withheld, and
+        `sent`, the SHA-256 of all of it (see `hash_content`).
+    """
     arrays = content.array_records.values()
     metrics = content.metric_records.items()
+    single = content.metric_records.get(METRICS, {}).items()
     return {
         "bytes": content_bytes(content),
         "arrays": sorted(name for record in arrays for name in record),
         "metrics": sorted(f"{PERSONAL} {name}" if kind == PERSONAL else name for kind, record in metrics for name in record),
+        "values": {name: value if math.isfinite(value) else None for name, value in single if isinstance(value, int | float)},
+        "report": json.loads(str(record_named(content.config_records, SITE)["report"])),
+        "sent": hash_content(content),
     }
+
+
+def hash_content(content: RecordDict) -> str:
+    """Computes the SHA-256 of a message's records: names and bytes of arrays in their order, then metrics and configuration as JSON."""
+    digest = hashlib.sha256()
+    for kind, record in sorted(content.array_records.items()):
+        for name, array in sorted(record.items()):
+            digest.update(f"{kind}/{name} {len(array.data)}\n".encode() + array.data)
+    plain: dict[str, dict[str, Any]] = {kind: dict(record) for kind, record in content.metric_records.items()}
+    plain |= {kind: dict(record) for kind, record in content.config_records.items()}
+    digest.update(json.dumps(plain, sort_keys=True, default=bytes.hex).encode())
+    return digest.hexdigest()
 
 
 def content_bytes(content: RecordDict) -> int:

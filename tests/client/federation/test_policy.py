@@ -16,8 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumofed.client.app import app
+from pneumofed.client.federation.policy import hash_policy, read_policy
 from pneumofed.client.federation.policy_decision import ArrivalFacts, RunRequest, TrainingData, decide
-from pneumofed.client.federation.requests import admit, hash_data
+from pneumofed.client.federation.requests import admit, describe_terms, hash_data
 from pneumofed.client.federation.site_data import read_site_config
 from pneumofed.common.audit.log import AuditEntry, AuditLog, read_entries
 from pneumofed.common.audit.verify import verify_log
@@ -27,7 +28,18 @@ from pneumofed.common.data.manifest import Manifest, read_manifest, write_manife
 from pneumofed.common.errors import PolicyError
 from pneumofed.common.models.build import build_model
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
-from pneumofed.common.wire.messages import ModelArrays, pack_arrays, read_failure, record_bytes, unpack_presence
+from pneumofed.common.wire.messages import (
+    ModelArrays,
+    Presence,
+    Update,
+    describe_content,
+    hash_content,
+    pack_arrays,
+    pack_update,
+    read_failure,
+    record_bytes,
+    unpack_presence,
+)
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.tiny import TinyFederation, there, tiny_experiment
 
@@ -223,6 +235,28 @@ def test_what_left_the_site_is_recorded_before_it_leaves(federation: TinyFederat
     assert "num-examples" in answer.facts["metrics"]
     assert answer.facts["data"] == hash_data(read_site_config(federation.sites / "0.yaml"))
     assert unpack_presence(reply.content).audit_head == AuditLog(work / "audit.jsonl").head() == answer.hash
+
+
+def test_the_log_keeps_what_was_asked_and_under_which_policy_and_a_hash_of_all_that_left(federation: TinyFederation) -> None:
+    work = give_policy(federation, withhold=["data_report"])
+    asked = instruction()
+    reply = ask(federation, "train", asked)
+    request, answer = entries(work)
+    assert (request.facts["study"], request.facts["terms"]) == (asked.experiment.name, describe_terms(asked.experiment))
+    assert answer.facts["policy"] == hash_policy(read_policy(federation.folder / "policy-0.yaml")) != hash_policy(SitePolicy())
+    presence = unpack_presence(reply.content)
+    assert answer.facts["report"] == presence.report
+    assert answer.facts["report"]["withheld"] == ["data_report", "validation_statistics"]  # too few patients for the second
+    assert answer.facts["values"]["num-examples"] == presence.report["train"] > 0
+    del reply.content.config_records["site"]["audit-head"]  # the log's head was added after its last line
+    assert answer.facts["sent"] == hash_content(reply.content)
+    reply.content.metric_records["metrics"]["train_loss"] = 0.5
+    assert answer.facts["sent"] != hash_content(reply.content)
+
+
+def test_a_metric_that_is_no_number_is_logged_as_none() -> None:
+    content = pack_update(Update.of(Presence("north", "0" * 64, {}), instruction().weights, 3, {"train_loss": float("nan")}))
+    assert describe_content(content)["values"] == {"num-examples": 3, "train_loss": None}
 
 
 def test_the_site_records_the_class_of_a_failure_alone(federation: TinyFederation) -> None:

@@ -14,6 +14,8 @@ import typer
 from typer.testing import CliRunner
 
 from pneumofed.cli.attack import attack
+from pneumofed.client.federation.requests import describe_terms
+from pneumofed.client.site.dossier_sources import read_attack_bench
 from pneumofed.common.config.experiment import CORRECTED
 from pneumofed.common.config.reader import merge
 from pneumofed.common.data.dataset import Dataset
@@ -189,6 +191,24 @@ def test_numbers_hold_no_image_and_no_nan(bench: Bench, tmp_path: Path) -> None:
     assert "NaN" not in text and "Infinity" not in text
     assert "reconstructions" not in text
     assert as_json(bench, _findings())["inversion"][3]["ssim"] is None
+
+
+def test_a_hospitals_dossier_reads_what_the_bench_found(bench: Bench, tmp_path: Path) -> None:
+    findings = _findings()
+    write_findings(bench, findings, tmp_path)
+    asked = describe_terms(bench.experiment)
+    read = read_attack_bench(tmp_path, asked)
+    (row,) = findings.membership
+    assert (read.phantom, read.patients, read.hospitals, read.models) == (True, 20, 1, 4)
+    assert [(one["attack"], one["epsilon"], one["value"]) for one in read.membership] == [
+        (name, "inf", verdict.auroc["value"]) for name, verdict in row.attacks.items()
+    ]
+    assert [(one["lower"], one["upper"]) for one in read.canaries] == [(1.2, "inf")]
+    assert [one["view"] for one in read.inversion] == [one.view for one in findings.inversions]
+    assert (read.differences, read.compared) == ((), True)
+    other = read_attack_bench(tmp_path / "attack.json", {**asked, "network": "resnet18"}).differences
+    assert other == (f"network: {bench.experiment.model.name} in the attack, resnet18 in the run",)
+    assert not read_attack_bench(tmp_path, None).compared
 
 
 def test_the_command_names_what_is_wrong(tmp_path: Path) -> None:
