@@ -17,6 +17,7 @@ from pneumofed.common.config.experiment import StrategyName
 from pneumofed.common.config.reader import merge, set_by_path
 from pneumofed.common.errors import ArgumentError, ConfigError
 from pneumofed.server.runs.folder import RunFolder
+from pneumofed.server.tracking.targets import read_targets
 from pneumofed.simulation.plan import EngineName, SimulationRequest, plan_simulation
 
 if TYPE_CHECKING:
@@ -170,6 +171,7 @@ def simulate(
     threads: int | None = None,
     gpus: float = 0.0,
     ray_address: str | None = None,
+    track: str | Sequence[str] = (),
     progress: Say | None = None,
     **unknown: Never,
 ) -> Run:
@@ -205,6 +207,7 @@ def simulate(
         threads: CPU threads of each hospital's training (1).
         gpus: share of a GPU for each hospital, of Flower's engine.
         ray_address: of a running Ray cluster, of Flower's engine.
+        track: where the run is tracked beside its folder: `tensorboard`, `tensorboard:FOLDER`, `mlflow:ADDRESS`, or several of them.
         progress: takes a sentence about each step, e.g. `print`.
         unknown: there are no others.
 
@@ -241,6 +244,7 @@ def simulate(
             threads=threads,
             gpus=gpus,
             ray_address=ray_address,
+            track=read_targets([track] if isinstance(track, str) else track),
         )
     )
     from pneumofed.simulation.runner import run_simulation as run  # torch and Flower, once everything else is known to be right

@@ -19,6 +19,7 @@ from pneumofed.common.config.reader import SIMULATION_SECTION, build_config, fin
 from pneumofed.common.errors import CheckpointError, ConfigError
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.resume import check_resumable, describe_way_on
+from pneumofed.server.tracking.targets import Tracking, TrackingTarget
 from pneumofed.simulation.hospitals.sources import COLUMN, SimulationConfig
 from pneumofed.simulation.superlink import Resources, count_gpus
 
@@ -42,6 +43,7 @@ class Plan:
         resume: whether to go on with the run in `run_dir`.
         baselines: whether to train on pooled images and in each hospital too.
         workers: of the local engine: how many hospitals work at once; with 1 they work in this process.
+        tracking: where the run is tracked; a resumed one also where it was before.
     """
 
     experiment: ExperimentConfig
@@ -52,6 +54,7 @@ class Plan:
     resume: bool = False
     baselines: bool = False
     workers: int = 1
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class SimulationRequest:
             and 1 on a machine with a GPU.
         gpus: share of a GPU for each hospital, of Flower's engine.
         ray_address: of a running Ray cluster, of Flower's engine.
+        track: where the run is tracked.
     """
 
     data: str | Path | None = None
@@ -102,6 +106,7 @@ class SimulationRequest:
     threads: int | None = None
     gpus: float = 0.0
     ray_address: str | None = None
+    track: Sequence[TrackingTarget] = ()
 
     def chosen_engine(self) -> EngineName:
         """Returns the engine that the request asks for, by name or by what only one of them has.
@@ -188,7 +193,8 @@ def plan_simulation(request: SimulationRequest) -> Plan:
 
     resources = Resources(count_hospitals(simulation), simulation.threads, request.gpus, ray_address=request.ray_address)
     workers = request.workers or (1 if count_gpus() else min(resources.nodes, (os.cpu_count() or 1) // simulation.threads))
-    return Plan(experiment, simulation, run_dir, resources, engine, request.resume, request.baselines, max(workers, 1))
+    tracking = Tracking(tuple(request.track))
+    return Plan(experiment, simulation, run_dir, resources, engine, request.resume, request.baselines, max(workers, 1), tracking)
 
 
 def build_plan(

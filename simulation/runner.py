@@ -12,19 +12,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from pneumofed.common.errors import CheckpointError, FlowerError, PneumofedError, SkipReason
 from pneumofed.common.folder_lock import check_free, owned
-from pneumofed.common.ops.app_bundle import write_app
+from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle, write_app
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.server.report.report import close_with_report
 from pneumofed.server.runs.folder import RUN_LOCK, SIMULATION_LOCK, RunFolder, with_course
 from pneumofed.server.runs.records import RunState
 from pneumofed.server.runs.resume import check_resumable, clear_ending, describe_way_on
 from pneumofed.server.runs.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary, WallTime
+from pneumofed.server.tracking.follow import following
+from pneumofed.server.tracking.targets import Tracking
 from pneumofed.simulation.baselines import run_baselines
 from pneumofed.simulation.hospitals.federation import Federation, lay_out
 from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
@@ -52,8 +54,14 @@ def run_simulation(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> Ru
     with owned(plan.run_dir, SIMULATION_LOCK, "pneumofed simulate", way_on):
         check_free(plan.run_dir, RUN_LOCK, way_on)  # of a simulation that was killed the coordinator may live on
         _check_beginning(plan)
-        with _start_workers(plan) as workers:  # they load their libraries while the hospitals are laid out
+        # The workers load their libraries while the hospitals are laid out.
+        with following(RunFolder(plan.run_dir), _tracking(plan)), _start_workers(plan) as workers:
             return _simulate(plan, workers, say, progress)
+
+
+def _tracking(plan: Plan) -> Tracking:
+    """Where the run is tracked, with the app bundle: the code that runs here, of which a run in one process says nothing."""
+    return replace(plan.tracking, app=hash_bundle(build_bundle())) if plan.tracking.targets else plan.tracking
 
 
 def _check_beginning(plan: Plan) -> None:

@@ -30,7 +30,9 @@ from pneumofed.common.files import atomic_write
 from pneumofed.common.folder_lock import owned
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.server.runs.folder import RunFolder, best_round, validation_auroc
-from pneumofed.server.runs.records import Record
+from pneumofed.server.runs.records import Record, RunState
+from pneumofed.server.tracking.follow import TrackedGroup
+from pneumofed.server.tracking.targets import TrackingTarget
 from pneumofed.simulation.plan import Plan, SimulationRequest, plan_simulation
 from pneumofed.simulation.watch import Say
 
@@ -120,6 +122,11 @@ class SweepRun:
         return self.setting, self.seed
 
     @property
+    def name(self) -> str:
+        """In the sweep, as its folder."""
+        return f"{self.setting}/seed-{self.seed}"
+
+    @property
     def folder(self) -> RunFolder:
         assert self.request.out is not None  # `plan_sweep` gives each run one
         return RunFolder(self.request.out)
@@ -131,6 +138,7 @@ class SweepPlan:
 
     out: Path
     runs: tuple[SweepRun, ...]
+    track: tuple[TrackingTarget, ...] = ()
 
 
 def read_sweep(file: Path) -> SweepConfig:
@@ -142,13 +150,14 @@ def read_sweep(file: Path) -> SweepConfig:
     return build_config(SweepConfig, read_yaml(file), file.name)
 
 
-def plan_sweep(config: SweepConfig, out: Path, workers: int | None = None) -> SweepPlan:
+def plan_sweep(config: SweepConfig, out: Path, workers: int | None = None, track: Sequence[TrackingTarget] = ()) -> SweepPlan:
     """Makes every run's request and checks it; nothing is written.
 
     Args:
         config: the study.
         out: folder of the sweep.
         workers: as in `SimulationRequest`.
+        track: where the runs are tracked, and the sweep's result.
 
     Raises:
         ConfigError: a key of a setting is wrong, two settings are the same, or a folder holds a run of other settings.
@@ -167,7 +176,7 @@ def plan_sweep(config: SweepConfig, out: Path, workers: int | None = None) -> Sw
     )
     for run in runs:
         _check(run)
-    return SweepPlan(out, runs)
+    return SweepPlan(out, runs, tuple(track))
 
 
 def run_sweep(plan: SweepPlan, say: Say, progress: Progress = NO_PROGRESS) -> SweepTable:
@@ -187,19 +196,41 @@ def run_sweep(plan: SweepPlan, say: Say, progress: Progress = NO_PROGRESS) -> Sw
     from pneumofed.simulation.runner import run_simulation
 
     failed: dict[tuple[str, int], str] = {}
+    table = SweepTable(settings={}, runs=len(plan.runs), done=0)
     with owned(plan.out, "sweep", "pneumofed sweep", "wait for it or choose another --out"):
-        for number, run in enumerate(plan.runs, 1):
-            if not run.folder.has_succeeded:
-                say(f"run {number} of {len(plan.runs)}: {run.setting}, seed {run.seed}")
-                try:
-                    run_simulation(_begin_or_resume(run), say, progress)
-                except PneumofedError as error:
-                    failed[run.key] = error.public_message
-                    say(f"{run.setting}, seed {run.seed} failed: {error}")
-            table = tabulate(plan, failed)
-            with atomic_write(plan.out / SWEEP_FILE) as file:
-                file.write((json.dumps(table.to_json(), indent=2) + "\n").encode())
+        group, state = TrackedGroup(plan.out, plan.track), RunState.STOPPED
+        try:
+            for number, run in enumerate(plan.runs, 1):
+                if not run.folder.has_succeeded:
+                    say(f"run {number} of {len(plan.runs)}: {run.setting}, seed {run.seed}")
+                    try:
+                        run_simulation(replace(_begin_or_resume(run), tracking=group.member(run.name)), say, progress)
+                    except PneumofedError as error:
+                        failed[run.key] = error.public_message
+                        say(f"{run.setting}, seed {run.seed} failed: {error}")
+                else:
+                    group.catch_up(run.folder, run.name)
+                table = tabulate(plan, failed)
+                with atomic_write(plan.out / SWEEP_FILE) as file:
+                    file.write((json.dumps(table.to_json(), indent=2) + "\n").encode())
+            state = RunState.SUCCEEDED if table.done == table.runs else RunState.FAILED
+        finally:
+            if plan.runs[0].folder.config.exists():
+                group.finish(plan.runs[0].folder.read_config().name, *_outcome(table), state)
     return table
+
+
+def _outcome(table: SweepTable) -> tuple[dict[str, float], dict[str, str]]:
+    """Numbers and tags of a sweep: none but the counts before the choice."""
+    numbers = {"sweep/runs": float(table.runs), "sweep/done": float(table.done)}
+    if table.chosen is None:
+        return numbers, {}
+    spreads = {"validation": table.settings[table.chosen].validation, "lead": table.lead, **table.held_out}
+    for name, spread in spreads.items():
+        if spread is not None:
+            ends = {"": spread.mean, "_low": spread.low, "_high": spread.high}
+            numbers |= {f"final/{name}/auroc{end}": value for end, value in ends.items() if value is not None}
+    return numbers, {"pneumofed.chosen": table.chosen, "pneumofed.next": table.next or ""}
 
 
 def tabulate(plan: SweepPlan, failed: Mapping[tuple[str, int], str]) -> SweepTable:

@@ -35,6 +35,7 @@ from pneumofed.inference.cli.predict import explain_command, predict_command
 from pneumofed.inference.cli.reading_room import app as room_app
 from pneumofed.server.cli.coordinator import app as server_app
 from pneumofed.server.cli.coordinator import export_command, provision_command
+from pneumofed.server.cli.track import Track, track_command
 from pneumofed.simulation.plan import EngineName, PhantomFormat, PretrainSource
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 app.command("sweep", rich_help_panel="Research")(sweep_command)
 app.command("export", rich_help_panel="Study")(export_command)
 app.command("release", rich_help_panel="Study")(release)
+app.command("track", rich_help_panel="Study")(track_command)
 app.command("predict", rich_help_panel="Reading room")(predict_command)
 app.command("explain", rich_help_panel="Reading room")(explain_command)
 app.add_typer(room_app, name="reading-room", rich_help_panel="Reading room")
@@ -173,11 +175,13 @@ def simulate_command(
     threads: Threads = None,
     gpus: Gpus = 0.0,
     ray_address: RayAddress = None,
+    track: Track = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train one model over N virtual hospitals on this machine, judge it on held-out data, and write a report."""
     from pneumofed.common.config.reader import parse_overrides
+    from pneumofed.server.tracking.targets import read_targets
     from pneumofed.simulation.plan import SimulationRequest
 
     _simulate(
@@ -207,6 +211,7 @@ def simulate_command(
             threads=threads,
             gpus=gpus,
             ray_address=ray_address,
+            track=read_targets(track),
         ),
         as_json,
         quiet,
@@ -320,6 +325,8 @@ def _simulate(request: SimulationRequest, as_json: bool = False, quiet: bool = F
         progress.finish("loading the libraries")
         tell = partial(note if as_json else say, style=None) if not quiet else lambda _: None
         tell(f"run folder: {plan.run_dir}")
+        if plan.tracking.targets:
+            tell(f"tracked at: {', '.join(str(target) for target in plan.tracking.targets)}")
         with exit_when_stopped(lambda: f"pneumofed: stopped; {describe_way_on(RunFolder(plan.run_dir))}"):
             summary = run_simulation(plan, tell, progress)
     if as_json:

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from pneumofed.common.ops.command_line import console, exit_when_stopped, note, print_json, say
+from pneumofed.server.cli.track import Track
 
 if TYPE_CHECKING:
     from pneumofed.simulation.sweep import Spread, SweepTable
@@ -21,14 +22,16 @@ def sweep_command(
     workers: Annotated[
         int | None, typer.Option(min=1, help="How many hospitals of a run work at once.", show_default="one a CPU")
     ] = None,
+    track: Track = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress: the table and errors only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The table as JSON on standard output.")] = False,
 ) -> None:
     """Run one study under several settings and seeds, choose on validation, and open the held-out sets once at the end."""
     from pneumofed.common.ops.progress import open_progress
+    from pneumofed.server.tracking.targets import read_targets
     from pneumofed.simulation.sweep import plan_sweep, read_sweep, run_sweep
 
-    plan = plan_sweep(read_sweep(study), out, workers)
+    plan = plan_sweep(read_sweep(study), out, workers, read_targets(track))
     with open_progress(quiet=quiet, results_piped=as_json) as progress:
         tell = partial(note if as_json else say, style=None) if not quiet else lambda _: None
         with exit_when_stopped(lambda: f"pneumofed: stopped; the same command goes on in {out}"):

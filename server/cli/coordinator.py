@@ -15,12 +15,14 @@ from rich.text import Text
 
 from pneumofed.common.ops.command_line import FAILURE, Json, Quiet, console, exit_when_stopped, note, print_json, say
 from pneumofed.common.ops.lifeline import children_end_with_me
+from pneumofed.server.cli.track import Track
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.manifest import BundleManifest
     from pneumofed.server.operations.settings import CoordinatorFolder
     from pneumofed.server.runs.runs import Runs
     from pneumofed.server.runs.tables import RunRow
+    from pneumofed.server.tracking.targets import TrackingTarget
 
 
 app = typer.Typer(no_args_is_help=True, help="Coordinate a federation: its processes, its runs, and the live page.")
@@ -71,12 +73,15 @@ def server_run(
     trusted: Annotated[
         list[Path] | None, typer.Option("--trusted", help="Public key whose bundles are taken.", show_default="any")
     ] = None,
+    track: Track = None,
     wait: Wait = False,
     folder: Folder = Path(),
 ) -> None:
     """Submit a run to the sites; its folder is runs/NAME."""
     from pneumofed.common.config.reader import load_experiment, merge, parse_overrides
+    from pneumofed.server.tracking.targets import read_targets
 
+    targets = read_targets(track)
     overrides = parse_overrides(set_ or [])
     if init:
         from pneumofed.common.model_bundle.bundle import check_start, open_start, start_values
@@ -89,6 +94,7 @@ def server_run(
     with _runs(_open(folder)) as runs:
         runs.submit(name, experiment)
         say(f"submitted: {name}; its folder is {runs.registry.run(name).folder}")
+        _start_tracking(runs, name, targets)
         if wait:
             _follow(runs, name)
 
@@ -118,11 +124,15 @@ def server_status(
 
 
 @app.command("resume")
-def server_resume(name: Name, wait: Wait = False, folder: Folder = Path()) -> None:
-    """Go on with a run that failed or was stopped, after its last completed round."""
+def server_resume(name: Name, track: Track = None, wait: Wait = False, folder: Folder = Path()) -> None:
+    """Go on with a run that failed or was stopped, after its last completed round; it is tracked where it was, too."""
+    from pneumofed.server.tracking.targets import read_targets
+
+    targets = read_targets(track)
     with _runs(_open(folder)) as runs:
         runs.resume(name)
         say(f"submitted again: {name}")
+        _start_tracking(runs, name, targets)
         if wait:
             _follow(runs, name)
 
@@ -175,6 +185,24 @@ def _follow(runs: Runs, name: str) -> None:
         raise typer.Exit(FAILURE)
     report = RunFolder(Path(ended.folder)).report
     say(f"{name} succeeded; the report is {report}" if report.exists() else f"{name} succeeded; its report could not be written")
+
+
+def _start_tracking(runs: Runs, name: str, targets: tuple[TrackingTarget, ...]) -> None:
+    """Starts the process that tracks the run, if it is tracked anywhere. One that cannot be started is a warning: the run goes on."""
+    from pneumofed.common.errors import PneumofedError
+    from pneumofed.server.tracking.process import start_follower
+    from pneumofed.server.tracking.targets import Tracking
+
+    run = runs.registry.run(name)
+    place = Path(run.folder)
+    try:
+        daemon = start_follower(name, place, Tracking(targets, app=run.app_hash or ""), runs.folder.state)
+    except (PneumofedError, OSError) as error:
+        why = str(error) if isinstance(error, PneumofedError) else f"its process cannot be started ({error.strerror})"
+        note(f"{name} is not tracked: {why}; `pneumofed track {place} --follow` does it from here")
+        return
+    if daemon:
+        say(f"tracked beside the run; {daemon.log} has what goes wrong with it")
 
 
 def _tell_of_interrupted(runs: Runs) -> None:

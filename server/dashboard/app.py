@@ -5,6 +5,7 @@ POST /api/login  /api/logout      a token for a session, and its end
 GET  /api/me                      who looks
 GET  /api/runs  /api/runs/{name}  runs, and one in full
 GET  /api/sites  /api/events      sites now (`view_sites`), and the activity log
+GET  /metrics                     counts and times for Prometheus
 POST /api/runs/{name}/stop        only with the coordinator's token
 
 `create_dashboard` builds the application. What it shows of runs is made in `server.dashboard.views`.
@@ -28,6 +29,7 @@ from pneumofed.common.errors import ConfigError, PneumofedError
 from pneumofed.common.ops.web import CSRF_HEADER, is_foreign, security_headers
 from pneumofed.server.dashboard import views
 from pneumofed.server.dashboard.access import SESSION_SEC, Access, Visitor
+from pneumofed.server.dashboard.prometheus import CoordinatorMetrics
 from pneumofed.server.dashboard.views import run_line, view_run, without_paths
 from pneumofed.server.operations.overview import Overview, build_links, site_states
 from pneumofed.server.runs.events import EVENTS_FILE, read_activity
@@ -68,7 +70,7 @@ def create_dashboard(page: Dashboard, hosts: Sequence[str] = ("127.0.0.1", "loca
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.middleware("http")(_guard)
     app.add_exception_handler(PneumofedError, _error_response)
-    for add in (_add_page, _add_session, _add_reading, _add_stopping):
+    for add in (_add_page, _add_session, _add_reading, _add_metrics, _add_stopping):
         add(app)
     return app
 
@@ -186,6 +188,14 @@ def _add_reading(app: FastAPI) -> None:
             views.EventLine(**{key: getattr(event, key) for key in keys}, text=_shown(event.text, visitor))
             for event in page.registry.events(run, after, limit)
         ]
+
+
+def _add_metrics(app: FastAPI) -> None:
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}})
+    def metrics(visitor: VisitorNow, page: PageNow) -> Response:
+        """Counts and times in Prometheus's text format, for whoever may read the page."""
+        text = CoordinatorMetrics(page.registry, page.overview).text()
+        return Response(text, media_type="text/plain; version=0.0.4")
 
 
 def _add_stopping(app: FastAPI) -> None:

@@ -22,6 +22,7 @@ from pneumofed.server.runs.registry import open_registry
 from pneumofed.server.runs.runs import Runs
 from pneumofed.server.runs.status import read_history
 from pneumofed.server.runs.tables import RunRow
+from pneumofed.server.tracking.process import stop_followers
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ def stop_all(place: CoordinatorFolder, say: Say) -> None:
         processes.stop_processes(place.path)
         runs.reconcile()
         runs.write_reports()
+        stop_followers(place.state)  # last, when the runs' ends are written
     finally:
         runs.registry.close()
 
