@@ -20,6 +20,7 @@ from pneumofed.client.federation.judging import compare_alone, evaluate_round
 from pneumofed.client.federation.network import LocalNorms, empty_network, own_network
 from pneumofed.client.federation.requests import Disclosure, Handler, answer_request, open_site_data, read_request
 from pneumofed.client.federation.site_data import SiteData, class_number, find_site_config, site_log
+from pneumofed.client.federation.survey import answer_survey
 from pneumofed.client.federation.training import RoundPlan, TrainingResult, build_setup, choose_examples, train_locally
 from pneumofed.client.secure_aggregation.participant import MaskPlan, answer_step, begin_masking
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
@@ -51,7 +52,7 @@ app = ClientApp()
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """Answers an enrolment request or a step of secure aggregation.
+    """Answers an enrolment request, a survey, or a step of secure aggregation.
 
     Args:
         message: the coordinator's instruction.
@@ -92,7 +93,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
-    """Answers what needs no training: enrolment, or a step of secure aggregation.
+    """Answers what needs no training: enrolment, a survey, or a step of secure aggregation.
 
     Args:
         instruction: what the coordinator asks.
@@ -101,6 +102,8 @@ def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolic
     """
     if instruction.step:
         return pack_reply(Presence(config.name, ""), answer_step(instruction, config, policy))
+    if instruction.survey:
+        return answer_survey(instruction, config, policy)
     return answer_enrolment(instruction, config, policy)
 
 
@@ -249,7 +252,8 @@ def _answer(message: Message, context: Context, handler: Handler) -> Message:
 def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
     try:
         instruction, work = read_request(message.content, message.metadata.message_type, config)
-        held = keep_model(config, instruction.run, instruction.weights) if work == "evaluate" else None
+        judged = instruction.arrays if work == "evaluate" else None
+        held = keep_model(config, instruction.run, judged) if judged is not None else None
         content = answer_request(instruction, config, work, handler)
         if held is not None:
             attach_held(content, held)

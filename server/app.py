@@ -16,13 +16,14 @@ from pneumofed.common.config.reader import build_config, experiment_from_json, l
 from pneumofed.common.errors import ConfigError, PrintableFormatter
 from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
 from pneumofed.server.federation.run import run_federation
+from pneumofed.server.federation.survey import run_survey
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Starts the run that the run config names. Its report is written by whoever closes the run: it is no part of the app.
+    """Starts the run, or the survey, that the run config names. Its report is written by whoever closes the run: it is no part of the app.
 
     Args:
         grid: Flower's way to the connected nodes.
@@ -33,7 +34,10 @@ def main(grid: Grid, context: Context) -> None:
     """
     _show_log()
     settings = read_coordinator(context.run_config)
-    run_federation(grid, experiment_of(context.run_config), settings)
+    if settings.survey is not None:
+        run_survey(grid, experiment_of(context.run_config), settings)
+    else:
+        run_federation(grid, experiment_of(context.run_config), settings)
 
 
 def _show_log() -> None:

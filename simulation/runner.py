@@ -2,6 +2,7 @@
 
 plan = plan_simulation(request)     what was asked, checked
 run_simulation(plan, say)           lay out -> run -> baselines -> report; returns the summary; `watch` follows the run
+survey_hospitals(plan, say)         lay out -> survey; trains nothing
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from pneumofed.common.errors import CheckpointError, FlowerError, PneumofedError, SkipReason
+from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
+from pneumofed.common.errors import CheckpointError, ConfigError, FlowerError, PneumofedError, SkipReason
 from pneumofed.common.folder_lock import check_free, owned
 from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle, write_app
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
+from pneumofed.server.federation.survey import run_survey, write_survey
 from pneumofed.server.report.report import close_with_report
 from pneumofed.server.runs.folder import RUN_LOCK, SIMULATION_LOCK, RunFolder, with_course
 from pneumofed.server.runs.records import RunState
@@ -34,6 +37,9 @@ from pneumofed.simulation.plan import Plan
 from pneumofed.simulation.superlink import Resources, private_superlink, run_app
 from pneumofed.simulation.watch import RunWatch, Say
 from pneumofed.simulation.workers import HospitalWorkers
+
+SURVEY_FOLDER = "survey"
+"""Below the run folder."""
 
 
 def run_simulation(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> RunSummary:
@@ -62,6 +68,40 @@ def run_simulation(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> Ru
 def _tracking(plan: Plan) -> Tracking:
     """Where the run is tracked, with the app bundle: the code that runs here, of which a run in one process says nothing."""
     return replace(plan.tracking, app=hash_bundle(build_bundle())) if plan.tracking.targets else plan.tracking
+
+
+def survey_hospitals(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> Path:
+    """Lays the hospitals of a simulation out and surveys them as a coordinator would; nothing is trained. A run may follow in its folder.
+
+    Args:
+        plan: whose hospitals are asked, of the local engine.
+        say: takes a sentence about each step.
+        progress: shows how far each step is.
+
+    Returns:
+        The survey's folder, below `plan.run_dir`, with its page.
+
+    Raises:
+        ConfigError: the plan is of a run that goes on, has baselines, or is of Flower's engine; or another process works in its folder.
+        RoundError: no hospital told anything.
+    """
+    if plan.resume or plan.baselines or plan.engine != "local":
+        raise ConfigError("survey: nothing is trained, so leave out resume, baselines and Flower's engine")
+    from pneumofed.client.app import app as client_app
+    from pneumofed.simulation.local_grid import LocalGrid
+
+    with owned(plan.run_dir, SIMULATION_LOCK, "pneumofed simulate", "wait for it or choose another --out"):
+        _check_beginning(plan)
+        with _start_workers(plan) as workers, _quiet_flower():
+            federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, False, progress)
+            say(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
+            nodes = [{"partition-id": number} for number in range(federation.hospitals)]
+            grid = LocalGrid(client_app, nodes, run_config(plan, federation), workers=workers)
+            folder = (plan.run_dir / SURVEY_FOLDER).resolve()
+            settings = CoordinatorConfig(run_dir=str(folder), survey=list(get_args(SurveyField)))
+            result = run_survey(grid, plan.experiment, settings)
+    write_survey(folder, result.model_copy(update={"phantom": federation.phantom, "name": plan.experiment.name}))
+    return folder
 
 
 def _check_beginning(plan: Plan) -> None:

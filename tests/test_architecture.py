@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import statistics
 import subprocess
 import sys
 from collections import defaultdict
@@ -337,7 +338,8 @@ def test_documented_arguments_exist() -> None:
 def test_size_of_the_house() -> None:
     """Files are subjects: as many as there are, and of a length that one sitting takes."""
     lines = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values() if path.name != "__init__.py")
-    assert len(lines) <= 270
+    assert len(lines) <= 285
+    assert 150 <= statistics.median(lines) <= 240
     assert lines[int(0.9 * len(lines))] < 350
 
 

@@ -218,10 +218,12 @@ privacy_app = typer.Typer(no_args_is_help=True, help="The privacy budget of a ho
 
 @privacy_app.command("show")
 def privacy_show(site: Site = Path(), json_: Json = False) -> None:
-    """Show what was spent of the budget, on which data, by which study and run, what remains, and how many evaluations were answered."""
+    """Show what was spent of the budget, on which data, by which study and run, what remains, and how many evaluations and surveys were
+    answered."""
     from pneumofed.client.federation.evaluations import read_evaluations
-    from pneumofed.client.federation.exposure import statistics_sentence
+    from pneumofed.client.federation.exposure import statistics_sentence, survey_sentence
     from pneumofed.client.federation.policy import local_now, policy_of
+    from pneumofed.client.federation.survey import read_surveys
     from pneumofed.client.privacy.ledger import open_ledger
     from pneumofed.client.privacy.ledger_report import accounts, runs_table
     from pneumofed.client.site.folder import SiteFolder
@@ -239,7 +241,8 @@ def privacy_show(site: Site = Path(), json_: Json = False) -> None:
         say(account.sentence())
         console.print(runs_table(account))
     say(statistics_sentence(limits))
-    for sentence in read_evaluations(Path(config.work_dir)).sentences(local_now()):
+    say(survey_sentence(limits))
+    for sentence in (*read_evaluations(Path(config.work_dir)).sentences(local_now()), *read_surveys(Path(config.work_dir))):
         say(sentence)
 
 

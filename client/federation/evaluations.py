@@ -81,32 +81,58 @@ def admit_evaluation(
     Raises:
         PolicyError: names the rule; nothing was counted and nothing may leave.
     """
-    moment, secret = now or local_now(), own_secret(work_dir, SPLIT_KEY_FILE)
+    secret = own_secret(work_dir, SPLIT_KEY_FILE)
     names = _patient_keys(data.patients, secret)
-    units = _units(data, names, secret)
+    version = admit_units(_units(data, names, secret), request, policy, work_dir / EVALUATIONS_FILE, now, answers)
+    return data.subset([row for row, patient in enumerate(data.patients) if names[patient] in version.units])
+
+
+def admit_units(
+    units: Units,
+    request: RunRequest,
+    policy: SitePolicy,
+    path: Path,
+    now: datetime | None = None,
+    answers: int = 1,
+    what: str = "validation patients",
+) -> Version:
+    """Counts an answer about `units`, and returns the version of them that it may be about.
+
+    Args:
+        units: the patients as they are now.
+        request: what the coordinator asks.
+        policy: the site's, as it stood when the message came.
+        path: file with what left so far.
+        now: the local time; the clock where it is None.
+        answers: as how many it counts; all of them or none.
+        what: who they are, for the sentence of a refusal.
+
+    Raises:
+        PolicyError: names the rule; nothing was counted and nothing may leave.
+    """
+    moment, file, more = now or local_now(), _file(path), answers - 1
     try:
-        file = _file(work_dir)
         with file.locked() as before:
-            version = choose_version(before.versions, units, policy.min_validation_patients)
-            more = answers - 1
-            asked = ValidationAsked(len(version.units), before.today(moment) + more, version.answers + more)
+            version = choose_version(before.versions, units, policy.min_validation_patients, what)
+            asked = ValidationAsked(len(version.units), before.today(moment) + more, version.answers + more, what)
             decide(policy, request, asked).enforce()
             others = tuple(other for other in before.versions if other is not version)
             times = [*(time for time in before.times if time > (moment - DAY).timestamp())]
             times += [moment.timestamp()] * answers
             file.write(Evaluations(tuple(times), (*others, replace(version, answers=version.answers + answers))))
     except OSError as error:
-        raise _refused(f"{work_dir / EVALUATIONS_FILE} cannot be written: {error.strerror}; nothing leaves uncounted") from error
-    return data.subset([row for row, patient in enumerate(data.patients) if names[patient] in version.units])
+        raise _refused(f"{path} cannot be written: {error.strerror}; nothing leaves uncounted") from error
+    return version
 
 
-def choose_version(known: Sequence[Version], units: Units, least: int) -> Version:
+def choose_version(known: Sequence[Version], units: Units, least: int, what: str = "validation patients") -> Version:
     """Chooses whom an answer may be about, so that it and no earlier one are told apart by fewer than `least` patients.
 
     Args:
         known: versions with answers.
         units: the validation patients now.
         least: `min_validation_patients`.
+        what: who they are, for the sentence of a refusal.
 
     Raises:
         PolicyError: fewer left or changed than that, so that neither they nor those before can be asked.
@@ -118,19 +144,21 @@ def choose_version(known: Sequence[Version], units: Units, least: int) -> Versio
         return known[max(same or within, key=lambda number: len(known[number].units))]
     if near:
         few = min(near.values())
-        raise _refused(
-            f"{few} validation patients left or changed since the last answer; from {least} on they can be asked again"
-        )
+        raise _refused(f"{few} {what} left or changed since the last answer; from {least} on they can be asked again")
     return Version(dict(units))
 
 
-def read_evaluations(work_dir: Path) -> Evaluations:
+def read_evaluations(work_dir: Path, name: str = EVALUATIONS_FILE) -> Evaluations:
     """Reads what left so far.
+
+    Args:
+        work_dir: the site's own folder.
+        name: of the file in it.
 
     Raises:
         PolicyError: the count is damaged.
     """
-    return _file(work_dir).read()
+    return _file(work_dir / name).read()
 
 
 def coarsen(statistics: Statistics, bins: int) -> Statistics:
@@ -181,9 +209,9 @@ def _refused(sentence: str) -> PolicyError:
     return PolicyError("min_validation_patients", sentence)
 
 
-def _file(work_dir: Path) -> StateFile[Evaluations]:
+def _file(path: Path) -> StateFile[Evaluations]:
     return StateFile(
-        work_dir / EVALUATIONS_FILE,
+        path,
         kind="the count of evaluations",
         parse=_parse,
         missing=Evaluations(),

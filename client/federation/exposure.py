@@ -6,8 +6,11 @@ with which the coordinator opens a hospital.
 
 from __future__ import annotations
 
+from typing import get_args
+
+from pneumofed.client.federation.policy_decision import ON_A_SURVEY, RunRequest
 from pneumofed.client.federation.requests import is_limited, withheld_of
-from pneumofed.common.config.parties import SitePolicy
+from pneumofed.common.config.parties import SitePolicy, SurveyField
 
 RULED: dict[str, tuple[str, ...]] = {
     "name": ("max_epsilon", "max_epsilon_per_study"),
@@ -106,7 +109,21 @@ def describe_exposure(policy: SitePolicy) -> list[str]:
     Args:
         policy: the hospital's.
     """
-    return [_updates(policy), _numbers(policy), statistics_sentence(policy)]
+    return [_updates(policy), _numbers(policy), statistics_sentence(policy), survey_sentence(policy)]
+
+
+def survey_sentence(policy: SitePolicy) -> str:
+    """Says what a survey before training is told, or which key refuses it.
+
+    Args:
+        policy: the hospital's.
+    """
+    asked = RunRequest("query", "", 0, "", private=False, survey=get_args(SurveyField))
+    refusal = next((found for rule in ON_A_SURVEY if (found := rule(policy, asked))), None)
+    if refusal is not None:
+        return f"surveys are refused ({refusal.rule})"
+    noise = ", with noise that the ledger counts" if policy.count_noise else ""
+    return f"a survey is told patients by {', '.join(policy.survey)}, in tens and without cells of fewer than ten{noise} (survey)"
 
 
 def statistics_sentence(policy: SitePolicy) -> str:

@@ -23,10 +23,11 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 from pneumofed.client.federation.policy_decision import RoundsBegun, RunRequest, decide
 from pneumofed.common.audit.log import canonical
-from pneumofed.common.config.parties import SiteConfig, SitePolicy
+from pneumofed.common.config.parties import SiteConfig, SitePolicy, SurveyField
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import ConfigError, PolicyError
 from pneumofed.common.files import StateFile
@@ -40,6 +41,7 @@ UNRESTRICTED = SitePolicy().model_copy(
         **dict.fromkeys(("max_rounds_per_day", "max_evaluations_per_day", "max_evaluations_per_data"), sys.maxsize),
         "max_validation_share": 1.0,
         "train_alone": True,
+        "survey": list(get_args(SurveyField)),
         "max_delta": 1.0,
         "score_bins": 2048,
         "min_sum_threshold": 0.0,

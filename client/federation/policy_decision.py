@@ -19,7 +19,7 @@ from typing import Literal
 
 from pneumofed.client.federation.sum_terms import broken_term
 from pneumofed.common.config.experiment import COUNTS_STEPS, ExperimentConfig, PrivacyUnit, SecureAggregationConfig
-from pneumofed.common.config.parties import DELTA_CEILING, SitePolicy, hospital_delta
+from pneumofed.common.config.parties import DELTA_CEILING, SitePolicy, SurveyField, hospital_delta
 from pneumofed.common.errors import PolicyError
 
 Work = Literal["query", "train", "evaluate"]
@@ -52,9 +52,20 @@ class RunRequest:
     validation_share: float | None = None
     alone: bool = False
     """Whether the site is to train by itself before it evaluates."""
+    survey: tuple[SurveyField, ...] = ()
+    """What a survey asks for, which is a query: nothing is trained or evaluated, and it counts with no other work."""
 
     @classmethod
-    def of(cls, experiment: ExperimentConfig, work: Work, run: str, round_number: int, *, alone: bool = False) -> RunRequest:
+    def of(
+        cls,
+        experiment: ExperimentConfig,
+        work: Work,
+        run: str,
+        round_number: int,
+        *,
+        alone: bool = False,
+        survey: tuple[SurveyField, ...] = (),
+    ) -> RunRequest:
         """The request that a message with `experiment` makes.
 
         Args:
@@ -63,6 +74,7 @@ class RunRequest:
             run: the run's token.
             round_number: 0 outside the rounds.
             alone: whether the site is to train by itself.
+            survey: what a survey asks for.
         """
         privacy, private = experiment.privacy, experiment.privacy.mechanism != "none"
         planned = private and privacy.noise_multiplier is None
@@ -81,6 +93,7 @@ class RunRequest:
             delta=privacy.delta if private else None,
             validation_share=experiment.training.validation_fraction,
             alone=alone,
+            survey=survey,
         )
 
 
@@ -113,6 +126,8 @@ class ValidationAsked:
     patients: int
     today: int
     of_data: int
+    what: str = "validation patients"
+    """Who they are; a survey is about all of the site's patients."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +182,8 @@ def _refusals(policy: SitePolicy, request: RunRequest, facts: Facts) -> Iterator
     """What refuses the request, first things first."""
     found: list[Decision | None]
     match facts:
+        case ArrivalFacts() if request.survey and request.work == "query":
+            found = [rule(policy, request) for rule in ON_A_SURVEY]
         case ArrivalFacts():
             found = [rule(policy, request) for rule in ON_ARRIVAL] + [refuse_in_quiet_hours(policy, request, facts)]
         case RoundsBegun():
@@ -347,6 +364,44 @@ def refuse_alone(policy: SitePolicy, request: RunRequest) -> Decision | None:
     return None
 
 
+def refuse_survey(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """Refuses a survey of which the policy lets no table leave, or none of this site by itself.
+
+    Args:
+        policy: `survey`, and `withhold`, whose data report tells of labels too.
+        request: the fields that are asked for; those that may not leave are left out of the answer, as long as one may.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
+    if policy.require_secure_aggregation:
+        sentence = "a survey shows this site's own counts, and its policy asks for sums over sites"
+        return Decision(False, "require_secure_aggregation", sentence)
+    if "data_report" in policy.withhold:
+        return Decision(False, "withhold", "the data report is withheld, and a survey is one")
+    if not set(request.survey) & set(policy.survey):
+        allowed = ", ".join(policy.survey) or "nothing"
+        return Decision(False, "survey", f"the survey asks for {', '.join(request.survey)}; allowed is {allowed}")
+    return None
+
+
+def refuse_survey_without_noise(policy: SitePolicy, request: RunRequest) -> Decision | None:
+    """Refuses, where a limit of epsilon is set, a survey whose counts would leave without noise.
+
+    Args:
+        policy: `max_epsilon` and `max_epsilon_per_study`; `count_noise` gives noise, which the ledger counts, and `open_statistics` lets
+            statistics leave without.
+        request: a survey.
+
+    Returns:
+        The refusal, or None where the rule permits the request.
+    """
+    for rule in LIMITS:
+        if getattr(policy, rule) is not None and policy.count_noise is None and not policy.open_statistics:
+            return Decision(False, rule, "a survey's counts would leave without noise (count_noise, open_statistics)")
+    return None
+
+
 def refuse_in_quiet_hours(policy: SitePolicy, request: RunRequest, facts: ArrivalFacts) -> Decision | None:
     """Refuses work in a round at a quiet time. Enrolment is answered: a site that is busy now may still be counted on later in the run.
 
@@ -413,7 +468,7 @@ def refuse_evaluation(policy: SitePolicy, facts: ValidationAsked) -> Decision | 
         The refusal, or None where the rule permits the request.
     """
     if facts.patients < policy.min_validation_patients:
-        sentence = f"{facts.patients} validation patients, at least {policy.min_validation_patients} are needed"
+        sentence = f"{facts.patients} {facts.what}, at least {policy.min_validation_patients} are needed"
         return Decision(False, "min_validation_patients", sentence)
     if facts.today >= policy.max_evaluations_per_day:
         sentence = f"{facts.today} evaluations in the last 24 hours, the limit is {policy.max_evaluations_per_day}"
@@ -456,6 +511,8 @@ ON_ARRIVAL: tuple[Callable[[SitePolicy, RunRequest], Decision | None], ...] = (
     refuse_alone,
 )
 """Judged by the request only, in this order."""
+ON_A_SURVEY = (refuse_survey_without_noise, refuse_survey)
+"""The same of a survey, in which no network and no strategy has a part."""
 
 
 def _within(now: time, hours: str) -> bool:

@@ -198,6 +198,8 @@ def answer_request(instruction: Instruction, config: SiteConfig, work: Work, han
     if instruction.step:
         step = read_step(instruction.step)  # read before by `read_request`, hence sound
         asked |= {"secure_sum": f"{step.purpose} {step.stage}"}
+    if instruction.survey:
+        asked |= {"survey": list(instruction.survey)}
     try:
         log.record(REQUEST_EVENT, **asked, **_who_asks(instruction))
         policy = policy_of(config)
@@ -236,6 +238,8 @@ def read_request(content: Any, kind: str, config: SiteConfig) -> tuple[Instructi
         instruction = restore_model(config, unpack_instruction(content))
         if instruction.step:
             read_step(instruction.step)
+        if instruction.survey and (work != "query" or instruction.step):  # its rules are others than those of work in a run
+            raise MessageError("expected a survey by itself, in a message of type query")
     except PneumofedError as error:
         if config.policy is not None:
             facts = {"work": work} if work in get_args(Work) else {}
@@ -296,7 +300,7 @@ def hash_data(config: SiteConfig) -> str:
 
 def _request(instruction: Instruction, work: Work) -> RunRequest:
     alone = instruction.first is not None
-    return RunRequest.of(instruction.experiment, work, instruction.run, instruction.round, alone=alone)
+    return RunRequest.of(instruction.experiment, work, instruction.run, instruction.round, alone=alone, survey=instruction.survey)
 
 
 def _reads_data(instruction: Instruction) -> bool:

@@ -46,7 +46,10 @@ def start_resident(folder: Path) -> subprocess.Popen[bytes]:
         folder: of the gate's commands.
     """
     command = [sys.executable, "-P", "-m", "pneumofed.client.site.code_gate_resident", "serve", str(folder)]
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    from pneumofed.common.ops.lifeline import children_end_with_me
+
+    with children_end_with_me():
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL)
 
 
 def asking_command(folder: Path) -> list[str]:

@@ -89,6 +89,8 @@ class SentMessage:
     bytes: int | None
     arrays: tuple[str, ...]
     metrics: tuple[str, ...]
+    tables: tuple[str, ...]
+    """Of a survey: the fields by which patients were counted."""
     values: Mapping[str, float] | None
     report: Mapping[str, Any] | None
     sent: str | None
@@ -276,9 +278,9 @@ def _find_run(name: str, entries: Sequence[AuditEntry], counted: Mapping[str, st
 def _sent(entry: AuditEntry) -> SentMessage:
     facts = entry.facts
     stated = {key: facts.get(key) for key in ("round", "secure_sum", "bytes", "values", "report", "sent", "data", "policy")}
-    arrays, metrics = (tuple(facts.get(key, ())) for key in ("arrays", "metrics"))
+    listed = {key: tuple(facts.get(key, ())) for key in ("arrays", "metrics", "tables")}
     work = str(facts.get("work", "unknown"))
-    return SentMessage(line=entry.sequence, time=entry.time, work=work, arrays=arrays, metrics=metrics, hash=entry.hash, **stated)
+    return SentMessage(line=entry.sequence, time=entry.time, work=work, hash=entry.hash, **listed, **stated)
 
 
 def _held_back(entries: Sequence[AuditEntry], key: str) -> tuple[HeldBack, ...]:

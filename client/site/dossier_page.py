@@ -154,6 +154,13 @@ THINGS = (
         lambda one: _say_numbers(one.report, lambda key: key not in NUMBERS_ONLY or key == "classes"),
     ),
     Thing(
+        "Tables of a survey",
+        "How many patients there are by each field, in tens and without cells of fewer than ten, before any training.",
+        ("survey", "withhold", "max_epsilon", "open_statistics", "count_noise"),
+        lambda one: bool(one.tables),
+        lambda one: f"by {', '.join(one.tables)}",
+    ),
+    Thing(
         "Metrics of training",
         "Loss, accuracy, steps, seconds and the like of a round; in a private run, without open_metrics, only those that no data is in.",
         ("withhold", "max_epsilon", "open_statistics", "count_noise"),

@@ -70,6 +70,12 @@ def _refuse_taken_name(name: str) -> str:
     return name
 
 
+SurveyField = Literal["label", "view", "sex", "age", "manufacturer", "year", "image_size", "grey_level", "contrast", "images"]
+"""What a survey counts patients by; the cells of each are in `common.wire.survey`."""
+SURVEYED: tuple[SurveyField, ...] = ("label",)
+"""What a survey is told where the policy says nothing."""
+
+
 QuietHours = Annotated[str, Field(pattern=r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$")]
 
 
@@ -109,6 +115,9 @@ class SitePolicy(Section):
     train_alone: bool = False
     """Whether a run with `evaluation.alone` may have this site train once by itself, as long as all rounds together take it, to compare
     its own model with the global one. Two more evaluations leave, and nothing of the own model."""
+    survey: list[SurveyField] = Field(default_factory=lambda: list(SURVEYED))
+    """What a survey before training may be told: patients by these fields, in tens, small cells left out (`client.federation.survey`).
+    By default the label only, which enrolment in any run tells more finely; empty refuses every survey."""
     max_rounds_per_day: Annotated[int, Field(ge=0)] = 1000
     """Training rounds that are answered within 24 hours, over all runs."""
     max_epsilon: NonNegative | None = None
@@ -179,6 +188,8 @@ class CoordinatorConfig(Section):
     key_roster: str | None = None
     """The sites' public node keys, signed when they were provisioned (`roster.json`); secure aggregation needs it."""
     resume: bool = False
+    survey: list[SurveyField] | None = None
+    """What sites are asked in a survey, in the place of a run; unset, the run's rounds follow."""
     device: str = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
 

@@ -83,6 +83,36 @@ def read_header(path: Path) -> DicomHeader:
         raise ImageError(SkipReason.UNREADABLE, type(error).__name__) from None
 
 
+@dataclass(frozen=True)
+class Acquisition:
+    """How large an image is and when it was taken.
+
+    Attributes:
+        rows, columns: Rows (0028,0010) and Columns (0028,0011), as stored.
+        year: of Study Date (0008,0020), or None.
+    """
+
+    rows: int
+    columns: int
+    year: int | None
+
+
+def read_acquisition(path: Path) -> Acquisition | None:
+    """Reads size and year of the DICOM file `path`, without its pixels; None where it is no such file or does not say its size."""
+    try:
+        with path.open("rb") as file, quiet_warnings():
+            if file.read(132)[128:] != b"DICM":
+                return None
+            file.seek(0)
+            check_inflated_size(file)
+            file.seek(0)
+            dataset = dcmread(file, stop_before_pixels=True, specific_tags=["Rows", "Columns", "StudyDate"])
+            taken = date_of(dataset, "StudyDate")
+            return Acquisition(int(dataset.Rows), int(dataset.Columns), taken.year if taken else None)
+    except Exception:  # damaged bytes make pydicom raise nearly any class
+        return None
+
+
 def _parse(file: BinaryIO) -> DicomHeader:
     start = file.read(132)
     file.seek(0)

@@ -5,12 +5,15 @@ The records and keys are those of `common.wire.messages`.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Message, RecordDict
 
 from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import SurveyField
 from pneumofed.common.config.reader import experiment_from_json
 from pneumofed.common.errors import MessageError
 from pneumofed.common.model_bundle.suitability import Suitability
@@ -34,6 +37,7 @@ from pneumofed.common.wire.messages import (
     RATE_FACTOR,
     STEP,
     SUITABILITY,
+    SURVEY,
     VARIATE,
     ModelArrays,
     head_in,
@@ -69,6 +73,8 @@ class Instruction:
     """The weights that the run began with: the site is asked to train by itself from them (`evaluation.alone`) and to judge both models."""
     suitability: Suitability | None = None
     """The tests that an evaluation asks scores of (`evaluation.hospital_reference`); None asks for validation statistics."""
+    survey: tuple[SurveyField, ...] = ()
+    """What a survey asks for, in the place of enrolment; nothing else is asked then."""
 
     held: str | None = None
     """SHA-256 of weights that the site keeps since the last evaluation and that stand for `arrays`; None where these travel."""
@@ -100,6 +106,8 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
         config[RATE_FACTOR] = instruction.rate_factor
     if instruction.suitability is not None:
         config[SUITABILITY] = instruction.suitability.model_dump_json()
+    if instruction.survey:
+        config[SURVEY] = json.dumps(instruction.survey)
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
@@ -181,7 +189,10 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     held = held_in(config)
     if held is not None and arrays is not None:
         raise MessageError(f"expected weights or {HELD}, got both")
-    return Instruction(experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, held)
+    survey = _unpack_survey(config[SURVEY]) if SURVEY in config else ()
+    return Instruction(
+        experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, survey, held
+    )
 
 
 def _with_entry(message: Message, key: str, value: ConfigRecordValues) -> Message:
@@ -198,6 +209,18 @@ def _unpack_suitability(value: object, experiment: ExperimentConfig) -> Suitabil
         return Suitability.model_validate_json(text)
     except ValueError:
         raise MessageError("suitability: expected densities and limits as a bundle has them") from None
+
+
+def _unpack_survey(value: object) -> tuple[SurveyField, ...]:
+    try:
+        asked = json.loads(bounded_text(value, SURVEY, 1000))
+    except (ValueError, RecursionError):
+        asked = None
+    known: tuple[SurveyField, ...] = get_args(SurveyField)
+    fields = tuple(field for field in known if isinstance(asked, list) and field in asked)
+    if not fields or len(fields) != len(asked):
+        raise MessageError(f"survey: expected some of {', '.join(known)}, each once")
+    return fields
 
 
 def _unpack_first(content: RecordDict, experiment: ExperimentConfig) -> ModelArrays | None:

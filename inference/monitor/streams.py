@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from pneumofed.common.evaluation.histograms import stability_index
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.monitor.e_processes import (
     YEAR_DAYS,
@@ -43,7 +44,6 @@ from pneumofed.inference.monitor.two_sample import (
     decile_edges,
     estimate_prevalence,
     holm,
-    stability_index,
 )
 
 FALSE_ALARM_RATE = 0.05

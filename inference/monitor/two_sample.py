@@ -1,8 +1,8 @@
-"""Statistics of two samples: tests of one day against the reference, the stability index, and the share of pneumonia without labels.
+"""Statistics of two samples: tests of one day against the reference, and the share of pneumonia without labels.
 
-`compare_values` and `compare_rows` test scalars and embeddings, `holm` corrects for the number of tests, `stability_index` is the index in
-common use. `estimate_prevalence` is black-box shift estimation (Lipton, Wang & Smola 2018). `Embedding` maps a network's features to the
-rows that are compared: a few principal components, and how far an image lies off them.
+`compare_values` and `compare_rows` test scalars and embeddings, `holm` corrects for the number of tests. `estimate_prevalence` is
+black-box shift estimation (Lipton, Wang & Smola 2018). `Embedding` maps a network's features to the rows that are compared: a few
+principal components, and how far an image lies off them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ Floats = npt.NDArray[np.float64]
 PERMUTATIONS = 999
 EXCEEDANCES = 20
 DECILE_BINS = 10
-_EMPTY_BIN = 0.5
-"""Count that stands for none in the stability index, whose logarithm would be infinite."""
 
 NORMAL_QUANTILE_975 = 1.959963984540054
 _LEAST_SEPARATION = 0.05
@@ -111,21 +109,6 @@ def bin_counts(values: Floats, edges: Floats) -> npt.NDArray[np.int64]:
         edges: float64 [B - 1], the inner edges, not decreasing; the first and the last bin have no outer edge.
     """
     return np.bincount(np.searchsorted(edges, values, side="right"), minlength=len(edges) + 1).astype(np.int64)
-
-
-def stability_index(reference: npt.NDArray[np.int64], found: npt.NDArray[np.int64]) -> float:
-    """Computes the population stability index of two histograms: sum of (q - p) log(q / p).
-
-    By custom below 0.1 counts as quiet and above 0.25 as moved (Siddiqi 2006, "Credit Risk Scorecards"), but without any change it is
-    about (bins - 1) (1/n + 1/m) (Yurdakul & Naranjo 2020), so with few images it says nothing: no alarm rests on it.
-
-    Args:
-        reference: int64 [B], counts p; an empty bin counts as half an image.
-        found: int64 [B], counts q on the same bins, likewise.
-    """
-    p, q = np.maximum(reference, _EMPTY_BIN), np.maximum(found, _EMPTY_BIN)
-    p, q = p / p.sum(), q / q.sum()
-    return float(((q - p) * np.log(q / p)).sum())
 
 
 @dataclass(frozen=True)

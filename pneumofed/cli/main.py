@@ -176,6 +176,9 @@ def simulate_command(
     gpus: Gpus = 0.0,
     ray_address: RayAddress = None,
     track: Track = None,
+    survey: Annotated[
+        bool, typer.Option("--survey", help="Only survey the hospitals, as `pneumofed server survey` does: nothing is trained.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -184,7 +187,7 @@ def simulate_command(
     from pneumofed.server.tracking.targets import read_targets
     from pneumofed.simulation.plan import SimulationRequest
 
-    _simulate(
+    (_survey if survey else _simulate)(
         SimulationRequest(
             data=data,
             external=external,
@@ -333,6 +336,21 @@ def _simulate(request: SimulationRequest, as_json: bool = False, quiet: bool = F
         print_json({"run_folder": str(plan.run_dir), **summary.to_json()})
     else:
         _show(summary, plan.run_dir)
+
+
+def _survey(request: SimulationRequest, as_json: bool = False, quiet: bool = False) -> None:
+    """Surveys the hospitals of the simulation in place of a run."""
+    from pneumofed.common.ops.progress import open_progress
+    from pneumofed.simulation.plan import plan_simulation
+
+    plan = plan_simulation(request)
+    with open_progress(quiet=quiet, results_piped=as_json) as progress:
+        from pneumofed.server.cli.coordinator import show_survey
+        from pneumofed.simulation.runner import survey_hospitals
+
+        say_it = partial(note if as_json else say, style=None) if not quiet else lambda _: None
+        folder = survey_hospitals(plan, say_it, progress)
+    show_survey(folder, None, as_json)
 
 
 def _show(summary: RunSummary, run_dir: Path) -> None:

@@ -20,6 +20,7 @@ from pneumofed.server.cli.track import Track
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.manifest import BundleManifest
     from pneumofed.server.operations.settings import CoordinatorFolder
+    from pneumofed.server.report.survey import PowerAssumptions
     from pneumofed.server.runs.runs import Runs
     from pneumofed.server.runs.tables import RunRow
     from pneumofed.server.tracking.targets import TrackingTarget
@@ -97,6 +98,68 @@ def server_run(
         _start_tracking(runs, name, targets)
         if wait:
             _follow(runs, name)
+
+
+@app.command("survey")
+def server_survey(
+    name: Annotated[
+        str, typer.Argument(help="Name of the survey; its folder is surveys/NAME. One that is there is shown again.")
+    ],
+    ask: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="label, view, sex, age, manufacturer, year, image_size, grey_level, contrast or images. May repeat.",
+            show_default="all",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of the planned run: its share of validation patients.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Any key of the experiment: --set strategy.wait_for_sites=4. May repeat.")
+    ] = None,
+    auroc: Annotated[float | None, typer.Option(help="AUROC that the power is computed for.", show_default="0.9")] = None,
+    margin: Annotated[float | None, typer.Option(help="Loss of AUROC that counts as not worse.", show_default="0.02")] = None,
+    power: Annotated[float | None, typer.Option(help="Wanted chance to show that.", show_default="0.8")] = None,
+    json_: Json = False,
+    folder: Folder = Path(),
+) -> None:
+    """Ask the sites what they have, in tables that name nobody, and show who differs and what power the study has. Trains nothing."""
+    from pneumofed.common.config.reader import build_config, load_experiment, parse_overrides
+    from pneumofed.server.operations.service import ask_survey
+    from pneumofed.server.report.survey import PowerAssumptions
+
+    place = _open(folder)
+    given = {"auroc": auroc, "margin": margin, "power": power}
+    assumed = build_config(PowerAssumptions, {key: value for key, value in given.items() if value is not None}, "power")
+    experiment = load_experiment(config, parse_overrides(set_ or []))
+    with exit_when_stopped(lambda: f"the sites may still answer; `pneumofed server survey {name}` shows it then", console):
+        found = ask_survey(place, name, experiment, ask)
+    show_survey(found, assumed, json_)
+
+
+def show_survey(folder: Path, assumed: PowerAssumptions | None, as_json: bool) -> None:
+    """Writes a survey's page and shows its sentences, or as JSON all that it says.
+
+    Args:
+        folder: of the survey.
+        assumed: for the power; None for the defaults.
+        as_json: only the JSON, on standard output.
+    """
+    from pneumofed.server.federation.survey import read_survey
+    from pneumofed.server.report.survey import PowerAssumptions, analyse_survey, survey_sentences, write_survey_page
+
+    chosen = assumed or PowerAssumptions()
+    page, result = write_survey_page(folder, chosen), read_survey(folder)
+    found = analyse_survey(result, chosen)
+    if as_json:
+        print_json({"page": str(page), **found, "answers": result.model_dump(mode="json")["answers"]})
+        return
+    for sentence in survey_sentences(result, found):
+        say(sentence)
+    for site, reason in result.absent.items():
+        say(f"{site} told nothing: {reason}", style="yellow")
+    say(f"page: {page}")
 
 
 @app.command("status")

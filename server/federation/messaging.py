@@ -46,7 +46,7 @@ POLL_SEC = 0.1
 FORGET_AFTER_DEADLINES = 3
 """A site that is silent for so many deadlines is asked again: its message is lost, for it would have been answered by now."""
 
-Task = Literal["roll call", "train", "evaluate", "keys", "shares", "confirmation", "unmasking"]
+Task = Literal["survey", "roll call", "train", "evaluate", "keys", "shares", "confirmation", "unmasking"]
 """The last four are steps of a secure sum (`common.secure_aggregation.protocol`)."""
 Take = Callable[[str, Message], bool]
 """Is given a site's name and reply; says whether the reply counts."""

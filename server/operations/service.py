@@ -7,18 +7,26 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import yaml
+
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
+from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import FlowerError, PneumofedError
+from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
 from pneumofed.server.dashboard.access import make_token, token_file
 from pneumofed.server.dashboard.serve import page_address, page_answers, page_daemon, start_page
+from pneumofed.server.federation.survey import SURVEY_FILE, check_survey, read_survey
 from pneumofed.server.operations import processes
 from pneumofed.server.operations.overview import observe_federation
 from pneumofed.server.operations.settings import CoordinatorFolder
-from pneumofed.server.runs.folder import RunFolder
-from pneumofed.server.runs.registry import open_registry
+from pneumofed.server.runs.folder import RunFolder, write_text
+from pneumofed.server.runs.registry import check_run_name, open_registry
 from pneumofed.server.runs.runs import Runs
 from pneumofed.server.runs.status import read_history
 from pneumofed.server.runs.tables import RunRow
@@ -27,6 +35,7 @@ from pneumofed.server.tracking.process import stop_followers
 logger = logging.getLogger(__name__)
 
 CHECK_SEC = 10.0
+SURVEY_POLL_SEC = 1.0
 Say = Callable[[str], None]
 
 
@@ -49,6 +58,43 @@ def start_all(place: CoordinatorFolder, new_token: bool = False) -> tuple[str, s
     processes.start_processes(place.path)
     token = make_token(place) if new_token or not token_file(place).exists() else None
     return start_page(place), token
+
+
+def ask_survey(place: CoordinatorFolder, name: str, experiment: ExperimentConfig, asked: Sequence[str] | None) -> Path:
+    """Surveys the sites and waits for their answers; a survey that has some is not asked again.
+
+    Args:
+        place: the coordinator folder, whose processes run.
+        name: of the survey, and of its folder below `surveys/`.
+        experiment: of the planned run.
+        asked: fields; all where there are none.
+
+    Returns:
+        The survey's folder.
+
+    Raises:
+        ConfigError: no such name or field, or the experiment hides single sites.
+        FlowerError: the SuperLink does not answer, or the survey ended without an answer.
+    """
+    check_run_name(name)
+    folder = (place.path / "surveys" / name).resolve()
+    if (folder / SURVEY_FILE).is_file() and read_survey(folder).answers:
+        return folder
+    audit = str(place.state.resolve() / "audit.jsonl")
+    values = {"run_dir": str(folder), "audit_log": audit, "survey": list(asked or get_args(SurveyField))}
+    settings = build_config(CoordinatorConfig, values, "survey")
+    check_survey(experiment)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = folder / "coordinator.yaml"
+    write_text(file, yaml.safe_dump(settings.model_dump(), sort_keys=False))
+    run = processes.submit(place.path, {EXPERIMENT_KEY: experiment.model_dump_json(), COORDINATOR_KEY: str(file)})
+    while not (status := processes.run_status(place.path, run)).startswith("finished"):
+        time.sleep(SURVEY_POLL_SEC)
+    if not (folder / SURVEY_FILE).is_file():
+        raise FlowerError(
+            f"the survey ended without an answer (Flower: {status}); the log of the coordinator's processes has the reason"
+        )
+    return folder
 
 
 def stop_all(place: CoordinatorFolder, say: Say) -> None:

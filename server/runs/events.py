@@ -52,6 +52,7 @@ TASK_WORDS = {
     "train": "training",
     "evaluate": "evaluation",
     "roll call": "the roll call",
+    "survey": "the survey",
     "keys": "its keys",
     "shares": "its shares",
     "confirmation": "its confirmation",

@@ -227,6 +227,7 @@ class Runs:
             device=own.device,
             threads=own.threads,
             held_out=manifests,
+            survey=None,
             **absolute,
         )
 

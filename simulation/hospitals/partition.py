@@ -16,10 +16,10 @@ from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.distance import jensenshannon
 
 from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.evaluation.histograms import mean_divergence
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.simulation.hospitals.sources import PartitionKind
 
@@ -104,11 +104,7 @@ def label_skew(rows: Sequence[HospitalCounts]) -> float:
     0 means every hospital has the mix of the whole. Hospitals weigh alike whatever their size; those without images do not count.
     (Lin 1991, IEEE Trans. Inf. Theory 37(1), eq. 4.1.)
     """
-    counts = np.array([list(row.classes.values()) for row in rows if row.images], dtype=np.float64)
-    if not counts.size:
-        return 0.0
-    pooled = counts.sum(axis=0)
-    return float(np.mean([jensenshannon(count, pooled, base=2.0) ** 2 for count in counts]))
+    return mean_divergence([list(row.classes.values()) for row in rows])
 
 
 def _check(patients: int, hospitals: int, kind: str, alpha: float) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pneumofed.client.cli.site import app
+from pneumofed.client.cli.site import privacy_app as app
 from pneumofed.client.federation.policy import policy_of
 from pneumofed.client.federation.requests import audit_log
 from pneumofed.client.federation.site_data import load_site

@@ -40,3 +40,5 @@ def test_a_policy_says_what_it_lets_leave() -> None:
     assert "max_epsilon limits it" in usual and "of 20 patients at least" in usual
     assert "up to epsilon 6" in limited and "since max_epsilon is set" in limited and "without a report" in limited
     assert "(withhold)" in closed and "with noise" in closed
+    assert "a survey is told patients by label" in usual and "surveys are refused (max_epsilon)" in limited
+    assert "noise that the ledger counts (survey)" in closed

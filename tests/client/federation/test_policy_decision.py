@@ -34,6 +34,7 @@ NOON = ArrivalFacts(datetime(2026, 3, 2, 12, 0))
 PLAIN = RunRequest.of(tiny_experiment(), "train", "run-7", 3)
 PRIVATE = replace(PLAIN, private=True, unit="image", target_epsilon=4.0, delta=1e-3)
 ALONE = replace(PLAIN, work="evaluate", alone=True)
+SURVEY = replace(PLAIN, work="query", survey=("label", "age"))
 SUMMED = RunRequest.of(tiny_experiment(secure_aggregation={"enabled": True}), "train", "run-7", 3)
 SPENDING = Spending(lineage=3.0, study=2.0, level="image", delta=1e-3, patients=100)
 
@@ -76,6 +77,14 @@ REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
         ALONE,
         NOON,
         "the run asks this site to train once by itself, which its policy does not allow",
+    ),
+    ({"survey": ["sex"]}, SURVEY, NOON, "the survey asks for label, age; allowed is sex"),
+    ({"max_epsilon": 8.0}, SURVEY, NOON, "a survey's counts would leave without noise (count_noise, open_statistics)"),
+    (
+        {"require_secure_aggregation": True},
+        SURVEY,
+        NOON,
+        "a survey shows this site's own counts, and its policy asks for sums over sites",
     ),
     ({"quiet_hours": ["11:30-12:30"]}, PLAIN, NOON, "it is 12:00 here, within the quiet hours 11:30-12:30"),
     ({"max_rounds_per_day": 2}, PLAIN, RoundsBegun(2), "2 rounds in the last 24 hours, the limit is 2"),
@@ -143,6 +152,16 @@ def test_the_limits_of_one_key_are_judged_without_the_others() -> None:
     assert decide(only(strict, "min_patients"), PLAIN, NOON).permit
 
 
+def test_a_survey_goes_by_its_own_rules_and_only_as_a_query() -> None:
+    strict = policy(strategies=[], models=[], quiet_hours=["00:00-00:00"])
+    assert decide(strict, SURVEY, NOON).permit
+    for work in ("train", "evaluate"):
+        assert decide(strict, replace(SURVEY, work=work), NOON).rule == "strategies"
+    assert decide(policy(withhold=["data_report"]), SURVEY, NOON).rule == "withhold"
+    for opened in ({"count_noise": 5.0}, {"open_statistics": True}):
+        assert decide(policy(max_epsilon=1.0, **opened), SURVEY, NOON).permit
+
+
 # --- properties -----------------------------------------------------------------------------------------------------------------
 
 _limits = st.none() | st.floats(0.0, 10.0)
@@ -164,6 +183,7 @@ _policies = st.builds(
     min_unit=st.sampled_from(["image", "patient"]),
     require_secure_aggregation=st.booleans(),
     train_alone=st.booleans(),
+    survey=st.lists(st.sampled_from(["label", "sex", "age"]), unique=True),
     quiet_hours=st.lists(st.sampled_from(["07:30-18:00", "22:00-06:00", "12:00-12:30"]), unique=True),
 )
 _private = st.builds(
@@ -181,6 +201,7 @@ _private = st.builds(
     delta=st.none() | st.floats(1e-6, 1e-2),
     validation_share=st.floats(0.01, 0.49),
     alone=st.booleans(),
+    survey=st.sampled_from([(), ("label",), ("sex", "age")]),
 )
 _requests = _private | _private.map(lambda asked: replace(asked, private=False, unit=None, target_epsilon=None, delta=None))
 _epsilons = st.floats(0.0, 10.0)
@@ -220,6 +241,7 @@ def _stricter(laxer: SitePolicy, other: SitePolicy) -> SitePolicy:
         update={
             "strategies": common(laxer.strategies, other.strategies),
             "models": common(laxer.models, other.models),
+            "survey": common(laxer.survey, other.survey),
             "min_patients": max(laxer.min_patients, other.min_patients),
             **{key: max(getattr(laxer, key), getattr(other, key)) for key in FLOORS},
             **{key: min(getattr(laxer, key), getattr(other, key)) for key in CEILINGS},

@@ -226,6 +226,14 @@ def test_secure_sums_and_requests_without_an_end_are_listed(site: SiteFolder) ->
     assert "EmptySiteError" in text and "1 message in the whole log could not be read at all" in text
 
 
+def test_tables_of_a_survey_are_listed_by_their_fields(site: SiteFolder) -> None:
+    log, asked = AuditLog(site.audit.path, "north"), {"run": OTHER, "round": 0, "work": "query"}
+    log.record("request", **asked)
+    log.record("answer", **asked, tables=["label", "sex"], bytes=0, arrays=[], metrics=[], values={}, report={}, sent="5" * 64)
+    (row,) = [row for row in what_left(build_dossier(site, OTHER)) if row.title == "Tables of a survey"]
+    assert (row.messages, row.detail) == (1, "by label, sex") and "survey" in row.rules
+
+
 # --- records that are damaged, missing or old ---------------------------------------------------------------------------------------
 
 

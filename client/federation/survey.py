@@ -1,0 +1,299 @@
+"""A site's answer to a survey before training: its patients by label, sex, age and so on, in tables in which nobody can be found.
+
+answer_survey(instruction, config, policy)   the reply: what the policy's `survey` lists, and no more
+count_cells(dataset, fields)                 the cell of each patient, by one image: the first with pneumonia, else the first
+
+Without noise counts are in tens with small cells left out (`client.federation.small_cells`), by the site's own key: the same patients have
+the same table however often it is asked (cell keys: Fraser and Wooton 2005), so that nothing can be averaged. A table is about a whole
+version of the patients, as an evaluation is (`client.federation.evaluations`): who joins waits until twenty did, and where fewer than that
+left or changed their cell nothing is told. Images are prepared as by default and all labels count, whatever the experiment says, so that no
+setting of it asks about other patients or cuts grey levels otherwise. `work_dir/surveys/` keeps what was told, with patients by keyed
+hashes only.
+
+With the policy's `count_noise` counts have Gaussian noise in place of random rounding, each table is paid for in the ledger once, and is
+rounded to tens with small cells left out after that, which costs nothing more. A patient is in one cell of a table: one patient more or
+less moves the counts by 1 in L2 norm, one image at most by sqrt(2), since it may take the place of the image that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+
+from pneumofed.client.federation.evaluations import admit_units, read_evaluations
+from pneumofed.client.federation.policy import local_now
+from pneumofed.client.federation.policy_decision import RunRequest
+from pneumofed.client.federation.site_data import SPLIT_KEY_FILE
+from pneumofed.client.federation.small_cells import LEAST_CHANGE, ToldTable, choose_table
+from pneumofed.common.audit.log import hash_experiment
+from pneumofed.common.config.experiment import ImageConfig
+from pneumofed.common.config.parties import SiteConfig, SitePolicy, SurveyField, hospital_delta
+from pneumofed.common.data.dataset import Dataset, load_dataset
+from pneumofed.common.data.manifest import ImageRecord, read_manifest
+from pneumofed.common.errors import BudgetError, PolicyError
+from pneumofed.common.files import StateFile
+from pneumofed.common.imaging.dicom_header import Acquisition, read_acquisition
+from pneumofed.common.imaging.patient_groups import groups_of
+from pneumofed.common.privacy.accounting import Mechanism
+from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, RandomStream, own_secret, round_key
+from pneumofed.common.wire.instructions import Instruction
+from pneumofed.common.wire.messages import Content
+from pneumofed.common.wire.survey import FIELDS, NOT_STATED, SMALL_CELL, SurveyAnswer, pack_survey
+
+logger = logging.getLogger(__name__)
+
+SURVEYS_FOLDER = "surveys"
+"""In the work folder: for each field FIELD.json, which patients answers were about, and FIELD-told.json, the tables."""
+LEAST_PATIENTS = LEAST_CHANGE
+"""Fewer are no survey; `min_validation_patients` may ask for more."""
+Cells = Mapping[str, str]
+"""Patient -> cell."""
+
+
+def answer_survey(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Content:
+    """Counts the site's patients by the fields that are asked for and that the policy lets leave.
+
+    Args:
+        instruction: what the coordinator asks.
+        config: the site's own.
+        policy: the site's, as it stood when the message came; whether it allows a survey at all was decided on arrival.
+
+    Raises:
+        PolicyError: too few patients, or no table may leave.
+        BudgetError: the ledger has no budget for noised tables.
+        DataError: the site's data cannot be read.
+    """
+    manifest = read_manifest(Path(config.manifest))
+    dataset = load_dataset(manifest, "binary", ImageConfig(), Path(config.work_dir) / "cache")  # nobody's choice but ours
+    if (patients := len(set(dataset.patients))) < LEAST_PATIENTS:
+        raise PolicyError("survey", f"{patients} patients, a survey needs {LEAST_PATIENTS}")
+    fields = [field for field in instruction.survey if field in policy.survey]
+    told: dict[SurveyField, dict[str, int]] = {}
+    sizes = []
+    spent: BudgetError | None = None
+    for field, cells in count_cells(dataset, fields).items():
+        try:
+            if policy.count_noise is None:
+                table = _unnoised(field, cells, instruction, config, policy)
+            else:
+                table = _noised(dataset, field, cells, policy.count_noise, instruction, config, policy)
+        except BudgetError as error:  # what was paid for is told all the same
+            spent, table = error, None
+        if table is not None:
+            told[field] = table[0]
+            sizes.append(table[1])
+    if spent and not told:
+        raise spent
+    if not told:
+        raise PolicyError("survey", "no table may leave: few patients changed since the last answer, or cells are too small")
+    missing = [field for field, table in told.items() if not set(table) - {NOT_STATED}]
+    withheld = [field for field in instruction.survey if field not in told]
+    tables = {field: table for field, table in told.items() if field not in missing}
+    deviation = None if policy.count_noise is None else policy.count_noise * _sensitivity(policy)
+    answer = SurveyAnswer(patients=sizes[0], tables=tables, missing=tuple(missing), withheld=tuple(withheld), noise=deviation)
+    return pack_survey(config.name, answer)
+
+
+def count_cells(dataset: Dataset, fields: Sequence[SurveyField]) -> dict[SurveyField, Cells]:
+    """Finds the cell of each patient in each table, `NOT_STATED` where it is not known.
+
+    Args:
+        dataset: the site's images, with the rows of its manifest.
+        fields: what is counted; files are opened again only for `year` and `image_size`.
+    """
+    order = sorted(range(len(dataset)), key=lambda row: (-int(dataset.labels[row] > 0), dataset.digests[row]))
+    chosen = {dataset.patients[row]: row for row in reversed(order)}
+    images = Counter(dataset.patients)
+    taken = (
+        {row: _acquisition(dataset.records[row].path) for row in chosen.values()} if {"year", "image_size"} & set(fields) else {}
+    )
+    finders: dict[SurveyField, Callable[[str, int], str | None]] = {
+        "label": lambda _, row: dataset.records[row].label,
+        "manufacturer": lambda _, row: manufacturer_of(dataset.records[row].manufacturer),
+        "year": lambda _, row: _year(taken[row]),
+        "image_size": lambda _, row: _from(FIELDS["image_size"], (256, 512, 1024, 2048), _side(taken[row])),
+        "grey_level": lambda _, row: FIELDS["grey_level"][int(np.mean(dataset.pixels[row]) // 32)],
+        "contrast": lambda _, row: FIELDS["contrast"][min(6, int(np.std(dataset.pixels[row]) // 16))],
+        "images": lambda patient, _: _from(FIELDS["images"], (2, 3, 6), images[patient]),
+        **{kind: _group_finder(dataset.records, kind) for kind in ("view", "sex", "age")},
+    }
+    return {
+        field: {patient: finders[field](patient, row) or NOT_STATED for patient, row in sorted(chosen.items())}
+        for field in fields
+    }
+
+
+def read_surveys(work_dir: Path) -> list[str]:
+    """Says how many surveys were answered, for people, by field.
+
+    Raises:
+        PolicyError: a count is damaged.
+    """
+    now, said = local_now(), []
+    for field in FIELDS:
+        name = f"{SURVEYS_FOLDER}/{field}.json"
+        if (work_dir / name).exists():
+            found = read_evaluations(work_dir, name)
+            about = [f"{version.answers} on a set of {len(version.units)} patients" for version in found.versions]
+            said.append(f"surveys answered on {field}: {found.today(now)} in the last 24 hours; {', '.join(about)}")
+    return said
+
+
+def manufacturer_of(text: str | None) -> str | None:
+    """Finds a known manufacturer in free text such as `FUJIFILM Corporation`; `another` where it names none of them."""
+    if not text or not text.strip():
+        return None
+    words = text.lower()
+    if "kodak" in words:  # whose radiography became Carestream Health in 2007
+        return "Carestream"
+    if words.split()[0].strip("',.\"") in ("ge", "gems") or "general electric" in words:
+        return "GE"
+    known = {"fuji": "Fujifilm", "konica": "Konica Minolta", "minolta": "Konica Minolta"}
+    known |= {name.lower(): name for name in FIELDS["manufacturer"] if name not in ("GE", "another")}
+    return next((name for word, name in known.items() if word in words), "another")
+
+
+def _unnoised(
+    field: SurveyField, cells: Cells, instruction: Instruction, config: SiteConfig, policy: SitePolicy
+) -> tuple[dict[str, int], int] | None:
+    """The table of one version of the patients, and their number in tens; None where it may not leave."""
+    work_dir = Path(config.work_dir)
+    secret = own_secret(work_dir, SPLIT_KEY_FILE if config.policy else NOISE_KEY_FILE)
+    names = {patient: round_key(secret, ("survey", patient)).hex()[:32] for patient in cells}
+    units = {names[who]: round_key(secret, ("survey", field, who, cell)).hex()[:32] for who, cell in cells.items()}
+    if config.policy is not None:
+        least = max(LEAST_PATIENTS, policy.min_validation_patients)
+        own = policy.model_copy(update={"min_validation_patients": least, "max_evaluations_per_data": sys.maxsize})
+        request = RunRequest.of(instruction.experiment, "query", instruction.run, instruction.round, survey=instruction.survey)
+        try:
+            units = dict(admit_units(units, request, own, work_dir / SURVEYS_FOLDER / f"{field}.json", what="patients").units)
+        except PolicyError as error:
+            logger.info("survey: nothing of %s leaves (%s)", field, error)
+            return None
+    counts = Counter(dict.fromkeys((*FIELDS[field], NOT_STATED), 0))
+    counts.update(cell for patient, cell in cells.items() if names[patient] in units)
+    key = round_key(secret, ("survey rounding", field, *sorted(f"{one}{state}" for one, state in units.items())))
+    simulated = config.policy is None
+    table = choose_table(counts, RandomStream(key)) if simulated else _told_once(field, key, counts, work_dir)
+    return None if table is None else (dict(table.shown), len(units) // SMALL_CELL * SMALL_CELL)
+
+
+def _told_once(field: SurveyField, key: bytes, counts: Mapping[str, int], work_dir: Path) -> ToldTable | None:
+    """The table of one version of the patients: as it was told, or one that may leave beside those of the other versions, kept first."""
+    file, version = _told_file(work_dir, field), hashlib.sha256(key).hexdigest()[:32]
+    try:
+        with file.locked() as told:
+            if version not in told:
+                earlier = [table for table in told.values() if table is not None]
+                told = {**told, version: choose_table(counts, RandomStream(key), earlier)}
+                file.write(told)
+            return told[version]
+    except OSError as error:
+        raise PolicyError("survey", f"{file.path} cannot be written: {error.strerror}; nothing leaves unkept") from error
+
+
+def _told_file(work_dir: Path, field: SurveyField) -> StateFile[dict[str, ToldTable | None]]:
+    """Version of the patients -> what was told of it; None where nothing could be."""
+
+    def parse(content: bytes) -> dict[str, ToldTable | None]:
+        cells = (*FIELDS[field], NOT_STATED)
+        return {
+            str(version): None if table is None else ToldTable(int(table["patients"]), cells, dict(table["shown"]))
+            for version, table in json.loads(content).items()
+        }
+
+    def dump(told: dict[str, ToldTable | None]) -> bytes:
+        tables = {
+            version: None if table is None else {"patients": table.patients, "shown": dict(table.shown)}
+            for version, table in told.items()
+        }
+        return json.dumps(tables).encode()
+
+    return StateFile(
+        work_dir / SURVEYS_FOLDER / f"{field}-told.json",
+        kind="the tables that surveys were told",
+        parse=parse,
+        missing={},
+        remedy="nothing of them leaves; restore it from a backup, or remove it and surveys/ with it to begin anew",
+        refuse=lambda problem: PolicyError("survey", problem),
+        dump=dump,
+    )
+
+
+def _noised(
+    dataset: Dataset,
+    field: SurveyField,
+    cells: Cells,
+    noise_multiplier: float,
+    instruction: Instruction,
+    config: SiteConfig,
+    policy: SitePolicy,
+) -> tuple[dict[str, int], int] | None:
+    """The table with noise, and the sum of its counts in tens; None where no count is large enough.
+
+    The noise is in the ledger before it is drawn, once for a table: the same table has the same noise.
+    """
+    from pneumofed.client.privacy.entries import DataUnits, LedgerEntry  # Opacus costs a second to import
+    from pneumofed.client.privacy.ledger import open_ledger
+
+    units, experiment = DataUnits(dataset.digests, dataset.patients), instruction.experiment
+    content = repr((field, sorted(cells.items()), units.dataset, noise_multiplier, policy.min_unit))
+    token = hashlib.sha256(f"survey {content}".encode()).hexdigest()[:16]
+    ledger = open_ledger(config)
+    if not any(entry.purpose == "counts" and entry.run == token for entry in ledger.earlier(units)):
+        mechanism, delta = Mechanism(1.0, noise_multiplier, 1), hospital_delta(policy, len(cells))
+        images, name = units.images_per_patient, experiment.name
+        entry = LedgerEntry(token, 0, name, hash_experiment(experiment), "counts", policy.min_unit, images, mechanism, delta)
+        ledger.spend(entry, units, policy)
+    exact = Counter(cells.values())
+    stream = RandomStream(round_key(own_secret(Path(config.work_dir)), ("survey", token)))
+    names = (*FIELDS[field], NOT_STATED)
+    noise = noise_multiplier * _sensitivity(policy) * stream.normal(len(names)).numpy()
+    noisy = {name: exact[name] + float(value) for name, value in zip(names, noise, strict=True)}
+    table = {name: SMALL_CELL * round(value / SMALL_CELL) for name, value in noisy.items() if value >= SMALL_CELL}
+    return (table, max(0, math.floor(sum(noisy.values()) / SMALL_CELL)) * SMALL_CELL) if table else None
+
+
+def _sensitivity(policy: SitePolicy) -> float:
+    return 1.0 if policy.min_unit == "patient" else math.sqrt(2.0)
+
+
+def _acquisition(path: Path) -> Acquisition | None:
+    """Size and year of an image that was read before."""
+    if (found := read_acquisition(path)) is not None:
+        return found
+    try:
+        with PIL.Image.open(path) as image:
+            return Acquisition(image.height, image.width, None)
+    except Exception:  # Pillow's plugins raise nearly any class; the image counts as one of unknown size
+        return None
+
+
+def _group_finder(records: Sequence[ImageRecord], kind: str) -> Callable[[str, int], str | None]:
+    def find(_: str, row: int) -> str | None:
+        one = records[row]
+        return dict(groups_of(one.age_years, one.sex, one.view).known()).get(kind)
+
+    return find
+
+
+def _side(taken: Acquisition | None) -> int | None:
+    return None if taken is None else min(taken.rows, taken.columns)
+
+
+def _year(taken: Acquisition | None) -> str | None:
+    return None if taken is None else _from(FIELDS["year"], (2000, 2005, 2010, 2015, 2020, 2025), taken.year)
+
+
+def _from(cells: Sequence[str], limits: Sequence[int], value: int | None) -> str | None:
+    """The cell of a value; each limit is the least value of the next cell."""
+    return None if value is None else cells[sum(value >= limit for limit in limits)]

@@ -1,0 +1,136 @@
+"""A survey: what a coordinator asks before any training, and what a site answers. Patients are counted, never images or values.
+
+    FIELDS                 what may be asked, with the cells of each table; there are no others, so that no text of a site travels
+    SurveyAnswer           tables of patients, rounded to tens, with small cells left out (see `client.federation.survey`)
+    pack_survey, unpack_survey    the reply, as records {site, survey}
+
+Each table is of one field: patients by label and by sex are asked, never by label and sex together, since the tables of two fields at
+once would need cells to be hidden in each of them for the sake of the others (linked tables: Hundepool et al. 2012, "Statistical
+Disclosure Control", chapters 4 and 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from flwr.app import ConfigRecord
+from pydantic import Field, ValidationError, model_validator
+
+from pneumofed.common.config.experiment import Positive, Section
+from pneumofed.common.config.parties import SurveyField
+from pneumofed.common.data.manifest import LABELS
+from pneumofed.common.errors import MessageError
+from pneumofed.common.imaging.patient_groups import AGE, KINDS, SEX, VIEW
+from pneumofed.common.wire.fields import MOST_COUNT, bounded_text
+from pneumofed.common.wire.messages import SURVEY, Content, Presence, pack_presence, record_named, unpack_presence
+
+SMALL_CELL = 10
+"""Cells of fewer patients are not told, and counts are multiples of it. Ten is what trusted research environments and health statistics
+commonly ask for (NHS England hides up to 7 in hospital statistics and rounds to 5; Medicare in the US hides up to 10)."""
+NOT_STATED = "not stated"
+"""A cell of every table: patients of whom the site does not know it."""
+ANSWER = "answer"
+MAX_ANSWER_BYTES = 2**15
+
+FIELDS: dict[SurveyField, tuple[str, ...]] = {
+    "label": LABELS,
+    "view": tuple(KINDS[VIEW]),
+    "sex": tuple(KINDS[SEX]),
+    "age": tuple(str(group) for group in KINDS[AGE]),
+    "manufacturer": (
+        *("Agfa", "Canon", "Carestream", "Fujifilm", "GE", "Konica Minolta", "Philips", "Samsung", "Shimadzu", "Siemens"),
+        *("Toshiba", "another"),
+    ),
+    "year": ("before 2000", "2000-2004", "2005-2009", "2010-2014", "2015-2019", "2020-2024", "2025 and later"),
+    "image_size": ("below 256", "256-511", "512-1023", "1024-2047", "2048 and above"),
+    "grey_level": ("0-31", "32-63", "64-95", "96-127", "128-159", "160-191", "192-223", "224-255"),
+    "contrast": ("0-15", "16-31", "32-47", "48-63", "64-79", "80-95", "96 and above"),
+    "images": ("1", "2", "3-5", "6 and more"),
+}
+"""Field -> its cells, in the order of all tables, without `NOT_STATED`."""
+
+TITLES: dict[SurveyField, str] = {
+    "label": "label; pneumonia as such where its cause is not stated",
+    "view": "view",
+    "sex": "sex",
+    "age": "age group",
+    "manufacturer": "manufacturer",
+    "year": "year of the examination",
+    "image_size": "shorter side of the image, in pixels",
+    "grey_level": "mean grey level of the image, 0 to 255",
+    "contrast": "standard deviation of the grey levels",
+    "images": "images of the patient",
+}
+"""Field -> what a table of it counts, in words."""
+
+Tens = Annotated[int, Field(ge=0, le=MOST_COUNT, multiple_of=SMALL_CELL)]
+
+
+class SurveyAnswer(Section):
+    """What one site tells.
+
+    Each field that was asked stands in one place. A cell that is not in its table has fewer than `SMALL_CELL` patients, or none.
+    """
+
+    patients: Tens
+    """Of the first table, rounded down."""
+    tables: dict[SurveyField, dict[str, Tens]] = Field(default_factory=dict)
+    """Field -> cell -> patients."""
+    missing: tuple[SurveyField, ...] = ()
+    """What the site does not know of enough patients for one cell, e.g. since its images state no age."""
+    withheld: tuple[SurveyField, ...] = ()
+    """What it does not tell. Why is its own: by its policy, since few patients changed, or since a table would give a small cell away."""
+    noise: Positive | None = None
+    """Standard deviation of the Gaussian noise on each count before it was rounded; None where there is none."""
+
+    @model_validator(mode="after")
+    def _check_cells(self) -> SurveyAnswer:
+        for field, table in self.tables.items():
+            if not table or not set(table) <= {*FIELDS[field], NOT_STATED}:
+                raise ValueError(f"{field}: cells that are none")
+            if min(table.values()) < SMALL_CELL:
+                raise ValueError(f"{field}: a small cell")
+        stated = [*self.tables, *self.missing, *self.withheld]
+        if len(stated) != len(set(stated)):
+            raise ValueError("a field in two places")
+        return self
+
+    def known(self, field: SurveyField) -> dict[str, int]:
+        """Returns the cells of `field` that are told, without those of whom it is not known; empty where there is no table."""
+        return {cell: patients for cell, patients in self.tables.get(field, {}).items() if cell != NOT_STATED}
+
+
+def pack_survey(site: str, answer: SurveyAnswer) -> Content:
+    """Packs a site's answer.
+
+    Args:
+        site: its name.
+        answer: what may leave.
+    """
+    content = pack_presence(Presence(site, ""))
+    content[SURVEY] = ConfigRecord({ANSWER: answer.model_dump_json()})
+    return content
+
+
+def unpack_survey(content: Content, asked: Sequence[SurveyField]) -> tuple[Presence, SurveyAnswer]:
+    """Unpacks a site's answer.
+
+    Args:
+        content: of the reply, not trusted.
+        asked: every field stands in the answer once, and no other.
+
+    Raises:
+        MessageError: it is no such answer, as of a site that knows no surveys.
+    """
+    presence = unpack_presence(content)
+    if SURVEY not in content.config_records:
+        raise MessageError("the site answered without a survey; install the same version")
+    text = bounded_text(record_named(content.config_records, SURVEY).get(ANSWER), "survey", MAX_ANSWER_BYTES)
+    try:
+        answer = SurveyAnswer.model_validate_json(text)
+    except ValidationError:
+        raise MessageError("survey: expected tables of the agreed cells in multiples of ten") from None
+    if {*answer.tables, *answer.missing, *answer.withheld} != set(asked):
+        raise MessageError("survey: expected every field that was asked, and no other")
+    return presence, answer
