@@ -71,9 +71,10 @@ class ImageAnswer:
 class ModelBundle:
     """An opened bundle, ready to judge images; `open_bundle` makes it. May be used by several threads at once."""
 
-    def __init__(self, bundle: Bundle, predictor: Predictor) -> None:
+    def __init__(self, bundle: Bundle, predictor: Predictor, run_code: bool = False) -> None:
         self.bundle = bundle
         self.predictor = predictor
+        self.run_code = run_code
 
     def __repr__(self) -> str:
         return f"ModelBundle({self.name!r}, classes={self.classes}, image_size={self.image_size}, digest={self.digest[:12]!r})"
@@ -165,8 +166,8 @@ class ModelBundle:
 
     @cached_property
     def network(self) -> nn.Module:
-        """The PyTorch network in evaluation mode."""
-        return self.bundle.load_network()
+        """The PyTorch network in evaluation mode. One of a study's own needs `open_bundle(..., run_code=True)`."""
+        return self.bundle.load_network(run_code=self.run_code)
 
 
 def open_bundle(
@@ -175,6 +176,7 @@ def open_bundle(
     trusted: Sequence[str | PathLike[str]] = (),
     precision: Literal["float32", "int8"] = "float32",
     threads: int = 0,
+    run_code: bool = False,
 ) -> ModelBundle:
     """Opens the bundle at `path`, once its signature and every file of it were checked.
 
@@ -183,6 +185,8 @@ def open_bundle(
         trusted: public keys whose signature is taken; empty takes any (`ModelBundle.signer` says whose it is).
         precision: which of the bundle's two networks judges.
         threads: of the network; 0 leaves the choice to ONNX Runtime.
+        run_code: consent to run the bundle's own code, which `explain` and `network` need where the network is a study's own; `predict`
+            never runs any.
 
     Raises:
         BundleError: it is missing, damaged, changed, of a newer format, or signed by a stranger.
@@ -191,7 +195,7 @@ def open_bundle(
     if precision not in ("float32", "int8"):
         raise ArgumentError(f"precision: expected 'float32' or 'int8', got {precision!r}")
     bundle = open_checked_bundle(Path(path), [read_public_key(Path(key)) for key in trusted] or None)
-    return ModelBundle(bundle, Predictor(bundle, precision, threads))
+    return ModelBundle(bundle, Predictor(bundle, precision, threads), run_code)
 
 
 def describe(found: Judgement | SkipReason, threshold: float) -> ImageAnswer:
@@ -284,7 +288,7 @@ def explain(
     """Explains one image as `pneumofed explain` does, with the same checks and words.
 
     Args:
-        bundle: opened, or where it lies.
+        bundle: opened, or where it lies; one with a study's own network must be opened with `run_code=True`.
         image: as for `ModelBundle.predict`.
         method: `grad-cam`, `grad-cam++`, `integrated-gradients`, `gradient-shap`, `occlusion`, `kernel-shap` or `lime`.
         target: what the evidence is for: pneumonia, or one of the bundle's classes.
@@ -296,7 +300,7 @@ def explain(
         ArgumentError: `image` is no image, or none that the model can judge; the text says why.
         ImageError: it cannot be read.
         ConfigError: there is no such method, target or detail.
-        BundleError: `bundle` cannot be opened.
+        BundleError: `bundle` cannot be opened, or its network is a study's own and there is no consent to run its code.
     """
     opened = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle)
     methods = choose_methods([method], "method")

@@ -16,6 +16,7 @@ import numpy as np
 from pneumofed.common.config.experiment import StrategyName
 from pneumofed.common.config.reader import merge, set_by_path
 from pneumofed.common.errors import ArgumentError, ConfigError
+from pneumofed.common.ops.study_code import study_code_of
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.tracking.targets import read_targets
 from pneumofed.simulation.plan import EngineName, SimulationRequest, plan_simulation
@@ -77,6 +78,8 @@ class Run:
         from pneumofed.server.runs.checkpoints import read_checkpoint
 
         file = RunFolder(self.folder).best_checkpoint
+        folder = RunFolder(self.folder)
+        folder.remember_study_code(folder.read_config())
         read_checkpoint(file)  # says in a sentence what is wrong with it
         state = torch.load(file, map_location="cpu", weights_only=True)["model"]
         return {name: tensor.numpy() for name, tensor in state.items()}
@@ -155,6 +158,8 @@ def simulate(
     partition: str | None = None,
     alpha: float | None = None,
     phantoms: int | None = None,
+    model: str | Callable[..., Any] | None = None,
+    loss: str | Callable[..., Any] | None = None,
     strategy: StrategyName | None = None,
     rounds: int | None = None,
     image_size: int | None = None,
@@ -190,6 +195,9 @@ def simulate(
         partition: how `data` is dealt: `iid`, `dirichlet`, `quantity`, `scanner`, or `column:NAME` of a table (`dirichlet`).
         alpha: concentration of the Dirichlet draws; small is uneven (0.5).
         phantoms: phantom patients that are drawn without `data` (240).
+        model: network: a name of the list, or a study's own, as `"my_net.py:build_net"` or the function or class itself, which must
+            stand in a file (`resnet18`); see docs/own-network.md.
+        loss: the same for the loss (`cross_entropy`).
         strategy: federated strategy (`fedavg`).
         rounds: number of rounds (12).
         image_size: side of the model's input in pixels (128).
@@ -228,6 +236,8 @@ def simulate(
             partition=partition,
             alpha=alpha,
             phantoms=phantoms,
+            model=_code(model),
+            loss=_code(loss),
             strategy=strategy,
             rounds=rounds,
             image_size=image_size,
@@ -292,6 +302,10 @@ def _name_nearest(unknown: Mapping[str, object]) -> str:
         hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         problems.append(f"{name}: unknown key; {hint}")
     return "simulate: " + "; ".join(problems) + "; keys of the experiment go into set={'training.learning_rate': 1e-3}"
+
+
+def _code(given: str | Callable[..., Any] | None) -> str | None:
+    return given if given is None or isinstance(given, str) else study_code_of(given).name
 
 
 def _path(value: AnyPath | None) -> Path | None:

@@ -34,6 +34,7 @@ from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.models.build import build_model
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
+from pneumofed.common.ops.study_code import StudyCode, known_codes, remember_all
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.after_rounds import first_arrays
 from pneumofed.server.federation.central_evaluation import CentralEvaluator, bootstrap_settings, build_central_evaluator
@@ -103,7 +104,7 @@ def _train_all(missing: Sequence[BaselineJob], rounds: int, say: Callable[[str],
     workers = min(os.cpu_count() or 1, max(len(missing), 1))
     processes = get_context("spawn")
     counter = processes.Value("L", 0)
-    pool = ProcessPoolExecutor(workers, mp_context=processes, initializer=_count_in, initargs=(counter,))
+    pool = ProcessPoolExecutor(workers, mp_context=processes, initializer=_begin_worker, initargs=(counter, known_codes()))
     total = rounds * sum(len(job.site_files) for job in missing)
     with children_end_with_me(), pool:
         running = {pool.submit(run_job, job): job for job in missing}
@@ -117,10 +118,11 @@ def _train_all(missing: Sequence[BaselineJob], rounds: int, say: Callable[[str],
                 say(f"baseline {running[done].name} is done")
 
 
-def _count_in(counter: Synchronized[int]) -> None:
-    """Begins a worker process: its rounds are counted in `counter`."""
+def _begin_worker(counter: Synchronized[int], codes: Sequence[StudyCode]) -> None:
+    """Begins a worker process: its rounds are counted in `counter`, and it knows the study's own code."""
     global _rounds_done
     _rounds_done = counter
+    remember_all(codes)
 
 
 def run_job(job: BaselineJob) -> None:

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 from pneumofed.common.config.experiment import ExperimentConfig, StrategyName
 from pneumofed.common.config.reader import SIMULATION_SECTION, build_config, find_config, load_experiment, merge, read_yaml
 from pneumofed.common.errors import CheckpointError, ConfigError
+from pneumofed.common.ops.study_code import describe_name, find_study_code, is_study_code, with_study_code
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.resume import check_resumable, describe_way_on
 from pneumofed.server.tracking.targets import Tracking, TrackingTarget
@@ -64,6 +65,7 @@ class SimulationRequest:
     Attributes:
         data, external, hospitals, partition, alpha, sources, held_out, hold_out, threads: as in `SimulationConfig`.
         phantoms: `phantom_patients` of `SimulationConfig`.
+        model, loss: short for `model.name` and `loss.name`: of the list, or a study's own, `FILE.py:FUNCTION`.
         strategy, rounds, image_size, seed: short for `strategy.name`, `rounds`, `image.size_px` and `seed` of the experiment.
         settings: other keys of the experiment, nested; they win over all else.
         config: YAML file with what differs from the defaults.
@@ -90,6 +92,8 @@ class SimulationRequest:
     held_out: Mapping[str, str | Path] = field(default_factory=dict)
     hold_out: Mapping[str, float | str] = field(default_factory=dict)
     phantoms: int | None = None
+    model: str | None = None
+    loss: str | None = None
     strategy: StrategyName | None = None
     rounds: int | None = None
     image_size: int | None = None
@@ -131,12 +135,14 @@ class SimulationRequest:
     def experiment_values(self) -> dict[str, Any]:
         """Returns what the request changes in the experiment, nested."""
         shortcuts = _given(
+            model=_given(name=self.model) or None,
+            loss=_given(name=self.loss) or None,
             strategy=_given(name=self.strategy) or None,
             image=_given(size_px=self.image_size) or None,
             rounds=self.rounds,
             seed=self.seed,
         )
-        return merge(shortcuts, self.settings)
+        return with_study_code(merge(shortcuts, self.settings))
 
     def simulation_values(self) -> dict[str, Any]:
         """Returns what the request changes in the virtual hospitals.
@@ -226,8 +232,10 @@ def build_plan(
         folder = RunFolder(run_dir)
         if not folder.config.exists():  # ended while its hospitals were laid out
             raise CheckpointError(f"{run_dir} cannot be resumed: {describe_way_on(folder)}")
-        stored = folder.read_config().model_dump()
-        experiment = build_config(ExperimentConfig, merge(stored, experiment_values), "the run to resume")
+        stored = folder.read_config()
+        folder.remember_study_code(stored)
+        _check_study_unchanged(run_dir, stored.model_dump(), experiment_values)
+        experiment = build_config(ExperimentConfig, merge(stored.model_dump(), experiment_values), "the run to resume")
         simulation = build_config(
             SimulationConfig, merge(read_yaml(run_dir / "simulation.yaml"), simulation_values), "simulation"
         )
@@ -245,6 +253,17 @@ def build_plan(
             f"there are {hospitals} hospitals; take more hospitals or another strategy"
         )
     return experiment, simulation
+
+
+def _check_study_unchanged(run_dir: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Names the file of a study's own network or loss that was changed since the run began."""
+    for section in ("model", "loss"):
+        before, now = stored[section]["name"], given.get(section, {}).get("name", stored[section]["name"])
+        if before != now and is_study_code(before) and is_study_code(now):
+            raise CheckpointError(
+                f"{find_study_code(now)} is not the code that the run in {run_dir} was started with: {describe_name(now)} now, "
+                f"{describe_name(before)} then; leave out --{section} to go on with the run's own copy, or start a new run"
+            )
 
 
 def _read_simulation(config_file: Path | None, values: Mapping[str, Any]) -> SimulationConfig:

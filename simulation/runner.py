@@ -22,6 +22,7 @@ from pneumofed.common.errors import CheckpointError, ConfigError, FlowerError, P
 from pneumofed.common.folder_lock import check_free, owned
 from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle, write_app
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
+from pneumofed.common.ops.study_code import names_in, study_codes_of
 from pneumofed.server.federation.survey import run_survey, write_survey
 from pneumofed.server.report.report import close_with_report
 from pneumofed.server.runs.folder import RUN_LOCK, SIMULATION_LOCK, RunFolder, with_course
@@ -53,9 +54,13 @@ def run_simulation(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> Ru
 
     Raises:
         PneumofedError: the run could not start or failed; the summary says the same.
-        ConfigError: another process works in `plan.run_dir`.
+        ConfigError: another process works in `plan.run_dir`, or the study's own network cannot do what the run asks.
     """
     plan.resources.check()
+    if names_in(plan.experiment) and not _is_finished(plan):
+        from pneumofed.simulation.network_checks import check_study
+
+        check_study(plan.experiment, say)  # before the run folder is made
     way_on = "wait for it or choose another --out"
     with owned(plan.run_dir, SIMULATION_LOCK, "pneumofed simulate", way_on):
         check_free(plan.run_dir, RUN_LOCK, way_on)  # of a simulation that was killed the coordinator may live on
@@ -119,7 +124,7 @@ def _check_beginning(plan: Plan) -> None:
 
 def _start_workers(plan: Plan) -> AbstractContextManager[HospitalWorkers | None]:
     needed = plan.engine == "local" and plan.workers > 1 and not _is_finished(plan)
-    return HospitalWorkers(plan.workers) if needed else nullcontext()
+    return HospitalWorkers(plan.workers, study_codes_of(plan.experiment)) if needed else nullcontext()
 
 
 def _is_finished(plan: Plan) -> bool:
@@ -224,7 +229,7 @@ def _run_apps(plan: Plan, federation: Federation, watch: RunWatch, workers: Hosp
 
 def _run_in_flower(plan: Plan, federation: Federation, watch: RunWatch) -> None:
     with tempfile.TemporaryDirectory(prefix="pneumofed-app-") as folder:
-        app = write_app(Path(folder) / "pneumofed")
+        app = write_app(Path(folder) / "pneumofed", study_codes_of(plan.experiment))
         log = plan.run_dir / "flower.log"
         with private_superlink(log, environment(plan.resources)) as superlink, log.open("ab") as output:
             try:

@@ -8,7 +8,7 @@ shared. Messages and replies are pickled; their arrays lie in files in memory (/
 hospitals of a round get are one file, which each worker maps. A worker that dies costs the reply that it was working on, as the loss of
 a site does; the next message gets a new one. The processes end with the process that made them, whatever ended it.
 
-The file is also the program of the first process: `python -m pneumofed.simulation.workers FOLDER`.
+The file is also the program of the first process: `python -m pneumofed.simulation.workers FOLDER [NAME OF STUDY CODE ...]`.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from pneumofed.common.errors import FlowerError
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.ops.processes import ALLOCATOR_SETTINGS, stop_group
+from pneumofed.common.ops.study_code import FOLDER, StudyCode, remember_folder, write_codes
 
 MEMORY = Path("/dev/shm")
 SOCKET = "workers"
@@ -64,16 +65,18 @@ class StoredArray(NamedTuple):
 class HospitalWorkers:
     """Processes that answer messages; `close`, or the end of a `with` block, ends them and removes their files."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, codes: Sequence[StudyCode] = ()) -> None:
         """Starts the first process, which takes a moment to import; nothing waits for it before the first message.
 
         Args:
             count: how many messages are answered at once, at least 1.
+            codes: a study's own networks and losses, which the workers know.
         """
         self._open = ExitStack()
         memory = MEMORY if os.access(MEMORY, os.W_OK) else None
         self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="pneumofed-workers-", dir=memory)))
-        command = [sys.executable, "-m", "pneumofed.simulation.workers", str(self._folder)]
+        write_codes(self._folder / FOLDER, codes)
+        command = [sys.executable, "-m", "pneumofed.simulation.workers", str(self._folder), *(code.name for code in codes)]
         with children_end_with_me():
             self._process = subprocess.Popen(
                 command, env={**ALLOCATOR_SETTINGS, **os.environ}, stdin=subprocess.DEVNULL, start_new_session=True
@@ -246,12 +249,14 @@ def _read(connection: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-def serve(folder: Path) -> None:
+def serve(folder: Path, names: Sequence[str] = ()) -> None:
     """Is the first process: imports the ClientApp, and forks a worker for each connection to FOLDER/workers, until it is killed.
 
     Args:
-        folder: for the socket and for the arrays of replies.
+        folder: for the socket and for the arrays of replies; holds the study's own code, if there is any.
+        names: of that code.
     """
+    remember_folder(folder / FOLDER, names)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a user's Ctrl-C is for the process that made this one, which ends it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a worker ended
     from pneumofed.client.app import app
@@ -287,4 +292,4 @@ def _work(connection: socket.socket, app: Callable[[Message, Context], Message],
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), sys.argv[2:])

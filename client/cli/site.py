@@ -88,7 +88,7 @@ def site_approve(
     site: Site = Path(),
 ) -> None:
     """Approve code that may run here, by the hash of its bundle; edits policy.yaml."""
-    from pneumofed.client.site.approval import INSTALLED, approve_app, hash_app_file, installed_hash, revoke
+    from pneumofed.client.site.approval import INSTALLED, approve_app, hash_app_file, installed_hash, revoke, study_files
     from pneumofed.client.site.folder import SiteFolder
     from pneumofed.common.audit.log import APP_APPROVED, APP_REVOKED
     from pneumofed.common.errors import ConfigError
@@ -101,6 +101,8 @@ def site_approve(
     given = [value for value in (app_hash, bundle and hash_app_file(bundle), INSTALLED if installed else None) if value]
     if len(given) != 1:
         raise ConfigError("give one of HASH, --bundle FILE, --installed, --list")
+    for held in study_files(bundle) if bundle else ():
+        say(f"it holds the study's own code {held}: read it with `unzip -p {bundle} {held}`")
     done = revoke(folder.policy_file, given[0]) if remove else approve_app(folder.policy_file, given[0])
     if done:
         folder.audit.record(APP_REVOKED if remove else APP_APPROVED, app=given[0])

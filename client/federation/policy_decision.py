@@ -12,13 +12,13 @@ refuses decides. Nothing here reads a file or a clock, so that the same question
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, time
 from typing import Literal
 
 from pneumofed.client.federation.sum_terms import broken_term
-from pneumofed.common.config.experiment import COUNTS_STEPS, ExperimentConfig, PrivacyUnit, SecureAggregationConfig
+from pneumofed.common.config.experiment import COUNTS_STEPS, STUDY_CODE, ExperimentConfig, PrivacyUnit, SecureAggregationConfig
 from pneumofed.common.config.parties import DELTA_CEILING, SitePolicy, SurveyField, hospital_delta
 from pneumofed.common.errors import PolicyError
 
@@ -40,6 +40,8 @@ class RunRequest:
     """Whether each site's training is differentially private."""
     strategy: str | None = None
     model: str | None = None
+    study_loss: str | None = None
+    """Name of a study's own loss; None where the loss is one of the list."""
     secure_aggregation: bool = False
     sum_terms: SecureAggregationConfig | None = None
     """Of its secure sums; None where it has none."""
@@ -86,6 +88,7 @@ class RunRequest:
             private=private,
             strategy=experiment.strategy.name,
             model=experiment.model.name,
+            study_loss=experiment.loss.name if STUDY_CODE.fullmatch(experiment.loss.name) else None,
             secure_aggregation=experiment.secure_aggregation.enabled,
             sum_terms=experiment.secure_aggregation if experiment.secure_aggregation.enabled else None,
             unit=privacy.unit if private else None,
@@ -286,7 +289,7 @@ def refuse_uncounted_steps(policy: SitePolicy, request: RunRequest) -> Decision 
 
 
 def refuse_model(policy: SitePolicy, request: RunRequest) -> Decision | None:
-    """Refuses a network that is not in the list.
+    """Refuses a network that is not in the list, and a study's own loss that is not: both are code of the study.
 
     Args:
         policy: `models`, None for all.
@@ -295,9 +298,21 @@ def refuse_model(policy: SitePolicy, request: RunRequest) -> Decision | None:
     Returns:
         The refusal, or None where the rule permits the request.
     """
-    if policy.models is not None and request.model not in policy.models:
-        return Decision(False, "models", f"the run trains {request.model}; allowed are {', '.join(policy.models) or 'none'}")
+    if policy.models is None:
+        return None
+    allowed = ", ".join(policy.models) or "none"
+    if not _is_listed(policy.models, request.model):
+        return Decision(False, "models", f"the run trains {request.model}; allowed are {allowed}")
+    if request.study_loss is not None and not _is_listed(policy.models, request.study_loss):
+        return Decision(False, "models", f"the run's loss is {request.study_loss}; allowed are {allowed}")
     return None
+
+
+def _is_listed(models: Sequence[str], name: str | None) -> bool:
+    """A study's own code is listed by the word, or by the first digits of its hash."""
+    if name is None or not STUDY_CODE.fullmatch(name):
+        return name in models
+    return any(entry == "study" or (entry.startswith("study:") and name.startswith(entry)) for entry in models)
 
 
 def refuse_without_masks(policy: SitePolicy, request: RunRequest) -> Decision | None:

@@ -42,14 +42,16 @@ from pneumofed.client.federation.training import (
     train_locally,
 )
 from pneumofed.client.privacy.ledger import spend_round
-from pneumofed.client.privacy.per_sample_gradients import ClippedGradients
+from pneumofed.client.privacy.per_sample_gradients import ClippedGradients, refuse_mixing, refuse_mixing_loss
 from pneumofed.client.privacy.plan import SitePlan, UnitSampler, count_units, split_into_lots
 from pneumofed.common.config.experiment import PrivacyConfig
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.models.build import train_mode
 from pneumofed.common.models.compute import Compute
+from pneumofed.common.ops.study_code import is_study_code, names_in
 from pneumofed.common.privacy.randomness import KEY_BYTES, RandomStream, data_fingerprint, own_secret, round_key, tensors_tag
 from pneumofed.common.wire.instructions import Instruction
 
@@ -201,7 +203,8 @@ def build_private_setup(model: nn.Module, private: PrivateRound, plan: RoundPlan
         compute: device and precision.
 
     Raises:
-        ConfigError: a trainable layer has no per-unit gradient, or the device computes only in float16.
+        ConfigError: a trainable layer has no per-unit gradient, a study's own network or loss mixes images, or the device computes only
+            in float16.
     """
     cfg = plan.experiment.privacy
     if compute.needs_scaler:
@@ -210,6 +213,8 @@ def build_private_setup(model: nn.Module, private: PrivateRound, plan: RoundPlan
         )
     equal_counts = [1] * len(CLASSES[plan.experiment.task])  # the site's own are not accounted
     setup = build_setup(model, equal_counts, plan, compute)
+    if names_in(plan.experiment):
+        _check_study(setup, plan)
     gradients = ClippedGradients(setup.model, cfg.max_grad_norm, cfg.augmentation_multiplicity)
     optimizer = PrivateOptimizer(setup.optimizer, private, cfg)
     return replace(setup, optimizer=optimizer, rule=PrivateSteps(optimizer, gradients, private, cfg))
@@ -277,3 +282,12 @@ def _round_key(site: SiteData, instruction: Instruction, compute: Compute) -> by
         *(() if instruction.rate_factor == 1.0 else (repr(instruction.rate_factor),)),
     )
     return round_key(own_secret(Path(site.config.work_dir)), context)
+
+
+def _check_study(setup: TrainingSetup, plan: RoundPlan) -> None:
+    experiment = plan.experiment
+    if is_study_code(experiment.model.name):
+        train_mode(setup.model)
+        refuse_mixing(setup.model, experiment.model.in_channels, experiment.image.size_px)
+    if is_study_code(experiment.loss.name):
+        refuse_mixing_loss(setup.loss, len(CLASSES[experiment.task]))

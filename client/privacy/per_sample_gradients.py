@@ -5,6 +5,10 @@
     then        each unit's factor, by its bound (`clip_factors`), and the sum of the scaled gradients is added to each `grad`
 
 `ClippedGradients` runs these steps for a model; `client.privacy.layer_gradients` has what a unit is and what one layer adds.
+
+What one image adds can be clipped only where no image enters another's result. The networks of the list were built so; of a study's own it
+is tried (`refuse_mixing`, `refuse_mixing_loss`). The hospital has approved that code: this finds mistakes, such as a mean over the batch,
+and no code that hides what it does.
 """
 
 from __future__ import annotations
@@ -20,6 +24,13 @@ from torch import Tensor, nn
 
 from pneumofed.client.privacy.layer_gradients import TINY, LayerGradients, LengthBound, check_layer, gradients_of
 from pneumofed.common.errors import ConfigError
+
+TRIED_IMAGES = 3
+"""Tried together, each exchanged once."""
+RESULT_TOLERANCE = 1e-5
+"""Of a layer's result, over its largest one: another kernel may round otherwise."""
+LOSS_TOLERANCE = 1e-5
+"""Of the mean loss of a batch against the mean of single losses, relative: sums are taken in another order."""
 
 
 class ClippedGradients:
@@ -144,3 +155,97 @@ def _full_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def refuse_mixing(network: nn.Module, in_channels: int, size_px: int) -> None:
+    """Refuses a network in which an image changes what a layer gives of another image, or whose buffers images change.
+
+    Args:
+        network: in the mode and with the frozen parts that it is trained with; left as it was.
+        in_channels: of the images.
+        size_px: their side.
+
+    Raises:
+        ConfigError: names the layer, or the buffer.
+    """
+    device = next(network.parameters()).device
+    drawn = torch.randn(TRIED_IMAGES + 1, in_channels, size_px, size_px, generator=torch.Generator().manual_seed(1))
+    drawn = drawn.to(device, memory_format=torch.channels_last)
+    images, other = drawn[:TRIED_IMAGES], drawn[TRIED_IMAGES]
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        before = _outputs(network, images)
+        for number in range(TRIED_IMAGES):
+            exchanged = images.clone()
+            exchanged[number] = other
+            rest = [row for row in range(TRIED_IMAGES) if row != number]
+            _compare(before, _outputs(network, exchanged), rest)
+        changed = [name for name, buffer in network.named_buffers() if not torch.equal(buffer, buffers[name])]
+    finally:
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                buffer.copy_(buffers[name])
+    if changed:
+        raise ConfigError(
+            f"{changed[0]} keeps statistics of images, which would leave without noise: private training allows none"
+        )
+
+
+def refuse_mixing_loss(loss: nn.Module, classes: int) -> None:
+    """Refuses a loss that is not the mean of the losses of single images.
+
+    Args:
+        loss: (logits [N, C], labels [N]) -> a scalar.
+        classes: C.
+
+    Raises:
+        ConfigError: it is another number than that mean.
+    """
+    device = next((buffer.device for buffer in loss.buffers()), None)
+    logits = 2.0 * torch.randn(4, classes, generator=torch.Generator().manual_seed(2)).to(device)
+    labels = (torch.arange(4) % classes).to(device)
+    together = float(loss(logits, labels))
+    single = [float(loss(logits[row : row + 1], labels[row : row + 1])) for row in range(4)]
+    mean = sum(single) / 4
+    if not abs(together - mean) <= LOSS_TOLERANCE * max(abs(mean), 1.0):
+        raise ConfigError(
+            f"the loss of four images is {together:.4g} and the mean of their losses {mean:.4g}: private training needs the mean, since no "
+            "image's loss may depend on another"
+        )
+
+
+def _outputs(network: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
+    """Of every layer with parameters of its own, in the order of the runs; random draws are the same in every call."""
+    found: list[tuple[str, Tensor]] = []
+
+    def keep(name: str, output: Any) -> None:
+        if isinstance(output, Tensor):
+            found.append((name, output.detach().clone()))
+
+    hooks = [
+        module.register_forward_hook(lambda _, __, output, name=name: keep(name, output))
+        for name, module in network.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
+    try:
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+            torch.manual_seed(3)
+            keep("the logits", network(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _compare(before: Sequence[tuple[str, Tensor]], after: Sequence[tuple[str, Tensor]], rows: Sequence[int]) -> None:
+    if [name for name, _ in before] != [name for name, _ in after]:
+        raise ConfigError("which layers run depends on the images: private training needs the same ones for each")
+    for (name, one), (_, two) in zip(before, after, strict=True):
+        if len(one) != TRIED_IMAGES:
+            raise ConfigError(
+                f"{name} sees {len(one)} rows of {TRIED_IMAGES} images: private training needs one row an image, in order"
+            )
+        near = RESULT_TOLERANCE * float(one.abs().max())
+        if not torch.allclose(one[rows], two[rows], rtol=0.0, atol=near):
+            raise ConfigError(f"{name} gives an image another result beside other images: private training needs each by itself")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +17,8 @@ from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import write_file
-from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle, package_folder
+from pneumofed.common.ops.app_bundle import PACKAGE, build_bundle, hash_bundle, package_folder
+from pneumofed.common.ops.study_code import FOLDER
 
 INSTALLED = "installed"
 """Stands in policy.yaml for the hash of the code that is installed here, whichever it is."""
@@ -70,6 +72,19 @@ def hash_app_file(path: Path) -> str:
     if not content.startswith(b"PK"):
         raise ConfigError(f"{path} is no app bundle (.fab), which is a ZIP archive")
     return hash_bundle(content)
+
+
+def study_files(path: Path) -> list[str]:
+    """Lists the files of a study's own network or loss in the bundle `path`.
+
+    Raises:
+        ConfigError: it is no archive that can be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sorted(name for name in archive.namelist() if name.startswith(f"{PACKAGE}/{FOLDER}/"))
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"the bundle {path} cannot be read: {error}") from None
 
 
 def approve_app(policy_file: Path, app: str) -> bool:

@@ -357,6 +357,8 @@ def check_privacy(policy: SitePolicy) -> PreflightFinding:
 def check_limits(policy: SitePolicy) -> Iterator[PreflightFinding]:
     """Checks for limits that let nothing run, whatever the run and the time."""
     for name, every in POSSIBLE_REQUESTS.items():
+        if name == "models" and any(entry.startswith("study") for entry in policy.models or ()):
+            continue  # which network of a study it lets in stands in no list
         single_rule = only(policy, name)
         if not any(decide(single_rule, request, facts).permit for request, facts in every()):
             yield PreflightFinding(

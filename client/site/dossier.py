@@ -278,9 +278,11 @@ def _find_run(name: str, entries: Sequence[AuditEntry], counted: Mapping[str, st
 def _sent(entry: AuditEntry) -> SentMessage:
     facts = entry.facts
     stated = {key: facts.get(key) for key in ("round", "secure_sum", "bytes", "values", "report", "sent", "data", "policy")}
-    listed = {key: tuple(facts.get(key, ())) for key in ("arrays", "metrics", "tables")}
-    work = str(facts.get("work", "unknown"))
-    return SentMessage(line=entry.sequence, time=entry.time, work=work, hash=entry.hash, **listed, **stated)
+    arrays, metrics, tables = (tuple(facts.get(key, ())) for key in ("arrays", "metrics", "tables"))
+    line, work = entry.sequence, str(facts.get("work", "unknown"))
+    return SentMessage(
+        line=line, time=entry.time, work=work, arrays=arrays, metrics=metrics, tables=tables, hash=entry.hash, **stated
+    )
 
 
 def _held_back(entries: Sequence[AuditEntry], key: str) -> tuple[HeldBack, ...]:

@@ -8,10 +8,21 @@ at the end of the file refuse settings that contradict one another across sectio
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
+STUDY_CODE = re.compile(r"study:[0-9a-f]{64}:[A-Za-z_][A-Za-z0-9_]{0,63}")
+"""Name of a study's own network or loss: SHA-256 of its file, and the function in it (`common.ops.study_code`)."""
+
+
+def _listed_or_study(value: Any, listed: ValidatorFunctionWrapHandler) -> Any:
+    return value if isinstance(value, str) and STUDY_CODE.fullmatch(value) else listed(value)
+
+
+OrStudyCode = (WrapValidator(_listed_or_study), PlainSerializer(str, return_type=str))
+"""Beside a list of names: a study's own code is taken too."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
@@ -178,7 +189,8 @@ class AugmentationConfig(Section):
 class ModelConfig(Section):
     """The network, its input and where its first weights come from."""
 
-    name: ModelName = "resnet18"
+    name: Annotated[ModelName, *OrStudyCode] = "resnet18"
+    """Of the list, or `study:SHA256:FUNCTION`, a study's own network, which `--model FILE.py:FUNCTION` makes of a file."""
     in_channels: Literal[1, 3] = 1
     norm: Literal["batch", "group"] = "batch"
     weight_standardization: bool = False
@@ -213,7 +225,8 @@ class ModelConfig(Section):
 class LossConfig(Section):
     """Training loss. Class weights come from each site's own counts."""
 
-    name: Literal["cross_entropy", "focal"] = "cross_entropy"
+    name: Annotated[Literal["cross_entropy", "focal"], *OrStudyCode] = "cross_entropy"
+    """Of the list, or `study:SHA256:FUNCTION`, a study's own loss, which brings its own weights and smoothing."""
     class_weights: Literal["none", "balanced", "effective"] = "none"
     """`balanced`: n / (classes * n_class); `effective`: Cui et al. 2019 with beta = 0.999. Classes that a site lacks weigh nothing."""
     max_class_weight: Positive = 4.0
@@ -458,6 +471,12 @@ class ExperimentConfig(Section):
         if self.strategy.name == "fedbn" and self.model.norm != "batch":
             raise ValueError(
                 "strategy.name is 'fedbn' but model.norm is 'group'; FedBN keeps BatchNorm layers local, set model.norm to 'batch'"
+            )
+        if STUDY_CODE.fullmatch(self.model.name) and self.model.freeze == "last_block":
+            raise ValueError("model.freeze 'last_block' is not known of a study's own network: set it to 'none' or 'head_only'")
+        if STUDY_CODE.fullmatch(self.loss.name) and self.loss.class_weights != "none":
+            raise ValueError(
+                "loss.class_weights are of the listed losses: a study's own loss takes class_counts and weighs by itself"
             )
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
             raise ValueError("model.head_first_rounds must be smaller than rounds")

@@ -7,9 +7,10 @@ small against 1 / patients (Ponomareva et al. 2023, "How to DP-fy ML", section 5
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Protocol
+import re
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
 
 from pneumofed.common.config.experiment import (
     Fraction,
@@ -64,12 +65,17 @@ TAKEN_NAMES = frozenset({"test", "external", "validation", "training", "pooled"}
 """Of sets that every run has or may have; a table shows them side by side with named ones."""
 
 
+def _listed_or_study_entry(value: Any, listed: ValidatorFunctionWrapHandler) -> Any:
+    return value if isinstance(value, str) and re.fullmatch(r"study(:[0-9a-f]{12,64})?", value) else listed(value)
+
+
 def _refuse_taken_name(name: str) -> str:
     if name in TAKEN_NAMES:
         raise ValueError(f"'{name}' has a meaning of its own; choose another name")
     return name
 
 
+ModelEntry = Annotated[ModelName, WrapValidator(_listed_or_study_entry), PlainSerializer(str, return_type=str)]
 SurveyField = Literal["label", "view", "sex", "age", "manufacturer", "year", "image_size", "grey_level", "contrast", "images"]
 """What a survey counts patients by; the cells of each are in `common.wire.survey`."""
 SURVEYED: tuple[SurveyField, ...] = ("label",)
@@ -91,8 +97,9 @@ class SitePolicy(Section):
     """SHA-256 of the app bundles that may run here. `installed` stands for the bundle of the very code that is installed here."""
     strategies: list[StrategyName] | None = None
     """Strategies that a run may use; unset allows all."""
-    models: list[ModelName] | None = None
-    """Networks that a run may train; unset allows all."""
+    models: list[ModelEntry] | None = None
+    """Networks that a run may train; unset allows all. A study's own network or loss is `study`, or `study:` with the first digits of its
+    file's SHA-256, twelve at least: a list without either allows none."""
     min_patients: Annotated[int, Field(ge=1)] = 10
     """With fewer training patients the site takes no part: an update over few patients reveals much about each."""
     min_patients_private: Annotated[int, Field(ge=2)] = 20

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from pneumofed.common.config.experiment import ExperimentConfig, Section
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.study_code import with_study_code
 
 T = TypeVar("T", bound=Section)
 
@@ -178,14 +179,14 @@ def load_experiment(path: str | Path | None = None, overrides: Mapping[str, Any]
 
     Args:
         path: the YAML file, or a name of `list_configs`; None for the defaults only. Its section `simulation` is for virtual hospitals,
-            and no part of the experiment.
+            and no part of the experiment. A network or loss may be `FILE.py:FUNCTION`, which is read here.
         overrides: nested values, such as those of `parse_overrides`.
 
     Raises:
         ConfigError: the file cannot be read, or the values do not fit the schema.
     """
     values = {key: value for key, value in (read_yaml(find_config(path)) if path else {}).items() if key != SIMULATION_SECTION}
-    return build_config(ExperimentConfig, merge(values, overrides or {}), str(path or "experiment"))
+    return build_config(ExperimentConfig, with_study_code(merge(values, overrides or {})), str(path or "experiment"))
 
 
 def experiment_from_json(text: str) -> ExperimentConfig:

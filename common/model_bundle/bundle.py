@@ -30,6 +30,7 @@ from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.errors import BundleError, ConfigError, WeightsError
 from pneumofed.common.model_bundle.manifest import MANIFEST, REFERENCE, REFERENCE_GROUPS, WEIGHTS, BundleManifest
 from pneumofed.common.model_bundle.sealing import MAX_BYTES, MAX_FILES, check_seal, list_files
+from pneumofed.common.ops.study_code import FOLDER, StudyCode, describe_name, is_study_code, remember
 from pneumofed.common.wire.keys import PublicKey, read_public_key
 
 if TYPE_CHECKING:
@@ -98,16 +99,23 @@ class Bundle:
             raise BundleError(f"{name} was changed after the bundle was opened; get the bundle again from the coordinator")
         return content
 
-    def load_network(self) -> nn.Module:
+    def load_network(self, *, run_code: bool = False) -> nn.Module:
         """The PyTorch network with its weights, in evaluation mode. Its input is normalised, unlike that of the ONNX graph.
 
+        Args:
+            run_code: consent to run the code in the bundle, where its network is a study's own. Who signed it has written that code, or
+                has passed it on.
+
         Raises:
-            BundleError: the weights do not fit the network that the manifest names.
+            BundleError: the weights do not fit the network that the manifest names, or it is a study's own and there is no consent.
+            ConfigError: the study's code cannot be run here.
         """
         import torch
 
         from pneumofed.common.models.build import build_model
 
+        if is_study_code(self.manifest.model.name):
+            self._take_code(run_code)
         model = build_model(self.manifest.model.without_weights(), self.manifest.task, seed=0)
         try:
             model.load_state_dict(torch.load(io.BytesIO(self.read(WEIGHTS)), map_location="cpu", weights_only=True))
@@ -116,6 +124,20 @@ class Bundle:
                 f"{WEIGHTS} does not fit the network in the manifest ({type(error).__name__}); export it again"
             ) from None
         return model.eval()
+
+    def _take_code(self, run_code: bool) -> None:
+        name = self.manifest.model.name
+        digest, function = name.split(":")[1:]
+        files = [file for file, found in self.manifest.files.items() if found == digest and file.startswith(f"{FOLDER}/")]
+        if not files:
+            raise BundleError(f"the bundle lacks the file of its network, {describe_name(name)}; export it again")
+        if not run_code:
+            raise BundleError(
+                f"the network of this bundle is {describe_name(name)}, and only its own code can make it in PyTorch. Predictions, maps of "
+                f"the reading room and monitoring need no code and work. To run the code as you, read {files[0]} in the bundle first, "
+                "then give --run-bundle-code (in Python run_code=True)"
+            )
+        remember(StudyCode(PurePosixPath(files[0]).name, self.read(files[0]), function))
 
     def load_reference(self) -> ReferenceArrays:
         """The reference statistics.

@@ -19,6 +19,8 @@ from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.models.compute import import_torchvision
 from pneumofed.common.models.efficientnet_lite import EFFICIENTNET_ROWS, EfficientNetLite0
 from pneumofed.common.models.layers import Scattering2D, standardize_weights
+from pneumofed.common.models.study_network import make_study_network, refuse_batch_statistics, trace_layers
+from pneumofed.common.ops.study_code import StudyCode, find_study_code, is_study_code
 
 _models = import_torchvision().models
 _BasicBlock: Any = _models.resnet.BasicBlock
@@ -29,7 +31,7 @@ _MBConv: Any = _models.efficientnet.MBConv
 
 @dataclass(frozen=True)
 class Architecture:
-    """One network of the schema's list.
+    """One network of the schema's list, or a study's own as it was traced.
 
     Attributes:
         build: takes the number of classes and the model section; the network has three input channels and BatchNorm.
@@ -39,7 +41,9 @@ class Architecture:
         imagenet: torchvision's name of the network, for its weights; None where it has none.
         replaced: prefix of all keys in ImageNet's weights that the head here stands for.
         maps: name of the module whose output, averaged over the picture, is the classifier's input; None where there is no such one.
-        finer_maps: name of the last module whose output has twice the cells to a side of `maps`; None where `maps` is.
+        finer_maps: name of the last module whose output has twice the cells to a side of `maps`; None where `maps` is, or there is none.
+        in_channels: of a study's own network, as it was built; None where the first convolution says it.
+        pooled: of a study's own network: `maps`, or the last maps whose averages go through more layers before the classifier.
     """
 
     build: Callable[[int, ModelConfig], nn.Module]
@@ -50,6 +54,8 @@ class Architecture:
     replaced: str
     maps: str | None
     finer_maps: str | None
+    in_channels: int | None = None
+    pooled: str | None = None
 
 
 class BasicBlock(_BasicBlock):
@@ -152,11 +158,18 @@ def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:
     Args:
         cfg: which network; `weights`, `freeze` and what follows them are not looked at.
         classes: number of logits.
+
+    Raises:
+        ConfigError: a study's own network is not here, or is none that can be trained.
     """
-    architecture = ARCHITECTURES[cfg.name]
-    model = architecture.build(classes, cfg)
-    if cfg.in_channels == 1 and architecture.first:
-        _take_grey(model, architecture.first)
+    code = find_study_code(cfg.name) if is_study_code(cfg.name) else None
+    if code:
+        model = make_study_network(code, classes, cfg.in_channels)
+    else:
+        architecture = ARCHITECTURES[cfg.name]
+        model = architecture.build(classes, cfg)
+        if cfg.in_channels == 1 and architecture.first:
+            _take_grey(model, architecture.first)
     if cfg.norm == "group":
         replace_batch_norm(model)
     if cfg.weight_standardization:
@@ -164,7 +177,7 @@ def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:
     for module in model.modules():
         if hasattr(module, "inplace"):
             vars(module)["inplace"] = False
-    vars(model)["architecture"] = architecture
+    vars(model)["architecture"] = _trace_study(model, code, classes, cfg) if code else architecture
     return model
 
 
@@ -191,6 +204,18 @@ def replace_batch_norm(model: nn.Module) -> None:
 def group_count(channels: int) -> int:
     """Chooses the number of groups: 32, or the largest divisor of `channels` below; 32 is the default of Wu & He 2018, section 3.1."""
     return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
+
+
+def _trace_study(model: nn.Module, code: StudyCode, classes: int, cfg: ModelConfig) -> Architecture:
+    if cfg.norm == "group":
+        refuse_batch_statistics(model, code, cfg.in_channels)
+    found = trace_layers(model, code, classes, cfg.in_channels)
+
+    def build(classes: int, cfg: ModelConfig) -> nn.Module:
+        return make_study_network(code, classes, cfg.in_channels)
+
+    layers = (), None, f"{found.head}.", found.maps, found.finer_maps
+    return Architecture(build, found.first, found.head, *layers, cfg.in_channels, found.pooled)
 
 
 def _stage(before: int, after: int) -> nn.Sequential:

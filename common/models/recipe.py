@@ -9,7 +9,7 @@ that it need not travel, and so that no site can state another one.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch.nn import functional
 from pneumofed.common.config.experiment import ExperimentConfig, LossConfig, TrainingConfig
 from pneumofed.common.errors import ConfigError, EmptySiteError
 from pneumofed.common.models.build import freeze_in_round
+from pneumofed.common.ops.study_code import StudyCode, call_with, find_study_code, is_study_code
 
 EFFECTIVE_NUMBER_BETA = 0.999
 """One of the values tried by Cui et al. 2019, section 5.1 (0.9, 0.99, 0.999, 0.9999)."""
@@ -85,7 +86,41 @@ class WeightedLoss(nn.Module):
         return torch.softmax(smoothed.log() + self.log_prior, dim=1)
 
 
-def build_loss(cfg: LossConfig, class_counts: Sequence[int]) -> WeightedLoss:
+class StudyLoss(nn.Module):
+    """A study's own loss, on logits z + log_prior as `WeightedLoss`.
+
+    Attributes:
+        log_prior: float32 [C]; zeros without adjustment.
+    """
+
+    log_prior: Tensor
+
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], log_prior: Tensor, code: StudyCode) -> None:
+        super().__init__()
+        self.register_buffer("log_prior", log_prior)
+        self.loss, self._code = loss, code
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Computes the mean loss of a batch.
+
+        Args:
+            logits: [N, C], N at least 1, of any floating point type.
+            labels: int64 [N] in [0, C).
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ConfigError: the study's loss gives anything else.
+        """
+        found = self.loss(logits.float() + self.log_prior, labels)
+        if not isinstance(found, Tensor) or found.ndim:
+            came = f"a tensor [{', '.join(map(str, found.shape))}]" if isinstance(found, Tensor) else type(found).__name__
+            raise ConfigError(f"{self._code}: the loss gives {came}, expected one number, the mean over the batch")
+        return found
+
+
+def build_loss(cfg: LossConfig, class_counts: Sequence[int]) -> WeightedLoss | StudyLoss:
     """Builds the loss that a site trains with.
 
     Args:
@@ -94,10 +129,23 @@ def build_loss(cfg: LossConfig, class_counts: Sequence[int]) -> WeightedLoss:
 
     Raises:
         EmptySiteError: the site has no sample at all.
+        ConfigError: a study's own loss is not here, or its function gives nothing that can be called.
     """
     weights = class_weights(cfg, class_counts)
+    if is_study_code(cfg.name):
+        return _build_study_loss(find_study_code(cfg.name), class_counts, adjusted=cfg.logit_adjustment)
     gamma = cfg.focal_gamma if cfg.name == "focal" else 0.0
     return WeightedLoss(weights, gamma, cfg.label_smoothing, log_prior(class_counts) if cfg.logit_adjustment else None)
+
+
+def _build_study_loss(code: StudyCode, class_counts: Sequence[int], *, adjusted: bool) -> StudyLoss:
+    """The function may take `classes` and `class_counts`, and gives a function or module of (logits [N, C], labels [N])."""
+    loss = call_with(code, {"classes": len(class_counts), "class_counts": list(class_counts)})
+    if not callable(loss):
+        raise ConfigError(f"{code} returns {type(loss).__name__}, expected a loss: a function or module of (logits, labels)")
+    if isinstance(loss, nn.Module) and any(True for _ in loss.parameters()):
+        raise ConfigError(f"{code}: the loss has parameters of its own, which nothing would train or send")
+    return StudyLoss(loss, log_prior(class_counts) if adjusted else torch.zeros(len(class_counts)), code)
 
 
 def log_prior(class_counts: Sequence[int]) -> Tensor:

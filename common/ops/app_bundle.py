@@ -9,11 +9,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+
+from pneumofed.common.ops.study_code import FOLDER, StudyCode, write_codes
 
 PACKAGE = "pneumofed"
 APPS = {"serverapp": "pneumofed.server.app", "clientapp": "pneumofed.client.app"}
@@ -40,25 +42,39 @@ sites = ""
 """
 
 
-def write_app(folder: Path) -> Path:
-    """Writes the installed code of the two apps into `folder` with a project file, and returns `folder`."""
-    for name in sorted(import_closure(*APPS.values())):
+def write_app(folder: Path, codes: Sequence[StudyCode] = ()) -> Path:
+    """Writes the installed code of the two apps into `folder` with a project file.
+
+    Args:
+        folder: made if missing.
+        codes: a study's own networks and losses, which become part of the app, with what they import of ours.
+
+    Returns:
+        `folder`.
+    """
+    imported = {name for code in codes for name in _modules_named(code.source)}
+    for name in sorted(import_closure(*APPS.values(), *imported)):
         source = module_file(name)
         assert source is not None  # the closure holds our own modules only
         target = folder.joinpath(*name.split("."))
         target = target / "__init__.py" if source.name == "__init__.py" else target.with_suffix(".py")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(ROOT_INIT.encode() if name == PACKAGE else source.read_bytes())
+    write_codes(folder / PACKAGE / FOLDER, codes)
     (folder / "pyproject.toml").write_text(PROJECT.format(version=version("pneumofed"), **APPS), encoding="utf-8")
     return folder
 
 
-def build_bundle() -> bytes:
-    """Builds the app bundle (FAB) of the installed code, as `flwr run` would send it: the same code gives the same bytes."""
+def build_bundle(codes: Sequence[StudyCode] = ()) -> bytes:
+    """Builds the app bundle (FAB) of the installed code, as `flwr run` would send it: the same code gives the same bytes.
+
+    Args:
+        codes: a study's own networks and losses, which become part of it.
+    """
     from flwr.cli.build import build_fab_from_disk
 
     with tempfile.TemporaryDirectory(prefix="pneumofed-bundle-") as name:
-        content: bytes = build_fab_from_disk(write_app(Path(name) / "pneumofed"))
+        content: bytes = build_fab_from_disk(write_app(Path(name) / "pneumofed", codes))
     return content
 
 
@@ -90,8 +106,12 @@ def imported_modules(name: str) -> frozenset[str]:
     """Collects our modules that the import statements of the module `name` name."""
     path = module_file(name)
     assert path is not None
+    return _modules_named(path.read_bytes())
+
+
+def _modules_named(source: bytes) -> frozenset[str]:
     found: set[str] = set()
-    for node in _reachable(ast.parse(path.read_bytes())):
+    for node in _reachable(ast.parse(source)):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -155,6 +155,9 @@ def explain_command(
     target: TargetName = "pneumonia",
     check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
+    run_code: Annotated[
+        bool, typer.Option("--run-bundle-code", help="Run the bundle's code, where the network is a study's own. Read it first.")
+    ] = False,
     trusted: Trusted = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -171,7 +174,7 @@ def explain_command(
     opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
     chosen = choose_target(target, opened.manifest.classes, "--target")
-    request = ExplanationRequest(methods, chosen, seed, check, choose_detail(detail, methods, "--detail"))
+    request = ExplanationRequest(methods, chosen, seed, check, choose_detail(detail, methods, "--detail"), run_code)
     explained: list[str] = []
     with exit_when_stopped(lambda: f"stopped: pictures of {len(explained)} images are in {out}; {RESULT_FILE} was not written"):
         tell = explained.append if json_ or quiet else _saying(explained)

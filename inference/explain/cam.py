@@ -70,7 +70,9 @@ def target_mask(classes: int, target: Target) -> np.ndarray:
 
 
 def channels_of(network: nn.Module) -> int:
-    """Counts the channels, 1 or 3, that the first convolution of a network of `build_model` takes; 1 where there is none."""
+    """Counts the channels, 1 or 3, that a network of `build_model` takes: its first convolution; 1 where there is none."""
+    if (channels := architecture_of(network).in_channels) is not None:
+        return channels
     first = architecture_of(network).first
     convolution = network.get_submodule(first) if first else None
     return convolution.in_channels if isinstance(convolution, nn.Conv2d) else 1
@@ -84,8 +86,17 @@ def target_layer(network: nn.Module) -> nn.Module:
 
     With one linear layer on the averages, Grad-CAM there is the class activation map of Zhou et al. 2016. `scattering` has maps but no
     averages: its head weighs 8 x 8 places one by one, Grad-CAM replaces these weights by their mean, and so it shows less there.
+
+    Raises:
+        ConfigError: a study's own network averages no maps.
     """
-    return network.get_submodule(architecture_of(network).maps or "scattering")
+    architecture = architecture_of(network)
+    if architecture.pooled is None and architecture.in_channels is not None:
+        raise ConfigError(
+            "grad-cam: this network averages no feature maps over the picture; "
+            "integrated-gradients, gradient-shap, occlusion, kernel-shap and lime work"
+        )
+    return network.get_submodule(architecture.maps or architecture.pooled or "scattering")
 
 
 def finer_layer(network: nn.Module) -> nn.Module:

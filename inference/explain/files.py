@@ -60,6 +60,7 @@ class ExplanationRequest:
         seed: of what is drawn.
         checked: whether to find out if the maps can be believed; takes several times as long.
         detail: of class activation maps.
+        run_code: consent to run the bundle's own code, where its network is a study's own.
     """
 
     methods: tuple[Method, ...]
@@ -67,6 +68,7 @@ class ExplanationRequest:
     seed: int = 0
     checked: bool = True
     detail: Detail = "last-layer"
+    run_code: bool = False
 
 
 @dataclass
@@ -135,7 +137,7 @@ def explain_files(
     """
     out.mkdir(parents=True, exist_ok=True)
     report, predictor = ExplanationReport(bundle.digest), Predictor(bundle, threads=1)
-    network, readable = bundle.load_network(), list(_read(find_files(paths), predictor, report))
+    network, readable = bundle.load_network(run_code=request.run_code), list(_read(find_files(paths), predictor, report))
     images = list(islice(_judgeable(readable, predictor), CHECKED_IMAGES)) if request.checked else []
     if images:
         progress.show(CHECK, note=f"{len(images)} images, {len(request.methods)} methods")

@@ -28,6 +28,7 @@ from pneumofed.common.imaging.dicom_header import read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.common.ops.study_code import describe_name
 from pneumofed.inference.predict.dicom_contents import STATEMENT, UTF8, copy_as_utf8
 from pneumofed.inference.predict.predict import FileResult
 
@@ -230,7 +231,7 @@ def _algorithm(predictor: Predictor) -> sr.AlgorithmIdentification:
         parameters=[
             f"threshold policy: {manifest.threshold.policy}",
             f"calibration: {manifest.calibration.method}",
-            f"network: {manifest.model.name}, {manifest.preprocessing.size_px} pixels",
+            f"network: {describe_name(manifest.model.name)}, {manifest.preprocessing.size_px} pixels",
         ],
     )
 

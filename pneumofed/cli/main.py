@@ -10,6 +10,7 @@ import typer
 
 from pneumofed.cli.attack import attack
 from pneumofed.cli.audit import app as audit_app
+from pneumofed.cli.check_model import check_model
 from pneumofed.cli.feedback import feedback
 from pneumofed.cli.personal import export_personal
 from pneumofed.cli.release import release
@@ -54,6 +55,7 @@ privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")
 app.add_typer(audit_app, name="audit", rich_help_panel="Federation")
 app.command("sweep", rich_help_panel="Research")(sweep_command)
+app.command("check-model", rich_help_panel="Research")(check_model)
 app.command("export", rich_help_panel="Study")(export_command)
 app.command("release", rich_help_panel="Study")(release)
 app.command("track", rich_help_panel="Study")(track_command)
@@ -89,6 +91,12 @@ Partition = Annotated[
 ]
 Alpha = Annotated[float | None, typer.Option(help="Concentration of the Dirichlet draws; small is uneven.", show_default="0.5")]
 Phantoms = Annotated[int | None, typer.Option(min=3, help="Phantom patients that are drawn without --data.", show_default="240")]
+Model = Annotated[
+    str | None, typer.Option(help="Network: one of the list, or a study's own, FILE.py:FUNCTION.", show_default="resnet18")
+]
+Loss = Annotated[
+    str | None, typer.Option(help="Loss: one of the list, or a study's own, FILE.py:FUNCTION.", show_default="cross_entropy")
+]
 Strategy = Annotated[StrategyName | None, typer.Option(help="Federated strategy.", show_default="fedavg")]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds.", show_default="12")]
 ImageSize = Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the model's input in pixels.", show_default="128")]
@@ -159,6 +167,8 @@ def simulate_command(
     partition: Partition = None,
     alpha: Alpha = None,
     phantoms: Phantoms = None,
+    model: Model = None,
+    loss: Loss = None,
     strategy: Strategy = None,
     rounds: Rounds = None,
     image_size: ImageSize = None,
@@ -198,6 +208,8 @@ def simulate_command(
             partition=partition,
             alpha=alpha,
             phantoms=phantoms,
+            model=model,
+            loss=loss,
             strategy=strategy,
             rounds=rounds,
             image_size=image_size,

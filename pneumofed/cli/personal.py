@@ -154,6 +154,7 @@ def write_as_run(model: PersonalModel, config: SiteConfig, path: Path, simulatio
     from pneumofed.server.runs.folder import RunFolder
     from pneumofed.server.runs.records import Metrics, RoundRecord, StoredThreshold
 
+    take_study_code(config, model.experiment, simulation)
     site, folder = load_site(config, model.experiment), RunFolder(path)
     if (patients := len(set(site.validation.patients))) < LEAST_PATIENTS:
         raise EmptySiteError(
@@ -177,6 +178,32 @@ def write_as_run(model: PersonalModel, config: SiteConfig, path: Path, simulatio
         facts["phantom"] = RunFolder(simulation).read_summary().phantom
     _write_summary(model, experiment, site, folder, facts)
     return judged
+
+
+def take_study_code(config: SiteConfig, experiment: ExperimentConfig, simulation: Path | None) -> None:
+    """Makes a study's own network known to this process: of the app bundles that the hospital approves, or of the simulation.
+
+    Args:
+        config: the site's.
+        experiment: names the network.
+        simulation: run folder of the simulation that the site is a virtual hospital of; None of a real one.
+    """
+    from pneumofed.common.ops.study_code import FOLDER, names_in, remember_folder
+    from pneumofed.server.runs.folder import RunFolder
+
+    if not (names := names_in(experiment)):
+        return
+    if simulation is not None:
+        RunFolder(simulation).remember_study_code(experiment)
+    elif config.policy is not None:
+        from pneumofed.client.federation.policy import require_policy
+        from pneumofed.client.site.approval import approved_hashes
+        from pneumofed.client.site.code_gate import APPS_FOLDER
+        from pneumofed.common.ops.app_bundle import PACKAGE
+
+        work = Path(config.work_dir)
+        for app in approved_hashes(require_policy(Path(config.policy)), work):
+            remember_folder(work / APPS_FOLDER / app / PACKAGE / FOLDER, names)
 
 
 def _own_experiment(model: PersonalModel, site: str) -> ExperimentConfig:

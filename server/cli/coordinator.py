@@ -18,6 +18,7 @@ from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.server.cli.track import Track
 
 if TYPE_CHECKING:
+    from pneumofed.common.config.experiment import ExperimentConfig
     from pneumofed.common.model_bundle.manifest import BundleManifest
     from pneumofed.server.operations.settings import CoordinatorFolder
     from pneumofed.server.report.survey import PowerAssumptions
@@ -68,6 +69,10 @@ def server_run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any key of the experiment: --set rounds=5. May repeat.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Network: of the list, or a study's own, FILE.py:FUNCTION, which hospitals must approve.")
+    ] = None,
+    loss: Annotated[str | None, typer.Option(help="Loss: of the list, or a study's own, FILE.py:FUNCTION.")] = None,
     init: Annotated[
         Path | None, typer.Option("--init", help="Model bundle (folder or archive) that the run goes on from.")
     ] = None,
@@ -79,22 +84,20 @@ def server_run(
     folder: Folder = Path(),
 ) -> None:
     """Submit a run to the sites; its folder is runs/NAME."""
-    from pneumofed.common.config.reader import load_experiment, merge, parse_overrides
+    from pneumofed.common.config.reader import merge, parse_overrides
+    from pneumofed.common.ops.study_code import names_in
     from pneumofed.server.tracking.targets import read_targets
 
     targets = read_targets(track)
-    overrides = parse_overrides(set_ or [])
-    if init:
-        from pneumofed.common.model_bundle.bundle import check_start, open_start, start_values
-
-        bundle = open_start(init, trusted or [])
-        overrides = merge(start_values(bundle, init), overrides)
-    experiment = load_experiment(config, overrides)
-    if init:
-        check_start(experiment, bundle)
+    named = {section: {"name": value} for section, value in (("model", model), ("loss", loss)) if value}
+    experiment = _read_experiment(config, merge(named, parse_overrides(set_ or [])), init, trusted or [])
+    if names_in(experiment):
+        _try_study(experiment)
     with _runs(_open(folder)) as runs:
         runs.submit(name, experiment)
         say(f"submitted: {name}; its folder is {runs.registry.run(name).folder}")
+        if names_in(experiment):
+            say(f"hospitals let it run by `pneumofed site approve {runs.registry.run(name).app_hash}`")
         _start_tracking(runs, name, targets)
         if wait:
             _follow(runs, name)
@@ -160,6 +163,30 @@ def show_survey(folder: Path, assumed: PowerAssumptions | None, as_json: bool) -
     for site, reason in result.absent.items():
         say(f"{site} told nothing: {reason}", style="yellow")
     say(f"page: {page}")
+
+
+def _read_experiment(config: Path | None, overrides: dict[str, Any], init: Path | None, trusted: list[Path]) -> ExperimentConfig:
+    """The experiment, of which the bundle to start from gives what is not said otherwise."""
+    from pneumofed.common.config.reader import load_experiment, merge
+
+    if init is None:
+        return load_experiment(config, overrides)
+    from pneumofed.common.model_bundle.bundle import check_start, open_start, start_values
+
+    bundle = open_start(init, trusted)
+    experiment = load_experiment(config, merge(start_values(bundle, init), overrides))
+    check_start(experiment, bundle)
+    return experiment
+
+
+def _try_study(experiment: ExperimentConfig) -> None:
+    """Builds the study's own network and loss once, so that what is wrong with them is said before hospitals are asked."""
+    from pneumofed.common.data.manifest import CLASSES
+    from pneumofed.common.models.build import build_model
+    from pneumofed.common.models.recipe import build_loss
+
+    build_model(experiment.model.without_weights(), experiment.task, experiment.seed)
+    build_loss(experiment.loss, [1] * len(CLASSES[experiment.task]))
 
 
 @app.command("status")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import PneumofedError
+from pneumofed.common.ops.study_code import describe_name
 from pneumofed.server.operations.overview import round_now
 from pneumofed.server.runs.events import EVENTS_FILE, read_activity
 from pneumofed.server.runs.folder import RunFolder, best_round
@@ -204,7 +205,7 @@ def view_run(run: RunRow, full: bool) -> RunDetail:
         **_line(run, full, len(history)),
         title=experiment.name,
         strategy=experiment.strategy.name,
-        model=experiment.model.name,
+        model=describe_name(experiment.model.name),
         seed=experiment.seed,
         round_timeout_sec=experiment.strategy.round_timeout_sec,
         min_sites=experiment.strategy.replies_needed,

@@ -16,6 +16,7 @@ from pneumofed.common.model_bundle.manifest import (
 )
 from pneumofed.common.model_bundle.population import JudgedGroup, JudgedPopulation, describe_groups
 from pneumofed.common.ops.render import render
+from pneumofed.common.ops.study_code import FOLDER, find_study_code, is_study_code
 from pneumofed.server.export.source import HospitalLimits
 from pneumofed.server.report.numbers import DASH, number, whole
 
@@ -73,6 +74,7 @@ def write_card(
         "card.md",
         {"number": number, "whole": whole, "short": lambda value: f"{value:g}"},
         manifest=manifest,
+        network=_network(manifest),
         personal_of=personal_of,
         refusal_rows=[
             [one.name, *map(whole, (one.images, one.refused, one.far)), f"{one.refused / one.images:.1%}"] for one in refusals
@@ -87,6 +89,15 @@ def write_card(
         int8_rows=[_quantization(found) for found in facts.quantization],
         provenance_rows=_provenance(facts.provenance) if facts.provenance else [],
     )
+
+
+def _network(manifest: BundleManifest) -> str:
+    """A study's own with the file in the bundle and its whole hash."""
+    name = manifest.model.name
+    if not is_study_code(name):
+        return name
+    code = find_study_code(name)
+    return f"the study's own {code.function}; its code, `{FOLDER}/{code.file}` in this bundle, has the SHA-256 `{code.digest}`"
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from pneumofed.common.model_bundle.manifest import (
 from pneumofed.common.model_bundle.sealing import seal_bundle
 from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
 from pneumofed.common.models.build import build_model
+from pneumofed.common.ops.study_code import FOLDER, describe_name, find_study_code, is_study_code, write_codes
 from pneumofed.common.wire.keys import PrivateKey, write_node_key
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.export.card import Refusals, write_card
@@ -188,7 +189,9 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     pictures = central if not plan.references else [reference, *central]
     network = load_network(source)
     torch.save(network.state_dict(), folder / WEIGHTS)
-    say(f"exporting {source.experiment.model.name} as ONNX")
+    name = source.experiment.model.name
+    write_codes(folder / FOLDER, [find_study_code(name)] if is_study_code(name) else [])
+    say(f"exporting {describe_name(name)} as ONNX")
     in_channels = source.experiment.model.in_channels
     export_onnx(network, in_channels, source.experiment.image.size_px, folder / NETWORK)
     checked = check_graph(network, in_channels, folder / NETWORK, pictures)

@@ -76,6 +76,7 @@ def read_finished_run(path: Path) -> Source:
     if run.status != "succeeded" or run.experiment is None or run.threshold is None:
         raise BundleError(f"{path} is no run that succeeded (it is {run.status}): only a finished and judged model is exported")
     run.folder.read_history()  # a damaged one would leave out what the run spent of privacy
+    run.folder.remember_study_code(run.experiment)
     checkpoint = read_checkpoint(run.folder.best_checkpoint)
     kept = run.folder.read_validation(len(CLASSES[run.experiment.task]))
     is_shared = run.experiment.strategy.name != "fedbn"

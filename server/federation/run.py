@@ -108,11 +108,13 @@ def _run(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, 
 
 def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bool) -> Checkpoint | None:
     folder.prepare()
+    folder.remember_study_code(experiment)
     if not resume:
         if folder.holds_run:
             raise CheckpointError(f"{folder.path} already holds a run; use --resume to go on with it, or another folder")
         folder.keep_history_until(0)
         folder.write_config(experiment)
+        folder.keep_study_code(experiment)
         folder.write_environment()
         return None
     checkpoint = read_last(folder.last_checkpoint)

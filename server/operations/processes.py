@@ -111,7 +111,7 @@ def sync_sites(folder: Path) -> tuple[SiteStatus, ...]:
 
 
 def submit(folder: Path, run_config: Mapping[str, str]) -> int:
-    """Submits a run of the installed app and returns Flower's run id at once.
+    """Submits a run of the installed app, with the study's own network and loss in it, and returns Flower's run id at once.
 
     Args:
         folder: the coordinator folder.
@@ -119,12 +119,18 @@ def submit(folder: Path, run_config: Mapping[str, str]) -> int:
 
     Raises:
         FlowerError: the SuperLink does not answer or refuses the run.
+        ConfigError: this process does not know the study's own code.
     """
+    from pneumofed.common.config.reader import experiment_from_json
     from pneumofed.common.ops.app_bundle import build_bundle
+    from pneumofed.common.ops.study_code import study_codes_of
+    from pneumofed.common.wire.messages import EXPERIMENT_KEY
     from pneumofed.server.operations.superlink import open_control
 
+    text = run_config.get(EXPERIMENT_KEY)  # empty: the ServerApp will say what it misses
+    codes = study_codes_of(experiment_from_json(text)) if text else []
     with open_control(_open(folder)) as control:
-        return control.submit(build_bundle(), run_config)
+        return control.submit(build_bundle(codes), run_config)
 
 
 def run_status(folder: Path, run_id: int) -> str:

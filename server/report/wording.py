@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pneumofed.common.ops.study_code import describe_name, is_study_code
 from pneumofed.server.report.numbers import ReportedEstimate, count, difference, hundred_span, number, of_hundred, whole
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.runs.records import CENTRAL_SETS, set_noun
@@ -44,9 +45,16 @@ def summary_sentences(run: StoredRun) -> list[str]:
     return texts
 
 
+def _model_noun(name: str) -> str:
+    """After an article."""
+    if is_study_code(name):
+        return f"network of {describe_name(name).replace(' own ', ' own, ')}"
+    return MODEL_NAMES.get(name, name)
+
+
 def _training(run: StoredRun) -> str:
     sites, cfg = run.site_reports(), run.experiment
-    model = MODEL_NAMES.get(cfg.model.name, cfg.model.name) if cfg else "network"
+    model = _model_noun(cfg.model.name) if cfg else "network"
     method = f" with {STRATEGY_NAMES.get(cfg.strategy.name, cfg.strategy.name)}" if cfg else ""
     method += ", and beside it each hospital's own model with Ditto" * bool(cfg and cfg.personal.is_on)
     where = f" in {count(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""

@@ -24,7 +24,7 @@ from torch import nn
 
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import differing_keys, experiment_from_json
-from pneumofed.common.errors import CheckpointError
+from pneumofed.common.errors import CheckpointError, ConfigError
 from pneumofed.common.files import keep_as, keep_previous, previous_of, write_file
 from pneumofed.common.models.build import build_model
 from pneumofed.common.wire.messages import ModelArrays
@@ -97,7 +97,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: no round was completed; start without --resume") from None
     except Exception as error:  # whatever torch's readers raise over a damaged file of the former format
-        why = str(error) if isinstance(error, CheckpointError) else type(error).__name__
+        why = str(error) if isinstance(error, CheckpointError | ConfigError) else type(error).__name__
         raise CheckpointError(f"{path} cannot be read ({why}); restore it from a backup or start a new run") from error
     arrays = ModelArrays(*ArraysLayout.of(model).flatten(model))
     strategy = {name: values.numpy() for name, values in content["strategy"].items()}

@@ -1,6 +1,7 @@
 """The folder that every run leaves, the only place where its file names stand, and what its history says about the run's course.
 
 config.yaml        the resolved experiment
+study_code/        the study's own network and loss, where it has any
 environment.json   versions, machine, git state
 history.jsonl      one line a round
 heartbeat          touched while a process runs the run
@@ -39,6 +40,7 @@ from pneumofed.common.evaluation.statistics import MAX_IMAGES, Statistics
 from pneumofed.common.files import StateFile, append_whole, write_file
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference
 from pneumofed.common.models.kept_model import JudgedRound, choose_round
+from pneumofed.common.ops.study_code import FOLDER, names_in, remember_folder, study_codes_of, write_codes
 from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
 from pneumofed.server.runs.summary_records import AloneComparisons, RunBytes, RunSummary, compare_personal
 
@@ -123,6 +125,23 @@ class RunFolder:
     @property
     def hospital_reference(self) -> Path:
         return self.path / "hospital_reference.json"
+
+    @property
+    def study_code(self) -> Path:
+        """Folder of the study's own network and loss, as the run was started with; most runs have none."""
+        return self.path / FOLDER
+
+    def keep_study_code(self, experiment: ExperimentConfig) -> None:
+        """Copies the study's own code of the experiment into the run folder.
+
+        Raises:
+            ConfigError: this process knows no such code.
+        """
+        write_codes(self.study_code, study_codes_of(experiment))
+
+    def remember_study_code(self, experiment: ExperimentConfig) -> None:
+        """Makes the copies known to this process, where they are what the experiment names."""
+        remember_folder(self.study_code, names_in(experiment))
 
     def predictions(self, name: str) -> Path:
         """Names the file of the final model's predictions on a central set."""

@@ -26,6 +26,7 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig, central_manifests
 from pneumofed.common.config.reader import experiment_from_json
 from pneumofed.common.errors import ConfigError, FlowerError
+from pneumofed.common.ops.study_code import StudyCode, study_codes_of
 from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
 from pneumofed.server.operations.overview import round_now, site_states
 from pneumofed.server.operations.settings import CoordinatorFolder
@@ -199,12 +200,17 @@ class Runs:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = path / "coordinator.yaml"
         write_text(file, yaml.safe_dump(settings.model_dump(), sort_keys=False))
+        experiment, folder = read_experiment(run), RunFolder(path)
         try:
+            folder.remember_study_code(experiment)  # of a run that is resumed
+            folder.keep_study_code(experiment)
             identifier = self._flower.submit(self.folder.path, {EXPERIMENT_KEY: run.experiment, COORDINATOR_KEY: str(file)})
-        except FlowerError as error:
-            self.registry.move(run.name, RunState.FAILED, f"Flower did not take the run: {error}")
+        except (FlowerError, ConfigError) as error:
+            why = f"Flower did not take the run: {error}" if isinstance(error, FlowerError) else str(error)
+            self.registry.move(run.name, RunState.FAILED, why)
             raise
-        self.registry.accepted(run.name, str(identifier), self._hash_app())
+        codes = study_codes_of(experiment)
+        self.registry.accepted(run.name, str(identifier), hash_installed_app(codes) if codes else self._hash_app())
 
     def _settings(self, path: Path, resume: bool) -> CoordinatorConfig:
         """Builds the settings of the ServerApp; paths are absolute, since it runs elsewhere."""
@@ -274,11 +280,11 @@ class Runs:
             time.sleep(0.5)
 
 
-def hash_installed_app() -> str:
-    """Computes the SHA-256 of the bundle of the code that is installed here, which a hospital approves."""
+def hash_installed_app(codes: Sequence[StudyCode] = ()) -> str:
+    """Computes the SHA-256 of the bundle of the code that is installed here, with a study's own, which a hospital approves."""
     from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle
 
-    return hash_bundle(build_bundle())
+    return hash_bundle(build_bundle(codes))
 
 
 def read_experiment(run: RunRow) -> ExperimentConfig:

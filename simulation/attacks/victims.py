@@ -36,6 +36,7 @@ from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import predict_cached
 from pneumofed.common.models.recipe import gradient_weight, rate_of_round, refuse_plateau
 from pneumofed.common.ops.lifeline import children_end_with_me
+from pneumofed.common.ops.study_code import known_codes, remember_all
 from pneumofed.common.privacy.randomness import KEY_BYTES
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.common.wire.messages import ModelArrays, Presence, Update, pack_arrays
@@ -169,7 +170,8 @@ def run_all(function: Callable[[J], R], jobs: Sequence[J], workers: int = 0) -> 
     if workers <= 1:
         yield from map(function, jobs)
         return
-    with children_end_with_me(), ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    spawned = partial(ProcessPoolExecutor, workers, mp_context=get_context("spawn"))
+    with children_end_with_me(), spawned(initializer=remember_all, initargs=(known_codes(),)) as pool:
         yield from pool.map(function, jobs)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +12,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from nbclient import NotebookClient
+from typer.testing import CliRunner
 
+from pneumofed.cli.main import app
 from pneumofed.common.model_bundle.bundle import pack
 from pneumofed.common.wire.keys import format_public_key
 from pneumofed.simulation.phantoms.phantom import write_phantoms
@@ -21,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "docs" / "notebooks" / "first_federation.ipynb"
 PAGE = ROOT / "docs" / "python.md"
 BUNDLE_PAGE = ROOT / "docs" / "model-bundle.md"
+OWN_NETWORK_PAGE = ROOT / "docs" / "own-network.md"
 
 
 def examples(page: Path) -> list[str]:
@@ -58,6 +63,25 @@ def test_the_example_of_the_bundle_page_runs(
     (block,) = examples(BUNDLE_PAGE)
     exec(compile(block, str(BUNDLE_PAGE), "exec"), {})
     assert capsys.readouterr().out.startswith(("normal ", "pneumonia "))
+
+
+def test_the_network_of_the_page_is_checked_trained_and_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_bundle_and_images()
+    network, run = examples(OWN_NETWORK_PAGE)
+    assert len([line for line in network.splitlines() if line.strip()]) <= 20
+    Path("my_net.py").write_text(network.lstrip("\n"))
+    checked = CliRunner().invoke(app, ["check-model", "my_net.py:build_net", "--image-size", "64", "--json"])
+    assert {row["answer"] for row in json.loads(checked.output)} == {"yes"}
+    exec(compile(run, str(OWN_NETWORK_PAGE), "exec"), {})
+    status, name = capsys.readouterr().out.splitlines()[-1].rsplit(" ", 1)
+    assert status in ("judged", "cannot judge") and name == f"study:{hash_of('my_net.py')}:build_net"
+
+
+def hash_of(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def test_the_example_of_the_readme_is_python() -> None:

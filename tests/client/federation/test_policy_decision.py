@@ -26,7 +26,7 @@ from pneumofed.client.federation.policy_decision import (
 from pneumofed.common.config.experiment import StrategyName
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.config.reader import build_config
-from pneumofed.common.errors import PolicyError
+from pneumofed.common.errors import ConfigError, PolicyError
 from pneumofed.common.ops.render import default_policy
 from tests.tiny import tiny_experiment
 
@@ -37,6 +37,8 @@ ALONE = replace(PLAIN, work="evaluate", alone=True)
 SURVEY = replace(PLAIN, work="query", survey=("label", "age"))
 SUMMED = RunRequest.of(tiny_experiment(secure_aggregation={"enabled": True}), "train", "run-7", 3)
 SPENDING = Spending(lineage=3.0, study=2.0, level="image", delta=1e-3, patients=100)
+
+OWN = f"study:{'ab' * 32}:build_net"
 
 REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
     ({"max_epsilon": 8.0}, PLAIN, NOON, "the run is not differentially private; the limit is epsilon 8"),
@@ -52,6 +54,19 @@ REFUSED: list[tuple[dict[str, Any], RunRequest, Facts, str]] = [
         "scaffold needs the exact number of images, which has noise here",
     ),
     ({"models": []}, PLAIN, NOON, "the run trains small_cnn; allowed are none"),
+    ({"models": ["resnet18"]}, replace(PLAIN, model=OWN), NOON, f"the run trains {OWN}; allowed are resnet18"),
+    (
+        {"models": ["small_cnn"]},
+        replace(PLAIN, study_loss=OWN),
+        NOON,
+        f"the run's loss is {OWN}; allowed are small_cnn",
+    ),
+    (
+        {"models": ["study:abababababac"]},
+        replace(PLAIN, model=OWN),
+        NOON,
+        f"the run trains {OWN}; allowed are study:abababababac",
+    ),
     ({"require_secure_aggregation": True}, PLAIN, NOON, "the run does not use secure aggregation"),
     (
         {"min_sum_threshold": 0.7},
@@ -146,6 +161,32 @@ def test_what_a_request_leaves_out_no_restricting_policy_permits() -> None:
         assert not decide(policy(**values), bare, NOON).permit
 
 
+@pytest.mark.parametrize(
+    ("models", "permitted"),
+    [
+        (None, True),
+        ([], False),
+        (["resnet18"], False),
+        (["study"], True),
+        (["resnet18", OWN[:18]], True),
+        ([OWN.rpartition(":")[0]], True),
+        (["study:" + "c" * 12], False),
+    ],
+)
+def test_a_list_of_networks_lets_a_studys_own_in_only_by_the_word_or_its_hash(models: list[str] | None, permitted: bool) -> None:
+    experiment = tiny_experiment(model={"name": OWN})
+    assert decide(policy(models=models), RunRequest.of(experiment, "train", "run-7", 3), NOON).permit is permitted
+    loss = tiny_experiment(loss={"name": OWN})
+    with_listed_network = None if models is None else [*models, "small_cnn"]
+    assert decide(policy(models=with_listed_network), RunRequest.of(loss, "train", "run-7", 3), NOON).permit is permitted
+
+
+@pytest.mark.parametrize("entry", ["study:", "study:abc", "study:" + "g" * 12, OWN, "studies"])
+def test_a_list_of_networks_takes_no_other_word(entry: str) -> None:
+    with pytest.raises(ConfigError, match=r"models\.0"):
+        policy(models=[entry])
+
+
 def test_the_limits_of_one_key_are_judged_without_the_others() -> None:
     strict = policy(strategies=[], max_epsilon=0.0, min_patients=99)
     assert decide(only(strict, "strategies"), PLAIN, NOON).rule == "strategies"
@@ -168,7 +209,7 @@ _limits = st.none() | st.floats(0.0, 10.0)
 _policies = st.builds(
     policy,
     strategies=st.none() | st.lists(st.sampled_from(get_args(StrategyName)[:4]), unique=True),
-    models=st.none() | st.lists(st.sampled_from(["small_cnn", "resnet18"]), unique=True),
+    models=st.none() | st.lists(st.sampled_from(["small_cnn", "resnet18", "study", OWN[:18], "study:" + "c" * 64]), unique=True),
     min_patients=st.integers(1, 30),
     min_patients_private=st.integers(2, 30),
     min_validation_patients=st.integers(1, 30),
@@ -194,7 +235,8 @@ _private = st.builds(
     study=st.just("study"),
     private=st.just(True),
     strategy=st.sampled_from(get_args(StrategyName)[:4]),
-    model=st.sampled_from(["small_cnn", "resnet18"]),
+    model=st.sampled_from(["small_cnn", "resnet18", OWN]),
+    study_loss=st.none() | st.just(OWN),
     secure_aggregation=st.booleans(),
     unit=st.sampled_from(["image", "patient"]),
     target_epsilon=_limits,

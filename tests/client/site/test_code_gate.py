@@ -33,10 +33,12 @@ from pneumofed.common.data.manifest import write_manifest
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.app_bundle import PACKAGE, build_bundle, hash_bundle, write_app
 from pneumofed.common.ops.render import default_policy
+from pneumofed.common.ops.study_code import read_study_code
 from pneumofed.common.wire.instructions import pack_instruction
 from pneumofed.common.wire.messages import Failure, read_failure
 from tests.client.federation.test_policy import instruction
 from tests.client.superlink import Link, superlink
+from tests.own_network import NETWORK, write
 from tests.tiny import draw_manifest
 
 PROJECT = """\
@@ -176,6 +178,23 @@ def test_an_approved_bundle_runs_by_its_hash_and_not_by_what_is_said_of_it(
     assert (tmp_path / "marker").exists()
     assert (site / "work" / code_gate.APPS_FOLDER / hash_bundle(content) / "pyproject.toml").exists()
     assert os.environ["PNEUMOFED_APP"] == hash_bundle(content)
+
+
+@pytest.mark.parametrize("approved", [False, True])
+def test_a_studys_own_network_needs_an_approval_of_its_own_and_its_file_is_named(
+    approved: bool, site: Path, tmp_path: Path, flower: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = build_bundle([read_study_code(f"{write(tmp_path)}:build_net")])
+    (tmp_path / "study.fab").write_bytes(content)
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
+    if approved:
+        said = CliRunner().invoke(site_cli, ["approve", "--bundle", str(tmp_path / "study.fab"), "--site", str(site)]).output
+        assert "it holds the study's own code pneumofed/study_code/net.py" in said.replace("\n", " ")
+    reply = take_task(site, content, monkeypatch)
+    unpacked = site / "work" / code_gate.APPS_FOLDER / hash_bundle(content)
+    assert reply.has_error() is not approved and unpacked.exists() is approved
+    if approved:
+        assert (unpacked / PACKAGE / "study_code" / "net.py").read_text() == NETWORK
 
 
 def test_one_changed_byte_is_another_bundle(site: Path, tmp_path: Path, flower: None, monkeypatch: pytest.MonkeyPatch) -> None:

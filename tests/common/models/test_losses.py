@@ -79,6 +79,7 @@ def test_a_hundredfold_class_weighs_the_ceiling_and_the_rest_makes_up_for_it() -
 def test_gamma_zero_is_torchs_cross_entropy_meaned_over_samples(seed: int, smoothing: float, name: Any) -> None:
     cfg = plain(name=name, focal_gamma=0.0, label_smoothing=smoothing)
     loss = build_loss(cfg, [10, 30, 5])
+    assert isinstance(loss, WeightedLoss)
     logits, labels = batch(3, seed)
     each = functional.cross_entropy(logits, labels, loss.class_weights, reduction="none", label_smoothing=smoothing)
     torch.testing.assert_close(loss(logits, labels), each.mean())
@@ -98,6 +99,7 @@ def test_focal_formula_goes_over_into_cross_entropy_as_gamma_falls_to_zero(seed:
 def test_focal_loss_is_lins_equation_5(seed: int, gamma: float) -> None:
     logits, labels = batch(2, seed)
     loss = build_loss(plain(name="focal", focal_gamma=gamma), [30, 10])
+    assert isinstance(loss, WeightedLoss)
     p = logits.softmax(dim=1)[torch.arange(len(labels)), labels]
     expected = -(loss.class_weights[labels] * (1 - p) ** gamma * p.log()).mean()
     torch.testing.assert_close(loss(logits, labels), expected)

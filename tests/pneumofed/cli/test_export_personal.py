@@ -8,16 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pneumofed.cli.personal import take_study_code
 from pneumofed.client.federation.ditto import find_personal_run
 from pneumofed.client.federation.judging import evaluate_model
 from pneumofed.client.federation.site_data import load_site, read_site_config
+from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import ConfigError, EmptySiteError
 from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
+from pneumofed.common.ops import study_code
+from pneumofed.common.ops.app_bundle import write_app
+from pneumofed.common.ops.study_code import read_study_code
 from pneumofed.common.wire.keys import read_public_key
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.former.opened import call
+from tests.own_network import write
 from tests.tiny import TinyFederation, tiny_experiment
 
 
@@ -52,6 +58,21 @@ def test_the_bundle_holds_the_own_model_and_what_the_sites_validation_patients_s
     assert not (folder / "cache" / "own-model-export").exists()
     with pytest.raises(ConfigError, match="never overwritten"):
         call("site", "export-personal", "--site", folder)
+
+
+def test_a_studys_own_network_is_that_of_an_app_that_the_hospital_approves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = read_study_code(f"{write(tmp_path)}:build_net")
+    experiment, app = tiny_experiment(model={"name": code.name}), "ab" * 32
+    write_app(tmp_path / "work" / "apps" / app, [code])
+    policy, work = tmp_path / "policy.yaml", str(tmp_path / "work")
+    config = SiteConfig(name="north", manifest="m.csv", work_dir=work, policy=str(policy))
+    for approved in (False, True):
+        monkeypatch.setattr(study_code, "_known", {})
+        policy.write_text(f"approved_apps: [{f'{chr(34)}{app}{chr(34)}' if approved else ''}]\n")
+        take_study_code(config, experiment, None)
+        assert (code.name in study_code._known) is approved
 
 
 def test_too_few_validation_patients_are_named_in_a_sentence(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pneumofed.server.operations.overview import Overview
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.runs.registry import now, open_registry
 from pneumofed.server.runs.runs import Runs
+from tests.own_network import write
 from tests.server.coordinator_folder import APP_HASH, METRICS, FakeFlower, FakeServerApp, write_coordinator
 
 
@@ -58,6 +59,16 @@ def test_a_run_is_submitted_and_shown(coordinator: Coordinator) -> None:
     told = json.loads(coordinator.call("status", "--json").stdout)
     assert [(run["name"], run["state"], run["app_hash"]) for run in told["runs"]] == [("one", "submitted", APP_HASH)]
     assert "one" in coordinator.call("status").stdout
+
+
+def test_a_studys_own_network_is_tried_and_the_hash_to_approve_is_said(coordinator: Coordinator, tmp_path: Path) -> None:
+    done = coordinator.call("run", "one", "--model", f"{write(tmp_path)}:build_net")
+    assert done.exit_code == 0
+    run = json.loads(coordinator.call("status", "--json").stdout)["runs"][0]
+    assert f"pneumofed site approve {run['app_hash']}" in done.stdout.replace("\n", " ") and run["app_hash"] != APP_HASH
+    refused = coordinator.call("run", "two", "--model", f"{write(tmp_path, 'def build(): return 7')}:build")
+    assert isinstance(refused.exception, ConfigError) and "returns int, expected a network" in str(refused.exception)
+    assert len(json.loads(coordinator.call("status", "--json").stdout)["runs"]) == 1
 
 
 def test_waiting_for_a_run_that_succeeds_is_0(coordinator: Coordinator) -> None:

@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.config.reader import build_config, experiment_from_json
 from pneumofed.common.errors import ConfigError, FlowerError
+from pneumofed.common.ops import study_code
+from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle
+from pneumofed.common.ops.study_code import read_study_code
 from pneumofed.server.runs.runs import Runs
+from tests.own_network import NETWORK, write
 from tests.server.coordinator_folder import APP_HASH, METRICS, FakeFlower, FakeServerApp, open_runs, write_coordinator
 
 
@@ -52,6 +56,27 @@ def test_a_submitted_run_has_its_folder_settings_and_hash(runs: Runs, flower: Fa
     assert (run.state, run.flower_run_id, run.app_hash) == ("submitted", "1", APP_HASH)
     assert Path(run.folder).stat().st_mode & 0o777 == 0o700
     assert Path(config["coordinator"]).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_studys_own_network_stays_in_the_run_folder_and_goes_into_the_app(
+    runs: Runs, flower: FakeFlower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = read_study_code(f"{write(tmp_path)}:build_net")
+    run = runs.submit("one", ExperimentConfig(rounds=3, model=build_config(ModelConfig, {"name": code.name})))
+    assert (Path(run.folder) / "study_code" / "net.py").read_bytes() == code.source
+    assert run.app_hash == hash_bundle(build_bundle([code])) != hash_bundle(build_bundle())
+    monkeypatch.setattr(study_code, "_known", {})  # as in another process, after the file was changed
+    write(tmp_path, NETWORK + "# changed\n")
+    app = FakeServerApp(Path(run.folder))
+    app.begin()
+    app.end("failed", error="x")
+    runs.reconcile()
+    assert runs.resume("one").app_hash == run.app_hash
+    (Path(run.folder) / "study_code" / "net.py").unlink()
+    monkeypatch.setattr(study_code, "_known", {})
+    with pytest.raises(ConfigError, match="is no part of the code here"):
+        runs.submit("two", ExperimentConfig(rounds=3, model=build_config(ModelConfig, {"name": code.name})))
+    assert state(runs, "two")[0] == "failed"
 
 
 def test_a_test_set_that_is_not_there_stops_the_run_before_it_begins(tmp_path: Path, flower: FakeFlower) -> None:
