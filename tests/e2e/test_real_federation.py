@@ -79,3 +79,16 @@ def test_a_second_run_of_the_same_name_is_refused_and_the_first_stays(federation
     with pytest.raises(AssertionError, match="exited with 2"):
         federation.submit("first")
     assert federation.state("first")["state"] == "succeeded"
+
+
+@pytest.mark.slow
+def test_the_hospitals_that_allow_it_train_once_by_themselves(federation: RealFederation) -> None:
+    willing = {"north", "hill"}
+    for name in willing:
+        federation.change_yaml(federation.site(name) / "policy.yaml", train_alone=True)
+    summary = federation.run("alone", rounds=1, evaluation={"alone": True})
+    assert set(summary.alone) == willing
+    refused = [entry for entry in read_entries(federation.site("river") / "work" / "audit.jsonl") if entry.event == "refusal"]
+    assert [entry.facts["rule"] for entry in refused] == ["train_alone"]
+    federation.state("alone")
+    assert "Each hospital alone" in federation.run_folder("alone").report.read_text()
