@@ -204,5 +204,5 @@ def test_an_interrupted_run_says_so_and_leaves_no_process(tmp_path: Path, sign: 
     assert summary["status"] == "stopped"
     assert summary["rounds_completed"] >= 2
     assert "Traceback" not in output
-    assert len(started) > 3
+    assert len(started) >= 3  # the process that imports once, and a worker a hospital
     assert not [pid for pid in started if pid != process.pid and Path(f"/proc/{pid}/exe").exists()]
