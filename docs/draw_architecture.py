@@ -125,17 +125,18 @@ def _draw_house(axes: Any, house: str, box: Box, folders: dict[str, str]) -> Non
     axes.text(left + 0.12, bottom + height - 0.24, f"{house}/", va="center", fontsize=14, weight="bold", color=INK)
     place = (left + 1.75, bottom + height - 0.25) if wide else (left + 0.12, bottom + height - 0.7)
     axes.text(*place, HOUSES[house], va="center", fontsize=10.5, color=INK, linespacing=1.2)
-    step, across = 0.405, 2.125
+    step, across = 0.405 if wide else min(0.405, (height - 1.15) / len(folders)), 2.125
+    tall = 0.815 * step  # all of a house's folders lie in it
     for number, (folder, share) in enumerate(sorted(folders.items())):
         if wide:
             row, column = divmod(number, 6)
-            inner = (left + 0.12 + column * across, bottom + height - 0.83 - row * step, across - 0.1, 0.33)
+            inner = (left + 0.12 + column * across, bottom + height - 0.83 - row * step, across - 0.1, tall)
         else:
-            inner = (left + 0.12, bottom + height - 1.38 - number * step, width - 0.24, 0.33)
+            inner = (left + 0.12, bottom + height - 1.05 - tall - number * step, width - 0.24, tall)
         _draw_box(axes, inner, COLOURS[share], GREY)
         colour = "white" if share == "whole" else INK
         text = _own_files(house) if folder == OWN_FILES else folder
-        axes.text(inner[0] + 0.1, inner[1] + 0.155, text, va="center", fontsize=10.5, color=colour)
+        axes.text(inner[0] + 0.1, inner[1] + 0.47 * tall, text, va="center", fontsize=10.5, color=colour)
 
 
 def _own_files(house: str) -> str:

@@ -14,6 +14,7 @@ seconds, or after a crash), the gate is started as without all this.
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import select
@@ -35,6 +36,8 @@ PATIENCE_SEC = 5.0
 SILENCE_SEC = 60.0
 """How long who asks waits for a byte."""
 TAKEN = b"+"
+NEEDED = ("flwr.supernode.runtime.run_clientapp", "pneumofed.client.app", "pneumofed.client.privacy.dp_sgd")
+"""What a message imports, with all that these import; Opacus comes with the last one."""
 PLAIN_GATE = ("-P", "-m", "pneumofed.client.site.code_gate")
 """Python's arguments for the gate itself, as `client.site.code_gate` has them."""
 
@@ -115,15 +118,15 @@ def _take(connection: socket.socket, run: Callable[[Sequence[str]], None], liste
         arguments = _read(connection)
         if os.fork() == 0:
             listener.close()
-            connection.sendall(TAKEN)
-            connection.close()
-            _become(run, arguments)
+            _become(run, arguments, connection)
 
 
-def _become(run: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> NoReturn:
-    """The rest of a forked process's life."""
+def _become(run: Callable[[Sequence[str]], None], arguments: Sequence[str], connection: socket.socket) -> NoReturn:
+    """The rest of a forked process's life: nothing that it meets leads back to where it was forked."""
     code: object = 1
     try:
+        connection.sendall(TAKEN)
+        connection.close()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if "numpy" in sys.modules:  # Python's own generator is seeded anew by the fork
             sys.modules["numpy"].random.seed()
@@ -206,9 +209,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def _import_what_messages_need() -> None:
     """The libraries stay imported in the forks; the modules of this project are those of the installed version there, and not used."""
-
-    import pneumofed.client.app
-    import pneumofed.client.privacy.dp_sgd  # noqa: F401
+    for name in NEEDED:
+        importlib.import_module(name)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ FOLDER = "dossier"
 """Below the work folder."""
 UNKNOWN = "unknown"
 NUMBERS_ONLY = {"train", "validation", "withheld", "classes", "count_noise"}
-"""Keys of a report that stay where the data report is withheld (`client.federation.disclosure`)."""
+"""Keys of a report that stay where the data report is withheld (`client.federation.requests`)."""
 Finding = bool | None
 """Whether a thing was in a message; None where its line does not say."""
 

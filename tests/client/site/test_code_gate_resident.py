@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from pneumofed.client.site.code_gate_resident import SOCKET, asking_command, hand_over
+from pneumofed.client.site.code_gate_resident import NEEDED, SOCKET, asking_command, hand_over
 from pneumofed.client.site.supernode import Pace
+from pneumofed.common.ops.processes import descendants
 
 SERVING = """
 import json, os, sys, time
@@ -120,6 +122,25 @@ def test_what_is_no_request_is_dropped_and_the_next_one_is_taken(
             pass
     assert hand_over(folder, [str(tmp_path / "next")])
     assert until(tmp_path / "next")[1] == resident.pid
+
+
+def test_a_fork_whose_asker_is_gone_ends_and_serves_nobody(
+    folder: Path, resident: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    os.kill(resident.pid, signal.SIGSTOP)  # so that the asker is gone when its request is read
+    with connected(folder) as stranger:
+        stranger.sendall(json.dumps([str(tmp_path / "lost")]).encode() + b"\n")
+    os.kill(resident.pid, signal.SIGCONT)
+    assert hand_over(folder, [str(tmp_path / "next")])
+    assert until(tmp_path / "next")[1] == resident.pid
+    deadline = time.monotonic() + 20
+    while descendants(resident.pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not descendants(resident.pid) and not (tmp_path / "lost").exists()
+
+
+def test_all_that_messages_need_can_be_imported() -> None:
+    assert [name for name in NEEDED if importlib.util.find_spec(name) is None] == []
 
 
 def test_where_nobody_listens_nothing_is_taken(folder: Path) -> None:
