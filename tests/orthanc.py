@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pneumofed.common.ops.processes import free_port
+from pneumofed.common.ops.processes import free_ports
 
 PLUGINS = ("/usr/share/orthanc/plugins/libOrthancDicomWeb.so", "/usr/lib/orthanc/plugins/libOrthancDicomWeb.so")
 AE_TITLE = "ARCHIVE"
@@ -71,7 +71,8 @@ def run_orthanc(folder: Path, user: tuple[str, str] | None = None) -> Iterator[O
     plugin = next(filter(lambda path: Path(path).exists(), PLUGINS), None)
     if program is None or plugin is None:
         pytest.skip("needs Orthanc and its DICOMweb plugin (Debian: orthanc, orthanc-dicomweb)")
-    server = Orthanc(free_port(), free_port(), free_port(), user)
+    http, dicom, move = free_ports(3)
+    server = Orthanc(http, dicom, move, user)
     configuration = folder / "orthanc.json"
     configuration.write_text(json.dumps(_configure(server, folder, plugin)))
     with (folder / "orthanc.log").open("wb") as log:

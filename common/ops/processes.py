@@ -8,8 +8,10 @@ offer on loopback.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -185,11 +187,52 @@ def descendants(root: int) -> set[int]:
     return found
 
 
+def free_ports(count: int) -> list[int]:
+    """Finds ports on loopback that nobody listens on now, each of them once in the life of this process.
+
+    The system gives a port of its own range (ip(7), `ip_local_port_range`) to whoever connects next, so that one of them could be taken
+    before the program that it was found for listens; these lie below that range, drawn at random, as other processes look for some too.
+
+    Args:
+        count: how many, all different.
+
+    Raises:
+        ConfigError: so many are not free.
+    """
+    lowest, highest = 15_000, _first_port_of_the_system() - 1
+    candidates = [port for port in range(lowest, highest + 1) if port not in _found_ports]
+    random.SystemRandom().shuffle(candidates)
+    found = list(itertools.islice(filter(_is_free, candidates), count))
+    if len(found) < count:
+        raise ConfigError(f"no {count} free ports on 127.0.0.1 between {lowest} and {highest}")
+    _found_ports.update(found)
+    return found
+
+
 def free_port() -> int:
-    """Finds a port on loopback that nobody listens on now."""
+    """Finds one port as `free_ports` does."""
+    return free_ports(1)[0]
+
+
+_found_ports: set[int] = set()
+
+
+def _first_port_of_the_system() -> int:
+    try:
+        lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8").split()[0])
+    except (OSError, ValueError, IndexError):
+        lowest = 0  # not Linux; the range of RFC 6335 starts at 49152
+    return lowest if lowest > 16_000 else 32_768
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def check_port_free(host: str, port: int, what: str) -> None:

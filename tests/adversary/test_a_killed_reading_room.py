@@ -12,7 +12,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import pytest
 
 from pneumofed.common.audit.log import AuditLog, read_entries
 from pneumofed.common.audit.verify import verify_log
+from pneumofed.common.ops.processes import free_port
 from pneumofed.common.ops.web import CSRF_HEADER
 from pneumofed.inference.reading_room import worker as worker_module
 from pneumofed.inference.reading_room.cases import Cases, open_room_database
@@ -58,9 +58,7 @@ class Attacked:
 
     def __init__(self, path: Path) -> None:
         self.folder, _ = init_room(path / "room", bundle().folder, "North", None, None)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         with self.folder.settings_file.open("a") as file:
             file.write(f"port: {self.port}\nworkers: 1\n")
         Users(open_room_database(self.folder.database)).add(READER, "radiologist", PASSWORD)

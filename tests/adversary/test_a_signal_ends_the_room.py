@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from threading import Event
 
 import pytest
 
+from pneumofed.common.ops.processes import free_port
 from pneumofed.inference.reading_room.serve import init_room
 from pneumofed.inference.reading_room.worker import Worker
 from tests.inference.reading_room.stage import bundle
@@ -24,9 +24,7 @@ from tests.inference.reading_room.stage import bundle
 @pytest.fixture
 def room(tmp_path: Path) -> Path:
     folder, _ = init_room(tmp_path / "room", bundle().folder, "North", None, None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with folder.settings_file.open("a") as file:
         file.write(f"port: {port}\nworkers: 2\n")
     command(["user", "add", "reader", "--password-stdin", "-C", str(folder.path)], b"a long pass phrase\n")

@@ -29,7 +29,7 @@ import yaml
 from pneumofed.common.data.manifest import ImageRecord, Manifest, write_manifest
 from pneumofed.common.imaging.images import read_image
 from pneumofed.common.ops.lifeline import children_end_with_me
-from pneumofed.common.ops.processes import descendants, free_port
+from pneumofed.common.ops.processes import descendants, free_ports
 from pneumofed.server.runs.events import EVENTS_FILE, read_activity
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.summary_records import RunSummary
@@ -310,11 +310,3 @@ def until(found: Callable[[], Any], seconds: float, tell: Callable[[], str]) -> 
             return value
         time.sleep(0.1)
     raise AssertionError(tell())
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now, all different."""
-    found: set[int] = set()
-    while len(found) < count:
-        found.add(free_port())
-    return sorted(found)

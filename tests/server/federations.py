@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from pneumofed.common.config.reader import build_config
+from pneumofed.common.ops.processes import free_ports
 from pneumofed.common.wire.keys import public_pem, read_public_key
 from pneumofed.server.operations.gateway import gateway_answers, gateway_command
 from pneumofed.server.operations.settings import CoordinatorFolder
@@ -29,16 +30,6 @@ from pneumofed.server.provisioning.provision import provision
 needs_nginx = pytest.mark.skipif(
     shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin") is None, reason="nginx is not installed (apt install nginx)"
 )
-
-
-def free_ports(number: int) -> list[int]:
-    probes = [socket.socket() for _ in range(number)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def federation(**changes: Any) -> FederationConfig:

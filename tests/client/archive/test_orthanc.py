@@ -15,9 +15,10 @@ from pneumofed.client.archive.dimse import DimseAddress, DimseArchive
 from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, RetryPolicy, list_instances
 from pneumofed.client.archive.receiver import parse_file
 from pneumofed.common.errors import ArchiveError, ConfigError, ImageError, SkipReason
+from pneumofed.common.ops.processes import free_port
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.dicom_factory import dicom_bytes, draw_radiograph
-from tests.orthanc import AE_TITLE, Orthanc, free_port, run_orthanc
+from tests.orthanc import AE_TITLE, Orthanc, run_orthanc
 
 PATIENCE = RetryPolicy(timeout_sec=10, attempts=2, first_wait_sec=0.05)
 SYNTAXES = (ExplicitVRLittleEndian, JPEGLosslessSV1, RLELossless)

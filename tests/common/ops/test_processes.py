@@ -14,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.processes import MAX_LOG_BYTES, Daemon, check_port_free, started_at, without_proxy_on_loopback
+from pneumofed.common.ops import processes
+from pneumofed.common.ops.processes import (
+    MAX_LOG_BYTES,
+    Daemon,
+    check_port_free,
+    free_ports,
+    started_at,
+    without_proxy_on_loopback,
+)
 
 SLEEP = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(60)"]
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -118,6 +126,23 @@ def test_a_port_in_use_is_named() -> None:
         with pytest.raises(ConfigError, match=f"port {port} .the thing. is taken"):
             check_port_free("127.0.0.1", port, "the thing")
     check_port_free("127.0.0.1", port, "the thing")
+
+
+def test_free_ports_are_found_once_and_outside_what_the_system_gives_away() -> None:
+    first, second = free_ports(200), free_ports(200)
+    assert len({*first, *second}) == 400
+    with socket.socket() as connecting:
+        connecting.bind(("127.0.0.1", 0))
+        assert max(*first, *second) < connecting.getsockname()[1]
+
+
+def test_a_port_that_is_listened_on_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    with socket.create_server(("127.0.0.1", port)):
+        monkeypatch.setattr(processes, "_found_ports", set(range(15_000, 65_536)) - {port})
+        with pytest.raises(ConfigError, match="no 1 free ports"):
+            free_ports(1)
+    assert free_ports(1) == [port]
 
 
 def test_loopback_is_never_asked_of_a_proxy() -> None:

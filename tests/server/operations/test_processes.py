@@ -25,13 +25,20 @@ from httpx import HTTPStatusError
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.app_bundle import write_app
 from pneumofed.common.ops.lifeline import children_end_with_me
-from pneumofed.common.ops.processes import flower_environment, flower_tool, started_at, stop_group, without_proxy_on_loopback
+from pneumofed.common.ops.processes import (
+    flower_environment,
+    flower_tool,
+    free_port,
+    started_at,
+    stop_group,
+    without_proxy_on_loopback,
+)
 from pneumofed.common.wire.keys import NodeKey, public_pem, read_public_key
 from pneumofed.server.operations import processes
 from pneumofed.server.operations.superlink import open_control
 from pneumofed.server.provisioning.identities import FederationConfig
 from pneumofed.server.provisioning.provision import provision
-from tests.server.federations import changed, federation, free_ports, make_kits, needs_nginx, send, status_of
+from tests.server.federations import changed, federation, make_kits, needs_nginx, send, status_of
 
 pytestmark = needs_nginx
 SITES = [{"name": "alpha"}, {"name": "beta"}]
@@ -84,7 +91,7 @@ def supernode(site: Path, program: list[str] | None = None) -> Iterator[tuple[su
     command = [
         *(program or [flower_tool("flower-supernode")]),
         "--root-certificates", str(site / "keys" / "ca.crt"), "--superlink", coordinator.split()[1],
-        "--auth-supernode-private-key", str(site / "keys" / "node"), "--port", str(free_ports(1)[0]),
+        "--auth-supernode-private-key", str(site / "keys" / "node"), "--port", str(free_port()),
     ]  # fmt: skip
     with (work / "supernode.log").open("wb") as log:
         process = subprocess.Popen(
