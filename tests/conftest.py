@@ -32,3 +32,9 @@ def kaggle_dir() -> Path:
 def external_dir() -> Path:
     """Folder of the external set with its `labels.csv`, or a skip that says what is missing."""
     return _data_dir("external_covid_cxr", "labels.csv")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Real federations first: theirs is the longest file, and no process waits for it at the end."""
+    items.sort(key=lambda item: "e2e" not in item.path.parts)

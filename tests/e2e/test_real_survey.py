@@ -12,7 +12,7 @@ from pneumofed.common.audit.verify import anchors_in, verify_log
 from tests.e2e.real import RealFederation, call, dicom_source, kaggle_source
 from tests.tiny import draw_manifest
 
-pytestmark = [pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_two_hospitals_tell_what_their_policies_allow(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-""""""
+"""Damaged files of every kind, through the ways by which a hospital's files come in: counted, named, never a crash."""
 
 from __future__ import annotations
 
