@@ -335,6 +335,13 @@ def test_documented_arguments_exist() -> None:
     assert not wrong
 
 
+def test_every_file_says_what_it_is_about() -> None:
+    files = [*MODULES.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert not text or (ast.get_docstring(ast.parse(text)) or "").strip() or path.name == "__init__.py", path
+
+
 def test_size_of_the_house() -> None:
     """Files are subjects: as many as there are, and of a length that one sitting takes."""
     lines = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values() if path.name != "__init__.py")

@@ -1,4 +1,4 @@
-""""""
+"""The virtual hospitals of a simulation below its run folder: a site folder and manifest each, and DICOM archives of virtual scanners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""De-identification: no attribute carries an identifier through, and the file says what was done."""
 
 from __future__ import annotations
 

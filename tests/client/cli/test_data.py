@@ -1,4 +1,4 @@
-""""""
+"""`pneumofed site data add`: nothing twice, new labels, several sources, several processes at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""The split into training and validation: by patient, in any order of rows, in proportion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""A patient who withdraws is gone from rows and caches, and is not added again."""
 
 from __future__ import annotations
 

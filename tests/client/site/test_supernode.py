@@ -1,4 +1,4 @@
-""""""
+"""A site's SuperNode and a bad network: what is tried again, and what never is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""The cache of decoded images: rows in the order asked for, each image decoded once, damage repaired."""
 
 from __future__ import annotations
 

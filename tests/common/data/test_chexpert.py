@@ -1,4 +1,4 @@
-""""""
+"""CheXpert's table: uncertain labels by policy, patients, views."""
 
 from __future__ import annotations
 

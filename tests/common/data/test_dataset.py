@@ -1,4 +1,4 @@
-""""""
+"""A manifest as arrays: rows, subsets, labels without a class, files that cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""Labels for a folder of DICOM files: by which keys they are found, and which files are counted as unusable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""SHA-256 of image files, with a memo that never says an old digest of a changed file."""
 
 from __future__ import annotations
 

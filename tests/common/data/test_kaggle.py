@@ -1,4 +1,4 @@
-""""""
+"""The Kaggle pediatric set: patient and cause from file names, across its folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""Manifests: read as they were written, movable with their folder, for their owner alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""NIH ChestX-ray14's table: findings to labels, image folders in parts."""
 
 from __future__ import annotations
 

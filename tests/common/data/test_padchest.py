@@ -1,4 +1,4 @@
-""""""
+"""PadChest's list: labels, atypical pneumonia by policy, projections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""Pseudonyms: one for each identifier and key, and never the identifier itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""Data reports add up: every image is accounted for, and nothing of a patient is in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""Tables of any hospital: columns by their usual names or as given, rows that cannot be used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""pydicom's warnings, which may hold a patient's values, are silent within a block and in no other."""
 
 from __future__ import annotations
 

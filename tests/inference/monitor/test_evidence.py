@@ -1,4 +1,4 @@
-""""""
+"""Bets on ranks: p-values are uniform without change, and gains come in the direction of one."""
 
 from __future__ import annotations
 

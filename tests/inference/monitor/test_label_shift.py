@@ -1,4 +1,4 @@
-""""""
+"""The share of pneumonia from scores: coverage of its interval, and silence where scores say nothing."""
 
 from __future__ import annotations
 

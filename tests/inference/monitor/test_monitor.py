@@ -1,4 +1,4 @@
-""""""
+"""`pneumofed monitor` as cron and a reader see it: exit codes, the page, mistyped folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""Summaries that sites share: merged as the pooled images would be, and naming the site that moved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""The monitor's store: read by day and arrival, patients recognised and not named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""Streams of a monitor: quiet sites stay quiet, a shift is told with its direction and day."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""Two-sample tests against their oracles: level, power, Holm's step-down, the stability index."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""What the report says of a run's protection: what left, what was summed, what was spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-""""""
+"""Which round's weights are kept as the best, and when a later round takes their place."""
 
 from __future__ import annotations
 
