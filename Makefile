@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := client common inference server simulation pneumofed tests benchmarks docs
 
-.PHONY: help demo test test-slow lint format install clean
+.PHONY: help demo docs test test-slow lint format install clean
 
 help:
 	@echo "make demo       train over virtual hospitals on phantom images and name the report"
 	@echo "make test       lint, types and the tests, in WORKERS processes (2)"
 	@echo "make test-slow  the long tests"
+	@echo "make docs       the documentation as a site, in build/site, its notebooks executed"
 	@echo "make install    only set up $(VENV)"
 
 install: $(STAMP)
@@ -25,6 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	$(BIN)/pneumofed demo --out runs/demo
+
+docs: install
+	NO_MKDOCS_2_WARNING=1 PNEUMOFED_DOCS_EXECUTE=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "open build/site/index.html"
 
 lint: install
 	$(BIN)/ruff check $(SOURCES)
