@@ -370,7 +370,6 @@ LONG_FUNCTIONS = [
     "pneumofed.cli.release.release",
     "pneumofed.client.cli.archive.add_dimse",
     "pneumofed.runs.simulate",
-    "pneumofed.server.cli.coordinator.export_command",
     "pneumofed.server.export.export._build",
     "pneumofed.server.export.graph.monai_metadata",
 ]

@@ -11,6 +11,7 @@ import typer
 from pneumofed.cli.attack import attack
 from pneumofed.cli.audit import app as audit_app
 from pneumofed.cli.check_model import check_model
+from pneumofed.cli.export import export_command
 from pneumofed.cli.feedback import feedback
 from pneumofed.cli.personal import export_personal
 from pneumofed.cli.release import release
@@ -35,7 +36,7 @@ from pneumofed.inference.cli.monitor import app as monitor_app
 from pneumofed.inference.cli.predict import explain_command, predict_command
 from pneumofed.inference.cli.reading_room import app as room_app
 from pneumofed.server.cli.coordinator import app as server_app
-from pneumofed.server.cli.coordinator import export_command, provision_command
+from pneumofed.server.cli.coordinator import provision_command
 from pneumofed.server.cli.track import Track, track_command
 from pneumofed.simulation.plan import EngineName, PhantomFormat, PretrainSource
 

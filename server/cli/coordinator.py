@@ -1,5 +1,5 @@
-"""`pneumofed provision`, `server` and `export`: what the coordinator's operator types, from kits to bundle. Nothing heavy is imported
-before a command needs it.
+"""`pneumofed provision` and `server`: what the coordinator's operator types, from kits to runs. Nothing heavy is imported before a command
+needs it.
 """
 
 from __future__ import annotations
@@ -7,19 +7,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from pneumofed.common.ops.command_line import FAILURE, Json, Quiet, console, exit_when_stopped, note, print_json, say
+from pneumofed.common.ops.command_line import FAILURE, Json, console, exit_when_stopped, note, print_json, say
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.server.cli.track import Track
 
 if TYPE_CHECKING:
     from pneumofed.common.config.experiment import ExperimentConfig
-    from pneumofed.common.model_bundle.manifest import BundleManifest
     from pneumofed.server.operations.settings import CoordinatorFolder
     from pneumofed.server.report.survey import PowerAssumptions
     from pneumofed.server.runs.runs import Runs
@@ -32,8 +31,6 @@ app = typer.Typer(no_args_is_help=True, help="Coordinate a federation: its proce
 Folder = Annotated[Path, typer.Option("--folder", "-C", help="The coordinator folder, unpacked from the coordinator's kit.")]
 Name = Annotated[str, typer.Argument(help="Name of the run.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the run until it has ended; exit code 1 if it did not succeed.")]
-
-CalibrationName = Literal["none", "temperature", "temperature_and_bias"]
 
 
 @app.command("start")
@@ -337,76 +334,6 @@ def _table(*columns: str) -> Table:
     for column in columns:
         table.add_column(column, overflow="fold")
     return table
-
-
-def export_command(
-    run: Annotated[Path, typer.Argument(help="Run folder of a run that succeeded.")],
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the bundle; the archive lies beside it.", show_default="RUN/bundle")
-    ] = None,
-    key: Annotated[
-        Path | None,
-        typer.Option(
-            help="Private key that signs (P-384, OpenSSH).", show_default="keys/release/node of the coordinator, made if missing"
-        ),
-    ] = None,
-    reference: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder of radiographs or manifest, in the place of the run's test set as the reference; may repeat."),
-    ] = None,
-    calibration: Annotated[CalibrationName, typer.Option(help="Fitted on the hospitals' validation statistics.")] = "temperature",
-    ages: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="SET=GROUP,GROUP: age groups of a held-out set whose images state no age, e.g. test=infant,child; may repeat."
-        ),
-    ] = None,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Make the model bundle of a run: weights, ONNX, int8, calibration, card and reference, signed, as a folder and an archive."""
-    from pneumofed.common.ops.progress import open_progress, show_sentences
-    from pneumofed.common.wire.keys import key_fingerprint, read_private_key
-    from pneumofed.server.export.export import ExportPlan, export_run, release_key
-    from pneumofed.server.export.measures import read_stated_ages
-    from pneumofed.server.export.source import read_finished_run
-
-    read_finished_run(run)  # before a key is made in its folder
-    stated = read_stated_ages(ages or ())
-    key_file = key or release_key(run, lambda text: note(text, style=None))
-    signing = read_private_key(key_file)
-    plan = ExportPlan(run, out or run / "bundle", signing, tuple(reference or ()), calibration, stated)
-    with (
-        open_progress(quiet=quiet, results_piped=json_) as progress,
-        show_sentences(progress, "export", lambda text: None if json_ or quiet else say(text)) as told_of,
-    ):
-        manifest = export_run(plan, told_of)
-    told = {
-        "bundle": str(plan.out),
-        "archive": str(plan.archive),
-        "signed_by": key_fingerprint(signing.public_key()),
-        "public_key": str(key_file.with_name(f"{key_file.name}.pub")),
-        "temperature": manifest.calibration.temperature,
-        "intercept": manifest.calibration.intercept,
-        "threshold": manifest.threshold.value,
-        "int8": bool(manifest.card.quantization),
-    }
-    if json_:
-        print_json(told)
-    else:
-        _tell(told, manifest)
-
-
-def _tell(told: dict[str, Any], manifest: BundleManifest) -> None:
-    fit = manifest.calibration
-    if fit.method == "none":
-        say(f"probabilities are not calibrated: {fit.fitted_on}", style="yellow")
-    else:
-        say(f"temperature {fit.temperature:.3f}, bias {fit.intercept:+.3f}, fitted on {fit.fitted_on}")
-    if manifest.card.phantom:
-        say("trained on drawn images: the bundle says nothing about patients", style="yellow")
-    say(f"bundle: {told['bundle']} and {told['archive']}")
-    say(f"signed by {told['signed_by']}; read this to the hospitals on the telephone")
 
 
 def provision_command(

@@ -7,7 +7,7 @@ const TABLES = { en, zh };
 const LOCALES = { en: "en-GB", zh: "zh-CN" };
 const KEPT = "pneumofed-language";
 
-let language = TABLES[localStorage.getItem(KEPT)] ? localStorage.getItem(KEPT) : guess();
+let language = kept() ?? guess();
 
 /** The language now: `en` or `zh`. */
 export const currentLanguage = () => language;
@@ -28,7 +28,11 @@ export const tOr = (key, otherwise) => TABLES[language][key] ?? otherwise;
 /** Changes the language, keeps the choice, and tells all who draw text. */
 export function setLanguage(wanted) {
   language = wanted;
-  localStorage.setItem(KEPT, wanted);
+  try {
+    localStorage.setItem(KEPT, wanted);
+  } catch {
+    // as in `kept`: the choice holds until the page is closed
+  }
   applyWords();
   dispatchEvent(new Event("language"));
 }
@@ -74,6 +78,16 @@ export function megabytes(bytes) {
 /** Age in words; months below two years, as in the DICOM file. */
 export const age = (years) =>
   years < 2 ? t("age.months", { count: Math.round(years * 12) }) : t("age.years", { count: Math.floor(years) });
+
+/** The language that was chosen before; null where there is none, or where the browser keeps nothing for this page. */
+function kept() {
+  try {
+    const found = localStorage.getItem(KEPT);
+    return TABLES[found] ? found : null;
+  } catch {
+    return null;
+  }
+}
 
 function guess() {
   return navigator.language.toLowerCase().startsWith("zh") ? "zh" : "en";

@@ -1,7 +1,8 @@
 // The rows of the worklist. A row that has not changed is left alone, so that its focus and its picture stay.
 
 import { at, h, icon, unseen } from "./dom.js";
-import { age, currentLanguage, day, moment, t, tOr } from "./i18n.js";
+import { age, currentLanguage, day, moment, t } from "./i18n.js";
+import { reasonWords } from "./judgement.js";
 import { sentAs } from "./upload.js";
 import { smallBar, verdictChip } from "./gauge.js";
 
@@ -32,21 +33,6 @@ export const sentWords = (case_) => Object.values(sentAs(case_.id) ?? {}).filter
 export function studyLine(case_) {
   const parts = [[case_.modality, case_.view].filter(Boolean).join(" "), case_.sex ? t(`sex.${case_.sex}`) : ""];
   return [...parts, case_.age_years === null ? "" : age(case_.age_years)].filter(Boolean).join(" · ");
-}
-
-/** The reasons in words; a reason of a newer model that has no words yet is shown as it came. */
-export const reasonWords = (reasons) => reasons.map((reason) => tOr(`reason.${reason}`, reason));
-
-/** Whether the model was judged for such a patient, in words; a case of an earlier version says nothing of it. */
-export function populationWords(population) {
-  const { status, outside = [], judged = {} } = population ?? { status: "model_unknown" };
-  const list = (groups) => groups.map((group) => tOr(`group.${group}`, group)).join(t("population.and"));
-  const own = { age: population?.age_group, sex: population?.sex, view: population?.view };
-  if (status === "not_judged") {
-    return outside.map((kind) => t("population.not_judged", { own: list([own[kind]]), judged: list(judged[kind]) })).join(" ");
-  }
-  if (status === "judged") return t("population.judged", { own: list(Object.values(own).filter(Boolean)) });
-  return status === "age_unknown" ? t("population.age_unknown", { judged: list(judged.age) }) : t("population.model_unknown");
 }
 
 function drawRow(case_, threshold) {

@@ -27,6 +27,8 @@ from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.models.build import classifier_of
 from pneumofed.common.wire.keys import key_fingerprint
 from pneumofed.inference.monitor.reference import reference_of
+from pneumofed.inference.web_model import runtime
+from pneumofed.inference.web_model.contents import check_contents
 from pneumofed.server.export import export as module
 from pneumofed.server.export.export import ExportPlan, export_run, first_of_each
 from pneumofed.server.export.graph_checks import load_folders
@@ -200,8 +202,12 @@ def test_the_command_makes_a_key_tells_its_fingerprint_and_takes_other_reference
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "export_onnx", export_by_hand)
+    monkeypatch.setattr(
+        runtime, "load_runtime", lambda *_, **__: runtime.WebRuntime("1.2.3", "var a=1;export{a as b};", b"\0asm")
+    )
     (run.path.parent / "central" / "notes.txt").write_text("no image")
     arguments = ["export", str(run.path), "--out", str(tmp_path / "b"), "--reference", str(run.path.parent / "central"), "--json"]
+    arguments += ["--web", str(tmp_path / "page")]
     done = CliRunner().invoke(app, [*arguments, "--calibration", "none"], catch_exceptions=False)
     told = json.loads(done.stdout)
     found = load_bundle(Path(told["archive"]), None)
@@ -210,6 +216,8 @@ def test_the_command_makes_a_key_tells_its_fingerprint_and_takes_other_reference
     assert found.manifest.reference.sets == ("reference",) and found.manifest.reference.images == 60
     assert "not calibrated" in found.read("card.md").decode()
     assert key_fingerprint(signing_key().public_key()) != found.signer
+    contents, signer = check_contents(tmp_path / "page")
+    assert (contents["bundle"], signer) == (found.digest, found.signer), "the page beside it is of this bundle, and signed alike"
 
 
 def _central_squares(run: RunFolder) -> np.ndarray:

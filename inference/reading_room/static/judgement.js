@@ -1,0 +1,70 @@
+// What the model says of an image, drawn and in words. It asks no server: the page that `pneumofed export --web` writes draws with it too.
+
+import { h } from "./dom.js";
+import { percent, t, tOr } from "./i18n.js";
+import { bigGauge, verdictChip } from "./gauge.js";
+
+const MOST_CLASSES = 4;
+
+/** The elements that show a judgement: the verdict with its number or its reasons, and for whom the model was judged. */
+export function judgementOf(case_) {
+  const finding = case_.verdict === "cannot judge" ? withoutJudgement(case_) : withJudgement(case_);
+  return [...finding, populationOf(case_)].filter(Boolean);
+}
+
+/** The reasons in words; a reason of a newer model that has no words yet is shown as it came. */
+export const reasonWords = (reasons) => reasons.map((reason) => tOr(`reason.${reason}`, reason));
+
+/** Whether the model was judged for such a patient, in words; a case of an earlier version says nothing of it. */
+export function populationWords(population) {
+  const { status, outside = [], judged = {} } = population ?? { status: "model_unknown" };
+  const list = (groups) => groups.map((group) => tOr(`group.${group}`, group)).join(t("population.and"));
+  const own = { age: population?.age_group, sex: population?.sex, view: population?.view };
+  if (status === "not_judged") {
+    return outside.map((kind) => t("population.not_judged", { own: list([own[kind]]), judged: list(judged[kind]) })).join(" ");
+  }
+  if (status === "judged") return t("population.judged", { own: list(Object.values(own).filter(Boolean)) });
+  return status === "age_unknown" ? t("population.age_unknown", { judged: list(judged.age) }) : t("population.model_unknown");
+}
+
+function withJudgement(case_) {
+  const values = { low: percent(case_.low), high: percent(case_.high) };
+  const side = case_.probability >= case_.threshold ? "above" : "below";
+  // Where both round to one number the sentence below would seem to contradict itself.
+  const digits = percent(case_.probability) === percent(case_.threshold) && case_.probability !== case_.threshold ? 2 : 0;
+  const isClose = case_.low < case_.threshold && case_.threshold < case_.high;
+  return [
+    h("div", { class: "finding-head" }, verdictChip(case_.verdict),
+      h("p", { class: "finding-number" }, h("strong", { text: percent(case_.probability, digits) }), h("span", { text: t("finding.interval", values) }))),
+    bigGauge(case_),
+    h("p", { class: "soft", text: t(`finding.${side}`, { threshold: percent(case_.threshold, digits) }) }),
+    isClose ? h("p", { class: "close", text: t("finding.close") }) : null,
+  ];
+}
+
+function withoutJudgement(case_) {
+  return [
+    h("div", { class: "finding-head" }, verdictChip(case_.verdict)),
+    h("ul", { class: "reasons" }, ...reasonWords(case_.reasons).map((text) => h("li", { text }))),
+    h("p", { class: "soft", text: t("finding.without") }),
+  ];
+}
+
+/** For whom the model was judged; a warning where this patient is none of them. */
+function populationOf({ population }) {
+  const warns = population?.status === "not_judged";
+  return h("p", { class: warns ? "close population" : "soft population", role: warns ? "note" : null, text: populationWords(population) });
+}
+
+/** The strongest classes; none where nothing may be said. */
+export function classRows(case_) {
+  if (case_.verdict === "cannot judge") return [];
+  const ranked = Object.entries(case_.classes).sort(([, one], [, other]) => other - one).slice(0, MOST_CLASSES);
+  return ranked.map(([name, value]) => {
+    const fill = h("i", { class: "class-fill" });
+    fill.style.width = `${100 * value}%`;
+    const key = `label.${name}`;
+    const words = t(key) === key ? name : t(key);
+    return h("li", {}, h("span", { text: words }), h("span", { class: "class-bar", "aria-hidden": "true" }, fill), h("span", { class: "class-number", text: percent(value) }));
+  });
+}

@@ -1,0 +1,81 @@
+// One image, judged: calibration, threshold, the bundle's suitability check and its population, as `Predictor.judge` does it.
+
+import { headerReasons, openDensity, scoresOf, testReasons } from "./suitability.js";
+
+const AGE = "age";
+
+/** Makes a bundle's facts ready: the numbers of its densities are unpacked once. */
+export function openFacts(facts) {
+  const { suitability } = facts;
+  if (!suitability) return facts;
+  const [features, pixels, cells] = [suitability.features, suitability.pixels, suitability.cells].map(openDensity);
+  return { ...facts, suitability: { features, pixels, cells, limits: suitability.limits } };
+}
+
+/**
+ * Judges one image.
+ * @param facts of `openFacts`.
+ * @param info what the file says of the image.
+ * @param square the network's input.
+ * @param {{logits: Float32Array, features: Float32Array}} outputs of the graph.
+ * @returns {{verdict, reasons, population}} and, only where the image can be judged, {probability, low, high, classes}.
+ */
+export function judge(facts, info, square, outputs) {
+  const logits = Array.from(outputs.logits);
+  const reasons = reasonsOf(facts, info, square, outputs);
+  const found = { reasons, threshold: facts.threshold, population: checkPopulation(facts.population, info.groups) };
+  if (reasons.length) return { ...found, verdict: "cannot judge" };
+  const score = scoreOf(logits);
+  const probability = logistic(facts.calibration.slope * score + facts.calibration.intercept);
+  const [low, high] = intervalOf(facts.calibration.lines, score);
+  const verdict = probability >= facts.threshold ? "pneumonia" : "normal";
+  return { ...found, verdict, probability, low, high, classes: classesOf(facts.classes, logits, probability) };
+}
+
+/** The logit of P(pneumonia) = 1 - P(class 0): `pneumonia_score`. */
+export const scoreOf = (logits) => logSumExp(logits.slice(1)) - logits[0];
+
+/** The lowest and the highest end of the 95 % bands of the calibration's lines: `Calibration.interval`. */
+export function intervalOf(lines, score) {
+  if (!lines.length) return [0, 1];
+  const bands = lines.map(({ slope, intercept, covariance: [variance, both, other] }) => {
+    const half = 1.959963984540054 * Math.sqrt(Math.max(variance * score ** 2 + 2 * both * score + other, 0));
+    return [slope * score + intercept - half, slope * score + intercept + half];
+  });
+  return [logistic(Math.min(...bands.map(([low]) => low))), logistic(Math.max(...bands.map(([, high]) => high)))];
+}
+
+/** Whether the model was judged for such a patient: `JudgedPopulation.check`. The form is that of the reading room's API. */
+export function checkPopulation(judged, groups) {
+  const outside = Object.entries(groups).filter(([kind, group]) => judged[kind].length && !judged[kind].includes(group)).map(([kind]) => kind);
+  let status = "judged";
+  if (!judged[AGE].length) status = "model_unknown";
+  else if (!groups[AGE]) status = "age_unknown";
+  if (outside.length) status = "not_judged";
+  return { status, outside, judged, age_group: groups.age ?? null, sex: groups.sex ?? null, view: groups.view ?? null };
+}
+
+function reasonsOf(facts, info, square, outputs) {
+  const own = headerReasons(info, facts.rules);
+  if (own.length) return own;
+  const { suitability } = facts;
+  const strange = suitability ? testReasons(scoresOf(suitability, square, outputs.features), suitability.limits) : [];
+  if (strange.length) return strange;
+  return outputs.logits.every(Number.isFinite) ? [] : ["far_from_reference"];
+}
+
+/** Class 0 is 1 - P(pneumonia), the others share P(pneumonia) as the network does. */
+function classesOf(names, logits, probability) {
+  const all = logSumExp(logits.slice(1));
+  const shares = logits.slice(1).map((logit) => Math.exp(logit - all) * probability);
+  return Object.fromEntries(names.map((name, i) => [name, i ? shares[i - 1] : 1 - probability]));
+}
+
+function logSumExp(values) {
+  const most = Math.max(...values);
+  return most + Math.log(values.reduce((sum, value) => sum + Math.exp(value - most), 0));
+}
+
+function logistic(value) {
+  return value >= 0 ? 1 / (1 + Math.exp(-value)) : Math.exp(value) / (1 + Math.exp(value));
+}
