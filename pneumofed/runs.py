@@ -155,6 +155,7 @@ def simulate(
     sources: Mapping[str, AnyPath] | None = None,
     held_out: Mapping[str, AnyPath] | None = None,
     hold_out: Mapping[str, float] | None = None,
+    slow: Mapping[str, float] | None = None,
     partition: str | None = None,
     alpha: float | None = None,
     phantoms: int | None = None,
@@ -192,6 +193,7 @@ def simulate(
         sources: given hospitals, the place of each one's images by its name; of `NAME:N` they are dealt to N.
         held_out: further held-out sets, the place of each by its name.
         hold_out: share of a given source's patients that is held out under its name; `test` is of `data`.
+        slow: by hospital, how many times as long as the others it takes to train, by the virtual clock: `{"hospital-03": 10}`.
         partition: how `data` is dealt: `iid`, `dirichlet`, `quantity`, `scanner`, or `column:NAME` of a table (`dirichlet`).
         alpha: concentration of the Dirichlet draws; small is uneven (0.5).
         phantoms: phantom patients that are drawn without `data` (240).
@@ -233,6 +235,7 @@ def simulate(
             sources={name: Path(place) for name, place in (sources or {}).items()},
             held_out={name: Path(place) for name, place in (held_out or {}).items()},
             hold_out=hold_out or {},
+            slow=slow or {},
             partition=partition,
             alpha=alpha,
             phantoms=phantoms,

@@ -63,7 +63,7 @@ class SimulationRequest:
     """A simulation as a user asks for it, on the command line or in Python; None leaves a value to the configuration and its defaults.
 
     Attributes:
-        data, external, hospitals, partition, alpha, sources, held_out, hold_out, threads: as in `SimulationConfig`.
+        data, external, hospitals, partition, alpha, sources, held_out, hold_out, slow, threads: as in `SimulationConfig`.
         phantoms: `phantom_patients` of `SimulationConfig`.
         model, loss: short for `model.name` and `loss.name`: of the list, or a study's own, `FILE.py:FUNCTION`.
         strategy, rounds, image_size, seed: short for `strategy.name`, `rounds`, `image.size_px` and `seed` of the experiment.
@@ -91,6 +91,7 @@ class SimulationRequest:
     sources: Mapping[str, str | Path] = field(default_factory=dict)
     held_out: Mapping[str, str | Path] = field(default_factory=dict)
     hold_out: Mapping[str, float | str] = field(default_factory=dict)
+    slow: Mapping[str, float | str] = field(default_factory=dict)
     phantoms: int | None = None
     model: str | None = None
     loss: str | None = None
@@ -165,7 +166,15 @@ class SimulationRequest:
             sources=_places(self.sources),
             held_out=_places(self.held_out),
             hold_out=dict(self.hold_out) or None,
+            slow=_factors(self.slow) or None,
         )
+
+
+def _factors(slow: Mapping[str, float | str]) -> dict[str, float]:
+    try:
+        return {name: float(factor) for name, factor in slow.items()}
+    except ValueError:
+        raise ConfigError(f"slow: expected numbers, such as hospital-03=10, got {dict(slow)}") from None
 
 
 def plan_simulation(request: SimulationRequest) -> Plan:
@@ -247,12 +256,21 @@ def build_plan(
     hospitals = count_hospitals(simulation)
     values = merge({"strategy": {"wait_for_sites": hospitals}}, experiment_values)
     experiment = load_experiment(config_file, values)
+    _check_hospitals(experiment, simulation, hospitals)
+    return experiment, simulation
+
+
+def _check_hospitals(experiment: ExperimentConfig, simulation: SimulationConfig, hospitals: int) -> None:
+    """Refuses a strategy that these hospitals do not do for."""
     if experiment.strategy.replies_needed > hospitals:
         raise ConfigError(
             f"the strategy {experiment.strategy.name} needs {experiment.strategy.replies_needed} replies a round, "
             f"there are {hospitals} hospitals; take more hospitals or another strategy"
         )
-    return experiment, simulation
+    if simulation.slow and experiment.strategy.enough_sites is not None:
+        raise ConfigError(
+            "slow: strategy.enough_sites closes rounds as real replies come, which a virtual clock does not know; take strategy.buffer"
+        )
 
 
 def _check_study_unchanged(run_dir: Path, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -299,7 +299,7 @@ def _request(config: SweepConfig, values: Mapping[str, Any], seed: int, out: Pat
         else:
             settings = merge(settings, _nested(key, value))
     phantoms = simulation.pop("phantom_patients", None)
-    known = {"data", "external", "hospitals", "partition", "alpha", "sources", "held_out", "hold_out", "threads"}
+    known = {"data", "external", "hospitals", "partition", "alpha", "sources", "held_out", "hold_out", "slow", "threads"}
     if unknown := sorted(simulation.keys() - known):
         raise ConfigError(f"simulation.{unknown[0]}: unknown key; there are {', '.join(sorted(known))} and phantom_patients")
     path = Path(config.config) if config.config else None

@@ -61,6 +61,8 @@ class RunCourse:
             self.round, self.task = event["round"], ""
             self.asked.clear()
             self.answered.clear()
+            if at_work := event.get("at_work"):  # in asynchronous rounds, since an earlier one
+                self.asked["train"] = set(map(str, at_work))
         elif kind == Kind.ASKED:
             self.task = task
             self.asked[task].add(site)
@@ -170,4 +172,6 @@ def describe_round(line: RoundRecord, rounds: int) -> str:
     shown = [f"{name} {found.auroc:.4f}" for name, found in line.measured.items() if found.auroc is not None]
     trouble = "".join(f"\n    {site}: {reason}" for site, reason in {**line.trouble, **line.absent}.items())
     sites = f"{len(line.trained)}/{len(line.drawn)} sites"
+    stale = ", ".join(f"{site} {rounds}" for site, rounds in line.stale.items())
+    sites += f" (rounds old: {stale})" if stale else ""
     return f"round {line.round:>3}/{rounds}  {sites}  AUROC {'  '.join(shown)}  {line.seconds.total or 0.0:.1f} s{trouble}"

@@ -121,6 +121,7 @@ class TinyFederation:
         grid: LocalGrid | None = None,
         resume: bool = False,
         audit_log: Path | None = None,
+        slow: dict[str, float] | None = None,
     ) -> RunSummary:
         """Runs the study in `folder/name` and returns its summary."""
         settings = CoordinatorConfig(
@@ -129,6 +130,7 @@ class TinyFederation:
             audit_log=str(audit_log) if audit_log else None,
             key_roster=str(self.key_roster) if self.key_roster else None,
             resume=resume,
+            slow=slow,
             device="cpu",
         )
         return run_federation(grid or self.grid(), experiment, settings)

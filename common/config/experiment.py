@@ -332,6 +332,10 @@ class StrategyConfig(Section):
     enough_sites: Count | None = None
     """k of n: a round closes as soon as so many sites have answered well. The others are late; what they send is dropped and counted.
     Unset, a round waits for all until `round_timeout_sec`."""
+    buffer: Count | None = None
+    """K of FedBuff (Nguyen et al. 2022, algorithm 1): asynchronous rounds. A round is over as soon as K good updates have come, whichever
+    weights each was begun from; those of older weights count for less (`server.federation.asynchronous`). Nobody waits for the slowest
+    site, and nothing that comes late is dropped. Unset, rounds are synchronous."""
     update_precision: UpdatePrecision = "float32"
     """Number type of an update on the wire; see `common.wire.fields`."""
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -501,6 +505,7 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _check_local_steps(self) -> ExperimentConfig:
         _check_local_sgd(self)
+        _check_asynchronous(self)
         return self
 
     @model_validator(mode="after")
@@ -533,6 +538,33 @@ def _check_local_sgd(cfg: ExperimentConfig) -> None:
     for sentence, is_refused in refused.items():
         if is_refused:
             raise ValueError(f"strategy.name '{name}' {sentence}")
+
+
+def _check_asynchronous(cfg: ExperimentConfig) -> None:
+    """Refuses what is defined for updates that all start from the same weights, or by how many sites a round asks."""
+    strategy, buffer = cfg.strategy, cfg.strategy.buffer
+    if buffer is None:
+        return
+    refused = {
+        f"strategy.name '{strategy.name}' takes all updates of a round as steps from the same weights; take fedavg, fedprox, fedbn, "
+        "fedavgm, fedadam, fedyogi, fedmedian, fedtrimmedavg, krum or multikrum": strategy.name
+        in ("fedexp", *COUNTS_STEPS, *CORRECTED),
+        f"strategy.min_sites asks for {strategy.replies_needed} good updates a round: take a larger buffer": (
+            buffer < strategy.replies_needed
+        ),
+        "strategy.enough_sites closes rounds too, and drops what comes later: leave one of the two out": (
+            strategy.enough_sites is not None
+        ),
+        "strategy.fraction_train draws the sites of a round, and here every site trains on as soon as its last update is counted: leave "
+        "it at 1": strategy.fraction_train < 1.0,
+        "secure_aggregation needs sites that mask their updates of one round for each other, and here nobody knows beforehand whose "
+        "updates meet in the buffer: switch it off, or leave strategy.buffer out": cfg.secure_aggregation.enabled,
+        "central_privacy divides by the number of sites that a round asked, which a buffer does not wait for: switch it off, or leave "
+        "strategy.buffer out": cfg.central_privacy.enabled,
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"strategy.buffer is {buffer} but {sentence}")
 
 
 def _check_dp_sgd(cfg: ExperimentConfig) -> None:

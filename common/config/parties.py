@@ -197,6 +197,9 @@ class CoordinatorConfig(Section):
     resume: bool = False
     survey: list[SurveyField] | None = None
     """What sites are asked in a survey, in the place of a run; unset, the run's rounds follow."""
+    slow: dict[str, Annotated[float, Field(gt=0.0)]] | None = None
+    """In simulation: by site, how many times as long as others it takes to train; the run then goes by a virtual clock
+    (`server.federation.asynchronous`). Unset, as in a real federation, updates are taken as they come."""
     device: str = "auto"
     threads: Annotated[int, Field(ge=0)] = 0
 

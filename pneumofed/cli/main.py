@@ -83,6 +83,10 @@ HoldOut = Annotated[
         help="NAME=SHARE, this share of a given source's patients is held out as NAME; test=SHARE of --data. May repeat."
     ),
 ]
+Slow = Annotated[
+    list[str] | None,
+    typer.Option(help="HOSPITAL=FACTOR: so many times as long as the others it trains, by a virtual clock. May repeat."),
+]
 Partition = Annotated[
     str | None,
     typer.Option(
@@ -165,6 +169,7 @@ def simulate_command(
     hospital: Hospital = None,
     test: HeldOut = None,
     hold_out: HoldOut = None,
+    slow: Slow = None,
     partition: Partition = None,
     alpha: Alpha = None,
     phantoms: Phantoms = None,
@@ -206,6 +211,7 @@ def simulate_command(
             sources=read_pairs(hospital, "--hospital"),
             held_out=read_pairs(test, "--test"),
             hold_out=read_pairs(hold_out, "--hold-out"),
+            slow=read_pairs(slow, "--slow"),
             partition=partition,
             alpha=alpha,
             phantoms=phantoms,

@@ -90,6 +90,8 @@ class RoundLine(BaseModel):
     bytes_down: int
     bytes_up: int
     trouble: dict[str, str]
+    staleness: dict[str, int]
+    """By site, of the updates of an asynchronous round."""
 
 
 class SiteMetrics(BaseModel):
@@ -106,6 +108,8 @@ class SiteMetrics(BaseModel):
     validation_images: int | None
     rounds_answered: int
     rounds_drawn: int
+    staleness: int | None
+    """In asynchronous rounds: how many rounds old the weights were that its last update began from."""
 
 
 class IntervalView(BaseModel):
@@ -274,6 +278,7 @@ def _round(line: RoundRecord) -> RoundLine:
         bytes_down=line.bytes.down,
         bytes_up=line.bytes.up,
         trouble=line.trouble,
+        staleness=dict(line.staleness),
     )
 
 
@@ -299,6 +304,7 @@ def _site(name: str, history: Sequence[RoundRecord]) -> SiteMetrics:
         validation_images=validated.n,
         rounds_answered=len(trained),
         rounds_drawn=sum(name in line.drawn for line in history),
+        staleness=next((line.staleness[name] for line in reversed(history) if name in line.staleness), None),
     )
 
 

@@ -1,6 +1,7 @@
 """Messages to sites and their replies: an end to the waiting, a failure by name for everyone who did not answer, and a check of each reply.
 
 messenger.exchange(messages, task, ...)     one message a site out; replies are handed on one by one as they arrive
+messenger.send, pull, read_failure_in       its parts, of which asynchronous rounds are made
 messenger.collect_late()                    replies to earlier rounds: dropped, counted, and the site is free again
 checks.take(site, message)                  before any arithmetic: form, sizes, finite values, counts, and a plausible length of the update
 
@@ -11,7 +12,7 @@ sum (`server.secure_aggregation.rounds`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -46,7 +47,7 @@ POLL_SEC = 0.1
 FORGET_AFTER_DEADLINES = 3
 """A site that is silent for so many deadlines is asked again: its message is lost, for it would have been answered by now."""
 
-Task = Literal["survey", "roll call", "train", "evaluate", "keys", "shares", "confirmation", "unmasking"]
+Task = Literal["survey", "roll call", "clinical sums", "train", "evaluate", "keys", "shares", "confirmation", "unmasking"]
 """The last four are steps of a secure sum (`common.secure_aggregation.protocol`)."""
 Take = Callable[[str, Message], bool]
 """Is given a site's name and reply; says whether the reply counts."""
@@ -69,6 +70,7 @@ class Messenger:
 
     Attributes:
         outstanding: messages that sites still work on, by message id.
+        at_work: sites whose training may outlast the round (`server.federation.asynchronous`).
         held: by site, the SHA-256 of the weights that it keeps.
         bytes_down: of all arrays that were sent.
     """
@@ -76,6 +78,7 @@ class Messenger:
     grid: Grid
     activity: Activity
     outstanding: dict[str, OpenMessage] = field(default_factory=dict)
+    at_work: set[str] = field(default_factory=set)
     held: dict[str, str] = field(default_factory=dict)
     bytes_down: int = 0
 
@@ -107,28 +110,24 @@ class Messenger:
             By site, sorted, the failure of each that sent no reply. Those that were late stay in `outstanding`.
         """
         started = time.monotonic()
-        waiting, failures = self._send(self._refer(messages), task, number, deadline_sec)
+        waiting, failures = self.send(messages, task, number, deadline_sec)
         counted = 0
         deadline = started + deadline_sec
         while waiting and time.monotonic() < deadline:
             arrived, before = False, counted
-            for message in self._pull(waiting):
+            for message in self.pull(waiting):
                 site = waiting.pop(message.metadata.reply_to_message_id)
                 arrived = True
-                if message.has_error():
-                    failure = read_failure(message)
-                    if failure.error == HeldModelError.__name__ and self.held.pop(site, None) is not None:
-                        again, failures_again = self._send({site: messages[site]}, task, number, deadline_sec)
-                        waiting |= again
-                        failures |= failures_again
-                        continue
-                    failures[site] = failure
-                    self._note_failure(failure, site, task, number)
-                else:
-                    self._remember_held(site, message)
-                    facts = {"task": task, "seconds": time.monotonic() - started, "bytes": content_bytes(message.content)}
-                    self.activity.note(Kind.ANSWERED, round=number, site=site, **facts)
+                failure = self.read_failure_in(message, site, task, number, time.monotonic() - started)
+                if failure is None:
                     counted += take(site, message)
+                elif failure.error == HeldModelError.__name__ and self.held.pop(site, None) is not None:
+                    again, failures_again = self.send({site: messages[site]}, task, number, deadline_sec)
+                    waiting |= again
+                    failures |= failures_again
+                else:
+                    failures[site] = failure
+                    self.note_failure(failure, site, task, number)
             if enough is not None and before < enough <= counted:
                 deadline = min(deadline, time.monotonic() + grace_sec)
                 continue
@@ -140,7 +139,7 @@ class Messenger:
     @property
     def busy(self) -> set[str]:
         """Sites that still work on an earlier message; another one would only queue behind it."""
-        return {asked.site for asked in self.outstanding.values()}
+        return self.at_work | {asked.site for asked in self.outstanding.values()}
 
     def collect_late(self) -> list[OpenMessage]:
         """Drops what arrived too late. Its sites are free again, as are those that nothing more is expected of.
@@ -148,7 +147,7 @@ class Messenger:
         Returns:
             The messages whose replies were dropped.
         """
-        arrived = self._pull({identifier: asked.site for identifier, asked in self.outstanding.items()})
+        arrived = self.pull(self.outstanding)
         late = [self.outstanding.pop(message.metadata.reply_to_message_id) for message in arrived]
         for asked in late:
             self.activity.note(Kind.LATE, round=asked.round, site=asked.site, task=asked.task, arrived=True)
@@ -172,9 +171,21 @@ class Messenger:
         if SITE in message.content.config_records and (held := held_in(message.content.config_records[SITE])):
             self.held[site] = held
 
-    def _send(
+    def send(
         self, messages: Mapping[str, Message], task: Task, number: int, deadline_sec: float
     ) -> tuple[dict[str, str], dict[str, Failure]]:
+        """Sends one message a site, with a reference in place of weights that the site keeps.
+
+        Args:
+            messages: by site.
+            task: what is asked for.
+            number: the round.
+            deadline_sec: what the event line says; nothing waits here.
+
+        Returns:
+            The site by the id of each message that was handed over, and the failures of the other sites.
+        """
+        messages = self._refer(messages)
         ids = list(self.grid.push_messages(messages.values()))
         waiting = {identifier: site for identifier, site in zip(ids, messages, strict=True) if identifier}
         failures = {}
@@ -185,14 +196,36 @@ class Messenger:
                 self.bytes_down += size
             else:
                 failures[site] = Failure(site, "Unreachable", "the message could not be handed over")
-                self._note_failure(failures[site], site, task, number)
+                self.note_failure(failures[site], site, task, number)
         return waiting, failures
 
-    def _pull(self, waiting: Mapping[str, str]) -> Iterator[Message]:
-        """Replies that are there, asked for one by one so that only one is in memory besides what is kept of the others. Flower's
-        grid repeats a request that fails."""
-        for identifier in list(waiting):
+    def pull(self, identifiers: Iterable[str]) -> Iterator[Message]:
+        """Gives the replies that are there, asked for one by one so that only one is in memory besides what is kept of the others.
+
+        Flower's grid repeats a request that fails.
+        """
+        for identifier in list(identifiers):
             yield from self.grid.pull_messages([identifier])
+
+    def read_failure_in(
+        self, message: Message, site: str, task: Task, number: int, seconds: float, **facts: int
+    ) -> Failure | None:
+        """Reads why a reply is none; notes a good one, and the model that its site keeps.
+
+        Args:
+            message: the reply.
+            site: who was asked.
+            task: what for.
+            number: the round.
+            seconds: since it was asked.
+            facts: further ones of the event line.
+        """
+        if message.has_error():
+            return read_failure(message)
+        self._remember_held(site, message)
+        facts |= {"bytes": content_bytes(message.content)}
+        self.activity.note(Kind.ANSWERED, round=number, site=site, task=task, seconds=seconds, **facts)
+        return None
 
     def _give_up(
         self, waiting: Mapping[str, str], task: Task, number: int, deadline_sec: float, waited: float
@@ -202,10 +235,18 @@ class Messenger:
         for identifier, site in waiting.items():
             self.outstanding[identifier] = OpenMessage(site, number, task, until)
             failures[site] = Failure(site, "Timeout", f"no reply within {waited:.3g} s")
-            self._note_failure(failures[site], site, task, number)
+            self.note_failure(failures[site], site, task, number)
         return failures
 
-    def _note_failure(self, failure: Failure, site: str, task: Task, number: int) -> None:
+    def note_failure(self, failure: Failure, site: str, task: Task, number: int) -> None:
+        """Writes the event line of a failure.
+
+        Args:
+            failure: why there is no answer.
+            site: who was asked.
+            task: what for.
+            number: the round.
+        """
         self.activity.note(kind_of_failure(failure.error), round=number, site=site, task=task, reason=failure.sentence)
 
 
@@ -245,6 +286,9 @@ class TrainingOutcome:
     failures: Mapping[str, Failure]
     secure_sum: SecureSumRecord | None = None
     central_epsilon: float | None = None
+    staleness: Mapping[str, int] | None = None
+    """By site, of the update, in asynchronous rounds only."""
+    simulated_time: float | None = None
 
 
 @dataclass
@@ -277,22 +321,25 @@ class UpdateChecks:
     left_out: dict[str, Failure] = field(default_factory=dict)
     lengths: dict[str, float] = field(default_factory=dict)
 
-    def take(self, site: str, message: Message) -> bool:
+    def take(self, site: str, message: Message, base: ModelArrays | None = None, scale: float = 1.0) -> bool:
         """Checks one reply and keeps its update; says whether it is good as far as one can say without the others.
 
         Args:
             site: who was asked.
             message: its reply. A bad one is noted in `left_out`; nothing is raised.
+            base: the weights that it was asked to train from; None: `current`.
+            scale: what the update's length is multiplied by before it is compared.
         """
+        base = self.current if base is None else base
         try:
-            update = unpack_update(message.content, self.current, self.cfg.update_precision)
+            update = unpack_update(message.content, base, self.cfg.update_precision)
             arrays = update.arrays
             _check_form(site, update, arrays, self.layout, self.presences[site])
         except MessageError as error:
             self.left_out[site] = Failure(site, "MessageError", str(error))
             return False
         self.updates[site] = update
-        self.lengths[site] = float(np.linalg.norm(arrays.parameters - self.current.parameters))
+        self.lengths[site] = scale * float(np.linalg.norm(arrays.parameters - base.parameters))
         return True
 
     def close(self) -> tuple[dict[str, Update], dict[str, Failure]]:

@@ -5,7 +5,8 @@ for each round:
     record = coordinator.run_round(number)   the steps above in order; `RoundRecord` is what the history keeps of it
 
 `Coordinator.run_round` is the round; the private methods below it are its steps, in the order in which they run. Where the experiment
-asks for secure aggregation, `server.secure_aggregation.rounds` takes the place of the training and evaluation steps.
+asks for secure aggregation, `server.secure_aggregation.rounds` takes the place of the training and evaluation steps; where it asks for a
+buffer, `server.federation.asynchronous` that of the exchange of training messages.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory
 from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_counted, with_step
 from pneumofed.common.wire.messages import ARRAYS, CONFIG, Failure, ModelArrays, Update, unpack_evaluation
 from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.asynchronous import BufferedRounds, VirtualClock
 from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.drift import SummedCorrections
@@ -38,6 +40,7 @@ from pneumofed.server.federation.messaging import (
     EvaluationOutcome,
     Evaluations,
     Messenger,
+    OpenMessage,
     TrainingOutcome,
     UpdateChecks,
     read_personal,
@@ -73,8 +76,10 @@ class Coordinator:
         kept: what is evaluated and kept: after a round `arrays`, or their moving average over the rounds (`strategy.ema_decay`).
         directory: which connected node is which site.
         secure: set where the experiment asks for secure aggregation.
+        buffered: set where it asks for asynchronous rounds.
         validation: the hospitals' pooled validation statistics of the last round.
         key_roster: the sites' signed node keys, where the experiment asks for secure aggregation.
+        clock: of a simulation that goes by virtual time.
     """
 
     grid: Grid
@@ -94,6 +99,8 @@ class Coordinator:
     central_privacy: CentralPrivacy | None = None
     validation: Statistics | None = field(init=False, default=None)
     key_roster: InitVar[KeyDirectory | None] = None
+    clock: VirtualClock | None = None
+    buffered: BufferedRounds | None = field(init=False, default=None)
 
     def __post_init__(self, key_roster: KeyDirectory | None) -> None:
         self.layout = ArraysLayout.of(self.network)
@@ -104,6 +111,8 @@ class Coordinator:
             self.secure = SecureRounds(
                 self.messenger, self.experiment, self.run_log.run, self.layout, key_roster, self.directory.nodes
             )
+        if self.experiment.strategy.buffer is not None:
+            self.buffered = BufferedRounds(self.messenger, self.experiment.strategy, self.rate, self.clock)
 
     def run_round(self, number: int) -> RoundRecord:
         """Runs one round, moves `arrays` and `kept` on, and returns its record.
@@ -114,13 +123,14 @@ class Coordinator:
         cfg, clock, down = self.experiment, RoundClock(), self.messenger.bytes_down
 
         # Who is there: replies to earlier rounds are dropped first, so that their sites are free for this one.
-        late = self.messenger.collect_late()
+        late = _late(self.messenger.collect_late())
         sites = self.enrolment.free_sites()
         drawn = draw_sites(sites, cfg.strategy.fraction_train, cfg.seed, number)
-        self.run_log.activity.note(Kind.ROUND_STARTED, round=number, sites=drawn, deadline_sec=cfg.strategy.round_timeout_sec)
+        self._note_start(number, drawn)
 
         # Train on the drawn sites; every reply is checked before any arithmetic.
         trained = self._train(drawn, number)
+        drawn, sites = (self.buffered.taking_part, self.buffered.free) if self.buffered else (drawn, sites)
         clock.lap("train")
 
         # Aggregate. From here on the round counts: too few good updates have raised above.
@@ -141,15 +151,23 @@ class Coordinator:
 
         # Record: history, audit line, live page and report are all written from this.
         record = RoundRecord(
-            late=tuple(LateReply(site=asked.site, round=asked.round, task=asked.task) for asked in late),
+            late=late,
             absent=self.directory.absences(),
             seconds=clock.seconds(),
             bytes=RoundBytes(down=self.messenger.bytes_down - down, up=trained.bytes_up),
             **(_results_of(number, drawn, trained, evaluated, threshold) | central),
         )
-        record = self.rate.remember(record)
-        self.run_log.finishes(record, self.kept, trained.heads)
+        self.run_log.finishes(record := self.rate.remember(record), self.kept, trained.heads)
         return record
+
+    def _note_start(self, number: int, drawn: Sequence[str]) -> None:
+        """Notes who begins, and until when or, in asynchronous rounds, beside whom."""
+        facts: dict[str, Any] = {"sites": drawn}
+        if self.buffered is None:
+            facts["deadline_sec"] = self.experiment.strategy.round_timeout_sec
+        else:
+            facts["at_work"] = sorted(self.messenger.at_work)
+        self.run_log.activity.note(Kind.ROUND_STARTED, round=number, **facts)
 
     def _train(self, drawn: Sequence[str], number: int) -> TrainingOutcome:
         """Asks the drawn sites to train and gives what came back.
@@ -163,8 +181,7 @@ class Coordinator:
             )
         cfg = self.experiment.strategy
         checks = UpdateChecks(self.arrays, self.layout, self.directory.presences, cfg, compares=self.central_privacy is None)
-        messages = self._training_messages(number, drawn)
-        failures = self.messenger.exchange(messages, "train", number, cfg.round_timeout_sec, checks.take, cfg.enough_sites)
+        failures = self._collect(drawn, number, checks)
         updates, left_out = checks.close()  # only now: an update's length is compared with the others'
         for site, failure in {**failures, **left_out}.items():
             logger.warning("round %d: %s is left out: %s", number, site, failure)
@@ -178,7 +195,23 @@ class Coordinator:
             )
         heads = {site: head for site, update in updates.items() if (head := update.presence.audit_head)}
         bytes_up = sum(update.nbytes for update in updates.values())
-        return TrainingOutcome(list(updates.values()), _site_trainings(updates), heads, bytes_up, left_out, failures)
+        sites, staleness = _site_trainings(updates), None
+        if self.buffered is not None:
+            fixed = self.experiment.training.fixes_statistics(number, self.experiment.rounds)
+            updates, staleness = self.buffered.as_if_fresh(updates, self.arrays, number, fixed_statistics=fixed)
+        outcome = TrainingOutcome(list(updates.values()), sites, heads, bytes_up, left_out, failures)
+        outcome.staleness, outcome.simulated_time = staleness, self.clock.now if self.clock else None
+        return outcome
+
+    def _collect(self, drawn: Sequence[str], number: int, checks: UpdateChecks) -> dict[str, Failure]:
+        """Sends the training messages and hands the updates to `checks`; returns why each other site sent none."""
+        cfg, messages = self.experiment.strategy, self._training_messages(number, drawn)
+        if self.buffered is not None:
+            return self.buffered.fill(number, messages, self.arrays, checks)
+        failures = self.messenger.exchange(messages, "train", number, cfg.round_timeout_sec, checks.take, cfg.enough_sites)
+        if self.clock is not None:
+            self.clock.wait_for(drawn)
+        return failures
 
     def _training_messages(self, number: int, sites: Sequence[str], steps: Mapping[str, str] | None = None) -> dict[str, Message]:
         """One a site, as the strategy configures them; `steps` are those of a secure sum."""
@@ -257,6 +290,10 @@ def _message(content: RecordDict, node: int, kind: str) -> Message:
     return Message(content, dst_node_id=node, message_type=kind)
 
 
+def _late(replies: Sequence[OpenMessage]) -> tuple[LateReply, ...]:
+    return tuple(LateReply(site=asked.site, round=asked.round, task=asked.task) for asked in replies)
+
+
 def _results_of(
     number: int,
     drawn: Sequence[str],
@@ -276,6 +313,8 @@ def _results_of(
         **_present(
             secure_sum=trained.secure_sum,
             central_epsilon=trained.central_epsilon,
+            staleness=trained.staleness,
+            simulated_time=trained.simulated_time,
             secure_validation=evaluated.secure_validation,
         ),
     }

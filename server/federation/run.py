@@ -26,6 +26,7 @@ from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.after_rounds import keep_alone, keep_hospital_reference
+from pneumofed.server.federation.asynchronous import VirtualClock
 from pneumofed.server.federation.central_evaluation import build_central_evaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.round_choices import LearningRate
@@ -128,7 +129,8 @@ def _build_coordinator(
     grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, run_log: RunLog, checkpoint: Checkpoint | None
 ) -> Coordinator:
     key_roster = read_key_roster(settings.key_roster) if experiment.secure_aggregation.enabled else None
-    rate = LearningRate(experiment, RunFolder(Path(settings.run_dir)).read_history())
+    history = RunFolder(Path(settings.run_dir)).read_history()
+    rate = LearningRate(experiment, history)
     strategy = build_strategy(experiment.strategy, rate, rate.weight, experiment.proximal_mu)
     central_evaluator = build_central_evaluator(experiment, settings)
     network_config = experiment.model.without_weights() if checkpoint else experiment.model
@@ -139,7 +141,11 @@ def _build_coordinator(
         arrays, kept = checkpoint.training or checkpoint.arrays, checkpoint.arrays
         restore_state(strategy, checkpoint.strategy_state)
     central = CentralPrivacy.of(experiment, Path(settings.run_dir))
-    return Coordinator(grid, experiment, run_log, strategy, arrays, network, central_evaluator, kept, rate, central, key_roster)
+    passed = (history[-1].simulated_time if history else None) or 0.0
+    clock = None if settings.slow is None else VirtualClock(settings.slow, passed)
+    return Coordinator(
+        grid, experiment, run_log, strategy, arrays, network, central_evaluator, kept, rate, central, key_roster, clock
+    )
 
 
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:
@@ -151,6 +157,8 @@ def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> 
         record = coordinator.run_round(number)
         _keep_round(coordinator, folder, record)
         _log_round(record, experiment.rounds)
+    if coordinator.buffered is not None:
+        coordinator.buffered.release()
 
 
 def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord) -> None:

@@ -142,10 +142,21 @@ def describe_course(run: StoredRun) -> str:
         text += ": the run stopped early, since validation AUROC no longer grew"
     if not run.completed:
         return text + "."
-    return text + (
-        f". Not every hospital replied well in {_rounds(troubled)}."
-        if troubled
-        else ", and every hospital that was asked replied well."
+    if troubled:
+        text += f". Not every hospital replied well in {_rounds(troubled)}."
+    else:
+        text += ", and every hospital that was asked replied well."
+    return text + _describe_buffer(run)
+
+
+def _describe_buffer(run: StoredRun) -> str:
+    """How asynchronous rounds were made; empty for synchronous ones."""
+    buffer = run.experiment.strategy.buffer if run.experiment else None
+    if buffer is None:
+        return ""
+    return (
+        f" Rounds were asynchronous (FedBuff): each took the first {count(buffer, 'good update')} that came. Those of older weights were "
+        "scaled by 1 / sqrt(1 + their age in rounds), and only hospitals that were not at work were in the validation of a round."
     )
 
 

@@ -125,6 +125,7 @@ def _sites(run: StoredRun) -> dict[str, Any]:
     return {
         "class_names": class_names(run),
         "hospital_rows": rows,
+        "asynchronous": any(row.staleness for row in rows),
         "spread": describe_spread(rows),
         "personal": personal_table(run),
         "alone": alone_table(run),

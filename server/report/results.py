@@ -16,7 +16,7 @@ from pneumofed.server.report.news import leads_of
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, duration, megabytes, number, whole
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import PARTITION_WORDS
-from pneumofed.server.runs.records import Metrics, set_noun
+from pneumofed.server.runs.records import Metrics, RoundRecord, set_noun
 from pneumofed.server.runs.summary_records import (
     BaselineResult,
     BaselineTable,
@@ -200,6 +200,8 @@ class HospitalResult:
     evaluated: str
     rounds: str
     failures: int
+    staleness: str
+    """Of its updates in asynchronous rounds; empty in synchronous ones."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,8 @@ class Participation:
     drawn: Counter[str]
     trained: Counter[str]
     failed: Counter[str]
+    staleness: Mapping[str, Sequence[int]]
+    """Of each update in asynchronous rounds."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +262,7 @@ def hospital_rows(run: StoredRun) -> list[HospitalResult]:
         drawn=Counter(site for line in history for site in line.drawn),
         trained=Counter(site for line in history for site in line.trained),
         failed=Counter(site for line in history for site in line.trouble),
+        staleness=_staleness(history),
     )
     return [_hospital_row(run, name, report, labels, part) for name, report in run.site_reports().items()]
 
@@ -277,7 +282,20 @@ def _hospital_row(run: StoredRun, name: str, report: SiteSummary, labels: Sequen
         evaluated=_mix(evaluated) + in_another_round if evaluated else "",
         rounds=f"{part.trained[name]} of {part.drawn[name]}",
         failures=part.failed[name],
+        staleness=_describe_staleness(part.staleness.get(name, ())),
     )
+
+
+def _staleness(history: Sequence[RoundRecord]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for line in history:
+        for site, rounds in line.staleness.items():
+            found.setdefault(site, []).append(rounds)
+    return found
+
+
+def _describe_staleness(staleness: Sequence[int]) -> str:
+    return f"{statistics.mean(staleness):.1f} (at most {max(staleness)})" if staleness else ""
 
 
 def _evaluated_at(run: StoredRun, site: str) -> tuple[int, Metrics | None]:

@@ -12,9 +12,9 @@ run_started     rounds
 run_resumed     rounds; `round` is the last completed one
 joined          the site is enrolled: it answered the roll call
 absent          reason; the site, or node, cannot take part
-round_started   sites [names], deadline_sec
+round_started   sites [names], deadline_sec; of an asynchronous round, without deadline, also at_work [names], since earlier rounds
 asked           task (roll call, train, evaluate; in a secure sum also keys, shares, confirmation, unmasking), bytes of arrays, deadline_sec
-answered        task, seconds, bytes of arrays
+answered        task, seconds, bytes of arrays; staleness of an update in an asynchronous round
 late            task, seconds; no reply within the deadline, a later one is dropped
 refused         task, reason; the site's policy, by the name of its rule
 lost            task, reason; the node went away or could not be reached
@@ -254,16 +254,18 @@ def record_round(log: AuditLog, run: str, record: RoundRecord, arrays: ModelArra
         arrays: the weights that the round's model is evaluated with.
         heads: head of each site's log as its reply gave it.
     """
+    asynchronous = {"staleness": dict(record.staleness)} if record.staleness else {}
     return log.record(
         ROUND_EVENT,
         run=run,
         round=record.round,
-        participants=[site for site in record.drawn if site not in record.trouble],
+        participants=[site for site in record.staleness or record.drawn if site not in record.trouble],
         failures=sorted(record.failures),
         left_out=sorted(record.left_out),
         bytes=record.bytes.to_json(),
         weights=hash_arrays(arrays),
         heads=dict(heads),
+        **asynchronous,
     )
 
 
@@ -295,7 +297,15 @@ def describe_event(event: Mapping[str, Any]) -> str:
 def _after(event: Mapping[str, Any]) -> str:
     seconds, size = event.get("seconds"), event.get("bytes")
     words = f" after {seconds:.1f} s" if isinstance(seconds, int | float) else ""
-    return words + (f" with {size / 1e6:.1f} MB" if isinstance(size, int | float) else "")
+    words += f" with {size / 1e6:.1f} MB" if isinstance(size, int | float) else ""
+    return words + describe_staleness(event.get("staleness"))
+
+
+def describe_staleness(staleness: object) -> str:
+    """Writes how old the weights were that an update began from, as the end of a sentence; nothing of a fresh one."""
+    if not isinstance(staleness, int) or not staleness:
+        return ""
+    return f", from the weights of {staleness} round{'' if staleness == 1 else 's'} before"
 
 
 def _count(sites: Any) -> str:

@@ -236,7 +236,7 @@ class RoundRecord(Record):
     round: int
     """From 1."""
     drawn: tuple[str, ...] = ()
-    """Sites that were asked to train."""
+    """Sites that were asked to train; in an asynchronous round all that were at work in it."""
     failures: Mapping[str, str] = {}
     """Site -> why it gave no answer, in training or evaluation."""
     left_out: Mapping[str, str] = {}
@@ -255,6 +255,11 @@ class RoundRecord(Record):
     rate_factor: float | None = None
     """On the learning rate of the round, under the schedule `plateau`."""
     secure_validation: SecureSumRecord | None = None
+    staleness: Mapping[str, int] = {}
+    """Of an asynchronous round (`strategy.buffer`): site -> rounds between the weights that it trained from and those that its update was
+    applied to."""
+    simulated_time: float | None = None
+    """When the round was over by the virtual clock of a simulation, in trainings of a hospital that is not slow."""
     sites: Mapping[str, SiteRound] = {}
     absent: Mapping[str, str] = {}
     """Site or node -> why it is not a site of the run."""
@@ -270,6 +275,11 @@ class RoundRecord(Record):
     def trouble(self) -> dict[str, str]:
         """Reason by site of everyone who gave no answer or no good one."""
         return {**self.failures, **self.left_out}
+
+    @property
+    def stale(self) -> dict[str, int]:
+        """Staleness by site of the updates that began from older weights than the round's."""
+        return {name: rounds for name, rounds in self.staleness.items() if rounds}
 
     @property
     def measured(self) -> dict[str, Metrics]:

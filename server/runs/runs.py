@@ -234,6 +234,7 @@ class Runs:
             threads=own.threads,
             held_out=manifests,
             survey=None,
+            slow=None,
             **absolute,
         )
 

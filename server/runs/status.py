@@ -140,7 +140,7 @@ def waiting_for(events: Sequence[Mapping[str, Any]]) -> tuple[int | None, list[s
         if kind in (Kind.RUN_STARTED, Kind.RUN_RESUMED):
             number, waiting = None, set()
         elif kind == Kind.ROUND_STARTED:
-            number, waiting = event["round"], set()
+            number, waiting = event["round"], set(map(str, event.get("at_work", ())))
         elif event["round"] == number and site:
             (waiting.add if kind == Kind.ASKED else waiting.discard)(str(site))
     return number, sorted(waiting)

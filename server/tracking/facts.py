@@ -152,6 +152,8 @@ def round_numbers(line: RoundRecord, held_out: bool = True) -> dict[str, float]:
         "round/bytes_down": line.bytes.down,
         "round/bytes_up": line.bytes.up,
         "round/rate_factor": line.rate_factor,
+        "round/largest_staleness": max(line.staleness.values(), default=None),
+        "round/simulated_time": line.simulated_time,
         "round/seconds": line.seconds.total,
         **{f"round/seconds_{part}": getattr(line.seconds, part) for part in ("train", "aggregate", "evaluate", "central")},
         "privacy/central_epsilon": line.central_epsilon,

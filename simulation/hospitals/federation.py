@@ -208,7 +208,7 @@ def lay_out(
 
     Raises:
         DataError: the data folder is missing or holds nothing usable.
-        ConfigError: more hospitals than patients, or a resumed run was started with other hospitals.
+        ConfigError: more hospitals than patients, a slow one that is not there, or a resumed run was started with other hospitals.
     """
     run_dir = run_dir.resolve()
     _check_same_simulation(cfg, run_dir, resume)
@@ -216,6 +216,10 @@ def lay_out(
     data, external = _find_data(cfg, experiment.seed, run_dir)
     progress.show(DATA, note="reading folders and tables")
     study = gather(cfg, data, external, experiment.seed)
+    if unknown := sorted(set(cfg.slow) - {hospital.name for hospital in study.hospitals}):
+        raise ConfigError(
+            f"slow: {unknown[0]} is no hospital; there are {', '.join(hospital.name for hospital in study.hospitals)}"
+        )
     sites, cache = run_dir / "sites", run_dir / "coordinator" / "cache"
     caches = {hospital.name: sites / hospital.name / "cache" for hospital in study.hospitals}
     for hospital in study.hospitals:
@@ -232,9 +236,9 @@ def lay_out(
         _write_site(run_dir, number, name, part, cfg, identities[0].get(name))
         _write_secret(sites / name, name, experiment.seed)
     _write_secret(run_dir, "coordinator", experiment.seed)
-    settings = CoordinatorConfig(
-        run_dir=str(run_dir), resume=resume, device=cfg.device, key_roster=str(identities[1]) if identities[1] else None
-    )
+    virtual = cfg.slow if cfg.slow or experiment.strategy.buffer is not None else None
+    roster = str(identities[1]) if identities[1] else None
+    settings = CoordinatorConfig(run_dir=str(run_dir), resume=resume, device=cfg.device, key_roster=roster, slow=virtual)
     coordinator = _write_coordinator({name: source.manifest for name, source in study.held_out.items()}, settings)
     return Federation(sites, coordinator, tuple(names), tuple(parts), study.phantom, study.report)
 

@@ -74,6 +74,8 @@ class SimulationConfig(Section):
     """Further held-out sets: the place of each by its name."""
     hold_out: dict[str, Share] = Field(default_factory=dict)
     """Share of the patients of a source, by its name without N, that becomes the held-out set of that name; `test` is of `data`."""
+    slow: dict[str, Annotated[float, Field(gt=0.0)]] = Field(default_factory=dict)
+    """By hospital, how many times as long as the others it takes to train, by the virtual clock (`server.federation.asynchronous`)."""
     threads: Annotated[int, Field(ge=1)] = 1
     """CPU threads of each hospital's training; part of what makes a run repeat bit for bit."""
     device: str = "auto"

@@ -47,6 +47,7 @@ NEWER_KEYS = (
     *(f"  {key}: " for key in ("erase_borders", "erase_markers", "style")),
     *("  alone: ", "  alone_timeout_sec: "),
     "  hospital_reference: ",
+    "  buffer: ",
     "  largest_weight: ",
     "  plateau:",
     *(f"    {key}: " for key in ("monitor", "factor", "patience_rounds", "min_delta")),

@@ -45,9 +45,11 @@ def run(
     baselines: bool = False,
     hospitals: int = 2,
     workers: int = 1,
+    slow: dict[str, float] | None = None,
     **changes: Any,
 ) -> RunSummary:
     virtual = {"data": str(data), "external": str(data / "external"), "hospitals": hospitals, "device": "cpu", "partition": "iid"}
+    virtual |= {"slow": slow or {}}
     built = build_plan(out, {**SMALL, **changes}, virtual, resume=resume)
     return run_simulation(
         Plan(*built, out, Resources(hospitals), engine, resume, baselines, workers),
@@ -70,6 +72,29 @@ def test_workers_give_the_same_weights_bit_for_bit(tmp_path: Path, phantoms: Pat
     run(tmp_path / "one", phantoms, hospitals=3)
     run(tmp_path / "two", phantoms, hospitals=3, workers=2)
     np.testing.assert_array_equal(final_weights(tmp_path / "one"), final_weights(tmp_path / "two"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [{"workers": 3}, {"engine": "flower"}])
+def test_asynchronous_rounds_repeat_bit_for_bit_on_any_engine(tmp_path: Path, phantoms: Path, other: dict[str, Any]) -> None:
+    """The virtual clock says whose update is next, whichever comes first."""
+    asked: dict[str, Any] = {"hospitals": 3, "rounds": 4, "strategy": {"buffer": 2}, "slow": {"hospital-00": 2.5}}
+    run(tmp_path / "one", phantoms, **asked)
+    run(tmp_path / "other", phantoms, **asked, **other)
+    np.testing.assert_array_equal(final_weights(tmp_path / "one"), final_weights(tmp_path / "other"))
+    lines = [RunFolder(tmp_path / name).read_history() for name in ("one", "other")]
+    assert [line.staleness for line in lines[0]] == [line.staleness for line in lines[1]]
+    assert any(line.stale for line in lines[0])
+
+
+def test_a_simulation_with_a_slow_hospital_knows_it_by_name_and_keeps_it(tmp_path: Path, phantoms: Path) -> None:
+    with pytest.raises(ConfigError, match="hospital-07 is no hospital; there are hospital-00, hospital-01"):
+        run(tmp_path / "unknown", phantoms, slow={"hospital-07": 10.0})
+    with pytest.raises(ConfigError, match=r"enough_sites closes rounds as real replies come.*take strategy\.buffer"):
+        run(tmp_path / "real", phantoms, slow={"hospital-00": 10.0}, strategy={"enough_sites": 1})
+    run(tmp_path / "run", phantoms, slow={"hospital-00": 10.0}, rounds=1)
+    assert RunFolder(tmp_path / "run").read_history()[0].simulated_time == 10.0
+    assert yaml.safe_load((tmp_path / "run" / "simulation.yaml").read_text())["slow"] == {"hospital-00": 10.0}
 
 
 def test_virtual_hospitals_sum_in_secret_with_keys_of_their_own(tmp_path: Path, phantoms: Path) -> None:

@@ -259,7 +259,7 @@ function showSites(sites) {
 
 function showMetrics(run) {
   unlessSame("metrics", run.sites, (body) => fill(body, 9, run.sites.map((site) => row(site.name, [
-    `${site.rounds_answered} of ${site.rounds_drawn}`, count(site.images), number(site.train_loss), number(site.train_sec, 1),
+    `${site.rounds_answered} of ${site.rounds_drawn}${site.staleness ? `, the last ${site.staleness} old` : ""}`, count(site.images), number(site.train_loss), number(site.train_sec, 1),
     count(site.validation_images), number(site.auroc), number(site.sensitivity), number(site.specificity),
   ]))));
 }

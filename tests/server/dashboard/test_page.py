@@ -235,6 +235,14 @@ def test_a_run_that_succeeded_shows_its_measured_numbers_and_no_others(stage: St
     assert detail["sites"][0]["rounds_answered"] == 1
 
 
+def test_how_old_the_updates_of_asynchronous_rounds_were_is_shown(stage: Stage) -> None:
+    stage.server_app.finish_round(1, staleness={"north": 0, "south": 0})
+    stage.server_app.finish_round(2, staleness={"south": 4})
+    detail = stage.client(AUDITOR).get("/api/runs/pneumonia-1").json()
+    assert [line["staleness"] for line in detail["course"]] == [{"north": 0, "south": 0}, {"south": 4}]
+    assert {site["name"]: site["staleness"] for site in detail["sites"]} == {"north": 0, "south": 4}
+
+
 def test_an_auditor_sees_no_file_names(stage: Stage) -> None:
     stage.server_app.end("failed", error="round 1: /data/DOE JANE/1.dcm cannot be read")
     stage.runs.reconcile()

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from pneumofed.server.report.course import PrivacySection, describe_privacy
+from pneumofed.server.report.course import PrivacySection, describe_course, describe_privacy
 from pneumofed.server.report.read_run import read_run
 from pneumofed.server.report.report import write_report
+from pneumofed.server.report.results import hospital_rows
+from tests.server.report.report_runs import RunMaker
 from tests.tiny import TinyFederation, tiny_experiment
 
 PRIVATE = {
@@ -43,6 +45,19 @@ def test_a_private_run_tells_unit_delta_and_what_each_hospital_spent(tmp_path: P
     assert all(0 < epsilon <= 5.0 for epsilon in found.spent.values())
     assert not [thing for thing in found.unprotected if "weights" in thing or "loss" in thing]
     assert "site-2" in page
+
+
+def test_asynchronous_rounds_say_how_old_the_updates_were(tmp_path: Path) -> None:
+    maker = RunMaker(tmp_path / "run", strategy={"buffer": 2})
+    late = maker.sites[-1]
+    maker.rounds(3, staleness={maker.sites[0]: 0, late: 5}).end("succeeded")
+    run = read_run(maker.path)
+    assert "asynchronous (FedBuff): each took the first 2 good updates" in describe_course(run)
+    aged = {row.name: row.staleness for row in hospital_rows(run)}
+    assert (aged[maker.sites[0]], aged[late]) == ("0.0 (at most 0)", "5.0 (at most 5)")
+    write_report(maker.path)
+    page = (maker.path / "report.html").read_text()
+    assert "Mean age of updates" in page and f"<small>{late},\n5 old</small>" in page
 
 
 @pytest.mark.parametrize("changes", [SECRET, {**PRIVATE, **SECRET}])
