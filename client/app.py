@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from pneumofed.client.federation.correction import SiteCorrection
 from pneumofed.client.federation.ditto import prepare_personal
 from pneumofed.client.federation.held_model import keep_model
-from pneumofed.client.federation.judging import compare_alone, evaluate_round
+from pneumofed.client.federation.judging import compare_alone, evaluate_other, evaluate_round
 from pneumofed.client.federation.network import LocalNorms, empty_network, own_network
 from pneumofed.client.federation.requests import Disclosure, Handler, answer_request, open_site_data, read_request
 from pneumofed.client.federation.site_data import SiteData, class_number, find_site_config, site_log
@@ -108,13 +108,16 @@ def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolic
 
 
 def answer_evaluation(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
-    """Judges the global model on the site's validation patients, and where it is asked for one that the site trains by itself.
+    """Judges the global model on the site's validation patients, and where it is asked for one that the site trains by itself; or the
+    model of another site in its place.
 
     Args:
         instruction: what the coordinator asks.
         config: the site's own.
         policy: the site's, as it stood when the message came.
     """
+    if instruction.other is not None:
+        return evaluate_other(instruction, config, policy, instruction.other)
     return (evaluate_round if instruction.first is None else compare_alone)(instruction, config, policy)
 
 

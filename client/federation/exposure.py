@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import get_args
 
 from pneumofed.client.federation.policy_decision import ON_A_SURVEY, RunRequest
-from pneumofed.client.federation.requests import is_limited, withheld_of
+from pneumofed.client.federation.requests import is_limited, rule_against_own_model, withheld_of
 from pneumofed.common.config.parties import SitePolicy, SurveyField
 
 RULED: dict[str, tuple[str, ...]] = {
@@ -36,6 +36,17 @@ RULED: dict[str, tuple[str, ...]] = {
         "min_validation_patients",
         "withhold",
         "max_epsilon",
+    ),
+    "evaluation.cross_site": (
+        "share_own_model",
+        "train_alone",
+        "min_patients",
+        "max_evaluations_per_day",
+        "max_evaluations_per_data",
+        "min_validation_patients",
+        "withhold",
+        "max_epsilon",
+        "require_secure_aggregation",
     ),
     "evaluation.hospital_reference": (
         "max_evaluations_per_day",
@@ -109,7 +120,22 @@ def describe_exposure(policy: SitePolicy) -> list[str]:
     Args:
         policy: the hospital's.
     """
-    return [_updates(policy), _numbers(policy), statistics_sentence(policy), survey_sentence(policy)]
+    own = [own_model_sentence(policy)] if policy.train_alone and policy.share_own_model else []
+    return [_updates(policy), _numbers(policy), statistics_sentence(policy), survey_sentence(policy), *own]
+
+
+def own_model_sentence(policy: SitePolicy) -> str:
+    """Says when the model that the site trains alone leaves, and why it never does where another key stands against it.
+
+    Args:
+        policy: the hospital's; one without `share_own_model` and `train_alone` gives no such model.
+    """
+    against = rule_against_own_model(policy)
+    if against:
+        return f"the model that this site trains alone stays here ({against})"
+    return (
+        "in a run with evaluation.cross_site the model that this site trains alone goes to the other hospitals (share_own_model)"
+    )
 
 
 def survey_sentence(policy: SitePolicy) -> str:

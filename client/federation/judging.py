@@ -5,11 +5,13 @@ suitability tests (`common.model_bundle.pooled_scores`) leaves by the same.
 
     model = train_alone(site, experiment, first, done)     the run's whole budget on the site's own training images
     compare_alone(instruction, config, policy)             that model and the global one on the site's validation patients
+    evaluate_other(instruction, config, policy, other)     the model that another site trained so, on this site's validation patients
 
 The model of a hospital by itself starts from the weights that the run started from, and trains as many rounds of as many passes by the same
 schedule, with the site's own seeds of each round. Which round's weights it keeps, and whether it is their moving average, it decides as the
 coordinator does, on its own validation images. What a strategy adds to the mean over sites is left out, since nothing is averaged over
-sites; in a private run there is no noise, since the model leaves nobody's house. Pure in (images, experiment, first weights): the same call
+sites; in a private run there is no noise, since there the model leaves nobody's house. It does only with `evaluation.cross_site`, which no
+private run may have, and `share_own_model` in the policy. Pure in (images, experiment, first weights): the same call
 gives the same bits.
 """
 
@@ -260,7 +262,8 @@ def train_alone(
 
 
 def compare_alone(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Content:
-    """Trains alone and judges this model and the global one on the same validation patients. Only sums leave, as two evaluations.
+    """Trains alone and judges this model and the global one on the same validation patients. Only sums leave, as two evaluations, and
+    the own model where the run asks for it and the policy gives it (`Disclosure.shares_own_model`).
 
     Both answers are counted before anything is trained. The own model stays in memory and is gone with the answer.
 
@@ -297,4 +300,36 @@ def compare_alone(instruction: Instruction, config: SiteConfig, policy: SitePoli
     own_model, _ = network_with(experiment, kept)
     own = coarsen(evaluate_model(compute.place(own_model), judged, experiment, compute), policy.score_bins)
     spent = {"evaluate_sec": time.perf_counter() - started}
-    return pack_evaluation(Evaluation(presence, shared.n, spent, shared.to_numbers(), own.to_numbers()))
+    answer = Evaluation(presence, shared.n, spent, shared.to_numbers(), own.to_numbers())
+    return pack_evaluation(answer, kept if releases.shares_own_model(experiment) else None)
+
+
+def evaluate_other(instruction: Instruction, config: SiteConfig, policy: SitePolicy, other: ModelArrays) -> Content:
+    """Judges the model of another site on the validation patients, as one evaluation like any other; the model is not kept here.
+
+    It is judged as it was given: under FedBN with the normalisation layers of the site that trained it.
+
+    Args:
+        instruction: what the coordinator asks.
+        config: the site's own.
+        policy: the site's, as it stood when the message came.
+        other: the model. Whose it is, the message does not say.
+
+    Returns:
+        Mergeable statistics; those of no image where the policy withholds them.
+
+    Raises:
+        PolicyError: too many were asked for, or the answer and an earlier one would tell a few patients apart.
+        MessageError: the model is of another network.
+    """
+    experiment, started = instruction.experiment, time.perf_counter()
+    site = open_site_data(instruction, config, policy, "evaluate")
+    model, layout = network_with(experiment, other)
+    releases = Disclosure.of(site, experiment, policy)
+    statistics = _no_statistics(experiment)
+    if not releases.withholds("validation_statistics"):
+        compute = build_compute(config.device, "fp32", config.threads)
+        site = _admitted(site, instruction, config, policy)
+        statistics = coarsen(evaluate_model(compute.place(model), site, experiment, compute), policy.score_bins)
+    spent = {"evaluate_sec": time.perf_counter() - started}
+    return pack_evaluation(Evaluation(releases.presence(layout.digest), statistics.n, spent, statistics.to_numbers()))

@@ -40,7 +40,7 @@ UNRESTRICTED = SitePolicy().model_copy(
         **dict.fromkeys(("min_patients", "min_patients_private", "min_validation_patients", "min_validation_share"), 0),
         **dict.fromkeys(("max_rounds_per_day", "max_evaluations_per_day", "max_evaluations_per_data"), sys.maxsize),
         "max_validation_share": 1.0,
-        "train_alone": True,
+        **dict.fromkeys(("train_alone", "share_own_model"), True),
         "survey": list(get_args(SurveyField)),
         "max_delta": 1.0,
         "score_bins": 2048,

@@ -9,6 +9,7 @@ What leaves beside the update, and what the policy makes of it (`Disclosure`):
                                [validation_statistics]` sends those of no image
     those of the site's own model  by the same rules, or not at all: never in secure aggregation, which sums those of one model, and in
                                private training with `privacy.open_metrics` only
+    the model trained alone    with `evaluation.cross_site` and `share_own_model` only, where its statistics may leave too
     suitability scores         of validation patients, in 64 bins, as validation statistics and by the same rules
 
 Where the policy sets a limit of epsilon, what comes from the raw data without noise is withheld: the data report, metrics with data
@@ -120,6 +121,18 @@ class Disclosure:
         noised = experiment.privacy.mechanism != "none"
         return not self.withholds("validation_statistics") and (experiment.privacy.open_metrics or not noised)
 
+    def shares_own_model(self, experiment: ExperimentConfig) -> bool:
+        """Whether the model that the site trained alone may leave: where the run asks for it, the policy says so by its own key, and its
+        statistics may leave, since the validation patients choose which round's weights it has.
+
+        Args:
+            experiment: of the run; one that is private in any way, or sums under masks, never gets it, whatever its own checks say.
+        """
+        hidden = experiment.privacy.mechanism != "none" or experiment.central_privacy.enabled
+        if hidden or not experiment.evaluation.cross_site or not self.policy.share_own_model:
+            return False
+        return not rule_against_own_model(self.policy) and self.shows_unnoised(experiment)
+
 
 def is_limited(policy: SitePolicy) -> bool:
     """Whether the policy sets a limit of epsilon."""
@@ -136,6 +149,19 @@ def rule_against_statistics(policy: SitePolicy) -> str:
     if "validation_statistics" in policy.withhold:
         return "withhold"
     return "" if shows_statistics(policy) else next(limit for limit in LIMITS if getattr(policy, limit) is not None)
+
+
+def rule_against_own_model(policy: SitePolicy) -> str:
+    """Names the key of policy.yaml by which the model that the site trained alone never leaves; empty where `share_own_model` decides.
+
+    Args:
+        policy: the site's.
+    """
+    if "validation_statistics" in policy.withhold:
+        return "withhold"
+    if policy.require_secure_aggregation:
+        return "require_secure_aggregation"
+    return next((limit for limit in LIMITS if getattr(policy, limit) is not None), "")
 
 
 def withheld_of(policy: SitePolicy, validation_patients: int) -> set[Withheld]:

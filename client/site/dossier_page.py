@@ -190,10 +190,18 @@ THINGS = (
     ),
     Thing(
         "Statistics of a model of the hospital's own",
-        "The same histograms, of a model that the site trains for itself. That model does not leave.",
+        "The same histograms, of a model that the site trains for itself.",
         ("train_alone", "min_validation_patients", "max_evaluations_per_day", "withhold", "open_statistics"),
         lambda one: _statistics(one, own=True),
         _say_images,
+    ),
+    Thing(
+        "The model that this hospital trained alone, which other hospitals got to judge",
+        "All weights of a network that was trained on this hospital's images only, without noise. Whoever has it can learn much of them.",
+        ("share_own_model", "train_alone", "min_patients", "withhold", "max_epsilon", "require_secure_aggregation"),
+        lambda one: _is_plain(one, "evaluate") and bool(one.arrays),
+        lambda one: f"arrays {', '.join(one.arrays)}",
+        counts_bytes=True,
     ),
 )
 

@@ -411,6 +411,10 @@ class EvaluationConfig(Section):
     it takes as long as the run's training and is two more answers without noise. Nothing of the own model leaves."""
     alone_timeout_sec: Annotated[float, Field(gt=0.0, le=7 * 86400.0)] = 86400.0
     """How long the coordinator waits for those who train alone."""
+    cross_site: bool = False
+    """With `alone`: each site that allows it (`share_own_model` in its policy) also gives the model that it trained alone, which the
+    coordinator has the other sites judge on their validation patients: whose model does how well on whose patients. Off, since a model
+    of one hospital's images travels to other hospitals, and each model is one more answer without noise."""
 
 
 class EarlyStoppingConfig(Section):
@@ -512,6 +516,7 @@ class ExperimentConfig(Section):
     def _check_privacy(self) -> ExperimentConfig:
         _check_dp_sgd(self)
         _check_central_privacy(self)
+        _check_cross_site(self)
         _check_secure_aggregation(self)
         return self
 
@@ -606,6 +611,28 @@ def _check_central_privacy(cfg: ExperimentConfig) -> None:
     for sentence, is_refused in refused.items():
         if is_refused:
             raise ValueError(f"central_privacy.enabled is true but {sentence}")
+
+
+def _check_cross_site(cfg: ExperimentConfig) -> None:
+    """Refuses to send one hospital's model where the run promises that nobody sees it, or to send one that does not exist."""
+    if not cfg.evaluation.cross_site:
+        return
+    refused = {
+        "secure_aggregation hides what each site trained, and the model of one site would leave in the clear: switch one off": (
+            cfg.secure_aggregation.enabled
+        ),
+        "privacy.mechanism is 'dp_sgd', and the model that a site trains alone has no noise and is in no ledger: switch one off": (
+            cfg.privacy.mechanism != "none"
+        ),
+        "central_privacy hides what each site adds, and the model of one site would travel to the others without noise: switch one "
+        "off": cfg.central_privacy.enabled,
+        "the models that the sites judge are those that they train alone: set evaluation.alone to true too": (
+            not cfg.evaluation.alone
+        ),
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"evaluation.cross_site is true but {sentence}")
 
 
 def _check_secure_aggregation(cfg: ExperimentConfig) -> None:

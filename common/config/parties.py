@@ -122,6 +122,9 @@ class SitePolicy(Section):
     train_alone: bool = False
     """Whether a run with `evaluation.alone` may have this site train once by itself, as long as all rounds together take it, to compare
     its own model with the global one. Two more evaluations leave, and nothing of the own model."""
+    share_own_model: bool = False
+    """Whether in a run with `evaluation.cross_site` the model that this site trained alone leaves, to be judged by the other sites. It is
+    of this hospital's images only and has no noise, so that it tells more of them than any global model. Needs `train_alone`."""
     survey: list[SurveyField] = Field(default_factory=lambda: list(SURVEYED))
     """What a survey before training may be told: patients by these fields, in tens, small cells left out (`client.federation.survey`).
     By default the label only, which enrolment in any run tells more finely; empty refuses every survey."""

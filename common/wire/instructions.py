@@ -33,6 +33,7 @@ from pneumofed.common.wire.messages import (
     COUNTED,
     FIRST,
     HELD,
+    OTHER,
     PROTOCOL,
     RATE_FACTOR,
     STEP,
@@ -78,6 +79,8 @@ class Instruction:
 
     held: str | None = None
     """SHA-256 of weights that the site keeps since the last evaluation and that stand for `arrays`; None where these travel."""
+    other: ModelArrays | None = None
+    """The model of another site, which the site is asked to judge in place of the global one (`evaluation.cross_site`)."""
 
     @property
     def weights(self) -> ModelArrays:
@@ -113,6 +116,8 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
         content[ARRAYS] = pack_arrays(instruction.arrays)
     if instruction.first is not None:
         content[FIRST] = pack_arrays(instruction.first)
+    if instruction.other is not None:
+        content[OTHER] = pack_arrays(instruction.other)
     if instruction.variate is not None:
         content[VARIATE] = pack_variate(instruction.variate)
     return content
@@ -190,8 +195,11 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     if held is not None and arrays is not None:
         raise MessageError(f"expected weights or {HELD}, got both")
     survey = _unpack_survey(config[SURVEY]) if SURVEY in config else ()
+    lent = _unpack_other(content, experiment)
+    if lent is not None and not all(part is None or part == () for part in (arrays, held, first, tests, step, survey)):
+        raise MessageError(f"expected {OTHER} by itself, got more to judge or to do")
     return Instruction(
-        experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, survey, held
+        experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, survey, held, lent
     )
 
 
@@ -229,6 +237,14 @@ def _unpack_first(content: RecordDict, experiment: ExperimentConfig) -> ModelArr
     if not experiment.evaluation.alone:
         raise MessageError("first weights: expected none, since the experiment does not ask for evaluation.alone")
     return unpack_arrays(content.array_records[FIRST])
+
+
+def _unpack_other(content: RecordDict, experiment: ExperimentConfig) -> ModelArrays | None:
+    if OTHER not in content.array_records:
+        return None
+    if not experiment.evaluation.cross_site:
+        raise MessageError(f"{OTHER}: expected none, since the experiment does not ask for evaluation.cross_site")
+    return unpack_arrays(content.array_records[OTHER])
 
 
 def _unpack_variate(content: RecordDict) -> np.ndarray | None:

@@ -10,6 +10,8 @@ the records and keys of a Flower message.
                   the replies: see common.secure_aggregation.protocol
     evaluation    metrics {num-examples, loss, seconds}   statistics {...}   site {name, layout, report}
                   personal {...}: statistics of the site's own model, where there is one and its policy lets them leave
+                  arrays {...}: the model that the site trained alone, where the run asks for it and its policy gives it
+    cross-site    an instruction with other-model {parameters, statistics} in place of arrays; the reply is an evaluation
     scores        config {..., suitability}; the reply is an evaluation with statistics {features, pixels, turn}, counts by bin
     presence      site {name, layout, report}
     any reply     site {..., held-model}: hash of the weights that the site keeps since the last evaluation; an instruction with those
@@ -68,6 +70,8 @@ VARIATE = "server-variate"
 """Name of the record, and of the one array in it, that SCAFFOLD sends beside the weights."""
 FIRST = "first-weights"
 """Name of the record with the weights that the run began with, from which a site trains alone."""
+OTHER = "other-model"
+"""Name of the record with the model of another site, which an evaluation asks to judge."""
 HELD = "held-model"
 """Key of the records `CONFIG` and `SITE`: SHA-256 of weights that the site keeps (`common.audit.log.hash_arrays`)."""
 COUNTED = "counted"
@@ -290,12 +294,18 @@ def record_bytes(record: ArrayRecord) -> int:
     return sum(len(array.data) for array in record.values())
 
 
-def pack_evaluation(evaluation: Evaluation) -> RecordDict:
-    """Packs a site's reply to an evaluation instruction."""
+def pack_evaluation(evaluation: Evaluation, own_model: ModelArrays | None = None) -> RecordDict:
+    """Packs a site's reply to an evaluation instruction.
+
+    Args:
+        evaluation: who answers, and its statistics.
+        own_model: the model that the site trained alone, where it gives it (`evaluation.cross_site`).
+    """
     metrics = MetricRecord({NUM_EXAMPLES: evaluation.num_examples, **evaluation.metrics})
     statistics = MetricRecord(dict(evaluation.statistics))
     personal = {} if evaluation.personal is None else {PERSONAL: MetricRecord(dict(evaluation.personal))}
-    return RecordDict({METRICS: metrics, STATISTICS: statistics, **personal, SITE: _site_record(evaluation.presence)})
+    given = {} if own_model is None else {ARRAYS: pack_arrays(own_model)}
+    return RecordDict({METRICS: metrics, STATISTICS: statistics, **personal, **given, SITE: _site_record(evaluation.presence)})
 
 
 def unpack_evaluation(content: RecordDict) -> Evaluation:

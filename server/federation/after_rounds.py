@@ -1,7 +1,8 @@
 """What a run asks the hospitals once, when its rounds are over, about the model that was kept.
 
 keep_hospital_reference   how their validation patients score in the suitability tests of the model
-keep_alone                how a model does there that each hospital trained by itself, beside the kept one
+keep_alone                how a model does there that each hospital trained by itself, beside the kept one; what
+                          `server.federation.cross_site` asks next rests on these models
 
 What fails here is logged, and the run succeeds without. What came is kept in the run folder, and a resumed run asks only for the rest.
 """
@@ -29,6 +30,7 @@ from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_step
 from pneumofed.common.wire.messages import ModelArrays, unpack_evaluation
 from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.cross_site import CrossSite
 from pneumofed.server.federation.messaging import read_personal
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.runs.folder import RunFolder
@@ -141,6 +143,7 @@ def keep_alone(coordinator: Coordinator, folder: RunFolder, number: int, thresho
         return {}
     try:
         before = folder.read_alone()
+        matrix = CrossSite.open(folder, coordinator.layout, number) if coordinator.experiment.evaluation.cross_site else None
     except PneumofedError as error:
         logger.warning("the hospitals are not asked to train alone: %s", error)
         return {}
@@ -152,11 +155,18 @@ def keep_alone(coordinator: Coordinator, folder: RunFolder, number: int, thresho
     nodes = coordinator.directory.nodes
     messages = {site: Message(content, dst_node_id=nodes[site], message_type=MessageType.EVALUATE) for site in asked}
 
+    def lost(site: str, reason: str) -> None:
+        logger.warning("%s did not train alone: %s", site, reason)
+        if matrix is not None:
+            matrix.lacks(site, reason)
+
     def take(site: str, message: Message) -> bool:
         try:
             comparison = _read_comparison(message, len(CLASSES[experiment.task]), number, threshold)
+            if matrix is not None:  # before alone.json, since who stands there is not asked again
+                matrix.take_model(site, message)
         except MessageError as error:
-            logger.warning("%s did not train alone: %s", site, error)
+            lost(site, str(error))
             return False
         if comparison is not None:
             found[site] = comparison
@@ -165,7 +175,7 @@ def keep_alone(coordinator: Coordinator, folder: RunFolder, number: int, thresho
 
     seconds = experiment.evaluation.alone_timeout_sec
     for site, failure in coordinator.messenger.exchange(messages, "evaluate", number, seconds, take).items():
-        logger.warning("%s did not train alone: %s", site, failure)
+        lost(site, str(failure))
     return dict(sorted(found.items()))
 
 

@@ -379,6 +379,22 @@ def _check_form(site: str, update: Update, arrays: ModelArrays, layout: ArraysLa
         raise MessageError("the reply names another site")
     if update.presence.layout != layout.digest:
         raise MessageError("the reply's model has another layout")
+    check_values(arrays, layout)
+    announced = int(presence.report.get("train", 0))
+    if not 0 < update.num_examples <= announced:
+        raise MessageError(f"trained on {update.num_examples} images but announced {announced}")
+
+
+def check_values(arrays: ModelArrays, layout: ArraysLayout) -> None:
+    """Does nothing where weights that a site sent are a model of `layout` with which one can compute.
+
+    Args:
+        arrays: float32 vectors of any length.
+        layout: of the run's network.
+
+    Raises:
+        MessageError: another number of values, values that are not finite, or a running variance below zero.
+    """
     parameters, statistics = arrays.parameters, arrays.statistics
     if len(parameters) != layout.parameter_count or len(statistics) != layout.statistic_count:
         raise MessageError(
@@ -393,6 +409,3 @@ def _check_form(site: str, update: Update, arrays: ModelArrays, layout: ArraysLa
             raise MessageError(f"{int((~finite).sum())} values are not finite, the first in {where}")
     if (statistics[layout.variances] < 0).any():
         raise MessageError("a running variance is negative")
-    announced = int(presence.report.get("train", 0))
-    if not 0 < update.num_examples <= announced:
-        raise MessageError(f"trained on {update.num_examples} images but announced {announced}")

@@ -29,6 +29,7 @@ from pneumofed.server.federation.after_rounds import keep_alone, keep_hospital_r
 from pneumofed.server.federation.asynchronous import VirtualClock
 from pneumofed.server.federation.central_evaluation import build_central_evaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
+from pneumofed.server.federation.cross_site import keep_cross_site
 from pneumofed.server.federation.round_choices import LearningRate
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.federation.strategies import build_strategy, restore_state, strategy_state
@@ -191,6 +192,7 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
     if line.threshold is None:
         raise CheckpointError(f"{folder.history}: round {line.round} has no threshold; restore the file from a backup")
     alone = keep_alone(coordinator, folder, best.round, line.threshold.value)
+    matrix = keep_cross_site(coordinator, folder, line, alone)
     return summary.updated(
         threshold=line.threshold,
         validation=line.validation,
@@ -198,6 +200,7 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
         sites={name: dict(presence.report) for name, presence in sorted(coordinator.directory.presences.items())},
         absent=coordinator.directory.absences(),
         **({"alone": alone} if alone else {}),
+        **({"cross_site": matrix} if matrix else {}),
         subgroups=coordinator.central_evaluator.subgroups(predictions, line.threshold.value),
         **by_field(coordinator.central_evaluator.intervals(predictions, line.threshold.value)),
     )

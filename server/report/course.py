@@ -43,7 +43,7 @@ def describe_privacy(run: StoredRun) -> PrivacySection | None:
     if run.experiment is None:
         return None
     spent = _spent(run)
-    return PrivacySection(_protected(run, run.experiment, spent), _unprotected(run.experiment), spent)
+    return PrivacySection(_protected(run, run.experiment, spent), [*_unprotected(run.experiment), *_trained_alone(run)], spent)
 
 
 def _spent(run: StoredRun) -> dict[str, float]:
@@ -120,6 +120,16 @@ def _unprotected(cfg: ExperimentConfig) -> list[str]:
     found.append("the threshold, which is chosen from those statistics")
     if not secret:
         found.append("the seconds that a round took at each hospital")
+    return found
+
+
+def _trained_alone(run: StoredRun) -> list[str]:
+    """What left of models that hospitals trained by themselves."""
+    found = ["validation statistics of the model that each trained alone"] if run.summary.alone else []
+    if (matrix := run.summary.cross_site) and matrix.own:
+        owners = ", ".join(sorted(matrix.own))
+        found.append(f"the models that these hospitals trained alone, which the other hospitals got to judge: {owners}")
+        found.append("validation statistics of each of these models at each hospital")
     return found
 
 

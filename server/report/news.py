@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from pneumofed.server.report.cross_site import cross_site_sentences
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, number, of_hundred, whole
 from pneumofed.server.report.personal import alone_sentences, personal_sentences
 from pneumofed.server.report.read_run import StoredRun
@@ -45,7 +46,7 @@ def news(run: StoredRun) -> list[str]:
     """Writes all sentences of this module that the run gives reason for."""
     population = population_sentence(run)
     found = [*lead_sentences(run), *([population] if population else [])]
-    return [*found, *personal_sentences(run), *alone_sentences(run), *subgroup_sentences(run)]
+    return [*found, *personal_sentences(run), *alone_sentences(run), *cross_site_sentences(run), *subgroup_sentences(run)]
 
 
 def lead_sentences(run: StoredRun) -> list[str]:

@@ -18,6 +18,7 @@ from pneumofed.server.report.course import (
     incidents,
     reproducing_command,
 )
+from pneumofed.server.report.cross_site import draw_matrix, matrix_table
 from pneumofed.server.report.figures import (
     draw_baselines,
     draw_course,
@@ -129,6 +130,8 @@ def _sites(run: StoredRun) -> dict[str, Any]:
         "spread": describe_spread(rows),
         "personal": personal_table(run),
         "alone": alone_table(run),
+        "matrix": matrix_table(run),
+        "matrix_pictures": draw_matrix(run),
         "partition": describe_partition(run),
         "hospital_pictures": draw_hospitals(class_counts(run), class_names(run)),
         "absent": run.absent(),

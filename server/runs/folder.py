@@ -8,6 +8,8 @@ heartbeat          touched while a process runs the run
 checkpoints/       last.pt and best.pt
 validation.json    the hospitals' pooled validation statistics of best.pt, on which an export calibrates
 alone.json           how the models of hospitals that trained alone do there beside best.pt, where the experiment asks
+cross_site.json      how each hospital's own model does on each hospital's validation patients, where the experiment asks
+cross_site/          the hospitals' own models, only as long as they are judged
 hospital_reference.json  how the hospitals' validation patients score in the suitability tests of best.pt, where the experiment asks
 predictions/       the final model on each central set: test.csv, external.csv
 summary.json       status and results, for scripts
@@ -42,7 +44,7 @@ from pneumofed.common.model_bundle.pooled_scores import HospitalReference
 from pneumofed.common.models.kept_model import JudgedRound, choose_round
 from pneumofed.common.ops.study_code import FOLDER, names_in, remember_folder, study_codes_of, write_codes
 from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
-from pneumofed.server.runs.summary_records import AloneComparisons, RunBytes, RunSummary, compare_personal
+from pneumofed.server.runs.summary_records import AloneComparisons, CrossSiteMatrix, RunBytes, RunSummary, compare_personal
 
 RUN_LOCK, SIMULATION_LOCK = "run", "simulation"
 """Locks of a run folder: of the process that runs the rounds, and of the simulation around it."""
@@ -121,6 +123,15 @@ class RunFolder:
     @property
     def alone(self) -> Path:
         return self.path / "alone.json"
+
+    @property
+    def cross_site(self) -> Path:
+        return self.path / "cross_site.json"
+
+    @property
+    def own_models(self) -> Path:
+        """Folder of the models that hospitals trained alone and gave to be judged; it is there only until they were."""
+        return self.path / "cross_site"
 
     @property
     def hospital_reference(self) -> Path:
@@ -262,6 +273,21 @@ class RunFolder:
         file: StateFile[Any] = StateFile(self.alone, "the hospitals' own models", json.loads, None, remedy, CheckpointError)
         found = file.read()
         return None if found is None else parse_record(AloneComparisons, found, str(self.alone))
+
+    def write_cross_site(self, found: CrossSiteMatrix) -> None:
+        """Writes the whole of cross_site.json or nothing."""
+        write_text(self.cross_site, json.dumps(format_record(found), allow_nan=False) + "\n")
+
+    def read_cross_site(self) -> CrossSiteMatrix | None:
+        """Reads what the hospitals judged so far; None where none was asked.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
+        remedy = "restore it from a backup, or remove it to ask the hospitals again"
+        file: StateFile[Any] = StateFile(self.cross_site, "the cross-site evaluation", json.loads, None, remedy, CheckpointError)
+        found = file.read()
+        return None if found is None else parse_record(CrossSiteMatrix, found, str(self.cross_site))
 
     def write_summary(self, summary: RunSummary) -> None:
         """Writes the whole of summary.json or nothing."""

@@ -177,6 +177,30 @@ class AloneComparisons(Record):
     sites: Mapping[str, PersonalComparison] = {}
 
 
+class CrossSiteMatrix(Record):
+    """How well the global model and each hospital's own do on each hospital's validation patients (`evaluation.cross_site`).
+
+    A cell that is not there was not told: the judging hospital's policy, or too few patients, or a failure.
+    """
+
+    round: int
+    """Whose global model was kept."""
+    shared: Mapping[str, Metrics] = {}
+    """By judging hospital: the global model."""
+    own: Mapping[str, Mapping[str, Metrics]] = {}
+    """By hospital whose model it is, then by judging hospital: what that hospital trained alone. One that gave its model is a key even
+    where no hospital judged it."""
+    not_given: Mapping[str, str] = {}
+    """Hospital whose own model was not to be had -> why."""
+    not_judged: Mapping[str, str] = {}
+    """Hospital that did not judge all models -> why."""
+
+    @property
+    def hospitals(self) -> list[str]:
+        """Names of the hospitals on whose patients any model was judged, sorted."""
+        return sorted({*self.shared, *(judge for cells in self.own.values() for judge in cells)})
+
+
 class WallTime(Record):
     """Wall time of a simulation and of its parts in seconds, summed over resumes; the report itself is not in it."""
 
@@ -239,6 +263,8 @@ class RunSummary(Record):
     """By hospital whose own model was judged."""
     alone: Mapping[str, PersonalComparison] = {}
     """By hospital that trained once by itself (`evaluation.alone`) and told how its model and the global one do there."""
+    cross_site: CrossSiteMatrix | None = None
+    """Every hospital's own model on every hospital's patients, where the experiment asked for it."""
     personal_of: str | None = None
     """The hospital whose own model this folder holds: of what `pneumofed site export-personal` exports, never of a run."""
     phantom: bool | None = None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import SetName
@@ -30,9 +30,18 @@ COLUMN = "column:"
 DIVIDED = "test"
 """Under this name a share of the divided set is held out, and its own test split is judged."""
 
+
+def _number_of(value: object) -> object:
+    """A number in text, as the command line gives it; anything else as it is, for the check that follows."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,47}(:[1-9][0-9]{0,3})?$")]
 """NAME, or NAME:N for N hospitals among which the source is divided."""
-Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+Share = Annotated[float, Field(gt=0.0, lt=1.0), BeforeValidator(_number_of)]
 
 TABLES = ("labels.csv", "manifest.csv", "data_entry_2017.csv", "data_entry_2017_v2020.csv", "train.csv")
 """Names, in lower case, of the table in a folder; the first that is there counts."""

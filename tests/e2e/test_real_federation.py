@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pneumofed.client.site.dossier import build_dossier
+from pneumofed.client.site.dossier_page import what_left
+from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.audit.verify import anchors_in, verify_log
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.server.runs.checkpoints import read_checkpoint
 from pneumofed.server.runs.folder import RunFolder
 from tests.e2e.real import NAMES, RealFederation, three_sources
+from tests.tiny import there
 
 pytestmark = [pytest.mark.timeout(600)]
 
@@ -86,9 +90,19 @@ def test_the_hospitals_that_allow_it_train_once_by_themselves(federation: RealFe
     willing = {"north", "hill"}
     for name in willing:
         federation.change_yaml(federation.site(name) / "policy.yaml", train_alone=True)
-    summary = federation.run("alone", rounds=1, evaluation={"alone": True})
+    federation.change_yaml(federation.site("north") / "policy.yaml", share_own_model=True)
+    summary = federation.run("alone", rounds=1, evaluation={"alone": True, "cross_site": True})
     assert set(summary.alone) == willing
+    matrix = there(summary.cross_site)
+    assert {owner: set(row) for owner, row in matrix.own.items()} == {"north": set(NAMES)} and set(matrix.shared) == set(NAMES)
+    assert set(matrix.not_given) == {"hill", "river"} and not matrix.not_judged
+    assert not federation.run_folder("alone").own_models.exists()
     refused = [entry for entry in read_entries(federation.site("river") / "work" / "audit.jsonl") if entry.event == "refusal"]
     assert [entry.facts["rule"] for entry in refused] == ["train_alone"]
     federation.state("alone")
-    assert "Each hospital alone" in federation.run_folder("alone").report.read_text()
+    page = federation.run_folder("alone").report.read_text()
+    assert "Each hospital alone" in page and "Every model on every hospital's patients" in page
+    asked = {name: read_entries(federation.site(name) / "work" / "audit.jsonl")[-1].facts["run"] for name in NAMES}
+    given = {name: what_left(build_dossier(SiteFolder(federation.site(name)), run)) for name, run in asked.items()}
+    owners = {name for name, things in given.items() if any("other hospitals got to judge" in thing.title for thing in things)}
+    assert owners == {"north"}

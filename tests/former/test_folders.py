@@ -45,7 +45,7 @@ def take_population(told: dict[str, Any]) -> dict[str, Any]:
 
 NEWER_KEYS = (
     *(f"  {key}: " for key in ("erase_borders", "erase_markers", "style")),
-    *("  alone: ", "  alone_timeout_sec: "),
+    *("  alone: ", "  alone_timeout_sec: ", "  cross_site: "),
     "  hospital_reference: ",
     "  buffer: ",
     "  largest_weight: ",

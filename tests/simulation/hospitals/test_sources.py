@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
 from pneumofed.simulation.hospitals.sources import SimulationConfig, check_places, read_source
 from pneumofed.simulation.hospitals.study import VirtualStudy, count_hospitals, gather, keep_apart
@@ -183,6 +184,13 @@ def test_what_cannot_be_a_source_is_told_before_an_image_is_read(tmp_path: Path,
 
     with pytest.raises((ConfigError, DataError), match=told):
         check_places(SimulationConfig(**placed(values)))
+
+
+def test_a_share_from_the_command_line_is_a_number() -> None:
+    assert build_config(SimulationConfig, {"hold_out": {"adults": "0.3"}}).hold_out == {"adults": 0.3}
+    for share in ("a third", "1.5", "nan"):
+        with pytest.raises(ConfigError, match=r"hold_out\.adults"):
+            build_config(SimulationConfig, {"hold_out": {"adults": share}})
 
 
 @pytest.mark.parametrize("name", ["test", "pooled", "Adults", "a/b", ""])
