@@ -125,6 +125,26 @@ def admit_units(
     return version
 
 
+def count_lost_answers(path: Path, answers: int, now: datetime) -> None:
+    """Counts answers that may have left and were not counted here, as after a restore: on every version, and today.
+
+    Args:
+        path: file with what left so far; nothing is done where there is none.
+        answers: how many.
+        now: the local time.
+
+    Raises:
+        PolicyError: the count is damaged.
+        OSError: it cannot be written.
+    """
+    if not path.exists():
+        return
+    file = _file(path)
+    with file.locked() as before:
+        versions = tuple(replace(version, answers=version.answers + answers) for version in before.versions)
+        file.write(Evaluations((*before.times, *[now.timestamp()] * answers), versions))
+
+
 def choose_version(known: Sequence[Version], units: Units, least: int, what: str = "validation patients") -> Version:
     """Chooses whom an answer may be about, so that it and no earlier one are told apart by fewer than `least` patients.
 

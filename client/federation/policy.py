@@ -123,6 +123,23 @@ def count_round(policy: SitePolicy, request: RunRequest, work_dir: Path, now: da
         file.write([*begun, now.timestamp()])
 
 
+def count_lost_rounds(work_dir: Path, rounds: int, now: datetime) -> None:
+    """Counts training rounds that may have begun and were not counted here, as after a restore.
+
+    Args:
+        work_dir: the site's own folder, which keeps the count.
+        rounds: how many.
+        now: the local time.
+
+    Raises:
+        PolicyError: the count cannot be read.
+        OSError: it cannot be written.
+    """
+    file = _count_file(work_dir)
+    with file.locked() as counted:
+        file.write([*_within_a_day(counted, now), *[now.timestamp()] * rounds])
+
+
 def _within_a_day(begun: list[float], now: datetime) -> list[float]:
     """Rounds of the last 24 hours; those that lie in the future, after the clock was set back, count too."""
     return [moment for moment in begun if moment > (now - DAY).timestamp()]

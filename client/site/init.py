@@ -211,6 +211,13 @@ def _is_start_script(content: bytes, name: str) -> None:
         raise ConfigError(f"{name} is no shell script")
 
 
+def _is_lock(content: bytes, name: str) -> None:
+    """Packages, each by its version and hash, and nothing else: pip would take options and addresses from such a file too."""
+    for line in content.decode("ascii").splitlines():
+        if not line.startswith("#") and not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_-]+ --hash=sha256:[0-9a-f]{64}", line):
+            raise ConfigError(f"{name} holds something else than packages by version and hash")
+
+
 def _is(schema: type[Section]) -> Callable[[bytes, str], None]:
     def check(content: bytes, name: str) -> None:
         build_config(schema, yaml.safe_load(content), name)
@@ -244,6 +251,9 @@ KINDS: Mapping[str, Callable[[bytes, str], object]] = {
     "start.sh": _is_start_script,
     "pneumofed-SITE.service": _is_text,
     "compose.yaml": _is_text,
+    "Containerfile": _is_text,
+    "constraints.txt": _is_text,
+    "requirements.lock": _is_lock,
     ".dockerignore": _is_text,
     "README.md": _is_text,
 }

@@ -18,6 +18,8 @@ The events of both logs:
     app-approved, app-revoked, site-started, site-stopped
     models-compared    two models on the site's validation
     labels-taken       readers' labels in the manifest, in counts
+    restored           from which backup, and what was       restored        from which backup
+                       counted as spent since
 
 No line names a patient, a file or a folder.
 """
@@ -86,7 +88,9 @@ MALFORMED_EVENT = "malformed"
 APP_APPROVED, APP_REVOKED = "app-approved", "app-revoked"
 SITE_STARTED, SITE_STOPPED = "site-started", "site-stopped"
 MODELS_COMPARED, LABELS_TAKEN, RELEASE_EVENT = "models-compared", "labels-taken", "release"
-RUN_STARTED, ROUND_EVENT, RUN_ENDED = "run-started", "round", "run-ended"
+RUN_STARTED, ROUND_EVENT, RUN_ENDED, SURVEY_EVENT = "run-started", "round", "run-ended", "survey"
+RESTORED_EVENT = "restored"
+"""Event of the first line after a backup was put back."""
 LOG_RECOVERED = "log-recovered"
 """Event of the line that stands for one that a crash cut short, with its length and SHA-256."""
 

@@ -10,6 +10,7 @@ import typer
 
 from pneumofed.cli.attack import attack
 from pneumofed.cli.audit import app as audit_app
+from pneumofed.cli.backup import server_backup, server_restore, site_backup, site_restore
 from pneumofed.cli.check_model import check_model
 from pneumofed.cli.export import export_command
 from pneumofed.cli.feedback import feedback
@@ -48,9 +49,13 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
 app.command("provision", rich_help_panel="Federation")(provision_command)
+server_app.command("backup")(server_backup)
+server_app.command("restore")(server_restore)
 app.add_typer(server_app, name="server", rich_help_panel="Federation")
 data_app.command("feedback")(feedback)
 site_app.command("export-personal")(export_personal)
+site_app.command("backup")(site_backup)
+site_app.command("restore")(site_restore)
 app.add_typer(site_app, name="site", rich_help_panel="Federation")
 privacy_app.command("attack")(attack)
 app.add_typer(privacy_app, name="privacy", rich_help_panel="Federation")

@@ -18,6 +18,7 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 from pydantic import Field
 
+from pneumofed.common.audit.log import SURVEY_EVENT
 from pneumofed.common.config.experiment import ExperimentConfig, Fraction, Section
 from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
 from pneumofed.common.errors import ConfigError, MessageError, RoundError
@@ -31,8 +32,6 @@ from pneumofed.server.runs.events import RunLog
 logger = logging.getLogger(__name__)
 
 SURVEY_FILE = "survey.json"
-SURVEY_EVENT = "survey"
-"""Of the coordinator's audit log."""
 
 
 class SurveyResult(Section):

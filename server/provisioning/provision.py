@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from pneumofed.server.provisioning.identities import (
     SiteIdentity,
     SiteParty,
 )
+from pneumofed.server.provisioning.software import LOCK_FILE, SITE_CHECK, page_check, tested_versions, write_containerfile
 
 Outcome = Literal["written", "unchanged", "handed over", "revoked"]
 NO_KEY = "no key yet; admit the one that the hospital sends: pneumofed provision ... --admit {0}={0}.pub"
@@ -59,8 +61,11 @@ def coordinator_kit(
     certificate, key = _server_pair(config, authority, out / "coordinator" / "keys")
     words = {
         "federation": config.name,
+        "party": "coordinator",
         "port": settings.port,
         "page_port": settings.page_port,
+        "health": page_check(settings.loopback.page),
+        "version": version("pneumofed"),
         "expires": f"{x509.load_pem_x509_certificate(certificate).not_valid_after_utc:%Y-%m-%d}",
     }
     files = {
@@ -75,8 +80,8 @@ def coordinator_kit(
         "start.sh": _text("coordinator/start.sh", words, EXECUTABLE_MODE),
         "pneumofed-coordinator.service": _text("coordinator/pneumofed-coordinator.service", words),
         "compose.yaml": _text("coordinator/compose.yaml", words),
-        ".dockerignore": _text("dockerignore", words),
         "README.md": _text("coordinator/README.md", words),
+        **_software_files(out, words, nginx=True),
     }
     files |= {f"sites/{name}.pub": KitFile(identity.public) for name, identity in sites.items()}
     return Kit("coordinator", files, gone=tuple(f"sites/{site.name}.pub" for site in config.sites if site.revoked))
@@ -94,9 +99,12 @@ def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity |
     """
     words = {
         "federation": config.name,
+        "party": "site",
         "site": site,
         "host": config.coordinator.hosts[0],
         "port": config.coordinator.port,
+        "health": SITE_CHECK,
+        "version": version("pneumofed"),
         "contact": config.coordinator.contact,
         "mutual_tls": config.mutual_tls,
         "own_key": identity is None or identity.private is None,
@@ -110,14 +118,23 @@ def site_kit(config: FederationConfig, site: SiteParty, identity: SiteIdentity |
         "start.sh": _text("site/start.sh", words, EXECUTABLE_MODE),
         f"pneumofed-{site.name}.service": _text("site/pneumofed-site.service", words),
         "compose.yaml": _text("site/compose.yaml", words),
-        ".dockerignore": _text("dockerignore", words),
         "README.md": _text("site/README.md", words),
+        **_software_files(out, words, nginx=False),
     }
     if identity is None:
         return Kit(site.name, files, gone=("keys/client.crt", "keys/node.pub"))
     files["keys/node.pub"] = KitFile(identity.public)
     files |= _secrets_of(config, site, identity, authority, out)
     return Kit(site.name, files, gone=_outdated(identity, out / site.name / "keys"))
+
+
+def _software_files(out: Path, words: Mapping[str, Any], *, nginx: bool) -> dict[str, KitFile]:
+    """What compose.yaml builds its image from, and the list of the wheelhouse where there is one, whose hashes travel with the kit."""
+    image = write_containerfile(words["party"], nginx=nginx, command=[f"/{words['party']}/start.sh"], health=words["health"])
+    texts = {"Containerfile": image, "constraints.txt": tested_versions(), ".dockerignore": render(__package__, "dockerignore")}
+    lock = out / LOCK_FILE
+    files = {name: KitFile(text.encode()) for name, text in texts.items()}
+    return files | ({LOCK_FILE: KitFile(lock.read_bytes())} if lock.is_file() else {})
 
 
 def auditor_kit(config: FederationConfig, auditor: AuditorParty, token: str, authority: Authority) -> Kit:

@@ -71,6 +71,11 @@ class RunFolder:
         return self.path / "history.jsonl"
 
     @property
+    def no_resume(self) -> Path:
+        """There if the run must not go on: the folder is an older copy, and rounds with the coordinator's noise are missing in it."""
+        return self.path / "no-resume"
+
+    @property
     def summary(self) -> Path:
         return self.path / "summary.json"
 

@@ -131,6 +131,10 @@ class Runs:
         self.reconcile(ASKED_SILENT_SEC)
         before = self.registry.run(name)
         folder = RunFolder(Path(before.folder))
+        if folder.no_resume.exists():
+            raise ConfigError(
+                f"{name} was restored from a backup, whose account lacks rounds that were released with noise since; begin a new run"
+            )
         settings = self._settings(folder.path, resume=folder.last_checkpoint.exists())
         if before.state in (RunState.FAILED, RunState.STOPPED):  # before it is open again: the page reconciles at any time
             self._stop_earlier_attempt(before)
