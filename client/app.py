@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from pneumofed.client.federation.clinical_sums import answer_clinical_sums
 from pneumofed.client.federation.correction import SiteCorrection
 from pneumofed.client.federation.ditto import prepare_personal
 from pneumofed.client.federation.held_model import keep_model
@@ -93,7 +94,7 @@ def evaluate(message: Message, context: Context) -> Message:
 
 
 def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
-    """Answers what needs no training: enrolment, a survey, or a step of secure aggregation.
+    """Answers what needs no training: enrolment, a survey, sums of clinical numbers, or a step of secure aggregation.
 
     Args:
         instruction: what the coordinator asks.
@@ -104,6 +105,8 @@ def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolic
         return pack_reply(Presence(config.name, ""), answer_step(instruction, config, policy))
     if instruction.survey:
         return answer_survey(instruction, config, policy)
+    if instruction.clinical:
+        return answer_clinical_sums(instruction, config, policy)
     return answer_enrolment(instruction, config, policy)
 
 

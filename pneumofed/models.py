@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
+from pneumofed.common.config.experiment import ClinicalConfig
+from pneumofed.common.errors import ArgumentError, DataError, ImageError, SkipReason
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.bundle import load_bundle as open_checked_bundle
@@ -26,16 +27,20 @@ from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.wire.keys import read_public_key
 from pneumofed.images import ImageLike, to_image
 from pneumofed.inference.explain.methods import Detail, Method, choose_detail, choose_methods, choose_target
+from pneumofed.inference.predict.clinical_table import values_of
 from pneumofed.inference.predict.predict import map_ahead
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import nn
 
+    from pneumofed.inference.explain.clinical import JointEvidence
     from pneumofed.inference.explain.files import ExplainedMap
 
 
 Status = Literal["judged", "cannot judge", "unreadable"]
+PatientValues = Mapping[str, Any]
+"""Clinical values of one patient by the names of the model's columns: numbers in its units, yes or no as bool or word, codes as words."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class ImageAnswer:
         explanation: the same in plain English.
         scores: p-values of the suitability tests, by name.
         population: whether the model was judged for such a patient; None where the image could not be read. Show its `sentence`.
+        image_only: calibrated P(pneumonia) of the image without the clinical values that were given; None where none were.
     """
 
     status: Status
@@ -66,6 +72,7 @@ class ImageAnswer:
     explanation: str = ""
     scores: Mapping[str, float] = field(default_factory=dict)
     population: PopulationFinding | None = None
+    image_only: float | None = None
 
 
 class ModelBundle:
@@ -118,32 +125,64 @@ class ModelBundle:
         """The model card, Markdown. `manifest.card` has its facts as a record."""
         return self.bundle.read(CARD).decode("utf-8")
 
+    @property
+    def clinical(self) -> ClinicalConfig | None:
+        """The clinical values that the model takes beside an image, with their units and ranges; None where it takes none."""
+        return self.predictor.clinical
+
     @overload
-    def predict(self, images: ImageLike) -> ImageAnswer: ...  # type: ignore[overload-overlap]  # str is a sequence too
+    def predict(  # type: ignore[overload-overlap]  # str is a sequence too
+        self, images: ImageLike, clinical: PatientValues | None = None
+    ) -> ImageAnswer: ...
     @overload
-    def predict(self, images: Sequence[ImageLike]) -> list[ImageAnswer]: ...
-    def predict(self, images: Any) -> ImageAnswer | list[ImageAnswer]:
+    def predict(
+        self, images: Sequence[ImageLike], clinical: Sequence[PatientValues | None] | None = None
+    ) -> list[ImageAnswer]: ...
+    def predict(self, images: Any, clinical: Any = None) -> ImageAnswer | list[ImageAnswer]:
         """Judges one image, or each of a list of images, which may be of different kinds.
 
         Args:
             images: path, array, Pillow picture, pydicom data set (see `pneumofed.images.to_image`), or a sequence of them.
+            clinical: values of the patient by name, such as `{"temperature": 38.6, "cough": True}`, or one such for each of the images;
+                what is not named, or None, is not known. Without any the image is judged by itself.
 
         Returns:
             One answer, or a list of them in the order of `images`. A file that cannot be read gets an answer too, with the
             status `unreadable`, so that one bad file does not end a long list.
 
         Raises:
-            ArgumentError: a value is no image; the text says which one of the list.
+            ArgumentError: a value is no image; the text says which one of the list. Or a clinical value does not fit, is no column of the
+                model, or the model takes none.
         """
         if isinstance(images, Sequence) and not isinstance(images, str | bytes):
-            return list(self._predict_all(images))
-        return self._answer([self._load(images)])[0]
+            given = [None] * len(images) if clinical is None else list(clinical)
+            if len(given) != len(images) or isinstance(clinical, Mapping):
+                raise ArgumentError(f"clinical: expected values for each of {len(images)} images, in their order")
+            return list(self._predict_all(images, [self.read_values(one) for one in given]))
+        return self._answer([self._load(images)], [self.read_values(clinical)])[0]
 
-    def _predict_all(self, images: Sequence[ImageLike]) -> Iterator[ImageAnswer]:
+    def read_values(self, given: PatientValues | None) -> npt.NDArray[np.float32] | None:
+        """Reads the clinical values of one patient as the network takes them, float32 [K]; None where none is known.
+
+        Raises:
+            ArgumentError: as `predict`.
+        """
+        if not given:
+            return None
+        if self.clinical is None:
+            raise ArgumentError("clinical: this model takes no clinical values")
+        try:
+            return values_of(given, self.clinical)
+        except DataError as error:
+            raise ArgumentError(str(error)) from None
+
+    def _predict_all(
+        self, images: Sequence[ImageLike], values: Sequence[npt.NDArray[np.float32] | None]
+    ) -> Iterator[ImageAnswer]:
         threads = os.cpu_count() or 1
-        loaded = map_ahead(self._load_numbered, enumerate(images), threads, ahead=BATCH + 2 * threads)
+        loaded, known = map_ahead(self._load_numbered, enumerate(images), threads, ahead=BATCH + 2 * threads), iter(values)
         while batch := list(islice(loaded, BATCH)):
-            yield from self._answer(batch)
+            yield from self._answer(batch, list(islice(known, len(batch))))
 
     def _load_numbered(self, item: tuple[int, ImageLike]) -> Image | SkipReason:
         number, image = item
@@ -160,8 +199,9 @@ class ModelBundle:
             return error.reason
         return replace(found, pixels=model_input(found.pixels, self.manifest.preprocessing))
 
-    def _answer(self, batch: Sequence[Image | SkipReason]) -> list[ImageAnswer]:
-        judged = iter(self.predictor.judge([image for image in batch if isinstance(image, Image)]))
+    def _answer(self, batch: Sequence[Image | SkipReason], values: Sequence[npt.NDArray[np.float32] | None]) -> list[ImageAnswer]:
+        pairs = [(image, known) for image, known in zip(batch, values, strict=True) if isinstance(image, Image)]
+        judged = iter(self.predictor.judge([image for image, _ in pairs], values=[known for _, known in pairs]))
         return [describe(next(judged) if isinstance(image, Image) else image, self.threshold) for image in batch]
 
     @cached_property
@@ -228,7 +268,11 @@ def describe(found: Judgement | SkipReason, threshold: float) -> ImageAnswer:
         classes=answer.classes,
         scores=found.suitability,
         population=found.population,
+        image_only=answer.image_only,
     )
+
+
+_TRUSTED = {"depends on the weights": True, "does not depend on the weights": False, "open": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,6 +288,8 @@ class Explanation:
             fails, None if that was not checked or is open.
         warnings: what is wrong with where the map lies.
         lines: all that must be shown to a reader with the map.
+        evidence: what the image and each clinical value add to the log-odds of the target, and the answer without the values; None where
+            none were given.
     """
 
     map: npt.NDArray[np.float32] = field(repr=False)
@@ -255,6 +301,7 @@ class Explanation:
     lines: tuple[str, ...] = field(repr=False)
     _found: ExplainedMap = field(repr=False)
     _headline: str = field(repr=False)
+    evidence: JointEvidence | None = None
 
     def picture(self) -> Figure:
         """Draws the map over the image, with its scale and the lines: a Matplotlib figure."""
@@ -284,6 +331,7 @@ def explain(
     check: bool = True,
     seed: int = 0,
     detail: Detail = "last-layer",
+    clinical: PatientValues | None = None,
 ) -> Explanation:
     """Explains one image as `pneumofed explain` does, with the same checks and words.
 
@@ -295,6 +343,7 @@ def explain(
         check: whether to find out if the map can be believed; takes several times as long.
         seed: of what SHAP and LIME draw.
         detail: of Grad-CAM and Grad-CAM++: `last-layer`, `finer-layer`, `larger-input` or `several-sizes`; see docs/explanations.md.
+        clinical: values of the patient by name, for a model that takes some; the map is then of the image beside them.
 
     Raises:
         ArgumentError: `image` is no image, or none that the model can judge; the text says why.
@@ -302,32 +351,32 @@ def explain(
         ConfigError: there is no such method, target or detail.
         BundleError: `bundle` cannot be opened, or its network is a study's own and there is no consent to run its code.
     """
-    opened = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle)
-    methods = choose_methods([method], "method")
+    opened, methods = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle), choose_methods([method], "method")
     chosen, found_detail = choose_target(target, opened.classes, "target"), choose_detail(detail, methods, "detail")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # of Captum's tqdm, in a notebook without ipywidgets
-        from pneumofed.inference.explain.files import ExplanationRequest, ExplanationSetup, check_methods, explain_image
+        from pneumofed.inference.explain.files import ExplanationRequest, ExplanationSetup, check_methods, explain_with_values
     from pneumofed.inference.explain.files import headline
 
     found, request = to_image(image, opened.predictor.window), ExplanationRequest(methods, chosen, seed, check, found_detail)
-    (judgement,) = opened.predictor.judge([found])
+    values = opened.read_values(clinical)
+    (judgement,) = opened.predictor.judge([found], values=[values])
     if judgement.prediction is None:
         raise ArgumentError(f"image: the model cannot judge it ({judgement.explanation}), so there is no evidence to show")
     sanity = check_methods(opened.network, [found], opened.predictor, request) if check else {}
-    explained = next(explain_image(ExplanationSetup(opened.predictor, opened.network, request, sanity), found, judgement))
+    setup = ExplanationSetup(opened.predictor, opened.network, request, sanity)
+    (explained,), evidence = explain_with_values(setup, found, judgement, values)
     attribution = explained.panel.attribution
     misplaced = tuple(warning.value for warning in explained.focus.warnings)
-    verdict = sanity[attribution.method].verdict if sanity else "open"
-    known = {"depends on the weights": True, "does not depend on the weights": False, "open": None}
     return Explanation(
         map=attribution.values,
         method=attribution.method,
         target=target,
         judgement=describe(judgement, opened.threshold),
-        trusted=False if misplaced else known[verdict],
+        trusted=False if misplaced else _TRUSTED[sanity[attribution.method].verdict if sanity else "open"],
         warnings=misplaced,
         lines=explained.panel.lines,
         _found=explained,
         _headline=headline(judgement),
+        evidence=evidence,
     )

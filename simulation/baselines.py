@@ -20,11 +20,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pneumofed.client.federation.clinical_sums import sum_columns
 from pneumofed.client.federation.judging import AloneModel, train_alone
 from pneumofed.client.federation.site_data import SiteData, load_site, read_site_config
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, experiment_from_json, read_yaml
+from pneumofed.common.data.clinical import join_clinical
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.errors import PneumofedError
@@ -35,6 +37,7 @@ from pneumofed.common.models.build import build_model
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.common.ops.study_code import StudyCode, known_codes, remember_all
+from pneumofed.common.wire.clinical_sums import standardize
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.after_rounds import first_arrays
 from pneumofed.server.federation.central_evaluation import CentralEvaluator, bootstrap_settings, build_central_evaluator
@@ -208,7 +211,10 @@ def train_baseline(site: SiteData, experiment: ExperimentConfig, done: Callable[
         experiment: the recipe.
         done: is called with the number of each round as it ends.
     """
-    return train_alone(site, experiment, first_arrays(experiment), done)
+    stated = None
+    if experiment.clinical is not None and experiment.asks_clinical_sums:
+        stated = standardize(experiment.clinical, [sum_columns(site.train, experiment.clinical)])
+    return train_alone(site, experiment, first_arrays(experiment, stated), done)
 
 
 def _count_round(sites: int) -> None:
@@ -230,6 +236,7 @@ def _join(parts: Sequence[Dataset]) -> Dataset:
         tuple(patient for part in parts for patient in part.patients),
         tuple(digest for part in parts for digest in part.digests),
         sum((part.report for part in parts), DataReport()),
+        clinical=join_clinical(parts),
     )
 
 

@@ -277,7 +277,7 @@ def _gradient_difference(experiment: ExperimentConfig, model: nn.Module) -> floa
 
 def _graph(experiment: ExperimentConfig, model: nn.Module) -> NetworkFinding:
     """The ONNX graph of an export, run by ONNX Runtime beside the network."""
-    from pneumofed.common.model_bundle.predictor import open_session
+    from pneumofed.common.model_bundle.predictor import graph_inputs, open_session
     from pneumofed.server.export.graph import export_onnx, run_torch
 
     side, channels = experiment.image.size_px, experiment.model.in_channels
@@ -286,7 +286,8 @@ def _graph(experiment: ExperimentConfig, model: nn.Module) -> NetworkFinding:
         path = Path(folder) / "model.onnx"
         try:
             export_onnx(model.eval(), channels, side, path)
-            found = open_session(path.read_bytes()).run(None, {"image": images})
+            session = open_session(path.read_bytes())
+            found = session.run(None, graph_inputs(session, images))
         except (BundleError, RuntimeError) as error:
             return NetworkFinding("export", "no", f"no model bundle can be made: {str(error).partition(chr(10))[0]}")
     exact = run_torch(model, channels, images)

@@ -50,6 +50,10 @@ def add_table(
         list[str] | None, typer.Option(help="NAME=COLUMN for path, patient, label, view, sex, age, manufacturer.")
     ] = None,
     label: Annotated[list[str] | None, typer.Option(help="TABLE'S WORD=LABEL, e.g. lobar=bacterial.")] = None,
+    clinical: Annotated[
+        list[str] | None,
+        typer.Option(help="A clinical column to keep, e.g. temperature; may stand more than once."),
+    ] = None,
     site: Site = Path(),
     as_json: Json = False,
 ) -> None:
@@ -57,7 +61,7 @@ def add_table(
     with exit_codes(as_json):
         from pneumofed.common.data.sources.table import read_csv
 
-        found = read_csv(file, images, read_pairs(column, "--column"), read_pairs(label, "--label"))
+        found = read_csv(file, images, read_pairs(column, "--column"), read_pairs(label, "--label"), keep=clinical or ())
         _add(site, *found, as_json=as_json, pseudonymous=True)
 
 
@@ -158,6 +162,31 @@ def data_check(
         show_report(dataset.report.public(), as_json)
         if dataset.report.skipped and not as_json:
             say(f"which ones: {cache / SKIPPED_FILE}")
+
+
+@app.command("clinical")
+def data_clinical(
+    experiment: Annotated[Path, typer.Argument(help="The run's configuration, whose `clinical:` is read.")],
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """Check the manifest's clinical values as a run would read them, and count by column of how many images each is known."""
+    with exit_codes(as_json):
+        from pneumofed.client.site.folder import SiteFolder
+        from pneumofed.common.config.reader import load_experiment
+        from pneumofed.common.data.clinical import count_known
+        from pneumofed.common.data.manifest import read_manifest
+
+        schema, opened = load_experiment(experiment).clinical, SiteFolder.open(site)
+        if schema is None:
+            raise ConfigError(f"{experiment} uses no clinical values: it has no section `clinical`")
+        manifest = read_manifest(opened.manifest)
+        known = count_known(manifest.records, schema, opened.config.clinical_columns, opened.manifest.name)
+        if as_json:
+            print_json({"images": len(manifest), "known": known}, indent=1)
+            return
+        for name, count in known.items():
+            say(f"  {name}: known of {count} of {len(manifest)} images")
 
 
 @app.command("retry")

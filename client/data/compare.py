@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pneumofed.client.federation.site_data import load_site
-from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
+from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig, TrainingConfig
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import ConfigError
@@ -54,7 +54,8 @@ def _validation(config: SiteConfig, bundle: Bundle) -> Dataset:
             "here; let the coordinator export it again"
         )
     training = TrainingConfig(split_seed=origin.split_seed, validation_fraction=origin.validation_fraction)
-    experiment = ExperimentConfig(task=manifest.task, image=manifest.preprocessing.image, training=training)
+    model = ModelConfig(clinical=manifest.model.clinical)
+    experiment = ExperimentConfig(task=manifest.task, image=manifest.preprocessing.image, training=training, model=model)
     return load_site(config, experiment).validation
 
 

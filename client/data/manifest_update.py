@@ -75,6 +75,7 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
         with exclusive(site.data):
             rows = {identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
             new = {identify(record): record for record in manifest.records}
+            new = {key: _with_others(record, rows.get(key)) for key, record in new.items()}
             added, unchanged = len(new.keys() - rows.keys()), sum(_same(rows[key], new[key]) for key in new.keys() & rows.keys())
             rows |= new
             readings = Readings.of(site.data)
@@ -168,6 +169,11 @@ def _leave_out(
     classes.subtract(Counter(record.label for record in gone))
     patients = report.patients - len({record.patient for record in gone} - {record.patient for record in kept})
     return Manifest(kept), replace(report, used=report.used - len(gone), skipped=skipped, classes=classes, patients=patients)
+
+
+def _with_others(new: ImageRecord, old: ImageRecord | None) -> ImageRecord:
+    """The new row, with those of the manifest's other columns that it does not have itself."""
+    return new if old is None else replace(new, others=tuple((dict(old.others) | dict(new.others)).items()))
 
 
 def _same(old: ImageRecord, new: ImageRecord) -> bool:

@@ -17,6 +17,7 @@ RULED: dict[str, tuple[str, ...]] = {
     "task": ("min_validation_patients", "max_evaluations_per_data"),
     "rounds": ("max_rounds_per_day", "max_epsilon"),
     **dict.fromkeys(("model.name", "loss.name"), ("models",)),
+    "model.clinical": ("min_validation_patients", "max_evaluations_per_day", "withhold", "count_noise", "max_epsilon"),
     "training.validation_fraction": ("min_validation_share", "max_validation_share"),
     "training.local_epochs": ("max_epsilon",),
     "strategy.name": ("strategies",),

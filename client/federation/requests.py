@@ -226,6 +226,8 @@ def answer_request(instruction: Instruction, config: SiteConfig, work: Work, han
         asked |= {"secure_sum": f"{step.purpose} {step.stage}"}
     if instruction.survey:
         asked |= {"survey": list(instruction.survey)}
+    if instruction.clinical:
+        asked |= {"clinical": "sums of numbers"}
     try:
         log.record(REQUEST_EVENT, **asked, **_who_asks(instruction))
         policy = policy_of(config)
@@ -233,7 +235,8 @@ def answer_request(instruction: Instruction, config: SiteConfig, work: Work, han
         admit(instruction, config, policy, work)
         content = handler(instruction, config, policy)
         leaving = describe_content(content)
-        data = {"data": hash_data(config)} if _reads_data(instruction) else {}
+        clinical = instruction.experiment.clinical is not None
+        data = {"data": hash_data(config, clinical=clinical)} if _reads_data(instruction) else {}
         attach_head(content, log.record(ANSWER_EVENT, **asked, **data, **leaving))
         return content
     except PolicyError as error:
@@ -266,6 +269,8 @@ def read_request(content: Any, kind: str, config: SiteConfig) -> tuple[Instructi
             read_step(instruction.step)
         if instruction.survey and (work != "query" or instruction.step):  # its rules are others than those of work in a run
             raise MessageError("expected a survey by itself, in a message of type query")
+        if instruction.clinical and (work != "query" or instruction.step or instruction.survey):
+            raise MessageError("expected the question for clinical sums by itself, in a message of type query")
     except PneumofedError as error:
         if config.policy is not None:
             facts = {"work": work} if work in get_args(Work) else {}
@@ -316,11 +321,19 @@ def open_site_data(instruction: Instruction, config: SiteConfig, policy: SitePol
     return site
 
 
-def hash_data(config: SiteConfig) -> str:
-    """Computes the SHA-256 over label and content digest of the manifest's images, in any order; the same data gives the same hash."""
+def hash_data(config: SiteConfig, *, clinical: bool = False) -> str:
+    """Computes the SHA-256 over label and content digest of the manifest's images, in any order; the same data gives the same hash.
+
+    Args:
+        config: the site's own.
+        clinical: whether the manifest's further columns, age, sex and view count too, for a run that uses clinical values.
+    """
     records = read_manifest(Path(config.manifest)).records
     digests = load_digests([record.path for record in records], Path(config.work_dir) / "cache", workers=1)
-    rows = sorted([record.label or "", str(digest)] for record, digest in zip(records, digests, strict=True))
+    values = [repr((one.age_years, one.sex, one.view, sorted(one.others))) if clinical else "" for one in records]
+    rows = sorted(
+        [one.label or "", str(digest), *filter(None, [more])] for one, digest, more in zip(records, digests, values, strict=True)
+    )
     return hashlib.sha256(canonical(rows)).hexdigest()
 
 

@@ -35,6 +35,7 @@ from pneumofed.client.data.splits import split_by_key, split_by_patient
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.data.clinical import with_clinical
 from pneumofed.common.data.dataset import Dataset, check_causes, load_dataset
 from pneumofed.common.data.manifest import CLASSES, read_manifest
 from pneumofed.common.errors import ConfigError, DataError, PrintableFormatter
@@ -133,6 +134,7 @@ def load_site(config: SiteConfig, experiment: ExperimentConfig) -> SiteData:
     manifest = read_manifest(Path(config.manifest))
     check_causes(manifest, experiment.task)
     dataset = load_dataset(manifest, experiment.task, experiment.image, Path(config.work_dir) / "cache")
+    dataset = with_clinical(dataset, experiment.clinical, config.clinical_columns, Path(config.manifest).name)
     seed = derive_seed(experiment.split_seed, config.name, "validation split")
     fraction = experiment.training.validation_fraction
     train, validation = split_site(dataset, fraction, seed, Path(config.work_dir), _split_key(config, experiment, seed))

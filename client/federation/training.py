@@ -239,6 +239,7 @@ def train_locally(setup: TrainingSetup, data: Examples, plan: RoundPlan) -> Trai
     training = plan.experiment.training
     train_mode(setup.model, fix_statistics=training.fixes_statistics(plan.round, plan.experiment.rounds))
     views = torch_generator(*plan.seed_parts(), "augmentation")
+    kept = torch_generator(*plan.seed_parts(), "clinical values")
     network = classifier_of(setup.model) if isinstance(data, FeatureSet) else setup.model
     base_rates = [float(group["lr"]) for group in setup.optimizer.param_groups]
     loss_sum, correct, images, steps, factor = 0.0, 0, 0, 0, 1.0
@@ -248,7 +249,10 @@ def train_locally(setup: TrainingSetup, data: Examples, plan: RoundPlan) -> Trai
             group["lr"] = rate * factor
         setup.optimizer.zero_grad(set_to_none=True)
         for rows in lots:
-            loss, right = _add_gradient(setup, network, _inputs(data, rows, plan, setup.compute, views), data.labels[rows])
+            inputs = _inputs(data, rows, plan, setup.compute, views)
+            if isinstance(data, Dataset) and data.clinical is not None:
+                inputs = (*inputs, _values(data.clinical[rows], plan, kept).to(setup.compute.device))
+            loss, right = _add_gradient(setup, network, inputs, data.labels[rows])
             loss_sum, correct, images = loss_sum + loss * len(rows), correct + right, images + len(rows)
         setup.rule.take_step()
         steps += 1
@@ -286,11 +290,23 @@ def choose_examples(model: nn.Module, data: Dataset, plan: RoundPlan, compute: C
     return FeatureSet(load_features(model, data, compute, experiment.model, cache_dir), data.labels, data.patients)
 
 
-def _inputs(data: Examples, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator) -> torch.Tensor:
+def _inputs(
+    data: Examples, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator
+) -> tuple[torch.Tensor, ...]:
     """What the network takes of `rows`, on the device: normalised augmented images, or features where only the classifier is trained."""
     if isinstance(data, FeatureSet):
-        return data.take(rows, compute)
-    return compute.move(normalize(_view(data, rows, plan, compute, views), plan.experiment.model.in_channels))
+        return (data.take(rows, compute),)
+    return (compute.move(normalize(_view(data, rows, plan, compute, views), plan.experiment.model.in_channels)),)
+
+
+def _values(known: np.ndarray, plan: RoundPlan, kept: torch.Generator) -> torch.Tensor:
+    """Clinical values float32 [N, K] with some taken away (`drop_value`, `drop_all`); all codes of a column go together."""
+    schema, values = plan.experiment.clinical, torch.from_numpy(known)
+    assert schema is not None
+    gone = torch.rand(len(values), len(schema.columns), generator=kept) < schema.drop_value
+    gone |= torch.rand(len(values), 1, generator=kept) < schema.drop_all
+    slots = torch.tensor([column.slots for column in schema.columns])
+    return values.masked_fill(gone.repeat_interleave(slots, dim=1), torch.nan)
 
 
 def _view(data: Dataset, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator) -> torch.Tensor:
@@ -310,14 +326,16 @@ def _shrink(images: torch.Tensor, size_px: int) -> torch.Tensor:
     return nn.functional.interpolate(images, size=(size_px, size_px), mode="bilinear", antialias=True)
 
 
-def _add_gradient(setup: TrainingSetup, network: nn.Module, inputs: torch.Tensor, labels: np.ndarray) -> tuple[float, int]:
+def _add_gradient(
+    setup: TrainingSetup, network: nn.Module, inputs: tuple[torch.Tensor, ...], labels: np.ndarray
+) -> tuple[float, int]:
     """Mean loss over the images, and how many were classified rightly."""
     compute, seen = setup.compute, {}
     targets = torch.from_numpy(labels).to(compute.device)
 
     def mean_loss() -> torch.Tensor:
         with compute.autocast():
-            seen["logits"] = network(inputs)
+            seen["logits"] = network(*inputs)
         seen["loss"] = setup.loss(seen["logits"].float(), targets)
         return seen["loss"]
 

@@ -97,6 +97,8 @@ class SentMessage:
     data: str | None
     policy: str | None
     hash: str
+    sums: tuple[str, ...] = ()
+    """Clinical columns whose sums left before the first round."""
 
     @property
     def withheld(self) -> tuple[str, ...] | None:
@@ -278,10 +280,10 @@ def _find_run(name: str, entries: Sequence[AuditEntry], counted: Mapping[str, st
 def _sent(entry: AuditEntry) -> SentMessage:
     facts = entry.facts
     stated = {key: facts.get(key) for key in ("round", "secure_sum", "bytes", "values", "report", "sent", "data", "policy")}
-    arrays, metrics, tables = (tuple(facts.get(key, ())) for key in ("arrays", "metrics", "tables"))
+    arrays, metrics, tables, sums = (tuple(facts.get(key, ())) for key in ("arrays", "metrics", "tables", "sums"))
     line, work = entry.sequence, str(facts.get("work", "unknown"))
     return SentMessage(
-        line=line, time=entry.time, work=work, arrays=arrays, metrics=metrics, tables=tables, hash=entry.hash, **stated
+        line=line, time=entry.time, work=work, arrays=arrays, metrics=metrics, tables=tables, hash=entry.hash, sums=sums, **stated
     )
 
 

@@ -161,6 +161,13 @@ THINGS = (
         lambda one: f"by {', '.join(one.tables)}",
     ),
     Thing(
+        "Sums of clinical numbers",
+        "Of each column the number of training patients, the sum and the sum of squares, from which the sites' numbers are standardised.",
+        ("min_validation_patients", "withhold", "count_noise"),
+        lambda one: bool(one.sums),
+        lambda one: f"of {', '.join(one.sums)}",
+    ),
+    Thing(
         "Metrics of training",
         "Loss, accuracy, steps, seconds and the like of a round; in a private run, without open_metrics, only those that no data is in.",
         ("withhold", "max_epsilon", "open_statistics", "count_noise"),

@@ -11,7 +11,18 @@ import math
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_serializer,
+    model_validator,
+)
 
 STUDY_CODE = re.compile(r"study:[0-9a-f]{64}:[A-Za-z_][A-Za-z0-9_]{0,63}")
 """Name of a study's own network or loss: SHA-256 of its file, and the function in it (`common.ops.study_code`)."""
@@ -186,6 +197,90 @@ class AugmentationConfig(Section):
         return any(self.model_dump().values())
 
 
+Tuple = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""Before a tuple: YAML knows lists only."""
+
+
+class ClinicalColumn(Section):
+    """One clinical value of a patient at the examination: its name, unit, kind and range, the same for all sites.
+
+    There is no free text: a report or a note names people and says the diagnosis (docs/clinical.md).
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+    """Of the manifest's column, before a unit in brackets. `age`, `sex` and `view` are those that every manifest has."""
+    kind: Literal["number", "binary", "codes"] = "number"
+    unit: Annotated[str, Field(min_length=1, max_length=20)] | None = None
+    low: float | None = None
+    high: float | None = None
+    """Of a number: what any living patient may have, in `unit`. A value outside is refused, since its unit is another."""
+    codes: Annotated[tuple[Annotated[str, Field(pattern=r"^[^\s;|,][^;|,]{0,39}$")], ...], Tuple] = ()
+    """Of kind `codes`: the words that may stand in a cell, one or several with `;` between them."""
+    mean: float | None = None
+    deviation: Positive | None = None
+    """Of a number, in `unit`: by which it is standardised. Stated here, the column's data are not asked for it; a model bundle has both."""
+
+    @property
+    def slots(self) -> int:
+        """Numbers that the column is for the network: one a code, one of the other kinds."""
+        return len(self.codes) if self.kind == "codes" else 1
+
+    @property
+    def unit_words(self) -> str:
+        """` °C`, to be put behind a number; empty without a unit."""
+        return f" {self.unit}" if self.unit else ""
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> ClinicalColumn:
+        number = self.kind == "number"
+        if number and (self.low is None or self.high is None or not self.low < self.high):
+            raise ValueError(f"column '{self.name}' is a number and needs its range, low below high")
+        if not number and any(one is not None for one in (self.unit, self.low, self.high, self.mean, self.deviation)):
+            raise ValueError(f"column '{self.name}' is no number: unit, low, high, mean and deviation are of numbers")
+        if (self.kind == "codes") != bool(self.codes):
+            raise ValueError(f"column '{self.name}': codes are listed where the kind is 'codes', and only there")
+        if len({code.casefold() for code in self.codes}) < len(self.codes):
+            raise ValueError(f"column '{self.name}' lists a code twice")
+        if (self.mean is None) != (self.deviation is None):
+            raise ValueError(f"column '{self.name}': mean and deviation are stated together")
+        return self
+
+
+class ClinicalConfig(Section):
+    """Clinical values beside the image (`clinical:` of an experiment): which columns a run uses and how they meet the image."""
+
+    columns: Annotated[tuple[ClinicalColumn, ...], Tuple, Field(min_length=1, max_length=64)]
+    fusion: Literal["concatenate", "film"] = "concatenate"
+    """Both late, before the classifier. `concatenate`: features of both side by side. `film`: the values scale and shift the image's
+    features (Perez et al. 2018, eq. 1)."""
+    width: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Of the hidden layer that reads the values."""
+    drop_value: Fraction = 0.15
+    """In training each known value is taken away with this probability, so that any part of them serves at prediction."""
+    drop_all: Fraction = 0.25
+    """In training all values of an image are taken away with this probability: the image by itself is a case that was trained."""
+    standardize: Literal["data", "range"] = "data"
+    """`data`: numbers are standardised by mean and deviation over the sites, asked once before the first round. `range`: by the middle and
+    half the width of the stated range, which asks no data; so it is in private runs and under secure aggregation whatever stands here."""
+
+    @property
+    def slots(self) -> int:
+        """Numbers of one patient that the network takes."""
+        return sum(column.slots for column in self.columns)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> ClinicalConfig:
+        names = [column.name for column in self.columns]
+        if len(set(names)) < len(names):
+            raise ValueError("clinical.columns: a name stands twice")
+        return self
+
+    def stated(self) -> ClinicalConfig:
+        """Copies the section without means and deviations, for comparison: a bundle states those that a run found."""
+        bare = (column.model_copy(update={"mean": None, "deviation": None}) for column in self.columns)
+        return self.model_copy(update={"columns": tuple(bare)})
+
+
 class ModelConfig(Section):
     """The network, its input and where its first weights come from."""
 
@@ -205,6 +300,15 @@ class ModelConfig(Section):
     head_first_rounds: Annotated[int, Field(ge=0)] = 0
     """Two-phase schedule: so many rounds with `head_only`, then `freeze` with `fine_tune_factor` times the learning rate."""
     fine_tune_factor: Positive = 0.1
+    clinical: ClinicalConfig | None = None
+    """The network's second input; `clinical:` at the top of an experiment is put here. Unset it is in no configuration that is written."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_clinical(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = write(self)
+        if self.clinical is None:  # what was written without it keeps its digest
+            values.pop("clinical", None)
+        return values
 
     @property
     def trains_batch_norm(self) -> bool:
@@ -219,7 +323,11 @@ class ModelConfig(Section):
         """Lists the settings that shape the network and differ from `other`: `name is 'resnet18', not 'resnet34'`."""
         shaping = ("name", "in_channels", "norm", "weight_standardization", "scattering_scale")
         pairs = ((key, getattr(self, key), getattr(other, key)) for key in shaping)
-        return [f"{key} is {own!r}, not {others!r}" for key, own, others in pairs if own != others]
+        found = [f"{key} is {own!r}, not {others!r}" for key, own, others in pairs if own != others]
+        mine, theirs = (
+            one and one.model_copy(update={"standardize": "data"}).stated() for one in (self.clinical, other.clinical)
+        )
+        return found if mine == theirs else [*found, "clinical differs: its columns and fusion are part of the network"]
 
 
 class LossConfig(Section):
@@ -447,6 +555,35 @@ class ExperimentConfig(Section):
     parent: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     """Digest of the model bundle that the run starts from, which `model.weights` then names. The sites read it here, and it goes into
     every hash of the experiment."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_clinical(cls, values: Any) -> Any:
+        """`clinical:` at the top is the network's second input, `model.clinical`, and lies over it where both are there."""
+        if not isinstance(values, dict) or "clinical" not in values:
+            return values
+        rest = {key: value for key, value in values.items() if key != "clinical"}
+        model, given = rest.get("model", {}), values["clinical"]
+        if not isinstance(model, dict):
+            model = ModelConfig.model_validate(model).model_dump()
+        before = model.get("clinical")
+        if isinstance(before, dict) and isinstance(given, dict):
+            given = {**before, **given}
+        return {**rest, "model": {**model, "clinical": given}}
+
+    @property
+    def clinical(self) -> ClinicalConfig | None:
+        """The clinical values that the network takes beside the image; None for the image only."""
+        return self.model.clinical
+
+    @property
+    def asks_clinical_sums(self) -> bool:
+        """Whether sites are asked for sums of their clinical numbers before the first round (`ClinicalConfig.standardize`)."""
+        if self.clinical is None or self.clinical.standardize == "range":
+            return False
+        if self.privacy.mechanism != "none" or self.secure_aggregation.enabled or self.parent is not None:
+            return False
+        return any(column.kind == "number" and column.mean is None for column in self.clinical.columns)
 
     @property
     def split_seed(self) -> int:

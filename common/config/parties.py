@@ -41,6 +41,8 @@ class SiteConfig(Section):
     """The site's policy file (`SitePolicy`). Unset, as in simulation, nothing is refused."""
     model_dir: str | None = None
     """Where the model of the last evaluation is kept until the next round, `work_dir` if unset. Virtual hospitals share one folder."""
+    clinical_columns: dict[str, str | None] = Field(default_factory=dict)
+    """A run's clinical column -> the manifest's column that has it, where the two are spelt otherwise; null says that the site has none."""
     connection: str | None = None
     """File with the paths of the site's node key and of the federation's certificate authority (`ConnectionConfig`), which secure
     aggregation needs. Unset, it is `connection.yaml` beside the site's own file."""

@@ -36,6 +36,8 @@ class Dataset:
         digests: hexadecimal SHA-256 of each image file.
         report: counts of the manifest's images: found, used, left out and why.
         records: the manifest's row of each image; empty where there is no manifest.
+        clinical: float32 [N, K], the clinical values of each image, NaN where one is not known (`common.data.clinical`); None where the run
+            uses none.
     """
 
     pixels: Pixels
@@ -44,6 +46,7 @@ class Dataset:
     digests: tuple[str, ...]
     report: DataReport
     records: tuple[ImageRecord, ...] = ()
+    clinical: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -54,7 +57,8 @@ class Dataset:
         patients = tuple(self.patients[row] for row in rows)
         digests = tuple(self.digests[row] for row in rows)
         records = tuple(self.records[row] for row in rows) if self.records else ()
-        return Dataset(self.pixels[rows], self.labels[rows], patients, digests, self.report, records)
+        clinical = None if self.clinical is None else self.clinical[rows]
+        return Dataset(self.pixels[rows], self.labels[rows], patients, digests, self.report, records, clinical)
 
 
 def load_dataset(

@@ -1,6 +1,7 @@
 """The manifest: a CSV table with one row an image, its patient, its label and what else is known.
 
-Its columns are `path,patient,label` and, where known, `view,sex,age,manufacturer`; other columns are ignored. It stays at its site.
+Its columns are `path,patient,label` and, where known, `view,sex,age,manufacturer`; other columns are kept as they stand, and looked at
+only where a run names them as clinical values (`common.data.clinical`). It stays at its site.
 `read_manifest` and `write_manifest` carry it to and from the file, `CLASSES` maps labels to the classes of a task. The file is UTF-8; only
 a path may hold other bytes, as names of files may.
 
@@ -54,6 +55,8 @@ class ImageRecord:
         sex: `M` or `F`.
         age_years: age at the examination.
         manufacturer: of the X-ray device.
+        others: the manifest's other columns, name and cell, in its order, without empty cells.
+        row: of the table that it was read from, the header being 1; 0 where it is of none.
     """
 
     path: Path
@@ -63,6 +66,8 @@ class ImageRecord:
     sex: str | None = None
     age_years: float | None = None
     manufacturer: str | None = None
+    others: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    row: int = field(default=0, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -147,8 +152,11 @@ def write_manifest(manifest: Manifest, path: Path) -> None:
     """
     text = io.StringIO(newline="")
     writer = TableWriter(text)
-    writer.write(MANIFEST_COLUMNS)
-    writer.write_all(_cells(record, path.absolute().parent) for record in manifest.records)
+    others = tuple(dict.fromkeys(name for record in manifest.records for name, _ in record.others))
+    writer.write((*MANIFEST_COLUMNS, *others))
+    known = ((record, dict(record.others)) for record in manifest.records)
+    folder = path.absolute().parent
+    writer.write_all([*_cells(record, folder), *(cells.get(name, "") for name in others)] for record, cells in known)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
 
@@ -193,6 +201,8 @@ def _record(manifest: Path, row: int, cells: Mapping[str, str]) -> ImageRecord:
         sex=read_sex(cells.get("sex", "")),
         age_years=read_age(age),
         manufacturer=cells.get("manufacturer", "").strip() or None,
+        others=tuple((name, cell) for name, cell in cells.items() if name and name not in MANIFEST_COLUMNS and cell.strip()),
+        row=row,
     )
 
 

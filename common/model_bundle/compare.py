@@ -13,7 +13,7 @@ from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.imaging.augment import to_model_input
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.manifest import NETWORK
-from pneumofed.common.model_bundle.predictor import open_session
+from pneumofed.common.model_bundle.predictor import graph_inputs, open_session
 from pneumofed.common.models.compute import Compute
 from pneumofed.common.models.features import predict_probabilities
 from pneumofed.common.ops.study_code import is_study_code
@@ -46,7 +46,11 @@ def _graph_probabilities(bundle: Bundle, dataset: Dataset) -> npt.NDArray[np.flo
     """By the ONNX graph: a study's own network needs code of the bundle, which nobody has agreed to run here."""
     session = open_session(bundle.read(NETWORK))
     lots = [to_model_input(dataset.pixels[start : start + BATCH]).numpy() for start in range(0, len(dataset), BATCH)]
-    logits = np.concatenate([session.run(["logits"], {"image": images})[0] for images in lots]).astype(np.float64)
+    known = [
+        None if dataset.clinical is None else dataset.clinical[start : start + BATCH] for start in range(0, len(dataset), BATCH)
+    ]
+    given = [graph_inputs(session, images, values) for images, values in zip(lots, known, strict=True)]
+    logits = np.concatenate([session.run(["logits"], one)[0] for one in given]).astype(np.float64)
     shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
     return shifted / shifted.sum(axis=1, keepdims=True)
 

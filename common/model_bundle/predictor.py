@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
+from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.imaging.images import fit_square, read_image
 from pneumofed.common.imaging.types import Image, Window
 from pneumofed.common.model_bundle.bundle import Bundle
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float32]
 
 BATCH = 16
+CLINICAL_INPUT = "clinical"
+"""Name of the graph's second input, where the model takes clinical values: float32 [N, K] in their own units, NaN where not known."""
 
 
 @dataclass(frozen=True)
@@ -81,38 +84,58 @@ class Predictor:
         """float32 [S, S] in [0, 1], what the network sees of `image`; an image whose pixels are that already stays as it is."""
         return model_input(image.pixels, self.manifest.preprocessing)
 
-    def judge(self, images: Sequence[Image], names: Sequence[str] | None = None) -> list[Judgement]:
+    @property
+    def clinical(self) -> ClinicalConfig | None:
+        """The clinical values that the model takes beside an image; None where it takes none."""
+        return self.manifest.model.clinical
+
+    def judge(
+        self, images: Sequence[Image], names: Sequence[str] | None = None, values: Sequence[Floats | None] = ()
+    ) -> list[Judgement]:
         """One judgement for each image, in order; the same whatever else is judged with it, up to float32's last digits.
 
         Args:
             images: as `read` gives them.
             names: of each image, for `Judgement.image`; without them their places in `images`, from 0.
+            values: float32 [K] of each image, as `common.data.clinical` reads them; None where none is known. Without them no image has
+                any.
 
         Raises:
-            ValueError: there are not as many names as images.
+            ValueError: there are not as many names, or values, as images.
         """
         known = [str(place) for place in range(len(images))] if names is None else names
         if len(known) != len(images):
             raise ValueError(f"expected a name for each of {len(images)} images, got {len(known)}")
+        if values and len(values) != len(images):
+            raise ValueError(f"expected values for each of {len(images)} images, or none, got {len(values)}")
         found: list[Judgement] = []
         for start in range(0, len(images), BATCH):
-            found += self._judge_batch(images[start : start + BATCH], known[start : start + BATCH])
+            rows = slice(start, start + BATCH)
+            found += self._judge_batch(images[rows], known[rows], list(values or [None] * len(images))[rows])
         return found
 
-    def run(self, inputs: Floats) -> dict[str, Floats]:
-        """The graph's outputs by name (`logits` [N, C], `features` [N, D], ...) for float32 [N, 1, S, S] in [0, 1]."""
-        names = [output.name for output in self._session.get_outputs()]
-        return dict(zip(names, self._session.run(names, {"image": inputs}), strict=True))
+    def run(self, inputs: Floats, values: Floats | None = None) -> dict[str, Floats]:
+        """The graph's outputs by name (`logits` [N, C], `features` [N, D], ...).
 
-    def _judge_batch(self, images: Sequence[Image], names: Sequence[str]) -> list[Judgement]:
+        Args:
+            inputs: float32 [N, 1, S, S] in [0, 1].
+            values: clinical values, float32 [N, K]; None where none is known, or the model takes none.
+        """
+        names = [output.name for output in self._session.get_outputs()]
+        return dict(zip(names, self._session.run(names, graph_inputs(self._session, inputs, values)), strict=True))
+
+    def _judge_batch(self, images: Sequence[Image], names: Sequence[str], values: Sequence[Floats | None]) -> list[Judgement]:
         squares = np.stack([self.prepare(image) for image in images])
-        outputs = self.run(squares[:, None])
+        table = self._table(values)
+        outputs = self.run(squares[:, None], table)
         statistics = pixel_statistics(squares)
         inputs = Inputs(squares, outputs["features"], statistics, [image.info for image in images])
         finite = [bool(np.isfinite(row).all()) for row in outputs["logits"]]
         checked = check_suitability(self.manifest.suitability, inputs)
         reasons = [found.reasons or (() if finite[row] else (Reason.FAR_FROM_REFERENCE,)) for row, found in enumerate(checked)]
         predictions = self._predict(outputs)
+        if table is not None:
+            predictions = self._beside_image_only(predictions, squares, table)
         return [
             Judgement(
                 image=names[row],
@@ -129,6 +152,20 @@ class Predictor:
             )
             for row, finding in enumerate(checked)
         ]
+
+    def _table(self, values: Sequence[Floats | None]) -> Floats | None:
+        """The rows as one table; None where no value is known."""
+        if self.clinical is None or all(row is None for row in values):
+            return None
+        unknown = np.full(self.clinical.slots, np.nan, dtype=np.float32)
+        return np.stack([unknown if row is None else row for row in values])
+
+    def _beside_image_only(self, predictions: list[Prediction], squares: Floats, table: Floats) -> list[Prediction]:
+        """Each prediction with what the same network says of the image without any value, where values were given."""
+        scores = pneumonia_score(self.run(squares[:, None])["logits"])
+        alone = self.manifest.calibration.probability(scores).tolist()
+        known = [bool(np.isfinite(row).any()) for row in table]
+        return [replace(one, image_only=alone[row]) if known[row] else one for row, one in enumerate(predictions)]
 
     def _predict(self, outputs: dict[str, Floats]) -> list[Prediction]:
         """What the calibrated network says of each image, whether or not it may be asked."""
@@ -162,6 +199,21 @@ def model_input(pixels: Floats, preprocessing: Preprocessing) -> Floats:
     """
     square = fit_square(pixels, preprocessing.size_px, preprocessing.fit)
     return (np.rint(square * 255.0) / 255.0).astype(np.float32)
+
+
+def graph_inputs(session: onnxruntime.InferenceSession, images: Floats, values: Floats | None = None) -> dict[str, Floats]:
+    """Names what a graph is given; clinical values that it takes and nobody gives are not known, NaN.
+
+    Args:
+        session: of the graph.
+        images: float32 [N, 1, S, S] in [0, 1].
+        values: float32 [N, K]; not looked at where the graph takes none.
+    """
+    second = [one for one in session.get_inputs() if one.name == CLINICAL_INPUT]
+    if not second:
+        return {"image": images}
+    missing = np.full((len(images), second[0].shape[1]), np.nan, dtype=np.float32)
+    return {"image": images, CLINICAL_INPUT: missing if values is None else values}
 
 
 def open_session(network: bytes, threads: int = 0) -> onnxruntime.InferenceSession:

@@ -84,6 +84,7 @@ class Prediction:
         score: the network's own logit of P(pneumonia), before calibration.
         activation_map: float32 [h, w], the class activation map of `score` (Zhou et al. 2016, eq. 2): what each place of the picture
             adds to it, times h * w. None for a network without a feature map.
+        image_only: calibrated P(pneumonia) of the image without its clinical values; None where none were given.
     """
 
     decision: Decision
@@ -93,6 +94,7 @@ class Prediction:
     classes: Mapping[str, float]
     score: float
     activation_map: npt.NDArray[np.float32] | None
+    image_only: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.models.compute import import_torchvision
 from pneumofed.common.models.efficientnet_lite import EFFICIENTNET_ROWS, EfficientNetLite0
+from pneumofed.common.models.fusion import fuse
 from pneumofed.common.models.layers import Scattering2D, standardize_weights
 from pneumofed.common.models.study_network import make_study_network, refuse_batch_statistics, trace_layers
 from pneumofed.common.ops.study_code import StudyCode, find_study_code, is_study_code
@@ -178,7 +179,7 @@ def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:
         if hasattr(module, "inplace"):
             vars(module)["inplace"] = False
     vars(model)["architecture"] = _trace_study(model, code, classes, cfg) if code else architecture
-    return model
+    return model if cfg.clinical is None else fuse(model, cfg.clinical, classes)
 
 
 def architecture_of(model: nn.Module) -> Architecture:

@@ -22,6 +22,7 @@ from pneumofed.common.errors import WeightsError
 from pneumofed.common.models.architectures import Architecture, architecture_of, build_architecture
 from pneumofed.common.models.compute import import_torchvision
 from pneumofed.common.models.efficientnet_lite import EfficientNetLite0, find_weights, our_key
+from pneumofed.common.models.fusion import FUSION, ClinicalNetwork, image_state
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,8 @@ def set_trainable(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
 
     Args:
         model: a network of `build_model`, changed in place.
-        freeze: `none` trains everything, `head_only` the classifier, `last_block` the classifier and the last block of convolutions.
+        freeze: `none` trains everything, `head_only` the classifier, `last_block` the classifier and the last block of convolutions. What
+            reads clinical values counts as a part of the classifier.
 
     Returns:
         The names of the trainable parameters, in the model's order.
@@ -89,10 +91,12 @@ def train_mode(model: nn.Module, *, fix_statistics: bool = False) -> None:
         TypeError: another function built `model`.
     """
     classifier = classifier_of(model)
-    own = {id(parameter) for parameter in classifier.parameters()}
+    tops = [classifier, model.fusion] if isinstance(model, ClinicalNetwork) else [classifier]
+    own = {id(parameter) for top in tops for parameter in top.parameters()}
     if all(id(parameter) in own for parameter in model.parameters() if parameter.requires_grad):
         model.eval()
-        classifier.train()
+        for top in tops:
+            top.train()
         return
     model.train()
     for module in model.modules():
@@ -189,11 +193,12 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> tu
     Raises:
         WeightsError: with the number and the first of the missing, the unexpected and the misshapen tensors.
     """
-    own = model.state_dict()
-    lite = isinstance(model, EfficientNetLite0)
+    own, fused = model.state_dict(), isinstance(model, ClinicalNetwork)
+    lite = isinstance(model.image if fused else model, EfficientNetLite0)
     renamed = {our_key(name) if lite else _OLD_DENSENET_KEY.sub(r"\1\2.", name): tensor for name, tensor in state.items()}
+    renamed = image_state(renamed, architecture_of(model).replaced) if fused else renamed
     fitted = _fit_state(renamed, own, architecture_of(model))
-    head = f"{architecture_of(model).head}."
+    head = (f"{architecture_of(model).head}.", *([f"{FUSION}."] if fused else []))
     headless = not any(name.startswith(head) for name in fitted)
     needed = {name for name in own if not (name.endswith("num_batches_tracked") or (headless and name.startswith(head)))}
     _check_fit(fitted, own, needed, source)
@@ -221,6 +226,7 @@ def as_state(content: object, source: str) -> dict[str, Tensor]:
 def _trained_modules(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
     architecture = architecture_of(model)
     modules = (architecture.head, *architecture.last_block) if freeze == "last_block" else (architecture.head,)
+    modules += (FUSION,) if isinstance(model, ClinicalNetwork) else ()
     return tuple(f"{name}." for name in modules)
 
 

@@ -38,6 +38,7 @@ from pneumofed.common.imaging.augment import normalize, to_model_input
 from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.build import classifier_of
 from pneumofed.common.models.compute import Compute
+from pneumofed.common.models.fusion import image_features
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def has_fixed_body(model: nn.Module, cfg: ModelConfig) -> bool:
         model: a network of `build_model`.
         cfg: its section; `freeze` counts.
     """
+    if cfg.clinical is not None:  # values are taken away anew in each step
+        return False
     head = f"{architecture_of(model).head}."
     return cfg.freeze == "head_only" or all(name.startswith(head) for name, _ in model.named_parameters())
 
@@ -162,7 +165,7 @@ def load_features(model: nn.Module, dataset: Dataset, compute: Compute, cfg: Mod
 
 
 def compute_features(model: nn.Module, dataset: Dataset, compute: Compute, in_channels: int) -> Features:
-    """Computes the input of the classifier for each image of `dataset`.
+    """Computes the input of the classifier for each image of `dataset`; of a network with clinical values the features of the image.
 
     The images are not augmented. The classifier of these rows gives what the network gives, to the last bit where the body treats each
     image by itself, else up to what kernels make of another number of rows.
@@ -198,8 +201,9 @@ def predict_probabilities(
         float64 [N, C], each row summing to 1.
     """
     model.eval()
-    batches = [dataset.pixels[start : start + batch_size] for start in range(0, len(dataset.labels), batch_size)]
-    logits = [_logits(model, pixels, compute, in_channels) for pixels in batches]
+    lots = [slice(start, start + batch_size) for start in range(0, len(dataset.labels), batch_size)]
+    values = [None if dataset.clinical is None else dataset.clinical[rows] for rows in lots]
+    logits = [_logits(model, dataset.pixels[rows], compute, in_channels, one) for rows, one in zip(lots, values, strict=True)]
     return torch.softmax(torch.cat(logits), dim=1).numpy()
 
 
@@ -209,7 +213,7 @@ def _features_in_chunks(model: nn.Module, dataset: Dataset, compute: Compute, in
     def keep(_: nn.Module, inputs: tuple[Any, ...]) -> None:
         seen.append(inputs[0].float().cpu().numpy())
 
-    handle = classifier_of(model).register_forward_pre_hook(keep)
+    handle = image_features(model, classifier_of(model)).register_forward_pre_hook(keep)
     try:
         for start in range(0, len(dataset), _IMAGES_AT_ONCE):
             rows = np.arange(start, min(start + _IMAGES_AT_ONCE, len(dataset)))
@@ -272,8 +276,11 @@ def _remove_oldest(folder: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def _logits(model: torch.nn.Module, pixels: np.ndarray, compute: Compute, in_channels: int) -> torch.Tensor:
+def _logits(
+    model: torch.nn.Module, pixels: np.ndarray, compute: Compute, in_channels: int, values: np.ndarray | None = None
+) -> torch.Tensor:
     images = normalize(to_model_input(pixels), in_channels)
+    second = () if values is None else (torch.from_numpy(values).to(compute.device),)
     with compute.autocast():
-        logits: torch.Tensor = model(compute.move(images))
+        logits: torch.Tensor = model(compute.move(images), *second)
     return logits.to("cpu", torch.float64)

@@ -150,4 +150,6 @@ def data_fingerprint(data: Dataset) -> str:
     )
     for start in range(0, len(data.pixels), _IMAGES_AT_ONCE):
         digest.update(np.ascontiguousarray(data.pixels[start : start + _IMAGES_AT_ONCE]).data)
+    if data.clinical is not None:  # an update depends on them too
+        digest.update(b"clinical" + np.ascontiguousarray(data.clinical).tobytes())
     return digest.hexdigest()

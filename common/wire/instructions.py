@@ -29,6 +29,7 @@ from pneumofed.common.wire.fields import (
 from pneumofed.common.wire.messages import (
     ARRAYS,
     AUDIT_HEAD,
+    CLINICAL,
     CONFIG,
     COUNTED,
     FIRST,
@@ -77,6 +78,8 @@ class Instruction:
     survey: tuple[SurveyField, ...] = ()
     """What a survey asks for, in the place of enrolment; nothing else is asked then."""
 
+    clinical: bool = False
+    """Whether sums of clinical numbers are asked for, in the place of enrolment; nothing else is asked then."""
     held: str | None = None
     """SHA-256 of weights that the site keeps since the last evaluation and that stand for `arrays`; None where these travel."""
     other: ModelArrays | None = None
@@ -111,6 +114,8 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
         config[SUITABILITY] = instruction.suitability.model_dump_json()
     if instruction.survey:
         config[SURVEY] = json.dumps(instruction.survey)
+    if instruction.clinical:
+        config[CLINICAL] = True
     content = RecordDict({CONFIG: ConfigRecord(config)})
     if instruction.arrays is not None:
         content[ARRAYS] = pack_arrays(instruction.arrays)
@@ -195,11 +200,13 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     if held is not None and arrays is not None:
         raise MessageError(f"expected weights or {HELD}, got both")
     survey = _unpack_survey(config[SURVEY]) if SURVEY in config else ()
+    clinical = config.get(CLINICAL, False) is True
     lent = _unpack_other(content, experiment)
-    if lent is not None and not all(part is None or part == () for part in (arrays, held, first, tests, step, survey)):
+    others = (arrays, held, first, tests, step, survey or None, clinical or None)
+    if lent is not None and any(part is not None for part in others):
         raise MessageError(f"expected {OTHER} by itself, got more to judge or to do")
     return Instruction(
-        experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, survey, held, lent
+        experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, survey, clinical, held, lent
     )
 
 

@@ -17,6 +17,7 @@ the records and keys of a Flower message.
     any reply     site {..., held-model}: hash of the weights that the site keeps since the last evaluation; an instruction with those
                   very weights then has config {..., held-model} in place of its arrays, so that a model travels once
     survey        config {..., survey}; the reply: see common.wire.survey
+    clinical sums config {..., clinical: true}; the reply: see common.wire.clinical_sums
     failure       Flower's Error whose reason is JSON {site, error, sentence}: a class name and a fixed sentence, never an exception's text
 
 `parameters` and `statistics` (BatchNorm's running mean and variance) are flat vectors; both sides derive the layout from the model and
@@ -80,6 +81,8 @@ SUITABILITY = "suitability"
 """Key of the record `CONFIG`: the suitability tests, as JSON, that an evaluation asks scores of instead of statistics."""
 SURVEY = "survey"
 """Key of the record `CONFIG`: the fields that a survey asks for. Name of the record with the site's answer (`common.wire.survey`)."""
+CLINICAL = "clinical"
+"""Key of the record `CONFIG`: that sums of clinical numbers are asked for. Name of the record with them (`common.wire.clinical_sums`)."""
 RATE_FACTOR = "rate-factor"
 """Key of the record `CONFIG`: the factor on the learning rate that the schedule `plateau` has come to; absent where it is 1."""
 STEP = "step"
@@ -326,15 +329,19 @@ def describe_content(content: RecordDict) -> dict[str, Any]:
     Returns:
         `bytes` of its arrays, names of `arrays` and `metrics` (with statistics; those of the site's own model are named `personal index`
         and so on), of a survey the fields of its `tables`, `values` of the metrics that are single numbers, the `report` with the numbers
-        of images and what is withheld, and `sent`, the SHA-256 of all of it (see `hash_content`).
+        of images and what is withheld, the columns of clinical numbers whose `sums` are in it, and `sent`, the SHA-256 of all of it (see
+        `hash_content`).
     """
     arrays = content.array_records.values()
     metrics = content.metric_records.items()
     single = content.metric_records.get(METRICS, {}).items()
     survey = content.config_records.get(SURVEY)
     tables = {} if survey is None else {"tables": sorted(json.loads(str(survey["answer"]))["tables"])}
+    clinical = content.config_records.get(CLINICAL)
+    sums = {} if clinical is None else {"sums": sorted(json.loads(str(clinical["sums"])))}
     return {
         **tables,
+        **sums,
         "bytes": content_bytes(content),
         "arrays": sorted(name for record in arrays for name in record),
         "metrics": sorted(f"{PERSONAL} {name}" if kind == PERSONAL else name for kind, record in metrics for name in record),

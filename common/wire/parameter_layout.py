@@ -98,6 +98,11 @@ class ArraysLayout:
         """int64: positions in `statistics` of all running variances of BatchNorm layers, ascending; none may be negative."""
         return self._positions("statistic", lambda entry: entry.batch_norm and entry.name.endswith("running_var"))
 
+    @cached_property
+    def fixed_statistics(self) -> np.ndarray:
+        """int64: positions in `statistics` of what clinical values are standardised by, ascending; sites may not change them."""
+        return self._positions("statistic", lambda entry: entry.name in ("fusion.mean", "fusion.deviation"))
+
     def check(self, parameters: np.ndarray, statistics: np.ndarray) -> None:
         """Does nothing where the flat arrays are of this layout; for whoever looks into arrays of a message before `load`.
 

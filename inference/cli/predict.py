@@ -35,9 +35,16 @@ if TYPE_CHECKING:
     from pneumofed.common.model_bundle.predictor import Predictor
     from pneumofed.common.ops.progress import Progress
     from pneumofed.inference.explain.files import ExplanationReport
+    from pneumofed.inference.predict.clinical_table import ClinicalTable
     from pneumofed.inference.predict.dicom_objects import ArchiveWriter
     from pneumofed.inference.predict.outputs import Output, Recorder
     from pneumofed.inference.predict.predict import FileResult, PredictionSummary
+
+
+ClinicalFile = Annotated[
+    Path | None,
+    typer.Option("--clinical", help="CSV with a column 'file' and the model's clinical values, for a model that takes some."),
+]
 
 
 def predict_command(
@@ -53,6 +60,7 @@ def predict_command(
     monitor: Annotated[
         Path | None, typer.Option(help="Put what is judged into the monitor of drift in this folder, in the order of the files.")
     ] = None,
+    clinical: ClinicalFile = None,
     int8: Annotated[bool, typer.Option("--int8", help="The quantised network: faster, a little less exact.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the network, and as many that decode; 0: all processors.")] = 0,
     quiet: Quiet = False,
@@ -62,18 +70,15 @@ def predict_command(
     Exit code: 0 every file was read, 3 some could not be read, 1 none could or the bundle was refused, 2 usage,
     130 stopped.
     """
-    from pneumofed.common.model_bundle.bundle import load_bundle
     from pneumofed.common.model_bundle.predictor import Predictor
     from pneumofed.common.ops.progress import open_progress
-    from pneumofed.common.wire.keys import read_public_key
     from pneumofed.inference.monitor.store import own_monitor
     from pneumofed.inference.predict.dicom_objects import ArchiveWriter
     from pneumofed.inference.predict.predict import PredictionSummary, find_files, judge_files
 
-    opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
-    if not trusted:
-        note(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim")
+    opened = _open_bundle(bundle, trusted)
     predictor = Predictor(opened, "int8" if int8 else "float32", threads)
+    table = _clinical_table(clinical, predictor)
     recorder, summary = _recorder(monitor, opened), PredictionSummary()
     folders = [folder for folder in (sr, overlay) if folder]
     with exit_when_stopped(lambda: _describe_stopped(summary, csv, folders, recorder)), ExitStack() as stack:
@@ -81,10 +86,34 @@ def predict_command(
             stack.enter_context(own_monitor(monitor, "pneumofed predict"))
         outputs = _open_outputs(stack, predictor, summary, csv, json_)
         progress = stack.enter_context(open_progress(quiet=quiet, results_piped=json_))
-        results = judge_files(find_files(paths), predictor, threads)
+        results = judge_files(find_files(paths), predictor, threads, table)
         watched = recorder.pass_on(results) if recorder else results
         _run(watched, ArchiveWriter(predictor, sr, overlay), summary, outputs, progress)
+    if table is not None:
+        note(table.describe_use())
     raise typer.Exit(_exit_code(summary))
+
+
+def _open_bundle(path: Path, trusted: list[Path] | None) -> Bundle:
+    """The bundle; without keys that are trusted it is said who signed it."""
+    from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.wire.keys import read_public_key
+
+    opened = load_bundle(path, [read_public_key(key) for key in trusted] if trusted else None)
+    if not trusted:
+        note(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim")
+    return opened
+
+
+def _clinical_table(path: Path | None, predictor: Predictor) -> ClinicalTable | None:
+    """The table that was given; read as a whole before the first image, so that a value which does not fit ends nothing half done."""
+    if path is None:
+        return None
+    if predictor.clinical is None:
+        raise ConfigError(f"--clinical {path}: this model takes no clinical values; leave the option out")
+    from pneumofed.inference.predict.clinical_table import ClinicalTable
+
+    return ClinicalTable.read(path, predictor.clinical)
 
 
 def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
@@ -158,6 +187,7 @@ def explain_command(
     run_code: Annotated[
         bool, typer.Option("--run-bundle-code", help="Run the bundle's code, where the network is a study's own. Read it first.")
     ] = False,
+    clinical: ClinicalFile = None,
     trusted: Trusted = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -167,6 +197,7 @@ def explain_command(
     Exit code: 0 at least one image was explained, 1 none could be read, 130 stopped.
     """
     from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.model_bundle.predictor import Predictor
     from pneumofed.common.ops.progress import open_progress
     from pneumofed.common.wire.keys import read_public_key
     from pneumofed.inference.explain.files import RESULT_FILE, ExplanationRequest, explain_files
@@ -174,7 +205,8 @@ def explain_command(
     opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
     chosen = choose_target(target, opened.manifest.classes, "--target")
-    request = ExplanationRequest(methods, chosen, seed, check, choose_detail(detail, methods, "--detail"), run_code)
+    table = _clinical_table(clinical, Predictor(opened, threads=1)) if clinical else None
+    request = ExplanationRequest(methods, chosen, seed, check, choose_detail(detail, methods, "--detail"), run_code, table)
     explained: list[str] = []
     with exit_when_stopped(lambda: f"stopped: pictures of {len(explained)} images are in {out}; {RESULT_FILE} was not written"):
         tell = explained.append if json_ or quiet else _saying(explained)

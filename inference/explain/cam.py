@@ -18,6 +18,7 @@ from torch.nn import functional
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.models.architectures import architecture_of
+from pneumofed.common.models.fusion import IMAGE, ClinicalNetwork
 from pneumofed.inference.explain.methods import Detail, Target
 
 SCALES = (1.0, 1.25, 1.5, 1.75)
@@ -96,7 +97,9 @@ def target_layer(network: nn.Module) -> nn.Module:
             "grad-cam: this network averages no feature maps over the picture; "
             "integrated-gradients, gradient-shap, occlusion, kernel-shap and lime work"
         )
-    return network.get_submodule(architecture.maps or architecture.pooled or "scattering")
+    return network.get_submodule(
+        architecture.maps or architecture.pooled or f"{IMAGE}.scattering" * isinstance(network, ClinicalNetwork) or "scattering"
+    )
 
 
 def finer_layer(network: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pneumofed.common.data.clinical import Values
 from pneumofed.common.errors import EmptySiteError, ImageError
 from pneumofed.common.evaluation.metrics import without_nan
 from pneumofed.common.evaluation.plots import write
@@ -27,13 +28,16 @@ from pneumofed.common.model_bundle.manifest import BundleManifest
 from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.predictor import Predictor, model_input
 from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.common.models.fusion import ClinicalNetwork
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.inference.explain.attribution import compute_attribution, empty
 from pneumofed.inference.explain.cam import LogOdds, larger_side
+from pneumofed.inference.explain.clinical import JointEvidence, explain_jointly
 from pneumofed.inference.explain.faithfulness import Sanity, curves, random_curves, sanity_check
 from pneumofed.inference.explain.focus import Focus, Misplaced, find_lungs, find_markers, judge_focus
 from pneumofed.inference.explain.methods import DETAIL_NOTES, FACTS, Attribution, Detail, Method, Target
 from pneumofed.inference.explain.pictures import Panel, montage, overlay, place_on_image
+from pneumofed.inference.predict.clinical_table import ClinicalTable
 from pneumofed.inference.predict.predict import find_files
 
 CHECKED_IMAGES = 6
@@ -61,6 +65,7 @@ class ExplanationRequest:
         checked: whether to find out if the maps can be believed; takes several times as long.
         detail: of class activation maps.
         run_code: consent to run the bundle's own code, where its network is a study's own.
+        clinical: values beside the images, for a model that takes some.
     """
 
     methods: tuple[Method, ...]
@@ -69,6 +74,7 @@ class ExplanationRequest:
     checked: bool = True
     detail: Detail = "last-layer"
     run_code: bool = False
+    clinical: ClinicalTable | None = None
 
 
 @dataclass
@@ -196,6 +202,33 @@ def check_methods(
     return {method: sanity_check(network, inputs, method, request.target, **how) for method in request.methods}
 
 
+def explain_with_values(
+    setup: ExplanationSetup, image: Image, judgement: Judgement, values: Values | None
+) -> tuple[list[ExplainedMap], JointEvidence | None]:
+    """Makes the maps of `explain_image` beside the image's clinical values, and what the answer rests on.
+
+    Args:
+        setup: the bundle, what was asked for, and what the check found.
+        image: as it was judged.
+        judgement: of the image with `values`.
+        values: float32 [K]; None where none is known, or the model takes none.
+
+    Returns:
+        The maps, and what image and values add, None without values.
+    """
+    network, schema = setup.network, setup.predictor.clinical
+    if values is None or schema is None or not isinstance(network, ClinicalNetwork):
+        return list(explain_image(setup, image, judgement)), None
+    if judgement.prediction is None:
+        return [], None
+    found = explain_jointly(
+        network, _network_input(setup.predictor, image), values, schema, setup.request.target, judgement.prediction
+    )
+    with network.giving(torch.from_numpy(values)[None]):
+        maps = list(explain_image(setup, image, judgement))
+    return [replace(one, panel=replace(one.panel, lines=(*found.lines(), *one.panel.lines))) for one in maps], found
+
+
 def explain_image(setup: ExplanationSetup, image: Image, judgement: Judgement) -> Iterator[ExplainedMap]:
     """Makes one map for each of the methods that were asked for, in their order; none of an image that cannot be judged.
 
@@ -235,10 +268,12 @@ def _population_line(judgement: Judgement) -> tuple[str, ...]:
 
 def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, Any]:
     """Draws all maps of one image; what the JSON file says of it."""
-    image = setup.predictor.read(path).image
-    (judgement,) = setup.predictor.judge([image], [str(path)])
+    read, table = setup.predictor.read(path), setup.request.clinical
+    image, values = read.image, table.find(path, read.header) if table else None
+    (judgement,) = setup.predictor.judge([image], [str(path)], [values])
     title, panels, maps = headline(judgement), [], {}
-    for found in explain_image(setup, image, judgement):
+    explained, evidence = explain_with_values(setup, image, judgement, values)
+    for found in explained:
         attribution = found.panel.attribution
         panels.append(found.panel)
         maps[attribution.method] = {
@@ -248,7 +283,7 @@ def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, 
         write(overlay(found.panel, title), stem.with_name(f"{stem.name}-{attribution.method}.png"))
     if len(panels) > 1:
         write(montage(panels, title), stem.with_suffix(".png"))
-    return json_entry(stem.name, judgement, maps)
+    return json_entry(stem.name, judgement, maps) | ({"clinical": evidence.to_json()} if evidence else {})
 
 
 def json_entry(number: str, judgement: Judgement, maps: Mapping[Method, Any]) -> dict[str, Any]:

@@ -27,7 +27,15 @@ from pneumofed.common.imaging.patient_groups import AGE, PatientGroups
 from pneumofed.common.model_bundle.manifest import BundleManifest
 from pneumofed.common.model_bundle.population import PopulationStatus, describe_groups
 from pneumofed.common.model_bundle.predictor import Predictor
-from pneumofed.inference.predict.predict import CSV_COLUMNS, ROW_SCHEMA, FileResult, PredictionSummary, csv_row, json_row
+from pneumofed.inference.predict.predict import (
+    CLINICAL_COLUMNS,
+    CSV_COLUMNS,
+    ROW_SCHEMA,
+    FileResult,
+    PredictionSummary,
+    csv_row,
+    json_row,
+)
 
 if TYPE_CHECKING:
     from pneumofed.inference.monitor.monitor import Monitor
@@ -46,7 +54,8 @@ class Output(Protocol):
 
 class _Csv:
     def __init__(self, file: TextIO, predictor: Predictor) -> None:
-        self._columns = [*CSV_COLUMNS, *(f"probability_{name}" for name in predictor.manifest.classes), "model"]
+        second = () if predictor.clinical is None else CLINICAL_COLUMNS
+        self._columns = [*CSV_COLUMNS, *second, *(f"probability_{name}" for name in predictor.manifest.classes), "model"]
         self._writer, self._predictor = TableWriter(file), predictor
         self._writer.write(self._columns)
 

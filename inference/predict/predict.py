@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -23,6 +23,7 @@ from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
 from pneumofed.common.model_bundle.suitability import Judgement, Prediction
+from pneumofed.inference.predict.clinical_table import ClinicalTable, describe_values
 
 if TYPE_CHECKING:
     from pneumofed.common.imaging.dicom_header import DicomHeader
@@ -48,6 +49,9 @@ CSV_COLUMNS = (
     *("population", "age_group", "sex", "view", "population_note"),
 )
 """Of the CSV table, before one column `probability_CLASS` for each class and then `model`."""
+
+CLINICAL_COLUMNS = ("clinical", "image_only")
+"""Behind `CSV_COLUMNS`, of a model that takes clinical values: those that were given, and the probability without them."""
 
 NOTE_FOR_PROCESSING = "caution: raw values of the detector (FOR PROCESSING), not the picture that is read"
 NOTE_NO_VIEW = "the file states no view"
@@ -94,6 +98,7 @@ class FileResult:
         judgement: of its image.
         report, overlay: paths of the DICOM objects or pictures that were written, or empty.
         note: why one of them was not, and what calls for caution with the image; or empty.
+        values: its clinical values in words, by column; None where the model takes none.
     """
 
     loaded: Loaded
@@ -101,6 +106,7 @@ class FileResult:
     report: str = ""
     overlay: str = ""
     note: str = ""
+    values: Mapping[str, str] | None = None
 
     @property
     def prediction(self) -> Prediction | None:
@@ -128,7 +134,9 @@ class FileResult:
         return self.judgement.explanation if self.judgement else ""
 
 
-def judge_files(paths: Iterable[Path], predictor: Predictor, workers: int = 0) -> Iterator[FileResult]:
+def judge_files(
+    paths: Iterable[Path], predictor: Predictor, workers: int = 0, clinical: ClinicalTable | None = None
+) -> Iterator[FileResult]:
     """Yields one result for each of `paths`, in their order; a file that cannot be read is a result too, with its reason.
 
     At most 2 `BATCH` + 2 `workers` squares and `workers` whole images are in memory, whatever the number of files. Results do not
@@ -138,11 +146,12 @@ def judge_files(paths: Iterable[Path], predictor: Predictor, workers: int = 0) -
         paths: taken as they are needed.
         predictor: judges in this thread.
         workers: threads that decode; 0 is one for each processor.
+        clinical: values beside the images, for a model that takes some; a file without a row is judged by its image.
     """
     threads = workers or os.cpu_count() or 1
     loaded = map_ahead(lambda path: load(path, predictor), paths, threads, ahead=BATCH + 2 * threads)
     while batch := list(islice(loaded, BATCH)):
-        yield from _judge_batch(batch, predictor)
+        yield from _judge_batch(batch, predictor, clinical)
 
 
 def load(path: Path, predictor: Predictor) -> Loaded:
@@ -181,12 +190,18 @@ def map_ahead(function: Callable[[T], R], items: Iterable[T], threads: int, ahea
         pool.shutdown(cancel_futures=True)
 
 
-def _judge_batch(batch: list[Loaded], predictor: Predictor) -> Iterator[FileResult]:
+def _judge_batch(batch: list[Loaded], predictor: Predictor, clinical: ClinicalTable | None) -> Iterator[FileResult]:
     images = {str(loaded.path): loaded.image for loaded in batch if loaded.image}
-    judgements = predictor.judge(list(images.values()), list(images))
+    headers = {str(loaded.path): loaded.header for loaded in batch}
+    values = {name: clinical.find(Path(name), headers[name]) if clinical else None for name in images}
+    judgements = predictor.judge(list(images.values()), list(images), list(values.values()))
     by_name = {judgement.image: judgement for judgement in judgements}
     for loaded in batch:
-        yield FileResult(loaded, by_name.get(str(loaded.path)), note=_caution(loaded))
+        name, words = str(loaded.path), None
+        if predictor.clinical is not None:
+            found = values.get(name)
+            words = {} if found is None else describe_values(found, predictor.clinical)
+        yield FileResult(loaded, by_name.get(name), note=_caution(loaded), values=words)
 
 
 def _caution(loaded: Loaded) -> str:
@@ -321,7 +336,15 @@ def json_row(result: FileResult, threshold: float) -> dict[str, Any]:
         "overlay": result.overlay,
         "note": result.note,
         "population": result.judgement.population.to_json() if result.judgement else {},
+        **_clinical_of(result),
     }
+
+
+def _clinical_of(result: FileResult) -> dict[str, Any]:
+    """Keys of a model that takes clinical values; none of another."""
+    if result.values is None:
+        return {}
+    return {"clinical": dict(result.values), "image_only": result.prediction.image_only if result.prediction else None}
 
 
 def csv_row(result: FileResult, threshold: float) -> dict[str, str]:
@@ -335,7 +358,9 @@ def csv_row(result: FileResult, threshold: float) -> dict[str, str]:
     groups = row["population"]
     words = {"reasons": " ".join(row["reasons"]), "population": groups.get("status"), "population_note": groups.get("sentence")}
     known = groups | row | words
-    values = {name: known.get(name) for name in CSV_COLUMNS}
+    columns = (*CSV_COLUMNS, *(CLINICAL_COLUMNS if result.values is not None else ()))
+    known |= {"clinical": "; ".join((result.values or {}).values())}
+    values = {name: known.get(name) for name in columns}
     probabilities = {f"probability_{name}": value for name, value in row["classes"].items()}
     return {name: _text(value) for name, value in (values | probabilities).items()}
 

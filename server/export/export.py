@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.folder_lock import owned
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
@@ -40,6 +41,7 @@ from pneumofed.common.model_bundle.manifest import (
 from pneumofed.common.model_bundle.sealing import seal_bundle
 from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
 from pneumofed.common.models.build import build_model
+from pneumofed.common.models.fusion import with_standardization
 from pneumofed.common.ops.study_code import FOLDER, describe_name, find_study_code, is_study_code, write_codes
 from pneumofed.common.wire.keys import PrivateKey, write_node_key
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -222,7 +224,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
         task=source.experiment.task,
         classes=source.classes,
         preprocessing=_preprocessing(source),
-        model=source.experiment.model.without_weights(),
+        model=_described_model(source, network),
         threshold=OperatingPoint(
             value=threshold,
             policy=source.experiment.evaluation.threshold_policy,
@@ -240,6 +242,14 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     write_triton(folder)
     write_monai(folder, manifest)
     return seal_bundle(folder, manifest, plan.key)
+
+
+def _described_model(source: Source, network: nn.Module) -> ModelConfig:
+    """The section of the network, with what clinical numbers are standardised by where it takes some."""
+    model = source.experiment.model.without_weights()
+    if model.clinical is None:
+        return model
+    return model.model_copy(update={"clinical": with_standardization(model.clinical, network)})
 
 
 def load_network(source: Source) -> nn.Module:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.errors import BundleError
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.model_bundle.manifest import MONAI, NETWORK, BundleManifest
+from pneumofed.common.model_bundle.predictor import CLINICAL_INPUT
 from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.build import classifier_of
+from pneumofed.common.models.fusion import ClinicalFusion, ClinicalNetwork, image_features
 
 GRAPH_OUTPUTS = ("logits", "features", "activations", "cam")
 ONNX_OPSET = 20
@@ -55,7 +58,8 @@ class ExportedNetwork(nn.Module):
         self.in_channels = in_channels
         self._seen: dict[str, Tensor] = {}
         self._classifier = classifier_of(network)
-        self._classifier.register_forward_pre_hook(lambda _, inputs: self._keep("features", inputs[0]))
+        source = image_features(network, self._classifier)
+        source.register_forward_pre_hook(lambda _, inputs: self._keep("features", inputs[0]))
         maps = architecture_of(network).maps
         if maps:
             network.get_submodule(maps).register_forward_hook(lambda _, __, output: self._keep("activations", output))
@@ -66,15 +70,42 @@ class ExportedNetwork(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         logits = self.network(normalize(image, self.in_channels))
+        return self._with_maps(logits, lambda slope: slope)
+
+    def _with_maps(self, logits: Tensor, pull_back: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        """The outputs; `pull_back` turns a derivative by the classifier's input into one by the image's features."""
         features, activations = self._seen.pop("features"), self._seen.pop("activations", None)
         if activations is None:
             return logits, features
         weight = self._classifier.weight
-        slope = torch.softmax(logits[:, 1:], dim=1) @ weight[1:] - weight[:1]
+        slope = pull_back(torch.softmax(logits[:, 1:], dim=1) @ weight[1:] - weight[:1])
         return logits, features, activations, (activations * slope[:, :, None, None]).sum(dim=1)
 
     def _keep(self, name: str, value: Tensor) -> None:
         self._seen[name] = value
+
+
+class ExportedClinicalNetwork(ExportedNetwork):
+    """The same of a network with clinical values, a second input `clinical` float32 [N, K] in their own units, NaN where not known.
+    `features` are those of the image, and `cam` shows what the image adds beside these values.
+    """
+
+    def forward(self, image: Tensor, clinical: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        fusion = self.network.fusion
+        assert isinstance(fusion, ClinicalFusion)
+        logits = self.network(normalize(image, self.in_channels), clinical)
+        return self._with_maps(logits, lambda slope: fusion.pull_back(slope, clinical))
+
+
+def exported_form(network: nn.Module, in_channels: int) -> ExportedNetwork:
+    """Wraps a network for export, in evaluation mode.
+
+    Args:
+        network: of `common.models.build.build_model`.
+        in_channels: of the network, 1 or 3.
+    """
+    kind = ExportedClinicalNetwork if isinstance(network, ClinicalNetwork) else ExportedNetwork
+    return kind(network, in_channels).eval()
 
 
 def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) -> None:
@@ -90,11 +121,15 @@ def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) 
     Raises:
         BundleError: torch cannot export this network; the text says why.
     """
-    exported = ExportedNetwork(network, in_channels).eval()
-    example = torch.zeros(2, 1, size_px, size_px)
+    exported = exported_form(network, in_channels)
+    examples = [torch.zeros(2, 1, size_px, size_px)]
+    if isinstance(network, ClinicalNetwork):
+        examples.append(network.fusion.missing(2))
     with torch.inference_mode():
-        exported(example)  # fills caches with real tensors, where tracing would leave its own
-    shapes = {"image": {0: torch.export.Dim("n", min=1, max=BATCH_LIMIT)}}
+        exported(*examples)  # fills caches with real tensors, where tracing would leave its own
+    rows = torch.export.Dim("n", min=1, max=BATCH_LIMIT)
+    names = ["image", CLINICAL_INPUT][: len(examples)]
+    shapes = {name: {0: rows} for name in names}
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
@@ -103,10 +138,10 @@ def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) 
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 exported,
-                (example,),
+                tuple(examples),
                 dynamo=True,
                 dynamic_shapes=shapes,
-                input_names=["image"],
+                input_names=names,
                 output_names=list(exported.outputs),
                 opset_version=ONNX_OPSET,
                 external_data=False,
@@ -142,26 +177,31 @@ def _root_of(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def run_torch(network: nn.Module, in_channels: int, images: Floats) -> tuple[Floats, ...]:
+def run_torch(network: nn.Module, in_channels: int, images: Floats, values: Floats | None = None) -> tuple[Floats, ...]:
     """Computes with PyTorch what the graph computes.
 
     Args:
         network: of `common.models.build.build_model`.
         in_channels: of the network, 1 or 3.
         images: float32 [N, 1, S, S] in [0, 1].
+        values: float32 [N, K], clinical values; None where the network has none, or none is known.
 
     Returns:
         The outputs in the order of `ExportedNetwork.outputs`.
     """
+    inputs = [torch.from_numpy(images)]
+    if isinstance(network, ClinicalNetwork):
+        inputs.append(network.fusion.missing(len(images)) if values is None else torch.from_numpy(values))
     with torch.inference_mode():
-        return tuple(output.numpy() for output in ExportedNetwork(network, in_channels)(torch.from_numpy(images)))
+        return tuple(output.numpy() for output in exported_form(network, in_channels)(*inputs))
 
 
 def quantize_onnx(source: Path, target: Path, batches: Iterator[Floats]) -> None:
     """Writes the graph `source` with int8 weights (by channel) and uint8 activations as `target`.
 
     Static quantisation: the ranges of the activations are taken from `batches` of images, float32 [N, 1, S, S] in [0, 1]
-    (Jacob et al. 2018, section 3; ONNX Runtime's QDQ format). The classifier and what follows it stay in float32.
+    (Jacob et al. 2018, section 3; ONNX Runtime's QDQ format). The classifier and what follows it stay in float32, and so does all that
+    clinical values enter.
 
     Args:
         source: the float32 graph.
@@ -175,10 +215,15 @@ def quantize_onnx(source: Path, target: Path, batches: Iterator[Floats]) -> None
     from onnxruntime.quantization.calibrate import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
+    inputs = onnx.load(str(source)).graph.input
+    second = {one.name: one.type.tensor_type.shape.dim[1].dim_value for one in inputs if one.name == CLINICAL_INPUT}
+
     class Batches(CalibrationDataReader):
         def get_next(self) -> dict[str, Floats] | None:
             batch = next(batches, None)
-            return None if batch is None else {"image": batch}
+            return (
+                None if batch is None else {"image": batch, **{name: _missing(len(batch), size) for name, size in second.items()}}
+            )
 
     with tempfile.TemporaryDirectory(prefix="pneumofed-int8-") as name:
         prepared = Path(name) / "prepared.onnx"
@@ -190,6 +235,7 @@ def quantize_onnx(source: Path, target: Path, batches: Iterator[Floats]) -> None
                 Batches(),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=["Conv", "MaxPool", "Add", "Relu"],
+                nodes_to_exclude=_nodes_after(onnx.load(str(prepared)), CLINICAL_INPUT),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
@@ -197,6 +243,20 @@ def quantize_onnx(source: Path, target: Path, batches: Iterator[Floats]) -> None
             )
         except (RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise BundleError(f"the graph cannot be quantised ({type(error).__name__}: {error})") from error
+
+
+def _missing(rows: int, slots: int) -> Floats:
+    return np.full((rows, slots), np.nan, dtype=np.float32)
+
+
+def _nodes_after(model: onnx.ModelProto, name: str) -> list[str]:
+    """Names of the nodes that the input `name` enters, directly or through others; a graph's nodes stand in the order of their runs."""
+    reached, found = {name}, []
+    for node in model.graph.node:
+        if reached.intersection(node.input):
+            reached.update(node.output)
+            found.append(node.name)
+    return found
 
 
 def write_triton(folder: Path) -> None:
@@ -246,6 +306,7 @@ def monai_metadata(manifest: BundleManifest) -> dict[str, Any]:
         "is_patch_data": False,
         "channel_def": {str(number): "grey" for number in range(channels)},
     }
+    clinical = {} if manifest.model.clinical is None else {"clinical": _describe_clinical(manifest.model.clinical)}
     prediction = {
         "type": "probabilities",
         "format": "classes",
@@ -275,7 +336,21 @@ def monai_metadata(manifest: BundleManifest) -> dict[str, Any]:
         "label_classes": ", ".join(f"{number} is {name}" for number, name in enumerate(manifest.classes)),
         "pred_classes": "one logit a class; calibration and threshold are in bundle.json",
         "intended_use": "Research. No medical device; see the limits of use in card.md.",
-        "network_data_format": {"inputs": {"image": image}, "outputs": {"pred": prediction}},
+        "network_data_format": {"inputs": {"image": image, **clinical}, "outputs": {"pred": prediction}},
+    }
+
+
+def _describe_clinical(schema: ClinicalConfig) -> dict[str, Any]:
+    names = [f"{column.name} {word}".strip() for column in schema.columns for word in column.codes or (column.unit or "",)]
+    return {
+        "type": "tabular",
+        "format": "values",
+        "num_channels": schema.slots,
+        "spatial_shape": [schema.slots],
+        "dtype": "float32",
+        "value_range": [],
+        "is_patch_data": False,
+        "channel_def": {str(number): name for number, name in enumerate(names)},
     }
 
 

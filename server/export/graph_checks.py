@@ -19,6 +19,7 @@ from torch import nn
 from pneumofed.common.config.experiment import ImageConfig
 from pneumofed.common.config.parties import central_manifests
 from pneumofed.common.data.cache import decode_for_cache
+from pneumofed.common.data.clinical import with_clinical
 from pneumofed.common.data.dataset import load_dataset
 from pneumofed.common.data.manifest import ImageRecord, read_manifest
 from pneumofed.common.errors import BundleError, ConfigError, ImageError
@@ -33,7 +34,7 @@ from pneumofed.common.model_bundle.manifest import (
     IntervalEstimate,
     Quantization,
 )
-from pneumofed.common.model_bundle.predictor import open_session
+from pneumofed.common.model_bundle.predictor import graph_inputs, open_session
 from pneumofed.common.model_bundle.suitability import Inputs, Reason, Suitability, check_suitability
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.server.export.card import Refusals
@@ -65,6 +66,7 @@ class ExportImages:
         patients: of each image; None where nobody knows.
         skipped: files that could not be used.
         groups: of the patient of each image; empty where nobody knows.
+        clinical: clinical values, float32 [N, K]; None where the model takes none, or none is known.
     """
 
     name: str
@@ -74,6 +76,7 @@ class ExportImages:
     patients: tuple[str, ...] | None = None
     skipped: int = 0
     groups: tuple[PatientGroups, ...] = ()
+    clinical: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -81,6 +84,10 @@ class ExportImages:
     def inputs(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Builds the graph's input for the images at `index`, float32 [n, 1, S, S] in [0, 1]."""
         return (self.pixels[index].astype(np.float32) / np.float32(255.0))[:, None]
+
+    def values(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+        """Picks the clinical values of the images at `index`, float32 [n, K]."""
+        return None if self.clinical is None else self.clinical[index]
 
     def draw(self, purpose: str, most: int = MOST_IMAGES_OF_A_SET) -> npt.NDArray[np.int64]:
         """Draws positions in random order, the same each time.
@@ -106,9 +113,11 @@ def load_central(source: Source) -> list[ExportImages]:
         if Path(manifest).is_file():
             records = read_manifest(Path(manifest))
             dataset = load_dataset(records, experiment.task, experiment.image, cache / name, keep_duplicates=True)
+            dataset = with_clinical(dataset, experiment.clinical, place=f"the {name} set")
             by_digest = {digest[:16]: record for digest, record in zip(dataset.digests, dataset.records, strict=True)}
             groups = tuple(groups_of(record.age_years, record.sex, record.view) for record in dataset.records)
-            found.append(ExportImages(name, dataset.pixels, dataset.labels, by_digest, dataset.patients, groups=groups))
+            known = dataset.pixels, dataset.labels, by_digest, dataset.patients
+            found.append(ExportImages(name, *known, groups=groups, clinical=dataset.clinical))
     return found
 
 
@@ -201,7 +210,11 @@ def check_graph(network: nn.Module, in_channels: int, graph: Path, pictures: lis
         images += len(index)
         for rows in _batches(index):
             inputs = part.inputs(rows)
-            worst = np.maximum(worst, _differences(session.run(None, {"image": inputs}), run_torch(network, in_channels, inputs)))
+            for values in (
+                (part.values(rows), None) if part.clinical is not None else (None,)
+            ):  # with them, and the image by itself
+                mine = session.run(None, graph_inputs(session, inputs, values))
+                worst = np.maximum(worst, _differences(mine, run_torch(network, in_channels, inputs, values)))
     found = GraphCheck(images=images, logits=float(worst[0]), probability=float(worst[1]), features=float(worst[2]))
     if not worst.max() <= GRAPH_TOLERANCE:  # NaN fails too
         raise BundleError(
@@ -252,7 +265,8 @@ def run_logits(graph: Path, part: ExportImages, index: npt.NDArray[np.int64]) ->
         index: int64 [n], positions in the set.
     """
     session = open_session(graph.read_bytes())
-    return np.concatenate([session.run(["logits"], {"image": part.inputs(rows)})[0] for rows in _batches(index)])
+    found = [session.run(["logits"], graph_inputs(session, part.inputs(rows), part.values(rows))) for rows in _batches(index)]
+    return np.concatenate([logits for (logits,) in found])
 
 
 def run_features(graph: Path, part: ExportImages, index: npt.NDArray[np.int64]) -> tuple[Floats, Floats]:
@@ -267,7 +281,8 @@ def run_features(graph: Path, part: ExportImages, index: npt.NDArray[np.int64]) 
         Logits float32 [n, C] and features float32 [n, D].
     """
     session = open_session(graph.read_bytes())
-    found = [session.run(["logits", "features"], {"image": part.inputs(rows)}) for rows in _batches(index)]
+    names = ["logits", "features"]
+    found = [session.run(names, graph_inputs(session, part.inputs(rows), part.values(rows))) for rows in _batches(index)]
     return np.concatenate([logits for logits, _ in found]), np.concatenate([features for _, features in found])
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Message, MessageType
 
-from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.experiment import ClinicalConfig, ExperimentConfig
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import MessageError, PneumofedError
 from pneumofed.common.evaluation.metrics import metrics
@@ -26,6 +26,7 @@ from pneumofed.common.model_bundle.pooled_scores import HospitalReference, pack_
 from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.features import compute_features
+from pneumofed.common.models.fusion import ClinicalNetwork
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_step
 from pneumofed.common.wire.messages import ModelArrays, unpack_evaluation
@@ -151,6 +152,7 @@ def keep_alone(coordinator: Coordinator, folder: RunFolder, number: int, thresho
     coordinator.messenger.collect_late()
     asked = [site for site in coordinator.enrolment.free_sites() if site not in found]
     experiment, kept, first = coordinator.experiment, coordinator.kept, first_arrays(coordinator.experiment)
+    first.statistics[coordinator.layout.fixed_statistics] = kept.statistics[coordinator.layout.fixed_statistics]
     content = pack_instruction(Instruction(experiment, coordinator.run_log.run, number, kept, first=first))
     nodes = coordinator.directory.nodes
     messages = {site: Message(content, dst_node_id=nodes[site], message_type=MessageType.EVALUATE) for site in asked}
@@ -191,12 +193,18 @@ def _read_comparison(message: Message, classes: int, number: int, threshold: flo
     return PersonalComparison(round=number, shared_round=number, **values)
 
 
-def first_arrays(experiment: ExperimentConfig) -> ModelArrays:
+def first_arrays(experiment: ExperimentConfig, stated: ClinicalConfig | None = None) -> ModelArrays:
     """Makes the weights that a run of `experiment` begins with.
+
+    Args:
+        experiment: of the run.
+        stated: its clinical schema with the means and deviations that its data gave; None where none were asked for.
 
     Raises:
         BundleError: the bundle that it goes on from cannot be read.
     """
     seed, weights = derive_seed(experiment.seed, "initial weights"), read_start_weights(experiment.model)
     network = build_model(experiment.model, experiment.task, seed, weights=weights)
+    if stated is not None and isinstance(network, ClinicalNetwork):
+        network.fusion.restate(stated)
     return ModelArrays(*ArraysLayout.of(network).flatten(network))

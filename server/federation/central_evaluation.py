@@ -14,6 +14,7 @@ from torch import nn
 
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig, central_manifests
+from pneumofed.common.data.clinical import with_clinical
 from pneumofed.common.data.dataset import Dataset, load_dataset
 from pneumofed.common.data.manifest import ImageRecord, read_manifest
 from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap
@@ -112,7 +113,11 @@ def build_central_evaluator(experiment: ExperimentConfig, coordinator: Coordinat
     """
     cache = Path(coordinator.cache_dir or Path(coordinator.run_dir) / "cache")
     sets = {
-        name: load_dataset(read_manifest(Path(path)), experiment.task, experiment.image, cache / name, keep_duplicates=True)
+        name: with_clinical(
+            load_dataset(read_manifest(Path(path)), experiment.task, experiment.image, cache / name, keep_duplicates=True),
+            experiment.clinical,
+            place=f"the {name} set",
+        )
         for name, path in central_manifests(coordinator).items()
     }
     return CentralEvaluator(experiment, sets, build_compute(coordinator.device, "fp32", coordinator.threads), cache)

@@ -6,6 +6,7 @@ keeps the answers: node and presence of each site of the run, and why each other
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,13 +14,15 @@ from dataclasses import dataclass, field
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.experiment import ClinicalConfig, ExperimentConfig
 from pneumofed.common.errors import MessageError, RoundError
+from pneumofed.common.wire.clinical_sums import ColumnSums, asked_columns, standardize, unpack_sums
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import Failure, Presence, unpack_presence
 from pneumofed.server.federation.messaging import Messenger
 from pneumofed.server.runs.events import Kind, RunLog
 
+logger = logging.getLogger(__name__)
 ASK_AGAIN = ("Timeout", "Unreachable")
 """A node that was absent for such a reason is asked again before each round; the others gave an answer that will not change."""
 
@@ -50,6 +53,42 @@ class Enrolment:
                 f"{len(self.directory.names)} sites are ready, {cfg.replies_needed} are needed (strategy.min_sites). "
                 + list_reasons(self.directory.absences(), nobody="No other node is connected; start the sites' SuperNodes.")
             )
+
+    def standardize_clinical(self) -> ClinicalConfig | None:
+        """Asks every enrolled site for sums of its clinical numbers, and states mean and deviation of each in the schema.
+
+        Returns:
+            The schema; a column of which too few patients are known, or no site tells, states neither. None where the experiment does not
+            ask (`ExperimentConfig.asks_clinical_sums`).
+        """
+        schema = self.experiment.clinical
+        if schema is None or not self.experiment.asks_clinical_sums:
+            if schema is not None:
+                logger.info(
+                    "clinical numbers are standardised by what the schema states; no site was asked, and no privacy is spent"
+                )
+            return None
+        content = pack_instruction(Instruction(self.experiment, self.run_log.run, 0, clinical=True))
+        nodes = self.directory.nodes
+        messages = {
+            site: Message(content, dst_node_id=nodes[site], message_type=MessageType.QUERY) for site in self.directory.names
+        }
+        answers: dict[str, dict[str, ColumnSums]] = {}
+
+        def take(site: str, message: Message) -> bool:
+            try:
+                answers[site] = unpack_sums(message.content, schema)[1]
+            except MessageError as error:
+                logger.warning("%s: clinical sums cannot be used: %s", site, error)
+            return site in answers
+
+        failures = self.messenger.exchange(messages, "clinical sums", 0, self.experiment.strategy.round_timeout_sec, take)
+        for site, failure in failures.items():
+            logger.info("%s tells no clinical sums and takes part all the same: %s", site, failure)
+        stated = standardize(schema, [answers[site] for site in sorted(answers)])
+        for column in asked_columns(stated):
+            logger.warning("'%s' is known of too few patients: it is standardised by its range", column.name)
+        return stated
 
     def free_sites(self) -> list[str]:
         """Lists the sites that are connected and not at work on an earlier round, sorted; newcomers are enrolled first."""

@@ -26,6 +26,7 @@ from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import MessageError, RoundError
 from pneumofed.common.evaluation.metrics import ChosenThreshold, choose_threshold, metrics
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
+from pneumofed.common.models.fusion import ClinicalNetwork
 from pneumofed.common.models.kept_model import moving_average
 from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory
 from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_counted, with_step
@@ -113,6 +114,16 @@ class Coordinator:
             )
         if self.experiment.strategy.buffer is not None:
             self.buffered = BufferedRounds(self.messenger, self.experiment.strategy, self.rate, self.clock)
+
+    def standardize_clinical(self) -> None:
+        """Puts what the sites' clinical numbers are standardised by into the first weights; asked once, before the first round."""
+        stated = self.enrolment.standardize_clinical()
+        if stated is None:
+            return
+        assert isinstance(self.network, ClinicalNetwork)
+        self.layout.load(self.network, self.arrays.parameters, self.arrays.statistics)
+        self.network.fusion.restate(stated)
+        self.arrays = self.kept = ModelArrays(*self.layout.flatten(self.network))
 
     def run_round(self, number: int) -> RoundRecord:
         """Runs one round, moves `arrays` and `kept` on, and returns its record.
@@ -233,7 +244,13 @@ class Coordinator:
         if self.central_privacy is not None:  # the strategy then sees one update, the noised mean
             updates = [self.central_privacy.combine(self.arrays, updates, asked, number)]
             trained.central_epsilon = self.central_privacy.epsilon(number)
-        return aggregate(self.strategy, number, updates)
+        fixed = self.layout.fixed_statistics
+        before = self.arrays.statistics[fixed]
+        after = aggregate(self.strategy, number, updates)
+        if len(fixed):  # no site moves what all standardise by
+            after = ModelArrays(after.parameters, after.statistics.copy())
+            after.statistics[fixed] = before
+        return after
 
     def _evaluate(self, evaluating: Sequence[str], number: int) -> EvaluationOutcome:
         """The pooled validation statistics of `kept`. Sites that do not answer are left out of them; none has to answer."""

@@ -93,6 +93,8 @@ def _run(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, 
             coordinator = _build_coordinator(grid, experiment, settings, run_log, checkpoint)
             summary = summary.updated(data=coordinator.central_evaluator.data_reports(), app_bundle=grid.run.fab_hash)
             coordinator.enrolment.assemble()
+            if checkpoint is None:
+                coordinator.standardize_clinical()
             _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
             summary = _with_results(summary, coordinator, folder).updated(status=RunState.SUCCEEDED.value)
     except BaseException as error:

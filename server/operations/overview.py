@@ -83,7 +83,11 @@ def site_states(links: Mapping[str, Link], events: Sequence[EventFacts], now: da
     """
     attempt = this_attempt(events)
     current = round_now(events)
-    last = {str(event["site"]): event for event in attempt if event.get("site") and event.get("task") != "roll call"}
+    last = {
+        str(event["site"]): event
+        for event in attempt
+        if event.get("site") and event.get("task") not in ("roll call", "clinical sums")
+    }
     names = sorted({*links, *last})
     return {name: _state(links.get(name), last.get(name), current, now) for name in names}
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from pneumofed.common.audit.log import COORDINATOR_ACTOR, RELEASE_EVENT, AuditLog
 from pneumofed.common.config.parties import CentralSets, CoordinatorConfig, central_manifests
 from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.data.clinical import with_clinical
 from pneumofed.common.data.dataset import load_dataset
 from pneumofed.common.data.manifest import read_manifest
 from pneumofed.common.errors import ConfigError, ReleaseError
@@ -168,7 +169,12 @@ def compare_on_sets(
     for name, path in manifests.items():
         manifest = read_manifest(path)
         datasets = tuple(
-            load_dataset(manifest, bundle.manifest.task, bundle.manifest.preprocessing.image, cache / name, keep_duplicates=True)
+            with_clinical(
+                load_dataset(
+                    manifest, bundle.manifest.task, bundle.manifest.preprocessing.image, cache / name, keep_duplicates=True
+                ),
+                bundle.manifest.model.clinical,
+            )
             for bundle in (old, new)
         )
         found[name] = compare_bundles(old, new, (datasets[0], datasets[1]), compute)

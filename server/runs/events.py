@@ -52,6 +52,7 @@ TASK_WORDS = {
     "train": "training",
     "evaluate": "evaluation",
     "roll call": "the roll call",
+    "clinical sums": "the sums of clinical numbers",
     "survey": "the survey",
     "keys": "its keys",
     "shares": "its shares",

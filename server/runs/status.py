@@ -195,7 +195,7 @@ def build_event(run: str, event: Mapping[str, Any]) -> Event:
         run: name of the run.
         event: one line of `events.jsonl`.
     """
-    site = event.get("site") if event.get("task") != "roll call" else None
+    site = event.get("site") if event.get("task") not in ("roll call", "clinical sums") else None
     return Event(
         time=time_of(event),
         run=run,

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from scipy import stats
 
 from pneumofed.common.config.experiment import TaskName
+from pneumofed.common.data.clinical import join_clinical
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError
@@ -181,6 +182,7 @@ def join(parts: Sequence[Dataset]) -> Dataset:
         tuple(patient for part in parts for patient in part.patients),
         tuple(digest for part in parts for digest in part.digests),
         parts[0].report,
+        clinical=join_clinical(parts),
     )
 
 

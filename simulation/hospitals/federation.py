@@ -33,8 +33,9 @@ from pneumofed.common.wire.keys import format_public_key, read_private_key, writ
 from pneumofed.server.provisioning.authority import open_authority
 from pneumofed.server.runs.records import CENTRAL_SETS
 from pneumofed.simulation.hospitals.sources import SimulationConfig
-from pneumofed.simulation.hospitals.study import gather, keep_apart
+from pneumofed.simulation.hospitals.study import VirtualStudy, gather, keep_apart
 from pneumofed.simulation.phantoms.anatomy import Map
+from pneumofed.simulation.phantoms.clinical import give_values
 from pneumofed.simulation.phantoms.image import PHANTOM_MANUFACTURER, burn_in, is_phantom, mark_folder
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 from pneumofed.simulation.phantoms.scanners import Examination, VirtualScanner, apply, draw_scanner, encode_dicom, make_patient_id
@@ -149,7 +150,8 @@ def _archive_key(manifest: Manifest, scanner: VirtualScanner, seed: int) -> str:
             seen = f"{state.st_size} {state.st_mtime_ns}"
         except OSError:
             seen = "unreadable"
-        key.update(f"{record!r} {seen}\n".encode("utf-8", errors="surrogateescape"))
+        others = repr(record.others) if record.others else ""
+        key.update(f"{record!r} {seen}{others}\n".encode("utf-8", errors="surrogateescape"))
     return key.hexdigest()
 
 
@@ -215,11 +217,14 @@ def lay_out(
     progress.show(DATA, note="drawing phantoms" if cfg.divides and cfg.data is None else "")
     data, external = _find_data(cfg, experiment.seed, run_dir)
     progress.show(DATA, note="reading folders and tables")
-    study = gather(cfg, data, external, experiment.seed)
+    clinical = [column.name for column in experiment.clinical.columns] if experiment.clinical else []
+    study = gather(cfg, data, external, experiment.seed, clinical)
     if unknown := sorted(set(cfg.slow) - {hospital.name for hospital in study.hospitals}):
         raise ConfigError(
             f"slow: {unknown[0]} is no hospital; there are {', '.join(hospital.name for hospital in study.hospitals)}"
         )
+    if clinical and study.phantom and cfg.divides and cfg.data is None:
+        study = _with_clinical_phantoms(study, derive_seed(experiment.seed, "clinical values"))
     sites, cache = run_dir / "sites", run_dir / "coordinator" / "cache"
     caches = {hospital.name: sites / hospital.name / "cache" for hospital in study.hospitals}
     for hospital in study.hospitals:
@@ -241,6 +246,15 @@ def lay_out(
     settings = CoordinatorConfig(run_dir=str(run_dir), resume=resume, device=cfg.device, key_roster=roster, slow=virtual)
     coordinator = _write_coordinator({name: source.manifest for name, source in study.held_out.items()}, settings)
     return Federation(sites, coordinator, tuple(names), tuple(parts), study.phantom, study.report)
+
+
+def _with_clinical_phantoms(study: VirtualStudy, seed: int) -> VirtualStudy:
+    """Phantom patients get clinical values; every third hospital does not measure CRP."""
+    lacking = [("crp",) if number % 3 == 2 else () for number in range(len(study.hospitals))]
+    manifests = give_values([hospital.manifest for hospital in study.hospitals], seed, lacking)
+    hospitals = tuple(replace(hospital, manifest=one) for hospital, one in zip(study.hospitals, manifests, strict=True))
+    held_out = {name: replace(one, manifest=give_values([one.manifest], seed)[0]) for name, one in study.held_out.items()}
+    return replace(study, hospitals=hospitals, held_out=held_out)
 
 
 def write_identities(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path], Path]:

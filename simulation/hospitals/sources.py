@@ -9,6 +9,7 @@ their usual names), a folder with a labels.csv, or a folder of DICOM files with 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -126,8 +127,12 @@ class ImageSource:
     phantom: bool
 
 
-def read_source(place: str | Path) -> ImageSource:
+def read_source(place: str | Path, clinical: Sequence[str] = ()) -> ImageSource:
     """Reads the images in `place`, whatever known layout it has.
+
+    Args:
+        place: folder or table.
+        clinical: columns of clinical values that are kept of a table with a row an image.
 
     Raises:
         ConfigError: it does not exist.
@@ -136,7 +141,7 @@ def read_source(place: str | Path) -> ImageSource:
     path = Path(place).resolve()
     if not path.exists():
         raise ConfigError(f"source {path} does not exist; expected a folder of images or a table")
-    manifest, report, namespace = _read_folder(path) if path.is_dir() else _read_table(path, path.parent)
+    manifest, report, namespace = _read_folder(path, clinical) if path.is_dir() else _read_table(path, path.parent, clinical)
     if not manifest.records:
         raise DataError(f"source {path} holds no image that can be used: {report.public()['skipped'] or 'it is empty'}")
     from pneumofed.simulation.phantoms.image import is_phantom
@@ -172,10 +177,10 @@ def check_places(cfg: SimulationConfig) -> None:
         raise ConfigError(f"hold_out: {twice[0]} is already a held-out set; choose another name for one of them")
 
 
-def _read_folder(path: Path) -> tuple[Manifest, DataReport, str]:
+def _read_folder(path: Path, clinical: Sequence[str]) -> tuple[Manifest, DataReport, str]:
     table = _find_table(path)
     if table is not None:
-        return _read_table(table, path)
+        return _read_table(table, path, clinical)
     folder, splits = (path, ("train", "val")) if is_kaggle(path) else (path.parent, (path.name,))
     return *read_kaggle(folder, splits), str(folder)
 
@@ -194,7 +199,7 @@ def _find_table(path: Path) -> Path | None:
     return found
 
 
-def _read_table(table: Path, folder: Path) -> tuple[Manifest, DataReport, str]:
+def _read_table(table: Path, folder: Path, clinical: Sequence[str]) -> tuple[Manifest, DataReport, str]:
     columns = set(read_columns(table))
     if {"image index", "finding labels"} <= columns:
         return *read_nih(table, folder), "nih"
@@ -210,4 +215,4 @@ def _read_table(table: Path, folder: Path) -> tuple[Manifest, DataReport, str]:
 
             return *read_dicom_folder(folder, table), str(folder)
         raise
-    return *read_csv(table), str(table.parent)
+    return *read_csv(table, keep=clinical), str(table.parent)

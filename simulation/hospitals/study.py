@@ -65,7 +65,9 @@ def count_hospitals(cfg: SimulationConfig) -> int:
     return divided + sum(cfg.groups.values())
 
 
-def gather(cfg: SimulationConfig, data: Path | None, external: Path | None, seed: int) -> VirtualStudy:
+def gather(
+    cfg: SimulationConfig, data: Path | None, external: Path | None, seed: int, clinical: Sequence[str] = ()
+) -> VirtualStudy:
     """Reads all sources and makes the hospitals and the held-out sets. Pure in its arguments and the sources' content.
 
     Args:
@@ -73,20 +75,21 @@ def gather(cfg: SimulationConfig, data: Path | None, external: Path | None, seed
         data: the set that is divided; None where all hospitals are given.
         external: the held-out set `external`; None for none.
         seed: of all draws.
+        clinical: columns of clinical values that are kept of tables.
 
     Raises:
         ConfigError: a source does not exist, there are more hospitals than patients, two hospitals have one name, or drawn images
             would be mixed with real ones.
         DataError: a source cannot be read.
     """
-    held_out = {name: read_source(place) for name, place in cfg.held_out.items()}
+    held_out = {name: read_source(place, clinical) for name, place in cfg.held_out.items()}
     if external is not None:
-        held_out["external"] = read_source(external)
+        held_out["external"] = read_source(external, clinical)
     if data is not None and is_kaggle(data) and (data / "test").is_dir():
-        held_out["test"] = read_source(data / "test")
+        held_out["test"] = read_source(data / "test", clinical)
     hospitals, reports, phantom = [], [], [source.phantom for source in held_out.values()]
     for name, (place, number) in _training_sources(cfg, data).items():
-        source = read_source(place)
+        source = read_source(place, clinical)
         reports.append(source.report)
         phantom.append(source.phantom)
         if name in cfg.hold_out:

@@ -47,6 +47,7 @@ def read_csv(
     folder: Path | None = None,
     columns: Mapping[str, str] | None = None,
     label_map: Mapping[str, str] | None = None,
+    keep: Sequence[str] = (),
 ) -> tuple[Manifest, DataReport]:
     """Reads the images that the CSV file `table` names.
 
@@ -60,6 +61,8 @@ def read_csv(
             are found by their usual names, e.g. `filename` or `PatientID`.
         label_map: the table's labels, regardless of case, to `normal`, `pneumonia`, `bacterial` or `viral`; other labels are
             taken as they are.
+        keep: further columns, of clinical values, that go into the manifest as they stand; a unit in brackets behind the name may be
+            left out. No other column does, since a hospital's table may name people.
 
     Raises:
         ConfigError: the file does not exist, or `columns` or `label_map` names something that no manifest has.
@@ -68,8 +71,24 @@ def read_csv(
     found = find_columns(table, columns or {})
     labels = _read_label_map(label_map or {})
     base = (folder or table.parent).absolute()
+    kept = find_kept(read_columns(table), keep)
     rows = (row for _, row in read_rows(table, list(found.values())))
-    return collect(_record({name: row[column] for name, column in found.items()}, base, labels) for row in rows)
+    return collect(
+        _record({name: row[column] for name, column in found.items()}, base, labels, [(name, row[name]) for name in kept])
+        for row in rows
+    )
+
+
+def find_kept(present: Sequence[str], keep: Sequence[str]) -> list[str]:
+    """Finds the table's columns of the names in `keep`, as they stand or before a unit in brackets.
+
+    Args:
+        present: the table's columns, in small letters.
+        keep: names; one that is not there is left out.
+    """
+    wanted = {plain_text(name).lower() for name in keep}
+    plain = {name: name.partition("[")[0].partition("(")[0].strip() for name in present}
+    return [name for name in present if name not in MANIFEST_COLUMNS and (name in wanted or plain[name] in wanted)]
 
 
 def find_columns(table: Path, columns: Mapping[str, str]) -> dict[str, str]:
@@ -190,7 +209,9 @@ def _read_label_map(label_map: Mapping[str, str]) -> dict[str, str]:
     return labels
 
 
-def _record(cells: Mapping[str, str], base: Path, labels: Mapping[str, str]) -> ImageRecord | SkipReason:
+def _record(
+    cells: Mapping[str, str], base: Path, labels: Mapping[str, str], others: Iterable[tuple[str, str]] = ()
+) -> ImageRecord | SkipReason:
     given = plain_text(cells["label"]).lower()
     label = labels.get(given, read_label(given))
     view = cells.get("view", "").strip()
@@ -205,6 +226,7 @@ def _record(cells: Mapping[str, str], base: Path, labels: Mapping[str, str]) -> 
         sex=read_sex(cells.get("sex", "")),
         age_years=read_age(cells.get("age", "")),
         manufacturer=cells.get("manufacturer", "").strip() or None,
+        others=tuple((name, cell) for name, cell in others if cell.strip()),
     )
 
 
