@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pneumofed.client.federation.judging import evaluate_model
 from pneumofed.client.federation.site_data import load_site, read_site_config
-from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.model_bundle.calibration import Calibration, Method
 from pneumofed.common.models.compute import build_compute
@@ -30,7 +30,7 @@ def pooled_validation(source: Source) -> Statistics:
     """The sum of the virtual hospitals' statistics of the run's kept model."""
     compute = build_compute("cpu", "fp32")
     network = compute.place(load_network(source))
-    total = Statistics.zero(len(CLASSES[source.experiment.task]))
+    total = Statistics.zero(len(classes_of(source.experiment.task)))
     for file in sorted((source.run.folder.path / "sites").glob("*.yaml")):
         total = total + evaluate_model(network, load_site(read_site_config(file), source.experiment), source.experiment, compute)
     return total

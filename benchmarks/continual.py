@@ -81,7 +81,7 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
 
     import torch
 
-    from pneumofed.common.data.manifest import CLASSES
+    from pneumofed.common.config.classes import classes_of
     from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD
     from pneumofed.common.model_bundle.bundle import load_bundle
     from pneumofed.common.model_bundle.calibration import Calibration
@@ -122,7 +122,7 @@ def seal_run(run: Path, experiment: ExperimentConfig, parent: Bundle | None, key
         name=run.name,
         created=datetime.now(UTC),
         task=experiment.task,
-        classes=CLASSES[experiment.task],
+        classes=classes_of(experiment.task),
         preprocessing=Preprocessing(size_px=image.size_px, fit=image.fit, in_channels=1, mean=(GREY_MEAN,), std=(GREY_STD,)),
         model=experiment.model.without_weights(),
         threshold=point,

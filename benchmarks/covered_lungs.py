@@ -34,10 +34,11 @@ from torch import nn
 
 from benchmarks.lung_outlines import named_source
 from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
+from pneumofed.common.config.classes import class_index
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.config.reader import build_config, load_experiment, merge, parse_overrides
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.manifest import DataReport, ImageRecord, class_index
+from pneumofed.common.data.manifest import DataReport, ImageRecord
 from pneumofed.common.data.sources.public_sets import read_kaggle
 from pneumofed.common.errors import ImageError
 from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, bootstrap, bootstrap_difference

@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.errors import ArgumentError, DataError, ImageError, SkipReason
+from pneumofed.common.config.classes import positive_word
+from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.bundle import load_bundle as open_checked_bundle
@@ -50,9 +52,11 @@ class ImageAnswer:
     Attributes:
         status: whether the image was judged, must not be judged by this model, or could not be read.
         finding: the decision at the bundle's threshold; None unless judged, as the next four.
-        probability: calibrated P(pneumonia).
+            `finding` stands for any class but normal where they are not only pneumonias.
+        probability: calibrated P(pneumonia), or of all classes but normal together.
         low, high: its 95 % interval.
         classes: calibrated probability of each class; empty unless judged.
+        likeliest: `normal`, or the most probable of the other classes, as the finding is; None unless judged.
         threshold: the finding is pneumonia if the probability is at least this.
         reasons: fixed words that say why it is not judged, as in docs/predict.md; empty if judged.
         explanation: the same in plain English.
@@ -63,7 +67,7 @@ class ImageAnswer:
 
     status: Status
     threshold: float
-    finding: Literal["pneumonia", "normal"] | None = None
+    finding: Literal["pneumonia", "finding", "normal"] | None = None
     probability: float | None = None
     low: float | None = None
     high: float | None = None
@@ -73,6 +77,7 @@ class ImageAnswer:
     scores: Mapping[str, float] = field(default_factory=dict)
     population: PopulationFinding | None = None
     image_only: float | None = None
+    likeliest: str | None = None
 
 
 class ModelBundle:
@@ -269,6 +274,7 @@ def describe(found: Judgement | SkipReason, threshold: float) -> ImageAnswer:
         scores=found.suitability,
         population=found.population,
         image_only=answer.image_only,
+        likeliest=answer.likeliest,
     )
 
 
@@ -326,7 +332,7 @@ def explain(
     bundle: ModelBundle | str | PathLike[str],
     image: ImageLike,
     method: Method = "grad-cam",
-    target: str = "pneumonia",
+    target: str | None = None,
     *,
     check: bool = True,
     seed: int = 0,
@@ -339,7 +345,7 @@ def explain(
         bundle: opened, or where it lies; one with a study's own network must be opened with `run_code=True`.
         image: as for `ModelBundle.predict`.
         method: `grad-cam`, `grad-cam++`, `integrated-gradients`, `gradient-shap`, `occlusion`, `kernel-shap` or `lime`.
-        target: what the evidence is for: pneumonia, or one of the bundle's classes.
+        target: what the evidence is for: one of the bundle's classes; None for all but normal together.
         check: whether to find out if the map can be believed; takes several times as long.
         seed: of what SHAP and LIME draw.
         detail: of Grad-CAM and Grad-CAM++: `last-layer`, `finer-layer`, `larger-input` or `several-sizes`; see docs/explanations.md.
@@ -371,7 +377,7 @@ def explain(
     return Explanation(
         map=attribution.values,
         method=attribution.method,
-        target=target,
+        target=target or positive_word(opened.classes),
         judgement=describe(judgement, opened.threshold),
         trusted=False if misplaced else _TRUSTED[sanity[attribution.method].verdict if sanity else "open"],
         warnings=misplaced,

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pneumofed.client.privacy.per_sample_gradients import ClippedGradients, refuse_mixing, refuse_mixing_loss
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.build import build_model, set_trainable, train_mode
@@ -128,7 +128,7 @@ def _build(experiment: ExperimentConfig) -> nn.Module:
 
 
 def _classes(experiment: ExperimentConfig) -> int:
-    return len(CLASSES[experiment.task])
+    return len(classes_of(experiment.task))
 
 
 def _images(experiment: ExperimentConfig, count: int = CHECKED_IMAGES) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from pneumofed.common.config.classes import read_task
 from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, normalize
 from pneumofed.common.imaging.types import Image, ImageInfo
@@ -90,9 +91,14 @@ def small_network() -> nn.Module:
 
 
 def make_bundle(
-    folder: Path, *, key: PrivateKey | None = None, name: str = "phantom-test", population: JudgedPopulation | None = None
+    folder: Path,
+    *,
+    key: PrivateKey | None = None,
+    name: str = "phantom-test",
+    population: JudgedPopulation | None = None,
+    classes: tuple[str, str] = ("normal", "pneumonia"),
 ) -> Path:
-    """Writes a small signed bundle of the binary task into `folder` and returns `folder`."""
+    """Writes a small signed bundle of two classes into `folder` and returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     network = small_network()
     torch.save(network.state_dict(), folder / WEIGHTS)
@@ -112,8 +118,8 @@ def make_bundle(
     manifest = BundleManifest(
         name=name,
         created=datetime(2026, 1, 1, tzinfo=UTC),
-        task="binary",
-        classes=("normal", "pneumonia"),
+        task=read_task(classes),
+        classes=classes,
         preprocessing=PREPROCESSING,
         model=MODEL,
         threshold=OperatingPoint(value=calibration.move(0.5), policy="half", target=0.5, raw_value=0.5),

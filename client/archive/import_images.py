@@ -20,7 +20,8 @@ from pneumofed.client.archive.deidentify import deidentify, encode_file, is_burn
 from pneumofed.client.archive.query import Archive, ArchiveQuery, Instance, RequestError, list_instances, search_key
 from pneumofed.client.archive.receiver import parse_file
 from pneumofed.client.archive.refusals import FailedExaminations, RefusedImages
-from pneumofed.common.data.manifest import LABELS, DataReport, DataWarning, ImageRecord, Manifest
+from pneumofed.common.data.label_words import LabelWords
+from pneumofed.common.data.manifest import DataReport, DataWarning, ImageRecord, Manifest
 from pneumofed.common.data.sources.dicom import Labels, find_label, record_of
 from pneumofed.common.data.sources.table import collect
 from pneumofed.common.errors import ArchiveError, DataError, ImageError, PneumofedError, SkipReason
@@ -50,6 +51,7 @@ def import_images(
     labels: Labels,
     store: ImageStore,
     on_progress: Callable[[int, int], None] = lambda done, found: None,
+    words: LabelWords | None = None,
 ) -> Arrival:
     """Imports the labelled images that `query` finds; those that are in `store` already are not fetched again.
 
@@ -63,11 +65,13 @@ def import_images(
         labels: the site's label table: labels by kind of key (`sop_uid`, `study_uid`, `accession`) and value.
         store: where images are put, with the pseudonyms and rules of the site.
         on_progress: called after each image with the number of those that are done and, as far as is known, of all.
+        words: the site's own words for labels, by which `labels` were read; None for none.
 
     Raises:
         ConfigError: the labels name no examination and the query has no other limit.
     """
-    work = _Import(archive, query.with_keys_of(labels), labels, store, FailedExaminations(store.folder, store.pseudonyms))
+    failed = FailedExaminations(store.folder, store.pseudonyms)
+    work = _Import(archive, query.with_keys_of(labels), labels, store, failed, words or LabelWords())
     stopped: PneumofedError | None = None
     try:
         with quiet_warnings():
@@ -92,6 +96,7 @@ class _Import:
     labels: Labels
     store: ImageStore
     failed: FailedExaminations
+    words: LabelWords
     outcomes: dict[Instance, ImportOutcome] = field(default_factory=dict)
     unlisted: int = 0
     """Examinations, or series of them, of which the archive gave no list."""
@@ -126,7 +131,7 @@ class _Import:
         is_assumed = not label and bool(instance.asked_accession)
         if is_assumed:
             label = find_label({"accession": [instance.asked_accession]}, self.labels)
-        if label not in LABELS:
+        if not self.words.knows(label):
             return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
         self.failed.visit(instance.study_uid)
         try:

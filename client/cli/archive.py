@@ -11,15 +11,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pneumofed.common.errors import ArchiveError, ConfigError, DataError, EmptySiteError, PneumofedError
-from pneumofed.common.ops.command_line import FAILURE, UNREACHABLE, USAGE_ERROR, Json, Site, exit_on_error, print_json, say
+from pneumofed.common.ops.command_line import (
+    FAILURE,
+    UNREACHABLE,
+    USAGE_ERROR,
+    Json,
+    Site,
+    exit_on_error,
+    print_json,
+    read_pairs,
+    say,
+)
 
 if TYPE_CHECKING:
     from pneumofed.client.archive.query import Archive, ArchiveQuery
     from pneumofed.client.site.folder import SiteFolder
+    from pneumofed.common.data.label_words import LabelWords
     from pneumofed.common.data.manifest import DataReport, Manifest
 
 LabelTable = Annotated[
     Path, typer.Option("--labels", help="CSV with a column label and AccessionNumber, StudyInstanceUID or SOPInstanceUID.")
+]
+WordOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label", help="SITE'S WORD=LABEL, e.g. TB=tuberculosis. Beside label_words in site.yaml; may stand more than once."
+    ),
 ]
 AllViews = Annotated[bool, typer.Option("--all-views", help="Lateral and oblique views too.")]
 
@@ -38,6 +55,14 @@ def finish(
         raise stopped if not as_json else typer.Exit(_exit_code(stopped))
     if not report.used:
         raise typer.Exit(FAILURE)
+
+
+def report_unknown_words(site: SiteFolder, table: Path, words: LabelWords, label_column: str | None = None) -> None:
+    """Says on standard error which words of the import's table nobody mapped, and where their rows are listed."""
+    from pneumofed.client.data.label_words import write_unknown_words
+
+    if sentence := write_unknown_words(site, table, words, label_column):
+        typer.echo(sentence, err=True)
 
 
 def show_report(report: Mapping[str, Any], as_json: bool) -> None:
@@ -87,6 +112,7 @@ Token = Annotated[str | None, typer.Option(envvar="PNEUMOFED_ARCHIVE_TOKEN", hid
 def add_dicomweb(
     url: Annotated[str, typer.Argument(help="Address of the DICOMweb service, e.g. https://pacs.example/dicom-web")],
     labels: LabelTable,
+    label: WordOptions = None,
     user: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +143,8 @@ def add_dicomweb(
         address = WebAddress(url, user, password, token, str(ca) if ca else None)
         archive = DicomWebArchive(address, RetryPolicy(timeout, attempts))
         query = _query(modality, body_part, first, last, limit)
-        _import(site, archive, labels, query, {"frontal_only": not all_views, "keep_burnt_in": keep_burnt_in}, as_json)
+        words = read_pairs(label, "--label")
+        _import(site, archive, (labels, words), query, {"frontal_only": not all_views, "keep_burnt_in": keep_burnt_in}, as_json)
 
 
 @archive_sources.command("dimse")
@@ -125,6 +152,7 @@ def add_dimse(
     address: Annotated[str, typer.Argument(help="HOST:PORT of the archive.")],
     labels: LabelTable,
     called_ae_title: Annotated[str, typer.Option(help="The archive's AE title.")],
+    label: WordOptions = None,
     ae_title: Annotated[str, typer.Option(help="This site's AE title, as the archive knows it.")] = "PNEUMOFED",
     retrieve: Annotated[Literal["get", "move"], typer.Option(help="C-GET, or C-MOVE to --listen.")] = "get",
     listen: Annotated[str, typer.Option(help="For C-MOVE: HOST:PORT where the archive sends images to.")] = "0.0.0.0:11112",
@@ -163,27 +191,44 @@ def add_dimse(
         )
         archive = DimseArchive(place, RetryPolicy(timeout, attempts))
         query = _query(modality, body_part, first, last, limit)
-        _import(site, archive, labels, query, {"frontal_only": not all_views, "keep_burnt_in": keep_burnt_in}, as_json)
+        words = read_pairs(label, "--label")
+        _import(site, archive, (labels, words), query, {"frontal_only": not all_views, "keep_burnt_in": keep_burnt_in}, as_json)
 
 
-def _import(site: Path, archive: Archive, table: Path, query: ArchiveQuery, rules: Mapping[str, bool], as_json: bool) -> None:
+def _import(
+    site: Path,
+    archive: Archive,
+    labels: tuple[Path, Mapping[str, str]],
+    query: ArchiveQuery,
+    rules: Mapping[str, bool],
+    as_json: bool,
+) -> None:
+    """`labels` are the label table, and the pairs of `--label`."""
     from pneumofed.client.archive.import_images import ImageStore, ImportRules, import_images
+    from pneumofed.client.data.label_words import words_at_site
     from pneumofed.client.federation.site_data import site_log
     from pneumofed.client.site.folder import SiteFolder
     from pneumofed.common.data.sources.dicom import read_labels
     from pneumofed.common.imaging.dicom_header import load_pseudonyms
     from pneumofed.common.ops.progress import open_progress
 
-    opened = SiteFolder.open(site)
+    opened, table = SiteFolder.open(site), labels[0]
+    words = words_at_site(opened, labels[1])
     store = ImageStore(opened.images, load_pseudonyms(opened.data), ImportRules(**rules))
     try:
         with site_log(opened.config), open_progress(results_piped=as_json) as progress:
             step = "images from the archive"
             arrival = import_images(
-                archive, query, read_labels(table), store, lambda done, found: progress.show(step, done, found)
+                archive,
+                query,
+                read_labels(table, words),
+                store,
+                lambda done, found: progress.show(step, done, found),
+                words,
             )
     finally:
         archive.close()
+    report_unknown_words(opened, table, words)
     finish(opened, arrival.manifest, arrival.report, as_json, arrival.stopped)
 
 

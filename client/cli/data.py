@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from pneumofed.client.cli import archive
-from pneumofed.client.cli.archive import AllViews, LabelTable, exit_codes, finish, show_report
-from pneumofed.common.config.experiment import TaskName
+from pneumofed.client.cli.archive import AllViews, LabelTable, WordOptions, exit_codes, finish, report_unknown_words, show_report
 from pneumofed.common.errors import ConfigError, DataError
 from pneumofed.common.ops.command_line import NOT_FOUND, Json, Site, print_json, read_pairs, say
 
@@ -49,7 +48,7 @@ def add_table(
     column: Annotated[
         list[str] | None, typer.Option(help="NAME=COLUMN for path, patient, label, view, sex, age, manufacturer.")
     ] = None,
-    label: Annotated[list[str] | None, typer.Option(help="TABLE'S WORD=LABEL, e.g. lobar=bacterial.")] = None,
+    label: WordOptions = None,
     clinical: Annotated[
         list[str] | None,
         typer.Option(help="A clinical column to keep, e.g. temperature; may stand more than once."),
@@ -59,9 +58,14 @@ def add_table(
 ) -> None:
     """Any CSV table of images."""
     with exit_codes(as_json):
+        from pneumofed.client.data.label_words import words_at_site
+        from pneumofed.client.site.folder import SiteFolder
         from pneumofed.common.data.sources.table import read_csv
 
-        found = read_csv(file, images, read_pairs(column, "--column"), read_pairs(label, "--label"), keep=clinical or ())
+        opened, columns = SiteFolder.open(site), read_pairs(column, "--column")
+        words = words_at_site(opened, read_pairs(label, "--label"))
+        found = read_csv(file, images, columns, words.own, keep=clinical or ())
+        report_unknown_words(opened, file, words, columns.get("label"))
         _add(site, *found, as_json=as_json, pseudonymous=True)
 
 
@@ -69,15 +73,22 @@ def add_table(
 def add_dicom(
     folder: Annotated[Path, typer.Argument(help="Searched with all folders below it.")],
     labels: LabelTable,
+    label: WordOptions = None,
     all_views: AllViews = False,
     site: Site = Path(),
     as_json: Json = False,
 ) -> None:
     """A folder of DICOM files. They stay where they are, as they are."""
     with exit_codes(as_json):
+        from pneumofed.client.data.label_words import words_at_site
+        from pneumofed.client.site.folder import SiteFolder
         from pneumofed.common.data.sources.dicom import read_dicom_folder
 
-        _add(site, *read_dicom_folder(folder, labels, frontal_only=not all_views), as_json=as_json, pseudonymous=True)
+        opened = SiteFolder.open(site)
+        words = words_at_site(opened, read_pairs(label, "--label"))
+        found = read_dicom_folder(folder, labels, frontal_only=not all_views, words=words)
+        report_unknown_words(opened, labels, words)
+        _add(site, *found, as_json=as_json, pseudonymous=True)
 
 
 @file_sources.command("nih")
@@ -143,7 +154,10 @@ app.add_typer(add, name="add")
 
 @app.command("check")
 def data_check(
-    task: Annotated[TaskName, typer.Option(help="Decides which labels have a class.")] = "binary",
+    task: Annotated[
+        str,
+        typer.Option(help="binary, three_class, or classes with commas between, the first normal: decides which labels count."),
+    ] = "binary",
     size: Annotated[int, typer.Option(min=32, max=1024, help="Side in pixels, as the run will have it.")] = 128,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 1,
     site: Site = Path(),
@@ -151,14 +165,17 @@ def data_check(
 ) -> None:
     """Read and decode every image of the manifest as training would, and say what cannot be used and why."""
     with exit_codes(as_json):
+        from pneumofed.client.federation.site_data import read_site_manifest
         from pneumofed.client.site.folder import SiteFolder
+        from pneumofed.common.config.classes import parse_task
         from pneumofed.common.config.experiment import ImageConfig
         from pneumofed.common.data.dataset import SKIPPED_FILE, load_dataset
-        from pneumofed.common.data.manifest import read_manifest
 
         opened = SiteFolder.open(site)
         cache = Path(opened.config.work_dir) / "cache"
-        dataset = load_dataset(read_manifest(opened.manifest), task, ImageConfig(size_px=size), cache, workers=workers)
+        dataset = load_dataset(
+            read_site_manifest(opened.config), parse_task(task), ImageConfig(size_px=size), cache, workers=workers
+        )
         show_report(dataset.report.public(), as_json)
         if dataset.report.skipped and not as_json:
             say(f"which ones: {cache / SKIPPED_FILE}")
@@ -274,6 +291,7 @@ def compare(
         from pneumofed.client.data.compare import compare_at_site, default_output
         from pneumofed.client.site.folder import SiteFolder
         from pneumofed.common.audit.log import MODELS_COMPARED
+        from pneumofed.common.config.classes import in_words
         from pneumofed.common.model_bundle.bundle import load_bundle
         from pneumofed.common.release import write_verdict
         from pneumofed.common.wire.keys import read_private_key, read_public_key
@@ -293,5 +311,6 @@ def compare(
             say(f"{name} model: {bundle.manifest.name}, signed by {bundle.signer}")
         patients, areas = verdict.comparison.patients, verdict.comparison.auroc
         shown = [f"{value:.3f}" if value is not None else "unknown" for value in (areas.old, areas.new)]
-        say(f"validation: {patients[0]} patients with pneumonia, {patients[1]} without; AUROC {shown[0]} before, {shown[1]} now")
+        noun = in_words("pneumonia", models[0].manifest.classes)
+        say(f"validation: {patients[0]} patients with {noun}, {patients[1]} without; AUROC {shown[0]} before, {shown[1]} now")
         say(f"for the coordinator: {file}; it holds these numbers, their variances and counts, and no image")

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pneumofed.common.config.classes import is_class_name
 from pneumofed.common.data.manifest import LABELS, ImageRecord, find_image, read_age, read_label, read_sex
 from pneumofed.common.data.tables import plain_text, read_rows
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
@@ -69,7 +70,7 @@ class ReadImage:
         if len(labels) > 1:
             return SkipReason.DISAGREED
         label = labels.pop() if labels else ""
-        return label if label in LABELS else (SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL)
+        return label if label in LABELS or is_class_name(label) else (SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL)
 
     def label(self) -> str | None:
         """The label that the manifest should give it; None if it should not be there."""

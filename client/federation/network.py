@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig, TaskName
+from pneumofed.common.config.classes import LabelTask
+from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import MessageError
 from pneumofed.common.files import atomic_write
@@ -134,7 +135,7 @@ def own_network(instruction: Instruction, config: SiteConfig, norms_before_round
 
 
 @lru_cache(maxsize=1)
-def empty_network(cfg: ModelConfig, task: TaskName) -> nn.Module:
+def empty_network(cfg: ModelConfig, task: LabelTask) -> nn.Module:
     """Builds the network without its first weights, which come with each message; kept for the process, since building it costs 0.2 s.
 
     Args:

@@ -43,10 +43,11 @@ from pneumofed.common.audit.log import (
     canonical,
     hash_experiment,
 )
+from pneumofed.common.config.classes import classes_of, task_words
 from pneumofed.common.config.experiment import ExperimentConfig, Withheld
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.data.cache import load_digests
-from pneumofed.common.data.manifest import CLASSES, read_manifest
+from pneumofed.common.data.manifest import read_manifest
 from pneumofed.common.errors import MessageError, PneumofedError, PolicyError
 from pneumofed.common.secure_aggregation.protocol import read_step
 from pneumofed.common.wire.instructions import Instruction, unpack_instruction
@@ -188,7 +189,7 @@ def _counts(site: SiteData, experiment: ExperimentConfig, policy: SitePolicy) ->
 
     counts = [*site.class_counts(class_number(experiment)), exact["validation"]]
     *classes, validation = noised_counts(site, experiment, counts, policy)
-    shares = dict(zip(CLASSES[experiment.task], classes, strict=True))
+    shares = dict(zip(classes_of(experiment.task), classes, strict=True))
     return {"train": max(1, sum(classes)), "validation": validation, "classes": shares, "count_noise": policy.count_noise}
 
 
@@ -365,7 +366,7 @@ def describe_terms(experiment: ExperimentConfig) -> dict[str, Any]:
     private = {} if privacy.mechanism == "none" else privacy.model_dump(include=set(PRIVACY_TERMS))
     return {
         "rounds": experiment.rounds,
-        "task": experiment.task,
+        "task": task_words(experiment.task),
         "network": experiment.model.name,
         "strategy": experiment.strategy.name,
         "mechanism": privacy.mechanism,

@@ -32,12 +32,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumofed.client.data.splits import split_by_key, split_by_patient
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.data.clinical import with_clinical
 from pneumofed.common.data.dataset import Dataset, check_causes, load_dataset
-from pneumofed.common.data.manifest import CLASSES, read_manifest
+from pneumofed.common.data.label_words import LabelWords
+from pneumofed.common.data.manifest import Manifest, read_manifest
 from pneumofed.common.errors import ConfigError, DataError, PrintableFormatter
 from pneumofed.common.files import StateFile
 from pneumofed.common.privacy.randomness import own_secret
@@ -120,6 +122,16 @@ def read_connection(path: Path) -> ConnectionConfig:
     return connection.model_copy(update=paths)
 
 
+def read_site_manifest(config: SiteConfig) -> Manifest:
+    """Reads the site's manifest, its labels by the site's own words (`SiteConfig.label_words`).
+
+    Raises:
+        ConfigError: the file does not exist, or the words contradict each other.
+        DataError: the manifest cannot be read.
+    """
+    return LabelWords.of(config.label_words, "label_words").apply(read_manifest(Path(config.manifest)))
+
+
 def load_site(config: SiteConfig, experiment: ExperimentConfig) -> SiteData:
     """Loads the site's data, decoded or from its cache, split by patient.
 
@@ -131,7 +143,7 @@ def load_site(config: SiteConfig, experiment: ExperimentConfig) -> SiteData:
         DataError: the manifest cannot be read.
         EmptySiteError: no image is usable for the experiment's task, or no pneumonia has the cause that it asks for.
     """
-    manifest = read_manifest(Path(config.manifest))
+    manifest = read_site_manifest(config)
     check_causes(manifest, experiment.task)
     dataset = load_dataset(manifest, experiment.task, experiment.image, Path(config.work_dir) / "cache")
     dataset = with_clinical(dataset, experiment.clinical, config.clinical_columns, Path(config.manifest).name)
@@ -214,7 +226,7 @@ def forget_split(work_dir: Path, gone: Callable[[str], bool]) -> None:
 
 
 def class_number(experiment: ExperimentConfig) -> int:
-    return len(CLASSES[experiment.task])
+    return len(classes_of(experiment.task))
 
 
 @contextmanager

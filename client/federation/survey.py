@@ -32,13 +32,13 @@ import PIL.Image
 from pneumofed.client.federation.evaluations import admit_units, read_evaluations
 from pneumofed.client.federation.policy import local_now
 from pneumofed.client.federation.policy_decision import RunRequest
-from pneumofed.client.federation.site_data import SPLIT_KEY_FILE
+from pneumofed.client.federation.site_data import SPLIT_KEY_FILE, read_site_manifest
 from pneumofed.client.federation.small_cells import LEAST_CHANGE, ToldTable, choose_table
 from pneumofed.common.audit.log import hash_experiment
 from pneumofed.common.config.experiment import ImageConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy, SurveyField, hospital_delta
 from pneumofed.common.data.dataset import Dataset, load_dataset
-from pneumofed.common.data.manifest import ImageRecord, read_manifest
+from pneumofed.common.data.manifest import ImageRecord
 from pneumofed.common.errors import BudgetError, PolicyError
 from pneumofed.common.files import StateFile
 from pneumofed.common.imaging.dicom_header import Acquisition, read_acquisition
@@ -72,7 +72,7 @@ def answer_survey(instruction: Instruction, config: SiteConfig, policy: SitePoli
         BudgetError: the ledger has no budget for noised tables.
         DataError: the site's data cannot be read.
     """
-    manifest = read_manifest(Path(config.manifest))
+    manifest = read_site_manifest(config)
     dataset = load_dataset(manifest, "binary", ImageConfig(), Path(config.work_dir) / "cache")  # nobody's choice but ours
     if (patients := len(set(dataset.patients))) < LEAST_PATIENTS:
         raise PolicyError("survey", f"{patients} patients, a survey needs {LEAST_PATIENTS}")

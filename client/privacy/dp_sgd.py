@@ -44,10 +44,10 @@ from pneumofed.client.federation.training import (
 from pneumofed.client.privacy.ledger import spend_round
 from pneumofed.client.privacy.per_sample_gradients import ClippedGradients, refuse_mixing, refuse_mixing_loss
 from pneumofed.client.privacy.plan import SitePlan, UnitSampler, count_units, split_into_lots
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import PrivacyConfig
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.models.build import train_mode
 from pneumofed.common.models.compute import Compute
@@ -211,7 +211,7 @@ def build_private_setup(model: nn.Module, private: PrivateRound, plan: RoundPlan
         raise ConfigError(
             "this device trains in float16, whose scaled loss would change what is clipped; set training.precision to fp32"
         )
-    equal_counts = [1] * len(CLASSES[plan.experiment.task])  # the site's own are not accounted
+    equal_counts = [1] * len(classes_of(plan.experiment.task))  # the site's own are not accounted
     setup = build_setup(model, equal_counts, plan, compute)
     if names_in(plan.experiment):
         _check_study(setup, plan)
@@ -290,4 +290,4 @@ def _check_study(setup: TrainingSetup, plan: RoundPlan) -> None:
         train_mode(setup.model)
         refuse_mixing(setup.model, experiment.model.in_channels, experiment.image.size_px)
     if is_study_code(experiment.loss.name):
-        refuse_mixing_loss(setup.loss, len(CLASSES[experiment.task]))
+        refuse_mixing_loss(setup.loss, len(classes_of(experiment.task)))

@@ -39,6 +39,7 @@ from pneumofed.client.privacy.ledger_file import (
 )
 from pneumofed.client.privacy.plan import SitePlan
 from pneumofed.common.audit.log import hash_experiment
+from pneumofed.common.config.classes import task_words
 from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
 from pneumofed.common.config.parties import SiteConfig, SitePolicy, hospital_delta
 from pneumofed.common.errors import BudgetError, ConfigError
@@ -319,7 +320,9 @@ def noised_counts(site: SiteData, experiment: ExperimentConfig, counts: list[int
     if policy.count_noise is None:
         raise ConfigError("the policy sets no count_noise")
     units, noise_multiplier = DataUnits.of(site), policy.count_noise
-    content = "/".join((data_fingerprint(site.train), data_fingerprint(site.validation), experiment.task, policy.min_unit))
+    content = "/".join(
+        (data_fingerprint(site.train), data_fingerprint(site.validation), task_words(experiment.task), policy.min_unit)
+    )
     token = hashlib.sha256(f"counts {content} {noise_multiplier!r}".encode()).hexdigest()[:16]
     ledger = open_ledger(site.config)
     if not any(entry.purpose == "counts" and entry.run == token for entry in ledger.earlier(units)):

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
@@ -25,9 +25,11 @@ from pneumofed.client.federation.exposure import describe_exposure
 from pneumofed.client.federation.policy import only
 from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, Facts, RoundsBegun, RunRequest, TrainingData, decide
 from pneumofed.client.site.folder import SiteFolder
+from pneumofed.common.config.classes import class_index
 from pneumofed.common.config.experiment import ExperimentConfig, ModelName, StrategyName
 from pneumofed.common.config.parties import SitePolicy
-from pneumofed.common.data.manifest import Manifest, class_index, read_manifest
+from pneumofed.common.data.label_words import LabelWords
+from pneumofed.common.data.manifest import Manifest, read_manifest
 from pneumofed.common.errors import ConfigError, DataError
 
 Kind = Literal["environment", "keys", "connection", "data", "policy"]
@@ -255,7 +257,7 @@ def check_data(folder: SiteFolder) -> Iterator[PreflightFinding]:
         yield PreflightFinding("data", "manifest", "problem", "there is none yet", add)
         return
     try:
-        manifest = read_manifest(path)
+        manifest = LabelWords.of(folder.config.label_words, "site.yaml, label_words").apply(read_manifest(path))
     except DataError as error:
         yield PreflightFinding(
             "data", "manifest", "problem", str(error), "fix that line, or add the images anew: pneumofed site data add"
@@ -266,7 +268,7 @@ def check_data(folder: SiteFolder) -> Iterator[PreflightFinding]:
         return
     yield PreflightFinding("data", "manifest", "ok", f"{len(manifest)} images of {len(set(manifest.patients))} patients")
     yield check_files(manifest)
-    yield check_classes(manifest)
+    yield check_classes(manifest, folder.config.label_words)
     yield from check_patient_count(folder, manifest)
 
 
@@ -279,10 +281,19 @@ def check_files(manifest: Manifest) -> PreflightFinding:
     return PreflightFinding("data", "files", level, sentence, "mount the disk, or add the images again")
 
 
-def check_classes(manifest: Manifest) -> PreflightFinding:
-    """Both classes of the plain task, normal and pneumonia."""
-    classes = Counter(class_index(label, "binary") for label in manifest.labels)
-    counts = f"{classes[0]} normal, {classes[1]} pneumonia, {classes[None]} without a class"
+def check_classes(manifest: Manifest, label_words: Mapping[str, str]) -> PreflightFinding:
+    """Checks that there are images of normal and of pneumonia, or of another class that the site maps words to.
+
+    Args:
+        manifest: its labels are read by the site's own words already.
+        label_words: of site.yaml.
+    """
+    others = {label for label in label_words.values() if class_index(label, "binary") is None}
+    own = Counter(label for label in manifest.labels if label in others)
+    classes = Counter(class_index(label, "binary") for label in manifest.labels if label not in others)
+    classes[1] += own.total()
+    named = "".join(f", {count} {label}" for label, count in sorted(own.items()))
+    counts = f"{classes[0]} normal, {classes[1] - own.total()} pneumonia{named}, {classes[None]} without a class"
     if not classes[0] + classes[1]:
         return PreflightFinding(
             "data", "classes", "problem", counts, "check the labels: docs/data.md lists the words that are known"
@@ -297,13 +308,14 @@ def check_patient_count(folder: SiteFolder, manifest: Manifest) -> Iterator[Pref
 
     Args:
         folder: the site's; nothing is checked where its policy cannot be read.
-        manifest: its images; patients count who have an image of a class of the binary task.
+        manifest: its images; patients count who have an image of a label that the site knows.
     """
     try:
         policy = folder.policy
     except ConfigError:
         return  # the policy's check reports it
-    known = {record.patient for record in manifest.records if class_index(record.label, "binary") is not None}
+    words = LabelWords.of(folder.config.label_words, "label_words")
+    known = {record.patient for record in manifest.records if words.knows(record.label)}
     training = int(len(known) * TRAINING_SHARE)
     sentence = f"about {training} for training, the policy asks for {policy.min_patients}"
     remedy = "add images of more patients, or lower min_patients in policy.yaml if your privacy officer agrees"

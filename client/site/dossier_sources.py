@@ -336,7 +336,7 @@ def _differences(experiment: Mapping[str, Any], terms: Mapping[str, Any] | None)
     """In what the recipe that was attacked is not the run's, as far as the site's records say what that was."""
     attacked = {
         "network": experiment["model"]["name"],
-        "task": experiment["task"],
+        "task": task if isinstance(task := experiment["task"], str) else "/".join(task),
         "strategy": experiment["strategy"]["name"],
         "rounds": experiment["rounds"],
     }

@@ -24,6 +24,8 @@ from pydantic import (
     model_validator,
 )
 
+from pneumofed.common.config.classes import LabelTask
+
 STUDY_CODE = re.compile(r"study:[0-9a-f]{64}:[A-Za-z_][A-Za-z0-9_]{0,63}")
 """Name of a study's own network or loss: SHA-256 of its file, and the function in it (`common.ops.study_code`)."""
 
@@ -42,7 +44,6 @@ NoiseMultiplier = Annotated[float, Field(ge=0.01, le=1e6)]
 """Below it the Gaussian mechanism hides nothing (epsilon of one full step is above 5,000 at delta 1e-5; Balle & Wang 2018, theorem 8), and
 no accountant computes a number for it."""
 
-TaskName = Literal["binary", "three_class"]
 ModelName = Literal[
     "resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "efficientnet_lite0", "vgg16", "small_cnn", "scattering"
 ]
@@ -537,7 +538,9 @@ class ExperimentConfig(Section):
     """Everything that defines a run for all parties; holds nothing of any site."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)] = "pneumonia"
-    task: TaskName = "binary"
+    task: LabelTask = "binary"
+    """`binary` (normal, pneumonia), `three_class` (normal, bacterial, viral), or 2 to 20 own classes in a list, of which the first is
+    `normal`: `[normal, pneumonia, tuberculosis]`. See `common.config.classes`."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     rounds: Count = 12
     image: ImageConfig = ImageConfig()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
 
+from pneumofed.common.config.classes import check_class_name
 from pneumofed.common.config.experiment import (
     Fraction,
     ModelName,
@@ -22,6 +23,15 @@ from pneumofed.common.config.experiment import (
     StrategyName,
     Withheld,
 )
+
+
+def _check_labels(words: dict[str, str]) -> dict[str, str]:
+    for label in words.values():
+        check_class_name(label)
+    return words
+
+
+LabelWordPairs = Annotated[dict[Annotated[str, Field(min_length=1)], str], AfterValidator(_check_labels)]
 
 
 class SiteConfig(Section):
@@ -43,6 +53,9 @@ class SiteConfig(Section):
     """Where the model of the last evaluation is kept until the next round, `work_dir` if unset. Virtual hospitals share one folder."""
     clinical_columns: dict[str, str | None] = Field(default_factory=dict)
     """A run's clinical column -> the manifest's column that has it, where the two are spelt otherwise; null says that the site has none."""
+    label_words: LabelWordPairs = Field(default_factory=dict)
+    """The site's own words for labels, in any case: `TB: tuberculosis`. They count in every import and in a manifest that was written by
+    hand; see `common.data.label_words`. They never leave."""
     connection: str | None = None
     """File with the paths of the site's node key and of the federation's certificate authority (`ConnectionConfig`), which secure
     aggregation needs. Unset, it is `connection.yaml` beside the site's own file."""

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pneumofed.common.config.experiment import ImageConfig, TaskName
+from pneumofed.common.config.classes import LabelTask, class_index, classes_of, task_words
+from pneumofed.common.config.experiment import ImageConfig
 from pneumofed.common.data.cache import Block, Pixels, load_block, load_digests
-from pneumofed.common.data.manifest import CLASSES, DataReport, DataWarning, ImageRecord, Manifest, class_index
+from pneumofed.common.data.manifest import DataReport, DataWarning, ImageRecord, Manifest
 from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.errors import EmptySiteError, SkipReason
 from pneumofed.common.files import atomic_write, pass_if_disk_full
@@ -62,7 +63,7 @@ class Dataset:
 
 
 def load_dataset(
-    manifest: Manifest, task: TaskName, image: ImageConfig, cache_dir: Path, *, workers: int = 1, keep_duplicates: bool = False
+    manifest: Manifest, task: LabelTask, image: ImageConfig, cache_dir: Path, *, workers: int = 1, keep_duplicates: bool = False
 ) -> Dataset:
     """Loads the images of `manifest` that have a class in `task`, in its order, decoded through the cache in `cache_dir`.
 
@@ -92,7 +93,7 @@ def load_dataset(
     report = _report(reasons, records, task)
     report.warnings.update(_warnings(outcomes, manifest, block))
     if not records:
-        raise EmptySiteError(f"no image can be used for the task '{task}': {_explain(report, cache_dir)}")
+        raise EmptySiteError(f"no image can be used for the task '{task_words(task)}': {_explain(report, cache_dir)}")
     kept = [
         outcome
         for outcome, reason in zip(outcomes, reasons, strict=True)
@@ -102,7 +103,7 @@ def load_dataset(
     return Dataset(_rows(block, kept), labels, patients, tuple(str(digest) for digest in kept), report, tuple(records))
 
 
-def check_causes(manifest: Manifest, task: TaskName) -> None:
+def check_causes(manifest: Manifest, task: LabelTask) -> None:
     """Refuses a task of causes for images whose pneumonias have none: only normal images would be left, and nothing to learn.
 
     Args:
@@ -114,9 +115,9 @@ def check_causes(manifest: Manifest, task: TaskName) -> None:
     """
     classes = {class_index(label, task) for label in set(manifest.labels)}
     if "pneumonia" in manifest.labels and not classes - {0, None}:
-        causes = "' or '".join(CLASSES[task][1:])
+        causes, name = "' or '".join(classes_of(task)[1:]), task_words(task)
         raise EmptySiteError(
-            f"the task '{task}' needs the cause of a pneumonia, '{causes}', and no image here has one; add causes, or choose task binary"
+            f"the task '{name}' needs the cause of a pneumonia, '{causes}', and no image here has one; add causes, or choose task binary"
         )
 
 
@@ -128,7 +129,7 @@ def _rows(block: Block, digests: Sequence[str]) -> Pixels:
     return block.pixels[[row[digest] for digest in digests]]
 
 
-def _identify(manifest: Manifest, task: TaskName, cache_dir: Path, workers: int) -> list[str | SkipReason]:
+def _identify(manifest: Manifest, task: LabelTask, cache_dir: Path, workers: int) -> list[str | SkipReason]:
     """The digest of each record's file, or why the record has none; files of records without a class are not read."""
     refusals = [_refuse(record, task) for record in manifest.records]
     paths = [record.path for record, reason in zip(manifest.records, refusals, strict=True) if reason is None]
@@ -136,7 +137,7 @@ def _identify(manifest: Manifest, task: TaskName, cache_dir: Path, workers: int)
     return [next(digests) if reason is None else reason for reason in refusals]
 
 
-def _refuse(record: ImageRecord, task: TaskName) -> SkipReason | None:
+def _refuse(record: ImageRecord, task: LabelTask) -> SkipReason | None:
     if not record.patient:
         return SkipReason.NO_PATIENT
     if not record.label:
@@ -166,9 +167,9 @@ def _reasons(outcomes: Iterable[str | SkipReason], block: Block) -> Iterator[Ski
             seen.add(outcome)
 
 
-def _report(reasons: Sequence[SkipReason | None], records: Sequence[ImageRecord], task: TaskName) -> DataReport:
-    classes = Counter(dict.fromkeys(CLASSES[task], 0))
-    classes.update(CLASSES[task][class_index(record.label, task) or 0] for record in records)
+def _report(reasons: Sequence[SkipReason | None], records: Sequence[ImageRecord], task: LabelTask) -> DataReport:
+    classes = Counter(dict.fromkeys(classes_of(task), 0))
+    classes.update(classes_of(task)[class_index(record.label, task) or 0] for record in records)
     return DataReport(
         found=len(reasons),
         used=len(records),

@@ -2,8 +2,8 @@
 
 Its columns are `path,patient,label` and, where known, `view,sex,age,manufacturer`; other columns are kept as they stand, and looked at
 only where a run names them as clinical values (`common.data.clinical`). It stays at its site.
-`read_manifest` and `write_manifest` carry it to and from the file, `CLASSES` maps labels to the classes of a task. The file is UTF-8; only
-a path may hold other bytes, as names of files may.
+`read_manifest` and `write_manifest` carry it to and from the file, `common.config.classes` says which class a label is. The file
+is UTF-8; only a path may hold other bytes, as names of files may.
 
 `DataReport` says how many images were found, used, and left out for which reason when a manifest was made or read. Only counts may leave
 the site.
@@ -23,23 +23,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pneumofed.common.config.experiment import TaskName
+from pneumofed.common.config.classes import SYNONYMS
 from pneumofed.common.data.tables import TableWriter, plain_text, read_rows
 from pneumofed.common.errors import DataError, SkipReason
 from pneumofed.common.files import atomic_write
 
 LABELS = ("normal", "pneumonia", "bacterial", "viral")
-"""The vocabulary of the label column. `bacterial` and `viral` are pneumonias."""
-
-CLASSES: dict[TaskName, tuple[str, ...]] = {
-    "binary": ("normal", "pneumonia"),
-    "three_class": ("normal", "bacterial", "viral"),
-}
-"""Classes of each task, in the order of the model's outputs. Class 0 is normal."""
+"""The labels that every site knows. `bacterial` and `viral` are pneumonias. A site's own words are mapped by `common.data.label_words`."""
 
 MANIFEST_COLUMNS = ("path", "patient", "label", "view", "sex", "age", "manufacturer")
 
-_SYNONYMS = {"bacteria": "bacterial", "virus": "viral", "no finding": "normal"}
 _AGE_UNITS_PER_YEAR = {"D": 365.25, "W": 365.25 / 7, "M": 12.0, "Y": 1.0, "": 1.0}
 
 
@@ -94,25 +87,10 @@ class Manifest:
         return Manifest(tuple(self.records[int(i)] for i in index))
 
 
-def class_index(label: str, task: TaskName) -> int | None:
-    """Looks up the class of a label.
-
-    Args:
-        label: a word of `LABELS`, or any other word, which has no class.
-        task: whose classes.
-
-    Returns:
-        The position in `CLASSES[task]`; None if the label has no class there, e.g. `pneumonia` of unknown cause under `three_class`.
-    """
-    if task == "binary" and label in ("bacterial", "viral"):
-        return 1
-    return CLASSES[task].index(label) if label in CLASSES[task] else None
-
-
 def read_label(text: str) -> str:
     """Reads `text` as a word of LABELS where it is one or a known synonym, regardless of case; otherwise stripped and lower case."""
     word = plain_text(text).lower()
-    return _SYNONYMS.get(word, word)
+    return SYNONYMS.get(word, word)
 
 
 def read_sex(text: str) -> str | None:

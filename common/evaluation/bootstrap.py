@@ -173,7 +173,18 @@ def _independent(predictions: Predictions, threshold: float) -> dict[str, int]:
         "sensitivity": with_sick,
         "specificity": with_well,
         "precision": len(np.unique(patient[called])),
+        **_independent_by_class(predictions, patient),
     }
+
+
+def _independent_by_class(predictions: Predictions, patient: Counts) -> dict[str, int]:
+    """The same for the metrics of each class against the rest, of more than two classes."""
+    trials: dict[str, int] = {}
+    for k in range(predictions.classes if predictions.classes > 2 else 0):
+        with_class, without = (len(np.unique(patient[rows])) for rows in (predictions.labels == k, predictions.labels != k))
+        trials[f"auroc_class_{k}"] = min(with_class, without, len(np.unique(patient)) // 2)
+        trials[f"sensitivity_class_{k}"], trials[f"specificity_class_{k}"] = with_class, without
+    return trials
 
 
 def _widened(found: dict[str, ConfidenceInterval], trials: dict[str, int], tail: float) -> dict[str, ConfidenceInterval]:

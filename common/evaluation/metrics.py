@@ -139,16 +139,26 @@ def _of_probabilities(tally: ConfusionCounts) -> dict[str, Reals]:
 
 
 def _of_classes(tally: ConfusionCounts) -> dict[str, Reals]:
-    """With more than two classes: accuracy of the most probable class, and each class against the rest."""
-    classes = tally.confusion.shape[-1]
-    if classes == 2:
+    """With more than two classes: accuracy of the most probable class (under its first name), and each class against the rest.
+
+    Sensitivity and specificity are of "k is the most probable class"; `sensitivity_macro` is the balanced accuracy of several classes
+    (Brodersen et al. 2010). A mean is NaN where a class has no image.
+    """
+    if (classes := tally.confusion.shape[-1]) == 2:
         return {}
     areas = [auroc(histogram[..., 0, :], histogram[..., 1, :]) for histogram in tally.histograms]
-    hits = np.trace(tally.confusion, axis1=-2, axis2=-1)
+    total = tally.confusion.sum(axis=(-2, -1))
+    right = np.diagonal(tally.confusion, axis1=-2, axis2=-1)
+    of_class, called = tally.confusion.sum(axis=-1), tally.confusion.sum(axis=-2)
+    found = ratio(right, of_class)
+    spared = ratio(total[..., None] - of_class - called + right, total[..., None] - of_class)
     return {
-        "accuracy_three_class": ratio(hits, tally.confusion.sum(axis=(-2, -1))),
+        "accuracy_three_class": ratio(right.sum(axis=-1), total),
         "auroc_macro": np.mean(areas, axis=0),
+        "sensitivity_macro": found.mean(axis=-1),
         **{f"auroc_class_{k}": area for k, area in enumerate(areas)},
+        **{f"sensitivity_class_{k}": found[..., k] for k in range(classes)},
+        **{f"specificity_class_{k}": spared[..., k] for k in range(classes)},
     }
 
 

@@ -79,15 +79,20 @@ def precision_recall(sets: Sequence[EvaluatedSet]) -> Figure:
     return figure
 
 
-def reliability_diagram(sets: Sequence[EvaluatedSet]) -> Figure:
-    """Share of pneumonia by predicted probability in 15 bins, with 95% Wilson intervals; below it the images in each bin."""
+def reliability_diagram(sets: Sequence[EvaluatedSet], positive: str = "pneumonia") -> Figure:
+    """Share of pneumonia by predicted probability in 15 bins, with 95% Wilson intervals; below it the images in each bin.
+
+    Args:
+        sets: each drawn in one colour.
+        positive: what all but normal is called.
+    """
     figure, (top, bottom) = new_figure(2, (3.2, 1.0))
     top.plot([0, 1], [0, 1], color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
     for index, one in enumerate(sets):
         error = metrics(one.statistics, one.threshold)["ece"]
         _reliability(top, bottom, one, index, f"{one.name}, n = {one.statistics.n:,}: calibration error {_short(error)}")
-    top.set(ylabel="Share of pneumonia", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    bottom.set(xlabel="Predicted probability of pneumonia", ylabel="Images", yscale="log", ylim=(0.5, None))
+    top.set(ylabel=f"Share of {positive}", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    bottom.set(xlabel=f"Predicted probability of {positive}", ylabel="Images", yscale="log", ylim=(0.5, None))
     bottom.yaxis.set_major_formatter("{x:,.0f}")
     bottom.minorticks_off()
     legend_above(figure, 2)
@@ -105,15 +110,18 @@ def confusion_matrix(matrix: np.ndarray, class_names: Sequence[str], title: str 
     figure, (ax,) = new_figure()
     counts = np.asarray(matrix)
     totals = counts.sum(axis=1, keepdims=True)
+    size = TEXT_PT + 3 if len(counts) <= 3 else max(3.5, 36.0 / len(counts))  # so that the numbers fit their cells
     shares = counts / np.maximum(totals, 1)
     ax.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.25)
     for (row, column), share in np.ndenumerate(shares):
         text = f"{counts[row, column]:,}\n{share:.1%}" if totals[row, 0] else "0"
         colour = "white" if share > 0.6 else INK
-        ax.text(column, row, text, ha="center", va="center", fontsize=TEXT_PT + 3, color=colour)
+        ax.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
     names = [f"{name}\n(n = {total:,})" for name, total in zip(class_names, totals[:, 0], strict=True)]
     ax.set_xticks(range(len(names)), class_names)
-    ax.set_yticks(range(len(names)), names)
+    if len(names) > 4:
+        ax.tick_params(axis="x", labelrotation=45)
+    ax.set_yticks(range(len(names)), names if len(names) <= 8 else class_names)
     ax.set(xlabel="Predicted", ylabel="True", title=title)
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
@@ -132,15 +140,20 @@ def called_matrix(statistics: Statistics, threshold: float) -> np.ndarray:
     return np.array([[at["tn"], at["fp"]], [at["fn"], at["tp"]]], dtype=np.int64)
 
 
-def score_histograms(predictions: Predictions, class_names: Sequence[str], threshold: float) -> Figure:
+def score_histograms(
+    predictions: Predictions, class_names: Sequence[str], threshold: float, positive: str = "pneumonia"
+) -> Figure:
     """Draws the share of each true class's images by predicted probability of pneumonia; one row a class.
 
     Args:
         predictions: of one set of images, C classes.
         class_names: C names, in the order of the labels.
         threshold: marked by a vertical line, in [0, 1].
+        positive: what all but normal is called.
     """
     figure, axes = new_figure(predictions.classes)
+    if predictions.classes > 5:
+        figure.set_size_inches(WIDTH_INCH, HEIGHT_INCH * predictions.classes / 5)
     edges = np.linspace(0.0, 1.0, 41)
     for index, (ax, name) in enumerate(zip(axes, class_names, strict=True)):
         scores = predictions.scores[predictions.labels == index]
@@ -151,7 +164,7 @@ def score_histograms(predictions: Predictions, class_names: Sequence[str], thres
         ax.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         ax.set(xlim=(0, 1), ylim=(0, None), ylabel="Images")
     label_line(axes[0], threshold, f"threshold {threshold:.2f}", at_top=True)
-    axes[-1].set_xlabel("Predicted probability of pneumonia")
+    axes[-1].set_xlabel(f"Predicted probability of {positive}")
     return figure
 
 

@@ -26,6 +26,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from pneumofed.common.config.classes import task_words
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.errors import BundleError, ConfigError, WeightsError
 from pneumofed.common.model_bundle.manifest import MANIFEST, REFERENCE, REFERENCE_GROUPS, WEIGHTS, BundleManifest
@@ -340,7 +341,7 @@ def check_start(experiment: ExperimentConfig, bundle: Bundle) -> None:
         )
     other = [f"model.{sentence}" for sentence in bundle.manifest.model.differences(experiment.model)]
     if bundle.manifest.task != experiment.task:
-        other.insert(0, f"task is {bundle.manifest.task!r}, not {experiment.task!r}")
+        other.insert(0, f"task is '{task_words(bundle.manifest.task)}', not '{task_words(experiment.task)}'")
     if other:
         raise ConfigError(f"the bundle does not fit the run, in it {'; '.join(other)}. Set the run to what the bundle has")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pneumofed.common.config.classes import classes_of, task_words
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError, DataError
 from pneumofed.common.evaluation.comparison import ModelComparison, compare_predictions
 from pneumofed.common.evaluation.predictions import Predictions
@@ -33,7 +33,7 @@ def predictions_of(bundle: Bundle, dataset: Dataset, compute: Compute) -> Predic
         BundleError: the weights do not fit.
     """
     task, channels = bundle.manifest.task, bundle.manifest.preprocessing.in_channels
-    probabilities = np.empty((0, len(CLASSES[task])))
+    probabilities = np.empty((0, len(classes_of(task))))
     if len(dataset):
         if is_study_code(bundle.manifest.model.name):
             probabilities = _graph_probabilities(bundle, dataset)
@@ -86,7 +86,6 @@ def check_comparable(old: Bundle, new: Bundle) -> None:
     """
     if old.digest == new.digest:
         raise ConfigError("the new bundle is the old one; give the bundle that was released last with --against")
-    if old.manifest.task != new.manifest.task:
-        raise ConfigError(
-            f"the new model's task is {new.manifest.task}, the old one's {old.manifest.task}; they cannot be compared"
-        )
+    tasks = [task_words(bundle.manifest.task) for bundle in (new, old)]
+    if tasks[0] != tasks[1]:
+        raise ConfigError(f"the new model's task is {tasks[0]}, the old one's {tasks[1]}; they cannot be compared")

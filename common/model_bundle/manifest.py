@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pneumofed.common.config.classes import LabelTask
 from pneumofed.common.config.experiment import (
     Count,
     Fraction,
@@ -15,7 +16,6 @@ from pneumofed.common.config.experiment import (
     NonNegative,
     Positive,
     Section,
-    TaskName,
     ThresholdPolicyName,
 )
 from pneumofed.common.imaging.patient_groups import AGE, SEX, VIEW, PatientGroups
@@ -191,9 +191,9 @@ class BundleManifest(Section):
     format: Count = FORMAT
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
     created: datetime
-    task: TaskName
+    task: LabelTask
     classes: tuple[str, ...]
-    """In the order of the logits; class 0 is normal, all others are pneumonia."""
+    """In the order of the logits; class 0 is normal, all others are what `positive_word` says."""
     preprocessing: Preprocessing
     model: ModelConfig
     threshold: OperatingPoint

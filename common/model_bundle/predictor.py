@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 
 from pneumofed.common.config.experiment import ClinicalConfig
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.imaging.images import fit_square, read_image
 from pneumofed.common.imaging.types import Image, Window
 from pneumofed.common.model_bundle.bundle import Bundle
@@ -172,10 +173,11 @@ class Predictor:
         calibration, threshold = self.manifest.calibration, self.manifest.threshold.value
         scores, classes = pneumonia_score(outputs["logits"]), calibration.class_probabilities(outputs["logits"])
         low, high = calibration.interval(scores)
+        positive = positive_word(self.manifest.classes)
         maps = outputs.get("cam")
         return [
             Prediction(
-                decision="pneumonia" if probability >= threshold else "normal",
+                decision=positive if probability >= threshold else "normal",
                 probability=probability,
                 low=float(low[row]),
                 high=float(high[row]),

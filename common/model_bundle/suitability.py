@@ -36,8 +36,9 @@ from pneumofed.common.imaging.types import ImageInfo
 from pneumofed.common.model_bundle.image_statistics import Density, Packed, cells_of, fit_density, statistics_of, thumbnail
 from pneumofed.common.model_bundle.population import PopulationFinding, not_known
 
-Decision = Literal["pneumonia", "normal"]
-Verdict = Literal["pneumonia", "normal", "cannot judge"]
+Decision = Literal["pneumonia", "finding", "normal"]
+Verdict = Literal["pneumonia", "finding", "normal", "cannot judge"]
+"""`finding` takes the place of `pneumonia` where the model's classes are not only pneumonias (`common.config.classes.positive_word`)."""
 
 
 class Reason(StrEnum):
@@ -77,8 +78,8 @@ class Prediction:
     """The numbers of an image that can be judged.
 
     Attributes:
-        decision: `pneumonia` if the probability is at least the threshold of the judgement.
-        probability: calibrated P(pneumonia).
+        decision: `pneumonia`, or `finding`, if the probability is at least the threshold of the judgement.
+        probability: calibrated P(pneumonia), or of all classes but normal together.
         low, high: its 95 % interval (see `Calibration.interval`).
         classes: calibrated probability of each class of the task; they sum to 1.
         score: the network's own logit of P(pneumonia), before calibration.
@@ -95,6 +96,12 @@ class Prediction:
     score: float
     activation_map: npt.NDArray[np.float32] | None
     image_only: float | None = None
+
+    @property
+    def likeliest(self) -> str:
+        """The class that the decision speaks of: `normal`, or the most probable of the others."""
+        others = {name: value for name, value in self.classes.items() if name != "normal"}
+        return "normal" if self.decision == "normal" else max(others, key=lambda name: others[name])
 
 
 @dataclass(frozen=True, eq=False)

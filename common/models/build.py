@@ -16,8 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pneumofed.common.config.experiment import ModelConfig, ModelName, TaskName
-from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.config.classes import LabelTask, classes_of
+from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.errors import WeightsError
 from pneumofed.common.models.architectures import Architecture, architecture_of, build_architecture
 from pneumofed.common.models.compute import import_torchvision
@@ -36,7 +36,7 @@ _OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def build_model(cfg: ModelConfig, task: TaskName, seed: int, *, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
+def build_model(cfg: ModelConfig, task: LabelTask, seed: int, *, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Builds the network of `cfg`: normalised float32 [N, in_channels, S, S], S at least 32, -> logits [N, classes]; class 0 is normal.
 
     Random weights are pure in `seed`, and torch's global generators are left as they were. No operation of the network works in
@@ -54,7 +54,7 @@ def build_model(cfg: ModelConfig, task: TaskName, seed: int, *, weights: Mapping
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which also seeds the generators of all GPUs.
         torch.default_generator.manual_seed(seed)
-        model = build_architecture(cfg, len(CLASSES[task]))
+        model = build_architecture(cfg, len(classes_of(task)))
     if cfg.weights != "none":
         load_weights(model, cfg, weights)
     return model

@@ -192,7 +192,7 @@ def _show_sites(drifts: list[SiteDrift], rate: float) -> None:
             say(f"  {title(name)}{words} (p-value {drift.p_values[name]:.2g})")
         if drift.prevalence:
             found = drift.prevalence
-            say(f"  pneumonia, if only its share changed: {found.value:.0%} (95% CI {found.low:.0%} to {found.high:.0%})")
+            say(f"  not normal, if only their share changed: {found.value:.0%} (95% CI {found.low:.0%} to {found.high:.0%})")
 
 
 def _monitor(folder: Path, bundle: Path, trusted: list[Path] | None, quiet: bool = False) -> Monitor:

@@ -65,7 +65,7 @@ def predict_command(
     threads: Annotated[int, typer.Option(min=0, help="Threads of the network, and as many that decode; 0: all processors.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Judge radiographs: probability of pneumonia with its interval, the decision, or why an image cannot be judged.
+    """Judge radiographs: probability of pneumonia, or of each class, with its interval, the decision, or why an image cannot be judged.
 
     Exit code: 0 every file was read, 3 some could not be read, 1 none could or the bundle was refused, 2 usage,
     130 stopped.
@@ -79,7 +79,7 @@ def predict_command(
     opened = _open_bundle(bundle, trusted)
     predictor = Predictor(opened, "int8" if int8 else "float32", threads)
     table = _clinical_table(clinical, predictor)
-    recorder, summary = _recorder(monitor, opened), PredictionSummary()
+    recorder, summary = _recorder(monitor, opened), PredictionSummary.of(opened.manifest.classes)
     folders = [folder for folder in (sr, overlay) if folder]
     with exit_when_stopped(lambda: _describe_stopped(summary, csv, folders, recorder)), ExitStack() as stack:
         if monitor:
@@ -169,7 +169,10 @@ def _exit_code(summary: PredictionSummary) -> int:
 DetailName = Annotated[
     str, typer.Option(help="Of Grad-CAM and Grad-CAM++: last-layer, finer-layer, larger-input, several-sizes (recommended).")
 ]
-TargetName = Annotated[str, typer.Option(help="What the evidence is for: pneumonia, or one of the bundle's classes.")]
+TargetName = Annotated[
+    str | None,
+    typer.Option(help="What the evidence is for: one of the bundle's classes.", show_default="pneumonia, or any finding"),
+]
 
 
 def explain_command(
@@ -181,7 +184,7 @@ def explain_command(
     ] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every method; minutes an image on a slow machine.")] = False,
     detail: DetailName = "last-layer",
-    target: TargetName = "pneumonia",
+    target: TargetName = None,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Find out whether the maps can be believed.")] = True,
     seed: Annotated[int, typer.Option(min=0, help="Seed of what SHAP and LIME draw.")] = 0,
     run_code: Annotated[

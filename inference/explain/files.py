@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pneumofed.common.data.clinical import Values
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.errors import EmptySiteError, ImageError
 from pneumofed.common.evaluation.metrics import without_nan
 from pneumofed.common.evaluation.plots import write
@@ -357,7 +358,7 @@ def caption_map(
 
 
 def _target(attribution: Attribution, manifest: BundleManifest) -> str:
-    return attribution.target if isinstance(attribution.target, str) else manifest.classes[attribution.target]
+    return positive_word(manifest.classes) if isinstance(attribution.target, str) else manifest.classes[attribution.target]
 
 
 def _about_focus(focus: Focus) -> list[str]:

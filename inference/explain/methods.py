@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ input 1.75 times as large; or the mean over inputs of 1 to 1.75 times the side (
 DETAILS: tuple[Detail, ...] = get_args(Detail)
 ACTIVATION_METHODS: tuple[Method, ...] = ("grad-cam", "grad-cam++")
 Target = int | Literal["pneumonia"]
-"""A position in the task's classes, or all but class 0, which is normal."""
+"""A position in the task's classes, or `pneumonia`: all but class 0, which is normal."""
 
 
 @dataclass(frozen=True)
@@ -132,19 +133,20 @@ def choose_detail(name: str, methods: Sequence[Method], option: str) -> Detail:
     return next(detail for detail in DETAILS if detail == name)
 
 
-def choose_target(name: str, classes: Sequence[str], option: str) -> Target:
-    """Chooses the target called `name`: pneumonia, or one of a bundle's `classes`.
+def choose_target(name: str | None, classes: Sequence[str], option: str) -> Target:
+    """Chooses the target called `name`: one of a bundle's `classes`, or what `positive_word` calls all but normal.
 
     Args:
-        name: as the user gave it.
+        name: as the user gave it; None for all but normal.
         classes: of the bundle, in the order of the logits.
         option: where it was given, e.g. `--target`.
 
     Raises:
         ConfigError: there is no such class.
     """
-    if name in classes and name != "pneumonia":
-        return classes.index(name)
-    if name != "pneumonia":
-        raise ConfigError(f"{option}: expected pneumonia or one of {', '.join(classes)}, got {name!r}")
-    return "pneumonia"
+    together = positive_word(classes)
+    if name is None or name == together:
+        return "pneumonia"
+    if name not in classes:
+        raise ConfigError(f"{option}: expected {together} or one of {', '.join(classes)}, got {name!r}")
+    return classes.index(name)

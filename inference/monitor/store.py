@@ -230,6 +230,7 @@ def _add_group_columns(connection: sqlite3.Connection) -> None:
 def _observations(rows: list[tuple[Any, ...]]) -> Observations:
     columns = list(zip(*rows, strict=True)) if rows else [()] * (11 + len(KINDS))
     _, days, scanners, units, verdicts, probabilities, statistics, embedding, read_days, labels, readings, *groups = columns
+    verdicts = tuple("pneumonia" if said == "finding" else said for said in verdicts)  # both are: not normal
     verdict = np.array(verdicts, np.str_)
     refused = verdict == REFUSED_VERDICT
     score = np.where(refused, np.nan, np.array(probabilities, np.float64))

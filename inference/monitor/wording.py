@@ -64,7 +64,7 @@ _MEANINGS = {
     "laplacian": ("more noise, or edge enhancement", "less noise: smoothing, blur or lower resolution"),
     "left_right_difference": ("the left half is brighter than usual", "the right half is brighter than usual"),
     "border_mean": ("the border is brighter", "the border is darker: collimation, padding or vignetting"),
-    PROBABILITY: ("the model says pneumonia more often", "the model says pneumonia less often"),
+    PROBABILITY: ("the model calls fewer images normal", "the model calls more images normal"),
     LIKENESS: ("images are closer to the typical one", "the model sees images unlike the reference"),
     CORRECTIONS: ("readers change more verdicts than the calibration expects", ""),
     REFUSALS: ("more images cannot be judged than allowed", ""),

@@ -18,6 +18,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
 
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.model_bundle.population import PopulationFinding
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Judgement, Prediction
@@ -159,13 +160,17 @@ def words(found: Prediction, predictor: Predictor, population: PopulationFinding
         predictor: that it comes from.
         population: whether the model was judged for such a patient; a line of its own warns where it was not.
     """
-    side = "at or above" if found.decision == "pneumonia" else "below"
+    side = "at or above" if found.decision != "normal" else "below"
+    positive = positive_word(predictor.manifest.classes)
+    word = "a finding" if positive == "finding" else positive
+    others = [(name, value) for name, value in found.classes.items() if name != "normal"] if positive == "finding" else []
     phantom = " (trained on PHANTOMS: says nothing about patients)" if predictor.manifest.card.phantom else ""
     return (
         STATEMENT,
         *(f"not judged for this population: {one}" for one in population.outside_words),
-        f"pneumonia {_percent(found.probability)}, 95 % interval {_percent(found.low)} to {_percent(found.high)}",
-        f"{side} the threshold {_percent(predictor.manifest.threshold.value)}; warm: speaks for pneumonia",
+        f"{positive} {_percent(found.probability)}, 95 % interval {_percent(found.low)} to {_percent(found.high)}",
+        f"{side} the threshold {_percent(predictor.manifest.threshold.value)}; warm: speaks for {word}",
+        *(", ".join(f"{name} {_percent(value)}" for name, value in others[at : at + 3]) for at in range(0, len(others), 3)),
         f"{predictor.manifest.name} {predictor.bundle.digest[:16]}{phantom}",
     )
 

@@ -22,6 +22,7 @@ from pydicom import dcmread, uid
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.errors import ConfigError, ImageError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.dicom_header import read_header
@@ -37,6 +38,8 @@ NOTE_NO_MAP = "no heat map: this network has none"
 _NOTE_HEADER = "not written: the image's header does not allow it"
 
 PNEUMONIA = CodedConcept("233604007", "SCT", "Pneumonia")
+FINDING = CodedConcept("118247008", "SCT", "Radiologic finding")
+"""Where the model's classes are not only pneumonias: any of them but normal."""
 PRESENCE = CodedConcept("705057003", "SCT", "Presence")
 PRESENT = CodedConcept("52101004", "SCT", "Present")
 ABSENT = CodedConcept("272519000", "SCT", "Absent")
@@ -161,9 +164,9 @@ def _join(*notes: str) -> str:
 def make_report(source: Dataset, judgement: Judgement, predictor: Predictor) -> Dataset:
     """Builds an Enhanced SR about `source`, in its study and of its patient, in a series of its own; preliminary and unverified.
 
-    One measurement group with the finding pneumonia: its presence (present, absent, or undetermined where the image cannot be
-    judged), and if it can the calibrated probability with its interval and the threshold, each in percent. The algorithm is named by
-    the bundle's name and digest, the image by its SOP Instance UID.
+    One measurement group with the finding pneumonia (of own classes: radiologic finding, with the probability of each class): its
+    presence (present, absent, or undetermined where the image cannot be judged), and if it can the calibrated probability with its
+    interval and the threshold, each in percent. The algorithm is named by the bundle's name and digest, the image by its SOP Instance UID.
 
     Args:
         source: of `read_source_header`.
@@ -209,10 +212,11 @@ def _observer(predictor: Predictor) -> sr.ObserverContext:
 
 
 def _measurements(source: Dataset, judgement: Judgement, predictor: Predictor) -> sr.MeasurementsAndQualitativeEvaluations:
-    presence = {"pneumonia": PRESENT, "normal": ABSENT}.get(judgement.verdict, UNDETERMINED)
+    presence = {"pneumonia": PRESENT, "finding": PRESENT, "normal": ABSENT}.get(judgement.verdict, UNDETERMINED)
+    positive = positive_word(predictor.manifest.classes)
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=UID(), identifier="Image as a whole"),
-        finding_type=PNEUMONIA,
+        finding_type=PNEUMONIA if positive == "pneumonia" else FINDING,
         algorithm_id=_algorithm(predictor),
         finding_sites=[sr.FindingSite(anatomic_location=LUNG)],
         measurements=_numbers(judgement),
@@ -246,7 +250,18 @@ def _numbers(judgement: Judgement) -> list[sr.Measurement]:
         (PROBABILITY_HIGH, found.high),
         (THRESHOLD, judgement.threshold),
     )
-    return [sr.Measurement(name=name, value=round(100 * value, 4), unit=PERCENT) for name, value in values]
+    measured = [sr.Measurement(name=name, value=round(100 * value, 4), unit=PERCENT) for name, value in values]
+    if positive_word(tuple(found.classes)) == "finding":
+        measured += [
+            sr.Measurement(name=_class_concept(k, name), value=round(100 * value, 4), unit=PERCENT)
+            for k, (name, value) in enumerate(found.classes.items())
+        ]
+    return measured
+
+
+def _class_concept(k: int, name: str) -> CodedConcept:
+    """A class has a code of the bundle's own: which disease a study means by its word, no code of a standard says."""
+    return CodedConcept(f"class-{k}", "99PNEUMOFED", f"Probability of the class {name}")
 
 
 def _comments(judgement: Judgement, predictor: Predictor) -> list[str]:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.errors import ConfigError, PneumofedError, printable_line
 from pneumofed.common.files import atomic_write
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 TABLE_ROWS = 200
 """More files than a reader goes through at a terminal; what comes after is counted."""
-_STYLES = {"pneumonia": "bold red", "normal": "green", "cannot judge": "yellow", "unreadable": "magenta"}
+_STYLES = {"pneumonia": "bold red", "finding": "bold red", "normal": "green", "cannot judge": "yellow", "unreadable": "magenta"}
 
 
 class Output(Protocol):
@@ -55,7 +56,13 @@ class Output(Protocol):
 class _Csv:
     def __init__(self, file: TextIO, predictor: Predictor) -> None:
         second = () if predictor.clinical is None else CLINICAL_COLUMNS
-        self._columns = [*CSV_COLUMNS, *second, *(f"probability_{name}" for name in predictor.manifest.classes), "model"]
+        self._columns = [
+            *CSV_COLUMNS,
+            *second,
+            *(f"probability_{name}" for name in predictor.manifest.classes),
+            *_likeliest(predictor),
+            "model",
+        ]
         self._writer, self._predictor = TableWriter(file), predictor
         self._writer.write(self._columns)
 
@@ -63,6 +70,11 @@ class _Csv:
         row = csv_row(result, self._predictor.manifest.threshold.value)
         cells = {**row, "model": self._predictor.bundle.digest}
         self._writer.write(cells.get(column) for column in self._columns)
+
+
+def _likeliest(predictor: Predictor) -> list[str]:
+    """The column of the class that a finding most probably is, where that is a question."""
+    return ["likeliest"] if len(predictor.manifest.classes) > 2 else []
 
 
 @contextmanager
@@ -165,8 +177,10 @@ def open_table(console: Console, predictor: Predictor, summary: PredictionSummar
     """
     rows = _Rows()
     yield rows
+    positive = positive_word(predictor.manifest.classes)
+    heading = "Pneumonia" if positive == "pneumonia" else "Any finding"
     # A name that is too long goes on in the next line: names of archives differ in their last characters only.
-    table = Table(Column("File", overflow="fold"), "Pneumonia", "95 % interval", "Finding", "Why", title=_title(predictor))
+    table = Table(Column("File", overflow="fold"), heading, "95 % interval", "Finding", "Why", title=_title(predictor))
     order = {study: place for place, study in enumerate(dict.fromkeys(study for study, *_ in rows.kept))}
     kept = sorted(rows.kept, key=lambda row: order[row[0]])
     common = _common_folder([path for _, path, _ in kept])
@@ -179,7 +193,7 @@ def open_table(console: Console, predictor: Predictor, summary: PredictionSummar
         show(f"and {summary.files - len(rows.kept)} more: --csv FILE or --json shows all")
     counts, files = summary.statuses, "1 file" if summary.files == 1 else f"{summary.files} files"
     show(
-        f"{files}: {summary.findings['pneumonia']} pneumonia, {summary.findings['normal']} normal, "
+        f"{files}: {summary.findings[positive]} {positive}, {summary.findings['normal']} normal, "
         f"{counts['cannot_judge']} cannot be judged, {counts['unreadable']} cannot be read"
     )
     for sentence in population_sentences(predictor.manifest, summary):
@@ -202,9 +216,12 @@ def table_cells(result: FileResult) -> tuple[Text, ...]:
     """Builds the file's line in the table at the terminal, behind its name: probability, interval, finding, and why it is so."""
     found = result.prediction
     finding = found.decision if found else result.status.replace("_", " ")
+    shown = (
+        f"{finding}: {found.likeliest} {_percent(found.classes[found.likeliest])}" if finding == "finding" and found else finding
+    )
     interval = f"{_percent(found.low)} to {_percent(found.high)}" if found else ""
     why = "; ".join(filter(None, (_population_note(result), _threshold_sentence(result), result.explanation, result.note)))
-    texts = (_percent(found.probability) if found else "", interval, finding, why)
+    texts = (_percent(found.probability) if found else "", interval, shown, why)
     return tuple(_plain(text, _STYLES.get(finding, "") if place == 2 else "") for place, text in enumerate(texts))
 
 
@@ -217,9 +234,9 @@ def _population_note(result: FileResult) -> str:
 
 
 def _threshold_sentence(result: FileResult) -> str:
-    """Why a probability above one half is called normal, or one below it pneumonia; empty where nobody wonders."""
+    """Why a probability above one half is called normal, or one below it not; empty where nobody wonders."""
     found, judgement = result.prediction, result.judgement
-    if not found or not judgement or (found.probability >= 0.5) == (found.decision == "pneumonia"):
+    if not found or not judgement or (found.probability >= 0.5) == (found.decision != "normal"):
         return ""
     side = "below" if found.decision == "normal" else "at or above"
     digits = 1  # as many as tell them apart

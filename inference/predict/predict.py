@@ -11,12 +11,14 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging.patient_groups import Projection, classify_view
 from pneumofed.common.imaging.types import Image
@@ -48,7 +50,7 @@ CSV_COLUMNS = (
     *("reasons", "explanation", "report", "overlay", "note"),
     *("population", "age_group", "sex", "view", "population_note"),
 )
-"""Of the CSV table, before one column `probability_CLASS` for each class and then `model`."""
+"""Of the CSV table, before one column `probability_CLASS` for each class, `likeliest` where there are more than two, and then `model`."""
 
 CLINICAL_COLUMNS = ("clinical", "image_only")
 """Behind `CSV_COLUMNS`, of a model that takes clinical values: those that were given, and the probability without them."""
@@ -278,8 +280,14 @@ class PredictionSummary:
 
     statuses: dict[str, int] = field(default_factory=lambda: {"judged": 0, "cannot_judge": 0, "unreadable": 0})
     findings: dict[str, int] = field(default_factory=lambda: {"pneumonia": 0, "normal": 0})
+    """A bundle of own classes has `finding` in place of `pneumonia`."""
     studies: dict[str, Study] = field(default_factory=dict)
     populations: dict[str, int] = field(default_factory=lambda: {status.value: 0 for status in PopulationStatus})
+
+    @classmethod
+    def of(cls, classes: Sequence[str]) -> PredictionSummary:
+        """Makes the counts of no file, for a bundle of `classes`."""
+        return cls(findings={positive_word(classes): 0, "normal": 0})
 
     @property
     def files(self) -> int:
@@ -329,6 +337,7 @@ def json_row(result: FileResult, threshold: float) -> dict[str, Any]:
         "high": found.high if found else None,
         "threshold": threshold,
         "classes": dict(found.classes) if found else {},
+        **({"likeliest": found.likeliest} if found and len(found.classes) > 2 else {}),
         "reasons": list(result.reasons),
         "explanation": result.explanation,
         "scores": dict(result.judgement.suitability) if result.judgement else {},
@@ -362,7 +371,8 @@ def csv_row(result: FileResult, threshold: float) -> dict[str, str]:
     known |= {"clinical": "; ".join((result.values or {}).values())}
     values = {name: known.get(name) for name in columns}
     probabilities = {f"probability_{name}": value for name, value in row["classes"].items()}
-    return {name: _text(value) for name, value in (values | probabilities).items()}
+    likeliest = {"likeliest": row["likeliest"]} if "likeliest" in row else {}
+    return {name: _text(value) for name, value in (values | probabilities | likeliest).items()}
 
 
 def _text(value: object) -> str:

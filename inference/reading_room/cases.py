@@ -267,13 +267,16 @@ class Cases:
             return session.scalar(select(func.sum(Case.bytes))) or 0
 
 
-def agrees(verdict: str, label: str) -> bool | None:
+def agrees(verdict: str, label: str, likeliest: str | None = None) -> bool | None:
     """Decides whether a finding agrees with the model's verdict; None where either leaves it open.
 
     Args:
         verdict: of the model, see `suitability.Verdict`.
         label: of the reader, see `schema.Label`; all but `normal` and `unsure` count as pneumonia.
+        likeliest: with the verdict `finding`, the class that the model thinks most probable; only that one agrees.
     """
+    if verdict == "finding" and label != "unsure":
+        return label == likeliest
     if verdict == "cannot judge" or label == "unsure":
         return None
     return (verdict == "normal") == (label == "normal")

@@ -31,7 +31,7 @@ from pneumofed.inference.reading_room.settings import MIB
 from pneumofed.inference.reading_room.upload import receive_form, receive_one
 from pneumofed.inference.reading_room.users import weakness
 from pneumofed.inference.reading_room.viewing import JudgedFile
-from pneumofed.inference.reading_room.views import view_case, view_case_line, view_finding, view_judgement, view_map
+from pneumofed.inference.reading_room.views import likeliest, view_case, view_case_line, view_finding, view_judgement, view_map
 from pneumofed.inference.reading_room.worker import ImageJob
 
 COOKIE = "pneumofed_room"
@@ -185,7 +185,9 @@ def remove_case(case: CaseInPath, user: AdminNow, room: RoomNow) -> None:
 def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, room: RoomNow) -> schema.ReaderFinding:
     """Keeps what the reader says of the case, beside all that was said before."""
     found = find_case(room, case)
-    room.record(reader.name, "finding", case=case, label=body.label, agrees=agrees(found.verdict, body.label))
+    if body.label not in room.model.labels:
+        raise Refusal(422, "invalid_request")
+    room.record(reader.name, "finding", case=case, label=body.label, agrees=agrees(found.verdict, body.label, likeliest(found)))
     row = room.cases.judge(case, reader.name, body.label, body.note.strip())
     if row is None:
         raise Refusal(404, "not_found")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from pneumofed.common.config.classes import CLASS_NAME, Positive
 from pneumofed.common.imaging.patient_groups import AgeGroup
 from pneumofed.common.imaging.types import Format
 from pneumofed.common.model_bundle.population import PopulationStatus
@@ -14,8 +15,8 @@ from pneumofed.common.model_bundle.suitability import Verdict
 from pneumofed.inference.reading_room.image_facts import FileFacts
 
 Role = Literal["radiologist", "admin"]
-Label = Literal["normal", "pneumonia", "bacterial", "viral", "unsure"]
-"""What a reader may say. All but `unsure` are words of the manifest's label column (`common.data.manifest.LABELS`)."""
+Label = Annotated[str, StringConstraints(pattern=f"^{CLASS_NAME.pattern}$")]
+"""What a reader may say: one of `ModelInfo.labels`. All but `unsure` are labels of the manifest (`common.config.classes`)."""
 Status = Literal["open", "read"]
 """`read` as soon as somebody gave a finding."""
 Sort = Literal["arrival", "probability"]
@@ -92,10 +93,12 @@ class ModelInfo(BaseModel):
     name: str
     digest: str
     classes: list[str]
+    positive: Positive = Field(description="What all classes but normal are called together: the probability is of these.")
+    labels: list[Label] = Field(description="What a reader may say of a case, in the order of the page.")
     phantom: bool = Field(
         description="Trained on drawn images: its judgements say nothing about patients, and the page has to say so."
     )
-    threshold: float = Field(description="On the calibrated probability: at or above it the verdict is `pneumonia`.")
+    threshold: float = Field(description="On the calibrated probability: at or above it the verdict is what `positive` says.")
     signer: str = Field(description="Fingerprint of the key that signed the bundle.")
     created: datetime
 
@@ -137,7 +140,11 @@ class JudgementOut(BaseModel):
     """The model's answer for one image."""
 
     verdict: Verdict
-    probability: float | None = Field(ge=0, le=1, description="Calibrated probability of pneumonia; null if it cannot be judged.")
+    probability: float | None = Field(
+        ge=0,
+        le=1,
+        description="Calibrated, of all classes but normal; null if it cannot be judged.",
+    )
     low: float | None = Field(ge=0, le=1, description="Lower end of its 95 % interval.")
     high: float | None = Field(ge=0, le=1)
     threshold: float = Field(ge=0, le=1)
@@ -185,9 +192,9 @@ class WorklistQuery(Strict):
         max_length=64,
         description="Part of a patient's number or of an accession number, or the beginning of a case id.",
     )
-    verdict: list[Verdict] = Field(default_factory=list, max_length=3, description="Empty: all.")
+    verdict: list[Verdict] = Field(default_factory=list, max_length=4, description="Empty: all.")
     status: Status | None = None
-    finding: list[Label] = Field(default_factory=list, max_length=5, description="Current finding is one of these. Empty: all.")
+    finding: list[Label] = Field(default_factory=list, max_length=24, description="Current finding is one of these. Empty: all.")
     arrived_from: date | None = None
     arrived_to: date | None = Field(default=None, description="The last day, included.")
     sort: Sort = "arrival"
@@ -213,6 +220,8 @@ class CaseLine(BaseModel):
     low: float | None
     high: float | None
     reasons: list[str]
+    positive: Positive = Field(description="What its model calls all classes but normal; the probability is of these.")
+    likeliest: str | None = Field(description="With the verdict `finding`: the most probable class but normal.")
     status: Status
     population: PopulationView | None = Field(description="Null for cases that an earlier version judged.")
     finding: Label | None = Field(description="The latest finding.")

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.config.reader import build_config
+from pneumofed.common.data.manifest import LABELS
 from pneumofed.common.errors import ConfigError, ReleaseError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.folder_lock import owned
@@ -106,6 +108,12 @@ def _keys(folder: RoomFolder, names: Sequence[str] | None) -> list[PublicKey] | 
     return None if names is None else [read_public_key(folder.inside(name)) for name in names]
 
 
+def reader_labels(classes: Sequence[str]) -> list[str]:
+    """Lists what a reader may say of a case that a bundle of `classes` judged: its classes where they are a study's own, else `LABELS`."""
+    own = positive_word(classes) == "finding"
+    return [*(classes if own else LABELS), "unsure"]
+
+
 def model_info(bundle: Bundle) -> ModelInfo:
     """Builds what the page says of the model."""
     manifest = bundle.manifest
@@ -114,6 +122,8 @@ def model_info(bundle: Bundle) -> ModelInfo:
         digest=bundle.digest,
         signer=bundle.signer,
         classes=list(manifest.classes),
+        positive=positive_word(manifest.classes),
+        labels=reader_labels(manifest.classes),
         phantom=manifest.card.phantom,
         threshold=min(manifest.threshold.value, 1.0),
         created=manifest.created,

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.inference.reading_room import schema
 from pneumofed.inference.reading_room.cases import Case, FindingRow, agrees
@@ -56,7 +57,7 @@ def view_finding(row: FindingRow, case: Case) -> schema.ReaderFinding:
         case: that it is about.
     """
     values = {name: getattr(row, name) for name in ("id", "by", "at", "label", "note")}
-    return schema.ReaderFinding.model_validate({**values, "agrees": agrees(case.verdict, row.label)})
+    return schema.ReaderFinding.model_validate({**values, "agrees": agrees(case.verdict, row.label, likeliest(case))})
 
 
 def view_judgement(judgement: Judgement) -> schema.JudgementOut:
@@ -94,9 +95,25 @@ def view_map(values: np.ndarray, area: Sequence[float], warnings: Sequence[str])
     )
 
 
+def likeliest(case: Case) -> str | None:
+    """Finds the most probable class but normal of a case with the verdict `finding`; None of any other."""
+    others = _not_normal(case)
+    return max(others, key=lambda name: others[name]) if case.verdict == "finding" and others else None
+
+
+def _not_normal(case: Case) -> dict[str, float]:
+    return {name: value for name, value in case.classes.items() if name != "normal"}
+
+
 def _line(case: Case) -> dict[str, Any]:
+    of_classes = {"positive": positive_word(("normal", *_not_normal(case))), "likeliest": likeliest(case)}
     numbers = {name: _if_judged(case.verdict, getattr(case, name), None) for name in ("probability", "low", "high")}
-    return {"status": "open" if case.finding is None else "read", **numbers, **{name: getattr(case, name) for name in _LINE}}
+    return {
+        "status": "open" if case.finding is None else "read",
+        **numbers,
+        **of_classes,
+        **{name: getattr(case, name) for name in _LINE},
+    }
 
 
 def _if_judged(verdict: str, value: T, nothing: T) -> T:

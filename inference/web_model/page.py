@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.folder_lock import owned
 from pneumofed.common.imaging.dicom_views import REGION_CODES, VIEW_CODES, Code
@@ -66,9 +67,12 @@ def write_page(bundle: Bundle, runtime: WebRuntime, folder: Path, key: PrivateKe
         key: signs `contents.json`; None leaves it without a signature.
 
     Raises:
-        ConfigError: `folder` holds something, or another export writes there.
+        ConfigError: `folder` holds something, or another export writes there; or the model takes clinical values, for which the page has
+            no form.
         BundleError: the bundle's files were changed after it was opened.
     """
+    if bundle.manifest.model.clinical is not None:
+        raise ConfigError(f"{bundle.manifest.name} takes clinical values beside the image, and the page has no form for them; use `predict`")
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.web")
@@ -157,6 +161,7 @@ def facts_of(bundle: Bundle, precision: str, runtime: str) -> dict[str, Any]:
         "signer": bundle.signer,
         "created": manifest.created.isoformat(),
         "classes": manifest.classes,
+        "positive": positive_word(manifest.classes),
         "preprocessing": manifest.preprocessing.model_dump(mode="json", include={"size_px", "fit", "window"}),
         "threshold": manifest.threshold.value,
         "calibration": manifest.calibration.model_dump(mode="json", include={"slope", "intercept", "lines"}),

@@ -243,7 +243,7 @@ def _write_sets(site: SiteData, path: Path) -> None:
 def _write_summary(
     model: PersonalModel, experiment: ExperimentConfig, site: SiteData, folder: Any, facts: Mapping[str, Any]
 ) -> None:
-    from pneumofed.common.data.manifest import CLASSES
+    from pneumofed.common.config.classes import classes_of
     from pneumofed.server.runs.summary_records import RunSummary
 
     report = {**site.public_report, "train": len(site.train.labels), "validation": len(site.validation.labels)}
@@ -251,7 +251,7 @@ def _write_summary(
         "status": "succeeded",
         "name": experiment.name,
         "seed": experiment.seed,
-        "classes": CLASSES[experiment.task],
+        "classes": classes_of(experiment.task),
         "sites": {site.name: report},
         "rounds_completed": model.round,
         "best_round": model.round,

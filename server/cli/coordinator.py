@@ -178,12 +178,12 @@ def _read_experiment(config: Path | None, overrides: dict[str, Any], init: Path 
 
 def _try_study(experiment: ExperimentConfig) -> None:
     """Builds the study's own network and loss once, so that what is wrong with them is said before hospitals are asked."""
-    from pneumofed.common.data.manifest import CLASSES
+    from pneumofed.common.config.classes import classes_of
     from pneumofed.common.models.build import build_model
     from pneumofed.common.models.recipe import build_loss
 
     build_model(experiment.model.without_weights(), experiment.task, experiment.seed)
-    build_loss(experiment.loss, [1] * len(CLASSES[experiment.task]))
+    build_loss(experiment.loss, [1] * len(classes_of(experiment.task)))
 
 
 @app.command("status")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pneumofed.common.config.classes import in_words, positive_word
 from pneumofed.common.imaging.patient_groups import KINDS
 from pneumofed.common.model_bundle.manifest import (
     MIN_REFERENCE_IMAGES,
@@ -18,6 +19,7 @@ from pneumofed.common.model_bundle.population import JudgedGroup, JudgedPopulati
 from pneumofed.common.ops.render import render
 from pneumofed.common.ops.study_code import FOLDER, find_study_code, is_study_code
 from pneumofed.server.export.source import HospitalLimits
+from pneumofed.server.report.class_results import CLASS_METRICS
 from pneumofed.server.report.numbers import DASH, number, whole
 
 _NAMES = {
@@ -28,8 +30,9 @@ _NAMES = {
     "ece": "calibration error",
     "brier": "Brier score",
     "log_loss": "log loss",
-    "accuracy_three_class": "accuracy, three classes",
+    "accuracy_three_class": "accuracy of the most probable class",
     "auroc_macro": "AUROC, mean over classes",
+    "sensitivity_macro": "sensitivity, mean over classes",
 }
 _CALIBRATION_METRICS = ("ece", "brier", "log_loss")
 _GROUP_METRICS = ("auroc", "sensitivity", "specificity", "ece")
@@ -68,12 +71,19 @@ def write_card(
         personal_of: the hospital whose own model it is; None of a run's global model.
     """
     facts = manifest.card
+    mixed = positive_word(manifest.classes) == "finding"
     whole_sets = [found for found in facts.measured if "," not in found.name]
     return render(
         __package__,
         "card.md",
-        {"number": number, "whole": whole, "short": lambda value: f"{value:g}"},
+        {
+            "number": number,
+            "whole": whole,
+            "short": lambda value: f"{value:g}",
+            "for_task": lambda text: in_words(text, manifest.classes),
+        },
         manifest=manifest,
+        mixed=mixed,
         network=_network(manifest),
         personal_of=personal_of,
         refusal_rows=[
@@ -82,13 +92,23 @@ def write_card(
         hospitals=hospitals,
         least_reference=MIN_REFERENCE_IMAGES,
         evaluation_rows=[[found.name, *map(whole, (found.images, found.patients, found.positives))] for found in whole_sets],
-        whole_sets=_metric_table(whole_sets),
-        before=_metric_table([found for found in facts.uncalibrated if found.metrics.get("ece")], _CALIBRATION_METRICS),
-        groups=_metric_table([found for found in facts.measured if "," in found.name], _GROUP_METRICS),
+        whole_sets=_metric_table(whole_sets, mixed),
+        before=_metric_table([found for found in facts.uncalibrated if found.metrics.get("ece")], mixed, _CALIBRATION_METRICS),
+        class_rows=[row for found in whole_sets for row in _class_rows(found, manifest.classes)],
+        groups=_metric_table([found for found in facts.measured if "," in found.name], mixed, _GROUP_METRICS),
         population=_population(manifest.population) if manifest.population else None,
         int8_rows=[_quantization(found) for found in facts.quantization],
         provenance_rows=_provenance(facts.provenance) if facts.provenance else [],
     )
+
+
+def _class_rows(found: Measured, classes: Sequence[str]) -> list[list[str]]:
+    """Each class of a set against the rest; none where that was not measured, as of two classes."""
+    return [
+        [found.name, name, *(_cell(found.metrics.get(f"{metric}_class_{k}")) for metric in CLASS_METRICS)]
+        for k, name in enumerate(classes)
+        if f"auroc_class_{k}" in found.metrics
+    ]
 
 
 def _network(manifest: BundleManifest) -> str:
@@ -157,8 +177,8 @@ def _provenance(found: Provenance) -> list[list[str]]:
     ]
 
 
-def _metric_table(found: Sequence[Measured], wanted: Sequence[str] = tuple(_NAMES)) -> MetricTable:
-    """The table of `found`, with those of the `wanted` metrics that any of them has."""
+def _metric_table(found: Sequence[Measured], mixed: bool, wanted: Sequence[str] = tuple(_NAMES)) -> MetricTable:
+    """The table of `found`, with those of the `wanted` metrics that any of them has; `mixed` where not all classes are pneumonias."""
     shown = [name for name in wanted if any(name in one.metrics for one in found)]
     rows = [
         [
@@ -167,7 +187,9 @@ def _metric_table(found: Sequence[Measured], wanted: Sequence[str] = tuple(_NAME
         ]
         for one in found
     ]
-    return MetricTable(["set (normal + pneumonia)", *(_NAMES[name] for name in shown)], rows)
+    return MetricTable(
+        ["set (normal + others)" if mixed else "set (normal + pneumonia)", *(_NAMES[name] for name in shown)], rows
+    )
 
 
 def _cell(estimate: IntervalEstimate | None) -> str:

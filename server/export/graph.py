@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pneumofed.common.config.experiment import ClinicalConfig
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.errors import BundleError
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.model_bundle.manifest import MONAI, NETWORK, BundleManifest
@@ -326,7 +327,7 @@ def monai_metadata(manifest: BundleManifest) -> dict[str, Any]:
         "numpy_version": version("numpy"),
         "required_packages_version": {"pneumofed": version("pneumofed"), "onnxruntime": version("onnxruntime")},
         "name": manifest.name,
-        "task": "Pneumonia on frontal chest radiographs",
+        "task": f"{_diseases(manifest)} on frontal chest radiographs",
         "description": "A network that hospitals trained together by federated learning; see card.md.",
         "authors": "the hospitals of the federation",
         "copyright": "as the federation agreed",
@@ -352,6 +353,10 @@ def _describe_clinical(schema: ClinicalConfig) -> dict[str, Any]:
         "is_patch_data": False,
         "channel_def": {str(number): name for number, name in enumerate(names)},
     }
+
+
+def _diseases(manifest: BundleManifest) -> str:
+    return "Pneumonia" if positive_word(manifest.classes) == "pneumonia" else ", ".join(manifest.classes[1:]).capitalize()
 
 
 def monai_inference(manifest: BundleManifest) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit
 
+from pneumofed.common.config.classes import MOST_CLASSES
 from pneumofed.common.data.manifest import ImageRecord
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, bootstrap
@@ -24,6 +25,7 @@ from pneumofed.common.model_bundle.manifest import Measured
 from pneumofed.common.model_bundle.population import GroupKind, IntervalEstimate, JudgedGroup, JudgedPopulation, SiteMix
 from pneumofed.server.export.source import Source
 from pneumofed.server.federation.central_evaluation import bootstrap_settings, find_subgroups
+from pneumofed.server.report.class_results import CLASS_METRICS
 from pneumofed.server.report.numbers import approximate
 from pneumofed.server.runs.records import Metrics
 
@@ -37,6 +39,8 @@ CARD_METRICS = (
     "log_loss",
     "accuracy_three_class",
     "auroc_macro",
+    "sensitivity_macro",
+    *(f"{metric}_class_{k}" for k in range(MOST_CLASSES) for metric in CLASS_METRICS),
 )
 
 NO_STATISTICS = "the run kept no validation statistics"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.config.reader import build_config, read_yaml
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.model_bundle.manifest import CardFacts, PrivacySpent, Provenance
@@ -47,7 +47,7 @@ class Source:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return CLASSES[self.experiment.task]
+        return classes_of(self.experiment.task)
 
     @property
     def threshold(self) -> float:
@@ -78,7 +78,7 @@ def read_finished_run(path: Path) -> Source:
     run.folder.read_history()  # a damaged one would leave out what the run spent of privacy
     run.folder.remember_study_code(run.experiment)
     checkpoint = read_checkpoint(run.folder.best_checkpoint)
-    kept = run.folder.read_validation(len(CLASSES[run.experiment.task]))
+    kept = run.folder.read_validation(len(classes_of(run.experiment.task)))
     is_shared = run.experiment.strategy.name != "fedbn"
     validation = kept[1] if kept and kept[0] == checkpoint.round and is_shared else None
     return Source(run, run.experiment, run.threshold, checkpoint, validation, _coordinator(path))

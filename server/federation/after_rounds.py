@@ -16,7 +16,7 @@ import numpy as np
 from flwr.app import Message, MessageType
 
 from pneumofed.common.config.experiment import ClinicalConfig, ExperimentConfig
-from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.errors import MessageError, PneumofedError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.statistics import Statistics
@@ -164,7 +164,7 @@ def keep_alone(coordinator: Coordinator, folder: RunFolder, number: int, thresho
 
     def take(site: str, message: Message) -> bool:
         try:
-            comparison = _read_comparison(message, len(CLASSES[experiment.task]), number, threshold)
+            comparison = _read_comparison(message, len(classes_of(experiment.task)), number, threshold)
             if matrix is not None:  # before alone.json, since who stands there is not asked again
                 matrix.take_model(site, message)
         except MessageError as error:

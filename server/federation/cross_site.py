@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from flwr.app import Message, MessageType
 
-from pneumofed.common.data.manifest import CLASSES
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.errors import MessageError, PneumofedError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.statistics import Statistics
@@ -240,7 +240,7 @@ class _Asking:
 
         def take(site: str, message: Message) -> bool:
             try:
-                found = _read_cell(site, message, len(CLASSES[coordinator.experiment.task]), self._threshold)
+                found = _read_cell(site, message, len(classes_of(coordinator.experiment.task)), self._threshold)
             except MessageError as error:
                 coordinator.run_log.activity.note(Kind.FAILED, round=self._number, site=site, task="evaluate", reason=str(error))
                 self._give_up(owner, site, f"MessageError: {error}", ends=True)

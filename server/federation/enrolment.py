@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flwr.app import Message, MessageType
@@ -17,6 +17,9 @@ from flwr.serverapp import Grid
 from pneumofed.common.config.experiment import ClinicalConfig, ExperimentConfig
 from pneumofed.common.errors import MessageError, RoundError
 from pneumofed.common.wire.clinical_sums import ColumnSums, asked_columns, standardize, unpack_sums
+from pneumofed.common.config.classes import classes_of
+from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.errors import ConfigError, MessageError, RoundError
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import Failure, Presence, unpack_presence
 from pneumofed.server.federation.messaging import Messenger
@@ -89,6 +92,17 @@ class Enrolment:
         for column in asked_columns(stated):
             logger.warning("'%s' is known of too few patients: it is standardised by its range", column.name)
         return stated
+
+    def check_classes(self) -> None:
+        """Refuses a task of own classes of which one has no image at any site that joined, as far as all of them tell their counts.
+
+        Raises:
+            ConfigError: there is such a class.
+        """
+        reports = [presence.report for presence in self.directory.presences.values()]
+        if all(isinstance(report.get("classes"), Mapping) and "count_noise" not in report for report in reports):
+            counts = [sum(int(report["classes"].get(name, 0)) for report in reports) for name in classes_of(self.experiment.task)]
+            refuse_missing_classes(self.experiment, counts, self.directory.names)
 
     def free_sites(self) -> list[str]:
         """Lists the sites that are connected and not at work on an earlier round, sorted; newcomers are enrolled first."""
@@ -190,6 +204,27 @@ class SiteDirectory:
     def absences(self) -> Mapping[str, str]:
         """Lists why each other node, by site or node, is not a site of this run."""
         return {failure.site or f"node {node}": str(failure) for node, failure in sorted(self.absent.items())}
+
+
+def refuse_missing_classes(experiment: ExperimentConfig, counts: Sequence[int], sites: Sequence[str]) -> None:
+    """Refuses to train a class that no site has. The named tasks are trained all the same, as they always were.
+
+    Args:
+        experiment: of the run.
+        counts: images of each class at all `sites` together.
+        sites: names of those who were counted.
+
+    Raises:
+        ConfigError: a class of an own list has none.
+    """
+    missing = [name for name, count in zip(classes_of(experiment.task), counts, strict=True) if not count]
+    if missing and isinstance(experiment.task, tuple):
+        names = ", ".join(f"'{name}'" for name in missing)
+        raise ConfigError(
+            f"task: no image of the class{'es' if len(missing) > 1 else ''} {names} at any of the {len(sites)} sites that joined "
+            f"({', '.join(sites)}), so that the network could not learn it; take it out of the task, check how the sites' label words are "
+            "mapped (label_words in site.yaml), or wait for a site that has it (strategy.wait_for_sites)"
+        )
 
 
 def list_reasons(reasons: Mapping[str, str], nobody: str) -> str:

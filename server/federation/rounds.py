@@ -21,8 +21,8 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import MessageError, RoundError
 from pneumofed.common.evaluation.metrics import ChosenThreshold, choose_threshold, metrics
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
@@ -36,7 +36,7 @@ from pneumofed.server.federation.asynchronous import BufferedRounds, VirtualCloc
 from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.drift import SummedCorrections
-from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons
+from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons, refuse_missing_classes
 from pneumofed.server.federation.messaging import (
     EvaluationOutcome,
     Evaluations,
@@ -130,6 +130,7 @@ class Coordinator:
 
         Raises:
             RoundError: fewer than `min_sites` good updates; the weights stay as they were.
+            ConfigError: the sums of the first round show that no site has an image of a class.
         """
         cfg, clock, down = self.experiment, RoundClock(), self.messenger.bytes_down
 
@@ -180,6 +181,12 @@ class Coordinator:
             facts["at_work"] = sorted(self.messenger.at_work)
         self.run_log.activity.note(Kind.ROUND_STARTED, round=number, **facts)
 
+    def _check_summed_classes(self, trained: TrainingOutcome) -> None:
+        """As `Enrolment.check_classes`, where counts come under masks and so only as the sum of all sites."""
+        summed = trained.secure_sum.classes if trained.secure_sum else None
+        if summed and any(summed):
+            refuse_missing_classes(self.experiment, summed, sorted(trained.sites))
+
     def _train(self, drawn: Sequence[str], number: int) -> TrainingOutcome:
         """Asks the drawn sites to train and gives what came back.
 
@@ -187,9 +194,12 @@ class Coordinator:
             RoundError: fewer good updates than the experiment needs.
         """
         if self.secure is not None:
-            return self.secure.train(
+            trained = self.secure.train(
                 drawn, number, self.arrays, lambda steps: self._training_messages(number, list(steps), steps)
             )
+            if number == 1 and sorted(trained.sites) == self.directory.names:
+                self._check_summed_classes(trained)
+            return trained
         cfg = self.experiment.strategy
         checks = UpdateChecks(self.arrays, self.layout, self.directory.presences, cfg, compares=self.central_privacy is None)
         failures = self._collect(drawn, number, checks)
@@ -270,7 +280,7 @@ class Coordinator:
         def take(site: str, message: Message) -> bool:
             try:
                 evaluation = unpack_evaluation(message.content)
-                statistics = Statistics.from_numbers(evaluation.statistics, len(CLASSES[self.experiment.task]))
+                statistics = Statistics.from_numbers(evaluation.statistics, len(classes_of(self.experiment.task)))
                 if self.experiment.personal.is_on and (own := read_personal(evaluation, statistics)) is not None:
                     personal[site] = own
                 good[site] = evaluation, statistics
@@ -281,7 +291,7 @@ class Coordinator:
         bad |= self.messenger.exchange(messages, "evaluate", number, self.experiment.strategy.round_timeout_sec, take)
         for site, failure in bad.items():
             logger.warning("round %d: %s did not evaluate: %s", number, site, failure)
-        zero = Statistics.zero(len(CLASSES[self.experiment.task]), FEDERATED_GRID)
+        zero = Statistics.zero(len(classes_of(self.experiment.task)), FEDERATED_GRID)
         pooled = sum((statistics for _, statistics in good.values()), zero)
         return EvaluationOutcome(pooled, dict(sorted(good.items())), bad, personal=personal)
 

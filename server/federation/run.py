@@ -15,9 +15,9 @@ from pathlib import Path
 
 from flwr.serverapp import Grid
 
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import CheckpointError, PneumofedError
 from pneumofed.common.folder_lock import owned
 from pneumofed.common.model_bundle.bundle import check_start, open_start, read_start_weights
@@ -94,6 +94,7 @@ def _run(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, 
             summary = summary.updated(data=coordinator.central_evaluator.data_reports(), app_bundle=grid.run.fab_hash)
             coordinator.enrolment.assemble()
             if checkpoint is None:
+                coordinator.enrolment.check_classes()
                 coordinator.standardize_clinical()
             _run_rounds(coordinator, folder, checkpoint.round if checkpoint else 0)
             summary = _with_results(summary, coordinator, folder).updated(status=RunState.SUCCEEDED.value)
@@ -198,7 +199,7 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
     return summary.updated(
         threshold=line.threshold,
         validation=line.validation,
-        classes=CLASSES[coordinator.experiment.task],
+        classes=classes_of(coordinator.experiment.task),
         sites={name: dict(presence.report) for name, presence in sorted(coordinator.directory.presences.items())},
         absent=coordinator.directory.absences(),
         **({"alone": alone} if alone else {}),

@@ -19,8 +19,10 @@ from flwr.serverapp import Grid
 from pydantic import Field
 
 from pneumofed.common.audit.log import SURVEY_EVENT
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig, Fraction, Section
 from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
+from pneumofed.common.data.manifest import LABELS
 from pneumofed.common.errors import ConfigError, MessageError, RoundError
 from pneumofed.common.files import write_file
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
@@ -85,11 +87,17 @@ def run_survey(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCo
 
 
 def check_survey(experiment: ExperimentConfig) -> None:
-    """Refuses a survey of an experiment that hides single sites.
+    """Refuses a survey of an experiment that hides single sites, or of classes that no survey counts.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: it does, or has such classes.
     """
+    others = [name for name in classes_of(experiment.task) if name not in LABELS]
+    if others:
+        raise ConfigError(
+            f"a survey counts patients by {', '.join(LABELS)} and by no other label, so that no word of a site travels; '{others[0]}' is "
+            "none of them. Ask with task=binary: patients with other labels only are not counted then"
+        )
     if experiment.secure_aggregation.enabled:
         raise ConfigError(
             "a survey shows each site's own counts, which secure_aggregation hides: ask with secure_aggregation.enabled=false; sites "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pneumofed.common.config.classes import in_words, positive_word
 from pneumofed.common.config.experiment import ImageConfig
 from pneumofed.common.data.cache import Pixels, decode_for_cache
 from pneumofed.common.errors import ImageError
@@ -46,8 +47,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-CONFUSION_LABELS = ("normal", "pneumonia")
-
 OF_EACH_KIND = 2
 PHANTOM_FOLDER, PHANTOM_MARK = "phantoms", "PHANTOM.txt"
 """Where a simulation draws its phantoms, and the file in it that says so (`simulation.phantoms.image`)."""
@@ -77,7 +76,7 @@ def draw_results(run: StoredRun) -> list[Picture]:
     reliability = f"Calibration on the {names}: on the grey diagonal probabilities mean what they say."
     return [
         picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold.", _areas(run, list(found))),
-        picture("reliability", plots.reliability_diagram(sets), reliability),
+        picture("reliability", plots.reliability_diagram(sets, positive_word(run.classes)), reliability),
         *(_scores(run, name, predictions) for name, predictions in found.items()),
         *(_confusion(run, name, predictions) for name, predictions in found.items()),
         *(_most_probable(run, name, predictions) for name, predictions in found.items() if predictions.classes > 2),
@@ -213,7 +212,7 @@ def _areas(run: StoredRun, names: Sequence[str]) -> str:
 
 
 def _scores(run: StoredRun, name: str, predictions: Predictions) -> Picture:
-    figure = plots.score_histograms(predictions, run.classes, _number(run.threshold_value))
+    figure = plots.score_histograms(predictions, run.classes, _number(run.threshold_value), positive_word(run.classes))
     return picture(f"scores_{name}", figure, f"Predicted probability by true class, {set_noun(name)}.")
 
 
@@ -221,9 +220,10 @@ def _confusion(run: StoredRun, name: str, predictions: Predictions) -> Picture:
     counts = plots.called_matrix(Statistics.of(predictions), _number(run.threshold_value))
     (cleared, _), (_, found) = counts
     normal, pneumonia = counts.sum(axis=1)
-    text = f"{found} of {pneumonia} images with pneumonia are found, {cleared} of {normal} without it are called normal."
+    noun = in_words("pneumonia", run.classes)
+    text = f"{found} of {pneumonia} images with {noun} are found, {cleared} of {normal} without it are called normal."
     caption = f"Truth against what the model calls at the threshold, {set_noun(name)}."
-    return picture(f"confusion_{name}", plots.confusion_matrix(counts, CONFUSION_LABELS), caption, text)
+    return picture(f"confusion_{name}", plots.confusion_matrix(counts, ("normal", positive_word(run.classes))), caption, text)
 
 
 def _most_probable(run: StoredRun, name: str, predictions: Predictions) -> Picture:
@@ -301,11 +301,11 @@ def draw_examples(run: StoredRun) -> list[Picture]:
     return [
         picture(f"examples_{name}", _plot(examples), f"Drawn images of the {set_noun(name)} of which the model is surest.")
         for name, found in run.predictions.items()
-        if (examples := _examples(found, run.threshold_value, folder / name, run.experiment.image))
+        if (examples := _examples(found, run.threshold_value, folder / name, run.experiment.image, positive_word(run.classes)))
     ]
 
 
-def _examples(found: Predictions, threshold: float, folder: Path, image: ImageConfig) -> list[Example]:
+def _examples(found: Predictions, threshold: float, folder: Path, image: ImageConfig, word: str) -> list[Example]:
     files = {
         hashlib.sha256(path.read_bytes()).hexdigest()[:16]: path
         for path in sorted(folder.rglob("*"))
@@ -314,9 +314,9 @@ def _examples(found: Predictions, threshold: float, folder: Path, image: ImageCo
     scores, positive = 1.0 - found.probabilities[:, 0], found.labels != 0
     called = scores >= threshold
     kinds = {
-        "pneumonia, found": (positive & called, -scores),
-        "pneumonia, missed": (positive & ~called, scores),
-        "normal, called pneumonia": (~positive & called, -scores),
+        f"{word}, found": (positive & called, -scores),
+        f"{word}, missed": (positive & ~called, scores),
+        f"normal, called {word}": (~positive & called, -scores),
         "normal, called normal": (~positive & ~called, scores),
     }
     return [

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pneumofed.server.report.cross_site import cross_site_sentences
+from pneumofed.common.config.classes import in_words
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, number, of_hundred, whole
 from pneumofed.server.report.personal import alone_sentences, personal_sentences
 from pneumofed.server.report.read_run import StoredRun
@@ -201,7 +202,7 @@ def subgroup_sentences(run: StoredRun) -> list[str]:
 
 
 def _worse(run: StoredRun, central_set: str, groups: Mapping[str, Metrics], metric: str) -> list[str]:
-    of, done = SHARES[metric]
+    of, done = in_words(SHARES[metric][0], run.classes), SHARES[metric][1]
     whole_set = run.results(central_set).get(metric, ReportedEstimate()).value
     texts = []
     for name, found in groups.items():

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import read_yaml
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import PneumofedError
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.server.report.numbers import ReportedEstimate, approximate
@@ -79,7 +79,7 @@ class StoredRun:
     def classes(self) -> tuple[str, ...]:
         """The task's classes, `normal` first."""
         task = self.experiment.task if self.experiment else "binary"
-        return self.summary.classes or CLASSES[task]
+        return self.summary.classes or classes_of(task)
 
     @property
     def sets(self) -> list[str]:

@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pneumofed.common.config.classes import in_words, positive_word
 from pneumofed.common.ops.render import Filters, render
+from pneumofed.server.report.class_results import class_tables
 from pneumofed.server.report.course import (
     describe_course,
     describe_ending,
@@ -66,7 +68,8 @@ def write_report(run_dir: Path) -> Path:
     run = read_run(Path(run_dir))
     context = _context(run)
     write_pictures([picture for key in context if key.endswith("_pictures") for picture in context[key]], run.folder.figure)
-    write_text(run.folder.report, render(__package__, "report.html", TEMPLATE_FILTERS, **context))
+    filters = {**TEMPLATE_FILTERS, "for_task": lambda text: in_words(text, run.classes)}
+    write_text(run.folder.report, render(__package__, "report.html", filters, **context))
     return run.folder.report
 
 
@@ -108,6 +111,8 @@ def _results(run: StoredRun) -> dict[str, Any]:
         "interval_note": _interval_note(run, evaluated),
         "provisional": not all(run.is_final(name) for name in evaluated),
         "drops": describe_drops(run),
+        "positive": positive_word(run.classes),
+        "class_tables": class_tables(run, evaluated),
         "subgroups": subgroup_tables(run),
         "policy": describe_policy(run),
         "validation": approximate(validation),

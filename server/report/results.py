@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from pneumofed.common.config.classes import in_words
 from pneumofed.server.report.news import leads_of
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, duration, megabytes, number, whole
 from pneumofed.server.report.read_run import StoredRun
@@ -41,8 +42,9 @@ METRIC_WORDS = {
     "brier": ("Brier score", "mean squared error of the probabilities; 0 is best"),
     "ece": ("Calibration error", "mean gap between probability and frequency (ECE); 0 is best"),
     "log_loss": ("Log loss", "mean negative log probability of the truth; 0 is best"),
-    "accuracy_three_class": ("Accuracy, three classes", "share of images whose most probable class is right"),
+    "accuracy_three_class": ("Accuracy of the most probable class", "share of images whose most probable class is right"),
     "auroc_macro": ("AUROC, mean over classes", "mean of the areas of each class against the rest"),
+    "sensitivity_macro": ("Sensitivity, mean over classes", "mean share of each class's images whose most probable class it is"),
 }
 COMPARED_METRICS = ("auroc", "accuracy", "sensitivity", "specificity")
 
@@ -85,18 +87,17 @@ class TrainingComparison:
 
 
 def metric_rows(run: StoredRun, sets: Sequence[str]) -> list[MetricRow]:
-    """Builds a row for each metric that any of `sets` has, in the order of METRIC_WORDS, each class's own AUROC last.
+    """Builds a row for each metric that any of `sets` has, in the order of METRIC_WORDS. Each class's own are in
+    `server.report.class_results`.
 
     Args:
         run: whose results are shown.
         sets: central sets that were evaluated, a column each.
     """
     results = [run.results(name) for name in sets]
-    names = {f"auroc_class_{k}": (f"AUROC, {label} against the rest", "") for k, label in enumerate(run.classes)}
-    rows = {**METRIC_WORDS, **names}
     return [
-        MetricRow(name, meaning, [found.get(key, ReportedEstimate()) for found in results])
-        for key, (name, meaning) in rows.items()
+        MetricRow(name, in_words(meaning, run.classes), [found.get(key, ReportedEstimate()) for found in results])
+        for key, (name, meaning) in METRIC_WORDS.items()
         if any(key in found for found in results)
     ]
 

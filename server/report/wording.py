@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pneumofed.common.config.classes import in_words
 from pneumofed.common.ops.study_code import describe_name, is_study_code
 from pneumofed.server.report.numbers import ReportedEstimate, count, difference, hundred_span, number, of_hundred, whole
 from pneumofed.server.report.read_run import StoredRun
@@ -87,7 +88,7 @@ def _found_and_cleared(run: StoredRun, central_set: str) -> str:
     results = run.results(central_set)
     found = _hundred(results["sensitivity"], run.interval_name(central_set))
     cleared = _hundred(results["specificity"], run.interval_name(central_set))
-    parts = [f"of 100 images with pneumonia it finds {found}"] if found else []
+    parts = [in_words(f"of 100 images with pneumonia it finds {found}", run.classes)] if found else []
     parts += [f"of 100 without it calls {cleared} normal"] if cleared else []
     return f"in the {set_noun(central_set)} " + (" and ".join(parts) or "sensitivity and specificity are undefined")
 
@@ -144,7 +145,7 @@ def warn_of_few(run: StoredRun) -> list[str]:
     for name in run.sets:
         size = run.size(name)
         few = [
-            f"{count(n, 'image')} {text}"
+            f"{count(n, 'image')} {in_words(text, run.classes)}"
             for n, text in ((size.normal, "without pneumonia"), (size.pneumonia, "with pneumonia"))
             if n < FEW_IMAGES
         ]
@@ -174,8 +175,9 @@ def limits(run: StoredRun) -> list[str]:
         "This is research software and no medical device: nothing here was tested in the care of patients, so it must decide about none.",
         _limit_of_images(run),
         _limit_of_external(run),
-        f"The threshold was {describe_policy(run)} on the hospitals' own validation images: with another share of pneumonia or other "
-        "machines sensitivity and specificity change, so it must be chosen anew before any use.",
+        f"The threshold was {describe_policy(run)} on the hospitals' own validation images: with another "
+        f"{in_words('share of pneumonia', run.classes)} or other machines sensitivity and specificity change, so it must be chosen anew "
+        "before any use.",
     ]
 
 
@@ -195,8 +197,8 @@ def _limit_of_external(run: StoredRun) -> str:
     against = f" against {100 * other.pneumonia / other.images:.0f}% in the test set" if other.images else ""
     return (
         f"The external set is of another origin than the training images, and {100 * size.pneumonia / size.images:.0f}% of its "
-        f"{whole(size.images)} images show pneumonia{against}: accuracy, precision and calibration cannot be compared between the two "
-        "sets, and a result there is a first test of transfer, no proof."
+        f"{whole(size.images)} images show {in_words('pneumonia', run.classes)}{against}: accuracy, precision and calibration cannot be "
+        "compared between the two sets, and a result there is a first test of transfer, no proof."
     )
 
 

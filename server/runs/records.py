@@ -90,7 +90,7 @@ class Record(BaseModel):
 class Metrics(Record):
     """Metrics of one set of images, as `common.evaluation.metrics.metrics` counts them; None where a metric is undefined.
 
-    Three classes add `auroc_class_0`, ... as further keys.
+    More than two classes add `auroc_class_0`, `sensitivity_class_0`, `specificity_class_0`, ... as further keys.
     """
 
     n: int | None = None
@@ -118,6 +118,7 @@ class Metrics(Record):
     log_loss: float | None = None
     accuracy_three_class: float | None = None
     auroc_macro: float | None = None
+    sensitivity_macro: float | None = None
 
 
 class StoredThreshold(Record):

@@ -17,8 +17,8 @@ import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 
 from pneumofed.common.audit.log import hash_experiment
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError, MessageError, RoundError, SecureSumError
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from pneumofed.common.model_bundle.pooled_scores import Counts
@@ -102,7 +102,7 @@ class SecureRounds:
             model: the weights that are evaluated.
             messages: gives the evaluation messages for the steps that ask for the vectors.
         """
-        classes = len(CLASSES[self.experiment.task])
+        classes = len(classes_of(self.experiment.task))
         try:
             asked = SumRequest("evaluate", number, hash_subject(model), lambda _: statistics_shape(classes))
             outcome = self._sum(asked, evaluating, messages)
@@ -164,7 +164,7 @@ class SecureRounds:
         return Message(pack_instruction(instruction), dst_node_id=self.nodes[site], message_type=MessageType.QUERY)
 
     def _codec(self, sites: int) -> UpdateCodec:
-        sizes = self.layout.parameter_count, self.layout.statistic_count, len(CLASSES[self.experiment.task])
+        sizes = self.layout.parameter_count, self.layout.statistic_count, len(classes_of(self.experiment.task))
         return UpdateCodec(self.experiment.secure_aggregation, *sizes, sites)
 
     def _apply(self, mean: MeanUpdate, base: ModelArrays) -> ModelArrays:

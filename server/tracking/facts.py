@@ -24,6 +24,7 @@ from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any
 
+from pneumofed.common.config.classes import MOST_CLASSES
 from pneumofed.common.config.reader import read_yaml
 from pneumofed.server.runs.events import EVENTS_FILE, Kind, read_activity
 from pneumofed.server.runs.folder import RunFolder
@@ -37,7 +38,8 @@ MAX_SITES = 100
 """Of a run with more of them single sites are not tracked; the run folder has them."""
 METRICS = (
     "auroc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "mcc", "brier",
-    "ece", "log_loss", "accuracy_three_class", "auroc_macro", "auroc_class_0", "auroc_class_1", "auroc_class_2", "n", "n_positive",
+    "ece", "log_loss", "accuracy_three_class", "auroc_macro", "sensitivity_macro", "n", "n_positive",
+    *(f"{name}_class_{k}" for k in range(MOST_CLASSES) for name in ("auroc", "sensitivity", "specificity")),
 )  # fmt: skip
 TRAINING = (
     "num_examples", "train_loss", "train_accuracy", "steps", "learning_rate", "train_sec", "images_per_sec", "epsilon",

@@ -18,8 +18,8 @@ from scipy import stats
 
 from pneumofed.common.config.experiment import TaskName
 from pneumofed.common.data.clinical import join_clinical
+from pneumofed.common.config.classes import LabelTask, classes_of
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.seeds import numpy_generator
 
@@ -148,7 +148,7 @@ def toss(canaries: int, *seed: int | str) -> npt.NDArray[np.bool_]:
     return numpy_generator(*seed, "included canaries").random(canaries) < 0.5
 
 
-def make_canaries(others: Dataset, kind: CanaryKind, task: TaskName, count: int, seed: int) -> Dataset:
+def make_canaries(others: Dataset, kind: CanaryKind, task: LabelTask, count: int, seed: int) -> Dataset:
     """Makes `count` canaries, each a patient of its own with one image.
 
     Args:
@@ -165,7 +165,7 @@ def make_canaries(others: Dataset, kind: CanaryKind, task: TaskName, count: int,
     if len(first) < count:
         raise ConfigError(f"{count} canaries need as many patients outside the training data, there are {len(first)}")
     chosen = others.subset(first[:count])
-    generator, classes = numpy_generator(seed, "canaries"), len(CLASSES[task])
+    generator, classes = numpy_generator(seed, "canaries"), len(classes_of(task))
     names = tuple(f"canary-{number}" for number in range(count))
     if kind == "mislabelled":
         wrong = (chosen.labels + generator.integers(1, classes, count)) % classes

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.evaluation.ssim import ssim
 from pneumofed.common.imaging.augment import to_model_input
 from pneumofed.common.models.build import build_model
@@ -140,7 +140,7 @@ def target_of(experiment: ExperimentConfig) -> Target:
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(False)
-    loss = build_loss(experiment.loss, [1] * len(CLASSES[experiment.task]))
+    loss = build_loss(experiment.loss, [1] * len(classes_of(experiment.task)))
     return Target(model.eval(), loss, experiment.image.size_px, experiment.model.in_channels)
 
 

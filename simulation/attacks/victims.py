@@ -26,9 +26,9 @@ from torch import nn
 from pneumofed.client.federation.training import RoundPlan, TrainingSetup, build_setup, choose_examples, train_locally
 from pneumofed.client.privacy.dp_sgd import PrivateRound, build_private_setup
 from pneumofed.client.privacy.plan import SitePlan, count_units
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.model_bundle.bundle import read_start_weights
 from pneumofed.common.models.build import build_model
@@ -190,7 +190,7 @@ def _set_up(
     model: nn.Module, experiment: ExperimentConfig, data: Dataset, plan: RoundPlan, compute: Compute
 ) -> tuple[TrainingSetup, RoundPlan]:
     if experiment.privacy.mechanism == "none":
-        counts = np.bincount(data.labels, minlength=len(CLASSES[experiment.task]))
+        counts = np.bincount(data.labels, minlength=len(classes_of(experiment.task)))
         return build_setup(model, counts.tolist(), plan, compute), plan
     key = numpy_generator(*plan.seed_parts(), "noise of a victim").bytes(KEY_BYTES)
     private = PrivateRound.of(plan_of(experiment, data), data, key, secure=experiment.privacy.secure_noise)

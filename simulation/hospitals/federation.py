@@ -16,6 +16,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig, Section
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, read_yaml
@@ -37,6 +38,7 @@ from pneumofed.simulation.hospitals.study import VirtualStudy, gather, keep_apar
 from pneumofed.simulation.phantoms.anatomy import Map
 from pneumofed.simulation.phantoms.clinical import give_values
 from pneumofed.simulation.phantoms.image import PHANTOM_MANUFACTURER, burn_in, is_phantom, mark_folder
+from pneumofed.simulation.phantoms.own_classes import write_class_phantoms
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 from pneumofed.simulation.phantoms.scanners import Examination, VirtualScanner, apply, draw_scanner, encode_dicom, make_patient_id
 
@@ -215,10 +217,10 @@ def lay_out(
     run_dir = run_dir.resolve()
     _check_same_simulation(cfg, run_dir, resume)
     progress.show(DATA, note="drawing phantoms" if cfg.divides and cfg.data is None else "")
-    data, external = _find_data(cfg, experiment.seed, run_dir)
+    data, external = _find_data(cfg, experiment, run_dir)
     progress.show(DATA, note="reading folders and tables")
     clinical = [column.name for column in experiment.clinical.columns] if experiment.clinical else []
-    study = gather(cfg, data, external, experiment.seed, clinical)
+    study = gather(cfg, data, external, experiment.seed, classes_of(experiment.task), clinical)
     if unknown := sorted(set(cfg.slow) - {hospital.name for hospital in study.hospitals}):
         raise ConfigError(
             f"slow: {unknown[0]} is no hospital; there are {', '.join(hospital.name for hospital in study.hospitals)}"
@@ -327,12 +329,15 @@ def _write_secret(folder: Path, party: str, seed: int) -> None:
     write_secret(folder / NOISE_KEY_FILE, hashlib.sha256(f"simulated secret of {party}, seed {seed}".encode()).digest())
 
 
-def _find_data(cfg: SimulationConfig, seed: int, run_dir: Path) -> tuple[Path | None, Path | None]:
+def _find_data(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Path) -> tuple[Path | None, Path | None]:
     """The set that is divided and the external set."""
     if not cfg.divides or cfg.data is not None:
         return Path(cfg.data).resolve() if cfg.data else None, Path(cfg.external).resolve() if cfg.external else None
-    folder = run_dir / "phantoms"
-    write_phantoms(folder, cfg.phantom_patients, derive_seed(seed, "phantoms"))
+    folder, seed = run_dir / "phantoms", derive_seed(experiment.seed, "phantoms")
+    if isinstance(experiment.task, tuple):
+        write_class_phantoms(folder, experiment.task, cfg.phantom_patients, seed)
+    else:
+        write_phantoms(folder, cfg.phantom_patients, seed)
     return folder, folder / "external"
 
 

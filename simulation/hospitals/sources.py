@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import SetName
+from pneumofed.common.data.label_words import LabelWords
 from pneumofed.common.data.manifest import DataReport, Manifest
 from pneumofed.common.data.sources.public_sets import is_kaggle, read_chexpert, read_kaggle, read_nih, read_padchest
 from pneumofed.common.data.sources.table import find_columns, read_csv
@@ -127,11 +128,12 @@ class ImageSource:
     phantom: bool
 
 
-def read_source(place: str | Path, clinical: Sequence[str] = ()) -> ImageSource:
+def read_source(place: str | Path, classes: Sequence[str] = (), clinical: Sequence[str] = ()) -> ImageSource:
     """Reads the images in `place`, whatever known layout it has.
 
     Args:
-        place: folder or table.
+        place: a folder or table.
+        classes: of the task; labels of tables that are one of them are taken beside the words that every site knows.
         clinical: columns of clinical values that are kept of a table with a row an image.
 
     Raises:
@@ -139,9 +141,12 @@ def read_source(place: str | Path, clinical: Sequence[str] = ()) -> ImageSource:
         DataError: it has no known layout, or lacks what its layout needs.
     """
     path = Path(place).resolve()
+    words = LabelWords.of_classes(classes)
     if not path.exists():
         raise ConfigError(f"source {path} does not exist; expected a folder of images or a table")
-    manifest, report, namespace = _read_folder(path, clinical) if path.is_dir() else _read_table(path, path.parent, clinical)
+    manifest, report, namespace = (
+        _read_folder(path, words, clinical) if path.is_dir() else _read_table(path, path.parent, words, clinical)
+    )
     if not manifest.records:
         raise DataError(f"source {path} holds no image that can be used: {report.public()['skipped'] or 'it is empty'}")
     from pneumofed.simulation.phantoms.image import is_phantom
@@ -177,10 +182,10 @@ def check_places(cfg: SimulationConfig) -> None:
         raise ConfigError(f"hold_out: {twice[0]} is already a held-out set; choose another name for one of them")
 
 
-def _read_folder(path: Path, clinical: Sequence[str]) -> tuple[Manifest, DataReport, str]:
+def _read_folder(path: Path, words: LabelWords, clinical: Sequence[str]) -> tuple[Manifest, DataReport, str]:
     table = _find_table(path)
     if table is not None:
-        return _read_table(table, path, clinical)
+        return _read_table(table, path, words, clinical)
     folder, splits = (path, ("train", "val")) if is_kaggle(path) else (path.parent, (path.name,))
     return *read_kaggle(folder, splits), str(folder)
 
@@ -199,7 +204,7 @@ def _find_table(path: Path) -> Path | None:
     return found
 
 
-def _read_table(table: Path, folder: Path, clinical: Sequence[str]) -> tuple[Manifest, DataReport, str]:
+def _read_table(table: Path, folder: Path, words: LabelWords, clinical: Sequence[str]) -> tuple[Manifest, DataReport, str]:
     columns = set(read_columns(table))
     if {"image index", "finding labels"} <= columns:
         return *read_nih(table, folder), "nih"
@@ -213,6 +218,6 @@ def _read_table(table: Path, folder: Path, clinical: Sequence[str]) -> tuple[Man
         if "label" in columns:
             from pneumofed.common.data.sources.dicom import read_dicom_folder  # pydicom, which only such a folder needs
 
-            return *read_dicom_folder(folder, table), str(folder)
+            return *read_dicom_folder(folder, table, words=words), str(folder)
         raise
-    return *read_csv(table, keep=clinical), str(table.parent)
+    return *read_csv(table, label_map=words.own, keep=clinical), str(table.parent)

@@ -22,6 +22,7 @@ from pneumofed.common.errors import ConfigError, SkipReason
 from pneumofed.common.seeds import derive_seed
 from pneumofed.simulation.hospitals.partition import partition
 from pneumofed.simulation.hospitals.sources import DIVIDED, ImageSource, SimulationConfig, read_source
+from pneumofed.simulation.phantoms.image import is_phantom
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,12 @@ def count_hospitals(cfg: SimulationConfig) -> int:
 
 
 def gather(
-    cfg: SimulationConfig, data: Path | None, external: Path | None, seed: int, clinical: Sequence[str] = ()
+    cfg: SimulationConfig,
+    data: Path | None,
+    external: Path | None,
+    seed: int,
+    classes: Sequence[str] = (),
+    clinical: Sequence[str] = (),
 ) -> VirtualStudy:
     """Reads all sources and makes the hospitals and the held-out sets. Pure in its arguments and the sources' content.
 
@@ -75,6 +81,7 @@ def gather(
         data: the set that is divided; None where all hospitals are given.
         external: the held-out set `external`; None for none.
         seed: of all draws.
+        classes: of the task, which tables may name beside the words that every site knows.
         clinical: columns of clinical values that are kept of tables.
 
     Raises:
@@ -82,14 +89,14 @@ def gather(
             would be mixed with real ones.
         DataError: a source cannot be read.
     """
-    held_out = {name: read_source(place, clinical) for name, place in cfg.held_out.items()}
+    held_out = {name: read_source(place, classes, clinical) for name, place in cfg.held_out.items()}
     if external is not None:
-        held_out["external"] = read_source(external, clinical)
-    if data is not None and is_kaggle(data) and (data / "test").is_dir():
-        held_out["test"] = read_source(data / "test", clinical)
+        held_out["external"] = read_source(external, classes, clinical)
+    if data is not None and _has_test(data):
+        held_out["test"] = read_source(data / "test", classes, clinical)
     hospitals, reports, phantom = [], [], [source.phantom for source in held_out.values()]
     for name, (place, number) in _training_sources(cfg, data).items():
-        source = read_source(place, clinical)
+        source = read_source(place, classes, clinical)
         reports.append(source.report)
         phantom.append(source.phantom)
         if name in cfg.hold_out:
@@ -105,6 +112,12 @@ def gather(
         raise ConfigError(f"hospitals: the name {names.most_common(1)[0][0]} is there more than once; each needs its own")
     order = sorted(hospitals, key=lambda hospital: -len(hospital.manifest))
     return VirtualStudy(tuple(order), held_out, sum(reports, DataReport()), any(phantom))
+
+
+def _has_test(data: Path) -> bool:
+    """Whether the divided set has a test split of its own: in the Kaggle layout, and phantoms of own classes."""
+    drawn = is_phantom(data) and (data / "labels.csv").is_file() and (data / "test" / "labels.csv").is_file()
+    return (is_kaggle(data) and (data / "test").is_dir()) or drawn
 
 
 def keep_apart(study: VirtualStudy, caches: Mapping[str, Path]) -> VirtualStudy:

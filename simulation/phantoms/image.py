@@ -2,7 +2,8 @@
 
 An opacity is the share of the lungs' air that is gone, float32 [H, W] in [0, 1]. Bacterial pneumonia is drawn as one lobar
 consolidation with soft borders and air bronchograms; viral pneumonia as bilateral interstitial lines and patches (the classic
-radiographic contrast, e.g. Kermany et al. 2018, Cell 172, figure S6). Severity runs from nearly invisible to plain.
+radiographic contrast, e.g. Kermany et al. 2018, Cell 172, figure S6). Tuberculosis is drawn as the post-primary form: patches and a
+thick-walled cavity in one lung's apex (e.g. Nachiappan et al. 2017, RadioGraphics 37:52). Severity runs from nearly invisible to plain.
 
 A phantom differs from a patient's image by a word burnt into every picture (`burn_in`) and a file in every folder (`mark_folder`).
 """
@@ -100,7 +101,7 @@ def draw_phantom(anatomy: Anatomy, label: str, size_px: int, rng: np.random.Gene
 
     Args:
         anatomy: the patient's build.
-        label: `normal`, `bacterial` or `viral`.
+        label: `normal`, `bacterial`, `viral` or `tuberculosis`.
         size_px: the longer side.
         rng: draws everything else: exposure, severity, place of the opacity, noise.
 
@@ -136,7 +137,7 @@ def draw_opacity(anatomy: Anatomy, label: str, size_px: int, rng: np.random.Gene
 
     Args:
         anatomy: the patient's build.
-        label: `normal`, `bacterial` or `viral`.
+        label: `normal`, `bacterial`, `viral` or `tuberculosis`.
         size_px: the longer side.
         rng: in the same state as for `draw_phantom`.
 
@@ -183,6 +184,25 @@ def viral(chest: Chest, severity: float, rng: np.random.Generator) -> Map:
     patches = np.clip(_noise(chest.lung, 9, rng), 0.0, 2.0) / 2.0
     central = bump(chest.hilum_distance, 0.55)
     return severity * np.clip(0.40 * lines * (0.4 + central) + 0.80 * patches + 0.35 * central, 0.0, 1.0)
+
+
+def tuberculosis(chest: Chest, severity: float, rng: np.random.Generator) -> Map:
+    """Draws the opacity of an apical cavity with a thick wall, and of small patches around it.
+
+    Args:
+        chest: whose lungs it lies in.
+        severity: in [0, 1]; sets the cavity's size, and its density.
+        rng: draws its side, place and patches.
+
+    Returns:
+        float32 [H, W] in [0, 1], the share of the air that is gone.
+    """
+    side = rng.choice((-1.0, 1.0))
+    depth, across, reach = rng.uniform(0.14, 0.30), rng.uniform(0.28, 0.45), 0.07 + 0.06 * severity
+    radius = distance(chest.hilum_distance - across, 0.9 * (chest.depth - depth))
+    wall = bump(radius - reach, 0.030)
+    patches = np.clip(_noise(chest.lung, 26, rng), 0.0, 2.0) / 2.0 * bump(radius, 0.30) * (1.0 - bump(radius, 0.7 * reach))
+    return (chest.side == side) * np.clip((0.35 + 0.60 * severity) * (0.9 * wall + 0.9 * patches), 0.0, 1.0)
 
 
 def burn_in(pixels: Map) -> Map:
@@ -240,7 +260,7 @@ def _opacity(chest: Chest, label: str, rng: np.random.Generator) -> Map:
     severity = float(rng.uniform(LEAST_SEVERITY, 1.0))
     if label == "normal":
         return np.zeros_like(chest.lung)
-    return bacterial(chest, severity, rng) if label == "bacterial" else viral(chest, severity, rng)
+    return {"bacterial": bacterial, "viral": viral, "tuberculosis": tuberculosis}[label](chest, severity, rng)
 
 
 def _coordinates(exposure: Exposure, size_px: int) -> tuple[Map, Map]:

@@ -61,7 +61,7 @@ class Patient:
 
     Attributes:
         number: from 1.
-        label: `normal`, `bacterial` or `viral`.
+        label: `normal`, `bacterial`, `viral` or `tuberculosis`.
         images: how many there are.
         anatomy: what all of them show.
         view: projection, `PA` or `AP`.
@@ -86,15 +86,16 @@ class Patient:
         return f"{PHANTOM_MANUFACTURER}, {self.scanner.name}" if self.scanner else PHANTOM_MANUFACTURER
 
 
-def draw_patients(split: str, patients: int, seed: int) -> Iterator[Patient]:
+def draw_patients(split: str, patients: int, seed: int, shares: Mapping[str, float] | None = None) -> Iterator[Patient]:
     """Draws the patients of one split, their labels in the split's shares and in random order; pure in the arguments.
 
     Args:
         split: its name stands in the seed; `external` has adults, every other name children.
-        patients: how many; at least 3, one of each label.
+        patients: how many; at least one of each label.
         seed: of the whole set.
+        shares: of the patients of each label; None for `LABEL_SHARES`, of adults `EXTERNAL_LABEL_SHARES`.
     """
-    labels = _deal_labels(patients, EXTERNAL_LABEL_SHARES if split == EXTERNAL_SPLIT else LABEL_SHARES)
+    labels = _deal_labels(patients, shares or (EXTERNAL_LABEL_SHARES if split == EXTERNAL_SPLIT else LABEL_SHARES))
     order = numpy_generator("phantom", seed, split).permutation(patients)
     for number, position in enumerate(order, start=1):
         yield _draw_patient(split, number, labels[position], seed)
@@ -131,7 +132,7 @@ def _draw_patient(split: str, number: int, label: str, seed: int) -> Patient:
     return Patient(number, label, images, anatomy, view, sex, age, monochrome1, scanner)
 
 
-def _deal_labels(patients: int, shares: dict[str, float]) -> list[str]:
+def _deal_labels(patients: int, shares: Mapping[str, float]) -> list[str]:
     """A label for each patient: one of each, the rest by largest remainder of the shares."""
     rest = patients - len(shares)
     counts = {label: 1 + int(rest * share) for label, share in shares.items()}
@@ -172,7 +173,7 @@ def write_phantoms(folder: Path, patients: int, seed: int, size_px: int = 144, k
     folder = folder.absolute()
     _check(patients, size_px)
     details = f"patients {patients}, seed {seed}, size {size_px} px, version {_VERSION}"
-    if _claim(folder, f"{details}{', format dicom' if kind == 'dicom' else ''}\n"):
+    if claim_folder(folder, f"{details}{', format dicom' if kind == 'dicom' else ''}\n"):
         return read_manifest(folder / "manifest.csv")
     held_out = max(3, patients // 4)
     if kind == "dicom":
@@ -221,8 +222,17 @@ def _check(patients: int, size_px: int) -> None:
         raise ConfigError(f"size_px: expected {MIN_SIZE_PX} to {MAX_SIZE_PX} pixels, got {size_px}")
 
 
-def _claim(folder: Path, details: str) -> bool:
-    """Marks `folder` for the set of `details`; True if that set is already there as a whole."""
+def claim_folder(folder: Path, details: str, whole: str = "manifest.csv") -> bool:
+    """Marks `folder` for a set of phantoms, and returns whether that very set is already there as a whole.
+
+    Args:
+        folder: made if need be.
+        details: what the set is; stands in its mark.
+        whole: name of the file that is written last.
+
+    Raises:
+        ConfigError: the folder holds other files, or other phantoms.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if not any(folder.iterdir()):
         mark_folder(folder, details)
@@ -234,7 +244,7 @@ def _claim(folder: Path, details: str) -> bool:
         raise ConfigError(
             f"{folder} holds other phantoms ({came}) than asked for ({details.strip()}); give an empty or new folder"
         )
-    return (folder / "manifest.csv").is_file()
+    return (folder / whole).is_file()
 
 
 def _write_kaggle(folder: Path, patients: int, seed: int, size_px: int) -> Manifest:
@@ -245,7 +255,7 @@ def _write_kaggle(folder: Path, patients: int, seed: int, size_px: int) -> Manif
     for patient in draw_patients(folder.name, patients, seed):
         for k in range(1, patient.images + 1):
             person, path = _kaggle_names(patient, k, serial=len(records) + 1)
-            _save(draw_picture(patient, k, folder.name, seed, size_px), folder / path)
+            save_picture(draw_picture(patient, k, folder.name, seed, size_px), folder / path)
             record = ImageRecord(folder / path, f"{folder.name}/{person}", patient.label, manufacturer=PHANTOM_MANUFACTURER)
             records.append(record)
     return Manifest(tuple(records))
@@ -270,14 +280,19 @@ def _write_external(folder: Path, patients: int, seed: int, size_px: int) -> Non
         label = "NORMAL" if patient.label == "normal" else "PNEUMONIA"
         for k in range(1, patient.images + 1):
             name = f"images/phantom-{patient.number}-{k}.png"
-            _save(draw_picture(patient, k, EXTERNAL_SPLIT, seed, size_px), folder / name)
+            save_picture(draw_picture(patient, k, EXTERNAL_SPLIT, seed, size_px), folder / name)
             writer.write((name, f"phantom-{patient.number}", label, *traits))
     with atomic_write(folder / "labels.csv") as file:
         file.write(table.getvalue().encode())
 
 
-def _save(pixels: Map, path: Path) -> None:
-    """Writes `pixels`, float32 [H, W] in [0, 1], with 8 bits; JPEG with 4:4:4 quality 92, which leaves no visible blocks."""
+def save_picture(pixels: Map, path: Path) -> None:
+    """Writes `pixels` to the file `path` with 8 bits; JPEG with 4:4:4 quality 92, which leaves no visible blocks.
+
+    Args:
+        pixels: float32 [H, W] in [0, 1].
+        path: its ending decides the format.
+    """
     Image.fromarray(np.round(pixels * 255.0).astype(np.uint8)).save(path, quality=92)
 
 

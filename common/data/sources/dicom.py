@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from pneumofed.common.data.manifest import LABELS, DataReport, ImageRecord, Manifest, read_label, read_sex
+from pneumofed.common.data.label_words import LabelWords
+from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest, read_sex
 from pneumofed.common.data.sources.table import collect, find_column, walk_files
 from pneumofed.common.data.tables import plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, ImageError, SkipReason
@@ -25,7 +26,9 @@ Labels = dict[str, dict[str, str]]
 """Label by value, for each kind of key."""
 
 
-def read_dicom_folder(folder: Path, label_table: Path, frontal_only: bool = True) -> tuple[Manifest, DataReport]:
+def read_dicom_folder(
+    folder: Path, label_table: Path, frontal_only: bool = True, words: LabelWords | None = None
+) -> tuple[Manifest, DataReport]:
     """Reads the DICOM files below `folder` that have a label, whatever their names; only their headers are read.
 
     The label table is a CSV file with a column `label` and one or more of: SOP instance UID, file (a path relative to `folder`,
@@ -38,27 +41,33 @@ def read_dicom_folder(folder: Path, label_table: Path, frontal_only: bool = True
         folder: searched with all folders below it.
         label_table: the CSV file.
         frontal_only: leave out what is stated to be no frontal view or not the chest; an image that does not say it stays.
+        words: the site's own words for labels; None for none.
 
     Raises:
         ConfigError: the table does not exist.
         DataError: the folder cannot be listed, the table lacks a column, or it gives one key two labels.
     """
-    labels = read_labels(label_table)
+    words = words or LabelWords()
+    labels = read_labels(label_table, words)
     files = [file for file in walk_files(folder) if file.name != "DICOMDIR"]  # PS3.10, 8.6: the index of a medium
     if not files:
         raise DataError(f"no file found in {folder}; expected a folder that holds DICOM files, itself or in folders below")
     names = Counter(file.name for file in files)
-    return collect(_record(file, _file_keys(file, folder, names), labels, frontal_only) for file in files)
+    return collect(_record(file, _file_keys(file, folder, names), labels, words, frontal_only) for file in files)
 
 
-def read_labels(table: Path) -> Labels:
+def read_labels(table: Path, words: LabelWords | None = None) -> Labels:
     """Reads the labels in the CSV file `table`, for each kind of key that it has a column for; see `read_dicom_folder`.
+
+    Args:
+        table: the file.
+        words: the site's own words for labels; None for none. A word that they do not know stays as it is.
 
     Raises:
         ConfigError: the table does not exist.
         DataError: the table lacks a column, or it gives one key two labels.
     """
-    present = read_columns(table)
+    present, words = read_columns(table), words or LabelWords()
     columns = {kind: column for kind, usual in _KEYS.items() if (column := find_column(present, usual))}
     if not columns:
         raise DataError(
@@ -67,7 +76,7 @@ def read_labels(table: Path) -> Labels:
         )
     labels: Labels = {kind: {} for kind in columns}
     for number, row in read_rows(table, ["label", *columns.values()]):
-        label = read_label(row["label"])
+        label = words.read(row["label"])
         for kind, column in columns.items():
             key = _plain_key(row[column])
             if key and label and labels[kind].setdefault(key, label) != label:
@@ -81,7 +90,7 @@ def record_of(file: Path, header: DicomHeader, label: str) -> ImageRecord:
     Args:
         file: its path, which becomes absolute.
         header: of that file; empty texts become None.
-        label: a word of `LABELS`.
+        label: as `LabelWords.read` gives it.
     """
     return ImageRecord(
         path=file.absolute(),
@@ -114,14 +123,14 @@ def _plain_key(key: str) -> str:
     return plain_text(key).replace("\\", "/")
 
 
-def _record(file: Path, file_keys: list[str], labels: Labels, frontal_only: bool) -> ImageRecord | SkipReason:
+def _record(file: Path, file_keys: list[str], labels: Labels, words: LabelWords, frontal_only: bool) -> ImageRecord | SkipReason:
     try:
         header = read_header(file)
     except ImageError as error:
         return error.reason
     keys = {"sop_uid": [header.sop_uid], "file": file_keys, "study_uid": [header.study_uid], "accession": [header.accession]}
     label = find_label(keys, labels)
-    reason = _refuse(header, label)
+    reason = _refuse(header, label, words)
     if reason is None and frontal_only and not is_frontal(header.view):
         reason = SkipReason.NOT_FRONTAL
     if reason is None and frontal_only and is_other_part(header.body_part):
@@ -131,8 +140,8 @@ def _record(file: Path, file_keys: list[str], labels: Labels, frontal_only: bool
     return record_of(file, header, label)
 
 
-def _refuse(header: DicomHeader, label: str) -> SkipReason | None:
-    if label not in LABELS:
+def _refuse(header: DicomHeader, label: str, words: LabelWords) -> SkipReason | None:
+    if not words.knows(label):
         return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
     return None if header.patient else SkipReason.NO_PATIENT
 

@@ -12,15 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from pneumofed.common.data.label_words import LabelWords
 from pneumofed.common.data.manifest import (
-    LABELS,
     MANIFEST_COLUMNS,
     DataReport,
     ImageRecord,
     Manifest,
     find_image,
     read_age,
-    read_label,
     read_sex,
 )
 from pneumofed.common.data.tables import check_columns, plain_text, read_columns, read_rows
@@ -59,8 +58,8 @@ def read_csv(
         folder: what relative paths are relative to; by default the table's folder.
         columns: the table's column for some of `path`, `patient`, `label`, `view`, `sex`, `age`, `manufacturer`; the others
             are found by their usual names, e.g. `filename` or `PatientID`.
-        label_map: the table's labels, regardless of case, to `normal`, `pneumonia`, `bacterial` or `viral`; other labels are
-            taken as they are.
+        label_map: the table's labels, regardless of case, to `normal`, `pneumonia`, `bacterial`, `viral` or a class that a run may have;
+            other labels are taken as they are.
         keep: further columns, of clinical values, that go into the manifest as they stand; a unit in brackets behind the name may be
             left out. No other column does, since a hospital's table may name people.
 
@@ -69,12 +68,12 @@ def read_csv(
         DataError: a column is not there, or none is known for the path, the patient or the label.
     """
     found = find_columns(table, columns or {})
-    labels = _read_label_map(label_map or {})
+    words = LabelWords.of(label_map or {}, "label_map")
     base = (folder or table.parent).absolute()
     kept = find_kept(read_columns(table), keep)
     rows = (row for _, row in read_rows(table, list(found.values())))
     return collect(
-        _record({name: row[column] for name, column in found.items()}, base, labels, [(name, row[name]) for name in kept])
+        _record({name: row[column] for name, column in found.items()}, base, words, [(name, row[name]) for name in kept])
         for row in rows
     )
 
@@ -201,21 +200,12 @@ def settle_uncertain(policy: UncertainPolicy, otherwise: str | SkipReason) -> st
     return "pneumonia" if policy == "positive" else SkipReason.UNCERTAIN_LABEL
 
 
-def _read_label_map(label_map: Mapping[str, str]) -> dict[str, str]:
-    labels = {plain_text(given).lower(): read_label(label) for given, label in label_map.items()}
-    for given, label in labels.items():
-        if label not in LABELS:
-            raise ConfigError(f"label_map: '{given}' is mapped to '{label}'; expected one of {', '.join(LABELS)}")
-    return labels
-
-
 def _record(
-    cells: Mapping[str, str], base: Path, labels: Mapping[str, str], others: Iterable[tuple[str, str]] = ()
+    cells: Mapping[str, str], base: Path, words: LabelWords, others: Iterable[tuple[str, str]] = ()
 ) -> ImageRecord | SkipReason:
-    given = plain_text(cells["label"]).lower()
-    label = labels.get(given, read_label(given))
+    label = words.read(cells["label"])
     view = cells.get("view", "").strip()
-    reason = _refuse(cells, label, view)
+    reason = _refuse(cells, label, words, view)
     if reason is not None:
         return reason
     return ImageRecord(
@@ -230,12 +220,12 @@ def _record(
     )
 
 
-def _refuse(cells: Mapping[str, str], label: str, view: str) -> SkipReason | None:
+def _refuse(cells: Mapping[str, str], label: str, words: LabelWords, view: str) -> SkipReason | None:
     if not cells["path"].strip():
         return SkipReason.MISSING
     if not plain_text(cells["patient"]):
         return SkipReason.NO_PATIENT
-    if label not in LABELS:
+    if not words.knows(label):
         return SkipReason.UNKNOWN_LABEL if label else SkipReason.NO_LABEL
     return None if is_frontal(view) else SkipReason.NOT_FRONTAL
 

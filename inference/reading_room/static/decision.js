@@ -2,12 +2,13 @@
 // the page is left; it is never written into the browser's storage.
 
 import { at, h, icon, toast } from "./dom.js";
-import { moment, t, tOr } from "./i18n.js";
+import { labelWords, moment, t, tOr, verdictWords } from "./i18n.js";
 import { ask } from "./api.js";
 import { agreement } from "./worklist_rows.js";
 
-const LABELS = ["normal", "pneumonia", "bacterial", "viral", "unsure"];
-/** The key of each label. The digits before them choose windows, so that no digit means two things. */
+let labels = [];
+/** The keys of labels: the last is that of "unsure", and of many classes only the first have one. The digits before them choose windows, so
+ * that no digit means two things. */
 export const LABEL_KEYS = ["6", "7", "8", "9", "0"];
 const drafts = new Map();
 
@@ -15,11 +16,11 @@ let case_ = null;
 let saved = async () => {};
 let saving = false;
 
-/** Wires the form once. `next` goes to the next case that nobody has read. */
-export function prepareDecision(next) {
-  at("labels").append(...LABELS.map((label, i) => h("label", { class: "choice" },
-    h("input", { type: "radio", name: "label", value: label, onchange: () => keep({ label }) }), h("span", { "data-t": `label.${label}` }),
-    h("kbd", { text: LABEL_KEYS[i], "aria-hidden": "true" }))));
+/** Wires the form once: `allowed` are the labels that the room takes; `next` goes to the next case that nobody has read. */
+export function prepareDecision(allowed, next) {
+  labels = allowed;
+  drawLabels();
+  addEventListener("language", drawLabels);
   at("agree").addEventListener("click", agree);
   at("correct").addEventListener("click", () => openCorrection());
   at("note").addEventListener("input", () => keep({ note: at("note").value }));
@@ -31,6 +32,14 @@ export function prepareDecision(next) {
   at("next-open").addEventListener("click", next);
   addEventListener("language", () => case_ && draw());
   addEventListener("beforeunload", (event) => [...drafts.values()].some((draft) => draft.note) && event.preventDefault());
+}
+
+const keyOf = (label) => (label === "unsure" ? LABEL_KEYS.at(-1) : LABEL_KEYS.slice(0, -1)[labels.indexOf(label)]);
+
+function drawLabels() {
+  at("labels").replaceChildren(...labels.map((label) => h("label", { class: "choice" },
+    h("input", { type: "radio", name: "label", value: label, onchange: () => keep({ label }) }), h("span", { text: labelWords(label) }),
+    keyOf(label) ? h("kbd", { text: keyOf(label), "aria-hidden": "true" }) : null)));
 }
 
 /** Shows form and history for `shown`; `afterSaving` is called when a finding has been kept by the server. */
@@ -50,15 +59,16 @@ export function openCorrection() {
 
 /** Opens the choice of labels with the one of the pressed key chosen; nothing is saved yet. */
 export function chooseLabel(pressed) {
-  if (!case_) return;
-  keep({ open: true, label: LABELS[LABEL_KEYS.indexOf(pressed)] });
+  const label = labels.find((one) => keyOf(one) === pressed);
+  if (!case_ || !label) return;
+  keep({ open: true, label });
   draw();
   at("labels").querySelector("input:checked").focus();
 }
 
 /** Says that the model is right. */
 export function agree() {
-  if (case_ && case_.verdict !== "cannot judge") save(case_.verdict);
+  if (case_ && case_.verdict !== "cannot judge") save(case_.likeliest ?? case_.verdict);
 }
 
 /** Says what is chosen; where nothing is, what the model says. */
@@ -102,7 +112,7 @@ function draw() {
   const choosing = open || !judged;
   at("agree").hidden = !judged;
   at("agree").disabled = at("save").disabled = saving;
-  at("agree-words").textContent = t("decision.agree", { verdict: t(`verdict.${case_.verdict.replace(" ", "_")}`) });
+  at("agree-words").textContent = t("decision.agree", { verdict: case_.likeliest ? labelWords(case_.likeliest) : verdictWords(case_) });
   at("correct").hidden = !judged;
   at("correct").setAttribute("aria-expanded", String(choosing));
   at("choices").hidden = !choosing;
@@ -121,7 +131,7 @@ function drawHistory() {
     const agrees = finding.agrees ?? agreement({ ...case_, finding: finding.label });
     const words = agrees === null ? "" : t(agrees ? "history.agrees" : "history.corrects");
     return h("li", { class: i ? "" : "latest" },
-      h("p", {}, icon(agrees === false ? "pencil" : "check"), h("strong", { text: t(`label.${finding.label}`) }), h("span", { class: "soft", text: words })),
+      h("p", {}, icon(agrees === false ? "pencil" : "check"), h("strong", { text: labelWords(finding.label) }), h("span", { class: "soft", text: words })),
       finding.note ? h("blockquote", { text: finding.note }) : null,
       h("p", { class: "soft", text: `${finding.by} · ${moment(finding.at)}` }));
   }));

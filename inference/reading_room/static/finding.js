@@ -10,7 +10,7 @@ export function drawFinding(case_) {
   at("case-name").textContent = nameOf(case_);
   at("case-line").textContent = [studyLine(case_), case_.study_date ? day(case_.study_date) : ""].filter(Boolean).join(" · ");
   at("case-sent").textContent = sentWords(case_) ? t("viewer.sent", { name: sentWords(case_) }) : "";
-  at("finding").dataset.verdict = case_.verdict;
+  at("finding").dataset.verdict = case_.verdict === "finding" ? "pneumonia" : case_.verdict;
   at("finding").replaceChildren(...judgementOf(case_));
   at("classes").replaceChildren(...classRows(case_));
   at("classes-section").hidden = !at("classes").children.length;

@@ -22,6 +22,16 @@ export function t(key, values = {}) {
   return words.replace(/\{(\w+)\}/g, (whole, name) => filled[name] ?? whole);
 }
 
+/** The words for `key` of a case: of a model of own classes, whose probability is of any finding, those of `key.any`. */
+export const tOf = (case_, key, values = {}) => t(case_.positive === "finding" ? `${key}.any` : key, values);
+
+/** A class or label as people read it; a study's own class that has no words here as it is written. */
+export const labelWords = (name) => tOr(`label.${name}`, name.charAt(0).toUpperCase() + name.slice(1).replaceAll("_", " "));
+
+/** A verdict as people read it, of a finding the class that the model thinks most probable; the number beside it is of any finding. */
+export const verdictWords = (case_) =>
+  case_.likeliest ? t("verdict.likeliest", { name: labelWords(case_.likeliest) }) : t(`verdict.${case_.verdict.replace(" ", "_")}`);
+
 /** The words for `key`, or `otherwise` where there are none. */
 export const tOr = (key, otherwise) => TABLES[language][key] ?? otherwise;
 

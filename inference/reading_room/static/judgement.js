@@ -1,7 +1,7 @@
 // What the model says of an image, drawn and in words. It asks no server: the page that `pneumofed export --web` writes draws with it too.
 
 import { h } from "./dom.js";
-import { percent, t, tOr } from "./i18n.js";
+import { labelWords, percent, t, tOf, tOr } from "./i18n.js";
 import { bigGauge, verdictChip } from "./gauge.js";
 
 const MOST_CLASSES = 4;
@@ -34,17 +34,17 @@ function withJudgement(case_) {
   const digits = percent(case_.probability) === percent(case_.threshold) && case_.probability !== case_.threshold ? 2 : 0;
   const isClose = case_.low < case_.threshold && case_.threshold < case_.high;
   return [
-    h("div", { class: "finding-head" }, verdictChip(case_.verdict),
-      h("p", { class: "finding-number" }, h("strong", { text: percent(case_.probability, digits) }), h("span", { text: t("finding.interval", values) }))),
+    h("div", { class: "finding-head" }, verdictChip(case_),
+      h("p", { class: "finding-number" }, h("strong", { text: percent(case_.probability, digits) }), h("span", { text: tOf(case_, "finding.interval", values) }))),
     bigGauge(case_),
-    h("p", { class: "soft", text: t(`finding.${side}`, { threshold: percent(case_.threshold, digits) }) }),
+    h("p", { class: "soft", text: tOf(case_, `finding.${side}`, { threshold: percent(case_.threshold, digits) }) }),
     isClose ? h("p", { class: "close", text: t("finding.close") }) : null,
   ];
 }
 
 function withoutJudgement(case_) {
   return [
-    h("div", { class: "finding-head" }, verdictChip(case_.verdict)),
+    h("div", { class: "finding-head" }, verdictChip(case_)),
     h("ul", { class: "reasons" }, ...reasonWords(case_.reasons).map((text) => h("li", { text }))),
     h("p", { class: "soft", text: t("finding.without") }),
   ];
@@ -63,8 +63,6 @@ export function classRows(case_) {
   return ranked.map(([name, value]) => {
     const fill = h("i", { class: "class-fill" });
     fill.style.width = `${100 * value}%`;
-    const key = `label.${name}`;
-    const words = t(key) === key ? name : t(key);
-    return h("li", {}, h("span", { text: words }), h("span", { class: "class-bar", "aria-hidden": "true" }, fill), h("span", { class: "class-number", text: percent(value) }));
+    return h("li", {}, h("span", { text: labelWords(name) }), h("span", { class: "class-bar", "aria-hidden": "true" }, fill), h("span", { class: "class-number", text: percent(value) }));
   });
 }

@@ -64,9 +64,14 @@ async function enter() {
     return;
   }
   showStart(null);
+  if (room.model.positive === "finding") {
+    for (const part of document.querySelectorAll('[data-t="heat.strong"]')) part.dataset.t = "heat.strong.any";
+    for (const part of document.querySelectorAll('[data-t-title="heat.strong"]')) part.dataset.tTitle = "heat.strong.any";
+    applyWords();
+  }
   prepareWorklist(room);
   prepareViewer();
-  prepareDecision(() => goOn(false, { status: "open" }));
+  prepareDecision(room.model.labels, () => goOn(false, { status: "open" }));
   prepareUpload(room, arrived);
   preparePassword();
   prepareRemoval(() => viewerState().id, backToList);

@@ -1,7 +1,7 @@
 // The viewer: one case, its radiograph on a pane, and beside it, if wanted, an earlier one of the same patient.
 
 import { announce, at, h, toast } from "./dom.js";
-import { day, moment, percent, t, tOr } from "./i18n.js";
+import { day, moment, percent, t, tOr, verdictWords } from "./i18n.js";
 import { ask } from "./api.js";
 import { drawFinding } from "./finding.js";
 import { showDecision } from "./decision.js";
@@ -44,7 +44,7 @@ export async function openCase(id) {
     state.case = found;
     drawCase();
     showDecision(found, refreshCase);
-    announce(t("viewer.opened", { name: nameOf(found), verdict: t(`verdict.${found.verdict.replace(" ", "_")}`) }));
+    announce(t("viewer.opened", { name: nameOf(found), verdict: verdictWords(found) }));
     await state.main.show(found, signal);
     heatChanged();
   } catch (problem) {

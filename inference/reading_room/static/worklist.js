@@ -1,7 +1,7 @@
 // The worklist: what is asked for (search, filter, order, page) and the states it can be in. `worklist_rows.js` draws it.
 
-import { announce, at } from "./dom.js";
-import { number, percent, t, tOr } from "./i18n.js";
+import { announce, at, h } from "./dom.js";
+import { labelWords, number, percent, t, tOr } from "./i18n.js";
 import { ask } from "./api.js";
 import { drawRows } from "./worklist_rows.js";
 
@@ -21,9 +21,23 @@ let active = performance.now();
 /** What the worklist is filtered and ordered by, for going to the next case. */
 export const currentQuery = () => query;
 
+/** The choices that depend on the model: its readers' labels, and what it calls all but normal. */
+function prepareFilters({ labels, positive }) {
+  if (positive === "finding") at("filter-verdict").options[0].after(h("option", { value: "finding", "data-t": "verdict.finding", text: t("verdict.finding") }));
+  const all = at("filter-finding").options[0];
+  const drawFindings = () => {
+    const before = at("filter-finding").value;
+    at("filter-finding").replaceChildren(all, ...labels.map((label) => h("option", { value: label, text: labelWords(label) })));
+    at("filter-finding").value = before;
+  };
+  drawFindings();
+  addEventListener("language", drawFindings);
+}
+
 /** Wires search, filters, order and pages. */
 export function prepareWorklist(room) {
   threshold = room.model.threshold;
+  prepareFilters(room.model);
   at("filters").addEventListener("submit", (event) => event.preventDefault());
   at("search").addEventListener("input", () => {
     clearTimeout(timer);

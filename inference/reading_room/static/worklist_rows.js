@@ -1,7 +1,7 @@
 // The rows of the worklist. A row that has not changed is left alone, so that its focus and its picture stay.
 
 import { at, h, icon, unseen } from "./dom.js";
-import { age, currentLanguage, day, moment, t } from "./i18n.js";
+import { age, currentLanguage, day, labelWords, moment, t } from "./i18n.js";
 import { reasonWords } from "./judgement.js";
 import { sentAs } from "./upload.js";
 import { smallBar, verdictChip } from "./gauge.js";
@@ -44,7 +44,7 @@ function drawRow(case_, threshold) {
       sentWords(case_) ? h("small", { class: "sent", text: sentWords(case_) }) : null),
     h("td", { class: "study" }, h("span", { text: studyLine(case_) || "–" }), h("small", { text: case_.study_date ? day(case_.study_date) : "" })),
     h("td", { class: "arrived", text: moment(case_.arrived) }),
-    h("td", { class: "verdict" }, verdictChip(case_.verdict)),
+    h("td", { class: "verdict" }, verdictChip(case_)),
     h("td", { class: "chance" }, ...chanceOf(case_, threshold)),
     h("td", { class: "reading" }, ...readingOf(case_)));
   row.addEventListener("click", (event) => event.target.closest("a, button") || open.click());
@@ -60,7 +60,7 @@ function chanceOf(case_, threshold) {
 function readingOf(case_) {
   if (case_.status === "open") return [h("span", { class: "state open" }, t("status.open"))];
   const agrees = agreement(case_);
-  const words = case_.finding ? t(`label.${case_.finding}`) : t("status.read");
+  const words = case_.finding ? labelWords(case_.finding) : t("status.read");
   return [
     h("span", { class: `state read ${agrees === false ? "corrected" : ""}` }, icon(agrees === false ? "pencil" : "check"), words),
     h("small", { text: agrees === false ? t("reading.corrected", { user: case_.finding_by ?? "" }) : case_.finding_by ?? "" }),
@@ -70,5 +70,6 @@ function readingOf(case_) {
 /** Whether the finding agrees with the model's verdict; null where either says nothing. */
 export function agreement(case_) {
   if (!case_.finding || case_.finding === "unsure" || case_.verdict === "cannot judge") return null;
+  if (case_.verdict === "finding") return case_.finding === case_.likeliest;
   return (case_.finding === "normal") === (case_.verdict === "normal");
 }

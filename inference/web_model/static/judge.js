@@ -18,18 +18,19 @@ export function openFacts(facts) {
  * @param info what the file says of the image.
  * @param square the network's input.
  * @param {{logits: Float32Array, features: Float32Array}} outputs of the graph.
- * @returns {{verdict, reasons, population}} and, only where the image can be judged, {probability, low, high, classes}.
+ * @returns {{verdict, reasons, population}} and, only where the image can be judged, {probability, low, high, classes, likeliest}.
  */
 export function judge(facts, info, square, outputs) {
   const logits = Array.from(outputs.logits);
   const reasons = reasonsOf(facts, info, square, outputs);
-  const found = { reasons, threshold: facts.threshold, population: checkPopulation(facts.population, info.groups) };
+  const found = { reasons, threshold: facts.threshold, positive: facts.positive, population: checkPopulation(facts.population, info.groups) };
   if (reasons.length) return { ...found, verdict: "cannot judge" };
   const score = scoreOf(logits);
   const probability = logistic(facts.calibration.slope * score + facts.calibration.intercept);
   const [low, high] = intervalOf(facts.calibration.lines, score);
-  const verdict = probability >= facts.threshold ? "pneumonia" : "normal";
-  return { ...found, verdict, probability, low, high, classes: classesOf(facts.classes, logits, probability) };
+  const verdict = probability >= facts.threshold ? facts.positive : "normal";
+  const classes = classesOf(facts.classes, logits, probability);
+  return { ...found, verdict, likeliest: verdict === "finding" ? likeliestOf(classes) : null, probability, low, high, classes };
 }
 
 /** The logit of P(pneumonia) = 1 - P(class 0): `pneumonia_score`. */
@@ -69,6 +70,12 @@ function classesOf(names, logits, probability) {
   const all = logSumExp(logits.slice(1));
   const shares = logits.slice(1).map((logit) => Math.exp(logit - all) * probability);
   return Object.fromEntries(names.map((name, i) => [name, i ? shares[i - 1] : 1 - probability]));
+}
+
+/** The most probable class but normal, the first of those that are level: `Prediction.likeliest`. */
+function likeliestOf(classes) {
+  const others = Object.entries(classes).filter(([name]) => name !== "normal");
+  return others.reduce((best, next) => (next[1] > best[1] ? next : best))[0];
 }
 
 function logSumExp(values) {

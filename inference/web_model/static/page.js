@@ -105,7 +105,7 @@ function drawResult(result) {
   }
   const time = Object.values(result.milliseconds).reduce((sum, value) => sum + value);
   const classes = Object.keys(result.classes ?? {}).length > 2 ? h("ul", { class: "classes" }, ...classRows(result)) : null;
-  return h("li", { class: "result finding", "data-state": "judged", "data-verdict": result.verdict }, name,
+  return h("li", { class: "result finding", "data-state": "judged", "data-verdict": result.verdict === "finding" ? "pneumonia" : result.verdict }, name,
     h("figure", {}, pictureOf(result.square), h("figcaption", { class: "soft", text: t("web.seen", { size: number(result.square.width) }) })),
     h("div", { class: "judgement" }, ...judgementOf(result), classes, h("p", { class: "soft", text: t("web.took", { ms: number(time) }) })));
 }

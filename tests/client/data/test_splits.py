@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pneumofed.client.data.splits import split_by_patient
-from pneumofed.common.data.manifest import class_index
+from pneumofed.common.config.classes import class_index
 from pneumofed.common.data.sources.public_sets import read_kaggle
 
 ROWS = st.lists(st.tuples(st.sampled_from([f"p{n}" for n in range(9)]), st.integers(0, 2)), min_size=1, max_size=24)

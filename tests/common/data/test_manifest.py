@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pneumofed.common.config.classes import NAMED_TASKS, class_index
 from pneumofed.common.data.manifest import (
-    CLASSES,
     LABELS,
     ImageRecord,
     Manifest,
-    class_index,
     read_age,
     read_label,
     read_manifest,
@@ -120,7 +119,7 @@ def test_labels_are_read_in_any_case_and_by_known_synonyms() -> None:
 def test_each_label_has_its_class_or_none() -> None:
     assert [class_index(label, "binary") for label in (*LABELS, "banana")] == [0, 1, 1, 1, None]
     assert [class_index(label, "three_class") for label in (*LABELS, "banana")] == [0, None, 1, 2, None]
-    assert all(classes[0] == "normal" for classes in CLASSES.values())
+    assert all(classes[0] == "normal" for classes in NAMED_TASKS.values())
 
 
 def test_ages_are_read_as_numbers_and_as_dicom_age_strings() -> None:

@@ -70,8 +70,10 @@ def test_arguments_that_name_nothing_are_refused(tmp_path: Path) -> None:
         read_csv(table, columns={"path": "file"})
     with pytest.raises(ConfigError, match="'colour' is no column of a manifest"):
         read_csv(table, columns={"colour": "path"})
-    with pytest.raises(ConfigError, match="mapped to 'sick'; expected one of normal"):
-        read_csv(table, label_map={"ill": "sick"})
+    with pytest.raises(ConfigError, match="mapped to 'very sick': class 'very sick': expected a word"):
+        read_csv(table, label_map={"ill": "very sick"})
+    with pytest.raises(ConfigError, match="mapped to 'pneumona'; did you mean 'pneumonia'"):
+        read_csv(table, label_map={"ill": "pneumona"})
 
 
 def test_the_external_set_is_recognized(external_dir: Path) -> None:

@@ -90,12 +90,20 @@ def test_three_classes_equal_scikit_learn(predictions: Predictions) -> None:
     confusion = sk.confusion_matrix(predictions.labels, predicted, labels=range(3))
     np.testing.assert_array_equal(Statistics.of(predictions).confusion, confusion)
     counts = np.bincount(predictions.labels, minlength=3)
+    for k in np.flatnonzero(counts):
+        found = sk.recall_score(predictions.labels == k, predicted == k)
+        assert ours[f"sensitivity_class_{k}"] == pytest.approx(found)
+        if counts[k] < len(predictions):
+            spared = sk.recall_score(predictions.labels != k, predicted != k)
+            assert ours[f"specificity_class_{k}"] == pytest.approx(spared)
     if np.all(counts > 0):
+        assert ours["sensitivity_macro"] == pytest.approx(sk.balanced_accuracy_score(predictions.labels, predicted))
         theirs = sk.roc_auc_score(predictions.labels, predictions.probabilities, multi_class="ovr", average=None)
         assert [ours[f"auroc_class_{k}"] for k in range(3)] == pytest.approx(theirs, abs=1e-12)
         assert ours["auroc_macro"] == pytest.approx(np.mean(theirs), abs=1e-12)
     else:
         assert math.isnan(ours["auroc_macro"])
+        assert math.isnan(ours["sensitivity_macro"])
 
 
 @quick

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pneumofed.common.config.experiment import ModelConfig, ModelName, TaskName
+from pneumofed.common.config.classes import LabelTask
+from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.models.architectures import group_count
 from pneumofed.common.models.build import build_model, classifier_of, freeze_in_round, set_trainable, train_mode
 from pneumofed.common.models.layers import StandardizedConv2d
@@ -47,7 +48,7 @@ def test_nothing_works_in_place(name: ModelName) -> None:
 
 @pytest.mark.parametrize(("in_channels", "task", "classes"), [(1, "binary", 2), (3, "three_class", 3)])
 @pytest.mark.parametrize("size_px", [32, 65])
-def test_logits_have_one_column_a_class(in_channels: Any, task: TaskName, classes: int, size_px: int) -> None:
+def test_logits_have_one_column_a_class(in_channels: Any, task: LabelTask, classes: int, size_px: int) -> None:
     for name in ("resnet18", "vgg16", "small_cnn"):
         with torch.device("meta"):
             model = build_model(ModelConfig(name=name, in_channels=in_channels), task, 0)

@@ -21,9 +21,10 @@ from pneumofed.common.imaging.images import read_image
 from pneumofed.common.imaging.types import Window
 from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.model_bundle.predictor import Predictor
-from pneumofed.inference.reading_room.cases import NO_NUMBER, Case, Cases, open_room_database
+from pneumofed.inference.reading_room.cases import NO_NUMBER, Case, Cases, agrees, open_room_database
 from pneumofed.inference.reading_room.room import delete_old_cases
 from pneumofed.inference.reading_room.schema import NextQuery, WorklistQuery
+from pneumofed.inference.reading_room.serve import model_info, reader_labels
 from pneumofed.inference.reading_room.worker import FileJudge
 from tests.dicom_factory import PATIENT_ID
 from tests.inference.reading_room.stage import (
@@ -381,3 +382,27 @@ def test_a_window_of_a_lookup_table_file_is_the_whole_range(tmp_path: Path) -> N
     pixels, window, ends = whole_range(tmp_path / "x.png", image)
     assert (window, ends) == (Window(0.5, 1.0), None)
     assert np.array_equal(pixels, np.rint(image.pixels * 65535))
+
+
+def test_of_own_classes_only_the_likeliest_agrees() -> None:
+    said = {label: agrees("finding", label, "tuberculosis") for label in ("tuberculosis", "pneumonia", "normal", "unsure")}
+    assert said == {"tuberculosis": True, "pneumonia": False, "normal": False, "unsure": None}
+    assert agrees("normal", "tuberculosis") is False
+    assert agrees("normal", "normal") is True
+
+
+def test_readers_choose_among_the_models_classes(tmp_path: Path) -> None:
+    assert reader_labels(("normal", "pneumonia", "tuberculosis")) == ["normal", "pneumonia", "tuberculosis", "unsure"]
+    assert reader_labels(("normal", "pneumonia")) == ["normal", "pneumonia", "bacterial", "viral", "unsure"]
+    own = load_bundle(make_bundle(tmp_path / "own", classes=("normal", "tuberculosis")), None)
+    stage = Stage(tmp_path, FileJudge(Predictor(own, threads=1)))
+    stage.room.model = model_info(own)
+    with stage.signed_in() as client:
+        case = upload(client, phantom_dicom(1))[0]["case"]
+        found = client.get(f"/api/cases/{case}").json()
+        assert found["verdict"] in ("finding", "normal")
+        assert (found["positive"], found["likeliest"]) == ("finding", "tuberculosis" if found["verdict"] == "finding" else None)
+        for label, status in (("viral", 422), ("banana", 422), ("Tuberculosis", 422), ("tuberculosis", 201)):
+            assert client.post(f"/api/cases/{case}/findings", json={"label": label}).status_code == status
+        listed = client.post("/api/worklist", json={"finding": ["tuberculosis"]}).json()
+        assert [line["id"] for line in listed["cases"]] == [case]

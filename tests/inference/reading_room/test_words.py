@@ -6,6 +6,7 @@ import json
 import re
 from typing import get_args
 
+from pneumofed.common.data.manifest import LABELS
 from pneumofed.common.imaging.patient_groups import KINDS
 from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.suitability import Reason
@@ -50,7 +51,7 @@ def test_chinese_is_chinese() -> None:
 def test_every_word_of_the_server_is_translated() -> None:
     expected = [f"error.{code}" for code in get_args(schema.ErrorCode)]
     expected += [f"reason.{reason.value}" for reason in Reason]
-    expected += [f"label.{label}" for label in get_args(schema.Label)]
+    expected += [f"label.{label}" for label in (*LABELS, "unsure", "tuberculosis")]
     expected += [f"verdict.{verdict.replace(' ', '_')}" for verdict in get_args(schema.Verdict)]
     expected += [f"status.{status}" for status in get_args(schema.Status)]
     expected += [f"population.{status.value}" for status in PopulationStatus]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,41 @@ def test_three_class_task_counts_labels_that_name_no_cause(tmp_path: Path) -> No
     draw_image(data / "train" / "PNEUMONIA" / "person77_unknown_1.png", "pneumonia", np.random.default_rng(1))
     summary = run(tmp_path / "run", data, hospitals=1, task="three_class")
     assert summary.sites["hospital-00"].skipped == {"label is none of the task's classes": 1}
+
+
+OWN = ["normal", "pneumonia", "tuberculosis"]
+
+
+def own_classes_table(folder: Path, labels: Sequence[str] = OWN, patients: int = 6, seed: int = 0) -> Path:
+    """A table with `patients` patients of each label."""
+    generator, rows = np.random.default_rng(seed), ["path,patient,label"]
+    folder.mkdir()
+    for label in labels:
+        for number in range(patients):
+            draw_image(folder / f"{label}-{number}.png", "normal" if label == "normal" else "pneumonia", generator)
+            rows.append(f"{label}-{number}.png,{label}-{number},{label}")
+    (folder / "labels.csv").write_text("\n".join(rows))
+    return folder
+
+
+def test_own_classes_are_trained_and_judged_also_where_a_hospital_lacks_one(tmp_path: Path) -> None:
+    data = own_classes_table(tmp_path / "data")
+    other = own_classes_table(tmp_path / "other", ("normal", "viral"))
+    far = own_classes_table(tmp_path / "far", patients=2, seed=1)
+    virtual = {"sources": {"north": str(data), "south": str(other)}, "held_out": {"far": str(far)}, "device": "cpu"}
+    built = build_plan(tmp_path / "run", {**SMALL, "task": OWN}, virtual)
+    plan = Plan(*built, run_dir=tmp_path / "run", resources=Resources(2), engine="local")
+    summary = run_simulation(plan, lambda _: None)
+    assert summary.status == "succeeded"
+    assert there(summary.classes) == tuple(OWN)
+    assert there(summary.sites["south"].classes) == {"normal": 6, "pneumonia": 6, "tuberculosis": 0}
+    judged = summary.results["far"]
+    assert {f"{name}_class_2" for name in ("auroc", "sensitivity", "specificity")} <= judged.keys()
+    assert {"auroc_macro", "sensitivity_macro"} <= judged.keys()
+
+
+def test_a_class_that_no_hospital_has_is_refused_by_its_name_before_any_training(tmp_path: Path) -> None:
+    data = own_classes_table(tmp_path / "data", ("normal", "pneumonia"))
+    with pytest.raises(ConfigError, match="no image of the class 'tuberculosis' at any of the 2 sites that joined"):
+        run(tmp_path / "run", data, hospitals=2, task=OWN)
+    assert not (tmp_path / "run" / "history.jsonl").exists() or not (tmp_path / "run" / "history.jsonl").read_text()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pneumofed.common.config.experiment import ModelConfig, ModelName, TaskName
+from pneumofed.common.config.classes import LabelTask
+from pneumofed.common.config.experiment import ModelConfig, ModelName
 from pneumofed.common.errors import BundleError
 from pneumofed.common.model_bundle.predictor import open_session
 from pneumofed.common.models.build import build_model, classifier_of
@@ -65,7 +66,7 @@ def test_a_network_that_cannot_be_exported_is_refused_with_the_reason_and_left_a
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "scattering"])
 @pytest.mark.parametrize(("task", "in_channels", "norm"), [("binary", 1, "batch"), ("three_class", 3, "group")])
-def test_onnx_gives_what_pytorch_gives(name: ModelName, task: TaskName, in_channels: int, norm: str, tmp_path: Path) -> None:
+def test_onnx_gives_what_pytorch_gives(name: ModelName, task: LabelTask, in_channels: int, norm: str, tmp_path: Path) -> None:
     cfg = ModelConfig(name=name, in_channels=in_channels, norm=norm, weight_standardization=norm == "group")  # type: ignore[arg-type]
     network = build_model(cfg, task, seed=0).eval()
     export_onnx(network, in_channels, 64, tmp_path / "model.onnx")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from pneumofed.common.config.experiment import ExperimentConfig, TaskName
+from pneumofed.common.config.classes import LabelTask, classes_of
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import build_config
-from pneumofed.common.data.manifest import CLASSES
 from pneumofed.common.evaluation.bootstrap import Bootstrap, bootstrap, bootstrap_difference
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.predictions import Predictions
@@ -27,10 +27,10 @@ IMAGES = {"test": (60, 100), "external": (12, 120)}
 
 
 def draw_predictions(
-    normal: int, pneumonia: int, skill: float, draw: np.random.Generator, task: TaskName = "binary"
+    normal: int, pneumonia: int, skill: float, draw: np.random.Generator, task: LabelTask = "binary"
 ) -> Predictions:
     """Scores of `normal` and `pneumonia` images, the further apart the higher `skill`; two images a patient."""
-    classes = len(CLASSES[task])
+    classes = len(classes_of(task))
     labels = np.concatenate([np.zeros(normal, np.int64), 1 + np.arange(pneumonia) % (classes - 1)])
     logits = draw.normal(size=(len(labels), classes))
     logits[np.arange(len(labels)), labels] += skill
@@ -42,7 +42,7 @@ class RunMaker:
     """Writes a run folder step by step; `size` multiplies the images of all sets."""
 
     def __init__(
-        self, path: Path, sites: Sequence[str] = ("north", "south"), task: TaskName = "binary", size: int = 1, **changes: Any
+        self, path: Path, sites: Sequence[str] = ("north", "south"), task: LabelTask = "binary", size: int = 1, **changes: Any
     ) -> None:
         self.folder, self.sites, self.task, self.size = RunFolder(path), list(sites), task, size
         self.folder.prepare()
@@ -57,7 +57,7 @@ class RunMaker:
         return self.folder.path
 
     def counts(self, found: Predictions) -> dict[str, int]:
-        names = CLASSES[self.task]
+        names = classes_of(self.task)
         return {name: int((found.labels == k).sum()) for k, name in enumerate(names)}
 
     def predict(self, name: str, skill: float) -> Predictions:
@@ -99,7 +99,7 @@ class RunMaker:
         return self
 
     def _results(self, sets: Sequence[str], history: Sequence[RoundRecord]) -> dict[str, Any]:
-        results: dict[str, Any] = {"threshold": THRESHOLD, "validation": history[-1].validation, "classes": CLASSES[self.task]}
+        results: dict[str, Any] = {"threshold": THRESHOLD, "validation": history[-1].validation, "classes": classes_of(self.task)}
         results |= {"data": {}, "absent": {}, "sites": {name: self._report(k) for k, name in enumerate(self.sites)}}
         for name in sets:
             found = self.predict(name, 2.2)
@@ -112,8 +112,8 @@ class RunMaker:
         return results
 
     def _report(self, index: int) -> dict[str, Any]:
-        mix = self.draw.dirichlet(np.full(len(CLASSES[self.task]), 0.8)) * (900 / (1 + 0.3 * index))
-        classes = {name: int(n) for name, n in zip(CLASSES[self.task], mix, strict=True)}
+        mix = self.draw.dirichlet(np.full(len(classes_of(self.task)), 0.8)) * (900 / (1 + 0.3 * index))
+        classes = {name: int(n) for name, n in zip(classes_of(self.task), mix, strict=True)}
         used = sum(classes.values())
         report = {"found": used + index % 3, "used": used, "classes": classes, "patients": used * 2 // 3, "warnings": {}}
         skipped = {"image data truncated or corrupt": index % 3} if index % 3 else {}

@@ -196,7 +196,7 @@ def test_baselines_that_fail_do_not_hide_the_results_of_the_federation(tmp_path:
     RunMaker(tmp_path, task="three_class").rounds(1, sets=["external"]).end("failed", ["external"], error="no disk space")
     page = read(tmp_path)
     check(page)
-    assert all(text in page.text for text in ("AUROC, viral against the rest", "No test set was judged"))
+    assert all(text in page.text for text in ("Each class of the external set against the rest", "No test set was judged"))
     assert page.badge == "Failed, after the last round"
     assert "Metrics with 95% CI of 1,000 bootstrap resamples" in page.text
 
