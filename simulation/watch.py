@@ -115,10 +115,10 @@ class RunWatch:
         self._read_to = self._events.stat().st_size if self._events.exists() else 0
 
     def __call__(self) -> None:
-        lines = self._folder.read_history()
-        for line in lines[self._reported :]:
+        lines = self._folder.read_history(self._reported)
+        for line in lines:
             self._say(describe_round(line, self.course.rounds))
-        self._reported = max(self._reported, len(lines))
+        self._reported += len(lines)
 
     @contextmanager
     def moving(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ shared. Messages and replies are pickled; their arrays lie in files in memory (/
 hospitals of a round get are one file, which each worker maps. A worker that dies costs the reply that it was working on, as the loss of
 a site does; the next message gets a new one. The processes end with the process that made them, whatever ended it.
 
-The file is also the program of the first process: `python -m pneumofed.simulation.workers FOLDER [NAME OF STUDY CODE ...]`.
+The file is also the program of the first process: `python -m pneumofed.simulation.workers FOLDER WORKERS [NAME OF STUDY CODE ...]`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ class HospitalWorkers:
         memory = MEMORY if os.access(MEMORY, os.W_OK) else None
         self._folder = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="pneumofed-workers-", dir=memory)))
         write_codes(self._folder / FOLDER, codes)
-        command = [sys.executable, "-m", "pneumofed.simulation.workers", str(self._folder), *(code.name for code in codes)]
+        program = [sys.executable, "-m", "pneumofed.simulation.workers"]
+        command = [*program, str(self._folder), str(count), *(code.name for code in codes)]
         with children_end_with_me():
             self._process = subprocess.Popen(
                 command, env={**ALLOCATOR_SETTINGS, **os.environ}, stdin=subprocess.DEVNULL, start_new_session=True
@@ -249,17 +250,19 @@ def _read(connection: socket.socket, length: int) -> bytes:
     return bytes(data)
 
 
-def serve(folder: Path, names: Sequence[str] = ()) -> None:
+def serve(folder: Path, workers: int, names: Sequence[str] = ()) -> None:
     """Is the first process: imports the ClientApp, and forks a worker for each connection to FOLDER/workers, until it is killed.
 
     Args:
         folder: for the socket and for the arrays of replies; holds the study's own code, if there is any.
+        workers: how many there are, which share the memory of one card.
         names: of that code.
     """
     remember_folder(folder / FOLDER, names)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a user's Ctrl-C is for the process that made this one, which ends it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a worker ended
     from pneumofed.client.app import app
+    from pneumofed.common.models.compute import share_card
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / ".socket"))
@@ -271,6 +274,7 @@ def serve(folder: Path, names: Sequence[str] = ()) -> None:
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             with suppress(EOFError, OSError):
+                share_card(1.0 / workers)
                 _work(connection, app, folder)
             os._exit(0)
         connection.close()
@@ -292,4 +296,4 @@ def _work(connection: socket.socket, app: Callable[[Message, Context], Message],
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]), sys.argv[2:])
+    serve(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

@@ -239,7 +239,8 @@ def site_log(config: SiteConfig) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("pneumofed.client", "pneumofed.common")]
     for logger in loggers:
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        if logger.level != logging.INFO:  # setting it empties the caches of all loggers of the process
+            logger.setLevel(logging.INFO)
         logger.propagate = False
     try:
         yield

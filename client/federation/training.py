@@ -26,7 +26,7 @@ from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.imaging.augment import augment, draw_parameters, normalize, to_model_input
 from pneumofed.common.models.build import classifier_of, freeze_in_round, set_trainable, train_mode
-from pneumofed.common.models.compute import Compute
+from pneumofed.common.models.compute import Compute, HeldRows
 from pneumofed.common.models.features import FeatureSet, has_fixed_body, load_features
 from pneumofed.common.models.recipe import build_loss, schedule_factor
 from pneumofed.common.seeds import derive_seed, numpy_generator, torch_generator
@@ -242,23 +242,21 @@ def train_locally(setup: TrainingSetup, data: Examples, plan: RoundPlan) -> Trai
     kept = torch_generator(*plan.seed_parts(), "clinical values")
     network = classifier_of(setup.model) if isinstance(data, FeatureSet) else setup.model
     base_rates = [float(group["lr"]) for group in setup.optimizer.param_groups]
-    loss_sum, correct, images, steps, factor = 0.0, 0, 0, 0, 1.0
+    inputs, seen = Lots(data, plan, setup.compute), _Seen()
+    steps, factor = 0, 1.0
     for progress, lots in setup.rule.draw(data, plan):
         factor = schedule_factor(training, progress) * plan.rate_factor
         for group, rate in zip(setup.optimizer.param_groups, base_rates, strict=True):
             group["lr"] = rate * factor
         setup.optimizer.zero_grad(set_to_none=True)
         for rows in lots:
-            inputs = _inputs(data, rows, plan, setup.compute, views)
-            if isinstance(data, Dataset) and data.clinical is not None:
-                inputs = (*inputs, _values(data.clinical[rows], plan, kept).to(setup.compute.device))
-            loss, right = _add_gradient(setup, network, inputs, data.labels[rows])
-            loss_sum, correct, images = loss_sum + loss * len(rows), correct + right, images + len(rows)
+            parts, targets = inputs.take(rows, views, kept)
+            _add_gradient(setup, network, parts, targets, seen)
         setup.rule.take_step()
         steps += 1
     setup.rule.finish()
-    duration, seen = time.perf_counter() - started, images or math.nan
-    return TrainingResult(loss_sum / seen, correct / seen, steps, images, base_rates[0] * factor, duration)
+    loss, accuracy, images = seen.means()
+    return TrainingResult(loss, accuracy, steps, images, base_rates[0] * factor, time.perf_counter() - started)
 
 
 def choose_examples(model: nn.Module, data: Dataset, plan: RoundPlan, compute: Compute, cache_dir: Path) -> Examples:
@@ -290,15 +288,6 @@ def choose_examples(model: nn.Module, data: Dataset, plan: RoundPlan, compute: C
     return FeatureSet(load_features(model, data, compute, experiment.model, cache_dir), data.labels, data.patients)
 
 
-def _inputs(
-    data: Examples, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator
-) -> tuple[torch.Tensor, ...]:
-    """What the network takes of `rows`, on the device: normalised augmented images, or features where only the classifier is trained."""
-    if isinstance(data, FeatureSet):
-        return (data.take(rows, compute),)
-    return (compute.move(normalize(_view(data, rows, plan, compute, views), plan.experiment.model.in_channels)),)
-
-
 def _values(known: np.ndarray, plan: RoundPlan, kept: torch.Generator) -> torch.Tensor:
     """Clinical values float32 [N, K] with some taken away (`drop_value`, `drop_all`); all codes of a column go together."""
     schema, values = plan.experiment.clinical, torch.from_numpy(known)
@@ -309,15 +298,62 @@ def _values(known: np.ndarray, plan: RoundPlan, kept: torch.Generator) -> torch.
     return values.masked_fill(gone.repeat_interleave(slots, dim=1), torch.nan)
 
 
-def _view(data: Dataset, rows: np.ndarray, plan: RoundPlan, compute: Compute, views: torch.Generator) -> torch.Tensor:
-    """Augmented images of `rows`, float32 [N, 1, S, S] in [0, 1], on the device.
+class Lots:
+    """What the network takes of a round's examples, on the device: augmented normalised images, or features.
 
-    The bytes go to the device before they become floats, so that a GPU does the rest and is sent a quarter.
+    A card holds the decoded bytes of all images of the round, as far as they fit (`HeldRows`). There a lot becomes floats, is augmented and
+    normalised; only the positions of its images and the parameters of their augmentation are sent.
     """
-    experiment = plan.experiment
-    size_px = experiment.training.size_in_round(plan.round, experiment.rounds, experiment.image.size_px)
-    images = _shrink(to_model_input(torch.from_numpy(data.pixels[rows]).to(compute.device)), size_px)
-    return augment(images, draw_parameters(len(rows), experiment.augmentation, views))
+
+    def __init__(self, data: Examples, plan: RoundPlan, compute: Compute) -> None:
+        self._plan, self._compute, self._features = plan, compute, isinstance(data, FeatureSet)
+        self._values = HeldRows(np.asarray(data.features if isinstance(data, FeatureSet) else data.pixels), compute)
+        self._labels = HeldRows(data.labels, compute)
+        self._clinical = data.clinical if isinstance(data, Dataset) else None
+
+    def take(self, rows: np.ndarray, views: torch.Generator, kept: torch.Generator) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """Makes one lot.
+
+        Args:
+            rows: int64 [N], positions of the examples.
+            views: of the augmentation; a generator of the CPU, so that every device trains on the same views. It is moved on.
+            kept: likewise, of which clinical values are taken away.
+
+        Returns:
+            What the network is given: float32 [N, C, S, S] in channels-last memory, or features [N, D], and where the run has clinical
+            values these, float32 [N, K], NaN where missing; and int64 [N], the labels.
+        """
+        values, labels, experiment = self._values.take(rows), self._labels.take(rows), self._plan.experiment
+        if self._features:
+            return (values,), labels
+        size_px = experiment.training.size_in_round(self._plan.round, experiment.rounds, experiment.image.size_px)
+        images = augment(_shrink(to_model_input(values), size_px), draw_parameters(len(rows), experiment.augmentation, views))
+        shown = self._compute.move(normalize(images, experiment.model.in_channels))
+        if self._clinical is None:
+            return (shown,), labels
+        return (shown, _values(self._clinical[rows], self._plan, kept).to(self._compute.device)), labels
+
+
+class _Seen:
+    """Loss and right answers of each lot. They stay on the device until the round is over: reading one would wait for all that runs."""
+
+    def __init__(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._right: list[torch.Tensor] = []
+        self._rows: list[int] = []
+
+    def add(self, loss: torch.Tensor, right: torch.Tensor, rows: int) -> None:
+        self._losses.append(loss)
+        self._right.append(right)
+        self._rows.append(rows)
+
+    def means(self) -> tuple[float, float, int]:
+        """Mean loss, share of right answers and number of images; NaN where there was none."""
+        if not self._rows:
+            return math.nan, math.nan, 0
+        losses, images = torch.stack(self._losses).cpu().tolist(), sum(self._rows)
+        total = sum((loss * rows for loss, rows in zip(losses, self._rows, strict=True)), 0.0)
+        return total / images, int(torch.stack(self._right).sum()) / images, images
 
 
 def _shrink(images: torch.Tensor, size_px: int) -> torch.Tensor:
@@ -327,20 +363,19 @@ def _shrink(images: torch.Tensor, size_px: int) -> torch.Tensor:
 
 
 def _add_gradient(
-    setup: TrainingSetup, network: nn.Module, inputs: tuple[torch.Tensor, ...], labels: np.ndarray
-) -> tuple[float, int]:
-    """Mean loss over the images, and how many were classified rightly."""
-    compute, seen = setup.compute, {}
-    targets = torch.from_numpy(labels).to(compute.device)
+    setup: TrainingSetup, network: nn.Module, inputs: tuple[torch.Tensor, ...], targets: torch.Tensor, seen: _Seen
+) -> None:
+    """Adds the gradient of one lot, and to `seen` its mean loss and how many images were classified rightly."""
+    compute, found = setup.compute, {}
 
     def mean_loss() -> torch.Tensor:
         with compute.autocast():
-            seen["logits"] = network(*inputs)
-        seen["loss"] = setup.loss(seen["logits"].float(), targets)
-        return seen["loss"]
+            found["logits"] = network(*inputs)
+        found["loss"] = setup.loss(found["logits"].float(), targets)
+        return found["loss"]
 
-    setup.rule.add_gradient(mean_loss, len(labels))
-    return float(seen["loss"].detach()), int((seen["logits"].argmax(dim=1) == targets).sum())
+    setup.rule.add_gradient(mean_loss, len(targets))
+    seen.add(found["loss"].detach(), (found["logits"].detach().argmax(dim=1) == targets).sum(), len(targets))
 
 
 def _build_optimizer(parameters: list[nn.Parameter], cfg: TrainingConfig, learning_rate: float) -> torch.optim.Optimizer:

@@ -251,9 +251,12 @@ def load_digests(paths: Sequence[Path], folder: Path, workers: int) -> list[str 
     """
     memo_file = _memo_file(folder)
     memo = memo_file.read()
-    with ThreadPoolExecutor(workers) as pool:
-        chunks = pool.map(lambda chunk: [_file_digest(path, memo) for path in chunk], _chunks(paths))
-        results = [result for chunk in chunks for result in chunk]
+    if len(paths) <= _PATHS_PER_TASK:  # one task: a thread would be started for it with each message of a small site
+        results = [_file_digest(path, memo) for path in next(_chunks(paths), [])]
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            chunks = pool.map(lambda chunk: [_file_digest(path, memo) for path in chunk], _chunks(paths))
+            results = [result for chunk in chunks for result in chunk]
     new = {path: entry for path, entry in results if not isinstance(entry, SkipReason) and memo.get(path) != entry}
     if new:
         _extend_memo(new, memo_file)

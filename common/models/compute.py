@@ -1,4 +1,5 @@
-"""Where and in which number type a model runs: device, mixed precision, memory format, threads (`build_compute`).
+"""Where and in which number type a model runs: device, precision, memory format, threads (`build_compute`), and what lies there of the
+data (`HeldRows`).
 
 `import_torchvision` is how this project imports torchvision: it works also beside a build of torch that torchvision's C extension does
 not fit.
@@ -13,11 +14,16 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Literal
 
+import numpy as np
 import torch
 
 from pneumofed.common.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+IMAGE_SHARE = 0.25
+"""Of the memory that is free on a card, how much decoded images may take; the rest is for the network, its gradients and activations."""
+_ROWS_AT_ONCE = 1024
 
 _NMS_SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _MISSING_OPERATORS = (f"nms{_NMS_SIGNATURE}", f"qnms{_NMS_SIGNATURE}")
@@ -50,6 +56,59 @@ class Compute:
         """Moves `images` [N, C, H, W] to the device in channels_last."""
         return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
 
+    def room_bytes(self) -> int:
+        """How many bytes of images may lie on the device: `IMAGE_SHARE` of what is free there, none on a CPU, whose memory they are in."""
+        if self.device.type == "cpu" or not hasattr(torch.get_device_module(self.device), "mem_get_info"):
+            return 0
+        free, total = torch.get_device_module(self.device).mem_get_info(self.device)
+        return int(IMAGE_SHARE * min(free, _card_share * total))
+
+
+class HeldRows:
+    """The rows of an array, which are taken on the device: it lies there as a whole where there is room, else each lot is sent.
+
+    Args:
+        rows: [N, ...], may be mapped from disk and read-only; of images the uint8 pixels, a quarter of what their floats would be.
+        compute: names the device.
+    """
+
+    def __init__(self, rows: np.ndarray, compute: Compute) -> None:
+        self._rows, self._device = rows, compute.device
+        self._held: torch.Tensor | None = None
+        if rows.nbytes <= compute.room_bytes():
+            parts = [rows[start : start + _ROWS_AT_ONCE] for start in range(0, len(rows), _ROWS_AT_ONCE)]
+            self._held = torch.cat([torch.from_numpy(np.array(part)).to(self._device) for part in parts])
+
+    @property
+    def lies_on_device(self) -> bool:
+        """Whether a lot is taken there without sending more than its positions."""
+        return self._held is not None
+
+    def take(self, index: np.ndarray) -> torch.Tensor:
+        """Copies rows on the device.
+
+        Args:
+            index: int64 [B], positions in [0, N).
+        """
+        if self._held is None:
+            return torch.from_numpy(self._rows[index]).to(self._device)
+        return self._held.index_select(0, torch.from_numpy(index).to(self._device))
+
+
+_card_share = 1.0
+
+
+def share_card(share: float) -> None:
+    """Sets which share of a card's memory this process may take, as one of several that train on the card at once.
+
+    Without it each process takes what it finds, and the last one to start fails. Nothing changes on a CPU.
+
+    Args:
+        share: in (0, 1]; 1/N for N processes.
+    """
+    global _card_share
+    _card_share = share
+
 
 def build_compute(device: str, precision: Precision, threads: int = 0) -> Compute:
     """Resolves the device and number type that this machine can give.
@@ -65,6 +124,8 @@ def build_compute(device: str, precision: Precision, threads: int = 0) -> Comput
     if threads:
         torch.set_num_threads(threads)
     resolved = _resolve_device(device)
+    if resolved.type == "cuda" and _card_share < 1.0:
+        torch.cuda.set_per_process_memory_fraction(_card_share, resolved)
     return Compute(resolved, _resolve_dtype(resolved, precision))
 
 

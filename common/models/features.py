@@ -204,7 +204,7 @@ def predict_probabilities(
     lots = [slice(start, start + batch_size) for start in range(0, len(dataset.labels), batch_size)]
     values = [None if dataset.clinical is None else dataset.clinical[rows] for rows in lots]
     logits = [_logits(model, dataset.pixels[rows], compute, in_channels, one) for rows, one in zip(lots, values, strict=True)]
-    return torch.softmax(torch.cat(logits), dim=1).numpy()
+    return torch.softmax(torch.cat(logits).to("cpu", torch.float64), dim=1).numpy()
 
 
 def _features_in_chunks(model: nn.Module, dataset: Dataset, compute: Compute, in_channels: int) -> Iterator[Features]:
@@ -279,8 +279,9 @@ def _remove_oldest(folder: Path) -> None:
 def _logits(
     model: torch.nn.Module, pixels: np.ndarray, compute: Compute, in_channels: int, values: np.ndarray | None = None
 ) -> torch.Tensor:
-    images = normalize(to_model_input(pixels), in_channels)
+    """On the device, to which the bytes go before they become floats; to read them there would wait for each batch."""
+    images = normalize(to_model_input(torch.from_numpy(np.array(pixels)).to(compute.device)), in_channels)
     second = () if values is None else (torch.from_numpy(values).to(compute.device),)
     with compute.autocast():
         logits: torch.Tensor = model(compute.move(images), *second)
-    return logits.to("cpu", torch.float64)
+    return logits

@@ -10,6 +10,7 @@ came too late, or are repeated. Nothing more than the update goes up; SCAFFOLD s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from pneumofed.common.wire.fields import PARAMETERS
 from pneumofed.common.wire.instructions import pack_variate
 from pneumofed.common.wire.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SITE, VARIATE, unpack_arrays
 from pneumofed.server.federation.round_choices import StartingWeights
+from pneumofed.server.federation.update_spool import DerivedArray
 
 WeightOfRound = Callable[[int, int], float]
 """`common.models.recipe.gradient_weight` of a run: of the round, counted from 1, and a site's number of images."""
@@ -54,7 +56,8 @@ class FedNova(StartingWeights):
         effective = np.average(weights, weights=images)
         for reply, weight in zip(kept, weights, strict=True):
             record = cast(ArrayRecord, reply.content[ARRAYS])
-            record[PARAMETERS] = Array(start + np.float32(effective / weight) * (record[PARAMETERS].numpy() - start))
+            scaled = partial(_scale, record[PARAMETERS], start, np.float32(effective / weight))
+            record[PARAMETERS] = DerivedArray(scaled, record[PARAMETERS])
         return super().aggregate_train(server_round, kept)
 
 
@@ -202,6 +205,10 @@ def restore_corrections(strategy: SummedCorrections, state: Mapping[str, np.ndar
         kind, _, site = name.partition(":")
         if site:
             {"images": strategy.images, "counted": strategy.counted}[kind][site] = int(values[0])
+
+
+def _scale(array: Array, start: np.ndarray, factor: np.float32) -> np.ndarray:
+    return np.asarray(start + factor * (array.numpy() - start))
 
 
 def _images(reply: Message) -> int:

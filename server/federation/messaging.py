@@ -40,6 +40,7 @@ from pneumofed.common.wire.messages import (
     unpack_update,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout, TensorKind
+from pneumofed.server.federation.update_spool import UpdateSpool
 from pneumofed.server.runs.events import Activity, Kind, kind_of_failure
 from pneumofed.server.runs.records import SecureSumRecord, SiteTraining
 
@@ -305,7 +306,7 @@ class EvaluationOutcome:
 
 @dataclass
 class UpdateChecks:
-    """Checks the replies of one round as they arrive. Of each good one it keeps the packed weights, once, and the update's length.
+    """Checks the replies of one round as they arrive. Of each good one it keeps the weights, in `spool`, and the update's length.
 
     checks.take(site, message)      one reply
     checks.close()                  (good updates, the reason for each one left out), both by site
@@ -317,6 +318,7 @@ class UpdateChecks:
     cfg: StrategyConfig
     compares: bool = True
     """Whether an update is left out for its length beside the others'. Under central privacy none is: no site may decide on another."""
+    spool: UpdateSpool = field(default_factory=lambda: UpdateSpool(None))
     updates: dict[str, Update] = field(default_factory=dict)
     left_out: dict[str, Failure] = field(default_factory=dict)
     lengths: dict[str, float] = field(default_factory=dict)
@@ -338,7 +340,7 @@ class UpdateChecks:
         except MessageError as error:
             self.left_out[site] = Failure(site, "MessageError", str(error))
             return False
-        self.updates[site] = update
+        self.updates[site] = self.spool.keep(update)
         self.lengths[site] = scale * float(np.linalg.norm(arrays.parameters - base.parameters))
         return True
 

@@ -48,6 +48,7 @@ from pneumofed.server.federation.messaging import (
 )
 from pneumofed.server.federation.round_choices import LearningRate, draw_sites
 from pneumofed.server.federation.strategies import SiteStrategy, aggregate
+from pneumofed.server.federation.update_spool import UpdateSpool
 from pneumofed.server.runs.events import Kind, RunLog
 from pneumofed.server.runs.records import (
     LateReply,
@@ -201,7 +202,10 @@ class Coordinator:
                 self._check_summed_classes(trained)
             return trained
         cfg = self.experiment.strategy
-        checks = UpdateChecks(self.arrays, self.layout, self.directory.presences, cfg, compares=self.central_privacy is None)
+        spool = UpdateSpool(self.run_log.activity.path.parent)
+        checks = UpdateChecks(
+            self.arrays, self.layout, self.directory.presences, cfg, compares=self.central_privacy is None, spool=spool
+        )
         failures = self._collect(drawn, number, checks)
         updates, left_out = checks.close()  # only now: an update's length is compared with the others'
         for site, failure in {**failures, **left_out}.items():
@@ -250,7 +254,7 @@ class Coordinator:
     def _aggregate(self, number: int, trained: TrainingOutcome, asked: int) -> ModelArrays:
         """The new global weights; notes in `trained` what central privacy spent. `asked` is how many sites were asked to train."""
         updates = list(trained.updates)
-        trained.updates.clear()  # 45 MB a site that nothing needs after this
+        trained.updates.clear()  # what lies in memory or on the disk goes with the last use of it
         if self.central_privacy is not None:  # the strategy then sees one update, the noised mean
             updates = [self.central_privacy.combine(self.arrays, updates, asked, number)]
             trained.central_epsilon = self.central_privacy.epsilon(number)

@@ -133,7 +133,7 @@ def _build_coordinator(
     grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig, run_log: RunLog, checkpoint: Checkpoint | None
 ) -> Coordinator:
     key_roster = read_key_roster(settings.key_roster) if experiment.secure_aggregation.enabled else None
-    history = RunFolder(Path(settings.run_dir)).read_history()
+    history = RunFolder(Path(settings.run_dir)).read_history(sites=False)
     rate = LearningRate(experiment, history)
     strategy = build_strategy(experiment.strategy, rate, rate.weight, experiment.proximal_mu)
     central_evaluator = build_central_evaluator(experiment, settings)
@@ -155,7 +155,7 @@ def _build_coordinator(
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:
     experiment = coordinator.experiment
     for number in range(completed + 1, experiment.rounds + 1):
-        if stalled(folder.read_history(), experiment.early_stopping):
+        if stalled(folder.read_history(sites=False), experiment.early_stopping):
             logger.info("stopped after round %d: validation AUROC no longer grows", number - 1)
             break
         record = coordinator.run_round(number)
@@ -174,7 +174,7 @@ def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord
         coordinator.experiment, coordinator.run_log.run, record.round, coordinator.kept, strategy_state(coordinator.strategy)
     )
     folder.append_history(record)
-    if best_round(folder.read_history()) == record.round:
+    if best_round(folder.read_history(sites=False)) == record.round:
         write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
         if coordinator.validation is not None:
             folder.write_validation(record.round, coordinator.validation)

@@ -1,6 +1,7 @@
-"""The strategies: Flower's own arithmetic, our drawing of sites. FedNova, SCAFFOLD and FedDyn are in `server.federation.drift`.
+"""The strategies: Flower's own arithmetic, our drawing of sites. FedNova, SCAFFOLD and FedDyn are in
+`server.federation.drift`, the median, the trimmed mean and Krum in `server.federation.robust`.
 
-`SiteSampling` takes FedAvg's place at the end of each strategy's chain of `super()` calls, so that FedAdam, FedMedian and the rest
+`SiteSampling` takes FedAvg's place at the end of each strategy's chain of `super()` calls, so that FedAdam, FedYogi and the rest
 configure and aggregate as Flower wrote them. `ParametersOnly` keeps the server's optimizers away from normalisation statistics:
 a running variance is a measurement to be averaged, and Adam would step it below zero.
 """
@@ -29,7 +30,9 @@ from pneumofed.server.federation.drift import (
     corrections_state,
     restore_corrections,
 )
+from pneumofed.server.federation.robust import FedMedian, FedTrimmedAvg, MultiKrum
 from pneumofed.server.federation.round_choices import SiteSampling, StartingWeights
+from pneumofed.server.federation.update_spool import shared_record
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +70,14 @@ class ParametersOnly(flower.FedAvg):
             Arrays and metrics of the round; (None, ...) without replies.
         """
         kept = list(replies)
-        statistics = [cast(ArrayRecord, reply.content[ARRAYS]).pop(BUFFERS).numpy() for reply in kept]
+        statistics = [cast(ArrayRecord, reply.content[ARRAYS]).pop(BUFFERS) for reply in kept]
         weights = [cast(int, cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES]) for reply in kept]
         arrays, metrics = super().aggregate_train(server_round, kept)
         if arrays is not None:
-            arrays[BUFFERS] = Array(np.average(np.stack(statistics), axis=0, weights=weights))
+            total = np.zeros(statistics[0].shape, np.float64)
+            for values, weight in zip(statistics, weights, strict=True):  # one at a time; `np.average` would stack them
+                total += values.numpy() * np.float64(weight)
+            arrays[BUFFERS] = Array(total / sum(weights))
         return arrays, metrics
 
 
@@ -154,52 +160,6 @@ class FedYogi(ParametersOnly, flower.FedYogi, SiteSampling):
     """Reddi et al. 2021, algorithm 2."""
 
 
-class FedMedian(flower.FedMedian, SiteSampling):
-    """Yin et al. 2018, definition 1."""
-
-
-class FedTrimmedAvg(flower.FedTrimmedAvg, SiteSampling):
-    """Yin et al. 2018, definition 2."""
-
-
-class MultiKrum(flower.MultiKrum, StartingWeights):
-    """Multi-Krum, and Krum with `one`, on updates instead of weights (Blanchard et al. 2017).
-
-    Multi-Krum takes the plain mean of the n - f - 2 updates with the best scores, as many as its score compares each with. Numbers of
-    images count for nothing: a hostile site may send any.
-
-    The choice does not change when all points move together, but Flower takes distances as |x|^2 + |y|^2 - 2xy in float32, which loses
-    the small differences of long vectors.
-    """
-
-    def __init__(self, malicious_sites: int, *, one: bool) -> None:
-        super().__init__(num_malicious_nodes=malicious_sites)
-        self._one = one
-
-    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Chooses among the updates, each with weight 1, and adds the mean of those chosen to the weights before the round.
-
-        Args:
-            server_round: from 1.
-            replies: checked ones; their arrays are replaced by the updates.
-
-        Returns:
-            Arrays and metrics of the round.
-        """
-        kept = list(replies)
-        origin = {PARAMETERS: self.current.parameters, BUFFERS: self.current.statistics}
-        self.num_nodes_to_select = 1 if self._one else max(1, len(kept) - self.num_malicious_nodes - 2)
-        for reply in kept:
-            cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES] = 1
-            record = cast(ArrayRecord, reply.content[ARRAYS])
-            for name, start in origin.items():
-                record[name] = Array(record[name].numpy() - start)
-        arrays, metrics = super().aggregate_train(server_round, kept)
-        if arrays is not None:
-            arrays = ArrayRecord({name: Array(arrays[name].numpy() + start) for name, start in origin.items()})
-        return arrays, metrics
-
-
 SiteStrategy = FedAvg | FedAvgM | FedExP | FedAdam | FedYogi | FedMedian | FedTrimmedAvg | MultiKrum | FedNova | Scaffold | FedDyn
 
 
@@ -256,7 +216,8 @@ def build_strategy(
 def aggregate(strategy: SiteStrategy, round_number: int, updates: Sequence[Update]) -> ModelArrays:
     """Computes the new global arrays from checked updates, float32.
 
-    Independent of the order of `updates`: they are added in the order of their sites' names.
+    Independent of the order of `updates`: they are added in the order of their sites' names, and where they lie on the disk
+    (`server.federation.update_spool`) one at a time is in memory.
 
     Args:
         strategy: as configured for this round.
@@ -308,9 +269,7 @@ def restore_state(strategy: SiteStrategy, state: dict[str, np.ndarray]) -> None:
 
 def _reply(update: Update) -> Message:
     """The reply as Flower's aggregation expects it, one record of arrays and one of metrics with the weight, and the site's name."""
-    arrays = ArrayRecord(
-        dict(update.record)
-    )  # the arrays themselves are shared: strategies replace them and do not write into them
+    arrays = shared_record(update.record)  # the arrays themselves are shared: strategies replace them and do not write into them
     site = ConfigRecord({"name": update.presence.site})
     content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({NUM_EXAMPLES: update.num_examples}), SITE: site})
     return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)

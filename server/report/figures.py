@@ -37,6 +37,7 @@ from pneumofed.common.evaluation.plots import (
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.files import atomic_write
+from pneumofed.server.report.many import MOST_SINGLE, plot_loss_bands, plot_sizes
 from pneumofed.server.report.numbers import ReportedEstimate, count
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import with_interval
@@ -104,7 +105,7 @@ def draw_course(run: StoredRun) -> list[Picture]:
     caption = "AUROC and loss over rounds. Training loss: mean over hospitals, as weighted in training; validation: log loss."
     pictures = [picture("curves", figure, caption)]
     if losses:
-        figure = plot_site_losses(rounds, losses, mean["training"])
+        figure = (plot_site_losses if len(losses) <= MOST_SINGLE else plot_loss_bands)(rounds, losses, mean["training"])
         caption = f"Training loss in each of {count(len(losses), 'hospital')} over rounds."
         pictures.append(picture("site_losses", figure, caption))
     return pictures
@@ -119,7 +120,8 @@ def draw_hospitals(counts: Mapping[str, Mapping[str, int]], classes: Sequence[st
     """
     if not counts:
         return []
-    return [picture("hospitals", plot_class_mix(counts, classes), "Images of each class in each hospital.")]
+    plot = plot_class_mix if len(counts) <= MOST_SINGLE else plot_sizes
+    return [picture("hospitals", plot(counts, classes), "Images of each class in each hospital.")]
 
 
 def draw_baselines(run: StoredRun) -> list[Picture]:

@@ -29,6 +29,7 @@ from pneumofed.server.report.figures import (
     draw_results,
     write_pictures,
 )
+from pneumofed.server.report.many import distributions
 from pneumofed.server.report.news import gain_table, news, subgroup_tables
 from pneumofed.server.report.numbers import approximate, count, number, whole
 from pneumofed.server.report.personal import alone_table, personal_table
@@ -133,6 +134,7 @@ def _sites(run: StoredRun) -> dict[str, Any]:
         "hospital_rows": rows,
         "asynchronous": any(row.staleness for row in rows),
         "spread": describe_spread(rows),
+        "distributions": distributions(run),
         "personal": personal_table(run),
         "alone": alone_table(run),
         "matrix": matrix_table(run),

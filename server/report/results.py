@@ -362,7 +362,8 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 
 def _sum_by_name(counts: Iterable[Mapping[str, int] | None]) -> dict[str, int] | None:
     known = [one for one in counts if one is not None]
-    return {name: sum(one.get(name, 0) for one in known) for one in known for name in one} if known else None
+    names = dict.fromkeys(name for one in known for name in one)
+    return {name: sum(one.get(name, 0) for one in known) for name in names} if known else None
 
 
 def _list_counts(counts: Mapping[str, int] | None) -> list[str]:

@@ -201,8 +201,12 @@ class RunFolder:
         finally:
             os.close(descriptor)
 
-    def read_history(self) -> list[RoundRecord]:
+    def read_history(self, after: int = 0, *, sites: bool = True) -> list[RoundRecord]:
         """Reads every complete line; a last line that a crash cut short is left out.
+
+        Args:
+            after: how many of the first lines are skipped.
+            sites: whether the records have what is known of each site; with a thousand of them nearly all of a line is theirs.
 
         Raises:
             CheckpointError: a line is of a newer version, or its values are not what they should be.
@@ -211,10 +215,14 @@ class RunFolder:
         if not self.history.exists():
             return lines
         for number, text in enumerate(self.history.read_text(encoding="utf-8").splitlines(), 1):
+            if number <= after:
+                continue
             try:
                 content = json.loads(text)
             except ValueError:
                 break
+            if not sites and isinstance(content, dict):
+                content = {key: value for key, value in content.items() if key not in ("sites", "drawn")}
             lines.append(parse_record(RoundRecord, content, f"line {number} of {self.history}"))
         return lines
 
