@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
+from pneumofed.common.config.classes import positive_word
 from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.errors import ArgumentError, DataError, ImageError, SkipReason
-from pneumofed.common.config.classes import positive_word
-from pneumofed.common.errors import ArgumentError, ImageError, SkipReason
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.bundle import load_bundle as open_checked_bundle

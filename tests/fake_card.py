@@ -25,7 +25,7 @@ COPIES = {"aten::_to_copy", "aten::copy_", "aten::index.Tensor", "aten::index_pu
 class CardTensor(torch.Tensor):
     """A tensor of the card; `inner` is the one of the CPU that it wraps."""
 
-    inner: torch.Tensor
+    inner: torch.Tensor  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> CardTensor:
@@ -35,11 +35,13 @@ class CardTensor(torch.Tensor):
         made.inner = inner
         return made
 
-    def __repr__(self, **_: Any) -> str:
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
         return f"CardTensor({self.inner!r})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return run(func, args, kwargs or {})
 
 

@@ -311,7 +311,9 @@ class Lots:
         self._labels = HeldRows(data.labels, compute)
         self._clinical = data.clinical if isinstance(data, Dataset) else None
 
-    def take(self, rows: np.ndarray, views: torch.Generator, kept: torch.Generator) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    def take(
+        self, rows: np.ndarray, views: torch.Generator, kept: torch.Generator
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Makes one lot.
 
         Args:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.config.classes import positive_word
+from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.imaging.images import fit_square, read_image
 from pneumofed.common.imaging.types import Image, Window
 from pneumofed.common.model_bundle.bundle import Bundle

@@ -206,7 +206,21 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     if lent is not None and any(part is not None for part in others):
         raise MessageError(f"expected {OTHER} by itself, got more to judge or to do")
     return Instruction(
-        experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, survey, clinical, held, lent
+        experiment,
+        run,
+        number,
+        arrays,
+        head_in(config),
+        step,
+        counted,
+        variate,
+        factor,
+        first,
+        tests,
+        survey,
+        clinical,
+        held,
+        lent,
     )
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pneumofed.common.data.clinical import Values
 from pneumofed.common.config.classes import positive_word
+from pneumofed.common.data.clinical import Values
 from pneumofed.common.errors import EmptySiteError, ImageError
 from pneumofed.common.evaluation.metrics import without_nan
 from pneumofed.common.evaluation.plots import write

@@ -72,7 +72,9 @@ def write_page(bundle: Bundle, runtime: WebRuntime, folder: Path, key: PrivateKe
         BundleError: the bundle's files were changed after it was opened.
     """
     if bundle.manifest.model.clinical is not None:
-        raise ConfigError(f"{bundle.manifest.name} takes clinical values beside the image, and the page has no form for them; use `predict`")
+        raise ConfigError(
+            f"{bundle.manifest.name} takes clinical values beside the image, and the page has no form for them; use `predict`"
+        )
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = folder.with_name(f".{folder.name}.web")

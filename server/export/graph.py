@@ -21,8 +21,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.config.classes import positive_word
+from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.errors import BundleError
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.model_bundle.manifest import MONAI, NETWORK, BundleManifest

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 import numpy as np
 from flwr.app import Message, MessageType
 
-from pneumofed.common.config.experiment import ClinicalConfig, ExperimentConfig
 from pneumofed.common.config.classes import classes_of
+from pneumofed.common.config.experiment import ClinicalConfig, ExperimentConfig
 from pneumofed.common.errors import MessageError, PneumofedError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.statistics import Statistics

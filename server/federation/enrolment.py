@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from pneumofed.common.config.experiment import ClinicalConfig, ExperimentConfig
-from pneumofed.common.errors import MessageError, RoundError
-from pneumofed.common.wire.clinical_sums import ColumnSums, asked_columns, standardize, unpack_sums
 from pneumofed.common.config.classes import classes_of
-from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.experiment import ClinicalConfig, ExperimentConfig
 from pneumofed.common.errors import ConfigError, MessageError, RoundError
+from pneumofed.common.wire.clinical_sums import ColumnSums, asked_columns, standardize, unpack_sums
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import Failure, Presence, unpack_presence
 from pneumofed.server.federation.messaging import Messenger

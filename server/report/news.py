@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pneumofed.server.report.cross_site import cross_site_sentences
 from pneumofed.common.config.classes import in_words
+from pneumofed.server.report.cross_site import cross_site_sentences
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, number, of_hundred, whole
 from pneumofed.server.report.personal import alone_sentences, personal_sentences
 from pneumofed.server.report.read_run import StoredRun

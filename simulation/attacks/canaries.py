@@ -16,9 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from pneumofed.common.config.experiment import TaskName
-from pneumofed.common.data.clinical import join_clinical
 from pneumofed.common.config.classes import LabelTask, classes_of
+from pneumofed.common.data.clinical import join_clinical
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.seeds import numpy_generator

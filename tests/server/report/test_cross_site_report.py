@@ -17,7 +17,7 @@ from pneumofed.server.report.report import write_report
 from tests.server.report.report_runs import RunMaker
 from tests.server.report.test_personal_report import judged
 
-ASKED = {"evaluation": {"alone": True, "cross_site": True}}
+ASKED: dict[str, Any] = {"evaluation": {"alone": True, "cross_site": True}}
 Areas = Mapping[str, float | None]
 
 
@@ -112,7 +112,7 @@ def test_the_picture_has_each_cell_at_its_place_and_marks_what_is_missing() -> N
     shown = {(text.get_position(), text.get_text()) for text in ax.texts}
     assert shown == {((0, 0), "0.90"), ((0, 1), "0.40"), ((1, 1), "1.00")}
     assert sorted(patch.get_hatch() or "home" for patch in ax.patches) == ["///", "home"]
-    assert np.array_equal(ax.images[0].get_array(), values, equal_nan=True)
+    assert np.array_equal(np.asarray(ax.images[0].get_array()), values, equal_nan=True)
 
 
 def test_of_many_hospitals_the_picture_has_no_numbers() -> None:

@@ -38,7 +38,7 @@ def test_the_bands_are_the_quantiles_of_the_hospitals_that_trained() -> None:
     losses = {f"site-{k}": [float(k), np.nan, float(k) + 1] for k in range(101)}
     figure = plot_loss_bands([1, 2, 3], losses, [50.0, np.nan, 51.0])
     (ax,) = figure.axes
-    everyone, middle = (collection.get_paths()[0].vertices for collection in ax.collections)
+    everyone, middle = (np.asarray(collection.get_paths()[0].vertices, dtype=float) for collection in ax.collections)
     assert (everyone[:, 1].min(), everyone[:, 1].max()) == (0.0, 101.0)
     assert (middle[:, 1].min(), middle[:, 1].max()) == (25.0, 76.0)
 
