@@ -202,26 +202,12 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     survey = _unpack_survey(config[SURVEY]) if SURVEY in config else ()
     clinical = config.get(CLINICAL, False) is True
     lent = _unpack_other(content, experiment)
-    others = (arrays, held, first, tests, step, survey or None, clinical or None)
-    if lent is not None and any(part is not None for part in others):
+    if lent is not None and any(
+        part is not None for part in (arrays, held, first, tests, step, survey or None, clinical or None)
+    ):
         raise MessageError(f"expected {OTHER} by itself, got more to judge or to do")
-    return Instruction(
-        experiment,
-        run,
-        number,
-        arrays,
-        head_in(config),
-        step,
-        counted,
-        variate,
-        factor,
-        first,
-        tests,
-        survey,
-        clinical,
-        held,
-        lent,
-    )
+    asked = (survey, clinical, held, lent)
+    return Instruction(experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, *asked)
 
 
 def _with_entry(message: Message, key: str, value: ConfigRecordValues) -> Message:

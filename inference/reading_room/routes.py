@@ -188,8 +188,7 @@ def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, ro
     if body.label not in room.model.labels:
         raise Refusal(422, "invalid_request")
     room.record(reader.name, "finding", case=case, label=body.label, agrees=agrees(found.verdict, body.label, likeliest(found)))
-    row = room.cases.judge(case, reader.name, body.label, body.note.strip())
-    if row is None:
+    if (row := room.cases.judge(case, reader.name, body.label, body.note.strip())) is None:
         raise Refusal(404, "not_found")
     finding = view_finding(row, found)
     room.metrics.found(finding.agrees)

@@ -37,7 +37,7 @@ from pneumofed.inference.cli.monitor import app as monitor_app
 from pneumofed.inference.cli.predict import explain_command, predict_command
 from pneumofed.inference.cli.reading_room import app as room_app
 from pneumofed.server.cli.coordinator import app as server_app
-from pneumofed.server.cli.coordinator import provision_command
+from pneumofed.server.cli.provision import provision_command
 from pneumofed.server.cli.track import Track, track_command
 from pneumofed.simulation.plan import EngineName, PhantomFormat, PretrainSource
 

@@ -47,7 +47,6 @@ from pneumofed.server.runs.summary_records import BaselineResult, BaselineTable,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 OF_EACH_KIND = 2
 PHANTOM_FOLDER, PHANTOM_MARK = "phantoms", "PHANTOM.txt"
 """Where a simulation draws its phantoms, and the file in it that says so (`simulation.phantoms.image`)."""

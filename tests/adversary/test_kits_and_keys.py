@@ -15,7 +15,7 @@ from pneumofed.client.site.folder import SiteFolder
 from pneumofed.client.site.init import init_from_kit
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.wire.keys import read_private_key, read_public_key
-from pneumofed.server.cli.coordinator import provision_command
+from pneumofed.server.cli.provision import provision_command
 from pneumofed.server.provisioning.provision import provision
 from tests.client.kits import archive, kit_files, special
 from tests.server.federations import federation

@@ -35,7 +35,7 @@ from pneumofed.common.wire.keys import (
     read_public_key,
     write_node_key,
 )
-from pneumofed.server.cli.coordinator import provision_command as command
+from pneumofed.server.cli.provision import provision_command as command
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.provisioning.identities import FederationConfig, read_federation
 from pneumofed.server.provisioning.provision import PartyReport

@@ -15,7 +15,7 @@ from pydicom import dcmread
 
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest
 from pneumofed.common.imaging.images import read_image
-from pneumofed.simulation.hospitals.federation import render_archive
+from pneumofed.simulation.hospitals.archive import render_archive
 from pneumofed.simulation.phantoms.image import burn_in, is_phantom, mark_folder
 from pneumofed.simulation.phantoms.scanners import VirtualScanner, apply, draw_scanner
 
@@ -141,7 +141,7 @@ def test_work_that_is_done_is_not_done_again(archive: Manifest, tmp_path: Path, 
         read.append(path)
         return read_image(path)
 
-    monkeypatch.setattr("pneumofed.simulation.hospitals.federation.read_image", watched)
+    monkeypatch.setattr("pneumofed.simulation.hospitals.archive.read_image", watched)
     first = render_archive(archive, SCANNER, tmp_path / "hospital", 7)
     assert len(read) == 3
     read.clear()
