@@ -35,7 +35,8 @@ def provision_command(
         ),
     ] = None,
     software: Annotated[
-        str | None, typer.Option(metavar="WHEEL", help="With --wheelhouse: pneumofed's wheel; extras as in WHEEL[imagenet].")
+        str | None,
+        typer.Option(metavar="WHEEL", help="With --wheelhouse: pneumofed's wheel; extras in square brackets behind it."),
     ] = None,
     python: Annotated[
         str | None, typer.Option(help="With --wheelhouse: Python of the hospital, e.g. 3.11.", show_default="this one")

@@ -78,7 +78,11 @@ def test_the_reading_room_shows_none(picture: Path, tmp_path: Path) -> None:
 def test_a_network_that_gives_nan_judges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     predictor = Predictor(bundle(), threads=1)
     run = predictor.run
-    monkeypatch.setattr(predictor, "run", lambda inputs: {**run(inputs), "logits": np.full((len(inputs), 2), np.nan, np.float32)})
+    monkeypatch.setattr(
+        predictor,
+        "run",
+        lambda inputs, *values: {**run(inputs, *values), "logits": np.full((len(inputs), 2), np.nan, np.float32)},
+    )
     from tests.model_bundles import phantom_images
 
     (found,) = predictor.judge([phantom_images(12)[0][0]])

@@ -157,22 +157,23 @@ def test_the_report_in_words_names_every_count_and_no_file(site: Path, kaggle: P
 
 
 def test_a_sites_own_words_are_mapped_and_an_unknown_one_is_named_at_the_site_only(site: Path, tmp_path: Path) -> None:
-    for number in range(5):
+    words = ("TB", "tb", "normal", *("Koch",) * 5, "DOE^JANE")
+    for number in range(len(words)):
         write_image(tmp_path / f"{number}.png", number)
-    words = ("TB", "tb", "normal", "Koch", "koch")
     table = write_table(tmp_path / "t.csv", "path,patient,label", *(f"{k}.png,{k},{word}" for k, word in enumerate(words)))
     (site / "site.yaml").write_text((site / "site.yaml").read_text() + "label_words:\n  TB: tuberculosis\n")
     answer = CliRunner().invoke(app, ["add", "table", str(table), "--site", str(site)])
     assert answer.exit_code == 0
-    assert "2 rows have a label that no word is known for" in answer.stderr
-    assert "--label 'Koch=LABEL'" in answer.stderr
+    assert "6 rows have a label that no word is known for, and are left out: 'Koch' (5), 1 other word" in " ".join(
+        answer.stderr.split()
+    )
+    assert "--label 'Koch=LABEL'" in " ".join(answer.stderr.split()) and "JANE" not in answer.output
     listed = (site / "data" / "unknown_labels.csv").read_text()
-    assert listed.splitlines()[0] == "row,image,word"
-    assert [line.split(",")[1] for line in listed.splitlines()[1:]] == ["3.png", "4.png"]
-    code, report = run_data(site, "add", "table", str(table), "--label", "koch=tuberculosis")
-    assert (code, report["classes"], report["skipped"]) == (0, {"normal": 1, "tuberculosis": 4}, {})
+    assert listed.splitlines() == ["row,word", *(f"{row},Koch" for row in range(5, 10)), "10,"]
+    code, report = run_data(site, "add", "table", str(table), "--label", "koch=tuberculosis", "--label", "doe^jane=normal")
+    assert (code, report["classes"], report["skipped"]) == (0, {"normal": 2, "tuberculosis": 7}, {})
     assert not (site / "data" / "unknown_labels.csv").exists()
     assert set(manifest_of(site).labels) == {"normal", "tuberculosis"}
     checked = run_data(site, "check", "--task", "normal,pneumonia,tuberculosis", "--size", "32")[1]
-    assert checked["classes"] == {"normal": 1, "pneumonia": 0, "tuberculosis": 4}
+    assert checked["classes"] == {"normal": 2, "pneumonia": 0, "tuberculosis": 7}
     assert run_data(site, "check", "--task", "normal,Tb")[0] == 2

@@ -41,7 +41,7 @@ def test_help_does_not_import_what_is_heavy() -> None:
         (["simulate", "--external", "/nowhere", "--out", "{tmp}/run"], "give data or hospitals too"),
         (["simulate", "--resume", "--out", "{tmp}/none"], "no simulation to resume"),
         (["simulate", "--slow", "hospital-00=ten", "--out", "{tmp}/run"], "slow: expected numbers"),
-        (["simulate", "--set", "strategy.buffer=2", "--strategy", "scaffold", "--out", "{tmp}/run"], "strategy.buffer is 2 but"),
+        (["simulate", "--set", "strategy.buffer=2", "--strategy", "fedexp", "--out", "{tmp}/run"], "strategy.buffer is 2 but"),
         (["simulate", "--config", "{tmp}/none.yaml"], "does not exist"),
         (["report", "{tmp}"], "no run folder"),
         (["config", "--set", "rounds"], "key=value"),
