@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -343,9 +344,8 @@ def test_documented_arguments_exist() -> None:
 
 def test_every_file_says_what_it_is_about() -> None:
     files = [*MODULES.values(), *(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
-    for path in files:
-        text = path.read_text(encoding="utf-8")
-        assert not text or (ast.get_docstring(ast.parse(text)) or "").strip() or path.name == "__init__.py", path
+    silent = [path for path in files if (text := path.read_text(encoding="utf-8")) and not re.match(r'r?"""[^"]', text)]
+    assert [path for path in silent if path.name != "__init__.py"] == []
 
 
 def test_size_of_the_house() -> None:

@@ -96,6 +96,6 @@ def _sentence(counts: Counter[str], file: Path) -> str:
         said.append(f"{others} {'other ' if said else ''}{'word' if others == 1 else 'words'}")
     return (
         f"{counts.total()} rows have a label that no word is known for, and are left out: {', '.join(said)}. {file} has their numbers in "
-        f"the table. Say what they mean with --label '{common[0][0] if common else 'WORD'}=LABEL' or label_words in site.yaml, and give the "
-        "command again"
+        f"the table. Say what they mean with --label '{common[0][0] if common else 'WORD'}=LABEL' or label_words in site.yaml, and give "
+        "the command again"
     )

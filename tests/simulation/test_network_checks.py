@@ -189,6 +189,7 @@ def test_a_site_refuses_a_private_round_of_a_network_or_loss_that_mixes_images(t
             )
 
 
+@pytest.mark.slow
 def test_a_run_has_the_same_weights_with_workers_and_says_whose_network_it_is(tmp_path: Path) -> None:
     file, loss = write(tmp_path), write(tmp_path, LOSS, "loss.py")
     said: list[str] = []

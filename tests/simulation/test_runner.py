@@ -139,7 +139,7 @@ def test_a_run_leaves_what_scripts_rely_on(tmp_path: Path, phantoms: Path) -> No
         assert (tmp_path / name).stat().st_size > 0
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.5])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_the_baseline_of_one_hospital_is_the_federation_of_one(tmp_path: Path, phantoms: Path, ema_decay: float) -> None:
     """Both start from the same weights, and the generators take in the same site's name."""
     summary = run(tmp_path, phantoms, hospitals=1, baselines=True, strategy={"ema_decay": ema_decay})

@@ -153,6 +153,7 @@ def test_the_interval_over_seeds_is_students() -> None:
     assert Spread.of([0.9]).low is None
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table_and_the_choice(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "grid": {}}))
     told = CliRunner().invoke(

@@ -45,6 +45,7 @@ def test_a_run_with_a_dead_server_is_the_run_without_one(tmp_path: Path, capsys:
     assert not tracking_file(plain.path).exists()
 
 
+@pytest.mark.slow
 def test_a_simulation_is_tracked_with_its_results_and_its_app_bundle(tmp_path: Path) -> None:
     server = FakeMlflow()
     with fake_server(server) as address:
@@ -61,6 +62,7 @@ def test_a_simulation_is_tracked_with_its_results_and_its_app_bundle(tmp_path: P
     assert kept.read("site/hospital-00/train_loss")[0][0] == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_group_of_runs_whose_held_out_results_stay_closed_until_the_choice(tmp_path: Path) -> None:
     server, out = FakeMlflow(), tmp_path / "sweep"
     with fake_server(server) as address:
