@@ -31,7 +31,8 @@ CASES: dict[str, dict[str, Any]] = {
     "private": {
         "model": {"norm": "group"},
         "loss": {"logit_adjustment": False},
-        "privacy": {"mechanism": "dp_sgd", "delta": 1e-3, "expected_batch_size": 5, "noise_multiplier": 1.0},
+        "privacy": {"mechanism": "dp_sgd", "delta": 1e-3, "expected_batch_size": 5, "noise_multiplier": 1e-5},
+        "training": {"optimizer": "sgd"},
     },
     "features": {"model": {"freeze": "head_only"}},
 }
