@@ -10,7 +10,6 @@ Baselines of a private run train without privacy, on the same network.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -80,8 +79,9 @@ def run_baselines(
     coordinator_file: Path,
     say: Callable[[str], None],
     progress: Progress = NO_PROGRESS,
+    workers: int = 1,
 ) -> BaselineTable:
-    """Trains every baseline that has no result yet, one on each CPU, and compares all of them with the federated model.
+    """Trains every baseline that has no result yet, and compares all of them with the federated model.
 
     Args:
         run_dir: run folder of the federation; results lie in its `baselines/`, so that an interrupted call goes on.
@@ -90,11 +90,12 @@ def run_baselines(
         coordinator_file: the coordinator's YAML file, which names the central sets.
         say: takes a sentence as each baseline ends.
         progress: shows how many rounds are done, each weighed by the number of sites that it trains on.
+        workers: how many are trained at once, each in a process of its own.
     """
     folder = run_dir / "baselines"
     folder.mkdir(exist_ok=True)
     jobs = _jobs(folder, experiment, site_files, coordinator_file)
-    _train_all([job for job in jobs if not job.result.exists()], experiment.rounds, say, progress)
+    _train_all([job for job in jobs if not job.result.exists()], experiment.rounds, say, progress, workers)
     progress.show(BASELINES, note="comparing them with the federated model, by bootstrap")
     try:
         return compare_baselines(RunFolder(run_dir), jobs, experiment)
@@ -102,9 +103,9 @@ def run_baselines(
         progress.finish(BASELINES)
 
 
-def _train_all(missing: Sequence[BaselineJob], rounds: int, say: Callable[[str], None], progress: Progress) -> None:
-    """Runs the jobs, one on each CPU; each round of each is counted as it ends."""
-    workers = min(os.cpu_count() or 1, max(len(missing), 1))
+def _train_all(missing: Sequence[BaselineJob], rounds: int, say: Callable[[str], None], progress: Progress, workers: int) -> None:
+    """Runs the jobs; each round of each is counted as it ends."""
+    workers = min(workers, max(len(missing), 1))
     processes = get_context("spawn")
     counter = processes.Value("L", 0)
     pool = ProcessPoolExecutor(workers, mp_context=processes, initializer=_begin_worker, initargs=(counter, known_codes()))

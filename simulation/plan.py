@@ -43,7 +43,7 @@ class Plan:
         engine: Flower's simulation on Ray, or processes of our own on this machine.
         resume: whether to go on with the run in `run_dir`.
         baselines: whether to train on pooled images and in each hospital too.
-        workers: of the local engine: how many hospitals work at once; with 1 they work in this process.
+        workers: how many hospitals work at once in the local engine, with 1 in this process; and how many baselines are trained at once.
         tracking: where the run is tracked; a resumed one also where it was before.
     """
 

@@ -269,7 +269,7 @@ def _baselines(plan: Plan, federation: Federation, say: Say, progress: Progress)
     say(f"baselines: all images in one place, and each of {federation.hospitals} hospitals alone")
     started = time.perf_counter()
     files = federation.site_files, federation.coordinator_file
-    table = run_baselines(plan.run_dir.resolve(), plan.experiment, *files, say, progress)
+    table = run_baselines(plan.run_dir.resolve(), plan.experiment, *files, say, progress, plan.workers)
     say(f"baselines took {time.perf_counter() - started:.0f} s")
     return table
 

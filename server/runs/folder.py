@@ -43,7 +43,7 @@ from pneumofed.common.files import StateFile, append_whole, write_file
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference
 from pneumofed.common.models.kept_model import JudgedRound, choose_round
 from pneumofed.common.ops.study_code import FOLDER, names_in, remember_folder, study_codes_of, write_codes
-from pneumofed.server.runs.records import Metrics, RoundRecord, format_record, parse_record
+from pneumofed.server.runs.records import Metrics, R, RoundRecord, format_record, parse_record
 from pneumofed.server.runs.summary_records import AloneComparisons, CrossSiteMatrix, RunBytes, RunSummary, compare_personal
 
 RUN_LOCK, SIMULATION_LOCK = "run", "simulation"
@@ -282,10 +282,7 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        remedy = "restore it from a backup, or remove it to ask the hospitals again"
-        file: StateFile[Any] = StateFile(self.alone, "the hospitals' own models", json.loads, None, remedy, CheckpointError)
-        found = file.read()
-        return None if found is None else parse_record(AloneComparisons, found, str(self.alone))
+        return _read_answers(AloneComparisons, self.alone, "the hospitals' own models")
 
     def write_cross_site(self, found: CrossSiteMatrix) -> None:
         """Writes the whole of cross_site.json or nothing."""
@@ -297,10 +294,7 @@ class RunFolder:
         Raises:
             CheckpointError: the file is damaged.
         """
-        remedy = "restore it from a backup, or remove it to ask the hospitals again"
-        file: StateFile[Any] = StateFile(self.cross_site, "the cross-site evaluation", json.loads, None, remedy, CheckpointError)
-        found = file.read()
-        return None if found is None else parse_record(CrossSiteMatrix, found, str(self.cross_site))
+        return _read_answers(CrossSiteMatrix, self.cross_site, "the cross-site evaluation")
 
     def write_summary(self, summary: RunSummary) -> None:
         """Writes the whole of summary.json or nothing."""
@@ -388,6 +382,14 @@ def best_round(history: Sequence[RoundRecord]) -> int:
     Test and external results play no part in it.
     """
     return choose_round([_judged(line) for line in history])
+
+
+def _read_answers(kind: type[R], file: Path, what: str) -> R | None:
+    """Reads what hospitals were asked after the rounds; None where there is no file."""
+    remedy = "restore it from a backup, or remove it to ask the hospitals again"
+    state: StateFile[Any] = StateFile(file, what, json.loads, None, remedy, CheckpointError)
+    found = state.read()
+    return None if found is None else parse_record(kind, found, str(file))
 
 
 def standard_error(line: RoundRecord) -> float:
