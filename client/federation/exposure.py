@@ -98,7 +98,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     "what the coordinator does with what it was sent, or for how long it waits": (
         *(
             f"strategy.{key}"
-            for key in ("fraction_train", "min_sites", "wait_for_sites", "wait_timeout_sec", "round_timeout_sec")
+            for key in ("weight_by", "fraction_train", "min_sites", "wait_for_sites", "wait_timeout_sec", "round_timeout_sec")
         ),
         *(f"strategy.{key}" for key in ("enough_sites", "buffer", "ema_decay", "max_update_norm_factor", "server_learning_rate")),
         *(f"strategy.{key}" for key in ("server_momentum", "beta_1", "beta_2", "tau", "trim_fraction", "malicious_sites")),

@@ -430,6 +430,9 @@ class StrategyConfig(Section):
     """How the coordinator draws sites, checks their replies and combines them."""
 
     name: StrategyName = "fedavg"
+    weight_by: Literal["images", "hospitals"] = "images"
+    """What a site's update weighs in the mean: its training images (McMahan et al. 2017), or the same for every site, where the few
+    images of a population that only small hospitals have would else hardly count. See `_check_weights` for what it goes with."""
     fraction_train: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     min_sites: Count | None = None
     """A round with fewer good replies fails. Unset it is 2f + 3 for Krum and Multi-Krum (Blanchard et al. 2017, proposition 1), else 1."""
@@ -649,6 +652,7 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _check_local_steps(self) -> ExperimentConfig:
         _check_local_sgd(self)
+        _check_weights(self)
         _check_asynchronous(self)
         return self
 
@@ -683,6 +687,22 @@ def _check_local_sgd(cfg: ExperimentConfig) -> None:
     for sentence, is_refused in refused.items():
         if is_refused:
             raise ValueError(f"strategy.name '{name}' {sentence}")
+
+
+def _check_weights(cfg: ExperimentConfig) -> None:
+    """Refuses to ask for sites of equal weight where they have it already, or where the weight is the site's own affair."""
+    if cfg.strategy.weight_by == "images":
+        return
+    name = cfg.strategy.name
+    refused = {
+        f"strategy.name '{name}' takes no weighted mean: leave it at 'images'": name in ("fedmedian", "fedtrimmedavg", "krum"),
+        "central_privacy gives every site the same weight already: leave it at 'images'": cfg.central_privacy.enabled,
+        "under secure_aggregation each site weighs its own update: set secure_aggregation.max_examples to 1, which gives all the same "
+        "weight, and leave this at 'images'": cfg.secure_aggregation.enabled,
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"strategy.weight_by is '{cfg.strategy.weight_by}' but {sentence}")
 
 
 def _check_asynchronous(cfg: ExperimentConfig) -> None:

@@ -1,10 +1,11 @@
 """Strategies for hospitals that differ so much that their local steps drift apart: FedNova, SCAFFOLD, FedDyn.
 
-Each is its paper's algorithm with numbers of images as weights, as FedAvg has them; where all sites have as many images, it is the paper's
-own. FedNova needs nothing of the sites. Under the other two each site adds a correction to its gradients (`client.federation.correction`),
-which follows from its own updates and lies in its own folder. The coordinator keeps only the sum over all sites, and with each request says
-in which round the site's update was last counted: that round's correction is the one to go on from, however many later rounds failed,
-came too late, or are repeated. Nothing more than the update goes up; SCAFFOLD sends its server variate down.
+Each is its paper's algorithm with the weights of `strategy.weight_by`, as FedAvg has them; where all sites weigh the same, it is the
+paper's own. FedNova needs nothing of the sites. Under the other two each site adds a correction to its gradients
+(`client.federation.correction`), which follows from its own updates and lies in its own folder. The coordinator keeps only the sum over
+all sites, and with each request says in which round the site's update was last counted: that round's correction is the one to go on from,
+however many later rounds failed, came too late, or are repeated. Nothing more than the update goes up; SCAFFOLD sends its server variate
+down.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pneumofed.common.errors import RoundError
 from pneumofed.common.models.recipe import variate_change
 from pneumofed.common.wire.fields import PARAMETERS
 from pneumofed.common.wire.instructions import pack_variate
-from pneumofed.common.wire.messages import ARRAYS, CONFIG, METRICS, NUM_EXAMPLES, SITE, VARIATE, unpack_arrays
+from pneumofed.common.wire.messages import ARRAYS, CONFIG, SITE, VARIATE, unpack_arrays
 from pneumofed.server.federation.round_choices import StartingWeights
 from pneumofed.server.federation.update_spool import DerivedArray
 
@@ -31,7 +32,7 @@ WeightOfRound = Callable[[int, int], float]
 
 class FedNova(StartingWeights):
     """Wang et al. 2020, eq. 6 and section 4: each update is divided by what its own steps add up to, and their mean is multiplied by the
-    weighted mean of these, so that a site counts by its images and not by its steps once more.
+    weighted mean of these, so that a site counts by its weight and not by its steps once more.
 
     For SGD, with momentum and with a proximal term, by `weight`. With equal numbers of steps it is FedAvg. Statistics are averaged.
     """
@@ -51,12 +52,11 @@ class FedNova(StartingWeights):
             Arrays and metrics of the round.
         """
         kept, start = list(replies), self.current.parameters
-        images = [_images(reply) for reply in kept]
-        weights = [self._weight(server_round, count) for count in images]
-        effective = np.average(weights, weights=images)
-        for reply, weight in zip(kept, weights, strict=True):
+        steps = [self._weight(server_round, _images(reply)) for reply in kept]
+        effective = np.average(steps, weights=[self.weight_of(_images(reply)) for reply in kept])
+        for reply, own in zip(kept, steps, strict=True):
             record = cast(ArrayRecord, reply.content[ARRAYS])
-            scaled = partial(_scale, record[PARAMETERS], start, np.float32(effective / weight))
+            scaled = partial(_scale, record[PARAMETERS], start, np.float32(effective / own))
             record[PARAMETERS] = DerivedArray(scaled, record[PARAMETERS])
         return super().aggregate_train(server_round, kept)
 
@@ -65,8 +65,8 @@ class SummedCorrections(StartingWeights):
     """What the coordinator must know where each site corrects its gradients by something of its own.
 
     Attributes:
-        images: of each site that was ever there, as it announced them first; its weight in the mean over all sites. A site whose update
-            was not counted yet has a correction of zero.
+        images: of each site that was ever there its weight in the mean over all sites: the images that it announced first, or 1
+            (`strategy.weight_by`). A site whose update was not counted yet has a correction of zero.
         counted: by site, the last round whose update was counted; absent where none was.
         total: float32 [P], the sum over sites of images times the site's correction; None before the first round.
     """
@@ -84,7 +84,7 @@ class SummedCorrections(StartingWeights):
             announced: training images by site; of sites that are known already nothing changes.
         """
         for site, count in announced.items():
-            self.images.setdefault(site, max(1, count))
+            self.images.setdefault(site, self.weight_of(count))
 
     def mean(self) -> np.ndarray | None:
         """The weighted mean of all sites' corrections, float32 [P]; None where it is zero."""
@@ -212,4 +212,4 @@ def _scale(array: Array, start: np.ndarray, factor: np.float32) -> np.ndarray:
 
 
 def _images(reply: Message) -> int:
-    return cast(int, cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES])
+    return cast(int, cast(ConfigRecord, reply.content[SITE])["images"])

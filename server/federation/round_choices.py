@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
@@ -45,11 +45,22 @@ def draw_sites(sites: Sequence[str], fraction: float, seed: int, round_number: i
 
 
 class SiteSampling(flower.FedAvg):
-    """FedAvg whose nodes are given by the round loop, which knows sites by name."""
+    """FedAvg whose nodes are given by the round loop, which knows sites by name.
+
+    Attributes:
+        drawn_nodes: who trains in the next round.
+        weight_by: `strategy.weight_by`.
+    """
+
+    weight_by: Literal["images", "hospitals"] = "images"
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.drawn_nodes: list[int] = []
+
+    def weight_of(self, images: int) -> int:
+        """Gives what a site of so many training images weighs in a mean over sites, at least 1."""
+        return max(1, images) if self.weight_by == "images" else 1
 
     def configure_train(self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid) -> Iterable[Message]:
         """Builds one training message a drawn node, in the order of `drawn_nodes`.

@@ -181,6 +181,12 @@ def build_strategy(
     Raises:
         ConfigError: no strategy has this name.
     """
+    strategy = _build_named(cfg, rate, weight, alpha)
+    strategy.weight_by = cfg.weight_by
+    return strategy
+
+
+def _build_named(cfg: StrategyConfig, rate: RateOfRound, weight: WeightOfRound, alpha: float) -> SiteStrategy:
     adaptive: dict[str, Any] = {
         "eta": cfg.server_learning_rate or 0.01,
         "beta_1": cfg.beta_1,
@@ -227,7 +233,10 @@ def aggregate(strategy: SiteStrategy, round_number: int, updates: Sequence[Updat
     Raises:
         ConfigError: the strategy gave no arrays.
     """
-    replies = [_reply(update) for update in sorted(updates, key=lambda update: update.presence.site)]
+    replies = [
+        _reply(update, strategy.weight_of(update.num_examples))
+        for update in sorted(updates, key=lambda update: update.presence.site)
+    ]
     arrays, _ = strategy.aggregate_train(round_number, replies)
     if arrays is None:
         raise ConfigError("the strategy gave no arrays for a round with replies")
@@ -267,9 +276,9 @@ def restore_state(strategy: SiteStrategy, state: dict[str, np.ndarray]) -> None:
         strategy.m_t, strategy.v_t = {PARAMETERS: state["first_moment"]}, {PARAMETERS: state["second_moment"]}
 
 
-def _reply(update: Update) -> Message:
-    """The reply as Flower's aggregation expects it, one record of arrays and one of metrics with the weight, and the site's name."""
+def _reply(update: Update, weight: int) -> Message:
+    """The reply as Flower's aggregation expects it, one record of arrays and one of metrics with the weight, and which site it is of."""
     arrays = shared_record(update.record)  # the arrays themselves are shared: strategies replace them and do not write into them
-    site = ConfigRecord({"name": update.presence.site})
-    content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({NUM_EXAMPLES: update.num_examples}), SITE: site})
+    site = ConfigRecord({"name": update.presence.site, "images": update.num_examples})
+    content = RecordDict({ARRAYS: arrays, METRICS: MetricRecord({NUM_EXAMPLES: weight}), SITE: site})
     return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)

@@ -189,3 +189,19 @@ def test_a_configuration_is_found_by_name_and_a_file_in_the_folder_wins(tmp_path
     assert load_experiment("fedprox").name == "own"
     with pytest.raises(ConfigError, match=r"did you mean 'fedprox'\? these come with pneumofed: fedprox, .*kaggle"):
         load_experiment("fedprx")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        *(({"strategy": {"name": name}}, "takes no weighted mean") for name in ("fedmedian", "fedtrimmedavg", "krum")),
+        ({"secure_aggregation": {"enabled": True}}, "set secure_aggregation.max_examples to 1"),
+        ({"central_privacy": {"enabled": True}, "model": {"norm": "group"}}, "the same weight already"),
+    ],
+)
+def test_hospitals_are_not_asked_to_weigh_the_same_where_that_would_change_nothing(changes: dict[str, Any], told: str) -> None:
+    load_experiment(None, changes)
+    strategy = {**changes.get("strategy", {}), "weight_by": "hospitals"}
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(None, {**changes, "strategy": strategy})
+    assert told in str(caught.value)

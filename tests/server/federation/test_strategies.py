@@ -237,3 +237,26 @@ def test_drawing_is_pure_and_takes_the_asked_share(sites: set[str], fraction: fl
 def test_every_site_has_its_turn() -> None:
     seen = {site for number in range(1, 60) for site in draw_sites(["a", "b", "c", "d"], 0.25, 0, number)}
     assert seen == {"a", "b", "c", "d"}
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavgm", "fedexp", "fedadam", "fednova", "scaffold", "feddyn", "multikrum"])
+def test_hospitals_of_equal_weight_are_hospitals_of_equal_size(name: StrategyName) -> None:
+    """What weighs sites equally must not ask for their images anywhere, but for FedNova's and SCAFFOLD's numbers of steps."""
+    uneven, even = updates(counts=(7, 90, 3)), updates(counts=(50, 50, 50))
+
+    def steps(_round: int, _images: int) -> float:
+        return 3.0
+
+    equal = step(build_strategy(StrategyConfig(name=name, weight_by="hospitals"), weight=steps), uneven)
+    same = step(build_strategy(StrategyConfig(name=name), weight=steps), even)
+    np.testing.assert_allclose(equal.parameters, same.parameters, rtol=1e-6)
+    np.testing.assert_allclose(equal.statistics, same.statistics, rtol=1e-6)
+
+
+def test_fednova_with_equal_weights_still_divides_by_each_sites_own_steps() -> None:
+    cfg, uneven = StrategyConfig(name="fednova", weight_by="hospitals"), updates(counts=(7, 90, 3))
+    result = step(build_strategy(cfg, weight=lambda _, images: float(images)), uneven)
+    effective = np.mean([7, 90, 3])
+    moves = [update.arrays.parameters - START.parameters for update in uneven]
+    mean = np.mean([move * (effective / images) for move, images in zip(moves, (7, 90, 3), strict=True)], axis=0)
+    np.testing.assert_allclose(result.parameters, START.parameters + mean, rtol=1e-5)
