@@ -133,6 +133,9 @@ def run_job(job: BaselineJob) -> None:
     """Trains and evaluates one baseline and writes its result; a site without usable images gets a result that says so."""
     experiment = experiment_from_json(job.experiment)
     configs = [read_site_config(Path(path)) for path in job.site_files]
+    if experiment.training.local_steps is not None:  # pooled images are trained on as often as they are in the federation
+        steps = experiment.training.local_steps * len(configs)
+        experiment = experiment.model_copy(update={"training": experiment.training.model_copy(update={"local_steps": steps})})
     try:
         site = pool_sites([load_site(config, experiment) for config in configs], job.name)
         result = _train_and_evaluate(job, site, experiment)

@@ -41,8 +41,8 @@ def pretrain_network(
 
     The network learns to distinguish the classes of the pictures: for `phantoms` the three labels that a phantom patient is drawn with,
     for `random-processes` which of `PROCESSES` processes made the picture. Model, image size, augmentation, training and seed are the
-    experiment's, and one of its rounds is one pass over the pictures, whatever `training.local_epochs` says; the loop is that of the
-    sites. The first weights are random, whatever `model.weights` says.
+    experiment's, and one of its rounds is one pass over the pictures, whatever `training.local_epochs` and `local_steps` say; the loop
+    is that of the sites. The first weights are random, whatever `model.weights` says.
 
     `out` holds `state_dict`, without the classifier, and `provenance`; `model.weights` takes it (see `common.models.build`).
 
@@ -65,7 +65,7 @@ def pretrain_network(
         OSError: `out` cannot be written.
     """
     refuse_plateau(experiment, "pretraining")
-    once = experiment.training.model_copy(update={"local_epochs": 1})
+    once = experiment.training.model_copy(update={"local_epochs": 1, "local_steps": None})
     experiment = experiment.model_copy(update={"training": once})
     classes = len(LABEL_SHARES) if source == "phantoms" else PROCESSES
     if images < classes:

@@ -208,8 +208,8 @@ def train_personal(
 
 def plain_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
     """Copies the experiment with what trains the site's own model: no strategy's or FedProx's correction, no noise, and its own passes."""
-    epochs = experiment.personal.epochs or experiment.training.local_epochs
-    training = experiment.training.model_copy(update={"proximal_mu": 0.0, "local_epochs": epochs})
+    passes = {"local_epochs": epochs, "local_steps": None} if (epochs := experiment.personal.epochs) else {}
+    training = experiment.training.model_copy(update={"proximal_mu": 0.0, **passes})
     changes = {"training": training, "strategy": StrategyConfig(), "privacy": PrivacyConfig()}
     return experiment.model_copy(update=changes)
 

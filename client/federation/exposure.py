@@ -19,7 +19,7 @@ RULED: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("model.name", "loss.name"), ("models",)),
     "model.clinical": ("min_validation_patients", "max_evaluations_per_day", "withhold", "count_noise", "max_epsilon"),
     "training.validation_fraction": ("min_validation_share", "max_validation_share"),
-    "training.local_epochs": ("max_epsilon",),
+    **dict.fromkeys(("training.local_epochs", "training.local_steps"), ("max_epsilon",)),
     "strategy.name": ("strategies",),
     "personal.method": (
         "min_validation_patients",

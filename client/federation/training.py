@@ -28,7 +28,7 @@ from pneumofed.common.imaging.augment import augment, draw_parameters, normalize
 from pneumofed.common.models.build import classifier_of, freeze_in_round, set_trainable, train_mode
 from pneumofed.common.models.compute import Compute, HeldRows
 from pneumofed.common.models.features import FeatureSet, has_fixed_body, load_features
-from pneumofed.common.models.recipe import build_loss, schedule_factor
+from pneumofed.common.models.recipe import build_loss, count_batches, schedule_factor
 from pneumofed.common.seeds import derive_seed, numpy_generator, torch_generator
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def build_setup(model: nn.Module, class_counts: list[int], plan: RoundPlan, comp
 
 
 class PlainSteps:
-    """Every image once an epoch, in random order; one lot a step."""
+    """Every image once an epoch, in random order; one lot a step. `training.local_steps` ends the last epoch early."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, trainable: list[nn.Parameter], training: TrainingConfig, compute: Compute
@@ -150,16 +150,18 @@ class PlainSteps:
         self._scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.needs_scaler)
 
     def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
-        """Draws every image once an epoch, one lot a step; see `StepRule.draw`.
+        """Draws every image once an epoch, one lot a step, until the round's steps are done; see `StepRule.draw`.
 
         Args:
             data: what the round trains on.
             plan: where in the run the round stands; the order is drawn from its seeds.
         """
-        order, epochs = numpy_generator(*plan.seed_parts(), "batches"), self._training.local_epochs
-        for epoch in range(epochs):
+        order, steps = numpy_generator(*plan.seed_parts(), "batches"), self._training.local_steps
+        a_pass = count_batches(len(data.labels), self._training.batch_size)
+        epochs = self._training.local_epochs if steps is None else steps / a_pass
+        for epoch in range(math.ceil(epochs)):
             batches = draw_batches(len(data.labels), self._training.batch_size, order)
-            for number, index in enumerate(batches):
+            for number, index in enumerate(batches if steps is None else batches[: steps - epoch * a_pass]):
                 done_epochs = (plan.round - 1) * epochs + epoch + number / len(batches)
                 yield done_epochs / (plan.experiment.rounds * epochs), [np.sort(index)]
 

@@ -36,8 +36,9 @@ class SitePlan:
     def of(cls, experiment: ExperimentConfig, units: int, patients: int) -> SitePlan:
         """Makes the plan of a site with so many training units and patients.
 
-        The rate is `expected_batch_size` / units, 1 at most; a round takes the steps in which each unit is drawn `local_epochs` times
-        on average, one at least. Delta is that of the site's patients where the experiment names none, under either unit.
+        The rate is `expected_batch_size` / units, 1 at most; a round takes `training.local_steps`, or the steps in which each unit is
+        drawn `local_epochs` times on average, one at least. Delta is that of the site's patients where the experiment names none, under
+        either unit.
 
         Args:
             experiment: of the run.
@@ -56,7 +57,7 @@ class SitePlan:
         return cls(
             privacy.unit,
             rate,
-            max(1, round(experiment.training.local_epochs / rate)),
+            experiment.training.local_steps or max(1, round(experiment.training.local_epochs / rate)),
             experiment.rounds,
             privacy.delta or default_delta(patients),
             privacy.accountant,

@@ -376,6 +376,9 @@ class TrainingConfig(Section):
     local_epochs: Count = 2
     """Passes over a site's images between two averages. On the Kaggle set two reached a higher test AUROC than one in as many rounds, and
     four in half as many rounds a lower one (docs/results.md)."""
+    local_steps: Count | None = None
+    """Steps between two averages, as many at every site: one with few images passes over them more often than one with many. With
+    `strategy.weight_by: hospitals` each then moves the model as far as any other. Unset it is `local_epochs` passes."""
     schedule: Literal["constant", "cosine", "one_cycle", "plateau"] = "one_cycle"
     """Of the learning rate over all steps of the run: the site continues it from round to round. Under `plateau` it falls when the pooled
     validation result no longer improves, which the coordinator sees and sends to the sites as a factor."""
@@ -490,7 +493,7 @@ class PersonalConfig(Section):
     """Pull toward the global weights: 0 is training alone, and the larger it is the nearer v stays to w. Where plain SGD steps are longer
     than 2 / proximal_lambda they no longer come nearer to anything."""
     epochs: Count | None = None
-    """Passes of v over the site's images in a round; unset as many as `training.local_epochs`."""
+    """Passes of v over the site's images in a round; unset as many as of the global model."""
 
     @property
     def is_on(self) -> bool:

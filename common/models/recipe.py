@@ -265,7 +265,7 @@ def gradient_weight(experiment: ExperimentConfig, round_number: int, images: int
     """
     training = experiment.training
     _, fine_tuning = freeze_in_round(experiment.model, round_number)
-    steps = count_batches(images, training.batch_size) * training.local_epochs
+    steps = training.local_steps or count_batches(images, training.batch_size) * training.local_epochs
     moved = velocity = 0.0
     for step in range(steps):
         progress = ((round_number - 1) * steps + step) / (experiment.rounds * steps)

@@ -49,6 +49,7 @@ NEWER_KEYS = (
     "  hospital_reference: ",
     "  buffer: ",
     "  largest_weight: ",
+    "  local_steps: ",
     "  weight_by: ",
     "  plateau:",
     *(f"    {key}: " for key in ("monitor", "factor", "patience_rounds", "min_delta")),

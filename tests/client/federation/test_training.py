@@ -139,13 +139,17 @@ def test_the_coordinator_counts_the_batches_that_a_site_draws(images: int, size:
     assert count_batches(images, size) == len(draw_batches(images, size, np.random.default_rng(0)))
 
 
+@pytest.mark.parametrize("steps", [None, 4])
 @pytest.mark.parametrize("number", [1, 2, 4])
 @pytest.mark.parametrize(("momentum", "mu", "schedule"), [(0.0, 0.0, "constant"), (0.9, 0.0, "one_cycle"), (0.6, 3.0, "cosine")])
 def test_the_gradient_weight_is_how_far_gradients_of_one_move_the_weights(
-    number: int, momentum: float, mu: float, schedule: str
+    number: int, momentum: float, mu: float, schedule: str, steps: int | None
 ) -> None:
     training = {"optimizer": "sgd", "momentum": momentum, "proximal_mu": mu, "schedule": schedule, "learning_rate": 0.1}
-    changes = {"training": {**training, "weight_decay": 0.0, "local_epochs": 3}, "model": {"head_first_rounds": 1}}
+    changes = {
+        "training": {**training, "weight_decay": 0.0, "local_epochs": 3, "local_steps": steps},
+        "model": {"head_first_rounds": 1},
+    }
     experiment = tiny_experiment(rounds=4, **changes)
     model, plan = build_model(experiment.model, experiment.task, seed=1), RoundPlan(experiment, number, "site")
     layout = ArraysLayout.of(model)
@@ -156,6 +160,20 @@ def test_the_gradient_weight_is_how_far_gradients_of_one_move_the_weights(
     moved = before - layout.flatten(model)[0]
     np.testing.assert_allclose(moved[moved != 0], gradient_weight(experiment, number, 21), rtol=1e-3, atol=1e-6)
     assert (moved != 0).any()
+
+
+@given(st.integers(1, 90), st.integers(1, 12), st.integers(1, 40), st.integers(1, 3))
+def test_local_steps_are_as_many_at_every_site_and_pass_over_its_images_evenly(
+    images: int, size: int, steps: int, number: int
+) -> None:
+    experiment = tiny_experiment(rounds=3, training={"local_steps": steps, "batch_size": max(2, size)})
+    rule = PlainSteps(None, [], experiment.training, CPU)  # type: ignore[arg-type]
+    drawn = list(rule.draw(replace(tiny_data(1), labels=np.zeros(images, np.int64)), RoundPlan(experiment, number, "site")))
+    assert len(drawn) == steps
+    progress = [share for share, _ in drawn]
+    assert progress == sorted(progress) and (number - 1) / 3 - 1e-9 <= progress[0] and progress[-1] < number / 3
+    seen = np.bincount(np.concatenate([index for _, lots in drawn for index in lots]), minlength=images)
+    assert seen.max() - seen.min() <= 1 or images == 1
 
 
 def test_epsilon_lets_a_site_of_one_class_move_by_what_it_has_to_teach() -> None:
