@@ -7,7 +7,7 @@ weights are those of Flower's own simulation bit for bit, with any number of wor
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any
 from uuid import uuid4
 
@@ -19,17 +19,19 @@ from flwr.supercore.run import Run
 from pneumofed.simulation.workers import RUN_ID, HospitalWorkers, take_identity
 
 FIRST_NODE_ID = 1000
+LONGEST_PULL_SEC = 0.5
+"""How long a pull waits where no reply is there; the caller's deadlines are looked at in between."""
 
 
 class LocalGrid(Grid):
     """A grid of `len(node_configs)` nodes that run `client_app`; `on_send` is called before each batch of messages.
 
-    With `workers` their processes answer, as many messages at once as there are, and `client_app` is theirs.
+    With `workers` their processes answer, as many messages at once as there are, by their own ClientApp; `client_app` is None then.
     """
 
     def __init__(
         self,
-        client_app: ClientApp,
+        client_app: ClientApp | None,
         node_configs: Sequence[Mapping[str, Any]],
         run_config: Mapping[str, Any],
         on_send: Callable[[], None] = lambda: None,
@@ -79,8 +81,15 @@ class LocalGrid(Grid):
         return [self._keep(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Returns the replies to the messages of these ids that are there; without workers each is made now."""
+        """Returns the replies that are there, and waits a moment where there is none; without workers each is made now.
+
+        Args:
+            message_ids: of `push_messages`.
+        """
         wanted = list(message_ids)
+        working = [self._working[message_id] for message_id in wanted if message_id in self._working]
+        if working:  # who asks again and again would be told up to a whole interval late
+            wait(working, timeout=LONGEST_PULL_SEC, return_when=FIRST_COMPLETED)
         ready = [message_id for message_id in wanted if message_id in self._working and self._working[message_id].done()]
         own = [self._waiting.pop(message_id) for message_id in wanted if message_id in self._waiting]
         return [self._working.pop(message_id).result() for message_id in ready] + [self._answer(message) for message in own]
@@ -106,4 +115,5 @@ class LocalGrid(Grid):
         return message_id
 
     def _answer(self, message: Message) -> Message:
+        assert self._client_app is not None  # without workers there is one
         return self._client_app(message, self._contexts[message.metadata.dst_node_id])

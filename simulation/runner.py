@@ -3,6 +3,9 @@
 plan = plan_simulation(request)     what was asked, checked
 run_simulation(plan, say)           lay out -> run -> baselines -> report; returns the summary; `watch` follows the run
 survey_hospitals(plan, say)         lay out -> survey; trains nothing
+
+What takes seconds to import, torch before all, is imported by the step that needs it: the worker processes are started before, and load
+theirs in the meantime.
 """
 
 from __future__ import annotations
@@ -11,11 +14,12 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
 from pneumofed.common.errors import CheckpointError, ConfigError, FlowerError, PneumofedError, SkipReason
@@ -23,22 +27,22 @@ from pneumofed.common.folder_lock import check_free, owned
 from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle, write_app
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.common.ops.study_code import names_in, study_codes_of
-from pneumofed.server.federation.survey import run_survey, write_survey
-from pneumofed.server.report.report import close_with_report
 from pneumofed.server.runs.folder import RUN_LOCK, SIMULATION_LOCK, RunFolder, with_course
 from pneumofed.server.runs.records import RunState
 from pneumofed.server.runs.resume import check_resumable, clear_ending, describe_way_on
 from pneumofed.server.runs.summary_records import BaselineTable, DealtHospital, PartitionRecord, RunSummary, WallTime
 from pneumofed.server.tracking.follow import following
 from pneumofed.server.tracking.targets import Tracking
-from pneumofed.simulation.baselines import run_baselines
-from pneumofed.simulation.hospitals.federation import Federation, lay_out
-from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
+from pneumofed.simulation.local_grid import LocalGrid
 from pneumofed.simulation.plan import Plan
 from pneumofed.simulation.superlink import Resources, private_superlink, run_app
 from pneumofed.simulation.watch import RunWatch, Say
-from pneumofed.simulation.workers import HospitalWorkers
+from pneumofed.simulation.workers import HospitalWorkers, no_collections
 
+if TYPE_CHECKING:
+    from pneumofed.simulation.hospitals.federation import Federation
+
+LIBRARIES = "loading the libraries"
 SURVEY_FOLDER = "survey"
 """Below the run folder."""
 
@@ -65,7 +69,7 @@ def run_simulation(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> Ru
     with owned(plan.run_dir, SIMULATION_LOCK, "pneumofed simulate", way_on):
         check_free(plan.run_dir, RUN_LOCK, way_on)  # of a simulation that was killed the coordinator may live on
         _check_beginning(plan)
-        # The workers load their libraries while the hospitals are laid out.
+        # The workers load their libraries while this process loads its own and lays the hospitals out.
         with following(RunFolder(plan.run_dir), _tracking(plan)), _start_workers(plan) as workers:
             return _simulate(plan, workers, say, progress)
 
@@ -92,16 +96,16 @@ def survey_hospitals(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> 
     """
     if plan.resume or plan.baselines or plan.engine != "local":
         raise ConfigError("survey: nothing is trained, so leave out resume, baselines and Flower's engine")
-    from pneumofed.client.app import app as client_app
-    from pneumofed.simulation.local_grid import LocalGrid
-
     with owned(plan.run_dir, SIMULATION_LOCK, "pneumofed simulate", "wait for it or choose another --out"):
         _check_beginning(plan)
         with _start_workers(plan) as workers, _quiet_flower():
+            from pneumofed.server.federation.survey import run_survey, write_survey
+            from pneumofed.simulation.hospitals.federation import lay_out
+
             federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, False, progress)
             say(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
             nodes = [{"partition-id": number} for number in range(federation.hospitals)]
-            grid = LocalGrid(client_app, nodes, run_config(plan, federation), workers=workers)
+            grid = _local_grid(nodes, run_config(plan, federation), workers)
             folder = (plan.run_dir / SURVEY_FOLDER).resolve()
             settings = CoordinatorConfig(run_dir=str(folder), survey=list(get_args(SurveyField)))
             result = run_survey(grid, plan.experiment, settings)
@@ -133,6 +137,9 @@ def _is_finished(plan: Plan) -> bool:
 
 def _simulate(plan: Plan, workers: HospitalWorkers | None, say: Say, progress: Progress) -> RunSummary:
     folder, finished = RunFolder(plan.run_dir), _is_finished(plan)
+    _load_libraries(plan, progress)
+    from pneumofed.simulation.hospitals.federation import lay_out
+
     clock = WallClock(folder.read_summary().wall if plan.resume else None)
     with clock.part("data"):
         federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume, progress)
@@ -161,8 +168,21 @@ def _simulate(plan: Plan, workers: HospitalWorkers | None, say: Say, progress: P
     finally:
         facts = {"phantom": federation.phantom, "source": federation.report.public(), "wall": clock.wall}
         _add(folder, **facts, partition=_partition_table(plan, federation))
-        close_with_report(folder.path)
+        with no_collections():
+            from pneumofed.server.report.report import close_with_report
+
+            close_with_report(folder.path)
     return folder.read_summary()
+
+
+def _load_libraries(plan: Plan, progress: Progress) -> None:
+    """Imports what a run begins with: seconds on a slow disk, and nothing to be seen."""
+    progress.show(LIBRARIES)
+    with no_collections():
+        import_module("pneumofed.simulation.hospitals.federation")
+        if plan.engine == "local":
+            import_module("pneumofed.server.federation.run")
+    progress.finish(LIBRARIES)
 
 
 class WallClock:
@@ -240,17 +260,29 @@ def _run_in_flower(plan: Plan, federation: Federation, watch: RunWatch) -> None:
 
 def _run_locally(plan: Plan, federation: Federation, watch: RunWatch, workers: HospitalWorkers | None) -> None:
     """The ServerApp in this process, and the ClientApp in the worker processes; without them here too, one hospital after the other."""
-    from pneumofed.client.app import app as client_app
     from pneumofed.server.app import experiment_of, read_coordinator
     from pneumofed.server.federation.run import run_federation
-    from pneumofed.simulation.local_grid import LocalGrid
 
     config = run_config(plan, federation)
     nodes = [{"partition-id": number, "num-partitions": federation.hospitals} for number in range(federation.hospitals)]
     with workers or nullcontext(), _quiet_flower():
-        grid = LocalGrid(client_app, nodes, config, watch, workers)
+        grid = _local_grid(nodes, config, workers, watch)
         run_federation(grid, experiment_of(config), read_coordinator(config))
     watch()
+
+
+def _local_grid(
+    nodes: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    workers: HospitalWorkers | None,
+    on_send: Callable[[], None] = lambda: None,
+) -> LocalGrid:
+    """The ClientApp is imported where it answers: in the workers, or here where there are none."""
+    if workers is not None:
+        return LocalGrid(None, nodes, config, on_send, workers)
+    from pneumofed.client.app import app as client_app
+
+    return LocalGrid(client_app, nodes, config, on_send)
 
 
 @contextmanager
@@ -266,6 +298,8 @@ def _quiet_flower() -> Iterator[None]:
 
 
 def _baselines(plan: Plan, federation: Federation, say: Say, progress: Progress) -> BaselineTable:
+    from pneumofed.simulation.baselines import run_baselines
+
     say(f"baselines: all images in one place, and each of {federation.hospitals} hospitals alone")
     started = time.perf_counter()
     files = federation.site_files, federation.coordinator_file
@@ -276,6 +310,8 @@ def _baselines(plan: Plan, federation: Federation, say: Say, progress: Progress)
 
 def _partition_table(plan: Plan, federation: Federation) -> PartitionRecord:
     """How the patients were dealt, in counts: a row a hospital, and the skew of labels in bits."""
+    from pneumofed.simulation.hospitals.partition import label_skew, partition_rows
+
     rows = partition_rows(federation.manifests)
     hospitals = tuple(DealtHospital(name=federation.names[row.hospital], **asdict(row)) for row in rows)
     kind, alpha = plan.simulation.partition, plan.simulation.alpha

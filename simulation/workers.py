@@ -4,15 +4,17 @@
         future = workers.answer(message, context)       the reply, once a worker is free and has made it
 
 A first process imports the ClientApp and then forks a worker for each connection, so that PyTorch is imported once and its pages are
-shared. Messages and replies are pickled; their arrays lie in files in memory (/dev/shm where there is one): the weights that all
-hospitals of a round get are one file, which each worker maps. A worker that dies costs the reply that it was working on, as the loss of
-a site does; the next message gets a new one. The processes end with the process that made them, whatever ended it.
+shared; they stay so, since no worker's garbage collector touches what was imported (`gc.freeze`). Messages and replies are pickled; their
+arrays lie in files in memory (/dev/shm where there is one): the weights that all hospitals of a round get are one file, which each worker
+maps. A worker that dies costs the reply that it was working on, as the loss of a site does; the next message gets a new one. The
+processes end with the process that made them, whatever ended it.
 
 The file is also the program of the first process: `python -m pneumofed.simulation.workers FOLDER WORKERS [NAME OF STUDY CODE ...]`.
 """
 
 from __future__ import annotations
 
+import gc
 import io
 import mmap
 import os
@@ -25,9 +27,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -51,6 +53,19 @@ RUN_ID, SERVER_NODE_ID = 1, 1
 def take_identity() -> None:
     """Gives this process the identity that Flower's apps ask for."""
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, RUN_ID, SERVER_NODE_ID
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Holds the garbage collector off, for imports and for figures: again and again it would look through a million objects of torch, a
+    quarter of the time, and find little."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
 
 
 class StoredArray(NamedTuple):
@@ -261,8 +276,10 @@ def serve(folder: Path, workers: int, names: Sequence[str] = ()) -> None:
     remember_folder(folder / FOLDER, names)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a user's Ctrl-C is for the process that made this one, which ends it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a worker ended
-    from pneumofed.client.app import app
-    from pneumofed.common.models.compute import share_card
+    with no_collections():
+        from pneumofed.client.app import app
+        from pneumofed.common.models.compute import share_card
+    gc.freeze()
 
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / ".socket"))

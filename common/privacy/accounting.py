@@ -7,6 +7,8 @@ or removed. Two accountants, both of Opacus, both upper bounds:
            (Balle et al. 2020, theorem 21)
     prv    numerical composition of privacy random variables (Gopi, Lee and Wutschitz 2021), its upper end; tighter by some tenths.
            Where every step takes all units there is a closed form, which is exact (`_gaussian`)
+
+Opacus and SciPy are imported by what computes: a `Mechanism` by itself is data, and whoever only names one must not wait a second.
 """
 
 from __future__ import annotations
@@ -20,16 +22,6 @@ from functools import lru_cache
 from typing import Literal
 
 import numpy as np
-from opacus.accountants.analysis.prv import (
-    Domain,
-    PoissonSubsampledGaussianPRV,
-    TruncatedPrivacyRandomVariable,
-    compose_heterogeneous,
-    discretize,
-)
-from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
 
 from pneumofed.common.errors import ConfigError
 
@@ -175,6 +167,9 @@ def _gaussian(mechanisms: Iterable[Mechanism], delta: float) -> float:
     With mu^2 the sum of 1 / noise^2, delta = Phi(mu/2 - epsilon/mu) - exp(epsilon) Phi(-mu/2 - epsilon/mu) (Balle and Wang 2018, theorem
     8), which falls with epsilon. The bracket's end has less: there the first term by itself is delta at most.
     """
+    from scipy.optimize import brentq
+    from scipy.special import log_ndtr
+
     mu = math.sqrt(sum(mechanism.steps / mechanism.noise_multiplier**2 for mechanism in mechanisms))
 
     def excess(value: float) -> float:
@@ -188,6 +183,8 @@ def _gaussian(mechanisms: Iterable[Mechanism], delta: float) -> float:
 
 
 def _rdp(mechanisms: Iterable[Mechanism], delta: float, orders: tuple[float, ...]) -> float:
+    from opacus.accountants.analysis.rdp import get_privacy_spent
+
     curve = sum(
         mechanism.steps * _rdp_of_step(mechanism.sampling_rate, mechanism.noise_multiplier, orders) for mechanism in mechanisms
     )
@@ -198,6 +195,8 @@ def _rdp(mechanisms: Iterable[Mechanism], delta: float, orders: tuple[float, ...
 @lru_cache(maxsize=1024)
 def _rdp_of_step(rate: float, noise: float, orders: tuple[float, ...]) -> np.ndarray:
     """Renyi divergence of one step at each of the orders, float64 [orders]."""
+    from opacus.accountants.analysis.rdp import compute_rdp
+
     return np.asarray(compute_rdp(q=rate, noise_multiplier=noise, steps=1, orders=list(orders)))
 
 
@@ -209,6 +208,8 @@ def _all_orders(mechanisms: Iterable[Mechanism]) -> tuple[float, ...]:
 
 def _prv(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     """The upper end of the numerical composition, as Opacus' `PRVAccountant` has it; infinity where it cannot be had."""
+    from opacus.accountants.analysis import prv
+
     delta_error = _DELTA_ERROR * delta
     bound, width = _rdp(mechanisms, delta, _WHOLE_ORDERS), _half_width(mechanisms, delta_error)
     if not math.isfinite(width):
@@ -218,10 +219,12 @@ def _prv(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     error = max(_EPSILON_ERROR * max(bound, _SMALL_EPSILON), 2.0 * width / _LARGEST_MESH * per_mesh)
     if error > _LARGEST_ERROR * max(bound, 1.0):
         return math.inf
-    domain = Domain.create_aligned(-width, width, error / per_mesh)
+    domain = prv.Domain.create_aligned(-width, width, error / per_mesh)
     try:
-        parts = [discretize(_truncated(mechanism, domain), domain) for mechanism in mechanisms]
-        found = float(compose_heterogeneous(parts, steps).compute_epsilon(delta, delta_error, error)[2])
+        variables = [prv.PoissonSubsampledGaussianPRV(one.sampling_rate, one.noise_multiplier) for one in mechanisms]
+        cut = [prv.TruncatedPrivacyRandomVariable(variable, domain.t_min, domain.t_max) for variable in variables]
+        parts = [prv.discretize(variable, domain) for variable in cut]
+        found = float(prv.compose_heterogeneous(parts, steps).compute_epsilon(delta, delta_error, error)[2])
     except (RuntimeError, ValueError, IndexError):
         return math.inf
     return max(found, 0.0)
@@ -232,8 +235,3 @@ def _half_width(mechanisms: tuple[Mechanism, ...], delta_error: float) -> float:
     single = delta_error / (8.0 * sum(mechanism.steps for mechanism in mechanisms))
     ones = [_rdp([replace(mechanism, steps=1)], single, _WHOLE_ORDERS) for mechanism in mechanisms]
     return max(_rdp(mechanisms, delta_error / 4.0, _WHOLE_ORDERS), *ones) + 3.0
-
-
-def _truncated(mechanism: Mechanism, domain: Domain) -> TruncatedPrivacyRandomVariable:
-    variable = PoissonSubsampledGaussianPRV(mechanism.sampling_rate, mechanism.noise_multiplier)
-    return TruncatedPrivacyRandomVariable(variable, domain.t_min, domain.t_max)

@@ -20,9 +20,9 @@ import math
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.poly1305 import Poly1305
@@ -30,6 +30,9 @@ from cryptography.hazmat.primitives.poly1305 import Poly1305
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import drawn_once, write_file
+
+if TYPE_CHECKING:
+    import torch
 
 KEY_BYTES = 32
 _PAIRS_AT_ONCE = 1 << 18
@@ -61,9 +64,13 @@ class RandomStream:
         In double precision: the largest value is 8.6, beyond which lies 1e-17 of the normal distribution; single precision would cut
         it at 6.7 (2e-11), which over millions of weights is no longer small against delta.
         """
+        import torch  # who only draws whole numbers, or writes a secret, must not wait for it
+
         return torch.cat(list(self._normal_pieces(count)))[:count] if count else torch.empty(0, dtype=torch.float64)
 
     def _normal_pieces(self, count: int) -> Iterator[torch.Tensor]:
+        import torch
+
         pairs = (count + 1) // 2
         for start in range(0, pairs, _PAIRS_AT_ONCE):
             uniform = torch.from_numpy(self.uniform(2 * min(_PAIRS_AT_ONCE, pairs - start))).view(2, -1)
@@ -132,6 +139,8 @@ def tensors_tag(key: bytes, tensors: Iterable[torch.Tensor]) -> str:
         key: `KEY_BYTES` secret bytes.
         tensors: of any number type and device; their shapes are not in the tag.
     """
+    import torch
+
     tag = Poly1305(key)
     for tensor in tensors:
         rows = tensor.detach().permute(0, 2, 3, 1) if tensor.ndim == 4 else tensor.detach()  # no copy of channels-last weights

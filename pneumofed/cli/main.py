@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -332,6 +334,7 @@ def config_command(
 
 def main() -> None:
     """Runs the command line. Our errors are one sentence on standard error; others keep their trace, since they are bugs."""
+    atexit.register(gc.freeze)  # after torch was imported, the interpreter's last search for garbage takes more than a second
     take_stop_signals()
     with exit_on_error():
         app()
@@ -344,12 +347,10 @@ def _simulate(request: SimulationRequest, as_json: bool = False, quiet: bool = F
 
     plan = plan_simulation(request)
     with open_progress(quiet=quiet, results_piped=as_json) as progress:
-        progress.show("loading the libraries")  # seconds on a slow disk, and nothing to be seen
         from pneumofed.server.runs.folder import RunFolder
         from pneumofed.server.runs.resume import describe_way_on
         from pneumofed.simulation.runner import run_simulation
 
-        progress.finish("loading the libraries")
         tell = partial(note if as_json else say, style=None) if not quiet else lambda _: None
         tell(f"run folder: {plan.run_dir}")
         if plan.tracking.targets:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import MessageError, RoundError
 from pneumofed.common.evaluation.metrics import ChosenThreshold, choose_threshold, metrics
+from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from pneumofed.common.models.fusion import ClinicalNetwork
 from pneumofed.common.models.kept_model import moving_average
@@ -80,6 +81,7 @@ class Coordinator:
         secure: set where the experiment asks for secure aggregation.
         buffered: set where it asks for asynchronous rounds.
         validation: the hospitals' pooled validation statistics of the last round.
+        predictions: of the central sets by the last round's model and by the best one's so far, by round.
         key_roster: the sites' signed node keys, where the experiment asks for secure aggregation.
         clock: of a simulation that goes by virtual time.
     """
@@ -100,6 +102,7 @@ class Coordinator:
     secure: SecureRounds | None = field(init=False, default=None)
     central_privacy: CentralPrivacy | None = None
     validation: Statistics | None = field(init=False, default=None)
+    predictions: dict[int, dict[str, Predictions]] = field(init=False, default_factory=dict)
     key_roster: InitVar[KeyDirectory | None] = None
     clock: VirtualClock | None = None
     buffered: BufferedRounds | None = field(init=False, default=None)
@@ -304,8 +307,21 @@ class Coordinator:
         cfg = self.experiment
         if number % cfg.evaluation.every_rounds and number != cfg.rounds:
             return {}
-        predictions = self.central_evaluator.predict(self.load_network())
-        return by_field(self.central_evaluator.results(predictions, threshold.value))
+        return by_field(self.central_evaluator.results(self.predict_centrally(number), threshold.value))
+
+    def predict_centrally(self, number: int) -> dict[str, Predictions]:
+        """Predicts the central sets with `kept`, the model of a round, once: the same weights give the same predictions.
+
+        Args:
+            number: the round.
+        """
+        if number not in self.predictions:
+            self.predictions[number] = self.central_evaluator.predict(self.load_network())
+        return self.predictions[number]
+
+    def forget_predictions(self, rounds: Container[int]) -> None:
+        """Keeps the predictions of `rounds` only."""
+        self.predictions = {number: found for number, found in self.predictions.items() if number in rounds}
 
     def load_network(self) -> nn.Module:
         """Loads the weights that are evaluated and kept into the scratch network, and returns it."""

@@ -174,7 +174,9 @@ def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord
         coordinator.experiment, coordinator.run_log.run, record.round, coordinator.kept, strategy_state(coordinator.strategy)
     )
     folder.append_history(record)
-    if best_round(folder.read_history(sites=False)) == record.round:
+    best = best_round(folder.read_history(sites=False))
+    coordinator.forget_predictions({best, record.round})
+    if best == record.round:
         write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
         if coordinator.validation is not None:
             folder.write_validation(record.round, coordinator.validation)
@@ -189,7 +191,7 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
     coordinator.kept = best.arrays
     keep_hospital_reference(coordinator, folder, best.round)
     line = next(line for line in history if line.round == best.round)
-    predictions = coordinator.central_evaluator.predict(coordinator.load_network())
+    predictions = coordinator.predict_centrally(best.round)
     for name, found in predictions.items():
         found.write_csv(folder.predictions(name))
     if line.threshold is None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
 
 from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, difference, number
 from pneumofed.server.report.read_run import StoredRun
@@ -150,6 +149,8 @@ def _mean(rows: Sequence[PersonalRow]) -> str:
     leads = np.array([row.lead.value for row in rows], dtype=np.float64)
     if len(leads) < LEAST_FOR_MEAN:
         return ""
+    from scipy.stats import t as student  # half a second to import, and few runs have personal models
+
     mean = float(leads.mean())
     half = float(student.ppf(0.975, len(leads) - 1)) * float(leads.std(ddof=1)) / math.sqrt(len(leads))
     estimate = ReportedEstimate(mean, mean - half, mean + half)

@@ -154,11 +154,11 @@ def test_a_finished_run_is_never_demoted(tmp_path: Path, monkeypatch: pytest.Mon
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pneumofed.simulation.runner.run_baselines", interrupt)
+    monkeypatch.setattr("pneumofed.simulation.baselines.run_baselines", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_simulation(plan_of(folder.path, resume=True, baselines=True), silent)
     assert (folder.has_succeeded, folder.read_summary().error) == (True, None)
-    monkeypatch.setattr("pneumofed.simulation.runner.close_with_report", interrupt)
+    monkeypatch.setattr("pneumofed.server.report.report.close_with_report", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_simulation(plan_of(folder.path, resume=True), heard.append)
     assert folder.has_succeeded and any("finished" in line for line in heard)

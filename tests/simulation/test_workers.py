@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -17,7 +21,8 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.ops.processes import descendants
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import ARRAYS, ModelArrays
-from pneumofed.simulation.workers import HospitalWorkers, SharedArrays, take_identity
+from pneumofed.simulation import local_grid
+from pneumofed.simulation.workers import HospitalWorkers, SharedArrays, no_collections, take_identity
 
 PATIENCE_SEC = 60
 
@@ -93,6 +98,40 @@ def test_workers_end_with_their_block(tmp_path: Path) -> None:
         assert pids
     assert not folder.exists()
     assert not any(Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes() for pid in pids)
+
+
+def test_a_reply_is_given_to_the_pull_that_waits_for_it(
+    workers: HospitalWorkers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pull that came back at once with nothing would leave it to the caller how late he hears of a reply."""
+    monkeypatch.setattr(local_grid, "LONGEST_PULL_SEC", PATIENCE_SEC)
+    grid = local_grid.LocalGrid(None, [{"partition-id": 0}], {"sites": str(tmp_path)}, workers=workers)
+    os.mkfifo(tmp_path / "0.yaml")  # reading the site's configuration waits for a writer
+    sent = list(grid.push_messages([message()]))
+    writer = threading.Timer(0.1, lambda: (tmp_path / "0.yaml").write_text("no: site\n"))
+    writer.start()
+    assert [reply.has_error() for reply in grid.pull_messages(sent)] == [True]
+    assert not list(grid.pull_messages(sent))
+    writer.join()
+
+
+def test_the_collector_is_held_off_in_the_block_and_is_then_as_it_was() -> None:
+    with no_collections():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with no_collections():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+
+
+def test_a_simulation_loads_torch_behind_the_start_of_its_workers() -> None:
+    code = "import sys, pneumofed.simulation.runner; print(*({'torch', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_SEC)
+    assert not done.stdout.split()
 
 
 def test_messages_share_the_file_of_an_array_that_both_hold(tmp_path: Path) -> None:

@@ -33,6 +33,13 @@ def test_help_does_not_import_what_is_heavy() -> None:
     assert "HEAVY []" in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
 
 
+def test_a_command_ends_without_a_last_search_for_garbage() -> None:
+    """Behind torch it takes more than a second; what runs behind the command's own end sees its objects set aside."""
+    script = "import atexit, gc, sys; atexit.register(lambda: print('ASIDE', gc.get_freeze_count() > 0))\n"
+    script += "sys.argv=['pneumofed','--help']\nfrom pneumofed.cli.main import main\nmain()"
+    assert "ASIDE True" in subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

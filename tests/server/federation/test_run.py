@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
+from torch import nn
 
 from pneumofed.client.app import app as client_app
 from pneumofed.client.federation.held_model import restore_model
@@ -20,9 +21,11 @@ from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, Strategy
 from pneumofed.common.config.reader import merge
 from pneumofed.common.errors import CheckpointError, RoundError
 from pneumofed.common.evaluation.metrics import metrics
+from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference
 from pneumofed.common.wire.instructions import unpack_instruction
 from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
+from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.round_choices import LearningRate
 from pneumofed.server.runs.checkpoints import read_checkpoint
 from pneumofed.server.runs.folder import RunFolder
@@ -331,9 +334,21 @@ def test_the_moving_average_is_judged_and_kept_while_sites_train_on_from_the_rou
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.6])
-def test_the_final_results_are_those_of_the_best_round(tmp_path: Path, ema_decay: float) -> None:
+def test_the_final_results_are_those_of_the_best_round_whose_predictions_are_not_made_twice(
+    tmp_path: Path, ema_decay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, made = CentralEvaluator.predict, list[dict[str, Predictions]]()
+
+    def counted(evaluator: CentralEvaluator, model: nn.Module) -> dict[str, Predictions]:
+        made.append(predict(evaluator, model))
+        return made[-1]
+
+    monkeypatch.setattr(CentralEvaluator, "predict", counted)
     federation = TinyFederation(tmp_path)
     summary = federation.run("run", tiny_experiment(rounds=3, strategy={"ema_decay": ema_decay}))
+    assert len(made) == 3
+    stored = Predictions.read_csv(RunFolder(tmp_path / "run").predictions("test"))
+    np.testing.assert_allclose(stored.probabilities, made[summary.best_round - 1]["test"].probabilities, atol=1e-6)
     line = history(federation, "run")[summary.best_round - 1]
     assert summary.auroc("test") == pytest.approx(there(line.test).auroc)
     assert summary.threshold == line.threshold

@@ -1,0 +1,1 @@
+"""On PYTHONPATH of every system that is measured."""
