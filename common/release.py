@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 from pneumofed.common.audit.log import canonical
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.errors import ConfigError, ReleaseError
+from pneumofed.common.evaluation.class_comparison import ClassesComparison
 from pneumofed.common.evaluation.comparison import Margins, ModelComparison, NonInferiority
 from pneumofed.common.files import atomic_write
 from pneumofed.common.model_bundle.bundle import Bundle
@@ -65,7 +66,7 @@ class Place(Section):
 
     name: str
     kind: Kind
-    comparison: ModelComparison
+    comparison: ClassesComparison | ModelComparison
     checks: tuple[Check, ...]
 
     @property

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from pneumofed.common.config.classes import read_task
-from pneumofed.common.config.experiment import ModelConfig
+from pneumofed.common.config.experiment import ClinicalConfig, ModelConfig
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, normalize
 from pneumofed.common.imaging.types import Image, ImageInfo
 from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
@@ -37,11 +37,12 @@ from pneumofed.common.model_bundle.manifest import (
     ReferenceSet,
 )
 from pneumofed.common.model_bundle.population import GroupKind, JudgedGroup, JudgedPopulation, SiteMix
-from pneumofed.common.model_bundle.predictor import model_input, open_session
+from pneumofed.common.model_bundle.predictor import CLINICAL_INPUT, graph_inputs, model_input, open_session
 from pneumofed.common.model_bundle.sealing import seal_bundle
 from pneumofed.common.model_bundle.suitability import fit_suitability
 from pneumofed.common.models.architectures import SmallCNN
 from pneumofed.common.models.build import build_model
+from pneumofed.common.models.fusion import ClinicalNetwork, image_state
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.keys import NodeKey, PrivateKey, parse_private_key
 from pneumofed.simulation.phantoms.phantom import draw_patients, draw_picture
@@ -97,16 +98,18 @@ def make_bundle(
     name: str = "phantom-test",
     population: JudgedPopulation | None = None,
     classes: tuple[str, str] = ("normal", "pneumonia"),
+    clinical: ClinicalConfig | None = None,
 ) -> Path:
-    """Writes a small signed bundle of two classes into `folder` and returns `folder`."""
+    """Writes a small signed bundle of two classes into `folder` and returns `folder`; with `clinical` it takes such values."""
     folder.mkdir(parents=True, exist_ok=True)
-    network = small_network()
+    network = small_network() if clinical is None else clinical_network(clinical)
     torch.save(network.state_dict(), folder / WEIGHTS)
     (folder / NETWORK).write_bytes(small_graph(network))
     (folder / QUANTIZED).write_bytes(_quantized())
     (folder / CARD).write_text("# A model for tests\n\nTrained on phantoms: it says nothing about patients.\n")
     squares, labels = _squares(120, seed=1)
-    logits, features, *_ = open_session(small_graph(network), threads=1).run(None, {"image": squares[:, None]})
+    session = open_session(small_graph(network), threads=1)
+    logits, features, *_ = session.run(None, graph_inputs(session, squares[:, None]))
     scores, statistics = pneumonia_score(logits), pixel_statistics(squares)
     calibration = fit_calibration(scores, 1.0 - labels, 1.0 * labels, "temperature_and_bias", fitted_on="120 phantoms")
     np.savez(
@@ -121,7 +124,7 @@ def make_bundle(
         task=read_task(classes),
         classes=classes,
         preprocessing=PREPROCESSING,
-        model=MODEL,
+        model=MODEL if clinical is None else MODEL.model_copy(update={"clinical": clinical}),
         threshold=OperatingPoint(value=calibration.move(0.5), policy="half", target=0.5, raw_value=0.5),
         calibration=calibration,
         suitability=fit_suitability(squares, features, statistics),
@@ -131,6 +134,22 @@ def make_bundle(
     )
     seal_bundle(folder, manifest, key or signing_key())
     return folder
+
+
+def clinical_network(schema: ClinicalConfig) -> ClinicalNetwork:
+    """`small_network` beside clinical values, of which the first number counts, and that it is known."""
+    network, image = build_model(MODEL.model_copy(update={"clinical": schema}), "binary", 0), small_network()
+    assert isinstance(network, ClinicalNetwork) and isinstance(image, SmallCNN)
+    width = network.fusion.features
+    with torch.no_grad():
+        network.load_state_dict(image_state(image.state_dict(), "image.head."), strict=False)
+        for tensor in (network.fusion.reader.weight, network.fusion.reader.bias, network.head.weight):
+            tensor.zero_()
+        network.fusion.reader.weight[0, 0], network.fusion.reader.weight[0, schema.slots] = 0.5, -0.1
+        network.head.weight[:, :width] = image.head.weight
+        network.head.weight[:, width] = torch.tensor([-1.0, 1.0])
+        network.head.bias.copy_(image.head.bias)
+    return network.eval()
 
 
 def judged_on(**groups: str) -> JudgedPopulation:
@@ -151,7 +170,8 @@ def open_test_bundle(folder: Path) -> Bundle:
 
 def small_graph(network: nn.Module) -> bytes:
     """The ONNX graph of a grey `SmallCNN` of two classes, as `ExportedNetwork` defines it."""
-    state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+    state = {name.removeprefix("image."): tensor.numpy() for name, tensor in network.state_dict().items()}
+    clinical = isinstance(network, ClinicalNetwork)
     weights = {"mean": np.float32(GREY_MEAN), "std": np.float32(GREY_STD), "places": np.array([2, 3])}
     nodes = [helper.make_node("Sub", ["image", "mean"], ["centred"]), helper.make_node("Div", ["centred", "std"], ["x0"])]
     for stage in range(4):
@@ -165,26 +185,53 @@ def small_graph(network: nn.Module) -> bytes:
             helper.make_node("Relu", [f"c{stage}"], [f"r{stage}"]),
             helper.make_node("MaxPool", [f"r{stage}"], [end], kernel_shape=[2, 2], strides=[2, 2]),
         ]
-    weights |= {"head": state["head.weight"], "bias": state["head.bias"], "channel": np.array([1])}
-    weights["slope"] = (state["head.weight"][1] - state["head.weight"][0])[None, :, None, None]
+    weights |= {"head": state["head.weight"][:, :128], "bias": state["head.bias"], "channel": np.array([1])}
+    weights["slope"] = (weights["head"][1] - weights["head"][0])[None, :, None, None]
     nodes += [
         helper.make_node("ReduceMean", ["activations", "places"], ["features"], keepdims=0),
-        helper.make_node("Gemm", ["features", "head", "bias"], ["logits"], transB=1),
+        helper.make_node("Gemm", ["features", "head", "bias"], ["of_image" if clinical else "logits"], transB=1),
         helper.make_node("Mul", ["activations", "slope"], ["weighted"]),
         helper.make_node("ReduceSum", ["weighted", "channel"], ["cam"], keepdims=0),
     ]
+    given = [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, SIZE_PX, SIZE_PX])]
+    if clinical:
+        weights |= {
+            "mid": state["fusion.mean"],
+            "spread": state["fusion.deviation"],
+            "values_head": state["head.weight"][:, 128:],
+        }
+        weights |= {"reader": state["fusion.reader.weight"], "reader_bias": state["fusion.reader.bias"]}
+        nodes += _clinical_nodes()
+        given.append(helper.make_tensor_value_info(CLINICAL_INPUT, TensorProto.FLOAT, ["n", len(weights["mid"])]))
     side = SIZE_PX // 16
     shapes = {"logits": [2], "features": [128], "activations": [128, side, side], "cam": [side, side]}
     graph = helper.make_graph(
         nodes,
         "small_cnn",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, SIZE_PX, SIZE_PX])],
+        given,
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", *shape]) for name, shape in shapes.items()],
         [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in weights.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def _clinical_nodes() -> list[onnx.NodeProto]:
+    """What `ClinicalFusion` does with values, side by side with the image's features."""
+    node = helper.make_node
+    return [
+        node("IsNaN", [CLINICAL_INPUT], ["unknown"]),
+        node("Where", ["unknown", "mid", CLINICAL_INPUT], ["filled"]),
+        node("Sub", ["filled", "mid"], ["from_mid"]),
+        node("Div", ["from_mid", "spread"], ["known"]),
+        node("Cast", ["unknown"], ["marks"], to=TensorProto.FLOAT),
+        node("Concat", ["known", "marks"], ["encoded"], axis=1),
+        node("Gemm", ["encoded", "reader", "reader_bias"], ["read"], transB=1),
+        node("Tanh", ["read"], ["hidden"]),
+        node("Gemm", ["hidden", "values_head"], ["of_values"], transB=1),
+        node("Add", ["of_image", "of_values"], ["logits"]),
+    ]
 
 
 @lru_cache

@@ -7,7 +7,9 @@ Without noise counts are in tens with small cells left out (`client.federation.s
 the same table however often it is asked (cell keys: Fraser and Wooton 2005), so that nothing can be averaged. A table is about a whole
 version of the patients, as an evaluation is (`client.federation.evaluations`): who joins waits until twenty did, and where fewer than that
 left or changed their cell nothing is told. Images are prepared as by default and all labels count, whatever the experiment says, so that no
-setting of it asks about other patients or cuts grey levels otherwise. `work_dir/surveys/` keeps what was told, with patients by keyed
+setting of it asks about other patients or cuts grey levels otherwise. Only the table by label follows the experiment, where its classes are
+own ones, and a site tells patients by label by one list of classes only, the first: two tables of overlapping classes, each rounded by
+itself, would say more together than either may. `work_dir/surveys/` keeps what was told, with patients by keyed
 hashes only.
 
 With the policy's `count_noise` counts have Gaussian noise in place of random rounding, each table is paid for in the ledger once, and is
@@ -35,6 +37,7 @@ from pneumofed.client.federation.policy_decision import RunRequest
 from pneumofed.client.federation.site_data import SPLIT_KEY_FILE, read_site_manifest
 from pneumofed.client.federation.small_cells import LEAST_CHANGE, ToldTable, choose_table
 from pneumofed.common.audit.log import hash_experiment
+from pneumofed.common.config.classes import LabelTask
 from pneumofed.common.config.experiment import ImageConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy, SurveyField, hospital_delta
 from pneumofed.common.data.dataset import Dataset, load_dataset
@@ -47,12 +50,14 @@ from pneumofed.common.privacy.accounting import Mechanism
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, RandomStream, own_secret, round_key
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import Content
-from pneumofed.common.wire.survey import FIELDS, NOT_STATED, SMALL_CELL, SurveyAnswer, pack_survey
+from pneumofed.common.wire.survey import FIELDS, NOT_STATED, SMALL_CELL, SurveyAnswer, own_classes, pack_survey, survey_cells
 
 logger = logging.getLogger(__name__)
 
 SURVEYS_FOLDER = "surveys"
 """In the work folder: for each field FIELD.json, which patients answers were about, and FIELD-told.json, the tables."""
+OWN_LABELS, FIRST_LABELS = "label-own-", "label-first"
+"""Before the hash of a list of own classes; and the file that names the list by which labels were told first."""
 LEAST_PATIENTS = LEAST_CHANGE
 """Fewer are no survey; `min_validation_patients` may ask for more."""
 Cells = Mapping[str, str]
@@ -72,20 +77,20 @@ def answer_survey(instruction: Instruction, config: SiteConfig, policy: SitePoli
         BudgetError: the ledger has no budget for noised tables.
         DataError: the site's data cannot be read.
     """
-    manifest = read_site_manifest(config)
-    dataset = load_dataset(manifest, "binary", ImageConfig(), Path(config.work_dir) / "cache")  # nobody's choice but ours
-    if (patients := len(set(dataset.patients))) < LEAST_PATIENTS:
-        raise PolicyError("survey", f"{patients} patients, a survey needs {LEAST_PATIENTS}")
-    fields = [field for field in instruction.survey if field in policy.survey]
+    classes, fields = own_classes(instruction.experiment.task), [one for one in instruction.survey if one in policy.survey]
+    sets = _load_sets(config, instruction.experiment.task, fields)
     told: dict[SurveyField, dict[str, int]] = {}
     sizes = []
     spent: BudgetError | None = None
-    for field, cells in count_cells(dataset, fields).items():
+    cells: dict[SurveyField, Cells] = {}
+    for dataset in {id(one): one for one in sets.values()}.values():
+        cells |= count_cells(dataset, [field for field in sets if sets[field] is dataset], classes)
+    for field, dataset in sets.items():
         try:
             if policy.count_noise is None:
-                table = _unnoised(field, cells, instruction, config, policy)
+                table = _unnoised(field, cells[field], instruction, config, policy)
             else:
-                table = _noised(dataset, field, cells, policy.count_noise, instruction, config, policy)
+                table = _noised(dataset, field, cells[field], policy.count_noise, instruction, config, policy)
         except BudgetError as error:  # what was paid for is told all the same
             spent, table = error, None
         if table is not None:
@@ -99,16 +104,37 @@ def answer_survey(instruction: Instruction, config: SiteConfig, policy: SitePoli
     withheld = [field for field in instruction.survey if field not in told]
     tables = {field: table for field, table in told.items() if field not in missing}
     deviation = None if policy.count_noise is None else policy.count_noise * _sensitivity(policy)
-    answer = SurveyAnswer(patients=sizes[0], tables=tables, missing=tuple(missing), withheld=tuple(withheld), noise=deviation)
+    kept = {"missing": missing, "withheld": withheld}
+    answer = SurveyAnswer(
+        patients=sizes[0], tables=tables, noise=deviation, classes=classes, **{k: tuple(v) for k, v in kept.items()}
+    )
     return pack_survey(config.name, answer)
 
 
-def count_cells(dataset: Dataset, fields: Sequence[SurveyField]) -> dict[SurveyField, Cells]:
+def _load_sets(config: SiteConfig, task: LabelTask, fields: Sequence[SurveyField]) -> dict[SurveyField, Dataset]:
+    """The images that each table is about: all of the named labels, whatever the experiment asks, and of own classes for labels only.
+
+    Raises:
+        PolicyError: too few patients for any table.
+    """
+    manifest, cache = read_site_manifest(config), Path(config.work_dir) / "cache"
+    tasks: dict[SurveyField, LabelTask] = {
+        field: task if field == "label" and own_classes(task) else "binary" for field in fields
+    }
+    loaded = {one: load_dataset(manifest, one, ImageConfig(), cache) for one in dict.fromkeys(tasks.values())}
+    patients = {one: len(set(dataset.patients)) for one, dataset in loaded.items()}
+    if max(patients.values(), default=0) < LEAST_PATIENTS:
+        raise PolicyError("survey", f"{max(patients.values(), default=0)} patients, a survey needs {LEAST_PATIENTS}")
+    return {field: loaded[one] for field, one in tasks.items() if patients[one] >= LEAST_PATIENTS}
+
+
+def count_cells(dataset: Dataset, fields: Sequence[SurveyField], classes: Sequence[str] = ()) -> dict[SurveyField, Cells]:
     """Finds the cell of each patient in each table, `NOT_STATED` where it is not known.
 
     Args:
         dataset: the site's images, with the rows of its manifest.
         fields: what is counted; files are opened again only for `year` and `image_size`.
+        classes: that labels are counted by, which `dataset` was loaded for; none: by the label itself.
     """
     order = sorted(range(len(dataset)), key=lambda row: (-int(dataset.labels[row] > 0), dataset.digests[row]))
     chosen = {dataset.patients[row]: row for row in reversed(order)}
@@ -117,7 +143,7 @@ def count_cells(dataset: Dataset, fields: Sequence[SurveyField]) -> dict[SurveyF
         {row: _acquisition(dataset.records[row].path) for row in chosen.values()} if {"year", "image_size"} & set(fields) else {}
     )
     finders: dict[SurveyField, Callable[[str, int], str | None]] = {
-        "label": lambda _, row: dataset.records[row].label,
+        "label": lambda _, row: classes[dataset.labels[row]] if classes else dataset.records[row].label,
         "manufacturer": lambda _, row: manufacturer_of(dataset.records[row].manufacturer),
         "year": lambda _, row: _year(taken[row]),
         "image_size": lambda _, row: _from(FIELDS["image_size"], (256, 512, 1024, 2048), _side(taken[row])),
@@ -139,12 +165,14 @@ def read_surveys(work_dir: Path) -> list[str]:
         PolicyError: a count is damaged.
     """
     now, said = local_now(), []
-    for field in FIELDS:
-        name = f"{SURVEYS_FOLDER}/{field}.json"
+    own = sorted(path.stem for path in (work_dir / SURVEYS_FOLDER).glob(f"{OWN_LABELS}*.json") if not path.stem.endswith("-told"))
+    for stem in (*FIELDS, *own):
+        name = f"{SURVEYS_FOLDER}/{stem}.json"
         if (work_dir / name).exists():
             found = read_evaluations(work_dir, name)
             about = [f"{version.answers} on a set of {len(version.units)} patients" for version in found.versions]
-            said.append(f"surveys answered on {field}: {found.today(now)} in the last 24 hours; {', '.join(about)}")
+            what = "label, by own classes" if stem in own else stem
+            said.append(f"surveys answered on {what}: {found.today(now)} in the last 24 hours; {', '.join(about)}")
     return said
 
 
@@ -166,7 +194,8 @@ def _unnoised(
     field: SurveyField, cells: Cells, instruction: Instruction, config: SiteConfig, policy: SitePolicy
 ) -> tuple[dict[str, int], int] | None:
     """The table of one version of the patients, and their number in tens; None where it may not leave."""
-    work_dir = Path(config.work_dir)
+    work_dir, classes = Path(config.work_dir), own_classes(instruction.experiment.task)
+    stem, cell_names = _stem(field, classes), (*survey_cells(field, classes), NOT_STATED)
     secret = own_secret(work_dir, SPLIT_KEY_FILE if config.policy else NOISE_KEY_FILE)
     names = {patient: round_key(secret, ("survey", patient)).hex()[:32] for patient in cells}
     units = {names[who]: round_key(secret, ("survey", field, who, cell)).hex()[:32] for who, cell in cells.items()}
@@ -175,21 +204,44 @@ def _unnoised(
         own = policy.model_copy(update={"min_validation_patients": least, "max_evaluations_per_data": sys.maxsize})
         request = RunRequest.of(instruction.experiment, "query", instruction.run, instruction.round, survey=instruction.survey)
         try:
-            units = dict(admit_units(units, request, own, work_dir / SURVEYS_FOLDER / f"{field}.json", what="patients").units)
+            units = dict(admit_units(units, request, own, work_dir / SURVEYS_FOLDER / f"{stem}.json", what="patients").units)
         except PolicyError as error:
             logger.info("survey: nothing of %s leaves (%s)", field, error)
             return None
-    counts = Counter(dict.fromkeys((*FIELDS[field], NOT_STATED), 0))
+        if field == "label" and not _is_first_list(work_dir / SURVEYS_FOLDER, stem):
+            logger.info("survey: nothing of %s leaves (it was told by other classes before)", field)
+            return None
+    counts = Counter(dict.fromkeys(cell_names, 0))
     counts.update(cell for patient, cell in cells.items() if names[patient] in units)
     key = round_key(secret, ("survey rounding", field, *sorted(f"{one}{state}" for one, state in units.items())))
     simulated = config.policy is None
-    table = choose_table(counts, RandomStream(key)) if simulated else _told_once(field, key, counts, work_dir)
+    table = (
+        choose_table(counts, RandomStream(key)) if simulated else _told_once(_told_file(work_dir, stem, cell_names), key, counts)
+    )
     return None if table is None else (dict(table.shown), len(units) // SMALL_CELL * SMALL_CELL)
 
 
-def _told_once(field: SurveyField, key: bytes, counts: Mapping[str, int], work_dir: Path) -> ToldTable | None:
+def _stem(field: SurveyField, classes: Sequence[str]) -> str:
+    """The name of a table's files; of own classes one a list of them, in whatever order."""
+    if field != "label" or not classes:
+        return field
+    return OWN_LABELS + hashlib.sha256("/".join(sorted(classes)).encode()).hexdigest()[:16]
+
+
+def _is_first_list(folder: Path, stem: str) -> bool:
+    """Whether patients by label are told by these cells: the first list that was told stands from then on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with (folder / FIRST_LABELS).open("x", encoding="ascii") as file:
+            file.write("label" if (folder / "label-told.json").exists() else stem)
+    except FileExistsError:
+        pass
+    return (folder / FIRST_LABELS).read_text(encoding="ascii") == stem
+
+
+def _told_once(file: StateFile[dict[str, ToldTable | None]], key: bytes, counts: Mapping[str, int]) -> ToldTable | None:
     """The table of one version of the patients: as it was told, or one that may leave beside those of the other versions, kept first."""
-    file, version = _told_file(work_dir, field), hashlib.sha256(key).hexdigest()[:32]
+    version = hashlib.sha256(key).hexdigest()[:32]
     try:
         with file.locked() as told:
             if version not in told:
@@ -201,11 +253,10 @@ def _told_once(field: SurveyField, key: bytes, counts: Mapping[str, int], work_d
         raise PolicyError("survey", f"{file.path} cannot be written: {error.strerror}; nothing leaves unkept") from error
 
 
-def _told_file(work_dir: Path, field: SurveyField) -> StateFile[dict[str, ToldTable | None]]:
+def _told_file(work_dir: Path, stem: str, cells: tuple[str, ...]) -> StateFile[dict[str, ToldTable | None]]:
     """Version of the patients -> what was told of it; None where nothing could be."""
 
     def parse(content: bytes) -> dict[str, ToldTable | None]:
-        cells = (*FIELDS[field], NOT_STATED)
         return {
             str(version): None if table is None else ToldTable(int(table["patients"]), cells, dict(table["shown"]))
             for version, table in json.loads(content).items()
@@ -219,7 +270,7 @@ def _told_file(work_dir: Path, field: SurveyField) -> StateFile[dict[str, ToldTa
         return json.dumps(tables).encode()
 
     return StateFile(
-        work_dir / SURVEYS_FOLDER / f"{field}-told.json",
+        work_dir / SURVEYS_FOLDER / f"{stem}-told.json",
         kind="the tables that surveys were told",
         parse=parse,
         missing={},
@@ -256,7 +307,7 @@ def _noised(
         ledger.spend(entry, units, policy)
     exact = Counter(cells.values())
     stream = RandomStream(round_key(own_secret(Path(config.work_dir)), ("survey", token)))
-    names = (*FIELDS[field], NOT_STATED)
+    names = (*survey_cells(field, own_classes(experiment.task)), NOT_STATED)
     noise = noise_multiplier * _sensitivity(policy) * stream.normal(len(names)).numpy()
     noisy = {name: exact[name] + float(value) for name, value in zip(names, noise, strict=True)}
     table = {name: SMALL_CELL * round(value / SMALL_CELL) for name, value in noisy.items() if value >= SMALL_CELL}

@@ -177,7 +177,7 @@ def judge_areas(areas: PairedAreas, patients: tuple[int, int], margin: float, al
         alpha: one-sided error of the test, in (0, 0.5).
     """
     known = not math.isnan(areas.difference)
-    return _judge(areas.difference, margin, lambda factor: area_bound(areas, patients, alpha, factor) if known else -1.0)
+    return judge_bound(areas.difference, margin, lambda factor: area_bound(areas, patients, alpha, factor) if known else -1.0)
 
 
 def judge_rates(rates: PairedRates, margin: float, alpha: float) -> MarginOutcome:
@@ -188,7 +188,7 @@ def judge_rates(rates: PairedRates, margin: float, alpha: float) -> MarginOutcom
         margin: largest loss that is accepted, as a share of the images, above 0.
         alpha: one-sided error of the test, in (0, 0.5).
     """
-    return _judge(rates.difference, margin, lambda factor: rate_bound(rates, alpha, factor) if rates.images else -1.0)
+    return judge_bound(rates.difference, margin, lambda factor: rate_bound(rates, alpha, factor) if rates.images else -1.0)
 
 
 def area_bound(areas: PairedAreas, patients: tuple[int, int], alpha: float, factor: float = 1.0) -> float:
@@ -289,7 +289,14 @@ def patients_needed(outcome: MarginOutcome, patients: tuple[int, int], alpha: fl
     return math.ceil(patients[0] * outcome.factor), math.ceil(patients[1] * outcome.factor)
 
 
-def _judge(difference: float, margin: float, bound: Callable[[float], float]) -> MarginOutcome:
+def judge_bound(difference: float, margin: float, bound: Callable[[float], float]) -> MarginOutcome:
+    """Judges an observed difference by its bound.
+
+    Args:
+        difference: new minus old; NaN where it is not known.
+        margin: largest loss that is accepted, above 0.
+        bound: one-sided lower bound of the difference for so many times the patients.
+    """
     lower = bound(1.0)
     if lower > -margin:
         return MarginOutcome(difference, lower, margin, NonInferiority.NOT_WORSE, 1.0)

@@ -88,12 +88,12 @@ def paired_areas(old: Predictions, new: Predictions) -> PairedAreas:
         DataError: the two are not of the same images in the same order.
     """
     check_paired(old, new)
-    sick, patients = old.labels != 0, _patient_index(old)
+    sick, patients = old.labels != 0, patient_index(old)
     m, n = int(sick.sum()), int((~sick).sum())
     nothing = float("nan")
     if m == 0 or n == 0:
         return PairedAreas(nothing, nothing, nothing, nothing, nothing)
-    found, spared = np.stack([np.stack(_components(model.scores, sick)) for model in (old, new)], axis=1)
+    found, spared = np.stack([np.stack(structural_components(model.scores, sick)) for model in (old, new)], axis=1)
     areas = found[:, sick].mean(axis=1)
     covariance = _covariance(found - areas[:, None], spared - areas[:, None], sick, patients)
     return PairedAreas(*map(float, (*areas, covariance[0, 0], covariance[1, 1], covariance[0, 1])))
@@ -136,7 +136,7 @@ def sensitivity_and_specificity(
         DataError: the two are not of the same images in the same order.
     """
     check_paired(old, new)
-    sick, patients = old.labels != 0, _patient_index(old)
+    sick, patients = old.labels != 0, patient_index(old)
     called = [model.scores >= threshold for model, threshold in zip((old, new), thresholds, strict=True)]
     found = paired_rates(called[0][sick], called[1][sick], patients[sick])
     return found, paired_rates(~called[0][~sick], ~called[1][~sick], patients[~sick])
@@ -156,13 +156,18 @@ def check_paired(old: Predictions, new: Predictions) -> None:
         raise DataError("paired comparison: expected two models' predictions of the same images in the same order, got others")
 
 
-def _patient_index(predictions: Predictions) -> npt.NDArray[np.int64]:
+def patient_index(predictions: Predictions) -> npt.NDArray[np.int64]:
+    """Numbers the patients from 0, int64 [N], one an image."""
     return np.unique(np.array(predictions.patients, dtype=str), return_inverse=True)[1].astype(np.int64)
 
 
-def _components(scores: Reals, sick: Flags) -> tuple[Reals, Reals]:
-    """For each image with pneumonia the share of the others that score below it, for each of the others the share with pneumonia that
-    score above; ties count one half. Both are [N], 0 for images of the other class.
+def structural_components(scores: Reals, sick: Flags) -> tuple[Reals, Reals]:
+    """Computes for each image with pneumonia the share of the others that score below it, for each of the others the share with
+    pneumonia that score above; ties count one half (Sun and Xu 2014, algorithm 2). Both are [N], 0 for images of the other class.
+
+    Args:
+        scores: float64 [N].
+        sick: which images have pneumonia, [N]; there are both kinds.
     """
     m, n = sick.sum(), (~sick).sum()
     found, spared = np.zeros(len(scores)), np.zeros(len(scores))

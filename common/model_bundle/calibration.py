@@ -6,18 +6,24 @@ of the images only how many of each class have which score, which is what the ho
 
 The bias is fitted to the hospitals that took part, with their prevalence; elsewhere it can do harm, while a temperature cannot turn a
 verdict of one half. Hence probabilities are those of the temperature, and their interval spans both.
+
+With more than two classes this line is that of all classes but normal together, which the decision is made on. How these share its
+probability is calibrated one against the rest: each has a line of its own for the logit of its own probability, fitted likewise on the
+counts of its two-class view, and the calibrated probabilities are made to add up (Zadrozny and Elkan 2002, KDD, section 4). The one
+temperature of Guo et al. for all classes would need each image's logits together, and these stay at the hospitals.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from scipy.optimize import minimize
-from scipy.special import expit, logit, logsumexp
+from scipy.special import expit, log_expit, logit, logsumexp
 
 from pneumofed.common.config.experiment import Positive, Section
 
@@ -47,6 +53,15 @@ class Line(Section):
         return middle - half, middle + half
 
 
+class ClassLine(Section):
+    """Of one class but normal: logit of its calibrated probability = slope * logit of the network's own + intercept."""
+
+    slope: Positive = 1.0
+    intercept: float = 0.0
+    positives: Annotated[int, Field(ge=0)] = 0
+    """Images of the class that it was fitted on; 0 where they were too few, and the network's own probability stands."""
+
+
 class Calibration(Section):
     """The fitted line, what it was fitted on, and how well that determines it."""
 
@@ -61,6 +76,15 @@ class Calibration(Section):
     """In words, for the card."""
     images: Annotated[int, Field(ge=0)] = 0
     positives: Annotated[int, Field(ge=0)] = 0
+    class_lines: tuple[ClassLine, ...] = ()
+    """Of more than two classes, one for each but normal, in their order; empty where the network's own shares stand."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_class_lines(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = write(self)
+        if not self.class_lines:  # a bundle of two classes is written as before
+            values.pop("class_lines", None)
+        return values
 
     @property
     def temperature(self) -> float:
@@ -90,10 +114,15 @@ class Calibration(Section):
         return np.asarray(expit(low)), np.asarray(expit(high))
 
     def class_probabilities(self, logits: npt.ArrayLike) -> Reals:
-        """float64 [N, C] of logits [N, C]: class 0 is 1 - P(pneumonia), the others share P(pneumonia) as the network does."""
+        """float64 [N, C] of logits [N, C]: class 0 is 1 - P(pneumonia), the others share P(pneumonia) in proportion to their calibrated
+        probabilities against the rest, or as the network does where there are no `class_lines`."""
         z = np.asarray(logits, np.float64)
         p = self.probability(pneumonia_score(z))[:, None]
-        shares = np.exp(z[:, 1:] - logsumexp(z[:, 1:], axis=1, keepdims=True))
+        weights = z[:, 1:]
+        if self.class_lines:
+            slopes, intercepts = (np.array([getattr(line, name) for line in self.class_lines]) for name in ("slope", "intercept"))
+            weights = log_expit(slopes * class_scores(z) + intercepts)
+        shares = np.exp(weights - logsumexp(weights, axis=1, keepdims=True))
         return np.concatenate([1.0 - p, p * shares], axis=1)
 
     def move(self, threshold: float) -> float:
@@ -107,6 +136,27 @@ def pneumonia_score(logits: npt.ArrayLike) -> Reals:
     """The logit of P(pneumonia) = 1 - P(class 0), float64 [N], of logits [N, C]; exact also where P is next to 0 or 1."""
     z = np.asarray(logits, np.float64)
     return np.asarray(logsumexp(z[:, 1:], axis=1) - z[:, 0])
+
+
+def class_scores(logits: npt.ArrayLike) -> Reals:
+    """The logit of each class's own probability but normal's, float64 [N, C - 1], of logits [N, C]."""
+    z = np.asarray(logits, np.float64)
+    others = [np.delete(z, k, axis=1) for k in range(1, z.shape[1])]
+    return np.stack([z[:, k + 1] - logsumexp(rest, axis=1) for k, rest in enumerate(others)], axis=1)
+
+
+def fit_class_lines(
+    views: Sequence[tuple[Reals, Reals, Reals]], method: Method, design_effect: float = 1.0
+) -> tuple[ClassLine, ...]:
+    """Fits the line of each class but normal; the network's own where a class has fewer than `LEAST_OF_EACH_CLASS` images.
+
+    Args:
+        views: (logits of the class's own probability [B], images of other classes [B], images of the class [B]), one a class.
+        method: `temperature`, or `temperature_and_bias`.
+        design_effect: how many images count as one.
+    """
+    fits = [fit_calibration(*view, method, fitted_on="", design_effect=design_effect) for view in views]
+    return tuple(ClassLine(slope=fit.slope, intercept=fit.intercept, positives=fit.positives) for fit in fits)
 
 
 def fit_calibration(

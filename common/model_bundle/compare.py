@@ -8,6 +8,7 @@ import numpy.typing as npt
 from pneumofed.common.config.classes import classes_of, task_words
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import ConfigError, DataError
+from pneumofed.common.evaluation.class_comparison import compare_classes
 from pneumofed.common.evaluation.comparison import ModelComparison, compare_predictions
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.imaging.augment import to_model_input
@@ -55,7 +56,9 @@ def _graph_probabilities(bundle: Bundle, dataset: Dataset) -> npt.NDArray[np.flo
     return shifted / shifted.sum(axis=1, keepdims=True)
 
 
-def compare_bundles(old: Bundle, new: Bundle, datasets: tuple[Dataset, Dataset], compute: Compute) -> ModelComparison:
+def compare_bundles(
+    old: Bundle, new: Bundle, datasets: tuple[Dataset, Dataset], compute: Compute, *, by_class: bool = False
+) -> ModelComparison:
     """Compares the new model with the old one, each on the images at its own size and at its own operating point.
 
     Args:
@@ -63,6 +66,7 @@ def compare_bundles(old: Bundle, new: Bundle, datasets: tuple[Dataset, Dataset],
         new: the bundle that may replace it.
         datasets: the same images at the size of the old and of the new model.
         compute: device and number type of both.
+        by_class: also each class against the rest, of more than two; what comes back is then a `ClassesComparison`.
 
     Raises:
         DataError: the two data sets are not of the same images.
@@ -71,7 +75,15 @@ def compare_bundles(old: Bundle, new: Bundle, datasets: tuple[Dataset, Dataset],
     if datasets[0].digests != datasets[1].digests:
         raise DataError("an image can be used at the size of one model and not at that of the other; fix or remove it")
     first, second = (predictions_of(bundle, data, compute) for bundle, data in zip((old, new), datasets, strict=True))
-    return compare_predictions(first, second, (old.manifest.threshold.raw_value, new.manifest.threshold.raw_value))
+    thresholds = old.manifest.threshold.raw_value, new.manifest.threshold.raw_value
+    if not by_class or len(new.manifest.classes) < 3:
+        return compare_predictions(first, second, thresholds)
+    tiny = np.finfo(np.float64).tiny
+    shown = [
+        bundle.manifest.calibration.class_probabilities(np.log(np.maximum(found.probabilities, tiny)))
+        for bundle, found in ((old, first), (new, second))
+    ]
+    return compare_classes(first, second, thresholds, (shown[0], shown[1]), new.manifest.classes)
 
 
 def check_comparable(old: Bundle, new: Bundle) -> None:

@@ -12,11 +12,12 @@ Disclosure Control", chapters 4 and 5).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from flwr.app import ConfigRecord
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from pneumofed.common.config.classes import MOST_CLASSES, LabelTask, classes_of
 from pneumofed.common.config.experiment import Positive, Section
 from pneumofed.common.config.parties import SurveyField
 from pneumofed.common.data.manifest import LABELS
@@ -48,7 +49,7 @@ FIELDS: dict[SurveyField, tuple[str, ...]] = {
     "contrast": ("0-15", "16-31", "32-47", "48-63", "64-79", "80-95", "96 and above"),
     "images": ("1", "2", "3-5", "6 and more"),
 }
-"""Field -> its cells, in the order of all tables, without `NOT_STATED`."""
+"""Field -> its cells, in the order of all tables, without `NOT_STATED`; of labels those of the named tasks."""
 
 TITLES: dict[SurveyField, str] = {
     "label": "label; pneumonia as such where its cause is not stated",
@@ -63,6 +64,23 @@ TITLES: dict[SurveyField, str] = {
     "images": "images of the patient",
 }
 """Field -> what a table of it counts, in words."""
+
+
+def own_classes(task: LabelTask) -> tuple[str, ...]:
+    """Returns the classes that patients are counted by in the place of `LABELS`; none where these hold all classes of `task`."""
+    classes = classes_of(task)
+    return () if set(classes) <= set(LABELS) else classes
+
+
+def survey_cells(field: SurveyField, classes: Sequence[str] = ()) -> tuple[str, ...]:
+    """Lists the cells of a table, without `NOT_STATED`.
+
+    Args:
+        field: what is counted.
+        classes: of `own_classes`.
+    """
+    return tuple(classes) if field == "label" and classes else FIELDS[field]
+
 
 Tens = Annotated[int, Field(ge=0, le=MOST_COUNT, multiple_of=SMALL_CELL)]
 
@@ -83,11 +101,20 @@ class SurveyAnswer(Section):
     """What it does not tell. Why is its own: by its policy, since few patients changed, or since a table would give a small cell away."""
     noise: Positive | None = None
     """Standard deviation of the Gaussian noise on each count before it was rounded; None where there is none."""
+    classes: Annotated[tuple[str, ...], Field(max_length=MOST_CLASSES)] = ()
+    """The planned run's, which labels were counted by; empty for `LABELS`."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_classes(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = write(self)
+        if not self.classes:  # as before there were own classes
+            values.pop("classes", None)
+        return values
 
     @model_validator(mode="after")
     def _check_cells(self) -> SurveyAnswer:
         for field, table in self.tables.items():
-            if not table or not set(table) <= {*FIELDS[field], NOT_STATED}:
+            if not table or not set(table) <= {*survey_cells(field, self.classes), NOT_STATED}:
                 raise ValueError(f"{field}: cells that are none")
             if min(table.values()) < SMALL_CELL:
                 raise ValueError(f"{field}: a small cell")
@@ -113,12 +140,13 @@ def pack_survey(site: str, answer: SurveyAnswer) -> Content:
     return content
 
 
-def unpack_survey(content: Content, asked: Sequence[SurveyField]) -> tuple[Presence, SurveyAnswer]:
+def unpack_survey(content: Content, asked: Sequence[SurveyField], classes: Sequence[str] = ()) -> tuple[Presence, SurveyAnswer]:
     """Unpacks a site's answer.
 
     Args:
         content: of the reply, not trusted.
         asked: every field stands in the answer once, and no other.
+        classes: that labels were to be counted by, of `own_classes`.
 
     Raises:
         MessageError: it is no such answer, as of a site that knows no surveys.
@@ -133,4 +161,6 @@ def unpack_survey(content: Content, asked: Sequence[SurveyField]) -> tuple[Prese
         raise MessageError("survey: expected tables of the agreed cells in multiples of ten") from None
     if {*answer.tables, *answer.missing, *answer.withheld} != set(asked):
         raise MessageError("survey: expected every field that was asked, and no other")
+    if answer.classes != tuple(classes):
+        raise MessageError("survey: labels were counted by other classes than the planned run's; install the same version")
     return presence, answer

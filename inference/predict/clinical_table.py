@@ -79,7 +79,7 @@ class ClinicalTable:
         values = self.by_path.get(Path(os.path.abspath(image)))  # noqa: PTH100 - resolve() would follow links
         values = self.by_name.get(image.name) if values is None else values
         self.found[values is not None] += 1
-        return values if header is None else _with_stated(values, header, self.schema)
+        return values if header is None else with_stated(values, header, self.schema)
 
     def describe_use(self) -> str:
         """Says how many of the images that were looked for had a row."""
@@ -164,8 +164,17 @@ def describe_values(values: Values, schema: ClinicalConfig) -> dict[str, str]:
     return found
 
 
-def _with_stated(values: Values | None, header: StatedInFile, schema: ClinicalConfig) -> Values | None:
-    """`values`, and where they are not known age, sex and view of the file; what does not fit there stays not known."""
+def with_stated(values: Values | None, header: StatedInFile, schema: ClinicalConfig) -> Values | None:
+    """Adds age, sex and view as a file states them where they are not known; what does not fit there stays not known.
+
+    Args:
+        values: float32 [K]; None where none is known.
+        header: of the file.
+        schema: of the model.
+
+    Returns:
+        float32 [K]; None where still none is known.
+    """
     age = "" if header.age_years is None else repr(header.age_years)
     stated = _builtin_cells({"age": age, "sex": header.sex, "view": header.view})
     found, slot = np.full(schema.slots, np.nan, dtype=np.float32) if values is None else values.copy(), 0

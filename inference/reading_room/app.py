@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pneumofed.common.files import is_disk_full
 from pneumofed.common.ops.web import is_foreign, security_headers
-from pneumofed.inference.reading_room import routes, routes_images
+from pneumofed.inference.reading_room import routes, routes_images, routes_programs
 from pneumofed.inference.reading_room.errors import RESPONSES, Refusal, add_problem_handlers, error_response
 from pneumofed.inference.reading_room.prometheus import RoomMetrics
 from pneumofed.inference.reading_room.room import Room, delete_old_cases
@@ -68,7 +68,7 @@ def create_room_app(room: Room, hosts: Sequence[str] = ("127.0.0.1", "localhost"
     )
     app.state.room = room
     add_problem_handlers(app)
-    for router in (routes.session_routes, routes.case_routes, routes_images.image_routes, routes.program_routes):
+    for router in (routes.session_routes, routes.case_routes, routes_images.image_routes, routes_programs.program_routes):
         app.include_router(router)
     _add_page(app)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)

@@ -121,6 +121,23 @@ class FindingRow(RoomTable):
     note: Mapped[str] = mapped_column(Text)
 
 
+class ClinicalRow(RoomTable):
+    """Clinical values of a case, and what the model said with them; see `inference.reading_room.case_rows`."""
+
+    __tablename__ = "clinical"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    case: Mapped[int] = mapped_column(ForeignKey("case.number", ondelete="CASCADE"), index=True)
+    by: Mapped[str] = mapped_column(String(64))
+    at: Mapped[datetime] = mapped_column(UtcTime)
+    known: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    """Name, value and source of each known value, as `inference.reading_room.clinical.ClinicalValueView`."""
+    image_only: Mapped[float | None]
+    verdict: Mapped[str] = mapped_column(String(16))
+    probability: Mapped[float | None]
+    evidence: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+
+
 def open_room_database(path: Path) -> Engine:
     """Opens the SQLite file `path`, which is made with mode 0600 if missing, and brings its tables to this version.
 
@@ -148,11 +165,15 @@ class Cases:
     def __init__(self, engine: Engine) -> None:
         self._session = sessionmaker(engine, expire_on_commit=False).begin
 
-    def add(self, case: Case) -> bool:
-        """Adds a case; False if another has the same file, which came in between."""
+    def add(self, case: Case, values: ClinicalRow | None = None) -> bool:
+        """Adds a case, with its clinical values where some are known; False if another has the same file, which came in between."""
         try:
             with self._session() as session:
                 session.add(case)
+                if values is not None:
+                    session.flush()
+                    values.case = case.number
+                    session.add(values)
             return True
         except IntegrityError:
             return False

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.inference.reading_room.clinical import ClinicalValueError
 from pneumofed.inference.reading_room.schema import ErrorBody, ErrorCode
 
 SENTENCES: dict[ErrorCode, str] = {
@@ -34,6 +35,14 @@ SENTENCES: dict[ErrorCode, str] = {
     "internal": "something went wrong; the room's log tells the administrator more",
     "archive_file": "an archive such as zip is not opened; unpack it and send the files in it",
     "file_too_large": "the file is too large",
+    "value_column": "a name is none of the model's clinical columns",
+    "value_unit": "a clinical value has a unit that cannot be converted",
+    "value_range": "a clinical value lies outside the range of its column",
+    "value_number": "a clinical value is no number",
+    "value_yes_no": "a clinical value is neither yes nor no",
+    "value_code": "a clinical value is none of the codes of its column",
+    "other_model": "another model judged this case; its values stay as they are",
+    "no_evidence": "there is nothing to tell what the answer rests on: no value is known, or the model cannot say it",
 }
 """For all codes but those of `SkipReason`, whose value is the sentence."""
 
@@ -114,6 +123,11 @@ def add_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(ImageError)
     async def refuse_file(_: Request, error: ImageError) -> Response:
         return error_response(422, error_code(error))
+
+    @app.exception_handler(ClinicalValueError)
+    async def refuse_values(_: Request, error: ClinicalValueError) -> Response:
+        body = ErrorBody(error=error.problem, detail=str(error), column=error.column)
+        return JSONResponse(body.model_dump(), 422)
 
     @app.exception_handler(RequestValidationError)
     async def refuse_form(_: Request, error: RequestValidationError) -> Response:

@@ -9,7 +9,8 @@ read or removed is in the log first: a room that is killed may have a line too m
     login / login-refused / logout / password-changed        no facts; a refused login has no name, which may be a mistyped password
     case-added / case-opened / case-removed                  case id, which is random; model and verdict where judged
     finding                                                  case id, label, whether it agrees with the model
-    image-judged                                             by a program, nothing kept: model, verdict
+    clinical-given                                           case id, model, verdict, how many values are known; never the values
+    image-judged                                             by a program, nothing kept: model, verdict, how many values were given
     labels-exported / cleaned                                counts
     user-added / user-changed / user-removed / token-added / token-removed / room-started / room-stopped
 """
@@ -20,8 +21,8 @@ import asyncio
 import logging
 import secrets
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,15 +32,27 @@ from pneumofed.common.audit.log import AuditLog
 from pneumofed.common.errors import ImageError, PneumofedError
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.web import Sessions
-from pneumofed.inference.reading_room.cases import NO_NUMBER, Case, Cases
+from pneumofed.inference.reading_room.case_rows import CaseValues, case_row, values_row
+from pneumofed.inference.reading_room.cases import Case, Cases, ClinicalRow
+from pneumofed.inference.reading_room.clinical import (
+    ClinicalValueError,
+    GivenValue,
+    Values,
+    describe_sources,
+    named_values,
+    read_given,
+    rebuild_values,
+    schema_of,
+)
 from pneumofed.inference.reading_room.errors import Refusal, error_code, sentence
+from pneumofed.inference.reading_room.file_judge import ImageJob
 from pneumofed.inference.reading_room.prometheus import RoomMetrics
 from pneumofed.inference.reading_room.schema import ErrorCode, Label, ModelInfo, Uploaded
 from pneumofed.inference.reading_room.settings import GIB, CaseFiles, RoomFolder
 from pneumofed.inference.reading_room.upload import Arrived, Gate
 from pneumofed.inference.reading_room.users import BackOff, Users
-from pneumofed.inference.reading_room.viewing import JudgedFile
-from pneumofed.inference.reading_room.worker import ImageJob, Workers
+from pneumofed.inference.reading_room.viewing import JudgedFile, write_map
+from pneumofed.inference.reading_room.worker import Workers
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.bundle import Bundle
@@ -68,7 +81,8 @@ class Room:
         self, folder: RoomFolder, engine: Engine, model: ModelInfo, workers: Workers, monitor: Monitor | None = None
     ) -> None:
         self.folder, self.settings, self.model, self.workers = folder, folder.settings, model, workers
-        self.users, self.cases = Users(engine), Cases(engine)
+        self.users, self.cases, self.values = Users(engine), Cases(engine), CaseValues(engine)
+        self.clinical = schema_of(model.clinical)
         self.store = CaseFiles(folder.store, folder.quarantine)
         self.sessions = Sessions(SESSION_SEC, 60.0 * self.settings.idle_min)
         self.back_off = BackOff()
@@ -123,7 +137,12 @@ class Room:
         if known:
             return Uploaded(index=index, outcome="known", case=known, error=None, detail="")
         try:
-            file = await self.judge(ImageJob(arrived.folder, keep=True, explain=True), by)
+            values = read_given(arrived.given, self.clinical) if arrived.given else None
+            file = await self.judge(ImageJob(arrived.folder, keep=True, explain=True, values=values), by)
+        except ClinicalValueError as error:
+            self.metrics.refused(error.problem)
+            detail = str(error)
+            return Uploaded(index=index, outcome="refused", case=None, error=error.problem, detail=detail, column=error.column)
         except ImageError as error:
             return self._refused(index, error_code(error))
         case, outcome = await asyncio.to_thread(self._add, arrived, file, by)
@@ -143,8 +162,61 @@ class Room:
         file = await self.workers.run(job)
         self.metrics.judged(file.judgement.verdict)
         if not job.keep:
-            await asyncio.to_thread(self.record, by, "image-judged", **_audit_facts(file.judgement))
+            given = {} if job.values is None else {"known": len(named_values(job.values, self.clinical))}
+            await asyncio.to_thread(self.record, by, "image-judged", **_audit_facts(file.judgement), **given)
         return file
+
+    async def give_values(self, case: Case, given: Mapping[str, GivenValue | None], by: str) -> None:
+        """Judges a case anew with other clinical values; what was said before is kept beside it.
+
+        Args:
+            case: of the database.
+            given: all its values by column; what is not named is not known, also where its file states it.
+            by: the reader.
+
+        Raises:
+            ClinicalValueError: a value does not fit; nothing is changed.
+            Refusal: another model judged the case, or it is gone.
+            ImageError: its file cannot be read any more.
+        """
+        self._require_own(case)
+        values = read_given(given, self.clinical)
+        folder = self.store.path(case.id)
+        file = await self.workers.run(ImageJob(folder, explain=True, values=values, stated=False))
+        self.metrics.judged(file.judgement.verdict)
+        await asyncio.to_thread(self._give, case, values, file, by)
+
+    async def find_evidence(self, case: Case) -> dict[str, Any]:
+        """Computes what the case's answer rests on, as `EvidenceView`, or finds it where it was computed before.
+
+        Raises:
+            Refusal: no value is known, the case cannot be judged, the network is a study's own, or another model judged the case.
+            ImageError: its file cannot be read any more.
+        """
+        row = await asyncio.to_thread(self.values.latest, case)
+        if row is not None and row.evidence is not None:
+            return row.evidence
+        self._require_own(case)
+        if row is None or not row.known or self.clinical is None:
+            raise Refusal(404, "no_evidence")
+        values = rebuild_values(row.known, self.clinical)
+        file = await self.workers.run(ImageJob(self.store.path(case.id), values=values, stated=False, evidence=True))
+        if file.evidence is None:
+            raise Refusal(404, "no_evidence")
+        await asyncio.to_thread(self.values.keep_evidence, row, file.evidence)
+        return file.evidence
+
+    def _require_own(self, case: Case) -> None:
+        if case.model_digest != self.model.digest:
+            raise Refusal(409, "other_model")
+
+    def _give(self, case: Case, values: Values, file: JudgedFile, by: str) -> None:
+        before, named = self.values.latest(case), named_values(values, self.clinical)
+        known = describe_sources(named, named, "given", before.known if before else None)
+        self.record(by, "clinical-given", case=case.id, known=len(known), **_audit_facts(file.judgement))
+        write_map(self.store.path(case.id), file.viewing)
+        if not self.values.give(case.id, values_row(by, known, file.judgement), file):
+            raise Refusal(404, "not_found")
 
     def close(self) -> None:
         self.workers.close()
@@ -159,13 +231,22 @@ class Room:
         identifier = secrets.token_hex(16)
         size = self.store.keep(arrived.folder, identifier)
         self.record(by, "case-added", case=identifier, **_audit_facts(file.judgement))
-        if self.cases.add(case_row(identifier, arrived.sha256, size, file)):
+        if arrived.given:
+            self.record(by, "clinical-given", case=identifier, known=len(arrived.given), **_audit_facts(file.judgement))
+        if self.cases.add(case_row(identifier, arrived.sha256, size, file), self._values_at_arrival(arrived, file, by)):
             if (image := self.watch.judged(file)) is not None:
                 self.cases.set_monitored(identifier, image)
             return identifier, True
         self.store.remove(identifier)
         self.record(by, "case-removed", case=identifier)
         return self.cases.with_content(arrived.sha256) or identifier, False
+
+    def _values_at_arrival(self, arrived: Arrived, file: JudgedFile, by: str) -> ClinicalRow | None:
+        """Of the upload's table and the file itself; None where none is known."""
+        if file.values is None:
+            return None
+        table = named_values(read_given(arrived.given, self.clinical), self.clinical)
+        return values_row(by, describe_sources(named_values(file.values, self.clinical), table, "table"), file.judgement)
 
 
 @dataclass(frozen=True)
@@ -194,44 +275,6 @@ def delete_old_cases(cases: Cases, store: CaseFiles, retention_days: int, now: d
 
 def _audit_facts(judgement: Judgement) -> dict[str, str]:
     return {"model": judgement.model_digest, "verdict": judgement.verdict}
-
-
-def case_row(identifier: str, sha256: str, size: int, file: JudgedFile) -> Case:
-    """Builds the database's row of a new case.
-
-    Args:
-        identifier: of the case.
-        sha256: of the file.
-        size: of all files of the case, in bytes.
-        file: its content, read and judged.
-    """
-    facts = ("format", "bits", "modality", "view", "sex", "age_years", "manufacturer")
-    judgement, viewing, found = file.judgement, file.viewing, file.judgement.prediction
-    return Case(
-        id=identifier,
-        sha256=sha256,
-        bytes=size,
-        arrived=datetime.now(UTC),
-        **asdict(file.header),
-        **{name: getattr(file.info, name) for name in facts},
-        height=file.info.height_px,
-        width=file.info.width_px,
-        window_center=file.window.center,
-        window_width=file.window.width,
-        verdict=judgement.verdict,
-        probability=found.probability if found else NO_NUMBER,
-        low=found.low if found else NO_NUMBER,
-        high=found.high if found else NO_NUMBER,
-        classes=dict(found.classes) if found else {},
-        reasons=[reason.value for reason in judgement.reasons],
-        threshold=min(judgement.threshold, 1.0),
-        model=judgement.model,
-        model_digest=judgement.model_digest,
-        has_map=viewing.map is not None,
-        map_area=list(viewing.area),
-        map_warnings=list(viewing.warnings),
-        population=judgement.population.to_json(),
-    )
 
 
 def open_monitor(folder: RoomFolder, bundle: Bundle) -> Monitor | None:

@@ -1,9 +1,8 @@
-"""The routes of the interface, without pictures, in three groups, and who asks on them.
+"""The routes of the page, without pictures, in two groups, and who asks on all routes.
 
 `case_routes`: the worklist and its cases, uploaded, listed, opened and judged by readers. `session_routes`: signing in and out, and what
-the page has to know once. `program_routes`: for programs, judgements of single files of which nothing is kept, health, and metrics for
-Prometheus. Who asks is a reader by the session's cookie, or a program by its token; what each may do is said here for all routes
-(`ReaderNow`, `AdminNow`, `ProgramNow`).
+the page has to know once. Who asks is a reader by the session's cookie, or a program by its token; what each may do is said here for all
+routes (`ReaderNow`, `AdminNow`, `ProgramNow`). The routes of programs are in `routes_programs`, those of pictures in `routes_images`.
 """
 
 from __future__ import annotations
@@ -18,21 +17,19 @@ from typing import Annotated, Any, cast
 from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.security import APIKeyCookie, HTTPAuthorizationCredentials, HTTPBearer
 
-from pneumofed.common.errors import ImageError
 from pneumofed.common.ops.web import CSRF_HEADER
 from pneumofed.inference.reading_room import schema
 from pneumofed.inference.reading_room.cases import Case, User, agrees
-from pneumofed.inference.reading_room.errors import Refusal, error_code
+from pneumofed.inference.reading_room.clinical import EvidenceView, GivenValues
+from pneumofed.inference.reading_room.errors import Refusal
 from pneumofed.inference.reading_room.image_facts import stored_facts
 from pneumofed.inference.reading_room.labels import labels_csv
 from pneumofed.inference.reading_room.room import SESSION_SEC, Room
 from pneumofed.inference.reading_room.schema import Role
 from pneumofed.inference.reading_room.settings import MIB
-from pneumofed.inference.reading_room.upload import receive_form, receive_one
+from pneumofed.inference.reading_room.upload import receive_form
 from pneumofed.inference.reading_room.users import weakness
-from pneumofed.inference.reading_room.viewing import JudgedFile
-from pneumofed.inference.reading_room.views import likeliest, view_case, view_case_line, view_finding, view_judgement, view_map
-from pneumofed.inference.reading_room.worker import ImageJob
+from pneumofed.inference.reading_room.views import likeliest, view_case, view_case_line, view_finding
 
 COOKIE = "pneumofed_room"
 _cookie = APIKeyCookie(name=COOKIE, scheme_name="session", description="From POST /api/login.", auto_error=False)
@@ -116,7 +113,14 @@ _UPLOAD_FORM: dict[str, Any] = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
-                    "properties": {"files": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}},
+                    "properties": {
+                        "files": {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}},
+                        "clinical": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "Clinical values as JSON objects by column, one a file in the same order; or none.",
+                        },
+                    },
                     "required": ["files"],
                     "additionalProperties": False,
                 }
@@ -126,11 +130,6 @@ _UPLOAD_FORM: dict[str, Any] = {
 }
 
 session_routes = APIRouter(prefix="/api", tags=["session"])
-
-program_routes = APIRouter(tags=["programs"])
-_BINARY = {"schema": {"type": "string", "format": "binary", "minLength": 1}}
-_FILE_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/octet-stream": _BINARY}}}
-_FILE_ERRORS: dict[int | str, dict[str, Any]] = {408: {"model": schema.ErrorBody}, 503: {"model": schema.ErrorBody}}
 
 
 @case_routes.post(
@@ -168,7 +167,7 @@ def open_case(case: CaseInPath, reader: ReaderNow, room: RoomNow) -> schema.Case
     """All of one case. The audit log keeps who opened it."""
     found = find_case(room, case)
     room.record(reader.name, "case-opened", case=case)
-    return view_case(found, stored_facts(room.store.path(case)), room.cases.findings(found), room.cases.previous(found))
+    return _view(room, found)
 
 
 @case_routes.delete("/cases/{case}", status_code=204)
@@ -194,6 +193,30 @@ def add_finding(case: CaseInPath, body: schema.NewFinding, reader: ReaderNow, ro
     room.metrics.found(finding.agrees)
     room.watch.read(found.monitored, body.label)
     return finding
+
+
+@case_routes.post(
+    "/cases/{case}/clinical", status_code=201, responses={409: {"model": schema.ErrorBody}, 503: {"model": schema.ErrorBody}}
+)
+async def judge_with_values(case: CaseInPath, body: GivenValues, reader: ReaderNow, room: RoomNow) -> schema.CaseDetail:
+    """Judges the case with other clinical values: all that are known, in place of those before, which are kept."""
+    room.require_model()
+    async with room.gate.enter():
+        await room.give_values(await asyncio.to_thread(find_case, room, case), body.values, reader.name)
+    return await asyncio.to_thread(lambda: _view(room, find_case(room, case)))
+
+
+@case_routes.get("/cases/{case}/evidence", responses={409: {"model": schema.ErrorBody}, 503: {"model": schema.ErrorBody}})
+async def open_evidence(case: CaseInPath, reader: ReaderNow, room: RoomNow) -> EvidenceView:
+    """What the answer rests on: the image and each clinical value. Takes seconds the first time, and is kept."""
+    room.require_model()
+    async with room.gate.enter():
+        return EvidenceView.model_validate(await room.find_evidence(await asyncio.to_thread(find_case, room, case)))
+
+
+def _view(room: Room, found: Case) -> schema.CaseDetail:
+    facts, values = stored_facts(room.store.path(found.id)), room.values.latest(found)
+    return view_case(found, facts, values, room.cases.findings(found), room.cases.previous(found))
 
 
 @case_routes.get(
@@ -300,50 +323,3 @@ def _change(room: Room, reader: Reader, password: str) -> None:
 
 def _idle(room: Room) -> int:
     return 60 * room.settings.idle_min
-
-
-@program_routes.post("/api/predict", openapi_extra=_FILE_BODY, responses=_FILE_ERRORS)
-async def predict_file(request: Request, who: ProgramNow, room: RoomNow) -> schema.JudgementOut:
-    """The judgement of the image file that is the body, whatever its content type says."""
-    file = await _read(request, who, room, explain=False)
-    return view_judgement(file.judgement)
-
-
-@program_routes.post("/api/explain", openapi_extra=_FILE_BODY, responses=_FILE_ERRORS)
-async def explain_file(request: Request, who: ProgramNow, room: RoomNow) -> schema.ExplanationView:
-    """The judgement of the file, where its evidence lies, and whether that is a place for it."""
-    file = await _read(request, who, room, explain=True)
-    viewing = file.viewing
-    return schema.ExplanationView(
-        judgement=view_judgement(file.judgement),
-        map=None if viewing.map is None else view_map(viewing.map, viewing.area, viewing.warnings),
-    )
-
-
-@program_routes.get("/api/health", responses={503: {"model": schema.RoomHealth, "description": "Not ready"}})
-def health(response: Response, room: RoomNow) -> schema.RoomHealth:
-    """Whether the room can judge. For anybody."""
-    ready = room.ready
-    response.status_code = 200 if ready else 503
-    return schema.RoomHealth(ready=ready)
-
-
-@program_routes.get(
-    "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
-)
-def prometheus_metrics(who: ProgramNow, room: RoomNow) -> Response:
-    """Counts and times in Prometheus's text format."""
-    return Response(room.metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-async def _read(request: Request, who: str, room: Room, *, explain: bool) -> JudgedFile:
-    """What came of the body, which is deleted afterwards."""
-    room.require_model()
-    async with room.gate.enter():
-        with room.store.arriving() as folder:
-            await receive_one(request.stream(), folder, room.settings.upload)
-            try:
-                return await room.judge(ImageJob(folder, explain=explain), who)
-            except ImageError as error:
-                room.metrics.refused(error_code(error))
-                raise

@@ -12,6 +12,7 @@ from pneumofed.common.imaging.patient_groups import AgeGroup
 from pneumofed.common.imaging.types import Format
 from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.suitability import Verdict
+from pneumofed.inference.reading_room.clinical import ClinicalAnswer, ClinicalColumnView, ClinicalView, EvidenceView, ValueProblem
 from pneumofed.inference.reading_room.image_facts import FileFacts
 
 Role = Literal["radiologist", "admin"]
@@ -33,6 +34,8 @@ ErrorCode = Literal[
     # why a file is refused; as `common.errors.SkipReason`, in lower case
     "empty", "unknown_format", "archive_file", "corrupt", "no_pixel_data", "unsupported_compression", "unsupported_bits", "colour",
     "multi_frame", "too_large", "too_small", "constant", "unreadable", "file_too_large",
+    # why clinical values are refused, or there is no evidence
+    ValueProblem, "other_model", "no_evidence",
 ]  # fmt: skip
 """Fixed words, for the page to translate."""
 
@@ -51,6 +54,7 @@ class ErrorBody(BaseModel):
     error: ErrorCode
     detail: str
     retry_sec: int | None = Field(default=None, description="When to try again; with `locked` and `busy`.")
+    column: str | None = Field(default=None, description="With `value_...`: of the model's clinical columns the one it is about.")
 
 
 # --- who
@@ -99,6 +103,9 @@ class ModelInfo(BaseModel):
         description="Trained on drawn images: its judgements say nothing about patients, and the page has to say so."
     )
     threshold: float = Field(description="On the calibrated probability: at or above it the verdict is what `positive` says.")
+    clinical: list[ClinicalColumnView] = Field(
+        default_factory=list, description="Clinical values that it takes beside an image; empty: the image only."
+    )
     signer: str = Field(description="Fingerprint of the key that signed the bundle.")
     created: datetime
 
@@ -151,6 +158,7 @@ class JudgementOut(BaseModel):
     classes: dict[str, float] = Field(description="Probability by class, summing to 1; empty if it cannot be judged.")
     reasons: list[str] = Field(description="Why it cannot be judged; empty for other verdicts.")
     population: PopulationView
+    clinical: ClinicalAnswer | None = Field(default=None, description="With which clinical values; null where none is known.")
 
 
 class Area(BaseModel):
@@ -179,6 +187,9 @@ class ExplanationView(BaseModel):
 
     judgement: JudgementOut
     map: HeatMap | None
+    evidence: EvidenceView | None = Field(
+        default=None, description="Null where no clinical value is known, or the model cannot say it."
+    )
 
 
 # --- cases
@@ -283,6 +294,7 @@ class CaseDetail(CaseLine):
     image: ImageFacts
     has_map: bool
     map_warnings: list[MapWarning] = Field(description="As the map's own `warnings`.")
+    clinical: ClinicalView | None = Field(description="The values it was judged with; null where none was ever known.")
     findings: list[ReaderFinding] = Field(description="Oldest first.")
     previous: list[CaseLine] = Field(description="Other cases of the same patient, newest first, 20 at most.")
 
@@ -295,6 +307,7 @@ class Uploaded(BaseModel):
     case: CaseId | None
     error: ErrorCode | None
     detail: str
+    column: str | None = Field(default=None, description="As in `ErrorBody`.")
     patient_name: str = Field(
         default="",
         description="Of a new DICOM file, for whoever sent it to match it with; the room keeps no name beside the file.",

@@ -24,10 +24,12 @@ from pneumofed.common.ops.processes import LOOPBACK_HOSTS, check_port_free
 from pneumofed.common.ops.web import serve_app
 from pneumofed.common.wire.keys import PublicKey, certificate_validity, read_public_key
 from pneumofed.inference.reading_room.cases import open_room_database
+from pneumofed.inference.reading_room.clinical import view_columns
+from pneumofed.inference.reading_room.file_judge import load_file_judge
 from pneumofed.inference.reading_room.room import Room, open_monitor
 from pneumofed.inference.reading_room.schema import ModelInfo
 from pneumofed.inference.reading_room.settings import RoomFolder, RoomSettings
-from pneumofed.inference.reading_room.worker import Worker, Workers, load_file_judge
+from pneumofed.inference.reading_room.worker import Worker, Workers
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.bundle import Bundle
@@ -125,6 +127,7 @@ def model_info(bundle: Bundle) -> ModelInfo:
         positive=positive_word(manifest.classes),
         labels=reader_labels(manifest.classes),
         phantom=manifest.card.phantom,
+        clinical=view_columns(manifest.model.clinical),
         threshold=min(manifest.threshold.value, 1.0),
         created=manifest.created,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from pneumofed.inference.reading_room.clinical import MOST_VALUE_BYTES, GivenValue, GivenValues
 from pneumofed.inference.reading_room.errors import Refusal
 from pneumofed.inference.reading_room.schema import ErrorCode
 from pneumofed.inference.reading_room.settings import MIB, UploadLimits
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 
-FORM_FIELD = b"files"
+FORM_FIELD, VALUES_FIELD = b"files", b"clinical"
 
 Folders = Callable[[], AbstractContextManager[Path]]
 
@@ -36,6 +38,8 @@ class Arrived:
     sha256: str = ""
     error: ErrorCode | None = None
     size: int = 0
+    given: Mapping[str, GivenValue | None] = field(default_factory=dict, repr=False)
+    """Clinical values that came with it, by column."""
     _digest: hashlib._Hash = field(default_factory=hashlib.sha256, repr=False)
     _file: BinaryIO | None = field(default=None, repr=False)
 
@@ -134,7 +138,8 @@ async def receive_form(
 ) -> list[Arrived]:
     """Receives the files of a multipart form (RFC 7578), in order, each in a folder that lives as long as `stack`.
 
-    File names are thrown away: they may name a patient, or a place outside the room.
+    Beside the files, `clinical` is a JSON object of clinical values, one a file in the same order, or none at all. File names are thrown
+    away: they may name a patient, or a place outside the room.
 
     Args:
         stream: pieces of the body.
@@ -166,9 +171,23 @@ async def receive_form(
         raise Refusal(408, "too_slow") from None
     finally:
         form.close()
-    if not form.files or not form.complete:
+    if not form.files or not form.complete or len(form.values) not in (0, len(form.files)):
         raise Refusal(422, "invalid_request")
+    for file, text in zip(form.files, form.values, strict=False):
+        file.given = _read_values(bytes(text))
     return form.files
+
+
+def _read_values(text: bytes) -> Mapping[str, GivenValue | None]:
+    """The clinical values of one file, as JSON in a form.
+
+    Raises:
+        Refusal: they are not as `GivenValues` says.
+    """
+    try:
+        return GivenValues.model_validate({"values": json.loads(text)}).values
+    except (ValueError, RecursionError):
+        raise Refusal(422, "invalid_request") from None
 
 
 class _Form:
@@ -177,6 +196,8 @@ class _Form:
     def __init__(self, stack: AsyncExitStack, folders: Folders, limits: UploadLimits) -> None:
         self._stack, self._folders, self._limits = stack, folders, limits
         self.files: list[Arrived] = []
+        self.values: list[bytearray] = []
+        self._text: bytearray | None = None
         self.complete = False
         self._name, self._value = bytearray(), bytearray()
         self._disposition = b""
@@ -198,6 +219,7 @@ class _Form:
         if self._current is not None:
             self._current.close()
             self._current = None
+        self._text = None
 
     def _begin(self) -> None:
         self._disposition = b""
@@ -210,15 +232,28 @@ class _Form:
 
     def _open(self) -> None:
         _, options = parse_options_header(self._disposition)
-        if options.get(b"name") != FORM_FIELD:
+        if options.get(b"name") not in (FORM_FIELD, VALUES_FIELD):
             raise Refusal(422, "invalid_request")
+        if options[b"name"] == VALUES_FIELD:
+            self._begin_values()
+            return
         if len(self.files) >= self._limits.files:
             raise Refusal(413, "too_many_files")
         self._current = Arrived(self._stack.enter_context(self._folders()))
         self._current.open()
         self.files.append(self._current)
 
+    def _begin_values(self) -> None:
+        if len(self.values) >= self._limits.files:
+            raise Refusal(413, "too_many_files")
+        self._text = bytearray()
+        self.values.append(self._text)
+
     def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._text is not None:
+            self._text.extend(data[start:end])
+            if len(self._text) > MOST_VALUE_BYTES:
+                raise Refusal(413, "request_too_large")
         if self._current is not None:
             self._current.write(data[start:end], self._limits.file_mb * MIB)
 

@@ -14,11 +14,12 @@ import io
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.images import read_image
 from pneumofed.common.imaging.types import Image, ImageInfo, Window
 from pneumofed.common.model_bundle.suitability import Judgement
@@ -93,6 +94,10 @@ class JudgedFile:
     viewing: Viewing
     patient_name: str = field(default="", repr=False)
     """For the page that sent the file; it is not kept."""
+    values: np.ndarray | None = field(default=None, repr=False)
+    """float32 [K], the clinical values that it was judged with; None where none is known."""
+    evidence: dict[str, Any] | None = field(default=None, repr=False)
+    """What the answer rests on, as `clinical.EvidenceView`; None unless it was asked for and can be said."""
 
 
 def header_of(read: Radiograph) -> Header:
@@ -122,15 +127,26 @@ def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Vie
     write_facts(folder, facts)
     with gzip.GzipFile(folder / PIXELS_FILE, "wb", compresslevel=1, mtime=0) as file:
         file.write(pixels.astype("<u2", copy=False).tobytes())
-    if viewing.map is not None:
-        array = io.BytesIO()  # numpy's own writing of a file does not say that a disk is full
-        np.save(array, viewing.map.astype(np.float32))
-        (folder / MAP_FILE).write_bytes(array.getvalue())
+    write_map(folder, viewing)
     np.savez(folder / FEATURES_FILE, features=judgement.features, pixel_statistics=judgement.pixel_statistics)
     for name in (ORIGINAL_FILE, PIXELS_FILE, MAP_FILE, FACTS_FILE, FEATURES_FILE):
         if (folder / name).exists():
             (folder / name).chmod(0o600)
     return window, patient_name
+
+
+def write_map(folder: Path, viewing: Viewing) -> None:
+    """Writes the heat map into `folder`, whole or not at all; nothing where there is none.
+
+    Args:
+        folder: of the file.
+        viewing: its map is written.
+    """
+    if viewing.map is not None:
+        array = io.BytesIO()  # numpy's own writing of a file does not say that a disk is full
+        np.save(array, viewing.map.astype(np.float32))
+        with atomic_write(folder / MAP_FILE) as file:
+            file.write(array.getvalue())
 
 
 def whole_range(path: Path, image: Image) -> tuple[np.ndarray, Window, tuple[float, float] | None]:

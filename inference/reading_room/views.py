@@ -10,7 +10,9 @@ import numpy as np
 from pneumofed.common.config.classes import positive_word
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.inference.reading_room import schema
-from pneumofed.inference.reading_room.cases import Case, FindingRow, agrees
+from pneumofed.inference.reading_room.case_rows import view_values
+from pneumofed.inference.reading_room.cases import Case, ClinicalRow, FindingRow, agrees
+from pneumofed.inference.reading_room.clinical import ClinicalAnswer
 from pneumofed.inference.reading_room.image_facts import FileFacts
 
 T = TypeVar("T")
@@ -26,12 +28,15 @@ def view_case_line(case: Case) -> schema.CaseLine:
     return schema.CaseLine.model_validate(_line(case))
 
 
-def view_case(case: Case, facts: FileFacts, findings: Sequence[FindingRow], previous: Sequence[Case]) -> schema.CaseDetail:
+def view_case(
+    case: Case, facts: FileFacts, values: ClinicalRow | None, findings: Sequence[FindingRow], previous: Sequence[Case]
+) -> schema.CaseDetail:
     """Builds the view of all of the case.
 
     Args:
         case: of the database.
         facts: of its file.
+        values: clinical ones that it was judged with; None where none was ever known.
         findings: of this case, oldest first.
         previous: other cases of the patient, newest first.
     """
@@ -43,6 +48,7 @@ def view_case(case: Case, facts: FileFacts, findings: Sequence[FindingRow], prev
             "classes": _if_judged(case.verdict, case.classes, {}),
             "image": {name: getattr(case, name) for name in ("height", "width", "bits", "format", "manufacturer")}
             | {"window": window, "facts": facts},
+            "clinical": view_values(values),
             "findings": [view_finding(row, case) for row in findings],
             "previous": [view_case_line(other) for other in previous],
         }
@@ -60,8 +66,13 @@ def view_finding(row: FindingRow, case: Case) -> schema.ReaderFinding:
     return schema.ReaderFinding.model_validate({**values, "agrees": agrees(case.verdict, row.label, likeliest(case))})
 
 
-def view_judgement(judgement: Judgement) -> schema.JudgementOut:
-    """Builds the view of the model's answer for one image."""
+def view_judgement(judgement: Judgement, values: ClinicalAnswer | None = None) -> schema.JudgementOut:
+    """Builds the view of the model's answer for one image.
+
+    Args:
+        judgement: of the image.
+        values: clinical ones that it was judged with; None where none is known.
+    """
     found = judgement.prediction
     return schema.JudgementOut(
         verdict=judgement.verdict,
@@ -72,6 +83,7 @@ def view_judgement(judgement: Judgement) -> schema.JudgementOut:
         classes=dict(found.classes) if found else {},
         reasons=[reason.value for reason in judgement.reasons],
         population=schema.PopulationView.model_validate(judgement.population.to_json()),
+        clinical=values,
     )
 
 

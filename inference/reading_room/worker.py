@@ -2,7 +2,7 @@
 
 A decoder is the part of the room that a hostile file can break. So it runs in a process of its own, whose memory is limited, and the
 worst that a file can do is to cost that process. `Workers` deals jobs to free processes; `Worker` is one of them, replaced when a file
-kills it or keeps it too long; `FileJudge` is what it does in there. A job is a folder; its files are those of `viewing`.
+kills it or keeps it too long; `file_judge.FileJudge` is what it does in there. A job is a folder; its files are those of `viewing`.
 """
 
 from __future__ import annotations
@@ -22,89 +22,21 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Literal
 
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.files import is_disk_full
-from pneumofed.common.imaging.types import Image, Window
-from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.lifeline import children_end_with_me
-from pneumofed.inference.explain.focus import quick_focus
+from pneumofed.inference.reading_room.file_judge import ImageJob
 from pneumofed.inference.reading_room.viewing import (
     ORIGINAL_FILE,
     JudgedFile,
-    Viewing,
-    evidence,
-    header_of,
-    map_area,
-    write_viewing,
 )
-
-if TYPE_CHECKING:
-    from pneumofed.common.model_bundle.predictor import Predictor
-
 
 logger = logging.getLogger(__name__)
 
 WORKER_START_SEC = 180.0
 """For a new process to import its libraries and load the model."""
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class FileJudge:
-    """Reads and judges files with one model."""
-
-    predictor: Predictor
-
-    def __call__(self, job: ImageJob) -> JobOutcome:
-        """What came of the job."""
-        try:
-            read = self.predictor.read(job.folder / ORIGINAL_FILE)
-        except ImageError as error:
-            return error
-        (judgement,) = self.predictor.judge([read.image], [job.folder.name])
-        viewing = self._viewing(read.image, judgement, job.explain)
-        window, name = write_viewing(job.folder, read.image, judgement, viewing) if job.keep else (Window(0.5, 1.0), "")
-        return JudgedFile(header_of(read), read.image.info, window, judgement, viewing, name)
-
-    def _viewing(self, image: Image, judgement: Judgement, explain: bool) -> Viewing:
-        height, width = image.pixels.shape
-        fit = self.predictor.manifest.preprocessing.fit
-        found = judgement.prediction.activation_map if judgement.prediction else None
-        warnings = quick_focus(image.pixels, found, fit).warnings if explain and found is not None else ()
-        shown = None if found is None else evidence(found)
-        return Viewing(shown, map_area(height, width, fit), tuple(warning.name.lower() for warning in warnings))
-
-
-def load_file_judge(bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"]) -> FileJudge:
-    """Loads the bundle's model to judge files on one thread: the room has a process for each core.
-
-    Args:
-        bundle: its folder.
-        trusted: files of public keys of who may sign it; None checks the signature only against the bundle's own key.
-        precision: of the ONNX graph.
-
-    Raises:
-        BundleError: the bundle was changed.
-        ConfigError: a key cannot be read.
-    """
-    from pneumofed.common.model_bundle.bundle import load_bundle
-    from pneumofed.common.model_bundle.predictor import Predictor
-    from pneumofed.common.wire.keys import read_public_key
-
-    keys = None if trusted is None else [read_public_key(path) for path in trusted]
-    return FileJudge(Predictor(load_bundle(bundle, keys), precision, threads=1))
-
-
-@dataclass(frozen=True)
-class ImageJob:
-    """The file `original` in `folder`; with `keep`, what the viewer needs is written beside it, with `explain` it is found out where
-    the map lies, which takes longer than the judgement."""
-
-    folder: Path
-    keep: bool = False
-    explain: bool = False
 
 
 JobOutcome = JudgedFile | ImageError | OSError

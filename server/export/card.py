@@ -94,7 +94,7 @@ def write_card(
         evaluation_rows=[[found.name, *map(whole, (found.images, found.patients, found.positives))] for found in whole_sets],
         whole_sets=_metric_table(whole_sets, mixed),
         before=_metric_table([found for found in facts.uncalibrated if found.metrics.get("ece")], mixed, _CALIBRATION_METRICS),
-        class_rows=[row for found in whole_sets for row in _class_rows(found, manifest.classes)],
+        class_rows=[row for found in whole_sets for row in _class_rows(found, facts.uncalibrated, manifest.classes)],
         groups=_metric_table([found for found in facts.measured if "," in found.name], mixed, _GROUP_METRICS),
         population=_population(manifest.population) if manifest.population else None,
         int8_rows=[_quantization(found) for found in facts.quantization],
@@ -102,10 +102,15 @@ def write_card(
     )
 
 
-def _class_rows(found: Measured, classes: Sequence[str]) -> list[list[str]]:
-    """Each class of a set against the rest; none where that was not measured, as of two classes."""
+def _class_rows(found: Measured, uncalibrated: Sequence[Measured], classes: Sequence[str]) -> list[list[str]]:
+    """Each class of a set against the rest, with its calibration error before and after; none where that was not measured."""
+    before = next((one.metrics for one in uncalibrated if one.name == found.name), {})
     return [
-        [found.name, name, *(_cell(found.metrics.get(f"{metric}_class_{k}")) for metric in CLASS_METRICS)]
+        [
+            *(found.name, name),
+            *(_cell(found.metrics.get(f"{metric}_class_{k}")) for metric in CLASS_METRICS),
+            *(_cell(metrics.get(f"ece_class_{k}")) for metrics in (before, found.metrics)),
+        ]
         for k, name in enumerate(classes)
         if f"auroc_class_{k}" in found.metrics
     ]

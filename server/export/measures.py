@@ -16,11 +16,12 @@ from pneumofed.common.config.classes import MOST_CLASSES
 from pneumofed.common.data.manifest import ImageRecord
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, bootstrap
+from pneumofed.common.evaluation.class_comparison import against_rest
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import CALIBRATION_BINS, Statistics
 from pneumofed.common.imaging.patient_groups import AGE, KINDS, AgeGroup, PatientGroups, groups_of
-from pneumofed.common.model_bundle.calibration import Calibration, Method, fit_calibration
+from pneumofed.common.model_bundle.calibration import Calibration, Method, fit_calibration, fit_class_lines
 from pneumofed.common.model_bundle.manifest import Measured
 from pneumofed.common.model_bundle.population import GroupKind, IntervalEstimate, JudgedGroup, JudgedPopulation, SiteMix
 from pneumofed.server.export.source import Source
@@ -71,25 +72,30 @@ def calibrate(source: Source, method: Method) -> Calibration:
         return Calibration(
             fitted_on=f"not fitted: {FEDBN_HAS_NO_CALIBRATION if source.experiment.strategy.name == 'fedbn' else NO_STATISTICS}"
         )
-    scores, negatives, positives = score_histogram(source.validation)
-    return fit_calibration(
-        scores,
-        negatives,
-        positives,
+    fit = fit_calibration(
+        *score_histogram(source.validation),
         method,
         fitted_on=f"{source.validation.n} images of the hospitals' validation patients, who were not trained on",
-        design_effect=max(1.0, source.images_per_patient),
+        design_effect=(effect := max(1.0, source.images_per_patient)),
     )
+    views = [score_histogram(source.validation, view) for view in range(1, len(source.validation.histograms))]
+    if fit.method == "none" or not views:
+        return fit
+    return fit.model_copy(update={"class_lines": fit_class_lines(views, method, effect)})
 
 
-def score_histogram(statistics: Statistics) -> tuple[Reals, Reals, Reals]:
-    """Counts images by score: (logit in the middle of each occupied bin, normal images, images of pneumonia in it), float64
+def score_histogram(statistics: Statistics, view: int = 0) -> tuple[Reals, Reals, Reals]:
+    """Counts images by score: (logit in the middle of each occupied bin, images that are negative, that are positive in it), float64
     [B].
 
     A bin of the federated grid is 0.02 wide in the logit; scores beyond its ends count as being there.
+
+    Args:
+        statistics: of the hospitals' validation patients.
+        view: 0 is pneumonia, or any finding, against normal; of more than two classes k is class k against the rest.
     """
-    occupied = statistics.histograms[0].any(axis=0)
-    negatives, positives = statistics.histograms[0][:, occupied].astype(np.float64)
+    occupied = statistics.histograms[view].any(axis=0)
+    negatives, positives = statistics.histograms[view][:, occupied].astype(np.float64)
     with np.errstate(divide="ignore"):
         lower, upper = (
             np.log(edge) - np.log1p(-edge) for edge in (statistics.grid.lower[occupied], statistics.grid.upper[occupied])
@@ -121,8 +127,16 @@ def measure_central(source: Source, calibration: Calibration | None) -> list[Mea
     found = []
     for name, predictions in source.run.predictions.items():
         shown = predictions if calibration is None else calibrate_predictions(predictions, calibration)
-        found.append(_measure(name, shown, threshold, bootstrap_settings(source.experiment, name)))
+        measured = _measure(name, shown, threshold, bootstrap_settings(source.experiment, name))
+        found.append(measured.model_copy(update={"metrics": {**measured.metrics, **_class_errors(shown)}}))
     return found
+
+
+def _class_errors(shown: Predictions) -> dict[str, IntervalEstimate]:
+    """Calibration error of each class's own probability, of more than two classes."""
+    classes = range(shown.classes) if shown.classes > 2 and len(shown) else ()
+    errors = {f"ece_class_{k}": metrics(Statistics.of(against_rest(shown, k)), 0.5)["ece"] for k in classes}
+    return {name: IntervalEstimate(value=float(value)) for name, value in errors.items()}
 
 
 def measure_subgroups(

@@ -19,14 +19,12 @@ from flwr.serverapp import Grid
 from pydantic import Field
 
 from pneumofed.common.audit.log import SURVEY_EVENT
-from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig, Fraction, Section
 from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
-from pneumofed.common.data.manifest import LABELS
 from pneumofed.common.errors import ConfigError, MessageError, RoundError
 from pneumofed.common.files import write_file
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
-from pneumofed.common.wire.survey import SurveyAnswer, unpack_survey
+from pneumofed.common.wire.survey import SurveyAnswer, own_classes, unpack_survey
 from pneumofed.server.federation.enrolment import list_reasons
 from pneumofed.server.federation.messaging import Messenger
 from pneumofed.server.runs.events import RunLog
@@ -48,6 +46,8 @@ class SurveyResult(Section):
     absent: dict[str, str] = Field(default_factory=dict)
     phantom: bool = False
     """Whether the images are drawn."""
+    classes: tuple[str, ...] = ()
+    """The planned run's own, by which patients were counted; empty for the labels of the named tasks."""
 
 
 def run_survey(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorConfig) -> SurveyResult:
@@ -77,6 +77,7 @@ def run_survey(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCo
         written=f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",
         answers=answers,
         absent=absent,
+        classes=own_classes(experiment.task),
     )
     write_survey(folder, result)
     if run_log.audit:
@@ -87,17 +88,11 @@ def run_survey(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCo
 
 
 def check_survey(experiment: ExperimentConfig) -> None:
-    """Refuses a survey of an experiment that hides single sites, or of classes that no survey counts.
+    """Refuses a survey of an experiment that hides single sites.
 
     Raises:
-        ConfigError: it does, or has such classes.
+        ConfigError: it does.
     """
-    others = [name for name in classes_of(experiment.task) if name not in LABELS]
-    if others:
-        raise ConfigError(
-            f"a survey counts patients by {', '.join(LABELS)} and by no other label, so that no word of a site travels; '{others[0]}' is "
-            "none of them. Ask with task=binary: patients with other labels only are not counted then"
-        )
     if experiment.secure_aggregation.enabled:
         raise ConfigError(
             "a survey shows each site's own counts, which secure_aggregation hides: ask with secure_aggregation.enabled=false; sites "
@@ -148,7 +143,7 @@ def _ask(
 
     def take(node: str, message: Message) -> bool:
         try:
-            presence, answer = unpack_survey(message.content, asked)
+            presence, answer = unpack_survey(message.content, asked, own_classes(experiment.task))
         except MessageError as error:
             absent[node] = f"MessageError: {error}"
             return False

@@ -24,6 +24,7 @@ import numpy as np
 from pneumofed.common.config.experiment import Fraction, Section
 from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.evaluation.class_comparison import AUROC_MACRO, ClassesComparison, class_lower_ends
 from pneumofed.common.evaluation.comparison import (
     AUROC,
     SENSITIVITY,
@@ -41,7 +42,12 @@ from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.release import Check, Kind, Place, ReleasedModel, ReleaseRecord
 from pneumofed.server.release.chain import Losses
 
-METRIC_NAMES = {AUROC: "AUROC", SENSITIVITY: "sensitivity", SPECIFICITY: "specificity"}
+METRIC_NAMES = {
+    AUROC: "AUROC",
+    SENSITIVITY: "sensitivity",
+    SPECIFICITY: "specificity",
+    AUROC_MACRO: "mean AUROC over classes",
+}
 _Z_95 = NormalDist().inv_cdf(0.975)
 
 
@@ -55,6 +61,10 @@ class Floor(Section):
     sensitivity: Fraction = 0.70
     """At the bundle's own threshold, as the next."""
     specificity: Fraction = 0.60
+    auroc_macro: Fraction = 0.80
+    """Of more than two classes: mean of their AUROCs, each against the rest."""
+    auroc_class: Fraction = 0.70
+    """Likewise, of each class."""
 
 
 class ReleasePolicy(Section):
@@ -115,6 +125,12 @@ def describe_floor(name: str, comparison: ModelComparison, floor: Floor) -> tupl
         shown = "unknown" if math.isnan(value) else f"{value:.3f}, 95 % interval from {low:.3f}"
         sentence = f"{name}: {METRIC_NAMES[metric]} {shown}; the floor is {wanted:g}"
         (reached if low >= wanted else missed).append(sentence)  # NaN is missed
+    for what, (value, low) in class_lower_ends(comparison).items() if isinstance(comparison, ClassesComparison) else ():
+        of_mean = what == AUROC_MACRO
+        wanted = floor.auroc_macro if of_mean else floor.auroc_class
+        shown = "unknown" if math.isnan(value) else f"{value:.3f}, 95 % interval from {low:.3f}"
+        title = METRIC_NAMES[AUROC_MACRO] if of_mean else f"AUROC of {what} against the rest"
+        (reached if low >= wanted else missed).append(f"{name}: {title} {shown}; the floor is {wanted:g}")
     return reached, missed
 
 
@@ -239,7 +255,7 @@ def _added_up(place: Place, losses: Losses, total: Margins) -> list[str]:
     found = []
     for check in place.checks:
         before = losses.get((place.kind, place.name, check.metric), 0.0)
-        loss, margin = before - (check.difference or 0.0), total.auroc if check.metric == AUROC else total.point
+        loss, margin = before - (check.difference or 0.0), total.auroc if check.metric in (AUROC, AUROC_MACRO) else total.point
         if check.verdict is NonInferiority.NOT_WORSE and loss > margin:  # what is worse is refused anyway
             name = METRIC_NAMES[check.metric]
             found.append(f"{place.name}: {name} would lie {loss:.3f} below the best release, {margin:g} is allowed in all")
@@ -259,8 +275,15 @@ def _missing(evidence: Evidence) -> list[str]:
 
 def _place(name: str, kind: Kind, comparison: ModelComparison, margins: Margins) -> Place:
     outcomes = comparison.judge(margins)
-    checks = tuple(_check(metric, outcome, comparison.patients, margins.alpha) for metric, outcome in outcomes.items())
+    checks = tuple(_check(metric, outcome, _patients(metric, comparison), margins.alpha) for metric, outcome in outcomes.items())
     return Place(name=name, kind=kind, comparison=comparison, checks=checks)
+
+
+def _patients(metric: str, comparison: ModelComparison) -> tuple[int, int]:
+    """Whom a metric is about: with and without; of the mean over classes, with the rarest class and without it."""
+    if metric == AUROC_MACRO and isinstance(comparison, ClassesComparison):
+        return comparison.classes[comparison.rarest[0]].patients
+    return comparison.patients
 
 
 def _check(metric: str, outcome: MarginOutcome, patients: tuple[int, int], alpha: float) -> Check:
@@ -290,6 +313,10 @@ def describe_check(check: Check, place: Place) -> str:
     name = METRIC_NAMES[check.metric]
     if check.verdict is NonInferiority.WORSE:
         return f"{name} was {-(check.difference or 0.0):.3f} lower on these cases, the margin is {check.margin:g}"
+    if check.metric == AUROC_MACRO and isinstance(place.comparison, ClassesComparison):
+        rarest, patients = place.comparison.rarest
+        more = "" if check.needed is None else f", about {check.needed[0]} would be needed"
+        return f"{name}: {check.verdict.value} (it may be {max(-check.lower, 0.0):.3f} lower); of {rarest} it has {patients} patients{more}"
     sick, well = place.comparison.patients
     has = f"it has {sick} patients with pneumonia and {well} without"
     if check.needed is None:

@@ -19,6 +19,7 @@ from pneumofed.common.data.clinical import with_clinical
 from pneumofed.common.data.dataset import load_dataset
 from pneumofed.common.data.manifest import read_manifest
 from pneumofed.common.errors import ConfigError, ReleaseError
+from pneumofed.common.evaluation.class_comparison import AUROC_MACRO, ClassesComparison, class_lower_ends
 from pneumofed.common.evaluation.comparison import AUROC, ModelComparison, NonInferiority
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.compare import compare_bundles
@@ -151,7 +152,7 @@ def audit_of(place: CoordinatorFolder) -> AuditLog:
 def compare_on_sets(
     old: Bundle, new: Bundle, manifests: Mapping[str, Path], cache: Path, device: str = "auto", threads: int = 0
 ) -> dict[str, ModelComparison]:
-    """Compares two models on the coordinator's held-out sets, by set.
+    """Compares two models on the coordinator's held-out sets, by set; of more than two classes each is a `ClassesComparison`.
 
     Args:
         old: the released model.
@@ -177,18 +178,33 @@ def compare_on_sets(
             )
             for bundle in (old, new)
         )
-        found[name] = compare_bundles(old, new, (datasets[0], datasets[1]), compute)
+        found[name] = compare_bundles(old, new, (datasets[0], datasets[1]), compute, by_class=True)
     return found
 
 
 def write_release_page(record: ReleaseRecord) -> str:
     """Writes the page: the decision, why, and every comparison with its bound."""
-    return render(__package__, "release.md", {"signed": _signed}, record=record, names=METRIC_NAMES, values=_values)
+    names = {"names": METRIC_NAMES, "values": _values}
+    return render(__package__, "release.md", {"signed": _signed}, record=record, class_rows=_class_rows(record), **names)
+
+
+def _class_rows(record: ReleaseRecord) -> list[list[str]]:
+    """Each class of each set against the rest: set, class, patients, AUROC of both models, lower end of the new one's interval."""
+    rows = []
+    for place in record.places:
+        if isinstance(place.comparison, ClassesComparison):
+            ends = class_lower_ends(place.comparison)
+            for name, one in place.comparison.classes.items():
+                numbers = [_number(value) for value in (one.area.old, one.area.new, ends[name][1])]
+                rows.append([place.name, name, " / ".join(map(str, one.patients)), *numbers])
+    return rows
 
 
 def _values(comparison: ModelComparison, metric: str) -> tuple[str, str]:
     if metric == AUROC:
         return _number(comparison.auroc.old), _number(comparison.auroc.new)
+    if metric == AUROC_MACRO and isinstance(comparison, ClassesComparison):
+        return _number(comparison.macro.old), _number(comparison.macro.new)
     rates = getattr(comparison, metric)
     return (f"{rates.old}/{rates.images}", f"{rates.new}/{rates.images}") if rates.images else (DASH, DASH)
 

@@ -19,12 +19,13 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from pneumofed.common.config.classes import in_words
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import SurveyField
 from pneumofed.common.evaluation.comparison import Margins
 from pneumofed.common.evaluation.histograms import mean_divergence, stability_index
 from pneumofed.common.ops.render import render
-from pneumofed.common.wire.survey import FIELDS, NOT_STATED, SMALL_CELL, TITLES, SurveyAnswer
+from pneumofed.common.wire.survey import NOT_STATED, SMALL_CELL, TITLES, SurveyAnswer, survey_cells
 from pneumofed.server.federation.survey import SurveyResult, read_survey
 from pneumofed.server.report.numbers import Z_95, count, number, whole
 from pneumofed.server.runs.folder import write_text
@@ -134,7 +135,7 @@ def analyse_survey(result: SurveyResult, assumed: PowerAssumptions) -> dict[str,
         "with_pneumonia": pooled[0] if labels else None,
         "without": pooled[1] if labels else None,
         "label_skew_bits": mean_divergence(list(labels.values())) if len(labels) > 1 else None,
-        "distances": {field: found for field in result.asked if (found := _distances(field, result.answers))},
+        "distances": {field: found for field in result.asked if (found := _distances(field, result.answers, result.classes))},
         "assumptions": assumed.model_dump(),
         "power": {name: _power(assumed, *classes, share) for name, classes in rows.items()},
         "validation_fraction": share,
@@ -162,14 +163,15 @@ def write_survey_page(folder: Path, assumed: PowerAssumptions | None = None) -> 
         "result": result,
         "found": found,
         "sentences": survey_sentences(result, found),
-        "tables": [_table(field, result.answers) for field in result.asked],
+        "tables": [_table(field, result) for field in result.asked],
         "distance_rows": _distance_rows(result, found),
         "power_rows": found["power"],
         "titles": TITLES,
         "small": SMALL_CELL,
         "moved": MOVED,
     }
-    write_text(folder / PAGE, render(__package__, "survey.html", {"number": number, "whole": whole}, **context))
+    shown = {"number": number, "whole": whole, "for_task": lambda text: in_words(text, result.classes)}
+    write_text(folder / PAGE, render(__package__, "survey.html", shown, **context))
     return folder / PAGE
 
 
@@ -202,7 +204,7 @@ def survey_sentences(result: SurveyResult, found: Mapping[str, Any]) -> list[str
         said.append(f"So do {count(len(differing) - MOST_NAMED, 'more hospital')}, see below.")
     if len(result.answers) > 1 and not differing:
         said.append("No hospital differs from most others in what was told by more than chance.")
-    return [*said, *_power_sentences(found)]
+    return [in_words(sentence, result.classes) for sentence in (*said, *_power_sentences(found))]
 
 
 def _power_sentences(found: Mapping[str, Any]) -> list[str]:
@@ -241,15 +243,15 @@ def _power(assumed: PowerAssumptions, sick: int, well: int, share: float) -> dic
     return {**told, "error": shown, "power": noninferiority_power(assumed, *kept) if shown else None}
 
 
-def _distances(field: SurveyField, answers: Mapping[str, SurveyAnswer]) -> dict[str, dict[str, Any]]:
+def _distances(field: SurveyField, answers: Mapping[str, SurveyAnswer], classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """By site: the median of the stability indices against each other site that tells the field, and the most that chance would give there.
 
     The median, the lower of two, since against all others together one outlier would make every site differ.
     """
     known = {site: table for site, answer in answers.items() if (table := answer.known(field))}
-    if field == "label":  # how many causes a site states is no difference between its patients
+    if field == "label" and not classes:  # how many causes a site states is no difference between its patients
         known = {site: _binary(answers[site]) for site in known}
-    cells = [cell for cell in FIELDS[field] if any(cell in table for table in known.values())]
+    cells = [cell for cell in survey_cells(field, classes) if any(cell in table for table in known.values())]
     rows = {site: np.array([table.get(cell, HIDDEN_COUNT) for cell in cells]) for site, table in known.items()}
     if len(rows) < 2:
         return {}
@@ -268,15 +270,16 @@ def _distances(field: SurveyField, answers: Mapping[str, SurveyAnswer]) -> dict[
     return found
 
 
-def _table(field: SurveyField, answers: Mapping[str, SurveyAnswer]) -> dict[str, Any]:
+def _table(field: SurveyField, result: SurveyResult) -> dict[str, Any]:
     """One field: a row a site, a column for each cell that a site tells of."""
-    shown = [cell for cell in (*FIELDS[field], NOT_STATED) if any(cell in one.tables.get(field, {}) for one in answers.values())]
-    empty = [cell for cell in FIELDS[field] if cell not in shown]
+    answers, cells = result.answers, survey_cells(field, result.classes)
+    shown = [cell for cell in (*cells, NOT_STATED) if any(cell in one.tables.get(field, {}) for one in answers.values())]
+    empty = [cell for cell in cells if cell not in shown]
     rows = {site: _row(field, shown, answer) for site, answer in answers.items()}
     words = {row["said"] for row in rows.values()}
     return {
         "field": field,
-        "title": TITLES[field],
+        "title": "class of the planned run" if field == "label" and result.classes else TITLES[field],
         "cells": shown,
         "empty": empty,
         "rows": rows,

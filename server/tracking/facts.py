@@ -9,6 +9,7 @@ site made up, nothing of subgroups, and of a patient nothing that the run folder
     site/NAME/auroc  site/NAME/train_loss ...               at most `MAX_SITES` sites
     final/SET/auroc  ..._low  ..._high                      of the kept round, once the run has succeeded
     baseline/pooled/SET/auroc  baseline/alone/SET/auroc_mean
+    cross_site/MODEL/SITE                                   AUROC of a site's own model, or of `global`, on a site's patients
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from pneumofed.common.config.reader import read_yaml
 from pneumofed.server.runs.events import EVENTS_FILE, Kind, read_activity
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import RoundRecord, RunState, SiteRound
-from pneumofed.server.runs.summary_records import BaselineTable, Results, RunSummary
+from pneumofed.server.runs.summary_records import BaselineTable, CrossSiteMatrix, Results, RunSummary
 from pneumofed.server.tracking.targets import TrackedRun
 
 MARKER = "round/completed"
 """Stands in every round, after all others: a target that has it has the round."""
 MAX_SITES = 100
 """Of a run with more of them single sites are not tracked; the run folder has them."""
+MOST_CELLS = 1000
 METRICS = (
     "auroc", "average_precision", "accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "mcc", "brier",
     "ece", "log_loss", "accuracy_three_class", "auroc_macro", "sensitivity_macro", "n", "n_positive",
@@ -107,14 +109,14 @@ def gather_facts(folder: RunFolder, tracked: TrackedRun) -> TrackedFacts | None:
     drawn = summary.phantom if summary.phantom is not None else bool(simulation) and _draws(simulation)
     state = RunState(summary.status) if summary.status in set(RunState) else RunState.SUBMITTED
     times, started = _times(folder, history)
-    settled = history if state == RunState.SUCCEEDED else history[: _settled(folder, history)]
+    settled = history if (is_done := state == RunState.SUCCEEDED) else history[: _settled(folder, history)]
     return TrackedFacts(
         study=experiment.name,
         params={**_params(experiment.model_dump()), **_simulation_params(simulation)},
         tags=_tags(folder, summary, tracked.app, simulated=bool(simulation), drawn=drawn),
         note=DRAWN if drawn else "",
         rounds=[TrackedRound(line.round, times[line.round], round_numbers(line, held_out)) for line in settled],
-        final=final_numbers(summary, held_out) if state == RunState.SUCCEEDED else {},
+        final=final_numbers(summary, held_out) | cross_site_numbers(folder.read_cross_site()) if is_done else {},
         state=state,
         started_ms=started,
         ended_ms=_milliseconds(folder.summary.stat().st_mtime) if folder.summary.exists() else started,
@@ -167,8 +169,12 @@ def round_numbers(line: RoundRecord, held_out: bool = True) -> dict[str, float]:
     return {**_numbers(found), MARKER: float(line.round)}
 
 
+def _plain(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "_", name)[:64]
+
+
 def _site_numbers(name: str, site: SiteRound) -> dict[str, Any]:
-    place = f"site/{re.sub(r'[^A-Za-z0-9._-]', '_', name)[:64]}/"
+    place = f"site/{_plain(name)}/"
     found = _of(site.train, TRAINING, place) if site.train else {}
     found |= _of(site.validation, METRICS, place) if site.validation else {}
     return found | (_of(site.personal, METRICS, f"{place}personal_") if site.personal else {})
@@ -195,6 +201,14 @@ def final_numbers(summary: RunSummary, held_out: bool = True) -> dict[str, float
             found |= _intervals(results, f"final/{name}/")
         found |= _baseline_numbers(summary.baselines) if summary.baselines else {}
     return _numbers(found)
+
+
+def cross_site_numbers(matrix: CrossSiteMatrix | None) -> dict[str, float]:
+    """Lists each model's AUROC on each site's patients by name, as far as it was told; nothing of a matrix of more than `MOST_CELLS`."""
+    if matrix is None or (len(matrix.own) + 1) * len(matrix.hospitals) > MOST_CELLS:
+        return {}
+    rows = {"global_model" if "global" in matrix.own else "global": matrix.shared, **matrix.own}.items()
+    return _numbers({f"cross_site/{_plain(model)}/{_plain(site)}": one.auroc for model, row in rows for site, one in row.items()})
 
 
 def _baseline_numbers(table: BaselineTable) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import time
 from multiprocessing import get_context
 
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.inference.reading_room.file_judge import ImageJob
 from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
-from pneumofed.inference.reading_room.worker import ImageJob, JobOutcome, Read
+from pneumofed.inference.reading_room.worker import JobOutcome, Read
 
 FAST = get_context("fork")
 """Starts in milliseconds where a process of the reading room takes a second to import its libraries."""

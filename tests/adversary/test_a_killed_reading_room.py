@@ -29,11 +29,12 @@ from pneumofed.common.ops.processes import free_port
 from pneumofed.common.ops.web import CSRF_HEADER
 from pneumofed.inference.reading_room import worker as worker_module
 from pneumofed.inference.reading_room.cases import Cases, open_room_database
+from pneumofed.inference.reading_room.file_judge import ImageJob
 from pneumofed.inference.reading_room.serve import init_room
 from pneumofed.inference.reading_room.settings import CaseFiles
 from pneumofed.inference.reading_room.users import Users
 from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE, JudgedFile
-from pneumofed.inference.reading_room.worker import ImageJob, JobOutcome
+from pneumofed.inference.reading_room.worker import JobOutcome
 from tests.adversary import disk
 from tests.adversary.marked import PYTHON, Marked, marked
 from tests.inference.reading_room.stage import (

@@ -219,6 +219,55 @@ def test_no_setting_of_the_experiment_changes_what_is_told(hospital: Hospital) -
         assert told(hospital, *ALL, **changes) == first
 
 
+OWN = ["normal", "pneumonia", "tuberculosis", "mass"]
+
+
+def own_hospital(folder: Path, **policy: Any) -> Hospital:
+    """120 patients: 40 normal, 40 with pneumonia, 36 with tuberculosis, 4 with a mass."""
+    found = Hospital(folder, 24, **policy)
+    labels = ("normal", "pneumonia", "tuberculosis")
+    drawn = draw_manifest(found.federation.folder / "own", 120, seed=5, labels=labels).records
+    rare = {one.patient for one in [one for one in drawn if one.label == "tuberculosis"][:8]}  # two images each
+    found.change(Manifest(tuple(replace(one, label="mass") if one.patient in rare else one for one in drawn)))
+    return found
+
+
+def told_own(hospital: Hospital, *asked: SurveyField, task: Any = OWN) -> SurveyAnswer:
+    classes = () if isinstance(task, str) else task
+    return unpack_survey(reply(hospital, asked, task=task).content, asked, classes)[1]
+
+
+def test_a_run_s_own_classes_are_counted_and_one_of_few_is_hidden_with_the_rules_of_any_table(tmp_path: Path) -> None:
+    hospital = own_hospital(tmp_path)
+    answer = told_own(hospital, "label")
+    assert answer.patients == 120
+    assert answer.tables["label"] == {"normal": 40, "pneumonia": 40, "tuberculosis": answer.tables["label"]["tuberculosis"]}
+    assert answer.tables["label"]["tuberculosis"] in (30, 40)
+    assert told_own(hospital, "label") == answer, "the same patients have the same table"
+    assert any("on label, by own classes" in sentence for sentence in read_surveys(Path(hospital.config.work_dir)))
+
+
+def test_patients_by_label_are_told_by_one_list_of_classes_only(tmp_path: Path) -> None:
+    hospital = own_hospital(tmp_path, survey=["label", "images"])
+    assert set(told_own(hospital, "label", "images").tables) == {"label", "images"}
+    for task in (OWN[:3], "binary"):
+        later = told_own(hospital, "label", "images", task=task)
+        assert (set(later.tables), later.withheld) == ({"images"}, ("label",))
+    assert set(told_own(hospital, "label", task=[OWN[0], *reversed(OWN[1:])]).tables) == {"label"}, (
+        "in another order it is the same list"
+    )
+    other = own_hospital(tmp_path / "other", survey=["label"])
+    assert set(told_own(other, "label", task="three_class").tables) == {"label"}
+    reply_to_own = reply(other, ["label"], task=OWN)
+    assert reply_to_own.has_error(), "labels were told before, and nothing else is asked"
+
+
+def test_no_other_table_is_about_the_patients_of_a_class_that_the_question_names(tmp_path: Path) -> None:
+    hospital = own_hospital(tmp_path, survey=["label", "images"])
+    assert told_own(hospital, "images").tables == told_own(hospital, "images", task="binary").tables
+    assert sum(told_own(hospital, "images").tables["images"].values()) == 80, "the patients with normal and pneumonia"
+
+
 def test_of_few_patients_nothing_is_told(tmp_path: Path) -> None:
     hospital = Hospital(tmp_path, 19)
     assert refused(hospital, "label") == "the site's policy refuses this (survey)"

@@ -13,8 +13,9 @@ import pytest
 
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.inference.reading_room import worker as worker_module
+from pneumofed.inference.reading_room.file_judge import ImageJob
 from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
-from pneumofed.inference.reading_room.worker import READY, ImageJob, Read, Reply, Worker, Workers
+from pneumofed.inference.reading_room.worker import READY, Read, Reply, Worker, Workers
 from tests.adversary.answers import FAST, load_at_once, load_slowly
 from tests.inference.reading_room.stage import Stage, phantom_png, problem
 

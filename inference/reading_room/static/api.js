@@ -9,9 +9,9 @@ let renewSession = () => Promise.reject(new Problem("not_signed_in", 401));
 
 /** An answer above 399, or none at all. `code` is one of the words of the server's schema, or `unreachable`. */
 export class Problem extends Error {
-  constructor(code, status = 0, retrySec = null) {
+  constructor(code, status = 0, retrySec = null, column = null) {
     super(code);
-    Object.assign(this, { code, status, retrySec });
+    Object.assign(this, { code, status, retrySec, column });
   }
 }
 
@@ -71,24 +71,26 @@ async function reach(path, request) {
 }
 
 function read(status, body) {
-  return new Problem(body.error ?? "internal", status, body.retry_sec ?? null);
+  return new Problem(body.error ?? "internal", status, body.retry_sec ?? null, body.column ?? null);
 }
 
-/** What came of one file sent as an upload; `onProgress` gets the part that has been sent, in [0, 1]. @throws {Problem} */
-export async function sendFile(file, onProgress) {
+/** What came of one file sent as an upload, with its clinical `values` by column, or null; `onProgress` gets the part that has been sent, in
+ *  [0, 1]. @throws {Problem} */
+export async function sendFile(file, values, onProgress) {
   try {
-    return (await sendFileOnce(file, onProgress)).files[0];
+    return (await sendFileOnce(file, values, onProgress)).files[0];
   } catch (problem) {
     if (problem.code !== "not_signed_in") throw problem;
     await renewSession();
-    return sendFile(file, onProgress);
+    return sendFile(file, values, onProgress);
   }
 }
 
-function sendFileOnce(file, onProgress) {
+function sendFileOnce(file, values, onProgress) {
   lastAsked = performance.now();
   const form = new FormData();
   form.append("files", file, "image"); // the name may name a patient; it stays here
+  if (values) form.append("clinical", JSON.stringify(values));
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", "/api/cases");

@@ -4,8 +4,6 @@ import { h } from "./dom.js";
 import { labelWords, percent, t, tOf, tOr } from "./i18n.js";
 import { bigGauge, verdictChip } from "./gauge.js";
 
-const MOST_CLASSES = 4;
-
 /** The elements that show a judgement: the verdict with its number or its reasons, and for whom the model was judged. */
 export function judgementOf(case_) {
   const finding = case_.verdict === "cannot judge" ? withoutJudgement(case_) : withJudgement(case_);
@@ -39,7 +37,18 @@ function withJudgement(case_) {
     bigGauge(case_),
     h("p", { class: "soft", text: tOf(case_, `finding.${side}`, { threshold: percent(case_.threshold, digits) }) }),
     isClose ? h("p", { class: "close", text: t("finding.close") }) : null,
+    likeliestClass(case_),
   ];
+}
+
+/** Of more than two classes the most probable one by name; normal may be it also where all others together reach the threshold. */
+function likeliestClass({ classes, verdict }) {
+  const ranked = Object.entries(classes).sort(([, one], [, other]) => other - one);
+  if (ranked.length < 3) return null;
+  const words = ([name, value]) => ({ name: labelWords(name), probability: percent(value) });
+  const surprises = verdict !== "normal" && ranked[0][0] === "normal";
+  const text = surprises ? t("finding.likeliest_normal", { ...words(ranked[1]), normal: percent(ranked[0][1]) }) : t("finding.likeliest", words(ranked[0]));
+  return h("p", { class: "likeliest", text });
 }
 
 function withoutJudgement(case_) {
@@ -56,10 +65,10 @@ function populationOf({ population }) {
   return h("p", { class: warns ? "close population" : "soft population", role: warns ? "note" : null, text: populationWords(population) });
 }
 
-/** The strongest classes; none where nothing may be said. */
+/** All classes, the most probable first; none where nothing may be said. */
 export function classRows(case_) {
   if (case_.verdict === "cannot judge") return [];
-  const ranked = Object.entries(case_.classes).sort(([, one], [, other]) => other - one).slice(0, MOST_CLASSES);
+  const ranked = Object.entries(case_.classes).sort(([, one], [, other]) => other - one);
   return ranked.map(([name, value]) => {
     const fill = h("i", { class: "class-fill" });
     fill.style.width = `${100 * value}%`;

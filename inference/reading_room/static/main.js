@@ -70,7 +70,7 @@ async function enter() {
     applyWords();
   }
   prepareWorklist(room);
-  prepareViewer();
+  prepareViewer(room);
   prepareDecision(room.model.labels, () => goOn(false, { status: "open" }));
   prepareUpload(room, arrived);
   preparePassword();

@@ -4,6 +4,8 @@
 import { announce, at, h, icon } from "./dom.js";
 import { megabytes, t, tOr } from "./i18n.js";
 import { Problem, sendFile } from "./api.js";
+import { valueProblem } from "./clinical.js";
+import { isTable, readTable } from "./upload_table.js";
 
 const AT_ONCE = 3;
 const BUSY_TRIES = 5;
@@ -14,11 +16,13 @@ const jobs = [];
 
 let running = 0;
 let limits = null;
+let clinical = [];
 let onArrival = () => {};
 
 /** Wires the drop zone and the chooser; `told` is called whenever a case has arrived. */
 export function prepareUpload(room, told) {
   limits = room.limits;
+  clinical = room.model.clinical.map(({ name }) => name);
   onArrival = told;
   at("files").addEventListener("change", () => {
     addFiles([...at("files").files]);
@@ -67,14 +71,30 @@ async function filesOf(entry) {
   }
 }
 
-function addFiles(files) {
-  const fresh = files.map((file) => ({ file, state: "waiting", part: 0, code: "", case: null, row: h("li", { class: "upload" }) }));
+async function addFiles(all) {
+  const tables = clinical.length ? all.filter(isTable) : [];
+  const files = all.filter((file) => !tables.includes(file));
+  const rows = new Map();
+  for (const table of tables) takeTable(table, await table.text(), files, rows);
+  const fresh = files.map((file) => ({ file, values: rows.get(file.name) ?? null, state: "waiting", part: 0, code: "", case: null, row: h("li", { class: "upload" }) }));
   jobs.push(...fresh);
   waiting.push(...fresh);
   at("upload-rows").append(...fresh.map((job) => job.row));
   at("uploads").hidden = !jobs.length;
   fresh.forEach(draw);
   while (running < AT_ONCE && waiting.length) work();
+}
+
+/** Reads a table of clinical values, and says in the list what came of it. */
+function takeTable(table, text, files, rows) {
+  const found = readTable(text, clinical);
+  for (const [name, values] of found.rows) rows.set(name, values);
+  const count = files.filter((file) => found.rows.has(file.name)).length;
+  const words = () => (found.problem ? t(`upload.${found.problem}`) : t("upload.table", { count, columns: found.columns.join(", ") }));
+  const job = { file: table, state: found.problem ? "refused" : "known", part: 1, code: "", case: null, words, row: h("li", { class: "upload" }) };
+  jobs.push(job);
+  at("upload-rows").append(job.row);
+  draw(job);
 }
 
 async function work() {
@@ -88,10 +108,11 @@ async function send(job) {
   if (job.file.size > limits.file_bytes) return finish(job, "refused", "file_too_large");
   update(job, { state: "sending" });
   try {
-    const result = await patiently(() => sendFile(job.file, (part) => update(job, { part, state: part < 1 ? "sending" : "judging" })));
+    const result = await patiently(() => sendFile(job.file, job.values, (part) => update(job, { part, state: part < 1 ? "sending" : "judging" })));
     job.case = result.case;
     job.patient = result.patient_name || sent.get(job.case)?.patient || "";
     if (job.case) sent.set(job.case, { file: job.file.name, patient: job.patient });
+    job.column = result.column ?? null;
     finish(job, result.outcome, result.error ?? "");
     if (result.outcome !== "refused") onArrival();
   } catch (problem) {
@@ -137,8 +158,10 @@ function draw(job) {
   at("uploads-clear").hidden = jobs.every((one) => ["waiting", "sending", "judging"].includes(one.state));
 }
 
-function sentence({ state, code }) {
+function sentence({ state, code, column, words }) {
+  if (words) return words();
   if (!code) return t(`upload.${state}`);
+  if (code.startsWith("value_")) return valueProblem({ code, column });
   return tOr(`error.${code}`, t("error.internal")).replace("{limit}", megabytes(limits.file_bytes));
 }
 
@@ -151,7 +174,7 @@ function retry(job) {
 }
 
 function summary() {
-  const of = (...states) => jobs.filter((job) => states.includes(job.state)).length;
+  const of = (...states) => jobs.filter((job) => !job.words && states.includes(job.state)).length;
   const parts = [t("upload.done", { count: of("new", "known") })];
   if (of("refused", "failed")) parts.push(t("upload.bad", { count: of("refused", "failed") }));
   if (of("waiting", "sending", "judging")) parts.push(t("upload.left", { count: of("waiting", "sending", "judging") }));

@@ -4,6 +4,7 @@ import { announce, at, h, toast } from "./dom.js";
 import { day, moment, percent, t, tOr, verdictWords } from "./i18n.js";
 import { ask } from "./api.js";
 import { drawFinding } from "./finding.js";
+import { drawClinical, prepareClinical } from "./clinical.js";
 import { showDecision } from "./decision.js";
 import { Radiograph } from "./radiograph.js";
 import { nameOf } from "./worklist_rows.js";
@@ -16,7 +17,7 @@ const state = { id: null, case: null, linked: true, tool: "window", heat: false,
 let loading = new AbortController();
 
 /** Wires the viewer once. */
-export function prepareViewer() {
+export function prepareViewer(room) {
   const hand = (other) => ({
     tool: () => state.tool,
     follow: (view) => state.linked && other().follow(view),
@@ -25,6 +26,7 @@ export function prepareViewer() {
   state.main = new Radiograph(at("pane-main"), hand(() => state.previous));
   state.previous = new Radiograph(at("pane-previous"), hand(() => state.main));
   prepareTags(() => state.case);
+  prepareClinical(room.model, valuesChanged);
   prepareTools(state, { compareWith, heatChanged });
   at("case-again").addEventListener("click", () => openCase(state.id));
   addEventListener("language", () => state.case && drawCase());
@@ -57,6 +59,7 @@ export function leaveCase() {
   loading.abort();
   loading = new AbortController();
   Object.assign(state, { id: null, case: null });
+  drawClinical(null);
   state.main.clear();
   closeComparison();
 }
@@ -122,6 +125,15 @@ async function refreshCase() {
   showDecision(found, refreshCase);
 }
 
+/** Other values give another answer and another map. */
+async function valuesChanged() {
+  const { signal } = loading;
+  await refreshCase();
+  if (signal.aborted) return;
+  await state.main.show(state.case, signal);
+  heatChanged();
+}
+
 function drawCase() {
   at("viewer").dataset.state = "ready";
   at("viewer-title").textContent = nameOf(state.case);
@@ -129,6 +141,7 @@ function drawCase() {
   at("compare").replaceChildren(h("option", { value: "", text: t("compare.none", { count: state.case.previous.length }) }),
     ...state.case.previous.map((line) => h("option", { value: line.id, text: optionOf(line) })));
   drawFinding(state.case);
+  drawClinical(state.case);
   showTools(state);
 }
 

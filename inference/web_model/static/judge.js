@@ -29,7 +29,7 @@ export function judge(facts, info, square, outputs) {
   const probability = logistic(facts.calibration.slope * score + facts.calibration.intercept);
   const [low, high] = intervalOf(facts.calibration.lines, score);
   const verdict = probability >= facts.threshold ? facts.positive : "normal";
-  const classes = classesOf(facts.classes, logits, probability);
+  const classes = classesOf(facts.classes, logits, probability, facts.calibration.class_lines ?? []);
   return { ...found, verdict, likeliest: verdict === "finding" ? likeliestOf(classes) : null, probability, low, high, classes };
 }
 
@@ -65,12 +65,18 @@ function reasonsOf(facts, info, square, outputs) {
   return outputs.logits.every(Number.isFinite) ? [] : ["far_from_reference"];
 }
 
-/** Class 0 is 1 - P(pneumonia), the others share P(pneumonia) as the network does. */
-function classesOf(names, logits, probability) {
-  const all = logSumExp(logits.slice(1));
-  const shares = logits.slice(1).map((logit) => Math.exp(logit - all) * probability);
+/** Class 0 is 1 - P(pneumonia), the others share P(pneumonia) by their calibrated probabilities against the rest, or as the network does:
+ *  `Calibration.class_probabilities`. */
+function classesOf(names, logits, probability, lines) {
+  const own = lines.map(({ slope, intercept }, i) => logLogistic(slope * (logits[i + 1] - logSumExp(logits.filter((_, k) => k !== i + 1))) + intercept));
+  const weights = lines.length ? own : logits.slice(1);
+  const all = logSumExp(weights);
+  const shares = weights.map((weight) => Math.exp(weight - all) * probability);
   return Object.fromEntries(names.map((name, i) => [name, i ? shares[i - 1] : 1 - probability]));
 }
+
+/** log of `logistic`, exact also where that is next to 0. */
+const logLogistic = (x) => Math.min(x, 0) - Math.log1p(Math.exp(-Math.abs(x)));
 
 /** The most probable class but normal, the first of those that are level: `Prediction.likeliest`. */
 function likeliestOf(classes) {

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from pneumofed.common.model_bundle.calibration import Calibration, fit_calibration, pneumonia_score
+from pneumofed.common.model_bundle.calibration import (
+    Calibration,
+    class_scores,
+    fit_calibration,
+    fit_class_lines,
+    pneumonia_score,
+)
 
 
 def draw(n: int, slope: float, intercept: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,3 +127,58 @@ def test_uncalibrated_it_is_the_softmax() -> None:
     logits = np.random.default_rng(0).normal(0, 3, (20, 3))
     exponentials = np.exp(logits)
     np.testing.assert_allclose(Calibration().class_probabilities(logits), exponentials / exponentials.sum(axis=1, keepdims=True))
+
+
+def drawn_classes(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits whose softmax is the truth, and labels that it drew, of four classes of which one is rare."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0.0, 1.5, (n, 4)) + np.array([1.0, 0.5, 0.0, -1.5])
+    truth = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return logits, (rng.random((n, 1)) > truth.cumsum(axis=1)).sum(axis=1)
+
+
+def class_fit(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    sick = (labels != 0).astype(np.float64)
+    fit = fit_calibration(pneumonia_score(logits), 1 - sick, sick, "temperature", fitted_on="draws")
+    own = [(labels == k).astype(np.float64) for k in range(1, 4)]
+    views = [(score, 1 - is_k, is_k) for score, is_k in zip(class_scores(logits).T, own, strict=True)]
+    return fit.model_copy(update={"class_lines": fit_class_lines(views, "temperature")})
+
+
+def log_loss(fit: Calibration, logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(-np.log(fit.class_probabilities(logits)[np.arange(len(labels)), labels]).mean())
+
+
+def test_class_lines_take_back_what_a_network_is_too_sure_of() -> None:
+    truth, labels = drawn_classes(4000, seed=5)
+    fit = class_fit(3.0 * truth, labels)
+    fresh, fresh_labels = drawn_classes(4000, seed=6)
+    best = log_loss(Calibration(), fresh, fresh_labels)
+    before = log_loss(fit.model_copy(update={"class_lines": ()}), 3.0 * fresh, fresh_labels)
+    after = log_loss(fit, 3.0 * fresh, fresh_labels)
+    assert best < after < best + 0.03 < before
+    assert [line.positives for line in fit.class_lines] == [int((labels == k).sum()) for k in (1, 2, 3)]
+
+
+def test_class_lines_move_neither_the_decision_nor_the_sum() -> None:
+    truth, labels = drawn_classes(500, seed=7)
+    fit = class_fit(3.0 * truth, labels)
+    found = fit.class_probabilities(3.0 * truth)
+    np.testing.assert_allclose(found.sum(axis=1), 1.0)
+    np.testing.assert_allclose(1.0 - found[:, 0], fit.probability(pneumonia_score(3.0 * truth)), atol=1e-12)
+
+
+def test_a_rare_class_keeps_the_networks_own_probability_and_two_classes_are_written_as_before() -> None:
+    few = np.array([0.0] * 40 + [1.0] * 9)
+    (line,) = fit_class_lines([(np.linspace(-3, 3, 49), 1 - few, few)], "temperature")
+    assert (line.slope, line.intercept, line.positives) == (1.0, 0.0, 0)
+    assert "class_lines" not in Calibration().model_dump() and "class_lines" not in Calibration().model_dump_json()
+    truth, labels = drawn_classes(200, seed=8)
+    fit = class_fit(truth, labels)
+    assert Calibration.model_validate_json(fit.model_dump_json()) == fit
+
+
+def test_class_scores_are_the_logits_of_the_softmax() -> None:
+    truth, _ = drawn_classes(50, seed=9)
+    softmax = np.exp(truth) / np.exp(truth).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(class_scores(truth), logit(softmax[:, 1:]))

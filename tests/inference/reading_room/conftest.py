@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser
 
 from pneumofed.inference.explain.focus import Focus
-from pneumofed.inference.reading_room import users, worker
+from pneumofed.inference.reading_room import file_judge, users
 from tests.inference.reading_room.browser import Desk, launched, served
 from tests.inference.reading_room.stage import Stage
 
@@ -24,7 +24,7 @@ def _cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _quick_focus(monkeypatch: pytest.MonkeyPatch) -> None:
     """No search for lungs, which takes longer than all else; `test_watch.py` has the real one."""
-    monkeypatch.setattr(worker, "quick_focus", lambda *_: Focus(0.0, 0.5, 0.0, 0.0, ()))
+    monkeypatch.setattr(file_judge, "quick_focus", lambda *_: Focus(0.0, 0.5, 0.0, 0.0, ()))
 
 
 @pytest.fixture

@@ -21,10 +21,11 @@ from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.ops.web import CSRF_HEADER
 from pneumofed.inference.reading_room.app import create_room_app
 from pneumofed.inference.reading_room.cases import open_room_database
+from pneumofed.inference.reading_room.file_judge import FileJudge, load_clinical_network
 from pneumofed.inference.reading_room.room import Room, open_monitor
 from pneumofed.inference.reading_room.serve import model_info
 from pneumofed.inference.reading_room.settings import RoomFolder
-from pneumofed.inference.reading_room.worker import FileJudge, Read, Workers
+from pneumofed.inference.reading_room.worker import Read, Workers
 from tests.dicom_factory import dicom_bytes
 from tests.model_bundles import open_test_bundle, phantom_images
 
@@ -45,15 +46,17 @@ def inline_reader() -> FileJudge:
 class Stage:
     """A room in `path` and its application; files are read in this process."""
 
-    def __init__(self, path: Path, read: Read | None = None, **settings: Any) -> None:
+    def __init__(self, path: Path, read: Read | None = None, model: Bundle | None = None, **settings: Any) -> None:
+        judging = model or bundle()
         folder = RoomFolder(path / "room")
         folder.make()
-        values = {"hospital": "North", "bundle": str(bundle().folder), "workers": 1, **settings}
+        values = {"hospital": "North", "bundle": str(judging.folder), "workers": 1, **settings}
         folder.settings_file.write_text(yaml.safe_dump(values))
         folder.settings_file.chmod(0o600)
-        monitor = open_monitor(folder, bundle())
+        monitor = open_monitor(folder, judging)
+        read = read or (FileJudge(Predictor(model, threads=1), load_clinical_network(model)) if model else None)
         workers = Workers([read or inline_reader()])
-        self.room = Room(folder, open_room_database(folder.database), model_info(bundle()), workers, monitor)
+        self.room = Room(folder, open_room_database(folder.database), model_info(judging), workers, monitor)
         for name, role in ((ADMIN, "admin"), (READER, "radiologist")):
             self.room.users.add(name, role, PASSWORD)  # type: ignore[arg-type]
         self.app = create_room_app(self.room, ["testserver", "localhost"])

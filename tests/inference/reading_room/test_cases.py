@@ -22,10 +22,10 @@ from pneumofed.common.imaging.types import Window
 from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.inference.reading_room.cases import NO_NUMBER, Case, Cases, agrees, open_room_database
+from pneumofed.inference.reading_room.file_judge import FileJudge
 from pneumofed.inference.reading_room.room import delete_old_cases
 from pneumofed.inference.reading_room.schema import NextQuery, WorklistQuery
 from pneumofed.inference.reading_room.serve import model_info, reader_labels
-from pneumofed.inference.reading_room.worker import FileJudge
 from tests.dicom_factory import PATIENT_ID
 from tests.inference.reading_room.stage import (
     ADMIN,

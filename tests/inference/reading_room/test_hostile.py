@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.inference.reading_room.file_judge import ImageJob
 from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
-from pneumofed.inference.reading_room.worker import ImageJob, Worker
+from pneumofed.inference.reading_room.worker import Worker
 from tests.hostile import mutate
 from tests.inference.reading_room.stage import Stage, files_below, phantom_dicom, phantom_png, problem, upload
 from tests.inference.reading_room.treacherous import load_treacherous

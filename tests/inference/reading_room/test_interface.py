@@ -32,7 +32,8 @@ def test_every_refusal_is_described(stage: Stage) -> None:
 
 
 def test_a_problem_has_no_room_for_values() -> None:
-    assert set(ErrorBody.model_fields) == {"error", "detail", "retry_sec"}
+    """`column` is a name of the model's schema, see `test_clinical_values`."""
+    assert set(ErrorBody.model_fields) == {"error", "detail", "retry_sec", "column"}
 
 
 def test_no_circle_of_imports_in_the_page() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from playwright.sync_api import Browser
+from sqlalchemy import update
 
 from pneumofed.inference.explain.focus import Focus, Misplaced
-from pneumofed.inference.reading_room import worker
+from pneumofed.inference.reading_room import file_judge
+from pneumofed.inference.reading_room.cases import Case
 from pneumofed.inference.reading_room.viewing import MAP_FILE
 from tests.inference.reading_room.browser import CHROMIUM, Desk, phantom_file, served
 from tests.inference.reading_room.stage import ADMIN, READER, Stage
@@ -80,7 +83,7 @@ def test_a_heat_map_in_which_nothing_stands_out_says_so(desk: Desk, stage: Stage
 def test_a_heat_map_outside_the_lungs_says_so_in_both_languages_while_it_is_shown(
     desk: Desk, stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "quick_focus", lambda *_: Focus(0.9, 0.5, 0.4, 0.0, (Misplaced.OUTSIDE, Misplaced.MARKS)))
+    monkeypatch.setattr(file_judge, "quick_focus", lambda *_: Focus(0.9, 0.5, 0.4, 0.0, (Misplaced.OUTSIDE, Misplaced.MARKS)))
     desk.sign_in()
     desk.add(("chest.dcm", phantom_file(0)))
     draw_map(stage, np.array([[1.0, 0.0], [0.0, 0.0]], np.float32))
@@ -379,3 +382,27 @@ def check(desk: Desk) -> None:
     desk.page.wait_for_timeout(150)
     script = (Path(__file__).parent / "accessibility.js").read_text(encoding="utf-8")
     assert desk.page.evaluate(script) == []
+
+
+def test_all_classes_are_shown_with_the_likeliest_by_name(desk: Desk, stage: Stage, tmp_path: Path) -> None:
+    desk.sign_in()
+    desk.add(("chest.dcm", phantom_file(0)))
+    classes = {"normal": 0.36, "pneumonia": 0.2, "tuberculosis": 0.3, "oedema": 0.06, "mass": 0.05, "rib_fracture": 0.03}
+    values: dict[str, Any] = {
+        "verdict": "finding",
+        "probability": 0.64,
+        "low": 0.5,
+        "high": 0.7,
+        "threshold": 0.4,
+        "classes": classes,
+    }
+    with stage.room.cases._session() as session:
+        session.execute(update(Case).values(**values))
+    desk.open_first()
+    assert desk.text("#finding .chip") == "Likeliest: Tuberculosis"
+    assert desk.text("#finding .likeliest") == "Most probable finding: Tuberculosis, 30%; by itself less than normal, 36%."
+    rows = [row.replace("\n", " ") for row in desk.page.locator("#classes li").all_inner_texts()]
+    assert rows == ["Normal 36%", "Tuberculosis 30%", "Pneumonia 20%", "Oedema 6%", "Mass 5%", "Rib fracture 3%"]
+    desk.page.screenshot(path=str(tmp_path / "classes.png"))
+    desk.page.click("#language")
+    desk.page.wait_for_selector("#finding .likeliest:has-text('最可能的异常')")

@@ -8,7 +8,7 @@ import pytest
 
 from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.model_bundle.predictor import Predictor
-from pneumofed.inference.reading_room.worker import FileJudge
+from pneumofed.inference.reading_room.file_judge import FileJudge
 from tests.inference.reading_room.browser import CHROMIUM, Desk, launched, served
 from tests.inference.reading_room.stage import Stage, phantom_dicom
 from tests.model_bundles import judged_on, make_bundle

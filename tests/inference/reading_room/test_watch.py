@@ -10,7 +10,7 @@ import pytest
 
 from pneumofed.inference.explain.focus import Focus, Misplaced, quick_focus
 from pneumofed.inference.monitor.monitor import Monitor
-from pneumofed.inference.reading_room import schema, worker
+from pneumofed.inference.reading_room import file_judge, schema
 from tests.dicom_factory import PATIENT_ID
 from tests.inference.reading_room.stage import ADMIN, READER, Stage, bundle, phantom_dicom, phantom_png, upload
 from tests.model_bundles import phantom_images
@@ -110,7 +110,7 @@ def test_case_map_and_explain_say_where_the_map_lies_and_predict_does_not_ask(
         asked.append("focus")
         return Focus(0.9, 0.5, 0.0, 0.0, (Misplaced.OUTSIDE, Misplaced.MARKS))
 
-    monkeypatch.setattr(worker, "quick_focus", misplaced)
+    monkeypatch.setattr(file_judge, "quick_focus", misplaced)
     token = {"Authorization": f"Bearer {stage.room.users.add_token('ris')}"}
     with stage.signed_in() as client:
         [done] = upload(client, phantom_png(0))

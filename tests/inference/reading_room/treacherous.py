@@ -8,8 +8,9 @@ import signal
 import numpy as np
 
 from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.inference.reading_room.file_judge import ImageJob
 from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
-from pneumofed.inference.reading_room.worker import ImageJob, JobOutcome, Read
+from pneumofed.inference.reading_room.worker import JobOutcome, Read
 
 
 def treacherous(job: ImageJob) -> JobOutcome:

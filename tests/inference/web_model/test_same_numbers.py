@@ -41,6 +41,7 @@ from pneumofed.common.imaging.patient_groups import (
 )
 from pneumofed.common.imaging.types import Image, ImageInfo, Window
 from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.model_bundle.calibration import ClassLine
 from pneumofed.common.model_bundle.image_statistics import cells_of, statistics_of, thumbnail
 from pneumofed.common.model_bundle.manifest import Preprocessing
 from pneumofed.common.model_bundle.predictor import Predictor, model_input
@@ -380,6 +381,24 @@ def test_a_judgement_is_the_same(page: Page, bundle: Bundle, changed: dict[str, 
             for name in ("probability", "low", "high"):
                 assert found[name] == pytest.approx(getattr(own, name), abs=1e-9)
             assert found["classes"] == pytest.approx(dict(own.classes), abs=1e-9)
+
+
+def test_the_shares_of_many_classes_are_the_same(page: Page, bundle: Bundle) -> None:
+    own, names = facts_of(bundle, "int8", ""), ["normal", "pneumonia", "tuberculosis", "mass"]
+    image = next(one for one, _ in phantom_images(3, seed=3) if Predictor(bundle, "int8", threads=1).judge([one])[0].prediction)
+    predictor = Predictor(bundle, "int8", threads=1)
+    square = predictor.prepare(image)
+    features = predictor.run(square[None, None])["features"]
+    logits = np.array([[0.3, 40.0, -2.0, 1.5], [0.3, -1.0, -2.0, 1.5]], np.float32)
+    lines = tuple(ClassLine(slope=slope, intercept=0.1 * slope) for slope in (0.3, 1.0, 2.0))
+    for row, given in itertools.product(logits, ((), lines)):
+        fit = bundle.manifest.calibration.model_copy(update={"class_lines": given})
+        facts = own | {"classes": names, "calibration": fit.model_dump(mode="json")}
+        said = {"height_px": 64, "width_px": 64, "modality": None, "body_part": None, "view": None, "colour": 0.0, "groups": {}}
+        found = page.call(
+            "judge", facts=facts, info=said, square=picture(square), logits=sent(row[None]), features=sent(features)
+        )
+        assert list(found["classes"].values()) == pytest.approx(fit.class_probabilities(row[None])[0].tolist(), abs=1e-9)
 
 
 def test_the_tests_scores_are_the_same(page: Page, bundle: Bundle) -> None:

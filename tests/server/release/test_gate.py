@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from pneumofed.common.audit.log import AuditLog, read_entries
 from pneumofed.common.errors import ReleaseError
-from pneumofed.common.evaluation.comparison import Margins, ModelComparison, NonInferiority
+from pneumofed.common.evaluation.class_comparison import ClassAreas, ClassesComparison, compare_classes
+from pneumofed.common.evaluation.comparison import Areas, Margins, ModelComparison, NonInferiority
+from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.release import (
     ReleaseRecord,
@@ -147,3 +150,71 @@ def test_impossible_numbers_are_refused() -> None:
     for change in ({"sensitivity": {**told["sensitivity"], "gained": 999}}, {"auroc": {**told["auroc"], "covariance": 5.0}}):
         with pytest.raises(ValidationError):
             ModelComparison.model_validate({**told, **change})
+
+
+def by_class(sharp: tuple[float, float, float], seed: int = 0, each: int = 300) -> ClassesComparison:
+    """A good old model of three classes and a new one whose score of class k lies `sharp[k]` above the others' where it is true."""
+    rng, labels = np.random.default_rng(seed), np.repeat([0, 1, 2], each)
+    shared, names = rng.normal(size=(3 * each, 3)), tuple(map(str, range(3 * each)))
+    tables = []
+    for peaks in ((5.0, 5.0, 5.0), sharp):
+        logits = np.array(peaks)[labels, None] * np.eye(3)[labels] + shared + 0.1 * rng.normal(size=shared.shape)
+        tables.append(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+    old, new = (Predictions(table, labels, names, names) for table in tables)
+    return compare_classes(old, new, (0.5, 0.5), (tables[0], tables[1]), ("normal", "pneumonia", "tuberculosis"))
+
+
+def test_a_model_of_own_classes_is_released_where_the_mean_holds_and_each_class_reaches_the_floor(
+    models: tuple[Bundle, Bundle], tmp_path: Path
+) -> None:
+    record = gate(models, Evidence({"test": by_class((5, 5, 5)), "external": by_class((5, 5, 5), 1)}, {}))
+    assert (record.decision, record.reasons) == ("released", ())
+    assert [check.metric for check in record.places[0].checks] == ["auroc", "sensitivity", "specificity", "auroc_macro"]
+    page = write_release_page(record)
+    assert "| test | tuberculosis | 300 / 600 |" in page and "mean AUROC over classes" in page
+    again = ReleaseRecord.model_validate_json(record.model_dump_json())
+    assert again == record and isinstance(again.places[0].comparison, ClassesComparison)
+    assert "classes" not in gate(models, Evidence(GOOD, {})).places[0].comparison.model_dump()
+
+
+def test_a_class_that_a_model_has_unlearnt_refuses_though_any_finding_is_found_as_well_as_before(
+    models: tuple[Bundle, Bundle],
+) -> None:
+    unlearnt = swapped()
+    assert {
+        check.metric: check.verdict
+        for check in gate(models, Evidence({"test": unlearnt, "external": GOOD["external"]}, {})).places[0].checks
+    } == {
+        "auroc": NonInferiority.NOT_WORSE,
+        "sensitivity": NonInferiority.NOT_WORSE,
+        "specificity": NonInferiority.NOT_WORSE,
+        "auroc_macro": NonInferiority.WORSE,
+    }
+    reasons = gate(models, Evidence({"test": unlearnt, "external": GOOD["external"]}, {})).reasons
+    assert any(reason.startswith("test: mean AUROC over classes was") for reason in reasons)
+    assert any("AUROC of tuberculosis against the rest" in reason and "the floor is 0.7" in reason for reason in reasons)
+    first = first_release(models[1], {"test": unlearnt}, MARGINS, NOW)
+    assert not first.released and first_release(models[1], {"test": by_class((5, 5, 5))}, MARGINS, NOW).released
+
+
+def swapped() -> ClassesComparison:
+    """A new model that tells normal from any finding as the old one does, and takes one finding for the other."""
+    labels = np.repeat([0, 1, 2], 300)
+    rng, names = np.random.default_rng(0), tuple(map(str, range(900)))
+    logits = 5.0 * np.eye(3)[labels] + rng.normal(size=(900, 3))
+    old = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    new = old[:, [0, 2, 1]]
+    both = [Predictions(table, labels, names, names) for table in (old, new)]
+    return compare_classes(both[0], both[1], (0.5, 0.5), (old, new), ("normal", "pneumonia", "tuberculosis"))
+
+
+def test_a_set_without_a_class_and_a_site_that_tells_of_classes_are_refused(models: tuple[Bundle, Bundle]) -> None:
+    one = by_class((5, 5, 5))
+    none = one.model_copy(
+        update={"macro": Areas(), "classes": {**one.classes, "tuberculosis": ClassAreas(area=Areas(), patients=(0, 900))}}
+    )
+    reasons = gate(models, Evidence({"test": none, "external": GOOD["external"]}, {})).reasons
+    assert any("of tuberculosis it has 0 patients" in reason for reason in reasons)
+    verdict = {"site": "north", "time": NOW, "old": "0" * 64, "new": "1" * 64, "comparison": one.model_dump()}
+    with pytest.raises(ValidationError):
+        SiteVerdict.model_validate(verdict)

@@ -28,7 +28,7 @@ from pneumofed.server.report.survey import (
     write_survey_page,
 )
 from tests.client.federation.test_policy import give_policy
-from tests.tiny import TinyFederation, tiny_experiment
+from tests.tiny import TinyFederation, draw_manifest, tiny_experiment
 
 ASKED: list[SurveyField] = ["label", "sex", "age", "images"]
 
@@ -117,6 +117,24 @@ def test_secure_aggregation_and_no_question_are_refused_in_a_sentence(tmp_path: 
     (tmp_path / "survey.json").write_text("{}")
     with pytest.raises(ConfigError, match="is damaged"):
         write_survey_page(tmp_path)
+
+
+def test_the_page_of_own_classes_has_each_of_them_and_speaks_of_findings(tmp_path: Path) -> None:
+    federation, own = TinyFederation(tmp_path, sites=0), ["normal", "pneumonia", "tuberculosis"]
+    for number in range(2):
+        federation.add_site(number, draw_manifest(tmp_path / f"images-{number}", 60, seed=number, labels=tuple(own)))
+    settings = CoordinatorConfig(run_dir=str(federation.folder / "survey"), survey=["label"])
+    result = run_survey(federation.grid(), tiny_experiment(task=own), settings)
+    assert result.classes == tuple(own) and read_survey(federation.folder / "survey") == result
+    assert {site: answer.tables["label"] for site, answer in result.answers.items()} == {
+        f"site-{number}": dict.fromkeys(own, 20) for number in range(2)
+    }
+    found = analyse_survey(result, PowerAssumptions())
+    assert (found["with_pneumonia"], found["without"]) == (80, 40)
+    page = page_of(federation)
+    assert "tuberculosis" in page and "class of the planned run" in page and "With a finding" in page
+    with pytest.raises(MessageError, match="counted by other classes"):
+        unpack_survey(pack_survey("site-0", result.answers["site-0"]), ["label"])
 
 
 def test_two_nodes_of_one_name_are_one_site(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from pneumofed.common.errors import ConfigError
+from pneumofed.server.runs.records import Metrics
+from pneumofed.server.runs.summary_records import CrossSiteMatrix
+from pneumofed.server.tracking.facts import cross_site_numbers
 from pneumofed.server.tracking.follow import TrackedGroup, following
 from pneumofed.server.tracking.process import send_all
 from pneumofed.server.tracking.targets import Tracking, TrackingError, read_target, read_targets
@@ -31,6 +34,28 @@ def test_the_files_hold_what_the_run_folder_holds(tmp_path: Path) -> None:
     assert np.allclose(found["final/test/auroc_low"], [(3, 0.8)])
     texts = read_texts(tmp_path / "run" / "tensorboard")
     assert "| seed | 7 |" in texts["settings"][0] and "drawn images" in texts["run"][-1]
+
+
+def test_the_matrix_of_cross_site_evaluation_is_there_by_model_and_site(tmp_path: Path) -> None:
+    app = begin_run(tmp_path / "run")
+    cells = {name: Metrics.model_validate({"n": 40, "n_positive": 20, "auroc": area}) for name, area in (("a", 0.9), ("b", 0.7))}
+    unknown = Metrics.model_validate({"n": 40, "n_positive": 0})
+    matrix = CrossSiteMatrix(
+        round=1, shared=cells, own={"north": {"north": cells["b"], "so/uth": unknown}, "so/uth": {"north": cells["a"]}}
+    )
+    app.folder.write_cross_site(matrix)
+    with following(app.folder, OWN):
+        app.finish_round(1)
+        succeed(app)
+    found = {
+        name: values for name, values in read_scalars(tmp_path / "run" / "tensorboard").items() if name.startswith("cross_site/")
+    }
+    expected = {"global/a": 0.9, "global/b": 0.7, "north/north": 0.7, "so_uth/north": 0.9}
+    assert {name: values[0][1] for name, values in found.items()} == pytest.approx(
+        {f"cross_site/{name}": value for name, value in expected.items()}
+    )
+    many = {str(number): cells["a"] for number in range(40)}
+    assert cross_site_numbers(CrossSiteMatrix(round=1, own=dict.fromkeys(many, many))) == {}
 
 
 def test_the_settings_of_runs_can_be_compared_on_the_page_for_it(tmp_path: Path) -> None:
