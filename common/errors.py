@@ -89,10 +89,26 @@ class SkipReason(StrEnum):
     NOT_DELIVERED = "archive did not deliver the image"
     HELD_OUT = "the patient, or the very image, is in a held-out set"
     CONTRADICTED = "rows of this image disagree on its label or patient"
+    NOT_CT = "not a CT image where a CT volume is expected"
+    NO_SLICES = "fewer than 3 CT slices"
+    MIXED_SERIES = "more than one series, or slices that do not fit one another, in one folder"
+    MISSING_SLICES = "CT series with missing or uneven slices"
+    GANTRY_TILT = "CT series with gantry tilt"
+    NO_GEOMETRY = "position, orientation or spacing of the slices is missing or cannot be"
+    TIME_SERIES = "more than one volume, as of a time series, where one is expected"
+    NOT_HOUNSFIELD = "values cannot be Hounsfield units"
+    NO_NIBABEL = "NIfTI cannot be read here, since nibabel is not installed"
 
 
 PASSING_REASONS = frozenset(
-    {SkipReason.MISSING, SkipReason.UNREADABLE, SkipReason.NOT_DELIVERED, SkipReason.OUT_OF_MEMORY, SkipReason.NO_DECODER}
+    {
+        SkipReason.MISSING,
+        SkipReason.UNREADABLE,
+        SkipReason.NOT_DELIVERED,
+        SkipReason.OUT_OF_MEMORY,
+        SkipReason.NO_DECODER,
+        SkipReason.NO_NIBABEL,
+    }
 )
 """Reasons that lie in the machine or the way to it and not in the image's bytes: never remembered with an image, always tried again."""
 

@@ -1,6 +1,6 @@
 """Federated learning across hospitals for pneumonia on chest X-rays: the Python API. See docs/python.md.
 
-read_image(path)                                       a radiograph as every command reads it
+read_image(path), read_volume(path)                    a radiograph, and a CT volume in Hounsfield units, as every command reads it
 open_bundle("bundle.zip").predict(image)               a finished model's judgement, without torch
 explain(bundle, image)                                 where its evidence lies, and whether to believe the map
 simulate(hospitals=4, rounds=3), open_run(folder)      a federation of virtual hospitals, and what it left
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pneumofed.images import ArgumentError, Image, PneumofedError, read_image
+    from pneumofed.images import ArgumentError, Image, PneumofedError, Volume, read_image, read_volume
     from pneumofed.models import Explanation, ImageAnswer, ModelBundle, explain, open_bundle
     from pneumofed.runs import Run, open_run, simulate
 
@@ -27,16 +27,18 @@ __all__ = [
     "ModelBundle",
     "PneumofedError",
     "Run",
+    "Volume",
     "__version__",
     "explain",
     "open_bundle",
     "open_run",
     "read_image",
+    "read_volume",
     "simulate",
 ]
 
 _HOMES = {
-    "images": ("ArgumentError", "Image", "PneumofedError", "read_image"),
+    "images": ("ArgumentError", "Image", "PneumofedError", "Volume", "read_image", "read_volume"),
     "models": ("Explanation", "ModelBundle", "ImageAnswer", "explain", "open_bundle"),
     "runs": ("Run", "open_run", "simulate"),
 }

@@ -17,12 +17,16 @@ from pneumofed.common.imaging.images import convert_picture, decode_image, from_
 from pneumofed.common.imaging.images import read_image as read_image
 from pneumofed.common.imaging.types import Image as Image
 from pneumofed.common.imaging.types import Window
+from pneumofed.common.imaging.volumes import Volume as Volume
+from pneumofed.common.imaging.volumes import read_volume as read_volume
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
 
+    from pneumofed.common.imaging.volumes import Volume
 
-ImageLike: TypeAlias = Union[str, PathLike[str], npt.NDArray[Any], PIL.Image.Image, "Dataset", Image]
+
+ImageLike: TypeAlias = Union[str, PathLike[str], npt.NDArray[Any], PIL.Image.Image, "Dataset", "Volume", Image]
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601-2, as Pillow has it
 _ROUNDING = 1e-6

@@ -29,7 +29,7 @@ from pneumofed.common.wire.keys import read_public_key
 from pneumofed.images import ImageLike, to_image
 from pneumofed.inference.explain.methods import Detail, Method, choose_detail, choose_methods, choose_target
 from pneumofed.inference.predict.clinical_table import values_of
-from pneumofed.inference.predict.predict import map_ahead
+from pneumofed.inference.predict.predict import NOT_OF_THE_KIND, map_ahead
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,6 +115,11 @@ class ModelBundle:
         return self.manifest.preprocessing.size_px
 
     @property
+    def takes_volumes(self) -> bool:
+        """Whether it judges CT volumes in place of radiographs."""
+        return self.predictor.takes_volumes
+
+    @property
     def digest(self) -> str:
         """SHA-256 that names the model in audit logs and reports."""
         return self.bundle.digest
@@ -146,7 +151,9 @@ class ModelBundle:
         """Judges one image, or each of a list of images, which may be of different kinds.
 
         Args:
-            images: path, array, Pillow picture, pydicom data set (see `pneumofed.images.to_image`), or a sequence of them.
+            images: path, array, Pillow picture, pydicom data set (see `pneumofed.images.to_image`), or a sequence of them. Of a model for
+                CT (`takes_volumes`) the path of a series' folder, a multi-frame DICOM or a NIfTI file, or a
+                `pneumofed.common.imaging.volumes.Volume`.
             clinical: values of the patient by name, such as `{"temperature": 38.6, "cough": True}`, or one such for each of the images;
                 what is not named, or None, is not known. Without any the image is judged by itself.
 
@@ -198,6 +205,8 @@ class ModelBundle:
     def _load(self, image: ImageLike) -> Image | SkipReason:
         """The image, made small at once so that a long list takes little memory; or why it cannot be read."""
         try:
+            if self.predictor.takes_volumes:
+                return to_volume(image, self.predictor)
             found = to_image(image, self.predictor.window)
         except ImageError as error:
             return error.reason
@@ -250,7 +259,8 @@ def describe(found: Judgement | SkipReason, threshold: float) -> ImageAnswer:
         threshold: of the bundle.
     """
     if isinstance(found, SkipReason):
-        return ImageAnswer("unreadable", threshold, reasons=(found.name.lower(),), explanation=found.value)
+        status: Status = "cannot judge" if found in NOT_OF_THE_KIND else "unreadable"
+        return ImageAnswer(status, threshold, reasons=(found.name.lower(),), explanation=found.value)
     answer = found.prediction
     if answer is None:
         reasons = tuple(reason.value for reason in found.reasons)
@@ -275,6 +285,29 @@ def describe(found: Judgement | SkipReason, threshold: float) -> ImageAnswer:
         image_only=answer.image_only,
         likeliest=answer.likeliest,
     )
+
+
+def to_volume(value: Any, predictor: Predictor) -> Image:
+    """Reads a CT volume as the model takes it.
+
+    Args:
+        value: path of a series' folder, a multi-frame DICOM or a NIfTI file; or a `Volume`.
+        predictor: of the bundle.
+
+    Raises:
+        ArgumentError: it is neither.
+        ImageError: it cannot be used, or is no CT.
+    """
+    if isinstance(value, str | PathLike):
+        return predictor.read(Path(value)).image
+    from pneumofed.common.imaging.volumes import Volume
+    from pneumofed.common.model_bundle.series import as_input
+
+    if not isinstance(value, Volume):
+        raise ArgumentError(
+            f"image: this model judges CT volumes: expected the path of a series' folder or a NIfTI file, got {type(value).__name__}"
+        )
+    return as_input(value, predictor.manifest.preprocessing.image)
 
 
 _TRUSTED = {"depends on the weights": True, "does not depend on the weights": False, "open": None}
@@ -356,7 +389,7 @@ def explain(
         ConfigError: there is no such method, target or detail.
         BundleError: `bundle` cannot be opened, or its network is a study's own and there is no consent to run its code.
     """
-    opened, methods = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle), choose_methods([method], "method")
+    opened, methods = _open_for_radiographs(bundle), choose_methods([method], "method")
     chosen, found_detail = choose_target(target, opened.classes, "target"), choose_detail(detail, methods, "detail")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # of Captum's tqdm, in a notebook without ipywidgets
@@ -385,3 +418,13 @@ def explain(
         _headline=headline(judgement),
         evidence=evidence,
     )
+
+
+def _open_for_radiographs(bundle: ModelBundle | str | PathLike[str]) -> ModelBundle:
+    opened = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle)
+    if opened.takes_volumes:
+        raise ArgumentError(
+            "bundle: this model judges CT volumes; pneumofed.inference.explain.volumes.volume_map(bundle.network, volume) or "
+            "`pneumofed explain` makes their maps"
+        )
+    return opened

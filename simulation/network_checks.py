@@ -31,6 +31,7 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.build import build_model, set_trainable, train_mode
+from pneumofed.common.models.compute import channels_last
 from pneumofed.common.models.recipe import build_loss
 from pneumofed.common.ops.study_code import (
     StudyCode,
@@ -132,9 +133,9 @@ def _classes(experiment: ExperimentConfig) -> int:
 
 
 def _images(experiment: ExperimentConfig, count: int = CHECKED_IMAGES) -> Tensor:
-    side = experiment.image.size_px
-    drawn = torch.randn(count, experiment.model.in_channels, side, side, generator=torch.Generator().manual_seed(5))
-    return drawn.to(memory_format=torch.channels_last)
+    shape = (count, experiment.model.in_channels, *experiment.image.shape)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    return drawn.to(memory_format=channels_last(drawn.ndim))
 
 
 def _labels(experiment: ExperimentConfig, count: int = CHECKED_IMAGES) -> Tensor:
@@ -198,7 +199,8 @@ def _step(experiment: ExperimentConfig, model: nn.Module) -> NetworkFinding:
         return NetworkFinding(name, "no", "the loss or a gradient of drawn images is no finite number", needed=True)
     if unused := [one for one, gradient in gradients.items() if gradient is None]:
         return NetworkFinding(name, "note", f"a step at {side} px works, but {len(unused)} tensors have no gradient: {unused[0]}")
-    shapes = f"images [N, {experiment.model.in_channels}, {side}, {side}] to logits [N, {expected[1]}]"
+    sides = ", ".join(map(str, (experiment.model.in_channels, *experiment.image.shape)))
+    shapes = f"images [N, {sides}] to logits [N, {expected[1]}]"
     text = f"{shapes}; a step changes all {len(trained)} trained tensors, loss {float(loss.detach()):.3g}"
     return NetworkFinding(name, "yes", text)
 
@@ -249,7 +251,8 @@ def _private(experiment: ExperimentConfig) -> NetworkFinding:
     try:
         model = build_model(cfg.without_weights(), experiment.task, experiment.seed)
         _trained(experiment, model)
-        refuse_mixing(model, cfg.in_channels, experiment.image.size_px)
+        if not experiment.image.slices:  # of a volume the layers of a 2.5-D network see single slices
+            refuse_mixing(model, cfg.in_channels, experiment.image.size_px)
         far = _gradient_difference(experiment, model.eval())
     except ConfigError as error:
         return NetworkFinding("private training", "no", str(error).removeprefix(": "), needed)  # the network itself has no name
@@ -266,7 +269,7 @@ def _gradient_difference(experiment: ExperimentConfig, model: nn.Module) -> floa
     """Largest difference of a tensor's gradient, over the longest gradient of a tensor."""
     images, labels = _images(experiment), _labels(experiment)
     gradients = ClippedGradients(model, max_grad_norm=1e9)
-    gradients.add(lambda: functional.cross_entropy(model(images), labels, reduction="sum"))
+    gradients.add(lambda: functional.cross_entropy(model(images), labels, reduction="sum"), len(images))
     summed = [torch.zeros_like(one) if one.grad is None else one.grad.clone() for one in gradients.parameters]
     model.zero_grad(set_to_none=True)
     functional.cross_entropy(model(images), labels, reduction="sum").backward()
@@ -280,12 +283,12 @@ def _graph(experiment: ExperimentConfig, model: nn.Module) -> NetworkFinding:
     from pneumofed.common.model_bundle.predictor import graph_inputs, open_session
     from pneumofed.server.export.graph import export_onnx, run_torch
 
-    side, channels = experiment.image.size_px, experiment.model.in_channels
-    images = np.random.default_rng(6).random((CHECKED_IMAGES - 1, 1, side, side), dtype=np.float32)
+    shape, channels = experiment.image.shape, experiment.model.in_channels
+    images = np.random.default_rng(6).random((CHECKED_IMAGES - 1, 1, *shape), dtype=np.float32)
     with tempfile.TemporaryDirectory(prefix="pneumofed-check-") as folder:
         path = Path(folder) / "model.onnx"
         try:
-            export_onnx(model.eval(), channels, side, path)
+            export_onnx(model.eval(), channels, shape, path)
             session = open_session(path.read_bytes())
             found = session.run(None, graph_inputs(session, images))
         except (BundleError, RuntimeError) as error:

@@ -26,6 +26,7 @@ from pneumofed.simulation.superlink import Resources, count_gpus
 
 EngineName = Literal["flower", "local"]
 PhantomFormat = Literal["jpeg", "dicom"]
+VolumeFormat = Literal["dicom", "nifti"]
 PretrainSource = Literal["phantoms", "random-processes"]
 RUNS_FOLDER = Path("runs")
 SOURCES = ("sources", "held_out")

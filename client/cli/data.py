@@ -16,7 +16,7 @@ import typer
 from pneumofed.client.cli import archive
 from pneumofed.client.cli.archive import AllViews, LabelTable, WordOptions, exit_codes, finish, report_unknown_words, show_report
 from pneumofed.common.errors import ConfigError, DataError
-from pneumofed.common.ops.command_line import NOT_FOUND, Json, Site, print_json, read_pairs, say
+from pneumofed.common.ops.command_line import FAILURE, NOT_FOUND, Json, Site, print_json, read_pairs, say
 
 if TYPE_CHECKING:
     from pneumofed.common.data.manifest import DataReport, Manifest
@@ -75,6 +75,7 @@ def add_dicom(
     labels: LabelTable,
     label: WordOptions = None,
     all_views: AllViews = False,
+    ct: Annotated[bool, typer.Option("--ct", help="CT: each folder of files is one series.")] = False,
     site: Site = Path(),
     as_json: Json = False,
 ) -> None:
@@ -82,11 +83,11 @@ def add_dicom(
     with exit_codes(as_json):
         from pneumofed.client.data.label_words import words_at_site
         from pneumofed.client.site.folder import SiteFolder
-        from pneumofed.common.data.sources.dicom import read_dicom_folder
+        from pneumofed.common.data.sources.dicom import read_ct_folder, read_dicom_folder
 
         opened = SiteFolder.open(site)
         words = words_at_site(opened, read_pairs(label, "--label"))
-        found = read_dicom_folder(folder, labels, frontal_only=not all_views, words=words)
+        found = read_ct_folder(folder, labels, words) if ct else read_dicom_folder(folder, labels, not all_views, words)
         report_unknown_words(opened, labels, words)
         _add(site, *found, as_json=as_json, pseudonymous=True)
 
@@ -160,6 +161,9 @@ def data_check(
     ] = "binary",
     size: Annotated[int, typer.Option(min=32, max=1024, help="Side in pixels, as the run will have it.")] = 128,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 1,
+    ct: Annotated[
+        bool, typer.Option("--ct", help="CT volumes: reads each, whatever --size, and writes down what was found.")
+    ] = False,
     site: Site = Path(),
     as_json: Json = False,
 ) -> None:
@@ -173,6 +177,16 @@ def data_check(
 
         opened = SiteFolder.open(site)
         cache = Path(opened.config.work_dir) / "cache"
+        if ct:
+            from pneumofed.client.data.volume_check import VOLUMES_FILE, check_volumes
+
+            report = check_volumes(read_site_manifest(opened.config), parse_task(task), cache, workers)
+            show_report(report.public(), as_json)
+            if not as_json:
+                say(f"each in words: {cache / VOLUMES_FILE}")
+            if not report.used:
+                raise typer.Exit(FAILURE)
+            return
         dataset = load_dataset(
             read_site_manifest(opened.config), parse_task(task), ImageConfig(size_px=size), cache, workers=workers
         )

@@ -78,7 +78,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     ),
     "how an update is computed: without privacy an update may hold all of the images whatever this is, and with privacy the ledger counts "
     "its noise and steps whatever this is": (
-        *("parent", "image.size_px", "image.fit"),
+        *("parent", "image.size_px", "image.fit", "image.slices", "training.micro_batch_size"),
         *(f"augmentation.{key}" for key in ("rotation_deg", "shift_fraction", "scale_fraction", "brightness", "contrast")),
         *(
             f"augmentation.{key}"

@@ -40,6 +40,7 @@ from pneumofed.common.errors import EmptySiteError, MessageError, PolicyError
 from pneumofed.common.evaluation.metrics import FALLBACK_THRESHOLD, metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
+from pneumofed.common.model_bundle.image_statistics import as_pictures
 from pneumofed.common.model_bundle.pooled_scores import SCORE_BINS, count_scores, pack_counts, unpack_counts
 from pneumofed.common.model_bundle.suitability import SUITABILITY_TESTS, score_images
 from pneumofed.common.models.build import build_model
@@ -183,7 +184,7 @@ def count_patients(
         features = compute_features(compute.place(model), chosen, compute, experiment.model.in_channels)
         if suitability.features.mean.shape != (features.shape[1],):
             raise MessageError("the suitability is of another network")
-        counts = count_scores(score_images(suitability, np.asarray(chosen.pixels, np.float32) / np.float32(255.0), features))
+        counts = count_scores(score_images(suitability, as_pictures(np.asarray(chosen.pixels)), features))
     return Evaluation(presence, int(counts[0].sum()), {}, pack_counts(counts))
 
 

@@ -131,6 +131,7 @@ def build_setup(model: nn.Module, class_counts: list[int], plan: RoundPlan, comp
     experiment = plan.experiment
     freeze, factor = freeze_in_round(experiment.model, plan.round)
     set_trainable(model, freeze)
+    compute = compute.suited_to(model)
     model = compute.place(model)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = _build_optimizer(trainable, experiment.training, experiment.training.learning_rate * factor)
@@ -141,16 +142,18 @@ def build_setup(model: nn.Module, class_counts: list[int], plan: RoundPlan, comp
 
 
 class PlainSteps:
-    """Every image once an epoch, in random order; one lot a step. `training.local_steps` ends the last epoch early."""
+    """Every image once an epoch, in random order; one lot a step, or with `training.micro_batch_size` as many as it takes.
+    `training.local_steps` ends the last epoch early."""
 
     def __init__(
         self, optimizer: torch.optim.Optimizer, trainable: list[nn.Parameter], training: TrainingConfig, compute: Compute
     ) -> None:
         self._optimizer, self._trainable, self._training = optimizer, trainable, training
         self._scaler = torch.amp.GradScaler(compute.device.type, enabled=compute.needs_scaler)
+        self._rows = 0
 
     def draw(self, data: Examples, plan: RoundPlan) -> Iterator[tuple[float, list[np.ndarray]]]:
-        """Draws every image once an epoch, one lot a step, until the round's steps are done; see `StepRule.draw`.
+        """Draws every image once an epoch, one batch a step, until the round's steps are done; see `StepRule.draw`.
 
         Args:
             data: what the round trains on.
@@ -163,16 +166,24 @@ class PlainSteps:
             batches = draw_batches(len(data.labels), self._training.batch_size, order)
             for number, index in enumerate(batches if steps is None else batches[: steps - epoch * a_pass]):
                 done_epochs = (plan.round - 1) * epochs + epoch + number / len(batches)
-                yield done_epochs / (plan.experiment.rounds * epochs), [np.sort(index)]
+                self._rows = len(index)
+                yield done_epochs / (plan.experiment.rounds * epochs), self._lots(np.sort(index))
 
     def add_gradient(self, mean_loss: Callable[[], torch.Tensor], rows: int) -> None:
-        """Adds the gradient of the mean loss, scaled where the precision is float16; see `StepRule.add_gradient`.
+        """Adds the gradient of the lot's part of the batch's mean loss, scaled where the precision is float16; see
+        `StepRule.add_gradient`.
 
         Args:
             mean_loss: computes the mean loss of the lot.
-            rows: not needed, since a step is one lot and its mean is the step's.
+            rows: images in the lot.
         """
-        self._scaler.scale(mean_loss()).backward()
+        share = rows / self._rows if self._training.micro_batch_size else 1.0
+        loss = mean_loss()
+        self._scaler.scale(loss if share == 1.0 else loss * share).backward()
+
+    def _lots(self, index: np.ndarray) -> list[np.ndarray]:
+        most = self._training.micro_batch_size
+        return [index[start : start + most] for start in range(0, len(index), most)] if most else [index]
 
     def take_step(self) -> None:
         # A fused optimizer divides by the scale inside its step, after the hooks that add to gradients (FedProx, SCAFFOLD, Ditto).
@@ -324,8 +335,8 @@ class Lots:
             kept: likewise, of which clinical values are taken away.
 
         Returns:
-            What the network is given: float32 [N, C, S, S] in channels-last memory, or features [N, D], and where the run has clinical
-            values these, float32 [N, K], NaN where missing; and int64 [N], the labels.
+            What the network is given: float32 [N, C, S, S] in channels-last memory, of volumes [N, 1, slices, S, S], or features [N, D],
+            and where the run has clinical values these, float32 [N, K], NaN where missing; and int64 [N], the labels.
         """
         values, labels, experiment = self._values.take(rows), self._labels.take(rows), self._plan.experiment
         if self._features:

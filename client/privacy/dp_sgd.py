@@ -180,7 +180,7 @@ class PrivateSteps:
             rows: images in the lot, the views of each unit one after the other.
         """
         units = rows // self._cfg.augmentation_multiplicity
-        self._gradients.add(lambda: mean_loss() * units)
+        self._gradients.add(lambda: mean_loss() * units, units)
 
     def take_step(self) -> None:
         self._gradients.fill_missing()

@@ -46,7 +46,8 @@ LARGEST_CANCELLATION = 64.0
 
 The rounding of a float32 sum is as large as what cancels in it. Networks of the registry stay below 11 at their first weights; beyond
 the limit, which only chosen weights reach, a unit is clipped harder, so that its rounding stays small against the bound too."""
-WeightedLayer = nn.Conv2d | nn.Linear
+Convolution = nn.Conv2d | nn.Conv3d
+WeightedLayer = Convolution | nn.Linear
 
 
 class LengthBound(NamedTuple):
@@ -157,8 +158,8 @@ def check_layer(name: str, layer: nn.Module) -> None:
         raise ConfigError(
             f"{name}: BatchNorm mixes the images of a batch, so that none has a gradient of its own; set model.norm: group"
         )
-    if isinstance(layer, nn.Conv2d):
-        if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or layer.dilation != (1, 1):
+    if isinstance(layer, Convolution):
+        if layer.padding_mode != "zeros" or isinstance(layer.padding, str) or set(layer.dilation) != {1}:
             raise ConfigError(f"{name}: private training knows no dilation and only zero padding in numbers; take another model")
     elif type(layer) not in (nn.Linear, nn.GroupNorm):
         raise ConfigError(f"{name}: private training has no rule for a {type(layer).__name__}; freeze it or take another model")
@@ -169,16 +170,16 @@ def gradients_of(layer: nn.Module, inputs: Tensor, outputs: Tensor, views: int) 
 
     Args:
         layer: one that `check_layer` lets pass.
-        inputs: its input, [units * views, ...], images as [N, C, H, W].
+        inputs: its input, [units * views, ...], images as [N, C, H, W], volumes as [N, C, D, H, W].
         outputs: the gradient of its output, with the same number of rows.
-        views: rows of a unit, which come one after the other.
+        views: rows of a unit, which come one after the other: of a layer that sees slices, the slices of its views.
 
     Raises:
         TypeError: the layer has no rule.
     """
     if isinstance(layer, nn.GroupNorm):
         return _group_norm(layer, inputs, outputs, views)
-    if isinstance(layer, nn.Conv2d | nn.Linear):
+    if isinstance(layer, WeightedLayer):
         return _product(layer, inputs, outputs, views)
     raise TypeError(f"{type(layer).__name__}: expected a layer that check_layer lets pass")
 
@@ -196,7 +197,7 @@ def _product(layer: WeightedLayer, inputs: Tensor, outputs: Tensor, views: int) 
 
 def _ghost_is_cheaper(layer: WeightedLayer, positions: int) -> bool:
     """Norms take T^2 (D + O) products, and T D O more under standardisation; gradients in memory D O numbers, written and read."""
-    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+    if isinstance(layer, Convolution) and layer.groups > 1:
         return False
     out, width = len(layer.weight), layer.weight[0].numel()
     more = positions * width * out if isinstance(layer, StandardizedConv2d) else 0
@@ -219,7 +220,7 @@ def _instantiate(layer: WeightedLayer, inputs: Tensor, b: Tensor) -> Tensor:
 def _multiply(layer: WeightedLayer, patches: Tensor, b: Tensor) -> Tensor:
     """B^T A [units, O, D] from patches [rows, positions of a row, kernel, channels]; a group's outputs see only its channels."""
     units, positions, out = b.shape
-    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    groups = layer.groups if isinstance(layer, Convolution) else 1
     if groups == 1:
         return b.mT @ patches.reshape(units, positions, -1)
     kernel, channels = patches.shape[2:]
@@ -232,6 +233,8 @@ def _patches(layer: WeightedLayer, inputs: Tensor) -> Tensor:
     """What each position of the output sees: [rows, positions, kernel, channels], a copy or a view."""
     if isinstance(layer, nn.Linear):
         return inputs[:, None, None, :]
+    if isinstance(layer, nn.Conv3d):
+        return _volume_patches(layer, inputs)
     (height, width), (down, right), (pad_y, pad_x) = layer.kernel_size, layer.stride, _numbers(layer)
     images = functional.pad(inputs.permute(0, 2, 3, 1), (0, 0, pad_x, pad_x, pad_y, pad_y))
     windows = images.unfold(1, height, down).unfold(
@@ -240,15 +243,30 @@ def _patches(layer: WeightedLayer, inputs: Tensor) -> Tensor:
     return windows.permute(0, 1, 2, 4, 5, 3).reshape(len(inputs), -1, height * width, inputs.shape[1])
 
 
-def _numbers(layer: nn.Conv2d) -> tuple[int, int]:
+def _volume_patches(layer: nn.Conv3d, inputs: Tensor) -> Tensor:
+    """As `_patches`, of volumes: the kernel's numbers run over slices, rows and columns."""
+    around = [side for padding in reversed(_numbers(layer)) for side in (padding, padding)]
+    windows = functional.pad(inputs.permute(0, 2, 3, 4, 1), [0, 0, *around])
+    for axis, (size, step) in enumerate(zip(layer.kernel_size, layer.stride, strict=True), start=1):
+        windows = windows.unfold(axis, size, step)
+    # [rows, out slices, out height, out width, channels, kernel slices, kernel height, kernel width]
+    numbers = layer.kernel_size[0] * layer.kernel_size[1] * layer.kernel_size[2]
+    return windows.permute(0, 1, 2, 3, 5, 6, 7, 4).reshape(len(inputs), -1, numbers, inputs.shape[1])
+
+
+def _numbers(layer: Convolution) -> tuple[int, ...]:
     if isinstance(layer.padding, str):
         raise TypeError("expected a convolution that check_layer lets pass")
-    return layer.padding[0], layer.padding[1]
+    return tuple(layer.padding)
 
 
 def _positions(outputs: Tensor) -> Tensor:
     """[rows, positions, channels] of a feature map or of features; a view where the map is channels-last."""
-    return outputs.permute(0, 2, 3, 1).flatten(1, 2) if outputs.ndim == 4 else outputs[:, None, :]
+    return (
+        outputs.flatten(2).transpose(1, 2)
+        if outputs.ndim == 5
+        else (outputs.permute(0, 2, 3, 1).flatten(1, 2) if outputs.ndim == 4 else outputs[:, None, :])
+    )
 
 
 def _group_norm(layer: nn.GroupNorm, inputs: Tensor, outputs: Tensor, views: int) -> Iterator[LayerGradients]:
@@ -266,9 +284,9 @@ def _group_norm(layer: nn.GroupNorm, inputs: Tensor, outputs: Tensor, views: int
 
 def _accumulate(parameter: Tensor, total: Tensor) -> None:
     """Adds `total`, whose numbers come in the order of a channels-last weight, to the parameter's gradient."""
-    if parameter.ndim == 4:
-        out, channels, height, width = parameter.shape
-        total = total.view(out, height, width, channels).permute(0, 3, 1, 2)
+    if parameter.ndim > 3:
+        out, channels, *kernel = parameter.shape
+        total = total.view(out, *kernel, channels).movedim(-1, 1)
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     parameter.grad.add_(total.reshape(parameter.shape))

@@ -64,18 +64,23 @@ class ClippedGradients:
             raise ConfigError("two layers share a parameter, whose gradient is a sum that private training has no rule for")
         self._model, self._max_grad_norm, self._views = model, max_grad_norm, views
         self._gradients: list[LayerGradients] = []
+        self._units: int | None = None
         self._seen: set[nn.Module] = set()
 
-    def add(self, compute_loss: Callable[[], Tensor]) -> Tensor:
+    def add(self, compute_loss: Callable[[], Tensor], units: int | None = None) -> Tensor:
         """Each unit's clip factor, float32 [units]; the clipped sum is added to `grad` of the parameters.
 
         Args:
             compute_loss: runs the model once on a batch of `units * views` rows and returns the sum over units of the mean loss of
                 the unit's views. No unit's loss may depend on another's.
+            units: in the batch. A layer may see more rows of each, one after the other, as those that see the slices of a volume one by
+                one. None: every layer sees `views` rows of a unit.
 
         Raises:
-            ConfigError: a layer runs twice in one pass, so that its gradients are sums whose norms are not the parts'.
+            ConfigError: a layer runs twice in one pass, so that its gradients are sums whose norms are not the parts', or it sees no whole
+                number of views of each unit.
         """
+        self._units = units
         device = self.parameters[0].device.type
         with self._recording():
             loss = compute_loss()
@@ -127,7 +132,12 @@ class ClippedGradients:
         return output
 
     def _keep(self, layer: nn.Module, inputs: Tensor, output_gradient: Tensor) -> Any:
-        self._gradients.extend(gradients_of(layer, inputs, output_gradient.detach(), self._views))
+        rows = self._views if self._units is None else len(inputs) // self._units
+        if self._units is not None and (rows * self._units != len(inputs) or rows % self._views):
+            raise ConfigError(
+                f"a {type(layer).__name__} sees {len(inputs)} rows of {self._units} units: private training needs as many of each"
+            )
+        self._gradients.extend(gradients_of(layer, inputs, output_gradient.detach(), rows))
 
 
 def clip_factors(bounds: Sequence[LengthBound], max_grad_norm: float) -> Tensor:

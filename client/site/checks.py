@@ -273,7 +273,7 @@ def check_data(folder: SiteFolder) -> Iterator[PreflightFinding]:
 
 
 def check_files(manifest: Manifest) -> PreflightFinding:
-    missing = sum(not record.path.is_file() for record in manifest.records)
+    missing = sum(not record.path.exists() for record in manifest.records)
     if not missing:
         return PreflightFinding("data", "files", "ok", "all are there")
     level: Level = "problem" if missing == len(manifest) else "warning"

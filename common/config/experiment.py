@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -47,6 +48,12 @@ no accountant computes a number for it."""
 ModelName = Literal[
     "resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "efficientnet_lite0", "vgg16", "small_cnn", "scattering"
 ]
+VolumeModelName = Literal["resnet18_slices", "densenet121_3d"]
+"""Networks of CT volumes; those of `ModelName` take radiographs."""
+NetworkName = Literal[ModelName, VolumeModelName]
+VOLUME_NETWORKS: tuple[VolumeModelName, ...] = get_args(VolumeModelName)
+LEAST_SLICES_3D = 32
+"""Of `densenet121_3d`, which halves the volume five times in each direction."""
 StrategyName = Literal[
     "fedavg",
     "fedprox",
@@ -81,6 +88,16 @@ class Section(BaseModel):
     """A part of a configuration: immutable, with unknown keys and numbers that are infinite or NaN refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def without_unset(values: dict[str, Any], **unset: object) -> dict[str, Any]:
+    """Leaves out keys that are unset, so that what was written before there were such keys keeps its bytes and digest.
+
+    Args:
+        values: of a section, as it is written.
+        unset: by newer key, the value that says that it is not used.
+    """
+    return {name: value for name, value in values.items() if name not in unset or value != unset[name]}
 
 
 class PrivacyConfig(Section):
@@ -165,12 +182,35 @@ class SecureAggregationConfig(Section):
     """Once enough sites have answered the last two steps, so long is waited for the others."""
 
 
+def _check_slices(slices: int) -> int:
+    if slices and not 8 <= slices <= 128:
+        raise ValueError(f"expected 0, a radiograph, or 8 to 128 slices of a CT volume, got {slices}")
+    return slices
+
+
+Slices = Annotated[int, AfterValidator(_check_slices)]
+"""Of a CT volume, 8 to 128; 0 is a radiograph."""
+
+
 class ImageConfig(Section):
-    """How a radiograph becomes the model's input."""
+    """How a radiograph, or a CT volume, becomes the model's input."""
 
     size_px: Annotated[int, Field(ge=32, le=1024)] = 128
     fit: Literal["pad", "crop"] = "pad"
-    """`pad` keeps the whole image and adds black bars; `crop` fills the square and cuts the longer side."""
+    """`pad` keeps the whole image and adds black bars; `crop` fills the square and cuts the longer side. Of radiographs only."""
+    slices: Slices = 0
+    """0: radiographs. 8 to 128: CT volumes, resampled to so many axial slices of `size_px` x `size_px` (docs/ct.md). At 0 it is in no
+    configuration that is written."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_slices(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(write(self), slices=0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's pixels: (S, S), or (slices, S, S) of a volume."""
+        square = (self.size_px, self.size_px)
+        return (self.slices, *square) if self.slices else square
 
 
 class AugmentationConfig(Section):
@@ -285,7 +325,7 @@ class ClinicalConfig(Section):
 class ModelConfig(Section):
     """The network, its input and where its first weights come from."""
 
-    name: Annotated[ModelName, *OrStudyCode] = "resnet18"
+    name: Annotated[NetworkName, *OrStudyCode] = "resnet18"
     """Of the list, or `study:SHA256:FUNCTION`, a study's own network, which `--model FILE.py:FUNCTION` makes of a file."""
     in_channels: Literal[1, 3] = 1
     norm: Literal["batch", "group"] = "batch"
@@ -373,6 +413,11 @@ class TrainingConfig(Section):
     whatever the gradient's size, also at a site with one class, whose gradients are next to nothing; an epsilon between the two sizes
     (1e-4 for ResNet18, docs/results.md) keeps such a site nearly still."""
     batch_size: Count = 32
+    micro_batch_size: Annotated[int, Field(ge=0)] = 0
+    """Above 0 a batch goes through the network in lots of so many images at most, whose gradients are added up before the step: the
+    memory is that of a lot, and the step that of the whole batch; which random views are drawn changes with it. BatchNorm would normalise
+    each lot by itself, so it needs model.norm 'group' or statistics that stand still. Of private runs it is
+    privacy.physical_batch_size. At 0 it is in no configuration that is written."""
     local_epochs: Count = 2
     """Passes over a site's images between two averages. On the Kaggle set two reached a higher test AUROC than one in as many rounds, and
     four in half as many rounds a lower one (docs/results.md)."""
@@ -404,6 +449,10 @@ class TrainingConfig(Section):
     """In this share of the rounds, rounded up, BatchNorm normalises with each batch's own statistics. In the rest the averaged running
     statistics stand still and normalise in training too, so that sites with other mixes of classes train one and the same function
     (FixBN, Zhong et al. 2024, section 5)."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(write(self), micro_batch_size=0, local_steps=None)
 
     def fixes_statistics(self, round_number: int, rounds: int) -> bool:
         """Decides whether BatchNorm's running statistics stand still in a round (`batch_statistics_fraction`).
@@ -469,6 +518,10 @@ class StrategyConfig(Section):
     trim_fraction: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.2
     malicious_sites: Annotated[int, Field(ge=0)] = 0
     """f of Krum and Multi-Krum: how many sites may be hostile. Krum goes on with only one site's update, which is a noisy model."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(write(self), weight_by="images")
 
     @property
     def replies_needed(self) -> int:
@@ -654,6 +707,8 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _check_local_steps(self) -> ExperimentConfig:
+        _check_volumes(self)
+        _check_micro_batches(self)
         _check_local_sgd(self)
         _check_weights(self)
         _check_asynchronous(self)
@@ -666,6 +721,55 @@ class ExperimentConfig(Section):
         _check_cross_site(self)
         _check_secure_aggregation(self)
         return self
+
+
+def _check_volumes(cfg: ExperimentConfig) -> None:
+    """Refuses a network of radiographs for volumes and the reverse, and what is defined for radiographs only."""
+    name, slices, augmentation = cfg.model.name, cfg.image.slices, cfg.augmentation
+    known = " or ".join(VOLUME_NETWORKS)
+    if not slices:
+        if name in VOLUME_NETWORKS:
+            raise ValueError(
+                f"model.name '{name}' takes CT volumes, but image.slices is 0, which is radiographs: set it to 8 to 128"
+            )
+        return
+    refused = {
+        f"model.name '{name}' takes radiographs: take {known}": name not in VOLUME_NETWORKS,
+        f"{name} halves a volume five times in each direction: take {LEAST_SLICES_3D} slices at least, or resnet18_slices": (
+            name == "densenet121_3d" and slices < LEAST_SLICES_3D
+        ),
+        "image.fit 'crop' is of radiographs: leave it at 'pad'": cfg.image.fit != "pad",
+        "model.in_channels must be 1: a volume has one grey value at each place": cfg.model.in_channels != 1,
+        "model.weight_standardization is of two-dimensional convolutions: set it to false, or take resnet18_slices": (
+            name == "densenet121_3d" and cfg.model.weight_standardization
+        ),
+        f"there are no ImageNet weights for {name}: set model.weights to 'none' or a file": cfg.model.weights == "imagenet",
+        "clinical values meet radiographs only: leave out clinical": cfg.clinical is not None,
+        "augmentation.style, erase_borders and erase_markers are about how radiographs are taken and marked, and Hounsfield units are "
+        "the same at every scanner: leave them at 0": any(
+            (augmentation.style, augmentation.erase_borders, augmentation.erase_markers)
+        ),
+        "training.early_fraction shrinks radiographs: leave it at 0": cfg.training.early_fraction > 0,
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"image.slices is {slices} but {sentence}")
+
+
+def _check_micro_batches(cfg: ExperimentConfig) -> None:
+    lot = cfg.training.micro_batch_size
+    if not lot:
+        return
+    refused = {
+        "BatchNorm would normalise each lot by itself, and a step of lots would be another step: set model.norm to 'group'": (
+            cfg.model.trains_batch_norm and cfg.training.batch_statistics_fraction > 0
+        ),
+        "private training has privacy.physical_batch_size for that: leave it at 0": cfg.privacy.mechanism != "none",
+        f"training.batch_size is {cfg.training.batch_size}: a lot is a part of a batch": lot > cfg.training.batch_size,
+    }
+    for sentence, is_refused in refused.items():
+        if is_refused:
+            raise ValueError(f"training.micro_batch_size is {lot} but {sentence}")
 
 
 def _check_local_sgd(cfg: ExperimentConfig) -> None:

@@ -4,9 +4,10 @@
 the SHA-256 of the image files that the blocks are keyed by, and remembers them so that a later process need not read the files again.
 The cache folder may be deleted at any time.
 
-A block is a set of images after one preprocessing, in two files: `NAME.pixels`, the bare uint8 [M, S, S], and `NAME.json`, which
-holds the digest of each row, the images that could not be decoded, and the CRC-32 of both. The index is written after the
-pixels and each file appears in one step, so a process that is stopped leaves nothing that could be taken for a block.
+A block is a set of images after one preprocessing, in two files: `NAME.pixels`, the bare uint8 [M, S, S], of volumes
+[M, slices, S, S], and `NAME.json`, which holds the digest of each row, the images that could not be decoded, and the CRC-32 of both.
+The index is written after the pixels and each file appears in one step, so a process that is stopped leaves nothing that could be taken
+for a block.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +45,7 @@ _LOG_EVERY_SEC = 10.0
 
 Pixels = NDArray[np.uint8]
 DecodeResult = Pixels | SkipReason
-"""A decoded image, uint8 [S, S], or why there is none."""
+"""A decoded image, uint8 [S, S], a volume, uint8 [slices, S, S], or why there is none."""
 
 DigestMemo = dict[str, tuple[int, int, str]]
 """(bytes, time of last change in ns, hexadecimal SHA-256) by absolute path."""
@@ -79,22 +81,26 @@ def load_block(wanted: Mapping[str, Path], image: ImageConfig, folder: Path, wor
         return _build(index, wanted, image, workers)
     except OSError as error:
         pass_if_disk_full(error, store)
-    return gather_block(_decode_all(wanted, {}, image, workers), len(wanted), image.size_px)
+    return gather_block(_decode_all(wanted, {}, image, workers), len(wanted), image)
 
 
 def decode_for_cache(path: Path, image: ImageConfig) -> Pixels:
     """Decodes an image file as the model will see it.
 
     Args:
-        path: a file that `read_image` reads.
-        image: size and fit.
+        path: a file that `read_image` reads; of a volume what `read_volume` reads, a file or the folder of a series.
+        image: size, fit and slices.
 
     Returns:
-        uint8 [S, S], rounded from [0, 1] to 0..255.
+        uint8 [S, S], rounded from [0, 1] to 0..255; of a volume (`image.slices`) uint8 [slices, S, S] of the lung window.
 
     Raises:
         ImageError: the file is no image that can be used.
     """
+    if image.slices:
+        from pneumofed.common.imaging.volumes import fit_volume, read_volume  # of CT only
+
+        return fit_volume(read_volume(path), image.size_px, image.slices)
     pixels = fit_square(read_image(path).pixels, image.size_px, image.fit)
     return np.rint(pixels * 255.0).astype(np.uint8)
 
@@ -104,7 +110,7 @@ class Block:
     """Decoded images.
 
     Attributes:
-        pixels: uint8 [M, S, S].
+        pixels: uint8 [M, S, S], or [M, slices, S, S] of volumes.
         digests: of the image in each row.
         refused: why an image has no row, by digest.
         stored: whether the pixels are on disk rather than in this process's memory.
@@ -128,10 +134,11 @@ def read_block(index: Path) -> Block | None:
     """
     try:
         content = json.loads(index.read_bytes())
-        digests, size_px, checksum = tuple(content["digests"]), int(content["size_px"]), int(content["crc32"])
+        digests, checksum = tuple(content["digests"]), int(content["crc32"])
+        shape = ImageConfig(size_px=int(content["size_px"]), slices=int(content.get("slices", 0))).shape
         refused = {digest: SkipReason[name] for digest, name in content["refused"].items()}
         decoder = str(content.get("decoder", ""))
-        pixels = _map_pixels(index.with_suffix(".pixels"), len(digests), size_px)
+        pixels = _map_pixels(index.with_suffix(".pixels"), len(digests), shape)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -143,7 +150,7 @@ def read_block(index: Path) -> Block | None:
     return Block(pixels, digests, refused if decoder == decoder_version() else {})
 
 
-def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count: int, size_px: int) -> Block:
+def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count: int, image: ImageConfig) -> Block:
     """Writes the block of `results` as they come and opens it memory-mapped.
 
     The pixels are written as a stream, never through a mapping: on a full disk the one raises an error, the other kills the
@@ -151,9 +158,9 @@ def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count:
 
     Args:
         index: the block's `NAME.json`, in a folder that exists.
-        results: (digest, uint8 [size_px, size_px] or the reason why there is none) of each image.
+        results: (digest, uint8 of `image.shape` or the reason why there is none) of each image.
         count: images in `results` at most, for a first look at the free space.
-        size_px: side of the images.
+        image: size and slices of the images.
 
     Returns:
         The block. Reasons that may pass, such as a missing file, are in it but not on the disk.
@@ -161,7 +168,7 @@ def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count:
     Raises:
         OSError: a file cannot be written; nothing of the block stays.
     """
-    if shutil.disk_usage(index.parent).free < count * size_px**2:
+    if shutil.disk_usage(index.parent).free < count * prod(image.shape):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     digests: list[str] = []
     refused: dict[str, SkipReason] = {}
@@ -176,7 +183,8 @@ def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count:
             file.write(result.tobytes())
     lasting = {digest: reason for digest, reason in refused.items() if reason not in PASSING_REASONS}
     content = {
-        "size_px": size_px,
+        "size_px": image.size_px,
+        **({"slices": image.slices} if image.slices else {}),
         "crc32": _block_checksum(checksum, digests, lasting, decoder_version()),
         "digests": digests,
         "refused": {digest: reason.name for digest, reason in lasting.items()},
@@ -184,18 +192,18 @@ def write_block(index: Path, results: Iterable[tuple[str, DecodeResult]], count:
     }
     with atomic_write(index) as file:
         file.write(json.dumps(content).encode())
-    return Block(_map_pixels(index.with_suffix(".pixels"), len(digests), size_px), tuple(digests), refused)
+    return Block(_map_pixels(index.with_suffix(".pixels"), len(digests), image.shape), tuple(digests), refused)
 
 
-def gather_block(results: Iterable[tuple[str, DecodeResult]], count: int, size_px: int) -> Block:
+def gather_block(results: Iterable[tuple[str, DecodeResult]], count: int, image: ImageConfig) -> Block:
     """Gathers `results` into a block in memory.
 
     Args:
-        results: (digest, uint8 [size_px, size_px] or the reason why there is none) of each image.
+        results: (digest, uint8 of `image.shape` or the reason why there is none) of each image.
         count: images in `results` at most; memory is taken for so many.
-        size_px: side of the images.
+        image: size and slices of the images.
     """
-    pixels = np.empty((count, size_px, size_px), dtype=np.uint8)
+    pixels = np.empty((count, *image.shape), dtype=np.uint8)
     digests: list[str] = []
     refused: dict[str, SkipReason] = {}
     for digest, result in results:
@@ -233,7 +241,7 @@ def forget_refused(folder: Path) -> int:
     return len(forgotten)
 
 
-def load_digests(paths: Sequence[Path], folder: Path, workers: int) -> list[str | SkipReason]:
+def load_digests(paths: Sequence[Path], folder: Path, workers: int, *, series: bool = False) -> list[str | SkipReason]:
     """Computes the SHA-256 of each file, or looks it up.
 
     A file is read only if the memo in `folder` does not know its path with its present size and time of last change.
@@ -242,6 +250,8 @@ def load_digests(paths: Sequence[Path], folder: Path, workers: int) -> list[str 
         paths: image files; relative ones are taken from the current folder.
         folder: the cache, which keeps the memo; made if missing.
         workers: threads that read; at least 1.
+        series: whether a path may be a folder, the files of one series: its digest is that of its files' digests in ascending order,
+            whatever the files are called.
 
     Returns:
         For each path, in order, the hexadecimal digest or the reason why it has none.
@@ -252,10 +262,10 @@ def load_digests(paths: Sequence[Path], folder: Path, workers: int) -> list[str 
     memo_file = _memo_file(folder)
     memo = memo_file.read()
     if len(paths) <= _PATHS_PER_TASK:  # one task: a thread would be started for it with each message of a small site
-        results = [_file_digest(path, memo) for path in next(_chunks(paths), [])]
+        results = [_file_digest(path, memo, series) for path in next(_chunks(paths), [])]
     else:
         with ThreadPoolExecutor(workers) as pool:
-            chunks = pool.map(lambda chunk: [_file_digest(path, memo) for path in chunk], _chunks(paths))
+            chunks = pool.map(lambda chunk: [_file_digest(path, memo, series) for path in chunk], _chunks(paths))
             results = [result for chunk in chunks for result in chunk]
     new = {path: entry for path, entry in results if not isinstance(entry, SkipReason) and memo.get(path) != entry}
     if new:
@@ -273,7 +283,7 @@ def _build(index: Path, wanted: Mapping[str, Path], image: ImageConfig, workers:
         _remove_leftovers(store)
         others = {other: block for other in sorted(store.glob("*.json")) if (block := read_block(other))}
         known = {digest: result for block in others.values() for digest, result in block.items() if digest in wanted}
-        block = write_block(index, _decode_all(wanted, known, image, workers), len(wanted), image.size_px)
+        block = write_block(index, _decode_all(wanted, known, image, workers), len(wanted), image)
         for other, old in others.items():
             if set(wanted) > {*old.digests, *old.refused} and other != index:
                 remove_block(other)
@@ -327,11 +337,11 @@ def _block_checksum(of_pixels: int, digests: Sequence[str], refused: Mapping[str
     return zlib.crc32(said.encode(), of_pixels)
 
 
-def _map_pixels(file: Path, count: int, size_px: int) -> Pixels:
-    shape = (count, size_px, size_px)
-    if file.stat().st_size != count * size_px**2:
+def _map_pixels(file: Path, count: int, shape: tuple[int, ...]) -> Pixels:
+    if file.stat().st_size != count * prod(shape):
         raise ValueError("the file's size does not fit its index")
-    return np.memmap(file, dtype=np.uint8, mode="r", shape=shape) if count else np.empty(shape, dtype=np.uint8)
+    rows = (count, *shape)
+    return np.memmap(file, dtype=np.uint8, mode="r", shape=rows) if count else np.empty(rows, dtype=np.uint8)
 
 
 def _chunks(paths: Sequence[Path]) -> Iterator[list[str]]:
@@ -356,8 +366,10 @@ def _extend_memo(new: DigestMemo, file: StateFile[DigestMemo]) -> None:
         pass_if_disk_full(error, file.path.parent)
 
 
-def _file_digest(path: str, memo: DigestMemo) -> tuple[str, tuple[int, int, str] | SkipReason]:
+def _file_digest(path: str, memo: DigestMemo, series: bool = False) -> tuple[str, tuple[int, int, str] | SkipReason]:
     try:
+        if series and Path(path).is_dir():
+            return path, _series_digest(Path(path), memo.get(path))
         status = _file_status(path)
         known = memo.get(path)
         if known and known[:2] == (status.st_size, status.st_mtime_ns):
@@ -370,6 +382,34 @@ def _file_digest(path: str, memo: DigestMemo) -> tuple[str, tuple[int, int, str]
         return path, SkipReason.MISSING
     except (OSError, ValueError):  # ValueError: a null character in the path
         return path, SkipReason.UNREADABLE
+
+
+def image_digest(path: Path) -> str:
+    """Computes the hexadecimal SHA-256 of an image file, or of the folder of a series, as `load_digests` has it.
+
+    Raises:
+        ImageError: it cannot be read, or is empty.
+    """
+    if path.is_dir():
+        return _series_digest(path, None)[2]
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _series_digest(folder: Path, known: tuple[int, int, str] | None) -> tuple[int, int, str]:
+    """As of a file; its size is that of all its files, and its time of last change a hash of theirs, so that none goes unseen."""
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    statuses = [_file_status(str(path)) for path in files]
+    if not files:
+        raise ImageError(SkipReason.EMPTY)
+    size = sum(status.st_size for status in statuses)
+    changed = int(
+        _hash_parts(*(f"{path.name} {status.st_mtime_ns}" for path, status in zip(files, statuses, strict=True)))[:15], 16
+    )
+    if known and known[:2] == (size, changed):
+        return known
+    digests = [image_digest(path) for path in files]
+    return size, changed, _hash_parts("series", *sorted(digests))
 
 
 def _file_status(path: str) -> os.stat_result:

@@ -31,7 +31,7 @@ class Dataset:
     fit in memory as long as it takes them a batch at a time.
 
     Attributes:
-        pixels: uint8 [N, S, S], read-only.
+        pixels: uint8 [N, S, S], read-only; of CT volumes uint8 [N, slices, S, S].
         labels: int64 [N], positions in the task's classes.
         patients: of each image.
         digests: hexadecimal SHA-256 of each image file.
@@ -74,7 +74,7 @@ def load_dataset(
     Args:
         manifest: of one party; give each manifest a `cache_dir` of its own.
         task: decides which labels have a class.
-        image: size and fit.
+        image: size and fit, and the slices of a CT volume.
         cache_dir: made if missing.
         workers: threads that read and decode; at least 1.
         keep_duplicates: keep images whose content came before. For held-out sets that must stay as they were published, so that
@@ -84,7 +84,7 @@ def load_dataset(
         EmptySiteError: no image can be used; the text counts the reasons.
         DataError: `cache_dir` cannot be written.
     """
-    outcomes = _identify(manifest, task, cache_dir, workers)
+    outcomes = _identify(manifest, task, cache_dir, workers, series=image.slices > 0)
     block = load_block(_first_paths(outcomes, manifest), image, cache_dir, workers)
     reasons = [None if keep_duplicates and reason is SkipReason.DUPLICATE else reason for reason in _reasons(outcomes, block)]
     _write_skipped(reasons, manifest, cache_dir)
@@ -129,11 +129,11 @@ def _rows(block: Block, digests: Sequence[str]) -> Pixels:
     return block.pixels[[row[digest] for digest in digests]]
 
 
-def _identify(manifest: Manifest, task: LabelTask, cache_dir: Path, workers: int) -> list[str | SkipReason]:
+def _identify(manifest: Manifest, task: LabelTask, cache_dir: Path, workers: int, *, series: bool) -> list[str | SkipReason]:
     """The digest of each record's file, or why the record has none; files of records without a class are not read."""
     refusals = [_refuse(record, task) for record in manifest.records]
     paths = [record.path for record, reason in zip(manifest.records, refusals, strict=True) if reason is None]
-    digests = iter(load_digests(paths, cache_dir, workers))
+    digests = iter(load_digests(paths, cache_dir, workers, series=series))
     return [next(digests) if reason is None else reason for reason in refusals]
 
 

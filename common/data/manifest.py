@@ -41,7 +41,7 @@ class ImageRecord:
     """One image of the manifest.
 
     Attributes:
-        path: the image file.
+        path: the image file; of a CT volume also the folder of its series.
         patient: identifies the patient within the site; images of one patient stay together.
         label: one of LABELS, or another word, which no task knows.
         view: projection, e.g. `PA`.
@@ -157,7 +157,7 @@ def find_image(folder: Path, text: str) -> Path:
     former = [
         os.fsdecode(word.encode(codec, "ignore")) for word in plain for codec in ("gb18030", "cp1252") if not word.isascii()
     ]
-    return next((folder / word for word in (*plain, *spelt, *former) if (folder / word).is_file()), path)
+    return next((folder / word for word in (*plain, *spelt, *former) if (folder / word).exists()), path)
 
 
 def _record(manifest: Path, row: int, cells: Mapping[str, str]) -> ImageRecord:

@@ -7,6 +7,10 @@ a batch of 32 at 128 pixels.
 What tells hospitals apart in a radiograph and says nothing of the disease (markers, borders, style) is taken out or changed. An image's
 result depends on no other image, which private training needs (a style borrowed from another image of the batch, as MixStyle does, would
 carry one patient into the gradient of another). All runs where the batch lies.
+
+A CT volume [N, 1, D, S, S] is turned, moved and enlarged in the axial plane as an image is, all slices alike, and moved and stretched along
+the patient's axis too; brightness, contrast and noise are an image's. What is about how radiographs are taken is refused of volumes by
+`ExperimentConfig`.
 """
 
 from __future__ import annotations
@@ -152,6 +156,8 @@ CONTRAST_CENTER = 0.5
 """Middle of the grey scale. Contrast about it and then brightness are a change of the width and centre of the display window
 (DICOM PS3.3 C.11.2.1.2), which do not depend on how much black border an image has, as its mean does."""
 
+_AXIS_STREAM = 0xA715
+"""Likewise of the shift along a volume's axis."""
 _STYLE_STREAM = 0x5717E
 """Makes the seed of the draws of `site_style` from that of the noise: no further number is taken from the generator, so that experiments
 without them train on the views that they always had."""
@@ -174,6 +180,7 @@ class AugmentationParameters:
         border: float32 [N], width of the border that is erased.
         log_gamma: float32 [N], of `change_style`.
         log_amplitude: float32 [N, C, C], of `change_style`.
+        axis_shift: float32 [N], of volumes: along the patient's axis, toward the last slice, as a share of its length.
     """
 
     angle_rad: Tensor
@@ -188,6 +195,7 @@ class AugmentationParameters:
     border: Tensor
     log_gamma: Tensor
     log_amplitude: Tensor
+    axis_shift: Tensor
 
 
 def draw_parameters(n: int, cfg: AugmentationConfig, generator: torch.Generator) -> AugmentationParameters:
@@ -214,6 +222,8 @@ def draw_parameters(n: int, cfg: AugmentationConfig, generator: torch.Generator)
         brightness=signed[6] * cfg.brightness,
         noise_std=uniform[7] * cfg.noise_std,
         noise_seed=noise_seed,
+        axis_shift=(2.0 * torch.rand(n, generator=torch.Generator().manual_seed(noise_seed ^ _AXIS_STREAM)) - 1.0)
+        * cfg.shift_fraction,
         **_draw_site_style(n, cfg, noise_seed ^ _STYLE_STREAM),
     )
 
@@ -238,21 +248,21 @@ def augment(images: Tensor, parameters: AugmentationParameters) -> Tensor:
     which draws its own.
 
     Args:
-        images: float32 [N, 1, S, S] in [0, 1]. On a GPU all work is done there.
-        parameters: of the same N.
+        images: float32 [N, 1, S, S] in [0, 1], or volumes [N, 1, D, S, S]. On a GPU all work is done there.
+        parameters: of the same N; of volumes without markers, borders and style.
 
     Returns:
-        float32 [N, 1, S, S] in [0, 1], on the device of `images`, which is left as it was.
+        float32 of the shape of `images`, in [0, 1], on their device; `images` are left as they were.
     """
     images = _change_site_style(images, parameters)
     images = _mirror(images, parameters)
-    images = _move(images, parameters)
+    images = _move_volumes(images, parameters) if images.ndim == 5 else _move(images, parameters)
     images = _change_grey_levels(images, parameters)
     return _add_noise(images, parameters).clamp(0.0, 1.0)
 
 
 def to_model_input(pixels: np.ndarray | Tensor) -> Tensor:
-    """Converts uint8 `pixels` [N, S, S] to float32 [N, 1, S, S] in [0, 1]; always a copy."""
+    """Converts uint8 `pixels` [N, S, S] to float32 [N, 1, S, S] in [0, 1], and volumes [N, D, S, S] to [N, 1, D, S, S]; always a copy."""
     if isinstance(pixels, Tensor):
         return pixels.to(torch.float32, copy=True).div_(255.0).unsqueeze(1)
     return torch.from_numpy(np.array(pixels, dtype=np.float32)).div_(255.0).unsqueeze(1)
@@ -265,11 +275,11 @@ def normalize(images: Tensor, in_channels: int) -> Tensor:
     colour, as torchvision's weights expect.
 
     Args:
-        images: float32 [N, 1, S, S] in [0, 1].
+        images: float32 [N, 1, S, S] in [0, 1], or volumes [N, 1, D, S, S], whose networks have one channel.
         in_channels: of the network, 1 or 3.
 
     Returns:
-        float32 [N, in_channels, S, S], on the device of `images`.
+        float32 [N, in_channels, S, S], or [N, 1, D, S, S], on the device of `images`.
     """
     if in_channels == 1:
         return (images - GREY_MEAN) / GREY_STD
@@ -301,6 +311,28 @@ def _move(images: Tensor, parameters: AugmentationParameters) -> Tensor:
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+def _move_volumes(images: Tensor, parameters: AugmentationParameters) -> Tensor:
+    """As `_move`, each slice in the axial plane, and along the axis: interpolation in three dimensions is one along each of them.
+
+    The slices of a volume are the channels of one image, which all move alike.
+    """
+    moved = _move(images[:, 0], parameters)
+    if parameters.axis_shift.any() or (parameters.scale != 1.0).any():
+        weights = _axis_weights(images.shape[2], parameters.axis_shift, parameters.scale).to(moved)
+        moved = torch.bmm(weights, moved.flatten(2)).view_as(moved)
+    return moved.unsqueeze(1)
+
+
+def _axis_weights(slices: int, shift: Tensor, scale: Tensor) -> Tensor:
+    """float32 [N, D, D]: row z holds by how much each slice enters slice z of the moved volume; what lies outside is black.
+
+    Linear interpolation at the inverse of z -> scale z + shift about the middle, as `grid_sample` has it without aligned corners.
+    """
+    position = (torch.arange(slices) + 0.5) / slices - 0.5
+    source = ((position[None, :] - shift[:, None]) / scale[:, None] + 0.5) * slices - 0.5
+    return (1.0 - (source[:, :, None] - torch.arange(slices)[None, None, :]).abs()).clamp_min(0.0)
+
+
 def _inverse_map(parameters: AugmentationParameters) -> Tensor:
     """float32 [N, 2, 3]: for each output position the input position, in coordinates from -1 to 1, x right and y down.
 
@@ -328,4 +360,4 @@ def _add_noise(images: Tensor, parameters: AugmentationParameters) -> Tensor:
 
 
 def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    return values.to(images.device).view(-1, 1, 1, 1)
+    return values.to(images.device).view(-1, *(1 for _ in images.shape[1:]))

@@ -30,10 +30,7 @@ from pneumofed.common.imaging.dicom_tags import (
     value_of,
 )
 from pneumofed.common.imaging.dicom_views import read_body_part, read_view
-from pneumofed.common.imaging.types import Image, ImageInfo, Window, check_size
-
-LUNG_WINDOW = Window(center=-600.0, width=1500.0)
-"""The usual lung window in Hounsfield units, for a CT image that has none of its own."""
+from pneumofed.common.imaging.types import LUNG_WINDOW, Image, ImageInfo, Window, check_size
 
 CODE_COUNT = 2**16
 """Distinct values that 16 bits can hold."""
@@ -66,7 +63,7 @@ def decode_dicom(data: bytes, window: Window | None = None) -> Image:
     check_size(*shape)
     codes = read_codes(dataset, layout)
     occurring = find_codes(codes)
-    tissue = occurring[~_is_padding(dataset, layout, layout.values_of(occurring))]
+    tissue = occurring[~is_padding(dataset, layout, layout.values_of(occurring))]
     grey, used = _grey_values(dataset, layout.values_of(tissue), window)
     inverted = _is_inverted(dataset, layout)
     table = np.zeros(CODE_COUNT, np.float32)
@@ -90,6 +87,25 @@ def encode_dataset(dataset: Dataset) -> bytes:
     buffer = BytesIO()
     dataset.save_as(buffer, enforce_file_format=False)
     return buffer.getvalue()
+
+
+def is_padding(dataset: Dataset, layout: PixelLayout, values: np.ndarray) -> np.ndarray:
+    """Says which stored values are Pixel Padding Value (0028,0120) or up to its Range Limit (0028,0121): PS3.3, C.7.5.1.1.2.
+
+    Args:
+        dataset: the file's tags.
+        layout: of its pixels.
+        values: float64 [N].
+
+    Returns:
+        bool [N].
+    """
+    padding = number_of(dataset, "PixelPaddingValue", math.nan)
+    ends = [padding, number_of(dataset, "PixelPaddingRangeLimit", padding)]
+    span = 2**layout.bits_allocated
+    least = -span // 2 if layout.signed else 0
+    ends = [(end - least) % span + least for end in ends]  # writers give a signed value in an unsigned tag and vice versa
+    return (values >= min(ends)) & (values <= max(ends))
 
 
 def read_lookup_table(dataset: Dataset, keyword: str, inputs: np.ndarray) -> LookupTable | None:
@@ -207,16 +223,6 @@ def _is_inverted(dataset: Dataset, layout: PixelLayout) -> bool:
     once more and does not turn the image back.
     """
     return layout.photometric == "MONOCHROME1" or code_of(dataset, "PresentationLUTShape") == "INVERSE"
-
-
-def _is_padding(dataset: Dataset, layout: PixelLayout, values: np.ndarray) -> np.ndarray:
-    """Which stored values are Pixel Padding Value (0028,0120) or up to its Range Limit (0028,0121): PS3.3, C.7.5.1.1.2."""
-    padding = number_of(dataset, "PixelPaddingValue", math.nan)
-    ends = [padding, number_of(dataset, "PixelPaddingRangeLimit", padding)]
-    span = 2**layout.bits_allocated
-    least = -span // 2 if layout.signed else 0
-    ends = [(end - least) % span + least for end in ends]  # writers give a signed value in an unsigned tag and vice versa
-    return (values >= min(ends)) & (values <= max(ends))
 
 
 def _grey_values(dataset: FileDataset, stored: np.ndarray, window: Window | None) -> tuple[np.ndarray, Window | None]:

@@ -33,7 +33,7 @@ from pneumofed.common.imaging.dicom_views import VIEW_TAGS, read_body_part, read
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it logs the values of malformed tags
 
 _TAGS = [
-    *("PatientID", "SOPInstanceUID", "StudyInstanceUID", "AccessionNumber"),
+    *("PatientID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "AccessionNumber"),
     *("PatientSex", "PatientAge", "Manufacturer", "StudyDate"),
     *VIEW_TAGS,
 ]
@@ -47,6 +47,7 @@ class DicomHeader:
         patient: Patient ID (0010,0020).
         sop_uid: SOP Instance UID (0008,0018), of this image only.
         study_uid: Study Instance UID (0020,000D).
+        series_uid: Series Instance UID (0020,000E).
         accession: Accession Number (0008,0050), the hospital's number of the examination.
         view: its projection, a word of `common.imaging.patient_groups`, from all attributes that say it; else View Position (0018,5101).
         body_part: Anatomic Region Sequence (0008,2218), else Body Part Examined (0018,0015).
@@ -59,6 +60,7 @@ class DicomHeader:
     patient: str
     sop_uid: str
     study_uid: str
+    series_uid: str
     accession: str
     view: str
     body_part: str
@@ -141,6 +143,7 @@ def _describe(dataset: Dataset) -> DicomHeader:
         patient=text_of(dataset, "PatientID"),
         sop_uid=text_of(dataset, "SOPInstanceUID"),
         study_uid=text_of(dataset, "StudyInstanceUID"),
+        series_uid=text_of(dataset, "SeriesInstanceUID"),
         accession=text_of(dataset, "AccessionNumber"),
         view=read_view(dataset).word,
         body_part=read_body_part(dataset),

@@ -44,7 +44,7 @@ def read_image(path: str | PathLike[str], *, window: Window | None = None) -> Im
         ImageError: the file is missing, damaged, without contrast, too small, too large or of a kind that is not read; its
             `reason` says which. Sizes are checked before anything is decoded.
     """
-    return decode_image(_read_bytes(Path(path)), window=window)
+    return decode_image(read_bytes(Path(path)), window=window)
 
 
 def decode_image(data: bytes, *, window: Window | None = None) -> Image:
@@ -99,6 +99,27 @@ def from_grey(pixels: np.ndarray, bits: int, kind: Format, colour: float = 0.0) 
     if pixels.min() == pixels.max():
         raise ImageError(SkipReason.CONSTANT)
     return Image(pixels, ImageInfo(kind, pixels.shape[0], pixels.shape[1], bits, colour=colour))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Reads the file `path` of at most `MAX_FILE_BYTES`.
+
+    Raises:
+        ImageError: it is missing, empty, no file, too large or cannot be opened.
+    """
+    try:
+        if not path.is_file():  # a named pipe would block for ever
+            raise ImageError(SkipReason.UNREADABLE if path.exists() else SkipReason.MISSING)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ImageError(SkipReason.TOO_LARGE, f"file of more than {MAX_FILE_BYTES} bytes")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(SkipReason.MISSING) from None
+    except OSError as error:
+        raise ImageError(SkipReason.UNREADABLE, type(error).__name__) from None
+    if not data:
+        raise ImageError(SkipReason.EMPTY)
+    return data
 
 
 @contextmanager
@@ -177,23 +198,7 @@ def _resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.clip(np.asarray(resized), 0.0, 1.0)
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        if not path.is_file():  # a named pipe would block for ever
-            raise ImageError(SkipReason.UNREADABLE if path.exists() else SkipReason.MISSING)
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ImageError(SkipReason.TOO_LARGE, f"file of more than {MAX_FILE_BYTES} bytes")
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError(SkipReason.MISSING) from None
-    except OSError as error:
-        raise ImageError(SkipReason.UNREADABLE, type(error).__name__) from None
-    if not data:
-        raise ImageError(SkipReason.EMPTY)
-    return data
-
-
-def _find_format(data: bytes) -> Format:
+def _find_format(data: bytes) -> Literal["dicom"] | RasterFormat:
     """Finds the format by the first bytes. DICOM: `DICM` after 128 bytes (PS3.10, 7.1), or a first tag of group 0002 or 0008."""
     if data[128:132] == b"DICM":
         return "dicom"

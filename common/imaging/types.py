@@ -17,9 +17,11 @@ MAX_PIXELS = 100_000_000
 """About five times the largest detector of today (43 x 43 cm at 0.1 mm: 18 million pixels)."""
 MAX_FILE_BYTES = 512 * 2**20
 """More than twice `MAX_PIXELS` of 16 bits."""
+MAX_VOLUME_BYTES = 2**30
+"""Memory of one CT volume, 2 bytes a voxel: 2048 slices of 512 x 512, that is a whole body in slices of 1 mm. A chest has some 600."""
 
 RasterFormat = Literal["jpeg", "png", "tiff", "bmp", "webp"]
-Format = Literal["dicom", RasterFormat]
+Format = Literal["dicom", "nifti", RasterFormat]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Window:
         """
         if not (math.isfinite(self.center) and math.isfinite(self.width) and self.width > 0):
             raise ConfigError(f"window: expected a finite center and a width above 0, got {self.center} and {self.width}")
+
+
+LUNG_WINDOW = Window(center=-600.0, width=1500.0)
+"""The usual lung window in Hounsfield units (Radiopaedia, "Windowing (CT)": W 1500, L -600)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,10 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class Image:
-    """One radiograph: `pixels` float32 [H, W] in [0, 1], C-contiguous, 0 is black (air); `info` is what its file says of it."""
+    """One radiograph: `pixels` float32 [H, W] in [0, 1], C-contiguous, 0 is black (air); `info` is what its file says of it.
+
+    Of a CT volume `pixels` are float32 [slices, S, S] in [0, 1], as `fit_volume` makes them.
+    """
 
     pixels: np.ndarray
     info: ImageInfo
@@ -107,3 +116,19 @@ def check_size(height_px: int, width_px: int) -> None:
         raise ImageError(SkipReason.TOO_SMALL, f"{height_px} x {width_px}")
     if max(height_px, width_px) > MAX_SIDE_PX or height_px * width_px > MAX_PIXELS:
         raise ImageError(SkipReason.TOO_LARGE, f"{height_px} x {width_px}")
+
+
+def check_volume_size(slices: int, rows: int, columns: int, max_bytes: int = MAX_VOLUME_BYTES) -> None:
+    """Refuses a volume by its declared size, to be called before memory is taken for it.
+
+    Args:
+        slices, rows, columns: of the volume.
+        max_bytes: what its voxels may take, 2 bytes each.
+
+    Raises:
+        ImageError: TOO_LARGE above `max_bytes`; as `check_size` for rows and columns.
+    """
+    check_size(rows, columns)
+    if 2 * slices * rows * columns > max_bytes:
+        size, limit = (round(count / 2**20) for count in (2 * slices * rows * columns, max_bytes))
+        raise ImageError(SkipReason.TOO_LARGE, f"{slices} x {rows} x {columns} voxels take {size} MiB, and the limit is {limit}")

@@ -3,6 +3,7 @@
 - `pixel_statistics`: numbers that differ between scanners and processings and say nothing of a patient, for monitoring drift.
 - `thumbnail`, `statistics_of`, `cells_of`: grey values and layout in few numbers, for suitability. They are computed, compared and
   dropped: none is kept of any image.
+- `as_pictures`: a CT volume as the picture from the front that both are taken of.
 - `Density`, `fit_density`: a Gaussian of few parameters, fitted to few points in many dimensions (probabilistic principal components).
 """
 
@@ -45,14 +46,38 @@ _QUANTILES = (0.01, 0.10, 0.25, 0.50, 0.75, 0.90, 0.99)
 _ENTROPY_LEVELS = 32
 
 
+def as_pictures(images: npt.NDArray[np.float32] | npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """Shows images as statistics see them: radiographs as they are, volumes from the front.
+
+    A volume in the lung window becomes its mean from front to back, with the head up: every place of the picture is the mean attenuation of
+    a line through the patient, as in a frontal radiograph, and layout, symmetry and turns of the picture mean the same.
+
+    Args:
+        images: radiographs [N, S, S] or volumes [N, D, S, S] from foot to head, float32 in [0, 1] or uint8.
+
+    Returns:
+        float32 [N, S, S] in [0, 1], or [N, D, S].
+    """
+    if images.ndim == 3:
+        found = np.asarray(images, np.float32)
+        return found / np.float32(255.0) if images.dtype == np.uint8 else found
+    scale = 255.0 if images.dtype == np.uint8 else 1.0
+    seen = [(volume.mean(axis=1, dtype=np.float64)[::-1] / scale).astype(np.float32) for volume in images]
+    return np.stack(seen) if seen else np.empty((0, images.shape[1], images.shape[3]), np.float32)
+
+
 def pixel_statistics(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """float32 [N, K], K as in `PIXEL_STATISTICS`, of model inputs `images` float32 [N, S, S] in [0, 1].
+    """float32 [N, K], K as in `PIXEL_STATISTICS`, of model inputs `images` float32 [N, S, S] in [0, 1], of volumes of their `as_pictures`.
 
     Shares are of pixels at most 0.02 and at least 0.98; the entropy is of a histogram of 32 levels; `gradient` and `laplacian` are
     mean absolute differences (sharpness and noise); `left_right_difference` is the mean grey of the left half minus that of the
     right one; `border_mean` that of the outermost tenth of the picture.
     """
-    return np.stack([_of_image(image) for image in images]) if len(images) else np.empty((0, len(PIXEL_STATISTICS)), np.float32)
+    return (
+        np.stack([_of_image(image) for image in as_pictures(images)])
+        if len(images)
+        else np.empty((0, len(PIXEL_STATISTICS)), np.float32)
+    )
 
 
 def _of_image(image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

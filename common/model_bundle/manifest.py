@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from pneumofed.common.config.classes import LabelTask
 from pneumofed.common.config.experiment import (
@@ -16,7 +16,9 @@ from pneumofed.common.config.experiment import (
     NonNegative,
     Positive,
     Section,
+    Slices,
     ThresholdPolicyName,
+    without_unset,
 )
 from pneumofed.common.imaging.patient_groups import AGE, SEX, VIEW, PatientGroups
 from pneumofed.common.model_bundle.calibration import Calibration
@@ -57,6 +59,9 @@ class Preprocessing(Section):
 
     `common.imaging.images.read_image` -> `fit_square` -> rounded to 256 grey levels, as in training -> float32 [N, 1, S, S] in [0, 1] ->
     (in the graph) repeated to `in_channels` -> (x - mean) / std.
+
+    Of CT volumes: `common.imaging.volumes.read_volume` -> `fit_volume` -> float32 [N, 1, slices, S, S] in [0, 1] -> (in the graph)
+    (x - mean) / std.
     """
 
     size_px: Count
@@ -65,11 +70,17 @@ class Preprocessing(Section):
     mean: tuple[float, ...]
     std: tuple[Positive, ...]
     window: DisplayWindow | None = None
-    """None: each DICOM file's own window or VOI LUT is applied."""
+    """None: each DICOM file's own window or VOI LUT is applied; a CT volume is always shown in the lung window."""
+    slices: Slices = 0
+    """Of a CT volume; 0 is a radiograph, and then it is not written."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_slices(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(write(self), slices=0)
 
     @property
     def image(self) -> ImageConfig:
-        return ImageConfig(size_px=self.size_px, fit=self.fit)
+        return ImageConfig(size_px=self.size_px, fit=self.fit, slices=self.slices)
 
 
 class OperatingPoint(Section):

@@ -34,7 +34,10 @@ CLINICAL_INPUT = "clinical"
 
 @dataclass(frozen=True)
 class Radiograph:
-    """A file as `Predictor.read` gives it: the image, and for a DICOM file the identifying tags, which name a patient."""
+    """A file as `Predictor.read` gives it: the image, and for a DICOM file the identifying tags, which name a patient.
+
+    Of a model for CT it is a volume, and the tags are those of the first file of its series.
+    """
 
     image: Image
     header: DicomHeader | None = field(repr=False)
@@ -67,11 +70,16 @@ class Predictor:
         return Window(window.center, window.width) if window else None
 
     def read(self, path: Path) -> Radiograph:
-        """The radiograph in the file `path`, through the bundle's own window if it has one.
+        """The radiograph in the file `path`, through the bundle's own window if it has one; of a model for CT the volume at `path`, the
+        folder of a DICOM series, a multi-frame DICOM file or a NIfTI file.
 
         Raises:
             ImageError: it cannot be used.
         """
+        if self.takes_volumes:
+            from pneumofed.common.model_bundle.series import read_series  # of CT only
+
+            return Radiograph(*read_series(path, self.manifest.preprocessing.image))
         image = read_image(path, window=self.window)
         if image.info.format != "dicom":
             return Radiograph(image, None)
@@ -82,8 +90,24 @@ class Predictor:
         return Radiograph(image, read_header(path))
 
     def prepare(self, image: Image) -> Floats:
-        """float32 [S, S] in [0, 1], what the network sees of `image`; an image whose pixels are that already stays as it is."""
+        """float32 [S, S] in [0, 1], what the network sees of `image`; an image whose pixels are that already stays as it is. Of a model
+        for CT float32 [slices, S, S], as `read` made it.
+
+        Raises:
+            ValueError: a radiograph for a model for CT, or the reverse.
+        """
+        if self.takes_volumes != (image.pixels.ndim == 3):
+            raise ValueError(
+                f"expected {'a CT volume' if self.takes_volumes else 'a radiograph'}, got an array {image.pixels.shape}"
+            )
+        if self.takes_volumes:
+            return image.pixels
         return model_input(image.pixels, self.manifest.preprocessing)
+
+    @property
+    def takes_volumes(self) -> bool:
+        """Whether the model judges CT volumes in place of radiographs."""
+        return self.manifest.preprocessing.slices > 0
 
     @property
     def clinical(self) -> ClinicalConfig | None:
@@ -119,10 +143,13 @@ class Predictor:
         """The graph's outputs by name (`logits` [N, C], `features` [N, D], ...).
 
         Args:
-            inputs: float32 [N, 1, S, S] in [0, 1].
+            inputs: float32 [N, 1, S, S] in [0, 1], or volumes [N, 1, slices, S, S], which go one by one.
             values: clinical values, float32 [N, K]; None where none is known, or the model takes none.
         """
         names = [output.name for output in self._session.get_outputs()]
+        if inputs.ndim == 5 and len(inputs) > 1:
+            single = [self.run(inputs[row : row + 1]) for row in range(len(inputs))]
+            return {name: np.concatenate([found[name] for found in single]) for name in names}
         return dict(zip(names, self._session.run(names, graph_inputs(self._session, inputs, values)), strict=True))
 
     def _judge_batch(self, images: Sequence[Image], names: Sequence[str], values: Sequence[Floats | None]) -> list[Judgement]:
@@ -130,7 +157,8 @@ class Predictor:
         table = self._table(values)
         outputs = self.run(squares[:, None], table)
         statistics = pixel_statistics(squares)
-        inputs = Inputs(squares, outputs["features"], statistics, [image.info for image in images])
+        infos = [image.info for image in images]
+        inputs = Inputs(squares, outputs["features"], statistics, infos, self.takes_volumes)
         finite = [bool(np.isfinite(row).all()) for row in outputs["logits"]]
         checked = check_suitability(self.manifest.suitability, inputs)
         reasons = [found.reasons or (() if finite[row] else (Reason.FAR_FROM_REFERENCE,)) for row, found in enumerate(checked)]

@@ -33,7 +33,15 @@ from pneumofed.common.config.experiment import Count, Section
 from pneumofed.common.errors import DataError
 from pneumofed.common.imaging.patient_groups import PatientGroups, is_frontal, is_other_part
 from pneumofed.common.imaging.types import ImageInfo
-from pneumofed.common.model_bundle.image_statistics import Density, Packed, cells_of, fit_density, statistics_of, thumbnail
+from pneumofed.common.model_bundle.image_statistics import (
+    Density,
+    Packed,
+    as_pictures,
+    cells_of,
+    fit_density,
+    statistics_of,
+    thumbnail,
+)
 from pneumofed.common.model_bundle.population import PopulationFinding, not_known
 
 Decision = Literal["pneumonia", "finding", "normal"]
@@ -191,16 +199,19 @@ class Inputs:
     """N images to check.
 
     Attributes:
-        images: float32 [N, S, S] in [0, 1], the network's input before normalisation.
+        images: float32 [N, S, S] in [0, 1], the network's input before normalisation; of volumes [N, D, S, S], or their `as_pictures`,
+            on which layout and turns are tested.
         features: float32 [N, D], the classifier's input.
         pixel_statistics: float32 [N, K]; not looked at, since it counts black padding.
         infos: what the files say of them.
+        volumes: whether they are CT volumes.
     """
 
     images: np.ndarray
     features: np.ndarray
     pixel_statistics: np.ndarray
     infos: Sequence[ImageInfo]
+    volumes: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -282,7 +293,7 @@ def check_suitability(suitability: Suitability | None, inputs: Inputs) -> list[S
     Returns:
         N results, in order.
     """
-    own = [header_reasons(info) for info in inputs.infos]
+    own = [(volume_reasons if inputs.volumes else header_reasons)(info) for info in inputs.infos]
     if suitability is None or not own:
         return [SuitabilityResult(reasons, {}) for reasons in own]
     layouts = _layout_arrays(inputs.images)
@@ -292,7 +303,7 @@ def check_suitability(suitability: Suitability | None, inputs: Inputs) -> list[S
     best = _turned_distances(suitability.cells, layouts.cells).argmin(axis=1)
     return [
         SuitabilityResult(
-            reasons or _explain(refused[:, row], int(best[row])),
+            reasons or _explain(refused[:, row], int(best[row]), volumes=inputs.volumes),
             dict(zip(SUITABILITY_TESTS, p_values[:, row].tolist(), strict=True)),
         )
         for row, reasons in enumerate(own)
@@ -312,11 +323,12 @@ def score_images(suitability: Suitability, images: np.ndarray, features: np.ndar
     return _scores((suitability.features, suitability.pixels, suitability.cells), features, _layout_arrays(images))
 
 
-def _explain(refused: np.ndarray, best_turn: int) -> tuple[Reason, ...]:
+def _explain(refused: np.ndarray, best_turn: int, *, volumes: bool) -> tuple[Reason, ...]:
     """The reasons of the tests that refuse, the most specific one first."""
     turn = list(_TURNS.values())[best_turn][0]
-    of_test = {"turn": turn, "pixels": Reason.UNLIKE_REFERENCE, "features": Reason.FAR_FROM_REFERENCE}
-    return tuple(reason for name, reason in of_test.items() if refused[SUITABILITY_TESTS.index(name)])
+    unlike = Reason.FAR_FROM_REFERENCE if volumes else Reason.UNLIKE_REFERENCE  # of which one speaks of radiographs
+    of_test = {"turn": turn, "pixels": unlike, "features": Reason.FAR_FROM_REFERENCE}
+    return tuple(dict.fromkeys(reason for name, reason in of_test.items() if refused[SUITABILITY_TESTS.index(name)]))
 
 
 def _split(patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -335,7 +347,7 @@ def _split(patients: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _layout_arrays(images: np.ndarray) -> _LayoutArrays:
-    greys = [thumbnail(image) for image in images]
+    greys = [thumbnail(image) for image in as_pictures(images)]
     statistics = np.stack([statistics_of(grey) for grey in greys])
     cells = np.stack([[cells_of(grey), *(cells_of(turn(grey)) for _, turn in _TURNS.values())] for grey in greys])
     return _LayoutArrays(statistics, cells)
@@ -389,3 +401,8 @@ def header_reasons(info: ImageInfo) -> tuple[Reason, ...]:
         (Reason.SHAPE, max(sides) > MAX_ASPECT * min(sides)),
     )
     return tuple(reason for reason, applies in rules if applies)
+
+
+def volume_reasons(info: ImageInfo) -> tuple[Reason, ...]:
+    """What in a series' own account speaks against a chest CT; that it is a CT at all was found out by reading it."""
+    return (Reason.NOT_THE_CHEST,) if is_other_part(info.body_part or "") else ()

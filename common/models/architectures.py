@@ -1,4 +1,5 @@
-"""The networks: torchvision's, without any in-place operation, a small one of our own, and a linear one on fixed features.
+"""The networks: torchvision's, without any in-place operation, a small one of our own, a linear one on fixed features, and those of CT
+volumes (`common.models.volume_networks`).
 
 Per-sample gradients need this: Opacus' hooks hand out views of activations, which torch forbids to be changed in place.
 """
@@ -15,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.experiment import ModelConfig, NetworkName
 from pneumofed.common.models.compute import import_torchvision
 from pneumofed.common.models.efficientnet_lite import EFFICIENTNET_ROWS, EfficientNetLite0
 from pneumofed.common.models.fusion import fuse
 from pneumofed.common.models.layers import Scattering2D, standardize_weights
 from pneumofed.common.models.study_network import make_study_network, refuse_batch_statistics, trace_layers
+from pneumofed.common.models.volume_networks import SliceNetwork, build_densenet121_3d
 from pneumofed.common.ops.study_code import StudyCode, find_study_code, is_study_code
 
 _models = import_torchvision().models
@@ -195,9 +197,9 @@ def architecture_of(model: nn.Module) -> Architecture:
 
 
 def replace_batch_norm(model: nn.Module) -> None:
-    """Puts a GroupNorm (Wu & He 2018) of the same channels and epsilon in the place of every BatchNorm2d in `model`."""
+    """Puts a GroupNorm (Wu & He 2018) of the same channels and epsilon in the place of every BatchNorm2d and BatchNorm3d in `model`."""
     for name, module in list(model.named_modules()):
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             norm = nn.GroupNorm(group_count(module.num_features), module.num_features, eps=module.eps)
             _replace(model, name, norm)
 
@@ -267,7 +269,7 @@ def _efficientnet_b0(classes: int, _: ModelConfig) -> nn.Module:
     return _models.efficientnet.EfficientNet([config(*row) for row in EFFICIENTNET_ROWS], dropout=0.2, num_classes=classes)
 
 
-ARCHITECTURES: dict[ModelName, Architecture] = {
+ARCHITECTURES: dict[NetworkName, Architecture] = {
     "resnet18": _resnet(BasicBlock, (2, 2, 2, 2), "resnet18"),
     "resnet34": _resnet(BasicBlock, (3, 4, 6, 3), "resnet34"),
     "resnet50": _resnet(Bottleneck, (3, 4, 6, 3), "resnet50"),
@@ -316,5 +318,25 @@ ARCHITECTURES: dict[ModelName, Architecture] = {
     ),
     "scattering": Architecture(
         lambda classes, cfg: ScatteringLinear(classes, cfg.scattering_scale), None, "head", (), None, "head.", None, None
+    ),
+    "resnet18_slices": Architecture(
+        lambda classes, _: SliceNetwork(_models.resnet.ResNet(BasicBlock, [2, 2, 2, 2]), classes),
+        "body.conv1",
+        "head",
+        ("body.layer4", "attention"),
+        None,
+        "head.",
+        "weighted",
+        "body.layer3",
+    ),
+    "densenet121_3d": Architecture(
+        lambda classes, _: build_densenet121_3d(classes),
+        None,
+        "class_layers.out",
+        ("features.denseblock4", "features.norm5"),
+        None,
+        "class_layers.out.",
+        "class_layers.relu",
+        "features.denseblock3",
     ),
 }

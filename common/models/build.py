@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pneumofed.common.config.classes import LabelTask, classes_of
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.experiment import ModelConfig, NetworkName
 from pneumofed.common.errors import WeightsError
 from pneumofed.common.models.architectures import Architecture, architecture_of, build_architecture
 from pneumofed.common.models.compute import import_torchvision
@@ -38,6 +38,7 @@ _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 def build_model(cfg: ModelConfig, task: LabelTask, seed: int, *, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Builds the network of `cfg`: normalised float32 [N, in_channels, S, S], S at least 32, -> logits [N, classes]; class 0 is normal.
+    Those of `VOLUME_NETWORKS` take volumes, [N, 1, slices, S, S].
 
     Random weights are pure in `seed`, and torch's global generators are left as they were. No operation of the network works in
     place. All parameters are trainable; see `set_trainable`.
@@ -234,7 +235,7 @@ def _is_trainable(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
 
 
-def _read_imagenet(name: ModelName, architecture: Architecture) -> dict[str, Tensor]:
+def _read_imagenet(name: NetworkName, architecture: Architecture) -> dict[str, Tensor]:
     if name == "efficientnet_lite0":
         return read_state(find_weights())
     if architecture.imagenet is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Literal
 
@@ -50,11 +50,20 @@ class Compute:
 
     def place(self, model: torch.nn.Module) -> torch.nn.Module:
         """Moves `model` to the device in channels_last, in which convolutions of these networks run faster."""
-        return model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        of_volumes = any(parameter.ndim == 5 for parameter in model.parameters())
+        return model.to(self.device, memory_format=channels_last(5 if of_volumes else 4))  # type: ignore[call-overload]
 
     def move(self, images: torch.Tensor) -> torch.Tensor:
-        """Moves `images` [N, C, H, W] to the device in channels_last."""
-        return images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        """Moves `images` [N, C, H, W], or volumes [N, C, D, H, W], to the device in channels_last."""
+        return images.to(self.device, memory_format=channels_last(images.ndim), non_blocking=True)
+
+    def suited_to(self, model: torch.nn.Module) -> Compute:
+        """Returns how `model` is trained here: in float32 where it has three-dimensional convolutions and the device is a CPU.
+
+        There the weight gradients of `Conv3d` in bfloat16 were not finite, drawn input and first weights given (torch 2.13, oneDNN, AMX).
+        """
+        in_volumes = any(isinstance(module, torch.nn.Conv3d) for module in model.modules())
+        return replace(self, dtype=None) if in_volumes and self.device.type == "cpu" else self
 
     def room_bytes(self) -> int:
         """How many bytes of images may lie on the device: `IMAGE_SHARE` of what is free there, none on a CPU, whose memory they are in."""
@@ -62,6 +71,11 @@ class Compute:
             return 0
         free, total = torch.get_device_module(self.device).mem_get_info(self.device)
         return int(IMAGE_SHARE * min(free, _card_share * total))
+
+
+def channels_last(dimensions: int) -> torch.memory_format:
+    """Returns the memory format with the channels last: of images, 4 dimensions, or of volumes, 5."""
+    return torch.channels_last_3d if dimensions == 5 else torch.channels_last
 
 
 class HeldRows:

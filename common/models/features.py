@@ -195,16 +195,27 @@ def predict_probabilities(
         dataset: its images, at least one, and their order.
         compute: device and number type.
         in_channels: of the network, 1 or 3.
-        batch_size: images at a time; changes memory and speed.
+        batch_size: images at a time, of volumes slices; changes memory and speed.
 
     Returns:
         float64 [N, C], each row summing to 1.
     """
     model.eval()
-    lots = [slice(start, start + batch_size) for start in range(0, len(dataset.labels), batch_size)]
+    at_once = images_at_once(batch_size, dataset.pixels)
+    lots = [slice(start, start + at_once) for start in range(0, len(dataset.labels), at_once)]
     values = [None if dataset.clinical is None else dataset.clinical[rows] for rows in lots]
     logits = [_logits(model, dataset.pixels[rows], compute, in_channels, one) for rows, one in zip(lots, values, strict=True)]
     return torch.softmax(torch.cat(logits).to("cpu", torch.float64), dim=1).numpy()
+
+
+def images_at_once(batch_size: int, pixels: np.ndarray) -> int:
+    """Counts how many images, or volumes of as many pictures together, go through a network at a time; 1 at least.
+
+    Args:
+        batch_size: in pictures.
+        pixels: images [N, S, S], or volumes [N, slices, S, S].
+    """
+    return max(1, batch_size // pixels.shape[1]) if pixels.ndim == 4 else batch_size
 
 
 def _features_in_chunks(model: nn.Module, dataset: Dataset, compute: Compute, in_channels: int) -> Iterator[Features]:
@@ -215,8 +226,9 @@ def _features_in_chunks(model: nn.Module, dataset: Dataset, compute: Compute, in
 
     handle = image_features(model, classifier_of(model)).register_forward_pre_hook(keep)
     try:
-        for start in range(0, len(dataset), _IMAGES_AT_ONCE):
-            rows = np.arange(start, min(start + _IMAGES_AT_ONCE, len(dataset)))
+        at_once = images_at_once(_IMAGES_AT_ONCE, dataset.pixels)
+        for start in range(0, len(dataset), at_once):
+            rows = np.arange(start, min(start + at_once, len(dataset)))
             predict_probabilities(model, dataset.subset(rows), compute, in_channels, _IMAGES_AT_ONCE)
             yield seen.pop()
     finally:

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     from pneumofed.inference.predict.predict import FileResult, PredictionSummary
 
 
+ImagePaths = Annotated[
+    list[Path],
+    typer.Argument(
+        help="DICOM, JPEG, PNG, TIFF, BMP or WebP files, and folders of them; of a model for CT volumes folders of series, and NIfTI."
+    ),
+]
 ClinicalFile = Annotated[
     Path | None,
     typer.Option("--clinical", help="CSV with a column 'file' and the model's clinical values, for a model that takes some."),
@@ -48,7 +54,7 @@ ClinicalFile = Annotated[
 
 
 def predict_command(
-    paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG, PNG, TIFF, BMP or WebP files, and folders of them.")],
+    paths: ImagePaths,
     bundle: BundlePath,
     trusted: Trusted = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each file here.")] = None,
@@ -74,19 +80,19 @@ def predict_command(
     from pneumofed.common.ops.progress import open_progress
     from pneumofed.inference.monitor.store import own_monitor
     from pneumofed.inference.predict.dicom_objects import ArchiveWriter
-    from pneumofed.inference.predict.predict import PredictionSummary, find_files, judge_files
+    from pneumofed.inference.predict.predict import PredictionSummary, find_images, judge_files
 
     opened = _open_bundle(bundle, trusted)
     predictor = Predictor(opened, "int8" if int8 else "float32", threads)
     table = _clinical_table(clinical, predictor)
     recorder, summary = _recorder(monitor, opened), PredictionSummary.of(opened.manifest.classes)
-    folders = [folder for folder in (sr, overlay) if folder]
+    folders = _object_folders(predictor, sr, overlay)
     with exit_when_stopped(lambda: _describe_stopped(summary, csv, folders, recorder)), ExitStack() as stack:
         if monitor:
             stack.enter_context(own_monitor(monitor, "pneumofed predict"))
         outputs = _open_outputs(stack, predictor, summary, csv, json_)
         progress = stack.enter_context(open_progress(quiet=quiet, results_piped=json_))
-        results = judge_files(find_files(paths), predictor, threads, table)
+        results = judge_files(find_images(paths, predictor), predictor, threads, table)
         watched = recorder.pass_on(results) if recorder else results
         _run(watched, ArchiveWriter(predictor, sr, overlay), summary, outputs, progress)
     if table is not None:
@@ -114,6 +120,17 @@ def _clinical_table(path: Path | None, predictor: Predictor) -> ClinicalTable | 
     from pneumofed.inference.predict.clinical_table import ClinicalTable
 
     return ClinicalTable.read(path, predictor.clinical)
+
+
+def _object_folders(predictor: Predictor, sr: Path | None, overlay: Path | None) -> list[Path]:
+    """The folders that DICOM objects were asked for in; none can be of volumes."""
+    folders = [folder for folder in (sr, overlay) if folder]
+    if folders and predictor.takes_volumes:
+        raise ConfigError(
+            "--sr and --overlay write one DICOM object for one radiograph, and this model judges CT volumes: leave them out; "
+            "pneumofed explain shows where in a volume the evidence lies"
+        )
+    return folders
 
 
 def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
@@ -176,7 +193,7 @@ TargetName = Annotated[
 
 
 def explain_command(
-    paths: Annotated[list[Path], typer.Argument(help="DICOM, JPEG, PNG, TIFF, BMP or WebP files, or folders of them.")],
+    paths: ImagePaths,
     bundle: BundlePath,
     out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
     method: Annotated[
@@ -203,7 +220,7 @@ def explain_command(
     from pneumofed.common.model_bundle.predictor import Predictor
     from pneumofed.common.ops.progress import open_progress
     from pneumofed.common.wire.keys import read_public_key
-    from pneumofed.inference.explain.files import RESULT_FILE, ExplanationRequest, explain_files
+    from pneumofed.inference.explain.files import RESULT_FILE, ExplanationRequest
 
     opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
     methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
@@ -214,11 +231,22 @@ def explain_command(
     with exit_when_stopped(lambda: f"stopped: pictures of {len(explained)} images are in {out}; {RESULT_FILE} was not written"):
         tell = explained.append if json_ or quiet else _saying(explained)
         with open_progress(quiet=quiet, results_piped=json_) as progress:
-            report = explain_files(paths, opened, out, request, tell, progress)
+            report = _explainer(opened)(paths, opened, out, request, tell, progress)
     if json_:
         say((out / RESULT_FILE).read_text())
         return
     _tell_explained(report, opened, out)
+
+
+def _explainer(bundle: Bundle) -> Callable[..., ExplanationReport]:
+    """Of radiographs, or of CT volumes."""
+    if bundle.manifest.preprocessing.slices:
+        from pneumofed.inference.explain.volumes import explain_volumes
+
+        return explain_volumes
+    from pneumofed.inference.explain.files import explain_files
+
+    return explain_files
 
 
 def _tell_explained(report: ExplanationReport, opened: Bundle, out: Path) -> None:

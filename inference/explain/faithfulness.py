@@ -303,7 +303,7 @@ def cascade(network: nn.Module, seed: int) -> Iterator[tuple[float, nn.Module]]:
 
 def _draw(module: nn.Module) -> None:
     module.reset_parameters()  # type: ignore[operator]
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
+    if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear)):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
 

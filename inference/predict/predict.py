@@ -23,6 +23,7 @@ from pneumofed.common.imaging.patient_groups import Projection, classify_view
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
+from pneumofed.common.model_bundle.series import find_series
 from pneumofed.common.model_bundle.suitability import Judgement, Prediction
 from pneumofed.inference.predict.clinical_table import ClinicalTable, describe_values
 
@@ -54,6 +55,8 @@ CSV_COLUMNS = (
 CLINICAL_COLUMNS = ("clinical", "image_only")
 """Behind `CSV_COLUMNS`, of a model that takes clinical values: those that were given, and the probability without them."""
 
+NOT_OF_THE_KIND = (SkipReason.NOT_CT,)
+"""Read well, but nothing that the model judges, as a radiograph given to a model for CT."""
 NOTE_FOR_PROCESSING = "caution: raw values of the detector (FOR PROCESSING), not the picture that is read"
 NOTE_NO_VIEW = "the file states no view"
 
@@ -117,7 +120,7 @@ class FileResult:
     @property
     def status(self) -> Status:
         if self.judgement is None:
-            return "unreadable"
+            return "cannot_judge" if self.loaded.problem in NOT_OF_THE_KIND else "unreadable"
         return "judged" if self.judgement.prediction else "cannot_judge"
 
     @property
@@ -210,6 +213,8 @@ def _caution(loaded: Loaded) -> str:
     info = loaded.image.info if loaded.image else None
     if info is None or info.format != "dicom":
         return ""
+    if info.modality == "CT" and loaded.image is not None and loaded.image.pixels.ndim == 3:
+        return ""  # a volume has no view
     is_unknown = classify_view(info.view or "") is Projection.UNKNOWN
     return "; ".join([NOTE_FOR_PROCESSING] * info.for_processing + [NOTE_NO_VIEW] * is_unknown)
 
@@ -231,6 +236,16 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             yield from _walk(absolute, MAX_DEPTH, set())
         else:
             yield absolute
+
+
+def find_images(paths: Iterable[Path], predictor: Predictor) -> Iterator[Path]:
+    """Yields what `predictor` may judge in `paths`: files (`find_files`), or of a model for CT series (`find_series`).
+
+    Args:
+        paths: files, and folders that are searched with all below them.
+        predictor: of the bundle.
+    """
+    return find_series(paths) if predictor.takes_volumes else find_files(paths)
 
 
 def _walk(folder: Path, depth: int, seen: set[str]) -> Iterator[Path]:

@@ -74,6 +74,10 @@ def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
 
     path = folder.inside(settings.bundle)
     bundle = load_bundle(path, _keys(folder, settings.trusted))
+    if bundle.manifest.preprocessing.slices:
+        raise ConfigError(
+            f"{settings.bundle}: this model judges CT volumes, and the room shows radiographs; use pneumofed predict"
+        )
     if settings.require_release is not None:
         try:
             require_release(bundle, mark_of(path), _keys(folder, settings.require_release))

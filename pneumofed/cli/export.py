@@ -188,6 +188,8 @@ def _export_page(
     from pneumofed.inference.web_model.page import write_page
 
     opened = load_bundle(bundle, [read_public_key(one) for one in trusted] or None)
+    if opened.manifest.preprocessing.slices:
+        raise ConfigError(f"--web: {bundle} judges CT volumes, and the page takes radiographs")
     page = write_page(opened, runtime, folder, read_private_key(key) if key else None)
     if not is_quiet:
         _tell_page(page, opened.signer)

@@ -41,7 +41,7 @@ from pneumofed.inference.cli.reading_room import app as room_app
 from pneumofed.server.cli.coordinator import app as server_app
 from pneumofed.server.cli.provision import provision_command
 from pneumofed.server.cli.track import Track, track_command
-from pneumofed.simulation.plan import EngineName, PhantomFormat, PretrainSource
+from pneumofed.simulation.plan import EngineName, PhantomFormat, PretrainSource, VolumeFormat
 
 if TYPE_CHECKING:
     from pneumofed.server.runs.summary_records import RunSummary
@@ -268,15 +268,37 @@ def phantom_command(
     folder: Annotated[Path, typer.Argument(help="Folder to draw into.")],
     patients: Annotated[int, typer.Option(min=3, help="Patients of the training set.")] = 240,
     seed: Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")] = 0,
-    size: Annotated[int, typer.Option(min=64, max=1024, help="Longer side in pixels.")] = 144,
+    size: Annotated[
+        int | None, typer.Option(min=32, max=1024, help="Longer side in pixels.", show_default="144, of CT 64")
+    ] = None,
     format_: Annotated[
-        PhantomFormat, typer.Option("--format", help="jpeg: the Kaggle layout. dicom: a hospital's archive with a label table.")
-    ] = "jpeg",
+        PhantomFormat | None,
+        typer.Option(
+            "--format", help="jpeg: the Kaggle layout. dicom: a hospital's archive with a label table.", show_default="jpeg"
+        ),
+    ] = None,
+    ct: Annotated[
+        VolumeFormat | None,
+        typer.Option(help="CT volumes, as DICOM series or NIfTI files; beside them each patient's radiograph."),
+    ] = None,
+    slices: Annotated[int | None, typer.Option(min=8, max=512, help="Of a CT volume.", show_default="32")] = None,
 ) -> None:
-    """Draw a set of phantom radiographs, with a test set and an external set."""
+    """Draw a set of phantom radiographs, or of CT volumes, with a test set and an external set."""
+    if ct and format_:
+        raise ConfigError("--format is of radiographs and --ct of volumes: leave one out")
+    if slices and not ct:
+        raise ConfigError("--slices is of CT volumes: add --ct dicom or --ct nifti")
+    if ct:
+        from pneumofed.simulation.phantoms.ct_sets import write_ct_phantoms
+
+        manifest = write_ct_phantoms(folder, patients, seed, size or 64, slices or 32, ct)
+        console.print(
+            f"{len(manifest.records)} training volumes of as many phantom patients in {folder}; radiographs in radiographs/"
+        )
+        return
     from pneumofed.simulation.phantoms.phantom import write_phantoms
 
-    manifest = write_phantoms(folder, patients, seed, size, format_)
+    manifest = write_phantoms(folder, patients, seed, size or 144, format_ or "jpeg")
     console.print(f"{len(manifest.records)} training images of {patients} phantom patients in {folder}")
 
 

@@ -195,7 +195,8 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     write_codes(folder / FOLDER, [find_study_code(name)] if is_study_code(name) else [])
     say(f"exporting {describe_name(name)} as ONNX")
     in_channels = source.experiment.model.in_channels
-    export_onnx(network, in_channels, source.experiment.image.size_px, folder / NETWORK)
+    image = source.experiment.image
+    export_onnx(network, in_channels, image.shape if image.slices else image.size_px, folder / NETWORK)
     checked = check_graph(network, in_channels, folder / NETWORK, pictures)
     say(f"ONNX differs from PyTorch by at most {checked.probability:.1e} in probability on {checked.images} images")
     calibration = calibrate(source, plan.calibration)
@@ -262,7 +263,7 @@ def load_network(source: Source) -> nn.Module:
 def _preprocessing(source: Source) -> Preprocessing:
     image, channels = source.experiment.image, source.experiment.model.in_channels
     mean, std = ((GREY_MEAN,), (GREY_STD,)) if channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
-    return Preprocessing(size_px=image.size_px, fit=image.fit, in_channels=channels, mean=mean, std=std)
+    return Preprocessing(size_px=image.size_px, fit=image.fit, in_channels=channels, mean=mean, std=std, slices=image.slices)
 
 
 def _quantize(
@@ -289,7 +290,7 @@ def _quantize(
 def _write_reference(folder: Path, reference: ExportImages, calibration: Calibration) -> tuple[ReferenceSet, Suitability]:
     index = reference.draw("reference")
     logits, features = run_features(folder / NETWORK, reference, index)
-    squares = reference.inputs(index)[:, 0]
+    squares = reference.pictures(index)
     statistics = pixel_statistics(squares)
     probabilities = calibration.probability(pneumonia_score(logits)).astype(np.float32)
     patients = None if reference.patients is None else [reference.patients[row] for row in index]

@@ -44,9 +44,9 @@ _TRITON_TYPES = {onnx.TensorProto.FLOAT: "TYPE_FP32"}
 
 
 class ExportedNetwork(nn.Module):
-    """What the ONNX graph computes: `image` float32 [N, 1, S, S] in [0, 1] -> `logits` [N, C], `features` [N, D] (the classifier's
-    input), and for a network whose features are averages over the picture also `activations` [N, D, h, w], of which they are the
-    averages, and `cam` [N, h, w].
+    """What the ONNX graph computes: `image` float32 [N, 1, S, S] in [0, 1], of volumes [N, 1, D, S, S], -> `logits` [N, C], `features`
+    [N, D] (the classifier's input), and for a network whose features are averages over the picture also `activations` [N, D, h, w], of
+    which they are the averages, and `cam` [N, h, w]; of volumes with one dimension more.
 
     `cam` is the class activation map (Zhou et al. 2016, eq. 2) of the logit of P(pneumonia): the activations weighted by the
     derivative of that logit by the features. With two classes its mean over the picture, plus the difference of the biases, is
@@ -80,7 +80,8 @@ class ExportedNetwork(nn.Module):
             return logits, features
         weight = self._classifier.weight
         slope = pull_back(torch.softmax(logits[:, 1:], dim=1) @ weight[1:] - weight[:1])
-        return logits, features, activations, (activations * slope[:, :, None, None]).sum(dim=1)
+        by_place = slope.reshape(*slope.shape, *(1 for _ in activations.shape[2:]))
+        return logits, features, activations, (activations * by_place).sum(dim=1)
 
     def _keep(self, name: str, value: Tensor) -> None:
         self._seen[name] = value
@@ -109,21 +110,21 @@ def exported_form(network: nn.Module, in_channels: int) -> ExportedNetwork:
     return kind(network, in_channels).eval()
 
 
-def export_onnx(network: nn.Module, in_channels: int, size_px: int, path: Path) -> None:
+def export_onnx(network: nn.Module, in_channels: int, size: int | tuple[int, ...], path: Path) -> None:
     """Writes the network as the ONNX graph of `ExportedNetwork` with a batch of any size up to `BATCH_LIMIT`. Leaves it in
     evaluation mode.
 
     Args:
         network: of `common.models.build.build_model`.
         in_channels: of the network, 1 or 3; the graph itself takes one channel.
-        size_px: side of the square input.
+        size: side of the square input in pixels, or the shape of a volume, (slices, S, S).
         path: the file to write.
 
     Raises:
         BundleError: torch cannot export this network; the text says why.
     """
     exported = exported_form(network, in_channels)
-    examples = [torch.zeros(2, 1, size_px, size_px)]
+    examples = [torch.zeros(2, 1, *((size, size) if isinstance(size, int) else size))]
     if isinstance(network, ClinicalNetwork):
         examples.append(network.fusion.missing(2))
     with torch.inference_mode():
@@ -200,9 +201,9 @@ def run_torch(network: nn.Module, in_channels: int, images: Floats, values: Floa
 def quantize_onnx(source: Path, target: Path, batches: Iterator[Floats]) -> None:
     """Writes the graph `source` with int8 weights (by channel) and uint8 activations as `target`.
 
-    Static quantisation: the ranges of the activations are taken from `batches` of images, float32 [N, 1, S, S] in [0, 1]
-    (Jacob et al. 2018, section 3; ONNX Runtime's QDQ format). The classifier and what follows it stay in float32, and so does all that
-    clinical values enter.
+    Static quantisation: the ranges of the activations are taken from `batches` of images, float32 [N, 1, S, S] in [0, 1], or volumes
+    [N, 1, D, S, S] (Jacob et al. 2018, section 3; ONNX Runtime's QDQ format). The classifier and what follows it stay in float32, and so
+    does all that clinical values enter.
 
     Args:
         source: the float32 graph.
@@ -296,12 +297,13 @@ def write_monai(folder: Path, manifest: BundleManifest) -> None:
 def monai_metadata(manifest: BundleManifest) -> dict[str, Any]:
     """MONAI's bundle metadata (MONAI Bundle Specification, "metadata.json File") of the PyTorch network, input normalised."""
     side, channels = manifest.preprocessing.size_px, manifest.preprocessing.in_channels
+    slices, word = manifest.preprocessing.slices, "CT volumes" if manifest.preprocessing.slices else "radiographs"
     image = {
         "type": "image",
-        "format": "magnitude",
-        "modality": "CR",
+        "format": "hounsfield" if slices else "magnitude",
+        "modality": "CT" if slices else "CR",
         "num_channels": channels,
-        "spatial_shape": [side, side],
+        "spatial_shape": [slices, side, side] if slices else [side, side],
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": False,
@@ -327,13 +329,13 @@ def monai_metadata(manifest: BundleManifest) -> dict[str, Any]:
         "numpy_version": version("numpy"),
         "required_packages_version": {"pneumofed": version("pneumofed"), "onnxruntime": version("onnxruntime")},
         "name": manifest.name,
-        "task": f"{_diseases(manifest)} on frontal chest radiographs",
+        "task": f"{_diseases(manifest)} on {'CT volumes of the chest' if slices else 'frontal chest radiographs'}",
         "description": "A network that hospitals trained together by federated learning; see card.md.",
         "authors": "the hospitals of the federation",
         "copyright": "as the federation agreed",
-        "data_source": "the hospitals' own radiographs, which never left them",
-        "data_type": "dicom, jpeg, png, tiff, bmp or webp",
-        "image_classes": "one grey radiograph, normalised as bundle.json says",
+        "data_source": f"the hospitals' own {word}, which never left them",
+        "data_type": "dicom or nifti" if slices else "dicom, jpeg, png, tiff, bmp or webp",
+        "image_classes": f"one grey {word[:-1]}, normalised as bundle.json says",
         "label_classes": ", ".join(f"{number} is {name}" for number, name in enumerate(manifest.classes)),
         "pred_classes": "one logit a class; calibration and threshold are in bundle.json",
         "intended_use": "Research. No medical device; see the limits of use in card.md.",
@@ -366,6 +368,7 @@ def monai_inference(manifest: BundleManifest) -> dict[str, Any]:
         "bundle_root": ".",
         "network_def": "$pneumofed.open_bundle(@bundle_root).network",
         "image_size_px": manifest.preprocessing.size_px,
+        **({"slices": manifest.preprocessing.slices} if manifest.preprocessing.slices else {}),
         "mean": list(manifest.preprocessing.mean),
         "std": list(manifest.preprocessing.std),
     }

@@ -28,13 +28,14 @@ from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.imaging.patient_groups import PatientGroups, groups_of
 from pneumofed.common.imaging.types import ImageInfo
 from pneumofed.common.model_bundle.calibration import Calibration, pneumonia_score
-from pneumofed.common.model_bundle.image_statistics import pixel_statistics
+from pneumofed.common.model_bundle.image_statistics import as_pictures, pixel_statistics
 from pneumofed.common.model_bundle.manifest import (
     GraphCheck,
     IntervalEstimate,
     Quantization,
 )
 from pneumofed.common.model_bundle.predictor import graph_inputs, open_session
+from pneumofed.common.model_bundle.series import find_series, read_series_header
 from pneumofed.common.model_bundle.suitability import Inputs, Reason, Suitability, check_suitability
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.server.export.card import Refusals
@@ -49,6 +50,8 @@ GRAPH_TOLERANCE = 1e-4
 CHECKED_IMAGES = 128
 RANGE_IMAGES = 128
 """From which the ranges of int8 are taken; Krishnamoorthi 2018 (arXiv 1806.08342, section 3.1.4) finds about a hundred enough."""
+CHECKED_VOLUMES = 32
+"""In place of both numbers: each is as much work as its slices, and has as many places to take ranges from."""
 COMPARED_IMAGES = 1000
 GRAPH_BATCH = 16
 Floats = npt.NDArray[np.float32]
@@ -60,7 +63,7 @@ class ExportImages:
 
     Attributes:
         name: of a held-out set, or `reference`.
-        pixels: uint8 [N, S, S].
+        pixels: uint8 [N, S, S], of volumes [N, slices, S, S].
         labels: int64 [N] of the task; None where nobody labelled them.
         records: manifest rows by the first 16 digits of their file's SHA-256, as in the run's predictions; empty without a manifest.
         patients: of each image; None where nobody knows.
@@ -82,8 +85,21 @@ class ExportImages:
         return len(self.pixels)
 
     def inputs(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Builds the graph's input for the images at `index`, float32 [n, 1, S, S] in [0, 1]."""
+        """Builds the graph's input for the images at `index`, float32 [n, 1, S, S] in [0, 1], of volumes [n, 1, slices, S, S]."""
         return (self.pixels[index].astype(np.float32) / np.float32(255.0))[:, None]
+
+    def pictures(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Shows the images at `index` as statistics see them, float32 [n, S, S], volumes from the front (`as_pictures`)."""
+        return as_pictures(self.pixels[index])
+
+    @property
+    def are_volumes(self) -> bool:
+        return self.pixels.ndim == 4
+
+    def batches(self, index: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
+        """Divides positions into lots that a graph runs on at a time; a volume by itself, which is as large as its slices."""
+        size = 1 if self.are_volumes else GRAPH_BATCH
+        return [index[start : start + size] for start in range(0, len(index), size)]
 
     def values(self, index: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
         """Picks the clinical values of the images at `index`, float32 [n, K]."""
@@ -132,7 +148,7 @@ def load_folders(folders: Sequence[Path], image: ImageConfig) -> ExportImages:
         ConfigError: a folder does not exist.
         BundleError: no image can be used.
     """
-    known = {path: groups for folder in folders for path, groups in _files(folder).items()}
+    known = {path: groups for folder in folders for path, groups in _files(folder, series=image.slices > 0).items()}
     paths = list(known)
     order = numpy_generator("export", "folders").permutation(len(paths))[:MOST_IMAGES_OF_A_SET]
     squares, groups, skipped = [], [], 0
@@ -149,8 +165,10 @@ def load_folders(folders: Sequence[Path], image: ImageConfig) -> ExportImages:
     return ExportImages("reference", np.stack(squares), None, {}, skipped=skipped, groups=tuple(groups))
 
 
-def _files(folder: Path) -> dict[Path, PatientGroups | None]:
-    """The files, with the groups that a manifest states."""
+def _files(folder: Path, *, series: bool) -> dict[Path, PatientGroups | None]:
+    """The files, with the groups that a manifest states; of CT the folders of series and the NIfTI files."""
+    if folder.is_dir() and series:
+        return dict.fromkeys(find_series([folder]))
     if folder.is_dir():
         return dict.fromkeys(sorted(path for path in folder.rglob("*") if path.is_file()))
     if folder.suffix.lower() == ".csv" and folder.is_file():
@@ -159,12 +177,14 @@ def _files(folder: Path) -> dict[Path, PatientGroups | None]:
 
 
 def _groups_in(path: Path) -> PatientGroups:
-    """The groups that a DICOM file states; nothing is known of others."""
+    """The groups that a DICOM file states, or the first one of a series; nothing is known of others."""
     from pneumofed.common.imaging.dicom_header import read_header
 
     try:
-        header = read_header(path)
+        header = read_series_header(path) if path.is_dir() else read_header(path)
     except ImageError:
+        return PatientGroups()
+    if header is None:
         return PatientGroups()
     return groups_of(header.age_years, header.sex, header.view)
 
@@ -179,11 +199,12 @@ def count_refusals(graph: Path, part: ExportImages, suitability: Suitability) ->
     """
     index = part.draw("refusals", COMPARED_IMAGES)
     _, features = run_features(graph, part, index)
-    squares = part.inputs(index)[:, 0]
+    squares = part.pictures(index)
     info = ImageInfo(
         "png", squares.shape[1], squares.shape[2], 8
     )  # what the files say of themselves is not asked: only the tests are
-    results = check_suitability(suitability, Inputs(squares, features, pixel_statistics(squares), [info] * len(index)))
+    inputs = Inputs(squares, features, pixel_statistics(squares), [info] * len(index), part.are_volumes)
+    results = check_suitability(suitability, inputs)
     reasons = [result.reasons for result in results]
     return Refusals(part.name, len(index), sum(map(bool, reasons)), sum(Reason.FAR_FROM_REFERENCE in found for found in reasons))
 
@@ -206,9 +227,9 @@ def check_graph(network: nn.Module, in_channels: int, graph: Path, pictures: lis
     session = open_session(graph.read_bytes())
     worst, images = np.zeros(3), 0
     for part in pictures:
-        index = part.draw("graph", CHECKED_IMAGES)
+        index = part.draw("graph", CHECKED_VOLUMES if part.are_volumes else CHECKED_IMAGES)
         images += len(index)
-        for rows in _batches(index):
+        for rows in part.batches(index):
             inputs = part.inputs(rows)
             for values in (
                 (part.values(rows), None) if part.clinical is not None else (None,)
@@ -226,7 +247,7 @@ def check_graph(network: nn.Module, in_channels: int, graph: Path, pictures: lis
 
 def range_batches(part: ExportImages) -> list[Floats]:
     """Loads the images that int8 takes its ranges from, float32 [n, 1, S, S] each."""
-    return [part.inputs(rows) for rows in _batches(part.draw("int8 ranges", RANGE_IMAGES))]
+    return [part.inputs(rows) for rows in part.batches(part.draw("int8 ranges", _range_images(part)))]
 
 
 def measure_quantization(
@@ -240,14 +261,14 @@ def measure_quantization(
         calibration: what turns logits into probabilities.
         threshold: on the calibrated probability.
     """
-    order = part.draw("int8 ranges")
-    index = order[RANGE_IMAGES:][:COMPARED_IMAGES] if len(order) > RANGE_IMAGES else order
+    order, ranges = part.draw("int8 ranges"), _range_images(part)
+    index = order[ranges:][:COMPARED_IMAGES] if len(order) > ranges else order
     exact, coarse = (run_logits(graph, part, index) for graph in graphs)
     first, second = (calibration.probability(pneumonia_score(logits)) for logits in (exact, coarse))
     return Quantization(
         name=part.name,
         images=len(index),
-        calibration_images=min(len(order), RANGE_IMAGES),
+        calibration_images=min(len(order), ranges),
         auroc_float32=_auroc(exact, part, index),
         auroc_int8=_auroc(coarse, part, index),
         mean_difference=float(np.abs(first - second).mean()),
@@ -265,7 +286,7 @@ def run_logits(graph: Path, part: ExportImages, index: npt.NDArray[np.int64]) ->
         index: int64 [n], positions in the set.
     """
     session = open_session(graph.read_bytes())
-    found = [session.run(["logits"], graph_inputs(session, part.inputs(rows), part.values(rows))) for rows in _batches(index)]
+    found = [session.run(["logits"], graph_inputs(session, part.inputs(rows), part.values(rows))) for rows in part.batches(index)]
     return np.concatenate([logits for (logits,) in found])
 
 
@@ -282,12 +303,12 @@ def run_features(graph: Path, part: ExportImages, index: npt.NDArray[np.int64]) 
     """
     session = open_session(graph.read_bytes())
     names = ["logits", "features"]
-    found = [session.run(names, graph_inputs(session, part.inputs(rows), part.values(rows))) for rows in _batches(index)]
+    found = [session.run(names, graph_inputs(session, part.inputs(rows), part.values(rows))) for rows in part.batches(index)]
     return np.concatenate([logits for logits, _ in found]), np.concatenate([features for _, features in found])
 
 
-def _batches(index: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-    return [index[start : start + GRAPH_BATCH] for start in range(0, len(index), GRAPH_BATCH)]
+def _range_images(part: ExportImages) -> int:
+    return CHECKED_VOLUMES if part.are_volumes else RANGE_IMAGES
 
 
 def _differences(graph: list[Floats], torch: tuple[Floats, ...]) -> npt.NDArray[np.float64]:

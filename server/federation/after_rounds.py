@@ -21,7 +21,7 @@ from pneumofed.common.errors import MessageError, PneumofedError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.model_bundle.bundle import read_start_weights
-from pneumofed.common.model_bundle.image_statistics import pixel_statistics
+from pneumofed.common.model_bundle.image_statistics import as_pictures, pixel_statistics
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference, pack_counts, unpack_counts
 from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
 from pneumofed.common.models.build import build_model
@@ -127,7 +127,7 @@ def _fit(coordinator: Coordinator) -> Suitability | None:
     drawn, compute = dataset.subset(rows), coordinator.central_evaluator.compute
     network = compute.place(coordinator.load_network())
     features = compute_features(network, drawn, compute, coordinator.experiment.model.in_channels)
-    squares = np.asarray(drawn.pixels, np.float32) / np.float32(255.0)
+    squares = as_pictures(np.asarray(drawn.pixels))
     return fit_suitability(squares, np.asarray(features), pixel_statistics(squares), patients=drawn.patients)
 
 

@@ -7,7 +7,6 @@ it, whoever holds it.
 from __future__ import annotations
 
 import base64
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 
 from pneumofed.common.config.classes import in_words, positive_word
 from pneumofed.common.config.experiment import ImageConfig
-from pneumofed.common.data.cache import Pixels, decode_for_cache
+from pneumofed.common.data.cache import Pixels, decode_for_cache, image_digest
 from pneumofed.common.errors import ImageError
 from pneumofed.common.evaluation import plots
 from pneumofed.common.evaluation.bootstrap import ConfidenceInterval
@@ -37,6 +36,8 @@ from pneumofed.common.evaluation.plots import (
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.files import atomic_write
+from pneumofed.common.model_bundle.image_statistics import as_pictures
+from pneumofed.common.model_bundle.series import find_series
 from pneumofed.server.report.many import MOST_SINGLE, plot_loss_bands, plot_sizes
 from pneumofed.server.report.numbers import ReportedEstimate, count
 from pneumofed.server.report.read_run import StoredRun
@@ -283,7 +284,7 @@ def _train_loss(line: RoundRecord, name: str) -> float | None:
 
 @dataclass(frozen=True)
 class Example:
-    """One image: what it is, what the model made of it, and uint8 [S, S]."""
+    """One image: what it is, what the model made of it, and uint8 [S, S]; a volume seen from the front, [slices, S]."""
 
     kind: str
     probability: float
@@ -299,19 +300,21 @@ def draw_examples(run: StoredRun) -> list[Picture]:
     folder = run.folder.path / PHANTOM_FOLDER
     if not run.summary.phantom or not (folder / PHANTOM_MARK).is_file() or run.experiment is None or run.threshold_value is None:
         return []
+    image = run.experiment.image
     return [
-        picture(f"examples_{name}", _plot(examples), f"Drawn images of the {set_noun(name)} of which the model is surest.")
+        picture(
+            f"examples_{name}",
+            _plot(examples),
+            f"Drawn images of the {set_noun(name)} of which the model is surest{', seen from the front' * bool(image.slices)}.",
+        )
         for name, found in run.predictions.items()
-        if (examples := _examples(found, run.threshold_value, folder / name, run.experiment.image, positive_word(run.classes)))
+        if (examples := _examples(found, run.threshold_value, folder / name, image, positive_word(run.classes)))
     ]
 
 
 def _examples(found: Predictions, threshold: float, folder: Path, image: ImageConfig, word: str) -> list[Example]:
-    files = {
-        hashlib.sha256(path.read_bytes()).hexdigest()[:16]: path
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "labels.csv"
-    }
+    paths = find_series([folder]) if image.slices else sorted(path for path in folder.rglob("*") if path.is_file())
+    files = {image_digest(path)[:16]: path for path in paths if path.name != "labels.csv"}
     scores, positive = 1.0 - found.probabilities[:, 0], found.labels != 0
     called = scores >= threshold
     kinds = {
@@ -331,9 +334,12 @@ def _examples(found: Predictions, threshold: float, folder: Path, image: ImageCo
 def _pixels(path: Path | None, image: ImageConfig) -> Pixels | None:
     """None where the file is gone, or is none that the run could have used."""
     try:
-        return None if path is None else decode_for_cache(path, image)
+        pixels = None if path is None else decode_for_cache(path, image)
     except ImageError:
         return None
+    if pixels is None or not image.slices:
+        return pixels
+    return np.rint(255.0 * as_pictures(pixels[None])[0]).astype(np.uint8)
 
 
 def _plot(examples: Sequence[Example]) -> Figure:

@@ -92,6 +92,7 @@ def _context(run: StoredRun) -> dict[str, Any]:
         "sentences": [*summary_sentences(run), *news(run)],
         "result_tiles": result_tiles,
         "run_tiles": run_tiles(run),
+        "images_noun": "CT of the chest" if run.experiment and run.experiment.image.slices else "chest radiographs",
         "few": warn_of_few(run),
         "limits": limits(run),
         "privacy": describe_privacy(run),

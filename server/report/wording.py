@@ -63,7 +63,8 @@ def _training(run: StoredRun) -> str:
         return f"A {model} was to be trained{method}{where}, but no round was completed."
     images = sum(site.images or 0 for site in sites.values())
     patients = sum(site.patients or 0 for site in sites.values())
-    of_images = f" with {count(images, 'chest radiograph')} of {count(patients, 'patient')}" if images else ""
+    noun = "CT volume" if cfg and cfg.image.slices else "chest radiograph"
+    of_images = f" with {count(images, noun)} of {count(patients, 'patient')}" if images else ""
     ending = ". One data set was dealt out to them" if run.virtual else "; no image left its hospital"
     kind = run.partition_kind
     ending += f", {PARTITION_WORDS[kind]}" if run.virtual and kind in PARTITION_WORDS else ""

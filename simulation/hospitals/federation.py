@@ -29,6 +29,7 @@ from pneumofed.simulation.hospitals.archive import render_archive
 from pneumofed.simulation.hospitals.sources import SimulationConfig
 from pneumofed.simulation.hospitals.study import VirtualStudy, gather, keep_apart
 from pneumofed.simulation.phantoms.clinical import give_values
+from pneumofed.simulation.phantoms.ct_sets import write_ct_phantoms
 from pneumofed.simulation.phantoms.own_classes import write_class_phantoms
 from pneumofed.simulation.phantoms.phantom import write_phantoms
 from pneumofed.simulation.phantoms.scanners import draw_scanner
@@ -206,7 +207,13 @@ def _find_data(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Pat
     if not cfg.divides or cfg.data is not None:
         return Path(cfg.data).resolve() if cfg.data else None, Path(cfg.external).resolve() if cfg.external else None
     folder, seed = run_dir / "phantoms", derive_seed(experiment.seed, "phantoms")
-    if isinstance(experiment.task, tuple):
+    if experiment.image.slices:
+        if isinstance(experiment.task, tuple):
+            raise ConfigError(
+                "task: phantoms of own classes are radiographs; take task binary or three_class for CT, or give --data"
+            )
+        write_ct_phantoms(folder, cfg.phantom_patients, seed, experiment.image.size_px, experiment.image.slices)
+    elif isinstance(experiment.task, tuple):
         write_class_phantoms(folder, experiment.task, cfg.phantom_patients, seed)
     else:
         write_phantoms(folder, cfg.phantom_patients, seed)

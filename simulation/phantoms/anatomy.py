@@ -206,14 +206,19 @@ def smooth_noise(shape: tuple[int, int], cells: tuple[int, int], rng: np.random.
         cells: how many cells there are along the rows and the columns.
         rng: draws the white noise.
     """
-    rows, columns = (_bumps(side, count) for side, count in zip(shape, cells, strict=True))
+    rows, columns = (bumps(side, count) for side, count in zip(shape, cells, strict=True))
     white = rng.standard_normal((rows.shape[1], columns.shape[1]), dtype=np.float32)
     return np.einsum("hi,iw->hw", np.einsum("hi,ij->hj", rows, white), np.ascontiguousarray(columns.T))
 
 
 @lru_cache(maxsize=256)
-def _bumps(side: int, cells: int) -> Map:
-    """Gaussian bumps [side, cells + 1], one at each border of a cell, scaled so that white noise on them keeps unit variance."""
+def bumps(side: int, cells: int) -> Map:
+    """Computes Gaussian bumps [side, cells + 1], one at each border of a cell, scaled so that white noise on them keeps unit variance.
+
+    Args:
+        side: points along the axis.
+        cells: along it.
+    """
     position = (np.arange(side, dtype=np.float32)[:, None] + 0.5) / side * cells
     bumps = np.exp(-np.square((position - np.arange(cells + 1, dtype=np.float32)) / 0.8))
     return bumps / np.sqrt(np.sum(bumps * bumps, axis=1, keepdims=True))

@@ -254,15 +254,21 @@ def _write_kaggle(folder: Path, patients: int, seed: int, size_px: int) -> Manif
     records: list[ImageRecord] = []
     for patient in draw_patients(folder.name, patients, seed):
         for k in range(1, patient.images + 1):
-            person, path = _kaggle_names(patient, k, serial=len(records) + 1)
+            person, path = kaggle_names(patient, k, serial=len(records) + 1)
             save_picture(draw_picture(patient, k, folder.name, seed, size_px), folder / path)
             record = ImageRecord(folder / path, f"{folder.name}/{person}", patient.label, manufacturer=PHANTOM_MANUFACTURER)
             records.append(record)
     return Manifest(tuple(records))
 
 
-def _kaggle_names(patient: Patient, k: int, serial: int) -> tuple[str, str]:
-    """The patient's name in the Kaggle set, and the path of image `k` of theirs, which is number `serial` of the split."""
+def kaggle_names(patient: Patient, k: int, serial: int) -> tuple[str, str]:
+    """Names a patient as in the Kaggle set, and gives the path of an image of theirs.
+
+    Args:
+        patient: the patient.
+        k: number of the image among theirs, from 1.
+        serial: number of the image in the split, from 1.
+    """
     if patient.label == "normal":
         person = f"IM-{patient.number:04d}"
         return person, f"NORMAL/{person}-0001{f'-{k:04d}' if k > 1 else ''}.jpeg"

@@ -183,7 +183,7 @@ def encode_dicom(pixels: Map, examination: Examination) -> bytes:
         examination: what the header says.
     """
     dataset = Dataset()
-    _set_patient(dataset, examination)
+    set_patient(dataset, examination)
     _set_series(dataset, examination)
     _set_image(dataset, examination)
     _set_pixels(dataset, pixels, examination.monochrome1)
@@ -208,10 +208,14 @@ def make_patient_id(person: str) -> str:
     return hashlib.sha256(person.encode("utf-8", errors="surrogateescape")).hexdigest()[:12].upper()
 
 
-def _set_patient(dataset: Dataset, examination: Examination) -> None:
-    """Patient (PS3.3, C.7.1.1), General Study (C.7.2.1) and Patient Study (C.7.2.2).
+def set_patient(dataset: Dataset, examination: Examination) -> None:
+    """Sets Patient (PS3.3, C.7.1.1), General Study (C.7.2.1) and Patient Study (C.7.2.2).
 
     A drawn name must not hold a word of the manufacturer, which de-identification would then remove with it.
+
+    Args:
+        dataset: of the image.
+        examination: what the header says.
     """
     dataset.PatientName = f"DRAWN^{examination.patient}" if examination.is_drawn else None  # (0010,0010)
     dataset.PatientID = examination.patient  # (0010,0020)

@@ -49,8 +49,6 @@ NEWER_KEYS = (
     "  hospital_reference: ",
     "  buffer: ",
     "  largest_weight: ",
-    "  local_steps: ",
-    "  weight_by: ",
     "  plateau:",
     *(f"    {key}: " for key in ("monitor", "factor", "patience_rounds", "min_delta")),
     "personal:",

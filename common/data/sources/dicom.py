@@ -1,4 +1,4 @@
-"""A folder of DICOM files, however nested, with a table of labels."""
+"""A folder of DICOM files or CT series, however nested, with a table of labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pneumofed.common.data.label_words import LabelWords
 from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest, read_sex
-from pneumofed.common.data.sources.table import collect, find_column, walk_files
+from pneumofed.common.data.sources.table import collect, find_column, holds_dicom, is_dicom_file, walk_files
 from pneumofed.common.data.tables import plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, ImageError, SkipReason
 from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
@@ -17,6 +17,7 @@ from pneumofed.common.imaging.patient_groups import is_frontal, is_other_part
 _KEYS = {
     "sop_uid": ("sopinstanceuid", "sopuid", "sop"),
     "file": ("path", "filename", "file", "filepath"),
+    "series_uid": ("seriesinstanceuid", "seriesuid", "series"),
     "study_uid": ("studyinstanceuid", "studyuid", "study"),
     "accession": ("accessionnumber", "accession"),
 }
@@ -32,10 +33,10 @@ def read_dicom_folder(
     """Reads the DICOM files below `folder` that have a label, whatever their names; only their headers are read.
 
     The label table is a CSV file with a column `label` and one or more of: SOP instance UID, file (a path relative to `folder`,
-    or a bare name, which counts only if no other file has it), study instance UID, accession number. Where several fit an
-    image the most exact decides. The patient is the Patient ID; an image without one is left out and counted, as is one without
-    a label, one with a label outside the manifest's vocabulary, or a file that is no DICOM. Hidden files and DICOMDIR are
-    ignored.
+    or a bare name, which counts only if no other file has it), series instance UID, study instance UID, accession number. Where
+    several fit an image the most exact decides. The patient is the Patient ID; an image without one is left out and counted, as is
+    one without a label, one with a label outside the manifest's vocabulary, or a file that is no DICOM. Hidden files and DICOMDIR
+    are ignored.
 
     Args:
         folder: searched with all folders below it.
@@ -53,7 +54,31 @@ def read_dicom_folder(
     if not files:
         raise DataError(f"no file found in {folder}; expected a folder that holds DICOM files, itself or in folders below")
     names = Counter(file.name for file in files)
-    return collect(_record(file, _file_keys(file, folder, names), labels, words, frontal_only) for file in files)
+    return collect(_record(file, file, _file_keys(file, folder, names), labels, words, frontal_only) for file in files)
+
+
+def read_ct_folder(folder: Path, label_table: Path, words: LabelWords | None = None) -> tuple[Manifest, DataReport]:
+    """Reads the CT series below `folder` that have a label: each folder that holds DICOM files is one; only one header of each is read.
+
+    The label table is as of `read_dicom_folder`; `filename` is the series' folder. Whether a folder holds one whole series is seen when
+    it is read (`common.imaging.volumes`).
+
+    Args:
+        folder: searched with all folders below it.
+        label_table: the CSV file.
+        words: the site's own words for labels; None for none.
+
+    Raises:
+        ConfigError: the table does not exist.
+        DataError: the folder cannot be listed or holds no series, the table lacks a column, or it gives one key two labels.
+    """
+    words = words or LabelWords()
+    labels = read_labels(label_table, words)
+    series = [parent for parent in dict.fromkeys(file.parent for file in walk_files(folder)) if holds_dicom(parent)]
+    if not series:
+        raise DataError(f"no series found in {folder}; expected folders with the DICOM files of one CT series each")
+    names = Counter(one.name for one in series)
+    return collect(_record(one, _first_dicom(one), _file_keys(one, folder, names), labels, words, False) for one in series)
 
 
 def read_labels(table: Path, words: LabelWords | None = None) -> Labels:
@@ -71,8 +96,8 @@ def read_labels(table: Path, words: LabelWords | None = None) -> Labels:
     columns = {kind: column for kind, usual in _KEYS.items() if (column := find_column(present, usual))}
     if not columns:
         raise DataError(
-            f"{table}: no column tells which image a label is for; expected one named SOPInstanceUID, StudyInstanceUID, "
-            f"AccessionNumber or filename. The columns there are: {', '.join(present)}"
+            f"{table}: no column tells which image a label is for; expected one named SOPInstanceUID, SeriesInstanceUID, "
+            f"StudyInstanceUID, AccessionNumber or filename. The columns there are: {', '.join(present)}"
         )
     labels: Labels = {kind: {} for kind in columns}
     for number, row in read_rows(table, ["label", *columns.values()]):
@@ -107,7 +132,7 @@ def find_label(keys: Mapping[str, Sequence[str]], labels: Labels) -> str:
     """Finds the label of an image in a label table.
 
     Args:
-        keys: the image's keys of each kind: `sop_uid`, `file`, `study_uid`, `accession`; a kind may be missing.
+        keys: the image's keys of each kind: `sop_uid`, `file`, `series_uid`, `study_uid`, `accession`; a kind may be missing.
         labels: the table, as `read_labels` gives it.
 
     Returns:
@@ -123,12 +148,20 @@ def _plain_key(key: str) -> str:
     return plain_text(key).replace("\\", "/")
 
 
-def _record(file: Path, file_keys: list[str], labels: Labels, words: LabelWords, frontal_only: bool) -> ImageRecord | SkipReason:
+def _first_dicom(folder: Path) -> Path:
+    return next(file for file in sorted(folder.iterdir()) if is_dicom_file(file))
+
+
+def _record(
+    path: Path, file: Path, file_keys: list[str], labels: Labels, words: LabelWords, frontal_only: bool
+) -> ImageRecord | SkipReason:
+    """The record of the image or series at `path`, of which `file` tells the header."""
     try:
         header = read_header(file)
     except ImageError as error:
         return error.reason
-    keys = {"sop_uid": [header.sop_uid], "file": file_keys, "study_uid": [header.study_uid], "accession": [header.accession]}
+    keys = {"sop_uid": [header.sop_uid], "file": file_keys, "series_uid": [header.series_uid]}
+    keys |= {"study_uid": [header.study_uid], "accession": [header.accession]}
     label = find_label(keys, labels)
     reason = _refuse(header, label, words)
     if reason is None and frontal_only and not is_frontal(header.view):
@@ -137,7 +170,7 @@ def _record(file: Path, file_keys: list[str], labels: Labels, words: LabelWords,
         reason = SkipReason.NOT_CHEST
     if reason is not None:
         return reason
-    return record_of(file, header, label)
+    return record_of(path, header, label)
 
 
 def _refuse(header: DicomHeader, label: str, words: LabelWords) -> SkipReason | None:

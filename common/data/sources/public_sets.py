@@ -14,7 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from pneumofed.common.data.manifest import DataReport, DataWarning, ImageRecord, Manifest, read_age, read_sex
-from pneumofed.common.data.sources.table import UncertainPolicy, check_uncertain_policy, collect, find_by_name, settle_uncertain
+from pneumofed.common.data.sources.table import (
+    UncertainPolicy,
+    check_uncertain_policy,
+    collect,
+    find_by_name,
+    series_folders,
+    settle_uncertain,
+)
 from pneumofed.common.data.tables import plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, SkipReason
 
@@ -43,7 +50,8 @@ def read_kaggle(folder: Path, splits: Sequence[str] = ("train", "val")) -> tuple
     patient of its own and is counted in the report's warnings, since it cannot be known whose it is.
 
     The cause of a pneumonia comes from the file name as well; without it the label is `pneumonia`. Hidden files are ignored. All
-    others are listed whatever their extension: what they are is seen when they are read.
+    others are listed whatever their extension: what they are is seen when they are read. CT volumes may stand in the same layout: NIfTI
+    files, folders with the DICOM files of one series each, and folders of a patient that hold such folders.
 
     Args:
         folder: holds the folders of the splits.
@@ -57,7 +65,8 @@ def read_kaggle(folder: Path, splits: Sequence[str] = ("train", "val")) -> tuple
         raise DataError(f"no image found in {folder}; expected images in {_kaggle_folders(splits)}")
     manifest, report = collect(_kaggle_record(split, name, file) for split, name, file in files)
     report.warnings[DataWarning.EMPTY_CLASS] = len(set(_KAGGLE_CLASS_FOLDERS) - {name for _, name, _ in files})
-    report.warnings[DataWarning.PATIENT_FROM_FILE_NAME] = sum(_kaggle_number(file.name) is None for _, _, file in files)
+    untold = [file for _, name, file in files if _kaggle_named(name, file) == file and _kaggle_number(file.name) is None]
+    report.warnings[DataWarning.PATIENT_FROM_FILE_NAME] = len(untold)
     return manifest, report
 
 
@@ -155,14 +164,20 @@ def _kaggle_files(folder: Path, split: str) -> Iterator[tuple[str, Path]]:
         return
     require_kaggle_folders(folder, split)
     for name in _KAGGLE_CLASS_FOLDERS:
-        files = (file for file in (folder / split / name).iterdir() if not file.name.startswith("."))
-        yield from ((name, file) for file in sorted(files) if file.is_file())
+        for path in sorted(path for path in (folder / split / name).iterdir() if not path.name.startswith(".")):
+            yield from ((name, found) for found in ([path] if path.is_file() else series_folders(path)))
 
 
 def _kaggle_record(split: str, class_folder: str, file: Path) -> ImageRecord:
-    number = _kaggle_number(file.name) or file.stem
-    label = "normal" if class_folder == "NORMAL" else _kaggle_cause(file.name)
+    named = _kaggle_named(class_folder, file)
+    number = _kaggle_number(named.name) or (named.name if named.is_dir() else Path(named.name.removesuffix(".gz")).stem)
+    label = "normal" if class_folder == "NORMAL" else _kaggle_cause(named.name)
     return ImageRecord(path=file, patient=f"{_KAGGLE_NUMBERING.get(split, split)}/{number}", label=label)
+
+
+def _kaggle_named(class_folder: str, file: Path) -> Path:
+    """What tells the patient: an image, a series' folder, or the patient's folder that holds it."""
+    return file if file.parent.name == class_folder else file.parent
 
 
 def _kaggle_number(name: str) -> str | None:

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NoReturn, get_args
 
 from pneumofed.common.data.label_words import LabelWords
 from pneumofed.common.data.manifest import (
@@ -35,6 +35,8 @@ _USUAL_NAMES = {
     "age": ("age", "ageyears", "patientage"),
     "manufacturer": ("manufacturer", "vendor"),
 }
+
+_FIRST_FILES = 5
 
 UncertainPolicy = Literal["ignore", "positive", "negative"]
 """What a label that its authors marked uncertain counts as: left out, pneumonia, or no pneumonia (U-Ignore, U-Ones and U-Zeroes
@@ -166,6 +168,39 @@ def walk_files(folder: Path) -> Iterator[Path]:
             yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
 
 
+def series_folders(folder: Path) -> list[Path]:
+    """Lists the CT series of `folder`: itself where it holds DICOM files, else the folders in it that do.
+
+    Raises:
+        DataError: the folder cannot be listed.
+    """
+    if holds_dicom(folder):
+        return [folder]
+    try:
+        inner = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        _refuse_folder(error)
+    return [path for path in inner if path.is_dir() and holds_dicom(path)]
+
+
+def holds_dicom(folder: Path) -> bool:
+    """Says whether one of the first few files in `folder` is a DICOM file; texts and pictures may stand before them."""
+    try:
+        files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    except OSError:
+        return False
+    return any(map(is_dicom_file, files[:_FIRST_FILES]))
+
+
+def is_dicom_file(file: Path) -> bool:
+    """Says whether `file` begins as a DICOM file (PS3.10, 7.1), and is not the index of a medium (PS3.10, 8.6)."""
+    try:
+        with file.open("rb") as opened:
+            return file.name != "DICOMDIR" and opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
 def find_by_name(folder: Path) -> dict[str, Path]:
     """Lists the files below `folder` by their name, which the public sets use once each.
 
@@ -230,5 +265,5 @@ def _refuse(cells: Mapping[str, str], label: str, words: LabelWords, view: str) 
     return None if is_frontal(view) else SkipReason.NOT_FRONTAL
 
 
-def _refuse_folder(error: OSError) -> None:
+def _refuse_folder(error: OSError) -> NoReturn:
     raise DataError(f"folder {error.filename} cannot be listed: {error.strerror}; check the path and its permissions") from None

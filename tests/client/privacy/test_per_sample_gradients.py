@@ -68,13 +68,13 @@ def sum_of_squares(gradients: list[Tensor]) -> Tensor:
     return torch.stack([(gradient**2).sum() for gradient in gradients]).sum()
 
 
-def assert_as_loop(model: nn.Module, x: Tensor, views: int, tolerance: float = 1e-4) -> None:
+def assert_as_loop(model: nn.Module, x: Tensor, views: int, tolerance: float = 1e-4, units: int | None = None) -> None:
     """A factor may be smaller than the loop's by what the rounding of a sum can be, and not larger but for the loop's own rounding."""
     norms, gradients = loop(model, x, views)
     bound = float(norms.median())
     clipped = ClippedGradients(model, bound, views)
     model.zero_grad()
-    factors = clipped.add(lambda: losses(model, x).sum() / views)
+    factors = clipped.add(lambda: losses(model, x).sum() / views, units)
     wanted = (bound / norms).clamp_max(1.0)
     assert (factors <= wanted * (1 + 5e-6)).all()
     assert (factors >= wanted * (1 - tolerance)).all()

@@ -15,8 +15,8 @@ from pydicom.tag import Tag
 from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 from pneumofed.common.errors import ImageError, SkipReason
-from pneumofed.common.imaging.dicom_decode import CODE_COUNT, LUNG_WINDOW, decode_dicom, find_codes, map_codes
-from pneumofed.common.imaging.types import Window
+from pneumofed.common.imaging.dicom_decode import CODE_COUNT, decode_dicom, find_codes, map_codes
+from pneumofed.common.imaging.types import LUNG_WINDOW, Window
 from tests.dicom_factory import dicom_bytes, lut_item, make_dataset
 
 RAMP = np.arange(1000, 1400, dtype=np.uint16).reshape(20, 20)
