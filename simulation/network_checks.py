@@ -3,8 +3,7 @@
     findings = check_network(experiment)     a row for each thing that pneumofed does with a network
     check_study(experiment, say)          the same before a simulation: says the rows, refuses what the run itself needs
 
-Every row was tried and not guessed: the network is built twice, takes one step, is trained privately beside PyTorch's own gradient, and
-becomes an ONNX graph that is compared with it.
+Nothing is guessed: the network is built twice, takes a step, privately too, and becomes an ONNX graph that is compared with it.
 """
 
 from __future__ import annotations
@@ -45,11 +44,8 @@ from pneumofed.common.wire.fields import BLOCK
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
 Answer = Literal["yes", "no", "note"]
-CHECKED_IMAGES = 4
-GRADIENT_TOLERANCE = 1e-3
-"""Of the private sum of gradients against PyTorch's own, over the longest one; both are float32."""
-GRAPH_TOLERANCE = 1e-4
-"""Of a logit, as an export allows."""
+CHECKED_IMAGES, GRADIENT_TOLERANCE, GRAPH_TOLERANCE = 4, 1e-3, 1e-4
+"""The tolerances are of the private sum of gradients against PyTorch's own, over the longest one, and of a logit, as an export allows."""
 
 
 class NetworkFinding(NamedTuple):

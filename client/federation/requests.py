@@ -330,7 +330,7 @@ def hash_data(config: SiteConfig, *, clinical: bool = False) -> str:
         clinical: whether the manifest's further columns, age, sex and view count too, for a run that uses clinical values.
     """
     records = read_manifest(Path(config.manifest)).records
-    digests = load_digests([record.path for record in records], Path(config.work_dir) / "cache", workers=1)
+    digests = load_digests([record.path for record in records], Path(config.work_dir) / "cache", workers=1, series=True)
     values = [repr((one.age_years, one.sex, one.view, sorted(one.others))) if clinical else "" for one in records]
     rows = sorted(
         [one.label or "", str(digest), *filter(None, [more])] for one, digest, more in zip(records, digests, values, strict=True)

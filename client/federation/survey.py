@@ -9,8 +9,7 @@ version of the patients, as an evaluation is (`client.federation.evaluations`): 
 left or changed their cell nothing is told. Images are prepared as by default and all labels count, whatever the experiment says, so that no
 setting of it asks about other patients or cuts grey levels otherwise. Only the table by label follows the experiment, where its classes are
 own ones, and a site tells patients by label by one list of classes only, the first: two tables of overlapping classes, each rounded by
-itself, would say more together than either may. `work_dir/surveys/` keeps what was told, with patients by keyed
-hashes only.
+itself, would say more together than either may. `work_dir/surveys/` keeps what was told, with patients by keyed hashes only.
 
 With the policy's `count_noise` counts have Gaussian noise in place of random rounding, each table is paid for in the ledger once, and is
 rounded to tens with small cells left out after that, which costs nothing more. A patient is in one cell of a table: one patient more or

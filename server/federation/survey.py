@@ -88,11 +88,13 @@ def run_survey(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCo
 
 
 def check_survey(experiment: ExperimentConfig) -> None:
-    """Refuses a survey of an experiment that hides single sites.
+    """Refuses a survey of an experiment that hides single sites, or that is about no radiographs.
 
     Raises:
-        ConfigError: it does.
+        ConfigError: it does, or is.
     """
+    if experiment.image.slices:
+        raise ConfigError("a survey counts radiographs, and image.slices asks for CT volumes: leave the survey out")
     if experiment.secure_aggregation.enabled:
         raise ConfigError(
             "a survey shows each site's own counts, which secure_aggregation hides: ask with secure_aggregation.enabled=false; sites "

@@ -167,7 +167,7 @@ def _without(report: DataReport, kept: Sequence[Hospital], taken: int) -> DataRe
 
 
 def _digests(manifest: Manifest, cache: Path) -> list[str | SkipReason]:
-    return load_digests([record.path for record in manifest.records], cache, 1)
+    return load_digests([record.path for record in manifest.records], cache, 1, series=True)
 
 
 def _training_sources(cfg: SimulationConfig, data: Path | None) -> dict[str, tuple[str | Path, int]]:

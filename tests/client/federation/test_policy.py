@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,17 @@ def test_the_data_hash_follows_the_content_and_the_labels_and_not_the_order(fede
     write_manifest(Manifest(tuple(reversed(records))), path)
     assert hash_data(config) == first
     write_manifest(Manifest(records[1:]), path)
+    assert hash_data(config) != first
+
+
+def test_the_data_hash_follows_the_content_of_a_series_of_slices(federation: TinyFederation, tmp_path: Path) -> None:
+    config = read_site_config(federation.sites / "0.yaml")
+    series, path = tmp_path / "series", Path(config.manifest)
+    series.mkdir()
+    (series / "1.dcm").write_bytes(b"a slice")
+    write_manifest(Manifest((replace(read_manifest(path).records[0], path=series),)), path)
+    first = hash_data(config)
+    (series / "2.dcm").write_bytes(b"another slice")
     assert hash_data(config) != first
 
 

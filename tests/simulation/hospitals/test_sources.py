@@ -137,6 +137,25 @@ def test_held_out_patients_and_images_are_taken_out_of_training(tmp_path: Path) 
     assert study.report.used == before.report.used - 4 and study.report.patients == 6
 
 
+def as_series(folder: Path, renamed: str = "") -> Path:
+    """Puts each image of a table into a folder of its own, as a CT series is one."""
+    for file in sorted(folder.glob("*.png")):
+        (folder / file.stem).mkdir()
+        file.rename(folder / file.stem / f"{renamed}{file.name}")
+    listed = folder / "labels.csv"
+    listed.write_text(listed.read_text().replace(".png", ""))
+    return listed
+
+
+def test_a_held_out_series_does_not_train_under_another_name(tmp_path: Path) -> None:
+    train, held = table(tmp_path / "set", people("p", 6)), table(tmp_path / "held", ["q", "r"], first=500)
+    shutil.copy(tmp_path / "set" / "3.png", tmp_path / "held" / "501.png")
+    as_series(tmp_path / "set"), as_series(tmp_path / "held", "other-")
+    study = study_of(SimulationConfig(sources={"north": str(train)}, held_out={"held": str(held)}))
+    study = keep_apart(study, {name: tmp_path / "cache" / name for name in ("north", "held")})
+    assert study.hospitals[0].manifest.patients == ("p0", "p1", "p2", "p4", "p5")
+
+
 def test_a_hospital_of_held_out_patients_alone_is_refused(tmp_path: Path) -> None:
     place = str(table(tmp_path / "set", people("p", 4)))
     study = study_of(SimulationConfig(sources={"north": place}, held_out={"same": place}))
