@@ -172,7 +172,8 @@ def small_graph(network: nn.Module) -> bytes:
     """The ONNX graph of a grey `SmallCNN` of two classes, as `ExportedNetwork` defines it."""
     state = {name.removeprefix("image."): tensor.numpy() for name, tensor in network.state_dict().items()}
     clinical = isinstance(network, ClinicalNetwork)
-    weights = {"mean": np.float32(GREY_MEAN), "std": np.float32(GREY_STD), "places": np.array([2, 3])}
+    weights: dict[str, np.ndarray] = {"mean": np.array(GREY_MEAN, np.float32), "std": np.array(GREY_STD, np.float32)}
+    weights["places"] = np.array([2, 3])
     nodes = [helper.make_node("Sub", ["image", "mean"], ["centred"]), helper.make_node("Div", ["centred", "std"], ["x0"])]
     for stage in range(4):
         prefix = f"stages.{stage}"

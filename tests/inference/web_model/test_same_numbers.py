@@ -394,7 +394,15 @@ def test_the_shares_of_many_classes_are_the_same(page: Page, bundle: Bundle) -> 
     for row, given in itertools.product(logits, ((), lines)):
         fit = bundle.manifest.calibration.model_copy(update={"class_lines": given})
         facts = own | {"classes": names, "calibration": fit.model_dump(mode="json")}
-        said = {"height_px": 64, "width_px": 64, "modality": None, "body_part": None, "view": None, "colour": 0.0, "groups": {}}
+        said: dict[str, object] = {
+            "height_px": 64,
+            "width_px": 64,
+            "modality": None,
+            "body_part": None,
+            "view": None,
+            "colour": 0.0,
+            "groups": {},
+        }
         found = page.call(
             "judge", facts=facts, info=said, square=picture(square), logits=sent(row[None]), features=sent(features)
         )
