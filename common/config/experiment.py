@@ -420,7 +420,7 @@ class TrainingConfig(Section):
     privacy.physical_batch_size. At 0 it is in no configuration that is written."""
     local_epochs: Count = 2
     """Passes over a site's images between two averages. On the Kaggle set two reached a higher test AUROC than one in as many rounds, and
-    four in half as many rounds a lower one (docs/results.md)."""
+    four in half as many rounds a lower one."""
     local_steps: Count | None = None
     """Steps between two averages, as many at every site: one with few images passes over them more often than one with many. With
     `strategy.weight_by: hospitals` each then moves the model as far as any other. Unset it is `local_epochs` passes."""
@@ -444,7 +444,7 @@ class TrainingConfig(Section):
     early_fraction: Fraction = 0.0
     """Progressive resizing: this share of the rounds, rounded up, trains on images of half the side (32 px at least), which costs a
     quarter; the last round always sees `image.size_px`. 0 trains at full size throughout, which is the default since early small rounds
-    cost AUROC on the Kaggle set (docs/results.md). All rounds are evaluated at full size, so that such ones look worse than they are."""
+    cost AUROC on the Kaggle set. All rounds are evaluated at full size, so that such ones look worse than they are."""
     batch_statistics_fraction: Fraction = 1.0
     """In this share of the rounds, rounded up, BatchNorm normalises with each batch's own statistics. In the rest the averaged running
     statistics stand still and normalise in training too, so that sites with other mixes of classes train one and the same function

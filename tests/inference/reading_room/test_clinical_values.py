@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -251,7 +251,8 @@ def test_a_form_with_more_or_fewer_values_than_files_is_refused(room: Stage) -> 
 
 
 def test_values_by_name_are_read_back_as_they_were() -> None:
-    for given in ({}, GIVEN, {"symptoms": ";", "smoker": "no"}, {"age": "063Y", "temperature": "38,6"}):
+    forms: list[Mapping[str, Any]] = [{}, GIVEN, {"symptoms": ";", "smoker": "no"}, {"age": "063Y", "temperature": "38,6"}]
+    for given in forms:
         values = read_given(given, SCHEMA)
         known = [{"name": name, "value": value, "source": "given"} for name, value in named_values(values, SCHEMA).items()]
         assert rebuild_values(known, SCHEMA) == pytest.approx(values, nan_ok=True)
