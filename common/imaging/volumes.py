@@ -23,8 +23,8 @@ from pneumofed.common.imaging.types import LUNG_WINDOW, MAX_VOLUME_BYTES, Window
 FIELD_OF_VIEW_MM = 400.0
 """Side of the cube that `fit_volume` shows: the usual reconstruction of a chest is 350 to 400 mm wide, and lungs are some 300 mm high."""
 NIFTI_ENDINGS = (".nii", ".nii.gz")
-SPACING_MM = (0.05, 20.0)
-"""Between these a spacing can be that of a CT; beyond, the unit is another one than stated."""
+SPACING_MM = (0.05, 100.0)
+"""Between these a spacing can be that of a CT, or of a phantom of few slices; beyond, the unit is another one than stated."""
 LEAST_AIR_HU = -200.0
 """A CT has air around or inside the body, near -1000; a volume without a value below this is in another unit."""
 MAX_OBLIQUE_DEG = 30.0

@@ -265,7 +265,7 @@ def _oblique(place: int, dataset: Dataset) -> None:
         (
             lambda place, dataset: setattr(dataset, "PixelSpacing", [1e-9, 1e-9]),
             SkipReason.NO_GEOMETRY,
-            "a spacing that is not within 0.05 to 20.0 mm",
+            "a spacing that is not within 0.05 to 100.0 mm",
         ),
         (_oblique, SkipReason.NO_GEOMETRY, "more than 30 degrees"),
         (
