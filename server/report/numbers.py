@@ -55,7 +55,10 @@ def number(value: float | None, digits: int = 3) -> str:
         digits: after the decimal point.
     """
     value = _known(value)
-    return DASH if value is None else f"{value:.{digits}f}".replace("-", "−")
+    if value is None:
+        return DASH
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "−" if float(text) else "")  # what is rounded to zero has no sign
 
 
 def whole(value: float | None) -> str:

@@ -13,6 +13,7 @@ MODEL_NAMES = {
     "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "densenet121": "DenseNet-121",
     "efficientnet_b0": "EfficientNet-B0", "efficientnet_lite0": "EfficientNet-Lite0", "vgg16": "VGG-16",
     "small_cnn": "small convolutional network", "scattering": "linear classifier on scattering features",
+    "resnet18_slices": "ResNet-18 over slices", "densenet121_3d": "DenseNet-121 in three dimensions",
 }  # fmt: skip
 STRATEGY_NAMES = {
     "fedavg": "FedAvg", "fedprox": "FedProx", "fedavgm": "FedAvgM", "fedexp": "FedExP",
@@ -47,30 +48,29 @@ def summary_sentences(run: StoredRun) -> list[str]:
 
 
 def _model_noun(name: str) -> str:
-    """After an article."""
-    if is_study_code(name):
-        return f"network of {describe_name(name).replace(' own ', ' own, ')}"
-    return MODEL_NAMES.get(name, name)
+    """With its article, as a sentence begins."""
+    noun = f"network of {describe_name(name).replace(' own ', ' own, ')}" if is_study_code(name) else MODEL_NAMES.get(name, name)
+    return f"{'An' if noun[0] in 'AEIOU' else 'A'} {noun}"
 
 
 def _training(run: StoredRun) -> str:
     sites, cfg = run.site_reports(), run.experiment
-    model = _model_noun(cfg.model.name) if cfg else "network"
+    model = _model_noun(cfg.model.name) if cfg else "A network"
     method = f" with {STRATEGY_NAMES.get(cfg.strategy.name, cfg.strategy.name)}" if cfg else ""
     method += ", and beside it each hospital's own model with Ditto" * bool(cfg and cfg.personal.is_on)
     where = f" in {count(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""
     if not run.completed:
-        return f"A {model} was to be trained{method}{where}, but no round was completed."
+        return f"{model} was to be trained{method}{where}, but no round was completed."
     images = sum(site.images or 0 for site in sites.values())
     patients = sum(site.patients or 0 for site in sites.values())
     noun = "CT volume" if cfg and cfg.image.slices else "chest radiograph"
     of_images = f" with {count(images, noun)} of {count(patients, 'patient')}" if images else ""
-    ending = ". One data set was dealt out to them" if run.virtual else "; no image left its hospital"
+    ending = ". The images of each set were dealt to its hospitals" if run.virtual else "; no image left its hospital"
     kind = run.partition_kind
     ending += f", {PARTITION_WORDS[kind]}" if run.virtual and kind in PARTITION_WORDS else ""
     if cfg and cfg.strategy.ema_decay > 0:
         ending += ". Judged and kept is the moving average of its weights over the rounds"
-    return f"A {model} was trained{method} over {count(run.completed, 'round')}{where}{of_images}{ending}."
+    return f"{model} was trained{method} over {count(run.completed, 'round')}{where}{of_images}{ending}."
 
 
 def _auroc(run: StoredRun, central_set: str) -> str:

@@ -34,6 +34,11 @@ def test_difference_of_shares_is_newcombes_published_one() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
 
+@pytest.mark.parametrize(("value", "text"), [(-0.0004, "0.000"), (-0.0006, "−0.001"), (0.0, "0.000"), (None, DASH)])
+def test_what_is_rounded_to_zero_has_no_sign(value: float | None, text: str) -> None:
+    assert number(value) == text
+
+
 @given(areas, sizes, sizes)
 def test_the_interval_of_an_auroc_holds_it_and_has_a_width(area: float, positives: int, negatives: int) -> None:
     found = auroc_interval(area, positives, negatives)

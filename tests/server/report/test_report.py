@@ -7,11 +7,13 @@ import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from pneumofed.common.config.experiment import ModelName, StrategyName, VolumeModelName
 from pneumofed.server.report.report import write_report
+from pneumofed.server.report.wording import MODEL_NAMES, STRATEGY_NAMES
 from tests.server.report.report_runs import THRESHOLD, RunMaker
 
 VOID = {"meta", "img", "br", "link", "input"}
@@ -76,6 +78,20 @@ def check(page: Page) -> None:
     assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
     assert not re.search(r"\b(nan|None|null|inf|Undefined)\b", page.text)
     assert "medical device" in page.text
+
+
+@pytest.mark.parametrize(("name", "said"), [("efficientnet_lite0", "An EfficientNet-Lite0"), ("resnet18", "A ResNet-18")])
+def test_the_summary_says_what_was_trained_and_that_each_set_was_dealt_to_its_own_hospitals(
+    tmp_path: Path, name: str, said: str
+) -> None:
+    page = read(RunMaker(tmp_path, model={"name": name}).rounds(2).end("succeeded", ["test"]).simulated().path)
+    assert f"{said} was trained with FedAvg" in page.text
+    assert "The images of each set were dealt to its hospitals, each with" in page.text
+
+
+def test_every_network_and_strategy_has_words() -> None:
+    assert set(MODEL_NAMES) == {*get_args(ModelName), *get_args(VolumeModelName)}
+    assert set(STRATEGY_NAMES) == set(get_args(StrategyName))
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.7])
