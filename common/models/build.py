@@ -72,10 +72,25 @@ def set_trainable(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
     Returns:
         The names of the trainable parameters, in the model's order.
     """
-    trained = _trained_modules(model, freeze)
+    trained = trained_names(model, freeze)
+    chosen = frozenset(trained)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(freeze == "none" or name.startswith(trained))
-    return tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+        parameter.requires_grad_(name in chosen)
+    return trained
+
+
+def trained_names(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:
+    """Names the parameters that are trained under `freeze`, in the model's order; see `set_trainable`.
+
+    Args:
+        model: a network of `build_model`.
+        freeze: what is frozen.
+    """
+    names = tuple(name for name, _ in model.named_parameters(remove_duplicate=False))
+    if freeze == "none":
+        return names
+    trained = _trained_modules(model, freeze)
+    return tuple(name for name in names if name.startswith(trained))
 
 
 def train_mode(model: nn.Module, *, fix_statistics: bool = False) -> None:

@@ -69,5 +69,8 @@ def moving_average(average: ModelArrays | None, arrays: ModelArrays, decay: floa
     if average is None or decay == 0.0:
         return arrays
     pairs = ((average.parameters, arrays.parameters), (average.statistics, arrays.statistics))
-    parameters, statistics = ((decay * old + (1.0 - decay) * new).astype(np.float32) for old, new in pairs)
+    # Of two equal numbers the sum may differ in the last bit, and what stands still would not.
+    parameters, statistics = (
+        np.where(old == new, new, (decay * old + (1.0 - decay) * new).astype(np.float32)) for old, new in pairs
+    )
     return replace(arrays, parameters=parameters, statistics=statistics)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -102,6 +102,27 @@ class ArraysLayout:
     def fixed_statistics(self) -> np.ndarray:
         """int64: positions in `statistics` of what clinical values are standardised by, ascending; sites may not change them."""
         return self._positions("statistic", lambda entry: entry.name in ("fusion.mean", "fusion.deviation"))
+
+    def untouched(self, trained: Collection[str], *, fix_norms: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Finds what a round leaves as it is, whatever a site sends: all parameters that are not trained, the running statistics of a
+        BatchNorm without a trained parameter, and `fixed_statistics`.
+
+        Args:
+            trained: names of the parameters that are trained.
+            fix_norms: whether the running statistics of every BatchNorm stand still.
+
+        Returns:
+            (bool [P] of `parameters`, bool [B] of `statistics`).
+        """
+        moving = {name.rpartition(".")[0] for name in trained}
+        still: dict[TensorKind, list[np.ndarray]] = {"parameter": [np.zeros(0, bool)], "statistic": [np.zeros(0, bool)]}
+        for entry in self.entries:
+            frozen_norm = entry.batch_norm and (fix_norms or entry.name.rpartition(".")[0] not in moving)
+            kept = entry.name not in trained if entry.kind == "parameter" else frozen_norm
+            still[entry.kind].append(np.full(entry.size, kept))
+        parameters, statistics = (np.concatenate(still[kind]) for kind in ("parameter", "statistic"))
+        statistics[self.fixed_statistics] = True
+        return parameters, statistics
 
     def check(self, parameters: np.ndarray, statistics: np.ndarray) -> None:
         """Does nothing where the flat arrays are of this layout; for whoever looks into arrays of a message before `load`.

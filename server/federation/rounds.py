@@ -17,6 +17,7 @@ from collections.abc import Container, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import Any
 
+import numpy as np
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
@@ -27,6 +28,7 @@ from pneumofed.common.errors import MessageError, RoundError
 from pneumofed.common.evaluation.metrics import ChosenThreshold, choose_threshold, metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
+from pneumofed.common.models.build import freeze_in_round, trained_names
 from pneumofed.common.models.fusion import ClinicalNetwork
 from pneumofed.common.models.kept_model import moving_average
 from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory
@@ -261,13 +263,21 @@ class Coordinator:
         if self.central_privacy is not None:  # the strategy then sees one update, the noised mean
             updates = [self.central_privacy.combine(self.arrays, updates, asked, number)]
             trained.central_epsilon = self.central_privacy.epsilon(number)
-        fixed = self.layout.fixed_statistics
-        before = self.arrays.statistics[fixed]
-        after = aggregate(self.strategy, number, updates)
-        if len(fixed):  # no site moves what all standardise by
-            after = ModelArrays(after.parameters, after.statistics.copy())
-            after.statistics[fixed] = before
-        return after
+        return self._keep_untouched(number, aggregate(self.strategy, number, updates))
+
+    def _keep_untouched(self, number: int, after: ModelArrays) -> ModelArrays:
+        """What the round leaves as it is keeps its bits: a mean of equal numbers has others, by which kept features of a frozen network
+        would be those of another one, and no site may move what nobody trains, or what all standardise by."""
+        model, training = self.experiment.model, self.experiment.training
+        trained = frozenset(trained_names(self.network, freeze_in_round(model, number)[0]))
+        fix_norms = training.fixes_statistics(number, self.experiment.rounds)
+        parameters, statistics = self.layout.untouched(trained, fix_norms=fix_norms)
+        if not (parameters.any() or statistics.any()):
+            return after
+        before = self.arrays
+        return ModelArrays(
+            np.where(parameters, before.parameters, after.parameters), np.where(statistics, before.statistics, after.statistics)
+        )
 
     def _evaluate(self, evaluating: Sequence[str], number: int) -> EvaluationOutcome:
         """The pooled validation statistics of `kept`. Sites that do not answer are left out of them; none has to answer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,17 @@ from pneumofed.client.federation.held_model import restore_model
 from pneumofed.client.federation.site_data import find_site_config
 from pneumofed.common.audit.log import hash_arrays, read_entries
 from pneumofed.common.audit.verify import verify_log
-from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, StrategyName, UpdatePrecision
+from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, ExperimentConfig, StrategyName, UpdatePrecision
 from pneumofed.common.config.reader import merge
 from pneumofed.common.errors import CheckpointError, RoundError
 from pneumofed.common.evaluation.metrics import metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference
+from pneumofed.common.models.build import build_model, trained_names
 from pneumofed.common.wire.instructions import unpack_instruction
 from pneumofed.common.wire.messages import ModelArrays, pack_arrays, unpack_arrays
+from pneumofed.common.wire.parameter_layout import ArraysLayout
+from pneumofed.server.federation.after_rounds import first_arrays
 from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.round_choices import LearningRate
 from pneumofed.server.runs.checkpoints import read_checkpoint
@@ -115,6 +119,50 @@ def test_two_runs_of_one_seed_are_equal_bit_for_bit(tmp_path: Path) -> None:
     for name in ("first", "second"):
         federation.run(name, tiny_experiment())
     assert_same(weights(federation, "first"), weights(federation, "second"))
+
+
+STILL = dict.fromkeys(("rotation_deg", "shift_fraction", "scale_fraction", "brightness", "contrast", "noise_std"), 0.0)
+
+
+def frozen_part(experiment: ExperimentConfig) -> tuple[np.ndarray, np.ndarray]:
+    network = build_model(experiment.model, experiment.task, 0)
+    return ArraysLayout.of(network).untouched(trained_names(network, "head_only"), fix_norms=False)
+
+
+@pytest.mark.parametrize("changes", [{}, {"strategy": {"ema_decay": 0.7}}, {"strategy": {"name": "fedadam"}}])
+def test_what_is_frozen_keeps_its_bits_and_features_are_computed_once(tmp_path: Path, changes: dict[str, Any]) -> None:
+    federation = TinyFederation(tmp_path)
+    experiment = tiny_experiment(rounds=4, model={"freeze": "head_only"}, augmentation=STILL, **changes)
+    federation.run("frozen", experiment)
+    first, still = first_arrays(experiment), frozen_part(experiment)
+    for which in ("last", "best"):
+        kept = weights(federation, "frozen", which)
+        assert not np.array_equal(kept.parameters, first.parameters)
+        np.testing.assert_array_equal(kept.parameters[still[0]], first.parameters[still[0]])
+        np.testing.assert_array_equal(kept.statistics[still[1]], first.statistics[still[1]])
+    for site in range(3):  # of the images for training, and of those for validation
+        assert len([*(federation.sites / f"site-{site}" / "cache" / "features").glob("*.features")]) == 2
+
+
+@pytest.mark.parametrize("changes", [{}, {"central_privacy": {"enabled": True, "noise_multiplier": 1.0}}])
+def test_neither_a_site_nor_noise_moves_what_is_frozen(tmp_path: Path, changes: dict[str, Any]) -> None:
+    federation = TinyFederation(tmp_path)
+    experiment = tiny_experiment(rounds=1, model={"freeze": "head_only", "norm": "group"}, **changes)
+    still = frozen_part(experiment)[0]
+    app = MeddlingApp(1, lambda reply: with_arrays(reply, lambda values: values + np.float32(0.001) * still))
+    federation.run("meddled", experiment, grid=federation.grid(app))
+    np.testing.assert_array_equal(weights(federation, "meddled").parameters[still], first_arrays(experiment).parameters[still])
+
+
+def test_the_head_first_rounds_end_and_then_everything_moves(tmp_path: Path) -> None:
+    federation, watching = TinyFederation(tmp_path), WatchingApp()
+    experiment = tiny_experiment(model={"head_first_rounds": 1})
+    federation.run("two", experiment, grid=federation.grid(watching))
+    parameters, statistics = frozen_part(experiment)
+    first, head, both = first_arrays(experiment), watching.seen["train", 2], weights(federation, "two")
+    np.testing.assert_array_equal(head.parameters[parameters], first.parameters[parameters])
+    assert (both.parameters[parameters] != first.parameters[parameters]).mean() > 0.5
+    assert (both.statistics[statistics] != first.statistics[statistics]).mean() > 0.5
 
 
 RESUMED = [
