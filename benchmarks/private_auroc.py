@@ -24,7 +24,7 @@ from benchmarks.local_runs import Run, run_all
 from benchmarks.private_auroc_picture import Curve, draw_curves
 from pneumofed.client.privacy.entries import total_epsilon
 from pneumofed.client.privacy.ledger import Ledger
-from pneumofed.common.config.experiment import PrivacyUnit
+from pneumofed.common.config.choices import PrivacyUnit
 from pneumofed.common.config.reader import merge, read_yaml
 from pneumofed.server.runs.summary_records import MetricInterval, RunSummary
 from pneumofed.simulation.hospitals.study import numbered_name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Never, TypeAlias
 
 import numpy as np
 
-from pneumofed.common.config.experiment import StrategyName
+from pneumofed.common.config.choices import StrategyName
 from pneumofed.common.config.reader import merge, set_by_path
 from pneumofed.common.errors import ArgumentError, ConfigError
 from pneumofed.common.ops.study_code import study_code_of

@@ -14,7 +14,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pneumofed.common.config.experiment import ExperimentConfig, StrategyName
+from pneumofed.common.config.choices import StrategyName
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import SIMULATION_SECTION, build_config, find_config, load_experiment, merge, read_yaml
 from pneumofed.common.errors import CheckpointError, ConfigError
 from pneumofed.common.ops.study_code import describe_name, find_study_code, is_study_code, with_study_code

@@ -353,7 +353,7 @@ def test_every_file_says_what_it_is_about() -> None:
 def test_size_of_the_house() -> None:
     """Files are subjects: as many as there are, and of a length that one sitting takes."""
     lines = sorted(len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES.values() if path.name != "__init__.py")
-    assert len(lines) <= 324
+    assert len(lines) <= 326
     assert 150 <= statistics.median(lines) <= 240
     assert lines[int(0.9 * len(lines))] < 350
 

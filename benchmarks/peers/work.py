@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.choices import ModelName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.imaging.augment import normalize, to_model_input
 from pneumofed.common.models.build import build_model
 from pneumofed.common.seeds import derive_seed

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from pneumofed.client.federation.training import TrainingSetup
-from pneumofed.common.config.experiment import CORRECTED
+from pneumofed.common.config.choices import CORRECTED
 from pneumofed.common.errors import DataError, MessageError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.models.recipe import gradient_weight, variate_change

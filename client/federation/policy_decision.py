@@ -18,7 +18,8 @@ from datetime import datetime, time
 from typing import Literal
 
 from pneumofed.client.federation.sum_terms import broken_term
-from pneumofed.common.config.experiment import COUNTS_STEPS, STUDY_CODE, ExperimentConfig, PrivacyUnit, SecureAggregationConfig
+from pneumofed.common.config.choices import COUNTS_STEPS, PrivacyUnit
+from pneumofed.common.config.experiment import STUDY_CODE, ExperimentConfig, SecureAggregationConfig
 from pneumofed.common.config.parties import DELTA_CEILING, SitePolicy, SurveyField, hospital_delta
 from pneumofed.common.errors import PolicyError
 

@@ -43,8 +43,9 @@ from pneumofed.common.audit.log import (
     canonical,
     hash_experiment,
 )
+from pneumofed.common.config.choices import Withheld
 from pneumofed.common.config.classes import classes_of, task_words
-from pneumofed.common.config.experiment import ExperimentConfig, Withheld
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.data.cache import load_digests
 from pneumofed.common.data.manifest import read_manifest

@@ -33,7 +33,7 @@ from typing import Literal
 
 from pneumofed.client.federation.site_data import SiteData
 from pneumofed.common.audit.log import canonical
-from pneumofed.common.config.experiment import PrivacyUnit
+from pneumofed.common.config.choices import PrivacyUnit
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.privacy.accounting import AccountantName, Mechanism, epsilon
 

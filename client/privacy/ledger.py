@@ -39,8 +39,9 @@ from pneumofed.client.privacy.ledger_file import (
 )
 from pneumofed.client.privacy.plan import SitePlan
 from pneumofed.common.audit.log import hash_experiment
+from pneumofed.common.config.choices import PrivacyUnit
 from pneumofed.common.config.classes import task_words
-from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy, hospital_delta
 from pneumofed.common.errors import BudgetError, ConfigError
 from pneumofed.common.privacy.accounting import Mechanism

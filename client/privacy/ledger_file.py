@@ -21,7 +21,7 @@ from typing import Any
 
 from pneumofed.client.privacy.entries import LINEAGE_SCHEMA, LedgerEntry
 from pneumofed.common.audit.log import CHAIN_START, canonical, chain_hash, first_broken
-from pneumofed.common.config.experiment import PrivacyUnit
+from pneumofed.common.config.choices import PrivacyUnit
 from pneumofed.common.errors import ConfigError, PolicyError
 from pneumofed.common.files import StateFile, exclusive
 from pneumofed.common.privacy.accounting import Mechanism

@@ -26,7 +26,8 @@ from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, level_of, t
 from pneumofed.client.privacy.ledger import Lineage, check_entry, judged_delta, open_ledger, round_entry
 from pneumofed.client.privacy.plan import SitePlan, count_units
 from pneumofed.common.audit.log import ANSWER_EVENT, AuditEntry, read_entries
-from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
+from pneumofed.common.config.choices import PrivacyUnit
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.errors import AuditError, ConfigError, PolicyError
 from pneumofed.common.files import atomic_write

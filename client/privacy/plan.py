@@ -12,7 +12,8 @@ from functools import cached_property
 
 import numpy as np
 
-from pneumofed.common.config.experiment import ExperimentConfig, PrivacyUnit
+from pneumofed.common.config.choices import PrivacyUnit
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import default_delta
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.privacy.accounting import AccountantName, Mechanism, epsilon, noise_for

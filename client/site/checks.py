@@ -25,8 +25,9 @@ from pneumofed.client.federation.exposure import describe_exposure
 from pneumofed.client.federation.policy import only
 from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, Facts, RoundsBegun, RunRequest, TrainingData, decide
 from pneumofed.client.site.folder import SiteFolder
+from pneumofed.common.config.choices import ModelName, StrategyName
 from pneumofed.common.config.classes import class_index
-from pneumofed.common.config.experiment import ExperimentConfig, ModelName, StrategyName
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.data.label_words import LabelWords
 from pneumofed.common.data.manifest import Manifest, read_manifest

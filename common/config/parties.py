@@ -12,17 +12,9 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import AfterValidator, Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
 
+from pneumofed.common.config.choices import ModelName, PrivacyUnit, StrategyName, Withheld
 from pneumofed.common.config.classes import check_class_name
-from pneumofed.common.config.experiment import (
-    Fraction,
-    ModelName,
-    NonNegative,
-    Positive,
-    PrivacyUnit,
-    Section,
-    StrategyName,
-    Withheld,
-)
+from pneumofed.common.config.experiment import Fraction, NonNegative, Positive, Section
 
 
 def _check_labels(words: dict[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pneumofed.common.config.experiment import ThresholdPolicyName
+from pneumofed.common.config.choices import ThresholdPolicyName
 from pneumofed.common.evaluation.statistics import (
     CALIBRATION_COUNT,
     CALIBRATION_POSITIVE,

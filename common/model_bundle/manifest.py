@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from pneumofed.common.config.choices import ThresholdPolicyName
 from pneumofed.common.config.classes import LabelTask
 from pneumofed.common.config.experiment import (
     Count,
@@ -17,7 +18,6 @@ from pneumofed.common.config.experiment import (
     Positive,
     Section,
     Slices,
-    ThresholdPolicyName,
     without_unset,
 )
 from pneumofed.common.imaging.patient_groups import AGE, SEX, VIEW, PatientGroups

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pneumofed.common.imaging.dicom_header import DicomHeader
 
 MAX_DEPTH = 32
-"""Folders below a named one; an archive's export has three above a series (patient, study, series)."""
+"""Folders below a named one; an archive's export has four (patient, study, series, image)."""
 _DICOMDIR = "DICOMDIR"  # PS3.10, 8.6: the index of a medium, no image
 HOUNSFIELD_BITS = 12
 
@@ -34,15 +34,40 @@ def find_series(paths: Iterable[Path]) -> Iterator[Path]:
     Args:
         paths: files, and folders that are searched with all folders below, each once.
     """
+    return search_folders(paths, _series_in)
+
+
+def _series_in(folder: Path, inside: Sequence[Path]) -> Iterator[tuple[Path, bool]]:
+    files = [path for path in inside if not path.is_dir()]
+    yield from ((path, False) for path in files if is_nifti(path))
+    if any(not is_nifti(path) for path in files):
+        yield folder, False
+    yield from ((path, True) for path in inside if path.is_dir())
+
+
+def search_folders(
+    paths: Iterable[Path], choose: Callable[[Path, Sequence[Path]], Iterable[tuple[Path, bool]]]
+) -> Iterator[Path]:
+    """Yields absolute paths of what `choose` finds in folders, with all folders below; what is no folder is given back as it is.
+
+    Only what lies in the folders on the way is held. Hidden files and DICOMDIR are left out. A folder is entered once even where links lead
+    back to it, and not below `MAX_DEPTH`. One that cannot be listed is given back itself, so that reading it says why.
+
+    Args:
+        paths: files and folders.
+        choose: gets a folder and what lies in it, by name; gives paths in order, each with whether it is a folder to search.
+    """
     for path in paths:
         absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would replace the user's link by its target
         if absolute.is_dir():
-            yield from _walk(absolute, MAX_DEPTH, set())
+            yield from _walk(absolute, choose, MAX_DEPTH, set())
         else:
             yield absolute
 
 
-def _walk(folder: Path, depth: int, seen: set[str]) -> Iterator[Path]:
+def _walk(
+    folder: Path, choose: Callable[[Path, Sequence[Path]], Iterable[tuple[Path, bool]]], depth: int, seen: set[str]
+) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in seen:
         return
@@ -50,15 +75,13 @@ def _walk(folder: Path, depth: int, seen: set[str]) -> Iterator[Path]:
     try:
         inside = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.name != _DICOMDIR)
     except OSError:
-        yield folder  # reading it says why
-        return
-    files = [path for path in inside if not path.is_dir()]
-    yield from (path for path in files if is_nifti(path))
-    if any(not is_nifti(path) for path in files):
         yield folder
-    for path in inside:
-        if path.is_dir() and depth > 0:
-            yield from _walk(path, depth - 1, seen)
+        return
+    for path, is_searched in choose(folder, inside):
+        if not is_searched:
+            yield path
+        elif depth > 0:
+            yield from _walk(path, choose, depth - 1, seen)
 
 
 def read_series(path: Path, image: ImageConfig) -> tuple[Image, DicomHeader | None]:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pneumofed.common.config.experiment import ModelConfig, NetworkName
+from pneumofed.common.config.choices import NetworkName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.models.compute import import_torchvision
 from pneumofed.common.models.efficientnet_lite import EFFICIENTNET_ROWS, EfficientNetLite0
 from pneumofed.common.models.fusion import fuse

@@ -16,8 +16,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pneumofed.common.config.choices import NetworkName
 from pneumofed.common.config.classes import LabelTask, classes_of
-from pneumofed.common.config.experiment import ModelConfig, NetworkName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import WeightsError
 from pneumofed.common.models.architectures import Architecture, architecture_of, build_architecture
 from pneumofed.common.models.compute import import_torchvision

@@ -34,7 +34,8 @@ from typing import Any, NewType
 import numpy as np
 from flwr.app import Array
 
-from pneumofed.common.config.experiment import ExperimentConfig, UpdatePrecision
+from pneumofed.common.config.choices import UpdatePrecision
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import MessageError, printable_line
 
 RunToken = NewType("RunToken", str)

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
-from pneumofed.common.config.experiment import UpdatePrecision
+from pneumofed.common.config.choices import UpdatePrecision
 from pneumofed.common.errors import MessageError, describe_for_wire
 from pneumofed.common.wire.fields import (
     MOST_COUNT,

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def explain_files(
     """
     out.mkdir(parents=True, exist_ok=True)
     report, predictor = ExplanationReport(bundle.digest), Predictor(bundle, threads=1)
-    network, readable = bundle.load_network(run_code=request.run_code), list(_read(find_files(paths), predictor, report))
+    network, readable = bundle.load_network(run_code=request.run_code), list(read_usable(find_files(paths), predictor, report))
     images = list(islice(_judgeable(readable, predictor), CHECKED_IMAGES)) if request.checked else []
     if images:
         progress.show(CHECK, note=f"{len(images)} images, {len(request.methods)} methods")
@@ -152,22 +153,55 @@ def explain_files(
     progress.finish(CHECK)
     report.sanity = {method: found.as_json() for method, found in verdicts.items()}
     setup = ExplanationSetup(predictor, network, request, verdicts)
+    explain_each(readable, partial(_explain_file, setup), report, out, tell, progress)
+    return report
+
+
+def explain_each(
+    readable: Sequence[Path],
+    explain: Callable[[Path, Path], dict[str, Any]],
+    report: ExplanationReport,
+    out: Path,
+    tell: Tell,
+    progress: Progress,
+    noun: str = "image",
+) -> None:
+    """Explains one after the other and writes `explanations.json`.
+
+    Args:
+        readable: of `read_usable`.
+        explain: writes the maps of one into files whose names begin with its second argument, and says what the JSON file says of it.
+        report: gets each one's entry; already says what could not be read.
+        out: an existing folder.
+        tell: takes a sentence after each.
+        progress: shows how many are explained.
+        noun: of one, for people.
+
+    Raises:
+        EmptySiteError: there is none; the JSON file says why.
+    """
     for number, path in enumerate(readable, start=1):
         progress.show(EXPLAINED, number - 1, len(readable))
-        report.images.append({"path": str(path), **_explain_file(setup, path, out / f"{number:04d}")})
-        done = ", ".join(request.methods) if report.images[-1]["maps"] else "cannot be judged, so there is no map"
+        report.images.append({"path": str(path), **explain(path, out / f"{number:04d}")})
+        done = ", ".join(report.images[-1]["maps"]) or "cannot be judged, so there is no map"
         tell(f"{number} of {len(readable)}: {done}")
     progress.finish(EXPLAINED)
     with atomic_write(out / RESULT_FILE) as file:
         file.write(json.dumps(without_nan(vars(report)), indent=1).encode())
     if not readable:
         counts = ", ".join(f"{reason} ({count})" for reason, count in sorted(report.skipped.items()))
-        raise EmptySiteError(f"no image could be read: {counts or 'there is no file'}; each is named in {out / RESULT_FILE}")
-    return report
+        raise EmptySiteError(f"no {noun} could be read: {counts or 'there is none'}; each is named in {out / RESULT_FILE}")
 
 
-def _read(files: Iterable[Path], predictor: Predictor, report: ExplanationReport) -> Iterator[Path]:
-    for path in files:
+def read_usable(paths: Iterable[Path], predictor: Predictor, report: ExplanationReport) -> Iterator[Path]:
+    """Yields what can be read of `paths`; the rest is noted in `report` with its reason.
+
+    Args:
+        paths: images, or series.
+        predictor: of the bundle.
+        report: gets counts and entries of what cannot be read.
+    """
+    for path in paths:
         try:
             predictor.read(path)
         except ImageError as error:

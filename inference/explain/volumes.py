@@ -7,10 +7,10 @@ and markers, which are found in radiographs.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pneumofed.common.config.classes import positive_word
-from pneumofed.common.errors import ConfigError, EmptySiteError, ImageError
-from pneumofed.common.evaluation.metrics import without_nan
+from pneumofed.common.errors import ConfigError
 from pneumofed.common.evaluation.plots import INK, TEXT_PT, write
 from pneumofed.common.evaluation.ssim import ssim
 from pneumofed.common.files import atomic_write
@@ -36,14 +35,15 @@ from pneumofed.inference.explain.cam import LogOdds, finer_layer, target_layer
 from pneumofed.inference.explain.faithfulness import LEAST_PAIRS, Likeness, Sanity, conclude, randomised, spearman
 from pneumofed.inference.explain.files import (
     CHECK,
-    EXPLAINED,
     MAP_LIMITS_NOTE,
     PHANTOM_NOTE,
-    RESULT_FILE,
     ExplanationReport,
     ExplanationRequest,
+    ExplanationSetup,
+    explain_each,
     headline,
     json_entry,
+    read_usable,
 )
 from pneumofed.inference.explain.methods import ACTIVATION_METHODS, FACTS, Detail, Method, Target
 from pneumofed.inference.explain.pictures import MAX_OPACITY, POSITIVE_COLOURS
@@ -208,34 +208,12 @@ def explain_volumes(
     refuse_others(request.methods, request.detail)
     out.mkdir(parents=True, exist_ok=True)
     report, predictor = ExplanationReport(bundle.digest), Predictor(bundle, threads=1)
-    network, readable = bundle.load_network(run_code=request.run_code), _readable(find_series(paths), predictor, report)
+    network, readable = bundle.load_network(run_code=request.run_code), list(read_usable(find_series(paths), predictor, report))
     verdicts = _check(network, readable, predictor, request, progress)
     report.sanity = {method: found.as_json() for method, found in verdicts.items()}
-    for number, path in enumerate(readable, start=1):
-        progress.show(EXPLAINED, number - 1, len(readable))
-        report.images.append({"path": str(path), **_explain(path, predictor, network, request, verdicts, out / f"{number:04d}")})
-        done = ", ".join(request.methods) if report.images[-1]["maps"] else "cannot be judged, so there is no map"
-        tell(f"{number} of {len(readable)}: {done}")
-    progress.finish(EXPLAINED)
-    with atomic_write(out / RESULT_FILE) as file:
-        file.write(json.dumps(without_nan(vars(report)), indent=1).encode())
-    if not readable:
-        counts = ", ".join(f"{reason} ({count})" for reason, count in sorted(report.skipped.items()))
-        raise EmptySiteError(f"no series could be read: {counts or 'there is none'}; each is named in {out / RESULT_FILE}")
+    setup = ExplanationSetup(predictor, network, request, verdicts)
+    explain_each(readable, partial(_explain, setup), report, out, tell, progress, "series")
     return report
-
-
-def _readable(series: Iterator[Path], predictor: Predictor, report: ExplanationReport) -> list[Path]:
-    found = []
-    for path in series:
-        try:
-            predictor.read(path)
-        except ImageError as error:
-            report.skipped[error.reason.value] += 1
-            report.skipped_files.append({"path": str(path), "reason": error.reason.value})
-        else:
-            found.append(path)
-    return found
 
 
 def _check(
@@ -261,21 +239,15 @@ def _input(predictor: Predictor, image: Image) -> Tensor:
     return torch.from_numpy(predictor.prepare(image))[None, None]
 
 
-def _explain(
-    path: Path,
-    predictor: Predictor,
-    network: nn.Module,
-    request: ExplanationRequest,
-    verdicts: dict[Method, Sanity],
-    stem: Path,
-) -> dict[str, Any]:
+def _explain(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, Any]:
     """Writes all maps of one series; what the JSON file says of it."""
+    predictor, request = setup.predictor, setup.request
     image = predictor.read(path).image
     (judgement,) = predictor.judge([image], [str(path)])
     maps: dict[Method, Any] = {}
     for method in request.methods if judgement.prediction else ():
-        found = volume_map(network, _input(predictor, image), request.target, method, request.detail)
-        lines = describe_map(found, method, request, predictor, verdicts.get(method))
+        found = volume_map(setup.network, _input(predictor, image), request.target, method, request.detail)
+        lines = describe_map(found, method, request, predictor, setup.sanity.get(method))
         with atomic_write(stem.with_name(f"{stem.name}-{method}.npy")) as file:
             np.save(file, found.values)
         title = f"{FACTS[method].title}: {headline(judgement)}"

@@ -23,7 +23,7 @@ from pneumofed.common.imaging.patient_groups import Projection, classify_view
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.population import PopulationStatus
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
-from pneumofed.common.model_bundle.series import find_series
+from pneumofed.common.model_bundle.series import find_series, search_folders
 from pneumofed.common.model_bundle.suitability import Judgement, Prediction
 from pneumofed.inference.predict.clinical_table import ClinicalTable, describe_values
 
@@ -37,10 +37,6 @@ R = TypeVar("R")
 Status = Literal["judged", "cannot_judge", "unreadable"]
 
 _VALID_UID = re.compile(r"[0-9.]{1,64}")  # PS3.5, 9.1
-
-MAX_DEPTH = 32
-"""Folders below a named one; an archive's export has four (patient, study, series, image)."""
-_DICOMDIR = "DICOMDIR"  # PS3.10, 8.6: the index of a medium, no image
 
 ROW_SCHEMA = 1
 """Raised when a column is renamed, removed, or means something else; new columns may come without that."""
@@ -224,18 +220,8 @@ def _valid_uid(text: str) -> str:
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yields absolute paths of all files in `paths`, folders searched with all folders below; in a fixed order, each file once a path.
-
-    Only the names of the folders on the way are held, whatever the number of files. Hidden files and DICOMDIR are left out below
-    folders. A folder is entered once even where links lead back to it, and not below `MAX_DEPTH`. One that cannot be listed is
-    given back itself, so that reading it says why.
-    """
-    for path in paths:
-        absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would replace the user's link by its target
-        if absolute.is_dir():
-            yield from _walk(absolute, MAX_DEPTH, set())
-        else:
-            yield absolute
+    """Yields absolute paths of all files in `paths`, folders searched as `search_folders` does; in a fixed order, each file once a path."""
+    return search_folders(paths, lambda _, inside: ((path, path.is_dir()) for path in inside))
 
 
 def find_images(paths: Iterable[Path], predictor: Predictor) -> Iterator[Path]:
@@ -246,24 +232,6 @@ def find_images(paths: Iterable[Path], predictor: Predictor) -> Iterator[Path]:
         predictor: of the bundle.
     """
     return find_series(paths) if predictor.takes_volumes else find_files(paths)
-
-
-def _walk(folder: Path, depth: int, seen: set[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    try:
-        names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith(".") and entry.name != _DICOMDIR)
-    except OSError:
-        yield folder
-        return
-    for name in names:
-        path = folder / name
-        if not path.is_dir():
-            yield path
-        elif depth > 0:
-            yield from _walk(path, depth - 1, seen)
 
 
 @dataclass

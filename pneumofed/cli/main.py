@@ -22,7 +22,7 @@ from pneumofed.cli.sweep import sweep_command
 from pneumofed.client.cli.data import app as data_app
 from pneumofed.client.cli.site import app as site_app
 from pneumofed.client.cli.site import privacy_app
-from pneumofed.common.config.experiment import ModelName, StrategyName
+from pneumofed.common.config.choices import ModelName, StrategyName
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.ops.command_line import (
     Json,

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pneumofed.common.config.experiment import ExperimentConfig, Withheld
+from pneumofed.common.config.choices import Withheld
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.server.report.numbers import DASH, count, number
 from pneumofed.server.report.read_run import STATUS_WORDS, StoredRun
 from pneumofed.server.runs.records import RoundRecord

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from pneumofed.client.privacy.plan import SitePlan
-from pneumofed.common.config.experiment import CORRECTED, ExperimentConfig
+from pneumofed.common.config.choices import CORRECTED
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import default_delta
 from pneumofed.common.data.dataset import Dataset, load_dataset
 from pneumofed.common.data.manifest import Manifest

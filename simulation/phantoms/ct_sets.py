@@ -9,13 +9,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
 from pydicom.valuerep import DSfloat
 
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
@@ -34,7 +33,7 @@ from pneumofed.simulation.phantoms.phantom import (
     kaggle_names,
     save_picture,
 )
-from pneumofed.simulation.phantoms.scanners import Examination, make_patient_id, make_uid, set_patient
+from pneumofed.simulation.phantoms.scanners import Examination, encode_examination, make_patient_id, make_uid, set_patient
 from pneumofed.simulation.phantoms.thorax import VoxelGrid, develop, draw_thorax, project
 from pneumofed.simulation.plan import VolumeFormat
 
@@ -162,13 +161,7 @@ def encode_series(volume: NDArray[np.int16], grid: VoxelGrid, examination: Exami
         corner = [float(x[0, 0, 0]), float(y[0, 0, 0]), float(z[place, 0, 0])]
         _set_plane(dataset, corner, grid)
         _set_pixels(dataset, volume[place])
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        dataset.file_meta.ImplementationClassUID = make_uid("pneumofed")
-        dataset.file_meta.ImplementationVersionName = "PNEUMOFED"
-        buffer = BytesIO()
-        dataset.save_as(buffer, enforce_file_format=True)
-        yield buffer.getvalue()
+        yield encode_examination(dataset)
 
 
 def write_nifti(volume: NDArray[np.int16], grid: VoxelGrid, path: Path) -> None:

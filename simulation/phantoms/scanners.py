@@ -187,6 +187,11 @@ def encode_dicom(pixels: Map, examination: Examination) -> bytes:
     _set_series(dataset, examination)
     _set_image(dataset, examination)
     _set_pixels(dataset, pixels, examination.monochrome1)
+    return encode_examination(dataset)
+
+
+def encode_examination(dataset: Dataset) -> bytes:
+    """Encodes a data set as a DICOM file, uncompressed (PS3.10, 7.1); its file meta information is made anew."""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.ImplementationClassUID = make_uid("pneumofed")

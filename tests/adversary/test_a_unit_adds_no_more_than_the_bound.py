@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from pneumofed.client.privacy import per_sample_gradients
 from pneumofed.client.privacy.layer_gradients import LayerGradients, LengthBound, PerUnit, gradients_of
 from pneumofed.client.privacy.per_sample_gradients import ClippedGradients, clip_factors
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.choices import ModelName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.models.build import build_model, classifier_of
 from pneumofed.common.models.layers import StandardizedConv2d

@@ -11,7 +11,7 @@ import pytest
 
 from pneumofed.client.federation.correction import SiteCorrection
 from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
-from pneumofed.common.config.experiment import StrategyName
+from pneumofed.common.config.choices import StrategyName
 from pneumofed.common.errors import DataError, MessageError
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute

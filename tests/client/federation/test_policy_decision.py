@@ -23,7 +23,7 @@ from pneumofed.client.federation.policy_decision import (
     ValidationAsked,
     decide,
 )
-from pneumofed.common.config.experiment import StrategyName
+from pneumofed.common.config.choices import StrategyName
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import ConfigError, PolicyError

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pneumofed.client.privacy import layer_gradients
 from pneumofed.client.privacy.per_sample_gradients import ClippedGradients
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.choices import ModelName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.models.build import build_model, set_trainable
 from pneumofed.common.models.layers import StandardizedConv2d

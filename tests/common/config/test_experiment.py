@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, ExperimentConfig
+from pneumofed.common.config.choices import CORRECTED, COUNTS_STEPS
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import (
     SIMULATION_SECTION,
     build_config,

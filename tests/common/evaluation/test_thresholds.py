@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pneumofed.common.config.experiment import ThresholdPolicyName
+from pneumofed.common.config.choices import ThresholdPolicyName
 from pneumofed.common.evaluation.metrics import ChosenThreshold, choose_threshold, metrics
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pneumofed.common.config.choices import ModelName
 from pneumofed.common.config.classes import LabelTask
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.models.architectures import group_count
 from pneumofed.common.models.build import build_model, classifier_of, freeze_in_round, set_trainable, train_mode
 from pneumofed.common.models.layers import StandardizedConv2d

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.choices import ModelName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.models import features as module

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pneumofed.client.privacy.per_sample_gradients import ClippedGradients
-from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig, ModelName
+from pneumofed.common.config.choices import ModelName
+from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.models.build import build_model, load_state, set_trainable, train_mode
 from pneumofed.common.models.fusion import ClinicalNetwork, with_standardization

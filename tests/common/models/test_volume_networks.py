@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
-from pneumofed.common.config.experiment import VOLUME_NETWORKS, AugmentationConfig, ExperimentConfig, ImageConfig, ModelConfig
+from pneumofed.common.config.choices import VOLUME_NETWORKS
+from pneumofed.common.config.experiment import AugmentationConfig, ExperimentConfig, ImageConfig, ModelConfig
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import DataReport

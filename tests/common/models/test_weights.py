@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.choices import ModelName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import WeightsError
 from pneumofed.common.models.architectures import ARCHITECTURES, build_architecture
 from pneumofed.common.models.build import build_model, classifier_of, load_state, read_state

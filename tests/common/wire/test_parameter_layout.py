@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.choices import ModelName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import MessageError
 from pneumofed.common.models.build import build_model, set_trainable
 from pneumofed.common.wire.parameter_layout import ArraysLayout, TensorKind

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumofed.common.config.experiment import UpdatePrecision
+from pneumofed.common.config.choices import UpdatePrecision
 from pneumofed.common.errors import MessageError
 from pneumofed.common.wire.fields import BLOCK, LEVELS, decode_parameters, encode_parameters
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.choices import ModelName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.models.architectures import build_architecture

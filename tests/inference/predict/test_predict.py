@@ -12,8 +12,9 @@ import pytest
 from pneumofed.common.errors import SkipReason
 from pneumofed.common.imaging.images import read_image
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
+from pneumofed.common.model_bundle.series import MAX_DEPTH
 from pneumofed.common.model_bundle.suitability import Reason
-from pneumofed.inference.predict.predict import MAX_DEPTH, find_files, judge_files, map_ahead
+from pneumofed.inference.predict.predict import find_files, judge_files, map_ahead
 from tests.inference.predict.pictures import STUDY, write_phantom, write_png
 
 

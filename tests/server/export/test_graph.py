@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from pneumofed.common.config.choices import ModelName
 from pneumofed.common.config.classes import LabelTask
-from pneumofed.common.config.experiment import ModelConfig, ModelName
+from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import BundleError
 from pneumofed.common.model_bundle.predictor import open_session
 from pneumofed.common.models.build import build_model, classifier_of

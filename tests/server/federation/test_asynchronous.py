@@ -18,7 +18,7 @@ from pneumofed.client.federation.held_model import restore_model
 from pneumofed.client.federation.site_data import find_site_config, read_site_config
 from pneumofed.client.privacy.ledger import open_ledger
 from pneumofed.common.audit.log import read_entries
-from pneumofed.common.config.experiment import StrategyName
+from pneumofed.common.config.choices import StrategyName
 from pneumofed.common.errors import ConfigError, RoundError
 from pneumofed.common.wire.instructions import unpack_instruction
 from pneumofed.common.wire.messages import ModelArrays, Presence, pack_update, unpack_update

@@ -18,7 +18,8 @@ from torch import nn
 from pneumofed.client.app import app as client_app
 from pneumofed.client.federation.site_data import SiteData, class_number, load_site, read_site_config
 from pneumofed.client.federation.training import RoundPlan, draw_batches
-from pneumofed.common.config.experiment import CORRECTED, ExperimentConfig, StrategyConfig, StrategyName
+from pneumofed.common.config.choices import CORRECTED, StrategyName
+from pneumofed.common.config.experiment import ExperimentConfig, StrategyConfig
 from pneumofed.common.errors import RoundError
 from pneumofed.common.imaging.augment import normalize, to_model_input
 from pneumofed.common.models.build import build_model, train_mode

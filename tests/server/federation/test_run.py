@@ -18,7 +18,8 @@ from pneumofed.client.federation.held_model import restore_model
 from pneumofed.client.federation.site_data import find_site_config
 from pneumofed.common.audit.log import hash_arrays, read_entries
 from pneumofed.common.audit.verify import verify_log
-from pneumofed.common.config.experiment import CORRECTED, COUNTS_STEPS, ExperimentConfig, StrategyName, UpdatePrecision
+from pneumofed.common.config.choices import CORRECTED, COUNTS_STEPS, StrategyName, UpdatePrecision
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import merge
 from pneumofed.common.errors import CheckpointError, RoundError
 from pneumofed.common.evaluation.metrics import metrics

@@ -12,7 +12,8 @@ from flwr.app import ConfigRecord
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pneumofed.common.config.experiment import ROBUST, StrategyConfig, StrategyName
+from pneumofed.common.config.choices import ROBUST, StrategyName
+from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.models.kept_model import moving_average
 from pneumofed.common.wire.messages import ModelArrays, Update, pack_arrays
 from pneumofed.server.federation.round_choices import draw_sites

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from flwr.app import Array, ConfigRecord
 
-from pneumofed.common.config.experiment import StrategyConfig, StrategyName
+from pneumofed.common.config.choices import StrategyName
+from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import DataError
 from pneumofed.common.wire.messages import ModelArrays, Update, pack_arrays
 from pneumofed.server.federation import update_spool

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import pytest
 
-from pneumofed.common.config.experiment import ModelName, StrategyName, VolumeModelName
+from pneumofed.common.config.choices import ModelName, StrategyName, VolumeModelName
 from pneumofed.server.report.report import write_report
 from pneumofed.server.report.wording import MODEL_NAMES, STRATEGY_NAMES
 from tests.server.report.report_runs import THRESHOLD, RunMaker

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from pneumofed.cli.attack import attack
 from pneumofed.client.federation.requests import describe_terms
 from pneumofed.client.site.dossier_sources import read_attack_bench
-from pneumofed.common.config.experiment import CORRECTED
+from pneumofed.common.config.choices import CORRECTED
 from pneumofed.common.config.reader import merge
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import ConfigError
