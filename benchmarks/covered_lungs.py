@@ -3,12 +3,14 @@
     python -m benchmarks.covered_lungs --data chest_xray --external adults=nih_chest_xray14 --out runs/covered
     python -m benchmarks.covered_lungs ... --features scattering            frozen features and a logistic regression: minutes
     python -m benchmarks.covered_lungs ... --reduce augmentation.style=0.5  a further network, trained with these settings
+    python -m benchmarks.covered_lungs --run RUN --out runs/covered          a run's model on the run's held-out sets
 
 Trained is on train/ of --data, with the recipe of --config and --set for `rounds` passes over all images in one place; the last weights
 count, so nothing is chosen on a held-out set. Held-out sets: test/ of --data and each --external. Four tables: a model trained and
 tested under each cover; the model of uncovered images tested under each cover; the effect of --reduce on uncovered images; and how well a
 linear classifier on frozen features of the covered images tells each set from the others (five folds by patient; in part by the shares
-of ill people, in which sets differ). Intervals: 95 %, bootstrap over patients. Differences are paired.
+of ill people, in which sets differ). Intervals: 95 %, bootstrap over patients. Differences are paired. With --run nothing is trained and
+there is one table: the run's kept weights under each cover.
 
 Every line is of the same images: those whose outline is usable (`inference.explain.covers.is_usable`); how many are not is printed first,
 by class. How good outlines are, `benchmarks.lung_outlines` measures.
@@ -27,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
@@ -36,9 +39,10 @@ from benchmarks.lung_outlines import named_source
 from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
 from pneumofed.common.config.classes import class_index
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
-from pneumofed.common.config.reader import build_config, load_experiment, merge, parse_overrides
+from pneumofed.common.config.parties import CoordinatorConfig, central_manifests
+from pneumofed.common.config.reader import build_config, load_experiment, merge, parse_overrides, read_yaml
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.manifest import DataReport, ImageRecord
+from pneumofed.common.data.manifest import DataReport, ImageRecord, read_manifest
 from pneumofed.common.data.sources.public_sets import read_kaggle
 from pneumofed.common.errors import ImageError
 from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, bootstrap, bootstrap_difference
@@ -50,6 +54,7 @@ from pneumofed.common.models.features import compute_features, predict_probabili
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.inference.explain.covers import COVERS, Cover, apply_cover, find_place, is_usable
 from pneumofed.inference.explain.focus import find_lungs, find_markers
+from pneumofed.server.runs.checkpoints import read_checkpoint
 from pneumofed.simulation.hospitals.sources import read_source
 
 TRAIN, TEST = "train", "test"
@@ -159,10 +164,14 @@ class Trained:
     def predict(self, data: Dataset) -> Predictions:
         if self.linear is not None and self.cfg is not None:
             scores = self.linear.predict_proba(frozen(self.model, data, self.cfg, self.compute))
-        else:
-            cfg = self.experiment
-            scores = predict_probabilities(self.model, data, self.compute, cfg.model.in_channels, cfg.evaluation.batch_size)
-        return Predictions(scores, data.labels, data.patients)
+            return Predictions(scores, data.labels, data.patients)
+        return judge(self.model, data, self.experiment, self.compute)
+
+
+def judge(model: nn.Module, data: Dataset, cfg: ExperimentConfig, compute: Compute) -> Predictions:
+    """What `model` says of each image."""
+    scores = predict_probabilities(model, data, compute, cfg.model.in_channels, cfg.evaluation.batch_size)
+    return Predictions(scores, data.labels, data.patients)
 
 
 def frozen(model: nn.Module, data: Dataset, cfg: ModelConfig, compute: Compute) -> NDArray[np.float32]:
@@ -195,6 +204,20 @@ def measure(sets: Mapping[str, Outlined], experiment: ExperimentConfig, options:
     yield from _head("tells this set from the others, under", sets)
     for cover in options.covers:
         yield _row(cover, tell_sets_apart(sets, cover, options), None, settings)
+
+
+def judge_run(sets: Mapping[str, Outlined], options: argparse.Namespace) -> Iterator[str]:
+    """The table of a run's kept weights, line by line."""
+    file = options.run / "checkpoints" / "best.pt"
+    experiment, compute = read_checkpoint(file).experiment, build_compute(options.device, "fp32")
+    model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
+    model.load_state_dict(torch.load(file, weights_only=True)["model"])
+    model = compute.place(model)
+    reference = {name: judge(model, found.covered("none"), experiment, compute) for name, found in sets.items()}
+    yield from _head("the run's model, tested under", sets)
+    for cover in options.covers:
+        scored = {name: judge(model, found.covered(cover), experiment, compute) for name, found in sets.items()}
+        yield _row(cover, scored, reference, Bootstrap(seed=options.seed))
 
 
 def tell_sets_apart(sets: Mapping[str, Outlined], cover: Cover, options: argparse.Namespace) -> Scored:
@@ -249,17 +272,24 @@ def _sized(experiment: ExperimentConfig, options: argparse.Namespace) -> Experim
 def main() -> None:
     options = _parse()
     options.out.mkdir(parents=True, exist_ok=True)
-    experiment = _sized(load_experiment(options.config, parse_overrides(options.set)), options)
-    records = {TRAIN: read_kaggle(options.data)[0].records, TEST: read_kaggle(options.data, (TEST,))[0].records}
-    records |= {name: read_source(place).manifest.records for name, place in options.external}
-    lines = [f"image {experiment.image.size_px} px, seed {options.seed}, " + _describe(options, experiment)]
+    if options.run is None:
+        experiment = _sized(load_experiment(options.config, parse_overrides(options.set)), options)
+        records = {TRAIN: read_kaggle(options.data)[0].records, TEST: read_kaggle(options.data, (TEST,))[0].records}
+        records |= {name: read_source(place).manifest.records for name, place in options.external}
+        what = _describe(options, experiment)
+    else:
+        experiment = read_checkpoint(options.run / "checkpoints" / "best.pt").experiment
+        settings = build_config(CoordinatorConfig, read_yaml(options.run / "coordinator" / "coordinator.yaml"))
+        records = {name: read_manifest(Path(file)).records for name, file in central_manifests(settings).items()}
+        what = f"{experiment.model.name} of a run"
+    lines = [f"image {experiment.image.size_px} px, seed {options.seed}, {what}"]
     print(lines[0], flush=True)
     sets = {}
     for name, found in records.items():
         sets[name] = outline_set(name, found, experiment, options)
         lines.append(f"{name}: {_describe_used(sets[name])}")
         print(lines[-1], flush=True)
-    for line in measure(sets, experiment, options):
+    for line in measure(sets, experiment, options) if options.run is None else judge_run(sets, options):
         lines.append(line)
         print(line, flush=True)
         (options.out / "covered.md").write_text("\n".join(lines) + "\n")
@@ -286,7 +316,9 @@ def _features(text: str) -> ModelConfig:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder in the Kaggle layout, with train/ and test/")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", type=Path, help="folder in the Kaggle layout, with train/ and test/")
+    source.add_argument("--run", type=Path, help="folder of a simulation; nothing is trained")
     parser.add_argument("--external", type=named_source, action="append", default=[], metavar="NAME=SOURCE", help="may repeat")
     parser.add_argument("--out", type=Path, required=True, help="tables; and places, so that a second call finds no lungs again")
     parser.add_argument("--features", type=_features, nargs="?", const="scattering", metavar="NAME[:NORM[:WEIGHTS]]")
@@ -303,6 +335,10 @@ def _parse() -> argparse.Namespace:
     options = parser.parse_args()
     if {TRAIN, TEST} & {name for name, _ in options.external}:
         parser.error(f"--external: {TRAIN} and {TEST} are of --data; choose another name")
+    if options.run is not None and (options.external or options.features or options.reduce or options.set or options.config):
+        parser.error(
+            "--run judges a run's model on the run's sets; --external, --features, --config, --set and --reduce do not go with it"
+        )
     if options.reduce and options.features is not None:
         parser.error("--reduce changes how a network is trained; with --features none is")
     return options
