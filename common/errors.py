@@ -267,3 +267,14 @@ class PrintableFormatter(logging.Formatter):
 
 def _escape(found: re.Match[str]) -> str:
     return found.group().encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def counted(n: int, noun: str, plural: str = "") -> str:
+    """Formats a count with its noun for a sentence: `1 image`, `5,216 images`.
+
+    Args:
+        n: how many.
+        noun: in the singular.
+        plural: unset, the noun and an s.
+    """
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

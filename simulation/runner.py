@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
-from pneumofed.common.errors import CheckpointError, ConfigError, FlowerError, PneumofedError, SkipReason
+from pneumofed.common.errors import CheckpointError, ConfigError, FlowerError, PneumofedError, SkipReason, counted
 from pneumofed.common.folder_lock import check_free, owned
 from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle, write_app
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
@@ -103,7 +103,7 @@ def survey_hospitals(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> 
             from pneumofed.simulation.hospitals.federation import lay_out
 
             federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, False, progress)
-            say(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
+            say(_size(federation))
             nodes = [{"partition-id": number} for number in range(federation.hospitals)]
             grid = _local_grid(nodes, run_config(plan, federation), workers)
             folder = (plan.run_dir / SURVEY_FOLDER).resolve()
@@ -111,6 +111,13 @@ def survey_hospitals(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> 
             result = run_survey(grid, plan.experiment, settings)
     write_survey(folder, result.model_copy(update={"phantom": federation.phantom, "name": plan.experiment.name}))
     return folder
+
+
+def _size(federation: Federation) -> str:
+    report = federation.report
+    return (
+        f"{counted(federation.hospitals, 'hospital')}, {counted(report.used, 'image')} of {counted(report.patients, 'patient')}"
+    )
 
 
 def _check_beginning(plan: Plan) -> None:
@@ -143,14 +150,14 @@ def _simulate(plan: Plan, workers: HospitalWorkers | None, say: Say, progress: P
     clock = WallClock(folder.read_summary().wall if plan.resume else None)
     with clock.part("data"):
         federation = lay_out(plan.simulation, plan.experiment, plan.run_dir, plan.resume, progress)
-    say(f"{federation.hospitals} hospitals, {federation.report.used} images of {federation.report.patients} patients")
+    say(_size(federation))
     left_out = federation.report.skipped.get(SkipReason.HELD_OUT, 0)
     for warning, count in [*federation.report.warnings.items(), (SkipReason.HELD_OUT, left_out)]:
         if count:
             say(f"    warning: {warning} ({count})")
     try:
         if finished:
-            say(f"the run has finished its {len(folder.read_history())} rounds; nothing of it is trained again")
+            say(f"the run has finished its {counted(len(folder.read_history()), 'round')}; nothing of it is trained again")
         else:
             clear_ending(folder)
             watch = RunWatch(folder, plan.experiment.rounds, say, progress)

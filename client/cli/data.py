@@ -15,7 +15,7 @@ import typer
 
 from pneumofed.client.cli import archive
 from pneumofed.client.cli.archive import AllViews, LabelTable, WordOptions, exit_codes, finish, report_unknown_words, show_report
-from pneumofed.common.errors import ConfigError, DataError
+from pneumofed.common.errors import ConfigError, DataError, counted
 from pneumofed.common.ops.command_line import FAILURE, NOT_FOUND, Json, Site, print_json, read_pairs, say
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def data_retry(site: Site = Path(), as_json: Json = False) -> None:
         say(
             f"{sum(counts.values())} refused images of the archive forgotten; give the same `data add` command to ask for them again"
         )
-        say(f"{decoded} images that could not be decoded forgotten; the next `data check` or run tries them again")
+        say(f"{counted(decoded, 'image')} that could not be decoded forgotten; the next `data check` or run tries them again")
 
 
 @app.command("remove")
@@ -266,8 +266,11 @@ def data_remove(
         if as_json:
             print_json(removal.describe(), indent=1)
         else:
-            say(f"{removal.patients} patients removed: {removal.rows} rows, {removal.files} copies of images")
-            say(f"manifest: {removal.total} images are left. Models that were trained before still hold what they learnt.")
+            say(
+                f"{counted(removal.patients, 'patient')} removed: {counted(removal.rows, 'row')}, "
+                f"{counted(removal.files, 'copy', 'copies')} of images"
+            )
+            say(f"manifest: {counted(removal.total, 'image')} left. Models that were trained before still hold what they learnt.")
             for line, change in removal.not_found.items():
                 say(
                     f"line {line}: no image of this patient" + (f"; {change} there would be one" if change else ""),

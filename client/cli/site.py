@@ -14,6 +14,7 @@ import typer
 
 from pneumofed.client.cli.data import app as data_app
 from pneumofed.client.cli.data import compare
+from pneumofed.common.errors import counted
 from pneumofed.common.ops.command_line import FAILURE, NOT_RUNNING, Json, Site, Trusted, console, print_json, say
 
 app = typer.Typer(no_args_is_help=True, help="Take part in a federation as a hospital.")
@@ -210,7 +211,7 @@ def _show_status(found: Any) -> None:
     if found.last_answer:
         last = found.last_answer
         say(f"last reply: {last['work']}, round {last['round']} of run {last['run']}, {last['time'][:19]}Z")
-    say(f"audit log: {found.audit_problem or f'{found.audit_lines} lines, unbroken, head {found.audit_head}'}")
+    say(f"audit log: {found.audit_problem or counted(found.audit_lines, 'line') + f', unbroken, head {found.audit_head}'}")
     refusals = ", ".join(f"{rule} {count}" for rule, count in found.refusals_today.items())
     say(f"refusals today: {refusals or 'none'}")
 

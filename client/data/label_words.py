@@ -17,7 +17,7 @@ from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.data.label_words import LabelWords
 from pneumofed.common.data.sources.table import find_column
 from pneumofed.common.data.tables import TableWriter, plain_text, read_columns, read_rows
-from pneumofed.common.errors import DataError
+from pneumofed.common.errors import DataError, counted
 from pneumofed.common.files import atomic_write
 
 UNKNOWN_LABELS = "unknown_labels.csv"
@@ -95,7 +95,7 @@ def _sentence(counts: Counter[str], file: Path) -> str:
     if others := len(counts) - len(common):
         said.append(f"{others} {'other ' if said else ''}{'word' if others == 1 else 'words'}")
     return (
-        f"{counts.total()} rows have a label that no word is known for, and are left out: {', '.join(said)}. {file} has their numbers in "
+        f"{counted(counts.total(), 'row')} with a label that no word is known for left out: {', '.join(said)}. {file} has their numbers in "
         f"the table. Say what they mean with --label '{common[0][0] if common else 'WORD'}=LABEL' or label_words in site.yaml, and give "
         "the command again"
     )

@@ -29,7 +29,7 @@ from pneumofed.common.audit.log import ANSWER_EVENT, AuditEntry, read_entries
 from pneumofed.common.config.choices import PrivacyUnit
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
-from pneumofed.common.errors import AuditError, ConfigError, PolicyError
+from pneumofed.common.errors import AuditError, ConfigError, PolicyError, counted
 from pneumofed.common.files import atomic_write
 
 EPSILON_TOLERANCE = 0.01
@@ -104,7 +104,7 @@ class LedgerReport:
 
     def sentence(self) -> str:
         state = "unbroken, recomputed and compared with the audit log" if self.intact else "not to be relied on"
-        aside = f"; {self.open_rounds} rounds were trained without privacy and are not in it" if self.open_rounds else ""
+        aside = f"; {counted(self.open_rounds, 'round')} trained without privacy, not in it" if self.open_rounds else ""
         return f"{self.entries} entries, {state}{aside}"
 
 
@@ -214,7 +214,7 @@ class Forecast:
         limit = "no limit is set" if self.limit is None else f"the limit is {self.limit:g}"
         so_far = f"epsilon {self.together[0]:.3g} before it and {self.together[-1]:.3g} after it"
         found = [
-            f"{self.study}: {last} rounds; {numbers}, noise {self.noise_multiplier:.4g}",
+            f"{self.study}: {counted(last, 'round')}; {numbers}, noise {self.noise_multiplier:.4g}",
             f"the run alone: epsilon {self.alone[-1]:.3g} of one {unit} at delta {self.delta:.2g}",
             f"all runs on this data: {so_far}, of one {self.level} at delta {self.judged_delta:.2g}; {limit}",
         ]

@@ -31,7 +31,7 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SitePolicy
 from pneumofed.common.data.label_words import LabelWords
 from pneumofed.common.data.manifest import Manifest, read_manifest
-from pneumofed.common.errors import ConfigError, DataError
+from pneumofed.common.errors import ConfigError, DataError, counted
 
 Kind = Literal["environment", "keys", "connection", "data", "policy"]
 Level = Literal["ok", "warning", "problem"]
@@ -195,7 +195,7 @@ def check_certificate(name: str, path: Path, remedy: str, now: datetime | None =
         return PreflightFinding("keys", name, "problem", f"expired on {end:%Y-%m-%d}", remedy)
     days = (end - now).days
     if end - now < WARN_BEFORE_EXPIRY:
-        return PreflightFinding("keys", name, "warning", f"expires in {days} days, on {end:%Y-%m-%d}", remedy)
+        return PreflightFinding("keys", name, "warning", f"expires in {counted(days, 'day')}, on {end:%Y-%m-%d}", remedy)
     return PreflightFinding("keys", name, "ok", f"valid until {end:%Y-%m-%d}")
 
 
@@ -267,7 +267,9 @@ def check_data(folder: SiteFolder) -> Iterator[PreflightFinding]:
     if not len(manifest):
         yield PreflightFinding("data", "manifest", "problem", "it names no image", add)
         return
-    yield PreflightFinding("data", "manifest", "ok", f"{len(manifest)} images of {len(set(manifest.patients))} patients")
+    yield PreflightFinding(
+        "data", "manifest", "ok", f"{counted(len(manifest), 'image')} of {len(set(manifest.patients))} patients"
+    )
     yield check_files(manifest)
     yield check_classes(manifest, folder.config.label_words)
     yield from check_patient_count(folder, manifest)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from pneumofed.common.audit.log import CHAIN_START, AuditEntry, parse_line, read_entries
-from pneumofed.common.errors import AuditError
+from pneumofed.common.errors import AuditError, counted
 
 Damage = Literal["changed", "removed", "inserted", "reordered", "truncated"]
 
@@ -40,7 +40,7 @@ class AuditReport:
     def sentence(self) -> str:
         """The result in one sentence."""
         if self.damage is None:
-            return f"{self.path}: {self.lines} lines, unbroken, head {self.head or 'none'}"
+            return f"{self.path}: {counted(self.lines, 'line')}, unbroken, head {self.head or 'none'}"
         if self.missing_heads:
             return f"{self.path}: the known head {self.missing_heads[0]} is not among its {self.lines} lines: cut at the end or rewritten"
         return f"{self.path}: broken at line {self.line} ({self.damage}): {DAMAGE_SENTENCES[self.damage]}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, counted
 from pneumofed.common.ops.command_line import ALARM, Json, print_json, say
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def monitor_add(
     if json_:
         print_json(vars(added))
         return
-    say(f"{added.judged} images added, {added.refused} of them cannot be judged")
+    say(f"{counted(added.judged, 'image')} added, {added.refused} of them cannot be judged")
     for reason, count in added.skipped.items():
         say(f"  left out: {reason}: {count}")
     if added.patients_unknown:
@@ -151,7 +151,7 @@ def monitor_share(
     start, end = _period(first, last)
     summary = _monitor(folder, bundle, trusted).summarise(start, end)
     write_share(out, site, (start, end), summary)
-    say(f"{out}: {summary.patients} patients from {start} to {end}")
+    say(f"{out}: {counted(summary.patients, 'patient')} from {start} to {end}")
 
 
 @app.command("compare")
@@ -185,7 +185,7 @@ def _show_sites(drifts: list[SiteDrift], rate: float) -> None:
 
     for drift in drifts:
         moved = drift.moved(rate)
-        say(f"{drift.site}: {drift.patients} patients, {'moved' if moved else 'quiet'}")
+        say(f"{drift.site}: {counted(drift.patients, 'patient')}, {'moved' if moved else 'quiet'}")
         for name in moved[:5]:
             direction: Direction = "higher" if drift.rank.get(name, 0.5) >= 0.5 else "lower"
             words = f": {meaning(name, direction)}" if name in drift.rank else ""

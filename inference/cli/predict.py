@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, counted
 from pneumofed.common.ops.command_line import (
     FAILURE,
     SOME_UNREADABLE,
@@ -144,10 +144,10 @@ def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
 
 def _describe_stopped(summary: PredictionSummary, csv: Path | None, folders: list[Path], recorder: Recorder | None) -> str:
     """What there is of a run that the user ended."""
-    told = [f"stopped after {summary.files} files"]
+    told = [f"stopped after {counted(summary.files, 'file')}"]
     told += [f"{csv} was not written"] if csv else []
     told += [f"what was written into {folder} stays" for folder in folders]
-    told += [f"{recorder.recorded} images are in the monitor"] if recorder else []
+    told += [f"{counted(recorder.recorded, 'image')} recorded in the monitor"] if recorder else []
     return "; ".join(told)
 
 
@@ -258,8 +258,10 @@ def _tell_explained(report: ExplanationReport, opened: Bundle, out: Path) -> Non
         say(f"left out: {reason}: {count}")
     judged = sum(bool(image["maps"]) for image in report.images)
     if judged < len(report.images):
-        say(f"{len(report.images) - judged} images cannot be judged and have no map; {RESULT_FILE} has the reasons")
-    say(f"{judged} images explained, pictures and {RESULT_FILE} in {out}; model {opened.digest[:12]}, signed by {opened.signer}")
+        say(f"{counted(len(report.images) - judged, 'image')} cannot be judged, so without a map; {RESULT_FILE} has the reasons")
+    say(
+        f"{counted(judged, 'image')} explained, pictures and {RESULT_FILE} in {out}; model {opened.digest[:12]}, signed by {opened.signer}"
+    )
 
 
 def _saying(told: list[str]) -> Callable[[str], None]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pneumofed.common.errors import counted
 from pneumofed.common.ops.command_line import Json, print_json, say
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def room_clean(room: Room = Path(), json_: Json = False) -> None:
         Cases(open_room_database(folder.database)), CaseFiles(folder.store, folder.quarantine), folder.settings.retention_days
     )
     _record(folder, "cleaned", cases=done.cases)
-    print_json(asdict(done)) if json_ else say(f"{done.cases} cases deleted, {done.left_behind} folders left behind by crashes")
+    print_json(asdict(done)) if json_ else say(
+        f"{counted(done.cases, 'case')} deleted, {counted(done.left_behind, 'folder')} left behind by crashes"
+    )
 
 
 @app.command("labels")

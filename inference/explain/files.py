@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pneumofed.common.config.classes import positive_word
 from pneumofed.common.data.clinical import Values
-from pneumofed.common.errors import EmptySiteError, ImageError
+from pneumofed.common.errors import EmptySiteError, ImageError, counted
 from pneumofed.common.evaluation.metrics import without_nan
 from pneumofed.common.evaluation.plots import write
 from pneumofed.common.files import atomic_write
@@ -148,7 +148,7 @@ def explain_files(
     network, readable = bundle.load_network(run_code=request.run_code), list(read_usable(find_files(paths), predictor, report))
     images = list(islice(_judgeable(readable, predictor), CHECKED_IMAGES)) if request.checked else []
     if images:
-        progress.show(CHECK, note=f"{len(images)} images, {len(request.methods)} methods")
+        progress.show(CHECK, note=f"{counted(len(images), 'image')}, {counted(len(request.methods), 'method')}")
     verdicts = check_methods(network, images, predictor, request)
     progress.finish(CHECK)
     report.sanity = {method: found.as_json() for method, found in verdicts.items()}

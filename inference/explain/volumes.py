@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pneumofed.common.config.classes import positive_word
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, counted
 from pneumofed.common.evaluation.plots import INK, TEXT_PT, write
 from pneumofed.common.evaluation.ssim import ssim
 from pneumofed.common.files import atomic_write
@@ -226,7 +226,7 @@ def _check(
     volumes = [_input(predictor, image) for image in judged]
     if not volumes:
         return {}
-    progress.show(CHECK, note=f"{len(volumes)} volumes, {len(request.methods)} methods")
+    progress.show(CHECK, note=f"{counted(len(volumes), 'volume')}, {counted(len(request.methods), 'method')}")
     found = {
         method: check_volume_maps(network, volumes, method, request.target, request.seed, request.detail)
         for method in request.methods

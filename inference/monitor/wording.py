@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pneumofed.common.errors import counted
 from pneumofed.common.imaging.patient_groups import AGE, SEX, VIEW
 from pneumofed.common.model_bundle.population import describe_groups
 from pneumofed.inference.monitor.e_processes import CORRECTIONS, REFUSALS, Direction, mix_rows
@@ -199,7 +200,7 @@ def sentences(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> lis
         return ["Nothing was judged since the watch began, or was begun anew, so there is nothing to compare."]
     days = np.unique(findings.found.days)
     span = f"{_day(days[0]):%d %B %Y} to {_day(days[-1]):%d %B %Y}"
-    texts = [f"{len(findings.found):,} images on {_count(len(days), 'day')}, {span}, from {_count(len(scanners), 'scanner')}."]
+    texts = [f"{len(findings.found):,} images on {counted(len(days), 'day')}, {span}, from {counted(len(scanners), 'scanner')}."]
     for scanner in scanners:
         texts += [f"{scanner.name}: {_sentence(row)}" for row in scanner.alarms[:3]]
         if any(row.is_mix for row in scanner.alarms):
@@ -208,7 +209,7 @@ def sentences(findings: DriftFindings, scanners: Sequence[ScannerStatus]) -> lis
     if not alarmed:
         texts.append("No alarm: what arrived cannot be told from what the model is compared with.")
     elif alarmed > len(texts) - 1:
-        texts.append(f"{_count(alarmed, 'quantity', 'quantities')} alarm in all.")
+        texts.append(f"{counted(alarmed, 'quantity', 'quantities')} alarm in all.")
     return texts
 
 
@@ -316,10 +317,6 @@ def _sentence(row: QuantityStatus) -> str:
     numbers = "" if row.now is None or row.usual is None else f" (median {row.now:.3g}, usually {row.usual:.3g})"
     numbers = f" ({row.share_words})" if row.shares else numbers
     return f"{row.meaning}, since about {row.since:%d %B %Y}{numbers}; alarm on {row.alarm_day:%d %B %Y}."
-
-
-def _count(n: int, noun: str, nouns: str = "") -> str:
-    return f"{n:,} {noun if n == 1 else nouns or noun + 's'}"
 
 
 def _day(ordinal: int | np.integer[Any]) -> date:

@@ -22,7 +22,7 @@ from rich.text import Text
 
 from pneumofed.common.config.classes import positive_word
 from pneumofed.common.data.tables import TableWriter
-from pneumofed.common.errors import ConfigError, PneumofedError, printable_line
+from pneumofed.common.errors import ConfigError, PneumofedError, counted, printable_line
 from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.patient_groups import AGE, PatientGroups
 from pneumofed.common.model_bundle.manifest import BundleManifest
@@ -152,7 +152,7 @@ def population_sentences(manifest: BundleManifest, summary: PredictionSummary) -
     if counts["not_judged"]:
         told.append(f"{counts['not_judged']} of the images are of patients that it was not judged for: do not rely on it there.")
     if counts["age_unknown"]:
-        told.append(f"Of {counts['age_unknown']} images the patient's age is not known.")
+        told.append(f"Of {counted(counts['age_unknown'], 'image')} the patient's age is not known.")
     return told
 
 
@@ -191,7 +191,7 @@ def open_table(console: Console, predictor: Predictor, summary: PredictionSummar
     show(table)
     if summary.files > len(rows.kept):
         show(f"and {summary.files - len(rows.kept)} more: --csv FILE or --json shows all")
-    counts, files = summary.statuses, "1 file" if summary.files == 1 else f"{summary.files} files"
+    counts, files = summary.statuses, counted(summary.files, "file")
     show(
         f"{files}: {summary.findings[positive]} {positive}, {summary.findings['normal']} normal, "
         f"{counts['cannot_judge']} cannot be judged, {counts['unreadable']} cannot be read"
@@ -280,7 +280,7 @@ class Recorder:
         try:
             self.monitor.record(result.judgement, result.loaded.image.info, patient=result.loaded.patient)
         except (PneumofedError, OSError) as error:
-            self.tell(f"--monitor: stopped after {self.recorded} images, judging goes on: {_sentence(error)}")
+            self.tell(f"--monitor: stopped after {counted(self.recorded, 'image')}, judging goes on: {_sentence(error)}")
             return False
         self.recorded += 1
         return True

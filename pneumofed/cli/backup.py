@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pneumofed.common.errors import counted
 from pneumofed.common.ops.command_line import Json, Site, print_json, say
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def site_restore(
         say("the former folder's ledger had gone on, and took the place of the backup's")
     if done.lost_rounds:
         say(
-            f"{done.lost_rounds} rounds since then are counted as spent, each as the dearest that the data has had",
+            f"{counted(done.lost_rounds, 'round')} since then counted as spent, each as the dearest that the data has had",
             style="yellow",
         )
     if done.epsilons:
@@ -152,7 +153,7 @@ def _tell_written(written: BackupWritten, as_json: bool) -> None:
     if as_json:
         print_json(vars(written))
         return
-    say(f"backup: {written.path}, {written.files} files, {written.size / 1e6:.1f} MB")
+    say(f"backup: {written.path}, {counted(written.files, 'file')}, {written.size / 1e6:.1f} MB")
     if not written.encrypted:
         say("it is not encrypted and holds no keys; nothing proves who wrote it", style="yellow")
 

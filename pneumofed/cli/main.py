@@ -23,7 +23,7 @@ from pneumofed.client.cli.data import app as data_app
 from pneumofed.client.cli.site import app as site_app
 from pneumofed.client.cli.site import privacy_app
 from pneumofed.common.config.choices import ModelName, StrategyName
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, counted
 from pneumofed.common.ops.command_line import (
     Json,
     console,
@@ -420,7 +420,7 @@ def _show(summary: RunSummary, run_dir: Path) -> None:
     wall = summary.wall
     parts = f" ({', '.join(f'{name} {say_seconds(seconds)}' for name, seconds in wall.parts.items())})" if wall else ""
     seconds = say_seconds(wall.total if wall else summary.seconds or 0.0)
-    console.print(f"{summary.status} after {summary.rounds_completed} rounds and {seconds}{parts}")
+    console.print(f"{summary.status} after {counted(summary.rounds_completed, 'round')} and {seconds}{parts}")
     report = run_dir / "report.html"
     console.print(f"report: {report if report.exists() else 'could not be written'}")
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pneumofed.common.errors import ConfigError, EmptySiteError
+from pneumofed.common.errors import ConfigError, EmptySiteError, counted
 from pneumofed.common.ops.command_line import Json, Site, note, print_json, say
 
 if TYPE_CHECKING:
@@ -102,7 +102,8 @@ def _tell(told: Mapping[str, Any], judged: Metrics) -> None:
     area = approximate(judged)["auroc"]
     span = f" (95% CI {area.span})" if area.span else ""
     say(
-        f"round {told['round']} of run {told['run']}: AUROC {area.number}{span} on {judged.n} images of this site's validation patients"
+        f"round {told['round']} of run {told['run']}: AUROC {area.number}{span} on {counted(judged.n or 0, 'image')} "
+        "of this site's validation patients"
     )
     say(f"bundle: {told['bundle']} and {told['archive']}")
     say(f"signed by {told['signed_by']}; its public key, which the reading room is to trust: {told['public_key']}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from pneumofed.common.errors import counted
 from pneumofed.common.ops.command_line import console, exit_when_stopped, note, print_json, say
 from pneumofed.server.cli.track import Track
 
@@ -66,5 +67,5 @@ def show_table(table: SweepTable) -> None:
 def _spell(spread: Spread | None) -> str:
     if spread is None:
         return "–"
-    interval = "" if spread.low is None else f" ({spread.low:.3f} to {spread.high:.3f} over {spread.seeds} seeds)"
+    interval = "" if spread.low is None else f" ({spread.low:.3f} to {spread.high:.3f} over {counted(spread.seeds, 'seed')})"
     return f"{spread.mean:.3f}{interval}"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from pneumofed.common.config.experiment import ModelConfig
-from pneumofed.common.errors import BundleError, ConfigError
+from pneumofed.common.errors import BundleError, ConfigError, counted
 from pneumofed.common.folder_lock import owned
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
 from pneumofed.common.model_bundle.bundle import pack
@@ -198,7 +198,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     image = source.experiment.image
     export_onnx(network, in_channels, image.shape if image.slices else image.size_px, folder / NETWORK)
     checked = check_graph(network, in_channels, folder / NETWORK, pictures)
-    say(f"ONNX differs from PyTorch by at most {checked.probability:.1e} in probability on {checked.images} images")
+    say(f"ONNX differs from PyTorch by at most {checked.probability:.1e} in probability on {counted(checked.images, 'image')}")
     calibration = calibrate(source, plan.calibration)
     threshold = calibration.move(source.threshold)
     losses = _quantize(folder, reference, central, calibration, threshold, say)
@@ -312,7 +312,8 @@ def _say_limits(
     """Says at export what would otherwise be found in use: a reference too small to watch drift, and how many images are refused."""
     if reference.images < MIN_REFERENCE_IMAGES:
         say(
-            f"the reference has {reference.images} patients: with fewer than {MIN_REFERENCE_IMAGES} drift cannot be watched, and the "
+            f"the reference has {counted(reference.images, 'patient')}: with fewer than {MIN_REFERENCE_IMAGES} drift cannot be watched, "
+            "and the "
             "reading room and `monitor` will refuse to; give more images with --reference"
         )
     found = [count_refusals(folder / NETWORK, part, suitability) for part in pictures]

@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from pneumofed.common.config.classes import MOST_CLASSES
 from pneumofed.common.data.manifest import ImageRecord
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, counted
 from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, bootstrap
 from pneumofed.common.evaluation.class_comparison import against_rest
 from pneumofed.common.evaluation.metrics import metrics
@@ -75,7 +75,7 @@ def calibrate(source: Source, method: Method) -> Calibration:
     fit = fit_calibration(
         *score_histogram(source.validation),
         method,
-        fitted_on=f"{source.validation.n} images of the hospitals' validation patients, who were not trained on",
+        fitted_on=f"{counted(source.validation.n, 'image')} of the hospitals' validation patients, who were not trained on",
         design_effect=(effect := max(1.0, source.images_per_patient)),
     )
     views = [score_histogram(source.validation, view) for view in range(1, len(source.validation.histograms))]

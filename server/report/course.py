@@ -15,7 +15,8 @@ from typing import Any
 
 from pneumofed.common.config.choices import Withheld
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.server.report.numbers import DASH, count, number
+from pneumofed.common.errors import counted
+from pneumofed.server.report.numbers import DASH, number
 from pneumofed.server.report.read_run import STATUS_WORDS, StoredRun
 from pneumofed.server.runs.records import RoundRecord
 
@@ -74,7 +75,7 @@ def _protected(run: StoredRun, cfg: ExperimentConfig, spent: dict[str, float]) -
         )
         dropped = sum(len(set(line.drawn) - set(line.secure_sum.summed if line.secure_sum else ())) for line in run.history)
         if dropped:
-            texts.append(f"{count(dropped, 'time')} a hospital dropped out of a sum, which was completed without it.")
+            texts.append(f"{counted(dropped, 'time')} a hospital dropped out of a sum, which was completed without it.")
     return texts + _by_policy(run)
 
 
@@ -148,7 +149,9 @@ def describe_course(run: StoredRun) -> str:
     """Describes how many rounds were run of how many, and why not all, in a sentence or two."""
     planned = run.experiment.rounds if run.experiment else None
     troubled = [line.round for line in run.history if line.trouble]
-    text = f"{run.completed} of {planned} rounds were completed" if planned else f"{count(run.completed, 'round')} were completed"
+    text = (
+        f"{run.completed} of {planned} rounds were completed" if planned else f"{counted(run.completed, 'round')} were completed"
+    )
     if run.status == "succeeded" and planned and run.completed < planned:
         text += ": the run stopped early, since validation AUROC no longer grew"
     if not run.completed:
@@ -166,7 +169,7 @@ def _describe_buffer(run: StoredRun) -> str:
     if buffer is None:
         return ""
     return (
-        f" Rounds were asynchronous (FedBuff): each took the first {count(buffer, 'good update')} that came. Those of older weights were "
+        f" Rounds were asynchronous (FedBuff): each took the first {counted(buffer, 'good update')} that came. Those of older weights were "
         "scaled by 1 / sqrt(1 + their age in rounds), and only hospitals that were not at work were in the validation of a round."
     )
 
@@ -212,7 +215,7 @@ def environment_rows(run: StoredRun) -> list[tuple[str, str]]:
 def _cpu(environment: Mapping[str, Any]) -> str:
     parts = [
         environment.get("cpu"),
-        environment.get("cpus") and count(environment["cpus"], "CPU"),
+        environment.get("cpus") and counted(environment["cpus"], "CPU"),
         environment.get("cpu_capability"),
     ]
     return ", ".join(str(part) for part in parts if part)

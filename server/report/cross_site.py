@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pneumofed.common.errors import counted
 from pneumofed.common.evaluation.plots import FAINT, INK, TEXT_PT, new_figure
 from pneumofed.server.report.figures import Picture, picture
-from pneumofed.server.report.numbers import DASH, ReportedEstimate, approximate, count, difference, number
+from pneumofed.server.report.numbers import DASH, ReportedEstimate, approximate, difference, number
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import with_interval
 from pneumofed.server.runs.records import Metrics
@@ -217,7 +218,7 @@ def _who_carries(matrix: CrossSiteMatrix) -> str:
 
 
 def _beside(one: Carried) -> str:
-    over = f" over {count(one.hospitals, 'hospital')}" if one.hospitals > 1 else ""
+    over = f" over {counted(one.hospitals, 'hospital')}" if one.hospitals > 1 else ""
     return f"{'mean ' if one.hospitals > 1 else ''}AUROC {number(one.own)}{over}, where the global model has {number(one.shared)}"
 
 
@@ -242,7 +243,8 @@ def _who_loses(matrix: CrossSiteMatrix) -> str:
         return f"At home no hospital's own model loses to another one, of {homes}."
     named = f": {', '.join(lost)}" if len(lost) <= MOST_NAMES else ""
     lose = "loses" if len(lost) == 1 else "lose"
-    return f"At home {len(lost)} of {count(homes, 'own model')} {lose} to the best other there{named}; beyond what chance explains {clear}."
+    which = f"{len(lost)} of {counted(homes, 'own model')}"
+    return f"At home {which} {lose} to the best other there{named}; beyond what chance explains {clear}."
 
 
 def _column(matrix: CrossSiteMatrix, judge: str) -> dict[str, Metrics]:

@@ -18,7 +18,7 @@ import numpy as np
 from pneumofed.common.config.classes import in_words, positive_word
 from pneumofed.common.config.experiment import ImageConfig
 from pneumofed.common.data.cache import Pixels, decode_for_cache, image_digest
-from pneumofed.common.errors import ImageError
+from pneumofed.common.errors import ImageError, counted
 from pneumofed.common.evaluation import plots
 from pneumofed.common.evaluation.bootstrap import ConfidenceInterval
 from pneumofed.common.evaluation.plots import (
@@ -39,7 +39,7 @@ from pneumofed.common.files import atomic_write
 from pneumofed.common.model_bundle.image_statistics import as_pictures
 from pneumofed.common.model_bundle.series import find_series
 from pneumofed.server.report.many import MOST_SINGLE, plot_loss_bands, plot_sizes
-from pneumofed.server.report.numbers import ReportedEstimate, count
+from pneumofed.server.report.numbers import ReportedEstimate
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import with_interval
 from pneumofed.server.runs.records import RoundRecord, set_noun
@@ -106,7 +106,7 @@ def draw_course(run: StoredRun) -> list[Picture]:
     pictures = [picture("curves", figure, caption)]
     if losses:
         figure = (plot_site_losses if len(losses) <= MOST_SINGLE else plot_loss_bands)(rounds, losses, mean["training"])
-        caption = f"Training loss in each of {count(len(losses), 'hospital')} over rounds."
+        caption = f"Training loss in each of {counted(len(losses), 'hospital')} over rounds."
         pictures.append(picture("site_losses", figure, caption))
     return pictures
 

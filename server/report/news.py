@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pneumofed.common.config.classes import in_words
+from pneumofed.common.errors import counted
 from pneumofed.server.report.cross_site import cross_site_sentences
-from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, number, of_hundred, whole
+from pneumofed.server.report.numbers import ReportedEstimate, approximate, number, of_hundred, whole
 from pneumofed.server.report.personal import alone_sentences, personal_sentences
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import describe_lead
@@ -93,7 +94,7 @@ def _who_gains(run: StoredRun, central_set: str) -> str:
     )
     undecided = len(gains) - len(clear)
     return (
-        f"By taking part, of {count(len(gains), 'hospital')} {len(clear) - len(losers)} "
+        f"By taking part, of {counted(len(gains), 'hospital')} {len(clear) - len(losers)} "
         f"{'gains' if len(clear) - len(losers) == 1 else 'gain'}, {lost}, and of {undecided} it cannot be told."
     )
 
@@ -172,7 +173,7 @@ def _better_alone(run: StoredRun, central_set: str) -> str:
         return f"No hospital has a higher AUROC alone, of {len(known)}."
     named = f" ({', '.join(better)})" if len(better) <= 5 else ""
     return (
-        f"{len(better)} of {count(len(known), 'hospital')} {'has' if len(better) == 1 else 'have'} a higher AUROC alone{named}."
+        f"{len(better)} of {counted(len(known), 'hospital')} {'has' if len(better) == 1 else 'have'} a higher AUROC alone{named}."
     )
 
 

@@ -67,16 +67,6 @@ def whole(value: float | None) -> str:
     return DASH if value is None else f"{value:,.0f}"
 
 
-def count(n: int, noun: str) -> str:
-    """Formats a count with its noun: `1 image`, `5,216 images`.
-
-    Args:
-        n: how many.
-        noun: in the singular; its plural takes an s.
-    """
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
-
-
 def duration(seconds: float | None) -> str:
     """Formats a time: `48 s`, `12 min`, `3 h 05 min`."""
     seconds = _known(seconds)

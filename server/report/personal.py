@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, difference, number
+from pneumofed.common.errors import counted
+from pneumofed.server.report.numbers import ReportedEstimate, approximate, difference, number
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.runs.records import Metrics
 from pneumofed.server.runs.summary_records import PersonalComparison, compare_personal
@@ -85,7 +86,7 @@ def personal_sentences(run: StoredRun) -> list[str]:
         return [_why_none(run)]
     if not known:
         return [
-            f"Of {count(len(rows), 'hospital')} with a model of its own, none has validation images of both classes to compare it on."
+            f"Of {counted(len(rows), 'hospital')} with a model of its own, none has validation images of both classes to compare it on."
         ]
     texts = [_who(known, len(rows)), _mean(known)]
     return [" ".join(text for text in texts if text)]
@@ -128,13 +129,13 @@ def _who(rows: Sequence[PersonalRow], of: int, model: str = "") -> str:
     clear = [row for row in rows if row.lead.clear]
     gains = sum((row.lead.value or 0.0) > 0 for row in clear)
     left = (
-        f" Of {count(of - len(rows), 'hospital')} more it cannot be told without images of both classes."
+        f" Of {counted(of - len(rows), 'hospital')} more it cannot be told without images of both classes."
         if of > len(rows)
         else ""
     )
     does, model = ("does", model or "its own model") if len(better) == 1 else ("do", model or "their own model")
     return (
-        f"By AUROC on their own validation images, {len(better)} of {count(len(rows), 'hospital')} {does} better with {model}"
+        f"By AUROC on their own validation images, {len(better)} of {counted(len(rows), 'hospital')} {does} better with {model}"
         f"{_named(better)}, {len(worse)} worse{_named(worse)}; beyond what chance explains {gains} {'does' if gains == 1 else 'do'} better "
         f"and {len(clear) - gains} worse.{left}"
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumofed.common.config.classes import in_words, positive_word
+from pneumofed.common.errors import counted
 from pneumofed.common.ops.render import Filters, render
 from pneumofed.server.report.class_results import class_tables
 from pneumofed.server.report.course import (
@@ -31,7 +32,7 @@ from pneumofed.server.report.figures import (
 )
 from pneumofed.server.report.many import distributions
 from pneumofed.server.report.news import gain_table, news, subgroup_tables
-from pneumofed.server.report.numbers import approximate, count, number, whole
+from pneumofed.server.report.numbers import approximate, number, whole
 from pneumofed.server.report.personal import alone_table, personal_table
 from pneumofed.server.report.read_run import StoredRun, read_run
 from pneumofed.server.report.results import (
@@ -118,7 +119,7 @@ def _results(run: StoredRun) -> dict[str, Any]:
         "subgroups": subgroup_tables(run),
         "policy": describe_policy(run),
         "validation": approximate(validation),
-        "validation_size": f" ({count(images, 'image')})" if images else "",
+        "validation_size": f" ({counted(images, 'image')})" if images else "",
         "result_pictures": draw_results(run),
         "example_pictures": draw_examples(run),
         "comparisons": comparisons(run),

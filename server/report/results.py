@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pneumofed.common.config.classes import in_words
+from pneumofed.common.errors import counted
 from pneumofed.server.report.news import leads_of
-from pneumofed.server.report.numbers import ReportedEstimate, approximate, count, duration, megabytes, number, whole
+from pneumofed.server.report.numbers import ReportedEstimate, approximate, duration, megabytes, number, whole
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import PARTITION_WORDS
 from pneumofed.server.runs.records import Metrics, RoundRecord, set_noun
@@ -175,7 +176,7 @@ def _mean_row(hospitals: int, found: Mapping[str, MetricSpread]) -> ComparedRow:
     spreads = [found.get(metric, MetricSpread()) for metric in COMPARED_METRICS]
     ranges = [f"from {number(spread.worst)} to {number(spread.best)}" for spread in spreads]
     return ComparedRow(
-        f"Mean of {count(hospitals, 'hospital')} alone", [ReportedEstimate(spread.mean) for spread in spreads], ranges
+        f"Mean of {counted(hospitals, 'hospital')} alone", [ReportedEstimate(spread.mean) for spread in spreads], ranges
     )
 
 

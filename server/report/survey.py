@@ -22,12 +22,13 @@ from pydantic import Field
 from pneumofed.common.config.classes import in_words
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import SurveyField
+from pneumofed.common.errors import counted
 from pneumofed.common.evaluation.comparison import Margins
 from pneumofed.common.evaluation.histograms import mean_divergence, stability_index
 from pneumofed.common.ops.render import render
 from pneumofed.common.wire.survey import NOT_STATED, SMALL_CELL, TITLES, SurveyAnswer, survey_cells
 from pneumofed.server.federation.survey import SurveyResult, read_survey
-from pneumofed.server.report.numbers import Z_95, count, number, whole
+from pneumofed.server.report.numbers import Z_95, number, whole
 from pneumofed.server.runs.folder import write_text
 
 HIDDEN_COUNT = 4.5
@@ -182,7 +183,7 @@ def survey_sentences(result: SurveyResult, found: Mapping[str, Any]) -> list[str
         result: what the sites told.
         found: as `analyse_survey` gives it.
     """
-    sites = count(len(result.answers), "hospital")
+    sites = counted(len(result.answers), "hospital")
     share = ""
     if found["with_pneumonia"] is not None and (both := found["with_pneumonia"] + found["without"]):
         share = f", {found['with_pneumonia'] / both:.0%} of them with pneumonia"
@@ -201,7 +202,7 @@ def survey_sentences(result: SurveyResult, found: Mapping[str, Any]) -> list[str
         names = ", ".join(TITLES[field].partition(",")[0].partition(";")[0] for field in fields)
         said.append(f"{site} differs from most others by {names}.")
     if len(differing) > MOST_NAMED:
-        said.append(f"So do {count(len(differing) - MOST_NAMED, 'more hospital')}, see below.")
+        said.append(f"So do {counted(len(differing) - MOST_NAMED, 'more hospital')}, see below.")
     if len(result.answers) > 1 and not differing:
         said.append("No hospital differs from most others in what was told by more than chance.")
     return [in_words(sentence, result.classes) for sentence in (*said, *_power_sentences(found))]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pneumofed.common.config.classes import in_words
+from pneumofed.common.errors import counted
 from pneumofed.common.ops.study_code import describe_name, is_study_code
-from pneumofed.server.report.numbers import ReportedEstimate, count, difference, hundred_span, number, of_hundred, whole
+from pneumofed.server.report.numbers import ReportedEstimate, difference, hundred_span, number, of_hundred, whole
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.runs.records import CENTRAL_SETS, set_noun
 from pneumofed.server.runs.summary_records import MetricInterval
@@ -58,26 +59,26 @@ def _training(run: StoredRun) -> str:
     model = _model_noun(cfg.model.name) if cfg else "A network"
     method = f" with {STRATEGY_NAMES.get(cfg.strategy.name, cfg.strategy.name)}" if cfg else ""
     method += ", and beside it each hospital's own model with Ditto" * bool(cfg and cfg.personal.is_on)
-    where = f" in {count(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""
+    where = f" in {counted(len(sites), 'simulated hospital' if run.virtual else 'hospital')}" if sites else ""
     if not run.completed:
         return f"{model} was to be trained{method}{where}, but no round was completed."
     images = sum(site.images or 0 for site in sites.values())
     patients = sum(site.patients or 0 for site in sites.values())
     noun = "CT volume" if cfg and cfg.image.slices else "chest radiograph"
-    of_images = f" with {count(images, noun)} of {count(patients, 'patient')}" if images else ""
+    of_images = f" with {counted(images, noun)} of {counted(patients, 'patient')}" if images else ""
     ending = ". The images of each set were dealt to its hospitals" if run.virtual else "; no image left its hospital"
     kind = run.partition_kind
     ending += f", {PARTITION_WORDS[kind]}" if run.virtual and kind in PARTITION_WORDS else ""
     if cfg and cfg.strategy.ema_decay > 0:
         ending += ". Judged and kept is the moving average of its weights over the rounds"
-    return f"{model} was trained{method} over {count(run.completed, 'round')}{where}{of_images}{ending}."
+    return f"{model} was trained{method} over {counted(run.completed, 'round')}{where}{of_images}{ending}."
 
 
 def _auroc(run: StoredRun, central_set: str) -> str:
     found, size = run.results(central_set)["auroc"], run.size(central_set)
-    of_patients = f" of {count(size.patients, 'patient')}" if size.patients else ""
+    of_patients = f" of {counted(size.patients, 'patient')}" if size.patients else ""
     value = with_interval(found, run.interval_name(central_set))
-    return f"on the {set_noun(central_set)} ({count(size.images, 'image')}{of_patients}) the AUROC is {value}"
+    return f"on the {set_noun(central_set)} ({counted(size.images, 'image')}{of_patients}) the AUROC is {value}"
 
 
 def _operating_point(run: StoredRun, evaluated: list[str]) -> str:
@@ -146,7 +147,7 @@ def warn_of_few(run: StoredRun) -> list[str]:
     for name in run.sets:
         size = run.size(name)
         few = [
-            f"{count(n, 'image')} {in_words(text, run.classes)}"
+            f"{counted(n, 'image')} {in_words(text, run.classes)}"
             for n, text in ((size.normal, "without pneumonia"), (size.pneumonia, "with pneumonia"))
             if n < FEW_IMAGES
         ]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, counted
 from pneumofed.common.evaluation.histograms import mean_divergence
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.simulation.hospitals.sources import PartitionKind
@@ -119,8 +119,8 @@ def _check(patients: int, hospitals: int, kind: str, alpha: float) -> None:
         raise ConfigError(f"hospitals: expected at least 1, got {hospitals}")
     if hospitals > patients:
         raise ConfigError(
-            f"hospitals: {hospitals} asked for, but the data have {patients} patients, whose images stay together; "
-            f"ask for at most {patients} hospitals or give more data"
+            f"hospitals: {hospitals} asked for, but the data have {counted(patients, 'patient')}, whose images stay together; "
+            f"ask for at most {counted(patients, 'hospital')} or give more data"
         )
 
 

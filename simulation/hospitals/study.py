@@ -18,7 +18,7 @@ from pneumofed.common.data.manifest import LABELS, DataReport, ImageRecord, Mani
 from pneumofed.common.data.sources.public_sets import is_kaggle
 from pneumofed.common.data.sources.table import find_columns
 from pneumofed.common.data.tables import read_columns, read_rows
-from pneumofed.common.errors import ConfigError, SkipReason
+from pneumofed.common.errors import ConfigError, SkipReason, counted
 from pneumofed.common.seeds import derive_seed
 from pneumofed.simulation.hospitals.partition import partition
 from pneumofed.simulation.hospitals.sources import DIVIDED, ImageSource, SimulationConfig, read_source
@@ -217,7 +217,7 @@ def _by_column(manifest: Manifest, hospital_of: Mapping[Path, str], column: str)
     for record in manifest.records:
         parts.setdefault(hospital_of.get(record.path, ""), []).append(record)
     if "" in parts:
-        raise ConfigError(f"partition: column '{column}' is empty for {len(parts[''])} images; each needs its hospital")
+        raise ConfigError(f"partition: column '{column}' is empty for {counted(len(parts['']), 'image')}; each needs its hospital")
     names = Counter(_plain_name(value) for value in parts)
     if max(names.values(), default=1) > 1:
         raise ConfigError(f"partition: two values of column '{column}' give one name, {names.most_common(1)[0][0]}; change one")

@@ -164,9 +164,7 @@ def test_a_sites_own_words_are_mapped_and_an_unknown_one_is_named_at_the_site_on
     (site / "site.yaml").write_text((site / "site.yaml").read_text() + "label_words:\n  TB: tuberculosis\n")
     answer = CliRunner().invoke(app, ["add", "table", str(table), "--site", str(site)])
     assert answer.exit_code == 0
-    assert "6 rows have a label that no word is known for, and are left out: 'Koch' (5), 1 other word" in " ".join(
-        answer.stderr.split()
-    )
+    assert "6 rows with a label that no word is known for left out: 'Koch' (5), 1 other word" in " ".join(answer.stderr.split())
     assert "--label 'Koch=LABEL'" in " ".join(answer.stderr.split()) and "JANE" not in answer.output
     listed = (site / "data" / "unknown_labels.csv").read_text()
     assert listed.splitlines() == ["row,word", *(f"{row},Koch" for row in range(5, 10)), "10,"]

@@ -285,7 +285,7 @@ def test_a_child_under_an_adults_model_is_warned_of_in_table_json_and_csv(adults
     table = " ".join(run(adults_bundle, child, adult, unknown).stdout.split())
     assert "The model was judged on adults, adults of 65 years and over." in table
     assert "1 of the images are of patients that it was not judged for" in table
-    assert "Of 1 images the patient's age is not known." in table
+    assert "Of 1 image the patient's age is not known." in table
     assert not any("20200101" in text for text in (json.dumps(told), table))
 
 

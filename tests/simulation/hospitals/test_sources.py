@@ -104,7 +104,7 @@ def test_two_values_of_a_column_never_become_one_hospital(tmp_path: Path) -> Non
         study_of(SimulationConfig(data=str(data), partition="column:hospital"))
 
 
-@pytest.mark.parametrize(("column", "told"), [("ward", "has no column 'ward'"), ("hospital", "is empty for 1 images")])
+@pytest.mark.parametrize(("column", "told"), [("ward", "has no column 'ward'"), ("hospital", "is empty for 1 image;")])
 def test_a_column_that_does_not_name_every_hospital_is_refused(tmp_path: Path, column: str, told: str) -> None:
     data = table(tmp_path / "set", people("p", 3), hospital=["a", "", "b"])
     with pytest.raises(ConfigError, match=told):
