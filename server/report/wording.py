@@ -40,6 +40,7 @@ def summary_sentences(run: StoredRun) -> list[str]:
         areas = "; ".join(_auroc(run, name) for name in evaluated)
         texts.append(f"{areas[0].upper()}{areas[1:]}. An AUROC of 0.5 is guessing, 1 is perfect.")
         texts.append(_operating_point(run, evaluated))
+        texts += [_over_classes(run, name) for name in evaluated if len(run.classes) > 2]
     missing = [set_noun(name) for name in CENTRAL_SETS if name not in evaluated]
     if missing and len(evaluated) < len(CENTRAL_SETS):
         texts.append(
@@ -79,6 +80,15 @@ def _auroc(run: StoredRun, central_set: str) -> str:
     of_patients = f" of {counted(size.patients, 'patient')}" if size.patients else ""
     value = with_interval(found, run.interval_name(central_set))
     return f"on the {set_noun(central_set)} ({counted(size.images, 'image')}{of_patients}) the AUROC is {value}"
+
+
+def _over_classes(run: StoredRun, central_set: str) -> str:
+    results, interval_name = run.results(central_set), run.interval_name(central_set)
+    area = with_interval(results["auroc_macro"], interval_name)
+    right = _hundred(results["accuracy_three_class"], interval_name)
+    said = f"; for {right} of 100 images the most probable class is the true one" if right else ""
+    names = f"{', '.join(run.classes[:-1])} and {run.classes[-1]}"
+    return f"Over {names}, the mean AUROC of each against the rest in the {set_noun(central_set)} is {area}{said}."
 
 
 def _operating_point(run: StoredRun, evaluated: list[str]) -> str:

@@ -213,6 +213,7 @@ def test_baselines_that_fail_do_not_hide_the_results_of_the_federation(tmp_path:
     page = read(tmp_path)
     check(page)
     assert all(text in page.text for text in ("Each class of the external set against the rest", "No test set was judged"))
+    assert "Over normal, bacterial and viral, the mean AUROC of each against the rest in the external set is" in page.text
     assert page.badge == "Failed, after the last round"
     assert "Metrics with 95% CI of 1,000 bootstrap resamples" in page.text
 
