@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from pneumofed.client.federation.clinical_sums import answer_clinical_sums
 from pneumofed.client.federation.correction import SiteCorrection
 from pneumofed.client.federation.ditto import prepare_personal
-from pneumofed.client.federation.held_model import keep_model
+from pneumofed.client.federation.held_model import keep_models
 from pneumofed.client.federation.judging import compare_alone, evaluate_other, evaluate_round
 from pneumofed.client.federation.network import LocalNorms, empty_network, own_network
 from pneumofed.client.federation.requests import Disclosure, Handler, answer_request, open_site_data, read_request
@@ -258,11 +258,10 @@ def _answer(message: Message, context: Context, handler: Handler) -> Message:
 def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
     try:
         instruction, work = read_request(message.content, message.metadata.message_type, config)
-        judged = instruction.arrays if work == "evaluate" else None
-        held = keep_model(config, instruction.run, judged) if judged is not None else None
+        judged = [arrays for arrays in (instruction.arrays, instruction.latest) if arrays is not None and work == "evaluate"]
+        held = keep_models(config, instruction.run, *judged) if judged else []
         content = answer_request(instruction, config, work, handler)
-        if held is not None:
-            attach_held(content, held)
+        attach_held(content, held)
         return Message(content, reply_to=message)
     except Exception:
         logger.exception("a message of type %s could not be answered", message.metadata.message_type)

@@ -1,9 +1,13 @@
 """The model that a site was last asked to judge, kept on its disk until the next round trains on from it: so it travels once a round.
 
-keep_model(config, run, arrays)      the hash to report, or None where the disk is full
+keep_models(config, run, *models)    the hashes to report, or none where the disk is full
 restore_model(config, instruction)   the instruction with its weights, where it refers to kept ones
 
-A site keeps one model, of one run. What was lost or damaged is refused with a `HeldModelError`, and the coordinator sends it whole.
+Where a moving average is judged (`strategy.ema_decay`), the next round trains on from other weights than the judged ones. Then these travel
+with the evaluation, the site brings the average that it keeps up to date with them, by the coordinator's own arithmetic, and keeps both.
+
+What is kept is of one run. What was lost or damaged, or gives another average than the coordinator's, is refused with a
+`HeldModelError`, and the coordinator sends it whole.
 """
 
 from __future__ import annotations
@@ -18,41 +22,44 @@ from pneumofed.common.audit.log import hash_arrays
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import HeldModelError
 from pneumofed.common.files import atomic_write, pass_if_disk_full
+from pneumofed.common.models.kept_model import moving_average
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import ModelArrays
 
 PREFIX = "held-model-"
 
 
-def keep_model(config: SiteConfig, run: str, arrays: ModelArrays) -> str | None:
+def keep_models(config: SiteConfig, run: str, *models: ModelArrays) -> list[str]:
     """Keeps weights in place of those that were kept before.
 
     Args:
         config: of the site.
         run: token of the run, which alone may refer to them.
-        arrays: float32 [P] and [B].
+        models: float32 [P] and [B] each; two at most.
 
     Returns:
-        Their SHA-256, to be reported to the coordinator; None where the disk is full, and nothing is kept.
+        The SHA-256 of each, to be reported to the coordinator; none where the disk is full, and nothing is kept.
 
     Raises:
         OSError: the folder cannot be written for another reason than a full disk.
     """
-    digest = hash_arrays(arrays)
-    path = _path(config, run, digest)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    hashes = [hash_arrays(arrays) for arrays in models]
+    paths = [_path(config, run, digest) for digest in hashes]
+    folder = _folder(config)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        if not path.exists():
-            with atomic_write(path) as file:
-                np.save(file, arrays.parameters, allow_pickle=False)
-                np.save(file, arrays.statistics, allow_pickle=False)
+        for path, arrays in zip(paths, models, strict=True):
+            if not path.exists():
+                with atomic_write(path) as file:
+                    np.save(file, arrays.parameters, allow_pickle=False)
+                    np.save(file, arrays.statistics, allow_pickle=False)
     except OSError as error:
-        pass_if_disk_full(error, path.parent)
-        return None
-    for other in path.parent.glob(f"{PREFIX}*"):
-        if other != path:
+        pass_if_disk_full(error, folder)
+        return []
+    for other in folder.glob(f"{PREFIX}*"):
+        if other not in paths:
             other.unlink(missing_ok=True)
-    return digest
+    return hashes
 
 
 def restore_model(config: SiteConfig, instruction: Instruction) -> Instruction:
@@ -63,21 +70,40 @@ def restore_model(config: SiteConfig, instruction: Instruction) -> Instruction:
         instruction: as it was unpacked.
 
     Raises:
-        HeldModelError: the weights are not kept here, or are damaged.
+        HeldModelError: the weights are not kept here, are damaged, or give another average than the coordinator has.
     """
-    if instruction.held is None:
+    if instruction.held is not None:
+        return replace(instruction, arrays=_read(config, instruction.run, instruction.held))
+    if instruction.averaged is None:
         return instruction
+    former, result = instruction.averaged
+    latest, before = instruction.weights, _read(config, instruction.run, former)
+    if [part.shape for part in (before.parameters, before.statistics)] != [
+        part.shape for part in (latest.parameters, latest.statistics)
+    ]:
+        raise HeldModelError("the average that the message refers to is of another network")
+    average = moving_average(before, latest, instruction.experiment.strategy.ema_decay)
+    if hash_arrays(average) != result:
+        raise HeldModelError("the moving average is another one here than at the coordinator")
+    return replace(instruction, arrays=average, latest=latest)
+
+
+def _read(config: SiteConfig, run: str, digest: str) -> ModelArrays:
     try:
-        with _path(config, instruction.run, instruction.held).open("rb") as file:
+        with _path(config, run, digest).open("rb") as file:
             arrays = ModelArrays(np.load(file, allow_pickle=False), np.load(file, allow_pickle=False))
     except (OSError, ValueError, EOFError):
         raise HeldModelError("the weights that the message refers to are not kept here") from None
-    if hash_arrays(arrays) != instruction.held:
+    if hash_arrays(arrays) != digest:
         raise HeldModelError("the weights that the message refers to are damaged here")
-    return replace(instruction, arrays=arrays)
+    return arrays
+
+
+def _folder(config: SiteConfig) -> Path:
+    return Path(config.model_dir or config.work_dir)
 
 
 def _path(config: SiteConfig, run: str, digest: str) -> Path:
     """Named by a hash of ours: nothing of a message names a file."""
     name = hashlib.sha256(f"{run} {digest}".encode()).hexdigest()[:32]
-    return Path(config.model_dir or config.work_dir) / f"{PREFIX}{name}.npy"
+    return _folder(config) / f"{PREFIX}{name}.npy"

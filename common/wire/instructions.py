@@ -29,6 +29,8 @@ from pneumofed.common.wire.fields import (
 from pneumofed.common.wire.messages import (
     ARRAYS,
     AUDIT_HEAD,
+    AVERAGE,
+    AVERAGED_WITH,
     CLINICAL,
     CONFIG,
     COUNTED,
@@ -42,6 +44,7 @@ from pneumofed.common.wire.messages import (
     SURVEY,
     VARIATE,
     ModelArrays,
+    average_in,
     head_in,
     held_in,
     pack_arrays,
@@ -82,6 +85,10 @@ class Instruction:
     """Whether sums of clinical numbers are asked for, in the place of enrolment; nothing else is asked then."""
     held: str | None = None
     """SHA-256 of weights that the site keeps since the last evaluation and that stand for `arrays`; None where these travel."""
+    averaged: tuple[str, str] | None = None
+    """SHA-256 of a moving average that the site keeps, and of what it becomes with `arrays`: the average is then what is asked about."""
+    latest: ModelArrays | None = None
+    """This round's weights where `arrays` is their moving average that the site computed; never travels."""
     other: ModelArrays | None = None
     """The model of another site, which the site is asked to judge in place of the global one (`evaluation.cross_site`)."""
 
@@ -174,6 +181,25 @@ def with_held(message: Message, held: str) -> Message:
     return referring
 
 
+def with_average(message: Message, weights: ArrayRecord, former: str, result: str) -> Message:
+    """Copies a request with a round's weights in place of their moving average, for a site that keeps the average before.
+
+    The round that follows trains on from these weights, so that the site has what it needs by one download.
+
+    Args:
+        message: an instruction to one site, with the average in it.
+        weights: of the round; shared, not copied.
+        former: SHA-256 of the average before.
+        result: of the average in `message`.
+
+    Raises:
+        MessageError: `message` holds no instruction.
+    """
+    averaging = _with_entry(_with_entry(message, AVERAGED_WITH, former), AVERAGE, result)
+    averaging.content[ARRAYS] = weights
+    return averaging
+
+
 def unpack_instruction(content: RecordDict) -> Instruction:
     """Unpacks what the coordinator asks.
 
@@ -199,6 +225,9 @@ def unpack_instruction(content: RecordDict) -> Instruction:
     held = held_in(config)
     if held is not None and arrays is not None:
         raise MessageError(f"expected weights or {HELD}, got both")
+    averaged = average_in(config)
+    if averaged is not None and (arrays is None or experiment.strategy.ema_decay == 0.0):
+        raise MessageError(f"{AVERAGED_WITH}: expected weights beside it, and an experiment that asks for strategy.ema_decay")
     survey = _unpack_survey(config[SURVEY]) if SURVEY in config else ()
     clinical = config.get(CLINICAL, False) is True
     lent = _unpack_other(content, experiment)
@@ -206,8 +235,9 @@ def unpack_instruction(content: RecordDict) -> Instruction:
         part is not None for part in (arrays, held, first, tests, step, survey or None, clinical or None)
     ):
         raise MessageError(f"expected {OTHER} by itself, got more to judge or to do")
-    asked = (survey, clinical, held, lent)
-    return Instruction(experiment, run, number, arrays, head_in(config), step, counted, variate, factor, first, tests, *asked)
+    asked = (survey, clinical, held, averaged)
+    parts = (arrays, head_in(config), step, counted, variate, factor, first, tests, *asked)
+    return Instruction(experiment, run, number, *parts, other=lent)
 
 
 def _with_entry(message: Message, key: str, value: ConfigRecordValues) -> Message:

@@ -30,7 +30,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -75,6 +75,10 @@ OTHER = "other-model"
 """Name of the record with the model of another site, which an evaluation asks to judge."""
 HELD = "held-model"
 """Key of the records `CONFIG` and `SITE`: SHA-256 of weights that the site keeps (`common.audit.log.hash_arrays`)."""
+HELD_LATEST = "held-weights"
+"""Key of the record `SITE`: SHA-256 of the weights beside them that the next round trains on from, where the judged ones are an average."""
+AVERAGED_WITH, AVERAGE = "averaged-with", "average"
+"""Keys of the record `CONFIG`: SHA-256 of a moving average that the site keeps, and of what it becomes with the weights in the message."""
 COUNTED = "counted"
 """Key of the record `CONFIG`: the last round in which the site's update was counted, 0 for none."""
 SUITABILITY = "suitability"
@@ -381,22 +385,42 @@ def attach_head(content: RecordDict, head: str) -> None:
     record_named(content.config_records, SITE)[AUDIT_HEAD] = head
 
 
-def attach_held(content: RecordDict, held: str) -> None:
-    """Adds the hash of the weights that the site keeps to its reply.
+def attach_held(content: RecordDict, held: Sequence[str]) -> None:
+    """Adds the hashes of the weights that the site keeps to its reply.
 
     Args:
         content: of the reply, changed in place.
-        held: SHA-256 in hexadecimal.
+        held: SHA-256 in hexadecimal of what was judged, and of this round's weights where the judged ones are their moving average.
 
     Raises:
         MessageError: the reply holds no site record.
     """
-    record_named(content.config_records, SITE)[HELD] = held
+    for key, digest in zip((HELD, HELD_LATEST), held, strict=False):
+        record_named(content.config_records, SITE)[key] = digest
 
 
 def held_in(record: Mapping[str, Any]) -> str | None:
-    """Reads the hash of kept weights in `record`, if there is one and it is a hash."""
+    """Reads the hash of kept weights that an instruction refers to, if there is one and it is a hash."""
     return _hash_in(record, HELD)
+
+
+def all_held_in(record: Mapping[str, Any]) -> frozenset[str]:
+    """Reads the hashes of the weights that a site keeps from the site record of its reply; what is no hash is passed over."""
+    return frozenset(found for key in (HELD, HELD_LATEST) if (found := _hash_in(record, key)) is not None)
+
+
+def average_in(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Reads the hashes of `AVERAGED_WITH` and `AVERAGE` from an instruction; None where it has neither.
+
+    Raises:
+        MessageError: it has one without the other, or one that is no hash.
+    """
+    former, result = _hash_in(record, AVERAGED_WITH), _hash_in(record, AVERAGE)
+    if former is not None and result is not None:
+        return former, result
+    if AVERAGED_WITH in record or AVERAGE in record:
+        raise MessageError(f"expected two hashes, {AVERAGED_WITH} and {AVERAGE}")
+    return None
 
 
 def build_failure(error: BaseException, site: str | None, request: Message) -> Message:

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from flwr.app import Message
+from flwr.app import ArrayRecord, Message
 from flwr.serverapp import Grid
 
 from pneumofed.common.audit.log import hash_arrays
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import HeldModelError, MessageError
 from pneumofed.common.evaluation.statistics import Statistics
-from pneumofed.common.wire.instructions import with_held
+from pneumofed.common.wire.instructions import with_average, with_held
 from pneumofed.common.wire.messages import (
     ARRAYS,
     SITE,
@@ -33,8 +33,9 @@ from pneumofed.common.wire.messages import (
     ModelArrays,
     Presence,
     Update,
+    all_held_in,
     content_bytes,
-    held_in,
+    pack_arrays,
     read_failure,
     unpack_arrays,
     unpack_update,
@@ -65,6 +66,29 @@ class OpenMessage:
     """Time (monotonic) after which nothing more is expected."""
 
 
+@dataclass(frozen=True)
+class AverageStep:
+    """From one moving average to the next: a site that keeps the former makes the result of the round's weights, and has these too."""
+
+    former: str
+    """SHA-256 of the average before the round."""
+    result: str
+    """SHA-256 of the average after it."""
+    weights: ArrayRecord
+    """Of the round."""
+
+    @classmethod
+    def of(cls, former: ModelArrays, result: ModelArrays, weights: ModelArrays) -> AverageStep:
+        """Hashes both averages.
+
+        Args:
+            former: the average before the round.
+            result: that after it.
+            weights: of the round, which sites train on from.
+        """
+        return cls(hash_arrays(former), hash_arrays(result), pack_arrays(weights))
+
+
 @dataclass
 class Messenger:
     """The coordinator's side of the exchange. A model that a site says it keeps is not sent to it again, only its hash.
@@ -72,7 +96,8 @@ class Messenger:
     Attributes:
         outstanding: messages that sites still work on, by message id.
         at_work: sites whose training may outlast the round (`server.federation.asynchronous`).
-        held: by site, the SHA-256 of the weights that it keeps.
+        held: by site, the SHA-256 of each of the weights that it keeps.
+        average: of the last round, where a moving average is judged.
         bytes_down: of all arrays that were sent.
     """
 
@@ -80,7 +105,8 @@ class Messenger:
     activity: Activity
     outstanding: dict[str, OpenMessage] = field(default_factory=dict)
     at_work: set[str] = field(default_factory=set)
-    held: dict[str, str] = field(default_factory=dict)
+    held: dict[str, frozenset[str]] = field(default_factory=dict)
+    average: AverageStep | None = None
     bytes_down: int = 0
 
     def exchange(
@@ -164,12 +190,19 @@ class Messenger:
             record = message.content.array_records.get(ARRAYS) if site in self.held else None
             if record is not None and id(record) not in hashes:
                 hashes[id(record)] = hash_arrays(unpack_arrays(record))
-            same = record is not None and hashes[id(record)] == self.held[site]
-            referring[site] = with_held(message, self.held[site]) if same else message
+            referring[site] = message if record is None else self._referring(message, hashes[id(record)], self.held[site])
         return referring
 
+    def _referring(self, message: Message, digest: str, held: frozenset[str]) -> Message:
+        if digest in held:
+            return with_held(message, digest)
+        step = self.average
+        if step is not None and step.result == digest and step.former in held:
+            return with_average(message, step.weights, step.former, step.result)
+        return message
+
     def _remember_held(self, site: str, message: Message) -> None:
-        if SITE in message.content.config_records and (held := held_in(message.content.config_records[SITE])):
+        if SITE in message.content.config_records and (held := all_held_in(message.content.config_records[SITE])):
             self.held[site] = held
 
     def send(

@@ -41,6 +41,7 @@ from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.drift import SummedCorrections
 from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons, refuse_missing_classes
 from pneumofed.server.federation.messaging import (
+    AverageStep,
     EvaluationOutcome,
     Evaluations,
     Messenger,
@@ -152,8 +153,10 @@ class Coordinator:
         clock.lap("train")
 
         # Aggregate. From here on the round counts: too few good updates have raised above.
-        self.arrays = self._aggregate(number, trained, len(drawn))
-        self.kept = moving_average(self.kept if number > 1 else None, self.arrays, cfg.strategy.ema_decay)
+        self.arrays, former = self._aggregate(number, trained, len(drawn)), self.kept
+        self.kept = moving_average(former if number > 1 else None, self.arrays, cfg.strategy.ema_decay)
+        averaged = self.kept is not self.arrays
+        self.messenger.average = AverageStep.of(former, self.kept, self.arrays) if averaged else None
         clock.lap("aggregate")
 
         # Evaluate the new model on the sites' validation images, whose pooled statistics choose the threshold.

@@ -217,7 +217,9 @@ def _by_column(manifest: Manifest, hospital_of: Mapping[Path, str], column: str)
     for record in manifest.records:
         parts.setdefault(hospital_of.get(record.path, ""), []).append(record)
     if "" in parts:
-        raise ConfigError(f"partition: column '{column}' is empty for {counted(len(parts['']), 'image')}; each needs its hospital")
+        raise ConfigError(
+            f"partition: column '{column}' is empty for {counted(len(parts['']), 'image')}; each needs its hospital"
+        )
     names = Counter(_plain_name(value) for value in parts)
     if max(names.values(), default=1) > 1:
         raise ConfigError(f"partition: two values of column '{column}' give one name, {names.most_common(1)[0][0]}; change one")

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from pneumofed.client.federation import held_model
-from pneumofed.client.federation.held_model import keep_model, restore_model
+from pneumofed.client.federation.held_model import keep_models, restore_model
 from pneumofed.common.audit.log import hash_arrays
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import HeldModelError
 from pneumofed.common.files import atomic_write
+from pneumofed.common.models.kept_model import moving_average
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.server.runs.folder import RunFolder
@@ -21,6 +22,7 @@ from pneumofed.server.runs.records import RoundRecord
 from tests.tiny import TinyFederation, tiny_experiment
 
 RUN, OTHER_RUN = "ab" * 16, "cd" * 16
+AVERAGED = tiny_experiment(strategy={"ema_decay": 0.5})
 FIRST = ModelArrays(np.arange(6, dtype=np.float32), np.ones(2, np.float32))
 SECOND = ModelArrays(FIRST.parameters + 1, FIRST.statistics)
 
@@ -39,14 +41,14 @@ def files(site: SiteConfig) -> list[Path]:
 
 
 def test_what_is_kept_is_what_comes_back(site: SiteConfig) -> None:
-    held = keep_model(site, RUN, FIRST)
+    (held,) = keep_models(site, RUN, FIRST)
     assert held == hash_arrays(FIRST)
     restored = restore_model(site, referring(held)).weights
     assert np.array_equal(restored.parameters, FIRST.parameters) and np.array_equal(restored.statistics, FIRST.statistics)
 
 
-def test_one_model_is_kept_and_only_for_its_run(site: SiteConfig) -> None:
-    first, second = keep_model(site, RUN, FIRST), keep_model(site, RUN, SECOND)
+def test_the_last_models_are_kept_and_only_for_their_run(site: SiteConfig) -> None:
+    (first,), (second,) = keep_models(site, RUN, FIRST), keep_models(site, RUN, SECOND)
     assert len(files(site)) == 1
     for instruction in (referring(first), referring(second, OTHER_RUN)):
         with pytest.raises(HeldModelError):
@@ -57,7 +59,7 @@ def test_one_model_is_kept_and_only_for_its_run(site: SiteConfig) -> None:
     "damage", [lambda content: content[:-4], lambda content: content[:-1] + b"\x7f", lambda _: b"", lambda _: b"\x93NUMPY"]
 )
 def test_a_damaged_model_is_refused(site: SiteConfig, damage) -> None:  # type: ignore[no-untyped-def]
-    held = keep_model(site, RUN, FIRST)
+    (held,) = keep_models(site, RUN, FIRST)
     (path,) = files(site)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(HeldModelError):
@@ -69,9 +71,37 @@ def test_on_a_full_disk_nothing_is_kept_and_nothing_is_said(site: SiteConfig, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(held_model, "atomic_write", full)
-    assert keep_model(site, RUN, FIRST) is None and files(site) == []
+    assert keep_models(site, RUN, FIRST) == [] and files(site) == []
     monkeypatch.setattr(held_model, "atomic_write", atomic_write)
-    assert keep_model(site, RUN, FIRST) is not None
+    assert keep_models(site, RUN, FIRST) != []
+
+
+def averaging(former: str, result: ModelArrays, arrays: ModelArrays = SECOND) -> Instruction:
+    return Instruction(AVERAGED, RUN, 2, arrays, averaged=(former, hash_arrays(result)))
+
+
+def test_a_site_brings_its_average_up_to_date_and_keeps_the_weights_beside_it(site: SiteConfig) -> None:
+    (former,) = keep_models(site, RUN, FIRST)
+    expected = moving_average(FIRST, SECOND, 0.5)
+    restored = restore_model(site, averaging(former, expected))
+    assert hash_arrays(restored.weights) == hash_arrays(expected)
+    assert restored.latest is SECOND
+    average, latest = keep_models(site, RUN, restored.weights, restored.latest)
+    assert len(files(site)) == 2
+    assert hash_arrays(restore_model(site, referring(latest)).weights) == hash_arrays(SECOND)
+    assert average == hash_arrays(expected)
+
+
+def test_an_average_that_is_not_the_coordinators_is_refused(site: SiteConfig) -> None:
+    (former,) = keep_models(site, RUN, FIRST)
+    other = ModelArrays(FIRST.parameters[1:], FIRST.statistics)
+    for wrong in (
+        averaging(former, FIRST),
+        averaging(former, SECOND, other),
+        averaging("ef" * 32, moving_average(FIRST, SECOND, 0.5)),
+    ):
+        with pytest.raises(HeldModelError):
+            restore_model(site, wrong)
 
 
 # --- a run --------------------------------------------------------------------------------------------------------------------------
@@ -88,19 +118,20 @@ def test_after_the_first_round_only_the_judged_model_goes_down(tmp_path: Path) -
     assert later == [first / 2, first / 2]
 
 
-def test_where_the_judged_model_is_another_one_both_go_down(tmp_path: Path) -> None:
+def test_where_a_moving_average_is_judged_only_the_weights_go_down(tmp_path: Path) -> None:
     federation = TinyFederation(tmp_path)
-    federation.run("run", tiny_experiment(rounds=3, strategy={"ema_decay": 0.5}))
+    federation.run("run", tiny_experiment(rounds=4, strategy={"ema_decay": 0.5}))
     first, *later = [line.bytes.down for line in history(federation, "run")]
-    assert later[-1] == first
+    assert later == [first / 2] * 3
 
 
+@pytest.mark.parametrize("strategy", [{}, {"ema_decay": 0.5}])
 @pytest.mark.parametrize("secure", [False, True])
 def test_a_site_that_lost_its_model_gets_it_whole_and_the_run_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure: bool, strategy: dict[str, float]
 ) -> None:
     federation = TinyFederation(tmp_path)
-    experiment = tiny_experiment(rounds=3, **({"secure_aggregation": {"enabled": True}} if secure else {}))
+    experiment = tiny_experiment(rounds=3, strategy=strategy, **({"secure_aggregation": {"enabled": True}} if secure else {}))
     if secure:
         federation.give_identities()
     federation.run("run", experiment)

@@ -10,14 +10,22 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
-from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
+from pneumofed.common.config.experiment import ExperimentConfig, StrategyConfig, TrainingConfig
 from pneumofed.common.errors import ImageError, MessageError, SkipReason
-from pneumofed.common.wire.instructions import Instruction, pack_instruction, unpack_instruction, with_held, with_step
+from pneumofed.common.wire.instructions import (
+    Instruction,
+    pack_instruction,
+    unpack_instruction,
+    with_average,
+    with_held,
+    with_step,
+)
 from pneumofed.common.wire.messages import (
     ModelArrays,
     Presence,
     Update,
     build_failure,
+    pack_arrays,
     pack_presence,
     pack_update,
     read_failure,
@@ -86,6 +94,26 @@ def test_a_reference_stands_for_the_weights_and_is_refused_beside_them() -> None
     whole.content["config"] = referring.content.config_records["config"]
     with pytest.raises(MessageError, match="weights or held-model, got both"):
         unpack_instruction(whole.content)
+
+
+def test_a_rounds_weights_stand_for_their_average_where_an_average_is_asked_for() -> None:
+    averaged = ExperimentConfig(strategy=StrategyConfig(ema_decay=0.5))
+    for experiment, config, sentence in (
+        (averaged, {}, None),
+        (averaged, {"average": 7}, "two hashes"),
+        (averaged, {"held-model": "ab" * 32}, "weights or held-model"),
+        (ExperimentConfig(), {}, "strategy.ema_decay"),
+    ):
+        whole = Message(
+            pack_instruction(Instruction(experiment, "00000000000000a7", 2, ARRAYS)), dst_node_id=7, message_type="evaluate"
+        )
+        content = with_average(whole, pack_arrays(ARRAYS), "ab" * 32, "cd" * 32).content
+        content["config"] = ConfigRecord({**content.config_records["config"], **config})
+        if sentence is None:
+            assert unpack_instruction(content).averaged == ("ab" * 32, "cd" * 32)
+        else:
+            with pytest.raises(MessageError, match=sentence):
+                unpack_instruction(content)
 
 
 PLATEAU = ExperimentConfig(rounds=9, training=TrainingConfig(schedule="plateau"))
