@@ -5,8 +5,19 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 ModelName = Literal[
-    "resnet18", "resnet34", "resnet50", "densenet121", "efficientnet_b0", "efficientnet_lite0", "vgg16", "small_cnn", "scattering"
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "densenet121",
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "vgg16",
+    "small_cnn",
+    "scattering",
+    "imagenet_wavelets",
 ]
+IMAGENET_PACKAGE: tuple[ModelName, ...] = ("efficientnet_lite0", "imagenet_wavelets")
+"""Networks whose ImageNet weights are those of the extra `imagenet`."""
 VolumeModelName = Literal["resnet18_slices", "densenet121_3d"]
 """Networks of CT volumes; those of `ModelName` take radiographs."""
 NetworkName = Literal[ModelName, VolumeModelName]

@@ -307,10 +307,10 @@ class ModelConfig(Section):
     weight_standardization: bool = False
     """Convolutions use their filters with mean 0 and length 1 (Qiao et al. 2019); helps GroupNorm and private training."""
     scattering_scale: Annotated[int, Field(ge=1, le=6)] = 2
-    """Of `scattering` only: octaves of wavelets. 2 gives 81 channels, 3 gives 217, which were no better under noise."""
+    """Of `scattering` and `imagenet_wavelets` only: octaves of wavelets. 2 gives 81 channels, 3 gives 217, no better under noise."""
     weights: Annotated[str, Field(min_length=1)] = "none"
     """`none` (random), `imagenet`, or the path of a local weights file or model bundle. ImageNet's weights are read by the coordinator: for
-    `efficientnet_lite0` from the package of the extra `imagenet`, for the others torchvision downloads them."""
+    `efficientnet_lite0` and `imagenet_wavelets` from the package of the extra `imagenet`, for the others torchvision downloads them."""
     freeze: Literal["none", "head_only", "last_block"] = "none"
     """What is trained: everything, only the classifier, or the classifier and the last block."""
     head_first_rounds: Annotated[int, Field(ge=0)] = 0

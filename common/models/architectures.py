@@ -14,14 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pneumofed.common.config.choices import NetworkName
 from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.models.compute import import_torchvision
-from pneumofed.common.models.efficientnet_lite import EFFICIENTNET_ROWS, EfficientNetLite0
+from pneumofed.common.models.efficientnet_lite import EFFICIENTNET_ROWS, EfficientNetLite0, ImageNetWavelets
 from pneumofed.common.models.fusion import fuse
-from pneumofed.common.models.layers import Scattering2D, standardize_weights
+from pneumofed.common.models.layers import ScatteringLinear, group_count, standardize_weights
 from pneumofed.common.models.study_network import make_study_network, refuse_batch_statistics, trace_layers
 from pneumofed.common.models.volume_networks import SliceNetwork, build_densenet121_3d
 from pneumofed.common.ops.study_code import StudyCode, find_study_code, is_study_code
@@ -47,7 +46,7 @@ class Architecture:
         maps: name of the module whose output, averaged over the picture, is the classifier's input; None where there is no such one.
         finer_maps: name of the last module whose output has twice the cells to a side of `maps`; None where `maps` is, or there is none.
         in_channels: of a study's own network, as it was built; None where the first convolution says it.
-        pooled: of a study's own network: `maps`, or the last maps whose averages go through more layers before the classifier.
+        pooled: `maps`, or the last maps whose averages go through more layers before the classifier.
     """
 
     build: Callable[[int, ModelConfig], nn.Module]
@@ -130,32 +129,6 @@ class SmallCNN(nn.Module):
         return self.head(self.stages(x).mean(dim=(2, 3)))
 
 
-class ScatteringLinear(nn.Module):
-    """A linear classifier of fixed scattering features (Tramèr & Boneh 2021, section 2.2): only the classifier is trained.
-
-    The feature map is averaged to 8 x 8 cells, whatever the image's size, and group-normalised, which takes nothing from other images
-    and so costs no privacy. The features of all images have one length, so that clipping treats all alike, and mean square 1: were they
-    as short as the constant input of the bias, half of what a clipped gradient may hold would go to the bias.
-
-    The classifier begins with zeros: its loss is convex, and random first weights would be noise that few private steps cannot forget.
-    """
-
-    CELLS = 8
-
-    def __init__(self, classes: int, scale: int) -> None:
-        super().__init__()
-        self.scattering = Scattering2D(scale)
-        self.groups = group_count(self.scattering.channels)
-        self.head = nn.Linear(self.scattering.channels * self.CELLS**2, classes)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        cells = functional.adaptive_avg_pool2d(self.scattering(x.mean(dim=1, keepdim=True)), self.CELLS)
-        features = functional.normalize(functional.group_norm(cells, self.groups).flatten(1))
-        return self.head(features * self.head.in_features**0.5)
-
-
 def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:
     """Builds the network of `cfg` with random weights, drawn from torch's global generator; no operation in it works in place.
 
@@ -203,11 +176,6 @@ def replace_batch_norm(model: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm3d):
             norm = nn.GroupNorm(group_count(module.num_features), module.num_features, eps=module.eps)
             _replace(model, name, norm)
-
-
-def group_count(channels: int) -> int:
-    """Chooses the number of groups: 32, or the largest divisor of `channels` below; 32 is the default of Wu & He 2018, section 3.1."""
-    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
 
 
 def _trace_study(model: nn.Module, code: StudyCode, classes: int, cfg: ModelConfig) -> Architecture:
@@ -319,6 +287,17 @@ ARCHITECTURES: dict[NetworkName, Architecture] = {
     ),
     "scattering": Architecture(
         lambda classes, cfg: ScatteringLinear(classes, cfg.scattering_scale), None, "head", (), None, "head.", None, None
+    ),
+    "imagenet_wavelets": Architecture(
+        lambda classes, cfg: ImageNetWavelets(classes, cfg.scattering_scale),
+        "features.stem.conv",
+        "classifier",
+        ("features.block_15", "features.top"),
+        None,
+        "classifier.",
+        None,
+        "features.block_10",
+        pooled="features",
     ),
     "resnet18_slices": Architecture(
         lambda classes, _: SliceNetwork(_models.resnet.ResNet(BasicBlock, [2, 2, 2, 2]), classes),

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pneumofed.common.config.choices import NetworkName
+from pneumofed.common.config.choices import IMAGENET_PACKAGE, NetworkName
 from pneumofed.common.config.classes import LabelTask, classes_of
 from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.errors import WeightsError
@@ -252,7 +252,7 @@ def _is_trainable(module: nn.Module) -> bool:
 
 
 def _read_imagenet(name: NetworkName, architecture: Architecture) -> dict[str, Tensor]:
-    if name == "efficientnet_lite0":
+    if name in IMAGENET_PACKAGE:
         return read_state(find_weights())
     if architecture.imagenet is None:
         raise WeightsError(f"there are no ImageNet weights for {name}; set model.weights to 'none' or a local file")

@@ -19,12 +19,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from pneumofed.common.errors import WeightsError
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
 from pneumofed.common.models.compute import import_torchvision
+from pneumofed.common.models.layers import Scattering2D, wavelet_count, wavelet_features, zero_classifier
 
 _StochasticDepth: Any = import_torchvision().ops.StochasticDepth
 
@@ -156,6 +158,30 @@ class EfficientNetLite0(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         maps = self.features(self.input_range(x))
         return self.classifier(self.dropout(maps.mean(dim=(2, 3))))
+
+
+class ImageNetWavelets(EfficientNetLite0):
+    """A linear classifier of two kinds of fixed features: those of `EfficientNetLite0` and those of `ScatteringLinear`.
+
+    What ImageNet's photographs taught is averaged over the picture, the wavelets are of 8 x 8 places. Each kind has the same length,
+    ImageNet's after its own mean is taken out (averages after ReLU6 are positive, so that all images would look alike), and so neither
+    drowns the other. To be trained with `freeze: head_only`; otherwise Lite0 moves too.
+
+    Args:
+        classes: number of logits.
+        scale: J of `Scattering2D`.
+    """
+
+    def __init__(self, classes: int, scale: int) -> None:
+        super().__init__(classes)
+        self.scattering = Scattering2D(scale)
+        self.classifier = zero_classifier(self.classifier.in_features + wavelet_count(self.scattering), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.features(self.input_range(x)).mean(dim=(2, 3))
+        learnt = functional.normalize(pooled - pooled.mean(dim=1, keepdim=True))
+        found = torch.cat([learnt, wavelet_features(self.scattering, x)], dim=1)
+        return self.classifier(found * (self.classifier.in_features / 2) ** 0.5)
 
 
 def our_key(name: str) -> str:

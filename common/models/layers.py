@@ -1,14 +1,17 @@
-"""Layers for training under noise: convolutions with standardised weights, and the wavelet scattering transform.
+"""Layers for training under noise: convolutions with standardised weights, the wavelet scattering transform and a classifier of it.
 
 `StandardizedConv2d` (Qiao et al. 2019) trains better under noise (De et al. 2022, section 3.2). `Scattering2D` gives image features that
 are fixed in advance and so cost no privacy: Mallat 2012; Bruna & Mallat 2013; as the first layer of a private network: Tramèr & Boneh 2021,
 section 2.2. It is written here since kymatio 0.3.0, the library for it, no longer imports beside scipy 1.15 and later. The filters are
 kymatio's and its numbers come back to within two in a thousand; products are taken only over the part of the spectrum where the next
-filter is not zero.
+filter is not zero. A complex spectrum [..., M, M] may also be a pair of real ones, [2, ..., M, M], for ONNX, which has no complex numbers:
+Fourier transforms are then products with the matrix of cosines and sines.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from math import pi
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pneumofed.common.models.compute import import_torchvision
 
@@ -28,6 +32,10 @@ WAVELET_SIGMA = 0.8
 """Deviation in pixels of the finest wavelet's envelope, and of the low-pass filter of scale 1; doubles with each scale."""
 WAVELET_FREQUENCY = 0.75 * pi
 """Radians per pixel of the finest wavelet's oscillation; halves with each scale. Both are of `kymatio.scattering2d.filter_bank`."""
+
+
+WAVELET_CELLS = 8
+"""Places to a side that wavelet features are averaged to."""
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -112,6 +120,7 @@ class Scattering2D(nn.Module):
         super().__init__()
         self.scale = scale
         self.orientations = orientations
+        self.in_real_numbers = False
 
     @property
     def channels(self) -> int:
@@ -126,10 +135,24 @@ class Scattering2D(nn.Module):
         """
         side, step = images.shape[-1], 2**self.scale
         index = _mirrored_positions(side, step, -side % step).to(images.device)
-        return scatter(images.float()[:, 0, index][:, :, index], self.scale, self.orientations)[..., 1:-1, 1:-1]
+        mirrored = images.float()[:, 0, index][:, :, index]
+        return scatter(mirrored, self.scale, self.orientations, in_real_numbers=self.in_real_numbers)[..., 1:-1, 1:-1]
 
 
-def scatter(images: Tensor, scale: int, orientations: int) -> Tensor:
+@contextmanager
+def real_numbers(network: nn.Module) -> Iterator[None]:
+    """Has the scattering of `network` computed in real numbers meanwhile, for a graph that has no complex ones: the same up to rounding."""
+    layers = [module for module in network.modules() if isinstance(module, Scattering2D)]
+    for layer in layers:
+        layer.in_real_numbers = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.in_real_numbers = False
+
+
+def scatter(images: Tensor, scale: int, orientations: int, *, in_real_numbers: bool = False) -> Tensor:
     """Computes the scattering of periodic images; commutes with shifts by 2^J.
 
     The first layer's directions go one by one, since the second layer's maps of all of them at once would fill the memory.
@@ -138,20 +161,73 @@ def scatter(images: Tensor, scale: int, orientations: int) -> Tensor:
         images: float32 [N, M, M], M a multiple of 2^J.
         scale: J, octaves of wavelets.
         orientations: L, directions of the wavelets in the half circle.
+        in_real_numbers: whether spectra are pairs of real numbers.
 
     Returns:
         float32 [N, K, M / 2^J, M / 2^J], with K as `Scattering2D.channels`.
     """
-    spectrum = torch.fft.fft2(images).unsqueeze(1)
+    transform = _real_spectrum if in_real_numbers else torch.fft.fft2
+    spectrum = transform(images.unsqueeze(1))
     zeroth, first, second = [_smooth(spectrum, 0, scale)], [], []
     for j in range(scale):
-        layer = torch.fft.fft2(_wavelet_modulus(spectrum, 0, j, orientations))
+        layer = transform(_wavelet_modulus(spectrum, 0, j, orientations))
         first.append(_smooth(layer, j, scale))
         for coarser in range(j + 1, scale):
-            for direction in layer.split(1, dim=1):
-                deeper = torch.fft.fft2(_wavelet_modulus(direction, j, coarser, orientations))
+            for direction in layer.split(1, dim=-3):
+                deeper = transform(_wavelet_modulus(direction, j, coarser, orientations))
                 second.append(_smooth(deeper, coarser, scale))
     return torch.cat(zeroth + first + second, dim=1)
+
+
+class ScatteringLinear(nn.Module):
+    """A linear classifier of fixed scattering features (Tramèr & Boneh 2021, section 2.2): only the classifier is trained.
+
+    The feature map is averaged to 8 x 8 cells, whatever the image's size, and group-normalised, which takes nothing from other images
+    and so costs no privacy. The features of all images have one length, so that clipping treats all alike, and mean square 1: were they
+    as short as the constant input of the bias, half of what a clipped gradient may hold would go to the bias.
+    """
+
+    def __init__(self, classes: int, scale: int) -> None:
+        super().__init__()
+        self.scattering = Scattering2D(scale)
+        self.head = zero_classifier(wavelet_count(self.scattering), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(wavelet_features(self.scattering, x) * self.head.in_features**0.5)
+
+
+def wavelet_count(scattering: Scattering2D) -> int:
+    """Counts the features D of `wavelet_features`."""
+    return scattering.channels * WAVELET_CELLS**2
+
+
+def wavelet_features(scattering: Scattering2D, x: Tensor) -> Tensor:
+    """Computes float32 [N, D] of length 1 a row.
+
+    Args:
+        scattering: the transform.
+        x: normalised float32 [N, C, S, S]; channels are averaged.
+    """
+    cells = functional.adaptive_avg_pool2d(scattering(x.mean(dim=1, keepdim=True)), WAVELET_CELLS)
+    return functional.normalize(functional.group_norm(cells, group_count(scattering.channels)).flatten(1))
+
+
+def zero_classifier(features: int, classes: int) -> nn.Linear:
+    """Builds a classifier that begins with zeros: its loss is convex, and random first weights would be noise under noise.
+
+    Args:
+        features: D.
+        classes: number of logits.
+    """
+    classifier = nn.Linear(features, classes)
+    nn.init.zeros_(classifier.weight)
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+def group_count(channels: int) -> int:
+    """Chooses the number of groups: 32, or the largest divisor of `channels` below; 32 is the default of Wu & He 2018, section 3.1."""
+    return next(groups for groups in range(min(32, channels), 0, -1) if channels % groups == 0)
 
 
 def morlet(side: int, j: int, orientations: int) -> np.ndarray:
@@ -206,14 +282,34 @@ def _wavelet_modulus(spectrum: Tensor, level: int, j: int, orientations: int) ->
     """|u * psi_j| [N, L, M', M'] at every 2^j-th pixel; `spectrum` [N, 1, M, M] is that of u at every 2^level-th."""
     fine = max(j - 1, 0)
     kept = _crop_spectrum(spectrum, fine - level)
-    return torch.fft.ifft2(_fold_spectrum(kept * _morlet(kept.shape[-1], j - fine, orientations, kept.device), j - fine)).abs()
+    folded = _fold_spectrum(kept * _morlet(kept.shape[-1], j - fine, orientations, kept.device), j - fine)
+    return torch.fft.ifft2(folded).abs() if folded.is_complex() else _from_real_spectrum(folded).square().sum(dim=0).sqrt()
 
 
 def _smooth(spectrum: Tensor, level: int, scale: int) -> Tensor:
     """u * phi [N, C, M', M'] at every 2^scale-th pixel; `spectrum` [N, C, M, M] is that of u at every 2^level-th."""
     fine = max(scale - 2, level)
     kept = _crop_spectrum(spectrum, fine - level)
-    return torch.fft.ifft2(_fold_spectrum(kept * _low_pass(kept.shape[-1], scale - fine, kept.device), scale - fine)).real
+    folded = _fold_spectrum(kept * _low_pass(kept.shape[-1], scale - fine, kept.device), scale - fine)
+    return torch.fft.ifft2(folded).real if folded.is_complex() else _from_real_spectrum(folded)[0]
+
+
+def _real_spectrum(maps: Tensor) -> Tensor:
+    """The Fourier transform [2, N, C, M, M] of real maps [N, C, M, M], real part first: F x F with F = cos - i sin."""
+    cosine, sine = _fourier(maps.shape[-1], maps.device)
+    along_cosine, along_sine = maps @ cosine, maps @ sine
+    real = cosine @ along_cosine - sine @ along_sine
+    return torch.stack([real, -(cosine @ along_sine) - sine @ along_cosine])
+
+
+def _from_real_spectrum(spectrum: Tensor) -> Tensor:
+    """The inverse transform of pairs [2, N, C, M, M], as such pairs."""
+    cosine, sine = _fourier(spectrum.shape[-1], spectrum.device)
+    along_cosine, along_sine = spectrum @ cosine, spectrum @ sine
+    rows_real, rows_imaginary = along_cosine[0] - along_sine[1], along_sine[0] + along_cosine[1]
+    real = cosine @ rows_real - sine @ rows_imaginary
+    imaginary = sine @ rows_real + cosine @ rows_imaginary
+    return torch.stack([real, imaginary]) / spectrum.shape[-1] ** 2
 
 
 def _crop_spectrum(spectrum: Tensor, octaves: int) -> Tensor:
@@ -249,6 +345,13 @@ def _morlet(side: int, j: int, orientations: int, device: torch.device) -> Tenso
 @lru_cache(maxsize=64)
 def _low_pass(side: int, scale: int, device: torch.device) -> Tensor:
     return _to_tensor(low_pass(side, scale), device)
+
+
+@lru_cache(maxsize=64)
+def _fourier(side: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of 2 pi j k / M, each float32 [M, M]."""
+    angles = 2.0 * np.pi / side * (np.outer(np.arange(side), np.arange(side)) % side)
+    return _to_tensor(np.cos(angles).astype(np.float32), device), _to_tensor(np.sin(angles).astype(np.float32), device)
 
 
 def _to_tensor(values: np.ndarray, device: torch.device) -> Tensor:

@@ -30,6 +30,7 @@ from pneumofed.common.model_bundle.predictor import CLINICAL_INPUT
 from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.build import classifier_of
 from pneumofed.common.models.fusion import ClinicalFusion, ClinicalNetwork, image_features
+from pneumofed.common.models.layers import real_numbers
 
 GRAPH_OUTPUTS = ("logits", "features", "activations", "cam")
 ONNX_OPSET = 20
@@ -127,7 +128,7 @@ def export_onnx(network: nn.Module, in_channels: int, size: int | tuple[int, ...
     examples = [torch.zeros(2, 1, *((size, size) if isinstance(size, int) else size))]
     if isinstance(network, ClinicalNetwork):
         examples.append(network.fusion.missing(2))
-    with torch.inference_mode():
+    with real_numbers(exported), torch.inference_mode():
         exported(*examples)  # fills caches with real tensors, where tracing would leave its own
     rows = torch.export.Dim("n", min=1, max=BATCH_LIMIT)
     names = ["image", CLINICAL_INPUT][: len(examples)]
@@ -136,7 +137,7 @@ def export_onnx(network: nn.Module, in_channels: int, size: int | tuple[int, ...
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), real_numbers(exported):
             warnings.simplefilter("ignore")
             program = torch.onnx.export(
                 exported,

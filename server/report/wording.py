@@ -14,6 +14,7 @@ MODEL_NAMES = {
     "resnet18": "ResNet-18", "resnet34": "ResNet-34", "resnet50": "ResNet-50", "densenet121": "DenseNet-121",
     "efficientnet_b0": "EfficientNet-B0", "efficientnet_lite0": "EfficientNet-Lite0", "vgg16": "VGG-16",
     "small_cnn": "small convolutional network", "scattering": "linear classifier on scattering features",
+    "imagenet_wavelets": "linear classifier on features of ImageNet and wavelets",
     "resnet18_slices": "ResNet-18 over slices", "densenet121_3d": "DenseNet-121 in three dimensions",
 }  # fmt: skip
 STRATEGY_NAMES = {

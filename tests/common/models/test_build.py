@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pneumofed.common.config.choices import ModelName
+from pneumofed.common.config.choices import IMAGENET_PACKAGE, ModelName
 from pneumofed.common.config.classes import LabelTask
 from pneumofed.common.config.experiment import ModelConfig
-from pneumofed.common.models.architectures import group_count
 from pneumofed.common.models.build import build_model, classifier_of, freeze_in_round, set_trainable, train_mode
-from pneumofed.common.models.layers import StandardizedConv2d
+from pneumofed.common.models.layers import StandardizedConv2d, group_count
 
 NAMES: tuple[ModelName, ...] = get_args(ModelName)
 
@@ -92,7 +91,7 @@ def test_first_convolutions_are_drawn_as_he_et_al_2015_say(name: ModelName, in_c
         if isinstance(module, nn.Conv2d):
             weight = module.weight.detach()
             fan = weight[0].numel() if name == "densenet121" else weight[:, 0].numel()
-            fan //= module.groups if name == "efficientnet_lite0" else 1
+            fan //= module.groups if name in IMAGENET_PACKAGE else 1
             error = (2 / weight.numel()) ** 0.5  # relative standard error of a variance of so many normal draws
             assert weight.var(correction=0) * fan / 2 == pytest.approx(1.0, abs=6 * error)
 

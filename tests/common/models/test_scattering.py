@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pneumofed.common.config.choices import ModelName
 from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.models.build import build_model, classifier_of, set_trainable
-from pneumofed.common.models.layers import WAVELET_FREQUENCY, Scattering2D, low_pass, morlet, scatter
+from pneumofed.common.models.layers import WAVELET_FREQUENCY, Scattering2D, low_pass, morlet, real_numbers, scatter
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
 quick = settings(max_examples=15, deadline=None)
@@ -157,8 +158,8 @@ def test_only_the_head_travels_and_is_trained() -> None:
     assert all(set_trainable(model, freeze) == ("head.weight", "head.bias") for freeze in ("none", "last_block", "head_only"))
 
 
-def features_of(images: torch.Tensor) -> torch.Tensor:
-    model = build_model(ModelConfig(name="scattering", scattering_scale=2), "binary", 0)
+def features_of(images: torch.Tensor, name: ModelName = "scattering") -> torch.Tensor:
+    model = build_model(ModelConfig(name=name, scattering_scale=2), "binary", 0).eval()
     seen: list[torch.Tensor] = []
     classifier_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     model(images)
@@ -173,6 +174,24 @@ def test_features_have_one_length_and_hardly_know_the_contrast(seed: int, contra
     before, after = features_of(torch.cat([x, contrast * x]))
     torch.testing.assert_close(torch.stack([before, after]).square().mean(dim=1), torch.ones(2))
     assert before @ after > 0.95 * len(before)
+
+
+def test_two_kinds_of_features_have_one_length() -> None:
+    features = features_of(torch.stack([5.0 * image(40, seed) for seed in range(3)]), "imagenet_wavelets")
+    learnt, wavelets = features[:, :1280], features[:, 1280:]
+    for kind in (learnt, wavelets):
+        torch.testing.assert_close(kind.square().sum(dim=1), torch.full((3,), features.shape[1] / 2))
+    torch.testing.assert_close(learnt.mean(dim=1), torch.zeros(3), atol=1e-5, rtol=0)
+
+
+@quick
+@given(st.integers(9, 70), st.integers(1, 3), st.integers(0, 100))
+def test_in_real_numbers_it_is_the_same(side: int, scale: int, seed: int) -> None:
+    layer, x = Scattering2D(scale, 4), image(side, seed)[None]
+    expected = layer(x)
+    with real_numbers(layer):
+        torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
+    assert torch.equal(layer(x), expected)
 
 
 def test_an_image_is_judged_alone() -> None:

@@ -32,7 +32,7 @@ from pneumofed.inference.explain.focus import quick_map
 from pneumofed.inference.explain.methods import METHODS, Method, choose_detail
 
 IMAGE = torch.rand(1, 1, 32, 32, generator=torch_generator("explained image"))
-AVERAGED = [name for name in get_args(ModelName) if name != "scattering"]
+AVERAGED = [name for name in get_args(ModelName) if name not in ("scattering", "imagenet_wavelets")]
 
 
 def network_of(name: ModelName, task: str = "binary", seed: int = 0) -> nn.Module:
@@ -60,9 +60,10 @@ def test_another_seed_draws_otherwise(method: Method) -> None:
     )
 
 
-def test_grad_cam_has_maps_to_weigh_where_none_are_averaged() -> None:
+@pytest.mark.parametrize("name", ["scattering", "imagenet_wavelets"])
+def test_grad_cam_has_maps_to_weigh_where_none_are_averaged(name: ModelName) -> None:
     for maker in (grad_cam, grad_cam_plus_plus):
-        values = maker(LogOdds(network_of("scattering"), "pneumonia"), IMAGE)
+        values = maker(LogOdds(network_of(name), "pneumonia"), IMAGE)
         assert values.ndim == 2 and bool((values >= 0).all())
 
 
