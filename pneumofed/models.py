@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pneumofed.inference.explain.clinical import JointEvidence
-    from pneumofed.inference.explain.files import ExplainedMap
+    from pneumofed.inference.explain.files import ExplainedMap, ExplanationRequest
+    from pneumofed.inference.explain.volumes import ExplainedVolume
 
 
 Status = Literal["judged", "cannot judge", "unreadable"]
@@ -310,6 +311,7 @@ def to_volume(value: Any, predictor: Predictor) -> Image:
     return as_input(value, predictor.manifest.preprocessing.image)
 
 
+_OF_A_RADIOGRAPH = "this explanation is of a radiograph: its map is `map`, and its picture is saved as .png or .svg"
 _TRUSTED = {"depends on the weights": True, "does not depend on the weights": False, "open": None}
 
 
@@ -318,7 +320,8 @@ class Explanation:
     """Where in one image the model finds its evidence, and whether the map can be believed; a picture in a notebook.
 
     Attributes:
-        map: float32 [S, S] over the square that the network saw; above zero speaks for the target.
+        map: float32 [S, S] over the square that the network saw, of a CT volume [slices, S, S] over its grid; above zero speaks for the
+            target.
         method: that made it.
         target: what the evidence is for.
         judgement: of the image.
@@ -337,22 +340,49 @@ class Explanation:
     trusted: bool | None
     warnings: tuple[str, ...]
     lines: tuple[str, ...] = field(repr=False)
-    _found: ExplainedMap = field(repr=False)
+    _found: ExplainedMap | ExplainedVolume = field(repr=False)
     _headline: str = field(repr=False)
     evidence: JointEvidence | None = None
+    _save_map: Callable[[Path], None] | None = field(default=None, repr=False)
 
     def picture(self) -> Figure:
-        """Draws the map over the image, with its scale and the lines: a Matplotlib figure."""
-        from pneumofed.inference.explain.pictures import overlay
+        """Draws the map over the image, of a volume over its slices with most of the map's weight, with its scale and the lines: a
+        Matplotlib figure."""
+        return self._found.draw(self._headline)
 
-        return overlay(self._found.panel, self._headline)
+    def on_slices(self) -> npt.NDArray[np.float32]:
+        """Returns the map of a CT volume over all of its own slices, float32 [slices, rows, columns] as `Volume.hounsfield`.
+
+        Raises:
+            ArgumentError: it is of a radiograph.
+        """
+        if self._save_map is None:
+            raise ArgumentError(_OF_A_RADIOGRAPH)
+        return cast("ExplainedVolume", self._found).on_slices()
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Writes the picture as a PNG, or an SVG where the name ends in `.svg`. It shows the patient: keep it in the hospital."""
-        from pneumofed.common.evaluation.plots import write
+        """Writes the picture as a PNG, or an SVG where the name ends in `.svg`; of a CT volume also the map over the volume's own slices,
+        as NIfTI (`.nii`, `.nii.gz`) or as a DICOM Parametric Map of the series (`.dcm`). All show the patient: keep them in the hospital.
 
-        write(self.picture(), Path(path))
-        return Path(path)
+        Raises:
+            ArgumentError: a map over slices is asked of a radiograph, or the header of a series does not allow one.
+            ConfigError: NIfTI without nibabel, or a DICOM map of what is no DICOM series.
+        """
+        target = Path(path)
+        if not target.name.lower().endswith((".nii", ".nii.gz", ".dcm")):
+            from pneumofed.common.evaluation.plots import write
+
+            write(self.picture(), target)
+            return target
+        if self._save_map is None:
+            raise ArgumentError(_OF_A_RADIOGRAPH)
+        try:
+            self._save_map(target)
+        except (ImageError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise ArgumentError(
+                f"{target.name}: the header of the series does not allow a map ({type(error).__name__})"
+            ) from None
+        return target
 
     def _repr_png_(self) -> bytes:
         from pneumofed.common.evaluation.plots import render_figure
@@ -371,39 +401,48 @@ def explain(
     detail: Detail = "last-layer",
     clinical: PatientValues | None = None,
 ) -> Explanation:
-    """Explains one image as `pneumofed explain` does, with the same checks and words.
+    """Explains one image, or CT volume, as `pneumofed explain` does, with the same checks and words.
 
     Args:
         bundle: opened, or where it lies; one with a study's own network must be opened with `run_code=True`.
         image: as for `ModelBundle.predict`.
-        method: `grad-cam`, `grad-cam++`, `integrated-gradients`, `gradient-shap`, `occlusion`, `kernel-shap` or `lime`.
+        method: `grad-cam`, `grad-cam++`, `integrated-gradients`, `gradient-shap`, `occlusion`, `kernel-shap` or `lime`; of a CT volume one
+            of the first two.
         target: what the evidence is for: one of the bundle's classes; None for all but normal together.
         check: whether to find out if the map can be believed; takes several times as long.
         seed: of what SHAP and LIME draw.
-        detail: of Grad-CAM and Grad-CAM++: `last-layer`, `finer-layer`, `larger-input` or `several-sizes`; see docs/explanations.md.
+        detail: of Grad-CAM and Grad-CAM++: `last-layer`, `finer-layer`, `larger-input` or `several-sizes`; see docs/explanations.md. Of a
+            CT volume one of the first two.
         clinical: values of the patient by name, for a model that takes some; the map is then of the image beside them.
 
     Raises:
         ArgumentError: `image` is no image, or none that the model can judge; the text says why.
         ImageError: it cannot be read.
-        ConfigError: there is no such method, target or detail.
+        ConfigError: there is no such method, target or detail, or not of a CT volume.
         BundleError: `bundle` cannot be opened, or its network is a study's own and there is no consent to run its code.
     """
-    opened, methods = _open_for_radiographs(bundle), choose_methods([method], "method")
+    opened = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle)
+    methods = choose_methods([method], "method")
     chosen, found_detail = choose_target(target, opened.classes, "target"), choose_detail(detail, methods, "detail")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # of Captum's tqdm, in a notebook without ipywidgets
-        from pneumofed.inference.explain.files import ExplanationRequest, ExplanationSetup, check_methods, explain_with_values
-    from pneumofed.inference.explain.files import headline
+        from pneumofed.inference.explain.files import ExplanationRequest
+    request, values = ExplanationRequest(methods, chosen, seed, check, found_detail), opened.read_values(clinical)
+    if opened.takes_volumes:
+        return _explain_volume(opened, image, request, target, values)
+    return _explain_radiograph(opened, image, request, target, values)
 
-    found, request = to_image(image, opened.predictor.window), ExplanationRequest(methods, chosen, seed, check, found_detail)
-    values = opened.read_values(clinical)
-    (judgement,) = opened.predictor.judge([found], values=[values])
-    if judgement.prediction is None:
-        raise ArgumentError(f"image: the model cannot judge it ({judgement.explanation}), so there is no evidence to show")
-    sanity = check_methods(opened.network, [found], opened.predictor, request) if check else {}
+
+def _explain_radiograph(
+    opened: ModelBundle, value: Any, request: ExplanationRequest, target: str | None, values: npt.NDArray[np.float32] | None
+) -> Explanation:
+    from pneumofed.inference.explain.files import ExplanationSetup, check_methods, explain_with_values, headline
+
+    image = to_image(value, opened.predictor.window)
+    judgement = _judge_one(opened, image, values)
+    sanity = check_methods(opened.network, [image], opened.predictor, request) if request.checked else {}
     setup = ExplanationSetup(opened.predictor, opened.network, request, sanity)
-    (explained,), evidence = explain_with_values(setup, found, judgement, values)
+    (explained,), evidence = explain_with_values(setup, image, judgement, values)
     attribution = explained.panel.attribution
     misplaced = tuple(warning.value for warning in explained.focus.warnings)
     return Explanation(
@@ -420,11 +459,40 @@ def explain(
     )
 
 
-def _open_for_radiographs(bundle: ModelBundle | str | PathLike[str]) -> ModelBundle:
-    opened = bundle if isinstance(bundle, ModelBundle) else open_bundle(bundle)
-    if opened.takes_volumes:
-        raise ArgumentError(
-            "bundle: this model judges CT volumes; pneumofed.inference.explain.volumes.volume_map(bundle.network, volume) or "
-            "`pneumofed explain` makes their maps"
-        )
-    return opened
+def _judge_one(opened: ModelBundle, image: Image, values: npt.NDArray[np.float32] | None) -> Judgement:
+    """Refuses what the model cannot judge: of that there is no evidence."""
+    (judgement,) = opened.predictor.judge([image], values=[values])
+    if judgement.prediction is None:
+        raise ArgumentError(f"image: the model cannot judge it ({judgement.explanation}), so there is no evidence to show")
+    return judgement
+
+
+def _explain_volume(
+    opened: ModelBundle, value: Any, request: ExplanationRequest, target: str | None, values: npt.NDArray[np.float32] | None
+) -> Explanation:
+    from pneumofed.inference.explain.files import ExplanationSetup, explain_beside, headline
+    from pneumofed.inference.explain.volumes import ReadVolume, check_volume_maps, explain_volume, read_explainable, save_map
+
+    source = Path(value) if isinstance(value, str | PathLike) else None
+    if source is not None:
+        read = read_explainable(source, opened.predictor)
+    else:
+        read = ReadVolume(image=to_volume(value, opened.predictor), volume=value)
+    judgement = _judge_one(opened, read.image, values)
+    sanity = check_volume_maps(opened.network, [read.image], opened.predictor, request)
+    setup = ExplanationSetup(opened.predictor, opened.network, request, sanity)
+    explain_it = partial(explain_volume, volume=read.volume, numbers=read.numbers)
+    (explained,), evidence = explain_beside(explain_it, setup, read.image, judgement, values)
+    return Explanation(
+        map=explained.found.values,
+        method=explained.method,
+        target=target or positive_word(opened.classes),
+        judgement=describe(judgement, opened.threshold),
+        trusted=_TRUSTED[sanity[explained.method].verdict if sanity else "open"],
+        warnings=(),
+        lines=explained.lines,
+        _found=explained,
+        _headline=headline(judgement),
+        evidence=evidence,
+        _save_map=partial(save_map, explained, source=source, predictor=opened.predictor),
+    )

@@ -19,9 +19,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
+from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.errors import CheckpointError, ConfigError, FlowerError, PneumofedError, SkipReason, counted
 from pneumofed.common.folder_lock import check_free, owned
 from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle, write_app
@@ -99,6 +99,7 @@ def survey_hospitals(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> 
     with owned(plan.run_dir, SIMULATION_LOCK, "pneumofed simulate", "wait for it or choose another --out"):
         _check_beginning(plan)
         with _start_workers(plan) as workers, _quiet_flower():
+            from pneumofed.common.wire.survey import survey_fields
             from pneumofed.server.federation.survey import run_survey, write_survey
             from pneumofed.simulation.hospitals.federation import lay_out
 
@@ -107,7 +108,7 @@ def survey_hospitals(plan: Plan, say: Say, progress: Progress = NO_PROGRESS) -> 
             nodes = [{"partition-id": number} for number in range(federation.hospitals)]
             grid = _local_grid(nodes, run_config(plan, federation), workers)
             folder = (plan.run_dir / SURVEY_FOLDER).resolve()
-            settings = CoordinatorConfig(run_dir=str(folder), survey=list(get_args(SurveyField)))
+            settings = CoordinatorConfig(run_dir=str(folder), survey=survey_fields(volumes=plan.experiment.image.slices > 0))
             result = run_survey(grid, plan.experiment, settings)
     write_survey(folder, result.model_copy(update={"phantom": federation.phantom, "name": plan.experiment.name}))
     return folder

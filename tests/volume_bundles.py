@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pneumofed.common.config.experiment import ImageConfig, ModelConfig
+from pneumofed.common.config.experiment import ClinicalConfig, ImageConfig, ModelConfig
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD
 from pneumofed.common.imaging.volumes import Volume, fit_volume
 from pneumofed.common.model_bundle.calibration import Calibration
@@ -27,7 +27,7 @@ from pneumofed.common.model_bundle.manifest import (
     Preprocessing,
     ReferenceSet,
 )
-from pneumofed.common.model_bundle.predictor import open_session
+from pneumofed.common.model_bundle.predictor import graph_inputs, open_session
 from pneumofed.common.model_bundle.sealing import seal_bundle
 from pneumofed.common.model_bundle.suitability import fit_suitability
 from pneumofed.common.models.build import build_model
@@ -41,6 +41,12 @@ from tests.model_bundles import signing_key
 IMAGE = ImageConfig(size_px=32, slices=8)
 GRID = VoxelGrid(16, 32, 32)
 MODEL = ModelConfig(name="resnet18_slices", norm="group")
+CLINICAL = ClinicalConfig.model_validate(
+    {
+        "columns": [{"name": "temperature", "unit": "°C", "low": 34, "high": 43}, {"name": "cough", "kind": "binary"}],
+        "fusion": "film",
+    }
+)
 
 
 @lru_cache
@@ -71,10 +77,14 @@ def write_series(folder: Path, patient: Patient, split: str = "test") -> Path:
     return folder
 
 
+def model_of(clinical: bool) -> ModelConfig:
+    return MODEL.model_copy(update={"clinical": CLINICAL}) if clinical else MODEL
+
+
 @lru_cache
-def volume_network() -> nn.Module:
-    """A random network whose attention is drawn too."""
-    network = build_model(MODEL, "binary", 7).eval()
+def volume_network(clinical: bool = False) -> nn.Module:
+    """A random network whose attention is drawn too, and how clinical values enter."""
+    network = build_model(model_of(clinical), "binary", 7).eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         for parameter in network.parameters():
@@ -83,16 +93,16 @@ def volume_network() -> nn.Module:
     return network
 
 
-def make_volume_bundle(folder: Path) -> Path:
+def make_volume_bundle(folder: Path, clinical: bool = False) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    network, pixels = volume_network(), drawn_inputs(80)
+    network, pixels = volume_network(clinical), drawn_inputs(80)
     torch.save(network.state_dict(), folder / WEIGHTS)
     export_onnx(network, 1, IMAGE.shape, folder / NETWORK)
     (folder / QUANTIZED).write_bytes((folder / NETWORK).read_bytes())
     (folder / CARD).write_text("# A model for tests\n\nRandom weights: it says nothing about patients.\n")
     inputs = (pixels.astype(np.float32) / np.float32(255.0))[:, None]
     session = open_session((folder / NETWORK).read_bytes(), threads=1)
-    logits, features = session.run(["logits", "features"], {"image": inputs})
+    logits, features = session.run(["logits", "features"], graph_inputs(session, inputs))
     pictures = as_pictures(pixels)
     statistics = pixel_statistics(pictures)
     probabilities = Calibration().probability(logits[:, 1] - logits[:, 0]).astype(np.float32)
@@ -105,7 +115,7 @@ def make_volume_bundle(folder: Path) -> Path:
         preprocessing=Preprocessing(
             size_px=IMAGE.size_px, fit="pad", in_channels=1, mean=(GREY_MEAN,), std=(GREY_STD,), slices=IMAGE.slices
         ),
-        model=MODEL,
+        model=model_of(clinical),
         threshold=OperatingPoint(value=0.5, policy="half", target=0.5, raw_value=0.5),
         calibration=Calibration(),
         suitability=fit_suitability(pictures, features, statistics, refusal_rate=0.1),

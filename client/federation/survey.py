@@ -37,7 +37,7 @@ from pneumofed.client.federation.site_data import SPLIT_KEY_FILE, read_site_mani
 from pneumofed.client.federation.small_cells import LEAST_CHANGE, ToldTable, choose_table
 from pneumofed.common.audit.log import hash_experiment
 from pneumofed.common.config.classes import LabelTask
-from pneumofed.common.config.experiment import ImageConfig
+from pneumofed.common.config.experiment import ExperimentConfig, ImageConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy, SurveyField, hospital_delta
 from pneumofed.common.data.dataset import Dataset, load_dataset
 from pneumofed.common.data.manifest import ImageRecord
@@ -45,11 +45,22 @@ from pneumofed.common.errors import BudgetError, PolicyError
 from pneumofed.common.files import StateFile
 from pneumofed.common.imaging.dicom_header import Acquisition, read_acquisition
 from pneumofed.common.imaging.patient_groups import groups_of
+from pneumofed.common.imaging.volumes import mean_hounsfield, read_volume_acquisition
 from pneumofed.common.privacy.accounting import Mechanism
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, RandomStream, own_secret, round_key
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import Content
-from pneumofed.common.wire.survey import FIELDS, NOT_STATED, SMALL_CELL, SurveyAnswer, own_classes, pack_survey, survey_cells
+from pneumofed.common.wire.survey import (
+    FIELDS,
+    NOT_STATED,
+    SMALL_CELL,
+    SurveyAnswer,
+    manufacturer_of,
+    own_classes,
+    pack_survey,
+    survey_cells,
+    survey_fields,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +68,11 @@ SURVEYS_FOLDER = "surveys"
 """In the work folder: for each field FIELD.json, which patients answers were about, and FIELD-told.json, the tables."""
 OWN_LABELS, FIRST_LABELS = "label-own-", "label-first"
 """Before the hash of a list of own classes; and the file that names the list by which labels were told first."""
+OPENED = ("year", "image_size", "slices", "slice_step")
 LEAST_PATIENTS = LEAST_CHANGE
 """Fewer are no survey; `min_validation_patients` may ask for more."""
+VOLUME_IMAGE = ImageConfig(size_px=64, slices=32)
+"""As which CT volumes are prepared, whatever the experiment says: that of configs/ct.yaml."""
 Cells = Mapping[str, str]
 """Patient -> cell."""
 
@@ -77,7 +91,7 @@ def answer_survey(instruction: Instruction, config: SiteConfig, policy: SitePoli
         DataError: the site's data cannot be read.
     """
     classes, fields = own_classes(instruction.experiment.task), [one for one in instruction.survey if one in policy.survey]
-    sets = _load_sets(config, instruction.experiment.task, fields)
+    sets = _load_sets(config, instruction.experiment, fields)
     told: dict[SurveyField, dict[str, int]] = {}
     sizes = []
     spent: BudgetError | None = None
@@ -103,24 +117,22 @@ def answer_survey(instruction: Instruction, config: SiteConfig, policy: SitePoli
     withheld = [field for field in instruction.survey if field not in told]
     tables = {field: table for field, table in told.items() if field not in missing}
     deviation = None if policy.count_noise is None else policy.count_noise * _sensitivity(policy)
-    kept = {"missing": missing, "withheld": withheld}
     answer = SurveyAnswer(
-        patients=sizes[0], tables=tables, noise=deviation, classes=classes, **{k: tuple(v) for k, v in kept.items()}
+        patients=sizes[0], tables=tables, missing=tuple(missing), withheld=tuple(withheld), noise=deviation, classes=classes
     )
     return pack_survey(config.name, answer)
 
 
-def _load_sets(config: SiteConfig, task: LabelTask, fields: Sequence[SurveyField]) -> dict[SurveyField, Dataset]:
+def _load_sets(config: SiteConfig, experiment: ExperimentConfig, fields: Sequence[SurveyField]) -> dict[SurveyField, Dataset]:
     """The images that each table is about: all of the named labels, whatever the experiment asks, and of own classes for labels only.
 
     Raises:
         PolicyError: too few patients for any table.
     """
-    manifest, cache = read_site_manifest(config), Path(config.work_dir) / "cache"
-    tasks: dict[SurveyField, LabelTask] = {
-        field: task if field == "label" and own_classes(task) else "binary" for field in fields
-    }
-    loaded = {one: load_dataset(manifest, one, ImageConfig(), cache) for one in dict.fromkeys(tasks.values())}
+    manifest, cache, task = read_site_manifest(config), Path(config.work_dir) / "cache", experiment.task
+    image = VOLUME_IMAGE if experiment.image.slices else ImageConfig()
+    tasks: dict[SurveyField, LabelTask] = {one: task if one == "label" and own_classes(task) else "binary" for one in fields}
+    loaded = {one: load_dataset(manifest, one, image, cache) for one in dict.fromkeys(tasks.values())}
     patients = {one: len(set(dataset.patients)) for one, dataset in loaded.items()}
     if max(patients.values(), default=0) < LEAST_PATIENTS:
         raise PolicyError("survey", f"{max(patients.values(), default=0)} patients, a survey needs {LEAST_PATIENTS}")
@@ -128,19 +140,18 @@ def _load_sets(config: SiteConfig, task: LabelTask, fields: Sequence[SurveyField
 
 
 def count_cells(dataset: Dataset, fields: Sequence[SurveyField], classes: Sequence[str] = ()) -> dict[SurveyField, Cells]:
-    """Finds the cell of each patient in each table, `NOT_STATED` where it is not known.
+    """Finds the cell of each patient in each table, `NOT_STATED` where it is not known, or the field is not of such images.
 
     Args:
         dataset: the site's images, with the rows of its manifest.
-        fields: what is counted; files are opened again only for `year` and `image_size`.
+        fields: what is counted; files are opened again only for `OPENED`.
         classes: that labels are counted by, which `dataset` was loaded for; none: by the label itself.
     """
     order = sorted(range(len(dataset)), key=lambda row: (-int(dataset.labels[row] > 0), dataset.digests[row]))
     chosen = {dataset.patients[row]: row for row in reversed(order)}
     images = Counter(dataset.patients)
-    taken = (
-        {row: _acquisition(dataset.records[row].path) for row in chosen.values()} if {"year", "image_size"} & set(fields) else {}
-    )
+    read = read_volume_acquisition if dataset.pixels.ndim == 4 else _acquisition
+    taken = {row: read(dataset.records[row].path) for row in chosen.values()} if set(OPENED) & set(fields) else {}
     finders: dict[SurveyField, Callable[[str, int], str | None]] = {
         "label": lambda _, row: classes[dataset.labels[row]] if classes else dataset.records[row].label,
         "manufacturer": lambda _, row: manufacturer_of(dataset.records[row].manufacturer),
@@ -148,9 +159,14 @@ def count_cells(dataset: Dataset, fields: Sequence[SurveyField], classes: Sequen
         "image_size": lambda _, row: _from(FIELDS["image_size"], (256, 512, 1024, 2048), _side(taken[row])),
         "grey_level": lambda _, row: FIELDS["grey_level"][int(np.mean(dataset.pixels[row]) // 32)],
         "contrast": lambda _, row: FIELDS["contrast"][min(6, int(np.std(dataset.pixels[row]) // 16))],
+        "slices": lambda _, row: _from(FIELDS["slices"], (50, 100, 200, 400), getattr(taken[row], "slices", None)),
+        "slice_step": lambda _, row: _from(FIELDS["slice_step"], (1.0, 2.0, 3.0, 5.0), getattr(taken[row], "step_mm", None)),
+        "hounsfield": lambda _, row: _from(FIELDS["hounsfield"], range(-900, -499, 100), mean_hounsfield(dataset.pixels[row])),
         "images": lambda patient, _: _from(FIELDS["images"], (2, 3, 6), images[patient]),
         **{kind: _group_finder(dataset.records, kind) for kind in ("view", "sex", "age")},
     }
+    others = set(FIELDS) - set(survey_fields(dataset.pixels.ndim == 4))  # `grey_level` and `hounsfield` would be one number twice
+    finders |= dict.fromkeys(others, lambda _, __: None)
     return {
         field: {patient: finders[field](patient, row) or NOT_STATED for patient, row in sorted(chosen.items())}
         for field in fields
@@ -173,20 +189,6 @@ def read_surveys(work_dir: Path) -> list[str]:
             what = "label, by own classes" if stem in own else stem
             said.append(f"surveys answered on {what}: {found.today(now)} in the last 24 hours; {', '.join(about)}")
     return said
-
-
-def manufacturer_of(text: str | None) -> str | None:
-    """Finds a known manufacturer in free text such as `FUJIFILM Corporation`; `another` where it names none of them."""
-    if not text or not text.strip():
-        return None
-    words = text.lower()
-    if "kodak" in words:  # whose radiography became Carestream Health in 2007
-        return "Carestream"
-    if words.split()[0].strip("',.\"") in ("ge", "gems") or "general electric" in words:
-        return "GE"
-    known = {"fuji": "Fujifilm", "konica": "Konica Minolta", "minolta": "Konica Minolta"}
-    known |= {name.lower(): name for name in FIELDS["manufacturer"] if name not in ("GE", "another")}
-    return next((name for word, name in known.items() if word in words), "another")
 
 
 def _unnoised(
@@ -319,9 +321,9 @@ def _sensitivity(policy: SitePolicy) -> float:
 
 def _acquisition(path: Path) -> Acquisition | None:
     """Size and year of an image that was read before."""
-    if (found := read_acquisition(path)) is not None:
-        return found
     try:
+        if (found := read_acquisition(path)) is not None:
+            return found
         with PIL.Image.open(path) as image:
             return Acquisition(image.height, image.width, None)
     except Exception:  # Pillow's plugins raise nearly any class; the image counts as one of unknown size
@@ -329,11 +331,8 @@ def _acquisition(path: Path) -> Acquisition | None:
 
 
 def _group_finder(records: Sequence[ImageRecord], kind: str) -> Callable[[str, int], str | None]:
-    def find(_: str, row: int) -> str | None:
-        one = records[row]
-        return dict(groups_of(one.age_years, one.sex, one.view).known()).get(kind)
-
-    return find
+    groups = [groups_of(one.age_years, one.sex, one.view) for one in records]
+    return lambda _, row: dict(groups[row].known()).get(kind)
 
 
 def _side(taken: Acquisition | None) -> int | None:
@@ -344,6 +343,6 @@ def _year(taken: Acquisition | None) -> str | None:
     return None if taken is None else _from(FIELDS["year"], (2000, 2005, 2010, 2015, 2020, 2025), taken.year)
 
 
-def _from(cells: Sequence[str], limits: Sequence[int], value: int | None) -> str | None:
+def _from(cells: Sequence[str], limits: Sequence[float], value: float | None) -> str | None:
     """The cell of a value; each limit is the least value of the next cell."""
     return None if value is None else cells[sum(value >= limit for limit in limits)]

@@ -42,7 +42,6 @@ def check_volume_settings(cfg: ExperimentConfig) -> None:
             name == "densenet121_3d" and cfg.model.weight_standardization
         ),
         f"there are no ImageNet weights for {name}: set model.weights to 'none' or a file": cfg.model.weights == "imagenet",
-        "clinical values meet radiographs only: leave out clinical": cfg.clinical is not None,
         "augmentation.style, erase_borders and erase_markers are about how radiographs are taken and marked, and Hounsfield units are "
         "the same at every scanner: leave them at 0": any(
             (augmentation.style, augmentation.erase_borders, augmentation.erase_markers)

@@ -83,7 +83,10 @@ def _refuse_taken_name(name: str) -> str:
 
 
 ModelEntry = Annotated[ModelName, WrapValidator(_listed_or_study_entry), PlainSerializer(str, return_type=str)]
-SurveyField = Literal["label", "view", "sex", "age", "manufacturer", "year", "image_size", "grey_level", "contrast", "images"]
+SurveyField = Literal[
+    "label", "view", "sex", "age", "manufacturer", "year", "image_size", "grey_level", "contrast", "images",
+    "slices", "slice_step", "hounsfield",
+]  # fmt: skip
 """What a survey counts patients by; the cells of each are in `common.wire.survey`."""
 SURVEYED: tuple[SurveyField, ...] = ("label",)
 """What a survey is told where the policy says nothing."""

@@ -49,7 +49,7 @@ _TAGS = [
 
 
 @dataclass(frozen=True)
-class _Slice:
+class CtSlice:
     """One plane: `frame` of the `frames` in the file `path`, as its header describes it.
 
     Attributes:
@@ -82,10 +82,15 @@ class _Slice:
         """Unit vector; the position along it grows from slice to slice."""
         return np.cross(self.orientation[:3], self.orientation[3:])
 
+    @property
+    def directions(self) -> NDArray[np.float64]:
+        """Of slices, rows and columns, unit vectors [3, 3]."""
+        return np.array([self.normal, self.orientation[3:], self.orientation[:3]])
+
 
 def read_ct_series(
     path: Path, max_bytes: int
-) -> tuple[NDArray[np.int16], NDArray[np.float64], tuple[float, float, float], tuple[str, ...]]:
+) -> tuple[NDArray[np.int16], NDArray[np.float64], tuple[float, float, float], NDArray[np.float64], tuple[str, ...]]:
     """Reads the one CT series at `path`.
 
     Args:
@@ -94,18 +99,14 @@ def read_ct_series(
 
     Returns:
         Hounsfield units, int16 [slices, rows, columns]; the direction of each of the three axes, unit vectors float64 [3, 3] whose x grows
-        to the patient's left, y to the back and z to the head (PS3.3, C.7.6.2.1.1); the spacing along each in mm; what was set aside.
+        to the patient's left, y to the back and z to the head (PS3.3, C.7.6.2.1.1); the spacing along each in mm; the first voxel's place;
+        what was set aside.
 
     Raises:
         ImageError: the series cannot be used. Damaged pixels may raise other exceptions, which `read_volume` turns into one.
     """
-    found, notes = _find_slices(path)
-    _check_series(found)
-    ordered, dropped = _sort_slices(found)
+    ordered, step, notes = order_ct_slices(path)
     first = ordered[0]
-    spacing = _check_steps(ordered), float(first.spacing[0]), float(first.spacing[1])
-    if dropped:
-        notes.append(f"slices at a position that another one has: {dropped} set aside")
     check_volume_size(len(ordered), *first.shape, max_bytes)
     volume = np.empty((len(ordered), *first.shape), np.int16)
     dataset, path = Dataset(), Path()
@@ -113,19 +114,25 @@ def read_ct_series(
         if one.path != path:
             dataset, path = parse(read_bytes(one.path)), one.path
         volume[place] = _decode(dataset, one)
-    return volume, np.array([first.normal, first.orientation[3:], first.orientation[:3]]), spacing, tuple(notes)
+    return volume, first.directions, (step, float(first.spacing[0]), float(first.spacing[1])), first.position, notes
 
 
-def _find_slices(path: Path) -> tuple[list[_Slice], list[str]]:
-    """(CT slices at `path`, what was set aside), by headers only.
+def order_ct_slices(path: Path) -> tuple[list[CtSlice], float, tuple[str, ...]]:
+    """Returns the slices that `read_ct_series` stacks, in its order, the step between them in mm, and what was set aside; by headers only,
+    and with its ImageError where the series cannot be used."""
+    found, notes = _find_slices(path)
+    _check_series(found)
+    ordered, dropped = _sort_slices(found)
+    notes += [f"slices at a position that another one has: {dropped} set aside"] * bool(dropped)
+    return ordered, _check_steps(ordered), tuple(notes)
 
-    Raises:
-        ImageError: there are none.
-    """
+
+def _find_slices(path: Path) -> tuple[list[CtSlice], list[str]]:
+    """(CT slices at `path`, what was set aside), by headers only; an ImageError where there are none."""
     files = (
         sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")) if path.is_dir() else [path]
     )
-    slices: list[_Slice] = []
+    slices: list[CtSlice] = []
     others = localizers = 0
     for file in files:
         planes = _read_planes(file)
@@ -139,7 +146,7 @@ def _find_slices(path: Path) -> tuple[list[_Slice], list[str]]:
     return slices, notes + [f"files without an image: {others} set aside"] * bool(others)
 
 
-def _read_planes(file: Path) -> list[_Slice]:
+def _read_planes(file: Path) -> list[CtSlice]:
     """The planes in a file; none where it is no DICOM image, such as a DICOMDIR, a report or a text."""
     with file.open("rb") as stream:
         is_certain = stream.read(132)[128:] == b"DICM"  # PS3.10, 7.1
@@ -164,9 +171,9 @@ def _read_planes(file: Path) -> list[_Slice]:
     return [_describe_frame(whole, frame, group, shared) for frame, group in enumerate(groups)]
 
 
-def _describe(dataset: Dataset, file: Path) -> _Slice:
+def _describe(dataset: Dataset, file: Path) -> CtSlice:
     kinds = codes_of(dataset, "ImageType")
-    return _Slice(
+    return CtSlice(
         path=file,
         frame=0,
         frames=integer_of(dataset, "NumberOfFrames", 1),
@@ -186,7 +193,7 @@ def _describe(dataset: Dataset, file: Path) -> _Slice:
     )
 
 
-def _describe_frame(whole: _Slice, frame: int, group: Dataset, shared: Dataset) -> _Slice:
+def _describe_frame(whole: CtSlice, frame: int, group: Dataset, shared: Dataset) -> CtSlice:
     """`frame` of a multi-frame object; what its own functional groups do not say, the shared ones do (PS3.3, C.7.6.16)."""
 
     def of(sequence: str) -> Dataset:
@@ -218,7 +225,7 @@ def _vector(dataset: Dataset, keyword: str, length: int) -> NDArray[np.float64]:
     return numbers if len(numbers) == length and np.isfinite(numbers).all() else np.empty(0)
 
 
-def _check_series(slices: list[_Slice]) -> None:
+def _check_series(slices: list[CtSlice]) -> None:
     """Does nothing where `slices` are one CT series on one grid, in Hounsfield units.
 
     Raises:
@@ -254,15 +261,12 @@ def _check_series(slices: list[_Slice]) -> None:
             raise ImageError(SkipReason.MIXED_SERIES, f"{len(differ)} of {len(slices)} slices have another {what} than the first")
 
 
-def _sort_slices(slices: list[_Slice]) -> tuple[list[_Slice], int]:
-    """(`slices` along their normal, one at a position, and how many were dropped for that).
-
-    Raises:
-        ImageError: most positions have more than one image: volumes that follow one another in time.
-    """
+def _sort_slices(slices: list[CtSlice]) -> tuple[list[CtSlice], int]:
+    """(`slices` along their normal, one at a position, and how many were dropped for that); an ImageError where most positions have more
+    than one image: volumes that follow one another in time."""
     unique = list({one.uid or str(one.path): one for one in sorted(slices, key=lambda one: -one.number)}.values())
     ordered = sorted(unique, key=lambda one: (one.position @ slices[0].normal, one.number))
-    kept: list[_Slice] = []
+    kept: list[CtSlice] = []
     places: Counter[int] = Counter()
     for one in ordered:
         if not kept or (one.position - kept[-1].position) @ slices[0].normal > _SAME_PLACE_MM:
@@ -278,7 +282,7 @@ def _sort_slices(slices: list[_Slice]) -> tuple[list[_Slice], int]:
     return kept, len(slices) - len(kept)
 
 
-def _check_steps(slices: list[_Slice]) -> float:
+def _check_steps(slices: list[CtSlice]) -> float:
     """Returns the spacing in mm of sorted `slices`.
 
     Raises:
@@ -311,7 +315,7 @@ def _check_steps(slices: list[_Slice]) -> float:
     return float(along[-1]) / (len(slices) - 1)
 
 
-def _decode(dataset: Dataset, one: _Slice) -> NDArray[np.int16]:
+def _decode(dataset: Dataset, one: CtSlice) -> NDArray[np.int16]:
     """Hounsfield units of one slice, int16 [rows, columns]: stored values times slope plus intercept (PS3.3, C.11.1.1), padding as air."""
     if one.frames > 1:
         dataset = _take_frame(dataset, one)
@@ -327,7 +331,7 @@ def _decode(dataset: Dataset, one: _Slice) -> NDArray[np.int16]:
     return table[codes]
 
 
-def _take_frame(dataset: Dataset, one: _Slice) -> Dataset:
+def _take_frame(dataset: Dataset, one: CtSlice) -> Dataset:
     """`dataset` with only the pixels of one of its frames, as a file of one frame has them."""
     tags = dataset.keys()  # of a copy they would be those of `dataset` itself
     single = Dataset({tag: dataset[tag] for tag in tags})

@@ -92,11 +92,14 @@ class Acquisition:
     Attributes:
         rows, columns: Rows (0028,0010) and Columns (0028,0011), as stored.
         year: of Study Date (0008,0020), or None.
+        slices, step_mm: of a CT volume, else None.
     """
 
     rows: int
     columns: int
     year: int | None
+    slices: int | None = None
+    step_mm: float | None = None
 
 
 def read_acquisition(path: Path) -> Acquisition | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from pneumofed.common.errors import ConfigError, ImageError, SkipReason
 from pneumofed.common.imaging.images import only_image_errors
 from pneumofed.common.imaging.types import LUNG_WINDOW, MAX_VOLUME_BYTES, Window, check_volume_size
+
+if TYPE_CHECKING:
+    from pneumofed.common.imaging.dicom_header import Acquisition
 
 FIELD_OF_VIEW_MM = 400.0
 """Side of the cube that `fit_volume` shows: the usual reconstruction of a chest is 350 to 400 mm wide, and lungs are some 300 mm high."""
@@ -47,11 +50,14 @@ class Volume:
             patient's right to the left, as a stack of axial slices is displayed.
         spacing_mm: between slices, rows and columns.
         notes: what was set aside when it was read, in words; nothing of a patient.
+        affine: float64 [4, 4], from (slice, row, column, 1) to the place of that voxel's centre in mm, whose x grows to the patient's left,
+            y to the back and z to the head (PS3.3, C.7.6.2.1.1); None where nobody knows it.
     """
 
     hounsfield: NDArray[np.int16]
     spacing_mm: tuple[float, float, float]
     notes: tuple[str, ...]
+    affine: NDArray[np.float64] | None = None
 
 
 def read_volume(path: str | PathLike[str], *, max_bytes: int = MAX_VOLUME_BYTES) -> Volume:
@@ -75,12 +81,27 @@ def read_volume(path: str | PathLike[str], *, max_bytes: int = MAX_VOLUME_BYTES)
 
             if not (path.is_dir() or path.is_file()):  # a named pipe would block for ever
                 raise ImageError(SkipReason.UNREADABLE if path.exists() else SkipReason.MISSING)
-            stack, directions, spacing, notes = read_ct_series(path, max_bytes)
+            stack, directions, spacing, origin, notes = read_ct_series(path, max_bytes)
             _check_spacing(spacing)
-            volume = Volume(*_turn_to_body(stack, directions, spacing), notes)
+            turned, turned_spacing, turn = _turn_to_body(stack, directions, spacing)
+            volume = Volume(turned, turned_spacing, notes, make_affine(directions, spacing, origin) @ turn)
         except OSError as error:
             raise ImageError(SkipReason.UNREADABLE, type(error).__name__) from None
         return _with_contrast(volume)
+
+
+def read_volume_acquisition(path: Path) -> Acquisition | None:
+    """Reads how large a CT volume is in its axial plane, its slices, their step, and the year of the first file of a DICOM series; None
+    where it cannot be read."""
+    from pneumofed.common.imaging.dicom_header import Acquisition, read_acquisition  # pydicom: see read_volume
+
+    try:
+        volume = read_volume(path)
+        dated = read_acquisition(min(file for file in path.iterdir() if file.is_file()) if path.is_dir() else path)
+    except (ImageError, OSError):
+        return None
+    slices, rows, columns = volume.hounsfield.shape
+    return Acquisition(rows, columns, dated.year if dated else None, slices, round(volume.spacing_mm[0], 2))
 
 
 def is_nifti(path: Path) -> bool:
@@ -110,8 +131,7 @@ def fit_volume(volume: Volume, size_px: int, slices: int) -> NDArray[np.uint8]:
     """
     if size_px < 1 or slices < 1:
         raise ConfigError(f"fit_volume: expected a size and a number of slices of at least 1, got {size_px} and {slices}")
-    shape, spacing = volume.hounsfield.shape, volume.spacing_mm
-    middles = (_place_slices(volume), shape[1] * spacing[1] / 2, shape[2] * spacing[2] / 2)
+    shape, spacing, middles = volume.hounsfield.shape, volume.spacing_mm, place_view(volume)
     across, down, along = (
         _weigh(shape[axis], spacing[axis], count, middles[axis]) for axis, count in ((2, size_px), (1, size_px), (0, slices))
     )
@@ -137,6 +157,46 @@ def apply_ct_window(hounsfield: NDArray[Any], window: Window) -> NDArray[np.uint
     """
     share = (np.asarray(hounsfield, np.float32) - window.center) / window.width + 0.5
     return np.rint(255.0 * np.clip(share, 0.0, 1.0)).astype(np.uint8)
+
+
+def mean_hounsfield(grid: NDArray[np.uint8]) -> float:
+    """Computes the mean of a grid of `fit_volume` in Hounsfield units, of which those beyond the lung window count as its ends."""
+    return LUNG_WINDOW.center + (float(np.mean(grid)) / 255.0 - 0.5) * LUNG_WINDOW.width
+
+
+def place_view(volume: Volume) -> tuple[float, float, float]:
+    """Finds the middle of the cube that `fit_volume` shows, in mm from the volume's first edge along slices, rows and columns."""
+    (_, rows, columns), (_, down, across) = volume.hounsfield.shape, volume.spacing_mm
+    return _place_slices(volume), rows * down / 2, columns * across / 2
+
+
+def make_affine(
+    directions: NDArray[np.float64], spacing_mm: Sequence[float], origin_mm: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Makes the matrix float64 [4, 4] from places on three axes to millimetres.
+
+    Args:
+        directions: of the axes, unit vectors [3, 3].
+        spacing_mm: along each.
+        origin_mm: the first voxel's centre.
+    """
+    affine = np.eye(4)
+    affine[:3, :3] = (directions * np.asarray(spacing_mm)[:, None]).T
+    affine[:3, 3] = origin_mm
+    return affine
+
+
+def turn_back(values: NDArray[Any], affine: NDArray[np.float64], original: NDArray[np.float64]) -> NDArray[Any]:
+    """Turns an array on the axes of a `Volume` to those of the file that it was read from: the same voxels in another order.
+
+    Args:
+        values: [slices, rows, columns] of the volume.
+        affine: of the volume.
+        original: likewise of the file's own axes, whatever their order and direction.
+    """
+    steps = np.rint(np.linalg.inv(original[:3, :3]) @ affine[:3, :3]).astype(int)
+    order = np.abs(steps).argmax(axis=1)
+    return values.transpose(order)[tuple(slice(None, None, int(steps[axis, order[axis]])) for axis in range(3))]
 
 
 def _weigh(length: int, spacing_mm: float, count: int, middle_mm: float) -> NDArray[np.float32]:
@@ -169,8 +229,8 @@ def _place_slices(volume: Volume) -> float:
 
 def _turn_to_body(
     stack: NDArray[np.int16], directions: NDArray[np.float64], spacing: tuple[float, float, float]
-) -> tuple[NDArray[np.int16], tuple[float, float, float]]:
-    """(`stack` with its axes turned to those of the body, its spacing): also of sagittal and coronal slices.
+) -> tuple[NDArray[np.int16], tuple[float, float, float], NDArray[np.float64]]:
+    """(`stack` with its axes turned to those of the body, its spacing, the matrix [4, 4] from its places to those of `stack`).
 
     Raises:
         ImageError: the axes are too far from the body's.
@@ -181,7 +241,10 @@ def _turn_to_body(
     order = [nearest.index(axis) for axis in (2, 1, 0)]
     signs = [int(np.sign(directions[axis, nearest[axis]])) for axis in order]
     turned = stack.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
-    return np.ascontiguousarray(turned), (spacing[order[0]], spacing[order[1]], spacing[order[2]])
+    turn = np.diag([0.0, 0.0, 0.0, 1.0])
+    turn[order, range(3)] = signs
+    turn[order, 3] = [0 if sign > 0 else stack.shape[axis] - 1 for axis, sign in zip(order, signs, strict=True)]
+    return np.ascontiguousarray(turned), (spacing[order[0]], spacing[order[1]], spacing[order[2]]), turn
 
 
 def _read_nifti(path: Path, max_bytes: int) -> Volume:
@@ -210,7 +273,16 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
     scale = _UNIT_MM[header.get_xyzt_units()[0]]
     sides = np.linalg.norm(image.affine[:3, :3], axis=0) * scale
     spacing = [float(sides[np.flatnonzero(turn[:, 0] == axis)[0]]) for axis in (2, 1, 0)]
-    return _with_contrast(Volume(np.ascontiguousarray(turned), (spacing[0], spacing[1], spacing[2]), notes))
+    to_canonical = np.array([[0, 0, -1, turned.shape[2] - 1], [0, -1, 0, turned.shape[1] - 1], [1, 0, 0, 0], [0, 0, 0, 1.0]])
+    affine = nifti_affine(image) @ nibabel.orientations.inv_ornt_aff(turn, shape[:3]) @ to_canonical
+    return _with_contrast(Volume(np.ascontiguousarray(turned), (spacing[0], spacing[1], spacing[2]), notes, affine))
+
+
+def nifti_affine(image: Any) -> NDArray[np.float64]:
+    """Computes the matrix float64 [4, 4] from places on the axes of a NIfTI image of nibabel to millimetres, as `Volume.affine` counts
+    them: x and y of NIfTI grow to the right and the front."""
+    scale = _UNIT_MM[image.header.get_xyzt_units()[0]]
+    return np.diag([-scale, -scale, scale, 1.0]) @ image.affine
 
 
 def _check_spacing(spacing_mm: Sequence[float] | NDArray[np.float64]) -> None:

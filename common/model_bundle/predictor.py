@@ -148,7 +148,8 @@ class Predictor:
         """
         names = [output.name for output in self._session.get_outputs()]
         if inputs.ndim == 5 and len(inputs) > 1:
-            single = [self.run(inputs[row : row + 1]) for row in range(len(inputs))]
+            rows = [slice(row, row + 1) for row in range(len(inputs))]
+            single = [self.run(inputs[row], None if values is None else values[row]) for row in rows]
             return {name: np.concatenate([found[name] for found in single]) for name in names}
         return dict(zip(names, self._session.run(names, graph_inputs(self._session, inputs, values)), strict=True))
 

@@ -20,7 +20,14 @@ from pneumofed.common.config.experiment import ModelConfig
 from pneumofed.common.models.compute import import_torchvision
 from pneumofed.common.models.efficientnet_lite import EFFICIENTNET_ROWS, EfficientNetLite0, ImageNetWavelets
 from pneumofed.common.models.fusion import fuse
-from pneumofed.common.models.layers import ScatteringLinear, group_count, standardize_weights
+from pneumofed.common.models.layers import (
+    Scattering2D,
+    group_count,
+    standardize_weights,
+    wavelet_count,
+    wavelet_features,
+    zero_classifier,
+)
 from pneumofed.common.models.study_network import make_study_network, refuse_batch_statistics, trace_layers
 from pneumofed.common.models.volume_networks import SliceNetwork, build_densenet121_3d
 from pneumofed.common.ops.study_code import StudyCode, find_study_code, is_study_code
@@ -127,6 +134,23 @@ class SmallCNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stages(x).mean(dim=(2, 3)))
+
+
+class ScatteringLinear(nn.Module):
+    """A linear classifier of fixed scattering features (Tramèr & Boneh 2021, section 2.2): only the classifier is trained.
+
+    The feature map is averaged to 8 x 8 cells, whatever the image's size, and group-normalised, which takes nothing from other images
+    and so costs no privacy. The features of all images have one length, so that clipping treats all alike, and mean square 1: were they
+    as short as the constant input of the bias, half of what a clipped gradient may hold would go to the bias.
+    """
+
+    def __init__(self, classes: int, scale: int) -> None:
+        super().__init__()
+        self.scattering = Scattering2D(scale)
+        self.head = zero_classifier(wavelet_count(self.scattering), classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(wavelet_features(self.scattering, x) * self.head.in_features**0.5)
 
 
 def build_architecture(cfg: ModelConfig, classes: int) -> nn.Module:

@@ -161,7 +161,7 @@ class EfficientNetLite0(nn.Module):
 
 
 class ImageNetWavelets(EfficientNetLite0):
-    """A linear classifier of two kinds of fixed features: those of `EfficientNetLite0` and those of `ScatteringLinear`.
+    """A linear classifier of two kinds of fixed features: those of `EfficientNetLite0` and wavelets.
 
     What ImageNet's photographs taught is averaged over the picture, the wavelets are of 8 x 8 places. Each kind has the same length,
     ImageNet's after its own mean is taken out (averages after ReLU6 are positive, so that all images would look alike), and so neither

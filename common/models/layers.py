@@ -1,4 +1,4 @@
-"""Layers for training under noise: convolutions with standardised weights, the wavelet scattering transform and a classifier of it.
+"""Layers for training under noise: convolutions with standardised weights and the wavelet scattering transform.
 
 `StandardizedConv2d` (Qiao et al. 2019) trains better under noise (De et al. 2022, section 3.2). `Scattering2D` gives image features that
 are fixed in advance and so cost no privacy: Mallat 2012; Bruna & Mallat 2013; as the first layer of a private network: Tramèr & Boneh 2021,
@@ -177,23 +177,6 @@ def scatter(images: Tensor, scale: int, orientations: int, *, in_real_numbers: b
                 deeper = transform(_wavelet_modulus(direction, j, coarser, orientations))
                 second.append(_smooth(deeper, coarser, scale))
     return torch.cat(zeroth + first + second, dim=1)
-
-
-class ScatteringLinear(nn.Module):
-    """A linear classifier of fixed scattering features (Tramèr & Boneh 2021, section 2.2): only the classifier is trained.
-
-    The feature map is averaged to 8 x 8 cells, whatever the image's size, and group-normalised, which takes nothing from other images
-    and so costs no privacy. The features of all images have one length, so that clipping treats all alike, and mean square 1: were they
-    as short as the constant input of the bias, half of what a clipped gradient may hold would go to the bias.
-    """
-
-    def __init__(self, classes: int, scale: int) -> None:
-        super().__init__()
-        self.scattering = Scattering2D(scale)
-        self.head = zero_classifier(wavelet_count(self.scattering), classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(wavelet_features(self.scattering, x) * self.head.in_features**0.5)
 
 
 def wavelet_count(scattering: Scattering2D) -> int:

@@ -48,6 +48,9 @@ FIELDS: dict[SurveyField, tuple[str, ...]] = {
     "grey_level": ("0-31", "32-63", "64-95", "96-127", "128-159", "160-191", "192-223", "224-255"),
     "contrast": ("0-15", "16-31", "32-47", "48-63", "64-79", "80-95", "96 and above"),
     "images": ("1", "2", "3-5", "6 and more"),
+    "slices": ("below 50", "50-99", "100-199", "200-399", "400 and above"),
+    "slice_step": ("below 1", "1 to 1.9", "2 to 2.9", "3 to 4.9", "5 and above"),
+    "hounsfield": ("below -900", "-900 to -801", "-800 to -701", "-700 to -601", "-600 to -501", "-500 and above"),
 }
 """Field -> its cells, in the order of all tables, without `NOT_STATED`; of labels those of the named tasks."""
 
@@ -62,8 +65,20 @@ TITLES: dict[SurveyField, str] = {
     "grey_level": "mean grey level of the image, 0 to 255",
     "contrast": "standard deviation of the grey levels",
     "images": "images of the patient",
+    "slices": "slices of the CT volume",
+    "slice_step": "step between slices, in mm",
+    "hounsfield": "mean Hounsfield units of the 400 mm around the middle, within -1350 to 150",
 }
 """Field -> what a table of it counts, in words."""
+
+
+OF_RADIOGRAPHS: tuple[SurveyField, ...] = ("view", "grey_level", "contrast")
+OF_VOLUMES: tuple[SurveyField, ...] = ("slices", "slice_step", "hounsfield")
+
+
+def survey_fields(volumes: bool) -> list[SurveyField]:
+    """Lists what patients can be counted by, of CT volumes or of radiographs."""
+    return [field for field in FIELDS if field not in (OF_RADIOGRAPHS if volumes else OF_VOLUMES)]
 
 
 def own_classes(task: LabelTask) -> tuple[str, ...]:
@@ -80,6 +95,20 @@ def survey_cells(field: SurveyField, classes: Sequence[str] = ()) -> tuple[str, 
         classes: of `own_classes`.
     """
     return tuple(classes) if field == "label" and classes else FIELDS[field]
+
+
+def manufacturer_of(text: str | None) -> str | None:
+    """Finds a known manufacturer in free text such as `FUJIFILM Corporation`; `another` where it names none of them."""
+    if not text or not text.strip():
+        return None
+    words = text.lower()
+    if "kodak" in words:  # whose radiography became Carestream Health in 2007
+        return "Carestream"
+    if words.split()[0].strip("',.\"") in ("ge", "gems") or "general electric" in words:
+        return "GE"
+    known = {"fuji": "Fujifilm", "konica": "Konica Minolta", "minolta": "Konica Minolta"}
+    known |= {name.lower(): name for name in FIELDS["manufacturer"] if name not in ("GE", "another")}
+    return next((name for word, name in known.items() if word in words), "another")
 
 
 Tens = Annotated[int, Field(ge=0, le=MOST_COUNT, multiple_of=SMALL_CELL)]

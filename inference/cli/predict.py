@@ -26,7 +26,7 @@ from pneumofed.common.ops.command_line import (
     note,
     say,
 )
-from pneumofed.inference.explain.methods import METHODS, choose_detail, choose_methods, choose_target
+from pneumofed.inference.explain.methods import ACTIVATION_METHODS, METHODS, choose_detail, choose_methods, choose_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from pneumofed.common.model_bundle.predictor import Predictor
     from pneumofed.common.ops.progress import Progress
     from pneumofed.inference.explain.files import ExplanationReport
+    from pneumofed.inference.explain.methods import Method
     from pneumofed.inference.predict.clinical_table import ClinicalTable
     from pneumofed.inference.predict.dicom_objects import ArchiveWriter
     from pneumofed.inference.predict.outputs import Output, Recorder
@@ -59,9 +60,9 @@ def predict_command(
     trusted: Trusted = None,
     csv: Annotated[Path | None, typer.Option("--csv", help="Write a row for each file here.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="One JSON document in the place of the table.")] = False,
-    sr: Annotated[Path | None, typer.Option("--sr", help="Folder for a DICOM Structured Report of each DICOM image.")] = None,
+    sr: Annotated[Path | None, typer.Option("--sr", help="Folder for a Structured Report of each DICOM image or series.")] = None,
     overlay: Annotated[
-        Path | None, typer.Option(help="Folder for a heat map of each judged image: DICOM secondary capture, else PNG.")
+        Path | None, typer.Option(help="Folder for a heat map of each judged image or series: DICOM secondary capture, else PNG.")
     ] = None,
     monitor: Annotated[
         Path | None, typer.Option(help="Put what is judged into the monitor of drift in this folder, in the order of the files.")
@@ -71,7 +72,7 @@ def predict_command(
     threads: Annotated[int, typer.Option(min=0, help="Threads of the network, and as many that decode; 0: all processors.")] = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Judge radiographs: probability of pneumonia, or of each class, with its interval, the decision, or why an image cannot be judged.
+    """Judge radiographs, or CT: probability of pneumonia, or of each class, with its interval, the decision, or why one cannot be judged.
 
     Exit code: 0 every file was read, 3 some could not be read, 1 none could or the bundle was refused, 2 usage,
     130 stopped.
@@ -86,7 +87,7 @@ def predict_command(
     predictor = Predictor(opened, "int8" if int8 else "float32", threads)
     table = _clinical_table(clinical, predictor)
     recorder, summary = _recorder(monitor, opened), PredictionSummary.of(opened.manifest.classes)
-    folders = _object_folders(predictor, sr, overlay)
+    folders = [folder for folder in (sr, overlay) if folder]
     with exit_when_stopped(lambda: _describe_stopped(summary, csv, folders, recorder)), ExitStack() as stack:
         if monitor:
             stack.enter_context(own_monitor(monitor, "pneumofed predict"))
@@ -120,17 +121,6 @@ def _clinical_table(path: Path | None, predictor: Predictor) -> ClinicalTable | 
     from pneumofed.inference.predict.clinical_table import ClinicalTable
 
     return ClinicalTable.read(path, predictor.clinical)
-
-
-def _object_folders(predictor: Predictor, sr: Path | None, overlay: Path | None) -> list[Path]:
-    """The folders that DICOM objects were asked for in; none can be of volumes."""
-    folders = [folder for folder in (sr, overlay) if folder]
-    if folders and predictor.takes_volumes:
-        raise ConfigError(
-            "--sr and --overlay write one DICOM object for one radiograph, and this model judges CT volumes: leave them out; "
-            "pneumofed explain shows where in a volume the evidence lies"
-        )
-    return folders
 
 
 def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
@@ -195,7 +185,7 @@ TargetName = Annotated[
 def explain_command(
     paths: ImagePaths,
     bundle: BundlePath,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures. They show patients: keep it in the hospital.")],
+    out: Annotated[Path, typer.Option(help="Folder for pictures and maps. They show patients: keep it in the hospital.")],
     method: Annotated[
         list[str] | None, typer.Option(help=f"{', '.join(METHODS)}; may stand more than once.", show_default="grad-cam")
     ] = None,
@@ -212,7 +202,7 @@ def explain_command(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show where in a radiograph the model finds its evidence, and say whether the map can be believed.
+    """Show where in a radiograph, or a CT volume, the model finds its evidence, and say whether the map can be believed.
 
     Exit code: 0 at least one image was explained, 1 none could be read, 130 stopped.
     """
@@ -223,7 +213,7 @@ def explain_command(
     from pneumofed.inference.explain.files import RESULT_FILE, ExplanationRequest
 
     opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
-    methods = METHODS if all_ else choose_methods(method or ["grad-cam"], "--method")
+    methods = _every_method(opened) if all_ else choose_methods(method or ["grad-cam"], "--method")
     chosen = choose_target(target, opened.manifest.classes, "--target")
     table = _clinical_table(clinical, Predictor(opened, threads=1)) if clinical else None
     request = ExplanationRequest(methods, chosen, seed, check, choose_detail(detail, methods, "--detail"), run_code, table)
@@ -236,6 +226,10 @@ def explain_command(
         say((out / RESULT_FILE).read_text())
         return
     _tell_explained(report, opened, out)
+
+
+def _every_method(bundle: Bundle) -> tuple[Method, ...]:
+    return ACTIVATION_METHODS if bundle.manifest.preprocessing.slices else METHODS
 
 
 def _explainer(bundle: Bundle) -> Callable[..., ExplanationReport]:

@@ -94,8 +94,9 @@ def compute_attribution(
 
 
 def empty(image: Tensor) -> Tensor:
-    """Blurs `image` float32 [1, 1, S, S] until no detail is left: what stands where something was taken away."""
-    blurred = gaussian_filter(image[0, 0].numpy(), EMPTY_BLUR * image.shape[-1])
+    """Blurs `image` float32 [1, 1, S, S], or a volume [1, 1, slices, S, S], until no detail is left: what stands where something was taken
+    away."""
+    blurred = gaussian_filter(image[0, 0].numpy(), [EMPTY_BLUR * length for length in image.shape[2:]])
     return torch.from_numpy(blurred)[None, None]
 
 

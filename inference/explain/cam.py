@@ -2,16 +2,18 @@
 earlier layer, of a larger input, or as a mean over several sizes.
 
 Grad-CAM is Captum's and Grad-CAM++ ours, since Captum has none. `activation_map` makes either at the asked `Detail`; which detail finds
-a known opacity best is measured by `benchmarks.map_localisation`.
+a known opacity best is measured by `benchmarks.map_localisation`. `volume_map` makes either of a CT volume.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from captum.attr import LayerGradCam
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,7 +21,7 @@ from pneumofed.common.errors import ConfigError
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.fusion import IMAGE, ClinicalNetwork
-from pneumofed.inference.explain.methods import Detail, Target
+from pneumofed.inference.explain.methods import ACTIVATION_METHODS, Detail, Method, Target
 
 SCALES = (1.0, 1.25, 1.5, 1.75)
 """Sides of the input over the network's own, for the mean over several sizes: 128, 160, 192 and 224 px for a network of 128 px."""
@@ -215,3 +217,94 @@ def enlarge(values: Tensor, side: int) -> Tensor:
     if values.shape == (side, side):
         return values.float()
     return functional.interpolate(values[None, None].float(), (side, side), mode="bilinear", align_corners=False)[0, 0]
+
+
+_LAYERS: dict[Detail, Callable[[nn.Module], nn.Module]] = {"last-layer": target_layer, "finer-layer": finer_layer}
+"""Of volumes."""
+
+
+@dataclass(frozen=True)
+class VolumeMap:
+    """A map of evidence over one volume.
+
+    Attributes:
+        values: float32 [slices, S, S], zero or more, in the coordinates of the model's input: from foot to head, front to back, the
+            patient's right to left.
+        score: log-odds of the target by the network, not calibrated.
+        cells: places of the maps that it was made of, along slices, rows and columns.
+    """
+
+    values: NDArray[np.float32]
+    score: float
+    cells: tuple[int, int, int]
+
+    def peak(self) -> tuple[int, int, int]:
+        """Returns slice, row and column of the largest value."""
+        place = np.unravel_index(int(self.values.argmax()), self.values.shape)
+        return int(place[0]), int(place[1]), int(place[2])
+
+
+def volume_map(
+    network: nn.Module, volume: Tensor, target: Target = "pneumonia", method: Method = "grad-cam", detail: Detail = "last-layer"
+) -> VolumeMap:
+    """Computes Grad-CAM or Grad-CAM++ over a volume: ReLU of the maps weighted over all places of the volume.
+
+    With A_k the maps and S the log-odds, Grad-CAM weighs each by the mean of dS/dA_k over slices, rows and columns (Selvaraju et al. 2017,
+    eq. 1 and 2), and Grad-CAM++ as `grad_cam_plus_plus` says (Chattopadhay et al. 2018, eq. 14 to 19). The map is
+    brought to the volume by linear interpolation along each axis.
+
+    Args:
+        network: of `build_model`, one of `VOLUME_NETWORKS`; left in evaluation mode.
+        volume: float32 [1, 1, slices, S, S] in [0, 1].
+        target: a class, or `pneumonia` for all but normal.
+        method: `grad-cam` or `grad-cam++`.
+        detail: `last-layer` or `finer-layer`.
+
+    Raises:
+        ValueError: `volume` is not one volume.
+        ConfigError: another method or detail.
+    """
+    refuse_others((method,), detail)
+    if volume.ndim != 5 or volume.shape[:2] != (1, 1):
+        raise ValueError(f"volume: expected [1, 1, slices, S, S], got {tuple(volume.shape)}")
+    score = LogOdds(network, target)
+    maps, gradient, found = _volume_maps_and_gradient(score, volume, _LAYERS[detail](network))
+    places = tuple(range(1, maps.ndim))
+    if method == "grad-cam":
+        weights = gradient.mean(dim=places)
+    else:
+        positive = gradient.clamp_min(0.0)
+        total = maps.sum(dim=places, keepdim=True).clamp_min(0.0)
+        weights = (torch.where(positive > 0, 1.0 / (2.0 + total * positive), 0.0) * positive).sum(dim=places)
+    coarse = functional.relu(torch.einsum("k,kzyx->zyx", weights, maps))
+    fine = functional.interpolate(coarse[None, None], tuple(volume.shape[2:]), mode="trilinear", align_corners=False)[0, 0]
+    depth, height, width = coarse.shape
+    return VolumeMap(np.nan_to_num(fine.numpy()), found, (depth, height, width))
+
+
+def refuse_others(methods: Sequence[Method], detail: Detail) -> None:
+    """Refuses what is not made of volumes.
+
+    Raises:
+        ConfigError: another method than a class activation map, or another detail than of a layer.
+    """
+    if others := [method for method in methods if method not in ACTIVATION_METHODS]:
+        raise ConfigError(f"method {others[0]}: of a CT volume there are {' and '.join(ACTIVATION_METHODS)}")
+    if detail not in _LAYERS:
+        raise ConfigError(f"detail {detail}: of a CT volume there are {' and '.join(_LAYERS)}")
+
+
+def _volume_maps_and_gradient(score: LogOdds, volume: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor, float]:
+    """The maps [K, d, h, w] of `layer`, the gradient of the score by them, and the score; a layer of slices has them one by one."""
+    kept: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, output: kept.append(output))
+    try:
+        with torch.enable_grad():
+            found = score(volume.clone().requires_grad_())
+            (gradient,) = torch.autograd.grad(found.sum(), kept[0])
+    finally:
+        handle.remove()
+    maps, gradient = (one.detach().float() for one in (kept[0], gradient))
+    if maps.ndim == 4:  # [slices, K, h, w]
+        return maps.transpose(0, 1), gradient.transpose(0, 1), float(found.detach())
+    return maps[0], gradient[0], float(found.detach())

@@ -92,7 +92,7 @@ def explain_jointly(
 
     Args:
         network: of the bundle; left in evaluation mode.
-        image: float32 [1, 1, S, S] in [0, 1].
+        image: float32 [1, 1, S, S] in [0, 1], or a volume [1, 1, slices, S, S].
         values: float32 [K], NaN where not known.
         schema: of the bundle.
         target: what the evidence is for.
@@ -111,8 +111,8 @@ def explain_jointly(
 
     slopes = [torch.zeros_like(image), torch.zeros_like(known)]
     places = (torch.arange(JOINT_STEPS) + 0.5) / JOINT_STEPS
-    for part in places.split(STEPS_AT_ONCE):
-        pictures = (blank + part[:, None, None, None] * (image - blank)).requires_grad_()
+    for part in places.split(STEPS_AT_ONCE if image.ndim == 4 else 1):
+        pictures = (blank + part.reshape(-1, *(1 for _ in image.shape[1:])) * (image - blank)).requires_grad_()
         encoded = (missing + part[:, None] * (known - missing)).requires_grad_()
         found = torch.autograd.grad(score(pictures, encoded).sum(), [pictures, encoded])
         slopes = [total + one.sum(dim=0, keepdim=True) / JOINT_STEPS for total, one in zip(slopes, found, strict=True)]

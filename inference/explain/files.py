@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +42,24 @@ from pneumofed.inference.explain.pictures import Panel, montage, overlay, place_
 from pneumofed.inference.predict.clinical_table import ClinicalTable
 from pneumofed.inference.predict.predict import find_files
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 CHECKED_IMAGES = 6
 """The check asks of the method and the network, not of one image; with more its interval is narrower and it takes longer."""
 CHECK, EXPLAINED = "check whether the maps can be believed", "images explained"
 RESULT_FILE = "explanations.json"
 
 Tell = Callable[[str], None]
+
+
+class CaptionedMap(Protocol):
+    """A map with lines for the reader, of whatever kind of image."""
+
+    def after(self, lines: tuple[str, ...]) -> Self: ...
+
+
+Explained = TypeVar("Explained", bound=CaptionedMap)
 
 MAP_LIMITS_NOTE = (
     "The map is about the network and not about the patient: it outlines no disease. Colours are relative to the largest value in this "
@@ -120,6 +132,14 @@ class ExplainedMap:
     panel: Panel
     focus: Focus
     deletion: dict[str, float]
+
+    def draw(self, title: str) -> Figure:
+        """Draws the map over the image; `title` stands after the method's name."""
+        return overlay(self.panel, title)
+
+    def after(self, lines: tuple[str, ...]) -> ExplainedMap:
+        """Returns the same with `lines` before its own."""
+        return replace(self, panel=replace(self.panel, lines=(*lines, *self.panel.lines)))
 
 
 def explain_files(
@@ -229,7 +249,7 @@ def check_methods(
         predictor: of the bundle; says how they are prepared.
         request: the methods, the target, the seed and the detail.
     """
-    inputs = [_network_input(predictor, image) for image in images]
+    inputs = [network_input(predictor, image) for image in images]
     if not inputs:
         return {}
     larger = [_larger_input(predictor, image, request.detail) for image in images]
@@ -251,17 +271,33 @@ def explain_with_values(
     Returns:
         The maps, and what image and values add, None without values.
     """
+    return explain_beside(explain_image, setup, image, judgement, values)
+
+
+def explain_beside(
+    explain: Callable[[ExplanationSetup, Image, Judgement], Iterable[Explained]],
+    setup: ExplanationSetup,
+    image: Image,
+    judgement: Judgement,
+    values: Values | None,
+) -> tuple[list[Explained], JointEvidence | None]:
+    """Does what `explain_with_values` does, of images of any kind.
+
+    Args:
+        explain: makes the maps of one image, whatever is given beside it.
+        setup, image, judgement, values: as there.
+    """
     network, schema = setup.network, setup.predictor.clinical
     if values is None or schema is None or not isinstance(network, ClinicalNetwork):
-        return list(explain_image(setup, image, judgement)), None
+        return list(explain(setup, image, judgement)), None
     if judgement.prediction is None:
         return [], None
     found = explain_jointly(
-        network, _network_input(setup.predictor, image), values, schema, setup.request.target, judgement.prediction
+        network, network_input(setup.predictor, image), values, schema, setup.request.target, judgement.prediction
     )
     with network.giving(torch.from_numpy(values)[None]):
-        maps = list(explain_image(setup, image, judgement))
-    return [replace(one, panel=replace(one.panel, lines=(*found.lines(), *one.panel.lines))) for one in maps], found
+        maps = list(explain(setup, image, judgement))
+    return [one.after(found.lines()) for one in maps], found
 
 
 def explain_image(setup: ExplanationSetup, image: Image, judgement: Judgement) -> Iterator[ExplainedMap]:
@@ -277,7 +313,7 @@ def explain_image(setup: ExplanationSetup, image: Image, judgement: Judgement) -
     if judgement.prediction is None:
         return
     request, manifest = setup.request, setup.predictor.manifest
-    inputs, larger = _network_input(setup.predictor, image), _larger_input(setup.predictor, image, request.detail)
+    inputs, larger = network_input(setup.predictor, image), _larger_input(setup.predictor, image, request.detail)
     lungs, marks = find_lungs(image.pixels), find_markers(image.pixels)
     fit = manifest.preprocessing.fit
     side = max(image.pixels.shape) if fit == "pad" else min(image.pixels.shape)  # of the network's square, in pixels of the image
@@ -289,12 +325,12 @@ def explain_image(setup: ExplanationSetup, image: Image, judgement: Judgement) -
         cells = inputs.shape[-1] / attribution.cell_px
         focus = judge_focus(values, lungs, marks, side / cells / 2, cells=cells)
         deletion = _faithfulness(setup, inputs, attribution)
-        lines = (*_population_line(judgement), *caption_map(attribution, manifest, setup.sanity.get(method), focus, deletion))
+        lines = (*population_line(judgement), *caption_map(attribution, manifest, setup.sanity.get(method), focus, deletion))
         panel = Panel(image.pixels, values, attribution, lungs.lungs if lungs.found else None, marks, lines)
         yield ExplainedMap(panel, focus, deletion)
 
 
-def _population_line(judgement: Judgement) -> tuple[str, ...]:
+def population_line(judgement: Judgement) -> tuple[str, ...]:
     """What stands first below a map: whether the model was judged for such a patient, a caution where it was not."""
     found = judgement.population
     warns = found.status in (PopulationStatus.NOT_JUDGED, PopulationStatus.AGE_UNKNOWN)
@@ -315,7 +351,7 @@ def _explain_file(setup: ExplanationSetup, path: Path, stem: Path) -> dict[str, 
             "score": attribution.score, "detail": attribution.detail,
             "focus": vars(found.focus), "deletion": found.deletion, "text": found.panel.lines,
         }  # fmt: skip
-        write(overlay(found.panel, title), stem.with_name(f"{stem.name}-{attribution.method}.png"))
+        write(found.draw(title), stem.with_name(f"{stem.name}-{attribution.method}.png"))
     if len(panels) > 1:
         write(montage(panels, title), stem.with_suffix(".png"))
     return json_entry(stem.name, judgement, maps) | ({"clinical": evidence.to_json()} if evidence else {})
@@ -348,12 +384,18 @@ def _faithfulness(setup: ExplanationSetup, inputs: Tensor, attribution: Attribut
     return found
 
 
-def _network_input(predictor: Predictor, image: Image) -> Tensor:
+def network_input(predictor: Predictor, image: Image) -> Tensor:
+    """Prepares an image as the network takes it, float32 [1, 1, S, S] in [0, 1], a volume [1, 1, slices, S, S].
+
+    Args:
+        predictor: of the bundle.
+        image: as it was read.
+    """
     return torch.from_numpy(predictor.prepare(image))[None, None]
 
 
 def _larger_input(predictor: Predictor, image: Image, detail: Detail) -> Tensor | None:
-    """The image as `_network_input` makes it, at the largest side that `detail` asks for; None where it asks for no larger one."""
+    """The image as `network_input` makes it, at the largest side that `detail` asks for; None where it asks for no larger one."""
     if detail in ("last-layer", "finer-layer"):
         return None
     given = predictor.manifest.preprocessing

@@ -1,14 +1,15 @@
 """What a DICOM object for the archive is filled with, besides its judgement: the patient it names, and the heat map as a picture.
 
 `copy_as_utf8` writes text of the judged file's header in UTF-8, whatever character set and mistakes its writer had. `draw_heat` draws the
-heat map over the image, with a band below that says what it is and is not.
+heat map over the image, `draw_slice_heat` over slices of a CT series, with a band below that says what it is and is not.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -19,6 +20,9 @@ from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
 
 from pneumofed.common.config.classes import positive_word
+from pneumofed.common.imaging.ct_series import CtSlice, order_ct_slices
+from pneumofed.common.imaging.types import LUNG_WINDOW
+from pneumofed.common.imaging.volumes import Volume, apply_ct_window
 from pneumofed.common.model_bundle.population import PopulationFinding
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Judgement, Prediction
@@ -33,6 +37,8 @@ SIDES_PX = 512, 1024
 """Least and greatest longer side of the picture: words can be read at the first, and at the second it is a twentieth of a detector's
 pixels to store."""
 STATEMENT = "AI result, not for primary diagnosis"
+_TILES, _TILE_PX = 3, 340
+"""To a row of a picture of slices, and the width of one: three fill `SIDES_PX[1]`."""
 _OPACITY = 0.55
 _HOT, _WARM = np.array([0.85, 0.0, 0.0], np.float32), np.array([1.0, 0.8, 0.0], np.float32)
 
@@ -119,11 +125,77 @@ def draw_heat(pixels: np.ndarray, judgement: Judgement, predictor: Predictor) ->
     if found is None or found.activation_map is None:
         raise ValueError("there is no activation map")
     grey = _resize(pixels)
-    heat = place_map(found.activation_map, grey.shape, predictor.manifest.preprocessing.fit)
+    picture = _colour(grey, place_map(found.activation_map, grey.shape, predictor.manifest.preprocessing.fit))
+    return np.concatenate([picture, _band(words(found, predictor, judgement.population), grey.shape[1])])
+
+
+def _colour(grey: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """uint8 [..., 3] of `grey` and `heat` in [0, 1]."""
     opacity = _OPACITY * heat[..., None]
     colour = _WARM + (_HOT - _WARM) * heat[..., None]
-    picture = np.rint(255 * (grey[..., None] * (1 - opacity) + colour * opacity)).astype(np.uint8)
-    return np.concatenate([picture, _band(words(found, predictor, judgement.population), grey.shape[1])])
+    return np.rint(255 * (grey[..., None] * (1 - opacity) + colour * opacity)).astype(np.uint8)
+
+
+def draw_slice_heat(
+    volume: Volume, numbers: Sequence[int], judgement: Judgement, predictor: Predictor
+) -> tuple[np.ndarray, list[int]]:
+    """Draws the slices of a CT volume in which most speaks for pneumonia, three to a row, each with its number below, and the words of
+    `draw_heat` in a band below all.
+
+    Args:
+        volume: as it was read.
+        numbers: of its slices in the archive; empty where it has none.
+        judgement: of the same volume.
+        predictor: that judged it.
+
+    Returns:
+        The picture, uint8 [H, W, 3], and the slices that it shows, from 0.
+
+    Raises:
+        ValueError: the volume cannot be judged, or the network has no activation map.
+    """
+    from pneumofed.inference.explain.pictures import choose_slices, name_slice, place_on_slices
+
+    found = judgement.prediction
+    if found is None or found.activation_map is None:
+        raise ValueError("there is no activation map")
+    shown = choose_slices(found.activation_map, predictor.manifest.preprocessing.slices, volume)
+    largest = max(float(np.abs(found.activation_map).max()), 1e-12)
+    strength = (np.maximum(found.activation_map, 0.0) / largest).astype(np.float32)
+    tiles = []
+    for place, heat in zip(shown, place_on_slices(strength, volume, shown), strict=True):
+        grey, warm = (_tile(values, volume) for values in (apply_ct_window(volume.hounsfield[place], LUNG_WINDOW) / 255, heat))
+        name = _band((name_slice(place, len(volume.hounsfield), numbers),), grey.shape[1])
+        tiles.append(np.concatenate([_colour(grey, warm), name]))
+    rows = [tiles[at : at + _TILES] for at in range(0, len(tiles), _TILES)]
+    rows[-1] += [np.zeros_like(tiles[0])] * (_TILES - len(rows[-1]))
+    picture = np.concatenate([np.concatenate(row, axis=1) for row in rows])
+    return np.concatenate([picture, _band(words(found, predictor, judgement.population), picture.shape[1])]), shown
+
+
+def _tile(values: np.ndarray, volume: Volume) -> np.ndarray:
+    """A slice in the proportions of the body, `_TILE_PX` wide."""
+    (rows, columns), (_, down, across) = values.shape, volume.spacing_mm
+    size = _TILE_PX, max(1, round(_TILE_PX * rows * down / (columns * across)))
+    image = PIL.Image.fromarray(np.ascontiguousarray(values, np.float32))
+    return np.clip(np.asarray(image.resize(size, PIL.Image.Resampling.BILINEAR)), 0, 1)
+
+
+def list_axial_slices(path: Path) -> list[CtSlice]:
+    """Lists the slices of an axial DICOM series from the feet to the head, as `read_volume` has them; none of another series.
+
+    Raises:
+        ImageError: the series cannot be used.
+    """
+    slices, _, _ = order_ct_slices(path)
+    return sorted(slices, key=lambda one: float(one.position[2])) if abs(slices[0].normal).argmax() == 2 else []
+
+
+def slice_numbers(slices: Sequence[CtSlice]) -> tuple[int, ...]:
+    """Returns the number by which an archive shows each of `slices`: Instance Number (0020,0013), of a multi-frame object that of the
+    frame; none where they do not tell slices apart."""
+    numbers = tuple(one.frame + 1 if one.frames > 1 else round(one.number) for one in slices)
+    return numbers if len(set(numbers)) == len(numbers) else ()
 
 
 def place_map(activation_map: np.ndarray, shape: tuple[int, ...], fit: str) -> np.ndarray:

@@ -2,19 +2,22 @@
 
 `ArchiveWriter` writes what the user asked for. `make_report` builds a Structured Report by TID 1500, Measurement Report (PS3.16, annex A);
 `make_capture` a Secondary Capture with the heat map burnt over the image (PS3.3, A.8.1); a file that is not DICOM gets its map as PNG.
-`read_source_header` reads the judged image's header, complete enough to derive objects from. `series_uid`, `model_uid` and
+`make_parametric_map` builds the map of a CT series, on the planes of its slices (PS3.3, A.75). `read_source_header` reads the judged
+image's header, complete enough to derive objects from, `read_source_headers` those of a series. `series_uid`, `model_uid` and
 `software_versions` identify who made the objects.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from highdicom import sr
+from highdicom import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence, VOILUTTransformation, sr
+from highdicom.pm import ParametricMap, RealWorldValueMapping
 from highdicom.sc import SCImage
 from highdicom.sr.coding import CodedConcept
 from highdicom.uid import UID
@@ -25,12 +28,14 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pneumofed.common.config.classes import positive_word
 from pneumofed.common.errors import ConfigError, ImageError
 from pneumofed.common.files import atomic_write
+from pneumofed.common.imaging.ct_series import order_ct_slices
 from pneumofed.common.imaging.dicom_header import read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings
+from pneumofed.common.imaging.volumes import make_affine, read_volume, turn_back
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.study_code import describe_name
-from pneumofed.inference.predict.dicom_contents import STATEMENT, UTF8, copy_as_utf8
+from pneumofed.inference.predict.dicom_contents import STATEMENT, UTF8, copy_as_utf8, list_axial_slices, slice_numbers
 from pneumofed.inference.predict.predict import FileResult
 
 NOTE_NOT_DICOM = "no report: the image is no DICOM file"
@@ -52,6 +57,9 @@ THRESHOLD = CodedConcept("122411", "DCM", "Threshold Value")
 PERCENT = CodedConcept("%", "UCUM", "Percent")
 LUNG = CodedConcept("39607008", "SCT", "Lung")
 _CHEST_RADIOGRAPHY = CodedConcept("399208008", "SCT", "Plain X-ray of chest")
+_CHEST_CT = CodedConcept("169069000", "SCT", "CT of chest")
+EVIDENCE = CodedConcept("map-of-evidence", "99PNEUMOFED", "Map of evidence for a finding by a neural network")
+_NO_UNIT = CodedConcept("1", "UCUM", "no units")
 _DEVICE = CodedConcept("121007", "DCM", "Device")
 _COMMENT = CodedConcept("121106", "DCM", "Comment")
 _NOT_A_DIAGNOSIS = (
@@ -69,7 +77,7 @@ _EMPTY_IF_MISSING = (
 
 MANUFACTURER = "pneumofed"
 SERIES_DESCRIPTION = "AI result, not for primary diagnosis"
-SERIES_NUMBERS = {"SR": 9401, "SC": 9402}
+SERIES_NUMBERS = {"SR": 9401, "SC": 9402, "OT": 9403}
 """Series Number (0020,0011) separates series of a study for people; scanners count from 1."""
 
 
@@ -113,7 +121,7 @@ class ArchiveWriter:
             return replace(result, note=_join(result.note, NOTE_NOT_DICOM))
 
         try:
-            report = make_report(read_source_header(result.loaded.path), judgement, self._predictor)
+            report = make_report(read_source_headers(result.loaded.path), judgement, self._predictor)
         except (ImageError, ValueError, TypeError, AttributeError, KeyError) as error:
             return replace(result, note=_join(result.note, f"report {_NOTE_HEADER}", type(error).__name__))
         return replace(result, report=str(_save(report, self._reports)))
@@ -132,15 +140,30 @@ class ArchiveWriter:
         from pneumofed.inference.predict.dicom_contents import draw_heat
 
         path = result.loaded.path
-        picture = draw_heat(self._predictor.read(path).image.pixels, judgement, self._predictor)
-        if result.loaded.instance:
-            return _save(make_capture(read_source_header(path), picture, self._predictor), folder)
+        if self._predictor.takes_volumes:
+            picture, sources = self._draw_slices(result, judgement)
+        else:
+            picture = draw_heat(self._predictor.read(path).image.pixels, judgement, self._predictor)
+            sources = [read_source_header(path)] if result.loaded.instance else []
+        if sources:
+            return _save(make_capture(sources, picture, self._predictor), folder)
         import PIL.Image
 
         target = folder / f"{path.stem}-{hashlib.sha256(bytes(path)).hexdigest()[:8]}.png"
         with atomic_write(target) as file:
             PIL.Image.fromarray(picture).save(file, "PNG")
         return target
+
+    def _draw_slices(self, result: FileResult, judgement: Judgement) -> tuple[np.ndarray, list[Dataset]]:
+        """The picture, and the headers of the slices in it; where they are not axial that of the series' first slice, of NIfTI none."""
+        from pneumofed.inference.predict.dicom_contents import draw_slice_heat
+
+        path = result.loaded.path
+        slices = list_axial_slices(path) if result.loaded.instance else []
+        picture, shown = draw_slice_heat(read_volume(path), slice_numbers(slices), judgement, self._predictor)
+        if not slices:
+            return picture, read_source_headers(path)[:1] if result.loaded.instance else []
+        return picture, [read_source_header(one) for one in dict.fromkeys(slices[place].path for place in shown)]
 
 
 def _save(dataset: Dataset, folder: Path) -> Path:
@@ -161,15 +184,16 @@ def _join(*notes: str) -> str:
     return "; ".join(filter(None, notes))
 
 
-def make_report(source: Dataset, judgement: Judgement, predictor: Predictor) -> Dataset:
-    """Builds an Enhanced SR about `source`, in its study and of its patient, in a series of its own; preliminary and unverified.
+def make_report(sources: Sequence[Dataset], judgement: Judgement, predictor: Predictor) -> Dataset:
+    """Builds an Enhanced SR about `sources`, in their study and of their patient, in a series of its own; preliminary and unverified.
 
     One measurement group with the finding pneumonia (of own classes: radiologic finding, with the probability of each class): its
     presence (present, absent, or undetermined where the image cannot be judged), and if it can the calibrated probability with its
-    interval and the threshold, each in percent. The algorithm is named by the bundle's name and digest, the image by its SOP Instance UID.
+    interval and the threshold, each in percent. The algorithm is named by the bundle's name and digest, the image, or each slice of a CT
+    series, by its SOP Instance UID.
 
     Args:
-        source: of `read_source_header`.
+        sources: of `read_source_headers`.
         judgement: of the same image.
         predictor: that judged it.
 
@@ -178,8 +202,8 @@ def make_report(source: Dataset, judgement: Judgement, predictor: Predictor) -> 
     """
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(observer_device_context=_observer(predictor)),
-        procedure_reported=_CHEST_RADIOGRAPHY,
-        imaging_measurements=[_measurements(source, judgement, predictor)],
+        procedure_reported=_CHEST_CT if predictor.takes_volumes else _CHEST_RADIOGRAPHY,
+        imaging_measurements=[_measurements(sources, judgement, predictor)],
         title=CodedConcept("126000", "DCM", "Imaging Measurement Report"),
     )
     for text in _comments(judgement, predictor):
@@ -187,9 +211,9 @@ def make_report(source: Dataset, judgement: Judgement, predictor: Predictor) -> 
             sr.TextContentItem(name=_COMMENT, value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
         )
     return sr.EnhancedSR(
-        evidence=[source],
+        evidence=list(sources),
         content=content[0],
-        series_instance_uid=series_uid(source, predictor, "SR"),
+        series_instance_uid=series_uid(sources[0], predictor, "SR"),
         series_number=SERIES_NUMBERS["SR"],
         sop_instance_uid=UID(),
         instance_number=1,
@@ -211,23 +235,28 @@ def _observer(predictor: Predictor) -> sr.ObserverContext:
     return sr.ObserverContext(observer_type=_DEVICE, observer_identifying_attributes=device)
 
 
-def _measurements(source: Dataset, judgement: Judgement, predictor: Predictor) -> sr.MeasurementsAndQualitativeEvaluations:
+def _measurements(
+    sources: Sequence[Dataset], judgement: Judgement, predictor: Predictor
+) -> sr.MeasurementsAndQualitativeEvaluations:
     presence = {"pneumonia": PRESENT, "finding": PRESENT, "normal": ABSENT}.get(judgement.verdict, UNDETERMINED)
     positive = positive_word(predictor.manifest.classes)
     return sr.MeasurementsAndQualitativeEvaluations(
-        tracking_identifier=sr.TrackingIdentifier(uid=UID(), identifier="Image as a whole"),
+        tracking_identifier=sr.TrackingIdentifier(
+            uid=UID(), identifier=f"{'Series' if predictor.takes_volumes else 'Image'} as a whole"
+        ),
         finding_type=PNEUMONIA if positive == "pneumonia" else FINDING,
         algorithm_id=_algorithm(predictor),
         finding_sites=[sr.FindingSite(anatomic_location=LUNG)],
         measurements=_numbers(judgement),
         qualitative_evaluations=[sr.QualitativeEvaluation(name=PRESENCE, value=presence)],
-        source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source)],
+        source_images=[sr.SourceImageForMeasurementGroup.from_source_image(source) for source in sources],
     )
 
 
 def _algorithm(predictor: Predictor) -> sr.AlgorithmIdentification:
     """TID 4019: name, version, and what else decides the numbers."""
     manifest = predictor.manifest
+    slices = f"{manifest.preprocessing.slices} slices of " * predictor.takes_volumes
     return sr.AlgorithmIdentification(
         name=manifest.name,
         version=predictor.bundle.digest,
@@ -235,7 +264,7 @@ def _algorithm(predictor: Predictor) -> sr.AlgorithmIdentification:
         parameters=[
             f"threshold policy: {manifest.threshold.policy}",
             f"calibration: {manifest.calibration.method}",
-            f"network: {describe_name(manifest.model.name)}, {manifest.preprocessing.size_px} pixels",
+            f"network: {describe_name(manifest.model.name)}, {slices}{manifest.preprocessing.size_px} pixels",
         ],
     )
 
@@ -273,17 +302,18 @@ def _comments(judgement: Judgement, predictor: Predictor) -> list[str]:
     return texts
 
 
-def make_capture(source: Dataset, picture: np.ndarray, predictor: Predictor) -> Dataset:
-    """Builds a Secondary Capture of `picture` uint8 [H, W, 3], in the study and of the patient of `source`, in a series of its own.
+def make_capture(sources: Sequence[Dataset], picture: np.ndarray, predictor: Predictor) -> Dataset:
+    """Builds a Secondary Capture of `picture` uint8 [H, W, 3], in the study and of the patient of `sources`, in a series of its own.
 
     Args:
-        source: of `read_source_header`.
-        picture: of `draw_heat`.
+        sources: of `read_source_header`, the images in the picture.
+        picture: of `draw_heat`, or of slices of a CT series of `draw_slice_heat`.
         predictor: that judged it.
 
     Raises:
         ValueError, TypeError, AttributeError: the source's header does not allow it.
     """
+    source = sources[0]
     capture = SCImage.from_ref_dataset(
         ref_dataset=source,
         pixel_array=np.ascontiguousarray(picture),
@@ -303,16 +333,89 @@ def make_capture(source: Dataset, picture: np.ndarray, predictor: Predictor) -> 
         specific_character_set=UTF8,
     )
     # Type 2C (PS3.3, C.7.6.1.1.1): highdicom asks for one, but only the source knows it.
-    capture.PatientOrientation = source.get("PatientOrientation")
+    capture.PatientOrientation = ["L", "P"] if predictor.takes_volumes else source.get("PatientOrientation")
     capture.ImageType = ["DERIVED", "SECONDARY"]
     capture.ImageComments = STATEMENT
     capture.DerivationDescription = f"heat map of {predictor.manifest.name}, bundle {predictor.bundle.digest}"
-    capture.SourceImageSequence = [_reference(source)]
+    capture.SourceImageSequence = [_reference(one) for one in sources]
     # (0028,0301): our words name no patient, but what the source shows is still there.
-    if source.get("BurnedInAnnotation") == "NO":
+    if all(one.get("BurnedInAnnotation") == "NO" for one in sources):
         capture.BurnedInAnnotation = "NO"
     capture.LossyImageCompression = source.get("LossyImageCompression") or "00"
     return capture
+
+
+@dataclass(frozen=True)
+class MapScale:
+    """What the stored numbers of a map mean.
+
+    Attributes:
+        step: value of one stored step.
+        title: of the method that made the map.
+    """
+
+    step: float
+    title: str
+
+
+def make_parametric_map(path: Path, stored: np.ndarray, affine: np.ndarray, scale: MapScale, predictor: Predictor) -> Dataset:
+    """Builds a Parametric Map on the planes of the CT series at `path`, a frame a slice, each with a reference to its own; in the study and
+    of the patient of the series, in a series of its own, for research only.
+
+    Args:
+        path: of the series.
+        stored: uint8 [slices, rows, columns], on the axes of its `Volume`.
+        affine: of that volume.
+        scale: what `stored` means; the real-world value is its step times the stored one.
+        predictor: that judged it.
+
+    Raises:
+        ImageError: the series cannot be used any more.
+        ValueError, TypeError, AttributeError: its headers do not allow it.
+    """
+    slices, step, _ = order_ct_slices(path)
+    sources, first = read_source_headers(path), slices[0]
+    down, across = (float(value) for value in first.spacing)
+    if "NumberOfFrames" not in sources[0]:  # SliceThickness (0018,0050) is of type 2, and highdicom reads it of the first
+        sources[0].SliceThickness = sources[0].get("SliceThickness") or step
+    made = ParametricMap(
+        source_images=sources,
+        pixel_array=np.ascontiguousarray(
+            turn_back(stored, affine, make_affine(first.directions, (step, down, across), first.position))
+        ),
+        series_instance_uid=series_uid(sources[0], predictor, "OT"),
+        series_number=SERIES_NUMBERS["OT"],
+        sop_instance_uid=UID(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=predictor.manifest.name,
+        software_versions=f"pneumofed {version('pneumofed')}",
+        device_serial_number=predictor.bundle.digest,
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[_mapping(scale)],
+        voi_lut_transformations=[VOILUTTransformation(window_center=127.5, window_width=255.0)],
+        pixel_measures=PixelMeasuresSequence((down, across), step, step),
+        plane_orientation=PlaneOrientationSequence("PATIENT", first.orientation.tolist()),
+        plane_positions=[PlanePositionSequence("PATIENT", one.position.tolist()) for one in slices],
+        content_label="EVIDENCE",
+        content_description=f"{scale.title}; {STATEMENT}",
+        series_description=SERIES_DESCRIPTION,
+        specific_character_set=UTF8,
+    )
+    made.DerivationDescription = f"{scale.title} of {predictor.manifest.name}, bundle {predictor.bundle.digest}"
+    return made
+
+
+def _mapping(scale: MapScale) -> RealWorldValueMapping:
+    return RealWorldValueMapping(
+        lut_label="EVIDENCE",
+        lut_explanation=scale.title,
+        unit=_NO_UNIT,
+        value_range=(0, 255),
+        slope=scale.step,
+        intercept=0.0,
+        quantity_definition=EVIDENCE,
+    )
 
 
 def _reference(source: Dataset) -> Dataset:
@@ -339,6 +442,18 @@ def read_source_header(path: Path) -> Dataset:
     with quiet_warnings():
         copy_as_utf8(dataset, _EMPTY_IF_MISSING)
     return dataset
+
+
+def read_source_headers(path: Path) -> list[Dataset]:
+    """Reads, as `read_source_header`, the header of the DICOM file `path`, or of each file that has a part in the CT series in the folder
+    `path`, in the order of `order_ct_slices`.
+
+    Raises:
+        ImageError: the file is no DICOM file, or the series cannot be used.
+        ValueError: one lacks a UID that a derived object must name.
+    """
+    files = dict.fromkeys(one.path for one in order_ct_slices(path)[0]) if path.is_dir() else [path]
+    return [read_source_header(file) for file in files]
 
 
 def series_uid(source: Dataset, predictor: Predictor, kind: str) -> UID:

@@ -108,7 +108,8 @@ def server_survey(
     ask: Annotated[
         list[str] | None,
         typer.Option(
-            help="label, view, sex, age, manufacturer, year, image_size, grey_level, contrast or images. May repeat.",
+            help="label, sex, age, manufacturer, year, image_size, images, of radiographs view, grey_level, contrast, of CT slices, "
+            "slice_step, hounsfield. May repeat.",
             show_default="all",
         ),
     ] = None,

@@ -153,10 +153,7 @@ class Coordinator:
         clock.lap("train")
 
         # Aggregate. From here on the round counts: too few good updates have raised above.
-        self.arrays, former = self._aggregate(number, trained, len(drawn)), self.kept
-        self.kept = moving_average(former if number > 1 else None, self.arrays, cfg.strategy.ema_decay)
-        averaged = self.kept is not self.arrays
-        self.messenger.average = AverageStep.of(former, self.kept, self.arrays) if averaged else None
+        self._move_on(number, self._aggregate(number, trained, len(drawn)))
         clock.lap("aggregate")
 
         # Evaluate the new model on the sites' validation images, whose pooled statistics choose the threshold.
@@ -267,6 +264,12 @@ class Coordinator:
             updates = [self.central_privacy.combine(self.arrays, updates, asked, number)]
             trained.central_epsilon = self.central_privacy.epsilon(number)
         return self._keep_untouched(number, aggregate(self.strategy, number, updates))
+
+    def _move_on(self, number: int, arrays: ModelArrays) -> None:
+        """Takes the round's weights and what is evaluated of them; sites may make their moving average of the one before."""
+        former, self.arrays = self.kept, arrays
+        self.kept = moving_average(former if number > 1 else None, arrays, self.experiment.strategy.ema_decay)
+        self.messenger.average = None if self.kept is arrays else AverageStep.of(former, self.kept, arrays)
 
     def _keep_untouched(self, number: int, after: ModelArrays) -> ModelArrays:
         """What the round leaves as it is keeps its bits: a mean of equal numbers has others, by which kept features of a frozen network

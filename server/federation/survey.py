@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import secrets
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
 from pneumofed.common.errors import ConfigError, MessageError, RoundError
 from pneumofed.common.files import write_file
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
-from pneumofed.common.wire.survey import SurveyAnswer, own_classes, unpack_survey
+from pneumofed.common.wire.survey import SurveyAnswer, own_classes, survey_fields, unpack_survey
 from pneumofed.server.federation.enrolment import list_reasons
 from pneumofed.server.federation.messaging import Messenger
 from pneumofed.server.runs.events import RunLog
@@ -65,7 +66,7 @@ def run_survey(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCo
     asked = tuple(settings.survey or ())
     if not asked:
         raise ConfigError("a survey asks for one field at least")
-    check_survey(experiment)
+    check_survey(experiment, asked)
     folder = Path(settings.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     run_log = RunLog.of(settings, secrets.token_hex(8))
@@ -87,14 +88,20 @@ def run_survey(grid: Grid, experiment: ExperimentConfig, settings: CoordinatorCo
     return result
 
 
-def check_survey(experiment: ExperimentConfig) -> None:
-    """Refuses a survey of an experiment that hides single sites, or that is about no radiographs.
+def check_survey(experiment: ExperimentConfig, asked: Sequence[SurveyField] = ()) -> None:
+    """Refuses a survey of an experiment that hides single sites, and a question that is about no images of its kind.
+
+    Args:
+        experiment: of the planned run; with `image.slices` CT volumes are counted.
+        asked: the fields.
 
     Raises:
-        ConfigError: it does, or is.
+        ConfigError: it hides them, or one is.
     """
-    if experiment.image.slices:
-        raise ConfigError("a survey counts radiographs, and image.slices asks for CT volumes: leave the survey out")
+    known = survey_fields(volumes=experiment.image.slices > 0)
+    if others := [field for field in asked if field not in known]:
+        kind = "CT volumes" if experiment.image.slices else "radiographs"
+        raise ConfigError(f"a survey of {kind} (image.slices) has no {others[0]}; ask for {', '.join(known)}")
     if experiment.secure_aggregation.enabled:
         raise ConfigError(
             "a survey shows each site's own counts, which secure_aggregation hides: ask with secure_aggregation.enabled=false; sites "

@@ -10,15 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.config.parties import CoordinatorConfig, SurveyField
+from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.errors import FlowerError, PneumofedError
 from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
+from pneumofed.common.wire.survey import survey_fields
 from pneumofed.server.dashboard.access import make_token, token_file
 from pneumofed.server.dashboard.serve import page_address, page_answers, page_daemon, start_page
 from pneumofed.server.federation.survey import SURVEY_FILE, check_survey, read_survey
@@ -81,9 +82,13 @@ def ask_survey(place: CoordinatorFolder, name: str, experiment: ExperimentConfig
     if (folder / SURVEY_FILE).is_file() and read_survey(folder).answers:
         return folder
     audit = str(place.state.resolve() / "audit.jsonl")
-    values = {"run_dir": str(folder), "audit_log": audit, "survey": list(asked or get_args(SurveyField))}
+    values = {
+        "run_dir": str(folder),
+        "audit_log": audit,
+        "survey": list(asked or survey_fields(volumes=experiment.image.slices > 0)),
+    }
     settings = build_config(CoordinatorConfig, values, "survey")
-    check_survey(experiment)
+    check_survey(experiment, settings.survey or ())
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = folder / "coordinator.yaml"
     write_text(file, yaml.safe_dump(settings.model_dump(), sort_keys=False))

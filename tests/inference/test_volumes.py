@@ -12,6 +12,7 @@ import pytest
 import torch
 import typer
 from captum.attr import LayerGradCam
+from pydicom import dcmread
 from typer.testing import CliRunner
 
 import pneumofed
@@ -20,17 +21,19 @@ from pneumofed.common.data.cache import load_digests
 from pneumofed.common.data.dataset import load_dataset
 from pneumofed.common.data.manifest import ImageRecord, Manifest
 from pneumofed.common.errors import ArgumentError, ConfigError, EmptySiteError, SkipReason
-from pneumofed.common.imaging.volumes import Volume
+from pneumofed.common.imaging.volumes import Volume, fit_volume, read_volume
 from pneumofed.common.model_bundle.bundle import load_bundle
 from pneumofed.common.model_bundle.image_statistics import as_pictures, pixel_statistics
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.model_bundle.series import find_series
 from pneumofed.common.models.build import build_model
 from pneumofed.inference.cli.predict import explain_command, predict_command
-from pneumofed.inference.explain.cam import LogOdds, target_layer
-from pneumofed.inference.explain.volumes import volume_map
+from pneumofed.inference.explain.cam import LogOdds, target_layer, volume_map
+from pneumofed.inference.explain.pictures import choose_slices, place_on_slices, strongest_slices
+from pneumofed.inference.predict.dicom_objects import MapScale, make_parametric_map, make_report, read_source_headers
 from pneumofed.server.export.graph import run_torch
 from pneumofed.server.export.graph_checks import ExportImages
+from tests.common.imaging.test_ct_series import ct_slice, enhanced_ct, item
 from tests.inference.predict.pictures import write_phantom
 from tests.model_bundles import phantom_images
 from tests.volume_bundles import IMAGE, drawn_inputs, drawn_volume, make_volume_bundle, patients, volume_network, write_series
@@ -113,9 +116,78 @@ def test_predict_counts_series_and_not_files(bundle: Path, archive: Path) -> Non
     assert [row["status"] for row in told["images"]] == ["judged", "judged", "cannot_judge"]
     assert told["images"][0]["study"]
     assert told["images"][0]["population"]["age_group"]
-    refused = CliRunner().invoke(app, ["predict", str(archive), "--bundle", str(bundle), "--sr", str(archive / "sr")])
-    assert isinstance(refused.exception, ConfigError)
-    assert "CT volumes" in str(refused.exception)
+
+
+@pytest.fixture(scope="module")
+def rows(bundle: Path, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What `predict --sr --overlay` says of the two series and the radiograph."""
+    out = tmp_path_factory.mktemp("objects")
+    given = ["predict", str(archive), "--bundle", str(bundle), "--json", "--threads", "1"]
+    result = CliRunner().invoke(app, [*given, "--sr", str(out / "sr"), "--overlay", str(out / "overlay")])
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, Any]] = json.loads(result.stdout)["images"]
+    return found
+
+
+def headers(series: Path) -> list[Any]:
+    return [dcmread(file, stop_before_pixels=True) for file in sorted(series.iterdir())]
+
+
+def items(content: Any) -> list[Any]:
+    return [content, *(item for child in content.get("ContentSequence", []) for item in items(child))]
+
+
+def test_the_report_of_a_series_names_each_of_its_slices(rows: list[dict[str, Any]], archive: Path) -> None:
+    for row in rows[:2]:
+        slices, report = headers(Path(row["file"])), dcmread(row["report"])
+        uids = {one.SOPInstanceUID for one in slices}
+        assert (report.StudyInstanceUID, report.PatientID) == (slices[0].StudyInstanceUID, slices[0].PatientID)
+        (series,) = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence
+        assert series.SeriesInstanceUID == slices[0].SeriesInstanceUID != report.SeriesInstanceUID
+        assert {one.ReferencedSOPInstanceUID for one in series.ReferencedSOPSequence} == uids
+        named = [one for one in items(report) if one.ValueType == "IMAGE"]
+        assert {one.ReferencedSOPSequence[0].ReferencedSOPInstanceUID for one in named} == uids
+        codes = {one.ConceptCodeSequence[0].CodeMeaning for one in items(report) if one.ValueType == "CODE"}
+        assert {"CT of chest", "Pneumonia"} <= codes and "Plain X-ray of chest" not in codes
+        (chance,) = [one for one in items(report) if one.ConceptNameCodeSequence[0].CodeMeaning == "Probability"]
+        assert float(chance.MeasuredValueSequence[0].NumericValue) == pytest.approx(100 * row["probability"], abs=1e-3)
+    assert (rows[2]["report"], rows[2]["overlay"]) == ("", "")  # a radiograph: nothing was judged
+
+
+def test_the_capture_of_a_series_shows_slices_and_names_them(rows: list[dict[str, Any]]) -> None:
+    for row in rows[:2]:
+        slices, capture = headers(Path(row["file"])), dcmread(row["overlay"])
+        shown = {one.ReferencedSOPInstanceUID for one in capture.SourceImageSequence}
+        assert 3 <= len(shown) <= 9 and shown < {one.SOPInstanceUID for one in slices}
+        assert (capture.SOPClassUID.name, capture.PatientID) == ("Secondary Capture Image Storage", slices[0].PatientID)
+        picture = capture.pixel_array
+        assert picture.shape[1] == 3 * 340
+        assert np.ptp(picture[:340].astype(int), axis=2).max() > 20  # warm
+
+
+def test_a_series_that_cannot_be_judged_is_reported_without_numbers(bundle: Path, tmp_path: Path) -> None:
+    """Turned upside down, by its positions."""
+    for file in write_series(tmp_path / "series", patients(80)[0]).iterdir():
+        dataset = dcmread(file)
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, -z]
+        dataset.save_as(file)
+    given = [
+        "predict",
+        str(tmp_path / "series"),
+        "--bundle",
+        str(bundle),
+        "--json",
+        "--threads",
+        "1",
+        "--sr",
+        str(tmp_path / "sr"),
+    ]
+    (row,) = json.loads(CliRunner().invoke(app, given).stdout)["images"]
+    assert row["status"] == "cannot_judge"
+    report = dcmread(row["report"])
+    assert not [one for one in items(report) if one.ValueType == "NUM"]
+    assert any("cannot be judged" in one.get("TextValue", "") for one in items(report))
 
 
 def test_explain_writes_the_map_and_its_strongest_slices(bundle: Path, archive: Path, tmp_path: Path) -> None:
@@ -131,6 +203,8 @@ def test_explain_writes_the_map_and_its_strongest_slices(bundle: Path, archive: 
         assert values.dtype == np.float32
         assert values.min() >= 0
         assert told["slices"] == sorted(told["slices"])
+        assert (tmp_path / told["original"]).is_file() and "note" not in told
+        assert [17 - (place + 1) for place in told["shown"]] == told["images"]  # numbered from the head downward
         if values.any():
             assert values[told["slices"]].sum() >= values.sum() * len(told["slices"]) / IMAGE.slices
         assert (tmp_path / f"{entry['number']}-grad-cam.png").stat().st_size > 10_000
@@ -138,6 +212,174 @@ def test_explain_writes_the_map_and_its_strongest_slices(bundle: Path, archive: 
     assert "CT volume" in str(refused.exception)
     refused = CliRunner().invoke(app, [*arguments, "--detail", "larger-input"])
     assert "CT volume" in str(refused.exception)
+
+
+def test_the_parametric_map_lies_on_the_planes_of_the_slices(bundle: Path, archive: Path, tmp_path: Path) -> None:
+    series = archive / "patient1" / "study" / "series"
+    found = pneumofed.explain(bundle, series, check=False)
+    over, slices = found.on_slices(), {one.SOPInstanceUID: one for one in headers(series)}
+    made, step = dcmread(found.save(tmp_path / "map.dcm")), float(found.map.max()) / 255
+    first = next(iter(slices.values()))
+    assert made.SOPClassUID.name == "Parametric Map Storage"
+    assert (made.StudyInstanceUID, made.PatientID, made.FrameOfReferenceUID) == (
+        first.StudyInstanceUID, first.PatientID, first.FrameOfReferenceUID
+    )  # fmt: skip
+    assert len(made.PerFrameFunctionalGroupsSequence) == len(slices) == len(over)
+    (mapping,) = made.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence
+    for frame, pixels in zip(made.PerFrameFunctionalGroupsSequence, made.pixel_array, strict=True):
+        (derived,) = frame.DerivationImageSequence[0].SourceImageSequence
+        own = slices.pop(derived.ReferencedSOPInstanceUID)
+        np.testing.assert_allclose(frame.PlanePositionSequence[0].ImagePositionPatient, own.ImagePositionPatient)
+        np.testing.assert_allclose(pixels * mapping.RealWorldValueSlope, over[16 - own.InstanceNumber], atol=0.51 * step)
+    assert not slices
+
+
+@pytest.mark.parametrize("kind", ["multi-frame", "coronal"])
+def test_objects_of_other_series_name_their_images_and_lie_where_these_do(bundle: Path, tmp_path: Path, kind: str) -> None:
+    """Each voxel of the map is where the affine of the volume says, by the frame's own position and orientation."""
+    study = {"StudyInstanceUID": "2.25.7", "SeriesInstanceUID": "2.25.8"}
+    pixels = np.random.default_rng(3).integers(-1000, 1000, (12, 40, 48)).astype(np.int16)
+    path = tmp_path / "series"
+    path.mkdir()
+    if kind == "multi-frame":
+        whole = enhanced_ct(pixels)
+        whole.update(item(**study))
+        whole.save_as(path / "one.dcm", enforce_file_format=True)
+    else:
+        for place, plane in enumerate(pixels):
+            tags = {"ImagePositionPatient": [-8.0, 3.0 * place, 50.0], "ImageOrientationPatient": [1, 0, 0, 0, 0, -1]}
+            ct_slice(plane, place, **study, **tags).save_as(path / f"{place}.dcm", enforce_file_format=True)
+    predictor, volume = Predictor(load_bundle(bundle, None), threads=1), read_volume(path)
+    assert volume.affine is not None
+    stored = (np.arange(pixels.size) % 251).astype(np.uint8).reshape(volume.hounsfield.shape)
+    made = make_parametric_map(path, stored, volume.affine, MapScale(0.1, "Grad-CAM"), predictor)
+    orientation = np.reshape(made.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient, (2, 3))
+    down, across = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing
+    frames, back = made.PerFrameFunctionalGroupsSequence, np.linalg.inv(volume.affine)
+    assert made.pixel_array.shape == (12, 40, 48) and len(frames) == 12
+    named = set()
+    for frame, found in zip(frames, made.pixel_array, strict=True):
+        corner = np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+        for row, column in ((0, 0), (7, 31), (39, 47)):
+            place = corner + float(across) * column * orientation[0] + float(down) * row * orientation[1]
+            assert found[row, column] == stored[tuple(np.rint(back @ [*place, 1])[:3].astype(int))]
+        (source,) = frame.DerivationImageSequence[0].SourceImageSequence
+        named.add((source.ReferencedSOPInstanceUID, source.get("ReferencedFrameNumber")))
+    assert len(named) == 12
+    (judgement,) = predictor.judge([predictor.read(path).image])
+    report = make_report(read_source_headers(path), judgement, predictor)
+    references = report.CurrentRequestedProcedureEvidenceSequence[0].ReferencedSeriesSequence[0].ReferencedSOPSequence
+    assert {one.ReferencedSOPInstanceUID for one in references} == {uid for uid, _ in named}
+
+
+def test_a_nifti_files_map_has_its_axes(bundle: Path, tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    volume = drawn_volume(patients(80)[0])
+    dz, dy, dx = volume.spacing_mm
+    upright = nibabel.Nifti1Image(volume.hounsfield.transpose(2, 1, 0), np.diag([-dx, -dy, dz, 1.0]))
+    turned = upright.as_reoriented(np.array([[1, -1], [2, 1], [0, -1]]))  # slices are the last axis no more
+    nibabel.save(turned, tmp_path / "volume.nii.gz")
+    given = ["explain", str(tmp_path / "volume.nii.gz"), "--bundle", str(bundle), "--out", str(tmp_path), "--no-check", "--json"]
+    (entry,) = json.loads(CliRunner().invoke(app, given).stdout)["images"]
+    told = entry["maps"]["grad-cam"]
+    assert (told["original"], told["images"]) == ("0001-grad-cam.nii.gz", [])
+    written = nibabel.load(tmp_path / told["original"])
+    assert written.shape == turned.shape
+    np.testing.assert_allclose(written.affine, turned.affine)
+    found = pneumofed.explain(bundle, volume, check=False)
+    again = (
+        written.as_reoriented(nibabel.orientations.io_orientation(written.affine)).get_fdata().transpose(2, 1, 0)[:, ::-1, ::-1]
+    )
+    np.testing.assert_allclose(again, found.on_slices(), atol=0.51 * float(found.map.max()) / 255)
+    with pytest.raises(ConfigError, match="no place in space"):
+        found.save(tmp_path / "map.nii.gz")
+    with pytest.raises(ConfigError, match="belongs to a DICOM series"):
+        pneumofed.explain(bundle, tmp_path / "volume.nii.gz", check=False).save(tmp_path / "map.dcm")
+
+
+def test_python_explains_a_series_as_the_command_does(bundle: Path, archive: Path, tmp_path: Path) -> None:
+    series, model = archive / "patient2" / "study" / "series", pneumofed.open_bundle(bundle, threads=1)
+    given = ["explain", str(series), "--bundle", str(bundle), "--out", str(tmp_path), "--json", "--all"]
+    (entry,) = json.loads(CliRunner().invoke(app, given).stdout)["images"]
+    assert set(entry["maps"]) == {"grad-cam", "grad-cam++"}
+    found = pneumofed.explain(model, series, "grad-cam++")
+    assert (found.method, found.target, found.judgement.status) == ("grad-cam++", "pneumonia", "judged")
+    assert list(found.lines) == entry["maps"]["grad-cam++"]["text"]
+    assert entry["population"]["sentence"] in found.lines[0]
+    np.testing.assert_array_equal(found.map, np.load(tmp_path / "0001-grad-cam++.npy"))
+    assert found.save(tmp_path / "why.png").read_bytes() == (tmp_path / "0001-grad-cam++.png").read_bytes()
+    with pytest.raises(ConfigError, match="method lime"):
+        pneumofed.explain(model, series, "lime", check=False)
+    with pytest.raises(ArgumentError, match="judges CT volumes"):
+        pneumofed.explain(model, np.zeros((64, 64), np.float32))
+    noise = np.random.default_rng(0).integers(-1000, 1000, (16, 32, 32)).astype(np.int16)
+    with pytest.raises(ArgumentError, match="cannot judge it"):
+        pneumofed.explain(model, Volume(noise, (20.0, 10.0, 10.0), ()))
+
+
+def test_clinical_values_stand_beside_a_volume(archive: Path, tmp_path: Path) -> None:
+    bundle, network = make_volume_bundle(tmp_path / "bundle", clinical=True), volume_network(clinical=True)
+    predictor, inputs = Predictor(load_bundle(bundle, None), threads=1), floats(2)
+    table = np.array([[39.5, 1.0], [39.5, np.nan]], np.float32)
+    found = predictor.run(inputs, table)
+    for name, expected in zip(("logits", "features", "activations", "cam"), run_torch(network, 1, inputs, table), strict=True):
+        np.testing.assert_allclose(found[name], expected, atol=1e-3, err_msg=name)
+    same = predictor.run(inputs, table[[0, 0]])  # what a map does not add up to is of the values only
+    rest = same["logits"][:, 1] - same["logits"][:, 0] - same["cam"].mean(axis=(1, 2, 3))
+    assert rest[0] == pytest.approx(rest[1], abs=1e-3)
+
+    model, series = pneumofed.open_bundle(bundle, threads=1), archive / "patient1" / "study" / "series"
+    values = {"temperature": 39.5, "cough": True}
+    plain, beside = model.predict(series), model.predict(series, values)
+    assert plain.probability is not None and beside.probability is not None
+    assert beside.image_only == pytest.approx(plain.probability, abs=1e-6)
+    assert abs(beside.probability - plain.probability) > 1e-3
+    why = pneumofed.explain(model, series, target="normal", check=False, clinical=values)
+    assert why.evidence is not None and why.evidence.image_only == pytest.approx(plain.probability, abs=1e-6)
+    assert set(why.evidence.values) == {"temperature", "cough"}
+    assert abs(why.evidence.error) < 0.05 * max(1.0, abs(why.evidence.score - why.evidence.empty))
+    assert why.lines[0].startswith("The answer rests on") and "temperature 39.5 °C" in why.lines[0]
+    without = pneumofed.explain(model, series, target="normal", check=False)
+    assert without.evidence is None and why.map.any() and not np.allclose(without.map, why.map)
+
+    (tmp_path / "values.csv").write_text(f"file,temperature,cough\n{series},39.5,yes\n")
+    given = [str(series), "--bundle", str(bundle), "--json", "--clinical", str(tmp_path / "values.csv")]
+    (row,) = json.loads(CliRunner().invoke(app, ["predict", *given, "--threads", "1"]).stdout)["images"]
+    assert row["probability"] == pytest.approx(beside.probability, abs=1e-6) and set(row["clinical"]) == {"temperature", "cough"}
+    explained = CliRunner().invoke(app, ["explain", *given, "--out", str(tmp_path / "out"), "--no-check", "--target", "normal"])
+    (entry,) = json.loads(explained.stdout)["images"]
+    assert entry["clinical"]["values"] == pytest.approx(dict(why.evidence.values), abs=1e-4)
+    assert entry["maps"]["grad-cam"]["text"] == list(why.lines)
+
+
+def test_a_map_lies_where_the_grid_was_taken_from() -> None:
+    """A block of tissue, through the grid and back; what the grid does not show has no weight."""
+    hounsfield = np.full((60, 90, 80), -1000, np.int16)
+    hounsfield[36:44, 20:32, 50:58] = 100
+    volume = Volume(hounsfield, (5.0, 6.0, 7.0), ())
+    grid = fit_volume(volume, 64, 32).astype(np.float32)
+    placed = place_on_slices(grid, volume, range(60))
+    assert placed.shape == hounsfield.shape
+    assert placed[37:43, 22:30, 51:57].min() > 0.5 * 255
+    assert max(placed[:30].max(), placed[:, 45:].max(), placed[:, :, :40].max()) < 0.3 * 255  # air
+    z, y, x = ((np.arange(length) + 0.5) * step for length, step in zip(hounsfield.shape, volume.spacing_mm, strict=True))
+    outside = (abs(y[:, None] - 270) > 200) | (abs(x[None, :] - 280) > 200)
+    assert (place_on_slices(np.ones((2, 3, 4), np.float32), volume, [0, 59])[:, outside] == 0).all()
+    inside = place_on_slices(np.ones((2, 3, 4), np.float32), volume, [0, 59])[:, ~outside]
+    np.testing.assert_allclose(inside, 1.0)
+    ramp = place_on_slices(np.arange(8, dtype=np.float32)[:, None, None], volume, range(60))[:, 45, 40]
+    np.testing.assert_allclose(ramp, np.clip((z - 150 + 200) / 50 - 0.5, 0, 7), atol=1e-5)
+
+
+def test_the_slices_to_show_have_most_of_the_weight() -> None:
+    values = np.zeros((4, 2, 2), np.float32)
+    values[1], values[3] = 2.0, 1.0
+    assert strongest_slices(values, 4, 1) == [1]
+    assert strongest_slices(values, 4) == [1, 3]
+    assert strongest_slices(np.ones((1, 2, 2), np.float32), 9, 3) == [3, 4, 5]  # of equal ones the middle
+    volume = Volume(np.zeros((100, 8, 8), np.int16), (4.0, 50.0, 50.0), ())
+    assert choose_slices(values, 4, volume) == [37, 87]
+    assert choose_slices(-values, 4, volume, 4) == [12, 37, 62, 87]
 
 
 @pytest.mark.parametrize("name", ["resnet18_slices", "densenet121_3d"])

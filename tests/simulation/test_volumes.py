@@ -20,18 +20,21 @@ from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.models.features import predict_probabilities
 from pneumofed.common.wire.keys import read_private_key
-from pneumofed.inference.explain.volumes import volume_map
+from pneumofed.inference.explain.cam import volume_map
 from pneumofed.server.export.export import ExportPlan, export_run, release_key
 from pneumofed.server.report.read_run import read_run
+from pneumofed.server.runs.checkpoints import read_checkpoint
+from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.summary_records import RunSummary
+from pneumofed.simulation.phantoms.clinical import PHANTOM_SCHEMA
 from pneumofed.simulation.plan import SimulationRequest, plan_simulation
 from pneumofed.simulation.runner import run_simulation
-from tests.tiny import tiny_experiment
+from tests.tiny import there, tiny_experiment
 
 
-def simulate(out: Path, **settings: Any) -> RunSummary:
+def simulate(out: Path, hospitals: int = 2, **settings: Any) -> RunSummary:
     request = SimulationRequest(
-        config=Path("ct"), phantoms=24, hospitals=2, partition="iid", rounds=1, engine="local", workers=1, out=out,
+        config=Path("ct"), phantoms=24, hospitals=hospitals, partition="iid", rounds=1, engine="local", workers=1, out=out,
         settings={"image": {"size_px": 32, "slices": 8}, "evaluation": {"bootstrap_samples": 20}, **settings},
     )  # fmt: skip
     return run_simulation(plan_simulation(request), lambda _: None)
@@ -68,6 +71,38 @@ def test_volumes_train_privately(tmp_path: Path) -> None:
     spent = read_run(tmp_path / "private").history[-1].epsilons
     assert len(spent) == 2
     assert min(spent.values()) > 0
+
+
+@pytest.mark.slow
+def test_a_secure_sum_over_volumes_is_the_plain_mean_to_the_stated_error(tmp_path: Path) -> None:
+    found, records = {}, {}
+    secret: dict[str, Any] = {"secure_aggregation": {"enabled": True}}
+    common: dict[str, Any] = {"image": {"size_px": 64, "slices": 8}, "training": {"batch_size": 2}}
+    for name, changes in {"secret": secret, "plain": {"strategy": {"weight_by": "hospitals"}}}.items():
+        simulate(tmp_path / name, hospitals=3, **common, **changes)
+        found[name] = read_checkpoint(RunFolder(tmp_path / name).last_checkpoint).arrays
+        records[name] = RunFolder(tmp_path / name).read_history()[0]
+    summed = there(records["secret"].secure_sum)
+    assert summed.summed == ("hospital-00", "hospital-01", "hospital-02") and summed.clipped == 0
+    assert summed.images == sum(there(there(site.train).num_examples) for site in records["plain"].sites.values())
+    bound = there(summed.error_bound) + 1e-7  # of float32 besides
+    assert bound < 1e-6  # one step of the optimizer moves a weight by 5e-4
+    assert np.abs(found["secret"].parameters - found["plain"].parameters).max() <= bound
+    np.testing.assert_allclose(found["secret"].statistics, found["plain"].statistics, atol=1e-4)
+    assert there(records["secret"].validation).n == there(records["plain"].validation).n
+
+
+@pytest.mark.slow
+def test_volumes_train_beside_clinical_values_and_are_exported_so(tmp_path: Path) -> None:
+    summary = simulate(tmp_path / "run", clinical=PHANTOM_SCHEMA.model_dump(mode="json"))
+    assert summary.status == "succeeded"
+    export_run(ExportPlan(tmp_path / "run", tmp_path / "bundle", read_private_key(release_key(tmp_path / "run"))))
+    model = pneumofed.open_bundle(tmp_path / "bundle", threads=1)
+    assert model.takes_volumes and model.clinical is not None
+    series = sorted((tmp_path / "run" / "phantoms" / "test").glob("*/*"))
+    answers = model.predict(series, [{"temperature": 39.0, "cough": True}] * len(series))
+    judged = [one for one in answers if one.status == "judged"]
+    assert judged and all(one.image_only is not None for one in judged)
 
 
 def draw_balls(count: int, seed: int) -> tuple[Dataset, np.ndarray]:

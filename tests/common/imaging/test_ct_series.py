@@ -29,7 +29,7 @@ from pydicom.uid import (
 
 from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.imaging import dicom_pixels
-from pneumofed.common.imaging.volumes import read_volume
+from pneumofed.common.imaging.volumes import make_affine, read_volume, turn_back
 
 SHAPE = (6, 18, 20)
 STEP, ROW, COLUMN = 2.5, 0.7, 0.8
@@ -116,6 +116,17 @@ def test_a_series_in_any_direction_is_turned_to_the_body(
     assert normal @ slicewise in (-1.0, 1.0)
     np.testing.assert_array_equal(read.hounsfield, body)
     assert read.spacing_mm == pytest.approx([(STEP, ROW, COLUMN)[order.index(axis)] for axis in range(3)])
+    along = int(normal @ slicewise)  # a series is stacked along its normal, whatever its numbers
+    origin = slicewise * STEP * (len(stack) - 1 if along < 0 else 0)
+    original = make_affine(np.array([normal, down, across]), (STEP, ROW, COLUMN), origin)
+    assert read.affine is not None
+    np.testing.assert_array_equal(turn_back(read.hounsfield, read.affine, original), stack[::along])
+    numbered = np.arange(body.size).reshape(body.shape)
+    turned = numbered.transpose(order)[tuple(slice(None, None, sign) for sign in signs)]
+    for place in ((0, 0, 0), (3, 5, 7), (17, 0, 21)):  # lies where the files say
+        ((k, row, column),) = np.argwhere(turned == numbered[place])
+        expected = k * STEP * slicewise + row * ROW * down + column * COLUMN * across
+        np.testing.assert_allclose((read.affine @ [*place, 1])[:3], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -156,26 +167,24 @@ def test_a_compressed_series_is_read_as_the_plain_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read.hounsfield, volume())
 
 
-def _item(**tags: Any) -> Dataset:
+def item(**tags: Any) -> Dataset:
     dataset = Dataset()
     for keyword, value in tags.items():
         setattr(dataset, keyword, value)
     return dataset
 
 
-def _enhanced(pixels: NDArray[np.int16], compress: bool = False) -> Dataset:
+def enhanced_ct(pixels: NDArray[np.int16], compress: bool = False) -> Dataset:
     """An Enhanced CT object, its frames from the head downward, with the geometry in functional groups."""
     whole = ct_slice(pixels[0], 0, SOPClassUID=EnhancedCTImageStorage, NumberOfFrames=len(pixels))
     for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
         delattr(whole, keyword)
-    orientation = _item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
-    measures = _item(PixelSpacing=[ROW, COLUMN], SliceThickness=STEP)
-    whole.SharedFunctionalGroupsSequence = [_item(PlaneOrientationSequence=[orientation], PixelMeasuresSequence=[measures])]
-    rescale = _item(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU")
+    orientation = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
+    measures = item(PixelSpacing=[ROW, COLUMN], SliceThickness=STEP)
+    whole.SharedFunctionalGroupsSequence = [item(PlaneOrientationSequence=[orientation], PixelMeasuresSequence=[measures])]
+    rescale = item(RescaleSlope=1, RescaleIntercept=-1024, RescaleType="HU")
     whole.PerFrameFunctionalGroupsSequence = [
-        _item(
-            PlanePositionSequence=[_item(ImagePositionPatient=[0, 0, -STEP * frame])], PixelValueTransformationSequence=[rescale]
-        )
+        item(PlanePositionSequence=[item(ImagePositionPatient=[0, 0, -STEP * frame])], PixelValueTransformationSequence=[rescale])
         for frame in range(len(pixels))
     ]
     whole["PixelData"].value = (pixels[::-1].astype(np.int32) + 1024).astype("<u2").tobytes()
@@ -186,7 +195,7 @@ def _enhanced(pixels: NDArray[np.int16], compress: bool = False) -> Dataset:
 
 @pytest.mark.parametrize("compress", [False, True])
 def test_a_multi_frame_object_is_read_as_a_series(tmp_path: Path, compress: bool) -> None:
-    save(tmp_path, _enhanced(volume(), compress), "one.dcm")
+    save(tmp_path, enhanced_ct(volume(), compress), "one.dcm")
     for path in (tmp_path, tmp_path / "one.dcm"):
         read = read_volume(path)
         np.testing.assert_array_equal(read.hounsfield, volume())

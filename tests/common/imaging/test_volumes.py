@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from pneumofed.common.errors import ConfigError, ImageError, SkipReason
 from pneumofed.common.imaging.types import LUNG_WINDOW, Window
-from pneumofed.common.imaging.volumes import FIELD_OF_VIEW_MM, Volume, apply_ct_window, fit_volume, read_volume
+from pneumofed.common.imaging.volumes import (
+    FIELD_OF_VIEW_MM,
+    Volume,
+    apply_ct_window,
+    fit_volume,
+    nifti_affine,
+    read_volume,
+    turn_back,
+)
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -163,6 +171,12 @@ def test_nifti_axes_in_any_order_and_direction_are_turned(
     read = read_volume(path)
     np.testing.assert_array_equal(read.hounsfield, body())
     assert read.spacing_mm == pytest.approx((5.0, 3.0, 2.0))
+    assert read.affine is not None
+    np.testing.assert_array_equal(turn_back(read.hounsfield, read.affine, nifti_affine(turned)), np.asarray(turned.dataobj))
+    plain = read_volume(save_nifti(path.with_name("upright.nii"), body().transpose(2, 1, 0)))
+    assert plain.affine is not None
+    np.testing.assert_allclose(read.affine, plain.affine, atol=1e-9)
+    np.testing.assert_allclose(plain.affine, [[0, 0, 2, 0], [0, 3, 0, 0], [5, 0, 0, 0], [0, 0, 0, 1]], atol=1e-9)
 
 
 def test_scaled_values_and_floating_point_are_rounded_and_missing_ones_are_air(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from pneumofed.common.imaging.augment import AugmentationParameters, augment, dr
 from pneumofed.common.models.build import build_model, classifier_of, set_trainable
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import predict_probabilities
+from pneumofed.common.models.fusion import ClinicalNetwork
 from pneumofed.common.models.volume_networks import SliceAttention, SliceNetwork
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from tests.client.privacy.test_per_sample_gradients import assert_as_loop
@@ -69,7 +70,6 @@ def test_radiograph_networks_and_volumes_refuse_each_other() -> None:
         ({"augmentation": {"erase_markers": 0.5}}, "Hounsfield"),
         ({"training": {"early_fraction": 0.5}}, "early_fraction"),
         ({"image": {"slices": 32, "fit": "crop"}}, "fit 'crop'"),
-        ({"clinical": {"columns": [{"name": "age", "low": 0.0, "high": 120.0}]}}, "clinical"),
         ({"training": {"micro_batch_size": 4}}, "BatchNorm"),
         ({"training": {"micro_batch_size": 40}, "model": {"name": "resnet18_slices", "norm": "group"}}, "part of a batch"),
     ],
@@ -140,6 +140,20 @@ def test_private_gradients_of_volumes_are_as_a_loop_over_units(name: Any) -> Non
     network = draw_weights(build_model(ModelConfig(name=name, norm="group"), "binary", 0)).eval()
     count = 32 if name == "densenet121_3d" else 8
     assert_as_loop(network, drawn(4, 1, count, 32, 32), views=2, units=2)
+
+
+@pytest.mark.parametrize("fusion", ["concatenate", "film"])
+def test_private_gradients_of_a_volume_beside_clinical_values_are_as_a_loop_over_units(fusion: str) -> None:
+    """Slices come one by one, values once: both are of the same unit."""
+    columns = [{"name": "age", "low": 0.0, "high": 120.0}, {"name": "cough", "kind": "binary"}]
+    experiment = build_config(
+        ExperimentConfig,
+        slices(model={"name": "resnet18_slices", "norm": "group"}, clinical={"columns": columns, "fusion": fusion}),
+    )
+    network = draw_weights(build_model(experiment.model, "binary", 0)).eval()
+    assert isinstance(network, ClinicalNetwork)
+    with network.giving(torch.tensor([[70.0, float("nan")]])):
+        assert_as_loop(network, drawn(4, 1, 8, 32, 32), views=2, units=2)
 
 
 def test_a_convolution_of_volumes_has_a_rule_of_its_own() -> None:

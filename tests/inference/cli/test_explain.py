@@ -44,7 +44,7 @@ def test_images_are_explained_and_what_is_no_image_is_counted(bundle: Path, tmp_
     ]
     result = CliRunner().invoke(app, [*given, "--json"])
     assert result.exit_code == 0, result.output
-    told = json.loads(result.output)
+    told = json.loads(result.stdout)
     assert told["skipped"] == {"not a DICOM, JPEG, PNG, TIFF, BMP or WebP file": 1}
     assert set(told["sanity"]) == {"grad-cam", "integrated-gradients"}
     names = {f"{number}{end}.png" for number in ("0001", "0002") for end in ("", "-grad-cam", "-integrated-gradients")}

@@ -65,7 +65,7 @@ def test_objects_for_the_archive_hold_each_class_and_no_code_of_pneumonia(own: P
     read = own.read(write_phantom(tmp_path / "a.dcm", 0))
     (judgement,) = own.judge([read.image])
     assert judgement.prediction
-    report = str(make_report(read_source_header(tmp_path / "a.dcm"), judgement, own))
+    report = str(make_report([read_source_header(tmp_path / "a.dcm")], judgement, own))
     assert "118247008" in report
     assert "Probability of the class tuberculosis" in report
     assert "233604007" not in report

@@ -311,6 +311,6 @@ def test_picture_and_report_for_the_archive_warn_too(adults_bundle: Path, tmp_pa
     assert judgement.prediction
     lines = words(judgement.prediction, predictor, judgement.population)
     assert "not judged for this population: child of 2 to 11 years" in lines
-    report = make_report(read_source_header(tmp_path / "a.dcm"), judgement, predictor)
+    report = make_report([read_source_header(tmp_path / "a.dcm")], judgement, predictor)
     texts = [item.TextValue for item in report.ContentSequence if "TextValue" in item]
     assert f"Population: {judgement.population.sentence}." in texts

@@ -111,8 +111,10 @@ def test_secure_aggregation_and_no_question_are_refused_in_a_sentence(tmp_path: 
     with pytest.raises(ConfigError, match="a survey shows each site's own counts, which secure_aggregation hides"):
         run_survey(federation.grid(), hidden, settings)
     volumes = tiny_experiment(model={"name": "resnet18_slices"}, image={"slices": 8})
-    with pytest.raises(ConfigError, match="a survey counts radiographs"):
-        run_survey(federation.grid(), volumes, settings)
+    with pytest.raises(ConfigError, match=r"a survey of CT volumes .* has no view; ask for label, sex, .*hounsfield"):
+        run_survey(federation.grid(), volumes, settings.model_copy(update={"survey": ["label", "view"]}))
+    with pytest.raises(ConfigError, match=r"a survey of radiographs .* has no slices"):
+        run_survey(federation.grid(), tiny_experiment(), settings.model_copy(update={"survey": ["slices"]}))
     with pytest.raises(ConfigError, match="a survey asks for one field at least"):
         run_survey(federation.grid(), tiny_experiment(), settings.model_copy(update={"survey": []}))
     with pytest.raises(ConfigError, match="holds no survey"):
