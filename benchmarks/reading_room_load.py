@@ -2,11 +2,15 @@
 
     python -m benchmarks.reading_room_load --connections 50 --seconds 20 [--bundle BUNDLE] [--images FOLDER]
     python -m benchmarks.reading_room_load --against ../former --turns 5      # beside another checkout's server
+    python -m benchmarks.reading_room_load --series 64 300 [--bundle BUNDLE]  # CT: from the upload to the first slice
 
 The server is the command `pneumofed reading-room start` on loopback with its own worker processes; without `--bundle` the model is the
-small one of the tests, without `--images` the images are phantoms of 2,000 x 2,000 pixels. First all kinds of requests are mixed as a
-reader sends them, then each is measured alone. Every connection sends its next request as soon as the answer came, so fifty connections
-are more than fifty people. Exit code 1 if any request failed. A map is asked for only of cases that have one.
+small one of the tests, without `--images` the images are phantoms of 2,000 x 2,000 pixels. With `--series`, in place of all else, a
+drawn thorax of 512 x 512 voxels in so many slices with the noise of a scanner is sent as the files of a DICOM series, as one zip and as
+`.nii.gz` to a room with a CT model, by one reader: seconds from the first byte sent to the answer, to the case with its first slice, and
+for each of twenty slices with its map. Without it all kinds of requests are first mixed as a reader sends them, then each is measured
+alone. Every connection sends its next request as soon as the answer came, so fifty connections are more than fifty people. Exit code 1 if
+any request failed. A map is asked for only of cases that have one.
 
 Against another checkout both servers run, with a bundle that the other makes where none is given (a later version reads earlier bundles).
 Each kind of request is measured at one, then at the other, `--turns` times; the ratio is the median over turns of median latency / the
@@ -23,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,9 +42,13 @@ import yaml
 
 from pneumofed.common.ops.processes import free_port
 from pneumofed.common.ops.web import CSRF_HEADER
+from pneumofed.simulation.phantoms.ct_sets import draw_ct, encode_series, write_nifti
 from pneumofed.simulation.phantoms.phantom import draw_patients, draw_picture
+from pneumofed.simulation.phantoms.scanners import Examination
+from pneumofed.simulation.phantoms.thorax import VoxelGrid
 from tests.dicom_factory import dicom_bytes
 from tests.model_bundles import make_bundle
+from tests.volume_bundles import make_volume_bundle
 
 PASSWORD = "a long pass phrase"
 COMMAND = [sys.executable, "-m", "pneumofed.cli.main", "reading-room"]
@@ -113,7 +122,8 @@ def server(folder: Path, bundle: Path, files: list[bytes], workers: int, checkou
             headers = {CSRF_HEADER: login.json()["csrf"], "Cookie": "; ".join(f"{c.name}={c.value}" for c in client.cookies.jar)}
             started = time.perf_counter()
             done = [_upload(client, headers, file) for file in files]
-            print(f"uploaded one after the other: {1000 * (time.perf_counter() - started) / len(files):.0f} ms an image")
+            if files:
+                print(f"uploaded one after the other: {1000 * (time.perf_counter() - started) / len(files):.0f} ms an image")
             with_map = [case for case in done if client.get(f"/api/cases/{case}/map").status_code == 200]
         yield Stage(address, headers, done, with_map)
     finally:
@@ -193,6 +203,78 @@ def measure(stage: Stage, lines: list[str], folder: Path, connections: int, seco
     return result
 
 
+def draw_series(slices: int, seed: int, folder: Path) -> dict[str, list[bytes]]:
+    """A drawn thorax of 512 x 512 voxels a slice with 25 HU of noise, by way in; `seed` makes other noise, which is another series.
+
+    Args:
+        slices: of the series.
+        seed: of the noise.
+        folder: for the NIfTI file.
+    """
+    grid, coarse = VoxelGrid(slices, 512, 512), VoxelGrid(32, 128, 128)
+    small = draw_ct(next(iter(draw_patients("test", 1, 0))), "test", 0, coarse)
+    noise, planes = np.random.default_rng(seed), np.linspace(0, 31, slices).round().astype(int)
+    volume = np.empty(grid.shape, np.int16)
+    for place, plane in enumerate(planes):
+        wide = PIL.Image.fromarray(small[plane].astype(np.float32)).resize((512, 512), PIL.Image.Resampling.BILINEAR)
+        volume[place] = np.clip(np.asarray(wide) + noise.normal(0, 25, (512, 512)), -1024, 3071)
+    known: dict[str, Any] = {
+        "manufacturer": "Phantom",
+        "is_drawn": True,
+        "patient": f"B{slices}-{seed}",
+        "sex": "F",
+        "age_years": 50.0,
+    }
+    files = list(encode_series(volume, grid, Examination(f"bench {slices} {seed}", **known)))
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for number, file in enumerate(encode_series(volume, grid, Examination(f"zip {slices} {seed}", **known))):
+            archive.writestr(f"{number}.dcm", file)
+    write_nifti(volume, grid, folder / "volume.nii.gz")
+    return {"files": files, "zip": [buffer.getvalue()], "nii.gz": [(folder / "volume.nii.gz").read_bytes()]}
+
+
+def time_series(options: argparse.Namespace, folder: Path) -> None:
+    """Prints what a reader waits for, for each number of slices and each way in; the median of `--turns` series."""
+    bundle = options.bundle or make_volume_bundle(folder / "bundle")
+    with server(folder / "ct", bundle, [], options.workers, Path(__file__).parents[1]) as stage:
+        headers = {CSRF_HEADER: stage.headers[CSRF_HEADER], "Cookie": stage.headers["Cookie"]}
+        with httpx.Client(base_url=stage.address, headers=headers, timeout=600.0, trust_env=False) as client:
+            for slices in options.series:
+                turns = [draw_series(slices, seed, folder) for seed in range(options.turns)]
+                for way in turns[0]:
+                    found = [_time_one(client, turn[way], slices) for turn in turns]
+                    medians = {name: statistics.median(one[name] for one in found) for name in found[0]}
+                    print(
+                        json.dumps({"slices": slices, "way": way, **{name: round(value, 3) for name, value in medians.items()}}),
+                        flush=True,
+                    )
+
+
+def _time_one(client: httpx.Client, files: list[bytes], slices: int) -> dict[str, float]:
+    started = time.perf_counter()
+    answer = client.post("/api/cases", files=[("files", ("image", file)) for file in files]).json()["files"]
+    answered = time.perf_counter()
+    case = answer[0]["case"]
+    client.get(f"/api/cases/{case}").raise_for_status()
+    size = len(client.get(f"/api/cases/{case}/pixels").raise_for_status().content)
+    shown = time.perf_counter()
+    places = np.linspace(1, slices, 20).astype(int).tolist()
+    each = []
+    for place in places:
+        before = time.perf_counter()
+        for what in ("pixels", "map"):
+            client.get(f"/api/cases/{case}/{what}", params={"slice": place})
+        each.append(time.perf_counter() - before)
+    return {
+        "mib": sum(map(len, files)) / 2**20,
+        "answer_sec": answered - started,
+        "first_slice_sec": shown - started,
+        "next_slice_sec": statistics.median(each),
+        "slice_kib": size / 1024,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--bundle", type=Path)
@@ -202,10 +284,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=20, help="for each kind of request")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="of another version: compares the two servers")
-    parser.add_argument("--turns", type=int, default=5, help="with --against")
+    parser.add_argument("--turns", type=int, default=5, help="with --against and --series")
+    parser.add_argument("--series", type=int, nargs="+", metavar="SLICES", help="CT series of so many slices, and nothing else")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.series:
+            time_series(options, folder)
+            return
         bundle = options.bundle or test_bundle(folder / "bundle", options.against)
         files = images(options.images, options.count)
         if options.against:

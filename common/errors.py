@@ -90,6 +90,8 @@ class SkipReason(StrEnum):
     HELD_OUT = "the patient, or the very image, is in a held-out set"
     CONTRADICTED = "rows of this image disagree on its label or patient"
     NOT_CT = "not a CT image where a CT volume is expected"
+    CT_IMAGE = "CT image where a radiograph is expected"
+    NOT_COPIED = "CT series that is not among the site's data: add its folder with site data add dicom --ct"
     NO_SLICES = "fewer than 3 CT slices"
     MIXED_SERIES = "more than one series, or slices that do not fit one another, in one folder"
     MISSING_SLICES = "CT series with missing or uneven slices"

@@ -4,6 +4,8 @@
     an image of the manifest                 its label becomes the readers'; the original one is kept in readings.json
     an image that is new                     copied into the site's folder, de-identified, under a name that identifies nobody, and added
     the same image again                     one row, whatever the file's name: matched by its bytes, a DICOM file also by its instance
+    a CT series of the manifest              its label becomes the readers', as of an image
+    a CT series that is new                  left out, counted: what de-identifies radiographs knows no CT, so nothing is copied
     a patient who has withdrawn              left out, counted
 
 `add_feedback` merges an export; `Candidate` is one of its images and brings it into the site's folder.
@@ -32,6 +34,8 @@ from pneumofed.common.files import atomic_write, exclusive
 from pneumofed.common.imaging.dicom_header import DicomHeader, Pseudonyms, read_header
 from pneumofed.common.imaging.images import read_image
 from pneumofed.common.imaging.patient_groups import is_frontal
+from pneumofed.common.imaging.volumes import is_nifti
+from pneumofed.common.model_bundle.series import read_series_header
 
 Rows = dict[str, ImageRecord]
 """The manifest by resolved path."""
@@ -82,7 +86,7 @@ def add_feedback(site: SiteFolder, table: Path) -> Feedback:
         DataError: the table, the manifest or readings.json is damaged, or cannot be written; the manifest is left as it was.
     """
     rows, withdrawals = read_export(table), Withdrawals.of(site.data)
-    digests = load_digests([row.path for row in rows], _cache(site), workers=1)
+    digests = load_digests([row.path for row in rows], _cache(site), workers=1, series=True)
     by_image: dict[str, list[ReadRow]] = {}
     unreadable: dict[Path, SkipReason] = {}
     for row, digest in zip(rows, digests, strict=True):
@@ -109,10 +113,12 @@ class Candidate:
     digest: str
     header: DicomHeader | None
     pseudonyms: Pseudonyms
+    is_series: bool = False
+    """Whether it is a CT series; one multi-frame file counts as a file."""
 
     @classmethod
     def of(cls, row: ReadRow, digest: str, pseudonyms: Pseudonyms) -> Candidate:
-        """Reads the header of the file that `row` names; a picture of another format has none.
+        """Reads the header of the file that `row` names, of a series that of its first file; a picture of another format has none.
 
         Args:
             row: a reading of the image.
@@ -122,6 +128,8 @@ class Candidate:
         Raises:
             ImageError: the file cannot be opened or is damaged.
         """
+        if row.path.is_dir() or is_nifti(row.path):
+            return cls(row, digest, read_series_header(row.path) if row.path.is_dir() else None, pseudonyms, is_series=True)
         try:
             return cls(row, digest, read_header(row.path), pseudonyms)
         except ImageError as error:
@@ -140,7 +148,7 @@ class Candidate:
     def path_in(self, folder: Path) -> Path:
         """Where the image lies, or would lie, in the site's folder of images. A DICOM file has the name that an import from the archive
         gives it, so that the two ways lead to one image; a picture has that of its bytes."""
-        if self.header is not None:
+        if self.header is not None and not self.is_series:
             return ImageStore(folder, self.pseudonyms).path(self._instance(self.header))
         return folder / self.digest
 
@@ -152,11 +160,13 @@ class Candidate:
             label: the readers' label, which the row gets.
 
         Raises:
-            ImageError: it cannot be used: no patient, no frontal view, writing burnt in, or damaged.
+            ImageError: it cannot be used: no patient, no frontal view, writing burnt in, damaged, or a CT series.
             DataError: the folder cannot be written.
         """
         if not self.patient:
             raise ImageError(SkipReason.NO_PATIENT)
+        if self.is_series:
+            raise ImageError(SkipReason.NOT_COPIED)
         return self._bring_picture(folder, label) if self.header is None else self._bring_dicom(self.header, folder, label)
 
     def _bring_dicom(self, header: DicomHeader, folder: Path, label: str) -> ImageRecord:
@@ -199,7 +209,7 @@ class _Merge:
     @classmethod
     def of(cls, site: SiteFolder, withdrawals: Withdrawals) -> _Merge:
         records = read_manifest(site.manifest).records if site.manifest.exists() else ()
-        digests = load_digests([record.path for record in records], _cache(site), workers=1)
+        digests = load_digests([record.path for record in records], _cache(site), workers=1, series=True)
         rows = {identify(record): record for record in records}
         by_digest = {str(digest): identify(record) for digest, record in zip(digests, records, strict=True)}
         return cls(site, withdrawals, rows, dict(rows), Readings.of(site.data), by_digest)

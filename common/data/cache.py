@@ -384,6 +384,11 @@ def _file_digest(path: str, memo: DigestMemo, series: bool = False) -> tuple[str
         return path, SkipReason.UNREADABLE
 
 
+def series_digest(digests: Iterable[str]) -> str:
+    """Computes the digest of a series from the hexadecimal SHA-256 of its files, in any order."""
+    return _hash_parts("series", *sorted(digests))
+
+
 def image_digest(path: Path) -> str:
     """Computes the hexadecimal SHA-256 of an image file, or of the folder of a series, as `load_digests` has it.
 
@@ -408,8 +413,7 @@ def _series_digest(folder: Path, known: tuple[int, int, str] | None) -> tuple[in
     )
     if known and known[:2] == (size, changed):
         return known
-    digests = [image_digest(path) for path in files]
-    return size, changed, _hash_parts("series", *sorted(digests))
+    return size, changed, series_digest([image_digest(path) for path in files])
 
 
 def _file_status(path: str) -> os.stat_result:

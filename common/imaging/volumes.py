@@ -59,6 +59,12 @@ class Volume:
     notes: tuple[str, ...]
     affine: NDArray[np.float64] | None = None
 
+    @property
+    def first_mm(self) -> float | None:
+        """Where the first slice lies along the axis from feet to head, in the scanner's coordinates; None where nobody knows."""
+        axis = np.zeros(3) if self.affine is None else self.affine[:3, 0]
+        return None if self.affine is None else float(self.affine[:3, 3] @ axis / np.linalg.norm(axis))
+
 
 def read_volume(path: str | PathLike[str], *, max_bytes: int = MAX_VOLUME_BYTES) -> Volume:
     """Reads the CT volume at `path`.
@@ -162,6 +168,16 @@ def apply_ct_window(hounsfield: NDArray[Any], window: Window) -> NDArray[np.uint
 def mean_hounsfield(grid: NDArray[np.uint8]) -> float:
     """Computes the mean of a grid of `fit_volume` in Hounsfield units, of which those beyond the lung window count as its ends."""
     return LUNG_WINDOW.center + (float(np.mean(grid)) / 255.0 - 0.5) * LUNG_WINDOW.width
+
+
+def field_of_view(volume: Volume) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
+    """Says where the cube that `fit_volume` shows lies: (start, length) along slices, rows and columns, in parts of the volume's own
+    length from its first slice, row and column; it may begin before the volume and end after it."""
+    along = zip(place_view(volume), volume.hounsfield.shape, volume.spacing_mm, strict=True)
+    parts = [
+        ((middle - FIELD_OF_VIEW_MM / 2) / (count * step), FIELD_OF_VIEW_MM / (count * step)) for middle, count, step in along
+    ]
+    return parts[0], parts[1], parts[2]
 
 
 def place_view(volume: Volume) -> tuple[float, float, float]:

@@ -122,7 +122,7 @@ class FindingRow(RoomTable):
 
 
 class ClinicalRow(RoomTable):
-    """Clinical values of a case, and what the model said with them; see `inference.reading_room.case_rows`."""
+    """Clinical values of a case, and what the model said with them; see `inference.reading_room.views`."""
 
     __tablename__ = "clinical"
 

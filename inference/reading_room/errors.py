@@ -34,6 +34,9 @@ SENTENCES: dict[ErrorCode, str] = {
     "disk_full": "there is no room for more files; an administrator has to make some",
     "internal": "something went wrong; the room's log tells the administrator more",
     "archive_file": "an archive such as zip is not opened; unpack it and send the files in it",
+    "ct_image": "this is a CT image, and the model of this room judges radiographs; send it to a room whose model judges CT",
+    "not_ct": "this is no CT series, and the model of this room judges CT; send a radiograph to a room whose model judges these",
+    "no_slice": "the image has no such slice",
     "file_too_large": "the file is too large",
     "value_column": "a name is none of the model's clinical columns",
     "value_unit": "a clinical value has a unit that cannot be converted",
@@ -44,7 +47,7 @@ SENTENCES: dict[ErrorCode, str] = {
     "other_model": "another model judged this case; its values stay as they are",
     "no_evidence": "there is nothing to tell what the answer rests on: no value is known, or the model cannot say it",
 }
-"""For all codes but those of `SkipReason`, whose value is the sentence."""
+"""For all codes but those of `SkipReason` that are not named here, whose value is the sentence."""
 
 _BY_REASON: dict[SkipReason, ErrorCode] = {
     SkipReason.EMPTY: "empty",
@@ -62,7 +65,28 @@ _BY_REASON: dict[SkipReason, ErrorCode] = {
     SkipReason.OUT_OF_MEMORY: "too_large",
     SkipReason.TOO_SMALL: "too_small",
     SkipReason.CONSTANT: "constant",
+    SkipReason.CT_IMAGE: "ct_image",
+    SkipReason.NOT_CT: "not_ct",
+    SkipReason.NO_SLICES: "no_slices",
+    SkipReason.MIXED_SERIES: "mixed_series",
+    SkipReason.MISSING_SLICES: "missing_slices",
+    SkipReason.GANTRY_TILT: "gantry_tilt",
+    SkipReason.NO_GEOMETRY: "no_geometry",
+    SkipReason.TIME_SERIES: "time_series",
+    SkipReason.NOT_HOUNSFIELD: "not_hounsfield",
+    SkipReason.NO_NIBABEL: "no_nibabel",
 }
+_WITH_CAUSE = (
+    "not_ct",
+    "no_slices",
+    "mixed_series",
+    "missing_slices",
+    "gantry_tilt",
+    "no_geometry",
+    "time_series",
+    "not_hounsfield",
+)
+"""Of series: `common.imaging.volumes` says how many and where, and nothing of a patient."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     code: {"model": ErrorBody, "description": text}
@@ -97,8 +121,28 @@ def error_code(error: ImageError) -> ErrorCode:
     return _BY_REASON[error.reason]
 
 
+def with_cause(text: str, cause: str) -> str:
+    """Joins a sentence and its cause.
+
+    Args:
+        text: of `sentence`.
+        cause: of `cause_of`; may be empty.
+    """
+    return f"{text}: {cause}" if cause else text
+
+
+def cause_of(error: ImageError) -> str:
+    """Returns how many slices of a CT series are wrong and where, in English; empty where there is nothing to say, or it is no series."""
+    of_volume = error.reason is SkipReason.TOO_LARGE and ("voxels" in error.detail or "archive" in error.detail)
+    return error.detail if of_volume or error_code(error) in _WITH_CAUSE else ""
+
+
 def error_response(
-    status: int, code: ErrorCode, retry_sec: int | None = None, headers: Mapping[str, str] | None = None
+    status: int,
+    code: ErrorCode,
+    retry_sec: int | None = None,
+    headers: Mapping[str, str] | None = None,
+    cause: str = "",
 ) -> Response:
     """Builds the answer for `code`.
 
@@ -107,8 +151,9 @@ def error_response(
         code: fixed word, for the page to translate.
         retry_sec: when to try again, in seconds; goes into the body and the header Retry-After.
         headers: further headers of the answer; they win over ours.
+        cause: what follows the sentence, see `cause_of`.
     """
-    body = ErrorBody(error=code, detail=sentence(code), retry_sec=retry_sec)
+    body = ErrorBody(error=code, detail=with_cause(sentence(code), cause), retry_sec=retry_sec)
     more = {"Retry-After": str(retry_sec)} if retry_sec is not None else {}
     return JSONResponse(body.model_dump(), status, {**more, **(headers or {})})
 
@@ -122,7 +167,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(ImageError)
     async def refuse_file(_: Request, error: ImageError) -> Response:
-        return error_response(422, error_code(error))
+        return error_response(422, error_code(error), cause=cause_of(error))
 
     @app.exception_handler(ClinicalValueError)
     async def refuse_values(_: Request, error: ClinicalValueError) -> Response:

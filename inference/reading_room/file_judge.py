@@ -1,4 +1,5 @@
-"""What a worker does with an uploaded file: it is read, judged, with clinical values where some are known, and made ready to be viewed."""
+"""What a worker does with an uploaded file or CT series: it is read, judged, with clinical values where some are known, and made ready to
+be viewed."""
 
 from __future__ import annotations
 
@@ -8,14 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import PIL.Image
 
-from pneumofed.common.errors import ImageError
-from pneumofed.common.imaging.types import Image, Window
+from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.imaging.types import MAX_VOLUME_BYTES, Image, Window
+from pneumofed.common.imaging.volumes import Volume, field_of_view, is_nifti, read_volume
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.study_code import is_study_code
-from pneumofed.inference.explain.focus import quick_focus
+from pneumofed.inference.explain.focus import MIN_CELLS, Misplaced, quick_focus
 from pneumofed.inference.predict.clinical_table import with_stated
 from pneumofed.inference.reading_room.clinical import Values, view_evidence
+from pneumofed.inference.reading_room.image_facts import says_ct
+from pneumofed.inference.reading_room.series import kind_of, unpack_zip, write_series
 from pneumofed.inference.reading_room.viewing import (
     ORIGINAL_FILE,
     JudgedFile,
@@ -23,6 +28,7 @@ from pneumofed.inference.reading_room.viewing import (
     evidence,
     header_of,
     map_area,
+    original_of,
     write_viewing,
 )
 
@@ -31,10 +37,13 @@ if TYPE_CHECKING:
     from pneumofed.common.model_bundle.predictor import Predictor, Radiograph
     from pneumofed.common.models.fusion import ClinicalNetwork
 
+PICTURES = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+"""Pillow's names of what a radiograph may be and a CT series never is."""
+
 
 @dataclass(frozen=True)
 class ImageJob:
-    """The file `original` in `folder`, and what is asked about it.
+    """The file `original` in `folder`, or the CT series there, and what is asked about it.
 
     Attributes:
         folder: of the file.
@@ -54,21 +63,34 @@ class ImageJob:
 
 
 @dataclass(frozen=True)
+class SeriesLimits:
+    """What one CT series may cost: `files` of it, `unpacked_bytes` of an archive that holds it, `voxel_bytes` in memory, 2 a voxel."""
+
+    files: int = 2048
+    unpacked_bytes: int = 2**30
+    voxel_bytes: int = MAX_VOLUME_BYTES
+
+
+@dataclass(frozen=True)
 class FileJudge:
     """Reads and judges files with one model.
 
     Attributes:
         predictor: of the model.
         network: in PyTorch, of a model that takes clinical values, to tell what an answer rests on; None where that cannot be told.
+        limits: of a CT series, where the model judges these.
     """
 
     predictor: Predictor
     network: ClinicalNetwork | None = None
+    limits: SeriesLimits = SeriesLimits()
 
     def __call__(self, job: ImageJob) -> JudgedFile | ImageError:
         """What came of the job."""
         try:
-            read = self.predictor.read(job.folder / ORIGINAL_FILE)
+            if self.predictor.takes_volumes:
+                return self._judge_series(job)
+            read = _read_radiograph(self.predictor, job.folder / ORIGINAL_FILE)
         except ImageError as error:
             return error
         values = self._values(job, read)
@@ -77,6 +99,25 @@ class FileJudge:
         window, name = write_viewing(job.folder, read.image, judgement, viewing) if job.keep else (Window(0.5, 1.0), "")
         evidence = self._evidence(read.image, values, judgement) if job.evidence else None
         return JudgedFile(header_of(read), read.image.info, window, judgement, viewing, name, values, evidence)
+
+    def _judge_series(self, job: ImageJob) -> JudgedFile:
+        from pneumofed.common.data.cache import image_digest
+        from pneumofed.common.model_bundle.predictor import Radiograph
+        from pneumofed.common.model_bundle.series import as_input, read_series_header
+
+        path, digest = original_of(job.folder), ""
+        if path.is_file() and kind_of(path) == "zip":
+            unpack_zip(job.folder, self.limits.files, self.limits.unpacked_bytes)
+            path = original_of(job.folder)
+            digest = image_digest(path)
+        _refuse_picture(path)
+        volume = read_volume(path, max_bytes=self.limits.voxel_bytes)
+        header = None if is_nifti(path) else read_series_header(path)
+        image = as_input(volume, self.predictor.manifest.preprocessing.image, header)
+        (judgement,) = self.predictor.judge([image], [job.folder.name])
+        viewing = _view_series(volume, judgement)
+        window, name = write_series(job.folder, volume, image, judgement, viewing) if job.keep else (Window(0.5, 1.0), "")
+        return JudgedFile(header_of(Radiograph(image, header)), image.info, window, judgement, viewing, name, sha256=digest)
 
     def _values(self, job: ImageJob, read: Radiograph) -> Values | None:
         schema = self.predictor.clinical
@@ -105,13 +146,60 @@ class FileJudge:
         return Viewing(shown, map_area(height, width, fit), tuple(warning.name.lower() for warning in warnings))
 
 
-def load_file_judge(bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"]) -> FileJudge:
+def _read_radiograph(predictor: Predictor, path: Path) -> Radiograph:
+    """The radiograph at `path`.
+
+    Raises:
+        ImageError: it cannot be used; CT_IMAGE of a slice or a series of CT, which no model of radiographs judges.
+    """
+    try:
+        read = predictor.read(path)
+    except ImageError as error:
+        if error.reason is SkipReason.MULTI_FRAME and says_ct(path):
+            raise ImageError(SkipReason.CT_IMAGE) from None
+        raise
+    if read.image.info.modality == "CT":
+        raise ImageError(SkipReason.CT_IMAGE)
+    return read
+
+
+def _refuse_picture(path: Path) -> None:
+    """Refuses a picture by its content, in the place of a sentence about slices that it has not.
+
+    Raises:
+        ImageError: NOT_CT of JPEG, PNG, TIFF, BMP or WebP.
+    """
+    if not path.is_file() or is_nifti(path):
+        return
+    try:
+        with PIL.Image.open(path, formats=PICTURES) as picture:
+            kind = picture.format
+    except Exception:  # no picture, or a damaged one: what reads series says what is wrong with it
+        return
+    raise ImageError(SkipReason.NOT_CT, f"a {kind} picture")
+
+
+def _view_series(volume: Volume, judgement: Judgement) -> Viewing:
+    """The map of a series, [d, h, w], which covers the model's field of view. Lungs and marks are found in radiographs only."""
+    found = judgement.prediction.activation_map if judgement.prediction else None
+    span, (top, height), (left, width) = field_of_view(volume)
+    if found is None:
+        return Viewing(None, (left, top, width, height), span=span)
+    shown = evidence(found)
+    warning = Misplaced.EMPTY if not shown.any() else Misplaced.TOO_COARSE if min(shown.shape[1:]) < MIN_CELLS else None
+    return Viewing(shown, (left, top, width, height), (warning.name.lower(),) if warning else (), span)
+
+
+def load_file_judge(
+    bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"], limits: SeriesLimits = SeriesLimits()
+) -> FileJudge:
     """Loads the bundle's model to judge files on one thread: the room has a process for each core.
 
     Args:
         bundle: its folder.
         trusted: files of public keys of who may sign it; None checks the signature only against the bundle's own key.
         precision: of the ONNX graph.
+        limits: of a CT series.
 
     Raises:
         BundleError: the bundle was changed.
@@ -123,7 +211,7 @@ def load_file_judge(bundle: Path, trusted: Sequence[Path] | None, precision: Lit
 
     keys = None if trusted is None else [read_public_key(path) for path in trusted]
     opened = load_bundle(bundle, keys)
-    return FileJudge(Predictor(opened, precision, threads=1), load_clinical_network(opened))
+    return FileJudge(Predictor(opened, precision, threads=1), load_clinical_network(opened), limits)
 
 
 def load_clinical_network(bundle: Bundle) -> ClinicalNetwork | None:

@@ -33,6 +33,15 @@ SHOWN = (
     *("Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelSpacingCalibrationType"),
     *("PixelAspectRatio", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape"),
+    *(
+        "SliceThickness",
+        "SpacingBetweenSlices",
+        "ConvolutionKernel",
+        "ReconstructionDiameter",
+        "GantryDetectorTilt",
+        "PatientPosition",
+    ),
+    *("SpiralPitchFactor", "CTDIvol"),
     *("BurnedInAnnotation", "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 """By keyword, in the order of the page. No free text (Protocol Name, Image Comments, Body Part Examined), no date, no number of an
@@ -64,12 +73,28 @@ class Attribute(BaseModel):
     value: str
 
 
+class SeriesFacts(BaseModel):
+    """The slices of a CT series. They are numbered from 1 at the feet, and each is shown from below: the patient's right is on the left."""
+
+    slices: int
+    spacing_mm: float = Field(description="From one slice to the next.")
+    first_mm: float | None = Field(
+        description="Where slice 1 lies along the body, in the scanner's coordinates, toward the head."
+    )
+    strongest: int | None = Field(
+        description="The slice with most of the map's weight; null where there is no map, or it is empty."
+    )
+    map_span: tuple[float, float] = Field(description="Start and length of what the map covers, in parts of the stack of slices.")
+    notes: list[str] = Field(default=[], description="What was set aside when the series was read, in English.")
+
+
 class FileFacts(BaseModel):
-    """Of one file. `values` and `pixel` are None where it does not say."""
+    """Of one file. `values` and `pixel` are None where it does not say, `series` where it is a radiograph."""
 
     values: GreyValues | None = None
     pixel: PixelSize | None = None
     attributes: list[Attribute] = []
+    series: SeriesFacts | None = None
 
 
 def read_facts(path: Path, image: Image, ends: tuple[float, float] | None) -> tuple[FileFacts, str]:
@@ -82,6 +107,29 @@ def read_facts(path: Path, image: Image, ends: tuple[float, float] | None) -> tu
     """
     if image.info.format != "dicom":
         return FileFacts(values=GreyValues(low=0, high=2**image.info.bits - 1)), ""
+    return _read_dicom_facts(path, image, ends)
+
+
+def series_facts(
+    path: Path, image: Image, pixel_mm: tuple[float, float], values: GreyValues, series: SeriesFacts
+) -> tuple[FileFacts, str]:
+    """Builds the facts of a CT series; attributes and the patient's name, empty where there is none, are those of its first file.
+
+    Args:
+        path: of its file, or the folder of its files.
+        image: what the model saw of it.
+        pixel_mm: between rows and between columns.
+        values: what the ends of its pixels' range stand for.
+        series: its slices.
+    """
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+    read = (_read_dicom_facts(file, image, None) for file in files) if image.info.format == "dicom" else ()
+    found, name = next(((facts, name) for facts, name in read if facts.attributes), (FileFacts(), ""))
+    pixel = PixelSize(row_mm=pixel_mm[0], column_mm=pixel_mm[1], kind="patient")
+    return FileFacts(values=values, pixel=pixel, attributes=found.attributes, series=series), name
+
+
+def _read_dicom_facts(path: Path, image: Image, ends: tuple[float, float] | None) -> tuple[FileFacts, str]:
     from pydicom import dcmread
 
     from pneumofed.common.imaging.dicom_pixels import check_inflated_size
@@ -99,6 +147,19 @@ def read_facts(path: Path, image: Image, ends: tuple[float, float] | None) -> tu
             return _describe(dataset, image, ends), " ".join(name.split())
     except Exception:  # a damaged attribute makes pydicom raise nearly any class; the image itself was read
         return FileFacts(), ""
+
+
+def says_ct(path: Path) -> bool:
+    """Says whether a file of several frames is one of CT by its own account; False where it is no DICOM."""
+    from pydicom import dcmread
+
+    from pneumofed.common.imaging.dicom_tags import code_of, quiet_warnings
+
+    try:
+        with quiet_warnings():
+            return code_of(dcmread(path, stop_before_pixels=True, specific_tags=["Modality"]), "Modality") == "CT"
+    except Exception:  # what is damaged makes pydicom raise nearly any class
+        return False
 
 
 def write_facts(folder: Path, facts: FileFacts) -> None:

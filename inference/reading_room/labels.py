@@ -16,7 +16,7 @@ from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.dicom_header import Pseudonyms, load_pseudonyms
 from pneumofed.inference.reading_room.cases import Case, Cases, FindingRow, open_room_database
 from pneumofed.inference.reading_room.settings import CaseFiles, RoomFolder
-from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
+from pneumofed.inference.reading_room.viewing import original_of
 
 EXPORT_COLUMNS = (*MANIFEST_COLUMNS, "reader", "time", "case")
 
@@ -24,7 +24,8 @@ EXPORT_COLUMNS = (*MANIFEST_COLUMNS, "reader", "time", "case")
 def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
     """Builds the CSV table with the latest word of each reader on each case.
 
-    `reader` is the user's name, `time` ISO 8601 in UTC, `case` the case's random id, `path` where the file lies. `patient` is a pseudonym,
+    `reader` is the user's name, `time` ISO 8601 in UTC, `case` the case's random id, `path` where the file lies, or the folder of a CT
+    series. `patient` is a pseudonym,
     empty where the file names nobody: a picture whose patient is unknown must not become a patient of its own in training.
 
     Args:
@@ -38,7 +39,7 @@ def labels_csv(folder: RoomFolder, cases: Cases) -> tuple[bytes, int]:
         ConfigError: the key of the pseudonyms cannot be used.
     """
     pseudonyms, store = load_pseudonyms(_pseudonym_folder(folder)), CaseFiles(folder.store, folder.quarantine)
-    rows = [_cells(case, said, store.path(case.id) / ORIGINAL_FILE, pseudonyms) for case, said in cases.readings()]
+    rows = [_cells(case, said, original_of(store.path(case.id)), pseudonyms) for case, said in cases.readings()]
     text = io.StringIO(newline="")
     TableWriter(text).write_all([EXPORT_COLUMNS, *rows])
     return text.getvalue().encode("utf-8", errors="surrogateescape"), len(rows)

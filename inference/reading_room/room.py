@@ -32,7 +32,6 @@ from pneumofed.common.audit.log import AuditLog
 from pneumofed.common.errors import ImageError, PneumofedError
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.ops.web import Sessions
-from pneumofed.inference.reading_room.case_rows import CaseValues, case_row, values_row
 from pneumofed.inference.reading_room.cases import Case, Cases, ClinicalRow
 from pneumofed.inference.reading_room.clinical import (
     ClinicalValueError,
@@ -44,14 +43,15 @@ from pneumofed.inference.reading_room.clinical import (
     rebuild_values,
     schema_of,
 )
-from pneumofed.inference.reading_room.errors import Refusal, error_code, sentence
+from pneumofed.inference.reading_room.errors import Refusal, cause_of, error_code, sentence, with_cause
 from pneumofed.inference.reading_room.file_judge import ImageJob
 from pneumofed.inference.reading_room.prometheus import RoomMetrics
 from pneumofed.inference.reading_room.schema import ErrorCode, Label, ModelInfo, Uploaded
-from pneumofed.inference.reading_room.settings import GIB, CaseFiles, RoomFolder
+from pneumofed.inference.reading_room.settings import GIB, CaseFiles, RoomFolder, UploadLimits
 from pneumofed.inference.reading_room.upload import Arrived, Gate
 from pneumofed.inference.reading_room.users import BackOff, Users
 from pneumofed.inference.reading_room.viewing import JudgedFile, write_map
+from pneumofed.inference.reading_room.views import CaseValues, case_row, values_row
 from pneumofed.inference.reading_room.worker import Workers
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Room:
         self.store = CaseFiles(folder.store, folder.quarantine)
         self.sessions = Sessions(SESSION_SEC, 60.0 * self.settings.idle_min)
         self.back_off = BackOff()
-        self.gate = Gate(self.settings.upload)
+        self.gate = Gate(self.limits)
         self.sign_ins = asyncio.Semaphore(2)  # scrypt takes 32 MiB and a core each
         self.metrics = RoomMetrics(lambda: workers.waiting)
         self.watch = RoomMonitor(monitor, self.metrics.unwatched)
@@ -107,6 +107,16 @@ class Room:
             AuditLog(self.folder.audit, actor).record(event, **facts)
 
     @property
+    def takes_volumes(self) -> bool:
+        """Whether the room's model judges CT series in place of radiographs."""
+        return self.model.slices > 0
+
+    @property
+    def limits(self) -> UploadLimits:
+        """What a request may hold."""
+        return self.settings.upload.for_series() if self.takes_volumes else self.settings.upload
+
+    @property
     def ready(self) -> bool:
         return self.workers.ready and self.store.has_room()
 
@@ -124,7 +134,7 @@ class Room:
         return self.store.has_room() and self.cases.bytes() < self.settings.store_gb * GIB
 
     async def take(self, index: int, arrived: Arrived, by: str) -> Uploaded:
-        """Takes one uploaded file: as a new case, as one that has the same file already, or not, with the reason.
+        """Takes one uploaded file or series: as a new case, as one that has the same file already, or not, with the reason.
 
         Args:
             index: of the file in its request.
@@ -144,7 +154,7 @@ class Room:
             detail = str(error)
             return Uploaded(index=index, outcome="refused", case=None, error=error.problem, detail=detail, column=error.column)
         except ImageError as error:
-            return self._refused(index, error_code(error))
+            return self._refused(index, error_code(error), cause_of(error))
         case, outcome = await asyncio.to_thread(self._add, arrived, file, by)
         kind: Literal["new", "known"] = "new" if outcome else "known"
         return Uploaded(index=index, outcome=kind, case=case, error=None, detail="", patient_name=file.patient_name)
@@ -222,24 +232,25 @@ class Room:
         self.workers.close()
         self._engine.dispose()
 
-    def _refused(self, index: int, code: ErrorCode) -> Uploaded:
+    def _refused(self, index: int, code: ErrorCode, cause: str = "") -> Uploaded:
         self.metrics.refused(code)
-        return Uploaded(index=index, outcome="refused", case=None, error=code, detail=sentence(code))
+        detail = with_cause(sentence(code), cause)
+        return Uploaded(index=index, outcome="refused", case=None, error=code, detail=detail, cause=cause)
 
     def _add(self, arrived: Arrived, file: JudgedFile, by: str) -> tuple[str, bool]:
         """(id of the case, whether it is new). The files are in place before the row names them, and the log before there is a case."""
-        identifier = secrets.token_hex(16)
+        identifier, content = secrets.token_hex(16), file.sha256 or arrived.sha256
         size = self.store.keep(arrived.folder, identifier)
         self.record(by, "case-added", case=identifier, **_audit_facts(file.judgement))
         if arrived.given:
             self.record(by, "clinical-given", case=identifier, known=len(arrived.given), **_audit_facts(file.judgement))
-        if self.cases.add(case_row(identifier, arrived.sha256, size, file), self._values_at_arrival(arrived, file, by)):
+        if self.cases.add(case_row(identifier, content, size, file), self._values_at_arrival(arrived, file, by)):
             if (image := self.watch.judged(file)) is not None:
                 self.cases.set_monitored(identifier, image)
             return identifier, True
         self.store.remove(identifier)
         self.record(by, "case-removed", case=identifier)
-        return self.cases.with_content(arrived.sha256) or identifier, False
+        return self.cases.with_content(content) or identifier, False
 
     def _values_at_arrival(self, arrived: Arrived, file: JudgedFile, by: str) -> ClinicalRow | None:
         """Of the upload's table and the file itself; None where none is known."""

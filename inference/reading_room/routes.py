@@ -27,7 +27,7 @@ from pneumofed.inference.reading_room.labels import labels_csv
 from pneumofed.inference.reading_room.room import SESSION_SEC, Room
 from pneumofed.inference.reading_room.schema import Role
 from pneumofed.inference.reading_room.settings import MIB
-from pneumofed.inference.reading_room.upload import receive_form
+from pneumofed.inference.reading_room.upload import gather_series, receive_form
 from pneumofed.inference.reading_room.users import weakness
 from pneumofed.inference.reading_room.views import likeliest, view_case, view_case_line, view_finding
 
@@ -138,14 +138,21 @@ session_routes = APIRouter(prefix="/api", tags=["session"])
     responses={408: {"model": schema.ErrorBody}, 507: {"model": schema.ErrorBody}},
 )
 async def upload(request: Request, reader: ReaderNow, room: RoomNow) -> schema.Upload:
-    """Takes files as new cases, each judged by the time of the answer. A file that cannot be used is refused, and the others go on."""
+    """Takes files as new cases, each judged by the time of the answer. A file that cannot be used is refused, and the others go on.
+
+    Where the model judges CT, a request is one series: its DICOM files together, or one file with all of it. Each NIfTI and each zip is a
+    series of its own.
+    """
     room.require_model()
     async with AsyncExitStack() as stack, room.gate.enter():
         if not await asyncio.to_thread(room.has_room):
             raise Refusal(507, "disk_full")
         kind = request.headers.get("content-type", "")
-        files = await receive_form(request.stream(), kind, stack, room.store.arriving, room.settings.upload)
-        return schema.Upload(files=[await room.take(index, file, reader.name) for index, file in enumerate(files)])
+        files = await receive_form(request.stream(), kind, stack, room.store.arriving, room.limits, room.takes_volumes)
+        found = list(enumerate(files))
+        if room.takes_volumes:
+            found = await asyncio.to_thread(gather_series, files, stack.enter_context(room.store.arriving()))
+        return schema.Upload(files=[await room.take(index, file, reader.name) for index, file in found])
 
 
 @case_routes.post("/worklist")
@@ -287,7 +294,7 @@ async def change_password(body: schema.NewPassword, reader: ReaderNow, room: Roo
 @session_routes.get("/room")
 def room_facts(reader: ReaderNow, room: RoomNow) -> schema.RoomInfo:
     """The hospital, the model, and the limits of uploads."""
-    upload = room.settings.upload
+    upload = room.limits
     return schema.RoomInfo(
         hospital=room.settings.hospital,
         model=room.model,

@@ -1,10 +1,12 @@
 """The routes of programs: judgements of single files of which nothing is kept, health, and metrics for Prometheus.
 
-A file is the body of the request, or with clinical values a form: `files` once, `clinical` once as a JSON object by column.
+A file is the body of the request, or with clinical values a form: `files` once, `clinical` once as a JSON object by column. Of a CT series
+`files` stands once for each of its files.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -18,7 +20,7 @@ from pneumofed.inference.reading_room.errors import Refusal, error_code
 from pneumofed.inference.reading_room.file_judge import ImageJob
 from pneumofed.inference.reading_room.room import Room
 from pneumofed.inference.reading_room.routes import ProgramNow, RoomNow
-from pneumofed.inference.reading_room.upload import Arrived, receive_form, receive_one
+from pneumofed.inference.reading_room.upload import Arrived, gather_series, receive_form, receive_one
 from pneumofed.inference.reading_room.viewing import JudgedFile
 from pneumofed.inference.reading_room.views import view_judgement, view_map
 
@@ -54,7 +56,7 @@ async def explain_file(request: Request, who: ProgramNow, room: RoomNow) -> sche
     viewing = file.viewing
     return schema.ExplanationView(
         judgement=view_judgement(file.judgement, values),
-        map=None if viewing.map is None else view_map(viewing.map, viewing.area, viewing.warnings),
+        map=None if viewing.map is None else view_map(viewing.map, viewing.area, viewing.warnings, viewing.span),
         evidence=None if file.evidence is None else schema.EvidenceView.model_validate(file.evidence),
     )
 
@@ -96,13 +98,16 @@ async def _read(request: Request, who: str, room: Room, *, explain: bool) -> tup
 
 @asynccontextmanager
 async def _arrived(request: Request, room: Room) -> AsyncIterator[Arrived]:
-    """The file of the request, in its folder."""
-    kind, limits = request.headers.get("content-type", ""), room.settings.upload
+    """The file or the series of the request, in its folder."""
+    kind, limits, volumes = request.headers.get("content-type", ""), room.limits, room.takes_volumes
     async with AsyncExitStack() as stack:
         if not kind.lower().startswith(FORM_TYPE):
-            yield await receive_one(request.stream(), stack.enter_context(room.store.arriving()), limits)
-            return
-        files = await receive_form(request.stream(), kind, stack, room.store.arriving, limits)
+            files = [await receive_one(request.stream(), stack.enter_context(room.store.arriving()), limits, volumes)]
+        else:
+            files = await receive_form(request.stream(), kind, stack, room.store.arriving, limits, volumes)
+        if volumes:
+            found = await asyncio.to_thread(gather_series, files, stack.enter_context(room.store.arriving()))
+            files = [file for _, file in found]
         if len(files) > 1:
             raise Refusal(413, "too_many_files")
         if files[0].error:

@@ -34,6 +34,9 @@ ErrorCode = Literal[
     # why a file is refused; as `common.errors.SkipReason`, in lower case
     "empty", "unknown_format", "archive_file", "corrupt", "no_pixel_data", "unsupported_compression", "unsupported_bits", "colour",
     "multi_frame", "too_large", "too_small", "constant", "unreadable", "file_too_large",
+    # why a CT series is refused, or a radiograph where the model judges CT, or the reverse; likewise
+    "ct_image", "not_ct", "no_slices", "mixed_series", "missing_slices", "gantry_tilt", "no_geometry", "time_series", "not_hounsfield",
+    "no_nibabel", "no_slice",
     # why clinical values are refused, or there is no evidence
     ValueProblem, "other_model", "no_evidence",
 ]  # fmt: skip
@@ -49,7 +52,7 @@ class Strict(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer above 399. `detail` is an English sentence without any value of the request."""
+    """The body of every answer above 399. `detail` is an English sentence without any value of the request; of a CT series with counts."""
 
     error: ErrorCode
     detail: str
@@ -87,7 +90,7 @@ class Limits(BaseModel):
     """Of uploads."""
 
     file_bytes: int
-    files: int = Field(description="In one request.")
+    files: int = Field(description="In one request; where the model judges CT, of one series.")
     request_bytes: int
 
 
@@ -105,6 +108,9 @@ class ModelInfo(BaseModel):
     threshold: float = Field(description="On the calibrated probability: at or above it the verdict is what `positive` says.")
     clinical: list[ClinicalColumnView] = Field(
         default_factory=list, description="Clinical values that it takes beside an image; empty: the image only."
+    )
+    slices: int = Field(
+        default=0, description="Above 0 it judges CT series, of which it sees so many slices; 0: it judges radiographs."
     )
     signer: str = Field(description="Fingerprint of the key that signed the bundle.")
     created: datetime
@@ -173,8 +179,12 @@ class Area(BaseModel):
 class HeatMap(BaseModel):
     """Where the evidence for pneumonia lies: `values` row by row, in [0, 1], in parts of the image's strongest evidence for or against.
 
-    Spread it over `area`."""
+    Spread it over `area`. Of a whole CT series plane by plane from the feet, spread over `span`; of one of its slices it is one plane."""
 
+    planes: int = Field(default=1, description="Above 1 only in the answer of `/api/explain` for a CT series.")
+    span: tuple[float, float] | None = Field(
+        default=None, description="With several planes: start and length of what they cover, in parts of the stack of slices."
+    )
     rows: int
     columns: int
     values: list[float]
@@ -300,13 +310,17 @@ class CaseDetail(CaseLine):
 
 
 class Uploaded(BaseModel):
-    """What came of one file of an upload, in the order sent. `known`: the same file was there already, under this case."""
+    """What came of one file of an upload, or of one CT series, in the order sent. `known`: the same file was there already, under this
+    case."""
 
-    index: int
+    index: int = Field(description="Place of the file in the request; of a series of several files, of the first.")
     outcome: Literal["new", "known", "refused"]
     case: CaseId | None
     error: ErrorCode | None
     detail: str
+    cause: str = Field(
+        default="", description="How many slices of a CT series are wrong and where, in English; the end of `detail`."
+    )
     column: str | None = Field(default=None, description="As in `ErrorBody`.")
     patient_name: str = Field(
         default="",

@@ -20,15 +20,16 @@ from pneumofed.common.data.manifest import LABELS
 from pneumofed.common.errors import ConfigError, ReleaseError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.folder_lock import owned
+from pneumofed.common.imaging.types import MAX_VOLUME_BYTES
 from pneumofed.common.ops.processes import LOOPBACK_HOSTS, check_port_free
 from pneumofed.common.ops.web import serve_app
 from pneumofed.common.wire.keys import PublicKey, certificate_validity, read_public_key
 from pneumofed.inference.reading_room.cases import open_room_database
 from pneumofed.inference.reading_room.clinical import view_columns
-from pneumofed.inference.reading_room.file_judge import load_file_judge
+from pneumofed.inference.reading_room.file_judge import SeriesLimits, load_file_judge
 from pneumofed.inference.reading_room.room import Room, open_monitor
 from pneumofed.inference.reading_room.schema import ModelInfo
-from pneumofed.inference.reading_room.settings import RoomFolder, RoomSettings
+from pneumofed.inference.reading_room.settings import MIB, RoomFolder, RoomSettings
 from pneumofed.inference.reading_room.worker import Worker, Workers
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def open_room(folder: RoomFolder, bundle: Bundle) -> Room:
     """
     settings = folder.settings
     trusted = None if settings.trusted is None else [folder.inside(name) for name in settings.trusted]
-    load = partial(load_file_judge, bundle.folder, trusted, settings.precision)
+    unpacked = settings.upload.for_series().file_mb * MIB
+    series = SeriesLimits(settings.upload.slices, unpacked, min(MAX_VOLUME_BYTES, settings.worker_memory_mb * MIB // 3))
+    load = partial(load_file_judge, bundle.folder, trusted, settings.precision, series)
     workers = [Worker(load, settings.worker_memory_mb, settings.worker_seconds) for _ in range(settings.workers)]
     folder.make()
     return Room(folder, open_room_database(folder.database), model_info(bundle), Workers(workers), open_monitor(folder, bundle))
@@ -74,10 +77,6 @@ def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
 
     path = folder.inside(settings.bundle)
     bundle = load_bundle(path, _keys(folder, settings.trusted))
-    if bundle.manifest.preprocessing.slices:
-        raise ConfigError(
-            f"{settings.bundle}: this model judges CT volumes, and the room shows radiographs; use pneumofed predict"
-        )
     if settings.require_release is not None:
         try:
             require_release(bundle, mark_of(path), _keys(folder, settings.require_release))
@@ -131,6 +130,7 @@ def model_info(bundle: Bundle) -> ModelInfo:
         positive=positive_word(manifest.classes),
         labels=reader_labels(manifest.classes),
         phantom=manifest.card.phantom,
+        slices=manifest.preprocessing.slices,
         clinical=view_columns(manifest.model.clinical),
         threshold=min(manifest.threshold.value, 1.0),
         created=manifest.created,

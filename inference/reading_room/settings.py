@@ -5,7 +5,7 @@ ROOM/                    mode 0700, since all of it is about patients
   keys/pseudonym.key     of the patients' pseudonyms in exported labels, unless `site` names a site folder
   state/room.db          users, tokens, cases, findings
   state/audit.jsonl      who did what, chained (see `common.audit.log`)
-  store/ab/ab12.../      one folder a case: the file as it came, its pixels, the heat map
+  store/ab/ab12.../      one folder a case: the file as it came, or the files of a CT series, its pixels, the heat map
   monitor/               for `pneumofed monitor`, unless `monitor` names another folder: numbers of each judged case
   quarantine/            files that are still arriving or being judged
 
@@ -49,6 +49,8 @@ class UploadLimits(Section):
     """A digital radiograph of 18 million pixels has 36 MB without compression."""
     files: Count = 100
     """In one request."""
+    slices: Count = 2048
+    """Files of one CT series in one request, or in one archive; only where the model judges CT."""
     request_mb: Count = 1024
     at_once: Count = 8
     """Requests whose files arrive or are judged at the same time; others wait."""
@@ -56,6 +58,10 @@ class UploadLimits(Section):
     """Requests that wait; more are refused and may come again."""
     seconds: Count = 600
     """For a request to arrive."""
+
+    def for_series(self) -> UploadLimits:
+        """Returns the limits where one request is one CT series, in as many files as it has slices, or in one file."""
+        return self.model_copy(update={"files": self.slices, "file_mb": self.request_mb})
 
 
 class RoomSettings(Section):
@@ -196,7 +202,7 @@ class CaseFiles:
         Raises:
             ValueError: `case` is no case's id.
         """
-        size = sum(file.stat().st_size for file in folder.iterdir())
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         target = self.path(case)
         target.parent.mkdir(mode=0o700, exist_ok=True)
         folder.rename(target)

@@ -1,4 +1,7 @@
-"""Files on their way in: streamed from a request into quarantine, piece by piece, within limits, under random names."""
+"""Files on their way in: streamed from a request into quarantine, piece by piece, within limits, under random names.
+
+Where the model judges CT, the files of a request are one series (`gather_series`).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +21,9 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from pneumofed.inference.reading_room.clinical import MOST_VALUE_BYTES, GivenValue, GivenValues
 from pneumofed.inference.reading_room.errors import Refusal
 from pneumofed.inference.reading_room.schema import ErrorCode
+from pneumofed.inference.reading_room.series import FileKind, kind_of, name_nifti
 from pneumofed.inference.reading_room.settings import MIB, UploadLimits
-from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE, is_archive
+from pneumofed.inference.reading_room.viewing import ORIGINAL_FILE
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -29,12 +33,17 @@ FORM_FIELD, VALUES_FIELD = b"files", b"clinical"
 
 Folders = Callable[[], AbstractContextManager[Path]]
 
+_AS_RADIOGRAPH: dict[FileKind, ErrorCode] = {"zip": "archive_file", "nifti": "ct_image", "nifti.gz": "ct_image"}
+"""What is wrong with kinds of files where the model judges radiographs."""
+
 
 @dataclass
 class Arrived:
-    """One file in its folder. `error` is why it is refused already."""
+    """One file in its folder, or the files of a series. `error` is why it is refused already; `volumes`, whether it may be a CT series."""
 
     folder: Path
+    volumes: bool = False
+    kind: FileKind = "file"
     sha256: str = ""
     error: ErrorCode | None = None
     size: int = 0
@@ -73,8 +82,11 @@ class Arrived:
         self.sha256 = self._digest.hexdigest()
         if self.error is None and self.size == 0:
             self.error = "empty"
-        elif self.error is None and is_archive(self.folder / ORIGINAL_FILE):
-            self.error = "archive_file"
+        elif self.error is None:
+            self.kind = kind_of(self.folder / ORIGINAL_FILE)
+            self.error = None if self.volumes else _AS_RADIOGRAPH.get(self.kind)
+            if self.kind == "archive":
+                self.error = "archive_file"
 
 
 class Gate:
@@ -105,18 +117,19 @@ class Gate:
             self._free.release()
 
 
-async def receive_one(stream: AsyncIterator[bytes], folder: Path, limits: UploadLimits) -> Arrived:
+async def receive_one(stream: AsyncIterator[bytes], folder: Path, limits: UploadLimits, volumes: bool = False) -> Arrived:
     """Receives the body of a request as one file.
 
     Args:
         stream: pieces of the body.
         folder: of `CaseFiles.arriving`; the file is written there as `ORIGINAL_FILE`.
         limits: of size and time.
+        volumes: whether the model judges CT series.
 
     Raises:
         Refusal: it is too large, refused for another reason, or does not come to its end in time.
     """
-    arrived = Arrived(folder)
+    arrived = Arrived(folder, volumes)
     arrived.open()
     try:
         async with asyncio.timeout(limits.seconds):
@@ -134,7 +147,12 @@ async def receive_one(stream: AsyncIterator[bytes], folder: Path, limits: Upload
 
 
 async def receive_form(
-    stream: AsyncIterator[bytes], content_type: str, stack: AsyncExitStack, folders: Folders, limits: UploadLimits
+    stream: AsyncIterator[bytes],
+    content_type: str,
+    stack: AsyncExitStack,
+    folders: Folders,
+    limits: UploadLimits,
+    volumes: bool = False,
 ) -> list[Arrived]:
     """Receives the files of a multipart form (RFC 7578), in order, each in a folder that lives as long as `stack`.
 
@@ -147,6 +165,7 @@ async def receive_form(
         stack: keeps the folders until the caller is done.
         folders: makes a folder for one file, as `CaseFiles.arriving`.
         limits: of sizes, number of files and time. A file that is too large is marked and the others go on.
+        volumes: whether the model judges CT series.
 
     Raises:
         Refusal: it is no such form, or it goes beyond a limit of requests.
@@ -154,7 +173,7 @@ async def receive_form(
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data" or not options.get(b"boundary"):
         raise Refusal(422, "invalid_request")
-    form = _Form(stack, folders, limits)
+    form = _Form(stack, folders, limits, volumes)
     received = 0
     try:
         parser = MultipartParser(options[b"boundary"], form.callbacks())
@@ -178,6 +197,37 @@ async def receive_form(
     return form.files
 
 
+def gather_series(files: Sequence[Arrived], folder: Path) -> list[tuple[int, Arrived]]:
+    """Gathers the files of a request into CT series: each NIfTI and each zip is one of its own, all others together are one.
+
+    A file that is refused already refuses the series that it belongs to, which would have a gap without it.
+
+    Args:
+        files: of `receive_form`, in order.
+        folder: of `CaseFiles.arriving`, for the series of several files.
+
+    Returns:
+        Each series with the place of its first file in the request.
+    """
+    from pneumofed.common.data.cache import series_digest
+
+    own = [(index, file) for index, file in enumerate(files) if file.kind not in ("file", "series")]
+    slices = [(index, file) for index, file in enumerate(files) if file.kind == "file"]
+    for _, file in own:
+        if file.error is None:
+            name_nifti(file.folder, file.kind)
+    bad = [(index, file) for index, file in slices if file.error]
+    if len(slices) < 2 or bad:
+        return sorted(own + (bad[:1] or slices), key=lambda one: one[0])
+    series = Arrived(folder, volumes=True, kind="series", size=sum(file.size for _, file in slices))
+    series.sha256 = series_digest(file.sha256 for _, file in slices)
+    inside = folder / ORIGINAL_FILE
+    inside.mkdir(mode=0o700)
+    for number, (_, file) in enumerate(slices, start=1):
+        (file.folder / ORIGINAL_FILE).rename(inside / f"{number:05d}")
+    return sorted([*own, (slices[0][0], series)], key=lambda one: one[0])
+
+
 def _read_values(text: bytes) -> Mapping[str, GivenValue | None]:
     """The clinical values of one file, as JSON in a form.
 
@@ -193,8 +243,8 @@ def _read_values(text: bytes) -> Mapping[str, GivenValue | None]:
 class _Form:
     """Takes the parser's events."""
 
-    def __init__(self, stack: AsyncExitStack, folders: Folders, limits: UploadLimits) -> None:
-        self._stack, self._folders, self._limits = stack, folders, limits
+    def __init__(self, stack: AsyncExitStack, folders: Folders, limits: UploadLimits, volumes: bool) -> None:
+        self._stack, self._folders, self._limits, self._volumes = stack, folders, limits, volumes
         self.files: list[Arrived] = []
         self.values: list[bytearray] = []
         self._text: bytearray | None = None
@@ -239,7 +289,7 @@ class _Form:
             return
         if len(self.files) >= self._limits.files:
             raise Refusal(413, "too_many_files")
-        self._current = Arrived(self._stack.enter_context(self._folders()))
+        self._current = Arrived(self._stack.enter_context(self._folders()), self._volumes)
         self._current.open()
         self.files.append(self._current)
 

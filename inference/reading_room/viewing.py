@@ -1,8 +1,11 @@
 """A judged file as the room keeps it: what the viewer needs, in a folder of files.
 
-quarantine/RANDOM/original         the file as it came; the only one that is there before
+quarantine/RANDOM/original         the file as it came; the only one that is there before. Of a CT series the folder of its files; a NIfTI
+                                   file is original.nii or original.nii.gz
 quarantine/RANDOM/pixels.gz        uint16 little endian [H, W], gzip; 0 to 65535 spans the values that occur
-quarantine/RANDOM/map.npy          float32 [h, w] in [0, 1], where the model has a map
+quarantine/RANDOM/slices.bin       in the place of pixels.gz of a CT series: uint16 little endian [slices, H, W], from feet to head, as
+                                   `series.SERIES_VALUES` says; without compression, so that each slice is read by itself
+quarantine/RANDOM/map.npy          float32 [h, w] in [0, 1], of a series [d, h, w], where the model has a map
 quarantine/RANDOM/facts.json       units of the grey values, size of a pixel, technical attributes: `image_facts`
 quarantine/RANDOM/measures.npz     features float32 [D], pixel_statistics float32 [K], for `pneumofed monitor`
 """
@@ -22,6 +25,7 @@ from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.images import read_image
 from pneumofed.common.imaging.types import Image, ImageInfo, Window
+from pneumofed.common.imaging.volumes import NIFTI_ENDINGS
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.inference.reading_room.image_facts import FACTS_FILE, read_facts, write_facts
 
@@ -33,21 +37,6 @@ ORIGINAL_FILE, PIXELS_FILE, MAP_FILE, FEATURES_FILE = "original", "pixels.gz", "
 
 
 FULL_SCALE = 65_535
-
-
-ARCHIVE_STARTS = (
-    b"PK\x03\x04",
-    b"PK\x05\x06",
-    b"\x1f\x8b",
-    b"7z\xbc\xaf\x27\x1c",
-    b"Rar!\x1a\x07",
-    b"\xfd7zXZ\x00",
-    b"BZh",
-    b"(\xb5/\xfd",
-)
-"""First bytes of zip, gzip, 7-Zip, RAR, xz, bzip2 and Zstandard. They are not unpacked: see docs/reading-room.md."""
-
-
 _WIDE_WINDOW = Window(center=0.0, width=2.0**17)
 """Holds every value of 16 bits, signed or not, at steps that float32 distinguishes (its mantissa has 24 bits)."""
 
@@ -74,17 +63,20 @@ class Header:
 
 @dataclass(frozen=True)
 class Viewing:
-    """What a model and an image give to look at: `map` float32 [h, w] in [0, 1] or None, spread over `area` of the image (left, top,
-    width, height in parts of it); `warnings` of `inference.explain.focus.Misplaced`, by name, if they were asked for."""
+    """What a model and an image give to look at: `map` float32 [h, w] in [0, 1], of a series [d, h, w], or None, spread over `area` of
+    the image (left, top, width, height in parts of it); `warnings` of `inference.explain.focus.Misplaced`, by name, if they were asked
+    for."""
 
     map: np.ndarray | None
     area: tuple[float, float, float, float]
     warnings: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
+    """Of a series: start and length of what the map covers, in parts of the stack of slices."""
 
 
 @dataclass(frozen=True)
 class JudgedFile:
-    """All that is known of one file."""
+    """All that is known of one file, or of one CT series."""
 
     header: Header
     info: ImageInfo
@@ -98,6 +90,8 @@ class JudgedFile:
     """float32 [K], the clinical values that it was judged with; None where none is known."""
     evidence: dict[str, Any] | None = field(default=None, repr=False)
     """What the answer rests on, as `clinical.EvidenceView`; None unless it was asked for and can be said."""
+    sha256: str = ""
+    """Digest of what an archive held, in the place of the archive's own; empty otherwise."""
 
 
 def header_of(read: Radiograph) -> Header:
@@ -106,11 +100,10 @@ def header_of(read: Radiograph) -> Header:
     return Header(found.patient, found.accession, found.study_date) if found else Header()
 
 
-def is_archive(path: Path) -> bool:
-    """Checks whether the file is an archive of files by its first bytes."""
-    with path.open("rb") as file:
-        start = file.read(262)
-    return start.startswith(ARCHIVE_STARTS) or start[257:262] == b"ustar"
+def original_of(folder: Path) -> Path:
+    """Returns where a case's file lies as it came, or the folder with the files of its series."""
+    names = (ORIGINAL_FILE, *(ORIGINAL_FILE + ending for ending in NIFTI_ENDINGS))
+    return next((folder / name for name in names if (folder / name).exists()), folder / ORIGINAL_FILE)
 
 
 def write_viewing(folder: Path, image: Image, judgement: Judgement, viewing: Viewing) -> tuple[Window, str]:

@@ -27,10 +27,7 @@ from pneumofed.common.errors import ImageError, SkipReason
 from pneumofed.common.files import is_disk_full
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.inference.reading_room.file_judge import ImageJob
-from pneumofed.inference.reading_room.viewing import (
-    ORIGINAL_FILE,
-    JudgedFile,
-)
+from pneumofed.inference.reading_room.viewing import JudgedFile, original_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +93,8 @@ class Worker:
         if self._process is not None and self._process.is_alive():
             return True
         self._end()
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ.setdefault(name, "1")  # of the new process, which is one of several: threads that wait for each other spin
         context = get_context("spawn")  # a fork of a server with threads may hold their locks for ever
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, self._load, self._memory_mb), daemon=True)
@@ -230,12 +229,17 @@ def _no_ctrl_c() -> Iterator[None]:
 
 
 def _hash_of(job: ImageJob) -> str:
-    """SHA-256 of the job's file; empty if it cannot be read, which the reading function says better."""
+    """SHA-256 of the job's file, of a series of all its files in order; empty if one cannot be read, which the reading function says
+    better."""
+    path = original_of(job.folder)
     try:
-        with (job.folder / ORIGINAL_FILE).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        digests: list[bytes] = []
+        for part in sorted(path.iterdir()) if path.is_dir() else [path]:
+            with part.open("rb") as file:
+                digests.append(hashlib.file_digest(file, "sha256").digest())
     except OSError:
         return ""
+    return digests[0].hex() if len(digests) == 1 else hashlib.sha256(b"".join(digests)).hexdigest()
 
 
 def _outcome(read: Read, job: ImageJob) -> JobOutcome:

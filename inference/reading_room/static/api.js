@@ -74,22 +74,22 @@ function read(status, body) {
   return new Problem(body.error ?? "internal", status, body.retry_sec ?? null, body.column ?? null);
 }
 
-/** What came of one file sent as an upload, with its clinical `values` by column, or null; `onProgress` gets the part that has been sent, in
- *  [0, 1]. @throws {Problem} */
-export async function sendFile(file, values, onProgress) {
+/** What came of one image sent as an upload, its file or the files of its series, with its clinical `values` by column, or null; `onProgress`
+ *  gets the part that has been sent, in [0, 1]. @throws {Problem} */
+export async function sendImage(files, values, onProgress) {
   try {
-    return (await sendFileOnce(file, values, onProgress)).files[0];
+    return (await sendImageOnce(files, values, onProgress)).files[0];
   } catch (problem) {
     if (problem.code !== "not_signed_in") throw problem;
     await renewSession();
-    return sendFile(file, values, onProgress);
+    return sendImage(files, values, onProgress);
   }
 }
 
-function sendFileOnce(file, values, onProgress) {
+function sendImageOnce(files, values, onProgress) {
   lastAsked = performance.now();
   const form = new FormData();
-  form.append("files", file, "image"); // the name may name a patient; it stays here
+  for (const file of files) form.append("files", file, "image"); // the name may name a patient; it stays here
   if (values) form.append("clinical", JSON.stringify(values));
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();

@@ -19,6 +19,7 @@ export function drawFinding(case_) {
 
 function factsOf(case_) {
   const { image } = case_;
+  const { series } = image.facts;
   const facts = [
     ["accession", case_.accession],
     ["study_date", case_.study_date ? day(case_.study_date) : ""],
@@ -26,7 +27,9 @@ function factsOf(case_) {
     ["view", [case_.modality, case_.view].filter(Boolean).join(" ")],
     ["patient", [case_.sex ? t(`sex.${case_.sex}`) : "", case_.age_years === null ? "" : age(case_.age_years)].filter(Boolean).join(", ")],
     ["size", t("fact.pixels", { width: number(image.width), height: number(image.height), bits: image.bits })],
-    ["format", image.format === "dicom" ? "DICOM" : image.format.toUpperCase()],
+    ["slices", series ? t("fact.stack", { slices: number(series.slices), spacing: number(series.spacing_mm, 2) }) : ""],
+    ["notes", series?.notes.join("; ")],
+    ["format", { dicom: "DICOM", nifti: "NIfTI" }[image.format] ?? image.format.toUpperCase()],
     ["manufacturer", image.manufacturer],
     ["case", case_.id.slice(0, 6).toUpperCase()],
     ["model", `${case_.model} (${case_.model_digest.slice(0, 8)})`],

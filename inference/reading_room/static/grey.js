@@ -41,6 +41,15 @@ export function presetsOf(values, own) {
   };
 }
 
+const CT_WINDOWS = { lungs: [-600, 1500], mediastinum: [40, 400], bone: [400, 1800] }; // level and width in HU (Radiopaedia, "Windowing (CT)")
+
+/** Windows to choose from for a CT, whose grey values are Hounsfield units between the ends `values`. */
+export function ctPresets(values) {
+  const span = values.high - values.low;
+  const parts = Object.entries(CT_WINDOWS).map(([name, [level, width]]) => [name, { center: (level - values.low) / span, width: width / span }]);
+  return { ...Object.fromEntries(parts), full: { center: 0.5, width: 1 } };
+}
+
 function between(low, high) {
   return clampWindow({ center: (low + high) / 2, width: high - low });
 }

@@ -4,7 +4,7 @@ import { at, h, isTyping } from "./dom.js";
 import { t } from "./i18n.js";
 
 const KEPT = "pneumofed-keys";
-const NAMES = { ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", Enter: "↵" };
+const NAMES = { ArrowUp: "↑", ArrowDown: "↓", ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", Enter: "↵", PageUp: "Page ↑", PageDown: "Page ↓" };
 const HINT = /\s*[(（][^()（）]{1,3}[)）]$/; // the key that a tooltip tells
 const shortcuts = [];
 
@@ -16,7 +16,7 @@ export function setScope(name) {
 }
 
 /** Adds shortcuts: `scope` (a page, or `all`), `keys` as in KeyboardEvent.key (`Shift+` before an arrow), `words` a key of the
- *  translations, `act`. */
+ *  translations, `act`, and, if they do not always hold, `when`. */
 export function addKeys(...entries) {
   shortcuts.push(...entries);
 }
@@ -47,7 +47,7 @@ function onKey(event) {
   if (isTyping(event.target) || (event.key.startsWith("Arrow") && takesArrows(event.target))) return;
   const key = nameOf(event);
   if (/^[1-5]$/.test(key) && event.target.closest?.("#choices")) return; // whoever is choosing a label does not want a window
-  const found = shortcuts.find((entry) => [scope, "all"].includes(entry.scope) && entry.keys.includes(key));
+  const found = shortcuts.find((entry) => [scope, "all"].includes(entry.scope) && entry.keys.includes(key) && (entry.when?.() ?? true));
   if (!found || (key.length === 1 && key !== "?" && !areOn())) return;
   event.preventDefault();
   found.act(key);

@@ -64,6 +64,10 @@ async function enter() {
     return;
   }
   showStart(null);
+  if (room.model.slices) {
+    for (const part of document.querySelectorAll("[data-t-ct]")) part.dataset.t = part.dataset.tCt;
+    applyWords();
+  }
   if (room.model.positive === "finding") {
     for (const part of document.querySelectorAll('[data-t="heat.strong"]')) part.dataset.t = "heat.strong.any";
     for (const part of document.querySelectorAll('[data-t-title="heat.strong"]')) part.dataset.tTitle = "heat.strong.any";

@@ -9,11 +9,13 @@ const STEP_PX = 60;
 const ZOOM_STEP = 1.25;
 const WINDOW_STEP = 0.04;
 const OPACITY_STEP = 0.1;
-const TOOLS = ["window", "pan", "ruler", "lens"];
+const TOOLS = ["window", "pan", "ruler", "lens", "scroll"];
 const PRESETS = ["own", "auto", "lungs", "mediastinum", "full"];
+const CT_PRESETS = ["lungs", "mediastinum", "bone", "full"];
+const FAR = 10;
 
-/** Wires buttons and keys to `state` of the viewer; `act` has `compareWith` and `heatChanged`. */
-export function prepareTools(state, act) {
+/** Wires buttons and keys to `state` of the viewer; `act` has `compareWith` and `heatChanged`; `judgesSeries`, whether the model does. */
+export function prepareTools(state, act, judgesSeries) {
   drawLegend(at("legend"));
   const zoom = (factor) => look(state, (pane) => pane.zoomBy(factor));
   const actions = {
@@ -27,22 +29,37 @@ export function prepareTools(state, act) {
     link: () => toggleLink(state),
     turn: () => both(state, (radiograph) => radiograph.pane.turn()),
     mirror: () => both(state, (radiograph) => radiograph.pane.mirror()),
+    strongest: () => state.main.toStrongest(),
     ...Object.fromEntries(TOOLS.map((tool) => [`tool-${tool}`, () => chooseTool(state, tool)])),
   };
   for (const [id, action] of Object.entries(actions)) at(id).addEventListener("click", action);
+  for (const tool of TOOLS) at(`tool-${tool}`).addEventListener("click", () => Object.assign(state, { isChosen: true }));
   at("preset").addEventListener("change", () => both(state, (radiograph) => radiograph.choosePreset(at("preset").value)));
   at("opacity").addEventListener("input", () => setOpacity(state, act, at("opacity").value / 100));
   at("compare").addEventListener("change", () => act.compareWith(at("compare").value));
   bindKeys(state, act, actions, zoom);
+  if (judgesSeries) bindSeriesKeys(state, actions);
+}
+
+const isSeries = (state) => Boolean(state.main?.slices);
+
+function bindSeriesKeys(state, actions) {
+  const key = (words, keys, action) => addKeys({ scope: "viewer", words: `keys.${words}`, keys, act: action, when: () => isSeries(state) });
+  const ends = { Home: Infinity, End: -Infinity };
+  key("slices", ["ArrowUp", "ArrowDown"], (pressed) => state.main.moveBy(pressed === "ArrowUp" ? 1 : -1));
+  key("slices_far", ["PageUp", "PageDown"], (pressed) => state.main.moveBy(pressed === "PageUp" ? FAR : -FAR));
+  key("slices_ends", ["Home", "End"], (pressed) => state.main.moveBy(ends[pressed]));
+  key("strongest", ["y"], actions.strongest);
+  key("level_series", [".", ","], (pressed) => nudge(state, pressed === "." ? -1 : 1, 0));
 }
 
 function bindKeys(state, act, actions, zoom) {
-  const key = (words, keys, action) => addKeys({ scope: "viewer", words: `keys.${words}`, keys, act: action });
+  const key = (words, keys, action, when) => addKeys({ scope: "viewer", words: `keys.${words}`, keys, act: action, when });
   key("heat", ["h"], actions.heat);
   key("opacity", ["[", "]"], (pressed) => setOpacity(state, act, state.opacity + (pressed === "]" ? OPACITY_STEP : -OPACITY_STEP)));
-  key("presets", ["1", "2", "3", "4", "5"], (pressed) => both(state, (one) => one.choosePreset(PRESETS[Number(pressed) - 1])));
+  key("presets", ["1", "2", "3", "4", "5"], (pressed) => both(state, (one) => one.choosePreset((one.slices ? CT_PRESETS : PRESETS)[Number(pressed) - 1])));
   key("width", ["ArrowLeft", "ArrowRight"], (pressed) => nudge(state, 0, pressed === "ArrowRight" ? 1 : -1));
-  key("level", ["ArrowUp", "ArrowDown"], (pressed) => nudge(state, pressed === "ArrowUp" ? -1 : 1, 0));
+  key("level", ["ArrowUp", "ArrowDown"], (pressed) => nudge(state, pressed === "ArrowUp" ? -1 : 1, 0), () => !isSeries(state));
   key("zoom", ["+", "-", "="], (pressed) => zoom(pressed === "-" ? 1 / ZOOM_STEP : ZOOM_STEP));
   key("pan", ["Shift+ArrowLeft", "Shift+ArrowRight", "Shift+ArrowUp", "Shift+ArrowDown"], (pressed) => pan(state, pressed));
   key("fit", ["f"], actions.fit);
@@ -64,19 +81,31 @@ export function showTools(state, comparing = state.previous?.case?.id ?? "") {
   const { case: shown, pane, preset } = state.main;
   for (const [id, on] of [["heat", state.heat && mayShowHeat(shown)], ["invert", pane.inverted], ["link", state.linked],
     ["mirror", pane.mirrored], ...TOOLS.map((tool) => [`tool-${tool}`, state.tool === tool])]) at(id).setAttribute("aria-pressed", String(Boolean(on)));
+  showSeriesTools(state);
   at("preset").value = preset;
   at("heat").disabled = Boolean(shown) && !mayShowHeat(shown);
   at("heat").title = at("heat").disabled ? t("heat.none") : t("heat.title");
   at("opacity").disabled = !state.heat;
   at("opacity").value = Math.round(100 * state.opacity);
   at("opacity").setAttribute("aria-valuetext", percent(state.opacity));
-  at("legend-box").hidden = !pane.heat;
+  at("legend-box").hidden = !pane.heat && !(state.main.slices && state.main.heat); // the map of the next slice is on its way
   at("legend-scale").hidden = Boolean(pane.heat?.isEmpty);
   at("legend-empty").hidden = !pane.heat?.isEmpty;
-  showMapWarning(pane.heat, shown);
+  showMapWarning(state.main.slices && state.main.heat ? { isEmpty: false } : pane.heat, shown);
   at("compare").disabled = !shown?.previous.length;
   at("compare").value = comparing;
   at("link").hidden = !comparing;
+}
+
+/** What only a series has, and what only a radiograph has. */
+function showSeriesTools(state) {
+  const { slices } = state.main;
+  for (const id of ["strongest", "tool-scroll"]) at(id).hidden = !slices;
+  at("strongest").disabled = !slices?.series.strongest;
+  if (!slices && state.tool === "scroll") chooseTool(state, "window");
+  for (const option of at("preset").options) {
+    if (option.value !== "custom") option.hidden = !(slices ? CT_PRESETS : PRESETS).includes(option.value);
+  }
 }
 
 /** Says below the probability what is wrong with where the map lies, while it can be seen; that it is empty stands in the legend. */
@@ -111,7 +140,8 @@ function nudge(state, level, width) {
   });
 }
 
-function chooseTool(state, tool) {
+/** Chooses what dragging does. */
+export function chooseTool(state, tool) {
   state.tool = tool;
   for (const one of [state.main, state.previous]) {
     one.figure.dataset.tool = tool;

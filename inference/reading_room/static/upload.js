@@ -1,9 +1,10 @@
 // Files dropped anywhere on the page, or chosen. Each is sent by itself, three at a time, so that each has its progress and a bad one
-// stops no other. Names of files stay on this page: they may name a patient.
+// stops no other. Where the model judges CT, what lies in one folder is sent together, as one series. Names of files stay on this page: they
+// may name a patient.
 
 import { announce, at, h, icon } from "./dom.js";
 import { megabytes, t, tOr } from "./i18n.js";
-import { Problem, sendFile } from "./api.js";
+import { Problem, sendImage } from "./api.js";
 import { valueProblem } from "./clinical.js";
 import { isTable, readTable } from "./upload_table.js";
 
@@ -17,6 +18,7 @@ const jobs = [];
 let running = 0;
 let limits = null;
 let clinical = [];
+let judgesSeries = false;
 let onArrival = () => {};
 
 /** Wires the drop zone and the chooser; `told` is called whenever a case has arrived. */
@@ -24,11 +26,16 @@ export function prepareUpload(room, told) {
   limits = room.limits;
   clinical = room.model.clinical.map(({ name }) => name);
   onArrival = told;
-  at("files").addEventListener("change", () => {
-    addFiles([...at("files").files]);
-    at("files").value = "";
-  });
+  judgesSeries = room.model.slices > 0;
+  for (const id of ["files", "folder"]) {
+    at(id).addEventListener("change", () => {
+      addFiles([...at(id).files].map((file) => ({ file, folder: folderOf(file.webkitRelativePath) })));
+      at(id).value = "";
+    });
+  }
   at("choose").addEventListener("click", chooseFiles);
+  at("choose-folder").hidden = !judgesSeries;
+  at("choose-folder").addEventListener("click", () => at("folder").click());
   at("uploads-clear").addEventListener("click", clearDone);
   addEventListener("dragover", (event) => showTarget(event, carriesFiles(event)));
   addEventListener("dragleave", (event) => showTarget(event, event.relatedTarget !== null));
@@ -55,13 +62,16 @@ async function drop(event) {
   showTarget(event, false);
   if (at("room").hidden || !carriesFiles(event)) return;
   const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  const files = entries.length ? await Promise.all(entries.map(filesOf)) : [[...event.dataTransfer.files]];
-  addFiles(files.flat());
+  const loose = [...event.dataTransfer.files].map((file) => ({ file, folder: "" }));
+  addFiles(entries.length ? (await Promise.all(entries.map(filesOf))).flat() : loose);
 }
 
-/** The files of a dropped file or folder. A study is often a folder. */
+const folderOf = (path) => path.split("/").slice(0, -1).join("/");
+
+/** The files of a dropped file or folder, each {file, folder}. A study is often a folder. */
 async function filesOf(entry) {
-  if (entry.isFile) return new Promise((resolve) => entry.file((file) => resolve([file]), () => resolve([])));
+  const folder = folderOf(entry.fullPath.replace(/^\//, ""));
+  if (entry.isFile) return new Promise((resolve) => entry.file((file) => resolve([{ file, folder }]), () => resolve([])));
   const reader = entry.createReader();
   const found = [];
   for (;;) {
@@ -71,12 +81,15 @@ async function filesOf(entry) {
   }
 }
 
-async function addFiles(all) {
+async function addFiles(found) {
+  const all = found.map(({ file }) => file);
   const tables = clinical.length ? all.filter(isTable) : [];
   const files = all.filter((file) => !tables.includes(file));
   const rows = new Map();
   for (const table of tables) takeTable(table, await table.text(), files, rows);
-  const fresh = files.map((file) => ({ file, values: rows.get(file.name) ?? null, state: "waiting", part: 0, code: "", case: null, row: h("li", { class: "upload" }) }));
+  const images = judgesSeries ? seriesOf(found) : files.map((file) => ({ name: file.name, files: [file] }));
+  const fresh = images.map((image) => ({ ...image, size: image.files.reduce((sum, file) => sum + file.size, 0), values: rows.get(image.name) ?? null,
+    state: "waiting", part: 0, code: "", cause: "", case: null, row: h("li", { class: "upload" }) }));
   jobs.push(...fresh);
   waiting.push(...fresh);
   at("upload-rows").append(...fresh.map((job) => job.row));
@@ -85,13 +98,28 @@ async function addFiles(all) {
   while (running < AT_ONCE && waiting.length) work();
 }
 
+const WHOLE = /\.(nii|nii\.gz|zip)$/i;
+const NO_IMAGE = /^(\..*|DICOMDIR|Thumbs\.db)$/i;
+
+/** The series in what was dropped or chosen: a NIfTI or a zip each by itself, and of each folder all other files together. */
+function seriesOf(found) {
+  const folders = new Map();
+  const whole = [];
+  for (const { file, folder } of found) {
+    if (WHOLE.test(file.name)) whole.push({ name: file.name, files: [file] });
+    else if (!NO_IMAGE.test(file.name)) folders.set(folder, [...(folders.get(folder) ?? []), file]);
+  }
+  const together = [...folders].map(([folder, files]) => ({ name: files.length > 1 && folder ? folder : files[0].name, files }));
+  return [...together, ...whole];
+}
+
 /** Reads a table of clinical values, and says in the list what came of it. */
 function takeTable(table, text, files, rows) {
   const found = readTable(text, clinical);
   for (const [name, values] of found.rows) rows.set(name, values);
   const count = files.filter((file) => found.rows.has(file.name)).length;
   const words = () => (found.problem ? t(`upload.${found.problem}`) : t("upload.table", { count, columns: found.columns.join(", ") }));
-  const job = { file: table, state: found.problem ? "refused" : "known", part: 1, code: "", case: null, words, row: h("li", { class: "upload" }) };
+  const job = { name: table.name, files: [table], size: table.size, state: found.problem ? "refused" : "known", part: 1, code: "", case: null, words, row: h("li", { class: "upload" }) };
   jobs.push(job);
   at("upload-rows").append(job.row);
   draw(job);
@@ -105,13 +133,15 @@ async function work() {
 }
 
 async function send(job) {
-  if (job.file.size > limits.file_bytes) return finish(job, "refused", "file_too_large");
+  if (job.files.length > limits.files) return finish(job, "refused", "too_many_files");
+  if (job.size > (job.files.length > 1 ? limits.request_bytes : limits.file_bytes)) return finish(job, "refused", "file_too_large");
   update(job, { state: "sending" });
   try {
-    const result = await patiently(() => sendFile(job.file, job.values, (part) => update(job, { part, state: part < 1 ? "sending" : "judging" })));
+    const result = await patiently(() => sendImage(job.files, job.values, (part) => update(job, { part, state: part < 1 ? "sending" : "judging" })));
     job.case = result.case;
     job.patient = result.patient_name || sent.get(job.case)?.patient || "";
-    if (job.case) sent.set(job.case, { file: job.file.name, patient: job.patient });
+    if (job.case) sent.set(job.case, { file: job.name, patient: job.patient });
+    job.cause = result.cause;
     job.column = result.column ?? null;
     finish(job, result.outcome, result.error ?? "");
     if (result.outcome !== "refused") onArrival();
@@ -136,7 +166,7 @@ async function patiently(action) {
 
 function finish(job, state, code) {
   update(job, { state, code, part: 1 });
-  if (code) announce(`${job.file.name}: ${sentence(job)}`);
+  if (code) announce(`${job.name}: ${sentence(job)}`);
 }
 
 function update(job, change) {
@@ -145,24 +175,26 @@ function update(job, change) {
 }
 
 function draw(job) {
-  const { file, state, part } = job;
-  const bar = h("progress", { max: "1", value: state === "judging" ? null : String(part), "aria-label": file.name });
-  const name = h("span", { class: "upload-name", text: job.patient ? `${file.name} · ${job.patient}` : file.name, title: file.name });
+  const { name: sentName, state, part } = job;
+  const bar = h("progress", { max: "1", value: state === "judging" ? null : String(part), "aria-label": sentName });
+  const slices = job.files.length > 1 ? t("upload.files", { count: job.files.length }) : "";
+  const name = h("span", { class: "upload-name", text: [sentName, slices, job.patient].filter(Boolean).join(" · "), title: sentName });
   const busy = state === "sending" || state === "judging";
   const link = job.case ? h("a", { href: `#/case/${job.case}`, text: t("upload.open") }) : null;
   const again = state === "failed" ? h("button", { type: "button", class: "text", text: t("upload.again"), onclick: () => retry(job) }) : null;
   job.row.dataset.state = state;
-  job.row.replaceChildren(icon(iconOf(state)), name, h("span", { class: "upload-size", text: megabytes(file.size) }),
+  job.row.replaceChildren(icon(iconOf(state)), name, h("span", { class: "upload-size", text: megabytes(job.size) }),
     busy ? bar : h("span", { class: "upload-words", text: sentence(job) }), link ?? again ?? "");
   at("uploads-count").textContent = summary();
   at("uploads-clear").hidden = jobs.every((one) => ["waiting", "sending", "judging"].includes(one.state));
 }
 
-function sentence({ state, code, column, words }) {
+function sentence({ state, code, cause, column, words }) {
   if (words) return words();
   if (!code) return t(`upload.${state}`);
   if (code.startsWith("value_")) return valueProblem({ code, column });
-  return tOr(`error.${code}`, t("error.internal")).replace("{limit}", megabytes(limits.file_bytes));
+  const text = tOr(`error.${code}`, t("error.internal")).replace("{limit}", megabytes(limits.file_bytes));
+  return cause ? `${text} (${cause})` : text;
 }
 
 const iconOf = (state) => ({ new: "check", known: "check", refused: "stop", failed: "stop" })[state] ?? "clock";

@@ -1,4 +1,4 @@
-// The viewer: one case, its radiograph on a pane, and beside it, if wanted, an earlier one of the same patient.
+// The viewer: one case, its radiograph or CT series on a pane, and beside it, if wanted, an earlier one of the same patient.
 
 import { announce, at, h, toast } from "./dom.js";
 import { day, moment, percent, t, tOr, verdictWords } from "./i18n.js";
@@ -9,28 +9,38 @@ import { showDecision } from "./decision.js";
 import { Radiograph } from "./radiograph.js";
 import { nameOf } from "./worklist_rows.js";
 import { currentQuery } from "./worklist.js";
-import { prepareTools, showTools } from "./tools.js";
+import { chooseTool, prepareTools, showTools } from "./tools.js";
 import { prepareTags } from "./tags.js";
 
-const state = { id: null, case: null, linked: true, tool: "window", heat: false, opacity: 0.55, main: null, previous: null };
+const state = { id: null, case: null, linked: true, tool: "window", heat: false, opacity: 0.55, isChosen: false, main: null, previous: null };
 
 let loading = new AbortController();
 
 /** Wires the viewer once. */
 export function prepareViewer(room) {
   const hand = (other) => ({
-    tool: () => state.tool,
+    tool: (event) => toolFor(event),
     follow: (view) => state.linked && other().follow(view),
+    followSlices: (mm) => state.linked && other().moveByMm(mm),
     changed: () => showTools(state),
   });
   state.main = new Radiograph(at("pane-main"), hand(() => state.previous));
   state.previous = new Radiograph(at("pane-previous"), hand(() => state.main));
   prepareTags(() => state.case);
   prepareClinical(room.model, valuesChanged);
-  prepareTools(state, { compareWith, heatChanged });
+  prepareTools(state, { compareWith, heatChanged }, room.model.slices > 0);
   at("case-again").addEventListener("click", () => openCase(state.id));
   addEventListener("language", () => state.case && drawCase());
-  addEventListener("back", () => state.id && !state.case && openCase(state.id));
+  addEventListener("back", () => {
+    if (state.id && !state.case) openCase(state.id);
+    for (const one of [state.main, state.previous]) one.slices?.want(one.slice);
+  });
+}
+
+/** The tool of a hand on the image. A finger on a series goes through its slices, unless the reader has chosen another tool. */
+function toolFor(event) {
+  if (event?.pointerType === "touch" && state.main.slices && state.tool === "window" && !state.isChosen) chooseTool(state, "scroll");
+  return state.tool;
 }
 
 /** Shows the case with this id, and asks for all it needs. */

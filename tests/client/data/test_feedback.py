@@ -13,11 +13,12 @@ from pneumofed.client.privacy.entries import DataUnits
 from pneumofed.client.privacy.ledger import Ledger
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.data.cache import load_digests
-from pneumofed.common.data.manifest import Manifest
+from pneumofed.common.data.manifest import ImageRecord, Manifest, write_manifest
 from pneumofed.common.errors import SkipReason
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.common.data.conftest import write_image, write_table
 from tests.dicom_factory import PATIENT_ID, draw_radiograph, write_dicom
+from tests.volume_bundles import patients, write_series
 
 HEADER = "path,patient,label,view,sex,age,manufacturer,reader,time,case"
 
@@ -140,6 +141,21 @@ def test_a_dicom_case_is_deidentified_and_the_same_instance_in_other_bytes_is_th
     assert (told["added"], told["skipped"]) == (0, {SkipReason.DISAGREED.value: 1})
     stored = next((site / "data" / "images").glob("*.dcm"))
     assert PATIENT_ID.encode() not in stored.read_bytes()
+
+
+def test_a_ct_series_of_the_manifest_gets_its_label_and_a_new_one_is_not_copied(tmp_path: Path) -> None:
+    site = make_site(tmp_path / "site")
+    known, new = (write_series(tmp_path / name, patient) for name, patient in zip(("known", "new"), patients(80), strict=False))
+    SiteFolder.open(site).data.mkdir(exist_ok=True)
+    write_manifest(Manifest((ImageRecord(known, "P1", "normal"),)), SiteFolder.open(site).manifest)
+    copy = shutil.copytree(known, tmp_path / "room" / "original")
+    for file in copy.iterdir():
+        file.rename(copy / f"0{file.name}")  # as the room names them
+    told = feed(site, reading(copy, "viral", patient="P1"), reading(new, "viral", patient="P2"))
+    assert labels_of(site) == ["viral"]
+    assert (told["corrected"], told["added"]) == (1, 0)
+    assert told["skipped"] == {SkipReason.NOT_COPIED.value: 1}
+    assert not list(SiteFolder.open(site).images.glob("*.dcm"))
 
 
 def test_a_bad_row_is_counted_and_the_others_are_taken(site: Path, tmp_path: Path) -> None:

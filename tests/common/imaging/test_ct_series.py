@@ -64,6 +64,22 @@ def ct_slice(pixels: NDArray[np.int16], place: int, **tags: Any) -> Dataset:
     return dataset
 
 
+def test_the_first_slice_has_its_place_along_the_body(tmp_path: Path) -> None:
+    """Also of sagittal slices, whose rows go down, and of slices stored from the head downward."""
+    assert read_volume(save_series(tmp_path / "axial", volume())).first_mm == pytest.approx(-100.0)
+
+    def down(place: int, dataset: Dataset) -> None:
+        dataset.ImagePositionPatient = [-8.0, -6.0, -100.0 - STEP * place]
+
+    assert read_volume(save_series(tmp_path / "down", volume(), down)).first_mm == pytest.approx(-100.0 - STEP * (SHAPE[0] - 1))
+
+    def sagittal(place: int, dataset: Dataset) -> None:
+        dataset.ImageOrientationPatient = [0, 1, 0, 0, 0, -1]
+        dataset.ImagePositionPatient = [STEP * place, -6.0, 200.0]
+
+    assert read_volume(save_series(tmp_path / "side", volume(), sagittal)).first_mm == pytest.approx(200.0 - ROW * (SHAPE[1] - 1))
+
+
 def save(folder: Path, dataset: Dataset, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     dataset.save_as(folder / name, enforce_file_format=True)

@@ -43,6 +43,18 @@ def solid(
     return Volume(np.rint(-1000.0 + 400.0 * inside).astype(np.int16), spacing, ())
 
 
+def test_the_first_slice_has_its_place_along_the_body_whatever_the_axes_of_the_file(tmp_path: Path) -> None:
+    """One volume, written with its axes in other orders and directions; its slices keep their z."""
+    values = np.random.default_rng(1).integers(-1000, 900, (22, 20, 18)).astype(np.int16)
+    affine = np.array([[2.0, 0, 0, -11], [0, 3.0, 0, -15], [0, 0, 5.0, -123.5], [0, 0, 0, 1]])
+    plain = nibabel.Nifti1Image(values, affine)
+    for codes in ("RAS", "LPI", "SLP", "AIR"):
+        wanted = nibabel.orientations.axcodes2ornt(codes)
+        turned = plain.as_reoriented(nibabel.orientations.ornt_transform(nibabel.orientations.io_orientation(affine), wanted))
+        nibabel.save(turned, tmp_path / f"{codes}.nii")
+        assert read_volume(tmp_path / f"{codes}.nii").first_mm == pytest.approx(-123.5)
+
+
 def measure(grid: NDArray[np.uint8]) -> list[tuple[float, float]]:
     """Centre and standard deviation along each axis in mm, of what is brighter than air."""
     weight = np.maximum(grid.astype(float) - 60.0, 0.0)  # -1000 HU is 59.5

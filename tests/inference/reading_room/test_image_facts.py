@@ -103,5 +103,5 @@ def test_other_files_have_grey_levels_and_cases_of_earlier_versions_nothing(stag
         of_png = client.get(f"/api/cases/{sent['case']}").json()["image"]["facts"]
         (stage.room.store.path(sent["case"]) / FACTS_FILE).unlink()
         of_old = client.get(f"/api/cases/{sent['case']}").json()["image"]["facts"]
-    assert of_png == {"values": {"low": 0, "high": 255, "unit": ""}, "pixel": None, "attributes": []}
-    assert of_old == {"values": None, "pixel": None, "attributes": []}
+    assert of_png == {"values": {"low": 0, "high": 255, "unit": ""}, "pixel": None, "attributes": [], "series": None}
+    assert of_old == {"values": None, "pixel": None, "attributes": [], "series": None}
