@@ -22,14 +22,7 @@ from typing import Any, Literal
 from pneumofed.client.federation.exposure import describe_exposure
 from pneumofed.client.federation.policy import hash_policy, read_policy
 from pneumofed.client.site.approval import INSTALLED
-from pneumofed.client.site.dossier_sources import (
-    AttackFacts,
-    BudgetFacts,
-    CoordinatorFacts,
-    ModelFacts,
-    read_budget,
-    studies_of,
-)
+from pneumofed.client.site.dossier_sources import AttackFacts, BudgetFacts, CoordinatorFacts, ModelFacts, read_budget, studies_of
 from pneumofed.client.site.folder import SiteFolder
 from pneumofed.common.audit.log import (
     ANSWER_EVENT,

@@ -62,9 +62,9 @@ class Volume:
     @property
     def first_mm(self) -> float | None:
         """Where the first slice lies along the axis from feet to head, in the scanner's coordinates; None where nobody knows."""
-        return (
-            None if self.affine is None else float(self.affine[:3, 3] @ self.affine[:3, 0] / np.linalg.norm(self.affine[:3, 0]))
-        )
+        if self.affine is None:
+            return None
+        return float(self.affine[:3, 3] @ self.affine[:3, 0] / np.linalg.norm(self.affine[:3, 0]))
 
 
 def read_volume(path: str | PathLike[str], *, max_bytes: int = MAX_VOLUME_BYTES) -> Volume:
