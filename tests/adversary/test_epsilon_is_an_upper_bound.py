@@ -180,6 +180,7 @@ def test_a_canary_shows_no_more_than_the_ledger_charges(monkeypatch: pytest.Monk
     assert_upper_bound("norm bias 1e4, standardised", HOSTILE, 60, monkeypatch)
 
 
+@pytest.mark.slow
 def test_the_audit_sees_a_unit_that_is_not_clipped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else the tests here could not fail."""
     monkeypatch.setattr(per_sample_gradients, "clip_factors", lambda bounds, _: torch.ones(len(bounds[0].length)))
