@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from pneumofed.client.cli.data import app
+from pneumofed.cli.main import app
 from pneumofed.common.data.manifest import Manifest, read_manifest
 
 
@@ -21,7 +21,7 @@ def make_site(folder: Path) -> Path:
 
 def run_data(site: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     """(exit code, report) of `pneumofed site data ARGUMENTS --site SITE --json`; an empty report where none was printed."""
-    result = CliRunner().invoke(app, [*arguments, "--site", str(site), "--json"])
+    result = CliRunner().invoke(app, ["site", "data", *arguments, "--site", str(site), "--json"])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     text = result.stdout.strip()
