@@ -186,16 +186,21 @@ def grad_cam_plus_plus(score: LogOdds, image: Tensor, layer: nn.Module | None = 
         image: float32 [1, 1, S, S] in [0, 1].
         layer: whose maps are weighed; None for `target_layer`.
     """
-    maps, gradient = _maps_and_gradient(score, image, layer or target_layer(score.network))
+    maps, gradient, _ = _maps_and_gradient(score, image, layer or target_layer(score.network))
+    return functional.relu((_plus_plus_weights(maps[0], gradient[0]) * maps[0]).sum(dim=0))
+
+
+def _plus_plus_weights(maps: Tensor, gradient: Tensor) -> Tensor:
+    """w_k of `grad_cam_plus_plus` for maps [K, ...] over any number of axes; as many axes, of length 1."""
+    places = tuple(range(1, maps.ndim))
     positive = gradient.clamp_min(0.0)
-    total = maps.sum(dim=(1, 2), keepdim=True).clamp_min(0.0)
+    total = maps.sum(dim=places, keepdim=True).clamp_min(0.0)
     alpha = torch.where(positive > 0, 1.0 / (2.0 + total * positive), 0.0)
-    weights = (alpha * positive).sum(dim=(1, 2), keepdim=True)
-    return functional.relu((weights * maps).sum(dim=0))
+    return (alpha * positive).sum(dim=places, keepdim=True)
 
 
-def _maps_and_gradient(score: LogOdds, image: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """The maps [D, h, w] of `layer`, and the gradient of the score by them."""
+def _maps_and_gradient(score: LogOdds, image: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor, float]:
+    """The output of `layer` for one image or volume, the gradient of the score by it, and the score."""
     kept: list[Tensor] = []
     handle = layer.register_forward_hook(lambda _, __, output: kept.append(output))
     try:
@@ -204,7 +209,7 @@ def _maps_and_gradient(score: LogOdds, image: Tensor, layer: nn.Module) -> tuple
             (gradient,) = torch.autograd.grad(found.sum(), kept[0])
     finally:
         handle.remove()
-    return kept[0][0].detach(), gradient[0]
+    return kept[0].detach(), gradient, float(found.detach())
 
 
 def enlarge(values: Tensor, side: int) -> Tensor:
@@ -268,15 +273,11 @@ def volume_map(
     if volume.ndim != 5 or volume.shape[:2] != (1, 1):
         raise ValueError(f"volume: expected [1, 1, slices, S, S], got {tuple(volume.shape)}")
     score = LogOdds(network, target)
-    maps, gradient, found = _volume_maps_and_gradient(score, volume, _LAYERS[detail](network))
-    places = tuple(range(1, maps.ndim))
-    if method == "grad-cam":
-        weights = gradient.mean(dim=places)
-    else:
-        positive = gradient.clamp_min(0.0)
-        total = maps.sum(dim=places, keepdim=True).clamp_min(0.0)
-        weights = (torch.where(positive > 0, 1.0 / (2.0 + total * positive), 0.0) * positive).sum(dim=places)
-    coarse = functional.relu(torch.einsum("k,kzyx->zyx", weights, maps))
+    output, slope, found = _maps_and_gradient(score, volume, _LAYERS[detail](network))
+    # A layer of slices has their maps one by one, [slices, K, h, w], one in three dimensions [1, K, d, h, w].
+    maps, gradient = (one.float().transpose(0, 1) if one.ndim == 4 else one[0].float() for one in (output, slope))
+    weights = gradient.mean(dim=(1, 2, 3), keepdim=True) if method == "grad-cam" else _plus_plus_weights(maps, gradient)
+    coarse = functional.relu((weights * maps).sum(dim=0))
     fine = functional.interpolate(coarse[None, None], tuple(volume.shape[2:]), mode="trilinear", align_corners=False)[0, 0]
     depth, height, width = coarse.shape
     return VolumeMap(np.nan_to_num(fine.numpy()), found, (depth, height, width))
@@ -292,19 +293,3 @@ def refuse_others(methods: Sequence[Method], detail: Detail) -> None:
         raise ConfigError(f"method {others[0]}: of a CT volume there are {' and '.join(ACTIVATION_METHODS)}")
     if detail not in _LAYERS:
         raise ConfigError(f"detail {detail}: of a CT volume there are {' and '.join(_LAYERS)}")
-
-
-def _volume_maps_and_gradient(score: LogOdds, volume: Tensor, layer: nn.Module) -> tuple[Tensor, Tensor, float]:
-    """The maps [K, d, h, w] of `layer`, the gradient of the score by them, and the score; a layer of slices has them one by one."""
-    kept: list[Tensor] = []
-    handle = layer.register_forward_hook(lambda _, __, output: kept.append(output))
-    try:
-        with torch.enable_grad():
-            found = score(volume.clone().requires_grad_())
-            (gradient,) = torch.autograd.grad(found.sum(), kept[0])
-    finally:
-        handle.remove()
-    maps, gradient = (one.detach().float() for one in (kept[0], gradient))
-    if maps.ndim == 4:  # [slices, K, h, w]
-        return maps.transpose(0, 1), gradient.transpose(0, 1), float(found.detach())
-    return maps[0], gradient[0], float(found.detach())
