@@ -7,6 +7,7 @@ weight, and `draw_slices` draws them.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -218,23 +219,27 @@ def _spread(cells: int, length: int, spacing_mm: float, middle_mm: float) -> NDA
     return (weights * ((share >= 0) & (share <= 1))[:, None]).astype(np.float32)
 
 
-def strongest_slices(values: NDArray[np.float32], slices: int, count: int = SHOWN_SLICES) -> list[int]:
+def strongest_slices(
+    values: NDArray[np.float32], slices: int, count: int = SHOWN_SLICES, among: NDArray[np.bool_] | None = None
+) -> list[int]:
     """Finds the slices of the network's grid with most of a map's weight for the target, in their order; fewer where the others have none.
 
     Args:
         values: float32 [d, h, w], cells that share the grid's slices evenly.
         slices: of the grid.
         count: how many at most; of equal ones those nearest to the middle.
+        among: bool [slices], the slices to choose from; None for all.
     """
     of_cells = np.maximum(values, 0.0).sum(axis=(1, 2), dtype=np.float64)
     weight = np.interp((np.arange(slices) + 0.5) * len(values) / slices - 0.5, np.arange(len(values)), of_cells)
+    weight = weight if among is None else np.where(among, weight, 0.0)
     order = np.lexsort((np.abs(np.arange(slices) - (slices - 1) / 2), -weight))[:count]
     return sorted(int(place) for place in order if weight[place] > 0)
 
 
 def choose_slices(values: NDArray[np.float32], slices: int, volume: Volume, count: int = SHOWN_SLICES) -> list[int]:
-    """Finds the volume's own slices to show with a map: those in the middle of its `strongest_slices`, so that they do not lie closer than
-    the network told them apart; evenly spaced ones where the map has no weight.
+    """Finds the volume's own slices to show with a map: those in the middle of its `strongest_slices` that lie in the volume, so that they
+    are not closer than the network told them apart; evenly spaced ones where the map has no weight.
 
     Args:
         values: float32 [d, h, w], the map.
@@ -242,11 +247,15 @@ def choose_slices(values: NDArray[np.float32], slices: int, volume: Volume, coun
         volume: that the grid was made of.
         count: how many at most.
     """
-    chosen = strongest_slices(values, slices, count) or np.linspace(0, slices - 1, count).round().tolist()
     length, step = volume.hounsfield.shape[0], volume.spacing_mm[0]
-    middles = place_view(volume)[0] + ((np.array(chosen) + 0.5) / slices - 0.5) * FIELD_OF_VIEW_MM
-    found = {int(place) for place in np.floor(middles / step) if 0 <= place < length}
-    return sorted(found) or [length // 2]
+    middles = place_view(volume)[0] + ((np.arange(slices) + 0.5) / slices - 0.5) * FIELD_OF_VIEW_MM
+    places = np.floor(middles / step).astype(int)
+    inside = (places >= 0) & (places < length)  # the cube may be longer than the volume
+    chosen = strongest_slices(values, slices, count, inside)
+    if not chosen:
+        whole = np.flatnonzero(inside)
+        chosen = whole[np.linspace(0, len(whole) - 1, count).round().astype(int)].tolist() if len(whole) else []
+    return sorted({int(places[one]) for one in chosen}) or [length // 2]
 
 
 def name_slice(place: int, count: int, numbers: Sequence[int]) -> str:
@@ -275,12 +284,14 @@ def draw_slices(
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 9.2), dpi=150, layout="constrained", facecolor="white")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(5.2, 1.6))
-    above, below = parts
     shown = choose_slices(values, len(values), volume)
+    rows = math.ceil(len(shown) / 3)
+    heights = 2.35 * rows, 2.15  # inches; the second of the text
+    figure = Figure(figsize=(7.2, sum(heights)), dpi=150, layout="constrained", facecolor="white")
+    parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = parts
     placed = place_on_slices(values, volume, shown) / max(float(values.max()), 1e-30)
-    tiles, aspect = above.subplots(3, 3, squeeze=False).ravel(), volume.spacing_mm[1] / volume.spacing_mm[2]
+    tiles, aspect = above.subplots(rows, 3, squeeze=False).ravel(), volume.spacing_mm[1] / volume.spacing_mm[2]
     for axes in tiles:
         axes.axis("off")
     for axes, place, heat in zip(tiles, shown, placed, strict=False):

@@ -380,6 +380,14 @@ def test_the_slices_to_show_have_most_of_the_weight() -> None:
     volume = Volume(np.zeros((100, 8, 8), np.int16), (4.0, 50.0, 50.0), ())
     assert choose_slices(values, 4, volume) == [37, 87]
     assert choose_slices(-values, 4, volume, 4) == [12, 37, 62, 87]
+    short = Volume(
+        np.zeros((50, 8, 8), np.int16), (4.0, 50.0, 50.0), ()
+    )  # the first and the last quarter of the cube lie outside
+    assert choose_slices(values, 4, short, 1) == [12]
+    beyond = np.zeros((4, 2, 2), np.float32)
+    beyond[[0, 3]] = 1.0  # weight that the network has in the air beyond the volume
+    beyond[2] = 0.1
+    assert choose_slices(beyond, 4, short, 2) == [37]
 
 
 @pytest.mark.parametrize("name", ["resnet18_slices", "densenet121_3d"])
