@@ -225,7 +225,7 @@ def keep_as(path: Path, kept: Path) -> None:
     new.replace(kept)
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | memoryview) -> None:
     """Writes `content` as the whole of the file, which is on the disk when this returns; mode 0600.
 
     Args:

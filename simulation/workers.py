@@ -210,11 +210,10 @@ def _map(stored: StoredArray) -> Array:
 
 
 def _take(stored: StoredArray) -> Array:
-    """The array of a reply, whose file goes."""
-    path = Path(stored.path)
-    data = path.read_bytes()
-    path.unlink()
-    return Array(stored.dtype, stored.shape, stored.stype, data)
+    """The array of a reply, mapped; its file goes, and its memory with the last use of it."""
+    array = _map(stored)
+    Path(stored.path).unlink()
+    return array
 
 
 class _Pickler(pickle.Pickler):

@@ -49,6 +49,10 @@ MAX_REPORT_BYTES = 2**15
 MAX_SENTENCE = 300
 MOST_METRICS = 64
 MOST_COUNT = 2**40
+MOST_HEADER_BYTES = 2**14
+"""Of an array; NumPy reads none longer than 10,000 bytes."""
+NUMPY_FILE = "numpy.ndarray"
+"""Flower's name for an array whose bytes are a NumPy file."""
 _COUNTS = ("found", "used", "patients", "train", "validation")
 
 
@@ -209,26 +213,31 @@ def array_values(array: Array, name: str) -> np.ndarray:
         array: as it travelled, not trusted.
         name: of it, for the error.
 
+    Returns:
+        The values where they lie in the message, not copied; they cannot be written to.
+
     Raises:
         MessageError: it is no array of plain numbers, or not whole.
     """
     try:
-        values = array.numpy() if _is_whole(array.data) else None
-    except Exception:  # NumPy's and Flower's parsers raise what they like on bytes that are no array
+        values = _values_in(array.data) if array.stype == NUMPY_FILE else None
+    except Exception:  # NumPy's parsers raise what they like on bytes that are no array
         values = None
     if values is None:
         raise MessageError(f"array {name}: expected plain numbers, as many as its header says")
     return values
 
 
-def _is_whole(data: bytes) -> bool:
-    """Whether `data` is a NumPy file (format 1.0 or 2.0) of numbers, no longer and no shorter than its header says."""
-    file = BytesIO(data)
+def _values_in(data: bytes) -> np.ndarray | None:
+    """The values of a NumPy file (format 1.0 or 2.0) of numbers; None where it is longer or shorter than its header says."""
+    file = BytesIO(memoryview(data)[:MOST_HEADER_BYTES])
     major, _ = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-    shape, _, kind = read(file)
+    shape, by_columns, kind = read(file)
     positive = kind.kind in "biuf" and all(side >= 0 for side in shape)
-    return positive and file.tell() + math.prod(shape) * kind.itemsize == len(data)
+    if not positive or file.tell() + math.prod(shape) * kind.itemsize != len(data):
+        return None
+    return np.frombuffer(data, kind, math.prod(shape), file.tell()).reshape(shape, order="F" if by_columns else "C")
 
 
 def _is_number(value: object) -> bool:

@@ -11,6 +11,7 @@ sum (`server.secure_aggregation.rounds`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ from pneumofed.server.runs.events import Activity, Kind, kind_of_failure
 from pneumofed.server.runs.records import SecureSumRecord, SiteTraining
 
 POLL_SEC = 0.1
+BLOCK = 1 << 18
+"""Values that are subtracted at once where two models are compared; they stay in the processor's cache."""
 FORGET_AFTER_DEADLINES = 3
 """A site that is silent for so many deadlines is asked again: its message is lost, for it would have been answered by now."""
 
@@ -374,7 +377,7 @@ class UpdateChecks:
             self.left_out[site] = Failure(site, "MessageError", str(error))
             return False
         self.updates[site] = self.spool.keep(update)
-        self.lengths[site] = scale * float(np.linalg.norm(arrays.parameters - base.parameters))
+        self.lengths[site] = scale * distance(arrays.parameters, base.parameters)
         return True
 
     def close(self) -> tuple[dict[str, Update], dict[str, Failure]]:
@@ -384,6 +387,12 @@ class UpdateChecks:
             self.left_out[site] = Failure(site, "MessageError", reason)
         good = {site: update for site, update in sorted(self.updates.items()) if site not in self.left_out}
         return good, dict(sorted(self.left_out.items()))
+
+
+def distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Euclidean distance of two float32 vectors of one length, a block at a time, so that the difference needs no memory of their size."""
+    blocks = range(0, len(first), BLOCK)
+    return math.sqrt(sum(float(np.linalg.norm(first[at : at + BLOCK] - second[at : at + BLOCK])) ** 2 for at in blocks))
 
 
 def implausible(updates: Mapping[str, tuple[float, int]], factor: float) -> dict[str, str]:

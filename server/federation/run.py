@@ -176,12 +176,16 @@ def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord
     folder.append_history(record)
     best = best_round(folder.read_history(sites=False))
     coordinator.forget_predictions({best, record.round})
+    places = [folder.last_checkpoint]
+    training = None if coordinator.kept is coordinator.arrays else coordinator.arrays
     if best == record.round:
-        write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
+        if training is None:
+            places.insert(0, folder.best_checkpoint)
+        else:  # nobody goes on from the best one, which holds what is judged only
+            write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
         if coordinator.validation is not None:
             folder.write_validation(record.round, coordinator.validation)
-    training = None if coordinator.kept is coordinator.arrays else coordinator.arrays
-    write_checkpoint(folder.last_checkpoint, replace(checkpoint, training=training), coordinator.network)
+    write_checkpoint(places[0], replace(checkpoint, training=training), coordinator.network, also=places[1:])
 
 
 def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFolder) -> RunSummary:

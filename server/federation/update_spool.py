@@ -28,6 +28,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from pneumofed.common.files import pass_if_disk_full
+from pneumofed.common.wire.fields import array_values
 from pneumofed.common.wire.messages import Update
 
 logger = logging.getLogger(__name__)
@@ -117,13 +118,12 @@ class UpdateSpool:
         Raises:
             OSError: the file cannot be written for another reason than a full disk.
         """
+        values = {name: array_values(array, name) for name, array in update.record.items()}
         if self._free:
             self._free -= 1
-            return update
+            return replace(update, record=shared_record({name: _in_place(update.record[name], values[name]) for name in values}))
         try:
-            return replace(
-                update, record=shared_record({name: self._write(array.numpy()) for name, array in update.record.items()})
-            )
+            return replace(update, record=shared_record({name: self._write(values[name]) for name in values}))
         except OSError as error:
             pass_if_disk_full(error, self._folder or Path(tempfile.gettempdir()))
         return update
@@ -136,6 +136,11 @@ class UpdateSpool:
         while len(view):
             view = view[self._file.write(view) :]
         return SpooledArray(self._file, offset, values)
+
+
+def _in_place(array: Array, values: np.ndarray) -> DerivedArray:
+    """The array, whose values are read where they lie: Flower's own reading copies them each time that it adds."""
+    return DerivedArray(lambda: values, array)
 
 
 def columns(arrays: Sequence[Array]) -> Iterator[np.ndarray]:

@@ -56,13 +56,14 @@ class Checkpoint:
     training: ModelArrays | None = None
 
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint, model: nn.Module) -> None:
+def write_checkpoint(path: Path, checkpoint: Checkpoint, model: nn.Module, also: Sequence[Path] = ()) -> None:
     """Writes the whole file or leaves the old one, which stays as the previous one beside the new; on the disk when this returns.
 
     Args:
         path: `last.pt` or `best.pt` of a run folder.
         checkpoint: what is written.
         model: a scratch network of the experiment; its weights are overwritten.
+        also: further files that get the same content, one after the other.
     """
     layout = ArraysLayout.of(model)
     layout.load(model, checkpoint.arrays.parameters, checkpoint.arrays.statistics)
@@ -79,8 +80,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint, model: nn.Module) -> No
         content["training"] = {name: torch.from_numpy(values) for name, values in vars(checkpoint.training).items()}
     archive = io.BytesIO()
     torch.save(content, archive)
-    keep_previous(path)
-    write_file(path, _with_checksum(archive.getvalue()))
+    _add_checksum(archive)
+    for place in (path, *also):
+        keep_previous(place)
+        write_file(place, archive.getbuffer())
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -183,10 +186,13 @@ def check_same_experiment(checkpoint: Checkpoint, experiment: ExperimentConfig) 
         )
 
 
-def _with_checksum(archive: bytes) -> bytes:
-    """The ZIP archive with its comment: the last two bytes of one without a comment are the comment's length, zero."""
-    checked = archive[:-2] + struct.pack("<H", _CHECKSUM_BYTES)
-    return checked + _CHECKSUM + hashlib.sha256(checked).hexdigest().encode()
+def _add_checksum(archive: io.BytesIO) -> None:
+    """Gives the ZIP archive its comment: the last two bytes of one without a comment are the comment's length, zero."""
+    with archive.getbuffer() as content:
+        content[-2:] = struct.pack("<H", _CHECKSUM_BYTES)
+        checksum = hashlib.sha256(content).hexdigest().encode()
+    archive.seek(0, io.SEEK_END)
+    archive.write(_CHECKSUM + checksum)
 
 
 def _load(file: bytes) -> dict[str, Any]:

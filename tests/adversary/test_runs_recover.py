@@ -187,7 +187,7 @@ def test_a_run_without_a_round_is_not_called_resumable(tmp_path: Path, monkeypat
 def test_a_run_that_ended_between_its_first_line_and_its_checkpoint_begins_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     folder = RunFolder(tmp_path / "run")
