@@ -259,7 +259,7 @@ def _handle(message: Message, config: SiteConfig, handler: Handler) -> Message:
     try:
         instruction, work = read_request(message.content, message.metadata.message_type, config)
         judged = [arrays for arrays in (instruction.arrays, instruction.latest) if arrays is not None and work == "evaluate"]
-        held = keep_models(config, instruction.run, *judged) if judged else []
+        held = keep_models(config, instruction.run, instruction.round, *judged) if judged else []
         content = answer_request(instruction, config, work, handler)
         attach_held(content, held)
         return Message(content, reply_to=message)

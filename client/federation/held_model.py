@@ -1,18 +1,21 @@
 """The model that a site was last asked to judge, kept on its disk until the next round trains on from it: so it travels once a round.
 
-keep_models(config, run, *models)    the hashes to report, or none where the disk is full
-restore_model(config, instruction)   the instruction with its weights, where it refers to kept ones
+keep_models(config, run, round, *models)     the hashes to report, or none where the disk is full
+restore_model(config, instruction)           the instruction with its weights, where it refers to kept ones
 
 Where a moving average is judged (`strategy.ema_decay`), the next round trains on from other weights than the judged ones. Then these travel
 with the evaluation, the site brings the average that it keeps up to date with them, by the coordinator's own arithmetic, and keeps both.
 
-What is kept is of one run. What was lost or damaged, or gives another average than the coordinator's, is refused with a
-`HeldModelError`, and the coordinator sends it whole.
+What is kept is of one run, and of the last evaluation. Virtual hospitals share one folder (`model_dir`): there what the round before left
+stays too, since another hospital may not have made its average of it yet, and the first that has made one spares the others the work.
+What was lost or damaged, or gives another average than the coordinator's, is refused with a `HeldModelError`, and the coordinator sends it
+whole.
 """
 
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +32,13 @@ from pneumofed.common.wire.messages import ModelArrays
 PREFIX = "held-model-"
 
 
-def keep_models(config: SiteConfig, run: str, *models: ModelArrays) -> list[str]:
+def keep_models(config: SiteConfig, run: str, number: int, *models: ModelArrays) -> list[str]:
     """Keeps weights in place of those that were kept before.
 
     Args:
         config: of the site.
         run: token of the run, which alone may refer to them.
+        number: the round, from 1.
         models: float32 [P] and [B] each; two at most.
 
     Returns:
@@ -44,8 +48,8 @@ def keep_models(config: SiteConfig, run: str, *models: ModelArrays) -> list[str]
         OSError: the folder cannot be written for another reason than a full disk.
     """
     hashes = [hash_arrays(arrays) for arrays in models]
-    paths = [_path(config, run, digest) for digest in hashes]
-    folder = _folder(config)
+    folder, of_run = _folder(config), PREFIX + _short_hash(run)
+    paths = [folder / f"{of_run}-{number}-{_short_hash(digest)}.npy" for digest in hashes]
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         for path, arrays in zip(paths, models, strict=True):
@@ -56,8 +60,9 @@ def keep_models(config: SiteConfig, run: str, *models: ModelArrays) -> list[str]
     except OSError as error:
         pass_if_disk_full(error, folder)
         return []
+    spared = {f"{of_run}-{earlier}" for earlier in (number - 1, number)} if config.model_dir else set()
     for other in folder.glob(f"{PREFIX}*"):
-        if other not in paths:
+        if other not in paths and other.name.rpartition("-")[0] not in spared:
             other.unlink(missing_ok=True)
     return hashes
 
@@ -77,7 +82,10 @@ def restore_model(config: SiteConfig, instruction: Instruction) -> Instruction:
     if instruction.averaged is None:
         return instruction
     former, result = instruction.averaged
-    latest, before = instruction.weights, _read(config, instruction.run, former)
+    latest = instruction.weights
+    with suppress(HeldModelError):
+        return replace(instruction, arrays=_read(config, instruction.run, result), latest=latest)
+    before = _read(config, instruction.run, former)
     if [part.shape for part in (before.parameters, before.statistics)] != [
         part.shape for part in (latest.parameters, latest.statistics)
     ]:
@@ -90,9 +98,10 @@ def restore_model(config: SiteConfig, instruction: Instruction) -> Instruction:
 
 def _read(config: SiteConfig, run: str, digest: str) -> ModelArrays:
     try:
-        with _path(config, run, digest).open("rb") as file:
+        path = next(_folder(config).glob(f"{PREFIX}{_short_hash(run)}-*-{_short_hash(digest)}.npy"))
+        with path.open("rb") as file:
             arrays = ModelArrays(np.load(file, allow_pickle=False), np.load(file, allow_pickle=False))
-    except (OSError, ValueError, EOFError):
+    except (StopIteration, OSError, ValueError, EOFError):
         raise HeldModelError("the weights that the message refers to are not kept here") from None
     if hash_arrays(arrays) != digest:
         raise HeldModelError("the weights that the message refers to are damaged here")
@@ -103,7 +112,6 @@ def _folder(config: SiteConfig) -> Path:
     return Path(config.model_dir or config.work_dir)
 
 
-def _path(config: SiteConfig, run: str, digest: str) -> Path:
-    """Named by a hash of ours: nothing of a message names a file."""
-    name = hashlib.sha256(f"{run} {digest}".encode()).hexdigest()[:32]
-    return _folder(config) / f"{PREFIX}{name}.npy"
+def _short_hash(word: str) -> str:
+    """Files are named by hashes of ours: nothing of a message names one."""
+    return hashlib.sha256(word.encode()).hexdigest()[:32]

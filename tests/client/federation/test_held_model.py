@@ -41,14 +41,14 @@ def files(site: SiteConfig) -> list[Path]:
 
 
 def test_what_is_kept_is_what_comes_back(site: SiteConfig) -> None:
-    (held,) = keep_models(site, RUN, FIRST)
+    (held,) = keep_models(site, RUN, 1, FIRST)
     assert held == hash_arrays(FIRST)
     restored = restore_model(site, referring(held)).weights
     assert np.array_equal(restored.parameters, FIRST.parameters) and np.array_equal(restored.statistics, FIRST.statistics)
 
 
 def test_the_last_models_are_kept_and_only_for_their_run(site: SiteConfig) -> None:
-    (first,), (second,) = keep_models(site, RUN, FIRST), keep_models(site, RUN, SECOND)
+    (first,), (second,) = keep_models(site, RUN, 1, FIRST), keep_models(site, RUN, 2, SECOND)
     assert len(files(site)) == 1
     for instruction in (referring(first), referring(second, OTHER_RUN)):
         with pytest.raises(HeldModelError):
@@ -59,7 +59,7 @@ def test_the_last_models_are_kept_and_only_for_their_run(site: SiteConfig) -> No
     "damage", [lambda content: content[:-4], lambda content: content[:-1] + b"\x7f", lambda _: b"", lambda _: b"\x93NUMPY"]
 )
 def test_a_damaged_model_is_refused(site: SiteConfig, damage) -> None:  # type: ignore[no-untyped-def]
-    (held,) = keep_models(site, RUN, FIRST)
+    (held,) = keep_models(site, RUN, 1, FIRST)
     (path,) = files(site)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(HeldModelError):
@@ -71,9 +71,9 @@ def test_on_a_full_disk_nothing_is_kept_and_nothing_is_said(site: SiteConfig, mo
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(held_model, "atomic_write", full)
-    assert keep_models(site, RUN, FIRST) == [] and files(site) == []
+    assert keep_models(site, RUN, 1, FIRST) == [] and files(site) == []
     monkeypatch.setattr(held_model, "atomic_write", atomic_write)
-    assert keep_models(site, RUN, FIRST) != []
+    assert keep_models(site, RUN, 1, FIRST) != []
 
 
 def averaging(former: str, result: ModelArrays, arrays: ModelArrays = SECOND) -> Instruction:
@@ -81,22 +81,22 @@ def averaging(former: str, result: ModelArrays, arrays: ModelArrays = SECOND) ->
 
 
 def test_a_site_brings_its_average_up_to_date_and_keeps_the_weights_beside_it(site: SiteConfig) -> None:
-    (former,) = keep_models(site, RUN, FIRST)
+    (former,) = keep_models(site, RUN, 1, FIRST)
     expected = moving_average(FIRST, SECOND, 0.5)
     restored = restore_model(site, averaging(former, expected))
     assert hash_arrays(restored.weights) == hash_arrays(expected)
     assert restored.latest is SECOND
-    average, latest = keep_models(site, RUN, restored.weights, restored.latest)
+    average, latest = keep_models(site, RUN, 2, restored.weights, restored.latest)
     assert len(files(site)) == 2
     assert hash_arrays(restore_model(site, referring(latest)).weights) == hash_arrays(SECOND)
     assert average == hash_arrays(expected)
 
 
 def test_an_average_that_is_not_the_coordinators_is_refused(site: SiteConfig) -> None:
-    (former,) = keep_models(site, RUN, FIRST)
+    (former,) = keep_models(site, RUN, 1, FIRST)
     other = ModelArrays(FIRST.parameters[1:], FIRST.statistics)
     for wrong in (
-        averaging(former, FIRST),
+        averaging(former, moving_average(FIRST, SECOND, 0.25)),
         averaging(former, SECOND, other),
         averaging("ef" * 32, moving_average(FIRST, SECOND, 0.5)),
     ):
@@ -123,6 +123,17 @@ def test_where_a_moving_average_is_judged_only_the_weights_go_down(tmp_path: Pat
     federation.run("run", tiny_experiment(rounds=4, strategy={"ema_decay": 0.5}))
     first, *later = [line.bytes.down for line in history(federation, "run")]
     assert later == [first / 2] * 3
+
+
+@pytest.mark.parametrize("strategy", [{}, {"ema_decay": 0.5}])
+def test_hospitals_that_share_a_folder_keep_what_the_others_still_need(tmp_path: Path, strategy: dict[str, float]) -> None:
+    federation = TinyFederation(tmp_path)
+    for path in federation.sites.glob("*.yaml"):
+        path.write_text(path.read_text() + f"model_dir: {tmp_path / 'models'}\n")
+    federation.run("run", tiny_experiment(rounds=5, strategy=strategy))
+    first, *later = [line.bytes.down for line in history(federation, "run")]
+    assert later == [first / 2] * 4
+    assert {path.name.split("-")[-2] for path in (tmp_path / "models").iterdir()} == {"4", "5"}
 
 
 @pytest.mark.parametrize("strategy", [{}, {"ema_decay": 0.5}])
