@@ -229,7 +229,7 @@ def pack_masked(presence: Presence, vector: SumVector) -> RecordDict:
 
 
 def unpack_masked(content: RecordDict, shape: SumShape) -> SumVector:
-    """Reads a site's masked vector.
+    """Reads a site's masked vector, where it lies in the message: it can be added, and not written to.
 
     Args:
         content: of the site's message, not trusted.

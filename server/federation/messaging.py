@@ -377,7 +377,7 @@ class UpdateChecks:
             self.left_out[site] = Failure(site, "MessageError", str(error))
             return False
         self.updates[site] = self.spool.keep(update)
-        self.lengths[site] = scale * distance(arrays.parameters, base.parameters)
+        self.lengths[site] = scale * distance_between(arrays.parameters, base.parameters)
         return True
 
     def close(self) -> tuple[dict[str, Update], dict[str, Failure]]:
@@ -389,7 +389,7 @@ class UpdateChecks:
         return good, dict(sorted(self.left_out.items()))
 
 
-def distance(first: np.ndarray, second: np.ndarray) -> float:
+def distance_between(first: np.ndarray, second: np.ndarray) -> float:
     """Euclidean distance of two float32 vectors of one length, a block at a time, so that the difference needs no memory of their size."""
     blocks = range(0, len(first), BLOCK)
     return math.sqrt(sum(float(np.linalg.norm(first[at : at + BLOCK] - second[at : at + BLOCK])) ** 2 for at in blocks))

@@ -63,7 +63,8 @@ def tell_two_stories(chosen: Parties) -> SumVector:
     masks = {places[name]: bytes.fromhex(given[name].keys[VICTIM]) for name in SECOND if name != COLLUDER}
     seeds[places[COLLUDER]], masks[places[COLLUDER]] = bytes.fromhex(held.seed), bytes.fromhex(held.key)
     least = threshold(5, chosen.cfg.threshold)
-    private, vector = join_shares(masks, least), unpack_masked(chosen.seen[f"mask {VICTIM}"], SHAPE)
+    private, vector = join_shares(masks, least), SHAPE.zeros()
+    vector.add(unpack_masked(chosen.seen[f"mask {VICTIM}"], SHAPE))
     vector.add_mask(own_mask(chosen.session, join_shares(seeds, least), VICTIM), subtract=True)
     for name in set(FIVE) - {VICTIM}:
         key, subtracted = pair_mask(chosen.session, private, keys[VICTIM], keys[name], MODEL)
