@@ -125,6 +125,7 @@ def test_the_wheel_holds_one_name_at_the_top_and_all_that_the_pages_need(wheel: 
     assert needed <= inside, sorted(needed - inside)
 
 
+@pytest.mark.slow
 def test_every_command_works_beside_a_stranger_and_either_can_go(wheel: Path, python: Path, tmp_path: Path) -> None:
     stranger = foreign_wheel(tmp_path)
     pip(python, "install", "--quiet", "--no-index", "--no-deps", wheel, stranger, cwd=tmp_path)

@@ -176,6 +176,7 @@ def assert_upper_bound(name: str, setting: Setting, trials: int, patch: pytest.M
     assert lower <= upper
 
 
+@pytest.mark.slow
 def test_a_canary_shows_no_more_than_the_ledger_charges(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_upper_bound("norm bias 1e4, standardised", HOSTILE, 60, monkeypatch)
 

@@ -317,6 +317,7 @@ def test_python_explains_a_series_as_the_command_does(bundle: Path, archive: Pat
         pneumofed.explain(model, Volume(noise, (20.0, 10.0, 10.0), ()))
 
 
+@pytest.mark.slow
 def test_clinical_values_stand_beside_a_volume(archive: Path, tmp_path: Path) -> None:
     bundle, network = make_volume_bundle(tmp_path / "bundle", clinical=True), volume_network(clinical=True)
     predictor, inputs = Predictor(load_bundle(bundle, None), threads=1), floats(2)

@@ -65,6 +65,7 @@ def test_the_example_of_the_bundle_page_runs(
     assert capsys.readouterr().out.startswith(("normal ", "pneumonia "))
 
 
+@pytest.mark.slow
 def test_the_network_of_the_page_is_checked_trained_and_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +91,7 @@ def test_the_example_of_the_readme_is_python() -> None:
     assert examples(ROOT / "README.md")
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     for name in ("JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):

@@ -118,6 +118,7 @@ def test_the_session_keeps_its_threads_and_its_seeds(tmp_path: Path) -> None:
         torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     def stop(text: str) -> None:
         if text.startswith("round   1"):

@@ -207,6 +207,7 @@ def test_a_run_has_the_same_weights_with_workers_and_says_whose_network_it_is(tm
     assert (one.folder / "study_code" / "net.py").read_bytes() == file.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_private_run_trains_a_studys_own_network_and_loss(tmp_path: Path) -> None:
     file, loss = write(tmp_path), write(tmp_path, LOSS, "loss.py")
     options = {**SMALL, "rounds": 1, "model": f"{file}:build_net", "loss": f"{loss}:build_loss", "set": PRIVATE, "workers": 1}
@@ -227,6 +228,7 @@ def test_flowers_engine_gives_the_same_weights_from_the_app_bundle(tmp_path: Pat
     assert all(np.array_equal(value, flower.weights()[name]) for name, value in local.weights().items())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_its_own_copy_and_refuses_a_changed_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = write(tmp_path)
     options = {**SMALL, "workers": 1}

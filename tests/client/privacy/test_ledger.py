@@ -202,6 +202,7 @@ def test_images_are_accounted_for_as_patients_once_patients_are_protected(ledger
     assert spent.lineage == epsilon([Mechanism(1 - 0.75**3, 0.5, 4), ROUND], DELTA, "prv")
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=6)
 @given(rate=st.floats(0.01, 0.9), noise=st.floats(1.0, 20.0), steps=st.integers(1, 50), images=st.integers(1, 5))
 def test_images_of_a_patient_cost_no_less_than_the_independent_mixture(

@@ -95,6 +95,7 @@ def test_what_the_file_imports_of_ours_is_in_the_app_too(tmp_path: Path) -> None
     assert (own / wanted).is_file() and not (plain / wanted).exists()
 
 
+@pytest.mark.slow
 def test_only_the_app_that_holds_the_file_can_build_the_network(tmp_path: Path) -> None:
     """As a hospital's process or a worker of Flower's engine does: it imports the app and knows nothing else."""
     code = read_study_code(f"{write(tmp_path)}:build_net")

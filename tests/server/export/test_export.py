@@ -236,6 +236,7 @@ def test_a_small_reference_and_refused_images_are_said_at_export_and_on_the_card
     assert any("images cannot be judged" in sentence for sentence in said) and "| set | images | not judged |" in card
 
 
+@pytest.mark.slow
 def test_the_hospitals_limits_are_taken_and_named_where_enough_of_their_patients_scored(run: RunFolder, tmp_path: Path) -> None:
     copy = RunFolder(tmp_path / "run")
     shutil.copytree(run.path, copy.path)
