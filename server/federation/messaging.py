@@ -42,6 +42,7 @@ from pneumofed.common.wire.messages import (
     unpack_update,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout, TensorKind
+from pneumofed.server.federation.strategies import squared_length
 from pneumofed.server.federation.update_spool import UpdateSpool
 from pneumofed.server.runs.events import Activity, Kind, kind_of_failure
 from pneumofed.server.runs.records import SecureSumRecord, SiteTraining
@@ -392,7 +393,7 @@ class UpdateChecks:
 def distance_between(first: np.ndarray, second: np.ndarray) -> float:
     """Euclidean distance of two float32 vectors of one length, a block at a time, so that the difference needs no memory of their size."""
     blocks = range(0, len(first), BLOCK)
-    return math.sqrt(sum(float(np.linalg.norm(first[at : at + BLOCK] - second[at : at + BLOCK])) ** 2 for at in blocks))
+    return math.sqrt(sum(squared_length(first[at : at + BLOCK] - second[at : at + BLOCK]) for at in blocks))
 
 
 def implausible(updates: Mapping[str, tuple[float, int]], factor: float) -> dict[str, str]:

@@ -139,13 +139,13 @@ class FedExP(StartingWeights):
             Arrays and metrics of the round.
         """
         kept, start = list(replies), self.current.parameters
-        squares = [_square(cast(ArrayRecord, reply.content[ARRAYS])[PARAMETERS].numpy() - start) for reply in kept]
+        squares = [squared_length(cast(ArrayRecord, reply.content[ARRAYS])[PARAMETERS].numpy() - start) for reply in kept]
         weights = [cast(int, cast(MetricRecord, reply.content[METRICS])[NUM_EXAMPLES]) for reply in kept]
         arrays, metrics = super().aggregate_train(server_round, kept)
         if arrays is not None:
             mean = arrays[PARAMETERS].numpy() - start
             small = len(kept) * self._tau * self._rate(server_round) ** 2
-            factor = float(np.average(squares, weights=weights)) / (2.0 * (_square(mean) + small))
+            factor = float(np.average(squares, weights=weights)) / (2.0 * (squared_length(mean) + small))
             logger.info("round %d: the mean update is taken %.2f times", server_round, max(1.0, factor))
             if factor > 1.0:
                 arrays[PARAMETERS] = Array(start + np.float32(factor) * mean)
@@ -243,8 +243,9 @@ def aggregate(strategy: SiteStrategy, round_number: int, updates: Sequence[Updat
     return ModelArrays(*(arrays[name].numpy().astype(np.float32) for name in (PARAMETERS, BUFFERS)))
 
 
-def _square(vector: np.ndarray) -> float:
-    """Squared length, the same on any number of threads."""
+def squared_length(vector: np.ndarray) -> float:
+    """Computes the squared Euclidean length of a vector in float64, the same on any number of threads; of a norm of BLAS the last bits
+    depend on them."""
     return float(np.sum(np.square(vector), dtype=np.float64))
 
 

@@ -165,8 +165,5 @@ def columns(arrays: Sequence[Array]) -> Iterator[np.ndarray]:
 def _part(array: Array, start: int, stop: int) -> np.ndarray:
     if isinstance(array, SpooledArray):
         return array.part(start, stop)
-    # the bytes of a vector in memory end with its values; a view of them, so that no block copies the whole
-    dtype, (length,) = np.dtype(array.dtype), array.shape
-    if isinstance(array, DerivedArray):
-        return array.numpy()[start:stop]
-    return np.frombuffer(array.data, dtype, length, len(array.data) - length * dtype.itemsize)[start:stop]
+    values = array.numpy() if isinstance(array, DerivedArray) else array_values(array, "of an update")
+    return values[start:stop]
