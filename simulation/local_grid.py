@@ -81,7 +81,7 @@ class LocalGrid(Grid):
         return [self._keep(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Returns the replies that are there, and waits a moment where there is none; without workers each is made now.
+        """Returns the replies that are there, and waits a moment where there is none; without workers one is made now.
 
         Args:
             message_ids: of `push_messages`.
@@ -91,8 +91,9 @@ class LocalGrid(Grid):
         if working:  # who asks again and again would be told up to a whole interval late
             wait(working, timeout=LONGEST_PULL_SEC, return_when=FIRST_COMPLETED)
         ready = [message_id for message_id in wanted if message_id in self._working and self._working[message_id].done()]
-        own = [self._waiting.pop(message_id) for message_id in wanted if message_id in self._waiting]
-        return [self._working.pop(message_id).result() for message_id in ready] + [self._answer(message) for message in own]
+        own = [message_id for message_id in wanted if message_id in self._waiting][:1]
+        answered = [self._working.pop(message_id).result() for message_id in ready]
+        return answered + [self._answer(self._waiting.pop(message_id)) for message_id in own]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Answers messages, in their order.
@@ -103,7 +104,7 @@ class LocalGrid(Grid):
         """
         sent = list(self.push_messages(messages))
         wait([self._working[message_id] for message_id in sent if message_id in self._working])
-        return self.pull_messages(sent)
+        return [reply for message_id in sent for reply in self.pull_messages([message_id])]
 
     def _keep(self, message: Message) -> str:
         message_id = str(uuid4())

@@ -46,7 +46,7 @@ def installed_hash(work_dir: Path, build: Callable[[], bytes] = build_bundle) ->
     Returns:
         SHA-256 in hexadecimal.
     """
-    memo, state = work_dir / "installed_app.json", _state_of_code()
+    memo, state = work_dir / "installed_app.json", state_of_code()
     try:
         known = json.loads(memo.read_bytes())
         if known["state"] == state and re.fullmatch(r"[0-9a-f]{64}", known["hash"]):
@@ -128,7 +128,7 @@ def revoke(policy_file: Path, app: str) -> bool:
     return True
 
 
-def _state_of_code() -> str:
+def state_of_code() -> str:
     """A mark that changes with the version, and with the name, size or time of any file of the code."""
     rows = [version("pneumofed")]
     for house in ("client", "common", "server"):  # links in a checkout, which rglob does not follow from above

@@ -6,7 +6,9 @@ command that Flower gives a task to leads here (`write_commands`), that of messa
 takes the task as Flower would, hashes the bundle, and then either lets Flower install and run it, or answers with the refusal and never
 unpacks it. Where the gate cannot decide, nothing runs.
 
-An approved bundle is unpacked under its whole hash (`unpack_app`) and kept apart from the installed code (`forget_our_modules`).
+An approved bundle is unpacked under its whole hash (`unpack_app`) and kept apart from the installed code (`forget_our_modules`). One
+that is the installed code, byte for byte, as the resident process imported it, runs by these modules (`load_ahead`); what they import
+later comes from the unpacked bundle too.
 
 The gate relies on these names of flwr 1.41, all in `flwr.supernode.runtime.run_clientapp` (tests/client/site/test_code_gate.py fails
 where they change):
@@ -38,14 +40,14 @@ from flwr.app import Context, Message
 from pneumofed.client.federation.policy import require_policy
 from pneumofed.client.federation.requests import audit_log
 from pneumofed.client.federation.site_data import read_site_config
-from pneumofed.client.site.approval import approved_hashes
+from pneumofed.client.site.approval import approved_hashes, installed_hash, state_of_code
 from pneumofed.client.site.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from pneumofed.common.audit.log import REFUSAL_EVENT
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import FlowerError, PolicyError
 from pneumofed.common.ops.app_bundle import PACKAGE, hash_bundle
 from pneumofed.common.wire.fields import foreign_sentence
-from pneumofed.common.wire.messages import CONFIG, build_failure
+from pneumofed.common.wire.messages import CONFIG, ask_soon_for_parts, build_failure
 
 logger = logging.getLogger(__name__)
 FLOWER_VERSION = "1.41."
@@ -94,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_args_flwr_app_common(parser)
     args = parser.parse_args(arguments)
     runtime = guard(args.site, args.command)
+    ask_soon_for_parts()
     runtime.run_clientapp(
         runtime_api_address=args.runtime_api_address,
         token=try_obtain_flwr_app_token(args),
@@ -195,6 +198,42 @@ def forget_our_modules() -> None:
         del sys.modules[module]
 
 
+_loaded: list[str] = []
+"""The state of the code that this process has imported, where it is known."""
+
+
+def load_ahead(imports: Callable[[], None]) -> None:
+    """Imports the installed code for bundles that are the same; without effect for them if a file of it changes meanwhile.
+
+    Args:
+        imports: imports what a message needs.
+    """
+    before = state_of_code()
+    imports()
+    _loaded[:] = [before] if state_of_code() == before else []
+
+
+def is_loaded(bundle: str, work_dir: Path) -> bool:
+    """Checks whether an approved bundle is the installed code, and the modules in memory are that code still.
+
+    Args:
+        bundle: its hash.
+        work_dir: the site's own folder, which keeps the hash of the installed code.
+    """
+    return bool(_loaded) and _loaded[0] == state_of_code() and bundle == installed_hash(work_dir)
+
+
+def import_the_rest_from(unpacked: Path) -> None:
+    """Makes the packages in memory look for further modules in the bundle, which an upgrade of the installed code leaves as it is.
+
+    Args:
+        unpacked: the folder of a bundle whose code is that of the modules in memory.
+    """
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == PACKAGE and hasattr(module, "__path__"):
+            module.__path__ = [str(unpacked.joinpath(*name.split(".")))]
+
+
 def _close(runtime: Any, app: App) -> None:
     """Flower installs nothing and loads `app`, whatever it is asked for."""
     runtime.install_from_fab = lambda *_, **__: None
@@ -209,13 +248,22 @@ def _judge(task: Task, site: Path, install: Any, load: Any) -> Callable[[], App]
         config = read_site_config(site)
         _check(config, task)
         unpacked = unpack_app(Path(config.work_dir) / APPS_FOLDER / hash_bundle(content), content, install)
+        loaded = is_loaded(hash_bundle(content), Path(config.work_dir))
     except Exception as error:
         _record(config, task, error)
         refusing = _refusal(error, config)
         return lambda: refusing
     os.environ[APP_VARIABLE] = hash_bundle(content)
     name = config.name
-    return lambda: _quiet(lambda: load(app_reference(unpacked), str(unpacked), False)("", "", ""), name)
+
+    def approved() -> App:
+        if loaded:
+            import_the_rest_from(unpacked)
+        else:
+            forget_our_modules()  # before the bundle's of the same names are imported: else the two would mix
+        return _quiet(lambda: load(app_reference(unpacked), str(unpacked), False)("", "", ""), name)
+
+    return approved
 
 
 def _check(config: SiteConfig, task: Task) -> None:
@@ -238,10 +286,8 @@ def _check(config: SiteConfig, task: Task) -> None:
 def _quiet(load: Callable[[], App], site: str) -> App:
     """The unpacked app; if it cannot be loaded or raises, the coordinator learns no more than the class of the error.
 
-    Flower would send the error's text, which may hold a path. Our own modules are forgotten before the bundle's of the same names
-    are imported: else the two would mix.
+    Flower would send the error's text, which may hold a path.
     """
-    forget_our_modules()
 
     def run(message: Message, context: Context) -> Message:
         try:

@@ -201,14 +201,14 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[0] == "serve":
         from pneumofed.client.site import code_gate
 
-        _import_what_messages_need()
+        code_gate.load_ahead(_import_what_messages_need)
         serve_forks(folder, code_gate.main)
     elif not hand_over(folder, own):
         os.execv(sys.executable, [sys.executable, *PLAIN_GATE, *own])
 
 
 def _import_what_messages_need() -> None:
-    """The libraries stay imported in the forks; the modules of this project are those of the installed version there, and not used."""
+    """The libraries stay imported in the forks; the modules of this project are those of the installed version, used for it only."""
     for name in NEEDED:
         importlib.import_module(name)
 

@@ -31,8 +31,9 @@ tries on."""
 LEASE_SEC, RETRY_SEC = 210.0, 10.0
 """How long a start is tried again, and after which pause: the coordinator takes a site for lost 150 s after its last heartbeat (twice
 `client.site.supernode.HEARTBEAT_INTERVAL_SEC`)."""
-TASK_POLL_VARIABLE, TASK_POLL_SEC = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.25"
-"""How often Flower's SuperExec asks the SuperNode beside it for work, in seconds; its own choice is 1."""
+TASK_POLL_VARIABLE, TASK_POLL_SEC = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.05"
+"""How long Flower's SuperExec pauses before it asks the SuperNode beside it again, which lets it wait for work
+(`client.site.supernode.TaskBell`), in seconds; its own choice is 1."""
 TAKEN_IN = "SuperNode ID: "
 """What Flower's SuperNode says when it was taken in."""
 STILL_CONNECTED = "Failed to activate SuperNode"

@@ -3,13 +3,15 @@
     python -P -m pneumofed.client.site.supernode [--client-certificate client.crt --client-key client.key] ... what
     flower-supernode takes ...
 
-Four things of Flower 1.41 are fixed, three of them in its client of the fleet interface; everything else is Flower's own.
+Five things of Flower 1.41 are fixed, three of them in its client of the fleet interface; everything else is Flower's own.
 
 - It takes a TLS handshake that timed out or was cut off for a wrong certificate: it gives up, and deletes the reply that it was about
   to send, which may be an hour's training.
 - It promises a heartbeat every 30 s, so that the coordinator takes a site for lost, and its work with it, that was cut off for a minute.
 - It asks for the next message every 3 s, and looks for its own app's answer every 0.5 s: in a secure round of ten messages that alone is
   half a minute. `Pace` asks soon after a message, and less and less often.
+- Whoever waits for a part of a message that is still on its way waits 1, 2, 4, 8 s (`ask_soon_for_parts`), and its SuperExec is told at
+  once, four times a second, that there is no task; `TaskBell` lets it wait for one.
 - It cannot show a client certificate to a proxy that asks for mutual TLS, since it builds a TLS context only from the root certificates.
 """
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import ssl
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,15 +32,23 @@ from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeat
 from flwr.supernode import fleet_http_connection, start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+from flwr.supernode.servicer.runtime import runtime_handlers
 
 from pneumofed.client.site.code_gate_resident import start_resident
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.wire.messages import ask_soon_for_parts
 
 HEARTBEAT_INTERVAL_SEC = 75.0
 """Within twice this time (Flower's HEARTBEAT_PATIENCE) the site sends a heartbeat, or counts as lost. It is sent every 24 s all the
 same, and what could not be sent is tried again after 30 s and a pause: a network that is cut for 90 s costs nothing."""
 
 LEAST_WAIT_SEC, LATE_BY = 0.1, 0.05
+OWN_WAIT_SEC = 0.02
+"""How often this process looks for its own app's answer, which lies in its memory."""
+HOLD_SEC = 2.0
+"""How long SuperExec's question for a task is held at most; shorter than the SuperNode may take to stop (Flower's
+HTTP_SERVER_SHUTDOWN_TIMEOUT, 3 s)."""
 
 
 class Pace:
@@ -58,9 +69,46 @@ class Pace:
         """
         if seconds < 1.0:
             self._answered = self._now()
-            self._sleep(LEAST_WAIT_SEC)
+            self._sleep(OWN_WAIT_SEC)
         else:
             self._sleep(min(seconds, max(LEAST_WAIT_SEC, LATE_BY * (self._now() - self._answered))))
+
+
+class TaskBell:
+    """Lets SuperExec's question for a task wait until there is one, for `HOLD_SEC` at most."""
+
+    def __init__(self, hold_sec: float = HOLD_SEC) -> None:
+        self._hold_sec = hold_sec
+        self._rung = threading.Event()
+
+    def install(self) -> None:
+        """Puts the bell between Flower's memory of tasks and its answer to SuperExec."""
+        state: Any = InMemoryNodeState
+        handlers: Any = runtime_handlers
+        state.create_task = self.ringing(state.create_task)
+        handlers.acquire_task = self.waiting(handlers.acquire_task)
+
+    def ringing(self, create: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps Flower's `create_task`, after which there is a task."""
+
+        def create_task(*arguments: Any, **named: Any) -> Any:
+            created = create(*arguments, **named)
+            self._rung.set()
+            return created
+
+        return create_task
+
+    def waiting(self, acquire: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        """Wraps Flower's `acquire_task`, whose answer has a token where there is a task."""
+
+        def acquire_task(request: Any, state: Any) -> Any:
+            self._rung.clear()  # before the look: a task that comes after it rings
+            answer = acquire(request, state)
+            if not answer.token and self._rung.wait(self._hold_sec):
+                answer = acquire(request, state)
+            return answer
+
+        return acquire_task
 
 
 class RetryingClient(FleetHttpClient):
@@ -131,6 +179,8 @@ def main(arguments: Sequence[str] | None = None, start: Callable[[], None] = flo
     client = client_with_certificate(ours.client_certificate, ours.client_key) if ours.client_certificate else RetryingClient
     fleet_http_connection.FleetHttpClient = client  # type: ignore[misc]
     start_client_internal.time = Pace()  # type: ignore[assignment]
+    ask_soon_for_parts()
+    TaskBell().install()
     if ours.gate:
         start_resident(ours.gate)
     sys.argv = ["flower-supernode", *theirs]

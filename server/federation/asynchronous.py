@@ -45,7 +45,7 @@ from flwr.app import Message
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import HeldModelError
 from pneumofed.common.wire.messages import Failure, ModelArrays, Update, pack_arrays
-from pneumofed.server.federation.messaging import FORGET_AFTER_DEADLINES, POLL_SEC, Messenger, UpdateChecks
+from pneumofed.server.federation.messaging import FORGET_AFTER_DEADLINES, Messenger, UpdateChecks, pause
 
 
 def staleness_weight(staleness: int) -> float:
@@ -137,16 +137,17 @@ class BufferedRounds:
         self.buffered = {}
         failures = self._ask(messages, number, current)
         self.taking_part = sorted({*messages, *self.messenger.at_work})
+        last = time.monotonic()
         while self.working and not self._is_full(checks):
             arrived = False
             for reply in self.messenger.pull(self._expected()):
-                arrived = True
+                arrived, last = True, time.monotonic()
                 failures |= self._take(reply, number, checks)
                 if self._is_full(checks):
                     break
             failures |= self._give_up(number)
             if self.working and not arrived:
-                time.sleep(POLL_SEC)
+                pause(last)
         return dict(sorted(failures.items()))
 
     def as_if_fresh(

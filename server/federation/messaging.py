@@ -47,9 +47,12 @@ from pneumofed.server.federation.update_spool import UpdateSpool
 from pneumofed.server.runs.events import Activity, Kind, kind_of_failure
 from pneumofed.server.runs.records import SecureSumRecord, SiteTraining
 
-POLL_SEC = 0.1
 BLOCK = 1 << 18
 """Values that are subtracted at once where two models are compared; they stay in the processor's cache."""
+LEAST_PAUSE_SEC, LONGEST_PAUSE_SEC, LATE_BY = 0.05, 1.0, 0.05
+"""Who waited for a reply is late by a twentieth of that time at most: each question costs the SuperLink's processor 15 ms."""
+ASKED_AT_ONCE = 4
+"""For so many replies in one question; as many as `server.federation.update_spool` keeps in memory."""
 FORGET_AFTER_DEADLINES = 3
 """A site that is silent for so many deadlines is asked again: its message is lost, for it would have been answered by now."""
 
@@ -142,13 +145,13 @@ class Messenger:
         """
         started = time.monotonic()
         waiting, failures = self.send(messages, task, number, deadline_sec)
-        counted = 0
+        counted, last = 0, started
         deadline = started + deadline_sec
         while waiting and time.monotonic() < deadline:
             arrived, before = False, counted
-            for message in self.pull(waiting):
+            for message in self.pull(waiting, ASKED_AT_ONCE):
                 site = waiting.pop(message.metadata.reply_to_message_id)
-                arrived = True
+                arrived, last = True, time.monotonic()
                 failure = self.read_failure_in(message, site, task, number, time.monotonic() - started)
                 if failure is None:
                     counted += take(site, message)
@@ -163,7 +166,7 @@ class Messenger:
                 deadline = min(deadline, time.monotonic() + grace_sec)
                 continue
             if waiting and not arrived:
-                time.sleep(POLL_SEC)
+                pause(last, deadline)
         failures.update(self._give_up(waiting, task, number, deadline_sec, time.monotonic() - started))
         return dict(sorted(failures.items()))
 
@@ -178,7 +181,7 @@ class Messenger:
         Returns:
             The messages whose replies were dropped.
         """
-        arrived = self.pull(self.outstanding)
+        arrived = self.pull(self.outstanding, ASKED_AT_ONCE)
         late = [self.outstanding.pop(message.metadata.reply_to_message_id) for message in arrived]
         for asked in late:
             self.activity.note(Kind.LATE, round=asked.round, site=asked.site, task=asked.task, arrived=True)
@@ -237,13 +240,24 @@ class Messenger:
                 self.note_failure(failures[site], site, task, number)
         return waiting, failures
 
-    def pull(self, identifiers: Iterable[str]) -> Iterator[Message]:
-        """Gives the replies that are there, asked for one by one so that only one is in memory besides what is kept of the others.
+    def pull(self, identifiers: Iterable[str], at_once: int = 1) -> Iterator[Message]:
+        """Gives the replies that are there, asked for a few at a time so that only these are in memory besides what is kept of the others.
 
         Flower's grid repeats a request that fails.
+
+        Args:
+            identifiers: of the messages that were sent.
+            at_once: how many replies one question is for. Who may stop in between has to ask for each by itself: a reply that was
+                handed over and not taken is lost.
         """
-        for identifier in list(identifiers):
-            yield from self.grid.pull_messages([identifier])
+        wanted = list(identifiers)
+        for first in range(0, len(wanted), at_once):
+            left = wanted[first : first + at_once]
+            while left and (found := list(self.grid.pull_messages(left))):
+                answered = {reply.metadata.reply_to_message_id for reply in found}
+                left = [identifier for identifier in left if identifier not in answered]
+                while found:
+                    yield found.pop(0)
 
     def read_failure_in(
         self, message: Message, site: str, task: Task, number: int, seconds: float, **facts: int
@@ -286,6 +300,17 @@ class Messenger:
             number: the round.
         """
         self.activity.note(kind_of_failure(failure.error), round=number, site=site, task=task, reason=failure.sentence)
+
+
+def pause(since: float, until: float = math.inf) -> None:
+    """Waits before the next question for replies.
+
+    Args:
+        since: time (monotonic) of the last reply, or of the messages.
+        until: time after which nobody waits any more.
+    """
+    now = time.monotonic()
+    time.sleep(max(0.0, min(LONGEST_PAUSE_SEC, until - now, max(LEAST_PAUSE_SEC, LATE_BY * (now - since)))))
 
 
 Evaluations = dict[str, tuple[Evaluation, Statistics]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -320,7 +321,7 @@ def test_the_hash_of_the_installed_code_is_built_once_until_the_code_changes(
 
     assert installed_hash(tmp_path, build) == installed_hash(tmp_path, build) == hash_bundle(b"bundle")
     assert len(built) == 1
-    monkeypatch.setattr("pneumofed.client.site.approval._state_of_code", lambda: "other")
+    monkeypatch.setattr("pneumofed.client.site.approval.state_of_code", lambda: "other")
     installed_hash(tmp_path, build)
     assert len(built) == 2
     (tmp_path / "installed_app.json").write_text("{")
@@ -329,6 +330,51 @@ def test_the_hash_of_the_installed_code_is_built_once_until_the_code_changes(
 
 def test_installed_stands_for_the_bundle_of_this_very_code(site: Path, flower: None, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not take_task(site, build_bundle(), monkeypatch).has_error()
+
+
+@pytest.fixture
+def packages() -> Iterator[None]:
+    """Puts the folders back in which our packages look for their modules, and what the gate knows of the code in memory."""
+    found = {
+        name: module for name, module in sys.modules.items() if name.partition(".")[0] == PACKAGE and hasattr(module, "__path__")
+    }
+    paths, loaded = {name: list(module.__path__) for name, module in found.items()}, list(code_gate._loaded)
+    yield
+    code_gate._loaded[:] = loaded
+    for name, module in found.items():
+        module.__path__ = paths[name]
+
+
+def test_the_installed_code_runs_as_it_was_imported_and_finds_the_rest_in_its_bundle(
+    site: Path, flower: None, packages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code_gate.load_ahead(lambda: None)
+    app, content = importlib.import_module("pneumofed.client.app"), build_bundle()
+    assert not take_task(site, content, monkeypatch).has_error()
+    assert sys.modules["pneumofed.client.app"] is app
+    unpacked = site / "work" / code_gate.APPS_FOLDER / hash_bundle(content)
+    assert list(sys.modules["pneumofed.client.privacy"].__path__) == [str(unpacked / "pneumofed" / "client" / "privacy")]
+
+
+@pytest.mark.parametrize("when", ["while it was imported", "since", "in the bundle"])
+def test_code_that_is_not_the_one_in_memory_runs_by_its_own_modules(
+    when: str, site: Path, tmp_path: Path, flower: None, packages: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def upgrade() -> None:
+        monkeypatch.setattr(code_gate, "state_of_code", lambda: "another")
+
+    code_gate.load_ahead(upgrade if when.startswith("while") else lambda: None)
+    app, content = importlib.import_module("pneumofed.client.app"), build_bundle()
+    if when == "since":
+        upgrade()
+    elif when == "in the bundle":
+        content = bytes(build_fab_from_disk(roll_call_app(tmp_path / "app", tmp_path / "marker")))
+        approve_app(site / "policy.yaml", hash_bundle(content))
+    assert not take_task(site, content, monkeypatch).has_error()
+    unpacked = site / "work" / code_gate.APPS_FOLDER / hash_bundle(content)
+    assert sys.modules["pneumofed.client.app"] is not app
+    assert str(sys.modules["pneumofed.client.app"].__file__).startswith(str(unpacked))
+    assert (tmp_path / "marker").exists() is (when == "in the bundle")
 
 
 def test_the_command_approves_lists_and_takes_back(site: Path, tmp_path: Path) -> None:

@@ -5,20 +5,27 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
 from flwr.common.constant import HEARTBEAT_PATIENCE
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse
+from flwr.supercore.constant import HTTP_SERVER_SHUTDOWN_TIMEOUT, TaskType
+from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supernode.nodestate import NodeStateFactory
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+from flwr.supernode.servicer.runtime import runtime_handlers
 
 from pneumofed.client.site.service import LEASE_SEC, RETRY_SEC
-from pneumofed.client.site.supernode import HEARTBEAT_INTERVAL_SEC, RetryingClient
+from pneumofed.client.site.supernode import HEARTBEAT_INTERVAL_SEC, HOLD_SEC, RetryingClient, TaskBell
 from tests.client.superlink import issue
 
 
@@ -88,3 +95,36 @@ def test_signs_of_life_are_promised_with_room_for_a_cut_network(monkeypatch: pyt
     client.SendNodeHeartbeat(SendNodeHeartbeatRequest(heartbeat_interval=30))
     assert [request.heartbeat_interval for request in sent] == [HEARTBEAT_INTERVAL_SEC, HEARTBEAT_INTERVAL_SEC]
     assert HEARTBEAT_PATIENCE * HEARTBEAT_INTERVAL_SEC + RETRY_SEC < LEASE_SEC
+
+
+@pytest.fixture
+def bell() -> Iterator[TaskBell]:
+    """Installed in Flower, which is put back as it was."""
+    state, handlers = cast("Any", InMemoryNodeState), cast("Any", runtime_handlers)
+    before = state.create_task, handlers.acquire_task
+    found = TaskBell(hold_sec=5.0)
+    found.install()
+    yield found
+    state.create_task, handlers.acquire_task = before
+
+
+def test_who_asks_for_a_task_has_it_as_soon_as_there_is_one(bell: TaskBell) -> None:
+    state = NodeStateFactory(objectstore_factory=ObjectStoreFactory()).state()
+    request = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    late = threading.Timer(0.3, lambda: state.create_task(task_type=TaskType.CLIENT_APP, run_id=1, fab_hash="a" * 64))
+    started = time.monotonic()
+    late.start()
+    answer = runtime_handlers.acquire_task(request, state)
+    assert answer.token and 0.2 < time.monotonic() - started < 3.0
+    assert state.create_task(task_type=TaskType.CLIENT_APP, run_id=1, fab_hash="a" * 64) is not None
+    assert (
+        runtime_handlers.acquire_task(request, state).task.task_id != answer.task.task_id
+    )  # one that was there before is not waited for
+    assert time.monotonic() - started < 4.0
+
+
+def test_nobody_is_held_for_longer_than_a_supernode_may_take_to_stop() -> None:
+    started = time.monotonic()
+    assert not TaskBell(hold_sec=0.2).waiting(lambda *_: AcquireTaskResponse())(None, None).token
+    assert 0.15 < time.monotonic() - started < 2.0
+    assert HOLD_SEC < HTTP_SERVER_SHUTDOWN_TIMEOUT

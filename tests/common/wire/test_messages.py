@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.constant import PULL_BACKOFF_CAP, PULL_MAX_TRIES_PER_OBJECT
+from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.task_identity import TaskIdentity
 
 from pneumofed.common.config.experiment import ExperimentConfig, StrategyConfig, TrainingConfig
@@ -21,9 +24,13 @@ from pneumofed.common.wire.instructions import (
     with_step,
 )
 from pneumofed.common.wire.messages import (
+    FIRST_PAUSE_SEC,
+    LONGEST_PAUSE_SEC,
+    TRIES_FOR_A_PART,
     ModelArrays,
     Presence,
     Update,
+    ask_soon_for_parts,
     build_failure,
     pack_arrays,
     pack_presence,
@@ -198,3 +205,23 @@ def test_a_failure_tells_the_class_and_a_fixed_sentence_and_nothing_of_the_text(
         failure = read_failure(reply)
         assert (failure.site, failure.error) == ("site-1", type(error).__name__)
         assert failure.sentence
+
+
+def test_a_part_that_is_on_its_way_is_asked_for_soon_and_for_as_long_as_flower_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        monkeypatch.setattr(function, "__kwdefaults__", dict(function.__kwdefaults__ or {}))
+    tries: list[str] = []
+
+    def pull(identifier: str) -> bytes:
+        tries.append(identifier)
+        if len(tries) < 4:
+            raise inflatable_utils.ObjectUnavailableError(identifier)
+        return b"part"
+
+    ask_soon_for_parts()
+    started = time.monotonic()
+    assert inflatable_utils.pull_objects(["a"], pull) == {"a": b"part"}
+    assert time.monotonic() - started < 1.0  # Flower's own pauses are 1, 2 and 4 s
+    patience = inflatable_utils.pull_and_inflate_object_from_tree.__kwdefaults__ or {}
+    assert patience["initial_backoff"] == FIRST_PAUSE_SEC
+    assert LONGEST_PAUSE_SEC * TRIES_FOR_A_PART == PULL_BACKOFF_CAP * PULL_MAX_TRIES_PER_OBJECT

@@ -12,6 +12,7 @@ from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
+from pneumofed.server.federation import messaging
 from pneumofed.server.federation.messaging import Messenger
 from pneumofed.server.runs.events import Activity, read_activity
 from tests.server.federation.updates import take_identity
@@ -129,3 +130,32 @@ def test_what_happens_is_noted_while_it_happens(tmp_path: Path) -> None:
 def test_an_error_of_flower_is_a_lost_site(tmp_path: Path) -> None:
     messenger = build_messenger(tmp_path, {1: 0.0}, error=True)
     assert ask(messenger, 1) == ([], {"site-1": "Flower error 3"})
+
+
+class CountingGrid(SlowGrid):
+    """Remembers for how many replies each question was."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        wanted = list(message_ids)
+        self.questions = [*getattr(self, "questions", []), len(wanted)]
+        return super().pull_messages(wanted)
+
+
+def test_one_question_is_for_a_few_replies_and_each_is_handed_on_once(tmp_path: Path) -> None:
+    grid = CountingGrid(dict.fromkeys(range(1, 10), 0.0))
+    messenger = Messenger(grid, Activity(tmp_path / "events.jsonl"))
+    waiting, _ = messenger.send(messages(*range(1, 10)), "train", 1, 1.0)
+    came = [reply.metadata.reply_to_message_id for reply in messenger.pull(waiting, 4)]
+    assert came == list(waiting) and grid.questions == [4, 4, 1]
+    grid.questions = []
+    assert next(iter(messenger.pull(waiting))).metadata.reply_to_message_id == came[0]
+    assert grid.questions == [1]  # who stops after one has not been handed another
+
+
+def test_the_coordinator_is_late_by_a_twentieth_of_what_it_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, slept = [100.0], list[float]()
+    monkeypatch.setattr(messaging.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(messaging.time, "sleep", slept.append)
+    for waited, until in ((0.0, 1e9), (2.0, 1e9), (3600.0, 1e9), (3600.0, 100.3), (3600.0, 99.0)):
+        messaging.pause(100.0 - waited, until)
+    assert slept == pytest.approx([0.05, 0.1, 1.0, 0.3, 0.0])
