@@ -36,17 +36,18 @@ def approved_hashes(policy: SitePolicy, work_dir: Path) -> set[str]:
     return (named - {INSTALLED}) | ({installed_hash(work_dir)} if INSTALLED in named else set())
 
 
-def installed_hash(work_dir: Path, build: Callable[[], bytes] = build_bundle) -> str:
+def installed_hash(work_dir: Path, build: Callable[[], bytes] = build_bundle, state: str | None = None) -> str:
     """Returns the hash of the installed code's bundle, kept in `work_dir` until a file of the code changes: to build it costs a second.
 
     Args:
         work_dir: the site's own folder, made if there is none; it keeps the hash in `installed_app.json`.
         build: makes the bundle of the installed code.
+        state: of the code, where the caller has looked already.
 
     Returns:
         SHA-256 in hexadecimal.
     """
-    memo, state = work_dir / "installed_app.json", state_of_code()
+    memo, state = work_dir / "installed_app.json", state or state_of_code()
     try:
         known = json.loads(memo.read_bytes())
         if known["state"] == state and re.fullmatch(r"[0-9a-f]{64}", known["hash"]):

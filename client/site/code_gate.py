@@ -220,7 +220,8 @@ def is_loaded(bundle: str, work_dir: Path) -> bool:
         bundle: its hash.
         work_dir: the site's own folder, which keeps the hash of the installed code.
     """
-    return bool(_loaded) and _loaded[0] == state_of_code() and bundle == installed_hash(work_dir)
+    state = state_of_code()
+    return _loaded == [state] and bundle == installed_hash(work_dir, state=state)
 
 
 def import_the_rest_from(unpacked: Path) -> None:

@@ -44,6 +44,9 @@ HEARTBEAT_INTERVAL_SEC = 75.0
 same, and what could not be sent is tried again after 30 s and a pause: a network that is cut for 90 s costs nothing."""
 
 LEAST_WAIT_SEC, LATE_BY = 0.1, 0.05
+PART_PAUSES_SEC = 0.2, 1.0
+"""First and longest pause before the coordinator is asked again for a part of a message that is not there yet: all sites ask at the time
+when it puts the parts there, and each question takes some of its processor."""
 OWN_WAIT_SEC = 0.02
 """How often this process looks for its own app's answer, which lies in its memory."""
 HOLD_SEC = 2.0
@@ -179,7 +182,7 @@ def main(arguments: Sequence[str] | None = None, start: Callable[[], None] = flo
     client = client_with_certificate(ours.client_certificate, ours.client_key) if ours.client_certificate else RetryingClient
     fleet_http_connection.FleetHttpClient = client  # type: ignore[misc]
     start_client_internal.time = Pace()  # type: ignore[assignment]
-    ask_soon_for_parts()
+    ask_soon_for_parts(*PART_PAUSES_SEC)
     TaskBell().install()
     if ours.gate:
         start_resident(ours.gate)

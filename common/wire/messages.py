@@ -55,9 +55,8 @@ from pneumofed.common.wire.fields import (
     site_report,
 )
 
-FIRST_PAUSE_SEC, LONGEST_PAUSE_SEC, TRIES_FOR_A_PART = 0.05, 0.25, 20_000
-"""How long whoever waits for a part of a message pauses between two tries, and how often it tries: as long in all as Flower's own 500
-tries, 83 minutes, where each waits twice as long as the one before, 10 s at most."""
+LONGEST_WAIT_FOR_A_PART_SEC = 5000.0
+"""How long whoever waits for a part of a message tries: Flower's own 500 tries, of which each but the first few comes 10 s later."""
 Content = RecordDict
 """What a Flower message carries; its name for those who only hand it on."""
 PROTOCOL = 2
@@ -403,16 +402,18 @@ def attach_held(content: RecordDict, held: Sequence[str]) -> None:
         record_named(content.config_records, SITE)[key] = digest
 
 
-def ask_soon_for_parts() -> None:
+def ask_soon_for_parts(first_sec: float = 0.05, longest_sec: float = 0.25) -> None:
     """Lets Flower ask soon again, in this process, for the parts of a message (5 MB each) that are still on their way to it.
 
-    A message is announced before its parts are there, so that who asks for them waits for nearly each large message.
+    A message is announced before its parts are there, so that who asks for them waits for nearly each large message; Flower pauses
+    1, 2, 4, 8 and then always 10 s.
+
+    Args:
+        first_sec: the first pause; each is twice as long as the one before. The defaults are for whoever asks by itself.
+        longest_sec: the longest one.
     """
-    patience = {
-        "initial_backoff": FIRST_PAUSE_SEC,
-        "backoff_cap": LONGEST_PAUSE_SEC,
-        "max_tries_per_object": TRIES_FOR_A_PART,
-    }
+    tries = math.ceil(LONGEST_WAIT_FOR_A_PART_SEC / longest_sec)
+    patience = {"initial_backoff": first_sec, "backoff_cap": longest_sec, "max_tries_per_object": tries}
     for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
         function.__kwdefaults__ = {**(function.__kwdefaults__ or {}), **patience}
 

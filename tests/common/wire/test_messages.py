@@ -24,9 +24,7 @@ from pneumofed.common.wire.instructions import (
     with_step,
 )
 from pneumofed.common.wire.messages import (
-    FIRST_PAUSE_SEC,
-    LONGEST_PAUSE_SEC,
-    TRIES_FOR_A_PART,
+    LONGEST_WAIT_FOR_A_PART_SEC,
     ModelArrays,
     Presence,
     Update,
@@ -223,5 +221,8 @@ def test_a_part_that_is_on_its_way_is_asked_for_soon_and_for_as_long_as_flower_w
     assert inflatable_utils.pull_objects(["a"], pull) == {"a": b"part"}
     assert time.monotonic() - started < 1.0  # Flower's own pauses are 1, 2 and 4 s
     patience = inflatable_utils.pull_and_inflate_object_from_tree.__kwdefaults__ or {}
-    assert patience["initial_backoff"] == FIRST_PAUSE_SEC
-    assert LONGEST_PAUSE_SEC * TRIES_FOR_A_PART == PULL_BACKOFF_CAP * PULL_MAX_TRIES_PER_OBJECT
+    assert patience["backoff_cap"] * patience["max_tries_per_object"] == LONGEST_WAIT_FOR_A_PART_SEC
+    assert LONGEST_WAIT_FOR_A_PART_SEC == PULL_BACKOFF_CAP * PULL_MAX_TRIES_PER_OBJECT
+    ask_soon_for_parts(0.2, 1.0)
+    patience = inflatable_utils.pull_objects.__kwdefaults__ or {}
+    assert (patience["initial_backoff"], patience["backoff_cap"], patience["max_tries_per_object"]) == (0.2, 1.0, 5000)
