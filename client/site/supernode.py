@@ -57,12 +57,33 @@ HTTP_SERVER_SHUTDOWN_TIMEOUT, 3 s)."""
 class Pace:
     """The module `time` to Flower's main loop, which uses nothing of it but `sleep`.
 
-    Who waited for the coordinator since a message was answered is late by a twentieth of that time at most, and asks every 0.1 to 3 s.
+    Who waited for the coordinator since a message was answered is late by a twentieth of that time at most, and asks every 0.1 to 3 s. A
+    question that was held so long (`server.operations.superlink.MessageBell`) is followed by the next one at once.
     """
 
     def __init__(self, now: Callable[[], float] = time.monotonic, sleep: Callable[[float], None] = time.sleep) -> None:
         self._now, self._sleep = now, sleep
-        self._answered = now()
+        self._answered = self._asked = now()
+
+    def asking(self, ask: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps Flower's question for the next message, whose time counts as waiting."""
+
+        def pull_and_store_message(**named: Any) -> Any:
+            self._asked = self._now()
+            return ask(**named)
+
+        return pull_and_store_message
+
+    def answering(self, answer: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps Flower's sending of the answer, after which the waiting begins."""
+
+        def push_messages(**named: Any) -> Any:
+            try:
+                return answer(**named)
+            finally:
+                self._answered = self._now()
+
+        return push_messages
 
     def sleep(self, seconds: float) -> None:
         """Waits in place of Flower's `time.sleep`.
@@ -71,10 +92,11 @@ class Pace:
             seconds: what Flower would wait; below a second it waits for its own app, else for the coordinator.
         """
         if seconds < 1.0:
-            self._answered = self._now()
             self._sleep(OWN_WAIT_SEC)
-        else:
-            self._sleep(min(seconds, max(LEAST_WAIT_SEC, LATE_BY * (self._now() - self._answered))))
+            return
+        now = self._now()
+        interval = min(seconds, max(LEAST_WAIT_SEC, LATE_BY * (now - self._answered)))
+        self._sleep(max(0.0, self._asked + interval - now))
 
 
 class TaskBell:
@@ -181,13 +203,19 @@ def main(arguments: Sequence[str] | None = None, start: Callable[[], None] = flo
     ours, theirs = parser.parse_known_args(sys.argv[1:] if arguments is None else arguments)
     client = client_with_certificate(ours.client_certificate, ours.client_key) if ours.client_certificate else RetryingClient
     fleet_http_connection.FleetHttpClient = client  # type: ignore[misc]
-    start_client_internal.time = Pace()  # type: ignore[assignment]
+    _set_pace(start_client_internal, Pace())
     ask_soon_for_parts(*PART_PAUSES_SEC)
     TaskBell().install()
     if ours.gate:
         start_resident(ours.gate)
     sys.argv = ["flower-supernode", *theirs]
     start()
+
+
+def _set_pace(loop: Any, pace: Pace) -> None:
+    loop.time = pace
+    loop._pull_and_store_message = pace.asking(loop._pull_and_store_message)
+    loop._push_messages = pace.answering(loop._push_messages)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +204,7 @@ def _superlink(place: CoordinatorFolder) -> Part:
     ports = place.settings().loopback
     health = f"127.0.0.1:{ports.superlink_health}"
     command = [
-        flower_tool("flower-superlink"), "--host", "127.0.0.1", "--port", str(ports.superlink),
+        sys.executable, "-P", "-m", "pneumofed.server.operations.superlink", "--host", "127.0.0.1", "--port", str(ports.superlink),
         "--ssl-ca-certfile", str(place.ca), "--ssl-certfile", str(place.certificate), "--ssl-keyfile", str(place.key),
         "--enable-supernode-auth", "--isolation", "process", "--superexec-auth-secret-file", str(place.superexec_secret),
         "--database", str(place.state / "superlink.db"), "--health-server-address", health,

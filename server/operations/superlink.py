@@ -1,16 +1,24 @@
-"""The SuperLink's control interface, asked over loopback: sites and runs.
+"""Flower's SuperLink with what a round needs besides, and its control interface, asked over loopback: sites and runs.
 
-In this process and not with the `flwr` command, which costs two seconds a call and shows neither a node's name nor its key.
+    python -P -m pneumofed.server.operations.superlink ... what flower-superlink takes ...
+
+Of Flower 1.41 one thing is changed (`MessageBell`): it tells a site at once that there is no message, so that who is to have one soon
+has to ask many times a second, at 15 ms of the SuperLink's processor each, in which nothing else is answered.
+
+The control interface is asked in this process and not with the `flwr` command, which costs two seconds a call and shows neither a node's
+name nor its key.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import httpx
 from flwr.common.serde import fab_to_proto, user_config_to_proto
@@ -33,6 +41,10 @@ from pneumofed.common.ops.processes import without_proxy_on_loopback
 from pneumofed.server.operations.settings import CoordinatorFolder
 
 T = TypeVar("T")
+HOLD_SEC = 3.0
+"""How long a site's question is held at most: a site whose key was revoked is refused at the next one."""
+MOST_HELD = 16
+"""How many questions are held at a time; each takes one of the 40 threads with which the SuperLink answers (anyio's default)."""
 
 
 @dataclass(frozen=True)
@@ -128,3 +140,89 @@ def _call(send: Callable[[], T]) -> T:
         raise FlowerError(f"the SuperLink refuses: {reason}") from error
     except httpx.HTTPError as error:
         raise FlowerError(f"the SuperLink does not answer ({type(error).__name__}); is it started?") from error
+
+
+class MessageBell:
+    """Lets a site's question for its next message wait until one was handed over with all its parts, for `HOLD_SEC` at most.
+
+    The site is then told that there is none, as without this, and asks again at once: a message is never given to a question whose
+    connection may be dead since it was asked.
+    """
+
+    def __init__(self, hold_sec: float = HOLD_SEC, most: int = MOST_HELD) -> None:
+        self._hold_sec = hold_sec
+        self._free = threading.Semaphore(most)
+        self._rung = threading.Condition()
+        self._times = 0
+        self._missing: dict[str, set[str]] = {}
+
+    def install(self) -> None:
+        """Puts the bell into Flower's answers to sites and to the ServerApp."""
+        from flwr.superlink.servicer.fleet import fleet_handlers
+        from flwr.superlink.servicer.runtime import runtime_handlers
+
+        fleet, runtime = cast(Any, fleet_handlers), cast(Any, runtime_handlers)
+        fleet.pull_messages = self.waiting(fleet.pull_messages)
+        runtime.push_messages = self.announcing(runtime.push_messages)
+        runtime.push_object = self.completing(runtime.push_object)
+
+    def waiting(self, pull: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the answer to a site's question for its next message."""
+
+        def pull_messages(**asked: Any) -> Any:
+            before = self._times  # before the look: a message that comes after it rings
+            answer = pull(**asked)
+            if answer.messages_list or not self._free.acquire(blocking=False):
+                return answer
+            try:
+                with self._rung:
+                    self._rung.wait_for(lambda: self._times != before, self._hold_sec)
+            finally:
+                self._free.release()
+            return answer
+
+        return pull_messages
+
+    def announcing(self, push: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the answer to messages of the ServerApp, which names the parts that are still to come."""
+
+        def push_messages(*asked: Any) -> Any:
+            answer = push(*asked)
+            with self._rung:
+                self._missing[answer.session_id] = set(answer.objects_to_push)
+            self._ring_if_complete(answer.session_id)
+            return answer
+
+        return push_messages
+
+    def completing(self, push: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the answer to a part of a message."""
+
+        def push_object(request: Any, *rest: Any) -> Any:
+            answer = push(request, *rest)
+            with self._rung:
+                self._missing.get(request.session_id, set()).discard(request.object_id)
+            self._ring_if_complete(request.session_id)
+            return answer
+
+        return push_object
+
+    def _ring_if_complete(self, session: str) -> None:
+        with self._rung:
+            if self._missing.get(session) == set():
+                del self._missing[session]
+                self._times += 1
+                self._rung.notify_all()
+
+
+def main() -> None:
+    """Starts Flower's SuperLink with the options of its own."""
+    from flwr.superlink.cli import flower_superlink
+
+    MessageBell().install()
+    sys.argv[0] = "flower-superlink"
+    flower_superlink()
+
+
+if __name__ == "__main__":
+    main()

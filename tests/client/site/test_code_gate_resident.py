@@ -182,13 +182,23 @@ def test_a_site_is_late_by_a_twentieth_of_what_it_waited_for() -> None:
         clock[0] += seconds
 
     pace = Pace(lambda: clock[0], sleep)
-    pace.sleep(0.5)
+    ask, answer = pace.asking(lambda took: clock.__setitem__(0, clock[0] + took)), pace.answering(lambda: pace.sleep(0.5))
+    answer()
     assert slept == [0.02]
+    answered = clock[0]
     while clock[0] < 200:
-        before = clock[0]
+        before = clock[0] - answered
+        ask(took=0.0)
         pace.sleep(3)
-        assert 0.1 <= slept[-1] <= 3 and slept[-1] <= max(0.1, 0.05 * before)
-    assert slept[-1] == 3
-    pace.sleep(0.5)
+        assert 0.1 - 1e-9 <= slept[-1] <= max(0.1, min(3, 0.05 * before)) + 1e-9
+    assert slept[-1] == pytest.approx(3)
+    ask(took=3.5)  # held by the coordinator
     pace.sleep(3)
-    assert slept[-1] == 0.1
+    assert slept[-1] == 0
+    ask(took=1.0)  # told after a second that there is a message
+    pace.sleep(3)
+    assert slept[-1] == pytest.approx(2)
+    answer()
+    ask(took=0.04)
+    pace.sleep(3)
+    assert slept[-1] == pytest.approx(0.06)
