@@ -2,8 +2,9 @@
 
     python -P -m pneumofed.server.operations.superlink ... what flower-superlink takes ...
 
-Of Flower 1.41 one thing is changed (`MessageBell`): it tells a site at once that there is no message, so that who is to have one soon
-has to ask many times a second, at 15 ms of the SuperLink's processor each, in which nothing else is answered.
+Of Flower 1.41 two things are changed. It tells a site at once that there is no message, so that who is to have one soon has to ask many
+times a second, at 15 ms of the SuperLink's processor each, in which nothing else is answered (`MessageBell`). And it takes a site that
+was lost in again at any time, so that whoever waits for the answer that went with it may never hear of the loss (`after_notice`).
 
 The control interface is asked in this process and not with the `flwr` command, which costs two seconds a call and shows neither a node's
 name nor its key.
@@ -15,6 +16,7 @@ import hashlib
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +34,7 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.error import FlowerError as FlowerRefusal
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
@@ -45,6 +48,8 @@ HOLD_SEC = 3.0
 """How long a site's question is held at most: a site whose key was revoked is refused at the next one."""
 MOST_HELD = 16
 """How many questions are held at a time; each takes one of the 40 threads with which the SuperLink answers (anyio's default)."""
+NOTICE_SEC = 3.0
+"""How long a site stays lost: a round asks for its answer once a second at least (`server.federation.messaging.LONGEST_PAUSE_SEC`)."""
 
 
 @dataclass(frozen=True)
@@ -215,10 +220,33 @@ class MessageBell:
                 self._rung.notify_all()
 
 
+def after_notice(activate: Callable[..., Any], now: Callable[[], float] = time.time) -> Callable[..., Any]:
+    """Wraps the answer to a site that wants to be taken in: for `NOTICE_SEC` after it was lost it is refused, as while it counts as there.
+
+    What it was asked before is lost with its process, and the SuperLink tells that only while the site is away.
+
+    Args:
+        activate: Flower's answer.
+        now: seconds since 1970.
+    """
+
+    def activate_node(request: Any, state: Any) -> Any:
+        node_id = state.get_node_id_by_public_key(request.public_key)
+        known = state.get_node_info(node_ids=[node_id]) if node_id is not None else ()
+        if any(node.HasField("online_until") and 0.0 <= now() - node.online_until < NOTICE_SEC for node in known):
+            raise FlowerRefusal(ApiErrorCode.FLEET_NODE_ACTIVATION_FAILED, f"node {node_id} was lost a moment ago")
+        return activate(request=request, state=state)
+
+    return activate_node
+
+
 def main() -> None:
     """Starts Flower's SuperLink with the options of its own."""
     from flwr.superlink.cli import flower_superlink
+    from flwr.superlink.servicer.fleet import fleet_handlers
 
+    inside = cast(Any, fleet_handlers)
+    inside.activate_node = after_notice(inside.activate_node)
     MessageBell().install()
     sys.argv[0] = "flower-superlink"
     flower_superlink()

@@ -1,4 +1,4 @@
-"""What the SuperLink holds back until there is something to say: a site's question for its next message."""
+"""What the SuperLink holds back: a site's question until there is a message, and a lost site until whoever waits for it knows."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
 from flwr.superlink.routers.fleet import router as fleet_router
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 
 from pneumofed.client.site.supernode import LATE_BY, LEAST_WAIT_SEC
-from pneumofed.server.operations.superlink import HOLD_SEC, MessageBell
+from pneumofed.server.federation.messaging import LONGEST_PAUSE_SEC
+from pneumofed.server.operations.superlink import HOLD_SEC, NOTICE_SEC, FlowerRefusal, MessageBell, after_notice
 
 
 def ask(bell: MessageBell, there: list[str]) -> tuple[list[str], float]:
@@ -101,10 +105,44 @@ def test_flower_asks_these_functions_by_these_names(monkeypatch: pytest.MonkeyPa
     assert list(inspect.signature(before).parameters) == ["request", "state", "store"]
     for name in ("push_messages", "push_object"):
         assert list(inspect.signature(getattr(runtime_handlers, name)).parameters) == ["request", "state", "task"]
-    assert "fleet_handlers.pull_messages(" in inspect.getsource(fleet_router)
+    for name in ("pull_messages", "activate_node"):
+        assert f"fleet_handlers.{name}(" in inspect.getsource(fleet_router)
     MessageBell().install()
     assert fleet_handlers.pull_messages is not before
 
 
 def test_a_site_that_was_held_asks_again_without_a_pause() -> None:
     assert HOLD_SEC >= 3.0 > LEAST_WAIT_SEC > LATE_BY  # 3 s: Flower's own pause, the longest one of `Pace`
+
+
+class Clock:
+    """Seconds since 1970, as many after now as a test says."""
+
+    ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+def test_a_site_that_was_lost_comes_back_when_whoever_waits_for_it_knows(tmp_path: Path) -> None:
+    _, states = get_objectstore_linkstate_factories(str(tmp_path / "superlink.db"), get_federation_manager())
+    state, clock = states.state(), Clock()
+    site = state.create_node("owner", "", b"its key", 30.0)
+    activate = after_notice(fleet_handlers.activate_node, clock)
+    asked = ActivateNodeRequest(public_key=b"its key", heartbeat_interval=30.0)
+    assert activate(request=asked, state=state).node_id == site  # never seen before: at once
+    with pytest.raises(FlowerRefusal, match="activat"):
+        activate(request=asked, state=state)  # counts as there
+    assert state.deactivate_node(site)
+    for clock.ahead in (0.0, 0.9 * NOTICE_SEC):
+        with pytest.raises(FlowerRefusal):
+            activate(request=asked, state=state)
+    clock.ahead = 1.1 * NOTICE_SEC
+    assert activate(request=asked, state=state).node_id == site
+    assert NOTICE_SEC > 2 * LONGEST_PAUSE_SEC
+
+
+def test_an_unknown_site_is_told_so_by_flower(tmp_path: Path) -> None:
+    _, states = get_objectstore_linkstate_factories(str(tmp_path / "superlink.db"), get_federation_manager())
+    with pytest.raises(FlowerRefusal, match="No SuperNode found"):
+        after_notice(fleet_handlers.activate_node)(request=ActivateNodeRequest(public_key=b"another"), state=states.state())
