@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pneumofed.common.config.classes import in_words
 from pneumofed.common.errors import counted
 from pneumofed.server.report.cross_site import cross_site_sentences
-from pneumofed.server.report.numbers import ReportedEstimate, approximate, number, of_hundred, whole
+from pneumofed.server.report.numbers import ReportedEstimate, approximate, hundred_span, number, of_hundred, whole
 from pneumofed.server.report.personal import alone_sentences, personal_sentences
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.report.wording import describe_lead
@@ -211,7 +211,7 @@ def _worse(run: StoredRun, central_set: str, groups: Mapping[str, Metrics], metr
         if whole_set is None or estimate.value is None or estimate.high is None or estimate.high > whole_set - LEAST_GAP:
             continue
         texts.append(
-            f"In the {set_noun(central_set)}, of 100 images {of} of the group {name} {of_hundred(estimate.value)} are {done} "
-            f"(95% CI {estimate.span}), of the whole set {of_hundred(whole_set)}."
+            f"In the {set_noun(central_set)}, of 100 images {of} of the group “{name}”, {of_hundred(estimate.value)} are {done} "
+            f"(95% CI {hundred_span(estimate)}), of the whole set {of_hundred(whole_set)}."
         )
     return texts

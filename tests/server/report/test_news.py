@@ -58,10 +58,10 @@ def test_a_group_is_named_only_where_clearly_fewer_are_found(tmp_path: Path) -> 
     run = read_run(tmp_path / "run")
     (sentence,) = subgroup_sentences(run)
     assert sentence.startswith(
-        "In the test set, of 100 images with pneumonia of the group cause viral 50 are found (95% CI 0.404–0.596)"
+        "In the test set, of 100 images with pneumonia of the group “cause viral”, 50 are found (95% CI 40–60)"
     )
     assert [row.name for row in subgroup_tables(run)[0].rows] == list(groups)
-    assert "group cause viral" in write_report(run.folder.path).read_text("utf-8")
+    assert "group “cause viral”" in write_report(run.folder.path).read_text("utf-8")
 
 
 def test_each_hospital_is_told_whether_it_gains(tmp_path: Path) -> None:
