@@ -139,7 +139,9 @@ def test_maps_are_made_of_the_layers_that_the_trace_found(tmp_path: Path) -> Non
         (NETWORK.replace("from torch", "import numpy, random\nfrom torch", 1), "packages", "", ""),
         ("import pytest" + NETWORK, "packages", "note", "net.py imports pytest, which pneumofed does not bring along"),
         (
-            NETWORK.replace("self.drop =", "import random; self.fc2 = nn.Linear(1, 1 + random.getrandbits(6)); self.drop ="),
+            NETWORK.replace(
+                "self.drop =", "Net.built = getattr(Net, 'built', 0) + 1; self.fc2 = nn.Linear(1, Net.built); self.drop ="
+            ),
             "repeatable",
             "note",
             "",
