@@ -14,7 +14,7 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.config.reader import build_config, experiment_from_json, load_experiment, read_yaml
 from pneumofed.common.errors import ConfigError, PrintableFormatter
-from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY, ask_soon_for_parts
+from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY, tune_parts
 from pneumofed.server.federation.run import run_federation
 from pneumofed.server.federation.survey import run_survey
 
@@ -33,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
         ConfigError: the run config names no coordinator file, or a file that it names is wrong.
     """
     _show_log()
-    ask_soon_for_parts()
+    tune_parts()
     settings = read_coordinator(context.run_config)
     if settings.survey is not None:
         run_survey(grid, experiment_of(context.run_config), settings)

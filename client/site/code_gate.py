@@ -47,7 +47,7 @@ from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import FlowerError, PolicyError
 from pneumofed.common.ops.app_bundle import PACKAGE, hash_bundle
 from pneumofed.common.wire.fields import foreign_sentence
-from pneumofed.common.wire.messages import CONFIG, ask_soon_for_parts, build_failure
+from pneumofed.common.wire.messages import CONFIG, build_failure, tune_parts
 
 logger = logging.getLogger(__name__)
 FLOWER_VERSION = "1.41."
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_args_flwr_app_common(parser)
     args = parser.parse_args(arguments)
     runtime = guard(args.site, args.command)
-    ask_soon_for_parts()
+    tune_parts()
     runtime.run_clientapp(
         runtime_api_address=args.runtime_api_address,
         token=try_obtain_flwr_app_token(args),

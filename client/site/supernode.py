@@ -3,15 +3,16 @@
     python -P -m pneumofed.client.site.supernode [--client-certificate client.crt --client-key client.key] ... what
     flower-supernode takes ...
 
-Five things of Flower 1.41 are fixed, three of them in its client of the fleet interface; everything else is Flower's own.
+Six things of Flower 1.41 are fixed, four of them in its client of the fleet interface; everything else is Flower's own.
 
 - It takes a TLS handshake that timed out or was cut off for a wrong certificate: it gives up, and deletes the reply that it was about
   to send, which may be an hour's training.
+- It waits 30 s for a part of a reply to be sent and taken, and then sends it again: over 2 Mbit/s no part of a large model ever arrives.
 - It promises a heartbeat every 30 s, so that the coordinator takes a site for lost, and its work with it, that was cut off for a minute.
 - It asks for the next message every 3 s, and looks for its own app's answer every 0.5 s: in a secure round of ten messages that alone is
   half a minute. `Pace` asks soon after a message, and less and less often.
-- Whoever waits for a part of a message that is still on its way waits 1, 2, 4, 8 s (`ask_soon_for_parts`), and its SuperExec is told at
-  once, four times a second, that there is no task; `TaskBell` lets it wait for one.
+- Large messages travel in parts of 5 MB, each of which costs a request, and whoever waits for a part that is still on its way waits 1, 2,
+  4, 8 s (`tune_parts`); its SuperExec is told at once, four times a second, that there is no task; `TaskBell` lets it wait for one.
 - It cannot show a client certificate to a proxy that asks for mutual TLS, since it builds a TLS context only from the root certificates.
 """
 
@@ -37,7 +38,7 @@ from flwr.supernode.servicer.runtime import runtime_handlers
 
 from pneumofed.client.site.code_gate_resident import start_resident
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.wire.messages import ask_soon_for_parts
+from pneumofed.common.wire.messages import tune_parts
 
 HEARTBEAT_INTERVAL_SEC = 75.0
 """Within twice this time (Flower's HEARTBEAT_PATIENCE) the site sends a heartbeat, or counts as lost. It is sent every 24 s all the
@@ -47,6 +48,10 @@ LEAST_WAIT_SEC, LATE_BY = 0.1, 0.05
 PART_PAUSES_SEC = 0.2, 1.0
 """First and longest pause before the coordinator is asked again for a part of a message that is not there yet: all sites ask at the time
 when it puts the parts there, and each question takes some of its processor."""
+PART_TIMEOUT_SEC = 170.0
+"""How long a part of a reply may take. Two are sent at a time, and the SuperLink forgets a reply of which no part came for 180 s (Flower's
+OBJECT_PUSH_SESSION_TTL_SECONDS): a line of 1.5 Mbit/s suffices."""
+PUSH_PART = "/v1/fleet/push-object"
 OWN_WAIT_SEC = 0.02
 """How often this process looks for its own app's answer, which lies in its memory."""
 HOLD_SEC = 2.0
@@ -137,8 +142,8 @@ class TaskBell:
 
 
 class RetryingClient(FleetHttpClient):
-    """Flower's client of the fleet interface, whose callers try again after a handshake that failed for a transient reason, and
-    which promises a heartbeat every `HEARTBEAT_INTERVAL_SEC`."""
+    """Flower's client of the fleet interface, whose callers try again after a handshake that failed for a transient reason, which has
+    patience with a slow line, and which promises a heartbeat every `HEARTBEAT_INTERVAL_SEC`."""
 
     def ActivateNode(self, request: ActivateNodeRequest) -> ActivateNodeResponse:  # noqa: N802
         request.heartbeat_interval = HEARTBEAT_INTERVAL_SEC
@@ -149,6 +154,9 @@ class RetryingClient(FleetHttpClient):
         return super().SendNodeHeartbeat(request)
 
     def _unary_unary(self, **call: Any) -> Any:
+        if call["path"] == PUSH_PART:  # whoever does not answer at all is found out as soon as ever
+            others = self._client.timeout.as_dict()
+            call["timeout"] = httpx.Timeout(**{**others, "read": PART_TIMEOUT_SEC, "write": PART_TIMEOUT_SEC})
         try:
             return super()._unary_unary(**call)
         except httpx.TransportError as error:
@@ -204,7 +212,7 @@ def main(arguments: Sequence[str] | None = None, start: Callable[[], None] = flo
     client = client_with_certificate(ours.client_certificate, ours.client_key) if ours.client_certificate else RetryingClient
     fleet_http_connection.FleetHttpClient = client  # type: ignore[misc]
     _set_pace(start_client_internal, Pace())
-    ask_soon_for_parts(*PART_PAUSES_SEC)
+    tune_parts(*PART_PAUSES_SEC)
     TaskBell().install()
     if ours.gate:
         start_resident(ours.gate)

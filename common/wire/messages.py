@@ -30,6 +30,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +56,9 @@ from pneumofed.common.wire.fields import (
     site_report,
 )
 
+PART_BYTES = 15 << 20
+"""Of a large message, per request of Flower's; its own 5 MB make three times as many requests, each of which costs the SuperLink, the
+SuperNode and the message's process some 10 ms besides its bytes."""
 LONGEST_WAIT_FOR_A_PART_SEC = 5000.0
 """How long whoever waits for a part of a message tries: Flower's own 500 tries, of which each but the first few comes 10 s later."""
 Content = RecordDict
@@ -402,8 +406,8 @@ def attach_held(content: RecordDict, held: Sequence[str]) -> None:
         record_named(content.config_records, SITE)[key] = digest
 
 
-def ask_soon_for_parts(first_sec: float = 0.05, longest_sec: float = 0.25) -> None:
-    """Lets Flower ask soon again, in this process, for the parts of a message (5 MB each) that are still on their way to it.
+def tune_parts(first_sec: float = 0.05, longest_sec: float = 0.25) -> None:
+    """Lets Flower, in this process, send large messages in parts of `PART_BYTES`, and ask soon again for parts that are still on their way.
 
     A message is announced before its parts are there, so that who asks for them waits for nearly each large message; Flower pauses
     1, 2, 4, 8 and then always 10 s.
@@ -412,6 +416,8 @@ def ask_soon_for_parts(first_sec: float = 0.05, longest_sec: float = 0.25) -> No
         first_sec: the first pause; each is twice as long as the one before. The defaults are for whoever asks by itself.
         longest_sec: the longest one.
     """
+    array_module: Any = sys.modules[Array.__module__]
+    array_module.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE = PART_BYTES
     tries = math.ceil(LONGEST_WAIT_FOR_A_PART_SEC / longest_sec)
     patience = {"initial_backoff": first_sec, "backoff_cap": longest_sec, "max_tries_per_object": tries}
     for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):

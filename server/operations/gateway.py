@@ -39,7 +39,7 @@ FLEET_CALLS = (
 """All but `register-node` and `unregister-node`, which are the coordinator's: `flwr.superlink.routers.fleet.router`."""
 BODY_LIMITS = {"stranger": "16k", "small": "1m", "large": "16m"}
 """Of a request, in nginx's words, by who sends it and what, since the SuperLink reads a request whole before it verifies the signature.
-`stranger`: who shows no key of a site; `large`: a piece of a message (`push-object`), 5 MB in Flower 1.41; `small`: all else."""
+`stranger`: who shows no key of a site; `large`: a part of a message (`push-object`), at most `PART_BYTES`; `small`: all else."""
 
 
 @dataclass(frozen=True)

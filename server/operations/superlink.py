@@ -2,9 +2,10 @@
 
     python -P -m pneumofed.server.operations.superlink ... what flower-superlink takes ...
 
-Of Flower 1.41 two things are changed. It tells a site at once that there is no message, so that who is to have one soon has to ask many
-times a second, at 15 ms of the SuperLink's processor each, in which nothing else is answered (`MessageBell`). And it takes a site that
-was lost in again at any time, so that whoever waits for the answer that went with it may never hear of the loss (`after_notice`).
+Of Flower 1.41 four things are changed. It tells a site at once that there is no message, so that who is to have one soon has to ask many
+times a second, at 15 ms of the SuperLink's processor each, in which nothing else is answered (`MessageBell`). It takes a site that was
+lost in again at any time, so that whoever waits for the answer that went with it may never hear of the loss (`after_notice`). It looks for
+tasks whose process has died at each request (`seldom`), and hands each 64 KiB of a request's body through nine layers (`WholeBodies`).
 
 The control interface is asked in this process and not with the `flwr` command, which costs two seconds a call and shows neither a node's
 name nor its key.
@@ -17,7 +18,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -48,6 +49,8 @@ HOLD_SEC = 3.0
 """How long a site's question is held at most: a site whose key was revoked is refused at the next one."""
 MOST_HELD = 16
 """How many questions are held at a time; each takes one of the 40 threads with which the SuperLink answers (anyio's default)."""
+LOOK_SEC = 1.0
+"""How often the SuperLink looks for tasks whose process has not been heard of; Flower gives one 30 s and more."""
 NOTICE_SEC = 3.0
 """How long a site stays lost: a round asks for its answer once a second at least (`server.federation.messaging.LONGEST_PAUSE_SEC`)."""
 
@@ -240,13 +243,68 @@ def after_notice(activate: Callable[..., Any], now: Callable[[], float] = time.t
     return activate_node
 
 
+def seldom(look: Callable[[Any], None], now: Callable[[], float] = time.monotonic) -> Callable[[Any], None]:
+    """Wraps what each request begins with, so that it is done every `LOOK_SEC` at most: it writes to the database, of which there is one.
+
+    Args:
+        look: Flower's search for tasks whose process has died.
+        now: seconds.
+    """
+    last = -LOOK_SEC
+
+    def look_sometimes(state: Any) -> None:
+        nonlocal last
+        if now() - last >= LOOK_SEC:
+            last = now()
+            look(state)
+
+    return look_sometimes
+
+
+class WholeBodies:
+    """Hands a request's body on in one piece, as the first of whoever of Flower's would pass on each of its pieces (ASGI).
+
+    Whole it is held in memory anyhow, before anything of it is looked at; nginx says how large it may be.
+
+    Args:
+        app: what comes next.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
+        given = scope["type"] != "http"
+
+        async def receive_whole() -> Any:
+            nonlocal given
+            if given:
+                return await receive()
+            pieces = []
+            while not given:
+                message = await receive()
+                if message["type"] != "http.request":
+                    return message  # whoever asked is gone
+                pieces.append(message.get("body", b""))
+                given = not message.get("more_body", False)
+            return {"type": "http.request", "body": b"".join(pieces), "more_body": False}
+
+        await self._app(scope, receive_whole, send)
+
+
 def main() -> None:
     """Starts Flower's SuperLink with the options of its own."""
+    from flwr.supercore.corestate.sql_corestate import SqlCoreState
+    from flwr.superlink import main as superlink
     from flwr.superlink.cli import flower_superlink
     from flwr.superlink.servicer.fleet import fleet_handlers
+    from starlette.middleware import Middleware
 
-    inside = cast(Any, fleet_handlers)
-    inside.activate_node = after_notice(inside.activate_node)
+    handlers, state, inside = cast(Any, fleet_handlers), cast(Any, SqlCoreState), cast(Any, superlink)
+    handlers.activate_node = after_notice(handlers.activate_node)
+    state._cleanup_expired_task_tokens = seldom(state._cleanup_expired_task_tokens)
+    layers = inside._get_middleware
+    inside._get_middleware = lambda: [Middleware(WholeBodies), *layers()]
     MessageBell().install()
     sys.argv[0] = "flower-superlink"
     flower_superlink()

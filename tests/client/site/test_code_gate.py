@@ -353,7 +353,7 @@ def test_the_installed_code_runs_as_it_was_imported_and_finds_the_rest_in_its_bu
     assert not take_task(site, content, monkeypatch).has_error()
     assert sys.modules["pneumofed.client.app"] is app
     unpacked = site / "work" / code_gate.APPS_FOLDER / hash_bundle(content)
-    assert list(sys.modules["pneumofed.client.privacy"].__path__) == [str(unpacked / "pneumofed" / "client" / "privacy")]
+    assert list(sys.modules["pneumofed.client.federation"].__path__) == [str(unpacked / "pneumofed" / "client" / "federation")]
 
 
 @pytest.mark.parametrize("when", ["while it was imported", "since", "in the bundle"])

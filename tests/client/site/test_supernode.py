@@ -7,7 +7,8 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,14 @@ import pytest
 from flwr.common.constant import HEARTBEAT_PATIENCE
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import PushObjectRequest
 from flwr.proto.runtime_pb2 import AcquireTaskRequest, AcquireTaskResponse
-from flwr.supercore.constant import HTTP_SERVER_SHUTDOWN_TIMEOUT, TaskType
+from flwr.supercore.constant import (
+    FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES,
+    HTTP_SERVER_SHUTDOWN_TIMEOUT,
+    OBJECT_PUSH_SESSION_TTL_SECONDS,
+    TaskType,
+)
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supernode.nodestate import NodeStateFactory
@@ -25,7 +32,8 @@ from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from flwr.supernode.servicer.runtime import runtime_handlers
 
 from pneumofed.client.site.service import LEASE_SEC, RETRY_SEC
-from pneumofed.client.site.supernode import HEARTBEAT_INTERVAL_SEC, HOLD_SEC, RetryingClient, TaskBell
+from pneumofed.client.site.supernode import HEARTBEAT_INTERVAL_SEC, HOLD_SEC, PART_TIMEOUT_SEC, RetryingClient, TaskBell
+from pneumofed.common.wire.messages import PART_BYTES
 from tests.client.superlink import issue
 
 
@@ -95,6 +103,48 @@ def test_signs_of_life_are_promised_with_room_for_a_cut_network(monkeypatch: pyt
     client.SendNodeHeartbeat(SendNodeHeartbeatRequest(heartbeat_interval=30))
     assert [request.heartbeat_interval for request in sent] == [HEARTBEAT_INTERVAL_SEC, HEARTBEAT_INTERVAL_SEC]
     assert HEARTBEAT_PATIENCE * HEARTBEAT_INTERVAL_SEC + RETRY_SEC < LEASE_SEC
+
+
+@contextmanager
+def slow_to_answer(seconds: float) -> Iterator[str]:
+    """A server that takes a request whole, and answers it so late, as through a slow line."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["content-length"]))
+            time.sleep(seconds)
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            with suppress(OSError):  # whoever asked has gone
+                self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_part_of_a_reply_may_take_its_time_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with slow_to_answer(1.0) as address:
+        client = RetryingClient(address, timeout=0.3)
+        assert not client.PushObject(PushObjectRequest(object_content=b"weights")).stored  # what an empty answer says
+        with pytest.raises(httpx.TimeoutException):
+            client.PullMessages(PullMessagesRequest())
+
+
+def test_a_line_of_one_and_a_half_megabits_a_second_is_fast_enough() -> None:
+    at_a_time = FLWR_PRIVATE_MAX_CONCURRENT_OBJ_PUSHES * PART_BYTES * 8
+    assert at_a_time / PART_TIMEOUT_SEC < 1.5e6
+    assert PART_TIMEOUT_SEC < OBJECT_PUSH_SESSION_TTL_SECONDS  # after which the SuperLink has forgotten the reply
 
 
 @pytest.fixture

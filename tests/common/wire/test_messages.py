@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app.message import array
+from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.node_pb2 import Node
 from flwr.supercore.constant import PULL_BACKOFF_CAP, PULL_MAX_TRIES_PER_OBJECT
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.task_identity import TaskIdentity
@@ -28,15 +31,16 @@ from pneumofed.common.wire.messages import (
     ModelArrays,
     Presence,
     Update,
-    ask_soon_for_parts,
     build_failure,
     pack_arrays,
     pack_presence,
     pack_update,
     read_failure,
+    tune_parts,
     unpack_presence,
     unpack_update,
 )
+from pneumofed.server.operations.gateway import BODY_LIMITS
 
 ARRAYS = ModelArrays(np.arange(5, dtype=np.float32), np.ones(2, dtype=np.float32))
 PRESENCE = Presence("site-1", "abc", {"train": 12})
@@ -205,6 +209,22 @@ def test_a_failure_tells_the_class_and_a_fixed_sentence_and_nothing_of_the_text(
         assert failure.sentence
 
 
+def test_a_large_message_travels_in_few_parts_that_the_gateway_lets_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(array, "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", 5 << 20)  # put back afterwards, as what follows
+    for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
+        monkeypatch.setattr(function, "__kwdefaults__", dict(function.__kwdefaults__ or {}))
+    weights = np.arange(11_180_000, dtype=np.float32)  # as many as ResNet18's
+    assert len(Array(weights).slice_array()) == 9
+    tune_parts()
+    sent = Array(weights)
+    parts = [part.deflate() for _, part in sent.slice_array()]
+    assert len(parts) == 3
+    request = PushObjectRequest(node=Node(node_id=2**63), run_id=2**63, object_id="f" * 64, session_id="f" * 64)
+    for request.object_content in parts:
+        assert len(request.SerializeToString()) < int(BODY_LIMITS["large"].removesuffix("m")) << 20
+    assert sent.numpy().tobytes() == weights.tobytes()
+
+
 def test_a_part_that_is_on_its_way_is_asked_for_soon_and_for_as_long_as_flower_would(monkeypatch: pytest.MonkeyPatch) -> None:
     for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
         monkeypatch.setattr(function, "__kwdefaults__", dict(function.__kwdefaults__ or {}))
@@ -216,13 +236,13 @@ def test_a_part_that_is_on_its_way_is_asked_for_soon_and_for_as_long_as_flower_w
             raise inflatable_utils.ObjectUnavailableError(identifier)
         return b"part"
 
-    ask_soon_for_parts()
+    tune_parts()
     started = time.monotonic()
     assert inflatable_utils.pull_objects(["a"], pull) == {"a": b"part"}
     assert time.monotonic() - started < 1.0  # Flower's own pauses are 1, 2 and 4 s
     patience = inflatable_utils.pull_and_inflate_object_from_tree.__kwdefaults__ or {}
     assert patience["backoff_cap"] * patience["max_tries_per_object"] == LONGEST_WAIT_FOR_A_PART_SEC
     assert LONGEST_WAIT_FOR_A_PART_SEC == PULL_BACKOFF_CAP * PULL_MAX_TRIES_PER_OBJECT
-    ask_soon_for_parts(0.2, 1.0)
+    tune_parts(0.2, 1.0)
     patience = inflatable_utils.pull_objects.__kwdefaults__ or {}
     assert (patience["initial_backoff"], patience["backoff_cap"], patience["max_tries_per_object"]) == (0.2, 1.0, 5000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import threading
 import time
@@ -11,15 +12,27 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
 from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
 from flwr.superlink.routers.fleet import router as fleet_router
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pneumofed.client.site.supernode import LATE_BY, LEAST_WAIT_SEC
 from pneumofed.server.federation.messaging import LONGEST_PAUSE_SEC
-from pneumofed.server.operations.superlink import HOLD_SEC, NOTICE_SEC, FlowerRefusal, MessageBell, after_notice
+from pneumofed.server.operations.superlink import (
+    HOLD_SEC,
+    LOOK_SEC,
+    NOTICE_SEC,
+    FlowerRefusal,
+    MessageBell,
+    WholeBodies,
+    after_notice,
+    seldom,
+)
 
 
 def ask(bell: MessageBell, there: list[str]) -> tuple[list[str], float]:
@@ -140,6 +153,48 @@ def test_a_site_that_was_lost_comes_back_when_whoever_waits_for_it_knows(tmp_pat
     clock.ahead = 1.1 * NOTICE_SEC
     assert activate(request=asked, state=state).node_id == site
     assert NOTICE_SEC > 2 * LONGEST_PAUSE_SEC
+
+
+def test_tasks_of_dead_processes_are_looked_for_once_a_second_and_not_at_each_request(tmp_path: Path) -> None:
+    _, states = get_objectstore_linkstate_factories(str(tmp_path / "superlink.db"), get_federation_manager())
+    state, looks, now = states.state(), list[object](), [100.0]
+    assert callable(state._cleanup_expired_task_tokens)  # type: ignore[attr-defined]
+    look = seldom(looks.append, lambda: now[0])
+    for now[0] in (100.0, 100.1, 100.9, 101.0, 101.5, 140.0):
+        look(state)
+    assert looks == [state] * 3
+    assert LOOK_SEC < HEARTBEAT_DEFAULT_INTERVAL / 10
+
+
+@given(st.lists(st.binary(max_size=50), min_size=1, max_size=8))
+def test_a_body_comes_whole_however_it_was_sent(pieces: list[bytes]) -> None:
+    sent = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
+    sent[-1]["more_body"] = False
+    assert received("http", sent, 2) == [{"type": "http.request", "body": b"".join(pieces), "more_body": False}, GONE]
+
+
+def test_who_goes_away_in_the_middle_is_gone_and_other_protocols_pass() -> None:
+    begun = {"type": "http.request", "body": b"half", "more_body": True}
+    assert received("http", [begun], 1) == [GONE]
+    assert received("lifespan", [{"type": "lifespan.startup"}], 1) == [{"type": "lifespan.startup"}]
+
+
+GONE = {"type": "http.disconnect"}
+
+
+def received(kind: str, sent: list[dict[str, Any]], times: int) -> list[Any]:
+    """What an app behind `WholeBodies` receives, asking so many times."""
+    waiting, found = [*sent, GONE], list[Any]()
+
+    async def receive() -> Any:
+        return waiting.pop(0)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for _ in range(times):
+            found.append(await receive())
+
+    asyncio.run(WholeBodies(app)({"type": kind}, receive, None))  # type: ignore[arg-type]
+    return found
 
 
 def test_an_unknown_site_is_told_so_by_flower(tmp_path: Path) -> None:
