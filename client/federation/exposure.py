@@ -29,6 +29,7 @@ RULED: dict[str, tuple[str, ...]] = {
         "max_epsilon",
     ),
     "evaluation.every_rounds": ("max_evaluations_per_day", "max_evaluations_per_data"),
+    "evaluation.validate_every_rounds": ("max_evaluations_per_day", "max_evaluations_per_data"),
     "evaluation.fraction_sites": ("max_evaluations_per_day", "max_evaluations_per_data"),
     "evaluation.alone": (
         "train_alone",

@@ -534,8 +534,13 @@ class EvaluationConfig(Section):
 
     every_rounds: Count = 1
     """The central sets are evaluated after each so many rounds, and always after the last."""
+    validate_every_rounds: Count = 1
+    """The sites judge the new model on their validation patients after each so many rounds, after the last one, and wherever the central
+    sets are evaluated, at the threshold that these patients choose. Each time is a message to every site, and an answer about the same
+    patients, of which a policy allows `max_evaluations_per_data`. Only such a round's model can be kept as the best one; early stopping
+    and the schedule `plateau` count these rounds only."""
     fraction_sites: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of the sites that evaluate the new model on their validation patients after each round."""
+    """Share of the sites that evaluate the new model on their validation patients in such a round."""
     bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 1000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     batch_size: Count = 64
@@ -559,12 +564,16 @@ class EvaluationConfig(Section):
     coordinator has the other sites judge on their validation patients: whose model does how well on whose patients. Off, since a model
     of one hospital's images travels to other hospitals, and each model is one more answer without noise."""
 
+    @model_serializer(mode="wrap")
+    def _leave_out_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(write(self), validate_every_rounds=1)
+
 
 class EarlyStoppingConfig(Section):
     """Stops a run whose validation AUROC no longer grows."""
 
     patience_rounds: Annotated[int, Field(ge=0)] = 0
-    """Rounds without improvement before the run stops; 0 is off."""
+    """Validated rounds (`evaluation.validate_every_rounds`) without improvement before the run stops; 0 is off."""
     min_delta: NonNegative = 0.001
 
 
@@ -627,6 +636,14 @@ class ExperimentConfig(Section):
         """`training.split_seed`, or the run's seed where it is unset."""
         return self.seed if self.training.split_seed is None else self.training.split_seed
 
+    def judges_centrally(self, round_number: int) -> bool:
+        """Whether the central sets are evaluated after the round (from 1)."""
+        return round_number % self.evaluation.every_rounds == 0 or round_number == self.rounds
+
+    def validates(self, round_number: int) -> bool:
+        """Whether the sites judge the round's model (from 1) on their validation patients."""
+        return round_number % self.evaluation.validate_every_rounds == 0 or self.judges_centrally(round_number)
+
     @property
     def proximal_mu(self) -> float:
         """`training.proximal_mu`, or the strategy's own value where it is unset."""
@@ -663,10 +680,11 @@ class ExperimentConfig(Section):
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
             raise ValueError("model.head_first_rounds must be smaller than rounds")
         needed = self.training.plateau.patience_rounds + 3
-        if self.training.schedule == "plateau" and self.rounds < needed:
+        if self.training.schedule == "plateau" and (validated := sum(map(self.validates, range(1, self.rounds + 1)))) < needed:
             raise ValueError(
-                f"training.schedule is 'plateau', but with training.plateau.patience_rounds {needed - 3} the rate cannot fall before round "
-                f"{needed}, and rounds is {self.rounds}; take more rounds, less patience or another schedule"
+                f"training.schedule is 'plateau', but with training.plateau.patience_rounds {needed - 3} the rate can fall after "
+                f"{needed - 1} validated rounds at the earliest, and {validated - 1} come before the last; take more rounds, less patience "
+                "or another schedule"
             )
         if self.training.batch_size == 1 and self.model.trains_batch_norm and self.privacy.mechanism == "none":
             raise ValueError(

@@ -300,7 +300,7 @@ def plateau_factor(cfg: TrainingConfig, values: Sequence[float | None]) -> float
 
     Args:
         cfg: `schedule`, `plateau` and `final_factor`.
-        values: the monitored value of each round so far, in order. A round that has none changes nothing.
+        values: the monitored value of each round so far, in order. A round that has none, as one that is not validated, changes nothing.
     """
     if cfg.schedule != "plateau":
         return 1.0

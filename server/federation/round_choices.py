@@ -154,7 +154,7 @@ class LearningRate:
             logger.info(
                 "round %d: validation %s no longer improves; the rate falls to %.4g of its first", record.round, monitor, comes
             )
-        if self._values[-1] is None:
+        if self._values[-1] is None and self._experiment.validates(record.round):
             logger.warning(
                 "round %d: no validation %s, by which the schedule plateau decides; the rate stays", record.round, monitor
             )

@@ -83,7 +83,7 @@ class Coordinator:
         directory: which connected node is which site.
         secure: set where the experiment asks for secure aggregation.
         buffered: set where it asks for asynchronous rounds.
-        validation: the hospitals' pooled validation statistics of the last round.
+        validation: the hospitals' pooled validation statistics of the last round; None where they were not asked for them.
         predictions: of the central sets by the last round's model and by the best one's so far, by round.
         key_roster: the sites' signed node keys, where the experiment asks for secure aggregation.
         clock: of a simulation that goes by virtual time.
@@ -157,10 +157,7 @@ class Coordinator:
         clock.lap("aggregate")
 
         # Evaluate the new model on the sites' validation images, whose pooled statistics choose the threshold.
-        evaluating = draw_sites(sites, cfg.evaluation.fraction_sites, cfg.seed, number)
-        evaluated = self._evaluate(evaluating, number)
-        self.validation = evaluated.pooled
-        threshold = choose_threshold(evaluated.pooled, cfg.evaluation.threshold_policy, cfg.evaluation.target)
+        evaluated, threshold = self._validate(sites, number)
         clock.lap("evaluate")
 
         # Evaluate at that threshold on the central sets, which no hospital has seen.
@@ -285,6 +282,15 @@ class Coordinator:
             np.where(parameters, before.parameters, after.parameters), np.where(statistics, before.statistics, after.statistics)
         )
 
+    def _validate(self, sites: Sequence[str], number: int) -> tuple[EvaluationOutcome | None, ChosenThreshold | None]:
+        """What the sites' validation patients say of `kept`; nothing in a round that `evaluation.validate_every_rounds` skips."""
+        cfg, self.validation = self.experiment.evaluation, None
+        if not self.experiment.validates(number):
+            return None, None
+        evaluated = self._evaluate(draw_sites(sites, cfg.fraction_sites, self.experiment.seed, number), number)
+        self.validation = evaluated.pooled
+        return evaluated, choose_threshold(evaluated.pooled, cfg.threshold_policy, cfg.target)
+
     def _evaluate(self, evaluating: Sequence[str], number: int) -> EvaluationOutcome:
         """The pooled validation statistics of `kept`. Sites that do not answer are left out of them; none has to answer."""
         content = self._instruct(number, self.kept)
@@ -318,10 +324,9 @@ class Coordinator:
         pooled = sum((statistics for _, statistics in good.values()), zero)
         return EvaluationOutcome(pooled, dict(sorted(good.items())), bad, personal=personal)
 
-    def _evaluate_centrally(self, number: int, threshold: ChosenThreshold) -> dict[str, Any]:
+    def _evaluate_centrally(self, number: int, threshold: ChosenThreshold | None) -> dict[str, Any]:
         """Metrics of the central sets by field of the round's record; empty in a round that `evaluation.every_rounds` skips."""
-        cfg = self.experiment
-        if number % cfg.evaluation.every_rounds and number != cfg.rounds:
+        if threshold is None or not self.experiment.judges_centrally(number):
             return {}
         return by_field(self.central_evaluator.results(self.predict_centrally(number), threshold.value))
 
@@ -361,26 +366,37 @@ def _results_of(
     number: int,
     drawn: Sequence[str],
     trained: TrainingOutcome,
-    evaluated: EvaluationOutcome,
-    threshold: ChosenThreshold,
+    evaluated: EvaluationOutcome | None,
+    threshold: ChosenThreshold | None,
 ) -> dict[str, Any]:
     """What the sites' replies gave, by field of the round's record."""
-    return {
+    found: dict[str, Any] = {
         "round": number,
         "drawn": tuple(drawn),
-        "failures": {site: str(failure) for site, failure in {**trained.failures, **evaluated.failures}.items()},
+        "failures": _sentences(trained.failures),
         "left_out": {site: failure.sentence for site, failure in trained.left_out.items()},
-        "threshold": StoredThreshold.model_validate(vars(threshold)),
-        "validation": Metrics.model_validate(metrics(evaluated.pooled, threshold.value)),
-        "sites": _site_rounds(trained.sites, evaluated, threshold.value),
+        "sites": {site: SiteRound(train=training) for site, training in sorted(trained.sites.items())},
         **_present(
             secure_sum=trained.secure_sum,
             central_epsilon=trained.central_epsilon,
             staleness=trained.staleness,
             simulated_time=trained.simulated_time,
-            secure_validation=evaluated.secure_validation,
         ),
     }
+    if evaluated is None or threshold is None:
+        return found
+    return {
+        **found,
+        "failures": _sentences({**trained.failures, **evaluated.failures}),
+        "threshold": StoredThreshold.model_validate(vars(threshold)),
+        "validation": Metrics.model_validate(metrics(evaluated.pooled, threshold.value)),
+        "sites": _site_rounds(trained.sites, evaluated, threshold.value),
+        **_present(secure_validation=evaluated.secure_validation),
+    }
+
+
+def _sentences(failures: Mapping[str, Failure]) -> dict[str, str]:
+    return {site: str(failure) for site, failure in failures.items()}
 
 
 def _present(**parts: Any) -> dict[str, Any]:

@@ -404,15 +404,16 @@ def _judged(line: RoundRecord) -> JudgedRound:
 
 
 def stalled(history: Sequence[RoundRecord], cfg: EarlyStoppingConfig) -> bool:
-    """Says whether the last `patience_rounds` rounds brought no validation AUROC above the best before them by `min_delta`.
+    """Says whether the last `patience_rounds` validated rounds brought no AUROC above the best before them by `min_delta`.
 
     Args:
-        history: every completed round, in order.
+        history: every completed round, in order; those that were not validated do not count.
         cfg: with a patience of 0 no run stops early.
     """
-    if cfg.patience_rounds == 0 or len(history) <= cfg.patience_rounds:
+    judged = [line for line in history if line.validation is not None]
+    if cfg.patience_rounds == 0 or len(judged) <= cfg.patience_rounds:
         return False
-    before, recent = history[: -cfg.patience_rounds], history[-cfg.patience_rounds :]
+    before, recent = judged[: -cfg.patience_rounds], judged[-cfg.patience_rounds :]
     return max(map(validation_auroc, recent)) < max(map(validation_auroc, before)) + cfg.min_delta
 
 

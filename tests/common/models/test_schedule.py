@@ -105,5 +105,5 @@ def test_a_plateau_that_no_round_can_see_the_end_of_is_refused() -> None:
     assert [plateau_factor(cfg, [0.5] * rounds) for rounds in range(4)] == [1.0, 1.0, 1.0, 0.5]  # before rounds 1 to 4
     values = {"rounds": 4, "training": {"schedule": "plateau", "plateau": {"patience_rounds": 1}}}
     assert build_config(ExperimentConfig, values).rounds == 4
-    with pytest.raises(ConfigError, match="cannot fall before round 4, and rounds is 3"):
+    with pytest.raises(ConfigError, match="can fall after 3 validated rounds at the earliest, and 2 come before the last"):
         build_config(ExperimentConfig, {**values, "rounds": 3})

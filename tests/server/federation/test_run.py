@@ -32,6 +32,7 @@ from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.after_rounds import first_arrays
 from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.round_choices import LearningRate
+from pneumofed.server.report.report import write_report
 from pneumofed.server.runs.checkpoints import read_checkpoint
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import Metrics, RoundRecord
@@ -245,6 +246,15 @@ def test_a_round_without_validation_leaves_the_rate_and_says_so(caplog: pytest.L
     assert "round 2: no validation loss" in said and "round 3" in said and "falls to 0.5" in said
 
 
+def test_a_round_that_was_not_to_be_validated_needs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
+    experiment = tiny_experiment(rounds=9, training=PLATEAU, evaluation=SELDOM)
+    rate = LearningRate(experiment)
+    for number in range(1, 6):
+        rate.remember(RoundRecord(round=number, validation=None if number % 2 else Metrics(log_loss=0.5)))
+    assert [rate.factor(number) for number in range(1, 7)] == [1.0, 1.0, 1.0, 1.0, 0.5, 0.5]
+    assert "no validation" not in caplog.text
+
+
 def test_resuming_with_other_settings_names_them(tmp_path: Path) -> None:
     federation = TinyFederation(tmp_path)
     federation.run("run", tiny_experiment())
@@ -345,6 +355,47 @@ def test_a_run_that_no_longer_improves_stops_early(tmp_path: Path) -> None:
     summary = federation.run("run", tiny_experiment(rounds=6, early_stopping={"patience_rounds": 1, "min_delta": 0.6}))
     assert summary.status == "succeeded"
     assert summary.rounds_completed == 2
+
+
+SELDOM = {"every_rounds": 8, "validate_every_rounds": 2}
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.7])
+def test_rounds_without_validation_train_as_any_and_ask_nobody_to_judge(tmp_path: Path, ema_decay: float) -> None:
+    federation, watching = TinyFederation(tmp_path), WatchingApp()
+    changes = {"rounds": 5, "strategy": {"ema_decay": ema_decay}}
+    federation.run("always", tiny_experiment(**changes, evaluation={"every_rounds": 8}))
+    seldom = tiny_experiment(**changes, evaluation=SELDOM)
+    with pytest.raises(Killed):
+        federation.run("seldom", seldom, grid=federation.grid(KillingApp(4)))
+    summary = federation.run("seldom", seldom, grid=federation.grid(watching), resume=True)
+    assert_same(weights(federation, "always"), weights(federation, "seldom"))
+    lines = {line.round: line for line in history(federation, "seldom")}
+    assert [number for number, line in lines.items() if line.validation is not None] == [2, 4, 5]
+    assert {number for kind, number in watching.seen if kind == "evaluate"} == {4, 5}
+    for line in history(federation, "always"):
+        mine = lines[line.round]
+        assert (mine.drawn, mine.mean_train_loss) == (line.drawn, line.mean_train_loss)
+        if mine.validation is None:
+            assert mine.threshold is None and not any(part.validation for part in mine.sites.values())
+        else:
+            assert (mine.threshold, mine.validation) == (line.threshold, line.validation)
+    assert summary.best_round in (2, 4, 5) and summary.threshold == lines[summary.best_round].threshold
+    assert write_report(tmp_path / "seldom").stat().st_size > 10_000
+
+
+def test_early_stopping_counts_the_rounds_that_are_validated(tmp_path: Path) -> None:
+    stopping = {"patience_rounds": 1, "min_delta": 0.6}
+    summary = TinyFederation(tmp_path).run("run", tiny_experiment(rounds=8, early_stopping=stopping, evaluation=SELDOM))
+    assert summary.rounds_completed == 4
+
+
+def test_whoever_asks_for_central_results_has_the_threshold_that_they_need() -> None:
+    often = tiny_experiment(rounds=7, evaluation={"every_rounds": 3, "validate_every_rounds": 2})
+    numbers = range(1, 8)
+    assert [number for number in numbers if often.judges_centrally(number)] == [3, 6, 7]
+    assert [number for number in numbers if often.validates(number)] == [2, 3, 4, 6, 7]
+    assert "validate_every_rounds" not in tiny_experiment().model_dump_json()  # an older site reads it as before
 
 
 def test_a_single_site_federation_is_local_training(tmp_path: Path) -> None:

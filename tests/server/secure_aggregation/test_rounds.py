@@ -106,6 +106,18 @@ def test_the_moving_average_is_judged_by_secure_sums_too(tmp_path: Path) -> None
     assert there(lines[-1].validation).auroc == pytest.approx(there(plain[-1].validation).auroc, abs=0.02)
 
 
+def test_a_round_without_validation_sums_the_updates_and_nothing_else(tmp_path: Path) -> None:
+    made = federation(tmp_path, sites=3)
+    seldom = {"every_rounds": 9, "validate_every_rounds": 2}
+    made.run("always", experiment(rounds=3, evaluation={"every_rounds": 9}))
+    made.run("seldom", experiment(rounds=3, evaluation=seldom))
+    lines, always = history(made, "seldom"), history(made, "always")
+    assert [line.secure_validation is not None for line in lines] == [False, True, True]
+    assert all(line.secure_sum is not None for line in lines)
+    assert [line.validation for line in lines[1:]] == [line.validation for line in always[1:]]
+    assert lines[0].bytes.up == always[0].bytes.up and lines[0].validation is None
+
+
 def test_scores_in_the_suitability_tests_come_as_one_sum_of_all_patients(tmp_path: Path) -> None:
     made = federation(tmp_path, sites=3)
     chosen = {"evaluation": {"hospital_reference": True}}
