@@ -193,7 +193,7 @@ def received(kind: str, sent: list[dict[str, Any]], times: int) -> list[Any]:
         for _ in range(times):
             found.append(await receive())
 
-    asyncio.run(WholeBodies(app)({"type": kind}, receive, None))  # type: ignore[arg-type]
+    asyncio.run(WholeBodies(app)({"type": kind}, receive, None))
     return found
 
 
