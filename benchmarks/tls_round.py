@@ -1,9 +1,10 @@
 """A round over the real transport against the same round in simulation: three sites, the 45 MB of ResNet18, TLS through the gateway.
 
-    python -m benchmarks.tls_round --rounds 4
+    python -m benchmarks.tls_round --rounds 6 [--only "float32" "secure"]
 
-Coordinator and sites are separate processes on loopback, so the network itself costs nothing; what is measured is Flower's polling, TLS,
-nginx, SQLite, and the start of a client process for each message. Needs nginx.
+Plain rounds in float32 and int8, and secure ones, each also without validation (`evaluation.validate_every_rounds`). Coordinator and sites
+are separate processes on loopback, so the network itself costs nothing; what is measured is Flower's polling, TLS, nginx, SQLite, and
+the fork for each message. Needs nginx.
 """
 
 from __future__ import annotations
@@ -13,18 +14,30 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from pneumofed.server.runs.folder import RunFolder, describe_environment
 from tests.e2e.real import NAMES, RealFederation, kaggle_source
 from tests.tiny import draw_manifest
 
 RESNET = {"model": {"name": "resnet18"}, "training": {"local_epochs": 1}, "image": {"size_px": 32}}
-PRECISIONS = ("float32", "float16", "int8")
+SELDOM = {"evaluation": {"every_rounds": 1000, "validate_every_rounds": 1000}}
+SECURE = {"secure_aggregation": {"enabled": True, "max_examples": 24}}  # all images of a site
+RUNS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "float32, no validation": SELDOM,
+    "int8": {"strategy": {"update_precision": "int8"}},
+    "secure": SECURE,
+    "secure, no validation": {**SECURE, **SELDOM},
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument(
+        "--rounds", type=int, default=6, help="of each run; the first is not counted, the last is always validated"
+    )
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS), help="these runs, and no simulation")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -33,22 +46,27 @@ def main() -> None:
         federation = RealFederation(folder, sources)
         try:
             federation.start()
-            for precision in PRECISIONS:
-                strategy = {"update_precision": precision}
-                federation.run(precision, rounds=options.rounds, strategy=strategy, **RESNET)
+            for what in options.only:
+                federation.run(_name(what), rounds=options.rounds, **RESNET, **RUNS[what])
         finally:
             federation.stop()
-        simulated = _simulate(folder, federation, options.rounds)
-        results = {f"TLS, {precision}": _measure(federation.run_folder(precision)) for precision in PRECISIONS}
-        results["simulation, float32"] = _measure(RunFolder(simulated))
+        results = {f"TLS, {what}": _measure(federation.run_folder(_name(what))) for what in options.only}
+        if len(options.only) == len(RUNS):
+            results["simulation, float32"] = _measure(RunFolder(_simulate(folder, federation, options.rounds)))
     print(json.dumps(describe_environment(), indent=1))
     for what, (total, train, up) in results.items():
-        print(f"{what:22} round {total:6.2f} s (median), of it training and its exchange {train:6.2f} s; {up / 1e6:6.2f} MB up")
+        print(f"{what:28} round {total:6.2f} s (median), of it training and its exchange {train:6.2f} s; {up / 1e6:6.2f} MB up")
+
+
+def _name(what: str) -> str:
+    return what.replace(", ", "-").replace(" ", "-")
 
 
 def _measure(folder: RunFolder) -> tuple[float, float, float]:
-    """Median seconds of a round and of its training phase, and bytes up of a round. The first round is left out: it starts processes."""
+    """Median seconds of a round and of its training phase, and bytes up of a round. The first round is left out: it starts processes; in
+    a run without validation the last one too, which has it."""
     lines = folder.read_history()[1:]
+    lines = [line for line in lines if line.validation is None] or lines
     total, train = [line.seconds.total or 0.0 for line in lines], [line.seconds.train or 0.0 for line in lines]
     return statistics.median(total), statistics.median(train), statistics.median(line.bytes.up for line in lines)
 
