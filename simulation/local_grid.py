@@ -81,15 +81,16 @@ class LocalGrid(Grid):
         return [self._keep(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Returns the replies that are there, and waits a moment where there is none; without workers one is made now.
+        """Returns the replies that are there, and waits a moment where no message at all has one; without workers one is made now.
 
         Args:
             message_ids: of `push_messages`.
         """
         wanted = list(message_ids)
-        working = [self._working[message_id] for message_id in wanted if message_id in self._working]
-        if working:  # who asks again and again would be told up to a whole interval late
-            wait(working, timeout=LONGEST_PULL_SEC, return_when=FIRST_COMPLETED)
+        if not self._working.keys().isdisjoint(wanted):
+            # Who asks again and again would be told up to a whole interval late. Not for those that are wanted only: who asks for some
+            # hundred replies a few at a time would wait for each few that nobody has begun, while others pile up.
+            wait(self._working.values(), timeout=LONGEST_PULL_SEC, return_when=FIRST_COMPLETED)
         ready = [message_id for message_id in wanted if message_id in self._working and self._working[message_id].done()]
         own = [message_id for message_id in wanted if message_id in self._waiting][:1]
         answered = [self._working.pop(message_id).result() for message_id in ready]

@@ -10,8 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.ops.processes import descendants
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import ARRAYS, ModelArrays
+from pneumofed.server.federation.messaging import ASKED_AT_ONCE, Messenger
+from pneumofed.server.runs.events import Activity
 from pneumofed.simulation import local_grid
 from pneumofed.simulation.workers import HospitalWorkers, SharedArrays, no_collections, take_identity
 
@@ -113,6 +116,35 @@ def test_a_reply_is_given_to_the_pull_that_waits_for_it(
     assert [reply.has_error() for reply in grid.pull_messages(sent)] == [True]
     assert not list(grid.pull_messages(sent))
     writer.join()
+
+
+class SlowWorkers:
+    """Two workers, each of which takes a while for a message, and how many of their replies wait to be taken."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.done, self.threads = seconds, 0, ThreadPoolExecutor(2)
+
+    def answer(self, asked: Message, _: Context) -> Future[Message]:
+        return self.threads.submit(self.work, asked)
+
+    def work(self, asked: Message) -> Message:
+        time.sleep(self.seconds)
+        self.done += 1
+        return Message(RecordDict(), reply_to=asked)
+
+
+def test_replies_do_not_pile_up_where_many_are_asked_for_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_identity()
+    monkeypatch.setattr(local_grid, "LONGEST_PULL_SEC", 0.05)
+    slow, most = SlowWorkers(0.1), 0
+    grid = local_grid.LocalGrid(None, [{"partition-id": 0}], {}, workers=cast("HospitalWorkers", slow))
+    messenger = Messenger(grid, Activity(tmp_path / "events.jsonl"))
+    left = list(grid.push_messages([message() for _ in range(40)]))
+    while left:
+        for reply in messenger.pull(left, ASKED_AT_ONCE):
+            left.remove(reply.metadata.reply_to_message_id)
+            most = max(most, slow.done - (40 - len(left)))
+    assert most <= 4  # of 2 workers; all but a few wherever the grid waits for those only that are asked for
 
 
 def test_the_collector_is_held_off_in_the_block_and_is_then_as_it_was() -> None:
