@@ -45,7 +45,7 @@ def describe_privacy(run: StoredRun) -> PrivacySection | None:
     if run.experiment is None:
         return None
     spent = _spent(run)
-    return PrivacySection(_protected(run, run.experiment, spent), [*_unprotected(run.experiment), *_trained_alone(run)], spent)
+    return PrivacySection(_protected(run, run.experiment, spent), [*_unprotected(run, run.experiment), *_trained_alone(run)], spent)
 
 
 def _spent(run: StoredRun) -> dict[str, float]:
@@ -108,7 +108,7 @@ def _planned(cfg: ExperimentConfig) -> str:
     return f"The rounds planned spend epsilon {cfg.privacy.target_epsilon:g} at each hospital."
 
 
-def _unprotected(cfg: ExperimentConfig) -> list[str]:
+def _unprotected(run: StoredRun, cfg: ExperimentConfig) -> list[str]:
     private, secret = cfg.privacy.mechanism != "none", cfg.secure_aggregation.enabled
     whose = "summed over the hospitals" if secret else "of each hospital"
     noised = " to the coordinator" if cfg.central_privacy.enabled else ""
@@ -116,7 +116,9 @@ def _unprotected(cfg: ExperimentConfig) -> list[str]:
     if not private or cfg.privacy.open_metrics:
         found.append(f"loss and accuracy in training, {whose}")
     found.append(f"numbers of images and of each class, {whose}")
-    found.append(f"validation statistics (how many images of each class have which score) in each round, {whose}")
+    judged = sum(line.validation is not None for line in run.history)
+    rounds = "in each round" if judged == len(run.history) else f"in {judged} of {counted(len(run.history), 'round')}"
+    found.append(f"validation statistics (how many images of each class have which score) {rounds}, {whose}")
     if cfg.personal.is_on and not secret and (not private or cfg.privacy.open_metrics):
         found.append("the same statistics of each hospital's own model, which itself never left")
     found.append("the threshold, which is chosen from those statistics")
