@@ -174,4 +174,5 @@ def describe_round(line: RoundRecord, rounds: int) -> str:
     sites = f"{len(line.trained)}/{len(line.drawn)} sites"
     stale = ", ".join(f"{site} {rounds}" for site, rounds in line.stale.items())
     sites += f" (rounds old: {stale})" if stale else ""
-    return f"round {line.round:>3}/{rounds}  {sites}  AUROC {'  '.join(shown)}  {line.seconds.total or 0.0:.1f} s{trouble}"
+    areas = f"AUROC {'  '.join(shown)}  " if shown else ""  # a round that nobody judged has none
+    return f"round {line.round:>3}/{rounds}  {sites}  {areas}{line.seconds.total or 0.0:.1f} s{trouble}"

@@ -216,9 +216,9 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
 
 
 def _log_round(line: RoundRecord, rounds: int) -> None:
-    areas = "  ".join(f"{name} AUROC {_shown(found.auroc)}" for name, found in line.measured.items())
-    counts = f"{len(line.trained)} of {len(line.drawn)} sites"
-    logger.info("round %d/%d  %s  %s  %.1f s", line.round, rounds, counts, areas, line.seconds.total)
+    areas = [f"{name} AUROC {_shown(found.auroc)}" for name, found in line.measured.items()]
+    facts = [f"{len(line.trained)} of {len(line.drawn)} sites", *areas, f"{line.seconds.total or 0.0:.1f} s"]
+    logger.info("round %d/%d  %s", line.round, rounds, "  ".join(facts))
 
 
 def _shown(value: float | None) -> str:

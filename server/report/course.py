@@ -45,7 +45,9 @@ def describe_privacy(run: StoredRun) -> PrivacySection | None:
     if run.experiment is None:
         return None
     spent = _spent(run)
-    return PrivacySection(_protected(run, run.experiment, spent), [*_unprotected(run, run.experiment), *_trained_alone(run)], spent)
+    return PrivacySection(
+        _protected(run, run.experiment, spent), [*_unprotected(run, run.experiment), *_trained_alone(run)], spent
+    )
 
 
 def _spent(run: StoredRun) -> dict[str, float]:

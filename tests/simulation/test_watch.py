@@ -9,7 +9,8 @@ import pytest
 from pneumofed.common.ops.progress import Progress
 from pneumofed.server.runs.events import EVENTS_FILE, Activity
 from pneumofed.server.runs.folder import RunFolder
-from pneumofed.simulation.watch import FINAL, ROUND, RUN, RunWatch
+from pneumofed.server.runs.records import Metrics, RoundRecord, RoundSeconds, SiteRound, SiteTraining
+from pneumofed.simulation.watch import FINAL, ROUND, RUN, RunWatch, describe_round
 
 
 class Shown(Progress):
@@ -67,3 +68,11 @@ def test_a_line_that_is_half_written_is_taken_when_it_is_whole(tmp_path: Path) -
     path.write_bytes(whole)
     watch.move()
     assert shown.steps[RUN][2] == "hospitals that have joined: 1"
+
+
+def test_a_rounds_line_says_what_was_judged_in_it_and_nothing_of_what_was_not() -> None:
+    trained = {site: SiteRound(train=SiteTraining(num_examples=1)) for site in "ab"}
+    line = RoundRecord(round=1, drawn=("a", "b"), sites=trained, seconds=RoundSeconds(total=2.0))
+    assert describe_round(line, 12) == "round   1/12  2/2 sites  2.0 s"
+    judged = line.updated(validation=Metrics(auroc=0.75), test=Metrics(auroc=0.5))
+    assert describe_round(judged, 12) == "round   1/12  2/2 sites  AUROC validation 0.7500  test 0.5000  2.0 s"
