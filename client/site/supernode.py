@@ -7,7 +7,7 @@ Six things of Flower 1.41 are fixed, four of them in its client of the fleet int
 
 - It takes a TLS handshake that timed out or was cut off for a wrong certificate: it gives up, and deletes the reply that it was about
   to send, which may be an hour's training.
-- It waits 30 s for a part of a reply to be sent and taken, and then sends it again: over 2 Mbit/s no part of a large model ever arrives.
+- It waits 30 s for a part of a reply to be sent and taken, and then sends it again: over a line of 2 Mbit/s none ever arrives.
 - It promises a heartbeat every 30 s, so that the coordinator takes a site for lost, and its work with it, that was cut off for a minute.
 - It asks for the next message every 3 s, and looks for its own app's answer every 0.5 s: in a secure round of ten messages that alone is
   half a minute. `Pace` asks soon after a message, and less and less often.

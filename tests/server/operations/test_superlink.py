@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.superlink import main as superlink
 from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
 from flwr.superlink.routers.fleet import router as fleet_router
 from flwr.superlink.servicer.fleet import fleet_handlers
@@ -122,6 +124,8 @@ def test_flower_asks_these_functions_by_these_names(monkeypatch: pytest.MonkeyPa
         assert f"fleet_handlers.{name}(" in inspect.getsource(fleet_router)
     MessageBell().install()
     assert fleet_handlers.pull_messages is not before
+    assert "_get_middleware()" in inspect.getsource(superlink.create_app)
+    assert "self._cleanup_expired_task_tokens()" in inspect.getsource(SqlLinkState.get_run_status)
 
 
 def test_a_site_that_was_held_asks_again_without_a_pause() -> None:
