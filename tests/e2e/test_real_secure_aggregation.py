@@ -17,15 +17,17 @@ NAMES = ("north", "river", "hill", "lake")
 
 
 def test_the_sum_over_tls_is_the_plain_mean_and_a_lost_site_is_survived(tmp_path: Path) -> None:
-    manifests = {name: draw_manifest(tmp_path / f"drawn-{name}", 12, seed=number) for number, name in enumerate(NAMES)}
+    manifests = {name: draw_manifest(tmp_path / f"drawn-{name}", 24, seed=number) for number, name in enumerate(NAMES)}
     sources = {name: kaggle_source(manifest, tmp_path / f"kaggle-{name}") for name, manifest in manifests.items()}
     federation = RealFederation(tmp_path, sources)
     try:
         federation.start()
         federation.run("plain", rounds=1)
-        federation.run(
-            "secret", rounds=1, secure_aggregation={"enabled": True, "max_examples": 24}
-        )  # all images of a site, however its key splits them
+        # As many as all images of a site, and no least weight: each counts as in the plain mean, however its own key splits its patients.
+        weights = {"max_examples": 48, "largest_weight": 1.0}
+        for name in NAMES:
+            federation.change_yaml(federation.site(name) / "policy.yaml", max_weight_in_sum=1.0)
+        federation.run("secret", rounds=1, secure_aggregation={"enabled": True, **weights})
         line = federation.run_folder("secret").read_history()[0]
         assert list(there(line.secure_sum).summed) == sorted(NAMES)
         assert there(line.secure_sum).dropped == {}
