@@ -30,13 +30,13 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app.message import array as flower_array
 from flwr.supercore.inflatable import inflatable_utils
 
 from pneumofed.common.config.choices import UpdatePrecision
@@ -416,8 +416,7 @@ def tune_parts(first_sec: float = 0.05, longest_sec: float = 0.25) -> None:
         first_sec: the first pause; each is twice as long as the one before. The defaults are for whoever asks by itself.
         longest_sec: the longest one.
     """
-    array_module: Any = sys.modules[Array.__module__]
-    array_module.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE = PART_BYTES
+    flower_array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE = PART_BYTES
     tries = math.ceil(LONGEST_WAIT_FOR_A_PART_SEC / longest_sec)
     patience = {"initial_backoff": first_sec, "backoff_cap": longest_sec, "max_tries_per_object": tries}
     for function in (inflatable_utils.pull_objects, inflatable_utils.pull_and_inflate_object_from_tree):
