@@ -19,7 +19,7 @@ from pneumofed.common.ops.study_code import describe_name
 from pneumofed.server.operations.overview import round_now
 from pneumofed.server.runs.events import EVENTS_FILE, read_activity
 from pneumofed.server.runs.folder import RunFolder, best_round
-from pneumofed.server.runs.records import Metrics, RoundRecord, RunState, SiteRound, SiteTraining, SiteValidation
+from pneumofed.server.runs.records import Metrics, RoundRecord, RunState, SiteTraining, SiteValidation
 from pneumofed.server.runs.runs import read_experiment
 from pneumofed.server.runs.status import read_history, read_summary
 from pneumofed.server.runs.summary_records import MetricInterval
@@ -289,9 +289,10 @@ def _sites(history: Sequence[RoundRecord]) -> list[SiteMetrics]:
 
 def _site(name: str, history: Sequence[RoundRecord]) -> SiteMetrics:
     took_part = [(line.round, line.sites[name]) for line in history if name in line.sites]
-    number, last = took_part[-1] if took_part else (0, SiteRound())
+    number = took_part[-1][0] if took_part else 0
     trained = [site.train for _, site in took_part if site.train]
-    train, validated = (trained[-1] if trained else SiteTraining()), last.validation or SiteValidation()
+    judged = [site.validation for _, site in took_part if site.validation]  # not after every round
+    train, validated = (trained[-1] if trained else SiteTraining()), (judged[-1] if judged else SiteValidation())
     return SiteMetrics(
         name=name,
         round=number,

@@ -87,14 +87,14 @@ class FakeServerApp:
         for site in sites:
             self.activity.note("asked", round=number, site=site, task="train")
 
-    def finish_round(self, number: int, sites: tuple[str, ...] = ("north", "south"), **changes: Any) -> None:
+    def finish_round(self, number: int, sites: tuple[str, ...] = ("north", "south"), judged: bool = True, **changes: Any) -> None:
         for site in sites:
             self.activity.note("answered", round=number, site=site, task="train", seconds=1.5)
         train = {"num_examples": 30, "train_loss": 0.5}
         line = {
             "round": number, "drawn": list(sites), "failures": {}, "left_out": {}, "late": [], "absent": {},
-            "threshold": {"value": 0.5}, "validation": METRICS, "test": METRICS,
-            "sites": {site: {"train": train, "validation": METRICS} for site in sites},
+            "sites": {site: {"train": train, **({"validation": METRICS} if judged else {})} for site in sites},
+            **({"threshold": {"value": 0.5}, "validation": METRICS, "test": METRICS} if judged else {}),
             "seconds": {"total": 2.0}, "bytes": {"down": 100, "up": 100},
         }  # fmt: skip
         self.folder.append_history(RoundRecord.model_validate({**line, **changes}))

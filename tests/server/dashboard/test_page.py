@@ -235,6 +235,14 @@ def test_a_run_that_succeeded_shows_its_measured_numbers_and_no_others(stage: St
     assert detail["sites"][0]["rounds_answered"] == 1
 
 
+def test_a_round_that_no_site_judged_leaves_a_gap_in_the_course_and_the_sites_their_last_numbers(stage: Stage) -> None:
+    stage.server_app.finish_round(1)
+    stage.server_app.finish_round(2, judged=False)
+    detail = stage.client(AUDITOR).get("/api/runs/pneumonia-1").json()
+    assert [(line["validation_auroc"], line["train_loss"]) for line in detail["course"]] == [(0.9, 0.5), (None, 0.5)]
+    assert [(site["auroc"], site["train_loss"], site["round"]) for site in detail["sites"]] == [(0.9, 0.5, 2)] * 2
+
+
 def test_how_old_the_updates_of_asynchronous_rounds_were_is_shown(stage: Stage) -> None:
     stage.server_app.finish_round(1, staleness={"north": 0, "south": 0})
     stage.server_app.finish_round(2, staleness={"south": 4})
