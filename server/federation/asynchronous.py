@@ -139,7 +139,7 @@ class BufferedRounds:
         self.taking_part = sorted({*messages, *self.messenger.at_work})
         last = time.monotonic()
         while self.working and not self._is_full(checks):
-            arrived = False
+            arrived, asked = False, time.monotonic()
             for reply in self.messenger.pull(self._expected()):
                 arrived, last = True, time.monotonic()
                 failures |= self._take(reply, number, checks)
@@ -147,7 +147,7 @@ class BufferedRounds:
                     break
             failures |= self._give_up(number)
             if self.working and not arrived:
-                pause(last)
+                pause(last, asked)
         return dict(sorted(failures.items()))
 
     def as_if_fresh(

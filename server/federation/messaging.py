@@ -148,7 +148,7 @@ class Messenger:
         counted, last = 0, started
         deadline = started + deadline_sec
         while waiting and time.monotonic() < deadline:
-            arrived, before = False, counted
+            arrived, before, asked = False, counted, time.monotonic()
             for message in self.pull(waiting, ASKED_AT_ONCE):
                 site = waiting.pop(message.metadata.reply_to_message_id)
                 arrived, last = True, time.monotonic()
@@ -166,7 +166,7 @@ class Messenger:
                 deadline = min(deadline, time.monotonic() + grace_sec)
                 continue
             if waiting and not arrived:
-                pause(last, deadline)
+                pause(last, asked, deadline)
         failures.update(self._give_up(waiting, task, number, deadline_sec, time.monotonic() - started))
         return dict(sorted(failures.items()))
 
@@ -302,15 +302,16 @@ class Messenger:
         self.activity.note(kind_of_failure(failure.error), round=number, site=site, task=task, reason=failure.sentence)
 
 
-def pause(since: float, until: float = math.inf) -> None:
-    """Waits before the next question for replies.
+def pause(since: float, asked: float, until: float = math.inf) -> None:
+    """Waits before the next question for replies; not at all where the SuperLink has held the last one for as long (`MessageBell`).
 
     Args:
         since: time (monotonic) of the last reply, or of the messages.
+        asked: time of the last question.
         until: time after which nobody waits any more.
     """
-    now = time.monotonic()
-    time.sleep(max(0.0, min(LONGEST_PAUSE_SEC, until - now, max(LEAST_PAUSE_SEC, LATE_BY * (now - since)))))
+    next_one = asked + max(LEAST_PAUSE_SEC, min(LONGEST_PAUSE_SEC, LATE_BY * (asked - since)))
+    time.sleep(max(0.0, min(next_one, until) - time.monotonic()))
 
 
 Evaluations = dict[str, tuple[Evaluation, Statistics]]

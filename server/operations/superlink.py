@@ -2,10 +2,12 @@
 
     python -P -m pneumofed.server.operations.superlink ... what flower-superlink takes ...
 
-Of Flower 1.41 four things are changed. It tells a site at once that there is no message, so that who is to have one soon has to ask many
-times a second, at 15 ms of the SuperLink's processor each, in which nothing else is answered (`MessageBell`). It takes a site that was
-lost in again at any time, so that whoever waits for the answer that went with it may never hear of the loss (`after_notice`). It looks for
-tasks whose process has died at each request (`seldom`), and hands each 64 KiB of a request's body through nine layers (`WholeBodies`).
+Of Flower 1.41 five things are changed. It tells a site at once that there is no message, and the coordinator that there is no reply, so
+that who is to have one soon has to ask many times a second, at 15 ms of the SuperLink's processor each, in which nothing else is answered
+(`MessageBell`). It gives the coordinator a reply that is still on its way, which then waits for its parts and for nothing else, for three
+minutes where the site has died meanwhile (`when_complete`). It takes a site that was lost in again at any time, so that whoever waits for
+the answer that went with it may never hear of the loss (`after_notice`). It looks for tasks whose process has died at each request
+(`seldom`), and hands each 64 KiB of a request's body through nine layers (`WholeBodies`).
 
 The control interface is asked in this process and not with the `flwr` command, which costs two seconds a call and shows neither a node's
 name nor its key.
@@ -18,7 +20,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -34,6 +36,7 @@ from flwr.proto.control_pb2 import (
     StreamLogsRequest,
     UnregisterNodeRequest,
 )
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.error import FlowerError as FlowerRefusal
@@ -47,6 +50,8 @@ from pneumofed.server.operations.settings import CoordinatorFolder
 T = TypeVar("T")
 HOLD_SEC = 3.0
 """How long a site's question is held at most: a site whose key was revoked is refused at the next one."""
+HOLD_REPLIES_SEC = 1.0
+"""How long the coordinator's question is held at most: a site that was lost is noticed at the next one (`NOTICE_SEC`)."""
 MOST_HELD = 16
 """How many questions are held at a time; each takes one of the 40 threads with which the SuperLink answers (anyio's default)."""
 LOOK_SEC = 1.0
@@ -151,10 +156,14 @@ def _call(send: Callable[[], T]) -> T:
 
 
 class MessageBell:
-    """Lets a site's question for its next message wait until one was handed over with all its parts, for `HOLD_SEC` at most.
+    """Lets a question for a message wait until one was handed over with all its parts.
 
-    The site is then told that there is none, as without this, and asks again at once: a message is never given to a question whose
+    Whoever asked is then told that there is none, as without this, and asks again at once: a message is never given to a question whose
     connection may be dead since it was asked.
+
+    Args:
+        hold_sec: how long a question is held at most.
+        most: how many questions are held at a time.
     """
 
     def __init__(self, hold_sec: float = HOLD_SEC, most: int = MOST_HELD) -> None:
@@ -164,38 +173,53 @@ class MessageBell:
         self._times = 0
         self._missing: dict[str, set[str]] = {}
 
-    def install(self) -> None:
-        """Puts the bell into Flower's answers to sites and to the ServerApp."""
-        from flwr.superlink.servicer.fleet import fleet_handlers
-        from flwr.superlink.servicer.runtime import runtime_handlers
-
-        fleet, runtime = cast(Any, fleet_handlers), cast(Any, runtime_handlers)
-        fleet.pull_messages = self.waiting(fleet.pull_messages)
-        runtime.push_messages = self.announcing(runtime.push_messages)
-        runtime.push_object = self.completing(runtime.push_object)
-
     def waiting(self, pull: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps the answer to a site's question for its next message."""
 
         def pull_messages(**asked: Any) -> Any:
-            before = self._times  # before the look: a message that comes after it rings
+            rung = self.rung
             answer = pull(**asked)
-            if answer.messages_list or not self._free.acquire(blocking=False):
-                return answer
-            try:
-                with self._rung:
-                    self._rung.wait_for(lambda: self._times != before, self._hold_sec)
-            finally:
-                self._free.release()
+            if not answer.messages_list:
+                self.wait(rung)
             return answer
 
         return pull_messages
 
-    def announcing(self, push: Callable[..., Any]) -> Callable[..., Any]:
-        """Wraps the answer to messages of the ServerApp, which names the parts that are still to come."""
+    def waiting_for_all(self, pull: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the answer to the coordinator's question for replies. Held is only the one for all that is open in the run.
 
-        def push_messages(*asked: Any) -> Any:
-            answer = push(*asked)
+        Of several questions in turn each would keep the next from finding what has come meanwhile.
+        """
+
+        def pull_messages(request: Any, state: Any, task: Any) -> Any:
+            rung = self.rung
+            answer = pull(request, state, task)
+            if not answer.messages_list and _open(state, task.run_id) <= set(request.message_ids):
+                self.wait(rung)
+            return answer
+
+        return pull_messages
+
+    @property
+    def rung(self) -> int:
+        """How often the bell has rung. Read before one looks, so that a message that comes after the look is not missed."""
+        return self._times
+
+    def wait(self, rung: int) -> None:
+        """Waits until the bell has rung more than `rung` times, unless too many wait already."""
+        if not self._free.acquire(blocking=False):
+            return
+        try:
+            with self._rung:
+                self._rung.wait_for(lambda: self._times != rung, self._hold_sec)
+        finally:
+            self._free.release()
+
+    def announcing(self, push: Callable[..., Any]) -> Callable[..., Any]:
+        """Wraps the answer to messages that are handed over, which names the parts that are still to come."""
+
+        def push_messages(*asked: Any, **named: Any) -> Any:
+            answer = push(*asked, **named)
             with self._rung:
                 self._missing[answer.session_id] = set(answer.objects_to_push)
             self._ring_if_complete(answer.session_id)
@@ -206,8 +230,8 @@ class MessageBell:
     def completing(self, push: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps the answer to a part of a message."""
 
-        def push_object(request: Any, *rest: Any) -> Any:
-            answer = push(request, *rest)
+        def push_object(request: Any, *rest: Any, **named: Any) -> Any:
+            answer = push(request, *rest, **named)
             with self._rung:
                 self._missing.get(request.session_id, set()).discard(request.object_id)
             self._ring_if_complete(request.session_id)
@@ -221,6 +245,53 @@ class MessageBell:
                 del self._missing[session]
                 self._times += 1
                 self._rung.notify_all()
+
+
+def when_complete(pull: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps the answer to the coordinator's question for replies: one whose parts are on their way is not there yet.
+
+    Of a site that is lost Flower says so, and of a reply whose parts stopped coming (for 180 s) that they are gone, both as without this.
+
+    Args:
+        pull: Flower's answer.
+    """
+
+    def pull_messages(request: Any, state: Any, task: Any) -> Any:
+        coming = _coming(state, request.message_ids)
+        complete = [asked for asked in request.message_ids if asked not in coming]
+        return pull(PullAppMessagesRequest(message_ids=complete), state, task)
+
+    return pull_messages
+
+
+def _coming(state: Any, asked: Iterable[str]) -> set[str]:
+    """Those of the messages whose reply was announced by a site that is there, and has parts that are still to come."""
+    from flwr.supercore.date import now
+    from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot
+    from flwr.supercore.state.schema.linkstate_models import MessageRes, Node
+    from sqlalchemy import select
+
+    question = (
+        select(MessageRes.reply_to_message_id)
+        .join(ObjectPushSessionRoot, ObjectPushSessionRoot.root_object_id == MessageRes.message_id)
+        .join(ObjectPushSession, ObjectPushSession.session_id == ObjectPushSessionRoot.session_id)
+        .join(Node, Node.node_id == MessageRes.src_node_id)
+        .where(MessageRes.reply_to_message_id.in_(list(asked)))
+        .where(ObjectPushSession.pending_count > 0, ObjectPushSession.expires_at > now())
+        .where(Node.online_until >= now().timestamp())
+    )
+    with state.session() as session:
+        return set(session.scalars(question))
+
+
+def _open(state: Any, run_id: int) -> set[str]:
+    """Messages of the run whose reply was not handed to the coordinator."""
+    from flwr.supercore.state.schema.linkstate_models import MessageIns
+    from flwr.supercore.utils import uint64_to_int64
+    from sqlalchemy import select
+
+    with state.session() as session:
+        return set(session.scalars(select(MessageIns.message_id).where(MessageIns.run_id == uint64_to_int64(run_id))))
 
 
 def after_notice(activate: Callable[..., Any], now: Callable[[], float] = time.time) -> Callable[..., Any]:
@@ -292,20 +363,32 @@ class WholeBodies:
         await self._app(scope, receive_whole, send)
 
 
-def main() -> None:
-    """Starts Flower's SuperLink with the options of its own."""
+def change_flower() -> None:
+    """Puts all of this into Flower's SuperLink."""
     from flwr.supercore.corestate.sql_corestate import SqlCoreState
     from flwr.superlink import main as superlink
-    from flwr.superlink.cli import flower_superlink
     from flwr.superlink.servicer.fleet import fleet_handlers
+    from flwr.superlink.servicer.runtime import runtime_handlers
     from starlette.middleware import Middleware
 
-    handlers, state, inside = cast(Any, fleet_handlers), cast(Any, SqlCoreState), cast(Any, superlink)
-    handlers.activate_node = after_notice(handlers.activate_node)
+    fleet, runtime, state, inside = (cast(Any, of) for of in (fleet_handlers, runtime_handlers, SqlCoreState, superlink))
+    fleet.activate_node = after_notice(fleet.activate_node)
     state._cleanup_expired_task_tokens = seldom(state._cleanup_expired_task_tokens)
     layers = inside._get_middleware
     inside._get_middleware = lambda: [Middleware(WholeBodies), *layers()]
-    MessageBell().install()
+    messages, replies = MessageBell(), MessageBell(HOLD_REPLIES_SEC)
+    fleet.pull_messages = messages.waiting(fleet.pull_messages)
+    runtime.pull_messages = replies.waiting_for_all(when_complete(runtime.pull_messages))
+    for bell, handed in ((messages, runtime), (replies, fleet)):
+        handed.push_messages = bell.announcing(handed.push_messages)
+        handed.push_object = bell.completing(handed.push_object)
+
+
+def main() -> None:
+    """Starts Flower's SuperLink with the options of its own."""
+    from flwr.superlink.cli import flower_superlink
+
+    change_flower()
     sys.argv[0] = "flower-superlink"
     flower_superlink()
 

@@ -157,5 +157,14 @@ def test_the_coordinator_is_late_by_a_twentieth_of_what_it_waited_for(monkeypatc
     monkeypatch.setattr(messaging.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(messaging.time, "sleep", slept.append)
     for waited, until in ((0.0, 1e9), (2.0, 1e9), (3600.0, 1e9), (3600.0, 100.3), (3600.0, 99.0)):
-        messaging.pause(100.0 - waited, until)
+        messaging.pause(100.0 - waited, 100.0, until)
     assert slept == pytest.approx([0.05, 0.1, 1.0, 0.3, 0.0])
+
+
+def test_a_question_that_was_held_is_followed_by_the_next_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = list[float]()
+    monkeypatch.setattr(messaging.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(messaging.time, "sleep", slept.append)
+    messaging.pause(90.0, 99.7)
+    messaging.pause(90.0, 99.0)
+    assert slept == pytest.approx([0.185, 0.0])

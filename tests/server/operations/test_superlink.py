@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import threading
 import time
@@ -12,9 +13,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL
-from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.app import ConfigRecord, Message, Metadata, RecordDict
+from flwr.app.message import make_message, remove_content_from_message
+from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SUPERLINK_NODE_ID
+from flwr.common.serde import message_to_proto
+from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
+from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
+from flwr.supercore.corestate import sql_corestate
+from flwr.supercore.corestate.sql_corestate import SqlCoreState
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.routers.runtime.router import pull_messages as runtime_pull
 from flwr.superlink import main as superlink
 from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
 from flwr.superlink.routers.fleet import router as fleet_router
@@ -33,8 +45,11 @@ from pneumofed.server.operations.superlink import (
     MessageBell,
     WholeBodies,
     after_notice,
+    change_flower,
     seldom,
+    when_complete,
 )
+from tests.tiny import there
 
 
 def ask(bell: MessageBell, there: list[str]) -> tuple[list[str], float]:
@@ -110,22 +125,138 @@ def test_only_so_many_questions_are_held_that_threads_are_left_for_all_else() ->
 
 
 def test_flower_asks_these_functions_by_these_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, name in (
-        (fleet_handlers, "pull_messages"),
-        (runtime_handlers, "push_messages"),
-        (runtime_handlers, "push_object"),
-    ):
-        monkeypatch.setattr(module, name, getattr(module, name))  # put back afterwards
-    before = fleet_handlers.pull_messages
-    assert list(inspect.signature(before).parameters) == ["request", "state", "store"]
-    for name in ("push_messages", "push_object"):
+    names = ("pull_messages", "push_messages", "push_object")
+    changed: list[tuple[Any, str]] = [(module, name) for module in (fleet_handlers, runtime_handlers) for name in names]
+    changed += [(fleet_handlers, "activate_node"), (SqlCoreState, "_cleanup_expired_task_tokens"), (superlink, "_get_middleware")]
+    before = [getattr(module, name) for module, name in changed]
+    for (module, name), former in zip(changed, before, strict=True):
+        monkeypatch.setattr(module, name, former)  # put back afterwards
+    assert list(inspect.signature(fleet_handlers.pull_messages).parameters) == ["request", "state", "store"]
+    for name in names:
         assert list(inspect.signature(getattr(runtime_handlers, name)).parameters) == ["request", "state", "task"]
-    for name in ("pull_messages", "activate_node"):
+        assert f"handlers.{name}(request, state, task)" in inspect.getsource(there(inspect.getmodule(runtime_pull)))
+    for name in (*names, "activate_node"):
         assert f"fleet_handlers.{name}(" in inspect.getsource(fleet_router)
-    MessageBell().install()
-    assert fleet_handlers.pull_messages is not before
+    change_flower()
+    assert all(getattr(module, name) is not former for (module, name), former in zip(changed, before, strict=True))
     assert "_get_middleware()" in inspect.getsource(superlink.create_app)
     assert "self._cleanup_expired_task_tokens()" in inspect.getsource(SqlLinkState.get_run_status)
+
+
+class Link:
+    """Flower's own state with a run that goes on, a site that is there, and what is asked of both."""
+
+    def __init__(self, folder: Path, hold_sec: float = 20.0) -> None:
+        _, states = get_objectstore_linkstate_factories(str(folder / "superlink.db"), get_federation_manager())
+        self.state = states.state()
+        self.site = self.state.create_node("owner", "", b"its key", 30.0)
+        self.state.activate_node(self.site, 30.0)
+        self.run = self.state.create_run(None, None, None, {}, NOOP_FEDERATION_ID, None, "owner", TaskType.SERVER_APP)
+        task = there(self.state.get_run_info(run_ids=[self.run])[0].primary_task_id)
+        assert self.state.claim_task(task) and self.state.activate_task(task)
+        self.task: Any = SimpleNamespace(run_id=self.run)
+        self.bell = MessageBell(hold_sec)
+        self._ask = self.bell.waiting_for_all(when_complete(runtime_handlers.pull_messages))
+
+    def message(self, said: int, to: int, reply_to: str = "") -> Message:
+        source = self.site if reply_to else SUPERLINK_NODE_ID
+        facts = Metadata(self.run, "", source, to, reply_to, "", time.time(), 100.0 if reply_to else 200.0, "train")
+        message = make_message(facts, RecordDict({"said": ConfigRecord({"number": said})}))
+        message.metadata.__dict__["_message_id"] = message.object_id
+        return message
+
+    def send(self, said: int) -> str:
+        """The coordinator's message with all its parts, taken by the site; its id."""
+        message = self.message(said, to=self.site)
+        asked = PushAppMessagesRequest(**announced(message))
+        answer = runtime_handlers.push_messages(asked, self.state, self.task)
+        here = Node(node_id=SUPERLINK_NODE_ID)
+        for part in parts_of(message):
+            stored = PushObjectRequest(node=here, run_id=self.run, session_id=answer.session_id, **part)
+            runtime_handlers.push_object(stored, self.state, self.task)
+        node = Node(node_id=self.site)
+        pulled = fleet_handlers.pull_messages(PullMessagesRequest(node=node), self.state, self.state.object_store)
+        assert len(pulled.messages_list) == 1
+        return str(answer.message_ids[0])
+
+    def announce(self, asked: str) -> list[Callable[[], None]]:
+        """The site's reply without its parts, and what hands each of these over."""
+        message, node = self.message(7, to=SUPERLINK_NODE_ID, reply_to=asked), Node(node_id=self.site)
+        announcing = self.bell.announcing(fleet_handlers.push_messages)
+        answer = announcing(request=PushMessagesRequest(node=node, **announced(message)), state=self.state)
+        push = self.bell.completing(fleet_handlers.push_object)
+
+        def hand_over(part: dict[str, Any]) -> None:
+            push(request=PushObjectRequest(node=node, run_id=self.run, session_id=answer.session_id, **part), state=self.state)
+
+        return [functools.partial(hand_over, part) for part in parts_of(message)]
+
+    def ask(self, *asked: str) -> tuple[list[Any], float]:
+        """What the coordinator is told, and after how many seconds."""
+        started = time.monotonic()
+        return list(
+            self._ask(PullAppMessagesRequest(message_ids=asked), self.state, self.task).messages_list
+        ), time.monotonic() - started
+
+
+def announced(message: Message) -> dict[str, Any]:
+    listed = [message_to_proto(remove_content_from_message(message))]
+    return {"messages_list": listed, "message_object_trees": [get_object_tree(message)]}
+
+
+def parts_of(message: Message) -> list[dict[str, Any]]:
+    return [{"object_id": name, "object_content": part.deflate()} for name, part in get_all_nested_objects(message).items()]
+
+
+def test_a_reply_that_is_on_its_way_is_not_there_and_keeps_no_other_from_the_coordinator(tmp_path: Path) -> None:
+    link = Link(tmp_path, hold_sec=0.0)
+    slow, quick = link.send(1), link.send(2)
+    parts = link.announce(slow)
+    for part in (*parts[:-1], *link.announce(quick)):
+        part()
+    found, _ = link.ask(slow, quick)
+    assert [reply.metadata.reply_to_message_id for reply in found] == [quick]
+    parts[-1]()
+    found, _ = link.ask(slow)
+    assert [reply.metadata.reply_to_message_id for reply in found] == [slow]
+
+
+def test_a_site_that_dies_in_the_middle_of_its_reply_is_a_lost_one(tmp_path: Path) -> None:
+    link = Link(tmp_path)
+    asked = link.send(1)
+    link.announce(asked)[0]()
+    assert link.state.deactivate_node(link.site)
+    found, seconds = link.ask(asked)
+    assert found[0].HasField("error") and seconds < 10.0
+
+
+def test_parts_that_stopped_coming_are_told_of_as_by_flower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = Link(tmp_path)
+    asked = link.send(1)
+    monkeypatch.setattr(sql_corestate, "OBJECT_PUSH_SESSION_TTL_SECONDS", -1)  # as if the time were over
+    link.announce(asked)
+    assert len(link.ask(asked)[0]) == 1  # its parts are asked for, and not there
+
+
+def test_the_coordinator_is_held_until_a_reply_is_whole(tmp_path: Path) -> None:
+    link = Link(tmp_path)
+    asked = link.send(1)
+    parts = link.announce(asked)
+    later(0.5, *parts)
+    found, seconds = link.ask(asked)
+    assert found == [] and 0.4 < seconds < 10.0
+    assert len(link.ask(asked)[0]) == 1
+
+
+def test_a_question_for_some_of_what_is_open_is_not_held(tmp_path: Path) -> None:
+    link = Link(tmp_path)
+    first, second = link.send(1), link.send(2)
+    assert link.ask(first) == ([], pytest.approx(0.0, abs=5.0))
+    for part in link.announce(second):
+        part()
+    assert len(link.ask(first, second)[0]) == 1
+    later(0.5, *link.announce(first))
+    assert 0.4 < link.ask(first)[1] < 10.0  # the other was handed over, so that this is all that is open
 
 
 def test_a_site_that_was_held_asks_again_without_a_pause() -> None:
