@@ -23,7 +23,7 @@ from pneumofed.client.federation.requests import Disclosure, Handler, answer_req
 from pneumofed.client.federation.site_data import SiteData, class_number, find_site_config, site_log
 from pneumofed.client.federation.survey import answer_survey
 from pneumofed.client.federation.training import RoundPlan, TrainingResult, build_setup, choose_examples, train_locally
-from pneumofed.client.secure_aggregation.participant import MaskPlan, answer_step, begin_masking
+from pneumofed.client.secure_aggregation.participant import MaskPlan, answer_step, masking
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.errors import EmptySiteError
 from pneumofed.common.models.compute import build_compute
@@ -156,12 +156,11 @@ def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy
         EmptySiteError: the site has no training image.
         PolicyError, BudgetError: policy or ledger refuse the round; nothing was trained.
     """
-    if instruction.experiment.secure_aggregation.enabled or instruction.step:
-        plan = begin_masking(instruction, config, policy, "train")
+    with masking(instruction, config, policy, "train") as plan:
         trained = _train(instruction, config, policy)
-        return pack_masked(trained.releases.presence(trained.layout.digest), trained.masked(plan, instruction))
-    trained = _train(instruction, config, policy)
-    presence = trained.releases.presence(trained.layout.digest)
+        presence = trained.releases.presence(trained.layout.digest)
+        if plan is not None:
+            return pack_masked(presence, trained.masked(plan, instruction))
     update = Update.of(presence, trained.arrays, trained.releases.train, trained.metrics)
     travelling = _travelling(trained.arrays, instruction, trained.site.name)
     if trained.correction is not None:

@@ -60,7 +60,7 @@ DOORS = {
         "server/provisioning/",
         "common/privacy/",
     ),
-    "sqlalchemy": ("common/ops/database.py", "server/runs/", "inference/reading_room/"),
+    "sqlalchemy": ("common/ops/database.py", "server/runs/", "server/operations/superlink.py", "inference/reading_room/"),
     "alembic": ("common/ops/database.py", "server/runs/migrations/", "inference/reading_room/migrations/"),
     "fastapi": ("server/dashboard/", "inference/reading_room/"),
     "jinja2": ("common/ops/",),

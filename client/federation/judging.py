@@ -33,7 +33,7 @@ from pneumofed.client.federation.policy_decision import RunRequest
 from pneumofed.client.federation.requests import Disclosure, open_site_data
 from pneumofed.client.federation.site_data import SiteData, class_number
 from pneumofed.client.federation.training import RoundPlan, build_setup, choose_examples, train_locally
-from pneumofed.client.secure_aggregation.participant import begin_masking
+from pneumofed.client.secure_aggregation.participant import MaskPlan, masking
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.errors import EmptySiteError, MessageError, PolicyError
@@ -75,11 +75,15 @@ def evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePol
         EmptySiteError: the site has nothing to add to a secure sum.
     """
     if instruction.suitability is not None:
-        return _score_round(instruction, config, policy)
+        with masking(instruction, config, policy, "score") as plan:
+            return _score_round(instruction, config, policy, plan)
+    with masking(instruction, config, policy, "evaluate") as plan:
+        return _evaluate_round(instruction, config, policy, plan)
+
+
+def _evaluate_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy, plan: MaskPlan | None) -> Content:
     started = time.perf_counter()
     experiment = instruction.experiment
-    secure = experiment.secure_aggregation.enabled or instruction.step
-    plan = begin_masking(instruction, config, policy, "evaluate") if secure else None
     compute = build_compute(config.device, "fp32", config.threads)
     site = open_site_data(instruction, config, policy, "evaluate")
     model, layout = own_network(instruction, config, norms_before_round=instruction.round + 1)
@@ -134,10 +138,8 @@ def _personal_statistics(
     return coarsen(evaluate_model(compute.place(model), site, instruction.experiment, compute), policy.score_bins)
 
 
-def _score_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Content:
+def _score_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy, plan: MaskPlan | None) -> Content:
     """The network is the bundle's: under FedBN without the site's own normalisation layers."""
-    secure = instruction.experiment.secure_aggregation.enabled or instruction.step
-    plan = begin_masking(instruction, config, policy, "score") if secure else None
     model, layout = network_with(instruction.experiment, instruction.weights)
     answer = count_patients(instruction, config, policy, model, layout.digest)
     if plan is None:

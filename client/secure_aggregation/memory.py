@@ -1,6 +1,6 @@
 """What a site holds in a secure sum: who it is to the others (`Identity`), and what it must remember between the steps (`MemoryFolder`).
 
-    WORK/secure_sum/session.json   secrets and progress of the one sum that goes on; removed with its last step
+    WORK/secure_sum/session.json   secrets and progress of the one sum that goes on; removed with its last step, or where one failed
     WORK/secure_sum/used           identifiers of all sums that were begun: none is begun twice
     WORK/secure_sum/serial         highest serial of a key roster that was seen
 
@@ -158,7 +158,7 @@ class MemoryFolder:
     @contextmanager
     def step(self, session: SumSession, progress: Progress) -> Iterator[Memory]:
         """Reads the memory of a sum; the folder is held while the block lasts, which writes the new progress with `keep` or
-        `forget`.
+        `forget`. Where the block fails the site has left the sum, and what it held of it is forgotten.
 
         Args:
             session: the sum that the coordinator names.
@@ -176,7 +176,21 @@ class MemoryFolder:
                 raise SecureSumError(
                     f"this step needs a sum that is '{progress}', it is '{memory.progress}': it is asked for twice or too soon"
                 )
-            yield memory
+            try:
+                yield memory
+            except BaseException:
+                self.forget()
+                raise
+
+    def leave(self, session: SumSession) -> None:
+        """Forgets this sum, in which the site takes no further part. Of another one that was begun since nothing is touched.
+
+        Args:
+            session: of the sum.
+        """
+        with self._session.locked() as memory:
+            if memory is not None and memory.belongs_to(session):
+                self.forget()
 
     def keep(self, memory: Memory) -> None:
         self._session.write(memory)

@@ -9,13 +9,14 @@
 Each step needs the one before it and is done once. Whatever is not as agreed raises `SecureSumError`, whatever the hospital's policy does
 not accept (`client.federation.sum_terms`) `PolicyError`, and nothing leaves. A site that would send nothing (`withhold`) takes no part: one
 that is counted and adds zeros makes the sum that of the others.
-`answer_step` takes all steps but masking, which comes with a model: `begin_masking` is called by `client.app`.
+`answer_step` takes all steps but masking, which comes with a model: `masking` goes around that.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from pneumofed.client.federation.policy import UNRESTRICTED
@@ -257,8 +258,11 @@ def answer_step(instruction: Instruction, config: SiteConfig, policy: SitePolicy
     return _take(step, _participant(instruction, step, config, policy))
 
 
-def begin_masking(instruction: Instruction, config: SiteConfig, policy: SitePolicy, purpose: Purpose) -> MaskPlan:
-    """Derives the masks that will hide the vector that `instruction` asks for.
+@contextmanager
+def masking(instruction: Instruction, config: SiteConfig, policy: SitePolicy, purpose: Purpose) -> Iterator[MaskPlan | None]:
+    """Derives the masks that hide the vector which the block makes for `instruction`; None outside secure sums.
+
+    Where the block fails, the site is not in the sum: what it held of the others' secrets is forgotten.
 
     Args:
         instruction: the coordinator's message to train or evaluate, with a step of stage `mask`.
@@ -272,11 +276,20 @@ def begin_masking(instruction: Instruction, config: SiteConfig, policy: SitePoli
         MessageError: the instruction holds no arrays.
         ConfigError: the site has no node key, or no certificate of the authority.
     """
+    if not instruction.experiment.secure_aggregation.enabled and instruction.step is None:
+        yield None
+        return
     step = _step_of(instruction)
     if step.stage != "mask" or step.purpose != purpose:
         raise SecureSumError(f"a step '{step.stage}' for '{step.purpose}' came with a message to {purpose}")
     subject = hash_subject(instruction.weights, instruction.suitability)
-    return _participant(instruction, step, config, policy).begin_masking(step, subject)
+    participant = _participant(instruction, step, config, policy)
+    plan = participant.begin_masking(step, subject)
+    try:
+        yield plan
+    except BaseException:
+        participant.folder.leave(participant.session)
+        raise
 
 
 def _step_of(instruction: Instruction) -> Step:

@@ -25,7 +25,7 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from pneumofed.common.evaluation.bootstrap import Bootstrap, ConfidenceInterval, resample_patients
-from pneumofed.common.evaluation.ssim import ssim
+from pneumofed.common.evaluation.similarity import ssim
 from pneumofed.common.models.build import classifier_of
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.explain.attribution import compute_attribution, seeded

@@ -24,7 +24,7 @@ from torch import nn
 from pneumofed.common.config.classes import positive_word
 from pneumofed.common.errors import ConfigError, ImageError
 from pneumofed.common.evaluation.plots import write
-from pneumofed.common.evaluation.ssim import ssim
+from pneumofed.common.evaluation.similarity import ssim
 from pneumofed.common.files import atomic_write
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.imaging.volumes import NIFTI_ENDINGS, Volume, is_nifti, nifti_affine, read_volume, turn_back

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from scipy.stats import chi2_contingency, gamma
 
 from pneumofed.common.errors import DataError, MessageError
-from pneumofed.common.evaluation.histograms import stability_index
+from pneumofed.common.evaluation.similarity import stability_index
 from pneumofed.common.files import atomic_write
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.monitor.e_processes import first_of_each_unit

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pneumofed.common.evaluation.histograms import stability_index
+from pneumofed.common.evaluation.similarity import stability_index
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.monitor.e_processes import (
     YEAR_DAYS,

@@ -27,7 +27,7 @@ from pneumofed.server.runs.folder import RunFolder
 KEYS = ("keys/server.key", "keys/superexec.secret", "keys/page-token.sha256", "keys/release")
 """What `--without-keys` leaves out: who has them acts as the coordinator, or signs models. The next kit brings the first two again."""
 MADE_ANEW = (
-    *("state/cache", "state/flwr", "state/nginx", "nginx.conf", "runs/*/heartbeat", f"runs/*/{NOISE_KEY_FILE}"),
+    *("state/cache", "state/flwr", "state/parts", "state/nginx", "nginx.conf", "runs/*/heartbeat", f"runs/*/{NOISE_KEY_FILE}"),
     *("runs/*/report.html", "runs/*/figures", "software"),
 )  # fmt: skip
 

@@ -22,7 +22,7 @@ from pneumofed.common.wire.keys import public_pem, read_public_key
 from pneumofed.server.operations.settings import CoordinatorFolder, CoordinatorSettings
 
 if TYPE_CHECKING:
-    from pneumofed.server.operations.superlink import Node
+    from pneumofed.server.operations.control import Node
 
 FLEET_CALLS = (
     "activate-node",
@@ -61,7 +61,7 @@ def register_sites(place: CoordinatorFolder) -> None:
         ConfigError: a file holds no public key.
         FlowerError: the SuperLink does not answer, or a key was revoked before, which Flower never takes again.
     """
-    from pneumofed.server.operations.superlink import open_control
+    from pneumofed.server.operations.control import open_control
 
     wanted = {name: public_pem(read_public_key(path)) for name, path in place.site_keys().items()}
     with open_control(place) as control:
@@ -92,7 +92,7 @@ def list_sites(place: CoordinatorFolder, superlink_serves: bool) -> tuple[SiteSt
 
 def _nodes_by_name(place: CoordinatorFolder) -> tuple[dict[str, Node], str]:
     """The registered nodes, or why nothing is known of them: a question must not fail because the SuperLink is busy."""
-    from pneumofed.server.operations.superlink import open_control
+    from pneumofed.server.operations.control import open_control
 
     try:
         with open_control(place) as control:

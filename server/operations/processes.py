@@ -126,7 +126,7 @@ def submit(folder: Path, run_config: Mapping[str, str]) -> int:
     from pneumofed.common.ops.app_bundle import build_bundle
     from pneumofed.common.ops.study_code import study_codes_of
     from pneumofed.common.wire.messages import EXPERIMENT_KEY
-    from pneumofed.server.operations.superlink import open_control
+    from pneumofed.server.operations.control import open_control
 
     text = run_config.get(EXPERIMENT_KEY)  # empty: the ServerApp will say what it misses
     codes = study_codes_of(experiment_from_json(text)) if text else []
@@ -145,7 +145,7 @@ def run_status(folder: Path, run_id: int) -> str:
     Raises:
         FlowerError: the SuperLink does not answer, or knows no such run.
     """
-    from pneumofed.server.operations.superlink import open_control
+    from pneumofed.server.operations.control import open_control
 
     with open_control(_open(folder)) as control:
         return control.run_status(run_id)
@@ -162,7 +162,7 @@ def run_log(folder: Path, run_id: int) -> str:
     Raises:
         FlowerError: the SuperLink does not answer, or knows no such run.
     """
-    from pneumofed.server.operations.superlink import open_control
+    from pneumofed.server.operations.control import open_control
 
     with open_control(_open(folder)) as control:
         return control.run_log(run_id)
@@ -178,7 +178,7 @@ def stop_run(folder: Path, run_id: int) -> None:
     Raises:
         FlowerError: the SuperLink does not answer, or knows no such run.
     """
-    from pneumofed.server.operations.superlink import open_control
+    from pneumofed.server.operations.control import open_control
 
     with open_control(_open(folder)) as control:
         control.stop_run(run_id)

@@ -5,7 +5,7 @@ COORDINATOR/
   keys/ca.crt server.crt server.key superexec.secret roster.json
   sites/NAME.pub                           public node key of each site
   nginx.conf                               the gateway, written anew at each start (see `server.operations.gateway`)
-  state/                                   SuperLink database, pid files, logs, FLWR_HOME
+  state/                                   SuperLink database and parts of its messages, pid files, logs, FLWR_HOME
   runs/NAME/                               run folders
   release.yaml                             what a model must reach to be released (see `server.release.gate`); may be missing
 """

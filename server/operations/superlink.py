@@ -1,53 +1,44 @@
-"""Flower's SuperLink with what a round needs besides, and its control interface, asked over loopback: sites and runs.
+"""Flower's SuperLink with what a round needs besides.
 
     python -P -m pneumofed.server.operations.superlink ... what flower-superlink takes ...
 
-Of Flower 1.41 five things are changed. It tells a site at once that there is no message, and the coordinator that there is no reply, so
-that who is to have one soon has to ask many times a second, at 15 ms of the SuperLink's processor each, in which nothing else is answered
-(`MessageBell`). It gives the coordinator a reply that is still on its way, which then waits for its parts and for nothing else, for three
-minutes where the site has died meanwhile (`when_complete`). It takes a site that was lost in again at any time, so that whoever waits for
-the answer that went with it may never hear of the loss (`after_notice`). It looks for tasks whose process has died at each request
-(`seldom`), and hands each 64 KiB of a request's body through nine layers (`WholeBodies`).
+Of Flower 1.41 six things are changed:
 
-The control interface is asked in this process and not with the `flwr` command, which costs two seconds a call and shows neither a node's
-name nor its key.
+- It tells a site at once that there is no message, and the coordinator that there is no reply, so that who is to have one soon has to ask
+  many times a second, at 15 ms of the SuperLink's processor each, in which nothing else is answered (`MessageBell`).
+- It gives the coordinator a reply that is still on its way, which then waits for its parts and for nothing else, for three minutes where
+  the site has died meanwhile (`when_complete`).
+- It takes a site that was lost in again at any time, so that whoever waits for the answer that went with it may never hear of the loss
+  (`after_notice`).
+- It keeps the parts of messages in rows of its database, which are written anew with each count of who refers to them (`PartsInFiles`).
+- It looks for tasks whose process has died at each request (`seldom`).
+- It hands each 64 KiB of a request's body through nine layers (`WholeBodies`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any, cast
 
-import httpx
-from flwr.common.serde import fab_to_proto, user_config_to_proto
-from flwr.proto.control_pb2 import (
-    ListNodesRequest,
-    ListRunsRequest,
-    RegisterNodeRequest,
-    StartRunRequest,
-    StopRunRequest,
-    StreamLogsRequest,
-    UnregisterNodeRequest,
-)
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.date import now as flower_now
 from flwr.supercore.error import ApiErrorCode
 from flwr.supercore.error import FlowerError as FlowerRefusal
-from flwr.supercore.fab import Fab
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.inflatable.inflatable_object import get_object_id
+from flwr.supercore.inflatable.inflatable_utils import validate_object_content
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
+from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot
+from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes, Node
+from flwr.supercore.state.schema.objectstore_models import StoredObject
+from flwr.supercore.utils import uint64_to_int64
+from sqlalchemy import event, func, select
 
-from pneumofed.common.errors import FlowerError
-from pneumofed.common.ops.processes import without_proxy_on_loopback
-from pneumofed.server.operations.settings import CoordinatorFolder
-
-T = TypeVar("T")
 HOLD_SEC = 3.0
 """How long a site's question is held at most: a site whose key was revoked is refused at the next one."""
 HOLD_REPLIES_SEC = 1.0
@@ -58,101 +49,11 @@ LOOK_SEC = 1.0
 """How often the SuperLink looks for tasks whose process has not been heard of; Flower gives one 30 s and more."""
 NOTICE_SEC = 3.0
 """How long a site stays lost: a round asks for its answer once a second at least (`server.federation.messaging.LONGEST_PAUSE_SEC`)."""
-
-
-@dataclass(frozen=True)
-class Node:
-    """A registered SuperNode. `status` is `registered`, `online`, `offline` or `unregistered`; times are ISO 8601 or empty."""
-
-    id: int
-    name: str
-    public_key: bytes
-    status: str
-    last_deactivated_at: str
-    online_until: float
-
-
-class Control:
-    """Calls of the control interface. Errors are `FlowerError` with the SuperLink's own sentence."""
-
-    def __init__(self, client: ControlHttpClient) -> None:
-        self._client = client
-
-    def nodes(self) -> list[Node]:
-        """Lists all nodes that were ever registered."""
-        answer = _call(lambda: self._client.ListNodes(ListNodesRequest()))
-        return [Node(n.node_id, n.name, n.public_key, n.status, n.last_deactivated_at, n.online_until) for n in answer.nodes_info]
-
-    def register(self, name: str, public_key: bytes) -> int:
-        """Registers a site's key and returns the node's number.
-
-        Args:
-            name: of the site.
-            public_key: P-384, PEM.
-        """
-        return int(_call(lambda: self._client.RegisterNode(RegisterNodeRequest(public_key=public_key, name=name))).node_id)
-
-    def unregister(self, node_id: int) -> None:
-        """Refuses the node from now on. Flower never takes the same key again."""
-        _call(lambda: self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id)))
-
-    def submit(self, bundle: bytes, run_config: Mapping[str, str]) -> int:
-        """Submits a run of the app in `bundle` and returns its number.
-
-        Args:
-            bundle: the app bundle (FAB), a ZIP archive.
-            run_config: what the apps read from their run config.
-
-        Raises:
-            FlowerError: the SuperLink took no run.
-        """
-        fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
-        request = StartRunRequest(fab=fab_to_proto(fab), override_config=user_config_to_proto(dict(run_config)))
-        answer = _call(lambda: self._client.StartRun(request))
-        if not answer.HasField("run_id"):
-            raise FlowerError("the SuperLink took no run and gave no reason; see state/superlink.log")
-        return int(answer.run_id)
-
-    def run_status(self, run_id: int) -> str:
-        """Asks for the run's status: `pending`, `starting`, `running` or `finished:` and `completed`, `failed` or `stopped`."""
-        status = _call(lambda: self._client.ListRuns(ListRunsRequest(run_id=run_id))).run_dict[run_id].status
-        return f"{status.status}:{status.sub_status}" if status.sub_status else str(status.status)
-
-    def run_log(self, run_id: int) -> str:
-        """Reads what the ServerApp has logged so far; empty for a run that has not begun."""
-        if self.run_status(run_id) in ("pending", "starting"):
-            return ""  # the stream would wait for the first line
-        return _call(lambda: next((part.log_output for part in self._client.StreamLogs(StreamLogsRequest(run_id=run_id))), ""))
-
-    def stop_run(self, run_id: int) -> None:
-        """Stops the run, unless it has ended already."""
-        if not self.run_status(run_id).startswith("finished"):
-            _call(lambda: self._client.StopRun(StopRunRequest(run_id=run_id)))
-
-
-@contextmanager
-def open_control(folder: CoordinatorFolder) -> Iterator[Control]:
-    """Opens the control interface of the SuperLink that runs in `folder`.
-
-    Raises:
-        ConfigError: the folder is no coordinator folder.
-    """
-    address = f"127.0.0.1:{folder.settings().loopback.superlink}"
-    os.environ.update(without_proxy_on_loopback(os.environ))
-    interceptors = [RuntimeVersionHttpInterceptor(component_name="flwr CLI")]
-    with ControlHttpClient.from_server_address(address, False, folder.ca.read_bytes(), interceptors) as client:
-        yield Control(client)
-
-
-def _call(send: Callable[[], T]) -> T:
-    try:
-        return send()
-    except httpx.HTTPStatusError as error:
-        refusal = FlowerRefusal.from_json(error.response.text)
-        reason = refusal.message if refusal else f"HTTP {error.response.status_code}"
-        raise FlowerError(f"the SuperLink refuses: {reason}") from error
-    except httpx.HTTPError as error:
-        raise FlowerError(f"the SuperLink does not answer ({type(error).__name__}); is it started?") from error
+LEAST_IN_FILE = 1 << 16
+"""Bytes of a part that is kept in a file; smaller ones cost the database less than a file does."""
+IN_FILE = b"in the file "
+"""What stands in the place of such a part in the database, before the file's name. No part is like this: each has a head and a body."""
+LENGTH_OF_NAME = len(IN_FILE) + 32
 
 
 class MessageBell:
@@ -173,47 +74,27 @@ class MessageBell:
         self._times = 0
         self._missing: dict[str, set[str]] = {}
 
-    def waiting(self, pull: Callable[..., Any]) -> Callable[..., Any]:
-        """Wraps the answer to a site's question for its next message."""
+    def waiting(self, pull: Callable[..., Any], may_wait: Callable[..., bool] = lambda **_: True) -> Callable[..., Any]:
+        """Wraps the answer to the question for messages.
 
-        def pull_messages(**asked: Any) -> Any:
-            rung = self.rung
-            answer = pull(**asked)
-            if not answer.messages_list:
-                self.wait(rung)
-            return answer
-
-        return pull_messages
-
-    def waiting_for_all(self, pull: Callable[..., Any]) -> Callable[..., Any]:
-        """Wraps the answer to the coordinator's question for replies. Held is only the one for all that is open in the run.
-
-        Of several questions in turn each would keep the next from finding what has come meanwhile.
+        Args:
+            pull: Flower's answer.
+            may_wait: whether this question may be held, where there is no message.
         """
 
-        def pull_messages(request: Any, state: Any, task: Any) -> Any:
-            rung = self.rung
-            answer = pull(request, state, task)
-            if not answer.messages_list and _open(state, task.run_id) <= set(request.message_ids):
-                self.wait(rung)
+        def pull_messages(*asked: Any, **named: Any) -> Any:
+            before = self._times  # before the look: a message that comes after it rings
+            answer = pull(*asked, **named)
+            if answer.messages_list or not may_wait(*asked, **named) or not self._free.acquire(blocking=False):
+                return answer
+            try:
+                with self._rung:
+                    self._rung.wait_for(lambda: self._times != before, self._hold_sec)
+            finally:
+                self._free.release()
             return answer
 
         return pull_messages
-
-    @property
-    def rung(self) -> int:
-        """How often the bell has rung. Read before one looks, so that a message that comes after the look is not missed."""
-        return self._times
-
-    def wait(self, rung: int) -> None:
-        """Waits until the bell has rung more than `rung` times, unless too many wait already."""
-        if not self._free.acquire(blocking=False):
-            return
-        try:
-            with self._rung:
-                self._rung.wait_for(lambda: self._times != rung, self._hold_sec)
-        finally:
-            self._free.release()
 
     def announcing(self, push: Callable[..., Any]) -> Callable[..., Any]:
         """Wraps the answer to messages that are handed over, which names the parts that are still to come."""
@@ -266,32 +147,99 @@ def when_complete(pull: Callable[..., Any]) -> Callable[..., Any]:
 
 def _coming(state: Any, asked: Iterable[str]) -> set[str]:
     """Those of the messages whose reply was announced by a site that is there, and has parts that are still to come."""
-    from flwr.supercore.date import now
-    from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot
-    from flwr.supercore.state.schema.linkstate_models import MessageRes, Node
-    from sqlalchemy import select
-
     question = (
         select(MessageRes.reply_to_message_id)
         .join(ObjectPushSessionRoot, ObjectPushSessionRoot.root_object_id == MessageRes.message_id)
         .join(ObjectPushSession, ObjectPushSession.session_id == ObjectPushSessionRoot.session_id)
         .join(Node, Node.node_id == MessageRes.src_node_id)
         .where(MessageRes.reply_to_message_id.in_(list(asked)))
-        .where(ObjectPushSession.pending_count > 0, ObjectPushSession.expires_at > now())
-        .where(Node.online_until >= now().timestamp())
+        .where(ObjectPushSession.pending_count > 0, ObjectPushSession.expires_at > flower_now())
+        .where(Node.online_until >= flower_now().timestamp())
     )
     with state.session() as session:
         return set(session.scalars(question))
 
 
-def _open(state: Any, run_id: int) -> set[str]:
-    """Messages of the run whose reply was not handed to the coordinator."""
-    from flwr.supercore.state.schema.linkstate_models import MessageIns
-    from flwr.supercore.utils import uint64_to_int64
-    from sqlalchemy import select
-
+def is_for_all(request: Any, state: Any, task: Any) -> bool:
+    """Whether the coordinator asks for all replies that are open in the run. Only then is it held: of several questions in turn each
+    would keep the next from finding what has come meanwhile."""
     with state.session() as session:
-        return set(session.scalars(select(MessageIns.message_id).where(MessageIns.run_id == uint64_to_int64(run_id))))
+        wanted = session.scalars(select(MessageIns.message_id).where(MessageIns.run_id == uint64_to_int64(task.run_id)))
+        return set(wanted) <= set(request.message_ids)
+
+
+class PartsInFiles(SqlObjectStore):
+    """Keeps large parts of messages in files of their own beside the database, in `state/parts`.
+
+    A file belongs to one row for good, and goes when that row is deleted for certain; what a process that was killed left behind goes at
+    the next start. A row whose file is gone is a part that is gone.
+
+    Args:
+        database_path: of Flower's database, a file.
+        verify: whether a part has to have the hash that it is asked for by.
+    """
+
+    def __init__(self, database_path: str, verify: bool = True) -> None:
+        super().__init__(database_path, verify=False)
+        self._checks = verify
+        self._folder = Path(database_path).resolve().parent / "parts"
+
+    def initialize(self, *args: Any, **named: Any) -> list[str]:
+        """Opens the database, and removes files that no row has."""
+        tables = super().initialize(*args, **named)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        with self.session() as session:
+            rows = session.scalars(select(StoredObject.content).where(func.length(StoredObject.content) == LENGTH_OF_NAME))
+            kept = {path for row in rows if (path := self._file_of(row))}
+        for path in set(self._folder.iterdir()) - kept:
+            path.unlink(missing_ok=True)
+        return tables
+
+    def put(self, object_id: str, object_content: bytes) -> None:
+        """Keeps a part that was announced.
+
+        Raises:
+            ValueError: it is not what was announced.
+            UnexpectedObjectContentError: it is no part.
+            NoObjectInStoreError: nothing was.
+        """
+        if self._checks:
+            if object_id != get_object_id(object_content):
+                raise ValueError(f"Object ID {object_id} does not match content hash")
+            validate_object_content(content=object_content)
+        if len(object_content) < LEAST_IN_FILE:
+            super().put(object_id, object_content)
+            return
+        path = self._folder / uuid.uuid4().hex
+        path.touch(0o600, exist_ok=False)
+        path.write_bytes(object_content)
+        with self.session() as session:
+            event.listen(session, "after_rollback", lambda *_: path.unlink(missing_ok=True), once=True)
+            super().put(object_id, IN_FILE + path.name.encode("ascii"))
+            if self._file_of(super().get(object_id)) != path:  # it was there already
+                path.unlink()
+
+    def get(self, object_id: str) -> bytes | None:
+        """Gives a part: empty if it was announced only, None if it was not, or is gone."""
+        content = super().get(object_id)
+        path = self._file_of(content)
+        try:
+            return path.read_bytes() if path else content
+        except FileNotFoundError:
+            return None
+
+    def delete(self, object_id: str) -> None:
+        """Deletes a part that no other refers to, and those that only it refers to."""
+        with self.session() as session:
+            path = self._file_of(super().get(object_id))
+            super().delete(object_id)
+            if path and object_id not in self:
+                event.listen(session, "after_commit", lambda _: path.unlink(missing_ok=True), once=True)
+
+    def _file_of(self, content: bytes | None) -> Path | None:
+        """The file that stands behind what is in the database; None where that is the part itself."""
+        found = re.fullmatch(re.escape(IN_FILE) + rb"([0-9a-f]{32})", content or b"")
+        return self._folder / found[1].decode("ascii") if found else None
 
 
 def after_notice(activate: Callable[..., Any], now: Callable[[], float] = time.time) -> Callable[..., Any]:
@@ -366,6 +314,7 @@ class WholeBodies:
 def change_flower() -> None:
     """Puts all of this into Flower's SuperLink."""
     from flwr.supercore.corestate.sql_corestate import SqlCoreState
+    from flwr.supercore.object_store import object_store_factory
     from flwr.superlink import main as superlink
     from flwr.superlink.servicer.fleet import fleet_handlers
     from flwr.superlink.servicer.runtime import runtime_handlers
@@ -374,11 +323,12 @@ def change_flower() -> None:
     fleet, runtime, state, inside = (cast(Any, of) for of in (fleet_handlers, runtime_handlers, SqlCoreState, superlink))
     fleet.activate_node = after_notice(fleet.activate_node)
     state._cleanup_expired_task_tokens = seldom(state._cleanup_expired_task_tokens)
+    cast(Any, object_store_factory).SqlObjectStore = PartsInFiles
     layers = inside._get_middleware
     inside._get_middleware = lambda: [Middleware(WholeBodies), *layers()]
     messages, replies = MessageBell(), MessageBell(HOLD_REPLIES_SEC)
     fleet.pull_messages = messages.waiting(fleet.pull_messages)
-    runtime.pull_messages = replies.waiting_for_all(when_complete(runtime.pull_messages))
+    runtime.pull_messages = replies.waiting(when_complete(runtime.pull_messages), is_for_all)
     for bell, handed in ((messages, runtime), (replies, fleet)):
         handed.push_messages = bell.announcing(handed.push_messages)
         handed.push_object = bell.completing(handed.push_object)

@@ -24,7 +24,7 @@ from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import SurveyField
 from pneumofed.common.errors import counted
 from pneumofed.common.evaluation.comparison import Margins
-from pneumofed.common.evaluation.histograms import mean_divergence, stability_index
+from pneumofed.common.evaluation.similarity import mean_divergence, stability_index
 from pneumofed.common.ops.render import render
 from pneumofed.common.wire.survey import NOT_STATED, SMALL_CELL, TITLES, SurveyAnswer, survey_cells
 from pneumofed.server.federation.survey import SurveyResult, read_survey
@@ -34,7 +34,7 @@ from pneumofed.server.runs.folder import write_text
 HIDDEN_COUNT = 4.5
 """The middle of 0 to 9."""
 MOVED = 0.25
-"""By custom a stability index above it is a shift (see `common.evaluation.histograms`)."""
+"""By custom a stability index above it is a shift (see `common.evaluation.similarity`)."""
 CHANCE = 0.99
 MOST_NAMED = 6
 """Sites that the summary names."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.evaluation.ssim import ssim
+from pneumofed.common.evaluation.similarity import ssim
 from pneumofed.common.imaging.augment import to_model_input
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.recipe import build_loss

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pneumofed.common.data.manifest import LABELS, ImageRecord, Manifest
 from pneumofed.common.errors import ConfigError, counted
-from pneumofed.common.evaluation.histograms import mean_divergence
+from pneumofed.common.evaluation.similarity import mean_divergence
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.simulation.hospitals.sources import PartitionKind
 

@@ -89,9 +89,9 @@ def test_the_app_bundle_holds_the_file_and_has_another_hash(tmp_path: Path) -> N
 
 
 def test_what_the_file_imports_of_ours_is_in_the_app_too(tmp_path: Path) -> None:
-    code = read_study_code(f"{write(tmp_path, 'from pneumofed.common.evaluation import ssim' + NETWORK)}:build_net")
+    code = read_study_code(f"{write(tmp_path, 'from pneumofed.common.evaluation import similarity' + NETWORK)}:build_net")
     plain, own = write_app(tmp_path / "plain"), write_app(tmp_path / "own", [code])
-    wanted = Path("pneumofed/common/evaluation/ssim.py")
+    wanted = Path("pneumofed/common/evaluation/similarity.py")
     assert (own / wanted).is_file() and not (plain / wanted).exists()
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
-from pneumofed.common.evaluation.histograms import stability_index
+from pneumofed.common.evaluation.similarity import stability_index
 from pneumofed.inference.monitor.two_sample import (
     bin_counts,
     compare_rows,

@@ -35,7 +35,7 @@ from pneumofed.common.ops.processes import (
 )
 from pneumofed.common.wire.keys import NodeKey, public_pem, read_public_key
 from pneumofed.server.operations import processes
-from pneumofed.server.operations.superlink import open_control
+from pneumofed.server.operations.control import open_control
 from pneumofed.server.provisioning.identities import FederationConfig
 from pneumofed.server.provisioning.provision import provision
 from tests.server.federations import changed, federation, make_kits, needs_nginx, send, status_of

@@ -12,21 +12,30 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, Metadata, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, RecordDict
 from flwr.app.message import make_message, remove_content_from_message
 from flwr.common.constant import HEARTBEAT_DEFAULT_INTERVAL, SUPERLINK_NODE_ID
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import ActivateNodeRequest, PullMessagesRequest, PushMessagesRequest
-from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.message_pb2 import ObjectTree, PushObjectRequest
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest, PushAppMessagesRequest
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.constant import NOOP_FEDERATION_ID, TaskType
 from flwr.supercore.corestate import sql_corestate
 from flwr.supercore.corestate.sql_corestate import SqlCoreState
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_object import (
+    UnexpectedObjectContentError,
+    get_all_nested_objects,
+    get_object_id,
+    get_object_tree,
+)
+from flwr.supercore.object_store import NoObjectInStoreError, object_store_factory
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.routers.runtime.router import pull_messages as runtime_pull
+from flwr.supercore.state.schema.objectstore_models import StoredObject
 from flwr.superlink import main as superlink
 from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
 from flwr.superlink.routers.fleet import router as fleet_router
@@ -34,18 +43,23 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import func, select
 
 from pneumofed.client.site.supernode import LATE_BY, LEAST_WAIT_SEC
 from pneumofed.server.federation.messaging import LONGEST_PAUSE_SEC
 from pneumofed.server.operations.superlink import (
     HOLD_SEC,
+    IN_FILE,
+    LEAST_IN_FILE,
     LOOK_SEC,
     NOTICE_SEC,
     FlowerRefusal,
     MessageBell,
+    PartsInFiles,
     WholeBodies,
     after_notice,
     change_flower,
+    is_for_all,
     seldom,
     when_complete,
 )
@@ -128,6 +142,7 @@ def test_flower_asks_these_functions_by_these_names(monkeypatch: pytest.MonkeyPa
     names = ("pull_messages", "push_messages", "push_object")
     changed: list[tuple[Any, str]] = [(module, name) for module in (fleet_handlers, runtime_handlers) for name in names]
     changed += [(fleet_handlers, "activate_node"), (SqlCoreState, "_cleanup_expired_task_tokens"), (superlink, "_get_middleware")]
+    changed += [(object_store_factory, "SqlObjectStore")]
     before = [getattr(module, name) for module, name in changed]
     for (module, name), former in zip(changed, before, strict=True):
         monkeypatch.setattr(module, name, former)  # put back afterwards
@@ -156,7 +171,7 @@ class Link:
         assert self.state.claim_task(task) and self.state.activate_task(task)
         self.task: Any = SimpleNamespace(run_id=self.run)
         self.bell = MessageBell(hold_sec)
-        self._ask = self.bell.waiting_for_all(when_complete(runtime_handlers.pull_messages))
+        self._ask = self.bell.waiting(when_complete(runtime_handlers.pull_messages), is_for_all)
 
     def message(self, said: int, to: int, reply_to: str = "") -> Message:
         source = self.site if reply_to else SUPERLINK_NODE_ID
@@ -336,3 +351,97 @@ def test_an_unknown_site_is_told_so_by_flower(tmp_path: Path) -> None:
     _, states = get_objectstore_linkstate_factories(str(tmp_path / "superlink.db"), get_federation_manager())
     with pytest.raises(FlowerRefusal, match="No SuperNode found"):
         after_notice(fleet_handlers.activate_node)(request=ActivateNodeRequest(public_key=b"another"), state=states.state())
+
+
+def parts_store(folder: Path) -> PartsInFiles:
+    store = PartsInFiles(str(folder / "superlink.db"))
+    store.initialize()
+    return store
+
+
+def tree_of(*numbers: int) -> RecordDict:
+    """A record of an array each, large enough for a file."""
+    arrays = {f"a{number}": ArrayRecord([np.full(LEAST_IN_FILE, number, np.uint8)]) for number in numbers}
+    return RecordDict(dict(arrays))
+
+
+def take(store: SqlObjectStore, record: RecordDict) -> None:
+    store.preregister(1, get_object_tree(record))
+    for name, part in get_all_nested_objects(record).items():
+        store.put(name, part.deflate())
+
+
+def files_in(folder: Path) -> list[Path]:
+    return sorted((folder / "parts").iterdir())
+
+
+def test_large_parts_are_kept_in_files_of_the_owner_and_given_back(tmp_path: Path) -> None:
+    store, record = parts_store(tmp_path), tree_of(1, 2)
+    take(store, record)
+    assert len(files_in(tmp_path)) == 2 and {path.stat().st_mode & 0o777 for path in files_in(tmp_path)} == {0o600}
+    assert (tmp_path / "parts").stat().st_mode & 0o777 == 0o700
+    for name, part in get_all_nested_objects(record).items():
+        assert store.get(name) == part.deflate()
+    assert store.get("0" * 64) is None
+    with store.session() as session:
+        assert there(session.scalar(select(func.max(func.length(StoredObject.content))))) < LEAST_IN_FILE
+
+
+def test_a_part_goes_with_the_last_message_that_has_it(tmp_path: Path) -> None:
+    store, first, second = parts_store(tmp_path), tree_of(1, 2), tree_of(2, 3)
+    take(store, first)
+    take(store, second)
+    assert len(files_in(tmp_path)) == 3  # the one of both is there once
+    store.delete(first.object_id)
+    assert len(files_in(tmp_path)) == 2
+    assert all(store.get(name) == part.deflate() for name, part in get_all_nested_objects(second).items())
+    store.delete_objects_in_run(1)
+    assert files_in(tmp_path) == [] and len(store) == 0
+
+
+def test_a_part_of_a_transaction_that_fails_leaves_no_file_and_one_that_was_to_go_stays(tmp_path: Path) -> None:
+    store, kept, lost = parts_store(tmp_path), tree_of(1), tree_of(2)
+    take(store, kept)
+
+    def fail() -> None:
+        with store.session():
+            take(store, lost)
+            store.delete(kept.object_id)
+            raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        fail()
+    assert len(files_in(tmp_path)) == 1
+    assert all(store.get(name) == part.deflate() for name, part in get_all_nested_objects(kept).items())
+
+
+def test_what_a_killed_process_left_goes_at_the_next_start_and_no_more(tmp_path: Path) -> None:
+    record = tree_of(1)
+    take(parts_store(tmp_path), record)
+    (tmp_path / "parts" / ("f" * 32)).write_bytes(b"of nobody")
+    again = parts_store(tmp_path)
+    assert len(files_in(tmp_path)) == 1
+    assert all(again.get(name) == part.deflate() for name, part in get_all_nested_objects(record).items())
+    files_in(tmp_path)[0].unlink()
+    assert None in [again.get(name) for name in get_all_nested_objects(record)]  # and not something else
+
+
+@pytest.mark.parametrize("name", ["f" * 32, "../superlink.db", "../../etc/passwd"])
+def test_a_part_that_pretends_to_be_a_file_is_none(tmp_path: Path, name: str) -> None:
+    store, content = parts_store(tmp_path), IN_FILE + name.encode("ascii")
+    store.preregister(1, ObjectTree(object_id=get_object_id(content)))
+    with pytest.raises(UnexpectedObjectContentError):
+        store.put(get_object_id(content), content)
+    body = IN_FILE + b" 0 0\x00" + name.encode("ascii")  # what Flower takes for a part
+    assert store._file_of(body) is None
+
+
+def test_a_part_that_is_not_what_was_announced_is_refused(tmp_path: Path) -> None:
+    store, record = parts_store(tmp_path), tree_of(1)
+    store.preregister(1, get_object_tree(record))
+    names, parts = zip(*get_all_nested_objects(record).items(), strict=True)
+    with pytest.raises(ValueError, match="does not match"):
+        store.put(names[0], parts[-1].deflate())
+    with pytest.raises(NoObjectInStoreError):
+        store.put(get_object_id(other := next(iter(get_all_nested_objects(tree_of(9)).values())).deflate()), other)
+    assert files_in(tmp_path) == []

@@ -78,6 +78,19 @@ def test_a_late_site_alone_with_its_neighbours_gone_is_refused_by_itself(tmp_pat
         chosen.sites["alpha"].begin_masking(
             step.model_copy(update={"senders": ["alpha", "beta", "gamma"], "parcels": few}), MODEL
         )
+    assert not (tmp_path / "alpha" / "secure_sum" / "session.json").exists()  # it has left the sum
+    with pytest.raises(SecureSumError, match="takes no part"):
+        chosen.sites["alpha"].begin_masking(step, MODEL)
+
+
+def test_leaving_one_sum_leaves_another_that_was_begun_since(tmp_path: Path) -> None:
+    chosen = parties(tmp_path)
+    chosen.run(until="advertise")
+    session = tmp_path / "alpha" / "secure_sum" / "session.json"
+    chosen.sites["alpha"].folder.leave(SumSession.begin("run", 1, "train", "settings"))
+    assert session.exists()
+    chosen.sites["alpha"].folder.leave(chosen.session)
+    assert not session.exists()
 
 
 def last_steps(chosen: Parties) -> tuple[Step, Step]:

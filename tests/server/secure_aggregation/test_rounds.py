@@ -12,11 +12,13 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from pneumofed.client.app import app as client_app
+from pneumofed.client.secure_aggregation.participant import MaskPlan
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import ConfigError, RoundError
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference
+from pneumofed.common.secure_aggregation.masking import SumVector
 from pneumofed.common.secure_aggregation.protocol import Stage, Step, read_step
 from pneumofed.server.report.report import write_report
 from pneumofed.server.runs.checkpoints import read_checkpoint
@@ -189,6 +191,28 @@ def test_no_secret_stays_at_a_site_after_the_round(tmp_path: Path) -> None:
     for number in range(3):
         left = {path.name for path in (made.sites / f"site-{number}" / "secure_sum").iterdir()}
         assert left == {"used", "serial", "lock", ".used.sum", ".serial.sum"}
+
+
+@pytest.mark.parametrize("work", ["train", "evaluate"])
+def test_a_site_that_fails_under_its_masks_keeps_nothing_of_the_others_secrets(
+    tmp_path: Path, work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where training fails, or the policy lets no answer of those few patients leave."""
+    begun, hide = list[MaskPlan](), MaskPlan.hide
+
+    def fail_the_first(self: MaskPlan, vector: SumVector) -> None:
+        begun.append(self)
+        if len(begun) == (1 if work == "train" else 5):
+            raise OSError("the disk is full")
+        hide(self, vector)
+
+    monkeypatch.setattr(MaskPlan, "hide", fail_the_first)
+    made = federation(tmp_path)
+    made.run("run", experiment())
+    line = history(made, "run")[0]
+    told = there(line.secure_sum if work == "train" else line.secure_validation)
+    assert list(told.dropped.values()) == ["mask"]
+    assert [path.parent for path in made.sites.glob("*/secure_sum/session.json")] == []
 
 
 @pytest.mark.parametrize("stage", ["advertise", "share", "mask", "confirm", "unmask"])

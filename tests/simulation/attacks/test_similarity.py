@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pneumofed.common.evaluation.ssim import K1, K2, ssim
+from pneumofed.common.evaluation.similarity import K1, K2, ssim
 from pneumofed.simulation.attacks.inversion import correlations, match, psnr, ranks
 
 GENERATOR = np.random.default_rng(0)

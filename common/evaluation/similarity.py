@@ -1,6 +1,6 @@
-"""How far two histograms lie apart: the stability index in common use, and the Jensen-Shannon divergence of several from all together.
+"""How alike two pictures are to the eye (`ssim`), and how far histograms lie apart (`stability_index`, `mean_divergence`).
 
-Both take counts on the same bins. The monitor compares a day with the reference by them, a survey one site with the others, and a
+Histograms are counts on the same bins: the monitor compares a day with the reference by them, a survey one site with the others, and a
 simulation its hospitals with the whole.
 """
 
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from scipy.ndimage import correlate1d
 from scipy.spatial.distance import jensenshannon
 
 _EMPTY_BIN = 0.5
 """Count that stands for none in the stability index, whose logarithm would be infinite."""
-
 
 Histogram = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 
@@ -45,3 +45,36 @@ def mean_divergence(histograms: Sequence[Sequence[float]]) -> float:
         return 0.0
     pooled = counts.sum(axis=0)
     return float(np.mean([jensenshannon(count, pooled, base=2.0) ** 2 for count in counts]))
+
+
+Images = npt.NDArray[np.float64]
+
+WINDOW, WINDOW_SIGMA = 11, 1.5
+K1, K2 = 0.01, 0.03
+"""Wang et al. 2004, section III-B: the window, its deviation in pixels, and the constants for images in [0, 1]."""
+
+
+def ssim(image: Images, other: Images) -> float:
+    """Computes the mean structural similarity of two images; 1 for equal ones (Wang et al. 2004, eq. 13).
+
+    Over the windows that lie inside the image as a whole.
+
+    Args:
+        image: float64 [H, W] in [0, 1], 11 pixels a side at least.
+        other: of the same shape; the measure is symmetric.
+    """
+    mean_a, mean_b = _smooth(image), _smooth(other)
+    var_a, var_b = _smooth(image**2) - mean_a**2, _smooth(other**2) - mean_b**2
+    covariance = _smooth(image * other) - mean_a * mean_b
+    light = (2 * mean_a * mean_b + K1**2) / (mean_a**2 + mean_b**2 + K1**2)
+    structure = (2 * covariance + K2**2) / (var_a + var_b + K2**2)
+    return float((light * structure).mean())
+
+
+def _smooth(image: Images) -> Images:
+    """Gaussian means of the whole windows, float64 [H - 10, W - 10]."""
+    reach = WINDOW // 2
+    weights = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * WINDOW_SIGMA**2))
+    weights /= weights.sum()
+    smooth = correlate1d(correlate1d(image, weights, axis=0), weights, axis=1)
+    return smooth[reach:-reach, reach:-reach]
