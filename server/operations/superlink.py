@@ -12,7 +12,7 @@ Of Flower 1.41 six things are changed:
   (`after_notice`).
 - It keeps the parts of messages in rows of its database, which are written anew with each count of who refers to them (`PartsInFiles`).
 - It looks for tasks whose process has died at each request (`seldom`).
-- It hands each 64 KiB of a request's body through nine layers (`WholeBodies`).
+- It hands each request, and each 64 KiB of its body, through nine layers with a task each (`OneLayer`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,6 +39,11 @@ from flwr.supercore.state.schema.linkstate_models import MessageIns, MessageRes,
 from flwr.supercore.state.schema.objectstore_models import StoredObject
 from flwr.supercore.utils import uint64_to_int64
 from sqlalchemy import event, func, select
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
 
 HOLD_SEC = 3.0
 """How long a site's question is held at most: a site whose key was revoked is refused at the next one."""
@@ -280,35 +286,29 @@ def seldom(look: Callable[[Any], None], now: Callable[[], float] = time.monotoni
     return look_sometimes
 
 
-class WholeBodies:
-    """Hands a request's body on in one piece, as the first of whoever of Flower's would pass on each of its pieces (ASGI).
-
-    Whole it is held in memory anyhow, before anything of it is looked at; nginx says how large it may be.
+class OneLayer(BaseHTTPMiddleware):
+    """Flower's layers around each request as one: what each of them does, in their order, without a stream and a task for each.
 
     Args:
         app: what comes next.
+        layers: the outermost first.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, layers: Sequence[Middleware]) -> None:
+        super().__init__(app)
+        self._steps = [cast(Any, layer.cls)(app, *layer.args, **layer.kwargs).dispatch_func for layer in layers]
 
-    async def __call__(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Any) -> None:
-        given = scope["type"] != "http"
+    @classmethod
+    def of(cls, layers: Sequence[Middleware]) -> list[Middleware]:
+        """The layers as one, or as they are where one of them is of another kind."""
+        alike = (isinstance(layer.cls, type) and issubclass(layer.cls, BaseHTTPMiddleware) for layer in layers)
+        return [Middleware(cls, layers=layers)] if all(alike) else list(layers)
 
-        async def receive_whole() -> Any:
-            nonlocal given
-            if given:
-                return await receive()
-            pieces = []
-            while not given:
-                message = await receive()
-                if message["type"] != "http.request":
-                    return message  # whoever asked is gone
-                pieces.append(message.get("body", b""))
-                given = not message.get("more_body", False)
-            return {"type": "http.request", "body": b"".join(pieces), "more_body": False}
-
-        await self._app(scope, receive_whole, send)
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        """Answers a request."""
+        for step in reversed(self._steps):
+            call_next = partial(step, call_next=call_next)
+        return await call_next(request)
 
 
 def change_flower() -> None:
@@ -318,14 +318,13 @@ def change_flower() -> None:
     from flwr.superlink import main as superlink
     from flwr.superlink.servicer.fleet import fleet_handlers
     from flwr.superlink.servicer.runtime import runtime_handlers
-    from starlette.middleware import Middleware
 
     fleet, runtime, state, inside = (cast(Any, of) for of in (fleet_handlers, runtime_handlers, SqlCoreState, superlink))
     fleet.activate_node = after_notice(fleet.activate_node)
     state._cleanup_expired_task_tokens = seldom(state._cleanup_expired_task_tokens)
     cast(Any, object_store_factory).SqlObjectStore = PartsInFiles
     layers = inside._get_middleware
-    inside._get_middleware = lambda: [Middleware(WholeBodies), *layers()]
+    inside._get_middleware = lambda: OneLayer.of(layers())
     messages, replies = MessageBell(), MessageBell(HOLD_REPLIES_SEC)
     fleet.pull_messages = messages.waiting(fleet.pull_messages)
     runtime.pull_messages = replies.waiting(when_complete(runtime.pull_messages), is_for_all)

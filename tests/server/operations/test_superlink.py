@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,9 +40,18 @@ from flwr.superlink.config_loader import get_federation_manager, get_objectstore
 from flwr.superlink.routers.fleet import router as fleet_router
 from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.superlink.servicer.runtime import runtime_handlers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
 
 from pneumofed.client.site.supernode import LATE_BY, LEAST_WAIT_SEC
 from pneumofed.server.federation.messaging import LONGEST_PAUSE_SEC
@@ -55,8 +63,8 @@ from pneumofed.server.operations.superlink import (
     NOTICE_SEC,
     FlowerRefusal,
     MessageBell,
+    OneLayer,
     PartsInFiles,
-    WholeBodies,
     after_notice,
     change_flower,
     is_for_all,
@@ -316,35 +324,85 @@ def test_tasks_of_dead_processes_are_looked_for_once_a_second_and_not_at_each_re
     assert LOOK_SEC < HEARTBEAT_DEFAULT_INTERVAL / 10
 
 
-@given(st.lists(st.binary(max_size=50), min_size=1, max_size=8))
-def test_a_body_comes_whole_however_it_was_sent(pieces: list[bytes]) -> None:
-    sent = [{"type": "http.request", "body": piece, "more_body": True} for piece in pieces]
-    sent[-1]["more_body"] = False
-    assert received("http", sent, 2) == [{"type": "http.request", "body": b"".join(pieces), "more_body": False}, GONE]
+class Telling(BaseHTTPMiddleware):
+    """A layer that tells what passes it, and does one thing."""
+
+    def __init__(self, app: Any, told: list[str], name: str, does: str) -> None:
+        super().__init__(app)
+        self.told, self.name, self.does = told, name, does
+
+    async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+        self.told.append(f"{self.name} in {getattr(request.state, 'mark', '-')}")
+        match self.does:
+            case "mark":
+                request.state.mark = self.name
+            case "read":
+                self.told.append(f"{self.name} read {await request.body()!r}")
+            case "answer":
+                return PlainTextResponse(f"of {self.name}", 403)
+            case "refuse":
+                raise HTTPException(401, self.name)
+            case "fail":
+                raise ValueError(self.name)
+        try:
+            response = await call_next(request)
+        except ValueError as error:
+            self.told.append(f"{self.name} saw {error}")
+            if self.does != "translate":
+                raise
+            response = PlainTextResponse(f"translated {error}", 500)
+        if self.does == "replace":
+            response = PlainTextResponse(f"{self.name} in the place of {response.status_code}")
+        response.headers[f"x-{self.name}"] = self.does
+        self.told.append(f"{self.name} out {response.status_code}")
+        return response
 
 
-def test_who_goes_away_in_the_middle_is_gone_and_other_protocols_pass() -> None:
-    begun = {"type": "http.request", "body": b"half", "more_body": True}
-    assert received("http", [begun], 1) == [GONE]
-    assert received("lifespan", [{"type": "lifespan.startup"}], 1) == [{"type": "lifespan.startup"}]
+async def echo(request: Request) -> Response:
+    if request.url.path == "/bad":
+        raise ValueError("the handler")
+    body = await request.body()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b"got ", body, b"!"):
+            yield piece
+
+    return StreamingResponse(pieces()) if request.url.path == "/stream" else Response(b"got " + body)
 
 
-GONE = {"type": "http.disconnect"}
+def asked(does: list[str], path: str, pieces: list[bytes], one: bool) -> tuple[Any, ...]:
+    """What a client gets through these layers, and what each of them saw."""
+    told = list[str]()
+    layers = [Middleware(Telling, told=told, name=f"l{number}", does=one_does) for number, one_does in enumerate(does)]
+    routes = [Route(place, echo, methods=["POST"]) for place in ("/good", "/stream", "/bad")]
+    app = Starlette(routes=routes, middleware=OneLayer.of(layers) if one else layers)
+    answer = TestClient(app, raise_server_exceptions=False).post(path, content=iter(pieces))
+    return answer.status_code, answer.content, {name: value for name, value in answer.headers.items() if name[:2] == "x-"}, told
 
 
-def received(kind: str, sent: list[dict[str, Any]], times: int) -> list[Any]:
-    """What an app behind `WholeBodies` receives, asking so many times."""
-    waiting, found = [*sent, GONE], list[Any]()
+DOES = ["nothing", "mark", "read", "answer", "refuse", "fail", "translate", "replace"]
 
-    async def receive() -> Any:
-        return waiting.pop(0)
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        for _ in range(times):
-            found.append(await receive())
+@given(
+    st.lists(st.sampled_from(DOES), min_size=1, max_size=5),
+    st.sampled_from(["/good", "/stream", "/bad", "/unknown"]),
+    st.lists(st.binary(max_size=20), max_size=4),
+)
+@settings(max_examples=60, deadline=None)
+def test_layers_as_one_do_what_they_did(does: list[str], path: str, pieces: list[bytes]) -> None:
+    assert asked(does, path, pieces, one=True) == asked(does, path, pieces, one=False)
 
-    asyncio.run(WholeBodies(app)({"type": kind}, receive, None))
-    return found
+
+def test_layers_of_another_kind_stay_as_they_are() -> None:
+    layers = [Middleware(Telling, told=[], name="a", does="nothing"), Middleware(GZipMiddleware)]
+    assert OneLayer.of(layers) == layers
+
+
+def test_flowers_own_layers_are_of_the_kind_that_is_made_one() -> None:
+    layers = superlink._get_middleware()
+    assert len(layers) == 9 and len(OneLayer.of(layers)) == 1
+    steps = OneLayer(Starlette(), layers)._steps
+    assert {tuple(inspect.signature(step).parameters) for step in steps} == {("request", "call_next")}
 
 
 def test_an_unknown_site_is_told_so_by_flower(tmp_path: Path) -> None:
