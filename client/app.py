@@ -42,6 +42,7 @@ from pneumofed.common.wire.messages import (
     encode_update,
     pack_presence,
     pack_update,
+    record_bytes,
     unpack_arrays,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -161,13 +162,12 @@ def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy
         presence = trained.releases.presence(trained.layout.digest)
         if plan is not None:
             return pack_masked(presence, trained.masked(plan, instruction))
-    update = Update.of(presence, trained.arrays, trained.releases.train, trained.metrics)
     travelling = _travelling(trained.arrays, instruction, trained.site.name)
     if trained.correction is not None:
         precision = instruction.experiment.strategy.update_precision
         sent = unpack_arrays(decode_update(travelling, instruction.weights, precision))
         trained.correction.keep(sent.parameters, trained.releases.train)
-    return pack_update(update, travelling)
+    return pack_update(Update(presence, travelling, trained.releases.train, trained.metrics, record_bytes(travelling)))
 
 
 @dataclass(frozen=True)

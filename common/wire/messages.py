@@ -137,8 +137,8 @@ class Presence:
 class Update:
     """A site's answer to a training instruction.
 
-    The weights stay in the float32 record that Flower's arithmetic takes, one copy a site; `arrays` unpacks them for the moment.
-    `nbytes` is what they took on the wire.
+    At the site the weights are in the record that travels. At the coordinator they stay in the float32 record that Flower's arithmetic
+    takes, one copy a site; `arrays` unpacks them for the moment. `nbytes` is what they took on the wire.
     """
 
     presence: Presence
@@ -226,15 +226,10 @@ def unpack_presence(content: RecordDict) -> Presence:
     return Presence(site_name(record.get("name")), layout_digest(record.get("layout")), report, head_in(record))
 
 
-def pack_update(update: Update, travelling: ArrayRecord | None = None) -> RecordDict:
-    """Packs a site's reply with an update.
-
-    Args:
-        update: weights, metrics and who sends them.
-        travelling: what takes the place of the float32 weights on the wire (see `encode_update`); None sends them as they are.
-    """
+def pack_update(update: Update) -> RecordDict:
+    """Packs a site's reply with an update, whose record goes as it is (see `encode_update`)."""
     metrics = MetricRecord({NUM_EXAMPLES: update.num_examples, **update.metrics})
-    return RecordDict({ARRAYS: travelling or update.record, METRICS: metrics, SITE: _site_record(update.presence)})
+    return RecordDict({ARRAYS: update.record, METRICS: metrics, SITE: _site_record(update.presence)})
 
 
 def encode_update(

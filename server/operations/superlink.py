@@ -217,10 +217,10 @@ class PartsInFiles(SqlObjectStore):
             super().put(object_id, object_content)
             return
         path = self._folder / uuid.uuid4().hex
-        path.touch(0o600, exist_ok=False)
-        path.write_bytes(object_content)
         with self.session() as session:
             event.listen(session, "after_rollback", lambda *_: path.unlink(missing_ok=True), once=True)
+            path.touch(0o600, exist_ok=False)
+            path.write_bytes(object_content)
             super().put(object_id, IN_FILE + path.name.encode("ascii"))
             if self._file_of(super().get(object_id)) != path:  # it was there already
                 path.unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 import threading
@@ -471,6 +472,22 @@ def test_a_part_of_a_transaction_that_fails_leaves_no_file_and_one_that_was_to_g
         fail()
     assert len(files_in(tmp_path)) == 1
     assert all(store.get(name) == part.deflate() for name, part in get_all_nested_objects(kept).items())
+
+
+def test_a_part_that_the_disk_has_no_room_for_leaves_no_piece_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, write = parts_store(tmp_path), Path.write_bytes
+
+    def write_half(self: Path, content: bytes) -> None:
+        write(self, content[: len(content) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_half)
+    with pytest.raises(OSError, match="No space"):
+        take(store, tree_of(1))
+    assert files_in(tmp_path) == []
+    monkeypatch.undo()
+    take(store, tree_of(1))
+    assert len(files_in(tmp_path)) == 1
 
 
 def test_what_a_killed_process_left_goes_at_the_next_start_and_no_more(tmp_path: Path) -> None:
