@@ -26,7 +26,7 @@ from pneumofed.common.config.experiment import ExperimentConfig, TrainingConfig
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.imaging.augment import augment, draw_parameters, normalize, to_model_input
 from pneumofed.common.models.build import classifier_of, freeze_in_round, set_trainable, train_mode
-from pneumofed.common.models.compute import Compute, HeldRows
+from pneumofed.common.models.compute import Compute, HeldRows, without_compiler
 from pneumofed.common.models.features import FeatureSet, has_fixed_body, load_features
 from pneumofed.common.models.recipe import build_loss, count_batches, schedule_factor
 from pneumofed.common.seeds import derive_seed, numpy_generator, torch_generator
@@ -395,6 +395,9 @@ def _add_gradient(
 
 def _build_optimizer(parameters: list[nn.Parameter], cfg: TrainingConfig, learning_rate: float) -> torch.optim.Optimizer:
     if cfg.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay)
+        return without_compiler(torch.optim.SGD)(
+            parameters, lr=learning_rate, momentum=cfg.momentum, weight_decay=cfg.weight_decay
+        )
     # fused: one pass over the weights instead of seven, half the optimizer's time on a CPU
-    return torch.optim.AdamW(parameters, lr=learning_rate, eps=cfg.adam_epsilon, weight_decay=cfg.weight_decay, fused=True)
+    adamw = without_compiler(torch.optim.AdamW)
+    return adamw(parameters, lr=learning_rate, eps=cfg.adam_epsilon, weight_decay=cfg.weight_decay, fused=True)

@@ -2,17 +2,21 @@
 data (`HeldRows`).
 
 `import_torchvision` is how this project imports torchvision: it works also beside a build of torch that torchvision's C extension does
-not fit.
+not fit. Neither it nor an optimizer `without_compiler` imports torch's compiler (`torch._dynamo` with sympy and much else), which nothing
+here uses: a second of processor time and 170 MB in each process.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +34,10 @@ _MISSING_OPERATORS = (f"nms{_NMS_SIGNATURE}", f"qnms{_NMS_SIGNATURE}")
 """Schemas of `torchvision/csrc/ops/nms.cpp` and `ops/quantized/cpu/qnms_kernel.cpp`, which torchvision refers to."""
 
 _libraries: list[torch.library.Library] = []
+
+_COMPILER_UTILS = "torch._dynamo.utils"
+_KEPT_FROM_COMPILER = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+"""Methods of every optimizer that torch keeps out of compiled code, for which they import the compiler."""
 
 
 @dataclass(frozen=True)
@@ -155,14 +163,58 @@ def import_torchvision() -> ModuleType:
         ImportError: torchvision is not installed.
         RuntimeError: its import fails for another reason than the missing operators.
     """
-    try:
+    with _compiler_left_out():
+        try:
+            return importlib.import_module("torchvision")
+        except RuntimeError as error:
+            if "torchvision::" not in str(error) or _libraries:
+                raise
+        _forget_torchvision()
+        _declare_operators()
         return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error) or _libraries:
-            raise
-    _forget_torchvision()
-    _declare_operators()
-    return importlib.import_module("torchvision")
+
+
+@cache
+def without_compiler(optimizer: type[torch.optim.Optimizer]) -> type[Any]:
+    """Makes the class of an optimizer whose every step is that of `optimizer` to the bit, and that imports no compiler.
+
+    `Optimizer.step` and some of its other methods keep themselves out of what `torch.compile` makes faster, and import it to say so. What
+    is made here is not to be compiled itself; the network may be.
+
+    Args:
+        optimizer: of `torch.optim`, not differentiable.
+    """
+    plain = {name: inspect.unwrap(getattr(optimizer, name)) for name in _KEPT_FROM_COMPILER}
+    return type(optimizer.__name__, (optimizer,), {**plain, "step": torch.no_grad()(inspect.unwrap(optimizer.step))})
+
+
+class _LaterUtils(ModuleType):
+    """Stands for the compiler's module while torchvision is imported, which takes one function of it for later. Who asks for anything else
+    has begun to import the compiler itself, and gets the real one."""
+
+    def __init__(self) -> None:
+        super().__init__(_COMPILER_UTILS)
+        self.is_compile_supported = lambda device: importlib.import_module(_COMPILER_UTILS).is_compile_supported(device)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # such as __file__, which `inspect` reads of every module
+            raise AttributeError(name)
+        if sys.modules.get(_COMPILER_UTILS) is self:
+            del sys.modules[_COMPILER_UTILS]
+        return getattr(importlib.import_module(_COMPILER_UTILS), name)
+
+
+@contextmanager
+def _compiler_left_out() -> Iterator[None]:
+    later = _LaterUtils()
+    if sys.modules.setdefault(_COMPILER_UTILS, later) is not later:
+        yield
+        return
+    try:
+        yield
+    finally:
+        if sys.modules.get(_COMPILER_UTILS) is later:
+            del sys.modules[_COMPILER_UTILS]
 
 
 def _resolve_device(name: str) -> torch.device:

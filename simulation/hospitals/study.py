@@ -58,11 +58,9 @@ def count_hospitals(cfg: SimulationConfig) -> int:
         ConfigError: the divided set is no table, or its column does not name a hospital for each image.
         DataError: the table cannot be read.
     """
-    divided = 0
+    divided = cfg.hospitals if cfg.divides else 0
     if cfg.column and cfg.data is not None:
         divided = len(_by_column(read_source(cfg.data).manifest, _column(cfg), cfg.column))
-    elif cfg.divides:
-        divided = cfg.hospitals
     return divided + sum(cfg.groups.values())
 
 
