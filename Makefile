@@ -1,17 +1,20 @@
 # Every target sets up what it needs: `make demo` and `make test` work in a fresh clone.
 
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SOURCES := client common inference server simulation pneumofed tests benchmarks docs
 
-.PHONY: help demo docs test test-slow lint format install clean
+# Modules are compiled once, not in each of the hundreds of processes that the tests start, whatever the shell says.
+export PYTHONDONTWRITEBYTECODE :=
+
+.PHONY: help demo docs test test-slow lint style types tests format install clean
 
 help:
 	@echo "make demo       train over virtual hospitals on phantom images and name the report"
-	@echo "make test       lint, types and the tests, in WORKERS processes (2)"
+	@echo "make test       lint, types and the tests, in WORKERS processes (3: they also wait)"
 	@echo "make test-slow  the long tests"
 	@echo "make docs       the documentation as a site, in build/site, its notebooks executed"
 	@echo "make install    only set up $(VENV)"
@@ -31,16 +34,23 @@ docs: install
 	NO_MKDOCS_2_WARNING=1 PNEUMOFED_DOCS_EXECUTE=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "open build/site/index.html"
 
-lint: install
+lint: style types
+
+style: install
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+
+types: install
 	$(BIN)/mypy pneumofed tests benchmarks docs
 
 format: install
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-test: lint
+test: style
+	@$(MAKE) --no-print-directory -j 2 types tests
+
+tests: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: install

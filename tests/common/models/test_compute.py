@@ -49,7 +49,7 @@ def test_an_optimizer_without_compiler_takes_the_same_steps(
 ) -> None:
     """To the bit, with hooks before a step, gradients that are set to none, and a state that goes on elsewhere."""
     weights = []
-    for kind in (optimizer, without_compiler(optimizer)):
+    for kind in (optimizer, without_compiler(cast(Any, optimizer))):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
         parameters, factory = list(model.parameters()), cast(Any, kind)
