@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # two threads on two busy cores wait for each other
+gc.disable()  # until all is imported: the garbage collector would look through a million objects again and again
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -38,3 +40,9 @@ def external_dir() -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Real federations first: theirs is the longest file, and no process waits for it at the end."""
     items.sort(key=lambda item: "e2e" not in item.path.parts)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, and looked for only in what tests make."""
+    gc.freeze()
+    gc.enable()

@@ -60,7 +60,7 @@ def draw_image(path: Path, label: str, generator: np.random.Generator) -> None:
     if label != "normal":
         row, column = generator.integers(4, 18, 2)
         pixels[row : row + 10, column : column + 10] += 110
-    PIL.Image.fromarray(pixels).save(path)
+    PIL.Image.fromarray(pixels).save(path, compress_level=1)
 
 
 def draw_manifest(folder: Path, patients: int, seed: int, labels: tuple[str, ...] = ("normal", "pneumonia")) -> Manifest:

@@ -75,7 +75,14 @@ def end_after(room: Path, sign: signal.Signals, seconds: float, whole_group: boo
     return said.decode()
 
 
-@pytest.mark.parametrize(("sign", "seconds"), [(signal.SIGINT, -0.3), (signal.SIGINT, 0.5), (signal.SIGTERM, 0.2)])
+@pytest.mark.parametrize(
+    ("sign", "seconds"),
+    [
+        pytest.param(signal.SIGINT, -0.3, marks=pytest.mark.slow),
+        (signal.SIGINT, 0.5),
+        pytest.param(signal.SIGTERM, 0.2, marks=pytest.mark.slow),
+    ],
+)
 def test_the_room_ends_without_a_traceback_and_without_a_process(room: Path, sign: signal.Signals, seconds: float) -> None:
     assert "Traceback" not in end_after(room, sign, seconds, whole_group=True)
 

@@ -14,7 +14,7 @@ import pytest
 from tests.former.make import CASES, NOISY, case_arguments, digest_of, length_of, machine
 from tests.former.opened import call, read_json
 
-PRIVATE = ("dp_sgd", "dp_sgd_convolutions")
+PRIVATE = ("dp_sgd", "dp_sgd_convolutions", "central_privacy", "fedexp")
 """Their noise depends on the bits of the sum that it hides: another machine draws other noise, whose length differs by a percent or two."""
 SLOW = ("fedprox", "fedbn", "fedadam_ema", "float16_updates", "sgd_focal_group_norm", "dp_sgd_convolutions")
 
@@ -48,7 +48,7 @@ def test_a_small_run_gives_the_weights_of_the_former_version(former: Path, name:
     check_weights(former / "run" / "checkpoints" / "last.pt", expected["weights"], expected["length"], tolerance)
 
 
-@pytest.mark.parametrize("name", ["broken", "broken-adam"])
+@pytest.mark.parametrize("name", ["broken", pytest.param("broken-adam", marks=pytest.mark.slow)])
 def test_a_run_that_the_former_version_left_is_resumed_to_the_weights_of_an_unbroken_one(former: Path, name: str) -> None:
     told = call("simulate", "--resume", "--out", former / name, "--engine", "local")
     assert "succeeded after 3 rounds" in told

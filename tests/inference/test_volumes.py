@@ -297,6 +297,7 @@ def test_a_nifti_files_map_has_its_axes(bundle: Path, tmp_path: Path) -> None:
         pneumofed.explain(bundle, tmp_path / "volume.nii.gz", check=False).save(tmp_path / "map.dcm")
 
 
+@pytest.mark.slow
 def test_python_explains_a_series_as_the_command_does(bundle: Path, archive: Path, tmp_path: Path) -> None:
     series, model = archive / "patient2" / "study" / "series", pneumofed.open_bundle(bundle, threads=1)
     given = ["explain", str(series), "--bundle", str(bundle), "--out", str(tmp_path), "--json", "--all"]

@@ -238,7 +238,7 @@ def test_scaffold_reaches_the_optimum_that_fedavg_misses_after_many_local_steps(
     np.testing.assert_allclose(strategy.total, sum(IMAGES[i] * own[i] for i in own), atol=1e-3)
 
 
-@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize("partial", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_feddyn_rests_only_where_the_mean_gradient_is_zero(partial: bool) -> None:
     alpha = 0.5
     own = {site: np.zeros(2) for site in range(3)}

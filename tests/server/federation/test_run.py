@@ -179,11 +179,15 @@ RESUMED = [
     ("scaffold", 0.0),
     ("feddyn", 0.5),
 ]
+QUICK = [RESUMED[0], RESUMED[2], RESUMED[5], RESUMED[-1]]
+"""Of these, what is kept of the strategy differs: nothing, moments, an average, corrections."""
 SGD = {"optimizer": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4, "momentum": 0.5}
 """For the strategies that are derived for it."""
 
 
-@pytest.mark.parametrize(("strategy", "ema_decay"), RESUMED)
+@pytest.mark.parametrize(
+    ("strategy", "ema_decay"), [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in RESUMED]
+)
 def test_a_run_killed_in_a_round_and_resumed_equals_one_never_stopped(
     tmp_path: Path, strategy: StrategyName, ema_decay: float
 ) -> None:

@@ -29,6 +29,8 @@ from tests.server.federation.updates import LAYOUT, as_reply, full_update, small
 
 LENGTH = 30_000
 UPDATE_BYTES = 4 * LENGTH
+QUICK = ("fedavg", "fedmedian", "fedyogi")
+"""Of the strategies that read one update after the other, all of some columns, and one after the other with a state of their own."""
 START = ModelArrays(np.linspace(-1, 1, LENGTH, dtype=np.float32), np.ones(6, np.float32))
 
 
@@ -73,7 +75,9 @@ def test_updates_on_the_disk_give_the_bits_of_updates_in_memory(name: StrategyNa
         assert disk.statistics.tobytes() == memory.statistics.tobytes()
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if "krum" not in name])
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ALL if "krum" not in name]
+)
 def test_memory_is_the_same_for_eight_sites_and_for_many(
     name: StrategyName, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,9 @@ def test_the_bound_is_the_one_that_the_paper_prints(guesses: Guesses, delta: flo
     assert epsilon_lower_bound(guesses, delta) == pytest.approx(published, abs=1e-3)
 
 
-@pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0, 4.0])
+@pytest.mark.parametrize(
+    "epsilon", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 2.0, pytest.param(4.0, marks=pytest.mark.slow)]
+)
 def test_randomised_response_breaks_its_bound_in_at_most_one_run_in_twenty(epsilon: float) -> None:
     """m guesses, each right with e^eps / (1 + e^eps): (eps, 0)-private, and the worst case of the theorem."""
     generator, canaries, runs = np.random.default_rng(7), 200, 600
