@@ -32,7 +32,7 @@ from pneumofed.common.errors import PneumofedError
 from pneumofed.common.evaluation.bootstrap import bootstrap_difference
 from pneumofed.common.evaluation.metrics import choose_threshold, metrics
 from pneumofed.common.evaluation.predictions import Predictions
-from pneumofed.common.models.build import build_model
+from pneumofed.common.models.build import build_empty
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.common.ops.study_code import StudyCode, known_codes, remember_all
@@ -193,7 +193,7 @@ def _jobs(folder: Path, experiment: ExperimentConfig, site_files: Sequence[Path]
 def _train_and_evaluate(job: BaselineJob, site: SiteData, experiment: ExperimentConfig) -> BaselineResult:
     trained = train_baseline(site, experiment, lambda number: _count_round(len(job.site_files)))
     threshold = choose_threshold(trained.statistics, experiment.evaluation.threshold_policy, experiment.evaluation.target)
-    model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
+    model = build_empty(experiment.model, experiment.task)
     ArraysLayout.of(model).load(model, trained.arrays.parameters, trained.arrays.statistics)
     evaluator = _central_evaluator(job, experiment)
     predictions = evaluator.predict(model)

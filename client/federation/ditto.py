@@ -31,7 +31,7 @@ from pneumofed.common.config.experiment import ExperimentConfig, PrivacyConfig, 
 from pneumofed.common.config.reader import experiment_from_json
 from pneumofed.common.errors import ConfigError, DataError, MessageError
 from pneumofed.common.files import StateFile
-from pneumofed.common.models.build import build_model
+from pneumofed.common.models.build import build_empty
 from pneumofed.common.models.compute import Compute
 from pneumofed.common.wire.fields import run_token
 from pneumofed.common.wire.instructions import Instruction
@@ -192,7 +192,7 @@ def train_personal(
     """
     experiment, number = instruction.experiment, instruction.round
     plan = RoundPlan(plain_experiment(experiment), number, site.name, rate_factor=instruction.rate_factor)
-    model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
+    model = build_empty(experiment.model, experiment.task)
     layout = ArraysLayout.of(model)
     layout.load(model, base.parameters, base.statistics)
     setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)

@@ -43,7 +43,7 @@ from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from pneumofed.common.model_bundle.image_statistics import as_pictures
 from pneumofed.common.model_bundle.pooled_scores import SCORE_BINS, count_scores, pack_counts, unpack_counts
 from pneumofed.common.model_bundle.suitability import SUITABILITY_TESTS, score_images
-from pneumofed.common.models.build import build_model
+from pneumofed.common.models.build import build_empty
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import compute_features, predict_cached
 from pneumofed.common.models.kept_model import JudgedRound, choose_round, moving_average
@@ -240,7 +240,7 @@ def train_alone(
     """
     compute = build_compute(site.config.device, experiment.training.precision, site.config.threads)
     exact = build_compute(site.config.device, "fp32", site.config.threads)
-    model, judged = (build_model(experiment.model.without_weights(), experiment.task, seed=0) for _ in range(2))
+    model, judged = (build_empty(experiment.model, experiment.task) for _ in range(2))
     layout = ArraysLayout.of(model)
     layout.load(model, first.parameters, first.statistics)
     average: ModelArrays | None = None

@@ -19,7 +19,7 @@ from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import MessageError
 from pneumofed.common.files import atomic_write
-from pneumofed.common.models.build import build_model
+from pneumofed.common.models.build import build_empty
 from pneumofed.common.wire.fields import run_token
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import ModelArrays
@@ -136,10 +136,10 @@ def own_network(instruction: Instruction, config: SiteConfig, norms_before_round
 
 @lru_cache(maxsize=1)
 def empty_network(cfg: ModelConfig, task: LabelTask) -> nn.Module:
-    """Builds the network without its first weights, which come with each message; kept for the process, since building it costs 0.2 s.
+    """Builds the network without its first weights, which come with each message; kept for the process, which in a simulation answers many.
 
     Args:
         cfg: the network.
         task: decides the number of classes.
     """
-    return build_model(cfg.without_weights(), task, seed=0)
+    return build_empty(cfg, task)

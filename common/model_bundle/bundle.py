@@ -113,11 +113,11 @@ class Bundle:
         """
         import torch
 
-        from pneumofed.common.models.build import build_model
+        from pneumofed.common.models.build import build_empty
 
         if is_study_code(self.manifest.model.name):
             self._take_code(run_code)
-        model = build_model(self.manifest.model.without_weights(), self.manifest.task, seed=0)
+        model = build_empty(self.manifest.model, self.manifest.task)
         try:
             model.load_state_dict(torch.load(io.BytesIO(self.read(WEIGHTS)), map_location="cpu", weights_only=True))
         except (RuntimeError, TypeError, AttributeError) as error:

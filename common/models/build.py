@@ -1,7 +1,8 @@
 """Builds a network, loads its first weights, and sets which of its parameters are trained.
 
-`build_model` is the entry. First weights are ImageNet's or a local file (`load_weights`); those of a model bundle are read by
-`common.model_bundle.bundle`. `set_trainable`, `train_mode` and `freeze_in_round` carry out `model.freeze` and the two-phase schedule.
+`build_model` is the entry; `build_empty` is for whoever has the weights and loads them. First weights are ImageNet's or a local file
+(`load_weights`); those of a model bundle are read by `common.model_bundle.bundle`. `set_trainable`, `train_mode` and `freeze_in_round`
+carry out `model.freeze` and the two-phase schedule.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pneumofed.common.config.choices import IMAGENET_PACKAGE, NetworkName
 from pneumofed.common.config.classes import LabelTask, classes_of
@@ -24,6 +26,7 @@ from pneumofed.common.models.architectures import Architecture, architecture_of,
 from pneumofed.common.models.compute import import_torchvision
 from pneumofed.common.models.efficientnet_lite import EfficientNetLite0, find_weights, our_key
 from pneumofed.common.models.fusion import FUSION, ClinicalNetwork, image_state
+from pneumofed.common.ops.study_code import is_study_code
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +36,9 @@ IMAGENET_CLASSES = 1000
 
 _OLD_DENSENET_KEY = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.")
 """Keys of torchvision's DenseNet files, older than the rule against dots in names; `torchvision.models.densenet`."""
+
+_DRAWS = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_normal_, nn.init.kaiming_uniform_}
+"""What first weights are drawn by: torch's own layers, torchvision's networks and ours use no others."""
 
 _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -60,6 +66,32 @@ def build_model(cfg: ModelConfig, task: LabelTask, seed: int, *, weights: Mappin
     if cfg.weights != "none":
         load_weights(model, cfg, weights)
     return model
+
+
+def build_empty(cfg: ModelConfig, task: LabelTask) -> nn.Module:
+    """Builds the network of `cfg` for weights that are loaded next; its own are whatever the memory held.
+
+    Two thirds of the time that it takes to build a ResNet18 go into draws, and each message of a run has a process of its own. A study's
+    own network draws as always, since only its author knows whether a draw is a constant of the network.
+
+    Args:
+        cfg: the network; `weights` is not looked at.
+        task: decides the number of classes.
+    """
+    if is_study_code(cfg.name):
+        return build_model(cfg.without_weights(), task, seed=0)
+    with _NoDraws():
+        return build_model(cfg.without_weights(), task, seed=0)
+
+
+class _NoDraws(TorchFunctionMode):
+    """In this thread alone, a tensor that is to be filled with draws stays as it is."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if func in _DRAWS:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def set_trainable(model: nn.Module, freeze: Freeze) -> tuple[str, ...]:

@@ -40,7 +40,7 @@ from pneumofed.common.model_bundle.manifest import (
 )
 from pneumofed.common.model_bundle.sealing import seal_bundle
 from pneumofed.common.model_bundle.suitability import Suitability, fit_suitability
-from pneumofed.common.models.build import build_model
+from pneumofed.common.models.build import build_empty
 from pneumofed.common.models.fusion import with_standardization
 from pneumofed.common.ops.study_code import FOLDER, describe_name, find_study_code, is_study_code, write_codes
 from pneumofed.common.wire.keys import PrivateKey, write_node_key
@@ -255,7 +255,7 @@ def _described_model(source: Source, network: nn.Module) -> ModelConfig:
 
 def load_network(source: Source) -> nn.Module:
     """Builds the kept model of the run, in evaluation mode."""
-    network = build_model(source.experiment.model.without_weights(), source.experiment.task, seed=0)
+    network = build_empty(source.experiment.model, source.experiment.task)
     ArraysLayout.of(network).load(network, source.checkpoint.arrays.parameters, source.checkpoint.arrays.statistics)
     return network.eval()
 

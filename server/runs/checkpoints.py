@@ -26,7 +26,7 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.reader import differing_keys, experiment_from_json
 from pneumofed.common.errors import CheckpointError, ConfigError
 from pneumofed.common.files import keep_as, keep_previous, previous_of, write_file
-from pneumofed.common.models.build import build_model
+from pneumofed.common.models.build import build_empty
 from pneumofed.common.wire.messages import ModelArrays
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 
@@ -95,7 +95,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = _load(path.read_bytes())
         experiment = experiment_from_json(content["experiment"])
-        model = build_model(experiment.model.without_weights(), experiment.task, seed=0)
+        model = build_empty(experiment.model, experiment.task)
         model.load_state_dict(content["model"])
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist: no round was completed; start without --resume") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_args
 
 import pytest
@@ -11,10 +12,19 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pneumofed.common.config.choices import IMAGENET_PACKAGE, ModelName
+from pneumofed.common.config.choices import IMAGENET_PACKAGE, ModelName, NetworkName
 from pneumofed.common.config.classes import LabelTask
 from pneumofed.common.config.experiment import ModelConfig
-from pneumofed.common.models.build import build_model, classifier_of, freeze_in_round, set_trainable, train_mode
+from pneumofed.common.models.architectures import build_architecture
+from pneumofed.common.models.build import (
+    _NoDraws,
+    build_empty,
+    build_model,
+    classifier_of,
+    freeze_in_round,
+    set_trainable,
+    train_mode,
+)
 from pneumofed.common.models.layers import StandardizedConv2d, group_count
 
 NAMES: tuple[ModelName, ...] = get_args(ModelName)
@@ -44,6 +54,41 @@ def test_nothing_works_in_place(name: ModelName) -> None:
     for module in model.modules():
         module.register_full_backward_hook(lambda *_: None)
     model(torch.empty(2, 1, 32, 32, device="meta", requires_grad=True))
+
+
+def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """All of them, also what no state dict has."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+LARGE = ("vgg16", "resnet34", "resnet50", "densenet121")
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *(pytest.param(name, {}, marks=pytest.mark.slow if name in LARGE else ()) for name in get_args(NetworkName)),
+        ("resnet18", {"norm": "group", "weight_standardization": True}),
+        ("small_cnn", {"in_channels": 3}),
+    ],
+)
+def test_an_empty_network_draws_nothing_and_with_weights_is_the_network(name: NetworkName, values: dict[str, Any]) -> None:
+    cfg = ModelConfig(name=name, **values)
+    drawn, before = build_model(cfg, "binary", 3), torch.get_rng_state()
+    with _NoDraws():
+        build_architecture(cfg, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    empty = build_empty(cfg, "binary")
+    empty.load_state_dict(drawn.state_dict())
+    expected = tensors_of(drawn)
+    assert expected.keys() == tensors_of(empty).keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in tensors_of(empty).items())
+
+
+def test_another_thread_draws_while_an_empty_network_is_built() -> None:
+    with ThreadPoolExecutor(1) as other, _NoDraws():
+        assert nn.init.normal_(torch.zeros(5)).abs().sum() == 0
+        assert other.submit(lambda: nn.init.normal_(torch.zeros(5))).result().abs().sum() > 0
 
 
 @pytest.mark.parametrize(("in_channels", "task", "classes"), [(1, "binary", 2), (3, "three_class", 3)])
