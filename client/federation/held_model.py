@@ -18,6 +18,7 @@ import hashlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -100,12 +101,24 @@ def _read(config: SiteConfig, run: str, digest: str) -> ModelArrays:
     try:
         path = next(_folder(config).glob(f"{PREFIX}{_short_hash(run)}-*-{_short_hash(digest)}.npy"))
         with path.open("rb") as file:
-            arrays = ModelArrays(np.load(file, allow_pickle=False), np.load(file, allow_pickle=False))
+            arrays = ModelArrays(_map_next(file), _map_next(file))
     except (StopIteration, OSError, ValueError, EOFError):
         raise HeldModelError("the weights that the message refers to are not kept here") from None
     if hash_arrays(arrays) != digest:
         raise HeldModelError("the weights that the message refers to are damaged here")
     return arrays
+
+
+def _map_next(file: BinaryIO) -> np.ndarray:
+    """The next array of a file of several, read where it is used; what is mapped stays also when the file goes."""
+    np.lib.format.read_magic(file)
+    shape, _, kind = np.lib.format.read_array_header_1_0(file)
+    if 0 in shape:
+        return np.empty(shape, kind)
+    start = file.tell()
+    values = np.memmap(file, kind, "r", start, shape)
+    file.seek(start + values.nbytes)
+    return np.asarray(values)
 
 
 def _folder(config: SiteConfig) -> Path:

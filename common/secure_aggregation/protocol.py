@@ -20,7 +20,7 @@ from typing import Annotated, Literal, TypeVar
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError
 
 from pneumofed.common.audit.log import hash_arrays
@@ -28,7 +28,7 @@ from pneumofed.common.config.experiment import Section
 from pneumofed.common.errors import MessageError
 from pneumofed.common.model_bundle.suitability import Suitability
 from pneumofed.common.secure_aggregation.masking import SumShape, SumVector
-from pneumofed.common.wire.fields import array_values, bounded_text
+from pneumofed.common.wire.fields import array_values, bounded_text, pack_values
 from pneumofed.common.wire.messages import ModelArrays, Presence, pack_presence
 
 Purpose = Literal["train", "evaluate", "score"]
@@ -224,7 +224,7 @@ def pack_masked(presence: Presence, vector: SumVector) -> RecordDict:
         vector: with all masks added.
     """
     content = pack_presence(presence)
-    content[MASKED_RECORD] = ArrayRecord({BODY_ARRAY: Array(vector.body), TAIL_ARRAY: Array(vector.tail)})
+    content[MASKED_RECORD] = ArrayRecord({BODY_ARRAY: pack_values(vector.body), TAIL_ARRAY: pack_values(vector.tail)})
     return content
 
 

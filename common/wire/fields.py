@@ -206,6 +206,17 @@ def metric_values(record: Mapping[str, Any]) -> dict[str, float]:
     return found
 
 
+def pack_values(values: np.ndarray) -> Array:
+    """Makes what `Array(values)` of Flower makes, byte for byte, with one copy of the values in place of three.
+
+    Args:
+        values: numbers, of any shape.
+    """
+    plain, head = np.asarray(values, order="C"), BytesIO()
+    np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(plain))
+    return Array(str(plain.dtype), plain.shape, NUMPY_FILE, b"".join((head.getvalue(), plain.reshape(-1).view(np.uint8).data)))
+
+
 def array_values(array: Array, name: str) -> np.ndarray:
     """Reads an array, once its bytes are known to be as many as its header says: a header by itself must not cost memory.
 

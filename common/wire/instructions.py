@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, ConfigRecordValues, Message, RecordDict
 
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SurveyField
@@ -22,6 +22,7 @@ from pneumofed.common.wire.fields import (
     array_values,
     bounded_text,
     foreign_sentence,
+    pack_values,
     rate_factor,
     round_number,
     run_token,
@@ -137,7 +138,7 @@ def pack_instruction(instruction: Instruction) -> RecordDict:
 
 def pack_variate(variate: np.ndarray) -> ArrayRecord:
     """Packs SCAFFOLD's server variate, float32 [P], as the record `VARIATE` of an instruction."""
-    return ArrayRecord({VARIATE: Array(variate)})
+    return ArrayRecord({VARIATE: pack_values(variate)})
 
 
 def with_step(message: Message, step: str) -> Message:

@@ -35,7 +35,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import array as flower_array
 from flwr.supercore.inflatable import inflatable_utils
 
@@ -52,6 +52,7 @@ from pneumofed.common.wire.fields import (
     json_object,
     layout_digest,
     metric_values,
+    pack_values,
     site_name,
     site_report,
 )
@@ -192,7 +193,7 @@ class Failure:
 
 def pack_arrays(arrays: ModelArrays) -> ArrayRecord:
     """Packs the two flat vectors as a record."""
-    return ArrayRecord({PARAMETERS: Array(arrays.parameters), BUFFERS: Array(arrays.statistics)})
+    return ArrayRecord({PARAMETERS: pack_values(arrays.parameters), BUFFERS: pack_values(arrays.statistics)})
 
 
 def unpack_arrays(record: ArrayRecord) -> ModelArrays:
@@ -250,7 +251,7 @@ def encode_update(
         MessageError: a difference is not finite, or too large for float16.
     """
     coded = encode_parameters(arrays.parameters, base.parameters, precision, generator)
-    return ArrayRecord({**{name: Array(values) for name, values in coded.items()}, BUFFERS: Array(arrays.statistics)})
+    return ArrayRecord({**{name: pack_values(values) for name, values in coded.items()}, BUFFERS: pack_values(arrays.statistics)})
 
 
 def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePrecision) -> ArrayRecord:
@@ -273,7 +274,7 @@ def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePreci
     if BUFFERS not in record:
         raise MessageError(f"expected an array {BUFFERS}, got {len(record)} others")
     coded = {name: array_values(array, foreign_sentence(name, 40)) for name, array in record.items() if name != BUFFERS}
-    parameters = Array(decode_parameters(coded, base.parameters, precision))
+    parameters = pack_values(decode_parameters(coded, base.parameters, precision))
     decoded = ArrayRecord({PARAMETERS: parameters, BUFFERS: record[BUFFERS]})
     unpack_arrays(decoded)
     return decoded

@@ -174,8 +174,10 @@ class ArraysLayout:
         arrays: dict[TensorKind, np.ndarray] = {"parameter": parameters, "statistic": statistics}
         state = model.state_dict()
         for entry, piece in self._pieces(arrays):
-            # A copy, for arrays out of a message are read-only, which torch cannot express.
-            state[entry.name].copy_(torch.tensor(piece).view(entry.shape))
+            if (tensor := state[entry.name]).device.type == "cpu" and tensor.dtype is torch.float32:
+                np.copyto(tensor.numpy(), piece.reshape(entry.shape))
+            else:  # a copy, for arrays out of a message are read-only, which torch cannot express
+                tensor.copy_(torch.tensor(piece).view(entry.shape))
 
     def parameter_tensors(self, parameters: np.ndarray) -> dict[str, torch.Tensor]:
         """Copies a flat array as tensors by the names and with the shapes of the model's parameters.

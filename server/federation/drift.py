@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 
 from pneumofed.common.errors import RoundError
 from pneumofed.common.models.recipe import variate_change
-from pneumofed.common.wire.fields import PARAMETERS
+from pneumofed.common.wire.fields import PARAMETERS, pack_values
 from pneumofed.common.wire.instructions import pack_variate
 from pneumofed.common.wire.messages import ARRAYS, CONFIG, SITE, VARIATE, unpack_arrays
 from pneumofed.server.federation.round_choices import StartingWeights
@@ -152,7 +152,7 @@ class Scaffold(SummedCorrections):
         self._count(server_round, kept, change)
         arrays, metrics = super().aggregate_train(server_round, kept)
         if arrays is not None and self._rate != 1.0:
-            arrays[PARAMETERS] = Array(start + np.float32(self._rate) * (arrays[PARAMETERS].numpy() - start))
+            arrays[PARAMETERS] = pack_values(start + np.float32(self._rate) * (arrays[PARAMETERS].numpy() - start))
         return arrays, metrics
 
 
@@ -181,7 +181,7 @@ class FedDyn(SummedCorrections):
         self._count(server_round, kept, lambda own, _: -self._alpha * (own - start))
         arrays, metrics = super().aggregate_train(server_round, kept)
         if arrays is not None and (mean := self.mean()) is not None:
-            arrays[PARAMETERS] = Array(arrays[PARAMETERS].numpy() - mean / self._alpha)
+            arrays[PARAMETERS] = pack_values(arrays[PARAMETERS].numpy() - mean / self._alpha)
         return arrays, metrics
 
 

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord
 from flwr.serverapp import strategy as flower
 from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 
-from pneumofed.common.wire.fields import PARAMETERS
+from pneumofed.common.wire.fields import PARAMETERS, pack_values
 from pneumofed.common.wire.messages import ARRAYS, BUFFERS, METRICS, NUM_EXAMPLES
 from pneumofed.server.federation.round_choices import SiteSampling, StartingWeights
 from pneumofed.server.federation.update_spool import DerivedArray, columns
@@ -42,7 +42,7 @@ class ByColumns(SiteSampling):
         if not records:
             return None, None
         blocks = {name: columns([record[name] for record in records]) for name in (PARAMETERS, BUFFERS)}
-        return ArrayRecord({name: Array(np.concatenate([self.combine(b) for b in each])) for name, each in blocks.items()}), None
+        return ArrayRecord({name: pack_values(np.concatenate([self.combine(b) for b in each])) for name, each in blocks.items()}), None
 
 
 class FedMedian(ByColumns):
@@ -99,7 +99,7 @@ class MultiKrum(flower.MultiKrum, StartingWeights):
                 record[name] = DerivedArray(partial(_minus, record[name], start), record[name])
         arrays, metrics = super().aggregate_train(server_round, kept)
         if arrays is not None:
-            arrays = ArrayRecord({name: Array(arrays[name].numpy() + start) for name, start in origin.items()})
+            arrays = ArrayRecord({name: pack_values(arrays[name].numpy() + start) for name, start in origin.items()})
         return arrays, metrics
 
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.wire.fields import PARAMETERS
+from pneumofed.common.wire.fields import PARAMETERS, pack_values
 from pneumofed.common.wire.messages import ARRAYS, BUFFERS, METRICS, NUM_EXAMPLES, SITE, ModelArrays, Update
 from pneumofed.server.federation.drift import (
     FedDyn,
@@ -77,7 +77,7 @@ class ParametersOnly(flower.FedAvg):
             total = np.zeros(statistics[0].shape, np.float64)
             for values, weight in zip(statistics, weights, strict=True):  # one at a time; `np.average` would stack them
                 total += values.numpy() * np.float64(weight)
-            arrays[BUFFERS] = Array(total / sum(weights))
+            arrays[BUFFERS] = pack_values(total / sum(weights))
         return arrays, metrics
 
 
@@ -148,7 +148,7 @@ class FedExP(StartingWeights):
             factor = float(np.average(squares, weights=weights)) / (2.0 * (squared_length(mean) + small))
             logger.info("round %d: the mean update is taken %.2f times", server_round, max(1.0, factor))
             if factor > 1.0:
-                arrays[PARAMETERS] = Array(start + np.float32(factor) * mean)
+                arrays[PARAMETERS] = pack_values(start + np.float32(factor) * mean)
         return arrays, metrics
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord
 
 from pneumofed.common.files import pass_if_disk_full
-from pneumofed.common.wire.fields import array_values
+from pneumofed.common.wire.fields import array_values, pack_values
 from pneumofed.common.wire.messages import Update
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class DerivedArray(Array):
     @property
     def data(self) -> bytes:  # type: ignore[override]
         """The values as Flower's transport has them."""
-        return Array(self.make()).data
+        return pack_values(self.make()).data
 
 
 class SpooledArray(DerivedArray):

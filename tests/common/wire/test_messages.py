@@ -18,6 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from pneumofed.common.config.experiment import ExperimentConfig, StrategyConfig, TrainingConfig
 from pneumofed.common.errors import ImageError, MessageError, SkipReason
+from pneumofed.common.wire.fields import array_values, pack_values
 from pneumofed.common.wire.instructions import (
     Instruction,
     pack_instruction,
@@ -57,6 +58,24 @@ def test_an_instruction_comes_out_as_it_went_in() -> None:
     assert (came.experiment, came.run, came.round) == (given.experiment, "00000000000000a7", 2)
     assert came.arrays is not None
     np.testing.assert_array_equal(came.arrays.parameters, ARRAYS.parameters)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ARRAYS.parameters,
+        np.zeros(0, np.float32),
+        np.arange(6, dtype=np.int8),
+        np.arange(12, dtype=np.uint64).reshape(3, 4),
+        np.arange(12, dtype=np.float16).reshape(3, 4).T,
+        np.arange(9, dtype=np.float64)[::2],
+        np.ones((), np.float32),
+    ],
+)
+def test_values_are_packed_as_flower_packs_them(values: np.ndarray) -> None:
+    ours, flowers = pack_values(values), Array(np.ascontiguousarray(values) if values.ndim else values)
+    assert (ours.dtype, ours.shape, ours.stype, ours.data) == (flowers.dtype, flowers.shape, flowers.stype, flowers.data)
+    np.testing.assert_array_equal(array_values(ours, "values"), values)
 
 
 def test_a_server_variate_and_the_counted_round_come_out_as_they_went_in() -> None:
