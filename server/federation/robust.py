@@ -42,7 +42,9 @@ class ByColumns(SiteSampling):
         if not records:
             return None, None
         blocks = {name: columns([record[name] for record in records]) for name in (PARAMETERS, BUFFERS)}
-        return ArrayRecord({name: pack_values(np.concatenate([self.combine(b) for b in each])) for name, each in blocks.items()}), None
+        return ArrayRecord(
+            {name: pack_values(np.concatenate([self.combine(b) for b in each])) for name, each in blocks.items()}
+        ), None
 
 
 class FedMedian(ByColumns):
