@@ -62,9 +62,8 @@ class Volume:
     @property
     def first_mm(self) -> float | None:
         """Where the first slice lies along the axis from feet to head, in the scanner's coordinates; None where nobody knows."""
-        if self.affine is None:
-            return None
-        return float(self.affine[:3, 3] @ self.affine[:3, 0] / np.linalg.norm(self.affine[:3, 0]))
+        affine = self.affine
+        return None if affine is None else float(affine[:3, 3] @ affine[:3, 0] / np.linalg.norm(affine[:3, 0]))
 
 
 def read_volume(path: str | PathLike[str], *, max_bytes: int = MAX_VOLUME_BYTES) -> Volume:
@@ -287,8 +286,7 @@ def _read_nifti(path: Path, max_bytes: int) -> Volume:
     stored = image.dataobj  # whose scaling the header forgets once it is loaded
     values = _to_hounsfield(np.reshape(stored.get_unscaled(), shape[:3]), stored.slope, stored.inter)
     turned = nibabel.orientations.apply_orientation(values, turn).transpose(2, 1, 0)[:, ::-1, ::-1]
-    scale = _UNIT_MM[header.get_xyzt_units()[0]]
-    sides = np.linalg.norm(image.affine[:3, :3], axis=0) * scale
+    sides = np.linalg.norm(nifti_affine(image)[:3, :3], axis=0)
     spacing = [float(sides[np.flatnonzero(turn[:, 0] == axis)[0]]) for axis in (2, 1, 0)]
     to_canonical = np.array([[0, 0, -1, turned.shape[2] - 1], [0, -1, 0, turned.shape[1] - 1], [1, 0, 0, 0], [0, 0, 0, 1.0]])
     affine = nifti_affine(image) @ nibabel.orientations.inv_ornt_aff(turn, shape[:3]) @ to_canonical
