@@ -51,6 +51,7 @@ HOLD_REPLIES_SEC = 1.0
 """How long the coordinator's question is held at most: a site that was lost is noticed at the next one (`NOTICE_SEC`)."""
 MOST_HELD = 16
 """How many questions are held at a time; each takes one of the 40 threads with which the SuperLink answers (anyio's default)."""
+MOST_OPEN = 4096  # messages on their way that ring when they are whole: one a site, and some whose sender died
 LOOK_SEC = 1.0
 """How often the SuperLink looks for tasks whose process has not been heard of; Flower gives one 30 s and more."""
 NOTICE_SEC = 3.0
@@ -109,6 +110,8 @@ class MessageBell:
             answer = push(*asked, **named)
             with self._rung:
                 self._missing[answer.session_id] = set(answer.objects_to_push)
+                while len(self._missing) > MOST_OPEN:  # whoever waits for one of these is told at the next question
+                    del self._missing[next(iter(self._missing))]
             self._ring_if_complete(answer.session_id)
             return answer
 

@@ -126,6 +126,17 @@ def test_parts_that_never_come_and_parts_of_nobody_hold_no_question_longer() -> 
     assert 0.25 < ask(bell, [])[1] < 5.0
 
 
+def test_what_dead_sites_left_is_forgotten_and_the_latest_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pneumofed.server.operations.superlink.MOST_OPEN", 3)
+    bell = MessageBell(hold_sec=20.0)
+    for number in range(100):
+        hand_over(bell, ["a"], session=f"dead {number}")
+    hand_over(bell, ["a"])
+    assert len(bell._missing) == 3
+    later(0.2, lambda: store(bell, "a"))
+    assert 0.15 < ask(bell, [])[1] < 10.0
+
+
 def test_a_message_that_comes_between_the_look_and_the_waiting_is_not_missed() -> None:
     bell = MessageBell(hold_sec=20.0)
 
