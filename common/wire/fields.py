@@ -32,7 +32,7 @@ from io import BytesIO
 from typing import Any, NewType
 
 import numpy as np
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 
 from pneumofed.common.config.choices import UpdatePrecision
 from pneumofed.common.config.experiment import ExperimentConfig
@@ -215,6 +215,14 @@ def pack_values(values: np.ndarray) -> Array:
     plain, head = np.asarray(values, order="C"), BytesIO()
     np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(plain))
     return Array(str(plain.dtype), plain.shape, NUMPY_FILE, b"".join((head.getvalue(), plain.reshape(-1).view(np.uint8).data)))
+
+
+def shared_record(arrays: Mapping[str, Array]) -> ArrayRecord:
+    """Makes a record of these very arrays; the constructor makes others, and refuses those whose bytes are mapped."""
+    record = ArrayRecord()
+    for name, array in arrays.items():
+        record[name] = array
+    return record
 
 
 def array_values(array: Array, name: str) -> np.ndarray:

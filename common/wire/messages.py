@@ -53,6 +53,7 @@ from pneumofed.common.wire.fields import (
     layout_digest,
     metric_values,
     pack_values,
+    shared_record,
     site_name,
     site_report,
 )
@@ -275,7 +276,7 @@ def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePreci
         raise MessageError(f"expected an array {BUFFERS}, got {len(record)} others")
     coded = {name: array_values(array, foreign_sentence(name, 40)) for name, array in record.items() if name != BUFFERS}
     parameters = pack_values(decode_parameters(coded, base.parameters, precision))
-    decoded = ArrayRecord({PARAMETERS: parameters, BUFFERS: record[BUFFERS]})
+    decoded = shared_record({PARAMETERS: parameters, BUFFERS: record[BUFFERS]})
     unpack_arrays(decoded)
     return decoded
 

@@ -19,7 +19,7 @@ from flwr.serverapp import strategy as flower
 
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.wire.fields import PARAMETERS, pack_values
+from pneumofed.common.wire.fields import PARAMETERS, pack_values, shared_record
 from pneumofed.common.wire.messages import ARRAYS, BUFFERS, METRICS, NUM_EXAMPLES, SITE, ModelArrays, Update
 from pneumofed.server.federation.drift import (
     FedDyn,
@@ -32,7 +32,6 @@ from pneumofed.server.federation.drift import (
 )
 from pneumofed.server.federation.robust import FedMedian, FedTrimmedAvg, MultiKrum
 from pneumofed.server.federation.round_choices import SiteSampling, StartingWeights
-from pneumofed.server.federation.update_spool import shared_record
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +111,7 @@ class FedAvgM(ParametersOnly, flower.FedAvgM, SiteSampling):
         return super().aggregate_train(server_round, replies)
 
     def _own(self, arrays: ArrayRecord) -> Any:
-        return ArrayRecord({PARAMETERS: arrays[PARAMETERS]})
+        return shared_record({PARAMETERS: arrays[PARAMETERS]})
 
 
 class FedExP(StartingWeights):

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array
 
 from pneumofed.common.files import pass_if_disk_full
-from pneumofed.common.wire.fields import array_values, pack_values
+from pneumofed.common.wire.fields import array_values, pack_values, shared_record
 from pneumofed.common.wire.messages import Update
 
 logger = logging.getLogger(__name__)
@@ -84,14 +84,6 @@ class SpooledArray(DerivedArray):
                 raise OSError("the file of the round's updates has become shorter")
             view = view[read:]
         return values
-
-
-def shared_record(arrays: Mapping[str, Array]) -> ArrayRecord:
-    """Makes a record of these very arrays; the constructor makes others, with all their bytes in memory."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = array
-    return record
 
 
 class UpdateSpool:

@@ -68,9 +68,11 @@ def test_flower_and_the_local_engine_give_the_same_weights_bit_for_bit(tmp_path:
     np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(tmp_path / "local"))
 
 
-def test_workers_give_the_same_weights_bit_for_bit(tmp_path: Path, phantoms: Path) -> None:
-    run(tmp_path / "one", phantoms, hospitals=3)
-    run(tmp_path / "two", phantoms, hospitals=3, workers=2)
+@pytest.mark.parametrize("precision", ["float32", "float16", pytest.param("int8", marks=pytest.mark.slow)])
+def test_workers_give_the_same_weights_bit_for_bit(tmp_path: Path, phantoms: Path, precision: str) -> None:
+    strategy = {"update_precision": precision}
+    run(tmp_path / "one", phantoms, hospitals=3, strategy=strategy)
+    run(tmp_path / "two", phantoms, hospitals=3, workers=2, strategy=strategy)
     np.testing.assert_array_equal(final_weights(tmp_path / "one"), final_weights(tmp_path / "two"))
 
 
