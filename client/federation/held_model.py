@@ -15,6 +15,7 @@ whole.
 from __future__ import annotations
 
 import hashlib
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -110,13 +111,17 @@ def _read(config: SiteConfig, run: str, digest: str) -> ModelArrays:
 
 
 def _map_next(file: BinaryIO) -> np.ndarray:
-    """The next array of a file of several, read where it is used; what is mapped stays also when the file goes."""
+    """The next array of a file of several, read where it is used; what is mapped stays also when the file goes.
+
+    Raises:
+        ValueError: it is no float32 [N], or not whole; nothing of a damaged header may decide what is mapped.
+    """
     np.lib.format.read_magic(file)
     shape, _, kind = np.lib.format.read_array_header_1_0(file)
-    if 0 in shape:
-        return np.empty(shape, kind)
     start = file.tell()
-    values = np.memmap(file, kind, "r", start, shape)
+    if kind != np.float32 or len(shape) != 1 or not 0 <= 4 * shape[0] <= os.fstat(file.fileno()).st_size - start:
+        raise ValueError("expected float32 [N]")
+    values = np.memmap(file, kind, "r", start, shape) if shape[0] else np.empty(0, kind)
     file.seek(start + values.nbytes)
     return np.asarray(values)
 

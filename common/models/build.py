@@ -71,7 +71,7 @@ def build_model(cfg: ModelConfig, task: LabelTask, seed: int, *, weights: Mappin
 def build_empty(cfg: ModelConfig, task: LabelTask) -> nn.Module:
     """Builds the network of `cfg` for weights that are loaded next; its own are whatever the memory held.
 
-    Two thirds of the time that it takes to build a ResNet18 go into draws, and each message of a run has a process of its own. A study's
+    Most of the time that it takes to build a ResNet18 go into draws, and each message of a run has a process of its own. A study's
     own network draws as always, since only its author knows whether a draw is a constant of the network.
 
     Args:

@@ -3,7 +3,7 @@ data (`HeldRows`).
 
 `import_torchvision` is how this project imports torchvision: it works also beside a build of torch that torchvision's C extension does
 not fit. Neither it nor an optimizer `without_compiler` imports torch's compiler (`torch._dynamo` with sympy and much else), which nothing
-here uses: a second of processor time and 170 MB in each process.
+here uses: a second of processor time and 65 MB in each process.
 """
 
 from __future__ import annotations

@@ -47,6 +47,13 @@ def test_what_is_kept_is_what_comes_back(site: SiteConfig) -> None:
     assert np.array_equal(restored.parameters, FIRST.parameters) and np.array_equal(restored.statistics, FIRST.statistics)
 
 
+def test_a_model_without_statistics_is_kept_too(site: SiteConfig) -> None:
+    plain = ModelArrays(FIRST.parameters, np.zeros(0, np.float32))
+    (held,) = keep_models(site, RUN, 1, plain)
+    restored = restore_model(site, referring(held)).weights
+    assert np.array_equal(restored.parameters, plain.parameters) and restored.statistics.shape == (0,)
+
+
 def test_the_last_models_are_kept_and_only_for_their_run(site: SiteConfig) -> None:
     (first,), (second,) = keep_models(site, RUN, 1, FIRST), keep_models(site, RUN, 2, SECOND)
     assert len(files(site)) == 1
@@ -56,7 +63,17 @@ def test_the_last_models_are_kept_and_only_for_their_run(site: SiteConfig) -> No
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda content: content[:-4], lambda content: content[:-1] + b"\x7f", lambda _: b"", lambda _: b"\x93NUMPY"]
+    "damage",
+    [
+        lambda content: content[:-4],
+        lambda content: content[:-1] + b"\x7f",
+        lambda _: b"",
+        lambda _: b"\x93NUMPY",
+        lambda content: content.replace(b"'<f4'", b"'|O' "),  # would be read as addresses
+        lambda content: content.replace(b"'<f4'", b"'<f8'"),
+        lambda content: content.replace(b"(6,), }" + b" " * 18, b"(4611686018427387904,), }"),
+        lambda content: content.replace(b"(6,), } ", b"(-6,), }"),
+    ],
 )
 def test_a_damaged_model_is_refused(site: SiteConfig, damage) -> None:  # type: ignore[no-untyped-def]
     (held,) = keep_models(site, RUN, 1, FIRST)
