@@ -2,7 +2,8 @@
 
     python -m benchmarks.tls_round --rounds 6 [--only "float32" "secure"]
 
-Plain rounds in float32 and int8, and secure ones, each also without validation (`evaluation.validate_every_rounds`). Coordinator and sites
+Plain rounds in float32 and int8, and secure ones, each also without validation (`evaluation.validate_every_rounds`) or judged with the next
+round's training (`evaluation.with_training`). Coordinator and sites
 are separate processes on loopback, so the network itself costs nothing; what is measured is Flower's polling, TLS, nginx, SQLite, and
 the fork for each message. Needs nginx.
 """
@@ -22,13 +23,16 @@ from tests.tiny import draw_manifest
 
 RESNET = {"model": {"name": "resnet18"}, "training": {"local_epochs": 1}, "image": {"size_px": 32}}
 SELDOM = {"evaluation": {"every_rounds": 1000, "validate_every_rounds": 1000}}
+TOGETHER = {"evaluation": {"with_training": True}}
 SECURE = {"secure_aggregation": {"enabled": True, "max_examples": 24}}  # all images of a site
 RUNS: dict[str, dict[str, Any]] = {
     "float32": {},
     "float32, no validation": SELDOM,
+    "float32, judged with training": TOGETHER,
     "int8": {"strategy": {"update_precision": "int8"}},
     "secure": SECURE,
     "secure, no validation": {**SECURE, **SELDOM},
+    "secure, judged with training": {**SECURE, **TOGETHER},
 }
 
 
@@ -55,7 +59,7 @@ def main() -> None:
             results["simulation, float32"] = _measure(RunFolder(_simulate(folder, federation, options.rounds)))
     print(json.dumps(describe_environment(), indent=1))
     for what, (total, train, up) in results.items():
-        print(f"{what:28} round {total:6.2f} s (median), of it training and its exchange {train:6.2f} s; {up / 1e6:6.2f} MB up")
+        print(f"{what:34} round {total:6.2f} s (median), of it training and its exchange {train:6.2f} s; {up / 1e6:6.2f} MB up")
 
 
 def _name(what: str) -> str:

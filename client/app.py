@@ -17,7 +17,7 @@ from pneumofed.client.federation.clinical_sums import answer_clinical_sums
 from pneumofed.client.federation.correction import SiteCorrection
 from pneumofed.client.federation.ditto import prepare_personal
 from pneumofed.client.federation.held_model import keep_models
-from pneumofed.client.federation.judging import compare_alone, evaluate_other, evaluate_round
+from pneumofed.client.federation.judging import evaluate_round, judge_before_training, judge_under_masks, would_judge
 from pneumofed.client.federation.network import LocalNorms, empty_network, own_network
 from pneumofed.client.federation.requests import Disclosure, Handler, answer_request, open_site_data, read_request
 from pneumofed.client.federation.site_data import SiteData, class_number, find_site_config, site_log
@@ -26,6 +26,7 @@ from pneumofed.client.federation.training import RoundPlan, TrainingResult, buil
 from pneumofed.client.secure_aggregation.participant import MaskPlan, answer_step, masking
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.errors import EmptySiteError
+from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.secure_aggregation.masking import SumVector
 from pneumofed.common.secure_aggregation.protocol import pack_masked, pack_reply
@@ -33,10 +34,13 @@ from pneumofed.common.secure_aggregation.quantization import TrainingSums, Updat
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import (
+    Evaluation,
     ModelArrays,
     Presence,
     Update,
+    attach_evaluation,
     attach_held,
+    attach_not_judged,
     build_failure,
     decode_update,
     encode_update,
@@ -103,7 +107,8 @@ def answer_query(instruction: Instruction, config: SiteConfig, policy: SitePolic
         policy: the site's, as it stood when the message came.
     """
     if instruction.step:
-        return pack_reply(Presence(config.name, ""), answer_step(instruction, config, policy))
+        reply = answer_step(instruction, config, policy, lambda: would_judge(instruction, config, policy))
+        return pack_reply(Presence(config.name, ""), reply)
     if instruction.survey:
         return answer_survey(instruction, config, policy)
     if instruction.clinical:
@@ -120,9 +125,13 @@ def answer_evaluation(instruction: Instruction, config: SiteConfig, policy: Site
         config: the site's own.
         policy: the site's, as it stood when the message came.
     """
-    if instruction.other is not None:
-        return evaluate_other(instruction, config, policy, instruction.other)
-    return (evaluate_round if instruction.first is None else compare_alone)(instruction, config, policy)
+    if instruction.other is not None or instruction.first is not None:
+        from pneumofed.client.federation.alone import compare_alone, evaluate_other  # once a run at most
+
+        if instruction.other is not None:
+            return evaluate_other(instruction, config, policy, instruction.other)
+        return compare_alone(instruction, config, policy)
+    return evaluate_round(instruction, config, policy)
 
 
 def answer_enrolment(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
@@ -143,7 +152,7 @@ def answer_enrolment(instruction: Instruction, config: SiteConfig, policy: SiteP
 
 
 def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> RecordDict:
-    """Trains the global model on the site's training patients for one round.
+    """Trains the global model on the site's training patients for one round, after judging it where the run asks for both at once.
 
     Args:
         instruction: what the coordinator asks, with the global weights.
@@ -151,23 +160,31 @@ def train_round(instruction: Instruction, config: SiteConfig, policy: SitePolicy
         policy: the site's, as it stood when the message came.
 
     Returns:
-        The update with its counts; in secure aggregation one vector of both, under masks.
+        The update with its counts, and what judging found; in secure aggregation one vector of the former two, under masks.
 
     Raises:
         EmptySiteError: the site has no training image.
         PolicyError, BudgetError: policy or ledger refuse the round; nothing was trained.
     """
     with masking(instruction, config, policy, "train") as plan:
-        trained = _train(instruction, config, policy)
-        presence = trained.releases.presence(trained.layout.digest)
         if plan is not None:
-            return pack_masked(presence, trained.masked(plan, instruction))
+            summed = judge_under_masks(instruction, config, policy, plan)
+            trained = _train(instruction, config, policy)
+            return pack_masked(trained.releases.presence(trained.layout.digest), trained.masked(plan, instruction, summed))
+        judged = judge_before_training(instruction, config, policy)
+        trained = _train(instruction, config, policy)
+    presence = trained.releases.presence(trained.layout.digest)
     travelling = _travelling(trained.arrays, instruction, trained.site.name)
     if trained.correction is not None:
         precision = instruction.experiment.strategy.update_precision
         sent = unpack_arrays(decode_update(travelling, instruction.weights, precision))
         trained.correction.keep(sent.parameters, trained.releases.train)
-    return pack_update(Update(presence, travelling, trained.releases.train, trained.metrics, record_bytes(travelling)))
+    content = pack_update(Update(presence, travelling, trained.releases.train, trained.metrics, record_bytes(travelling)))
+    if isinstance(judged, Evaluation):
+        attach_evaluation(content, judged)
+    elif judged is not None:
+        attach_not_judged(content, judged)
+    return content
 
 
 @dataclass(frozen=True)
@@ -184,23 +201,24 @@ class LocalTraining:
     correction: SiteCorrection | None = None
     """Of the site's gradients, under the strategies that have one."""
 
-    def masked(self, plan: MaskPlan, instruction: Instruction) -> SumVector:
-        """Encodes the update and its counts as one vector under the site's masks.
+    def masked(self, plan: MaskPlan, instruction: Instruction, judged: Statistics | None) -> SumVector:
+        """Encodes the update, its counts and what judging found as one vector under the site's masks.
 
         Args:
             plan: the masks that the sites agreed on for this round.
             instruction: what the coordinator asked, with the weights that the round started from.
+            judged: statistics of these weights, where all sites' vectors hold some.
         """
         experiment, base, result = instruction.experiment, instruction.weights, self.result
         classes = self.site.class_counts(class_number(experiment))
         sizes = self.layout.parameter_count, self.layout.statistic_count, len(classes)
-        codec = UpdateCodec(experiment.secure_aggregation, *sizes, plan.sites)
+        codec = UpdateCodec(experiment.secure_aggregation, *sizes, plan.sites, judged is not None)
         difference = ModelArrays(self.arrays.parameters - base.parameters, self.arrays.statistics - base.statistics)
         sums = TrainingSums(sum(classes), 0, 0, 0.0, classes)
         if result.images and plan.metrics and "train_loss" in self.metrics:  # else not even their sum may leave
             right = round(result.accuracy * result.images)
             sums = TrainingSums(sum(classes), result.images, right, result.loss * result.images, classes)
-        vector = codec.encode(difference, sums)
+        vector = codec.encode(difference, sums, judged)
         plan.hide(vector)
         return vector
 

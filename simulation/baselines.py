@@ -1,6 +1,6 @@
 """Baselines that federation is measured against: training on all images in one place, and in each hospital by itself.
 
-Each baseline is a federation of one (`client.federation.judging`): the same recipe, the same number of passes over its images, the same
+Each baseline is a federation of one (`client.federation.alone`): the same recipe, the same number of passes over its images, the same
 loop, the same rule for the best round and the threshold, evaluated on the same central sets. `pooled` joins the sites' training images and
 their validation images, so that no patient changes sides. The moving average of the weights is kept as in the federation; what a
 strategy adds to the mean over sites (FedAvgM's momentum, FedAdam's step) is left out, since here nothing is averaged over sites.
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from pneumofed.client.federation.alone import AloneModel, train_alone
 from pneumofed.client.federation.clinical_sums import sum_columns
-from pneumofed.client.federation.judging import AloneModel, train_alone
 from pneumofed.client.federation.site_data import SiteData, load_site, read_site_config
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig

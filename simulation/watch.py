@@ -105,20 +105,26 @@ class RunCourse:
 
 
 class RunWatch:
-    """Watches one run folder: called, it says the rounds that are new; within `moving`, the display follows the events."""
+    """Watches one run folder: called, it says the rounds that are new; within `moving`, the display follows the events.
+
+    A round whose model is judged with the next one's training (`evaluation.with_training`) is said when it was.
+    """
 
     def __init__(self, folder: RunFolder, rounds: int, say: Say, progress: Progress = NO_PROGRESS) -> None:
         self.course = RunCourse(rounds)
         self._folder, self._say, self._progress = folder, say, progress
-        self._reported = 0 if not folder.history.exists() else len(folder.read_history())
+        self._reported = len(self._settled(0))
         self._events = folder.path / EVENTS_FILE
         self._read_to = self._events.stat().st_size if self._events.exists() else 0
 
     def __call__(self) -> None:
-        lines = self._folder.read_history(self._reported)
+        lines = self._settled(self._reported)
         for line in lines:
             self._say(describe_round(line, self.course.rounds))
         self._reported += len(lines)
+
+    def _settled(self, after: int) -> list[RoundRecord]:
+        return [line for line in self._folder.read_history(after) if not line.judged_later]
 
     @contextmanager
     def moving(self) -> Iterator[None]:

@@ -66,7 +66,13 @@ class Evaluations:
 
 
 def admit_evaluation(
-    data: Dataset, request: RunRequest, policy: SitePolicy, work_dir: Path, now: datetime | None = None, answers: int = 1
+    data: Dataset,
+    request: RunRequest,
+    policy: SitePolicy,
+    work_dir: Path,
+    now: datetime | None = None,
+    answers: int = 1,
+    counts: bool = True,
 ) -> Dataset:
     """Counts an answer about validation patients, and returns those whom it may be about.
 
@@ -77,13 +83,14 @@ def admit_evaluation(
         work_dir: the site's own folder.
         now: the local time; the clock where it is None.
         answers: as how many it counts, such as the histograms that it holds; all of them or none.
+        counts: False only asks whether one more answer would be admitted.
 
     Raises:
         PolicyError: names the rule; nothing was counted and nothing may leave.
     """
     secret = own_secret(work_dir, SPLIT_KEY_FILE)
     names = _patient_keys(data.patients, secret)
-    version = admit_units(_units(data, names, secret), request, policy, work_dir / EVALUATIONS_FILE, now, answers)
+    version = admit_units(_units(data, names, secret), request, policy, work_dir / EVALUATIONS_FILE, now, answers, counts=counts)
     return data.subset([row for row, patient in enumerate(data.patients) if names[patient] in version.units])
 
 
@@ -95,6 +102,7 @@ def admit_units(
     now: datetime | None = None,
     answers: int = 1,
     what: str = "validation patients",
+    counts: bool = True,
 ) -> Version:
     """Counts an answer about `units`, and returns the version of them that it may be about.
 
@@ -106,6 +114,7 @@ def admit_units(
         now: the local time; the clock where it is None.
         answers: as how many it counts; all of them or none.
         what: who they are, for the sentence of a refusal.
+        counts: False only asks whether one more answer would be admitted.
 
     Raises:
         PolicyError: names the rule; nothing was counted and nothing may leave.
@@ -116,6 +125,8 @@ def admit_units(
             version = choose_version(before.versions, units, policy.min_validation_patients, what)
             asked = ValidationAsked(len(version.units), before.today(moment) + more, version.answers + more, what)
             decide(policy, request, asked).enforce()
+            if not counts:
+                return version
             others = tuple(other for other in before.versions if other is not version)
             times = [*(time for time in before.times if time > (moment - DAY).timestamp())]
             times += [moment.timestamp()] * answers

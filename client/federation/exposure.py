@@ -31,6 +31,7 @@ RULED: dict[str, tuple[str, ...]] = {
     "evaluation.every_rounds": ("max_evaluations_per_day", "max_evaluations_per_data"),
     "evaluation.validate_every_rounds": ("max_evaluations_per_day", "max_evaluations_per_data"),
     "evaluation.fraction_sites": ("max_evaluations_per_day", "max_evaluations_per_data"),
+    "evaluation.with_training": ("max_evaluations_per_day", "max_evaluations_per_data"),
     "evaluation.alone": (
         "train_alone",
         "max_evaluations_per_day",

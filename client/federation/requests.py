@@ -241,12 +241,29 @@ def answer_request(instruction: Instruction, config: SiteConfig, work: Work, han
         data = {"data": hash_data(config, clinical=clinical)} if _reads_data(instruction) else {}
         attach_head(content, log.record(ANSWER_EVENT, **asked, **data, **leaving))
         return content
-    except PolicyError as error:
-        log.record(REFUSAL_EVENT, **asked, rule=error.rule, detail=str(error))
-        raise
     except Exception as error:
-        log.record(FAILURE_EVENT, **asked, error=type(error).__name__)
+        _record_unanswered(log, asked, error)
         raise
+
+
+def record_not_judged(instruction: Instruction, config: SiteConfig, error: Exception) -> None:
+    """Records why a model was not judged that came with a training message, which is answered all the same.
+
+    Args:
+        instruction: with the round whose model it is.
+        config: the site's own; one without a policy has no audit log.
+        error: why.
+    """
+    if config.policy is not None:
+        asked: dict[str, Any] = {"work": "evaluate", "run": instruction.run, "round": instruction.round}
+        _record_unanswered(audit_log(config), asked, error)
+
+
+def _record_unanswered(log: AuditLog, asked: Mapping[str, Any], error: Exception) -> None:
+    if isinstance(error, PolicyError):
+        log.record(REFUSAL_EVENT, **asked, rule=error.rule, detail=str(error))
+    else:
+        log.record(FAILURE_EVENT, **asked, error=type(error).__name__)
 
 
 def read_request(content: Any, kind: str, config: SiteConfig) -> tuple[Instruction, Work]:

@@ -8,14 +8,13 @@
 
 Each step needs the one before it and is done once. Whatever is not as agreed raises `SecureSumError`, whatever the hospital's policy does
 not accept (`client.federation.sum_terms`) `PolicyError`, and nothing leaves. A site that would send nothing (`withhold`) takes no part: one
-that is counted and adds zeros makes the sum that of the others.
-`answer_step` takes all steps but masking, which comes with a model: `masking` goes around that.
+that is counted and adds zeros makes the sum that of the others. `answer_step` takes all steps but masking, which comes with a model.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
@@ -66,6 +65,8 @@ class MaskPlan:
     """(key, whether it is subtracted)"""
     metrics: bool = True
     """Whether loss and accuracy of training may be in the vector: only if they are in everyone's, or the sum would be that of few."""
+    judges: bool = False
+    """Whether statistics of the model that the site trains on from must be in it: where they are in everyone's."""
 
     def hide(self, vector: SumVector) -> None:
         """Adds all masks in place."""
@@ -87,8 +88,12 @@ class Participant:
     def site(self) -> str:
         return self.identity.site
 
-    def advertise(self, step: Step) -> SignedKeys:
+    def advertise(self, step: Step, *, judges: bool = False) -> SignedKeys:
         """Begins the sum: makes this site's keys and signs them.
+
+        Args:
+            step: with the key roster.
+            judges: whether this site will add statistics of the model that it trains on from.
 
         Raises:
             SecureSumError: the roster is not the authority's or too old, or the sum was begun before.
@@ -101,7 +106,9 @@ class Participant:
         session, channel, mask = self.session, KeyPair.generate(), KeyPair.generate()
         with self.folder.begin(session, roster):
             metrics = "training_metrics" not in self.policy.withhold and shows_statistics(self.policy)
-            keys = sign_keys(session, self.site, channel.public, mask.public, self.identity.node_key, metrics=metrics)
+            keys = sign_keys(
+                session, self.site, channel.public, mask.public, self.identity.node_key, metrics=metrics, judges=judges
+            )
             names = asdict(session)
             secret = {"channel": channel.private.hex(), "mask": mask.private.hex()}
             self.folder.keep(Memory(**names, **secret, progress="advertised", roster=roster.text, keys=[keys]))  # type: ignore[arg-type]
@@ -159,16 +166,18 @@ class Participant:
             if set(step.parcels) != set(partners):
                 raise SecureSumError("the parcels are not those of this site's neighbours")
             channel, mask = bytes.fromhex(_needed(memory.channel)), bytes.fromhex(_needed(memory.mask))
-            held = dict(memory.held)
+            held, own = dict(memory.held), by_site[self.site]
             for site in partners:
-                parcel = bytes.fromhex(step.parcels[site])
-                held[site] = _held(unseal(self.session, channel, by_site[site], by_site[self.site], parcel))
-            own = by_site[self.site]
+                held[site] = _held(unseal(self.session, channel, by_site[site], own, bytes.fromhex(step.parcels[site])))
             masks = [pair_mask(self.session, mask, own, by_site[site], subject) for site in partners]
             masks.append((own_mask(self.session, bytes.fromhex(_needed(memory.seed)), self.site), False))
             done = {"progress": "masked", "channel": None, "mask": None, "seed": None}
             self.folder.keep(memory.model_copy(update={**done, "senders": senders, "held": held}))
-        return MaskPlan(len(by_site), tuple(masks), all(keys.metrics for keys in memory.keys))
+        return MaskPlan(
+            len(by_site),
+            tuple(masks),
+            *(all(said) for said in zip(*((keys.metrics, keys.judges) for keys in memory.keys), strict=True)),
+        )
 
     def confirm(self, step: Step) -> Confirmation:
         """Signs the set of sites whose vectors are summed.
@@ -241,13 +250,14 @@ class Participant:
             raise SecureSumError(f"{count} sites, {least} are needed (secure_aggregation.threshold, and never fewer than 3)")
 
 
-def answer_step(instruction: Instruction, config: SiteConfig, policy: SitePolicy) -> Section:
-    """Answers `advertise`, `share`, `confirm` or `unmask`; no data is read for it.
+def answer_step(instruction: Instruction, config: SiteConfig, policy: SitePolicy, would_judge: Callable[[], bool]) -> Section:
+    """Answers `advertise`, `share`, `confirm` or `unmask`; no data is read for it, but by `would_judge`.
 
     Args:
         instruction: the coordinator's message, with the step and the experiment.
         config: of the site, with the connection whose keys sign.
         policy: the site's, as it stood when the message came.
+        would_judge: says whether the site will add statistics of the model that it trains on from, to a sum of updates.
 
     Raises:
         SecureSumError: the step is not what the protocol allows.
@@ -255,7 +265,17 @@ def answer_step(instruction: Instruction, config: SiteConfig, policy: SitePolicy
         ConfigError: the site has no node key, or no certificate of the authority.
     """
     step = _step_of(instruction)
-    return _take(step, _participant(instruction, step, config, policy))
+    participant = _participant(instruction, step, config, policy)
+    match step.stage:
+        case "advertise":
+            return participant.advertise(step, judges=step.purpose == "train" and would_judge())
+        case "share":
+            return participant.share(step)
+        case "confirm":
+            return participant.confirm(step)
+        case "unmask":
+            return participant.unmask(step)
+    raise MessageError("masking is asked for with training or evaluation, not by itself")
 
 
 @contextmanager
@@ -282,9 +302,8 @@ def masking(instruction: Instruction, config: SiteConfig, policy: SitePolicy, pu
     step = _step_of(instruction)
     if step.stage != "mask" or step.purpose != purpose:
         raise SecureSumError(f"a step '{step.stage}' for '{step.purpose}' came with a message to {purpose}")
-    subject = hash_subject(instruction.weights, instruction.suitability)
     participant = _participant(instruction, step, config, policy)
-    plan = participant.begin_masking(step, subject)
+    plan = participant.begin_masking(step, hash_subject(instruction.weights, instruction.suitability))
     try:
         yield plan
     except BaseException:
@@ -307,19 +326,6 @@ def _participant(instruction: Instruction, step: Step, config: SiteConfig, polic
 def _accept(broken: Broken | None) -> None:
     if broken:
         raise PolicyError(*broken)
-
-
-def _take(step: Step, participant: Participant) -> Section:
-    match step.stage:
-        case "advertise":
-            return participant.advertise(step)
-        case "share":
-            return participant.share(step)
-        case "confirm":
-            return participant.confirm(step)
-        case "unmask":
-            return participant.unmask(step)
-    raise MessageError("masking is asked for with training or evaluation, not by itself")
 
 
 def _by_site(keys: Collection[SignedKeys]) -> dict[str, SignedKeys]:

@@ -126,6 +126,20 @@ def check_asynchronous(cfg: ExperimentConfig) -> None:
     _refuse(f"strategy.buffer is {buffer} but", refused)
 
 
+def check_judging_in_training(cfg: ExperimentConfig) -> None:
+    """Refuses to judge in the next training message what that message does not bring, or whom it does not reach."""
+    if not cfg.evaluation.with_training:
+        return
+    refused = {
+        "strategy.ema_decay has an average judged, which no training message brings: leave it at 0": cfg.strategy.ema_decay > 0,
+        "strategy.buffer lets sites train on from models of different rounds: leave it out": cfg.strategy.buffer is not None,
+        "evaluation.fraction_sites draws sites by themselves, and here those judge that are drawn to train: leave it at 1": (
+            cfg.evaluation.fraction_sites < 1.0
+        ),
+    }
+    _refuse("evaluation.with_training is on but", refused)
+
+
 def check_dp_sgd(cfg: ExperimentConfig) -> None:
     """Refuses what would go around DP-SGD: everything that goes into a private update must pass the mechanism."""
     if cfg.privacy.mechanism == "none":

@@ -33,6 +33,7 @@ from pneumofed.common.config.contradictions import (
     check_central_privacy,
     check_cross_site,
     check_dp_sgd,
+    check_judging_in_training,
     check_local_sgd,
     check_micro_batches,
     check_secure_aggregation,
@@ -541,6 +542,10 @@ class EvaluationConfig(Section):
     and the schedule `plateau` count these rounds only."""
     fraction_sites: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """Share of the sites that evaluate the new model on their validation patients in such a round."""
+    with_training: bool = False
+    """The sites judge a round's model when the next round's training message brings it, before they train on it: one exchange of messages
+    a round in place of two. Off, since a round's validation, threshold and central evaluation are then known one round later, and with
+    them early stopping and `plateau`; only the sites that are drawn to train judge. The last round's model gets a message of its own."""
     bootstrap_samples: Annotated[int, Field(ge=0, le=100_000)] = 1000
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     batch_size: Count = 64
@@ -566,7 +571,7 @@ class EvaluationConfig(Section):
 
     @model_serializer(mode="wrap")
     def _leave_out_unset(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return without_unset(write(self), validate_every_rounds=1)
+        return without_unset(write(self), validate_every_rounds=1, with_training=False)
 
 
 class EarlyStoppingConfig(Section):
@@ -644,6 +649,10 @@ class ExperimentConfig(Section):
         """Whether the sites judge the round's model (from 1) on their validation patients."""
         return round_number % self.evaluation.validate_every_rounds == 0 or self.judges_centrally(round_number)
 
+    def judges_in_training(self, round_number: int) -> bool:
+        """Whether the sites judge the model of the round before when they train in this one (from 1)."""
+        return self.evaluation.with_training and round_number > 1 and self.validates(round_number - 1)
+
     @property
     def proximal_mu(self) -> float:
         """`training.proximal_mu`, or the strategy's own value where it is unset."""
@@ -679,12 +688,12 @@ class ExperimentConfig(Section):
             )
         if self.model.head_first_rounds >= self.rounds and self.model.head_first_rounds > 0:
             raise ValueError("model.head_first_rounds must be smaller than rounds")
-        needed = self.training.plateau.patience_rounds + 3
+        needed = self.training.plateau.patience_rounds + 3 + self.evaluation.with_training
         if self.training.schedule == "plateau" and (validated := sum(map(self.validates, range(1, self.rounds + 1)))) < needed:
             raise ValueError(
-                f"training.schedule is 'plateau', but with training.plateau.patience_rounds {needed - 3} the rate can fall after "
-                f"{needed - 1} validated rounds at the earliest, and {validated - 1} come before the last; take more rounds, less patience "
-                "or another schedule"
+                f"training.schedule is 'plateau', but with training.plateau.patience_rounds {self.training.plateau.patience_rounds} the "
+                f"rate can fall after {needed - 1} validated rounds at the earliest, and {validated - 1} come before the last; take more "
+                "rounds, less patience or another schedule"
             )
         if self.training.batch_size == 1 and self.model.trains_batch_norm and self.privacy.mechanism == "none":
             raise ValueError(
@@ -705,6 +714,7 @@ class ExperimentConfig(Section):
         check_local_sgd(self)
         check_weights(self)
         check_asynchronous(self)
+        check_judging_in_training(self)
         return self
 
     @model_validator(mode="after")

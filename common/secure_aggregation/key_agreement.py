@@ -55,7 +55,14 @@ class KeyPair:
 
 
 def sign_keys(
-    session: SumSession, site: str, channel: bytes, mask: bytes, node_key: ec.EllipticCurvePrivateKey, *, metrics: bool = True
+    session: SumSession,
+    site: str,
+    channel: bytes,
+    mask: bytes,
+    node_key: ec.EllipticCurvePrivateKey,
+    *,
+    metrics: bool = True,
+    judges: bool = False,
 ) -> SignedKeys:
     """Signs a site's public keys of one sum with its node key.
 
@@ -66,9 +73,11 @@ def sign_keys(
         mask: X25519 public key for masks, 32 bytes.
         node_key: P-384 private key of the site.
         metrics: whether the site's vector will hold loss and accuracy of its training; else none may.
+        judges: whether it will hold statistics of the model that the site trains on from; else none may.
     """
-    signature = node_key.sign(_signed_keys(session, site, channel, mask, metrics), SIGNATURE_SCHEME)
-    return SignedKeys(site=site, channel=channel.hex(), mask=mask.hex(), metrics=metrics, signature=signature.hex())
+    signature = node_key.sign(_signed_keys(session, site, channel, mask, metrics, judges), SIGNATURE_SCHEME)
+    public = {"channel": channel.hex(), "mask": mask.hex()}
+    return SignedKeys(site=site, **public, metrics=metrics, judges=judges, signature=signature.hex())
 
 
 def check_advertised_keys(session: SumSession, keys: SignedKeys, node_key: ec.EllipticCurvePublicKey) -> None:
@@ -82,12 +91,13 @@ def check_advertised_keys(session: SumSession, keys: SignedKeys, node_key: ec.El
     Raises:
         SecureSumError: `node_key` did not sign these keys for this site and session.
     """
-    signed = _signed_keys(session, keys.site, bytes.fromhex(keys.channel), bytes.fromhex(keys.mask), keys.metrics)
+    signed = _signed_keys(session, keys.site, bytes.fromhex(keys.channel), bytes.fromhex(keys.mask), keys.metrics, keys.judges)
     _check_signature(node_key, keys.signature, signed, f"the keys of {keys.site} are not those that it signed for this sum")
 
 
-def _signed_keys(session: SumSession, site: str, channel: bytes, mask: bytes, metrics: bool) -> bytes:
-    return session.bind("keys", site, channel, mask, "metrics" if metrics else "no metrics")
+def _signed_keys(session: SumSession, site: str, channel: bytes, mask: bytes, metrics: bool, judges: bool) -> bytes:
+    said = ("metrics" if metrics else "no metrics", "judges" if judges else "judges nothing")
+    return session.bind("keys", site, channel, mask, *said)
 
 
 def digest_keys(session: SumSession, keys: Collection[SignedKeys]) -> bytes:
@@ -102,7 +112,9 @@ def digest_keys(session: SumSession, keys: Collection[SignedKeys]) -> bytes:
     """
     digest = hashes.Hash(hashes.SHA256())
     ordered = sorted(keys, key=lambda keys: keys.site)
-    parts = [part for signed in ordered for part in (signed.site, signed.channel, signed.mask, str(signed.metrics))]
+    parts = [
+        part for signed in ordered for part in (signed.site, signed.channel, signed.mask, str(signed.metrics), str(signed.judges))
+    ]
     digest.update(session.bind("all keys", *parts))
     return digest.finalize()
 

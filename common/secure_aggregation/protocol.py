@@ -113,12 +113,14 @@ Parcel = Annotated[str, Field(pattern=r"^([0-9a-f]{2}){28,200}$")]
 
 
 class SignedKeys(Section):
-    """A site's two public keys of one sum, and whether loss and accuracy of its training will be in its vector."""
+    """A site's two public keys of one sum, and what else will be in its vector: loss and accuracy of its training (`metrics`), and
+    statistics of the model that it trains on from (`judges`)."""
 
     site: Site
     channel: Key
     mask: Key
     metrics: bool = True
+    judges: bool = False
     signature: Signature
 
 

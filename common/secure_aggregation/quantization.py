@@ -117,6 +117,8 @@ class UpdateCodec:
     classes: int
     sites: int
     """N: how many vectors may be summed."""
+    judged: bool = False
+    """Whether statistics of the model that the sites train on from stand at the end of the tail."""
 
     def __post_init__(self) -> None:
         if self.sites * self.cfg.max_examples * STATISTIC_UNITS * int(STATISTIC_LIMIT) >= 2**62:
@@ -126,7 +128,12 @@ class UpdateCodec:
 
     @property
     def shape(self) -> SumShape:
-        return SumShape(self.parameters, self.statistics + len(SUMMED_COUNTS) + self.classes, self.cfg.bits)
+        return SumShape(self.parameters, self._counted + (flat_length(self.classes) if self.judged else 0), self.cfg.bits)
+
+    @property
+    def _counted(self) -> int:
+        """Length of the tail without statistics of a judged model."""
+        return self.statistics + len(SUMMED_COUNTS) + self.classes
 
     @property
     def unit(self) -> float:
@@ -141,12 +148,13 @@ class UpdateCodec:
         """As how many images a site that has `images` counts."""
         return min(max(images, least_weight(self.cfg, self.sites)), self.cfg.max_examples)
 
-    def encode(self, difference: ModelArrays, sums: TrainingSums) -> SumVector:
+    def encode(self, difference: ModelArrays, sums: TrainingSums, judged: Statistics | None = None) -> SumVector:
         """Encodes the update of one site as a vector of integers.
 
         Args:
             difference: local minus global weights and statistics, float32; longer ones than `clip_norm` are scaled down.
             sums: of the site's training, of one image or more.
+            judged: of the model that it trained on from, where the vector holds them.
 
         Raises:
             SecureSumError: there is no image, the update holds values that are not finite, or most of it is lost in rounding, so that
@@ -168,7 +176,8 @@ class UpdateCodec:
         counts = [weight, sums.images, sums.seen, sums.correct, shrink < 1.0, round(loss * LOSS_UNITS), *sums.classes]
         limited = np.clip(difference.statistics.astype(np.float64), -STATISTIC_LIMIT, STATISTIC_LIMIT)
         tail = np.rint(limited * (weight * STATISTIC_UNITS)).astype(np.int64)
-        vector.tail[:] = np.concatenate([tail, np.array(counts, np.int64)]).view(np.uint64)
+        found = [] if judged is None else [judged.flat()]
+        vector.tail[:] = np.concatenate([tail, np.array(counts, np.int64), *found]).view(np.uint64)
         return vector
 
     def decode(self, total: SumVector) -> MeanUpdate:
@@ -179,7 +188,7 @@ class UpdateCodec:
         """
         tail = total.tail.view(np.int64)
         weight, images, seen, correct, clipped, loss = (int(count) for count in tail[self.statistics :][: len(SUMMED_COUNTS)])
-        classes = [int(count) for count in tail[self.statistics + len(SUMMED_COUNTS) :]]
+        classes = [int(count) for count in tail[self.statistics + len(SUMMED_COUNTS) : self._counted]]
         if not 0 < weight <= self.sites * self.cfg.max_examples:
             raise SecureSumError("the summed weights are beyond their bound")
         self._check(images, seen, correct, clipped, classes)
@@ -192,6 +201,14 @@ class UpdateCodec:
             raise SecureSumError("the sum of the statistics is beyond their bound")
         sums = TrainingSums(images, seen, correct, loss / LOSS_UNITS, classes)
         return MeanUpdate(ModelArrays(parameters, statistics), sums, clipped, weight)
+
+    def decode_judged(self, total: SumVector) -> Statistics:
+        """The statistics of all sites' images that the sum of their vectors holds; exact.
+
+        Raises:
+            SecureSumError: no set of images can have these counts.
+        """
+        return decode_statistics(SumVector(total.body[:0], total.tail[self._counted :]), self.classes)
 
     def _check(self, images: int, seen: int, correct: int, clipped: int, classes: Sequence[int]) -> None:
         plausible = 0 < images <= self.sites * MAX_IMAGES and 0 <= correct <= seen and 0 <= clipped <= self.sites

@@ -12,6 +12,8 @@ the records and keys of a Flower message.
                   personal {...}: statistics of the site's own model, where there is one and its policy lets them leave
                   arrays {...}: the model that the site trained alone, where the run asks for it and its policy gives it
     cross-site    an instruction with other-model {parameters, statistics} in place of arrays; the reply is an evaluation
+    with training an update with judged {num-examples, ...}, statistics and personal as an evaluation has them, or with why there are none:
+                  site {..., not-judged}
     scores        config {..., suitability}; the reply is an evaluation with statistics {features, pixels, turn}, counts by bin
     presence      site {name, layout, report}
     any reply     site {..., held-model}: hash of the weights that the site keeps since the last evaluation; an instruction with those
@@ -74,6 +76,10 @@ BUFFERS = "statistics"
 """Name of the second array in the record `ARRAYS`; the first one's is `PARAMETERS`."""
 NUM_EXAMPLES = "num-examples"
 """Key of the record `METRICS`: images that were trained or evaluated on."""
+JUDGED = "judged"
+"""Name of the record, in an update, that is an evaluation's `METRICS`: of the model that the training began with."""
+NOT_JUDGED = "not-judged"
+"""Key of the record `SITE` of an update: why there is none, as JSON {error, sentence}."""
 AUDIT_HEAD = "audit-head"
 """Key of the records `CONFIG` and `SITE`: head of the sender's audit log."""
 VARIATE = "server-variate"
@@ -331,14 +337,54 @@ def unpack_evaluation(content: RecordDict) -> Evaluation:
     return Evaluation(unpack_presence(content), num_examples, metrics, statistics, personal)
 
 
+def attach_evaluation(content: RecordDict, evaluation: Evaluation) -> None:
+    """Adds to a site's update what it found of the model that it trained on from (`evaluation.with_training`).
+
+    Args:
+        content: of the reply, changed in place.
+        evaluation: who answers, and its statistics.
+    """
+    packed = pack_evaluation(evaluation)
+    content[JUDGED] = packed[METRICS]
+    content.update({kind: packed[kind] for kind in (STATISTICS, PERSONAL) if kind in packed})
+
+
+def attach_not_judged(content: RecordDict, error: BaseException) -> None:
+    """Adds to a site's update why it did not judge the model; without any detail, as `build_failure`.
+
+    Args:
+        content: of the reply, changed in place.
+        error: only a class name and a fixed sentence of it travel.
+    """
+    name, sentence = describe_for_wire(error)
+    record_named(content.config_records, SITE)[NOT_JUDGED] = json.dumps({"error": name, "sentence": sentence})
+
+
+def unpack_attached(content: RecordDict, site: str) -> Evaluation | Failure:
+    """Unpacks what came with an update of the model that the site trained on from, or why it says nothing of it.
+
+    Args:
+        content: of the reply, not trusted.
+        site: who was asked.
+
+    Raises:
+        MessageError: neither is there, or it is malformed; statistics are checked when they are rebuilt.
+    """
+    said = record_named(content.config_records, SITE).get(NOT_JUDGED)
+    if said is not None:
+        return _failure_in(said, site)
+    kept = {name: content[name] for name in (STATISTICS, PERSONAL, SITE) if name in content}
+    return unpack_evaluation(RecordDict({**kept, METRICS: record_named(content.metric_records, JUDGED)}))
+
+
 def describe_content(content: RecordDict) -> dict[str, Any]:
     """Describes what leaves with a reply, for the audit log.
 
     Returns:
         `bytes` of its arrays, names of `arrays` and `metrics` (with statistics; those of the site's own model are named `personal index`
-        and so on), of a survey the fields of its `tables`, `values` of the metrics that are single numbers, the `report` with the numbers
-        of images and what is withheld, the columns of clinical numbers whose `sums` are in it, and `sent`, the SHA-256 of all of it (see
-        `hash_content`).
+        and so on, those of judging that came with training `judged num-examples`), of a survey the fields of its `tables`, `values` of the
+        metrics that are single numbers, the `report` with the numbers of images and what is withheld, the columns of clinical numbers whose
+        `sums` are in it, and `sent`, the SHA-256 of all of it (see `hash_content`).
     """
     arrays = content.array_records.values()
     metrics = content.metric_records.items()
@@ -352,7 +398,9 @@ def describe_content(content: RecordDict) -> dict[str, Any]:
         **sums,
         "bytes": content_bytes(content),
         "arrays": sorted(name for record in arrays for name in record),
-        "metrics": sorted(f"{PERSONAL} {name}" if kind == PERSONAL else name for kind, record in metrics for name in record),
+        "metrics": sorted(
+            f"{kind} {name}" if kind in (PERSONAL, JUDGED) else name for kind, record in metrics for name in record
+        ),
         "values": {name: value if math.isfinite(value) else None for name, value in single if isinstance(value, int | float)},
         "report": json.loads(str(record_named(content.config_records, SITE)["report"])),
         "sent": hash_content(content),
@@ -461,12 +509,18 @@ def read_failure(message: Message) -> Failure:
     """Reads what an error reply says: a site's own report, or Flower's code where the site could not answer any more."""
     if message.error.code == SITE_FAILURE_CODE:
         try:
-            said = json_object(message.error.reason, "failure")
-            site = None if said["site"] is None else site_name(said["site"])
-            return Failure(site, class_name(said["error"]), foreign_sentence(said["sentence"]))
+            named = json_object(message.error.reason, "failure")["site"]
+            return _failure_in(message.error.reason, None if named is None else site_name(named))
         except (MessageError, KeyError):
             return Failure(None, "MessageError", "the site's failure could not be read")
     return Failure(None, f"Flower error {message.error.code}", "the site was lost or its process died while it worked")
+
+
+def _failure_in(text: object, site: str | None) -> Failure:
+    said = json_object(text, "failure")
+    if not {"error", "sentence"} <= set(said):
+        raise MessageError("failure: expected its error and a sentence")
+    return Failure(site, class_name(said["error"]), foreign_sentence(said["sentence"]))
 
 
 def _site_record(presence: Presence) -> ConfigRecord:

@@ -4,6 +4,7 @@ messenger.exchange(messages, task, ...)     one message a site out; replies are 
 messenger.send, pull, read_failure_in       its parts, of which asynchronous rounds are made
 messenger.collect_late()                    replies to earlier rounds: dropped, counted, and the site is free again
 checks.take(site, message)                  before any arithmetic: form, sizes, finite values, counts, and a plausible length of the update
+judging.take(site, message)                 statistics of an evaluation; take_attached those that came with an update
 
 `TrainingOutcome` and `EvaluationOutcome` are what the replies of one round gave, whichever way they came: one by one, or as a secure
 sum (`server.secure_aggregation.rounds`).
@@ -11,6 +12,7 @@ sum (`server.secure_aggregation.rounds`).
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,13 +20,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from pneumofed.common.audit.log import hash_arrays
-from pneumofed.common.config.experiment import StrategyConfig
+from pneumofed.common.config.classes import classes_of
+from pneumofed.common.config.experiment import ExperimentConfig, StrategyConfig
 from pneumofed.common.errors import HeldModelError, MessageError
-from pneumofed.common.evaluation.statistics import Statistics
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from pneumofed.common.wire.instructions import with_average, with_held
 from pneumofed.common.wire.messages import (
     ARRAYS,
@@ -39,6 +42,8 @@ from pneumofed.common.wire.messages import (
     pack_arrays,
     read_failure,
     unpack_arrays,
+    unpack_attached,
+    unpack_evaluation,
     unpack_update,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout, TensorKind
@@ -46,6 +51,8 @@ from pneumofed.server.federation.strategies import squared_length
 from pneumofed.server.federation.update_spool import UpdateSpool
 from pneumofed.server.runs.events import Activity, Kind, kind_of_failure
 from pneumofed.server.runs.records import SecureSumRecord, SiteTraining
+
+logger = logging.getLogger(__name__)
 
 BLOCK = 1 << 18
 """Values that are subtracted at once where two models are compared; they stay in the processor's cache."""
@@ -353,6 +360,8 @@ class TrainingOutcome:
     staleness: Mapping[str, int] | None = None
     """By site, of the update, in asynchronous rounds only."""
     simulated_time: float | None = None
+    judged: EvaluationOutcome | None = None
+    """What came with the updates of the model that the sites trained on from (`evaluation.with_training`)."""
 
 
 @dataclass
@@ -365,6 +374,70 @@ class EvaluationOutcome:
     secure_validation: SecureSumRecord | None = None
     personal: Mapping[str, Statistics] = field(default_factory=dict)
     """By site: statistics of its own model, on the same images as the global one's."""
+
+
+@dataclass
+class EvaluationChecks:
+    """Checks the sites' statistics of one model as they arrive."""
+
+    classes: int
+    personal_too: bool
+    """Whether the sites' own models are judged beside it."""
+    good: Evaluations = field(default_factory=dict)
+    bad: dict[str, Failure] = field(default_factory=dict)
+    personal: dict[str, Statistics] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, experiment: ExperimentConfig) -> EvaluationChecks:
+        """Builds the checks of what `experiment` asks for."""
+        return cls(len(classes_of(experiment.task)), experiment.personal.is_on)
+
+    def take(self, site: str, message: Message, read: Callable[[RecordDict], Evaluation] = unpack_evaluation) -> bool:
+        """Takes the statistics of one reply, and says whether they are good.
+
+        Args:
+            site: who was asked.
+            message: its reply. A bad one is noted in `bad`; nothing is raised.
+            read: finds the evaluation in it.
+        """
+        try:
+            evaluation = read(message.content)
+            statistics = Statistics.from_numbers(evaluation.statistics, self.classes)
+            if self.personal_too and (own := read_personal(evaluation, statistics)) is not None:
+                self.personal[site] = own
+            self.good[site] = evaluation, statistics
+        except MessageError as error:
+            self.bad[site] = Failure(site, "MessageError", str(error))
+        return site in self.good
+
+    def take_attached(self, site: str, message: Message) -> None:
+        """Takes what came with an update.
+
+        Args:
+            site: who was asked to train.
+            message: its reply.
+        """
+        try:
+            found = unpack_attached(message.content, site)
+        except MessageError as error:
+            found = Failure(site, "MessageError", str(error))
+        if isinstance(found, Failure):
+            self.bad[site] = found
+        else:
+            self.take(site, message, lambda _: found)
+
+    def close(self, silent: Mapping[str, Failure], number: int) -> EvaluationOutcome:
+        """Pools the good ones and logs why the others are missing.
+
+        Args:
+            silent: by site, why it sent nothing at all.
+            number: the round whose model was judged.
+        """
+        failures = {**self.bad, **silent}
+        for site, failure in failures.items():
+            logger.warning("round %d: %s did not evaluate: %s", number, site, failure)
+        pooled = sum((statistics for _, statistics in self.good.values()), Statistics.zero(self.classes, FEDERATED_GRID))
+        return EvaluationOutcome(pooled, dict(sorted(self.good.items())), failures, personal=self.personal)
 
 
 @dataclass

@@ -134,7 +134,8 @@ class LearningRate:
         Args:
             round_number: from 1, up to the one after the last completed.
         """
-        return plateau_factor(self._experiment.training, self._values[: round_number - 1])
+        known = round_number - 2 if self._experiment.evaluation.with_training else round_number - 1
+        return plateau_factor(self._experiment.training, self._values[: max(known, 0)])
 
     def remember(self, record: RoundRecord) -> RoundRecord:
         """Takes a completed round into account, and logs where the rate falls or cannot be decided.
@@ -154,11 +155,19 @@ class LearningRate:
             logger.info(
                 "round %d: validation %s no longer improves; the rate falls to %.4g of its first", record.round, monitor, comes
             )
-        if self._values[-1] is None and self._experiment.validates(record.round):
+        if self._values[-1] is None and self._experiment.validates(record.round) and not record.judged_later:
             logger.warning(
                 "round %d: no validation %s, by which the schedule plateau decides; the rate stays", record.round, monitor
             )
         return record.updated(rate_factor=had)
+
+    def complete(self, record: RoundRecord) -> None:
+        """Takes into account what was found of the last round's model after the round (`evaluation.with_training`).
+
+        Args:
+            record: of the last round or, where the next one was remembered meanwhile, of the one before it.
+        """
+        self._values[record.round - 1] = self._monitored(record)
 
     def _monitored(self, record: RoundRecord) -> float | None:
         if record.validation is None:

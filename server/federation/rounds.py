@@ -22,18 +22,16 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 from torch import nn
 
-from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.errors import MessageError, RoundError
+from pneumofed.common.errors import RoundError
 from pneumofed.common.evaluation.metrics import ChosenThreshold, choose_threshold, metrics
 from pneumofed.common.evaluation.predictions import Predictions
-from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from pneumofed.common.models.build import freeze_in_round, trained_names
 from pneumofed.common.models.fusion import ClinicalNetwork
 from pneumofed.common.models.kept_model import moving_average
 from pneumofed.common.secure_aggregation.key_agreement import KeyDirectory
 from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_counted, with_step
-from pneumofed.common.wire.messages import ARRAYS, CONFIG, Failure, ModelArrays, Update, unpack_evaluation
+from pneumofed.common.wire.messages import ARRAYS, CONFIG, Failure, ModelArrays, Update
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.asynchronous import BufferedRounds, VirtualClock
 from pneumofed.server.federation.central_evaluation import CentralEvaluator
@@ -42,13 +40,12 @@ from pneumofed.server.federation.drift import SummedCorrections
 from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons, refuse_missing_classes
 from pneumofed.server.federation.messaging import (
     AverageStep,
+    EvaluationChecks,
     EvaluationOutcome,
-    Evaluations,
     Messenger,
     OpenMessage,
     TrainingOutcome,
     UpdateChecks,
-    read_personal,
 )
 from pneumofed.server.federation.round_choices import LearningRate, draw_sites
 from pneumofed.server.federation.strategies import SiteStrategy, aggregate
@@ -71,6 +68,52 @@ from pneumofed.server.secure_aggregation.rounds import SecureRounds
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class ModelJudgement:
+    """What is known of the model of one round: the sites' statistics of it, the threshold that these choose, and the central sets.
+
+    Attributes:
+        round: from 1.
+        arrays: the model.
+        central: metrics by field of the round's record.
+    """
+
+    round: int
+    arrays: ModelArrays
+    outcome: EvaluationOutcome
+    threshold: ChosenThreshold
+    central: Mapping[str, Any]
+
+    def complete(self, record: RoundRecord) -> RoundRecord:
+        """Adds all of it to the record of the round, which has the training only.
+
+        Args:
+            record: of the same round.
+        """
+        found, outcome = self.threshold.value, self.outcome
+        return record.without("judged_later").updated(
+            failures={**record.failures, **_sentences(outcome.failures)},
+            threshold=StoredThreshold.model_validate(vars(self.threshold)),
+            validation=Metrics.model_validate(metrics(outcome.pooled, found)),
+            sites=self._site_rounds({name: site.train for name, site in record.sites.items() if site.train}),
+            **_present(secure_validation=outcome.secure_validation),
+            **self.central,
+        )
+
+    def _site_rounds(self, trained: Mapping[str, SiteTraining]) -> dict[str, SiteRound]:
+        """Each site's own numbers of the round."""
+        outcome, threshold = self.outcome, self.threshold.value
+        evaluated = {
+            site: SiteValidation.of(metrics(statistics, threshold), evaluation.metrics)
+            for site, (evaluation, statistics) in outcome.evaluations.items()
+        }
+        personal = {site: Metrics.model_validate(metrics(statistics, threshold)) for site, statistics in outcome.personal.items()}
+        return {
+            site: SiteRound(**_present(train=trained.get(site), validation=evaluated.get(site), personal=personal.get(site)))
+            for site in sorted({*trained, *outcome.evaluations})
+        }
+
+
 @dataclass
 class Coordinator:
     """One run in progress.
@@ -83,7 +126,8 @@ class Coordinator:
         directory: which connected node is which site.
         secure: set where the experiment asks for secure aggregation.
         buffered: set where it asks for asynchronous rounds.
-        validation: the hospitals' pooled validation statistics of the last round; None where they were not asked for them.
+        judgement: of the last round's model; None where nobody was asked for one, or with the next round's training.
+        former: of the model of the round before it, where the last round's updates brought it (`evaluation.with_training`).
         predictions: of the central sets by the last round's model and by the best one's so far, by round.
         key_roster: the sites' signed node keys, where the experiment asks for secure aggregation.
         clock: of a simulation that goes by virtual time.
@@ -104,7 +148,8 @@ class Coordinator:
     enrolment: Enrolment = field(init=False)
     secure: SecureRounds | None = field(init=False, default=None)
     central_privacy: CentralPrivacy | None = None
-    validation: Statistics | None = field(init=False, default=None)
+    judgement: ModelJudgement | None = field(init=False, default=None)
+    former: ModelJudgement | None = field(init=False, default=None)
     predictions: dict[int, dict[str, Predictions]] = field(init=False, default_factory=dict)
     key_roster: InitVar[KeyDirectory | None] = None
     clock: VirtualClock | None = None
@@ -152,17 +197,17 @@ class Coordinator:
         drawn, sites = (self.buffered.taking_part, self.buffered.free) if self.buffered else (drawn, sites)
         clock.lap("train")
 
+        # What came with the updates is about the model that they began from: the round before's, still the kept one.
+        self.former = self._judge(number - 1, self._of_former(number, trained), clock)
+
         # Aggregate. From here on the round counts: too few good updates have raised above.
         self._move_on(number, self._aggregate(number, trained, len(drawn)))
         clock.lap("aggregate")
 
-        # Evaluate the new model on the sites' validation images, whose pooled statistics choose the threshold.
-        evaluated, threshold = self._validate(sites, number)
-        clock.lap("evaluate")
-
-        # Evaluate at that threshold on the central sets, which no hospital has seen.
-        central = self._evaluate_centrally(number, threshold)
-        clock.lap("central")
+        # Evaluate the new model on the sites' validation images, whose pooled statistics choose the threshold, and at that threshold on
+        # the central sets, which no hospital has seen.
+        at_once = cfg.validates(number) and not cfg.evaluation.with_training
+        self.judgement = self._judge(number, self._evaluate(sites, number) if at_once else None, clock)
 
         # Record: history, audit line, live page and report are all written from this.
         record = RoundRecord(
@@ -170,10 +215,16 @@ class Coordinator:
             absent=self.directory.absences(),
             seconds=clock.seconds(),
             bytes=RoundBytes(down=self.messenger.bytes_down - down, up=trained.bytes_up),
-            **(_results_of(number, drawn, trained, evaluated, threshold) | central),
+            **_results_of(number, drawn, trained),
         )
-        self.run_log.finishes(record := self.rate.remember(record), self.kept, trained.heads)
+        record = self.rate.remember(self._with_judgement(record))
+        self.run_log.finishes(record, self.kept, trained.heads)
         return record
+
+    def _with_judgement(self, record: RoundRecord) -> RoundRecord:
+        if self.judgement is not None:
+            return self.judgement.complete(record)
+        return record.updated(judged_later=True) if self.experiment.judges_in_training(record.round + 1) else record
 
     def _note_start(self, number: int, drawn: Sequence[str]) -> None:
         """Notes who begins, and until when or, in asynchronous rounds, beside whom."""
@@ -208,7 +259,8 @@ class Coordinator:
         checks = UpdateChecks(
             self.arrays, self.layout, self.directory.presences, cfg, compares=self.central_privacy is None, spool=spool
         )
-        failures = self._collect(drawn, number, checks)
+        judging = EvaluationChecks.of(self.experiment) if self.experiment.judges_in_training(number) else None
+        failures = self._collect(drawn, number, checks, judging)
         updates, left_out = checks.close()  # only now: an update's length is compared with the others'
         for site, failure in {**failures, **left_out}.items():
             logger.warning("round %d: %s is left out: %s", number, site, failure)
@@ -228,14 +280,24 @@ class Coordinator:
             updates, staleness = self.buffered.as_if_fresh(updates, self.arrays, number, fixed_statistics=fixed)
         outcome = TrainingOutcome(list(updates.values()), sites, heads, bytes_up, left_out, failures)
         outcome.staleness, outcome.simulated_time = staleness, self.clock.now if self.clock else None
+        outcome.judged = judging.close({}, number - 1) if judging else None
         return outcome
 
-    def _collect(self, drawn: Sequence[str], number: int, checks: UpdateChecks) -> dict[str, Failure]:
-        """Sends the training messages and hands the updates to `checks`; returns why each other site sent none."""
+    def _collect(
+        self, drawn: Sequence[str], number: int, checks: UpdateChecks, judging: EvaluationChecks | None
+    ) -> dict[str, Failure]:
+        """Sends the training messages and hands the updates to `checks`, and what judging found to `judging`; returns why each other site
+        sent none."""
+
+        def take(site: str, message: Message) -> bool:
+            if judging is not None:
+                judging.take_attached(site, message)
+            return checks.take(site, message)
+
         cfg, messages = self.experiment.strategy, self._training_messages(number, drawn)
         if self.buffered is not None:
             return self.buffered.fill(number, messages, self.arrays, checks)
-        failures = self.messenger.exchange(messages, "train", number, cfg.round_timeout_sec, checks.take, cfg.enough_sites)
+        failures = self.messenger.exchange(messages, "train", number, cfg.round_timeout_sec, take, cfg.enough_sites)
         if self.clock is not None:
             self.clock.wait_for(drawn)
         return failures
@@ -282,17 +344,26 @@ class Coordinator:
             np.where(parameters, before.parameters, after.parameters), np.where(statistics, before.statistics, after.statistics)
         )
 
-    def _validate(self, sites: Sequence[str], number: int) -> tuple[EvaluationOutcome | None, ChosenThreshold | None]:
-        """What the sites' validation patients say of `kept`; nothing in a round that `evaluation.validate_every_rounds` skips."""
-        cfg, self.validation = self.experiment.evaluation, None
-        if not self.experiment.validates(number):
-            return None, None
-        evaluated = self._evaluate(draw_sites(sites, cfg.fraction_sites, self.experiment.seed, number), number)
-        self.validation = evaluated.pooled
-        return evaluated, choose_threshold(evaluated.pooled, cfg.threshold_policy, cfg.target)
+    def _of_former(self, number: int, trained: TrainingOutcome) -> EvaluationOutcome | None:
+        """What the replies to training say of the round before's model, where they were asked. In a secure sum to which not all could add
+        statistics none did: those who can are asked by themselves."""
+        if trained.judged is not None or not self.experiment.judges_in_training(number):
+            return trained.judged
+        return self._evaluate(self.enrolment.free_sites(), number - 1)
 
-    def _evaluate(self, evaluating: Sequence[str], number: int) -> EvaluationOutcome:
+    def judge_last(self, number: int) -> ModelJudgement:
+        """Asks the sites to judge the last round's model, which no training message brings them any more.
+
+        Args:
+            number: of the round.
+        """
+        judgement = self._judge(number, self._evaluate(self.enrolment.free_sites(), number), RoundClock())
+        assert judgement is not None  # there is an outcome, of no site at least
+        return judgement
+
+    def _evaluate(self, sites: Sequence[str], number: int) -> EvaluationOutcome:
         """The pooled validation statistics of `kept`. Sites that do not answer are left out of them; none has to answer."""
+        evaluating = draw_sites(sites, self.experiment.evaluation.fraction_sites, self.experiment.seed, number)
         content = self._instruct(number, self.kept)
         messages = {site: _message(content, self.directory.nodes[site], MessageType.EVALUATE) for site in evaluating}
         if self.secure is not None:
@@ -302,31 +373,25 @@ class Coordinator:
                 self.kept,
                 lambda steps: {site: with_step(messages[site], step) for site, step in steps.items()},
             )
-        good: Evaluations = {}
-        bad: dict[str, Failure] = {}
-        personal: dict[str, Statistics] = {}
+        checks = EvaluationChecks.of(self.experiment)
+        deadline_sec = self.experiment.strategy.round_timeout_sec
+        return checks.close(self.messenger.exchange(messages, "evaluate", number, deadline_sec, checks.take), number)
 
-        def take(site: str, message: Message) -> bool:
-            try:
-                evaluation = unpack_evaluation(message.content)
-                statistics = Statistics.from_numbers(evaluation.statistics, len(classes_of(self.experiment.task)))
-                if self.experiment.personal.is_on and (own := read_personal(evaluation, statistics)) is not None:
-                    personal[site] = own
-                good[site] = evaluation, statistics
-            except MessageError as error:
-                bad[site] = Failure(site, "MessageError", str(error))
-            return site in good
+    def _judge(self, number: int, outcome: EvaluationOutcome | None, clock: RoundClock) -> ModelJudgement | None:
+        """What `kept`, the model of a round, is worth: by the sites' patients, and at their threshold on the central sets. None where no
+        site was asked."""
+        clock.lap("evaluate")
+        if outcome is None:
+            return None
+        cfg = self.experiment.evaluation
+        threshold = choose_threshold(outcome.pooled, cfg.threshold_policy, cfg.target)
+        judgement = ModelJudgement(number, self.kept, outcome, threshold, self._evaluate_centrally(number, threshold))
+        clock.lap("central")
+        return judgement
 
-        bad |= self.messenger.exchange(messages, "evaluate", number, self.experiment.strategy.round_timeout_sec, take)
-        for site, failure in bad.items():
-            logger.warning("round %d: %s did not evaluate: %s", number, site, failure)
-        zero = Statistics.zero(len(classes_of(self.experiment.task)), FEDERATED_GRID)
-        pooled = sum((statistics for _, statistics in good.values()), zero)
-        return EvaluationOutcome(pooled, dict(sorted(good.items())), bad, personal=personal)
-
-    def _evaluate_centrally(self, number: int, threshold: ChosenThreshold | None) -> dict[str, Any]:
+    def _evaluate_centrally(self, number: int, threshold: ChosenThreshold) -> dict[str, Any]:
         """Metrics of the central sets by field of the round's record; empty in a round that `evaluation.every_rounds` skips."""
-        if threshold is None or not self.experiment.judges_centrally(number):
+        if not self.experiment.judges_centrally(number):
             return {}
         return by_field(self.central_evaluator.results(self.predict_centrally(number), threshold.value))
 
@@ -362,15 +427,9 @@ def _late(replies: Sequence[OpenMessage]) -> tuple[LateReply, ...]:
     return tuple(LateReply(site=asked.site, round=asked.round, task=asked.task) for asked in replies)
 
 
-def _results_of(
-    number: int,
-    drawn: Sequence[str],
-    trained: TrainingOutcome,
-    evaluated: EvaluationOutcome | None,
-    threshold: ChosenThreshold | None,
-) -> dict[str, Any]:
-    """What the sites' replies gave, by field of the round's record."""
-    found: dict[str, Any] = {
+def _results_of(number: int, drawn: Sequence[str], trained: TrainingOutcome) -> dict[str, Any]:
+    """What the sites' replies to training gave, by field of the round's record."""
+    return {
         "round": number,
         "drawn": tuple(drawn),
         "failures": _sentences(trained.failures),
@@ -382,16 +441,6 @@ def _results_of(
             staleness=trained.staleness,
             simulated_time=trained.simulated_time,
         ),
-    }
-    if evaluated is None or threshold is None:
-        return found
-    return {
-        **found,
-        "failures": _sentences({**trained.failures, **evaluated.failures}),
-        "threshold": StoredThreshold.model_validate(vars(threshold)),
-        "validation": Metrics.model_validate(metrics(evaluated.pooled, threshold.value)),
-        "sites": _site_rounds(trained.sites, evaluated, threshold.value),
-        **_present(secure_validation=evaluated.secure_validation),
     }
 
 
@@ -409,19 +458,6 @@ def _site_trainings(updates: Mapping[str, Update]) -> dict[str, SiteTraining]:
     return {site: SiteTraining.of(update.num_examples, update.metrics) for site, update in updates.items()}
 
 
-def _site_rounds(trained: Mapping[str, SiteTraining], outcome: EvaluationOutcome, threshold: float) -> dict[str, SiteRound]:
-    """Each site's own numbers of the round."""
-    evaluated = {
-        site: SiteValidation.of(metrics(statistics, threshold), evaluation.metrics)
-        for site, (evaluation, statistics) in outcome.evaluations.items()
-    }
-    personal = {site: Metrics.model_validate(metrics(statistics, threshold)) for site, statistics in outcome.personal.items()}
-    return {
-        site: SiteRound(**_present(train=trained.get(site), validation=evaluated.get(site), personal=personal.get(site)))
-        for site in sorted({*trained, *outcome.evaluations})
-    }
-
-
 class RoundClock:
     """Wall time of a round and of its parts, in seconds."""
 
@@ -430,9 +466,9 @@ class RoundClock:
         self._parts: dict[str, float] = {}
 
     def lap(self, part: str) -> None:
-        """Counts the time since the last call, or since the start, as that of `part`, a field of `RoundSeconds`."""
+        """Counts the time since the last call, or since the start, to that of `part`, a field of `RoundSeconds`."""
         now = time.perf_counter()
-        self._parts[part], self._last = now - self._last, now
+        self._parts[part], self._last = self._parts.get(part, 0.0) + now - self._last, now
 
     def seconds(self) -> RoundSeconds:
         """Returns the parts so far and the total since the start."""

@@ -31,7 +31,7 @@ from pneumofed.server.federation.central_evaluation import build_central_evaluat
 from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.cross_site import keep_cross_site
 from pneumofed.server.federation.round_choices import LearningRate
-from pneumofed.server.federation.rounds import Coordinator
+from pneumofed.server.federation.rounds import Coordinator, ModelJudgement
 from pneumofed.server.federation.strategies import build_strategy, restore_state, strategy_state
 from pneumofed.server.runs.checkpoints import (
     Checkpoint,
@@ -126,6 +126,8 @@ def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bo
     check_same_experiment(checkpoint, experiment)
     set_damaged_aside(folder.last_checkpoint)
     folder.keep_history_until(checkpoint.round)
+    if experiment.judges_in_training(checkpoint.round + 1):  # what an unbroken run does not know yet when the next round begins
+        folder.replace_last_line(folder.read_history()[-1].unjudged())
     return checkpoint
 
 
@@ -159,10 +161,14 @@ def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> 
             logger.info("stopped after round %d: validation AUROC no longer grows", number - 1)
             break
         record = coordinator.run_round(number)
+        if coordinator.former is not None:
+            _keep_judgement(coordinator, folder, coordinator.former)
         _keep_round(coordinator, folder, record)
         _log_round(record, experiment.rounds)
     if coordinator.buffered is not None:
         coordinator.buffered.release()
+    if (history := folder.read_history(sites=False)) and history[-1].judged_later:
+        _keep_judgement(coordinator, folder, coordinator.judge_last(history[-1].round))
 
 
 def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord) -> None:
@@ -183,9 +189,27 @@ def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord
             places.insert(0, folder.best_checkpoint)
         else:  # nobody goes on from the best one, which holds what is judged only
             write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
-        if coordinator.validation is not None:
-            folder.write_validation(record.round, coordinator.validation)
+        if coordinator.judgement is not None:
+            folder.write_validation(record.round, coordinator.judgement.outcome.pooled)
     write_checkpoint(places[0], replace(checkpoint, training=training), coordinator.network, also=places[1:])
+
+
+def _keep_judgement(coordinator: Coordinator, folder: RunFolder, judgement: ModelJudgement) -> None:
+    """Completes the last line of the history, whose round was judged only now, and keeps the model if it is the best one.
+
+    The line comes last: a run that dies before goes on from the round's checkpoint, and has the same model judged again.
+    """
+    history = folder.read_history()
+    line = judgement.complete(history[-1])
+    best = best_round([*history[:-1], line])
+    if best == judgement.round:  # nobody goes on from the best one, so that it needs no strategy's state
+        checkpoint = Checkpoint(coordinator.experiment, coordinator.run_log.run, best, judgement.arrays, {})
+        write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
+        folder.write_validation(best, judgement.outcome.pooled)
+    coordinator.forget_predictions({best, judgement.round})
+    folder.replace_last_line(line)
+    coordinator.rate.complete(line)
+    _log_round(line, coordinator.experiment.rounds)
 
 
 def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFolder) -> RunSummary:
@@ -218,6 +242,8 @@ def _with_results(summary: RunSummary, coordinator: Coordinator, folder: RunFold
 def _log_round(line: RoundRecord, rounds: int) -> None:
     areas = [f"{name} AUROC {_shown(found.auroc)}" for name, found in line.measured.items()]
     facts = [f"{len(line.trained)} of {len(line.drawn)} sites", *areas, f"{line.seconds.total or 0.0:.1f} s"]
+    if line.judged_later:
+        return
     logger.info("round %d/%d  %s", line.round, rounds, "  ".join(facts))
 
 

@@ -236,6 +236,15 @@ class RunFolder:
             return
         write_text(self.history, "".join(_history_line(line) for line in self.read_history() if line.round <= round_number))
 
+    def replace_last_line(self, line: RoundRecord) -> None:
+        """Writes the last round's line anew, the whole file or nothing.
+
+        Args:
+            line: of the round that the last line is of.
+        """
+        before = self.history.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]
+        write_text(self.history, "".join([*before, _history_line(line)]))
+
     def write_validation(self, round_number: int, statistics: Statistics) -> None:
         """Writes the pooled validation statistics of the round whose model is `best.pt`.
 

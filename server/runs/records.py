@@ -4,8 +4,7 @@ History, summary, audit line, live page, report and baselines are written from t
 
     RoundRecord.model_validate(values)       the record; a metric that is NaN or infinite becomes None, as JSON's null
     record.to_json()                         plain values for JSON: a key that was never given stays absent
-    parse_record(RoundRecord, content, ...)  the record in a file, of this version or an earlier one
-    format_record(record)                    the other way, with the schema number in front
+    parse_record(RoundRecord, content, ...)  the record in a file, of any version so far; `format_record` puts the schema number in front
 
 Keys that this version does not know are kept through reading and writing. Files of a version without schema number are read as schema 0.
 """
@@ -85,6 +84,9 @@ class Record(BaseModel):
     def without(self, *names: str) -> Self:
         """Copies the record as if `names` were never given."""
         return self.model_validate({name: value for name, value in self if name in self.model_fields_set - set(names)})
+
+
+R = TypeVar("R", bound=Record)
 
 
 class Metrics(Record):
@@ -256,6 +258,8 @@ class RoundRecord(Record):
     rate_factor: float | None = None
     """On the learning rate of the round, under the schedule `plateau`."""
     secure_validation: SecureSumRecord | None = None
+    judged_later: bool | None = None
+    """True until the next round's training brings what the sites say of this round's model (`evaluation.with_training`)."""
     staleness: Mapping[str, int] = {}
     """Of an asynchronous round (`strategy.buffer`): site -> rounds between the weights that it trained from and those that its update was
     applied to."""
@@ -298,15 +302,17 @@ class RoundRecord(Record):
     @property
     def epsilons(self) -> dict[str, float]:
         """Epsilon by site of those that reported theirs."""
-        spent = {name: site.train.epsilon for name, site in self.sites.items() if site.train}
-        return {name: epsilon for name, epsilon in spent.items() if epsilon is not None}
+        return {name: site.train.epsilon for name, site in self.sites.items() if site.train and site.train.epsilon is not None}
+
+    def unjudged(self) -> RoundRecord:
+        """Copies the record as it was before anybody judged the round's model, which is to be judged again."""
+        sites = {name: site.without("validation", "personal") for name, site in self.sites.items() if site.train is not None}
+        judged = (*CENTRAL_SETS, "threshold", "validation", "held_out", "secure_validation")
+        return self.without(*judged).updated(sites=sites, judged_later=True)
 
     def central(self, name: str) -> Metrics | None:
         """Metrics on the central set `name`; None where it was not evaluated in this round."""
         return by_set(self.test, self.external, self.held_out).get(name)
-
-
-R = TypeVar("R", bound=Record)
 
 
 def parse_record(kind: type[R], content: object, where: str) -> R:

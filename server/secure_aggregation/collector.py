@@ -44,12 +44,13 @@ from pneumofed.common.secure_aggregation.protocol import (
 
 @dataclass
 class Collector:
-    """One sum. `shape_for` gives the vectors' shape for the number of sites that may be in it, `subject` is the hash of their subject."""
+    """One sum. `shape_for` gives the vectors' shape for the number of sites that may be in it and whether they hold statistics of the model
+    that is trained on from; `subject` is the hash of their subject."""
 
     session: SumSession
     cfg: SecureAggregationConfig
     key_roster: KeyDirectory
-    shape_for: Callable[[int], SumShape]
+    shape_for: Callable[[int, bool], SumShape]
     subject: str
     drawn: list[str] = field(default_factory=list)
     keys: dict[str, SignedKeys] = field(default_factory=dict)
@@ -113,8 +114,13 @@ class Collector:
         """Asks each site that shared its secrets for its masked vector, and hands it the shares that are meant for it."""
         self._require(len(self.parcels), len(self.keys), "shared their secrets")
         senders = sorted(self.parcels)
-        self.total = self.shape_for(len(self.keys)).zeros()
+        self.total = self.shape_for(len(self.keys), self.judged).zeros()
         return {site: self._step("mask", senders=senders, parcels=self._parcels_for(site)) for site in senders}
+
+    @property
+    def judged(self) -> bool:
+        """Whether the vectors hold statistics of the model that is trained on from: where every site said that it adds some."""
+        return all(keys.judges for keys in self.keys.values())
 
     def _parcels_for(self, site: str) -> dict[str, str]:
         senders = [other for other in self.holders[site] if other in self.parcels and other != site]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,11 @@ class SecureRounds:
         Raises:
             RoundError: too few sites stayed, or their sum is none that their bounds allow.
         """
-        asked = SumRequest("train", number, hash_subject(base), lambda sites: self._codec(sites).shape)
+        asked = SumRequest("train", number, hash_subject(base), lambda sites, judged: self._codec(sites, judged).shape)
         outcome = self._sum(asked, drawn, messages)
-        sites = len(outcome.participants)
+        codec = self._codec(len(outcome.participants), outcome.judged)
         try:
-            mean = self._codec(sites).decode(outcome.total)
+            mean = codec.decode(outcome.total)
         except SecureSumError as error:
             raise RoundError(f"round {number}: {error}; one of {', '.join(outcome.summed)} broke the agreement") from error
         update = Update.of(Presence("mean", self.layout.digest), self._apply(mean, base), mean.sums.images, {})
@@ -90,8 +90,22 @@ class SecureRounds:
             bytes_up=outcome.bytes_up,
             left_out={},
             failures=outcome.lost,
-            secure_sum=outcome.record().updated(**_describe(mean, self._codec(sites))),
+            secure_sum=outcome.record().updated(**_describe(mean, codec)),
+            judged=self._judged(outcome, codec, number) if outcome.judged else None,
         )
+
+    def _judged(self, outcome: SumOutcome, codec: UpdateCodec, number: int) -> EvaluationOutcome:
+        """What the sum says of the model that the sites trained on from, which is that of the round before."""
+        try:
+            return EvaluationOutcome(codec.decode_judged(outcome.total), {}, {}, outcome.record())
+        except SecureSumError as error:
+            return self._nothing(number - 1, outcome.summed, error)
+
+    def _nothing(self, number: int, sites: Sequence[str], error: Exception) -> EvaluationOutcome:
+        """Statistics of nothing, and why."""
+        logger.warning("round %d: no validation: %s", number, error)
+        failures = {site: Failure(site, type(error).__name__, str(error)) for site in sites}
+        return EvaluationOutcome(Statistics.zero(len(classes_of(self.experiment.task)), FEDERATED_GRID), {}, failures)
 
     def evaluate(self, evaluating: Sequence[str], number: int, model: ModelArrays, messages: Messages) -> EvaluationOutcome:
         """Sums the sites' validation statistics; gives those of nothing where too few evaluated, as where nobody answers.
@@ -104,15 +118,11 @@ class SecureRounds:
         """
         classes = len(classes_of(self.experiment.task))
         try:
-            asked = SumRequest("evaluate", number, hash_subject(model), lambda _: statistics_shape(classes))
+            asked = SumRequest("evaluate", number, hash_subject(model), lambda *_: statistics_shape(classes))
             outcome = self._sum(asked, evaluating, messages)
             pooled = decode_statistics(outcome.total, classes)
         except (RoundError, SecureSumError) as error:
-            logger.warning("round %d: no validation: %s", number, error)
-            failure = Failure(None, type(error).__name__, str(error))
-            return EvaluationOutcome(
-                Statistics.zero(classes, FEDERATED_GRID), {}, {site: replace(failure, site=site) for site in evaluating}
-            )
+            return self._nothing(number, evaluating, error)
         return EvaluationOutcome(pooled, {}, outcome.lost, outcome.record())
 
     def score(
@@ -135,7 +145,7 @@ class SecureRounds:
             SecureSumError: the sum is none of such counts.
         """
         outcome = self._sum(
-            SumRequest("score", number, hash_subject(model, suitability), lambda _: SCORES_SHAPE), sites, messages
+            SumRequest("score", number, hash_subject(model, suitability), lambda *_: SCORES_SHAPE), sites, messages
         )
         return decode_scores(outcome.total, len(outcome.summed)), outcome.summed
 
@@ -163,9 +173,9 @@ class SecureRounds:
         instruction = Instruction(self.experiment, self.run, number, step=step.model_dump_json())
         return Message(pack_instruction(instruction), dst_node_id=self.nodes[site], message_type=MessageType.QUERY)
 
-    def _codec(self, sites: int) -> UpdateCodec:
+    def _codec(self, sites: int, judged: bool) -> UpdateCodec:
         sizes = self.layout.parameter_count, self.layout.statistic_count, len(classes_of(self.experiment.task))
-        return UpdateCodec(self.experiment.secure_aggregation, *sizes, sites)
+        return UpdateCodec(self.experiment.secure_aggregation, *sizes, sites, judged)
 
     def _apply(self, mean: MeanUpdate, base: ModelArrays) -> ModelArrays:
         statistics = base.statistics + mean.arrays.statistics
@@ -176,12 +186,12 @@ class SecureRounds:
 
 @dataclass(frozen=True)
 class SumRequest:
-    """What a sum is for: vectors of `shape_for(sites)` about what has the hash `subject`."""
+    """What a sum is for: vectors of `shape_for(sites, judged)` about what has the hash `subject`."""
 
     purpose: Purpose
     round: int
     subject: str
-    shape_for: Callable[[int], SumShape]
+    shape_for: Callable[[int, bool], SumShape]
 
 
 def read_key_roster(path: str | None) -> KeyDirectory:
@@ -228,6 +238,8 @@ class SumOutcome:
     dropped: dict[str, Dropped]
     heads: dict[str, str]
     bytes_up: int
+    judged: bool = False
+    """Whether the vectors hold statistics of the model that was trained on from."""
 
     @property
     def lost(self) -> dict[str, Failure]:
@@ -273,7 +285,9 @@ class SumExchange:
             total = collector.finish()
         except SecureSumError as error:
             raise RoundError(f"round {collector.session.round}: the secure sum failed: {error}. {self._reasons()}") from error
-        return SumOutcome(total, sorted(collector.keys), collector.summed, self.dropped, self.heads, self.bytes_up)
+        return SumOutcome(
+            total, sorted(collector.keys), collector.summed, self.dropped, self.heads, self.bytes_up, collector.judged
+        )
 
     def _ask(
         self, stage: Stage, steps: Mapping[str, Step], take: Callable[[str, RecordDict], None], *, patient: bool = True

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 
 from pneumofed.common.config.experiment import SecureAggregationConfig
 from pneumofed.common.errors import SecureSumError
+from pneumofed.common.evaluation.predictions import Predictions
+from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from pneumofed.common.model_bundle.pooled_scores import MOST_PATIENTS, SCORE_BINS, count_scores
 from pneumofed.common.secure_aggregation.masking import SumVector, threshold
 from pneumofed.common.secure_aggregation.quantization import (
@@ -68,6 +72,24 @@ def test_the_mean_is_the_weighted_mean_to_the_stated_bound(sites: list[tuple[int
     assert mean.sums.images == sum(images for _, images, _ in sites)
     assert mean.sums.loss == pytest.approx(0.7 * mean.sums.images, abs=len(sites) * 1e-6)
     assert mean.clipped == (shrink < 1).sum()
+
+
+def test_statistics_behind_the_updates_are_the_sum_of_all_and_change_nothing_of_the_mean() -> None:
+    plain = codec(3)
+    both, generator = replace(plain, judged=True), np.random.default_rng(0)
+    parts, found, result = [(difference(seed, 3.0), sums(10 + seed)) for seed in range(3)], [], both.shape.zeros()
+    for arrays, counts in parts:
+        scores, labels = generator.random(20), generator.integers(0, 2, 20)
+        predictions = Predictions(np.stack([1 - scores, scores], axis=1), labels, tuple(map(str, range(20))))
+        found.append(Statistics.of(predictions, FEDERATED_GRID))
+        result.add(both.encode(arrays, counts, found[-1]))
+    mean, alone = both.decode(result), plain.decode(total(plain, parts))
+    np.testing.assert_array_equal(mean.arrays.parameters, alone.arrays.parameters)
+    assert (mean.sums, mean.clipped, mean.weight) == (alone.sums, alone.clipped, alone.weight)
+    np.testing.assert_array_equal(both.decode_judged(result).flat(), sum(one.flat() for one in found))
+    result.tail[plain.shape.tail] = np.uint64(2**64 - 1)
+    with pytest.raises(SecureSumError, match="statistics contradict"):
+        both.decode_judged(result)
 
 
 def test_the_largest_updates_of_all_sites_do_not_overflow() -> None:

@@ -10,9 +10,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from pneumofed.client.app import app as client_app
-from pneumofed.client.federation import judging
+from pneumofed.client.federation import alone
+from pneumofed.client.federation.alone import train_alone
 from pneumofed.client.federation.evaluations import read_evaluations
-from pneumofed.client.federation.judging import train_alone
 from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.evaluation.metrics import metrics
@@ -108,7 +108,7 @@ def test_where_no_statistics_may_leave_nothing_is_trained(
     def refuse(*_: Any) -> None:
         raise AssertionError("trained")
 
-    monkeypatch.setattr(judging, "train_alone", refuse)
+    monkeypatch.setattr(alone, "train_alone", refuse)
     hospital = Hospital(tmp_path, 60, train_alone=True, **policy)
     reply = hospital.ask("evaluate", tiny_experiment(**SHARED), alone=True)
     if "max_evaluations_per_day" in policy:

@@ -14,8 +14,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from pneumofed.client.app import app as client_app
+from pneumofed.client.federation.alone import train_alone
 from pneumofed.client.federation.evaluations import read_evaluations
-from pneumofed.client.federation.judging import evaluate_model, train_alone
+from pneumofed.client.federation.judging import evaluate_model
 from pneumofed.client.federation.network import network_with
 from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.common.audit.log import read_entries

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import yaml
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
@@ -118,6 +119,95 @@ def test_a_round_without_validation_sums_the_updates_and_nothing_else(tmp_path: 
     assert all(line.secure_sum is not None for line in lines)
     assert [line.validation for line in lines[1:]] == [line.validation for line in always[1:]]
     assert lines[0].bytes.up == always[0].bytes.up and lines[0].validation is None
+
+
+TOGETHER = {"with_training": True, "every_rounds": 2}
+
+
+def counting(asked: list[tuple[str, str]]) -> Callable[[int, Step, Message], Message]:
+    def count(node: int, step: Step, message: Message) -> Message:
+        if node == 0:
+            asked.append((step.purpose, step.stage))
+        return message
+
+    return count
+
+
+def test_one_sum_of_a_round_holds_the_updates_and_what_the_sites_say_of_the_model_before(tmp_path: Path) -> None:
+    made, asked = federation(tmp_path, sites=3), list[tuple[str, str]]()
+    made.run("apart", experiment(rounds=4, evaluation={"every_rounds": 2}))
+    grid = made.grid(Interfering(counting(asked), "evaluate"))
+    made.run("together", experiment(rounds=4, evaluation=TOGETHER), grid=grid)
+    apart, together = history(made, "apart"), history(made, "together")
+    assert [(line.validation, line.threshold, line.test) for line in apart] == [
+        (line.validation, line.threshold, line.test) for line in together
+    ]
+    assert all(there(line.secure_validation).summed == ("site-0", "site-1", "site-2") for line in together)
+    assert len(asked) == 5  # of the last model only
+    np.testing.assert_array_equal(parameters(made, "apart"), parameters(made, "together"))
+    line = together[0].to_json()["sites"]
+    assert line == {f"site-{number}": {"train": {"summed": True}} for number in range(3)}
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [{"withhold": ["validation_statistics"]}, {"min_validation_patients": 50}, {"max_evaluations_per_data": 0}],
+    ids=["withheld", "few", "spent"],
+)
+def test_where_one_site_may_not_judge_no_vector_holds_statistics_and_the_others_are_asked_by_themselves(
+    tmp_path: Path, policy: dict[str, Any]
+) -> None:
+    made, asked = federation(tmp_path), list[tuple[str, str]]()
+    (tmp_path / "policy.yaml").write_text(yaml.safe_dump({"min_patients": 1, "min_validation_patients": 1, **policy}))
+    site = made.sites / "3.yaml"
+    site.write_text(yaml.safe_dump({**yaml.safe_load(site.read_text()), "policy": str(tmp_path / "policy.yaml")}))
+    changes = {"rounds": 2, "training": {"validation_fraction": 0.25}}
+    made.run("apart", experiment(**changes))
+    grid = made.grid(Interfering(counting(asked), "evaluate"))
+    made.run("together", experiment(**changes, evaluation={"with_training": True}), grid=grid)
+    apart, together = history(made, "apart"), history(made, "together")
+    for before, after in zip(apart, together, strict=True):
+        assert before.validation == after.validation and there(after.validation).n
+        assert there(after.secure_sum).summed == ("site-0", "site-1", "site-2", "site-3")
+        assert there(after.secure_validation).summed == ("site-0", "site-1", "site-2")
+    assert len(asked) == 10
+    np.testing.assert_array_equal(parameters(made, "apart"), parameters(made, "together"))
+
+
+def test_a_site_that_drops_out_under_its_masks_takes_nothing_of_the_others_statistics_along(tmp_path: Path) -> None:
+    made = federation(tmp_path)
+    made.run("run", experiment(rounds=2, evaluation={"with_training": True}), grid=made.grid(_Dropping(3, 2)))
+    first, second = history(made, "run")
+    assert there(first.secure_validation).summed == there(second.secure_sum).summed == ("site-0", "site-1", "site-2")
+    sizes = [there(history(made, "run")[at].validation).n for at in (0, 1)]
+    assert 0 < there(sizes[0]) < there(sizes[1])  # the last model is judged by all
+
+
+class _Dropping(ClientApp):
+    """One node is gone when its vector of a round is asked for."""
+
+    def __init__(self, node: int, round_number: int) -> None:
+        super().__init__()
+        self.node, self.round = node, round_number
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        here = context.node_config["partition-id"] == self.node
+        if here and message.metadata.message_type == "train" and message.content.config_records["config"]["round"] == self.round:
+            return Message(Error(code=3), reply_to=message)
+        return client_app(message, context)
+
+
+def test_what_a_site_says_that_it_adds_is_signed(tmp_path: Path) -> None:
+    """Else a coordinator could have one site add its statistics to a sum in which no other has any."""
+    made = federation(tmp_path)
+
+    def turn(node: int, step: Step, message: Message) -> Message:
+        if step.stage != "share":
+            return message
+        return with_new_step(message, step, keys=[keys.model_copy(update={"judges": True}) for keys in step.keys])
+
+    with pytest.raises(RoundError, match="breaks the protocol"):
+        made.run("run", experiment(), grid=made.grid(Interfering(turn)))
 
 
 def test_scores_in_the_suitability_tests_come_as_one_sum_of_all_patients(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from pneumofed.cli.attack import attack
+from pneumofed.cli.studies import attack
 from pneumofed.client.federation.requests import describe_terms
 from pneumofed.client.site.dossier_sources import read_attack_bench
 from pneumofed.common.config.choices import CORRECTED
