@@ -28,20 +28,16 @@ for _name in ("httpx", "httpcore"):
     logging.getLogger(_name).setLevel(logging.CRITICAL)  # they log addresses, which hold accession numbers
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_TRANSIENT_STATUSES = frozenset({202, 408, 425, 429, 500, 502, 503, 504})
-"""202: it has begun to bring the image from a slower store (PS3.18, 8.5)."""
+_TRANSIENT_STATUSES = frozenset(
+    {202, 408, 425, 429, 500, 502, 503, 504}
+)  # 202: the image comes from a slower store (PS3.18, 8.5)
 _NOT_ACCEPTABLE = frozenset({400, 406, 415})
 """No answer in a form that we accept (PS3.18, 8.7.5), or what services send that cannot read the Accept field."""
 _NO_SUCH_PAGE = frozenset({400, 404, 410, 416})
 """What services send for an offset behind the last match; by the standard it is an empty answer (PS3.18, 8.3.4.4)."""
 _JSON = ("application/dicom+json, application/json;q=0.9", "application/json", "*/*")
-_DICOM = (
-    'multipart/related; type="application/dicom"; transfer-syntax=*',
-    'multipart/related; type="application/dicom"',
-    "application/dicom; transfer-syntax=*",
-    "application/dicom",
-    "*/*",
-)
+_MULTIPART = 'multipart/related; type="application/dicom"'
+_DICOM = (f"{_MULTIPART}; transfer-syntax=*", _MULTIPART, "application/dicom; transfer-syntax=*", "application/dicom", "*/*")
 """Media types to ask for, one after the other until one is acceptable: as stored, whatever the transfer syntax (PS3.18, 8.7.3.5.2), as
 Explicit VR Little Endian, and bare, without the multipart message."""
 

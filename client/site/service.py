@@ -224,7 +224,7 @@ def _environment(folder: SiteFolder) -> dict[str, str]:
     from pneumofed.client.site.code_gate import write_commands  # needs Flower
 
     gate = write_commands(_gate(folder), folder.site_file, asking_command(_gate(folder)))
-    environment = flower_environment(folder.work / "flower", first_on_path=gate)
+    environment = flower_environment(folder.work / "flower", first_on_path=gate, serving=True)
     return {
         **environment,
         **without_proxy_on_loopback(environment),

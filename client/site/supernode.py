@@ -3,7 +3,7 @@
     python -P -m pneumofed.client.site.supernode [--client-certificate client.crt --client-key client.key] ... what
     flower-supernode takes ...
 
-Six things of Flower 1.41 are fixed, four of them in its client of the fleet interface; everything else is Flower's own.
+Seven things of Flower 1.41 are fixed, four of them in its client of the fleet interface; everything else is Flower's own.
 
 - It takes a TLS handshake that timed out or was cut off for a wrong certificate: it gives up, and deletes the reply that it was about
   to send, which may be an hour's training.
@@ -13,6 +13,7 @@ Six things of Flower 1.41 are fixed, four of them in its client of the fleet int
   half a minute. `Pace` asks soon after a message, and less and less often.
 - Large messages travel in parts of 5 MB, each of which costs a request, and whoever waits for a part that is still on its way waits 1, 2,
   4, 8 s (`tune_parts`); its SuperExec is told at once, four times a second, that there is no task; `TaskBell` lets it wait for one.
+- What it no longer needs of each message, 45 MB each way, stays until Python happens to look for garbage (`serve_long`).
 - It cannot show a client certificate to a proxy that asks for mutual TLS, since it builds a TLS context only from the root certificates.
 """
 
@@ -38,6 +39,7 @@ from flwr.supernode.servicer.runtime import runtime_handlers
 
 from pneumofed.client.site.code_gate_resident import start_resident
 from pneumofed.common.errors import ConfigError
+from pneumofed.common.ops.processes import serve_long
 from pneumofed.common.wire.messages import tune_parts
 
 HEARTBEAT_INTERVAL_SEC = 75.0
@@ -214,6 +216,7 @@ def main(arguments: Sequence[str] | None = None, start: Callable[[], None] = flo
     _set_pace(start_client_internal, Pace())
     tune_parts(*PART_PAUSES_SEC)
     TaskBell().install()
+    serve_long()
     if ours.gate:
         start_resident(ours.gate)
     sys.argv = ["flower-supernode", *theirs]

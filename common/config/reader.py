@@ -30,6 +30,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+_Dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
 def parse_value(text: str) -> Any:
     """Reads `text` as a YAML value, e.g. `3` -> 3, `1e-5` -> 1e-05, `fedprox` -> 'fedprox'."""
     return yaml.load(text, Loader=_Loader)
@@ -52,6 +55,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f"configuration file {path}: expected keys and values, got {type(content).__name__}")
     return content
+
+
+def format_yaml(values: Mapping[str, Any]) -> str:
+    """Writes plain values as YAML, in their order.
+
+    Args:
+        values: nested, as `read_yaml` gives them.
+    """
+    return yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False)
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +15,7 @@ import onnxruntime
 
 from pneumofed.common.config.classes import positive_word
 from pneumofed.common.config.experiment import ClinicalConfig
+from pneumofed.common.errors import BundleError
 from pneumofed.common.imaging.images import fit_square, read_image
 from pneumofed.common.imaging.types import Image, Window
 from pneumofed.common.model_bundle.bundle import Bundle
@@ -30,6 +33,13 @@ Floats = npt.NDArray[np.float32]
 BATCH = 16
 CLINICAL_INPUT = "clinical"
 """Name of the graph's second input, where the model takes clinical values: float32 [N, K] in their own units, NaN where not known."""
+WEIGHT_BITS = "weight_bits"
+"""Key of the int8 graph's metadata: bits of its weights, 7 where no processor can cut off a sum of two products. Without it they are 8."""
+_PRODUCT = (
+    "CAg6XAoYCgF4CgF3EgF5Ig1NYXRNdWxJbnRlZ2VyEgFnWhMKAXgSDgoMCAISCAoCCAEKAggIWhMKAXcSDgoMCAMSCAoCCAgKAggBYhMKAXkSDgoMCAYSCAoCCAEKAggBQgQK"
+    "ABAN"
+)
+"""ONNX graph of one MatMulInteger: uint8 x [1, 8], int8 w [8, 1] -> int32 y [1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +64,16 @@ class Predictor:
             threads: of the CPU; 0 leaves the choice to ONNX Runtime.
 
         Raises:
-            BundleError: the bundle has no such graph, or it was changed after the bundle was opened.
+            BundleError: the bundle has no such graph, it was changed after the bundle was opened, or this processor does not compute it
+                as it was measured.
         """
         self.bundle = bundle
         self._session = open_session(bundle.read(NETWORK if precision == "float32" else QUANTIZED), threads)
+        if precision == "int8" and self._session.get_modelmeta().custom_metadata_map.get(WEIGHT_BITS) != "7" and saturates():
+            raise BundleError(
+                f"the int8 graph of {bundle.manifest.name} has weights of 8 bits, whose sums this processor cuts off, so that it would "
+                "answer otherwise than the card says: use float32, or have the bundle exported again"
+            )
 
     @property
     def manifest(self) -> BundleManifest:
@@ -245,6 +261,18 @@ def graph_inputs(session: onnxruntime.InferenceSession, images: Floats, values: 
         return {"image": images}
     missing = np.full((len(images), second[0].shape[1]), np.nan, dtype=np.float32)
     return {"image": images, CLINICAL_INPUT: missing if values is None else values}
+
+
+@lru_cache
+def saturates() -> bool:
+    """Finds out whether this processor cuts off the sum of two products of uint8 and int8.
+
+    x86 processors without VNNI do: ONNX Runtime adds two products in 16 bits there (`vpmaddubsw`), and 2 * 255 * 127 has none. Weights
+    within +-64 have no such sum.
+    """
+    session = open_session(b64decode(_PRODUCT), threads=1)
+    found = session.run(None, {"x": np.full((1, 8), 255, np.uint8), "w": np.full((8, 1), 127, np.int8)})[0]
+    return int(found[0, 0]) != 8 * 255 * 127
 
 
 def open_session(network: bytes, threads: int = 0) -> onnxruntime.InferenceSession:

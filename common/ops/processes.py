@@ -8,6 +8,7 @@ offer on loopback.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
@@ -18,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -50,7 +52,16 @@ ALLOCATOR_SETTINGS = {
     "MALLOC_TOP_PAD_": str(2**26),
     "THP_MEM_ALLOC_ENABLE": "1",  # torch asks for huge pages
 }
-"""Variables for the memory allocator, which a caller's own environment wins over."""
+"""Variables for the memory allocator of a process that trains, which a caller's own environment wins over."""
+SERVING_ALLOCATOR = {
+    # Of a process of many threads, each of which would keep all that the largest messages took: 1.9 GB for messages of 45 MB.
+    "MALLOC_ARENA_MAX": "2",
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**27),
+}
+"""The same of one that hands messages on for weeks."""
+GARBAGE_SEC = 5.0
+"""How often such a process looks for garbage."""
 
 
 @dataclass(frozen=True)
@@ -280,16 +291,44 @@ def flower_tool(name: str) -> str:
     return str(path)
 
 
-def flower_environment(home: Path, first_on_path: Path | None = None) -> dict[str, str]:
+def flower_environment(home: Path, first_on_path: Path | None = None, *, serving: bool = False) -> dict[str, str]:
     """Builds the environment of a Flower process: this process's own, with the switches that Flower needs.
 
     Args:
         home: where Flower keeps its state (FLWR_HOME).
         first_on_path: a folder that PATH begins with. This Python's commands follow: Flower starts its helpers by their names.
+        serving: whether the process hands messages on and trains nothing itself (`serve_long`).
     """
     own = [str(first_on_path)] if first_on_path else []
     path = os.pathsep.join([*own, str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    return {**ALLOCATOR_SETTINGS, **os.environ, **FLOWER_SWITCHES, "FLWR_HOME": str(home), "PATH": path}
+    allocator = SERVING_ALLOCATOR if serving else ALLOCATOR_SETTINGS
+    return {**allocator, **os.environ, **FLOWER_SWITCHES, "FLWR_HOME": str(home), "PATH": path}
+
+
+def serve_long(every_sec: float = GARBAGE_SEC) -> None:
+    """Readies this process to hand messages on for weeks; what it starts gets `ALLOCATOR_SETTINGS`.
+
+    Python looks for garbage by the number of objects: a few of them that refer to one another and hold 15 MB each, as Flower's requests
+    do, are not looked at for hours. So a thread looks every few seconds, not counting what is there from the start.
+
+    Args:
+        every_sec: pause between two looks.
+    """
+    for name, value in SERVING_ALLOCATOR.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    for name, value in ALLOCATOR_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    threading.Thread(target=_collect_garbage, args=(every_sec,), name="garbage", daemon=True).start()
+
+
+def _collect_garbage(every_sec: float) -> None:
+    time.sleep(every_sec)
+    gc.collect()
+    gc.freeze()
+    while True:
+        time.sleep(every_sec)
+        gc.collect()
 
 
 def stop_group(process: subprocess.Popen[bytes]) -> None:

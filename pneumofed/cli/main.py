@@ -345,12 +345,10 @@ def config_command(
     set_: Set = None,
 ) -> None:
     """Check a configuration and show it in full, as YAML."""
-    import yaml
-
-    from pneumofed.common.config.reader import load_experiment, parse_overrides
+    from pneumofed.common.config.reader import format_yaml, load_experiment, parse_overrides
 
     experiment = load_experiment(file, parse_overrides(set_ or []))
-    console.print(yaml.safe_dump(experiment.model_dump(), sort_keys=False), end="")
+    console.print(format_yaml(experiment.model_dump()), end="")
 
 
 def main() -> None:

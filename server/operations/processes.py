@@ -254,7 +254,7 @@ def bring_up(parts: Sequence[Part], place: CoordinatorFolder) -> None:
 def _start_part(part: Part, place: CoordinatorFolder) -> None:
     part.daemon.stop()  # of one that was killed, children may live on and hold its port
     check_port_free(*part.port)
-    environment = flower_environment(place.flower_home)
+    environment = flower_environment(place.flower_home, serving=True)
     environment |= without_proxy_on_loopback(environment)
     try:
         part.daemon.start(part.command, environment, place.state)

@@ -45,21 +45,20 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from pneumofed.common.ops.processes import serve_long
+
 HOLD_SEC = 3.0
 """How long a site's question is held at most: a site whose key was revoked is refused at the next one."""
 HOLD_REPLIES_SEC = 1.0
 """How long the coordinator's question is held at most: a site that was lost is noticed at the next one (`NOTICE_SEC`)."""
-MOST_HELD = 16
-"""How many questions are held at a time; each takes one of the 40 threads with which the SuperLink answers (anyio's default)."""
+MOST_HELD = 16  # questions at a time; each takes one of the 40 threads with which the SuperLink answers (anyio's default)
 MOST_OPEN = 4096  # messages on their way that ring when they are whole: one a site, and some whose sender died
-LOOK_SEC = 1.0
-"""How often the SuperLink looks for tasks whose process has not been heard of; Flower gives one 30 s and more."""
+LOOK_SEC = 1.0  # between two looks for tasks whose process has not been heard of; Flower gives one 30 s and more
 NOTICE_SEC = 3.0
 """How long a site stays lost: a round asks for its answer once a second at least (`server.federation.messaging.LONGEST_PAUSE_SEC`)."""
 LEAST_IN_FILE = 1 << 16
 """Bytes of a part that is kept in a file; smaller ones cost the database less than a file does."""
-IN_FILE = b"in the file "
-"""What stands in the place of such a part in the database, before the file's name. No part is like this: each has a head and a body."""
+IN_FILE = b"in the file "  # stands in the place of such a part in the database, before the file's name; no part begins so
 LENGTH_OF_NAME = len(IN_FILE) + 32
 
 
@@ -341,6 +340,7 @@ def main() -> None:
     from flwr.superlink.cli import flower_superlink
 
     change_flower()
+    serve_long()
     sys.argv[0] = "flower-superlink"
     flower_superlink()
 

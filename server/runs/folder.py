@@ -29,14 +29,13 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pneumofed.common.config.experiment import EarlyStoppingConfig, ExperimentConfig
-from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.config.reader import build_config, format_yaml, read_yaml
 from pneumofed.common.errors import CheckpointError
 from pneumofed.common.evaluation.statistics import MAX_IMAGES, Statistics
 from pneumofed.common.files import StateFile, append_whole, write_file
@@ -174,8 +173,7 @@ class RunFolder:
 
     def write_config(self, experiment: ExperimentConfig) -> None:
         """Writes the resolved experiment as YAML."""
-        text = yaml.safe_dump(experiment.model_dump(), sort_keys=False)
-        write_text(self.config, text)
+        write_text(self.config, format_yaml(experiment.model_dump()))
 
     def read_config(self) -> ExperimentConfig:
         """Reads the experiment.
@@ -351,6 +349,7 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+@lru_cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -9,12 +9,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import yaml
-
 from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig, Section
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
-from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.config.reader import build_config, format_yaml, read_yaml
 from pneumofed.common.data.dataset import check_causes
 from pneumofed.common.data.manifest import DataReport, Manifest, write_manifest
 from pneumofed.common.errors import ConfigError
@@ -151,7 +149,7 @@ def write_identities(folder: Path, names: Sequence[str]) -> tuple[dict[str, Path
         keys[name] = format_public_key(read_private_key(own / "node").public_key(), name)
         connections[name] = own / "connection.yaml"
         paths = {"coordinator": UNUSED_ADDRESS, "key": "node", "ca": str((folder / "ca" / "ca.crt").resolve())}
-        connections[name].write_text(yaml.safe_dump(paths), encoding="utf-8")
+        connections[name].write_text(format_yaml(paths), encoding="utf-8")
     roster = folder / "roster.json"
     roster.write_text(issue_roster(authority.federation, keys, 1, authority.key), encoding="utf-8")
     return connections, roster
@@ -166,7 +164,7 @@ def _check_same_simulation(cfg: SimulationConfig, run_dir: Path, resume: bool) -
         if different:
             raise ConfigError(f"the run to resume was started with other hospitals: {'; '.join(different)}")
     run_dir.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    path.write_text(format_yaml(values), encoding="utf-8")
 
 
 def _through_scanners(parts: Sequence[Manifest], archives: Sequence[Path], seed: int, progress: Progress) -> list[Manifest]:
@@ -236,4 +234,4 @@ def _write_coordinator(held_out: Mapping[str, Manifest], settings: CoordinatorCo
 
 
 def _write_yaml(path: Path, section: Section) -> None:
-    path.write_text(yaml.safe_dump(json.loads(section.model_dump_json()), sort_keys=False), encoding="utf-8")
+    path.write_text(format_yaml(json.loads(section.model_dump_json())), encoding="utf-8")

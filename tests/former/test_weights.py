@@ -16,7 +16,16 @@ from tests.former.opened import call, read_json
 
 PRIVATE = ("dp_sgd", "dp_sgd_convolutions", "central_privacy", "fedexp")
 """Their noise depends on the bits of the sum that it hides: another machine draws other noise, whose length differs by a percent or two."""
-SLOW = ("fedprox", "fedbn", "fedadam_ema", "float16_updates", "sgd_focal_group_norm", "dp_sgd_convolutions")
+SLOW = (
+    "fedprox",
+    "fedbn",
+    "fedadam_ema",
+    "fedexp",
+    "central_privacy",
+    "float16_updates",
+    "sgd_focal_group_norm",
+    "dp_sgd_convolutions",
+)
 
 
 @cache

@@ -59,13 +59,13 @@ def test_the_interval_covers_the_true_probability_in_95_of_100_draws(method: str
     intercept = 0.5 if method == "temperature_and_bias" else 0.0
     places = np.array([-4.0, 0.0, 3.0])
     truth, covered = expit(0.6 * places + intercept), np.zeros(3)
-    for seed in range(300):
+    for seed in range(120):
         scores, labels = draw(250, 0.6, intercept, seed)
         low, high = fit_calibration(scores, 1 - labels, labels, method, fitted_on="").interval(places)  # type: ignore[arg-type]
         covered += (low <= truth) & (truth <= high)
-    assert np.all(covered / 300 > 0.91)
+    assert np.all(covered / 120 > 0.90)  # 0.95 less two and a half standard errors
     if method == "temperature_and_bias":
-        assert np.all(covered / 300 < 0.99)
+        assert np.all(covered / 120 < 0.995)
 
 
 def test_the_interval_of_a_temperature_also_holds_the_fit_with_a_bias() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
+from pneumofed.common.errors import BundleError
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.imaging.types import Image
+from pneumofed.common.model_bundle import predictor as predictor_module
 from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.predictor import Predictor, model_input
 from pneumofed.common.model_bundle.suitability import Reason
@@ -34,6 +38,33 @@ def test_the_graph_gives_what_pytorch_gives(predictor: Predictor) -> None:
     outputs = predictor.run(squares)
     for name, expected in zip(("logits", "features", "activations", "cam"), run_torch(small_network(), 1, squares), strict=True):
         np.testing.assert_allclose(outputs[name], expected, atol=2e-5)
+
+
+def test_the_probe_of_the_processor_is_one_product_of_integers() -> None:
+    x, w, y = (
+        onnx.helper.make_tensor_value_info(name, kind, shape)
+        for name, kind, shape in (
+            ("x", onnx.TensorProto.UINT8, [1, 8]),
+            ("w", onnx.TensorProto.INT8, [8, 1]),
+            ("y", onnx.TensorProto.INT32, [1, 1]),
+        )
+    )
+    graph = onnx.helper.make_graph([onnx.helper.make_node("MatMulInteger", ["x", "w"], ["y"])], "g", [x, w], [y])
+    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
+    assert made == onnx.load_from_string(b64decode(predictor_module._PRODUCT))
+
+
+def test_a_graph_with_weights_of_8_bits_is_refused_where_the_processor_cuts_off_their_sums(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predictor_module, "saturates", lambda: True)
+    assert Predictor(bundle, "int8", threads=1)  # made with 7 bits
+    monkeypatch.setattr(predictor_module, "WEIGHT_BITS", "not there")
+    with pytest.raises(BundleError, match="exported again"):
+        Predictor(bundle, "int8", threads=1)
+    assert Predictor(bundle, threads=1)
+    monkeypatch.setattr(predictor_module, "saturates", lambda: False)
+    assert Predictor(bundle, "int8", threads=1)
 
 
 def test_the_weights_load_as_the_same_network(bundle: Bundle, predictor: Predictor) -> None:

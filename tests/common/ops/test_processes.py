@@ -16,9 +16,12 @@ import pytest
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.ops import processes
 from pneumofed.common.ops.processes import (
+    ALLOCATOR_SETTINGS,
     MAX_LOG_BYTES,
+    SERVING_ALLOCATOR,
     Daemon,
     check_port_free,
+    flower_environment,
     free_ports,
     started_at,
     without_proxy_on_loopback,
@@ -154,3 +157,38 @@ def test_last_words_are_plain_text(tmp_path: Path) -> None:
     daemon = Daemon("talker", tmp_path)
     daemon.log.write_text("first\n\x1b[92mINFO \x1b[0m: ready\n")
     assert daemon.last_words(1) == "INFO : ready"
+
+
+SERVES = """
+import json, os, time, weakref
+from pneumofed.common.ops.processes import serve_long
+
+class Part:
+    def __init__(self):
+        self.content, self.itself = bytearray(15 << 20), self
+
+serve_long(0.05)
+time.sleep(0.3)
+parts = [weakref.ref(Part()) for _ in range(5)]
+deadline = time.monotonic() + 20
+while any(part() for part in parts) and time.monotonic() < deadline:
+    time.sleep(0.05)
+print(json.dumps([sum(part() is not None for part in parts), dict(os.environ)]))
+"""
+
+
+@pytest.mark.parametrize("own", [{}, {"MALLOC_TRIM_THRESHOLD_": "1"}])
+def test_a_process_that_serves_keeps_no_garbage_and_what_it_starts_may_train(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: dict[str, str]
+) -> None:
+    for name in {*ALLOCATOR_SETTINGS, *SERVING_ALLOCATOR}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    environment = flower_environment(tmp_path, serving=True)
+    assert {name: environment.get(name) for name in SERVING_ALLOCATOR} == SERVING_ALLOCATOR | own
+    answer = subprocess.run([sys.executable, "-c", SERVES], env=environment, capture_output=True, check=True, timeout=60).stdout
+    left, inherited = json.loads(answer)
+    assert left == 0
+    assert {name: inherited.get(name) for name in ALLOCATOR_SETTINGS} == ALLOCATOR_SETTINGS | own
+    assert "MALLOC_ARENA_MAX" not in inherited

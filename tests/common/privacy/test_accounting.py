@@ -48,7 +48,7 @@ def test_epsilon_of_the_plain_gaussian_is_the_exact_one_or_a_little_more(noise: 
 
 
 @pytest.mark.parametrize("accountant", ["prv", "rdp"])
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=10)
 @given(schedule=st.lists(mechanisms, min_size=1, max_size=4), delta=deltas)
 def test_epsilon_is_not_below_that_of_an_independent_accountant(
     accountant: AccountantName, schedule: list[Mechanism], delta: float
@@ -107,7 +107,7 @@ def test_a_mechanism_that_cannot_be_is_refused(values: tuple[float, float, int])
         Mechanism(*values)
 
 
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 @given(
     target=st.floats(0.3, 10.0),
     delta=st.floats(1e-5, 1e-2),

@@ -80,7 +80,7 @@ def test_a_run_killed_before_a_round_was_judged_resumes_as_if_it_never_was(tmp_p
     assert_same(weights(federation, "unbroken"), weights(federation, "broken"))
 
 
-@pytest.mark.parametrize("step", ["replace_last_line", "append_history"])
+@pytest.mark.parametrize("step", [pytest.param("replace_last_line", marks=pytest.mark.slow), "append_history"])
 def test_a_run_killed_between_the_judgement_and_its_round_knows_no_more_than_an_unbroken_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

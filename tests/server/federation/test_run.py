@@ -364,7 +364,7 @@ def test_a_run_that_no_longer_improves_stops_early(tmp_path: Path) -> None:
 SELDOM = {"every_rounds": 8, "validate_every_rounds": 2}
 
 
-@pytest.mark.parametrize("ema_decay", [0.0, 0.7])
+@pytest.mark.parametrize("ema_decay", [pytest.param(0.0, marks=pytest.mark.slow), 0.7])
 def test_rounds_without_validation_train_as_any_and_ask_nobody_to_judge(tmp_path: Path, ema_decay: float) -> None:
     federation, watching = TinyFederation(tmp_path), WatchingApp()
     changes = {"rounds": 5, "strategy": {"ema_decay": ema_decay}}

@@ -151,8 +151,11 @@ def test_one_sum_of_a_round_holds_the_updates_and_what_the_sites_say_of_the_mode
 
 @pytest.mark.parametrize(
     "policy",
-    [{"withhold": ["validation_statistics"]}, {"min_validation_patients": 50}, {"max_evaluations_per_data": 0}],
-    ids=["withheld", "few", "spent"],
+    [
+        pytest.param({"withhold": ["validation_statistics"]}, id="withheld"),
+        pytest.param({"min_validation_patients": 50}, id="few", marks=pytest.mark.slow),
+        pytest.param({"max_evaluations_per_data": 0}, id="spent", marks=pytest.mark.slow),
+    ],
 )
 def test_where_one_site_may_not_judge_no_vector_holds_statistics_and_the_others_are_asked_by_themselves(
     tmp_path: Path, policy: dict[str, Any]
