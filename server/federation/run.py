@@ -126,9 +126,18 @@ def _start_or_resume(folder: RunFolder, experiment: ExperimentConfig, resume: bo
     check_same_experiment(checkpoint, experiment)
     set_damaged_aside(folder.last_checkpoint)
     folder.keep_history_until(checkpoint.round)
-    if experiment.judges_in_training(checkpoint.round + 1):  # what an unbroken run does not know yet when the next round begins
-        folder.replace_last_line(folder.read_history()[-1].unjudged())
+    _judge_again_if_cut_off(folder, experiment, checkpoint.round)
     return checkpoint
+
+
+def _judge_again_if_cut_off(folder: RunFolder, experiment: ExperimentConfig, number: int) -> None:
+    """Takes back what the last line says of its model, where the run died before it had kept that model as the best one."""
+    history = folder.read_history()
+    if not experiment.judges_in_training(number + 1) or history[-1].judged_later or best_round(history) != number:
+        return
+    kept = folder.read_validation(len(classes_of(experiment.task)))
+    if kept is None or kept[0] != number:
+        folder.replace_last_line(history[-1].unjudged())
 
 
 def _build_coordinator(
@@ -157,7 +166,8 @@ def _build_coordinator(
 def _run_rounds(coordinator: Coordinator, folder: RunFolder, completed: int) -> None:
     experiment = coordinator.experiment
     for number in range(completed + 1, experiment.rounds + 1):
-        if stalled(folder.read_history(sites=False), experiment.early_stopping):
+        known = number - 1 - experiment.evaluation.with_training  # also where a run that died had judged the round after it
+        if stalled([line for line in folder.read_history(sites=False) if line.round <= known], experiment.early_stopping):
             logger.info("stopped after round %d: validation AUROC no longer grows", number - 1)
             break
         record = coordinator.run_round(number)
@@ -197,17 +207,20 @@ def _keep_round(coordinator: Coordinator, folder: RunFolder, record: RoundRecord
 def _keep_judgement(coordinator: Coordinator, folder: RunFolder, judgement: ModelJudgement) -> None:
     """Completes the last line of the history, whose round was judged only now, and keeps the model if it is the best one.
 
-    The line comes last: a run that dies before goes on from the round's checkpoint, and has the same model judged again.
+    A run that dies before the line has the model judged again when it is resumed, and one that dies before validation.json as well
+    (`_judge_again_if_cut_off`). What the line says is not changed otherwise: the best model before it may be gone.
     """
     history = folder.read_history()
+    if not history[-1].judged_later:
+        return
     line = judgement.complete(history[-1])
+    folder.replace_last_line(line)
     best = best_round([*history[:-1], line])
     if best == judgement.round:  # nobody goes on from the best one, so that it needs no strategy's state
         checkpoint = Checkpoint(coordinator.experiment, coordinator.run_log.run, best, judgement.arrays, {})
         write_checkpoint(folder.best_checkpoint, checkpoint, coordinator.network)
         folder.write_validation(best, judgement.outcome.pooled)
     coordinator.forget_predictions({best, judgement.round})
-    folder.replace_last_line(line)
     coordinator.rate.complete(line)
     _log_round(line, coordinator.experiment.rounds)
 

@@ -80,7 +80,9 @@ def test_a_run_killed_before_a_round_was_judged_resumes_as_if_it_never_was(tmp_p
     assert_same(weights(federation, "unbroken"), weights(federation, "broken"))
 
 
-@pytest.mark.parametrize("step", [pytest.param("replace_last_line", marks=pytest.mark.slow), "append_history"])
+@pytest.mark.parametrize(
+    "step", [pytest.param("replace_last_line", marks=pytest.mark.slow), "write_validation", "append_history"]
+)
 def test_a_run_killed_between_the_judgement_and_its_round_knows_no_more_than_an_unbroken_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -89,12 +91,12 @@ def test_a_run_killed_between_the_judgement_and_its_round_knows_no_more_than_an_
     federation.run("unbroken", together)
     write, calls = getattr(RunFolder, step), 0
 
-    def die(self: RunFolder, line: RoundRecord) -> None:
+    def die(self: RunFolder, *what: Any) -> None:
         nonlocal calls
         calls += 1
-        if (step, calls) in (("replace_last_line", 2), ("append_history", 3)):
+        if calls == (3 if step == "append_history" else 2):
             raise Killed
-        write(self, line)
+        write(self, *what)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(RunFolder, step, die)
@@ -104,6 +106,32 @@ def test_a_run_killed_between_the_judgement_and_its_round_knows_no_more_than_an_
     assert lines[0] == lines[1]
     best = [read_checkpoint(RunFolder(tmp_path / name).best_checkpoint).round for name in ("unbroken", "broken")]
     assert best[0] == best[1]
+
+
+def test_what_was_judged_before_a_run_died_is_not_judged_otherwise_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another answer could make a model the best one whose weights are gone."""
+    federation, write = TinyFederation(tmp_path), RunFolder.append_history
+    _, together = both(rounds=3)
+
+    def die(self: RunFolder, line: RoundRecord) -> None:
+        if line.round == 3:
+            raise Killed
+        write(self, line)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(RunFolder, "append_history", die)
+        federation.run("run", together)
+    before = history(federation, "run")[1]
+    federation.run("run", together, resume=True, grid=federation.grid(MeddlingApp(1, _spoil)))
+    assert there(before.validation).n and history(federation, "run")[1] == before
+
+
+def _spoil(reply: Message) -> Message:
+    if "judged" in reply.content:
+        reply.content["statistics"]["n"] = -1
+    return reply
 
 
 def test_a_run_killed_before_its_last_model_was_judged_has_it_judged_when_it_is_resumed(
@@ -145,15 +173,10 @@ def test_a_site_that_may_not_judge_again_trains_on_and_is_named(tmp_path: Path) 
 
 
 def test_statistics_that_are_none_cost_the_site_nothing_but_them(tmp_path: Path) -> None:
-    def spoil(reply: Message) -> Message:
-        if "judged" in reply.content:
-            reply.content["statistics"]["n"] = -1
-        return reply
-
     federation = TinyFederation(tmp_path)
     apart, together = both(rounds=2)
     federation.run("apart", apart)
-    federation.run("spoilt", together, grid=federation.grid(MeddlingApp(1, spoil)))
+    federation.run("spoilt", together, grid=federation.grid(MeddlingApp(1, _spoil)))
     assert_same(weights(federation, "apart"), weights(federation, "spoilt"))
     first, second = history(federation, "spoilt")
     assert first.failures["site-1"].startswith("MessageError") and first.sites["site-1"].validation is None
