@@ -53,7 +53,7 @@ class Parties:
         return read_roster(issue_roster("test", keys, serial, self.authority), self.authority.public_key())
 
     def new_collector(self, session: SumSession) -> Collector:
-        return Collector(session, self.cfg, self.roster(), lambda _: self.shape, MODEL)
+        return Collector(session, self.cfg, self.roster(), lambda *_: self.shape, MODEL)
 
     def site(self, name: str, session: SumSession) -> Participant:
         identity = Identity(name, self.node_keys[name], self.authority.public_key())

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pneumofed.client.app import app
 from pneumofed.client.federation.network import LocalNorms
 from pneumofed.common.audit.log import parse_line, read_entries
-from pneumofed.common.errors import MessageError, PneumofedError
+from pneumofed.common.errors import MessageError, PneumofedError, PolicyError
+from pneumofed.common.evaluation.metrics import ChosenThreshold
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.models.build import build_model
 from pneumofed.common.ops.command_line import open_console
@@ -30,17 +31,21 @@ from pneumofed.common.wire.messages import (
     ModelArrays,
     Presence,
     Update,
+    attach_evaluation,
     attach_head,
+    attach_not_judged,
     pack_evaluation,
     pack_update,
     read_failure,
+    unpack_attached,
     unpack_evaluation,
     unpack_presence,
     unpack_update,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.messaging import EvaluationOutcome, read_personal
-from pneumofed.server.federation.rounds import _site_rounds, _site_trainings
+from pneumofed.server.federation.rounds import ModelJudgement, _site_trainings
+from pneumofed.server.runs.records import RoundRecord
 from pneumofed.server.runs.summary_records import RunSummary
 from tests.tiny import TinyFederation, there, tiny_experiment
 
@@ -211,6 +216,9 @@ UPDATE = pack_update(Update.of(PRESENCE, BASE, 12, {"train_loss": 0.5, "steps": 
 attach_head(UPDATE, "0" * 64)
 NUMBERS = Statistics.zero(2).to_numbers()
 EVALUATION = pack_evaluation(Evaluation(PRESENCE, 3, {"evaluate_sec": 1.0}, NUMBERS, NUMBERS))
+JUDGED, NOT_JUDGED = (pack_update(Update.of(PRESENCE, BASE, 12, {"train_loss": 0.5})) for _ in range(2))
+attach_evaluation(JUDGED, Evaluation(PRESENCE, 3, {"evaluate_sec": 1.0}, NUMBERS, NUMBERS))
+attach_not_judged(NOT_JUDGED, PolicyError("quiet_hours", "it is night"))
 
 
 def check_coordinator(content: RecordDict) -> None:
@@ -227,8 +235,16 @@ def check_coordinator(content: RecordDict) -> None:
         found = Statistics.from_numbers(evaluation.statistics, 2)
         site, own = evaluation.presence.site, read_personal(evaluation, found)
         outcome = EvaluationOutcome(found, {site: (evaluation, found)}, {}, personal={} if own is None else {site: own})
-        rounds = _site_rounds({}, outcome, 0.5)
+        rounds = (
+            ModelJudgement(1, BASE, outcome, ChosenThreshold(0.5, "sensitivity", None, 1.0, 1.0), {})
+            .complete(RoundRecord(round=1))
+            .sites
+        )
         texts.append(str({site: record.to_json() for site, record in rounds.items()}))
+    except MessageError as error:
+        texts.append(str(error))
+    try:
+        texts.append(str(unpack_attached(content, "site-0")))
     except MessageError as error:
         texts.append(str(error))
     try:
@@ -245,14 +261,14 @@ def check_coordinator(content: RecordDict) -> None:
     assert not [text for text in texts if CONTROL.search(text)]
 
 
-@given(changed(UPDATE) | changed(EVALUATION))
+@given(changed(UPDATE) | changed(EVALUATION) | changed(JUDGED) | changed(NOT_JUDGED))
 @FAST
 def test_no_field_of_a_reply_reaches_the_coordinator_as_it_came(content: RecordDict) -> None:
     check_coordinator(content)
 
 
 @pytest.mark.slow
-@given(changed(UPDATE) | changed(EVALUATION))
+@given(changed(UPDATE) | changed(EVALUATION) | changed(JUDGED) | changed(NOT_JUDGED))
 @LONG
 def test_no_field_of_many_replies_reaches_the_coordinator_as_it_came(content: RecordDict) -> None:
     check_coordinator(content)

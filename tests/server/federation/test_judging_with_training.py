@@ -130,7 +130,7 @@ def test_what_was_judged_before_a_run_died_is_not_judged_otherwise_when_it_goes_
 
 def _spoil(reply: Message) -> Message:
     if "judged" in reply.content:
-        reply.content["statistics"]["n"] = -1
+        reply.content.metric_records["statistics"]["n"] = -1
     return reply
 
 
