@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from pneumofed.common.ops.processes import Daemon
 from pneumofed.server.runs.folder import RunFolder, describe_environment
 from tests.e2e.real import NAMES, RealFederation, kaggle_source
 from tests.tiny import draw_manifest
@@ -52,14 +53,23 @@ def main() -> None:
             federation.start()
             for what in options.only:
                 federation.run(_name(what), rounds=options.rounds, **RESNET, **RUNS[what])
+            largest = {"SuperLink": _largest(Daemon("superlink", federation.coordinator / "state"))}
+            largest |= {f"SuperNode {name}": _largest(Daemon("supernode", federation.site(name) / "work")) for name in NAMES}
         finally:
             federation.stop()
         results = {f"TLS, {what}": _measure(federation.run_folder(_name(what))) for what in options.only}
         if len(options.only) == len(RUNS):
             results["simulation, float32"] = _measure(RunFolder(_simulate(folder, federation, options.rounds)))
     print(json.dumps(describe_environment(), indent=1))
+    print("largest resident memory, MB: " + ", ".join(f"{what} {size}" for what, size in largest.items()))
     for what, (total, train, up) in results.items():
         print(f"{what:34} round {total:6.2f} s (median), of it training and its exchange {train:6.2f} s; {up / 1e6:6.2f} MB up")
+
+
+def _largest(daemon: Daemon) -> int:
+    """Most memory that the process had so far, in MB (VmHWM, proc(5))."""
+    status = Path(f"/proc/{daemon.pid()}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) // 1024
 
 
 def _name(what: str) -> str:

@@ -29,7 +29,7 @@ from pneumofed.client.federation.site_data import SiteData, class_number
 from pneumofed.client.secure_aggregation.participant import MaskPlan, masking
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
-from pneumofed.common.errors import EmptySiteError, MessageError, PneumofedError, PolicyError
+from pneumofed.common.errors import EmptySiteError, MessageError, PolicyError
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, Statistics
 from pneumofed.common.model_bundle.image_statistics import as_pictures
@@ -129,7 +129,8 @@ def would_judge(instruction: Instruction, config: SiteConfig, policy: SitePolicy
     """Says whether this site will judge the model that a training message is about to bring, in a secure sum of updates.
 
     The vectors of all sites hold statistics or none does: those of a few would be told by the sum, as if they were not masked. What the
-    policy withholds or refuses, or a lack of validation patients, is therefore found out when the sum begins; nothing is counted yet.
+    policy withholds or refuses, or a lack of validation patients, is therefore found out when the sum begins; nothing is counted yet, and
+    nothing that fails here costs the site its training.
 
     Args:
         instruction: the first step of the sum.
@@ -144,7 +145,8 @@ def would_judge(instruction: Instruction, config: SiteConfig, policy: SitePolicy
         if Disclosure.of(site, instruction.experiment, policy).withholds("validation_statistics"):
             return False
         return len(admit_validation(site, of_former, config, policy, counts=False).validation.labels) > 0
-    except PneumofedError as error:
+    except Exception as error:
+        logger.exception("round %d: the model is not judged here", of_former.round)
         record_not_judged(of_former, config, error)
         return False
 

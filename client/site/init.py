@@ -17,7 +17,7 @@ import yaml
 
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.config.parties import ConnectionConfig, SiteConfig, SitePolicy
-from pneumofed.common.config.reader import build_config
+from pneumofed.common.config.reader import build_config, format_yaml
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.files import atomic_write
 from pneumofed.common.ops.render import default_policy
@@ -140,7 +140,7 @@ def _put(path: Path, file: UnpackedFile) -> bool:
 
 
 def _yaml(values: Mapping[str, str]) -> bytes:
-    return yaml.safe_dump(dict(values), sort_keys=False).encode()
+    return format_yaml(values).encode()
 
 
 MAX_KIT_FILE_BYTES = 1 << 20

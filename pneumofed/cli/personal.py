@@ -230,15 +230,14 @@ def _judge_and_keep(model: PersonalModel, experiment: ExperimentConfig, site: Si
 
 def _write_sets(site: SiteData, path: Path) -> None:
     """The validation patients as the set that the bundle's reference is made of."""
-    import yaml
-
     from pneumofed.common.config.parties import CoordinatorConfig
+    from pneumofed.common.config.reader import format_yaml
     from pneumofed.common.data.manifest import Manifest, write_manifest
 
     manifest = path / f"{VALIDATION_SET}.csv"
     write_manifest(Manifest(site.validation.records), manifest)
     settings = CoordinatorConfig(run_dir=str(path), held_out={VALIDATION_SET: str(manifest)})
-    (path / "coordinator.yaml").write_text(yaml.safe_dump(settings.model_dump(exclude_defaults=True)), encoding="utf-8")
+    (path / "coordinator.yaml").write_text(format_yaml(settings.model_dump(exclude_defaults=True)), encoding="utf-8")
 
 
 def _write_summary(

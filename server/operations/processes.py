@@ -193,6 +193,8 @@ class Part:
     port: tuple[str, int, str]
     answers: Callable[[], bool]
     stop_signal: signal.Signals = signal.SIGTERM
+    computes: bool = False
+    """Whether it, or what it starts, computes with models; the others only hand messages on."""
 
 
 def build_parts(place: CoordinatorFolder) -> list[Part]:
@@ -224,7 +226,7 @@ def _superexec(place: CoordinatorFolder) -> Part:
         "--health-server-address", health,
     ]  # fmt: skip
     port = ("127.0.0.1", ports.superexec_health, "SuperExec's health service")
-    return Part(Daemon("superexec", place.state), command, port, lambda: is_serving(health))
+    return Part(Daemon("superexec", place.state), command, port, lambda: is_serving(health), computes=True)
 
 
 def _gateway(place: CoordinatorFolder) -> Part:
@@ -254,7 +256,7 @@ def bring_up(parts: Sequence[Part], place: CoordinatorFolder) -> None:
 def _start_part(part: Part, place: CoordinatorFolder) -> None:
     part.daemon.stop()  # of one that was killed, children may live on and hold its port
     check_port_free(*part.port)
-    environment = flower_environment(place.flower_home, serving=True)
+    environment = flower_environment(place.flower_home, serving=not part.computes)
     environment |= without_proxy_on_loopback(environment)
     try:
         part.daemon.start(part.command, environment, place.state)

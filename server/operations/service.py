@@ -12,11 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
-from pneumofed.common.config.reader import build_config
+from pneumofed.common.config.reader import build_config, format_yaml
 from pneumofed.common.errors import FlowerError, PneumofedError
 from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
 from pneumofed.common.wire.survey import survey_fields
@@ -91,7 +89,7 @@ def ask_survey(place: CoordinatorFolder, name: str, experiment: ExperimentConfig
     check_survey(experiment, settings.survey or ())
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     file = folder / "coordinator.yaml"
-    write_text(file, yaml.safe_dump(settings.model_dump(), sort_keys=False))
+    write_text(file, format_yaml(settings.model_dump()))
     run = processes.submit(place.path, {EXPERIMENT_KEY: experiment.model_dump_json(), COORDINATOR_KEY: str(file)})
     while not (status := processes.run_status(place.path, run)).startswith("finished"):
         time.sleep(SURVEY_POLL_SEC)

@@ -12,11 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from pneumofed.common.config.reader import format_yaml
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.ops.render import default_policy, render
 from pneumofed.common.wire.keys import parse_private_key, private_pem, public_pem, read_private_key
@@ -176,7 +176,7 @@ def _settings(config: FederationConfig, tokens: Mapping[str, AuditorToken]) -> C
 
 def _yaml(settings: CoordinatorSettings) -> str:
     """What was set above; the rest belongs into `local.yaml`, which is the coordinator's own."""
-    return yaml.safe_dump(settings.model_dump(include=settings.model_fields_set), sort_keys=False).rstrip("\n")
+    return format_yaml(settings.model_dump(include=settings.model_fields_set)).rstrip("\n")
 
 
 def _server_pair(config: FederationConfig, authority: Authority, keys: Path) -> tuple[bytes, bytes]:

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -24,7 +23,7 @@ from rich.text import Text
 
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig, central_manifests
-from pneumofed.common.config.reader import experiment_from_json
+from pneumofed.common.config.reader import experiment_from_json, format_yaml
 from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.study_code import StudyCode, study_codes_of
 from pneumofed.common.wire.messages import COORDINATOR_KEY, EXPERIMENT_KEY
@@ -203,7 +202,7 @@ class Runs:
         path = Path(run.folder)
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = path / "coordinator.yaml"
-        write_text(file, yaml.safe_dump(settings.model_dump(), sort_keys=False))
+        write_text(file, format_yaml(settings.model_dump()))
         experiment, folder = read_experiment(run), RunFolder(path)
         try:
             folder.remember_study_code(experiment)  # of a run that is resumed

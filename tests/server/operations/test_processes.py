@@ -26,6 +26,8 @@ from pneumofed.common.errors import ConfigError, FlowerError
 from pneumofed.common.ops.app_bundle import write_app
 from pneumofed.common.ops.lifeline import children_end_with_me
 from pneumofed.common.ops.processes import (
+    ALLOCATOR_SETTINGS,
+    SERVING_ALLOCATOR,
     flower_environment,
     flower_tool,
     free_port,
@@ -137,6 +139,15 @@ def test_every_process_serves(coordinator: Federation) -> None:
         (name, True, "serving") for name in ("superlink", "superexec", "door")
     ]
     assert state.serving
+
+
+def test_what_starts_the_coordinators_app_has_the_allocator_of_training_and_the_superlink_that_of_a_server(
+    coordinator: Federation,
+) -> None:
+    superlink, superexec, _ = processes.build_parts(coordinator.place)
+    for part, wanted in ((superlink, SERVING_ALLOCATOR), (superexec, ALLOCATOR_SETTINGS)):
+        variables = Path(f"/proc/{part.daemon.pid()}/environ").read_bytes().decode().split("\0")
+        assert {f"{name}={value}" for name, value in wanted.items()} <= set(variables)
 
 
 def test_starting_twice_changes_nothing(coordinator: Federation) -> None:
