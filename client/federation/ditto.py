@@ -8,8 +8,6 @@
 Nothing of v is in any message but its statistics on validation patients, under the rules of the global model's; a site's update is what it
 is without v. So v is trained in plain steps in private runs too, and the ledger counts none of them: what nobody outside sees needs no
 noise. Its statistics depend on training images without noise; see `Disclosure.shows_personal`.
-
-Three files are kept, since a coordinator whose last checkpoint is damaged repeats two rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from pneumofed.client.federation.site_data import SiteData, class_number
@@ -40,6 +37,7 @@ from pneumofed.common.wire.parameter_layout import ArraysLayout
 
 FOLDER = "personal"
 KEPT_ROUNDS = 3
+"""A coordinator whose last checkpoint is damaged repeats two rounds."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +149,7 @@ def find_personal_run(work_dir: Path, name: str) -> PersonalModel:
 
 
 def prepare_personal(instruction: Instruction, site: SiteData, model: nn.Module, compute: Compute) -> Callable[[], None]:
-    """Makes ready for the site's own model of this round: reads what it starts from, so that a damaged file is refused before a private
-    round spends anything.
+    """Makes ready for the site's own model of this round; a damaged file is refused here, before a private round spends anything.
 
     Args:
         instruction: what the coordinator asks.
@@ -197,7 +194,8 @@ def train_personal(
     layout.load(model, base.parameters, base.statistics)
     setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
     if experiment.personal.proximal_lambda > 0:
-        pull_toward(setup.optimizer, _copies_of(setup.optimizer), experiment.personal.proximal_lambda)
+        copies = [parameter.detach().clone() for group in setup.optimizer.param_groups for parameter in group["params"]]
+        pull_toward(setup.optimizer, copies, experiment.personal.proximal_lambda)
     if start is not None:
         _check_network(start, layout)
         layout.load(setup.model, start.arrays.parameters, start.arrays.statistics)
@@ -212,10 +210,6 @@ def plain_experiment(experiment: ExperimentConfig) -> ExperimentConfig:
     training = experiment.training.model_copy(update={"proximal_mu": 0.0, **passes})
     changes = {"training": training, "strategy": StrategyConfig(), "privacy": PrivacyConfig()}
     return experiment.model_copy(update=changes)
-
-
-def _copies_of(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    return [parameter.detach().clone() for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _check_network(model: PersonalModel, layout: ArraysLayout) -> None:

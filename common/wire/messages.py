@@ -288,7 +288,7 @@ def decode_update(record: ArrayRecord, base: ModelArrays, precision: UpdatePreci
 
 
 def unpack_update(content: RecordDict, base: ModelArrays, precision: UpdatePrecision = "float32") -> Update:
-    """Unpacks a site's update; its values are checked by `server.federation.messaging`.
+    """Unpacks a site's update; its values are checked by `server.federation.replies`.
 
     Args:
         content: of the reply.

@@ -1,5 +1,9 @@
-"""What a researcher runs over many settings: `pneumofed sweep`, a study's settings and seeds with the choice on validation and the held-out
-sets at the end, and `pneumofed privacy attack`. Nothing heavy is imported before a command runs."""
+"""What a researcher runs around a study. Nothing heavy is imported before a command runs.
+
+pneumofed check-model       what the study's own network can do, before it starts
+pneumofed sweep             many settings and seeds, the choice on validation, the held-out sets opened once at the end
+pneumofed privacy attack    what models and updates would give away
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,12 @@ import typer
 from rich.table import Table
 
 from pneumofed.common.errors import counted
-from pneumofed.common.ops.command_line import Quiet, console, exit_when_stopped, note, print_json, say
+from pneumofed.common.ops.command_line import Json, Quiet, console, exit_when_stopped, note, print_json, say
 from pneumofed.server.cli.track import Track
 from pneumofed.simulation.attacks.settings import AttackConfig, attacked_experiment, read_attacks, read_epsilons
 
 if TYPE_CHECKING:
+    from pneumofed.common.config.experiment import ExperimentConfig
     from pneumofed.simulation.sweep import Spread, SweepTable
 
 Out = Annotated[Path, typer.Option(help="Folder for attack.html, attack.json and what is drawn and decoded.")]
@@ -36,6 +41,66 @@ Size = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")]
 Workers = Annotated[int, typer.Option(min=0, help="Processes; 0 is one a CPU.")]
+
+
+def check_model(
+    model: Annotated[str, typer.Argument(help="FILE.py:FUNCTION, or a network of the list.")],
+    loss: Annotated[str | None, typer.Option(help="FILE.py:FUNCTION, a study's own loss, or one of the list.")] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of the study, or a name: kaggle, private, ...")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the input in pixels.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any key of the experiment. May stand more than once.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Also write the app bundle (.fab) that hospitals read and approve.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Try what pneumofed does with a network: training, privacy, export, explanations, bytes.
+
+    Exit code: 0 it can do what the study asks for, 2 it cannot, or it is no network.
+    """
+    from pneumofed.common.config.reader import load_experiment, merge, parse_overrides
+    from pneumofed.simulation.network_checks import check_network, refuse_unable
+
+    shortcuts: dict[str, Any] = {"model": {"name": model}}
+    shortcuts |= {"loss": {"name": loss}} if loss else {}
+    shortcuts |= {"image": {"size_px": image_size}} if image_size else {}
+    experiment = load_experiment(config, merge(shortcuts, parse_overrides(set_ or [])))
+    findings = check_network(experiment)
+    if as_json:
+        print_json([found._asdict() for found in findings])
+    else:
+        _show_findings([(found.answer, found.name, found.text) for found in findings])
+    refuse_unable(findings)
+    if bundle:
+        _write_bundle(bundle, experiment)
+
+
+def _show_findings(rows: list[tuple[str, str, str]]) -> None:
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for _ in rows[0]:
+        table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _write_bundle(path: Path, experiment: ExperimentConfig) -> None:
+    from pneumofed.common.errors import ConfigError
+    from pneumofed.common.files import write_file
+    from pneumofed.common.ops.app_bundle import build_bundle, hash_bundle
+    from pneumofed.common.ops.study_code import study_codes_of
+
+    content = build_bundle(study_codes_of(experiment))
+    try:
+        write_file(path, content)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from None
+    say(f"{path}: the app with the study's own code, SHA-256 {hash_bundle(content)}")
+    say(
+        f"a hospital reads it (unzip -p {path} 'pneumofed/study_code/*') and lets it run by `pneumofed site approve --bundle {path}`"
+    )
 
 
 def sweep_command(

@@ -32,7 +32,7 @@ from pneumofed.common.wire.instructions import Instruction, pack_instruction, wi
 from pneumofed.common.wire.messages import ModelArrays, unpack_evaluation
 from pneumofed.common.wire.parameter_layout import ArraysLayout
 from pneumofed.server.federation.cross_site import CrossSite
-from pneumofed.server.federation.messaging import read_personal
+from pneumofed.server.federation.replies import read_personal
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import Metrics

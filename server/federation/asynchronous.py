@@ -45,7 +45,8 @@ from flwr.app import Message
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.errors import HeldModelError
 from pneumofed.common.wire.messages import Failure, ModelArrays, Update, pack_arrays
-from pneumofed.server.federation.messaging import FORGET_AFTER_DEADLINES, Messenger, UpdateChecks, pause
+from pneumofed.server.federation.messaging import FORGET_AFTER_DEADLINES, Messenger, pause
+from pneumofed.server.federation.replies import UpdateChecks
 
 
 def staleness_weight(staleness: int) -> float:

@@ -31,7 +31,7 @@ from pneumofed.common.files import atomic_write
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import ARRAYS, ModelArrays, unpack_arrays, unpack_evaluation
 from pneumofed.common.wire.parameter_layout import ArraysLayout
-from pneumofed.server.federation.messaging import check_values
+from pneumofed.server.federation.replies import check_values
 from pneumofed.server.federation.rounds import Coordinator
 from pneumofed.server.runs.events import Kind, kind_of_failure
 from pneumofed.server.runs.folder import RunFolder

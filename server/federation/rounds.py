@@ -38,15 +38,8 @@ from pneumofed.server.federation.central_evaluation import CentralEvaluator
 from pneumofed.server.federation.central_privacy import CentralPrivacy
 from pneumofed.server.federation.drift import SummedCorrections
 from pneumofed.server.federation.enrolment import Enrolment, SiteDirectory, list_reasons, refuse_missing_classes
-from pneumofed.server.federation.messaging import (
-    AverageStep,
-    EvaluationChecks,
-    EvaluationOutcome,
-    Messenger,
-    OpenMessage,
-    TrainingOutcome,
-    UpdateChecks,
-)
+from pneumofed.server.federation.messaging import AverageStep, Messenger, OpenMessage
+from pneumofed.server.federation.replies import EvaluationChecks, EvaluationOutcome, TrainingOutcome, UpdateChecks
 from pneumofed.server.federation.round_choices import LearningRate, draw_sites
 from pneumofed.server.federation.strategies import SiteStrategy, aggregate
 from pneumofed.server.federation.update_spool import UpdateSpool

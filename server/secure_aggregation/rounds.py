@@ -37,7 +37,8 @@ from pneumofed.common.secure_aggregation.quantization import (
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import Failure, ModelArrays, Presence, Update, content_bytes, unpack_presence
 from pneumofed.common.wire.parameter_layout import ArraysLayout
-from pneumofed.server.federation.messaging import EvaluationOutcome, Messenger, Task, TrainingOutcome
+from pneumofed.server.federation.messaging import Messenger, Task
+from pneumofed.server.federation.replies import EvaluationOutcome, TrainingOutcome
 from pneumofed.server.runs.events import Kind
 from pneumofed.server.runs.records import SecureSumRecord, SiteTraining
 from pneumofed.server.secure_aggregation.collector import Collector

@@ -43,7 +43,7 @@ from pneumofed.common.wire.messages import (
     unpack_update,
 )
 from pneumofed.common.wire.parameter_layout import ArraysLayout
-from pneumofed.server.federation.messaging import EvaluationOutcome, read_personal
+from pneumofed.server.federation.replies import EvaluationOutcome, read_personal
 from pneumofed.server.federation.rounds import ModelJudgement, _site_trainings
 from pneumofed.server.runs.records import RoundRecord
 from pneumofed.server.runs.summary_records import RunSummary

@@ -23,7 +23,8 @@ from pneumofed.common.errors import ConfigError, RoundError
 from pneumofed.common.wire.instructions import unpack_instruction
 from pneumofed.common.wire.messages import ModelArrays, Presence, pack_update, unpack_update
 from pneumofed.server.federation.asynchronous import BufferedRounds, VirtualClock, rebase, staleness_weight
-from pneumofed.server.federation.messaging import Messenger, UpdateChecks
+from pneumofed.server.federation.messaging import Messenger
+from pneumofed.server.federation.replies import UpdateChecks
 from pneumofed.server.runs.events import EVENTS_FILE, Activity, Kind, describe_event, read_activity
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.status import waiting_for

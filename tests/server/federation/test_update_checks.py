@@ -9,7 +9,7 @@ import pytest
 
 from pneumofed.common.config.experiment import StrategyConfig
 from pneumofed.common.wire.messages import ModelArrays, Update
-from pneumofed.server.federation.messaging import UpdateChecks, implausible
+from pneumofed.server.federation.replies import UpdateChecks, implausible
 from tests.server.federation.updates import LAYOUT, as_reply, full_update, zeros
 
 

@@ -21,7 +21,7 @@ from pneumofed.common.errors import DataError
 from pneumofed.common.wire.messages import ModelArrays, Update, pack_arrays
 from pneumofed.server.federation import update_spool
 from pneumofed.server.federation.drift import SummedCorrections
-from pneumofed.server.federation.messaging import UpdateChecks
+from pneumofed.server.federation.replies import UpdateChecks
 from pneumofed.server.federation.strategies import aggregate, build_strategy
 from pneumofed.server.federation.update_spool import IN_MEMORY, SpooledArray, UpdateSpool, columns
 from tests.server.federation.test_strategies import ALL
