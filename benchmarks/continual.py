@@ -65,7 +65,7 @@ class Bench:
         return summary, seal_run(self.folder / name, experiment, parent, self.key)
 
     def evidence(self, old: Bundle, new: Bundle) -> Evidence:
-        from pneumofed.client.data.compare import compare_at_site
+        from pneumofed.client.data.bundles import compare_at_site
         from pneumofed.server.release.release import Sets, compare_on_sets
 
         sets = Sets.of_run(self.folder / "layout")

@@ -1,7 +1,8 @@
-"""Signed JSON files of a release decision.
+"""Signed JSON files: of a release decision, and of a hospital's own operating point.
 
 - `ReleaseRecord`: the decision. Beside a bundle it is the mark without which a reading room may refuse the model (`require_release`).
 - `SiteVerdict`: a site's comparison of a new model with the old one, in counts, differences and variances on its own validation patients.
+- `SitePoint`: where a hospital's own patients put the threshold of a bundle; `use_site_point` makes the bundle decide by it.
 - `write_signed`, `read_signed`: a JSON file with the signature of a party's P-384 key beside its content.
 """
 
@@ -23,6 +24,8 @@ from pneumofed.common.evaluation.class_comparison import ClassesComparison
 from pneumofed.common.evaluation.comparison import Margins, ModelComparison, NonInferiority
 from pneumofed.common.files import atomic_write
 from pneumofed.common.model_bundle.bundle import Bundle
+from pneumofed.common.model_bundle.manifest import OperatingPoint
+from pneumofed.common.model_bundle.population import IntervalEstimate
 from pneumofed.common.wire.keys import (
     PrivateKey,
     PublicKey,
@@ -37,6 +40,7 @@ RECORD_DOMAIN = b"pneumofed release record 1\n"
 RELEASE_SUFFIX = ".release.json"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Kind = Literal["held-out set", "site"]
 
 
@@ -154,7 +158,7 @@ class SiteVerdict(Section):
     """What a site reports; no image and no patient, but how both models do on its validation set, which may be small."""
 
     format: Literal[1] = 1
-    site: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    site: SiteName
     time: datetime
     old: Digest
     """Digests of the two bundles."""
@@ -190,6 +194,63 @@ def read_verdict(path: Path, keys: Mapping[str, PublicKey]) -> SiteVerdict:
     if claimed.site not in keys:
         raise ReleaseError(f"{path}: no key of {claimed.site} is known; give the coordinator folder, whose sites/ holds it")
     return read_signed(path, VERDICT_DOMAIN, SiteVerdict, [keys[claimed.site]])[0]
+
+
+POINT_DOMAIN = b"pneumofed site operating point 1\n"
+
+
+class SitePoint(Section):
+    """A bundle's operating point for one hospital, chosen on its own patients, none of whom the model was trained on: counts and rates."""
+
+    format: Literal[1] = 1
+    site: SiteName
+    time: datetime
+    bundle: Digest
+    point: OperatingPoint
+    images: Annotated[int, Field(ge=1)]
+    """That were judged."""
+    patients: tuple[int, int]
+    """With pneumonia, and without."""
+    refused: Annotated[int, Field(ge=0)]
+    """Images that the bundle cannot judge, or that can no longer be read; they are not among `images`."""
+    auroc: IntervalEstimate
+    at_bundle: dict[str, IntervalEstimate]
+    """`sensitivity` and `specificity` at the bundle's threshold, with the 95 % interval of what new patients may expect."""
+    at_own: dict[str, IntervalEstimate]
+    """The same at the hospital's own."""
+
+
+def write_site_point(path: Path, point: SitePoint, key: PrivateKey) -> None:
+    """Writes a hospital's operating point, signed.
+
+    Args:
+        path: of the file; its folder is made.
+        point: of the site that signs.
+        key: the site's node key.
+
+    Raises:
+        ReleaseError: the file cannot be written.
+    """
+    write_signed(path, POINT_DOMAIN, point, key)
+
+
+def use_site_point(bundle: Bundle, path: Path) -> Bundle:
+    """Returns the bundle as it decides at a hospital's own operating point; digest, probabilities and checks are the same.
+
+    Args:
+        bundle: opened, hence checked.
+        path: file of the operating point.
+
+    Raises:
+        ReleaseError: it is missing, damaged, changed, or of another bundle.
+    """
+    point, _ = read_signed(path, POINT_DOMAIN, SitePoint, None)
+    if point.bundle != bundle.digest:
+        raise ReleaseError(
+            f"{path} is of another model ({point.bundle[:12]}), not of this one ({bundle.digest[:12]}); the hospital makes one for it with "
+            "`pneumofed site operating-point`"
+        )
+    return bundle.deciding_at(point.point)
 
 
 MAX_FILE_BYTES = 2**24

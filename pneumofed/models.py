@@ -25,6 +25,7 @@ from pneumofed.common.model_bundle.manifest import CARD, BundleManifest
 from pneumofed.common.model_bundle.population import PopulationFinding
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor, model_input
 from pneumofed.common.model_bundle.suitability import Judgement
+from pneumofed.common.release import use_site_point
 from pneumofed.common.wire.keys import read_public_key
 from pneumofed.images import ImageLike, to_image
 from pneumofed.inference.explain.methods import Detail, Method, choose_detail, choose_methods, choose_target
@@ -231,6 +232,7 @@ def open_bundle(
     precision: Literal["float32", "int8"] = "float32",
     threads: int = 0,
     run_code: bool = False,
+    operating_point: str | PathLike[str] | None = None,
 ) -> ModelBundle:
     """Opens the bundle at `path`, once its signature and every file of it were checked.
 
@@ -241,14 +243,18 @@ def open_bundle(
         threads: of the network; 0 leaves the choice to ONNX Runtime.
         run_code: consent to run the bundle's own code, which `explain` and `network` need where the network is a study's own; `predict`
             never runs any.
+        operating_point: file of a hospital's own threshold (`pneumofed site operating-point`); None decides at the bundle's.
 
     Raises:
         BundleError: it is missing, damaged, changed, of a newer format, or signed by a stranger.
+        ReleaseError: the operating point is missing, damaged, or of another bundle.
         ConfigError: a key cannot be read.
     """
     if precision not in ("float32", "int8"):
         raise ArgumentError(f"precision: expected 'float32' or 'int8', got {precision!r}")
     bundle = open_checked_bundle(Path(path), [read_public_key(Path(key)) for key in trusted] or None)
+    if operating_point is not None:
+        bundle = use_site_point(bundle, Path(operating_point))
     return ModelBundle(bundle, Predictor(bundle, precision, threads), run_code)
 
 

@@ -34,6 +34,7 @@ from pneumofed.common.model_bundle.manifest import (
     CardFacts,
     OperatingPoint,
     Preprocessing,
+    Provenance,
     ReferenceSet,
 )
 from pneumofed.common.model_bundle.population import GroupKind, JudgedGroup, JudgedPopulation, SiteMix
@@ -99,6 +100,7 @@ def make_bundle(
     population: JudgedPopulation | None = None,
     classes: tuple[str, str] = ("normal", "pneumonia"),
     clinical: ClinicalConfig | None = None,
+    provenance: Provenance | None = None,
 ) -> Path:
     """Writes a small signed bundle of two classes into `folder` and returns `folder`; with `clinical` it takes such values."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +132,7 @@ def make_bundle(
         suitability=fit_suitability(squares, features, statistics),
         reference=ReferenceSet(sets=("phantoms",), images=len(squares), statistics=PIXEL_STATISTICS),
         population=population,
-        card=CardFacts(sites=2, training_images=64, training_patients=64, phantom=True),
+        card=CardFacts(sites=2, training_images=64, training_patients=64, phantom=True, provenance=provenance),
     )
     seal_bundle(folder, manifest, key or signing_key())
     return folder

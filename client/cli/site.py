@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pneumofed.client.cli.bundles import compare, operating_point
 from pneumofed.client.cli.data import app as data_app
-from pneumofed.client.cli.data import compare
 from pneumofed.common.errors import counted
 from pneumofed.common.ops.command_line import FAILURE, NOT_RUNNING, Json, Site, Trusted, console, print_json, say
 
@@ -22,6 +22,7 @@ app = typer.Typer(no_args_is_help=True, help="Take part in a federation as a hos
 
 app.add_typer(data_app, name="data")
 app.command("compare")(compare)
+app.command("operating-point")(operating_point)
 
 
 @app.command("init")

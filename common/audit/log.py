@@ -16,7 +16,7 @@ The events of both logs:
     failure            class of the error                    release         which model, against which, and the decision
     malformed          a message that could not be read
     app-approved, app-revoked, site-started, site-stopped
-    models-compared    two models on the site's validation
+    models-compared, point-chosen    of bundles, on the site's own patients
     labels-taken       readers' labels in the manifest, in counts
     restored           from which backup, and what was       restored        from which backup
                        counted as spent since
@@ -87,7 +87,7 @@ MALFORMED_EVENT = "malformed"
 """A message that could not be read; nothing of it stands in the line."""
 APP_APPROVED, APP_REVOKED = "app-approved", "app-revoked"
 SITE_STARTED, SITE_STOPPED = "site-started", "site-stopped"
-MODELS_COMPARED, LABELS_TAKEN, RELEASE_EVENT = "models-compared", "labels-taken", "release"
+MODELS_COMPARED, POINT_CHOSEN, LABELS_TAKEN, RELEASE_EVENT = "models-compared", "point-chosen", "labels-taken", "release"
 RUN_STARTED, ROUND_EVENT, RUN_ENDED, SURVEY_EVENT = "run-started", "round", "run-ended", "survey"
 RESTORED_EVENT = "restored"
 """Event of the first line after a backup was put back."""

@@ -19,7 +19,7 @@ import weakref
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ import numpy.typing as npt
 from pneumofed.common.config.classes import task_words
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig
 from pneumofed.common.errors import BundleError, ConfigError, WeightsError
-from pneumofed.common.model_bundle.manifest import MANIFEST, REFERENCE, REFERENCE_GROUPS, WEIGHTS, BundleManifest
+from pneumofed.common.model_bundle.manifest import MANIFEST, REFERENCE, REFERENCE_GROUPS, WEIGHTS, BundleManifest, OperatingPoint
 from pneumofed.common.model_bundle.sealing import MAX_BYTES, MAX_FILES, check_seal, list_files
 from pneumofed.common.ops.study_code import FOLDER, StudyCode, describe_name, is_study_code, remember
 from pneumofed.common.wire.keys import PublicKey, read_public_key
@@ -99,6 +99,10 @@ class Bundle:
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
             raise BundleError(f"{name} was changed after the bundle was opened; get the bundle again from the coordinator")
         return content
+
+    def deciding_at(self, threshold: OperatingPoint) -> Bundle:
+        """The same bundle, with the same digest, as it decides at another threshold."""
+        return replace(self, manifest=self.manifest.model_copy(update={"threshold": threshold}))
 
     def load_network(self, *, run_code: bool = False) -> nn.Module:
         """The PyTorch network with its weights, in evaluation mode. Its input is normalised, unlike that of the ONNX graph.

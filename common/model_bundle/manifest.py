@@ -91,7 +91,14 @@ class OperatingPoint(Section):
     target: Fraction
     """The sensitivity or specificity that the policies of these names hold."""
     raw_value: Annotated[float, Field(ge=0.0, le=1.0 + 1e-9)]
-    """The same threshold on the network's own probability, as the run chose it on the hospitals' validation patients."""
+    """The same threshold on the network's own probability, as it was chosen."""
+    site: str | None = None
+    """The hospital on whose own patients it was chosen (`common.release.SitePoint`); None, and then it is not written: the validation
+    patients of all hospitals of the run."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_site(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_unset(write(self), site=None)
 
 
 class ReferenceSet(Section):

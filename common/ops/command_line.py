@@ -78,6 +78,11 @@ Trusted = Annotated[
     list[Path] | None, typer.Option("--trusted", help="Public key whose signature is taken; may repeat.", show_default="any")
 ]
 
+PointFile = Annotated[
+    Path | None,
+    typer.Option("--operating-point", help="A hospital's own threshold: the file of `pneumofed site operating-point`."),
+]
+
 
 def say(text: str, style: str | None = None) -> None:
     """Prints a line for people on standard output."""

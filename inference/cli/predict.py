@@ -19,6 +19,7 @@ from pneumofed.common.ops.command_line import (
     SOME_UNREADABLE,
     BundlePath,
     Json,
+    PointFile,
     Quiet,
     Trusted,
     console,
@@ -68,6 +69,7 @@ def predict_command(
         Path | None, typer.Option(help="Put what is judged into the monitor of drift in this folder, in the order of the files.")
     ] = None,
     clinical: ClinicalFile = None,
+    operating_point: PointFile = None,
     int8: Annotated[bool, typer.Option("--int8", help="The quantised network: faster, a little less exact.")] = False,
     threads: Annotated[int, typer.Option(min=0, help="Threads of the network, and as many that decode; 0: all processors.")] = 0,
     quiet: Quiet = False,
@@ -83,12 +85,11 @@ def predict_command(
     from pneumofed.inference.predict.dicom_objects import ArchiveWriter
     from pneumofed.inference.predict.predict import PredictionSummary, find_images, judge_files
 
-    opened = _open_bundle(bundle, trusted)
+    opened = _open_bundle(bundle, trusted, operating_point)
     predictor = Predictor(opened, "int8" if int8 else "float32", threads)
     table = _clinical_table(clinical, predictor)
     recorder, summary = _recorder(monitor, opened), PredictionSummary.of(opened.manifest.classes)
-    folders = [folder for folder in (sr, overlay) if folder]
-    with exit_when_stopped(lambda: _describe_stopped(summary, csv, folders, recorder)), ExitStack() as stack:
+    with exit_when_stopped(lambda: _describe_stopped(summary, csv, (sr, overlay), recorder)), ExitStack() as stack:
         if monitor:
             stack.enter_context(own_monitor(monitor, "pneumofed predict"))
         outputs = _open_outputs(stack, predictor, summary, csv, json_)
@@ -101,15 +102,16 @@ def predict_command(
     raise typer.Exit(_exit_code(summary))
 
 
-def _open_bundle(path: Path, trusted: list[Path] | None) -> Bundle:
-    """The bundle; without keys that are trusted it is said who signed it."""
+def _open_bundle(path: Path, trusted: list[Path] | None, point: Path | None) -> Bundle:
+    """The bundle, at a hospital's own operating point if there is one; without keys that are trusted it is said who signed it."""
     from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.release import use_site_point
     from pneumofed.common.wire.keys import read_public_key
 
     opened = load_bundle(path, [read_public_key(key) for key in trusted] if trusted else None)
     if not trusted:
         note(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim")
-    return opened
+    return use_site_point(opened, point) if point else opened
 
 
 def _clinical_table(path: Path | None, predictor: Predictor) -> ClinicalTable | None:
@@ -132,11 +134,13 @@ def _recorder(folder: Path | None, bundle: Bundle) -> Recorder | None:
     return Recorder(Monitor.open(folder, bundle), note)
 
 
-def _describe_stopped(summary: PredictionSummary, csv: Path | None, folders: list[Path], recorder: Recorder | None) -> str:
+def _describe_stopped(
+    summary: PredictionSummary, csv: Path | None, folders: tuple[Path | None, ...], recorder: Recorder | None
+) -> str:
     """What there is of a run that the user ended."""
     told = [f"stopped after {counted(summary.files, 'file')}"]
     told += [f"{csv} was not written"] if csv else []
-    told += [f"what was written into {folder} stays" for folder in folders]
+    told += [f"what was written into {folder} stays" for folder in folders if folder]
     told += [f"{counted(recorder.recorded, 'image')} recorded in the monitor"] if recorder else []
     return "; ".join(told)
 
@@ -198,6 +202,7 @@ def explain_command(
         bool, typer.Option("--run-bundle-code", help="Run the bundle's code, where the network is a study's own. Read it first.")
     ] = False,
     clinical: ClinicalFile = None,
+    operating_point: PointFile = None,
     trusted: Trusted = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -206,13 +211,11 @@ def explain_command(
 
     Exit code: 0 at least one image was explained, 1 none could be read, 130 stopped.
     """
-    from pneumofed.common.model_bundle.bundle import load_bundle
     from pneumofed.common.model_bundle.predictor import Predictor
     from pneumofed.common.ops.progress import open_progress
-    from pneumofed.common.wire.keys import read_public_key
     from pneumofed.inference.explain.files import RESULT_FILE, ExplanationRequest
 
-    opened = load_bundle(bundle, [read_public_key(key) for key in trusted] if trusted else None)
+    opened = _open_bundle(bundle, trusted, operating_point)
     methods = _every_method(opened) if all_ else choose_methods(method or ["grad-cam"], "--method")
     chosen = choose_target(target, opened.manifest.classes, "--target")
     table = _clinical_table(clinical, Predictor(opened, threads=1)) if clinical else None

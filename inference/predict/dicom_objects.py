@@ -257,12 +257,13 @@ def _algorithm(predictor: Predictor) -> sr.AlgorithmIdentification:
     """TID 4019: name, version, and what else decides the numbers."""
     manifest = predictor.manifest
     slices = f"{manifest.preprocessing.slices} slices of " * predictor.takes_volumes
+    whose = f", on patients of {manifest.threshold.site}" if manifest.threshold.site else ""
     return sr.AlgorithmIdentification(
         name=manifest.name,
         version=predictor.bundle.digest,
         manufacturer=MANUFACTURER,
         parameters=[
-            f"threshold policy: {manifest.threshold.policy}",
+            f"threshold policy: {manifest.threshold.policy}{whose}",
             f"calibration: {manifest.calibration.method}",
             f"network: {describe_name(manifest.model.name)}, {slices}{manifest.preprocessing.size_px} pixels",
         ],

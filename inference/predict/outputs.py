@@ -133,6 +133,7 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
         "created": manifest.created.isoformat(),
         "threshold": manifest.threshold.value,
         "policy": manifest.threshold.policy,
+        "threshold_of": manifest.threshold.site,
         "phantom": manifest.card.phantom,
     }
 
@@ -204,7 +205,8 @@ def open_table(console: Console, predictor: Predictor, summary: PredictionSummar
 def _title(predictor: Predictor) -> str:
     manifest = predictor.manifest
     phantom = ", trained on PHANTOMS: says nothing about patients" if manifest.card.phantom else ""
-    return f"{manifest.name} {predictor.bundle.digest[:12]}, threshold {_percent(manifest.threshold.value)}{phantom}"
+    whose = f" of {manifest.threshold.site}" if manifest.threshold.site else ""
+    return f"{manifest.name} {predictor.bundle.digest[:12]}, threshold {_percent(manifest.threshold.value)}{whose}{phantom}"
 
 
 def _common_folder(paths: list[Path]) -> Path:

@@ -1,5 +1,4 @@
-"""What a worker does with an uploaded file or CT series: it is read, judged, with clinical values where some are known, and made ready to
-be viewed."""
+"""What a worker does with an uploaded file or CT series: it is read, judged, with clinical values where known, and made ready to view."""
 
 from __future__ import annotations
 
@@ -34,6 +33,7 @@ from pneumofed.inference.reading_room.viewing import (
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.bundle import Bundle
+    from pneumofed.common.model_bundle.manifest import OperatingPoint
     from pneumofed.common.model_bundle.predictor import Predictor, Radiograph
     from pneumofed.common.models.fusion import ClinicalNetwork
 
@@ -191,7 +191,11 @@ def _view_series(volume: Volume, judgement: Judgement) -> Viewing:
 
 
 def load_file_judge(
-    bundle: Path, trusted: Sequence[Path] | None, precision: Literal["float32", "int8"], limits: SeriesLimits = SeriesLimits()
+    bundle: Path,
+    trusted: Sequence[Path] | None,
+    precision: Literal["float32", "int8"],
+    limits: SeriesLimits,
+    threshold: OperatingPoint,
 ) -> FileJudge:
     """Loads the bundle's model to judge files on one thread: the room has a process for each core.
 
@@ -200,6 +204,7 @@ def load_file_judge(
         trusted: files of public keys of who may sign it; None checks the signature only against the bundle's own key.
         precision: of the ONNX graph.
         limits: of a CT series.
+        threshold: that decides, the bundle's or the hospital's own.
 
     Raises:
         BundleError: the bundle was changed.
@@ -210,7 +215,7 @@ def load_file_judge(
     from pneumofed.common.wire.keys import read_public_key
 
     keys = None if trusted is None else [read_public_key(path) for path in trusted]
-    opened = load_bundle(bundle, keys)
+    opened = load_bundle(bundle, keys).deciding_at(threshold)
     return FileJudge(Predictor(opened, precision, threads=1), load_clinical_network(opened), limits)
 
 

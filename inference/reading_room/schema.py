@@ -106,6 +106,10 @@ class ModelInfo(BaseModel):
         description="Trained on drawn images: its judgements say nothing about patients, and the page has to say so."
     )
     threshold: float = Field(description="On the calibrated probability: at or above it the verdict is what `positive` says.")
+    threshold_of: str | None = Field(
+        default=None,
+        description="The hospital on whose own patients the threshold was chosen; null: those of all hospitals of the run.",
+    )
     clinical: list[ClinicalColumnView] = Field(
         default_factory=list, description="Clinical values that it takes beside an image; empty: the image only."
     )

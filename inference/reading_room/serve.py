@@ -54,14 +54,15 @@ def open_room(folder: RoomFolder, bundle: Bundle) -> Room:
     trusted = None if settings.trusted is None else [folder.inside(name) for name in settings.trusted]
     unpacked = settings.upload.for_series().file_mb * MIB
     series = SeriesLimits(settings.upload.slices, unpacked, min(MAX_VOLUME_BYTES, settings.worker_memory_mb * MIB // 3))
-    load = partial(load_file_judge, bundle.folder, trusted, settings.precision, series)
+    load = partial(load_file_judge, bundle.folder, trusted, settings.precision, series, bundle.manifest.threshold)
     workers = [Worker(load, settings.worker_memory_mb, settings.worker_seconds) for _ in range(settings.workers)]
     folder.make()
     return Room(folder, open_room_database(folder.database), model_info(bundle), Workers(workers), open_monitor(folder, bundle))
 
 
 def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
-    """Opens and checks the model bundle that `settings` name; with `require_release` it must be a released one.
+    """Opens and checks the model bundle that `settings` name, at the hospital's own operating point if they name one; with
+    `require_release` it must be a released one.
 
     Args:
         folder: the room's, which paths of the settings are relative to.
@@ -69,11 +70,11 @@ def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
 
     Raises:
         BundleError: it is missing, changed, or signed by somebody who is not trusted.
-        ReleaseError: it has to be released and is not, or by somebody else.
+        ReleaseError: it has to be released and is not, or by somebody else; or the operating point is not of this bundle.
         ConfigError: a key of the settings cannot be read.
     """
     from pneumofed.common.model_bundle.bundle import load_bundle
-    from pneumofed.common.release import mark_of, require_release
+    from pneumofed.common.release import mark_of, require_release, use_site_point
 
     path = folder.inside(settings.bundle)
     bundle = load_bundle(path, _keys(folder, settings.trusted))
@@ -85,7 +86,7 @@ def open_room_bundle(folder: RoomFolder, settings: RoomSettings) -> Bundle:
                 f"{settings.bundle}: this room takes released models alone (require_release in room.yaml): {error}; get the release "
                 f"record from the coordinator and lay it beside the bundle as {mark_of(path).name}"
             ) from None
-    return bundle
+    return use_site_point(bundle, folder.inside(settings.operating_point)) if settings.operating_point else bundle
 
 
 def describe_release(folder: RoomFolder, bundle: Bundle) -> str:
@@ -133,6 +134,7 @@ def model_info(bundle: Bundle) -> ModelInfo:
         slices=manifest.preprocessing.slices,
         clinical=view_columns(manifest.model.clinical),
         threshold=min(manifest.threshold.value, 1.0),
+        threshold_of=manifest.threshold.site,
         created=manifest.created,
     )
 
@@ -171,7 +173,7 @@ def _serve(folder: RoomFolder, tell: Callable[[str], None]) -> None:
     tell(f"model: {room.model.name} {room.model.digest[:12]}, signed by {room.model.signer}; {released}")
     tell(f"reading room at {address(folder)}")
     try:
-        room.record("", "room-started", model=room.model.digest)
+        room.record("", "room-started", model=room.model.digest, threshold=room.model.threshold)
         serve_app(
             app, settings.host, settings.port, ssl_certfile=certificate, ssl_keyfile=key, proxy_headers=False,
             timeout_graceful_shutdown=10,

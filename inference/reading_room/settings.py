@@ -72,6 +72,8 @@ class RoomSettings(Section):
     """The model bundle: a folder or an archive that `pneumofed export` wrote."""
     trusted: list[str] | None = None
     """Public keys of who may sign bundles; without any the signature is checked only against the key in the bundle."""
+    operating_point: str | None = None
+    """The hospital's own threshold for this bundle, a file of `pneumofed site operating-point`; null: the bundle's."""
     site: str | None = None
     """The hospital's site folder, whose pseudonyms the exported labels then have."""
     require_release: list[str] | None = None

@@ -13,9 +13,8 @@ import typer
 from pneumofed.cli.audit import app as audit_app
 from pneumofed.cli.backup import server_backup, server_restore, site_backup, site_restore
 from pneumofed.cli.export import export_command
-from pneumofed.cli.feedback import feedback
-from pneumofed.cli.personal import export_personal
 from pneumofed.cli.release import release
+from pneumofed.cli.site import export_personal, feedback
 from pneumofed.cli.studies import attack, check_model, sweep_command
 from pneumofed.client.cli.data import app as data_app
 from pneumofed.client.cli.site import app as site_app

@@ -195,7 +195,7 @@ def _find_key(folder: Path | None, run: Path | None) -> Path:
 
 def _gather(models: tuple[Bundle, Bundle], run: Path | None, folder: Path | None, verdicts: Sequence[Path]) -> Evidence:
     """All comparisons of `models` (old, new) that there are; of a first model, which is given twice, its own numbers on the sets."""
-    from pneumofed.common.model_bundle.compare import check_comparable
+    from pneumofed.common.model_bundle.evaluate import check_comparable
     from pneumofed.server.operations.settings import CoordinatorFolder
     from pneumofed.server.release.gate import Evidence
     from pneumofed.server.release.release import compare_on_sets, read_verdicts, site_keys, sites_of_run
@@ -227,7 +227,7 @@ def _sets(run: Path | None, folder: Path | None) -> Sets:
 
 def virtual_comparisons(run: Path, models: tuple[Bundle, Bundle]) -> dict[str, ModelComparison]:
     """The comparisons of a simulated run's virtual hospitals, made here; nothing for a run over real ones."""
-    from pneumofed.client.data.compare import compare_at_site
+    from pneumofed.client.data.bundles import compare_at_site
     from pneumofed.client.federation.site_data import read_site_config
 
     if not (run / "simulation.yaml").is_file():

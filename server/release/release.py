@@ -22,7 +22,7 @@ from pneumofed.common.errors import ConfigError, ReleaseError
 from pneumofed.common.evaluation.class_comparison import AUROC_MACRO, ClassesComparison, class_lower_ends
 from pneumofed.common.evaluation.comparison import AUROC, ModelComparison, NonInferiority
 from pneumofed.common.model_bundle.bundle import Bundle
-from pneumofed.common.model_bundle.compare import compare_bundles
+from pneumofed.common.model_bundle.evaluate import compare_bundles
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.ops.render import render
 from pneumofed.common.release import ReleaseRecord, mark_of, read_verdict, write_record

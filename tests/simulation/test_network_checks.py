@@ -23,7 +23,7 @@ from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.errors import BundleError, CheckpointError, ConfigError
 from pneumofed.common.model_bundle.bundle import load_bundle
-from pneumofed.common.model_bundle.compare import predictions_of
+from pneumofed.common.model_bundle.evaluate import predictions_of
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.models.features import predict_probabilities

@@ -2,7 +2,7 @@
 // number.
 
 import { at } from "./dom.js";
-import { applyWords, currentLanguage, day, setLanguage, t, tOr } from "./i18n.js";
+import { applyWords, currentLanguage, day, percent, setLanguage, t, tOr } from "./i18n.js";
 import { ask } from "./api.js";
 import { tryNow } from "./connection.js";
 import { addKeys, openHelp, prepareKeys, setScope } from "./keys.js";
@@ -161,9 +161,10 @@ function drawLanguage() {
 function drawRoom() {
   at("hospital").textContent = room.hospital;
   at("user-name").textContent = currentUser().user;
-  const { name, digest, created, signer, phantom } = room.model;
+  const { name, digest, created, signer, phantom, threshold, threshold_of: hospital } = room.model;
+  const whose = hospital ? t("top.threshold", { threshold: percent(threshold, 1), hospital }) : "";
   at("model-name").textContent = name;
-  at("model-name").title = t("top.model", { digest: digest.slice(0, 12), created: day(created), signer });
+  at("model-name").title = t("top.model", { digest: digest.slice(0, 12), created: day(created), signer }) + whose;
   at("phantom").hidden = !phantom;
   at("list-retention").textContent = t("list.retention", { count: room.retention_days });
   for (const id of ["export-labels", "remove"]) at(id).hidden = currentUser().role !== "admin";

@@ -16,6 +16,7 @@ export default {
   "top.logout": "Log out",
   "top.labels": "Findings as CSV",
   "top.model": "Model {digest} of {created}, signed by {signer}",
+  "top.threshold": ". Decides at {threshold}, chosen on patients of {hospital}",
   "login.title": "Reading room",
   "login.user": "User name",
   "login.password": "Password",

@@ -16,6 +16,7 @@ export default {
   "top.logout": "退出登录",
   "top.labels": "导出结论（CSV）",
   "top.model": "模型 {digest}，建于 {created}，签名方 {signer}",
+  "top.threshold": "。判定阈值 {threshold}，按 {hospital} 自己的患者选定",
   "login.title": "阅片室",
   "login.user": "用户名",
   "login.password": "密码",

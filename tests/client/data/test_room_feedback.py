@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pneumofed.cli.feedback import readers_export
+from pneumofed.cli.site import readers_export
 from pneumofed.client.data.readings import read_export
 from pneumofed.common.audit.log import read_entries
 from pneumofed.common.errors import SkipReason

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pneumofed.cli.personal import take_study_code
+from pneumofed.cli.site import take_study_code
 from pneumofed.client.federation.ditto import find_personal_run
 from pneumofed.client.federation.judging import evaluate_model
 from pneumofed.client.federation.site_data import load_site, read_site_config

@@ -1,18 +1,23 @@
-"""`pneumofed site export-personal`: a site's own model of a run (`personal.method`) as a model bundle. It joins the site with the exporter.
+"""Commands of a site that need another house, which a site by itself has not: the exporter, and the reading room.
 
-The exporter reads run folders, so the model is put into one, in the site's cache: judged on the site's own validation patients, who also
-give threshold, calibration and reference, and removed when the bundle is there. Nothing of it leaves the site's folder.
+`pneumofed site export-personal`: a site's own model of a run (`personal.method`) as a model bundle. The exporter reads run folders, so the
+model is put into one, in the site's cache: judged on the site's own validation patients, who also give threshold, calibration and
+reference, and removed when the bundle is there. Nothing of it leaves the site's folder.
+
+`pneumofed site data feedback`: from a reading room, or its export, into a site's manifest.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pneumofed.client.cli.archive import exit_codes
 from pneumofed.common.errors import ConfigError, EmptySiteError, counted
 from pneumofed.common.ops.command_line import Json, Site, note, print_json, say
 
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
     from pneumofed.common.evaluation.statistics import Statistics
     from pneumofed.server.export.export import ExportPlan
     from pneumofed.server.runs.records import Metrics
+
+ROOM = "room.yaml"
+"""What makes a folder a reading room."""
 
 VALIDATION_SET = "own-validation"
 """Name of the site's validation patients as the reference of the bundle."""
@@ -258,3 +266,47 @@ def _write_summary(
         "personal_of": site.name,
     }
     folder.write_summary(RunSummary.model_validate({**values, **facts}))
+
+
+def feedback(
+    export: Annotated[
+        Path, typer.Argument(help="The reading room's folder, or its export of labels (CSV, or a folder with labels.csv).")
+    ],
+    site: Site = Path(),
+    as_json: Json = False,
+) -> None:
+    """Take the readers' labels into the manifest: corrections of images that are there, and new cases."""
+    with exit_codes(as_json):
+        from pneumofed.client.data.feedback import add_feedback
+        from pneumofed.client.site.folder import SiteFolder
+        from pneumofed.common.audit.log import LABELS_TAKEN
+
+        folder = SiteFolder.open(site)
+        with readers_export(export) as table:
+            told = add_feedback(folder, table).describe()
+        changed = {name: told[name] for name in ("found", "added", "corrected", "confirmed", "set_aside", "total")}
+        folder.audit.record(LABELS_TAKEN, **changed)
+        if as_json:
+            print_json(told, indent=1)
+            return
+        say(
+            f"{told['found']} images read: {told['added']} added, {told['corrected']} labels corrected, "
+            f"{told['confirmed']} confirmed, {told['set_aside']} set aside"
+        )
+        for reason, count in told["skipped"].items():
+            say(f"  unchanged: {reason}: {count}")
+        share = told["read"] / told["total"] if told["total"] else 0.0
+        say(f"manifest: {told['total']} images, {told['read']} of them ({share:.0%}) from readers, who choose their cases")
+
+
+def readers_export(path: Path) -> AbstractContextManager[Path]:
+    """The table of readers' labels: `path` itself, or that of the reading room whose folder it is, for as long as the block lasts.
+
+    Raises:
+        ConfigError: the room, its database or the key of its pseudonyms cannot be used.
+    """
+    if not (path / ROOM).is_file():
+        return nullcontext(path)
+    from pneumofed.inference.reading_room.labels import export_of_room  # SQLAlchemy, for those only who have a room
+
+    return export_of_room(path)

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from pneumofed.client.cli.data import compare
-from pneumofed.client.data.compare import compare_at_site
+from pneumofed.client.cli.bundles import compare
+from pneumofed.client.data.bundles import compare_at_site
 from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.errors import ConfigError
