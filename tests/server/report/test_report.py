@@ -273,3 +273,20 @@ def test_a_report_written_again_changes_in_its_date_alone(tmp_path: Path) -> Non
     before, after = (write_report(tmp_path).read_text(encoding="utf-8") for _ in range(2))
     dates = re.compile(r"\d\d \w+ \d{4}, \d\d:\d\d UTC")
     assert dates.sub("", before) == dates.sub("", after)
+
+
+@pytest.mark.parametrize(
+    ("policy", "high", "said"), [("sensitivity", 0.60, True), ("sensitivity", 0.95, False), ("youden", 0.60, False)]
+)
+def test_a_threshold_that_clearly_misses_its_target_on_a_set_is_said_with_the_way_out(
+    tmp_path: Path, policy: str, high: float, said: bool
+) -> None:
+    """The target is 0.9. A rule without a target misses none, and chance is not told as a fact."""
+    maker = RunMaker(tmp_path).rounds(2).end("succeeded", ["test", "external"], threshold={**THRESHOLD, "policy": policy})
+    summary = maker.folder.read_summary()
+    raised = {"value": 0.95, "low": 0.9, "high": 0.99, "resamples": 60}
+    test = {**summary.results["test"], "sensitivity": raised}
+    external = {**summary.results["external"], "sensitivity": {**raised, "value": 0.5, "low": 0.4, "high": high}}
+    maker.folder.write_summary(summary.updated(test=test, external=external))
+    sentence = "It was chosen for a sensitivity of 0.90, which is clearly not reached in the external set:"
+    assert (sentence in read(tmp_path).text) is said
