@@ -166,6 +166,7 @@ def facts_of(bundle: Bundle, precision: str, runtime: str) -> dict[str, Any]:
         "positive": positive_word(manifest.classes),
         "preprocessing": manifest.preprocessing.model_dump(mode="json", include={"size_px", "fit", "window"}),
         "threshold": manifest.threshold.value,
+        "threshold_of": manifest.threshold.site,
         "calibration": manifest.calibration.model_dump(mode="json", include={"slope", "intercept", "lines", "class_lines"}),
         "suitability": _suitability(manifest.suitability),
         "population": {kind: manifest.population.judged(kind) if manifest.population else () for kind in KINDS},

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.ops.command_line import Json, Quiet, Trusted, note, print_json, say
+from pneumofed.common.ops.command_line import Json, PointFile, Quiet, Trusted, note, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.manifest import BundleManifest
@@ -71,6 +71,7 @@ def export_command(
     ages: Ages = None,
     web: Web = None,
     runtime: Runtime = None,
+    operating_point: PointFile = None,
     check: Check = False,
     trusted: Trusted = None,
     json_: Json = False,
@@ -83,7 +84,7 @@ def export_command(
     if check:
         _check_page(run, given, trusted or (), json_)
         return
-    _check_alone(web, runtime, trusted)
+    _check_alone(web, runtime, trusted, operating_point)
     # First, since a network that is missing would waste minutes of work.
     loaded = _load_runtime(web, runtime, json_ or quiet) if web else None
     finished = _finished_bundle(run, out, given) if web else None
@@ -92,13 +93,14 @@ def export_command(
         told = _export_bundle(run, out, key, reference or (), calibration or "temperature", ages or (), json_=json_, quiet=quiet)
     if web and loaded:
         bundle = finished or Path(told["bundle"])
-        told["web"] = _export_page(bundle, trusted or (), loaded, web, _page_key(run, bundle, key), is_quiet=json_)
+        signing = _page_key(run, bundle, key)
+        told["web"] = _export_page(bundle, trusted or (), loaded, web, signing, operating_point, quiet=json_)
     if json_:
         print_json(told)
 
 
-def _check_alone(web: Path | None, runtime: Path | None, trusted: Sequence[Path] | None) -> None:
-    given = [name for name, value in (("--runtime", runtime), ("--trusted", trusted)) if value]
+def _check_alone(web: Path | None, runtime: Path | None, trusted: Sequence[Path] | None, point: Path | None) -> None:
+    given = [name for name, value in (("--runtime", runtime), ("--trusted", trusted), ("--operating-point", point)) if value]
     if given and not web:
         raise ConfigError(f"{' and '.join(given)} go with a page: give --web FOLDER too")
 
@@ -181,17 +183,19 @@ def _page_key(run: Path, bundle: Path, key: Path | None) -> Path | None:
 
 
 def _export_page(
-    bundle: Path, trusted: Sequence[Path], runtime: WebRuntime, folder: Path, key: Path | None, *, is_quiet: bool
+    bundle: Path, trusted: Sequence[Path], runtime: WebRuntime, folder: Path, key: Path | None, point: Path | None, *, quiet: bool
 ) -> dict[str, Any]:
     from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.release import use_site_point
     from pneumofed.common.wire.keys import read_private_key, read_public_key
     from pneumofed.inference.web_model.page import write_page
 
     opened = load_bundle(bundle, [read_public_key(one) for one in trusted] or None)
     if opened.manifest.preprocessing.slices:
         raise ConfigError(f"--web: {bundle} judges CT volumes, and the page takes radiographs")
+    opened = use_site_point(opened, point) if point else opened
     page = write_page(opened, runtime, folder, read_private_key(key) if key else None)
-    if not is_quiet:
+    if not quiet:
         _tell_page(page, opened.signer)
     size = sum(page.sizes.values())
     return {"folder": str(folder), "precision": page.precision, "bytes": size, "bundle": opened.digest, "signed": key is not None}

@@ -132,7 +132,7 @@ function drawFacts(facts) {
     ["sites", number(card.sites)],
     ["images", card.training_images === null ? "" : number(card.training_images)],
     ["judged_on", population.age.length ? judged : t("population.model_unknown")],
-    ["threshold", number(100 * facts.threshold, 1) + "%"],
+    ["threshold", `${number(100 * facts.threshold, 1)}%${facts.threshold_of ? ` (${facts.threshold_of})` : ""}`],
     ["calibration", t(facts.calibration.lines.length ? "web.calibrated" : "web.not_calibrated")],
     ["graph", t(`web.graph_${facts.precision}`)],
     ["software", facts.software],

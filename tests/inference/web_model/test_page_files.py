@@ -16,7 +16,7 @@ import pytest
 
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.model_bundle.bundle import Bundle
-from pneumofed.common.model_bundle.manifest import QUANTIZED, SIGNATURE_FILE
+from pneumofed.common.model_bundle.manifest import QUANTIZED, SIGNATURE_FILE, OperatingPoint
 from pneumofed.common.wire.keys import NodeKey, key_fingerprint, parse_private_key
 from pneumofed.inference.web_model import page as web_page
 from pneumofed.inference.web_model.contents import CONTENTS, check_contents
@@ -259,3 +259,11 @@ def test_every_module_of_the_page_is_used_and_imports_only_what_is_exported() ->
         returned = re.search(r"^return \{ (.*?) \};\n\Z", body, re.MULTILINE)
         assert returned
         exported[name] = set(returned[1].split(", "))
+
+
+def test_a_page_at_a_hospitals_own_threshold_decides_there_and_names_it(bundle: Bundle, tmp_path: Path) -> None:
+    own = OperatingPoint(value=0.123, policy="youden", target=0.9, raw_value=0.2, site="north")
+    write_page(bundle.deciding_at(own), RUNTIME, tmp_path / "page")
+    page = Parts((tmp_path / "page" / "index.html").read_text(encoding="utf-8"))
+    facts = json.loads(next(text for _, values, text in page.texts if values.get("id") == "facts"))
+    assert (facts["threshold"], facts["threshold_of"], facts["digest"]) == (0.123, "north", bundle.digest)
