@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pneumofed.client.data.bundles import judge_files
+from pneumofed.client.data.bundles import judge_records
 from pneumofed.common.data.dataset import load_dataset
 from pneumofed.common.data.manifest import read_manifest
 from pneumofed.common.errors import DataError, EmptySiteError
@@ -43,7 +43,7 @@ def main() -> None:
         images = load_dataset(
             read_manifest(args.manifest), bundle.manifest.task, bundle.manifest.preprocessing.image, Path(cache)
         )
-    found = judge_files(Predictor(bundle, threads=1), [images])
+    found = judge_records(Predictor(bundle, threads=1), [images])
     print(
         f"{len(found)} of {len(images)} images judged, {found.labels.sum()} with pneumonia, {len(set(found.patients))} patients"
     )

@@ -25,9 +25,7 @@ from pneumofed.client.federation.site_data import SiteData, load_site, read_site
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig, SiteConfig
 from pneumofed.common.config.reader import build_config, experiment_from_json, read_yaml
-from pneumofed.common.data.clinical import join_clinical
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.errors import PneumofedError
 from pneumofed.common.evaluation.bootstrap import bootstrap_difference
 from pneumofed.common.evaluation.metrics import choose_threshold, metrics
@@ -153,7 +151,7 @@ def pool_sites(sites: Sequence[SiteData], name: str) -> SiteData:
     """
     first = sites[0].config
     config = SiteConfig(name=name, manifest=first.manifest, work_dir=first.work_dir, device=first.device, threads=first.threads)
-    return SiteData(config, _join([site.train for site in sites]), _join([site.validation for site in sites]), {})
+    return SiteData(config, Dataset.join([site.train for site in sites]), Dataset.join([site.validation for site in sites]), {})
 
 
 def compare_baselines(folder: RunFolder, jobs: Sequence[BaselineJob], experiment: ExperimentConfig) -> BaselineTable:
@@ -231,17 +229,6 @@ def _count_round(sites: int) -> None:
 def _central_evaluator(job: BaselineJob, experiment: ExperimentConfig) -> CentralEvaluator:
     settings = build_config(CoordinatorConfig, read_yaml(job.coordinator_file), job.coordinator_file)
     return build_central_evaluator(experiment, settings.model_copy(update={"threads": 1}))
-
-
-def _join(parts: Sequence[Dataset]) -> Dataset:
-    return Dataset(
-        np.concatenate([part.pixels for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        tuple(patient for part in parts for patient in part.patients),
-        tuple(digest for part in parts for digest in part.digests),
-        sum((part.report for part in parts), DataReport()),
-        clinical=join_clinical(parts),
-    )
 
 
 def _spread(results: Mapping[str, Results], metric: str) -> MetricSpread:

@@ -86,7 +86,7 @@ def choose_at_site(
     validation, training = _own_data(config, bundle)
     predictor = Predictor(bundle, threads=config.threads)
     parts = [validation] if took_part else [training, validation]
-    found = judge_files(predictor, parts)
+    found = judge_records(predictor, parts)
     refused = sum(map(len, parts)) - len(found)
     return choose_point(found, bundle, policy, target, site=config.name, time=now(), refused=refused)
 
@@ -116,7 +116,7 @@ def _check_took_no_part(config: SiteConfig, bundle: Bundle) -> None:
         )
 
 
-def judge_files(predictor: Predictor, parts: Sequence[Dataset]) -> Predictions:
+def judge_records(predictor: Predictor, parts: Sequence[Dataset]) -> Predictions:
     """Judges the file of each image as `pneumofed predict` does: the network's own P(pneumonia), of those that the bundle can judge.
 
     Args:

@@ -8,9 +8,10 @@ small against 1 / patients (Ponomareva et al. 2023, "How to DP-fy ML", section 5
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, Protocol
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
-from pydantic import AfterValidator, Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import AfterValidator, Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from pneumofed.common.config.choices import ModelName, PrivacyUnit, StrategyName, Withheld
 from pneumofed.common.config.classes import check_class_name
@@ -186,6 +187,23 @@ class CentralSets(Protocol):
     test_manifest: str | None
     external_manifest: str | None
     held_out: dict[SetName, str]
+    reference_sets: list[str]
+
+
+Sets = TypeVar("Sets", bound=CentralSets)
+
+
+def check_reference_sets(settings: Sets) -> Sets:
+    """Validates that `reference_sets` names held-out sets that there are; a ValueError names one that is not."""
+    for name in settings.reference_sets:
+        if name not in (known := central_manifests(settings)):
+            raise ValueError(f"reference_sets: there is no held-out set {name}; there are {', '.join(known) or 'none'}")
+    return settings
+
+
+def reference_names(settings: CentralSets, present: Collection[str]) -> list[str]:
+    """Lists which of the held-out sets that are `present` a bundle's reference is made of: `reference_sets`, else the first."""
+    return [name for name in settings.reference_sets if name in present] or list(present)[:1]
 
 
 def central_manifests(settings: CentralSets) -> dict[str, str]:
@@ -197,11 +215,16 @@ def central_manifests(settings: CentralSets) -> dict[str, str]:
 class CoordinatorConfig(Section):
     """What the coordinator keeps to itself: its run folder and the held-out sets it evaluates the model on."""
 
+    _reference_sets = model_validator(mode="after")(check_reference_sets)
+
     run_dir: str
     test_manifest: str | None = None
     external_manifest: str | None = None
     held_out: dict[SetName, str] = Field(default_factory=dict)
     """Manifest of each further set by its name."""
+    reference_sets: list[str] = Field(default_factory=list)
+    """Held-out sets of patients like those of the hospitals that train, e.g. `[test, adults]`: a bundle judges images that are like
+    those of any of them. Without: like those of the first set."""
     cache_dir: str | None = None
     audit_log: str | None = None
     """The coordinator's audit log; unset, as in simulation, none is kept."""

@@ -223,12 +223,6 @@ def check_range(values: NDArray[np.float64], column: ClinicalColumn, rows: Seque
     )
 
 
-def join_clinical(parts: Sequence[Dataset]) -> Values | None:
-    """Joins the clinical values of several data sets, in order; None where they have none."""
-    found = [part.clinical for part in parts if part.clinical is not None]
-    return np.concatenate(found) if found and len(found) == len(parts) else None
-
-
 def _of_records(records: Sequence[ImageRecord], schema: ClinicalConfig, names: Mapping[str, str | None], place: str) -> Values:
     present = list(dict.fromkeys(name for record in records for name, _ in record.others))
     stated = [name for name, read in _BUILT_IN.items() if any(read(record) for record in records)]

@@ -61,6 +61,21 @@ class Dataset:
         clinical = None if self.clinical is None else self.clinical[rows]
         return Dataset(self.pixels[rows], self.labels[rows], patients, digests, self.report, records, clinical)
 
+    @classmethod
+    def join(cls, parts: Sequence[Dataset]) -> Dataset:
+        """Copies several data sets to memory as one, in order; with clinical values and records only where all of them have some."""
+        records = [part.records for part in parts]
+        clinical = [part.clinical for part in parts if part.clinical is not None]
+        return cls(
+            np.concatenate([part.pixels for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            tuple(patient for part in parts for patient in part.patients),
+            tuple(digest for part in parts for digest in part.digests),
+            sum((part.report for part in parts), DataReport()),
+            tuple(record for part in records for record in part) if all(records) else (),
+            np.concatenate(clinical) if len(clinical) == len(parts) else None,
+        )
+
 
 def load_dataset(
     manifest: Manifest, task: LabelTask, image: ImageConfig, cache_dir: Path, *, workers: int = 1, keep_duplicates: bool = False

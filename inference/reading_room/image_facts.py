@@ -33,15 +33,8 @@ SHOWN = (
     *("Rows", "Columns", "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelSpacingCalibrationType"),
     *("PixelAspectRatio", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PhotometricInterpretation"),
     *("RescaleSlope", "RescaleIntercept", "RescaleType", "WindowCenter", "WindowWidth", "VOILUTFunction", "PresentationLUTShape"),
-    *(
-        "SliceThickness",
-        "SpacingBetweenSlices",
-        "ConvolutionKernel",
-        "ReconstructionDiameter",
-        "GantryDetectorTilt",
-        "PatientPosition",
-    ),
-    *("SpiralPitchFactor", "CTDIvol"),
+    *("SliceThickness", "SpacingBetweenSlices", "ConvolutionKernel", "ReconstructionDiameter", "GantryDetectorTilt"),
+    *("PatientPosition", "SpiralPitchFactor", "CTDIvol"),
     *("BurnedInAnnotation", "LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"),
 )
 """By keyword, in the order of the page. No free text (Protocol Name, Image Comments, Body Part Examined), no date, no number of an

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pneumofed.common.config.experiment import ModelConfig
+from pneumofed.common.config.parties import reference_names
 from pneumofed.common.errors import BundleError, ConfigError, counted
 from pneumofed.common.folder_lock import owned
 from pneumofed.common.imaging.augment import GREY_MEAN, GREY_STD, IMAGENET_MEAN, IMAGENET_STD
@@ -51,6 +52,7 @@ from pneumofed.server.export.graph_checks import (
     ExportImages,
     check_graph,
     count_refusals,
+    join_sets,
     load_central,
     load_folders,
     measure_quantization,
@@ -185,9 +187,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     central = load_central(source)
     records = {part.name: part.records for part in central}
     population = measure_population(source, records, plan.ages)
-    reference = load_folders(plan.references, source.experiment.image) if plan.references else next(iter(central), None)
-    if reference is None:
-        raise BundleError("the run's central images are gone; give --reference FOLDER of radiographs to check the graph with")
+    reference, sets = find_reference(plan, source, central)
     pictures = central if not plan.references else [reference, *central]
     network = load_network(source)
     torch.save(network.state_dict(), folder / WEIGHTS)
@@ -202,7 +202,7 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     calibration = calibrate(source, plan.calibration)
     threshold = calibration.move(source.threshold)
     losses = _quantize(folder, reference, central, calibration, threshold, say)
-    described, suitability = _write_reference(folder, reference, calibration)
+    described, suitability = _write_reference(folder, reference, sets, calibration)
     hospitals = None if plan.references else find_hospital_limits(source, say)
     suitability = hospitals.suitability if hospitals else suitability
     refusals = _say_limits(folder, described, suitability, pictures, say)
@@ -243,6 +243,26 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     write_triton(folder)
     write_monai(folder, manifest)
     return seal_bundle(folder, manifest, plan.key)
+
+
+def find_reference(plan: ExportPlan, source: Source, central: Sequence[ExportImages]) -> tuple[ExportImages, tuple[str, ...]]:
+    """Finds the images that later ones must be like, and the names of their sets.
+
+    Args:
+        plan: names other ones, or none.
+        source: the run, whose coordinator says which held-out sets are of patients like the hospitals' own.
+        central: these sets.
+
+    Raises:
+        BundleError: there is none.
+    """
+    if plan.references:
+        return load_folders(plan.references, source.experiment.image), ("reference",)
+    present = {part.name: part for part in central}
+    sets = tuple(reference_names(source.coordinator, present)) if source.coordinator else ()
+    if not sets:
+        raise BundleError("the run's central images are gone; give --reference FOLDER of radiographs to check the graph with")
+    return join_sets([present[name] for name in sets]), sets
 
 
 def _described_model(source: Source, network: nn.Module) -> ModelConfig:
@@ -287,7 +307,9 @@ def _quantize(
     return losses
 
 
-def _write_reference(folder: Path, reference: ExportImages, calibration: Calibration) -> tuple[ReferenceSet, Suitability]:
+def _write_reference(
+    folder: Path, reference: ExportImages, sets: tuple[str, ...], calibration: Calibration
+) -> tuple[ReferenceSet, Suitability]:
     index = reference.draw("reference")
     logits, features = run_features(folder / NETWORK, reference, index)
     squares = reference.pictures(index)
@@ -302,7 +324,7 @@ def _write_reference(folder: Path, reference: ExportImages, calibration: Calibra
         of_image = [dict(reference.groups[row].known()) for row in index]
         arrays |= {name: np.array([groups.get(kind, "") for groups in of_image]) for kind, name in REFERENCE_GROUPS.items()}
     np.savez_compressed(folder / REFERENCE, **{name: values[kept] for name, values in arrays.items()})
-    described = ReferenceSet(sets=(reference.name,), images=len(kept), statistics=PIXEL_STATISTICS)
+    described = ReferenceSet(sets=sets, images=len(kept), statistics=PIXEL_STATISTICS)
     return described, fit_suitability(squares, features, statistics, patients=patients)
 
 

@@ -29,11 +29,7 @@ from pneumofed.common.imaging.patient_groups import PatientGroups, groups_of
 from pneumofed.common.imaging.types import ImageInfo
 from pneumofed.common.model_bundle.calibration import Calibration, pneumonia_score
 from pneumofed.common.model_bundle.image_statistics import as_pictures, pixel_statistics
-from pneumofed.common.model_bundle.manifest import (
-    GraphCheck,
-    IntervalEstimate,
-    Quantization,
-)
+from pneumofed.common.model_bundle.manifest import GraphCheck, IntervalEstimate, Quantization
 from pneumofed.common.model_bundle.predictor import graph_inputs, open_session
 from pneumofed.common.model_bundle.series import find_series, read_series_header
 from pneumofed.common.model_bundle.suitability import Inputs, Reason, Suitability, check_suitability
@@ -135,6 +131,27 @@ def load_central(source: Source) -> list[ExportImages]:
             known = dataset.pixels, dataset.labels, by_digest, dataset.patients
             found.append(ExportImages(name, *known, groups=groups, clinical=dataset.clinical))
     return found
+
+
+def join_sets(parts: Sequence[ExportImages]) -> ExportImages:
+    """Joins the images of held-out sets as one, the patients of each apart.
+
+    Args:
+        parts: at least one; a single one stays what it is.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    values = [part.clinical for part in parts if part.clinical is not None]
+    labels = [part.labels for part in parts if part.labels is not None]
+    return ExportImages(
+        " and ".join(part.name for part in parts),
+        np.concatenate([part.pixels for part in parts]),
+        np.concatenate(labels) if len(labels) == len(parts) else None,
+        {digest: record for part in parts for digest, record in part.records.items()},
+        tuple(f"{part.name} {patient}" for part in parts for patient in part.patients or map(str, range(len(part)))),
+        groups=tuple(groups for part in parts for groups in part.groups or (PatientGroups(),) * len(part)),
+        clinical=np.concatenate(values) if len(values) == len(parts) else None,
+    )
 
 
 def load_folders(folders: Sequence[Path], image: ImageConfig) -> ExportImages:

@@ -120,7 +120,7 @@ def _ask_for_the_sum(
 
 
 def _fit(coordinator: Coordinator) -> Suitability | None:
-    dataset = next(iter(coordinator.central_evaluator.sets.values()), None)
+    dataset = coordinator.central_evaluator.reference()
     if dataset is None or not len(dataset.labels):
         return None
     rows = numpy_generator("hospital reference").permutation(len(dataset.labels))[:MOST_IMAGES]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.config.parties import CoordinatorConfig, central_manifests
+from pneumofed.common.config.parties import CoordinatorConfig, central_manifests, reference_names
 from pneumofed.common.data.clinical import with_clinical
 from pneumofed.common.data.dataset import Dataset, load_dataset
 from pneumofed.common.data.manifest import ImageRecord, read_manifest
@@ -38,12 +38,26 @@ CAUSES = ("bacterial", "viral")
 
 @dataclass(frozen=True)
 class CentralEvaluator:
-    """The central sets, ready to be predicted. `sets` maps the name of each to what the coordinator holds of them."""
+    """The central sets, ready to be predicted.
+
+    Attributes:
+        sets: by name, what the coordinator holds of them.
+        own: names of those whose patients are like the hospitals' own (`CoordinatorConfig.reference_sets`).
+    """
 
     experiment: ExperimentConfig
     sets: Mapping[str, Dataset]
     compute: Compute
     cache_dir: Path
+    own: Sequence[str] = ()
+
+    def reference(self) -> Dataset | None:
+        """The `own` sets as one, in memory where there are several, the patients of each apart; None where there is none."""
+        parts = [self.sets[name] for name in self.own]
+        if len(parts) < 2:
+            return parts[0] if parts else None
+        named = zip(self.own, parts, strict=True)
+        return Dataset.join([replace(part, patients=tuple(f"{name} {one}" for one in part.patients)) for name, part in named])
 
     def predict(self, model: nn.Module) -> dict[str, Predictions]:
         """Predicts each set with `model`. Images and patients carry opaque ids."""
@@ -120,7 +134,8 @@ def build_central_evaluator(experiment: ExperimentConfig, coordinator: Coordinat
         )
         for name, path in central_manifests(coordinator).items()
     }
-    return CentralEvaluator(experiment, sets, build_compute(coordinator.device, "fp32", coordinator.threads), cache)
+    compute = build_compute(coordinator.device, "fp32", coordinator.threads)
+    return CentralEvaluator(experiment, sets, compute, cache, reference_names(coordinator, sets))
 
 
 def bootstrap_settings(experiment: ExperimentConfig, name: str) -> Bootstrap:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pneumofed.common.config.experiment import Section
-from pneumofed.common.config.parties import SetName
+from pneumofed.common.config.parties import SetName, check_reference_sets
 from pneumofed.common.config.reader import build_config, merge, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
@@ -48,6 +48,8 @@ class LoopbackPorts(Section):
 class CoordinatorSettings(Section):
     """`coordinator.yaml` with `local.yaml` laid over it."""
 
+    _reference_sets = model_validator(mode="after")(check_reference_sets)
+
     federation: Name
     hosts: Annotated[list[Host], Field(min_length=1)]
     """Names and addresses under which sites reach the coordinator; the server certificate holds them. The first is in the kits."""
@@ -67,6 +69,8 @@ class CoordinatorSettings(Section):
     """Held-out set of another place."""
     held_out: dict[SetName, str] = Field(default_factory=dict)
     """Manifest of each further held-out set by its name, e.g. `adults`."""
+    reference_sets: list[str] = Field(default_factory=list)
+    """As in `common.config.parties.CoordinatorConfig`."""
     cache_dir: str = "state/cache"
     """Decoded images of these sets."""
     device: str = "auto"

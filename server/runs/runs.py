@@ -236,6 +236,7 @@ class Runs:
             device=own.device,
             threads=own.threads,
             held_out=manifests,
+            reference_sets=own.reference_sets,
             survey=None,
             slow=None,
             **absolute,

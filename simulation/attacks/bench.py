@@ -25,7 +25,7 @@ from pneumofed.common.errors import ConfigError
 from pneumofed.common.evaluation.bootstrap import Bootstrap
 from pneumofed.common.privacy.accounting import epsilon as accounted_epsilon
 from pneumofed.common.seeds import derive_seed, numpy_generator
-from pneumofed.simulation.attacks.canaries import audit, join, make_canaries, toss
+from pneumofed.simulation.attacks.canaries import audit, make_canaries, toss
 from pneumofed.simulation.attacks.membership import (
     MembershipResult,
     by_patient,
@@ -181,7 +181,7 @@ def attack_canaries(bench: Bench, say: Say) -> list[dict[str, Any]]:
     cfg = bench.cfg
     canaries = make_canaries(bench.spare, cfg.canary_kind, bench.experiment.task, cfg.canaries, cfg.seed)
     included = toss(cfg.canaries, cfg.seed)
-    train = join([bench.site, canaries.subset(np.flatnonzero(included))])
+    train = Dataset.join([bench.site, canaries.subset(np.flatnonzero(included))])
     jobs = [Victim("canaries", bench.at(epsilon), train, canaries, bench.cache_dir, bench.others) for epsilon in bench.epsilons]
     rows = []
     for epsilon, scores in zip(bench.epsilons, run_all(margins_of, jobs, cfg.workers), strict=True):

@@ -8,7 +8,6 @@ right guesses as were seen rule out every epsilon below the bound (`audit`). Not
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,7 +16,6 @@ import numpy.typing as npt
 from scipy import stats
 
 from pneumofed.common.config.classes import LabelTask, classes_of
-from pneumofed.common.data.clinical import join_clinical
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.seeds import numpy_generator
@@ -171,18 +169,6 @@ def make_canaries(others: Dataset, kind: CanaryKind, task: LabelTask, count: int
         return replace(chosen, labels=wrong.astype(np.int64), patients=names)
     patterns = _patterns(count, chosen.pixels.shape[1], generator)
     return replace(chosen, pixels=patterns, labels=generator.integers(0, classes, count), patients=names)
-
-
-def join(parts: Sequence[Dataset]) -> Dataset:
-    """Joins the images of all `parts`, in order, in memory; the report is that of the first."""
-    return Dataset(
-        np.concatenate([part.pixels for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        tuple(patient for part in parts for patient in part.patients),
-        tuple(digest for part in parts for digest in part.digests),
-        parts[0].report,
-        clinical=join_clinical(parts),
-    )
 
 
 def _patterns(count: int, size_px: int, generator: np.random.Generator) -> npt.NDArray[np.uint8]:

@@ -24,7 +24,7 @@ from pneumofed.common.wire.keys import format_public_key, read_private_key, writ
 from pneumofed.server.provisioning.authority import open_authority
 from pneumofed.server.runs.records import CENTRAL_SETS
 from pneumofed.simulation.hospitals.archive import render_archive
-from pneumofed.simulation.hospitals.sources import SimulationConfig
+from pneumofed.simulation.hospitals.sources import DIVIDED, SimulationConfig
 from pneumofed.simulation.hospitals.study import VirtualStudy, gather, keep_apart
 from pneumofed.simulation.phantoms.clinical import give_values
 from pneumofed.simulation.phantoms.ct_sets import write_ct_phantoms
@@ -116,8 +116,9 @@ def lay_out(
     _write_secret(run_dir, "coordinator", experiment.seed)
     virtual = cfg.slow if cfg.slow or experiment.strategy.buffer is not None else None
     roster = str(identities[1]) if identities[1] else None
+    own = [name for name in study.held_out if name == DIVIDED or name in cfg.hold_out]
     settings = CoordinatorConfig(run_dir=str(run_dir), resume=resume, device=cfg.device, key_roster=roster, slow=virtual)
-    coordinator = _write_coordinator({name: source.manifest for name, source in study.held_out.items()}, settings)
+    coordinator = _write_coordinator({name: source.manifest for name, source in study.held_out.items()}, own, settings)
     return Federation(sites, coordinator, tuple(names), tuple(parts), study.phantom, study.report)
 
 
@@ -218,7 +219,7 @@ def _find_data(cfg: SimulationConfig, experiment: ExperimentConfig, run_dir: Pat
     return folder, folder / "external"
 
 
-def _write_coordinator(held_out: Mapping[str, Manifest], settings: CoordinatorConfig) -> Path:
+def _write_coordinator(held_out: Mapping[str, Manifest], reference_sets: Sequence[str], settings: CoordinatorConfig) -> Path:
     folder = Path(settings.run_dir) / "coordinator"
     folder.mkdir(parents=True, exist_ok=True)
     files = {name: folder / f"{name}.csv" for name in held_out}
@@ -228,7 +229,9 @@ def _write_coordinator(held_out: Mapping[str, Manifest], settings: CoordinatorCo
     others = {name: str(file) for name, file in files.items() if name not in CENTRAL_SETS}
     _write_yaml(
         folder / "coordinator.yaml",
-        settings.model_copy(update={**own, "held_out": others, "cache_dir": str(folder / "cache")}),
+        settings.model_copy(
+            update={**own, "held_out": others, "reference_sets": list(reference_sets), "cache_dir": str(folder / "cache")}
+        ),
     )
     return folder / "coordinator.yaml"
 

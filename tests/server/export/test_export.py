@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import PIL.Image
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -16,6 +18,8 @@ from typer.testing import CliRunner
 
 from pneumofed.cli.main import app
 from pneumofed.common.config.experiment import ImageConfig
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.reader import build_config
 from pneumofed.common.data.manifest import ImageRecord, Manifest, write_manifest
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.evaluation.predictions import Predictions
@@ -30,10 +34,12 @@ from pneumofed.inference.monitor.reference import reference_of
 from pneumofed.inference.web_model import runtime
 from pneumofed.inference.web_model.contents import check_contents
 from pneumofed.server.export import export as module
-from pneumofed.server.export.export import ExportPlan, export_run, first_of_each
-from pneumofed.server.export.graph_checks import load_folders
+from pneumofed.server.export.export import ExportPlan, export_run, find_reference, first_of_each
+from pneumofed.server.export.graph_checks import load_central, load_folders
 from pneumofed.server.export.measures import calibrate, measure_validation
 from pneumofed.server.export.source import read_finished_run
+from pneumofed.server.federation.central_evaluation import build_central_evaluator
+from pneumofed.server.operations.settings import CoordinatorSettings
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.summary_records import RunSummary
 from tests.dicom_factory import write_dicom
@@ -273,3 +279,49 @@ def test_references_of_a_manifest_and_of_dicom_files_have_their_patients_groups(
     record = ImageRecord(tmp_path / "dicom" / "a.dcm", "p", "normal", age_years=5.0)
     write_manifest(Manifest((record,)), tmp_path / "m.csv")
     assert load_folders([tmp_path / "m.csv"], image).groups == (PatientGroups(AgeGroup.CHILD),)
+
+
+def with_second_set(run: RunFolder, folder: Path, *reference: str) -> Path:
+    """A copy of the run whose coordinator also has the set `adults`: twenty other images, of patients of the same names."""
+    copy = RunFolder(Path(shutil.copytree(run.path, folder / "run")))
+    records = []
+    for number, (image, label) in enumerate(phantom_images(20, seed=77)):
+        file = folder / f"{number}.png"
+        PIL.Image.fromarray(np.rint(image.pixels * 120).astype(np.uint8)).save(file)
+        records.append(ImageRecord(file, f"patient-{number}", ("normal", "pneumonia")[label]))
+    write_manifest(Manifest(tuple(records)), folder / "adults.csv")
+    settings = yaml.safe_load((copy.path / "coordinator.yaml").read_text())
+    settings |= {"run_dir": str(copy.path), "held_out": {"adults": str(folder / "adults.csv")}, "reference_sets": list(reference)}
+    (copy.path / "coordinator.yaml").write_text(yaml.safe_dump(settings))
+    return copy.path
+
+
+def test_later_images_must_be_like_those_of_any_set_of_the_hospitals_own_patients(run: RunFolder, tmp_path: Path) -> None:
+    path = with_second_set(run, tmp_path, "test", "adults")
+    source, plan = read_finished_run(path), ExportPlan(path, tmp_path / "bundle", signing_key())
+    central = load_central(source)
+    reference, sets = find_reference(plan, source, central)
+    assert sets == ("test", "adults") and [len(part) for part in central] == [60, 20] and len(reference) == 80
+    np.testing.assert_array_equal(reference.pixels, np.concatenate([part.pixels for part in central]))
+    assert reference.labels is not None and reference.labels.tolist() == [one for part in central for one in there(part.labels)]
+    assert len(set(there(reference.patients))) == 80, "patient-0 of one set is not patient-0 of the other"
+    assert len(reference.groups) == 80
+    judged = there(build_central_evaluator(source.experiment, there(source.coordinator)).reference())
+    np.testing.assert_array_equal(judged.pixels, reference.pixels)
+    assert judged.patients == reference.patients
+
+
+def test_without_a_word_of_the_coordinator_the_first_set_alone_is_the_reference(run: RunFolder, tmp_path: Path) -> None:
+    path = with_second_set(run, tmp_path)
+    source = read_finished_run(path)
+    central = load_central(source)
+    reference, sets = find_reference(ExportPlan(path, tmp_path / "bundle", signing_key()), source, central)
+    assert sets == ("test",) and reference is central[0]
+
+
+def test_a_reference_set_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:
+    for kind, more in ((CoordinatorConfig, {"run_dir": "."}), (CoordinatorSettings, {"federation": "f", "hosts": ["a.example"]})):
+        with pytest.raises(ConfigError, match="there is no held-out set adult; there are test, adults"):
+            build_config(
+                kind, {**more, "test_manifest": "t.csv", "held_out": {"adults": "a.csv"}, "reference_sets": ["adult"]}, "it"
+            )

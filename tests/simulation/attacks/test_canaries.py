@@ -11,7 +11,7 @@ from scipy import stats
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.errors import ConfigError
-from pneumofed.simulation.attacks.canaries import Guesses, audit, epsilon_lower_bound, guess, join, make_canaries, p_value, toss
+from pneumofed.simulation.attacks.canaries import Guesses, audit, epsilon_lower_bound, guess, make_canaries, p_value, toss
 
 
 def _data(patients: int, size_px: int = 32) -> Dataset:
@@ -123,6 +123,6 @@ def test_more_canaries_than_patients_are_refused() -> None:
 
 def test_joined_data_holds_both_parts_in_order() -> None:
     first, second = _data(2), _data(3)
-    joined = join([first, second])
+    joined = Dataset.join([first, second])
     assert joined.patients == first.patients + second.patients
     assert np.array_equal(joined.pixels[4:], second.pixels)

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pneumofed.common.config.reader import build_config
+from pneumofed.common.config.parties import CoordinatorConfig
+from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
+from pneumofed.simulation.hospitals.federation import lay_out
 from pneumofed.simulation.hospitals.sources import SimulationConfig, check_places, read_source
 from pneumofed.simulation.hospitals.study import VirtualStudy, count_hospitals, gather, keep_apart
 from pneumofed.simulation.phantoms.phantom import write_phantoms
+from tests.tiny import tiny_experiment
 
 
 def image(path: Path, seed: int) -> Path:
@@ -118,6 +121,17 @@ def test_a_share_of_the_patients_is_held_out_and_does_not_train(tmp_path: Path) 
     trained = {patient for hospital in study.hospitals for patient in hospital.manifest.patients}
     assert not held & trained and held | trained == set(people("a", 20))
     assert 4 <= len(held) <= 8
+
+
+def test_later_images_must_be_like_those_of_any_source_that_trains_and_not_like_other_sets(tmp_path: Path) -> None:
+    children, adults = kaggle(tmp_path / "children", 12), table(tmp_path / "adults", people("a", 20))
+    cfg = SimulationConfig(
+        data=str(children), hospitals=2, partition="iid", sources={"adults:2": str(adults)}, hold_out={"adults": 0.3},
+        held_out={"elsewhere": str(table(tmp_path / "elsewhere", people("e", 4), first=700))},
+    )  # fmt: skip
+    federation = lay_out(cfg, tiny_experiment(), tmp_path / "run", resume=False)
+    written = build_config(CoordinatorConfig, read_yaml(federation.coordinator_file), "coordinator.yaml")
+    assert written.reference_sets == ["test", "adults"] and set(written.held_out) == {"elsewhere", "adults"}
 
 
 def test_held_out_patients_and_images_are_taken_out_of_training(tmp_path: Path) -> None:
