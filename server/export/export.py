@@ -335,8 +335,7 @@ def _say_limits(
     if reference.images < MIN_REFERENCE_IMAGES:
         say(
             f"the reference has {counted(reference.images, 'patient')}: with fewer than {MIN_REFERENCE_IMAGES} drift cannot be watched, "
-            "and the "
-            "reading room and `monitor` will refuse to; give more images with --reference"
+            "and the reading room and `monitor` will refuse to; give more images with --reference"
         )
     found = [count_refusals(folder / NETWORK, part, suitability) for part in pictures]
     for one in found:
@@ -346,7 +345,5 @@ def _say_limits(
 
 def first_of_each(patients: Sequence[Hashable]) -> list[int]:
     """Finds the position of the first image of each patient, in order."""
-    seen: dict[Hashable, int] = {}
-    for position, patient in enumerate(patients):
-        seen.setdefault(patient, position)
-    return list(seen.values())
+    first = {patient: position for position, patient in reversed(list(enumerate(patients)))}
+    return sorted(first.values())

@@ -134,11 +134,7 @@ def load_central(source: Source) -> list[ExportImages]:
 
 
 def join_sets(parts: Sequence[ExportImages]) -> ExportImages:
-    """Joins the images of held-out sets as one, the patients of each apart.
-
-    Args:
-        parts: at least one; a single one stays what it is.
-    """
+    """Joins the images of one or more held-out sets as one, the patients of each apart; a single set stays what it is."""
     if len(parts) == 1:
         return parts[0]
     values = [part.clinical for part in parts if part.clinical is not None]
