@@ -62,9 +62,6 @@ def main() -> None:
                 for rate, of in rates.items()
             ),
         )
-    for rate in RATES:
-        inside = [one["low", rate] <= one["own", rate] <= one["high", rate] for one in repeats]
-        print(f"{rate} of the new half within the interval that was told: {np.mean(inside):.1%}")
 
 
 def _halves(found: Predictions, bundle: Bundle, target: float | None, seed: int) -> dict[tuple[str, str], float] | None:
@@ -78,10 +75,7 @@ def _halves(found: Predictions, bundle: Bundle, target: float | None, seed: int)
     new = Statistics.of(_part(found, ~chooses))
     at_bundle, at_own = metrics(new, bundle.manifest.threshold.raw_value), metrics(new, point.point.raw_value)
     values = {("bundle", rate): at_bundle[rate] for rate in RATES} | {("own", rate): at_own[rate] for rate in RATES}
-    for rate in RATES:
-        told = point.at_own[rate]
-        values |= {("told", rate): told.value or 0.0, ("low", rate): told.low or 0.0, ("high", rate): told.high or 0.0}
-    return values
+    return values | {("told", rate): point.at_own[rate].value or 0.0 for rate in RATES}
 
 
 def _part(found: Predictions, rows: np.ndarray) -> Predictions:

@@ -20,7 +20,7 @@ from pneumofed.common.config.choices import ThresholdPolicyName
 from pneumofed.common.config.experiment import ExperimentConfig, ModelConfig, TrainingConfig
 from pneumofed.common.config.parties import SiteConfig
 from pneumofed.common.data.dataset import Dataset
-from pneumofed.common.errors import ConfigError, ImageError
+from pneumofed.common.errors import ConfigError, EmptySiteError, ImageError
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.imaging.types import Image
 from pneumofed.common.model_bundle.bundle import Bundle
@@ -88,7 +88,11 @@ def choose_at_site(
     parts = [validation] if took_part else [training, validation]
     found = judge_records(predictor, parts)
     refused = sum(map(len, parts)) - len(found)
-    return choose_point(found, bundle, policy, target, site=config.name, time=now(), refused=refused)
+    try:
+        return choose_point(found, bundle, policy, target, site=config.name, time=now(), refused=refused)
+    except EmptySiteError as error:
+        way_on = "; a hospital that was not in the bundle's run has more: --took-no-part" if took_part else ""
+        raise EmptySiteError(f"{error}{way_on}") from None
 
 
 def _own_data(config: SiteConfig, bundle: Bundle) -> tuple[Dataset, Dataset]:
