@@ -206,6 +206,13 @@ def reference_names(settings: CentralSets, present: Collection[str]) -> list[str
     return [name for name in settings.reference_sets if name in present] or list(present)[:1]
 
 
+def foreign_names(settings: CentralSets) -> list[str]:
+    """Lists the held-out sets of other hospitals than those that train: `external`, and where `reference_sets` tells which sets are of
+    their own patients, all others."""
+    own = {"test", *settings.reference_sets}
+    return [name for name in central_manifests(settings) if name == "external" or (settings.reference_sets and name not in own)]
+
+
 def central_manifests(settings: CentralSets) -> dict[str, str]:
     """Lists the manifest of each held-out set: `test`, `external`, then the named ones; those that are not configured are left out."""
     named = {"test": settings.test_manifest, "external": settings.external_manifest}

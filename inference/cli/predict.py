@@ -102,14 +102,15 @@ def predict_command(
     raise typer.Exit(_exit_code(summary))
 
 
-def _open_bundle(path: Path, trusted: list[Path] | None, point: Path | None) -> Bundle:
-    """The bundle, at a hospital's own operating point if there is one; without keys that are trusted it is said who signed it."""
+def _open_bundle(path: Path, trusted: list[Path] | None, point: Path | None, *, tell: bool = True) -> Bundle:
+    """The bundle, at a hospital's own operating point if there is one; without keys that are trusted it is said who signed it, unless the
+    command says so itself."""
     from pneumofed.common.model_bundle.bundle import load_bundle
     from pneumofed.common.release import use_site_point
     from pneumofed.common.wire.keys import read_public_key
 
     opened = load_bundle(path, [read_public_key(key) for key in trusted] if trusted else None)
-    if not trusted:
+    if tell and not trusted:
         note(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim")
     return use_site_point(opened, point) if point else opened
 
@@ -215,7 +216,7 @@ def explain_command(
     from pneumofed.common.ops.progress import open_progress
     from pneumofed.inference.explain.files import RESULT_FILE, ExplanationRequest
 
-    opened = _open_bundle(bundle, trusted, operating_point)
+    opened = _open_bundle(bundle, trusted, operating_point, tell=False)
     methods = _every_method(opened) if all_ else choose_methods(method or ["grad-cam"], "--method")
     chosen = choose_target(target, opened.manifest.classes, "--target")
     table = _clinical_table(clinical, Predictor(opened, threads=1)) if clinical else None

@@ -133,7 +133,7 @@ def describe_model(predictor: Predictor) -> dict[str, Any]:
         "created": manifest.created.isoformat(),
         "threshold": manifest.threshold.value,
         "policy": manifest.threshold.policy,
-        "threshold_of": manifest.threshold.site,
+        **({"threshold_of": manifest.threshold.site} if manifest.threshold.site else {}),
         "phantom": manifest.card.phantom,
     }
 

@@ -210,8 +210,7 @@ def _gather(models: tuple[Bundle, Bundle], run: Path | None, folder: Path | None
     keys = site_keys(CoordinatorFolder(folder)) if folder else {}
     sites = {**(virtual_comparisons(run, models) if run else {}), **read_verdicts(verdicts, keys, models)}
     expected = sites_of_run(run) if run else []
-    needed = tuple(dict.fromkeys((*sets.manifests, "external")))
-    return Evidence(central, sites, expected, max(len(expected), models[1].manifest.card.sites), needed)
+    return Evidence(central, sites, expected, max(len(expected), models[1].manifest.card.sites), sets.needed)
 
 
 def _sets(run: Path | None, folder: Path | None) -> Sets:

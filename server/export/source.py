@@ -13,7 +13,6 @@ from pathlib import Path
 from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
-from pneumofed.common.config.reader import build_config, read_yaml
 from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.model_bundle.manifest import CardFacts, PrivacySpent, Provenance
@@ -81,7 +80,7 @@ def read_finished_run(path: Path) -> Source:
     kept = run.folder.read_validation(len(classes_of(run.experiment.task)))
     is_shared = run.experiment.strategy.name != "fedbn"
     validation = kept[1] if kept and kept[0] == checkpoint.round and is_shared else None
-    return Source(run, run.experiment, run.threshold, checkpoint, validation, _coordinator(path))
+    return Source(run, run.experiment, run.threshold, checkpoint, validation, run.folder.read_coordinator())
 
 
 def describe_source(source: Source) -> CardFacts:
@@ -101,14 +100,6 @@ def describe_source(source: Source) -> CardFacts:
         privacy=_privacy(source),
         provenance=_provenance(source),
     )
-
-
-def _coordinator(path: Path) -> CoordinatorConfig | None:
-    """Of a federation it lies in the run folder, of a simulation in `coordinator/`."""
-    for file in (path / "coordinator.yaml", path / "coordinator" / "coordinator.yaml"):
-        if file.is_file():
-            return build_config(CoordinatorConfig, read_yaml(file), str(file))
-    return None
 
 
 def _privacy(source: Source) -> PrivacySpent | None:

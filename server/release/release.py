@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pneumofed.common.audit.log import COORDINATOR_ACTOR, RELEASE_EVENT, AuditLog
-from pneumofed.common.config.parties import CentralSets, CoordinatorConfig, central_manifests
-from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.config.parties import CentralSets, central_manifests, foreign_names
 from pneumofed.common.data.clinical import with_clinical
 from pneumofed.common.data.dataset import load_dataset
 from pneumofed.common.data.manifest import read_manifest
@@ -43,6 +42,13 @@ class Sets:
     cache: Path
     device: str = "auto"
     threads: int = 0
+    foreign: Sequence[str] = ()
+    """Names of those of other hospitals than the ones that train."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """Those that must be compared before a release: all, and one of other hospitals at least."""
+        return (*self.manifests, *(() if self.foreign else ("external",)))
 
     @classmethod
     def of_run(cls, run: Path) -> Sets:
@@ -51,16 +57,15 @@ class Sets:
         Raises:
             ConfigError: it is no run folder.
         """
-        files = [run / "coordinator.yaml", run / "coordinator" / "coordinator.yaml"]
-        file = next((file for file in files if file.is_file()), None)
-        if file is None:
+        settings = RunFolder(run).read_coordinator()
+        if settings is None:
             raise ConfigError(f"{run} is no run folder: it holds no coordinator.yaml")
-        settings = build_config(CoordinatorConfig, read_yaml(file), str(file))
         return cls(
             _given(settings),
             Path(settings.cache_dir or run / "cache"),
             settings.device,
             settings.threads,
+            foreign_names(settings),
         )
 
     @classmethod
@@ -68,7 +73,7 @@ class Sets:
         """Finds those of the coordinator folder."""
         settings = place.settings()
         manifests = {name: place.path / path for name, path in _given(settings).items()}
-        return cls(manifests, place.path / settings.cache_dir, settings.device, settings.threads)
+        return cls(manifests, place.path / settings.cache_dir, settings.device, settings.threads, foreign_names(settings))
 
 
 def _given(settings: CentralSets) -> dict[str, Path]:

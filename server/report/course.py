@@ -264,7 +264,7 @@ def _when(run: StoredRun, error: str) -> str:
     in_round = ROUND_PREFIX.match(error)
     if in_round:
         return f"in round {in_round[1]}"
-    if run.is_final("test") or run.is_final("external"):
+    if any(run.is_final(name) for name in run.sets):
         return "after the last round"
     return f"after round {run.completed}" if run.completed else "before the end of the first round"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pneumofed.common.config.classes import classes_of
 from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig, foreign_names
 from pneumofed.common.config.reader import read_yaml
 from pneumofed.common.errors import PneumofedError
 from pneumofed.common.evaluation.predictions import Predictions
@@ -50,6 +51,7 @@ class StoredRun:
     simulation: Mapping[str, Any]
     predictions: Mapping[str, Predictions]
     problems: list[str] = field(default_factory=list)
+    coordinator: CoordinatorConfig | None = None
 
     @property
     def name(self) -> str:
@@ -87,6 +89,12 @@ class StoredRun:
         measured = [name for line in self.history for name in line.measured if name != "validation"]
         found = dict.fromkeys([*self.summary.results, *measured])
         return [name for name in CENTRAL_SETS if name in found] + [name for name in found if name not in CENTRAL_SETS]
+
+    @property
+    def foreign_sets(self) -> list[str]:
+        """Those of `sets` with results that are of other hospitals than the ones that train, as far as the coordinator's settings tell."""
+        known = foreign_names(self.coordinator) if self.coordinator else ["external"]
+        return [name for name in self.sets if name in known and self.results(name) and self.size(name).images]
 
     @property
     def reported_line(self) -> RoundRecord | None:
@@ -206,6 +214,7 @@ def read_run(path: Path) -> StoredRun:
         simulation=_or_note(problems, {}, lambda: _read_if_there(path / "simulation.yaml")),
         predictions={name: found for name, found in predictions.items() if found is not None},
         problems=problems,
+        coordinator=_or_note(problems, None, folder.read_coordinator),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pneumofed.common.config.classes import in_words
 from pneumofed.common.errors import counted
 from pneumofed.common.ops.study_code import describe_name, is_study_code
-from pneumofed.server.report.numbers import ReportedEstimate, difference, hundred_span, number, of_hundred, whole
+from pneumofed.server.report.numbers import ReportedEstimate, difference, hundred_span, number, of_hundred
 from pneumofed.server.report.read_run import StoredRun
 from pneumofed.server.runs.records import CENTRAL_SETS, set_noun
 from pneumofed.server.runs.summary_records import MetricInterval
@@ -210,14 +210,16 @@ def _limit_of_images(run: StoredRun) -> str:
 
 
 def _limit_of_external(run: StoredRun) -> str:
-    size, other = run.size("external"), run.size("test")
-    if not run.results("external") or not size.images:
-        return "No external set was judged, so how the model does in a hospital that took no part is unknown."
-    against = f" against {100 * other.pneumonia / other.images:.0f}% in the test set" if other.images else ""
+    if not (foreign := run.foreign_sets):
+        return "No set of other hospitals was judged, so how the model does in a hospital that took no part is unknown."
+    sizes = {name: size for name in [*foreign, "test"] if (size := run.size(name)).images}
+    shares = [
+        f"{100 * size.pneumonia / size.images:.0f}% of {size.images:,} in the {set_noun(name)}" for name, size in sizes.items()
+    ]
     return (
-        f"The external set is of another origin than the training images, and {100 * size.pneumonia / size.images:.0f}% of its "
-        f"{whole(size.images)} images show {in_words('pneumonia', run.classes)}{against}: accuracy, precision and calibration cannot be "
-        "compared between the two sets, and a result there is a first test of transfer, no proof."
+        f"Of another origin than the training images: the {' and the '.join(map(set_noun, foreign))}. The "
+        f"{in_words('share of pneumonia', run.classes)} is {', '.join(shares)}: accuracy, precision and calibration cannot be compared "
+        "between them, and a result there is a first test of transfer, no proof."
     )
 
 

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from pneumofed.common.config.experiment import EarlyStoppingConfig, ExperimentConfig
+from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.config.reader import build_config, format_yaml, read_yaml
 from pneumofed.common.errors import CheckpointError
 from pneumofed.common.evaluation.statistics import MAX_IMAGES, Statistics
@@ -182,6 +183,16 @@ class RunFolder:
             ConfigError: the file is missing or wrong.
         """
         return build_config(ExperimentConfig, read_yaml(self.config), str(self.config))
+
+    def read_coordinator(self) -> CoordinatorConfig | None:
+        """Reads the coordinator's settings: of a federation they lie in the run folder, of a simulation in `coordinator/`; None without.
+
+        Raises:
+            ConfigError: the file is wrong.
+        """
+        files = (self.path / "coordinator.yaml", self.path / "coordinator" / "coordinator.yaml")
+        file = next((file for file in files if file.is_file()), None)
+        return build_config(CoordinatorConfig, read_yaml(file), str(file)) if file else None
 
     def write_environment(self) -> None:
         """Writes what the run runs on."""

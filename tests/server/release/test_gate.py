@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from pneumofed.common.release import (
 )
 from pneumofed.common.wire.keys import NodeKey, PrivateKey, parse_private_key
 from pneumofed.server.release.gate import Evidence, decide_release, first_release
-from pneumofed.server.release.release import publish, read_verdicts, summary_lines, write_release_page
+from pneumofed.server.release.release import Sets, publish, read_verdicts, summary_lines, write_release_page
 from tests.model_bundles import signing_key
 from tests.server.release.models import NOW, comparison, network, seal_network
 
@@ -218,3 +219,25 @@ def test_a_set_without_a_class_and_a_site_that_tells_of_classes_are_refused(mode
     verdict = {"site": "north", "time": NOW, "old": "0" * 64, "new": "1" * 64, "comparison": one.model_dump()}
     with pytest.raises(ValidationError):
         SiteVerdict.model_validate(verdict)
+
+
+ADULTS, FAR = {"adults": "a.csv"}, {"adults": "a.csv", "far": "f.csv"}
+OWN = ["test", "adults"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "needed"),
+    [
+        ({}, ("test", "external")),
+        ({"external_manifest": "e.csv"}, ("test", "external")),
+        ({"held_out": ADULTS}, ("test", "adults", "external")),
+        ({"held_out": ADULTS, "reference_sets": OWN}, ("test", "adults", "external")),
+        ({"held_out": FAR, "reference_sets": OWN}, ("test", "adults", "far")),
+    ],
+)
+def test_all_sets_and_one_of_other_hospitals_must_be_compared(
+    tmp_path: Path, settings: dict[str, Any], needed: tuple[str, ...]
+) -> None:
+    """A set whose name says nothing is of other hospitals only where the coordinator says which ones are not."""
+    (tmp_path / "coordinator.yaml").write_text(json.dumps({"run_dir": ".", "test_manifest": "t.csv", **settings}))
+    assert Sets.of_run(tmp_path).needed == needed

@@ -290,3 +290,39 @@ def test_a_threshold_that_clearly_misses_its_target_on_a_set_is_said_with_the_wa
     maker.folder.write_summary(summary.updated(test=test, external=external))
     sentence = "It was chosen for a sensitivity of 0.90, which is clearly not reached in the external set:"
     assert (sentence in read(tmp_path).text) is said
+
+
+def test_sets_of_other_hospitals_are_told_from_those_of_the_hospitals_own_patients(tmp_path: Path) -> None:
+    maker = RunMaker(tmp_path).rounds(2).end("succeeded", ["test", "external"])
+    summary = maker.folder.read_summary()
+    results, counts = summary.results["test"], summary.data["test"]
+    held = {
+        "held_out": {"adults": results, "elsewhere": results},
+        "data": {**summary.data, "adults": counts, "elsewhere": counts},
+    }
+    maker.folder.write_summary(summary.updated(**held))
+    settings = {
+        "run_dir": ".",
+        "test_manifest": "t",
+        "external_manifest": "x",
+        "held_out": {"adults": "a", "elsewhere": "e"},
+        "reference_sets": ["test", "adults"],
+    }
+    (tmp_path / "coordinator.yaml").write_text(json.dumps(settings))
+    text = read(tmp_path).text
+    assert "Of another origin than the training images: the external set and the elsewhere set." in text
+    assert (
+        "The share of pneumonia is 91% of 132 in the external set, 62% of 160 in the elsewhere set, 62% of 160 in the test set:"
+        in text
+    )
+
+
+def test_where_only_the_hospitals_own_patients_were_judged_it_is_said(tmp_path: Path) -> None:
+    maker = RunMaker(tmp_path).rounds(2, ["test"]).end("succeeded", ["test"])
+    assert "No set of other hospitals was judged" in read(maker.path).text
+
+
+def test_coordinator_settings_that_cannot_be_read_leave_a_report(tmp_path: Path) -> None:
+    RunMaker(tmp_path).rounds(2).end("succeeded", ["test"])
+    (tmp_path / "coordinator.yaml").write_text("run_dir: [")
+    check(read(tmp_path))
