@@ -66,6 +66,7 @@ class ExportImages:
         skipped: files that could not be used.
         groups: of the patient of each image; empty where nobody knows.
         clinical: clinical values, float32 [N, K]; None where the model takes none, or none is known.
+        sizes: of several sets that were joined, the images of each, in order.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ExportImages:
     skipped: int = 0
     groups: tuple[PatientGroups, ...] = ()
     clinical: npt.NDArray[np.float32] | None = None
+    sizes: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -102,16 +104,17 @@ class ExportImages:
         return None if self.clinical is None else self.clinical[index]
 
     def draw(self, purpose: str, most: int = MOST_IMAGES_OF_A_SET) -> npt.NDArray[np.int64]:
-        """Draws positions in random order, the same each time.
+        """Draws positions, int64 [n], in random order, the same each time; of no joined set more than its share, so that none is drowned.
 
         Args:
             purpose: names the draw; each purpose has its own order.
             most: how many at most.
-
-        Returns:
-            int64 [n], n up to `most`.
         """
-        return numpy_generator("export", purpose, self.name).permutation(len(self))[:most].astype(np.int64)
+        order = numpy_generator("export", purpose, self.name).permutation(len(self))
+        part = np.searchsorted(np.cumsum(self.sizes[:-1]), order, side="right")
+        for number in range(len(self.sizes)):
+            order[np.flatnonzero(part == number)[most // len(self.sizes) :]] = -1
+        return order[order >= 0][:most].astype(np.int64)
 
 
 def load_central(source: Source) -> list[ExportImages]:
@@ -134,19 +137,19 @@ def load_central(source: Source) -> list[ExportImages]:
 
 
 def join_sets(parts: Sequence[ExportImages]) -> ExportImages:
-    """Joins the images of one or more held-out sets as one, the patients of each apart; a single set stays what it is."""
+    """Joins the images of one or more labelled sets as one, the patients of each apart; a single set stays what it is."""
     if len(parts) == 1:
         return parts[0]
     values = [part.clinical for part in parts if part.clinical is not None]
-    labels = [part.labels for part in parts if part.labels is not None]
     return ExportImages(
         " and ".join(part.name for part in parts),
         np.concatenate([part.pixels for part in parts]),
-        np.concatenate(labels) if len(labels) == len(parts) else None,
+        np.concatenate([part.labels for part in parts if part.labels is not None]),
         {digest: record for part in parts for digest, record in part.records.items()},
         tuple(f"{part.name} {patient}" for part in parts for patient in part.patients or map(str, range(len(part)))),
         groups=tuple(groups for part in parts for groups in part.groups or (PatientGroups(),) * len(part)),
         clinical=np.concatenate(values) if len(values) == len(parts) else None,
+        sizes=tuple(map(len, parts)),
     )
 
 

@@ -27,7 +27,7 @@ from pneumofed.common.model_bundle.suitability import Suitability, fit_suitabili
 from pneumofed.common.models.build import build_model
 from pneumofed.common.models.features import compute_features
 from pneumofed.common.models.fusion import ClinicalNetwork
-from pneumofed.common.seeds import derive_seed, numpy_generator
+from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.instructions import Instruction, pack_instruction, with_step
 from pneumofed.common.wire.messages import ModelArrays, unpack_evaluation
 from pneumofed.common.wire.parameter_layout import ArraysLayout
@@ -120,11 +120,9 @@ def _ask_for_the_sum(
 
 
 def _fit(coordinator: Coordinator) -> Suitability | None:
-    dataset = coordinator.central_evaluator.reference()
-    if dataset is None or not len(dataset.labels):
+    drawn, compute = coordinator.central_evaluator.reference(MOST_IMAGES), coordinator.central_evaluator.compute
+    if drawn is None or not len(drawn):
         return None
-    rows = numpy_generator("hospital reference").permutation(len(dataset.labels))[:MOST_IMAGES]
-    drawn, compute = dataset.subset(rows), coordinator.central_evaluator.compute
     network = compute.place(coordinator.load_network())
     features = compute_features(network, drawn, compute, coordinator.experiment.model.in_channels)
     squares = as_pictures(np.asarray(drawn.pixels))

@@ -23,7 +23,7 @@ from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import Statistics
 from pneumofed.common.models.compute import Compute, build_compute
 from pneumofed.common.models.features import predict_cached
-from pneumofed.common.seeds import derive_seed
+from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.server.runs.records import Metrics
 from pneumofed.server.runs.summary_records import DataCounts, MetricInterval, Results
 
@@ -51,13 +51,20 @@ class CentralEvaluator:
     cache_dir: Path
     own: Sequence[str] = ()
 
-    def reference(self) -> Dataset | None:
-        """The `own` sets as one, in memory where there are several, the patients of each apart; None where there is none."""
-        parts = [self.sets[name] for name in self.own]
-        if len(parts) < 2:
-            return parts[0] if parts else None
-        named = zip(self.own, parts, strict=True)
-        return Dataset.join([replace(part, patients=tuple(f"{name} {one}" for one in part.patients)) for name, part in named])
+    def reference(self, most: int) -> Dataset | None:
+        """Joins the `own` sets in memory, the patients of each apart; None where there is none.
+
+        Args:
+            most: images; of several sets none gives more than its equal share, so that none is drowned.
+        """
+        parts = []
+        for name in self.own:
+            rows = numpy_generator("hospital reference").permutation(len(self.sets[name]))[: most // len(self.own)]
+            drawn = self.sets[name].subset(rows)
+            parts.append(
+                drawn if len(self.own) == 1 else replace(drawn, patients=tuple(f"{name} {one}" for one in drawn.patients))
+            )
+        return Dataset.join(parts) if len(parts) > 1 else next(iter(parts), None)
 
     def predict(self, model: nn.Module) -> dict[str, Predictions]:
         """Predicts each set with `model`. Images and patients carry opaque ids."""
