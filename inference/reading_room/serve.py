@@ -171,6 +171,8 @@ def _serve(folder: RoomFolder, tell: Callable[[str], None]) -> None:
     app = create_room_app(room, [*LOOPBACK_HOSTS, *settings.names, *([settings.host] if settings.host != "0.0.0.0" else [])])
     released = describe_release(folder, bundle)
     tell(f"model: {room.model.name} {room.model.digest[:12]}, signed by {room.model.signer}; {released}")
+    if room.model.threshold_of:
+        tell(f"threshold: {room.model.threshold:.1%}, chosen on patients of {room.model.threshold_of}")
     tell(f"reading room at {address(folder)}")
     try:
         room.record("", "room-started", model=room.model.digest, threshold=room.model.threshold)
