@@ -11,7 +11,7 @@ from rich.table import Table
 from pneumofed.client.cli.archive import exit_codes
 from pneumofed.common.config.choices import ThresholdPolicyName
 from pneumofed.common.errors import counted
-from pneumofed.common.ops.command_line import Json, Site, Trusted, console, print_json, say
+from pneumofed.common.ops.command_line import Json, Quiet, Site, Trusted, console, print_json, say
 
 if TYPE_CHECKING:
     from pneumofed.common.model_bundle.manifest import BundleManifest
@@ -76,6 +76,7 @@ def operating_point(
     out: Annotated[Path | None, typer.Option(help="The signed file.", show_default="operating-point-BUNDLE.json")] = None,
     trusted: Trusted = None,
     site: Site = Path(),
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Choose a model's threshold on this hospital's own patients, and say what to expect at it. Nothing leaves the hospital.
@@ -87,12 +88,14 @@ def operating_point(
         from pneumofed.client.site.folder import SiteFolder
         from pneumofed.common.audit.log import POINT_CHOSEN
         from pneumofed.common.model_bundle.bundle import load_bundle
+        from pneumofed.common.ops.progress import open_progress
         from pneumofed.common.release import write_site_point
         from pneumofed.common.wire.keys import read_private_key, read_public_key
 
         folder = SiteFolder.open(site)
         opened = load_bundle(bundle, [read_public_key(file) for file in trusted] if trusted else None)
-        found = choose_at_site(folder.config, opened, policy, target, took_part=not took_no_part)
+        with open_progress(quiet=quiet, results_piped=as_json) as progress:
+            found = choose_at_site(folder.config, opened, policy, target, took_part=not took_no_part, progress=progress)
         file = out or default_point(bundle)
         folder.audit.record(POINT_CHOSEN, bundle=found.bundle, images=found.images, threshold=found.point.value)
         write_site_point(file, found, read_private_key(Path(folder.connection.key)))

@@ -27,6 +27,7 @@ from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.evaluate import check_comparable, choose_point, compare_bundles
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor
 from pneumofed.common.models.compute import build_compute
+from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.common.release import SitePoint, SiteVerdict
 
 
@@ -62,6 +63,7 @@ def choose_at_site(
     target: float | None = None,
     *,
     took_part: bool = True,
+    progress: Progress = NO_PROGRESS,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> SitePoint:
     """Chooses the threshold of a bundle on the site's own patients, judged as `pneumofed predict` judges them.
@@ -74,6 +76,7 @@ def choose_at_site(
         policy: how the threshold is chosen; None: as the bundle's own was.
         target: sensitivity or specificity to hold; None: the bundle's.
         took_part: whether the site was in the bundle's run, so that only its validation patients count; otherwise all of them do.
+        progress: shows the images.
         now: returns the time that the operating point states.
 
     Raises:
@@ -86,7 +89,7 @@ def choose_at_site(
     validation, training = _own_data(config, bundle)
     predictor = Predictor(bundle, threads=config.threads)
     parts = [validation] if took_part else [training, validation]
-    found = judge_records(predictor, parts)
+    found = judge_records(predictor, parts, progress)
     refused = sum(map(len, parts)) - len(found)
     try:
         return choose_point(found, bundle, policy, target, site=config.name, time=now(), refused=refused)
@@ -120,19 +123,22 @@ def _check_took_no_part(config: SiteConfig, bundle: Bundle) -> None:
         )
 
 
-def judge_records(predictor: Predictor, parts: Sequence[Dataset]) -> Predictions:
+def judge_records(predictor: Predictor, parts: Sequence[Dataset], progress: Progress = NO_PROGRESS) -> Predictions:
     """Judges the file of each image as `pneumofed predict` does: the network's own P(pneumonia), of those that the bundle can judge.
 
     Args:
         predictor: of the bundle.
         parts: images with the records of their files; their decoded pixels are not used.
+        progress: shows the images.
     """
+    done = 0
     scores: list[float] = []
     labels: list[int] = []
     patients: list[str] = []
     for data in parts:
         for start in range(0, len(data), BATCH):
             rows = [(row, image) for row in range(start, min(start + BATCH, len(data))) if (image := _read(predictor, data, row))]
+            progress.show("images judged", done := done + min(BATCH, len(data) - start), sum(map(len, parts)))
             values = [] if data.clinical is None else [data.clinical[row] for row, _ in rows]
             for (row, _), judgement in zip(rows, predictor.judge([image for _, image in rows], values=values), strict=True):
                 if judgement.prediction is not None:

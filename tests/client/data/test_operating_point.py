@@ -211,3 +211,11 @@ def test_a_bundle_that_does_not_say_on_whom_it_was_trained_gets_none(site: Path,
     silent = load_bundle(make_bundle(tmp_path / "silent"), None)
     with pytest.raises(ConfigError, match="does not say"):
         choose_at_site(read_site_config(site / "site.yaml"), silent)
+
+
+def test_images_that_the_bundle_cannot_judge_choose_nothing(bundle: Bundle, tmp_path: Path) -> None:
+    folder = make_site(tmp_path / "site", 40)
+    for path in (folder / "images").iterdir():
+        PIL.Image.fromarray(255 - np.asarray(PIL.Image.open(path))).save(path)
+    with pytest.raises(EmptySiteError, match=r"north: \d patients with pneumonia and \d without could be judged"):
+        choose_at_site(read_site_config(folder / "site.yaml"), bundle, took_part=False)
