@@ -240,7 +240,7 @@ def quantize_onnx(source: Path, target: Path, batches: Iterator[Floats]) -> None
                 str(target),
                 Batches(),
                 quant_format=QuantFormat.QDQ,
-                op_types_to_quantize=["Conv", "MaxPool", "Add", "Relu"],
+                op_types_to_quantize=["Conv", "MaxPool", "Add", "Relu", "Clip"],
                 nodes_to_exclude=_nodes_after(onnx.load(str(prepared)), CLINICAL_INPUT),
                 per_channel=True,
                 activation_type=QuantType.QUInt8,

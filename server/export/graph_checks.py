@@ -261,9 +261,9 @@ def check_graph(network: nn.Module, in_channels: int, graph: Path, pictures: lis
     return found
 
 
-def range_batches(part: ExportImages) -> list[Floats]:
-    """Loads the images that int8 takes its ranges from, float32 [n, 1, S, S] each."""
-    return [part.inputs(rows) for rows in part.batches(part.draw("int8 ranges", _range_images(part)))]
+def range_batches(parts: Sequence[ExportImages]) -> list[Floats]:
+    """Loads the images that int8 takes its ranges from, as many of each set, float32 [n, 1, S, S] each."""
+    return [one.inputs(rows) for one in parts for rows in one.batches(one.draw("int8 ranges", _range_images(one) // len(parts)))]
 
 
 def measure_quantization(

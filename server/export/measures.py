@@ -5,7 +5,7 @@ of hospitals that trained it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -328,3 +328,9 @@ def _site_mix(source: Source) -> SiteMix:
         return SiteMix(sites=len(counts))
     shares = sorted((round(SHARE_STEP * (count or 0) / total) / SHARE_STEP for count in counts), reverse=True)
     return SiteMix(sites=len(counts), shares=tuple(shares))
+
+
+def first_of_each(patients: Sequence[Hashable]) -> list[int]:
+    """Finds the position of the first image of each patient, in order."""
+    first = {patient: position for position, patient in reversed(list(enumerate(patients)))}
+    return sorted(first.values())

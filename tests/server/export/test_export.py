@@ -26,7 +26,8 @@ from pneumofed.common.errors import BundleError, ConfigError
 from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.imaging.patient_groups import AgeGroup, PatientGroups
 from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
-from pneumofed.common.model_bundle.calibration import pneumonia_score
+from pneumofed.common.model_bundle.calibration import Calibration, pneumonia_score
+from pneumofed.common.model_bundle.manifest import QUANTIZED, IntervalEstimate, Quantization
 from pneumofed.common.model_bundle.pooled_scores import HospitalReference, count_scores, pack_counts
 from pneumofed.common.model_bundle.predictor import Predictor
 from pneumofed.common.models.build import classifier_of
@@ -35,9 +36,9 @@ from pneumofed.inference.monitor.reference import reference_of
 from pneumofed.inference.web_model import runtime
 from pneumofed.inference.web_model.contents import check_contents
 from pneumofed.server.export import export as module
-from pneumofed.server.export.export import ExportPlan, export_run, find_reference, first_of_each
-from pneumofed.server.export.graph_checks import load_central, load_folders
-from pneumofed.server.export.measures import calibrate, measure_validation
+from pneumofed.server.export.export import ExportPlan, export_run, find_reference
+from pneumofed.server.export.graph_checks import ExportImages, load_central, load_folders
+from pneumofed.server.export.measures import calibrate, first_of_each, measure_validation
 from pneumofed.server.export.source import read_finished_run
 from pneumofed.server.federation.central_evaluation import build_central_evaluator
 from pneumofed.server.operations.settings import CoordinatorSettings
@@ -329,3 +330,37 @@ def test_a_reference_set_that_is_not_there_is_refused_by_name(tmp_path: Path) ->
             build_config(
                 kind, {**more, "test_manifest": "t.csv", "held_out": {"adults": "a.csv"}, "reference_sets": ["adult"]}, "it"
             )
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"test": 0.01, "adults": 0.01, "far": 0.5}, True),
+        ({"test": 0.01, "adults": 0.05, "far": 0.0}, False),
+        ({"test": 0.03, "adults": 0.0, "far": 0.0}, False),
+    ],
+)
+def test_int8_must_be_good_on_every_set_of_the_reference(
+    changes: dict[str, float], kept: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is shown, not judged, on sets of other hospitals."""
+    sets = [ExportImages(name, np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1]), {}) for name in changes]
+    area = IntervalEstimate(value=0.9)
+
+    def measured(part: ExportImages, *_: object) -> Quantization:
+        return Quantization(
+            name=part.name,
+            images=4,
+            calibration_images=4,
+            auroc_float32=area,
+            auroc_int8=area,
+            mean_difference=changes[part.name],
+            max_difference=0.5,
+            changed_decisions=0,
+        )
+
+    monkeypatch.setattr(module, "quantize_onnx", lambda _, target, batches: target.write_bytes(b"".join(map(bytes, batches))))
+    monkeypatch.setattr(module, "measure_quantization", measured)
+    found = module._quantize(tmp_path, sets[:2], sets, Calibration(), 0.5, lambda _: None)
+    assert [one.name for one in found] == (list(changes) if kept else [])
+    assert (tmp_path / QUANTIZED).exists() is kept

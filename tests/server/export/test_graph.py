@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from pneumofed.common.config.choices import ModelName
@@ -101,3 +102,36 @@ def test_onnx_gives_what_pytorch_gives(name: ModelName, task: LabelTask, in_chan
     coarse = open_session((tmp_path / "int8.onnx").read_bytes())
     assert [output.name for output in coarse.get_outputs()] == [output.name for output in session.get_outputs()]
     assert all(np.isfinite(output).all() for output in coarse.run(None, {"image": images(3, 64)}))
+
+
+def test_activations_that_the_network_cuts_are_cut_before_they_are_rounded(tmp_path: Path) -> None:
+    """ReLU6 after a convolution: 256 steps of what is left, and not of all that the convolution gives."""
+    generator = np.random.default_rng(0)
+    weights = {
+        "first": generator.normal(0, 8, (8, 1, 3, 3)).astype(np.float32),
+        "second": generator.normal(0, 0.3, (4, 8, 1, 1)).astype(np.float32),
+        "zero": np.array(0, np.float32),
+        "six": np.array(6, np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "first"], ["wide"], pads=[1, 1, 1, 1]),
+        helper.make_node("Clip", ["wide", "zero", "six"], ["cut"]),
+        helper.make_node("Conv", ["cut", "second"], ["logits"]),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "cut",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 1, 16, 16])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 4, 16, 16])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    exact, coarse = tmp_path / "model.onnx", tmp_path / "int8.onnx"
+    onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), str(exact))
+    quantize_onnx(exact, coarse, iter([images(64, 16)]))
+    graph_ = onnx.load(str(coarse)).graph
+    scales = {
+        one.name: float(numpy_helper.to_array(one)) for one in graph_.initializer if one.name.endswith("_scale") and not one.dims
+    }
+    steps = [scales[node.input[1]] for node in graph_.node if node.op_type == "QuantizeLinear"]
+    assert len(steps) >= 2 and any(np.isclose(step, 6 / 255, rtol=1e-3) for step in steps)
+    assert not any(node.op_type == "Clip" for node in graph_.node), "the range of the numbers does what it did"
