@@ -25,6 +25,7 @@ from pneumofed.server.release.chain import (
     read_chain,
 )
 from pneumofed.server.release.gate import Evidence, Floor, ReleasePolicy, decide_release, first_release
+from pneumofed.server.release.release import Sets
 from tests.model_bundles import signing_key
 from tests.server.release.models import NOW, comparison, network, seal_network
 
@@ -146,7 +147,7 @@ def release(bundle: Bundle, key: Path, *options: str, told: ModelComparison | No
     sets = {"test": told or comparison(), "external": told or comparison()}
     with (
         mock.patch("pneumofed.server.release.release.compare_on_sets", lambda *_: sets),
-        mock.patch("pneumofed.cli.release._sets", lambda *_: mock.Mock(manifests={})),
+        mock.patch("pneumofed.cli.release._sets", lambda *_: Sets({}, Path("cache"))),
         mock.patch("pneumofed.common.model_bundle.bundle.load_bundle", lambda path, _: by_folder[Path(path)]),
     ):
         return CliRunner().invoke(app, ["release", str(bundle.folder), "--key", str(key), *options])
