@@ -13,7 +13,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -36,12 +36,17 @@ from pneumofed.common.wire.keys import (
     sign,
 )
 
-RECORD_DOMAIN = b"pneumofed release record 1\n"
 RELEASE_SUFFIX = ".release.json"
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 SiteName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Kind = Literal["held-out set", "site"]
+
+
+class SignedRecord(Section):
+    """What a party signs. `domain` says what it is, and precedes it, so that the signature can be taken for nothing else."""
+
+    domain: ClassVar[bytes]
 
 
 class ReleasedModel(Section):
@@ -78,9 +83,10 @@ class Place(Section):
         return all(check.verdict is NonInferiority.NOT_WORSE for check in self.checks)
 
 
-class ReleaseRecord(Section):
+class ReleaseRecord(SignedRecord):
     """What was decided, on which numbers, by which margins."""
 
+    domain: ClassVar[bytes] = b"pneumofed release record 1\n"
     format: Literal[1] = 1
     time: datetime
     decision: Literal["released", "refused"]
@@ -99,20 +105,6 @@ class ReleaseRecord(Section):
         return self.decision == "released"
 
 
-def write_record(path: Path, record: ReleaseRecord, key: PrivateKey) -> None:
-    """Writes the record of a release decision, signed.
-
-    Args:
-        path: of the file, see `mark_of`; its folder is made.
-        record: also a refusal is written.
-        key: the coordinator's key.
-
-    Raises:
-        ReleaseError: the file cannot be written.
-    """
-    write_signed(path, RECORD_DOMAIN, record, key)
-
-
 def read_record(path: Path, trusted: Sequence[PublicKey] | None) -> ReleaseRecord:
     """Reads the record of a release decision.
 
@@ -123,7 +115,7 @@ def read_record(path: Path, trusted: Sequence[PublicKey] | None) -> ReleaseRecor
     Raises:
         ReleaseError: it is missing, damaged or signed by a stranger.
     """
-    return read_signed(path, RECORD_DOMAIN, ReleaseRecord, trusted)[0]
+    return read_signed(path, ReleaseRecord, trusted)[0]
 
 
 def mark_of(bundle: Path) -> Path:
@@ -151,12 +143,10 @@ def require_release(bundle: Bundle, mark: Path, trusted: Sequence[PublicKey] | N
     return record
 
 
-VERDICT_DOMAIN = b"pneumofed site verdict 1\n"
-
-
-class SiteVerdict(Section):
+class SiteVerdict(SignedRecord):
     """What a site reports; no image and no patient, but how both models do on its validation set, which may be small."""
 
+    domain: ClassVar[bytes] = b"pneumofed site verdict 1\n"
     format: Literal[1] = 1
     site: SiteName
     time: datetime
@@ -164,20 +154,6 @@ class SiteVerdict(Section):
     """Digests of the two bundles."""
     new: Digest
     comparison: ModelComparison
-
-
-def write_verdict(path: Path, verdict: SiteVerdict, key: PrivateKey) -> None:
-    """Writes a site's verdict, signed.
-
-    Args:
-        path: of the file; its folder is made.
-        verdict: of the site that signs.
-        key: the site's node key.
-
-    Raises:
-        ReleaseError: the file cannot be written.
-    """
-    write_signed(path, VERDICT_DOMAIN, verdict, key)
 
 
 def read_verdict(path: Path, keys: Mapping[str, PublicKey]) -> SiteVerdict:
@@ -190,18 +166,16 @@ def read_verdict(path: Path, keys: Mapping[str, PublicKey]) -> SiteVerdict:
     Raises:
         ReleaseError: it is damaged, of a site that is not known, or signed by another.
     """
-    claimed, _ = read_signed(path, VERDICT_DOMAIN, SiteVerdict, None)
+    claimed, _ = read_signed(path, SiteVerdict, None)
     if claimed.site not in keys:
         raise ReleaseError(f"{path}: no key of {claimed.site} is known; give the coordinator folder, whose sites/ holds it")
-    return read_signed(path, VERDICT_DOMAIN, SiteVerdict, [keys[claimed.site]])[0]
+    return read_signed(path, SiteVerdict, [keys[claimed.site]])[0]
 
 
-POINT_DOMAIN = b"pneumofed site operating point 1\n"
-
-
-class SitePoint(Section):
+class SitePoint(SignedRecord):
     """A bundle's operating point for one hospital, chosen on its own patients, none of whom the model was trained on: counts and rates."""
 
+    domain: ClassVar[bytes] = b"pneumofed site operating point 1\n"
     format: Literal[1] = 1
     site: SiteName
     time: datetime
@@ -220,20 +194,6 @@ class SitePoint(Section):
     """The same at the hospital's own."""
 
 
-def write_site_point(path: Path, point: SitePoint, key: PrivateKey) -> None:
-    """Writes a hospital's operating point, signed.
-
-    Args:
-        path: of the file; its folder is made.
-        point: of the site that signs.
-        key: the site's node key.
-
-    Raises:
-        ReleaseError: the file cannot be written.
-    """
-    write_signed(path, POINT_DOMAIN, point, key)
-
-
 def use_site_point(bundle: Bundle, path: Path) -> Bundle:
     """Returns the bundle as it decides at a hospital's own operating point; digest, probabilities and checks are the same.
 
@@ -244,7 +204,7 @@ def use_site_point(bundle: Bundle, path: Path) -> Bundle:
     Raises:
         ReleaseError: it is missing, damaged, changed, or of another bundle.
     """
-    point, _ = read_signed(path, POINT_DOMAIN, SitePoint, None)
+    point, _ = read_signed(path, SitePoint, None)
     if point.bundle != bundle.digest:
         raise ReleaseError(
             f"{path} is of another model ({point.bundle[:12]}), not of this one ({bundle.digest[:12]}); the hospital makes one for it with "
@@ -254,7 +214,7 @@ def use_site_point(bundle: Bundle, path: Path) -> Bundle:
 
 
 MAX_FILE_BYTES = 2**24
-Record = TypeVar("Record", bound=Section)
+Record = TypeVar("Record", bound=SignedRecord)
 
 
 class Envelope(Section):
@@ -265,12 +225,11 @@ class Envelope(Section):
     signature: str
 
 
-def write_signed(path: Path, domain: bytes, content: Section, key: PrivateKey) -> None:
+def write_signed(path: Path, content: SignedRecord, key: PrivateKey) -> None:
     """Writes `content` and its signature as one JSON file.
 
     Args:
         path: of the file; its folder is made.
-        domain: says what is signed, and precedes it, so that the signature can be taken for nothing else.
         content: the record.
         key: P-384 key of the signing party.
 
@@ -279,7 +238,7 @@ def write_signed(path: Path, domain: bytes, content: Section, key: PrivateKey) -
     """
     values = content.model_dump(mode="json")
     public = format_public_key(key.public_key(), "").decode("ascii").strip()
-    signature = base64.b64encode(sign(key, domain + canonical(values))).decode("ascii")
+    signature = base64.b64encode(sign(key, content.domain + canonical(values))).decode("ascii")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as file:
@@ -288,12 +247,11 @@ def write_signed(path: Path, domain: bytes, content: Section, key: PrivateKey) -
         raise ReleaseError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def read_signed(path: Path, domain: bytes, kind: type[Record], trusted: Sequence[PublicKey] | None) -> tuple[Record, str]:
+def read_signed(path: Path, kind: type[Record], trusted: Sequence[PublicKey] | None) -> tuple[Record, str]:
     """Reads a signed file.
 
     Args:
         path: of the file, not trusted.
-        domain: as it was signed under.
         kind: class of the record.
         trusted: keys of which one must have signed; None takes any signer.
 
@@ -308,7 +266,7 @@ def read_signed(path: Path, domain: bytes, kind: type[Record], trusted: Sequence
             envelope = Envelope.model_validate_json(file.read(MAX_FILE_BYTES))
         key = parse_public_key(envelope.key.encode(), str(path))
         signature = base64.b64decode(envelope.signature, validate=True)
-        whole = is_signed(key, domain + canonical(envelope.content), signature)
+        whole = is_signed(key, kind.domain + canonical(envelope.content), signature)
     except OSError as error:
         raise ReleaseError(f"{path} cannot be read: {error.strerror}") from None
     except (ValidationError, ConfigError, binascii.Error, ValueError):

@@ -19,14 +19,12 @@ from pneumofed.common.config.classes import positive_word
 from pneumofed.common.config.experiment import ClinicalConfig
 from pneumofed.common.errors import ArgumentError, DataError, ImageError, SkipReason
 from pneumofed.common.imaging.types import Image
-from pneumofed.common.model_bundle.bundle import Bundle
-from pneumofed.common.model_bundle.bundle import load_bundle as open_checked_bundle
+from pneumofed.common.model_bundle.bundle import Bundle, open_trusted
 from pneumofed.common.model_bundle.manifest import CARD, BundleManifest
 from pneumofed.common.model_bundle.population import PopulationFinding
 from pneumofed.common.model_bundle.predictor import BATCH, Predictor, model_input
 from pneumofed.common.model_bundle.suitability import Judgement
 from pneumofed.common.release import use_site_point
-from pneumofed.common.wire.keys import read_public_key
 from pneumofed.images import ImageLike, to_image
 from pneumofed.inference.explain.methods import Detail, Method, choose_detail, choose_methods, choose_target
 from pneumofed.inference.predict.clinical_table import values_of
@@ -252,7 +250,7 @@ def open_bundle(
     """
     if precision not in ("float32", "int8"):
         raise ArgumentError(f"precision: expected 'float32' or 'int8', got {precision!r}")
-    bundle = open_checked_bundle(Path(path), [read_public_key(Path(key)) for key in trusted] or None)
+    bundle = open_trusted(Path(path), [Path(key) for key in trusted])
     if operating_point is not None:
         bundle = use_site_point(bundle, Path(operating_point))
     return ModelBundle(bundle, Predictor(bundle, precision, threads), run_code)

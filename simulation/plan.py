@@ -195,9 +195,9 @@ def plan_simulation(request: SimulationRequest) -> Plan:
     experiment_values, simulation_values = request.experiment_values(), request.simulation_values()
     bundle = None
     if request.init:
-        from pneumofed.common.model_bundle.bundle import open_start, start_values
+        from pneumofed.common.model_bundle.bundle import open_trusted, start_values
 
-        bundle = open_start(request.init, request.trusted)
+        bundle = open_trusted(request.init, request.trusted)
         experiment_values = merge(start_values(bundle, request.init), experiment_values)
     experiment, simulation = build_plan(
         run_dir, experiment_values, simulation_values, config_file=request.config, resume=request.resume

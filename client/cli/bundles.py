@@ -25,10 +25,7 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="The signed verdict for the coordinator.", show_default="verdict-NEW.json")
     ] = None,
-    trusted: Annotated[
-        list[Path] | None,
-        typer.Option("--trusted", help="Public key of the coordinator; other bundles are refused.", show_default="any"),
-    ] = None,
+    trusted: Trusted = None,
     site: Site = Path(),
     as_json: Json = False,
 ) -> None:
@@ -38,18 +35,17 @@ def compare(
         from pneumofed.client.site.folder import SiteFolder
         from pneumofed.common.audit.log import MODELS_COMPARED
         from pneumofed.common.config.classes import in_words
-        from pneumofed.common.model_bundle.bundle import load_bundle
-        from pneumofed.common.release import write_verdict
-        from pneumofed.common.wire.keys import read_private_key, read_public_key
+        from pneumofed.common.model_bundle.bundle import open_trusted
+        from pneumofed.common.release import write_signed
+        from pneumofed.common.wire.keys import read_private_key
 
         folder = SiteFolder.open(site)
         key = read_private_key(Path(folder.connection.key))
-        keys = [read_public_key(file) for file in trusted or ()] or None
-        models = load_bundle(old, keys), load_bundle(new, keys)
+        models = open_trusted(old, trusted), open_trusted(new, trusted)
         verdict = compare_at_site(folder.config, *models)
         folder.audit.record(MODELS_COMPARED, old=verdict.old, new=verdict.new, images=verdict.comparison.images)
-        file = out or default_output(new)
-        write_verdict(file, verdict, key)
+        file = out or default_output("verdict", new)
+        write_signed(file, verdict, key)
         if as_json:
             print_json(verdict.model_dump(mode="json"), indent=1)
             return
@@ -84,21 +80,21 @@ def operating_point(
     It is refused for too few patients, and for a model that does not tell them apart.
     """
     with exit_codes(as_json):
-        from pneumofed.client.data.bundles import choose_at_site, default_point
+        from pneumofed.client.data.bundles import choose_at_site, default_output
         from pneumofed.client.site.folder import SiteFolder
         from pneumofed.common.audit.log import POINT_CHOSEN
-        from pneumofed.common.model_bundle.bundle import load_bundle
+        from pneumofed.common.model_bundle.bundle import open_trusted
         from pneumofed.common.ops.progress import open_progress
-        from pneumofed.common.release import write_site_point
-        from pneumofed.common.wire.keys import read_private_key, read_public_key
+        from pneumofed.common.release import write_signed
+        from pneumofed.common.wire.keys import read_private_key
 
         folder = SiteFolder.open(site)
-        opened = load_bundle(bundle, [read_public_key(file) for file in trusted] if trusted else None)
+        opened = open_trusted(bundle, trusted)
         with open_progress(quiet=quiet, results_piped=as_json) as progress:
             found = choose_at_site(folder.config, opened, policy, target, took_part=not took_no_part, progress=progress)
-        file = out or default_point(bundle)
+        file = out or default_output("operating-point", bundle)
         folder.audit.record(POINT_CHOSEN, bundle=found.bundle, images=found.images, threshold=found.point.value)
-        write_site_point(file, found, read_private_key(Path(folder.connection.key)))
+        write_signed(file, found, read_private_key(Path(folder.connection.key)))
         if as_json:
             print_json(found.model_dump(mode="json"))
         else:

@@ -156,15 +156,6 @@ def _read(predictor: Predictor, data: Dataset, row: int) -> Image | None:
         return None
 
 
-def default_output(new: Path) -> Path:
-    """Returns where the verdict on the bundle at `new` goes by default."""
-    return Path(f"verdict-{_name_of(new)}.json")
-
-
-def default_point(bundle: Path) -> Path:
-    """Returns where the operating point for the bundle at `bundle` goes by default."""
-    return Path(f"operating-point-{_name_of(bundle)}.json")
-
-
-def _name_of(bundle: Path) -> str:
-    return bundle.stem if bundle.suffix in (".zip", ".tar") else bundle.name
+def default_output(kind: str, bundle: Path) -> Path:
+    """Returns where a file about the bundle at `bundle` goes by default, e.g. `verdict-NAME.json`."""
+    return Path(f"{kind}-{bundle.stem if bundle.suffix in ('.zip', '.tar') else bundle.name}.json")

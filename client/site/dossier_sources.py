@@ -27,10 +27,9 @@ from pneumofed.common.audit.log import COORDINATOR_ACTOR, ROUND_EVENT, RUN_ENDED
 from pneumofed.common.audit.verify import anchors_in, verify_log
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.errors import ConfigError, PolicyError, printable_line
-from pneumofed.common.model_bundle.bundle import load_bundle
+from pneumofed.common.model_bundle.bundle import open_trusted
 from pneumofed.common.model_bundle.manifest import CARD, Measured
 from pneumofed.common.model_bundle.population import describe_groups
-from pneumofed.common.wire.keys import read_public_key
 
 USE_HEADING = "## Intended use and its limits"
 """Of a bundle's `card.md` (`server/export/templates/card.md`)."""
@@ -209,7 +208,7 @@ def read_model(path: Path, trusted: Sequence[Path], run: str) -> ModelFacts:
         BundleError: the bundle is damaged or signed by a stranger.
         ConfigError: it says that it is from another run, or a key cannot be read.
     """
-    bundle = load_bundle(path, [read_public_key(file) for file in trusted] or None)
+    bundle = open_trusted(path, trusted)
     manifest, card = bundle.manifest, bundle.manifest.card
     origin = card.provenance
     if origin is not None and origin.run != run:

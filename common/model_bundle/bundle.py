@@ -1,8 +1,8 @@
 """A model bundle as it is opened, packed and started from.
 
-- `load_bundle`: opens a folder or an archive as a `Bundle`; nothing of it is used before its signature and every file were checked.
+- `load_bundle`, `open_trusted`: a folder or archive as a `Bundle`; nothing of it is used before its signature and every file were checked.
 - `pack`, `unpack_bundle`: the bundle as one file, a plain .zip or .tar, packed the same way each time and unpacked without trust.
-- `start_values`, `check_start`, `open_start`, `read_start_weights`: a run that starts from a bundle's model, what it takes over from it,
+- `start_values`, `check_start`, `read_start_weights`: a run that starts from a bundle's model, what it takes over from it,
   and whether the two fit.
 """
 
@@ -183,6 +183,20 @@ def load_bundle(path: Path, trusted: Sequence[PublicKey] | None) -> Bundle:
     return Bundle(folder, *check_seal(folder, trusted), _temporary=temporary)
 
 
+def open_trusted(path: Path, trusted: Sequence[Path] | None) -> Bundle:
+    """Opens a bundle that one of the keys in files must have signed, as commands are given them.
+
+    Args:
+        path: folder or archive.
+        trusted: files of public keys; None or empty takes any signer, and the caller shows whose it is.
+
+    Raises:
+        ConfigError: a key cannot be read.
+        BundleError: as `load_bundle`.
+    """
+    return load_bundle(path, [read_public_key(file) for file in trusted or ()] or None)
+
+
 def _refuse_run(path: Path) -> None:
     """Says what to do with the folder of a run, or a checkpoint in one, where a bundle is wanted.
 
@@ -348,20 +362,6 @@ def check_start(experiment: ExperimentConfig, bundle: Bundle) -> None:
         other.insert(0, f"task is '{task_words(bundle.manifest.task)}', not '{task_words(experiment.task)}'")
     if other:
         raise ConfigError(f"the bundle does not fit the run, in it {'; '.join(other)}. Set the run to what the bundle has")
-
-
-def open_start(path: Path, trusted: Sequence[Path]) -> Bundle:
-    """Opens the bundle to start from.
-
-    Args:
-        path: folder or archive.
-        trusted: files of public keys, one of which must have signed it; empty takes any signer.
-
-    Raises:
-        ConfigError: a key cannot be read.
-        BundleError: as `load_bundle`.
-    """
-    return load_bundle(path, [read_public_key(file) for file in trusted] or None)
 
 
 def read_start_weights(cfg: ModelConfig) -> dict[str, Tensor] | None:

@@ -202,10 +202,9 @@ def _monitor(folder: Path, bundle: Path, trusted: list[Path] | None, quiet: bool
 
 
 def _open(path: Path, trusted: list[Path] | None, quiet: bool = False) -> Bundle:
-    from pneumofed.common.model_bundle.bundle import load_bundle
-    from pneumofed.common.wire.keys import read_public_key
+    from pneumofed.common.model_bundle.bundle import open_trusted
 
-    bundle = load_bundle(path, [read_public_key(key) for key in trusted] if trusted else None)
+    bundle = open_trusted(path, trusted)
     if not trusted and not quiet:
         say(f"model signed by {bundle.signer}")
     return bundle

@@ -105,11 +105,10 @@ def predict_command(
 def _open_bundle(path: Path, trusted: list[Path] | None, point: Path | None, *, tell: bool = True) -> Bundle:
     """The bundle, at a hospital's own operating point if there is one; without keys that are trusted it is said who signed it, unless the
     command says so itself."""
-    from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.model_bundle.bundle import open_trusted
     from pneumofed.common.release import use_site_point
-    from pneumofed.common.wire.keys import read_public_key
 
-    opened = load_bundle(path, [read_public_key(key) for key in trusted] if trusted else None)
+    opened = open_trusted(path, trusted)
     if tell and not trusted:
         note(f"bundle signed by {opened.signer}; --trusted FILE takes no other signature", style="dim")
     return use_site_point(opened, point) if point else opened

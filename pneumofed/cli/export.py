@@ -185,12 +185,12 @@ def _page_key(run: Path, bundle: Path, key: Path | None) -> Path | None:
 def _export_page(
     bundle: Path, trusted: Sequence[Path], runtime: WebRuntime, folder: Path, key: Path | None, point: Path | None, *, quiet: bool
 ) -> dict[str, Any]:
-    from pneumofed.common.model_bundle.bundle import load_bundle
+    from pneumofed.common.model_bundle.bundle import open_trusted
     from pneumofed.common.release import use_site_point
-    from pneumofed.common.wire.keys import read_private_key, read_public_key
+    from pneumofed.common.wire.keys import read_private_key
     from pneumofed.inference.web_model.page import write_page
 
-    opened = load_bundle(bundle, [read_public_key(one) for one in trusted] or None)
+    opened = open_trusted(bundle, trusted)
     if opened.manifest.preprocessing.slices:
         raise ConfigError(f"--web: {bundle} judges CT volumes, and the page takes radiographs")
     opened = use_site_point(opened, point) if point else opened

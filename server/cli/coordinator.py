@@ -169,9 +169,9 @@ def _read_experiment(config: Path | None, overrides: dict[str, Any], init: Path 
 
     if init is None:
         return load_experiment(config, overrides)
-    from pneumofed.common.model_bundle.bundle import check_start, open_start, start_values
+    from pneumofed.common.model_bundle.bundle import check_start, open_trusted, start_values
 
-    bundle = open_start(init, trusted)
+    bundle = open_trusted(init, trusted)
     experiment = load_experiment(config, merge(start_values(bundle, init), overrides))
     check_start(experiment, bundle)
     return experiment

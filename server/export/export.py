@@ -188,8 +188,8 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     central = load_central(source)
     records = {part.name: part.records for part in central}
     population = measure_population(source, records, plan.ages)
-    reference, sets = find_reference(plan, source, central)
-    pictures = central if not plan.references else [reference, *central]
+    own = find_reference(plan, source, central)
+    pictures = central if not plan.references else [*own, *central]
     network = load_network(source)
     torch.save(network.state_dict(), folder / WEIGHTS)
     name = source.experiment.model.name
@@ -202,9 +202,8 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     say(f"ONNX differs from PyTorch by at most {checked.probability:.1e} in probability on {counted(checked.images, 'image')}")
     calibration = calibrate(source, plan.calibration)
     threshold = calibration.move(source.threshold)
-    own = [part for part in central if part.name in sets] or [reference]
     losses = _quantize(folder, own, central, calibration, threshold, say)
-    described, suitability = _write_reference(folder, reference, sets, calibration)
+    described, suitability = _write_reference(folder, own, calibration)
     hospitals = None if plan.references else find_hospital_limits(source, say)
     suitability = hospitals.suitability if hospitals else suitability
     refusals = _say_limits(folder, described, suitability, pictures, say)
@@ -247,21 +246,21 @@ def _build(plan: ExportPlan, source: Source, folder: Path, say: Say) -> BundleMa
     return seal_bundle(folder, manifest, plan.key)
 
 
-def find_reference(plan: ExportPlan, source: Source, central: Sequence[ExportImages]) -> tuple[ExportImages, tuple[str, ...]]:
-    """Finds the images that later ones must be like, and the names of their sets.
+def find_reference(plan: ExportPlan, source: Source, central: Sequence[ExportImages]) -> list[ExportImages]:
+    """Finds the sets whose images later ones must be like.
 
     Args:
-        plan: names other ones, or none.
+        plan: names folders in their place, or none.
         source: the run, whose coordinator says which held-out sets are of patients like the hospitals' own.
-        central: these sets; a BundleError where there is none.
+        central: all held-out sets; a BundleError where there is none.
     """
     if plan.references:
-        return load_folders(plan.references, source.experiment.image), ("reference",)
+        return [load_folders(plan.references, source.experiment.image)]
     present = {part.name: part for part in central}
-    sets = tuple(reference_names(source.coordinator, present)) if source.coordinator else ()
-    if not sets:
+    names = reference_names(source.coordinator, present) if source.coordinator else []
+    if not names:
         raise BundleError("the run's central images are gone; give --reference FOLDER of radiographs to check the graph with")
-    return join_sets([present[name] for name in sets]), sets
+    return [present[name] for name in names]
 
 
 def _described_model(source: Source, network: nn.Module) -> ModelConfig:
@@ -311,9 +310,8 @@ def _quantize(
     return losses
 
 
-def _write_reference(
-    folder: Path, reference: ExportImages, sets: tuple[str, ...], calibration: Calibration
-) -> tuple[ReferenceSet, Suitability]:
+def _write_reference(folder: Path, own: Sequence[ExportImages], calibration: Calibration) -> tuple[ReferenceSet, Suitability]:
+    reference = join_sets(own)
     index = reference.draw("reference")
     logits, features = run_features(folder / NETWORK, reference, index)
     squares = reference.pictures(index)
@@ -328,7 +326,7 @@ def _write_reference(
         of_image = [dict(reference.groups[row].known()) for row in index]
         arrays |= {name: np.array([groups.get(kind, "") for groups in of_image]) for kind, name in REFERENCE_GROUPS.items()}
     np.savez_compressed(folder / REFERENCE, **{name: values[kept] for name, values in arrays.items()})
-    described = ReferenceSet(sets=sets, images=len(kept), statistics=PIXEL_STATISTICS)
+    described = ReferenceSet(sets=tuple(part.name for part in own), images=len(kept), statistics=PIXEL_STATISTICS)
     return described, fit_suitability(squares, features, statistics, patients=patients)
 
 

@@ -20,7 +20,7 @@ from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import CoordinatorConfig
 from pneumofed.common.errors import CheckpointError, PneumofedError
 from pneumofed.common.folder_lock import owned
-from pneumofed.common.model_bundle.bundle import check_start, open_start, read_start_weights
+from pneumofed.common.model_bundle.bundle import check_start, open_trusted, read_start_weights
 from pneumofed.common.models.build import build_model
 from pneumofed.common.seeds import derive_seed
 from pneumofed.common.wire.messages import ModelArrays
@@ -288,7 +288,7 @@ def describe_parent(experiment: ExperimentConfig, earlier: RunSummary | None) ->
         return None
     if earlier is not None:
         return earlier.parent or ParentBundle(digest=experiment.parent)
-    bundle = open_start(Path(experiment.model.weights), trusted=[])
+    bundle = open_trusted(Path(experiment.model.weights), trusted=[])
     check_start(experiment, bundle)
     card = bundle.manifest.card
     private = card.privacy is not None and card.privacy.mechanism != "none"

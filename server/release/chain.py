@@ -13,18 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pneumofed.common.audit.log import CHAIN_START, RELEASE_EVENT, canonical, chain_hash, first_broken, read_entries
 from pneumofed.common.config.experiment import Section
 from pneumofed.common.errors import ReleaseError
 from pneumofed.common.files import exclusive
 from pneumofed.common.model_bundle.bundle import Bundle
-from pneumofed.common.release import Digest, ReleaseRecord, mark_of, read_signed, require_release, write_signed
+from pneumofed.common.release import Digest, ReleaseRecord, SignedRecord, mark_of, read_signed, require_release, write_signed
 from pneumofed.common.wire.keys import PrivateKey, PublicKey
 
 CHAIN_FILE = "releases.json"
-CHAIN_DOMAIN = b"pneumofed release chain 1\n"
 Losses = Mapping[tuple[str, str, str], float]
 """Loss so far by (kind of set, its name, metric), at least 0."""
 
@@ -36,9 +35,10 @@ class ReleaseLink(Section):
     hash: Digest
 
 
-class ReleaseChain(Section):
+class ReleaseChain(SignedRecord):
     """All releases so far, the first one first."""
 
+    domain: ClassVar[bytes] = b"pneumofed release chain 1\n"
     format: Literal[1] = 1
     links: tuple[ReleaseLink, ...] = ()
 
@@ -75,7 +75,7 @@ def read_chain(path: Path, trusted: list[PublicKey] | None) -> ReleaseChain:
     """
     if not path.exists():
         return ReleaseChain()
-    chain, _ = read_signed(path, CHAIN_DOMAIN, ReleaseChain, trusted)
+    chain, _ = read_signed(path, ReleaseChain, trusted)
     broken = first_broken((_body(link.record), link.hash) for link in chain.links)
     if broken is not None:
         raise ReleaseError(f"{path}: release {broken + 1} does not follow the one before it; restore the file from a backup")
@@ -148,7 +148,7 @@ def append_release(path: Path, chain: ReleaseChain, record: ReleaseRecord, key: 
             known = read_chain(path, None).links
             if known not in (chain.links, ()) or (not known and len(chain.links) > 1):
                 raise ReleaseError(f"{path}: another model was released meanwhile; give the command again, against that one")
-            write_signed(path, CHAIN_DOMAIN, chain.extended(record), key)
+            write_signed(path, chain.extended(record), key)
     except OSError as error:
         raise ReleaseError(f"{path} cannot be written: {error.strerror}") from None
 

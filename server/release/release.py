@@ -24,7 +24,7 @@ from pneumofed.common.model_bundle.bundle import Bundle
 from pneumofed.common.model_bundle.evaluate import compare_bundles
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.ops.render import render
-from pneumofed.common.release import ReleaseRecord, mark_of, read_verdict, write_record
+from pneumofed.common.release import ReleaseRecord, mark_of, read_verdict, write_signed
 from pneumofed.common.wire.keys import PrivateKey, PublicKey, read_public_key
 from pneumofed.server.operations.settings import CoordinatorFolder
 from pneumofed.server.release.gate import METRIC_NAMES
@@ -133,12 +133,12 @@ def publish(
     """
     written = []
     for folder in folders:
-        write_record(folder / RECORD_FILE, record, key)
+        write_signed(folder / RECORD_FILE, record, key)
         write_text(folder / PAGE_FILE, write_release_page(record))
         written += [folder / RECORD_FILE, folder / PAGE_FILE]
     mark = mark_of(bundle)
     if record.released:
-        write_record(mark, record, key)
+        write_signed(mark, record, key)
         written.append(mark)
     else:
         mark.unlink(missing_ok=True)

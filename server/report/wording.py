@@ -211,7 +211,7 @@ def _limit_of_images(run: StoredRun) -> str:
 
 def _limit_of_external(run: StoredRun) -> str:
     if not (foreign := run.foreign_sets):
-        return "No set of other hospitals was judged, so how the model does in a hospital that took no part is unknown."
+        return "No set that is known to be of other hospitals was judged, so how the model does in a hospital that took no part is unknown."
     sizes = {name: size for name in [*foreign, "test"] if (size := run.size(name)).images}
     shares = [
         f"{100 * size.pneumonia / size.images:.0f}% of {size.images:,} in the {set_noun(name)}" for name, size in sizes.items()

@@ -10,7 +10,7 @@ import pytest
 
 from pneumofed.common.errors import ReleaseError
 from pneumofed.common.evaluation.comparison import Margins
-from pneumofed.common.release import ReleasedModel, ReleaseRecord, mark_of, write_record
+from pneumofed.common.release import ReleasedModel, ReleaseRecord, mark_of, write_signed
 from pneumofed.common.wire.keys import NodeKey, PrivateKey, format_public_key, parse_private_key
 from pneumofed.inference.reading_room.serve import describe_release, open_room_bundle
 from pneumofed.inference.reading_room.settings import RoomFolder, RoomSettings
@@ -39,7 +39,7 @@ def mark(folder: RoomFolder, key: PrivateKey, digest: str, **values: object) -> 
         "site_margins": MARGINS,
     }
     record = ReleaseRecord.model_validate({**facts, "new": ReleasedModel(name="m", digest=digest), **values})
-    write_record(mark_of(folder.inside(folder.settings.bundle)), record, key)
+    write_signed(mark_of(folder.inside(folder.settings.bundle)), record, key)
 
 
 def test_a_bundle_without_a_record_is_refused(folder: RoomFolder) -> None:

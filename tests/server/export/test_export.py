@@ -37,7 +37,7 @@ from pneumofed.inference.web_model import runtime
 from pneumofed.inference.web_model.contents import check_contents
 from pneumofed.server.export import export as module
 from pneumofed.server.export.export import ExportPlan, export_run, find_reference
-from pneumofed.server.export.graph_checks import ExportImages, load_central, load_folders
+from pneumofed.server.export.graph_checks import ExportImages, join_sets, load_central, load_folders
 from pneumofed.server.export.measures import calibrate, first_of_each, measure_validation
 from pneumofed.server.export.source import read_finished_run
 from pneumofed.server.federation.central_evaluation import build_central_evaluator
@@ -302,15 +302,18 @@ def test_later_images_must_be_like_those_of_any_set_of_the_hospitals_own_patient
     path = with_second_set(run, tmp_path, "test", "adults")
     source, plan = read_finished_run(path), ExportPlan(path, tmp_path / "bundle", signing_key())
     central = load_central(source)
-    reference, sets = find_reference(plan, source, central)
-    assert sets == ("test", "adults") and [len(part) for part in central] == [60, 20] and len(reference) == 80
+    own = find_reference(plan, source, central)
+    reference = join_sets(own)
+    assert (
+        [part.name for part in own] == ["test", "adults"] and [len(part) for part in central] == [60, 20] and len(reference) == 80
+    )
     np.testing.assert_array_equal(reference.pixels, np.concatenate([part.pixels for part in central]))
     assert reference.labels is not None and reference.labels.tolist() == [one for part in central for one in there(part.labels)]
     assert len(set(there(reference.patients))) == 80, "patient-0 of one set is not patient-0 of the other"
     assert len(reference.groups) == 80
     judged = there(build_central_evaluator(source.experiment, there(source.coordinator)).reference(2000))
-    own = dict(zip(there(reference.patients), reference.pixels.tolist(), strict=True))
-    assert dict(zip(judged.patients, judged.pixels.tolist(), strict=True)) == own
+    pixels = dict(zip(there(reference.patients), reference.pixels.tolist(), strict=True))
+    assert dict(zip(judged.patients, judged.pixels.tolist(), strict=True)) == pixels
     few = there(build_central_evaluator(source.experiment, there(source.coordinator)).reference(30))
     for patients in (few.patients, [there(reference.patients)[row] for row in reference.draw("reference", 30)]):
         assert Counter(patient.split()[0] for patient in patients) == {"test": 15, "adults": 15}, "none is drowned"
@@ -320,8 +323,8 @@ def test_without_a_word_of_the_coordinator_the_first_set_alone_is_the_reference(
     path = with_second_set(run, tmp_path)
     source = read_finished_run(path)
     central = load_central(source)
-    reference, sets = find_reference(ExportPlan(path, tmp_path / "bundle", signing_key()), source, central)
-    assert sets == ("test",) and reference is central[0]
+    (own,) = find_reference(ExportPlan(path, tmp_path / "bundle", signing_key()), source, central)
+    assert own.name == "test" and join_sets([own]) is own is central[0]
 
 
 def test_a_reference_set_that_is_not_there_is_refused_by_name(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pneumofed.common.model_bundle.bundle import (
     Bundle,
     check_start,
     load_bundle,
-    open_start,
+    open_trusted,
     pack,
     read_start_weights,
     start_values,
@@ -60,7 +60,7 @@ def test_a_run_starts_from_the_bundle_s_weights_and_says_so(folder: Path, bundle
 
 def test_an_archive_does_as_well_as_a_folder(folder: Path, bundle: Bundle, tmp_path: Path) -> None:
     archive = pack(folder, tmp_path / "model.zip")
-    experiment = tiny_experiment(**start_values(open_start(archive, []), archive))
+    experiment = tiny_experiment(**start_values(open_trusted(archive, []), archive))
     started = build_model(experiment.model, experiment.task, seed=0, weights=read_start_weights(experiment.model))
     np.testing.assert_array_equal(weights_of(started)[0], weights_of(network(7))[0])
 
@@ -91,8 +91,8 @@ def test_a_bundle_of_a_stranger_is_refused_where_keys_are_given(folder: Path, tm
     (tmp_path / "stranger.pub").write_bytes(NodeKey.generate("stranger").public)
     (tmp_path / "known.pub").write_bytes(format_public_key(signing_key().public_key(), "known"))
     with pytest.raises(BundleError, match="does not trust"):
-        open_start(folder, [tmp_path / "stranger.pub"])
-    assert open_start(folder, [tmp_path / "stranger.pub", tmp_path / "known.pub"]).digest
+        open_trusted(folder, [tmp_path / "stranger.pub"])
+    assert open_trusted(folder, [tmp_path / "stranger.pub", tmp_path / "known.pub"]).digest
 
 
 def test_a_changed_weight_file_is_not_started_from(folder: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pneumofed.common.release import (
     read_record,
     read_verdict,
     require_release,
-    write_verdict,
+    write_signed,
 )
 from pneumofed.common.wire.keys import NodeKey, PrivateKey, parse_private_key
 from pneumofed.server.release.gate import Evidence, decide_release, first_release
@@ -133,9 +133,9 @@ def stranger() -> PrivateKey:
 def test_sites_verdicts_are_taken_with_their_own_signature_alone(models: tuple[Bundle, Bundle], tmp_path: Path) -> None:
     north, keys = stranger(), {}
     keys = {"north": north.public_key(), "south": stranger().public_key()}
-    write_verdict(tmp_path / "v" / "north.json", verdict(models), north)
+    write_signed(tmp_path / "v" / "north.json", verdict(models), north)
     assert read_verdicts([tmp_path / "v"], keys, models) == {"north": verdict(models).comparison}
-    write_verdict(tmp_path / "forged.json", verdict(models, "south"), north)
+    write_signed(tmp_path / "forged.json", verdict(models, "south"), north)
     with pytest.raises(ReleaseError, match="does not trust"):
         read_verdict(tmp_path / "forged.json", keys)
     with pytest.raises(ReleaseError, match="compared other models"):

@@ -319,7 +319,7 @@ def test_sets_of_other_hospitals_are_told_from_those_of_the_hospitals_own_patien
 
 def test_where_only_the_hospitals_own_patients_were_judged_it_is_said(tmp_path: Path) -> None:
     maker = RunMaker(tmp_path).rounds(2, ["test"]).end("succeeded", ["test"])
-    assert "No set of other hospitals was judged" in read(maker.path).text
+    assert "No set that is known to be of other hospitals was judged" in read(maker.path).text
 
 
 def test_coordinator_settings_that_cannot_be_read_leave_a_report(tmp_path: Path) -> None:
