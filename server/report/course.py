@@ -227,12 +227,19 @@ def _cpu(environment: Mapping[str, Any]) -> str:
 
 def reproducing_command(run: StoredRun) -> str:
     """Builds the command line that lays out the same virtual hospitals; empty where the run does not say how."""
-    settings = run.simulation
-    if settings.get("command") or not settings.get("data"):
+    settings, divided = run.simulation, bool(run.simulation.get("data") or not run.simulation.get("sources"))
+    if settings.get("command") or not settings:
         return str(settings.get("command") or "")
-    options = {key: settings.get(key) for key in ("data", "external", "hospitals", "partition", "alpha", "threads")}
+    by_column = str(settings.get("partition")).startswith("column:")  # which says how many hospitals there are
+    dealt = {"hospitals": None if by_column else settings.get("hospitals"), "partition": settings.get("partition")}
+    dealt |= {"alpha": settings.get("alpha"), "phantoms": None if settings.get("data") else settings.get("phantom_patients")}
+    options = {"data": settings.get("data"), "external": settings.get("external"), **(dealt if divided else {})}
+    pairs = {"hospital": "sources", "hold-out": "hold_out", "test": "held_out", "slow": "slow"}
     parts = ["pneumofed", "simulate", "--config", str(run.folder.config.name)]
     parts += [text for key, value in options.items() if value is not None for text in (f"--{key}", str(value))]
+    for option, key in pairs.items():
+        parts += [text for name, value in (settings.get(key) or {}).items() for text in (f"--{option}", f"{name}={value}")]
+    parts += ["--threads", str(settings["threads"])] if "threads" in settings else []
     parts += ["--baselines"] if run.summary.baselines else []
     return shlex.join([*parts, "--out", "NEW-FOLDER"])
 

@@ -99,7 +99,7 @@ def _operating_point(run: StoredRun, evaluated: list[str]) -> str:
     bounds = {set_noun(name): run.results(name)[str(policy)].high for name in evaluated} if target else {}
     if target and (missed := [noun for noun, high in bounds.items() if high is not None and high < target]):
         text += f" It was chosen for a {policy} of {number(target, 2)}, which is clearly not reached in the {' and the '.join(missed)}: "
-        text += "a hospital with such patients sets its own (`pneumofed site operating-point`)."
+        text += "a hospital with such patients sets its own (pneumofed site operating-point)."
     return text
 
 
@@ -196,7 +196,7 @@ def limits(run: StoredRun) -> list[str]:
         _limit_of_external(run),
         f"The threshold was {describe_policy(run)} on the hospitals' own validation images: with another "
         f"{in_words('share of pneumonia', run.classes)} or other machines sensitivity and specificity change, so it must be chosen anew "
-        "before any use (`pneumofed site operating-point`).",
+        "before any use (pneumofed site operating-point).",
     ]
 
 

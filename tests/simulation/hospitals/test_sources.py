@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,14 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from pneumofed.cli.main import app
 from pneumofed.common.config.parties import CoordinatorConfig
-from pneumofed.common.config.reader import build_config, read_yaml
+from pneumofed.common.config.reader import build_config, format_yaml, read_yaml
 from pneumofed.common.errors import ConfigError, DataError, SkipReason
+from pneumofed.server.report.course import reproducing_command
+from pneumofed.server.report.read_run import read_run
 from pneumofed.simulation.hospitals.federation import lay_out
 from pneumofed.simulation.hospitals.sources import SimulationConfig, check_places, read_source
 from pneumofed.simulation.hospitals.study import VirtualStudy, count_hospitals, gather, keep_apart
 from pneumofed.simulation.phantoms.phantom import write_phantoms
+from pneumofed.simulation.plan import SimulationRequest
 from tests.tiny import tiny_experiment
 
 
@@ -230,3 +236,27 @@ def test_a_share_from_the_command_line_is_a_number() -> None:
 def test_a_held_out_set_needs_a_name_of_its_own(name: str) -> None:
     with pytest.raises(ValueError, match="held_out"):
         SimulationConfig(held_out={name: "somewhere"})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"data": "set", "external": "far", "hospitals": 3, "partition": "dirichlet", "alpha": 2.0, "threads": 2},
+        {"data": "set", "sources": {"adults:2": "a b", "north": "n"}, "hold_out": {"adults": 0.3}, "held_out": {"many": "m"}},
+        {"sources": {"north": "n", "south": "s"}, "slow": {"south": 10.0}},
+        {"data": "set", "partition": "column:ward"},
+        {"hospitals": 4, "phantom_patients": 40},
+    ],
+)
+def test_the_reports_command_lays_out_the_same_hospitals(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SimulationConfig.model_validate(values)
+    (tmp_path / "simulation.yaml").write_text(format_yaml(settings.model_dump()))
+    (tmp_path / "config.yaml").write_text(format_yaml(tiny_experiment().model_dump()))
+    command = shlex.split(reproducing_command(read_run(tmp_path)))
+    asked: list[SimulationRequest] = []
+    monkeypatch.setattr("pneumofed.cli.main._simulate", lambda request, *_: asked.append(request))
+    found = CliRunner().invoke(app, command[1:])
+    assert found.exit_code == 0, found.output
+    assert build_config(SimulationConfig, asked[0].simulation_values()) == settings
