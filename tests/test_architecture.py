@@ -107,6 +107,7 @@ def house(module: str) -> str:
     return parts[1] if len(parts) > 1 and parts[1] in HOUSES else "pneumofed"
 
 
+@cache
 def third_party(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(tree(path)):

@@ -144,6 +144,7 @@ def test_every_command_works_beside_a_stranger_and_either_can_go(wheel: Path, py
     assert all(path.is_file() for path in theirs)
 
 
+@pytest.mark.slow
 def test_folders_of_our_names_where_one_stands_do_not_matter(tmp_path: Path) -> None:
     for house in HOUSES:
         (tmp_path / house).mkdir()
@@ -173,7 +174,7 @@ assert not [name for name in sys.modules if name.partition(".")[0] in ("client",
 """
 
 
-@pytest.mark.parametrize("source", ["the checkout", "what a run sends"])
+@pytest.mark.parametrize("source", [pytest.param("the checkout", marks=pytest.mark.slow), "what a run sends"])
 def test_an_unpacked_bundle_imports_its_own_code_under_one_name(source: str, tmp_path: Path) -> None:
     from flwr.cli.build import build_fab_from_disk
 

@@ -388,13 +388,17 @@ def render_figure(figure: Figure, kind: Literal["png", "svg"] = "png") -> bytes:
         figure: from `new_figure`, else the size may differ.
         kind: format of the bytes.
     """
+    buffer = io.BytesIO()
+    _draw(figure, kind, buffer)
+    return buffer.getvalue()
+
+
+def _draw(figure: Figure, kind: Literal["png", "svg"], buffer: io.BytesIO) -> None:
     import matplotlib
 
-    buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     with matplotlib.rc_context({"svg.hashsalt": "pneumofed"}):
         figure.savefig(buffer, format=kind, metadata=metadata)
-    return buffer.getvalue()
 
 
 def write(figure: Figure, path: str | Path) -> None:

@@ -116,6 +116,7 @@ def test_the_whole_bench_runs_each_system_in_its_own_processes(tmp_path: Path) -
         assert 0 < turn.first < turn.wall and turn.end > 0 and turn.later > 0 and turn.peak_bytes > 1e8
 
 
+@pytest.mark.slow
 def test_the_probe_writes_every_optimizer_step_of_a_process(tmp_path: Path) -> None:
     code = (
         "import torch; p = torch.nn.Parameter(torch.ones(1)); o = torch.optim.SGD([p], lr=0.1);"

@@ -79,6 +79,7 @@ def test_nothing_of_a_patient_is_outside_the_sites_folder(federation: RealFedera
             assert not [patient for patient in patients if patient in content], path
 
 
+@pytest.mark.slow
 def test_a_second_run_of_the_same_name_is_refused_and_the_first_stays(federation: RealFederation) -> None:
     with pytest.raises(AssertionError, match="exited with 2"):
         federation.submit("first")

@@ -17,6 +17,8 @@ from tests.former.opened import call, read_json
 PRIVATE = ("dp_sgd", "dp_sgd_convolutions", "central_privacy", "fedexp")
 """Their noise depends on the bits of the sum that it hides: another machine draws other noise, whose length differs by a percent or two."""
 SLOW = (
+    "secure_aggregation",
+    "dp_sgd",
     "fedprox",
     "fedbn",
     "fedadam_ema",

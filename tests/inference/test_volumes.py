@@ -190,6 +190,7 @@ def test_a_series_that_cannot_be_judged_is_reported_without_numbers(bundle: Path
     assert any("cannot be judged" in one.get("TextValue", "") for one in items(report))
 
 
+@pytest.mark.usefixtures("drawn")
 def test_explain_writes_the_map_and_its_strongest_slices(bundle: Path, archive: Path, tmp_path: Path) -> None:
     arguments = ["explain", str(archive), "--bundle", str(bundle), "--out", str(tmp_path), "--json"]
     found = json.loads(CliRunner().invoke(app, arguments).stdout)

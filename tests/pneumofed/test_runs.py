@@ -26,12 +26,20 @@ TINY: dict[str, Any] = {
     "training": {"batch_size": 8},
     "evaluation.bootstrap_samples": 20,
 }
-KEYS: dict[str, Any] = {"hospitals": 2, "rounds": 2, "partition": "iid", "image_size": 32, "phantoms": 24, "set": TINY}
+KEYS: dict[str, Any] = {
+    "workers": 1,
+    "hospitals": 2,
+    "rounds": 2,
+    "partition": "iid",
+    "image_size": 32,
+    "phantoms": 24,
+    "set": TINY,
+}
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> pneumofed.Run:
-    return pneumofed.simulate(out=tmp_path_factory.mktemp("runs") / "run", **KEYS)
+    return pneumofed.simulate(out=tmp_path_factory.mktemp("runs") / "run", **{**KEYS, "workers": None})
 
 
 def refused(**keys: Any) -> str:

@@ -101,6 +101,7 @@ def rows(experiment: ExperimentConfig) -> dict[str, NetworkFinding]:
     return {found.name: found for found in check_network(experiment)}
 
 
+@pytest.mark.slow
 def test_the_table_of_a_usual_network(tmp_path: Path) -> None:
     found = rows(experiment_of(tmp_path, NETWORK))
     assert {name: row.answer for name, row in found.items()} == dict.fromkeys(

@@ -68,7 +68,7 @@ def test_flower_and_the_local_engine_give_the_same_weights_bit_for_bit(tmp_path:
     np.testing.assert_array_equal(final_weights(tmp_path / "flower"), final_weights(tmp_path / "local"))
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16", pytest.param("int8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("precision", ["float32", *(pytest.param(name, marks=pytest.mark.slow) for name in ("float16", "int8"))])
 def test_workers_give_the_same_weights_bit_for_bit(tmp_path: Path, phantoms: Path, precision: str) -> None:
     strategy = {"update_precision": precision}
     run(tmp_path / "one", phantoms, hospitals=3, strategy=strategy)

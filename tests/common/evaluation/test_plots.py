@@ -70,6 +70,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 }
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("name", FIGURES)
 @pytest.mark.filterwarnings("error")
 def test_a_figure_is_a_picture_with_something_on_it(name: str) -> None:
@@ -78,6 +79,7 @@ def test_a_figure_is_a_picture_with_something_on_it(name: str) -> None:
     assert np.asarray(picture.convert("L")).min() < 128
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("kind", ["png", "svg"])
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path, kind: str) -> None:
     for name in ("first", "second"):

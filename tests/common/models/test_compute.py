@@ -100,7 +100,8 @@ print(is_compile_supported("cpu"), "torch._dynamo" in sys.modules)
     assert imported == "True", "the function that torchvision took is the compiler's own"
 
 
-@pytest.mark.parametrize("first", [pytest.param("torch._dynamo.utils", marks=pytest.mark.slow), "pneumofed.common.models.layers"])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["torch._dynamo.utils", "pneumofed.common.models.layers"])
 def test_the_compiler_is_whole_for_whoever_imports_it(first: str) -> None:
     """Before torchvision, after it, or, as a library of torchvision's might, in the midst of its import."""
     code = f"""

@@ -28,6 +28,7 @@ def draw_images(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("drawn")
 def test_images_are_explained_and_what_is_no_image_is_counted(bundle: Path, tmp_path: Path) -> None:
     images, out = draw_images(tmp_path / "images"), tmp_path / "out"
     given = [

@@ -80,6 +80,7 @@ def test_a_mistyped_folder_does_not_pass_for_quiet(bundle: Bundle, tmp_path: Pat
         Monitor.open(tmp_path / "nothing", bundle).check()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_page_needs_nothing_else_and_trusts_no_name(bundle: Bundle, folder: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["page", "--bundle", str(bundle.folder), "-C", str(folder), "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output

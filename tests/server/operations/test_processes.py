@@ -243,6 +243,7 @@ def test_a_revoked_site_is_cut_off_and_a_new_one_comes_in(coordinator: Federatio
     assert not coordinator.site("beta").connected
 
 
+@pytest.mark.slow
 def test_a_restart_knows_the_sites_again(tmp_path: Path) -> None:
     with running(federation(sites=SITES), tmp_path) as coordinator:
         before = processes.process_status(coordinator.folder).sites

@@ -38,6 +38,7 @@ def test_a_plain_run_says_that_nothing_was_protected_and_names_what_left(tmp_pat
     assert "Nothing was noised or masked" in page
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_private_run_tells_unit_delta_and_what_each_hospital_spent(tmp_path: Path) -> None:
     found, page = told(tmp_path, **PRIVATE)
     assert "one patient" in found.protected[0] and "delta 0.01" in found.protected[0]

@@ -56,6 +56,7 @@ def test_who_loses_at_home_is_named_with_the_model_that_does_better(tmp_path: Pa
     assert sentence == "At home no hospital's own model loses to another one, of 1."
 
 
+@pytest.mark.usefixtures("drawn")
 def test_every_cell_is_in_the_table_with_its_interval_and_in_words(tmp_path: Path) -> None:
     run = run_with(tmp_path, SHARED, OWN)
     table = matrix_table(run)

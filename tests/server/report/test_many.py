@@ -27,6 +27,7 @@ def test_each_number_has_the_quartiles_of_the_hospitals(tmp_path: Path) -> None:
     assert rows["Rounds trained"].hospitals == MOST_SINGLE + 2
 
 
+@pytest.mark.usefixtures("drawn")
 def test_fifty_hospitals_are_shown_one_by_one_and_more_in_a_table_of_their_spread(tmp_path: Path) -> None:
     assert distributions(read_run(made(tmp_path / "few", MOST_SINGLE))) == []
     page = " ".join(write_report(made(tmp_path / "many", MOST_SINGLE + 1)).read_text(encoding="utf-8").split())

@@ -95,7 +95,7 @@ def test_every_network_and_strategy_has_words() -> None:
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.7])
-def test_a_model_that_is_a_moving_average_is_called_one(tmp_path: Path, unrendered: None, ema_decay: float) -> None:
+def test_a_model_that_is_a_moving_average_is_called_one(tmp_path: Path, ema_decay: float) -> None:
     page = read(RunMaker(tmp_path, strategy={"ema_decay": ema_decay}).rounds(1).path)
     check(page)
     assert ("moving average of its weights over the rounds." in page.text) == (ema_decay > 0)
@@ -142,12 +142,6 @@ STATES = {
 }
 
 
-@pytest.fixture
-def unrendered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are built but not rendered, which takes most of a report's time."""
-    monkeypatch.setattr("pneumofed.server.report.figures.render_figure", lambda figure: b"PNG")
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished simulation with both sets and baselines."""
@@ -161,15 +155,17 @@ def page(finished: Path) -> Page:
     return read(finished)
 
 
-@pytest.mark.usefixtures("unrendered")
 @pytest.mark.parametrize("state", STATES)
 def test_every_state_gives_a_valid_page_that_loads_nothing(state: str, tmp_path: Path) -> None:
     STATES[state](tmp_path)
     check(read(tmp_path))
 
 
-def test_a_finished_run_gives_a_valid_page_that_loads_nothing(page: Page) -> None:
+@pytest.mark.usefixtures("drawn")
+def test_a_finished_run_gives_a_valid_page_that_loads_nothing(finished: Path) -> None:
+    page = read(finished)
     check(page)
+    assert min(len(load) for load in page.loads) > 10_000, "pictures with something on them"
     assert page.badge == "Succeeded"
 
 
@@ -207,7 +203,6 @@ def test_a_failed_run_names_round_sites_and_what_to_do(tmp_path: Path) -> None:
     assert "no round was completed" in page.text
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_baselines_that_fail_do_not_hide_the_results_of_the_federation(tmp_path: Path) -> None:
     RunMaker(tmp_path, task="three_class").rounds(1, sets=["external"]).end("failed", ["external"], error="no disk space")
     page = read(tmp_path)
@@ -229,14 +224,12 @@ def test_names_and_reasons_from_sites_are_escaped(tmp_path: Path) -> None:
     check(Page(html))
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_a_site_may_tell_nonsense_about_its_data(tmp_path: Path) -> None:
     nonsense: Mapping[str, Any] = {"north": {"used": "many", "classes": {"normal": [1]}, "skipped": 7}, "south": ["x"]}
     RunMaker(tmp_path).rounds(1, sets=[]).end("succeeded", sites=nonsense)
     check(read(tmp_path))
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     run = RunMaker(tmp_path).rounds(1, sets=["test"]).end("succeeded", ["test"])
     run.folder.predictions("test").write_text("image,patient\n")
@@ -252,7 +245,6 @@ def test_drawn_images_are_told_first(tmp_path: Path) -> None:
     assert read(tmp_path).text.index("These are drawn images") < 250
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_a_hundred_hospitals_fit(tmp_path: Path) -> None:
     RunMaker(tmp_path, [f"site-{k:03d}" for k in range(100)]).rounds(1).end("stopped").simulated()
     page = read(tmp_path)
@@ -267,7 +259,6 @@ def test_the_pictures_lie_beside_the_report_as_png(page: Page, finished: Path) -
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in files)
 
 
-@pytest.mark.usefixtures("unrendered")
 def test_a_report_written_again_changes_in_its_date_alone(tmp_path: Path) -> None:
     killed(tmp_path)
     before, after = (write_report(tmp_path).read_text(encoding="utf-8") for _ in range(2))

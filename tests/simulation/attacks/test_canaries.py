@@ -31,14 +31,14 @@ def test_the_bound_is_the_one_that_the_paper_prints(guesses: Guesses, delta: flo
     assert epsilon_lower_bound(guesses, delta) == pytest.approx(published, abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    "epsilon", [0.0, pytest.param(0.5, marks=pytest.mark.slow), 2.0, pytest.param(4.0, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("epsilon", [0.0, 0.5, 2.0, 4.0])
 def test_randomised_response_breaks_its_bound_in_at_most_one_run_in_twenty(epsilon: float) -> None:
     """m guesses, each right with e^eps / (1 + e^eps): (eps, 0)-private, and the worst case of the theorem."""
     generator, canaries, runs = np.random.default_rng(7), 200, 600
     right = generator.binomial(canaries, 1.0 / (1.0 + np.exp(-epsilon)), runs)
-    broken = sum(epsilon_lower_bound(Guesses(canaries, canaries, int(v)), 0.0) > epsilon for v in right)
+    values, counts = np.unique(right, return_counts=True)
+    breaks = [epsilon_lower_bound(Guesses(canaries, canaries, int(value)), 0.0) > epsilon for value in values]
+    broken = int(counts[breaks].sum())
     assert stats.binom.sf(broken - 1, runs, 0.05) > 1e-3
 
 
