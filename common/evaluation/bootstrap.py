@@ -4,6 +4,9 @@ Images of one patient are alike, so patients are drawn, each with all its images
 Accuracy with Patient-clustered Data", Academic Radiology 7:413). Every statistic is a sum over images, so that of a resample is
 the same sum, each image weighted by how often its patient was drawn.
 
+The calibration error is a sum of lengths and therefore too large by chance alone; percentiles of resamples are so twice over, and would
+nearly always lie above the truth (of 208 images of a perfectly calibrated model at 0.07 to 0.15). `_error_interval` is what it has instead.
+
 Where every resample gives one and the same number, as a sensitivity of 1, the bootstrap sees no uncertainty, and how few patients there are
 decides instead (`_certain`).
 """
@@ -18,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pneumofed.common.errors import DataError
-from pneumofed.common.evaluation.metrics import ConfusionCounts, auroc, metrics_of
+from pneumofed.common.evaluation.metrics import ConfusionCounts, auroc, calibration_gaps, metrics_of
 from pneumofed.common.evaluation.predictions import Predictions
-from pneumofed.common.evaluation.statistics import Statistics, image_terms
+from pneumofed.common.evaluation.statistics import CALIBRATION_BINS, Statistics, image_terms
 
 Counts = npt.NDArray[np.int64]
 Reals = npt.NDArray[np.float64]
@@ -60,20 +63,23 @@ def bootstrap(predictions: Predictions, threshold: float, settings: Bootstrap | 
         The intervals by name of the metric; `low` and `high` are NaN with 0 resamples.
     """
     settings = settings or Bootstrap()
-    values = metrics_of(ConfusionCounts.of(Statistics.of(predictions), threshold))
+    counts = ConfusionCounts.of(Statistics.of(predictions), threshold)
+    values = metrics_of(counts)
     patient, patients = _patient_index(predictions)
     views = [_View.of(scores, positive, patient) for scores, positive in zip(*predictions.views, strict=True)]
     first_positive = int(np.searchsorted(views[0].scores, threshold))
     terms = [_by_patient(term, patient, patients) for term in image_terms(predictions)]
-    parts = [
-        metrics_of(
-            ConfusionCounts(
-                [view.histograms(draws) for view in views], first_positive, *(_weighted(draws, term) for term in terms)
-            )
+    parts, gaps = [], [np.empty((0, CALIBRATION_BINS))]
+    for draws in resample_patients(patients, settings, _rows_at_once(len(predictions))):
+        resampled = ConfusionCounts(
+            [view.histograms(draws) for view in views], first_positive, *(_weighted(draws, term) for term in terms)
         )
-        for draws in resample_patients(patients, settings, _rows_at_once(len(predictions)))
-    ]
+        parts.append(metrics_of(resampled))
+        gaps.append(calibration_gaps(resampled.calibration))
     found = {name: _interval(value, [part[name] for part in parts], settings.confidence) for name, value in values.items()}
+    if found["ece"]["resamples"]:
+        low, high = _error_interval(calibration_gaps(counts.calibration), np.concatenate(gaps), settings.confidence)
+        found["ece"]["low"], found["ece"]["high"] = low, high
     return _widened(found, _independent(predictions, threshold), (1.0 - settings.confidence) / 2)
 
 
@@ -230,3 +236,19 @@ def _interval(value: npt.ArrayLike, parts: list[Reals], confidence: float) -> Co
     tail = (1.0 - confidence) / 2
     low, high = np.quantile(valid, [tail, 1.0 - tail]) if len(valid) else (np.nan, np.nan)
     return ConfidenceInterval(value=float(np.asarray(value)), low=float(low), high=float(high), resamples=len(valid))
+
+
+def _error_interval(gaps: Reals, resampled: Reals, confidence: float) -> tuple[float, float]:
+    """The interval of a calibration error from its gaps [15] and those of R resamples [R, 15], which holds the error itself.
+
+    t times the gaps are a model that is wrong in the same way and t times as far; what resamples add to the gaps is chance. In the
+    interval are the errors of those t for which the error that was found is neither too large nor too small by chance: a family of
+    distributions is inverted, as DiCiccio and Romano 1990 do ("Nonparametric Confidence Limits by Resampling Methods and Least Favorable
+    Families", International Statistical Review 58:59). That chance makes the error larger is known (Roelofs et al. 2022, "Mitigating
+    Bias in Calibration Error Estimation"). In simulations of 100 to 624 images it held the truth in 0.89 to 0.98 of the draws.
+    """
+    error, chance, tail = float(np.abs(gaps).sum()), resampled - gaps, (1.0 - confidence) / 2
+    times = np.linspace(0.0, 3.0, 121)
+    least, most = np.quantile([np.abs(t * gaps + chance).sum(axis=1) for t in times], [tail, 1.0 - tail], axis=1)
+    possible = times[(least <= error + 1e-12) & (error <= most + 1e-12)]
+    return (error * min(1.0, possible[0]), error * max(1.0, possible[-1])) if len(possible) else (0.0, error)

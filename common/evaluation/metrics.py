@@ -247,8 +247,13 @@ def calibration_error(calibration: Counts) -> Reals:
     The mean over images of |mean score - share of pneumonia| of their bin: Naeini et al. 2015, "Obtaining Well Calibrated
     Probabilities Using Bayesian Binning", section "Calibration Measures".
     """
-    gap = np.abs(calibration[..., CALIBRATION_SCORE_SUM] / FIXED_POINT - calibration[..., CALIBRATION_POSITIVE]).sum(axis=-1)
-    return ratio(gap, calibration[..., CALIBRATION_COUNT].sum(axis=-1))
+    return np.abs(calibration_gaps(calibration)).sum(axis=-1)
+
+
+def calibration_gaps(calibration: Counts) -> Reals:
+    """Mean score minus share of pneumonia of each bin, times its share of all images: [..., 15] of [..., 15, 3] calibration counts."""
+    gaps = calibration[..., CALIBRATION_SCORE_SUM] / FIXED_POINT - calibration[..., CALIBRATION_POSITIVE]
+    return ratio(gaps, calibration[..., CALIBRATION_COUNT].sum(axis=-1, keepdims=True))
 
 
 def _at_or_above(counts: Counts) -> Counts:

@@ -41,7 +41,7 @@ METRIC_WORDS = {
     "f1": ("F1", "harmonic mean of precision and sensitivity"),
     "mcc": ("MCC", "Matthews correlation: 0 is chance, 1 is perfect"),
     "brier": ("Brier score", "mean squared error of the probabilities; 0 is best"),
-    "ece": ("Calibration error", "mean gap between probability and frequency (ECE); 0 is best"),
+    "ece": ("Calibration error", "mean gap between probability and frequency (ECE); 0 is best, and chance alone adds to it"),
     "log_loss": ("Log loss", "mean negative log probability of the truth; 0 is best"),
     "accuracy_three_class": ("Accuracy of the most probable class", "share of images whose most probable class is right"),
     "auroc_macro": ("AUROC, mean over classes", "mean of the areas of each class against the rest"),

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from scipy.special import expit
 from scipy.stats import binomtest
 
 from pneumofed.common.errors import DataError
@@ -49,7 +50,9 @@ def test_intervals_equal_the_plain_bootstrap_with_the_same_draws(predictions: Pr
         assert interval["value"] == pytest.approx(value[name], abs=1e-12, nan_ok=True)
         assert interval["resamples"] == len(resampled)
         low, high = np.quantile(resampled, [0.1, 0.9]) if len(resampled) else (math.nan, math.nan)
-        if high - low > 1e-12:  # else the number of patients decides, see below
+        if name == "ece":
+            assert math.isnan(interval["low"]) or interval["low"] <= interval["value"] <= interval["high"]
+        elif high - low > 1e-12:  # else the number of patients decides, see below
             assert (interval["low"], interval["high"]) == pytest.approx((low, high), abs=1e-9, nan_ok=True), name
         elif not math.isnan(interval["low"]):
             assert interval["low"] <= interval["value"] <= interval["high"], name
@@ -149,6 +152,28 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         interval = bootstrap(of_scores(score.tolist(), labels.tolist()), 0.5, Bootstrap(100, 0.9, seed))["auroc"]
         covered += interval["low"] <= truth <= interval["high"]
     assert 80 <= covered <= 98  # 90 expected, give or take three standard deviations of 3, less what few resamples cost
+
+
+@pytest.mark.parametrize(("shift", "slope"), [(0.0, 1.0), (0.3, 1.0), (0.5, 1.3), (1.0, 1.5)])
+@pytest.mark.parametrize("images", [100, 400])
+def test_the_interval_of_the_calibration_error_covers_the_truth_although_chance_makes_the_error_larger(
+    images: int, shift: float, slope: float
+) -> None:
+    """Probabilities whose log odds are `slope` times the true ones and `shift` too large; 0 and 1 is a calibrated model."""
+
+    def draw(n: int, seed: int) -> Predictions:
+        generator = np.random.default_rng(seed)
+        odds = generator.normal(0.0, 2.0, n)
+        labels = generator.random(n) < expit(odds)
+        return of_scores(expit(slope * odds + shift).tolist(), labels.astype(int).tolist())
+
+    truth = metrics(Statistics.of(draw(400_000, 99)), 0.5)["ece"]
+    found = [bootstrap(draw(images, seed), 0.5, Bootstrap(100, 0.95, seed))["ece"] for seed in range(60)]
+    assert np.mean([one["value"] for one in found]) > truth
+    assert all(one["low"] <= one["value"] <= one["high"] for one in found)
+    assert (
+        sum(one["low"] - 0.002 <= truth <= one["high"] for one in found) >= 47
+    )  # 0.9 expected; fewer comes in one of 1,000 such draws
 
 
 @quick
