@@ -199,16 +199,37 @@ function tick() {
   say("progress-text", place.dataset.words + remaining);
 }
 
+/** `auroc` or `loss` of the set `name` in a round; null where it was not judged. */
+function measured(line, name, what) {
+  return line[`${name}_${what}`] ?? line[`held_out_${what}`][name] ?? null;
+}
+
+/** The held-out sets that were judged: `test` and `external` first, then those with names of the study's own. */
+function heldOut(run) {
+  const named = new Set(["test", "external", ...run.course.flatMap((one) => Object.keys(one.held_out_auroc)), ...Object.keys(run.results)]);
+  named.delete("validation");
+  return [...named].filter((name) => run.results[name] || run.course.some((one) => measured(one, name, "auroc") !== null));
+}
+
 function showTiles(run) {
   const best = run.course.find((line) => line.round === run.best_round);
-  for (const [id, key] of [["auroc", "validation"], ["test", "test"], ["external", "external"]]) {
-    const final = run.results[key]?.auroc;
-    const known = best?.[`${key}_auroc`] ?? null;
-    const value = final ? final.value : known;
-    say(`tile-${id}`, number(value));
+  const judged = (name) => {
+    const final = run.results[name]?.auroc;
+    const value = final ? final.value : best ? measured(best, name, "auroc") : null;
     const under = final ? `interval ${number(final.low)} to ${number(final.high)}` : best && value !== null ? `in round ${run.best_round}, best by validation` : "not measured";
-    say(`tile-${id}-under`, key === "validation" && run.state === "succeeded" && value !== null ? `in round ${run.best_round}, the best` : under);
-  }
+    return { name: `${name[0].toUpperCase()}${name.slice(1)} AUROC`, value, under };
+  };
+  const validation = judged("validation");
+  say("tile-auroc", number(validation.value));
+  say("tile-auroc-under", run.state === "succeeded" && validation.value !== null ? `in round ${run.best_round}, the best` : validation.under);
+  unlessSame("after-sets", heldOut(run).map(judged), (after) => {
+    for (const old of document.querySelectorAll(".set-tile")) old.remove();
+    for (const one of heldOut(run).map(judged)) {
+      const tile = make("div", "", "set-tile");
+      tile.append(make("dt", one.name), make("dd", number(one.value)), make("dd", one.under, "under"));
+      after.before(tile);
+    }
+  });
   say("tile-bytes", bytes(run.bytes_down + run.bytes_up));
   say("tile-bytes-under", `${bytes(run.bytes_down)} to sites, ${bytes(run.bytes_up)} back`);
   const spent = Object.entries(run.privacy.epsilon);
@@ -218,23 +239,31 @@ function showTiles(run) {
 }
 
 function showCurves(run, open) {
-  const others = [...new Set(run.course.flatMap((one) => Object.keys(one.held_out_auroc)))];
-  const styles = Object.fromEntries(others.map((name, index) => [name, (index + 3) % 4]));
-  const value = (one, name, key) => one[key] !== undefined ? one[key] : one[`held_out_${key.slice(name.length + 1)}`]?.[name] ?? null;
-  const line = (name, key) => ({ name, style: STYLES[name] ?? styles[name], points: run.course.map((one) => [one.round, value(one, name, key)]).filter((point) => point[1] !== null) });
+  const sets = ["validation", ...heldOut(run)];
+  const others = sets.filter((name) => !(name in STYLES));
+  const styles = Object.fromEntries(others.map((name, index) => [name, Object.keys(STYLES).length + index]));
+  const line = (name, what) => ({ name, style: STYLES[name] ?? styles[name], points: run.course.map((one) => [one.round, what === "training" ? one.train_loss : measured(one, name, what)]).filter((point) => point[1] !== null) });
   const waiting = open ? "after the first round" : "no round was completed";
   const common = { rounds: run.rounds, waiting };
-  const sets = ["validation", "test", "external", ...others];
   unlessSame("auroc", [run.course, run.rounds, waiting], (place) =>
-    drawChart(place, sets.map((name) => line(name, `${name}_auroc`)), { ...common, label: "AUROC by round", from: 0.5, to: 1 }));
+    drawChart(place, sets.map((name) => line(name, "auroc")), { ...common, label: "AUROC by round", from: 0.5, to: 1 }));
   unlessSame("loss", [run.course, run.rounds, waiting], (place) =>
-    drawChart(place, [...sets.map((name) => line(name, `${name}_loss`)), line("training", "train_loss")], { ...common, label: "Loss by round", from: 0 }));
+    drawChart(place, [...sets.map((name) => line(name, "loss")), line("training", "training")], { ...common, label: "Loss by round", from: 0 }));
 }
 
 function showCourse(run) {
-  const keys = ["validation_auroc", "test_auroc", "external_auroc", "train_loss", "validation_loss", "test_loss", "external_loss"];
-  unlessSame("course", [run.course, run.best_round], (body) => fill(body, 12, run.course.map((line) => {
-    const cells = [line.drawn, line.good, ...keys.map((key) => number(line[key])), ((line.bytes_down + line.bytes_up) / 1e6).toFixed(1), number(line.seconds, 1)];
+  const sets = ["validation", ...heldOut(run)];
+  unlessSame("course-head", sets, (head) => {
+    const cell = (scope, text, span = 1) => Object.assign(make("th", text), { scope, colSpan: span });
+    const groups = make("tr");
+    groups.append(make("td"), cell("colgroup", "Sites", 2), cell("colgroup", "AUROC", sets.length), cell("colgroup", "Loss", sets.length + 1), cell("colgroup", "Cost", 2));
+    const columns = make("tr");
+    columns.append(...["Round", "asked", "good", ...sets, "training", ...sets, "MB", "s"].map((text) => cell("col", text)));
+    head.replaceChildren(groups, columns);
+  });
+  unlessSame("course", [run.course, run.best_round], (body) => fill(body, 6 + 2 * sets.length, run.course.map((line) => {
+    const judged = [...sets.map((name) => measured(line, name, "auroc")), line.train_loss, ...sets.map((name) => measured(line, name, "loss"))];
+    const cells = [line.drawn, line.good, ...judged.map((value) => number(value)), ((line.bytes_down + line.bytes_up) / 1e6).toFixed(1), number(line.seconds, 1)];
     const made = row(line.round === run.best_round ? `${line.round} (best)` : line.round, cells);
     if (line.round === run.best_round) made.className = "best";
     return made;

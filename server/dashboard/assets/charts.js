@@ -2,20 +2,23 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const BOX = { width: 560, height: 300, left: 46, right: 14, top: 34, bottom: 38 };
-const MARKS = [circle, square, diamond, triangle];
+const MARKS = [circle, square, diamond, triangle, point, cross];
+const LEGEND_ROW = 16;
 
-/** Draws `series` ([{name, style, points: [[x, y], ...]}]), `style` from 0 to 3, into `place`; `options` are {label, from, to, rounds, waiting}. */
+/** Draws `series` ([{name, style, points: [[x, y], ...]}]), `style` from 0 on, into `place`; `options` are {label, from, to, rounds, waiting}. */
 export function drawChart(place, series, options) {
   const shown = series.filter((one) => one.points.length > 0);
+  const places = placeLegend(shown);
+  const top = BOX.top + LEGEND_ROW * (places.at(-1)?.row ?? 0);
   const svg = make("svg", { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: "img", "aria-label": describe(shown, options) });
   const values = shown.flatMap((one) => one.points.map((point) => point[1]));
   const [low, high, step] = scale(values, options);
   const last = Math.max(options.rounds, 2, ...shown.flatMap((one) => one.points.map((point) => point[0])));
   const x = (round) => BOX.left + 8 + ((round - 1) / (last - 1)) * (BOX.width - BOX.left - BOX.right - 16);
-  const y = (value) => BOX.height - BOX.bottom - ((value - low) / (high - low)) * (BOX.height - BOX.top - BOX.bottom);
+  const y = (value) => BOX.height - BOX.bottom - ((value - low) / (high - low)) * (BOX.height - top - BOX.bottom);
   drawAxes(svg, { low, high, step, last, x, y });
   shown.forEach((one) => drawLine(svg, one, x, y));
-  drawLegend(svg, shown);
+  shown.forEach((one, index) => drawKey(svg, one, places[index]));
   if (!shown.length) svg.append(make("text", { x: BOX.width / 2, y: 160, class: "waiting" }, options.waiting));
   place.replaceChildren(svg);
 }
@@ -59,38 +62,70 @@ function drawAxes(svg, { low, high, step, last, x, y }) {
 
 function drawLine(svg, one, x, y) {
   const path = one.points.map(([round, value], n) => `${n ? "L" : "M"}${x(round).toFixed(1)} ${y(value).toFixed(1)}`).join("");
-  svg.append(make("path", { d: path, class: `line s${one.style}` }));
+  svg.append(make("path", { d: path, class: `line ${look(one.style)}` }));
   if (one.points.length > 40) return;
   for (const [round, value] of one.points) {
-    const mark = MARKS[one.style](x(round), y(value));
+    const mark = drawMark(one.style, x(round), y(value));
     mark.append(make("title", {}, `${one.name}, round ${round}: ${value.toFixed(3)}`));
     svg.append(mark);
   }
 }
 
-function drawLegend(svg, shown) {
-  let left = BOX.left;
-  for (const one of shown) {
-    svg.append(make("path", { d: `M${left} 13h26`, class: `line s${one.style}` }), MARKS[one.style](left + 13, 13));
-    svg.append(make("text", { x: left + 33, y: 17, class: "legend" }, one.name));
-    left += 33 + one.name.length * 7 + 20;
-  }
+/** Where each line stands in the legend: rows that are as wide as the chart. */
+function placeLegend(shown) {
+  let [left, row] = [BOX.left, 0];
+  return shown.map((one) => {
+    const width = 33 + one.name.length * 7;
+    if (left > BOX.left && left + width > BOX.width) [left, row] = [BOX.left, row + 1];
+    const place = { left, row };
+    left += width + 20;
+    return place;
+  });
+}
+
+function drawKey(svg, one, place) {
+  const middle = 13 + LEGEND_ROW * place.row;
+  svg.append(make("path", { d: `M${place.left} ${middle}h26`, class: `line ${look(one.style)}` }), drawMark(one.style, place.left + 13, middle));
+  svg.append(make("text", { x: place.left + 33, y: middle + 4, class: "legend" }, one.name));
+}
+
+/** Colours come again after six, and then with the dashes and marks of another. */
+function shape(style) {
+  return (style + Math.floor(style / MARKS.length)) % MARKS.length;
+}
+
+function look(style) {
+  return `c${style % MARKS.length} d${shape(style)}`;
+}
+
+function drawMark(style, x, y) {
+  const mark = MARKS[shape(style)](x, y);
+  mark.setAttribute("class", `mark c${style % MARKS.length}`);
+  return mark;
 }
 
 function circle(x, y) {
-  return make("circle", { cx: x, cy: y, r: 3.2, class: "mark s0" });
+  return make("circle", { cx: x, cy: y, r: 3.2 });
 }
 
 function square(x, y) {
-  return make("rect", { x: x - 3, y: y - 3, width: 6, height: 6, class: "mark s1" });
+  return make("rect", { x: x - 3, y: y - 3, width: 6, height: 6 });
 }
 
 function diamond(x, y) {
-  return make("path", { d: `M${x} ${y - 4.2}l4.2 4.2l-4.2 4.2l-4.2 -4.2z`, class: "mark s2" });
+  return make("path", { d: `M${x} ${y - 4.2}l4.2 4.2l-4.2 4.2l-4.2 -4.2z` });
 }
 
 function triangle(x, y) {
-  return make("path", { d: `M${x} ${y - 4}l4 7h-8z`, class: "mark s3" });
+  return make("path", { d: `M${x} ${y - 4}l4 7h-8z` });
+}
+
+function point(x, y) {
+  return make("path", { d: `M${x} ${y + 4}l4 -7h-8z` });
+}
+
+function cross(x, y) {
+  return make("path", { d: `M${x - 3.5} ${y - 3.5}l7 7m0 -7l-7 7` });
 }
 
 function make(tag, attributes, text) {

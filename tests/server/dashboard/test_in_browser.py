@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -55,6 +56,33 @@ def test_the_page_shows_a_failed_run_and_never_runs_what_a_name_says(tmp_path: P
     assert "no differential privacy in this run" in text
     assert 'aria-label="AUROC by round. Latest: validation 0.900 in round 1' in text
     assert "the coordinator does not answer" not in text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_every_set_that_was_judged_has_its_tile_curve_and_column_and_no_other(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    stage.server_app.finish_round(1, held_out={"adults": {**METRICS, "auroc": 0.777}})
+    interval = {"auroc": {"value": 0.8, "low": 0.7, "high": 0.9}}
+    stage.server_app.end("succeeded", validation=METRICS, test=interval, held_out={"adults": interval})
+    stage.runs.reconcile()
+    with served(stage, stage.token) as address:
+        text = dom(address, tmp_path / "profile")
+    tiles = re.findall(r'<div class="set-tile"><dt>([^<]*)</dt><dd>([^<]*)</dd><dd class="under">([^<]*)</dd></div>', text)
+    assert tiles == [(f"{name} AUROC", "0.800", "interval 0.700 to 0.900") for name in ("Test", "Adults")]
+    head, body = (
+        re.search(pattern, text, re.DOTALL) for pattern in (r'id="course-head">(.*?)</thead>', r'id="course">(.*?)</tbody>')
+    )
+    assert head is not None and body is not None
+    sets = ["validation", "test", "adults"]
+    columns = re.findall(r'<th scope="col">([^<]*)</th>', head[1].replace(' colspan="1"', ""))
+    assert columns == ["Round", "asked", "good", *sets, "training", *sets, "MB", "s"]
+    cells = re.findall(r"<td>([^<]*)</td>", body[1])
+    assert len(cells) + 1 == len(columns) and cells[2:5] == ["0.900", "0.900", "0.777"]
+    assert "adults 0.777 in round 1" in text
+    chart = re.search(r'id="loss" class="chart">(.*?)</svg>', text, re.DOTALL)
+    assert chart is not None
+    looks = re.findall(r'<path d="M[^"]*h26" class="line ([^"]*)"', chart[1])
+    assert len(looks) == len(set(looks)) == 4, "each line of the legend has a look of its own"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

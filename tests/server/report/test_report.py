@@ -302,6 +302,7 @@ def test_sets_of_other_hospitals_are_told_from_those_of_the_hospitals_own_patien
     (tmp_path / "coordinator.yaml").write_text(json.dumps(settings))
     text = read(tmp_path).text
     assert "Of another origin than the training images: the external set and the elsewhere set." in text
+    assert "GoodrepliesValidationTestExternalAdultsElsewhereThreshold" in text.replace(" ", "")
     assert (
         "The share of pneumonia is 91% of 132 in the external set, 62% of 160 in the elsewhere set, 62% of 160 in the test set:"
         in text
@@ -310,7 +311,9 @@ def test_sets_of_other_hospitals_are_told_from_those_of_the_hospitals_own_patien
 
 def test_where_only_the_hospitals_own_patients_were_judged_it_is_said(tmp_path: Path) -> None:
     maker = RunMaker(tmp_path).rounds(2, ["test"]).end("succeeded", ["test"])
-    assert "No set that is known to be of other hospitals was judged" in read(maker.path).text
+    text = read(maker.path).text
+    assert "No set that is known to be of other hospitals was judged" in text
+    assert "GoodrepliesValidationTestThreshold" in text.replace(" ", ""), "a column for each judged set and no other"
 
 
 def test_coordinator_settings_that_cannot_be_read_leave_a_report(tmp_path: Path) -> None:
