@@ -251,4 +251,4 @@ def _error_interval(gaps: Reals, resampled: Reals, confidence: float) -> tuple[f
     times = np.linspace(0.0, 3.0, 121)
     least, most = np.quantile([np.abs(t * gaps + chance).sum(axis=1) for t in times], [tail, 1.0 - tail], axis=1)
     possible = times[(least <= error + 1e-12) & (error <= most + 1e-12)]
-    return (error * min(1.0, possible[0]), error * max(1.0, possible[-1])) if len(possible) else (0.0, error)
+    return (error * min(1.0, float(possible[0])), error * max(1.0, float(possible[-1]))) if len(possible) else (0.0, error)
