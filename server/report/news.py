@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pneumofed.common.config.classes import in_words
 from pneumofed.common.errors import counted
 from pneumofed.server.report.cross_site import cross_site_sentences
-from pneumofed.server.report.numbers import ReportedEstimate, approximate, hundred_span, number, of_hundred, whole
+from pneumofed.server.report.numbers import ReportedEstimate, approximate, hundred_span, mean_over, of_hundred, whole
 from pneumofed.server.report.personal import alone_sentences, personal_sentences
 from pneumofed.server.report.read_run import StoredRun
-from pneumofed.server.report.wording import describe_lead
+from pneumofed.server.report.wording import describe_lead, with_interval
 from pneumofed.server.runs.records import Metrics, set_noun
 from pneumofed.server.runs.summary_records import BaselineLead
 
@@ -145,19 +145,21 @@ def population_sentence(run: StoredRun) -> str:
         run: sets in which AUROC is undefined do not count.
     """
     pooled = run.summary.baselines.pooled if run.summary.baselines else None
-    areas = {"Federated": {name: ReportedEstimate.of(run.summary.central(name).get("auroc")).value for name in run.sets}}
+    areas = {"Federated": {name: ReportedEstimate.of(run.summary.central(name).get("auroc")) for name in run.sets}}
     if pooled is not None:
-        areas["pooled"] = {name: ReportedEstimate.of(pooled.central(name).get("auroc")).value for name in run.sets}
-    texts = [text for model, found in areas.items() if (text := _mean_and_worst(model, found))]
+        areas["pooled"] = {name: ReportedEstimate.of(pooled.central(name).get("auroc")) for name in run.sets}
+    texts = [text for model, found in areas.items() if (text := _mean_and_worst(run, model, found))]
     return f"Over all held-out sets: {'; '.join(texts)}." if texts else ""
 
 
-def _mean_and_worst(model: str, areas: Mapping[str, float | None]) -> str:
-    known = {name: area for name, area in areas.items() if area is not None}
+def _mean_and_worst(run: StoredRun, model: str, areas: Mapping[str, ReportedEstimate]) -> str:
+    known = {name: (area.value, area) for name, area in areas.items() if area.value is not None}
     if len(known) < 2:
         return ""
-    worst = min(known, key=known.__getitem__)
-    return f"{model} mean AUROC {number(sum(known.values()) / len(known))}, lowest {number(known[worst])} ({set_noun(worst)})"
+    worst = min(known, key=lambda name: known[name][0])
+    kind = run.interval_name(worst)
+    mean = with_interval(mean_over([area for _, area in known.values()]), kind)
+    return f"{model} mean AUROC {mean}, lowest {with_interval(areas[worst], kind)} in the {set_noun(worst)}"
 
 
 def _better_alone(run: StoredRun, central_set: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pneumofed.server.report.news import gain_table, lead_sentences, population_sentence, subgroup_sentences, subgroup_tables
@@ -90,4 +91,16 @@ def test_the_worst_population_is_named(tmp_path: Path) -> None:
     )
     run = read_run(tmp_path / "run")
     assert run.sets == ["test", "adults", "children", "one"]
-    assert population_sentence(run) == "Over all held-out sets: Federated mean AUROC 0.700, lowest 0.400 (adults set)."
+    assert (
+        population_sentence(run)
+        == "Over all held-out sets: Federated mean AUROC 0.700 (no interval), lowest 0.400 (no interval) in the adults set."
+    )
+
+
+def test_the_mean_over_populations_has_an_interval_that_is_narrower_than_theirs(tmp_path: Path) -> None:
+    area = {"auroc": {"value": 0.8, "low": 0.7, "high": 0.86}}
+    other = {"auroc": {"value": 0.6, "low": 0.5, "high": 0.68}}
+    RunMaker(tmp_path / "run").rounds(1, sets=("test",)).end("succeeded", sets=("test",), held_out={"adults": other}, test=area)
+    low, high = 0.7 - math.hypot(0.1, 0.1) / 2, 0.7 + math.hypot(0.06, 0.08) / 2
+    said = population_sentence(read_run(tmp_path / "run"))
+    assert f"mean AUROC 0.700 (95% CI {low:.3f}–{high:.3f}), lowest 0.600 (95% CI 0.500–0.680) in the adults set" in said
