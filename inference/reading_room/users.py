@@ -34,12 +34,6 @@ LONGEST_LOCK_SEC = 300.0
 FREE_TRIES = 5
 MAX_BACKED_OFF_NAMES = 10_000
 
-_NOBODY = "$".join(
-    ("scrypt", str(SCRYPT_LOG2_N), str(SCRYPT_BLOCK), str(SCRYPT_PARALLEL),
-     base64.b64encode(bytes(16)).decode(), base64.b64encode(bytes(32)).decode())
-)  # fmt: skip
-"""What the password of an unknown name is compared with: it takes as long to check, and no password fits."""
-
 
 class Users:
     """Users and tokens in the room's database."""
@@ -167,8 +161,7 @@ def _check_name(name: str) -> None:
 def hash_password(password: str) -> str:
     """Hashes a password with a salt of its own, as `scrypt$15$8$3$SALT$HASH`."""
     salt = secrets.token_bytes(16)
-    digest = _scrypt(password, salt, SCRYPT_LOG2_N, SCRYPT_BLOCK, SCRYPT_PARALLEL)
-    return f"scrypt${SCRYPT_LOG2_N}${SCRYPT_BLOCK}${SCRYPT_PARALLEL}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
+    return _as_text(salt, _scrypt(password, salt, SCRYPT_LOG2_N, SCRYPT_BLOCK, SCRYPT_PARALLEL))
 
 
 def is_password(password: str, known: str | None) -> bool:
@@ -178,7 +171,7 @@ def is_password(password: str, known: str | None) -> bool:
         password: as it was typed.
         known: of `hash_password`; None for a name that does not exist.
     """
-    _, log2_n, block, parallel, salt, digest = (known or _NOBODY).split("$")
+    _, log2_n, block, parallel, salt, digest = (known or _as_text(bytes(16), bytes(32))).split("$")  # the second fits no password
     found = _scrypt(password, base64.b64decode(salt), int(log2_n), int(block), int(parallel))
     return hmac.compare_digest(found, base64.b64decode(digest)) and known is not None
 
@@ -195,6 +188,10 @@ def weakness(password: str, user: str) -> str | None:
     if len(set(password)) < 4 or (user.casefold() in password.casefold() and len(password) < len(user) + MIN_PASSWORD_LENGTH):
         return "the password is too easy to guess"
     return None
+
+
+def _as_text(salt: bytes, digest: bytes) -> str:
+    return f"scrypt${SCRYPT_LOG2_N}${SCRYPT_BLOCK}${SCRYPT_PARALLEL}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
 
 
 def _scrypt(password: str, salt: bytes, log2_n: int, block: int, parallel: int) -> bytes:

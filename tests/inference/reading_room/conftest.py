@@ -18,7 +18,6 @@ from tests.inference.reading_room.stage import Stage
 def _cheap_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes that take no time; `test_passwords.py` tests the real ones."""
     monkeypatch.setattr(users, "SCRYPT_LOG2_N", 4)
-    monkeypatch.setattr(users, "_NOBODY", users.hash_password("nobody's"))
 
 
 @pytest.fixture(autouse=True)
