@@ -241,14 +241,15 @@ def _interval(value: npt.ArrayLike, parts: list[Reals], confidence: float) -> Co
 def _error_interval(gaps: Reals, resampled: Reals, confidence: float) -> tuple[float, float]:
     """The interval of a calibration error from its gaps [15] and those of R resamples [R, 15], which holds the error itself.
 
-    t times the gaps are a model that is wrong in the same way and t times as far; what resamples add to the gaps is chance. In the
-    interval are the errors of those t for which the error that was found is neither too large nor too small by chance: a family of
-    distributions is inverted, as DiCiccio and Romano 1990 do ("Nonparametric Confidence Limits by Resampling Methods and Least Favorable
-    Families", International Statistical Review 58:59). That chance makes the error larger is known (Roelofs et al. 2022, "Mitigating
-    Bias in Calibration Error Estimation"). In simulations of 100 to 624 images it held the truth in 0.89 to 0.98 of the draws.
+    Models that are wrong in the same way and more or less far are a family, and what resamples add to the gaps is chance. In the interval
+    are those errors of which the one that was found is neither too large nor too small by chance: the family of distributions is
+    inverted, as DiCiccio and Romano 1990 do ("Nonparametric Confidence Limits by Resampling Methods and Least Favorable Families",
+    International Statistical Review 58:59). That chance makes the error larger is known (Roelofs et al. 2022, "Mitigating Bias in
+    Calibration Error Estimation"). In simulations of 100 to 624 images it held the truth in 0.89 to 0.98 of the draws.
     """
     error, chance, tail = float(np.abs(gaps).sum()), resampled - gaps, (1.0 - confidence) / 2
-    times = np.linspace(0.0, 3.0, 121)
-    least, most = np.quantile([np.abs(t * gaps + chance).sum(axis=1) for t in times], [tail, 1.0 - tail], axis=1)
-    possible = times[(least <= error + 1e-12) & (error <= most + 1e-12)]
-    return (error * min(1.0, float(possible[0])), error * max(1.0, float(possible[-1]))) if len(possible) else (0.0, error)
+    by_chance = float(np.quantile(np.abs(chance).sum(axis=1), 1.0 - tail))
+    errors, shape = np.linspace(0.0, error + by_chance, 121), gaps / (error or 1.0)
+    least, most = np.quantile([np.abs(one * shape + chance).sum(axis=1) for one in errors], [tail, 1.0 - tail], axis=1)
+    possible = errors[(least <= error + 1e-12) & (error <= most + 1e-12)]
+    return (min(error, float(possible[0])), max(error, float(possible[-1]))) if len(possible) else (0.0, max(error, by_chance))

@@ -201,7 +201,7 @@ function tick() {
 
 /** `auroc` or `loss` of the set `name` in a round; null where it was not judged. */
 function measured(line, name, what) {
-  return line[`${name}_${what}`] ?? line[`held_out_${what}`][name] ?? null;
+  return line[`held_out_${what}`][name] ?? line[`${name}_${what}`] ?? null; // a set may be named `train`
 }
 
 /** The held-out sets that were judged: `test` and `external` first, then those with names of the study's own. */
