@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
+import os
+import shutil
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +41,13 @@ TINY = {
     "training": {"local_epochs": 1, "batch_size": 8, "validation_fraction": 0.25, "precision": "fp32", "learning_rate": 5e-3},
     "evaluation": {"bootstrap_samples": 20},
 }
+
+
+def folder_of_process(prefix: str = "pneumofed-test-") -> Path:
+    """A temporary folder for what several tests use; removed when this process ends, and not by one that was forked from it."""
+    folder, process = Path(mkdtemp(prefix=prefix)), os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == process else None)
+    return folder
 
 
 def there(value: T | None) -> T:

@@ -8,9 +8,10 @@ import shutil
 import subprocess
 from functools import lru_cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import pytest
+
+from tests.tiny import folder_of_process
 
 COUNT, FULL, KILL = 0, 1, 2
 """What happens at the moment: nothing, the disk is full from then on, or the process is killed."""
@@ -22,7 +23,7 @@ def library() -> Path | None:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         return None
-    path = Path(mkdtemp(prefix="pneumofed-disk-")) / "disk.so"
+    path = folder_of_process("pneumofed-disk-") / "disk.so"
     source = Path(__file__).with_suffix(".c")
     subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", str(path), str(source), "-ldl"], check=True)
     return path

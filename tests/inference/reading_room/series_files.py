@@ -7,7 +7,6 @@ import zipfile
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 from httpx import Response
@@ -17,12 +16,13 @@ from pneumofed.common.model_bundle.bundle import Bundle, load_bundle
 from pneumofed.simulation.phantoms.ct_sets import draw_ct, encode_series, write_nifti
 from pneumofed.simulation.phantoms.scanners import Examination
 from tests.inference.reading_room.stage import Stage
+from tests.tiny import folder_of_process
 from tests.volume_bundles import GRID, make_volume_bundle, patients
 
 
 @lru_cache
 def volume_bundle() -> Bundle:
-    return load_bundle(make_volume_bundle(Path(mkdtemp()) / "bundle"), None)
+    return load_bundle(make_volume_bundle(folder_of_process() / "bundle"), None)
 
 
 def ct_stage(path: Path, **settings: Any) -> Stage:

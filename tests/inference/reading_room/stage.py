@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from pneumofed.inference.reading_room.settings import RoomFolder
 from pneumofed.inference.reading_room.worker import Read, Workers
 from tests.dicom_factory import dicom_bytes
 from tests.model_bundles import open_test_bundle, phantom_images
+from tests.tiny import folder_of_process
 
 PASSWORD = "a long pass phrase"
 ADMIN, READER = "admin", "reader"
@@ -35,7 +35,7 @@ ADMIN, READER = "admin", "reader"
 
 @lru_cache
 def bundle() -> Bundle:
-    return open_test_bundle(Path(mkdtemp()) / "bundle")
+    return open_test_bundle(folder_of_process() / "bundle")
 
 
 @lru_cache

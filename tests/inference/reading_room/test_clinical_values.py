@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from pneumofed.inference.reading_room.clinical import ClinicalValueError, named_
 from pneumofed.inference.reading_room.file_judge import load_clinical_network
 from tests.inference.reading_room.stage import Stage, phantom_dicom, phantom_png, problem, upload
 from tests.model_bundles import make_bundle
+from tests.tiny import folder_of_process
 
 SCHEMA = ClinicalConfig.model_validate(
     {
@@ -45,7 +45,7 @@ GIVEN = {"temperature": SECRET, "smoker": True, "symptoms": ["fever"]}
 
 @lru_cache
 def clinical_bundle() -> Bundle:
-    return load_bundle(make_bundle(Path(mkdtemp()) / "bundle", clinical=SCHEMA), None)
+    return load_bundle(make_bundle(folder_of_process() / "bundle", clinical=SCHEMA), None)
 
 
 @pytest.fixture
