@@ -33,6 +33,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -280,3 +281,13 @@ def counted(n: int, noun: str, plural: str = "") -> str:
         plural: unset, the noun and an s.
     """
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def in_a_row(words: Iterable[str]) -> str:
+    """Lists words in a sentence: `AP`, `AP and PA`, `AP, PA and lateral`.
+
+    Args:
+        words: in their order; of none comes the empty string.
+    """
+    listed = list(words)
+    return f"{', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else "".join(listed)

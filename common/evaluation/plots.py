@@ -236,7 +236,7 @@ def training_curves(rounds: Sequence[int], auroc: Series, loss: Series, best_rou
             ax.axvline(best_round, color=FAINT, linewidth=1.2, zorder=0)
         _label_ends(ax, rounds, series, names)
     if best_round is not None:
-        label_line(top, best_round, f"kept: round {best_round}", at_top=False)
+        label_line(bottom, best_round, f"kept: round {best_round}", at_top=True)  # losses fall: there is room above them
     top.set(ylabel="AUROC")
     bottom.set(ylabel="Loss", xlabel="Round")
     bottom.locator_params(axis="x", integer=True)
@@ -358,9 +358,13 @@ def legend_above(figure: Figure, columns: int) -> None:
 
     Args:
         figure: whose labelled lines are listed.
-        columns: of the legend.
+        columns: of the legend, fewer where their words would leave the figure.
     """
-    figure.legend(loc="outside upper center", ncols=columns, fontsize=TEXT_PT - 0.5, frameon=False, labelcolor=INK)
+    for number in range(columns, 0, -1):
+        legend = figure.legend(loc="outside upper center", ncols=number, fontsize=TEXT_PT - 0.5, frameon=False, labelcolor=INK)
+        if number == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def label_line(ax: Axes, x: float, text: str, at_top: bool) -> None:

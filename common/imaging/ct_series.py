@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import UID, CTImageStorage, EnhancedCTImageStorage
 
-from pneumofed.common.errors import ImageError, SkipReason
+from pneumofed.common.errors import ImageError, SkipReason, in_a_row
 from pneumofed.common.imaging.dicom_decode import CODE_COUNT, find_codes, is_padding
 from pneumofed.common.imaging.dicom_pixels import check_inflated_size, parse, read_codes, read_layout
 from pneumofed.common.imaging.dicom_tags import code_of, codes_of, integer_of, number_of, numbers_of, text_of, value_of
@@ -233,7 +233,7 @@ def _check_series(slices: list[CtSlice]) -> None:
     """
     modalities = {one.modality for one in slices}
     if "CT" not in modalities:
-        raise ImageError(SkipReason.NOT_CT, f"modality {' and '.join(sorted(modalities))}")
+        raise ImageError(SkipReason.NOT_CT, f"modality {in_a_row(sorted(modalities))}")
     series = len({one.series for one in slices})
     if series > 1 or len(modalities) > 1:
         advice = "give each series a folder of its own"

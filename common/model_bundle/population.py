@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pneumofed.common.config.experiment import Count, Fraction, Section
+from pneumofed.common.errors import in_a_row
 from pneumofed.common.imaging.patient_groups import AGE, KINDS, SEX, VIEW, AgeGroup, PatientGroups, describe_group
 
 MIN_JUDGED_PATIENTS = 20
@@ -169,9 +170,9 @@ def describe_groups(kind: str, groups: tuple[str, ...]) -> str:
         groups: some of its groups, in their order.
     """
     if kind == SEX:
-        return " and ".join({"F": "women and girls", "M": "men and boys"}[group] for group in groups)
+        return in_a_row({"F": "women and girls", "M": "men and boys"}[group] for group in groups)
     if kind == VIEW:
-        return f"{' and '.join(groups)} views"
+        return f"{in_a_row(groups)} views"
     return ", ".join(_PLURALS[AgeGroup(group)] for group in groups)
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, in_a_row
 from pneumofed.common.imaging.augment import normalize
 from pneumofed.common.models.architectures import architecture_of
 from pneumofed.common.models.fusion import IMAGE, ClinicalNetwork
@@ -290,6 +290,6 @@ def refuse_others(methods: Sequence[Method], detail: Detail) -> None:
         ConfigError: another method than a class activation map, or another detail than of a layer.
     """
     if others := [method for method in methods if method not in ACTIVATION_METHODS]:
-        raise ConfigError(f"method {others[0]}: of a CT volume there are {' and '.join(ACTIVATION_METHODS)}")
+        raise ConfigError(f"method {others[0]}: of a CT volume there are {in_a_row(ACTIVATION_METHODS)}")
     if detail not in _LAYERS:
-        raise ConfigError(f"detail {detail}: of a CT volume there are {' and '.join(_LAYERS)}")
+        raise ConfigError(f"detail {detail}: of a CT volume there are {in_a_row(_LAYERS)}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from pneumofed.common.config.classes import positive_word
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, in_a_row
 
 if TYPE_CHECKING:
     import numpy as np
@@ -129,7 +129,7 @@ def choose_detail(name: str, methods: Sequence[Method], option: str) -> Detail:
     if name not in DETAILS:
         raise ConfigError(f"{option}: expected one of {', '.join(DETAILS)}, got {name!r}")
     if name != DETAILS[0] and not set(methods) & set(ACTIVATION_METHODS):
-        raise ConfigError(f"{option} {name}: only {' and '.join(ACTIVATION_METHODS)} have it, and neither was asked for")
+        raise ConfigError(f"{option} {name}: only {in_a_row(ACTIVATION_METHODS)} have it, and neither was asked for")
     return next(detail for detail in DETAILS if detail == name)
 
 

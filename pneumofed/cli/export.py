@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from pneumofed.common.errors import ConfigError
+from pneumofed.common.errors import ConfigError, in_a_row
 from pneumofed.common.ops.command_line import Json, PointFile, Quiet, Trusted, note, print_json, say
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def export_command(
 def _check_alone(web: Path | None, runtime: Path | None, trusted: Sequence[Path] | None, point: Path | None) -> None:
     given = [name for name, value in (("--runtime", runtime), ("--trusted", trusted), ("--operating-point", point)) if value]
     if given and not web:
-        raise ConfigError(f"{' and '.join(given)} go with a page: give --web FOLDER too")
+        raise ConfigError(f"{in_a_row(given)} go with a page: give --web FOLDER too")
 
 
 def _load_runtime(web: Path, archive: Path | None, is_quiet: bool) -> WebRuntime:

@@ -18,7 +18,7 @@ import numpy as np
 from pneumofed.common.config.classes import in_words, positive_word
 from pneumofed.common.config.experiment import ImageConfig
 from pneumofed.common.data.cache import Pixels, decode_for_cache, image_digest
-from pneumofed.common.errors import ImageError, counted
+from pneumofed.common.errors import ImageError, counted, in_a_row
 from pneumofed.common.evaluation import plots
 from pneumofed.common.evaluation.bootstrap import ConfidenceInterval
 from pneumofed.common.evaluation.plots import (
@@ -73,7 +73,7 @@ def draw_results(run: StoredRun) -> list[Picture]:
     if not found:
         return []
     sets = [_evaluated(run, name, predictions) for name, predictions in found.items()]
-    names = " and ".join(set_noun(name) for name in found)
+    names = in_a_row(set_noun(name) for name in found)
     reliability = f"Calibration on the {names}: on the grey diagonal probabilities mean what they say."
     return [
         picture("roc", plots.roc(sets), f"ROC curves on the {names}; marks: the chosen threshold.", _areas(run, list(found))),
@@ -91,8 +91,8 @@ def draw_course(run: StoredRun) -> list[Picture]:
         return []
     rounds = [line.round for line in run.history]
     measured = [line.measured for line in run.history]
-    by_name = {
-        name: [_number(found[name].auroc if name in found else None) for found in measured] for name in ("validation", *run.sets)
+    by_name = {  # the sets first: each has the colour that it has in the figures of the results
+        name: [_number(found[name].auroc if name in found else None) for found in measured] for name in (*run.sets, "validation")
     }
     areas = {name: values for name, values in by_name.items() if np.isfinite(values).any()}
     losses = _site_losses(run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pneumofed.common.config.classes import in_words
-from pneumofed.common.errors import counted
+from pneumofed.common.errors import counted, in_a_row
 from pneumofed.common.ops.study_code import describe_name, is_study_code
 from pneumofed.server.report.numbers import ReportedEstimate, difference, hundred_span, number, of_hundred
 from pneumofed.server.report.read_run import StoredRun
@@ -88,7 +88,7 @@ def _over_classes(run: StoredRun, central_set: str) -> str:
     area = with_interval(results["auroc_macro"], interval_name)
     right = _hundred(results["accuracy_three_class"], interval_name)
     said = f"; for {right} of 100 images the most probable class is the true one" if right else ""
-    names = f"{', '.join(run.classes[:-1])} and {run.classes[-1]}"
+    names = in_a_row(run.classes)
     return f"Over {names}, the mean AUROC of each against the rest in the {set_noun(central_set)} is {area}{said}."
 
 
@@ -98,7 +98,8 @@ def _operating_point(run: StoredRun, evaluated: list[str]) -> str:
     target = run.experiment.evaluation.target if run.experiment and policy in ("sensitivity", "specificity") else None
     bounds = {set_noun(name): run.results(name)[str(policy)].high for name in evaluated} if target else {}
     if target and (missed := [noun for noun, high in bounds.items() if high is not None and high < target]):
-        text += f" It was chosen for a {policy} of {number(target, 2)}, which is clearly not reached in the {' and the '.join(missed)}: "
+        where = in_a_row(f"the {noun}" for noun in missed)
+        text += f" It was chosen for a {policy} of {number(target, 2)}, which is clearly not reached in {where}: "
         text += "a hospital with such patients sets its own (pneumofed site operating-point)."
     return text
 
@@ -169,9 +170,8 @@ def warn_of_few(run: StoredRun) -> list[str]:
             if n < FEW_IMAGES
         ]
         if few and run.results(name):
-            warnings.append(
-                f"The {set_noun(name)} has only {' and '.join(few)}: what rests on these is uncertain, as the intervals show."
-            )
+            told = f"The {set_noun(name)} has only {in_a_row(few)}"
+            warnings.append(f"{told}: what rests on these is uncertain, as the intervals show.")
     return warnings
 
 
@@ -217,7 +217,7 @@ def _limit_of_external(run: StoredRun) -> str:
         f"{100 * size.pneumonia / size.images:.0f}% of {size.images:,} in the {set_noun(name)}" for name, size in sizes.items()
     ]
     return (
-        f"Of another origin than the training images: the {' and the '.join(map(set_noun, foreign))}. The "
+        f"Of another origin than the training images: {in_a_row(f'the {set_noun(name)}' for name in foreign)}. The "
         f"{in_words('share of pneumonia', run.classes)} is {', '.join(shares)}: accuracy, precision and calibration cannot be compared "
         "between them, and a result there is a first test of transfer, no proof."
     )

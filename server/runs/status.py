@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pneumofed.common.errors import CheckpointError
+from pneumofed.common.errors import CheckpointError, in_a_row
 from pneumofed.server.runs.events import EVENTS_FILE, Kind, describe_event, read_activity
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import Metrics, RoundRecord, RunState
@@ -129,7 +129,7 @@ def _where(evidence: RunEvidence) -> str:
     completed = evidence.history[-1].round if evidence.history else 0
     if number is None or number <= completed:
         return f"after round {completed}" if completed else "before the first round"
-    return f"in round {number}" + (f" while it waited for {_list(waiting)}" if waiting else "")
+    return f"in round {number}" + (f" while it waited for {in_a_row(waiting)}" if waiting else "")
 
 
 def waiting_for(events: Sequence[Mapping[str, Any]]) -> tuple[int | None, list[str]]:
@@ -144,10 +144,6 @@ def waiting_for(events: Sequence[Mapping[str, Any]]) -> tuple[int | None, list[s
         elif event["round"] == number and site:
             (waiting.add if kind == Kind.ASKED else waiting.discard)(str(site))
     return number, sorted(waiting)
-
-
-def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def read_evidence(run: RunRow, flower: str | None, patience_sec: float) -> RunEvidence:

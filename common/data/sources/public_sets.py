@@ -23,7 +23,7 @@ from pneumofed.common.data.sources.table import (
     settle_uncertain,
 )
 from pneumofed.common.data.tables import plain_text, read_columns, read_rows
-from pneumofed.common.errors import DataError, SkipReason
+from pneumofed.common.errors import DataError, SkipReason, in_a_row
 
 _KAGGLE_CLASS_FOLDERS = ("NORMAL", "PNEUMONIA")
 
@@ -196,7 +196,7 @@ def _kaggle_cause(name: str) -> str:
 
 
 def _kaggle_folders(splits: Sequence[str]) -> str:
-    return " and ".join(f"{split}/{name}" for split in splits for name in _KAGGLE_CLASS_FOLDERS)
+    return in_a_row(f"{split}/{name}" for split in splits for name in _KAGGLE_CLASS_FOLDERS)
 
 
 def _nih_record(row: Mapping[str, str], files: Mapping[str, Path], sex: str) -> ImageRecord | SkipReason:

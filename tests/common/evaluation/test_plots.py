@@ -6,11 +6,14 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from matplotlib.transforms import BboxBase
 from PIL import Image
 
 from pneumofed.common.evaluation import plots
@@ -50,6 +53,17 @@ def curves() -> Figure:
     return plots.training_curves([1, 2, 3], series, {"training": [1.0, 0.5, 0.4]}, best_round=2)
 
 
+def named(name: str, count: int) -> list[plots.EvaluatedSet]:
+    """Sets that differ in their names only."""
+    first = sets()[0]
+    return [replace(first, name=f"{name} {number}") for number in range(count)]
+
+
+def curves_of_many() -> Figure:
+    series = {f"adults-of-two-hospitals-{number}": [0.7, 0.8] for number in range(6)}
+    return plots.training_curves([1, 2], series, series, best_round=2)
+
+
 def many_sites() -> Figure:
     alone = {f"site-{k}": 0.5 + k / 500 for k in range(100)}
     return plots.sites(alone, dict.fromkeys(alone, 0.9), {"federated": 0.9, "pooled": 0.95})
@@ -67,6 +81,15 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "sites": lambda: plots.sites({"a": 0.7, "b": NAN}, {"a": 0.8, "b": 0.9}, {}),
     "sites_alone": lambda: plots.sites({"a": 0.7}, {}, {"federated": 0.8}),
     "many_sites": many_sites,
+    "sites_with_long_names": lambda: plots.sites(
+        {f"hospital-of-the-northern-region-{number}": 0.7 for number in range(9)}, {}, {}
+    ),
+    "curves_of_many": curves_of_many,
+    **{
+        f"{plot.__name__}_of_{count}": partial(lambda plot, count: plot(named("Adults of two hospitals", count)), plot, count)
+        for plot in (plots.roc, plots.precision_recall, plots.reliability_diagram)
+        for count in (3, 6)
+    },
 }
 
 
@@ -77,6 +100,21 @@ def test_a_figure_is_a_picture_with_something_on_it(name: str) -> None:
     picture = Image.open(io.BytesIO(render_figure(FIGURES[name]())))
     assert picture.size == (1200, 900)
     assert np.asarray(picture.convert("L")).min() < 128
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_word_leaves_a_figure(name: str) -> None:
+    figure = FIGURES[name]()
+    figure.draw_without_rendering()
+    legends = [*figure.legends, *(legend for ax in figure.axes if (legend := ax.get_legend()))]
+    words = [text for ax in figure.axes for text in (*ax.texts, ax.title, ax.xaxis.label, ax.yaxis.label)]
+    shown = [*(text for legend in legends for text in legend.get_texts()), *(text for text in words if text.get_text())]
+    assert shown
+    assert [text.get_text() for text in shown if not _inside(text.get_window_extent(), figure.bbox)] == []
+
+
+def _inside(box: BboxBase, frame: BboxBase) -> bool:
+    return box.x0 >= frame.x0 - 1 and box.x1 <= frame.x1 + 1 and box.y0 >= frame.y0 - 1 and box.y1 <= frame.y1 + 1
 
 
 @pytest.mark.usefixtures("drawn")
