@@ -15,7 +15,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +36,20 @@ _LOOKS = 3
 """How often a value and its checksums are read that do not agree: a writer may be between the two."""
 
 T = TypeVar("T")
+
+OnProgress = Callable[[str, int, int], None]
+"""Takes a step over many files: its name, for people, and how many are done of how many. `Progress.show` is one."""
+
+
+def tell_nobody(step: str, done: int, total: int) -> None:
+    """Of a step that nobody watches."""
+
+
+def count_off(items: Iterable[T], step: str, total: int, on_progress: OnProgress) -> Iterator[T]:
+    """Iterates over `items`, `total` of them, and tells after each how many are done."""
+    for done, item in enumerate(items, start=1):
+        yield item
+        on_progress(step, done, total)
 
 
 def to_json(value: Any) -> bytes:

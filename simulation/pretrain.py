@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,16 @@ import torch
 
 from pneumofed.client.federation.training import RoundPlan, build_setup, train_locally
 from pneumofed.common.config.experiment import ExperimentConfig
-from pneumofed.common.data.cache import Pixels
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.data.manifest import DataReport
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.files import atomic_write
+from pneumofed.common.files import OnProgress, atomic_write, count_off, tell_nobody
 from pneumofed.common.imaging.images import fit_square
 from pneumofed.common.models.architectures import architecture_of, build_architecture
 from pneumofed.common.models.build import set_trainable
 from pneumofed.common.models.compute import build_compute
 from pneumofed.common.models.recipe import refuse_plateau
+from pneumofed.common.ops.progress import NO_PROGRESS, Progress
 from pneumofed.common.seeds import derive_seed, numpy_generator
 from pneumofed.simulation.phantoms.other_images import PROCESSES, draw_process, draw_process_picture
 from pneumofed.simulation.phantoms.phantom import LABEL_SHARES, draw_patients, draw_picture
@@ -35,7 +35,12 @@ _VERSION = 1
 
 
 def pretrain_network(
-    source: PretrainSource, experiment: ExperimentConfig, images: int, out: Path, say: Callable[[str], None]
+    source: PretrainSource,
+    experiment: ExperimentConfig,
+    images: int,
+    out: Path,
+    say: Callable[[str], None],
+    progress: Progress = NO_PROGRESS,
 ) -> dict[str, Any]:
     """Trains the network of an experiment on drawn pictures and writes its weights.
 
@@ -56,6 +61,7 @@ def pretrain_network(
         images: number of pictures; at least one for each class.
         out: file of the weights, replaced if it exists.
         say: takes a sentence after each pass.
+        progress: shows the pictures drawn and the passes.
 
     Returns:
         The provenance: source, seed, number and hash of the pictures, last accuracy, experiment.
@@ -71,8 +77,8 @@ def pretrain_network(
     if images < classes:
         raise ConfigError(f"images: expected at least {classes}, one of each class of {source}, got {images}")
     model = _build(experiment, classes)
-    data = draw_pictures(source, images, experiment.image.size_px, experiment.seed)
-    accuracy = _train(model, data, experiment, say)
+    data = draw_pictures(source, images, experiment.image.size_px, experiment.seed, progress.show)
+    accuracy = _train(model, data, experiment, say, progress)
     head = f"{architecture_of(model).head}."
     state = {name: tensor.cpu().contiguous() for name, tensor in model.state_dict().items() if not name.startswith(head)}
     provenance = {
@@ -90,7 +96,7 @@ def pretrain_network(
     return provenance
 
 
-def draw_pictures(source: PretrainSource, images: int, size_px: int, seed: int) -> Dataset:
+def draw_pictures(source: PretrainSource, images: int, size_px: int, seed: int, on_progress: OnProgress = tell_nobody) -> Dataset:
     """Draws pictures with their classes; pure in the arguments.
 
     Args:
@@ -98,37 +104,32 @@ def draw_pictures(source: PretrainSource, images: int, size_px: int, seed: int) 
         images: how many, N.
         size_px: side of the square, S.
         seed: of all that is drawn.
+        on_progress: told of each picture.
 
     Returns:
         A data set of uint8 [N, S, S], in which each picture is a patient of its own.
     """
-    pixels, labels = (_draw_phantoms if source == "phantoms" else _draw_processes)(images, size_px, seed)
+    draw = _draw_phantoms if source == "phantoms" else _draw_processes
+    pixels, labels = np.empty((images, size_px, size_px), dtype=np.uint8), np.empty(images, dtype=np.int64)
+    for row, (picture, label) in enumerate(count_off(draw(images, size_px, seed), "pictures drawn", images, on_progress)):
+        pixels[row], labels[row] = np.rint(picture * 255.0).astype(np.uint8), label
     names = tuple(str(number) for number in range(images))
     return Dataset(pixels, labels, names, names, DataReport())
 
 
-def _draw_phantoms(images: int, size_px: int, seed: int) -> tuple[Pixels, np.ndarray]:
-    """One picture of each of `images` patients: a second one of the same chest would teach less."""
-    pixels, labels, classes = (
-        np.empty((images, size_px, size_px), dtype=np.uint8),
-        np.empty(images, dtype=np.int64),
-        list(LABEL_SHARES),
-    )
-    for row, patient in enumerate(draw_patients(PRETRAINING, images, seed)):
+def _draw_phantoms(images: int, size_px: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
+    """One picture of each of `images` patients, in [0, 1]: a second one of the same chest would teach less."""
+    classes = list(LABEL_SHARES)
+    for patient in draw_patients(PRETRAINING, images, seed):
         picture = draw_picture(patient, 1, PRETRAINING, seed, max(size_px, _SMALLEST_PHANTOM_PX))
-        pixels[row], labels[row] = _to_bytes(fit_square(picture, size_px, "pad")), classes.index(patient.label)
-    return pixels, labels
+        yield fit_square(picture, size_px, "pad"), classes.index(patient.label)
 
 
-def _draw_processes(images: int, size_px: int, seed: int) -> tuple[Pixels, np.ndarray]:
-    labels = np.arange(images, dtype=np.int64) % PROCESSES
+def _draw_processes(images: int, size_px: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
     processes = [draw_process(number, seed) for number in range(PROCESSES)]
     rng = numpy_generator("random process pictures", seed)
-    return np.stack([_to_bytes(draw_process_picture(processes[label], size_px, rng)) for label in labels]), labels
-
-
-def _to_bytes(picture: np.ndarray) -> Pixels:
-    return np.rint(picture * 255.0).astype(np.uint8)
+    for number in range(images):
+        yield draw_process_picture(processes[number % PROCESSES], size_px, rng), number % PROCESSES
 
 
 def _build(experiment: ExperimentConfig, classes: int) -> torch.nn.Module:
@@ -142,11 +143,14 @@ def _build(experiment: ExperimentConfig, classes: int) -> torch.nn.Module:
     return model
 
 
-def _train(model: torch.nn.Module, data: Dataset, experiment: ExperimentConfig, say: Callable[[str], None]) -> float:
+def _train(
+    model: torch.nn.Module, data: Dataset, experiment: ExperimentConfig, say: Callable[[str], None], progress: Progress
+) -> float:
     """Accuracy in the last round of so many as the experiment has."""
     counts, compute = np.bincount(data.labels).tolist(), build_compute("auto", experiment.training.precision)
     accuracy = 0.0
     for number in range(1, experiment.rounds + 1):
+        progress.show("training", number - 1, experiment.rounds, f"pass {number} of {experiment.rounds}")
         plan = RoundPlan(experiment, number, PRETRAINING)
         result = train_locally(build_setup(model, counts, plan, compute), data, plan)
         accuracy = result.accuracy

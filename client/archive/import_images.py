@@ -9,7 +9,7 @@ ImageStore        where de-identified images lie in the site folder
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from pneumofed.common.data.manifest import DataReport, DataWarning, ImageRecord,
 from pneumofed.common.data.sources.dicom import Labels, find_label, record_of
 from pneumofed.common.data.sources.table import collect
 from pneumofed.common.errors import ArchiveError, DataError, ImageError, PneumofedError, SkipReason
-from pneumofed.common.files import atomic_write
+from pneumofed.common.files import OnProgress, atomic_write, tell_nobody
 from pneumofed.common.imaging.dicom_header import DicomHeader, Pseudonyms, read_header
 from pneumofed.common.imaging.dicom_tags import quiet_warnings, text_of
 from pneumofed.common.imaging.dicom_views import read_body_part, read_view
@@ -50,7 +50,7 @@ def import_images(
     query: ArchiveQuery,
     labels: Labels,
     store: ImageStore,
-    on_progress: Callable[[int, int], None] = lambda done, found: None,
+    on_progress: OnProgress = tell_nobody,
     words: LabelWords | None = None,
 ) -> Arrival:
     """Imports the labelled images that `query` finds; those that are in `store` already are not fetched again.
@@ -64,7 +64,7 @@ def import_images(
         query: which images the site wants; it is narrowed to the examinations that `labels` names.
         labels: the site's label table: labels by kind of key (`sop_uid`, `study_uid`, `accession`) and value.
         store: where images are put, with the pseudonyms and rules of the site.
-        on_progress: called after each image with the number of those that are done and, as far as is known, of all.
+        on_progress: told of each image; how many there are as far as is known.
         words: the site's own words for labels, by which `labels` were read; None for none.
 
     Raises:
@@ -101,7 +101,7 @@ class _Import:
     unlisted: int = 0
     """Examinations, or series of them, of which the archive gave no list."""
 
-    def run(self, on_progress: Callable[[int, int], None]) -> None:
+    def run(self, on_progress: OnProgress) -> None:
         """Takes all images; those of examinations that failed in the last import come last."""
         searches = sorted(self.query.study_conditions(), key=lambda search: self.failed.failed_before(search_key(search)))
         studies: set[str] = set()
@@ -110,7 +110,8 @@ class _Import:
             instances = self._list(search, studies, left)
             for position, instance in enumerate(instances, start=1):
                 self.outcomes[instance] = self._take(instance, search_key(search))
-                on_progress(len(self.outcomes), len(self.outcomes) + len(instances) - position + len(searches) - done)
+                found = len(self.outcomes) + len(instances) - position + len(searches) - done
+                on_progress("images from the archive", len(self.outcomes), found)
             if instances and not self.failed.has_failed(search_key(search)):
                 self.failed.succeed()
             if left is not None and len(instances) >= left:

@@ -217,15 +217,7 @@ def _import(
     store = ImageStore(opened.images, load_pseudonyms(opened.data), ImportRules(**rules))
     try:
         with site_log(opened.config), open_progress(results_piped=as_json) as progress:
-            step = "images from the archive"
-            arrival = import_images(
-                archive,
-                query,
-                read_labels(table, words),
-                store,
-                lambda done, found: progress.show(step, done, found),
-                words,
-            )
+            arrival = import_images(archive, query, read_labels(table, words), store, progress.show, words)
     finally:
         archive.close()
     report_unknown_words(opened, table, words)

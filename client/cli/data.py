@@ -84,10 +84,15 @@ def add_dicom(
         from pneumofed.client.data.label_words import words_at_site
         from pneumofed.client.site.folder import SiteFolder
         from pneumofed.common.data.sources.dicom import read_ct_folder, read_dicom_folder
+        from pneumofed.common.ops.progress import open_progress
 
         opened = SiteFolder.open(site)
         words = words_at_site(opened, read_pairs(label, "--label"))
-        found = read_ct_folder(folder, labels, words) if ct else read_dicom_folder(folder, labels, not all_views, words)
+        with open_progress(results_piped=as_json) as progress:
+            if ct:
+                found = read_ct_folder(folder, labels, words, progress.show)
+            else:
+                found = read_dicom_folder(folder, labels, not all_views, words, progress.show)
         report_unknown_words(opened, labels, words)
         _add(site, *found, as_json=as_json, pseudonymous=True)
 
@@ -174,22 +179,24 @@ def data_check(
         from pneumofed.common.config.classes import parse_task
         from pneumofed.common.config.experiment import ImageConfig
         from pneumofed.common.data.dataset import SKIPPED_FILE, load_dataset
+        from pneumofed.common.ops.progress import open_progress
 
         opened = SiteFolder.open(site)
-        cache = Path(opened.config.work_dir) / "cache"
+        cache, manifest, classes = Path(opened.config.work_dir) / "cache", read_site_manifest(opened.config), parse_task(task)
         if ct:
             from pneumofed.client.data.volume_check import VOLUMES_FILE, check_volumes
 
-            report = check_volumes(read_site_manifest(opened.config), parse_task(task), cache, workers)
+            with open_progress(results_piped=as_json) as progress:
+                report = check_volumes(manifest, classes, cache, workers, progress.show)
             show_report(report.public(), as_json)
             if not as_json:
                 say(f"each in words: {cache / VOLUMES_FILE}")
             if not report.used:
                 raise typer.Exit(FAILURE)
             return
-        dataset = load_dataset(
-            read_site_manifest(opened.config), parse_task(task), ImageConfig(size_px=size), cache, workers=workers
-        )
+        image = ImageConfig(size_px=size)
+        with open_progress(results_piped=as_json) as progress:
+            dataset = load_dataset(manifest, classes, image, cache, workers=workers, on_progress=progress.show)
         show_report(dataset.report.public(), as_json)
         if dataset.report.skipped and not as_json:
             say(f"which ones: {cache / SKIPPED_FILE}")

@@ -19,7 +19,7 @@ from pneumofed.common.config.classes import LabelTask, class_index, classes_of
 from pneumofed.common.data.manifest import DataReport, DataWarning, ImageRecord, Manifest
 from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.errors import DataError, ImageError, SkipReason
-from pneumofed.common.files import atomic_write
+from pneumofed.common.files import OnProgress, atomic_write, count_off, tell_nobody
 from pneumofed.common.imaging.volumes import read_volume
 
 VOLUMES_FILE = "volumes.csv"
@@ -46,7 +46,9 @@ class CheckedVolume:
     spacing_mm: tuple[float, ...] = ()
 
 
-def check_volumes(manifest: Manifest, task: LabelTask, folder: Path, workers: int = 1) -> DataReport:
+def check_volumes(
+    manifest: Manifest, task: LabelTask, folder: Path, workers: int = 1, on_progress: OnProgress = tell_nobody
+) -> DataReport:
     """Reads every volume of `manifest` that has a class in `task`, and writes `VOLUMES_FILE`.
 
     Args:
@@ -54,6 +56,7 @@ def check_volumes(manifest: Manifest, task: LabelTask, folder: Path, workers: in
         task: decides which labels have a class.
         folder: of the table; made if missing.
         workers: threads that read; each holds one volume in memory.
+        on_progress: told of each volume.
 
     Returns:
         Counts of the volumes found, used and left out by reason, as a run counts them; equal contents are not looked for.
@@ -61,7 +64,7 @@ def check_volumes(manifest: Manifest, task: LabelTask, folder: Path, workers: in
     Raises:
         DataError: the table cannot be written.
     """
-    checked = list(_check_all(manifest, task, workers))
+    checked = list(count_off(_check_all(manifest, task, workers), "volumes read", len(manifest), on_progress))
     text = io.StringIO(newline="")
     writer = TableWriter(text)
     writer.write(_HEADER)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from pneumofed.common.config.experiment import ImageConfig
 from pneumofed.common.errors import PASSING_REASONS, ImageError, SkipReason
-from pneumofed.common.files import StateFile, atomic_write, exclusive, pass_if_disk_full
+from pneumofed.common.files import OnProgress, StateFile, atomic_write, count_off, exclusive, pass_if_disk_full, tell_nobody
 from pneumofed.common.imaging.images import decoder_version, fit_square, read_image
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,9 @@ DigestMemo = dict[str, tuple[int, int, str]]
 _PATHS_PER_TASK = 64
 
 
-def load_block(wanted: Mapping[str, Path], image: ImageConfig, folder: Path, workers: int) -> Block:
+def load_block(
+    wanted: Mapping[str, Path], image: ImageConfig, folder: Path, workers: int, on_progress: OnProgress = tell_nobody
+) -> Block:
     """Loads the decoded images of `wanted`, from the cache where it has them.
 
     Of several processes that want one block, one builds it and the others wait. A block that is damaged is built again. Images
@@ -65,6 +67,7 @@ def load_block(wanted: Mapping[str, Path], image: ImageConfig, folder: Path, wor
         image: size and fit; another one means another block.
         folder: the cache; made if missing.
         workers: threads that decode; at least 1.
+        on_progress: told of each image that is decoded.
 
     Returns:
         A block whose rows are in the order of `wanted`, without those that cannot be decoded, which it names.
@@ -78,10 +81,10 @@ def load_block(wanted: Mapping[str, Path], image: ImageConfig, folder: Path, wor
     if block is not None and _covers(block, wanted):
         return block
     try:
-        return _build(index, wanted, image, workers)
+        return _build(index, wanted, image, workers, on_progress)
     except OSError as error:
         pass_if_disk_full(error, store)
-    return gather_block(_decode_all(wanted, {}, image, workers), len(wanted), image)
+    return gather_block(_decode_all(wanted, {}, image, workers, on_progress), len(wanted), image)
 
 
 def decode_for_cache(path: Path, image: ImageConfig) -> Pixels:
@@ -241,7 +244,9 @@ def forget_refused(folder: Path) -> int:
     return len(forgotten)
 
 
-def load_digests(paths: Sequence[Path], folder: Path, workers: int, *, series: bool = False) -> list[str | SkipReason]:
+def load_digests(
+    paths: Sequence[Path], folder: Path, workers: int, *, series: bool = False, on_progress: OnProgress = tell_nobody
+) -> list[str | SkipReason]:
     """Computes the SHA-256 of each file, or looks it up.
 
     A file is read only if the memo in `folder` does not know its path with its present size and time of last change.
@@ -252,6 +257,7 @@ def load_digests(paths: Sequence[Path], folder: Path, workers: int, *, series: b
         workers: threads that read; at least 1.
         series: whether a path may be a folder, the files of one series: its digest is that of its files' digests in ascending order,
             whatever the files are called.
+        on_progress: told of the files that are known.
 
     Returns:
         For each path, in order, the hexadecimal digest or the reason why it has none.
@@ -266,14 +272,14 @@ def load_digests(paths: Sequence[Path], folder: Path, workers: int, *, series: b
     else:
         with ThreadPoolExecutor(workers) as pool:
             chunks = pool.map(lambda chunk: [_file_digest(path, memo, series) for path in chunk], _chunks(paths))
-            results = [result for chunk in chunks for result in chunk]
+            results = list(count_off((result for chunk in chunks for result in chunk), "files read", len(paths), on_progress))
     new = {path: entry for path, entry in results if not isinstance(entry, SkipReason) and memo.get(path) != entry}
     if new:
         _extend_memo(new, memo_file)
     return [entry if isinstance(entry, SkipReason) else entry[2] for _, entry in results]
 
 
-def _build(index: Path, wanted: Mapping[str, Path], image: ImageConfig, workers: int) -> Block:
+def _build(index: Path, wanted: Mapping[str, Path], image: ImageConfig, workers: int, on_progress: OnProgress) -> Block:
     store = index.parent
     store.mkdir(mode=0o700, parents=True, exist_ok=True)
     with exclusive(store):
@@ -283,7 +289,7 @@ def _build(index: Path, wanted: Mapping[str, Path], image: ImageConfig, workers:
         _remove_leftovers(store)
         others = {other: block for other in sorted(store.glob("*.json")) if (block := read_block(other))}
         known = {digest: result for block in others.values() for digest, result in block.items() if digest in wanted}
-        block = write_block(index, _decode_all(wanted, known, image, workers), len(wanted), image)
+        block = write_block(index, _decode_all(wanted, known, image, workers, on_progress), len(wanted), image)
         for other, old in others.items():
             if set(wanted) > {*old.digests, *old.refused} and other != index:
                 remove_block(other)
@@ -301,7 +307,7 @@ def _remove_leftovers(store: Path) -> None:
 
 
 def _decode_all(
-    wanted: Mapping[str, Path], known: Mapping[str, DecodeResult], image: ImageConfig, workers: int
+    wanted: Mapping[str, Path], known: Mapping[str, DecodeResult], image: ImageConfig, workers: int, on_progress: OnProgress
 ) -> Iterator[tuple[str, DecodeResult]]:
     """(digest, result) of each of `wanted`, in order, from `known` or decoded by `workers` threads, a few images ahead."""
 
@@ -314,7 +320,9 @@ def _decode_all(
     logged = time.monotonic()
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(items), step):
-            yield from pool.map(result, items[start : start + step])
+            for done, one in enumerate(pool.map(result, items[start : start + step]), start=start + 1):
+                yield one
+                on_progress("images decoded", done, len(items))
             if time.monotonic() - logged > _LOG_EVERY_SEC:
                 logged = time.monotonic()
                 log.info("decoded %d of %d images", start, len(items))

@@ -17,7 +17,7 @@ from pneumofed.common.data.cache import Block, Pixels, load_block, load_digests
 from pneumofed.common.data.manifest import DataReport, DataWarning, ImageRecord, Manifest
 from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.errors import EmptySiteError, SkipReason
-from pneumofed.common.files import atomic_write, pass_if_disk_full
+from pneumofed.common.files import OnProgress, atomic_write, pass_if_disk_full, tell_nobody
 
 SKIPPED_FILE = "skipped.csv"
 """Beside the cache: which images were left out, and why. It names files, so it stays at its site."""
@@ -78,7 +78,14 @@ class Dataset:
 
 
 def load_dataset(
-    manifest: Manifest, task: LabelTask, image: ImageConfig, cache_dir: Path, *, workers: int = 1, keep_duplicates: bool = False
+    manifest: Manifest,
+    task: LabelTask,
+    image: ImageConfig,
+    cache_dir: Path,
+    *,
+    workers: int = 1,
+    keep_duplicates: bool = False,
+    on_progress: OnProgress = tell_nobody,
 ) -> Dataset:
     """Loads the images of `manifest` that have a class in `task`, in its order, decoded through the cache in `cache_dir`.
 
@@ -94,13 +101,14 @@ def load_dataset(
         workers: threads that read and decode; at least 1.
         keep_duplicates: keep images whose content came before. For held-out sets that must stay as they were published, so that
             results can be compared; training would see such an image twice.
+        on_progress: told of files that are read and images that are decoded.
 
     Raises:
         EmptySiteError: no image can be used; the text counts the reasons.
         DataError: `cache_dir` cannot be written.
     """
-    outcomes = _identify(manifest, task, cache_dir, workers, series=image.slices > 0)
-    block = load_block(_first_paths(outcomes, manifest), image, cache_dir, workers)
+    outcomes = _identify(manifest, task, cache_dir, workers, image.slices > 0, on_progress)
+    block = load_block(_first_paths(outcomes, manifest), image, cache_dir, workers, on_progress)
     reasons = [None if keep_duplicates and reason is SkipReason.DUPLICATE else reason for reason in _reasons(outcomes, block)]
     _write_skipped(reasons, manifest, cache_dir)
     records = [record for record, reason in zip(manifest.records, reasons, strict=True) if reason is None]
@@ -144,11 +152,13 @@ def _rows(block: Block, digests: Sequence[str]) -> Pixels:
     return block.pixels[[row[digest] for digest in digests]]
 
 
-def _identify(manifest: Manifest, task: LabelTask, cache_dir: Path, workers: int, *, series: bool) -> list[str | SkipReason]:
+def _identify(
+    manifest: Manifest, task: LabelTask, cache_dir: Path, workers: int, series: bool, on_progress: OnProgress
+) -> list[str | SkipReason]:
     """The digest of each record's file, or why the record has none; files of records without a class are not read."""
     refusals = [_refuse(record, task) for record in manifest.records]
     paths = [record.path for record, reason in zip(manifest.records, refusals, strict=True) if reason is None]
-    digests = iter(load_digests(paths, cache_dir, workers, series=series))
+    digests = iter(load_digests(paths, cache_dir, workers, series=series, on_progress=on_progress))
     return [next(digests) if reason is None else reason for reason in refusals]
 
 

@@ -102,9 +102,7 @@ class ModelInfo(BaseModel):
     classes: list[str]
     positive: Positive = Field(description="What all classes but normal are called together: the probability is of these.")
     labels: list[Label] = Field(description="What a reader may say of a case, in the order of the page.")
-    phantom: bool = Field(
-        description="Trained on drawn images: its judgements say nothing about patients, and the page has to say so."
-    )
+    phantom: bool = Field(description="Trained on drawn images: its judgements say nothing about patients; the page says so.")
     threshold: float = Field(description="On the calibrated probability: at or above it the verdict is what `positive` says.")
     threshold_of: str | None = Field(
         default=None,
@@ -113,9 +111,7 @@ class ModelInfo(BaseModel):
     clinical: list[ClinicalColumnView] = Field(
         default_factory=list, description="Clinical values that it takes beside an image; empty: the image only."
     )
-    slices: int = Field(
-        default=0, description="Above 0 it judges CT series, of which it sees so many slices; 0: it judges radiographs."
-    )
+    slices: int = Field(default=0, description="Above 0 it judges CT series, so many slices of each; 0: radiographs.")
     signer: str = Field(description="Fingerprint of the key that signed the bundle.")
     created: datetime
 

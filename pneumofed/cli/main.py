@@ -23,6 +23,7 @@ from pneumofed.common.config.choices import ModelName, StrategyName
 from pneumofed.common.errors import ConfigError, counted
 from pneumofed.common.ops.command_line import (
     Json,
+    Quiet,
     console,
     exit_on_error,
     exit_when_stopped,
@@ -111,7 +112,7 @@ Rounds = Annotated[int | None, typer.Option(min=1, help="Number of rounds.", sho
 ImageSize = Annotated[int | None, typer.Option(min=32, max=1024, help="Side of the model's input in pixels.", show_default="128")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything that is drawn.", show_default="0")]
 Baselines = Annotated[bool, typer.Option("--baselines", help="Also train on pooled images and in each hospital alone.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no line a round: the result and errors only.")]
+RunQuiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no line a round: the result and errors only.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out after its last completed round.")]
 Out = Annotated[Path | None, typer.Option(help="Run folder.", show_default="runs/<date>-<time>")]
 ConfigFile = Annotated[
@@ -199,7 +200,7 @@ def simulate_command(
     survey: Annotated[
         bool, typer.Option("--survey", help="Only survey the hospitals, as `pneumofed server survey` does: nothing is trained.")
     ] = False,
-    quiet: Quiet = False,
+    quiet: RunQuiet = False,
     as_json: Json = False,
 ) -> None:
     """Train one model over N virtual hospitals on this machine, judge it on held-out data, and write a report."""
@@ -247,7 +248,7 @@ def simulate_command(
 @app.command("demo", rich_help_panel="Research")
 def demo_command(
     out: Annotated[Path, typer.Option(help="Run folder; an earlier demo there is replaced.")] = Path("runs/demo"),
-    quiet: Quiet = False,
+    quiet: RunQuiet = False,
 ) -> None:
     """The whole way on drawn images in minutes: phantoms, three hospitals, a few rounds, baselines, report."""
     import shutil
@@ -279,23 +280,28 @@ def phantom_command(
         typer.Option(help="CT volumes, as DICOM series or NIfTI files; beside them each patient's radiograph."),
     ] = None,
     slices: Annotated[int | None, typer.Option(min=8, max=512, help="Of a CT volume.", show_default="32")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Draw a set of phantom radiographs, or of CT volumes, with a test set and an external set."""
     if ct and format_:
         raise ConfigError("--format is of radiographs and --ct of volumes: leave one out")
     if slices and not ct:
         raise ConfigError("--slices is of CT volumes: add --ct dicom or --ct nifti")
+    from pneumofed.common.ops.progress import open_progress
+
     if ct:
         from pneumofed.simulation.phantoms.ct_sets import write_ct_phantoms
 
-        manifest = write_ct_phantoms(folder, patients, seed, size or 64, slices or 32, ct)
+        with open_progress(quiet=quiet) as progress:
+            manifest = write_ct_phantoms(folder, patients, seed, size or 64, slices or 32, ct, progress.show)
         console.print(
             f"{len(manifest.records)} training volumes of as many phantom patients in {folder}; radiographs in radiographs/"
         )
         return
     from pneumofed.simulation.phantoms.phantom import write_phantoms
 
-    manifest = write_phantoms(folder, patients, seed, size or 144, format_ or "jpeg")
+    with open_progress(quiet=quiet) as progress:
+        manifest = write_phantoms(folder, patients, seed, size or 144, format_ or "jpeg", progress.show)
     console.print(f"{len(manifest.records)} training images of {patients} phantom patients in {folder}")
 
 
@@ -310,6 +316,7 @@ def pretrain_command(
     seed: Seed = None,
     config: ConfigFile = None,
     set_: Set = None,
+    quiet: Quiet = False,
 ) -> None:
     """Train first weights on drawn pictures: no download, no patient, no cost in privacy."""
     from pneumofed.common.config.reader import load_experiment, merge, parse_overrides
@@ -321,9 +328,11 @@ def pretrain_command(
         rounds=epochs,
     )
     experiment = load_experiment(config, merge(shortcuts, parse_overrides(set_ or [])))
+    from pneumofed.common.ops.progress import open_progress
     from pneumofed.simulation.pretrain import pretrain_network as train
 
-    provenance = train(source, experiment, images, out, say)
+    with open_progress(quiet=quiet) as progress:
+        provenance = train(source, experiment, images, out, (lambda _: None) if quiet else say, progress)
     console.print(f"weights: {out}, from {images} pictures of {source}, accuracy {provenance['last_epoch_accuracy']:.3f}")
 
 

@@ -20,7 +20,7 @@ from pydicom.valuerep import DSfloat
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.files import atomic_write
+from pneumofed.common.files import OnProgress, atomic_write, tell_nobody
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.simulation.phantoms.anatomy import Map
 from pneumofed.simulation.phantoms.image import BURNT_IN_WORD, PHANTOM_MANUFACTURER, burn_in, draw_text
@@ -63,7 +63,13 @@ class _Set:
 
 
 def write_ct_phantoms(
-    folder: Path, patients: int, seed: int, size_px: int = 64, slices: int = 32, kind: VolumeFormat = "dicom"
+    folder: Path,
+    patients: int,
+    seed: int,
+    size_px: int = 64,
+    slices: int = 32,
+    kind: VolumeFormat = "dicom",
+    on_progress: OnProgress = tell_nobody,
 ) -> Manifest:
     """Draws a set of CT volumes into a folder, a volume a patient, and returns its training volumes.
 
@@ -85,6 +91,7 @@ def write_ct_phantoms(
         size_px: rows and columns of a slice, 32 to 512.
         slices: of a volume, 8 to 512.
         kind: of the files.
+        on_progress: told of each patient.
 
     Raises:
         ConfigError: an argument is out of its range, the folder holds other files, or nibabel is not installed for `nifti`.
@@ -97,11 +104,11 @@ def write_ct_phantoms(
         return read_manifest(folder / "manifest.csv")
     made = _Set(folder, seed, VoxelGrid(slices, size_px, size_px), kind)
     held_out = max(len(LABEL_SHARES), patients // 4)
-    train = [_write_patient(made, "train", patient) for patient in _adults("train", patients, seed)]
-    for patient in _adults("test", held_out, seed):
+    train = [_write_patient(made, "train", patient) for patient in _adults("train", patients, seed, on_progress)]
+    for patient in _adults("test", held_out, seed, on_progress):
         _write_patient(made, "test", patient)
     coarse = replace(made, grid=VoxelGrid(max(SLICES[0], slices // 2), size_px, size_px))
-    _write_external(coarse, _adults(EXTERNAL_SPLIT, held_out, seed))
+    _write_external(coarse, _adults(EXTERNAL_SPLIT, held_out, seed, on_progress))
     write_manifest(Manifest(tuple(train)), folder / "manifest.csv")
     return Manifest(tuple(train))
 
@@ -199,8 +206,8 @@ def _check(patients: int, size_px: int, slices: int, kind: VolumeFormat) -> None
             ) from None
 
 
-def _adults(split: str, patients: int, seed: int) -> Iterator[Patient]:
-    for patient in draw_patients(split, patients, seed):
+def _adults(split: str, patients: int, seed: int, on_progress: OnProgress) -> Iterator[Patient]:
+    for patient in draw_patients(split, patients, seed, None, on_progress):
         age = int(numpy_generator("CT age", seed, split, patient.number).integers(*_ADULT_AGES))
         yield replace(patient, age_years=age, images=1)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from pneumofed.common.data.manifest import ImageRecord, Manifest, read_manifest, write_manifest
 from pneumofed.common.data.tables import TableWriter
 from pneumofed.common.errors import ConfigError
-from pneumofed.common.files import atomic_write
+from pneumofed.common.files import OnProgress, atomic_write, count_off, tell_nobody
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.simulation.phantoms.anatomy import ADULT_RANGES, CHILD_RANGES, Anatomy, Map, draw_anatomy
 from pneumofed.simulation.phantoms.image import PHANTOM_MANUFACTURER, burn_in, draw_phantom, is_phantom, mark_folder, read_details
@@ -86,7 +86,9 @@ class Patient:
         return f"{PHANTOM_MANUFACTURER}, {self.scanner.name}" if self.scanner else PHANTOM_MANUFACTURER
 
 
-def draw_patients(split: str, patients: int, seed: int, shares: Mapping[str, float] | None = None) -> Iterator[Patient]:
+def draw_patients(
+    split: str, patients: int, seed: int, shares: Mapping[str, float] | None = None, on_progress: OnProgress = tell_nobody
+) -> Iterator[Patient]:
     """Draws the patients of one split, their labels in the split's shares and in random order; pure in the arguments.
 
     Args:
@@ -94,11 +96,12 @@ def draw_patients(split: str, patients: int, seed: int, shares: Mapping[str, flo
         patients: how many; at least one of each label.
         seed: of the whole set.
         shares: of the patients of each label; None for `LABEL_SHARES`, of adults `EXTERNAL_LABEL_SHARES`.
+        on_progress: told of each patient when the next one is asked for.
     """
     labels = _deal_labels(patients, shares or (EXTERNAL_LABEL_SHARES if split == EXTERNAL_SPLIT else LABEL_SHARES))
     order = numpy_generator("phantom", seed, split).permutation(patients)
-    for number, position in enumerate(order, start=1):
-        yield _draw_patient(split, number, labels[position], seed)
+    drawn = (_draw_patient(split, number, labels[position], seed) for number, position in enumerate(order, start=1))
+    yield from count_off(drawn, f"patients of '{split}' drawn", patients, on_progress)
 
 
 def draw_picture(patient: Patient, k: int, split: str, seed: int, size_px: int) -> Map:
@@ -142,7 +145,14 @@ def _deal_labels(patients: int, shares: Mapping[str, float]) -> list[str]:
     return [label for label, count in counts.items() for _ in range(count)]
 
 
-def write_phantoms(folder: Path, patients: int, seed: int, size_px: int = 144, kind: PhantomFormat = "jpeg") -> Manifest:
+def write_phantoms(
+    folder: Path,
+    patients: int,
+    seed: int,
+    size_px: int = 144,
+    kind: PhantomFormat = "jpeg",
+    on_progress: OnProgress = tell_nobody,
+) -> Manifest:
     """Draws a phantom set into a folder, and returns its training images.
 
     As `jpeg` it is written as `{train,test}/{NORMAL,PNEUMONIA}/*.jpeg` in the layout and with the file names of the Kaggle pediatric set
@@ -165,6 +175,7 @@ def write_phantoms(folder: Path, patients: int, seed: int, size_px: int = 144, k
         seed: of all that is drawn.
         size_px: longer side of the images, 64 to 1024.
         kind: of the files.
+        on_progress: told of each patient.
 
     Raises:
         ConfigError: an argument is out of its range, or the folder holds other files.
@@ -177,16 +188,19 @@ def write_phantoms(folder: Path, patients: int, seed: int, size_px: int = 144, k
         return read_manifest(folder / "manifest.csv")
     held_out = max(3, patients // 4)
     if kind == "dicom":
-        train = write_archive(folder, {"train": patients, "test": held_out, EXTERNAL_SPLIT: held_out}, seed, size_px)["train"]
+        splits = {"train": patients, "test": held_out, EXTERNAL_SPLIT: held_out}
+        train = write_archive(folder, splits, seed, size_px, on_progress)["train"]
     else:
-        train = _write_kaggle(folder / "train", patients, seed, size_px)
-        _write_kaggle(folder / "test", held_out, seed, size_px)
-        _write_external(folder / EXTERNAL_SPLIT, held_out, seed, size_px)
+        train = _write_kaggle(folder / "train", patients, seed, size_px, on_progress)
+        _write_kaggle(folder / "test", held_out, seed, size_px, on_progress)
+        _write_external(folder / EXTERNAL_SPLIT, held_out, seed, size_px, on_progress)
     write_manifest(train, folder / "manifest.csv")
     return train
 
 
-def write_archive(folder: Path, splits: Mapping[str, int], seed: int, size_px: int) -> dict[str, Manifest]:
+def write_archive(
+    folder: Path, splits: Mapping[str, int], seed: int, size_px: int, on_progress: OnProgress = tell_nobody
+) -> dict[str, Manifest]:
     """Draws the images of several splits as DICOM files.
 
     Written are `dicom/SPLIT/*.dcm`, named by their SOP Instance UID, which is a hash, and `labels.csv` with the label of each.
@@ -196,6 +210,7 @@ def write_archive(folder: Path, splits: Mapping[str, int], seed: int, size_px: i
         splits: number of patients of each split by its name; at least 3 each.
         seed: of all that is drawn.
         size_px: longer side of the images, 64 to 1024.
+        on_progress: told of each patient.
 
     Returns:
         The images of each split by its name.
@@ -207,7 +222,7 @@ def write_archive(folder: Path, splits: Mapping[str, int], seed: int, size_px: i
     table = ["SOPInstanceUID,label"]
     for split, patients in splits.items():
         (folder / "dicom" / split).mkdir(parents=True, exist_ok=True)
-        rows = list(_write_split(folder / "dicom" / split, patients, seed, size_px))
+        rows = list(_write_split(folder / "dicom" / split, patients, seed, size_px, on_progress))
         manifests[split] = Manifest(tuple(record for _, record in rows))
         table += [f"{sop_uid},{record.label}" for sop_uid, record in rows]
     with atomic_write(folder / "labels.csv") as file:
@@ -247,12 +262,12 @@ def claim_folder(folder: Path, details: str, whole: str = "manifest.csv") -> boo
     return (folder / whole).is_file()
 
 
-def _write_kaggle(folder: Path, patients: int, seed: int, size_px: int) -> Manifest:
+def _write_kaggle(folder: Path, patients: int, seed: int, size_px: int, on_progress: OnProgress) -> Manifest:
     """The images of one split; its name is the folder's."""
     for name in ("NORMAL", "PNEUMONIA"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     records: list[ImageRecord] = []
-    for patient in draw_patients(folder.name, patients, seed):
+    for patient in draw_patients(folder.name, patients, seed, None, on_progress):
         for k in range(1, patient.images + 1):
             person, path = kaggle_names(patient, k, serial=len(records) + 1)
             save_picture(draw_picture(patient, k, folder.name, seed, size_px), folder / path)
@@ -276,12 +291,12 @@ def kaggle_names(patient: Patient, k: int, serial: int) -> tuple[str, str]:
     return person, f"PNEUMONIA/{person}_{_CAUSES[patient.label]}_{serial}.jpeg"
 
 
-def _write_external(folder: Path, patients: int, seed: int, size_px: int) -> None:
+def _write_external(folder: Path, patients: int, seed: int, size_px: int, on_progress: OnProgress) -> None:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     table = io.StringIO(newline="")
     writer = TableWriter(table)
     writer.write(("filename", "patient_id", "label", "finding", "view", "sex", "age", "manufacturer"))
-    for patient in draw_patients(EXTERNAL_SPLIT, patients, seed):
+    for patient in draw_patients(EXTERNAL_SPLIT, patients, seed, None, on_progress):
         traits = (_FINDINGS[patient.label], patient.view, patient.sex, patient.age_years, patient.manufacturer)
         label = "NORMAL" if patient.label == "normal" else "PNEUMONIA"
         for k in range(1, patient.images + 1):
@@ -302,10 +317,12 @@ def save_picture(pixels: Map, path: Path) -> None:
     Image.fromarray(np.round(pixels * 255.0).astype(np.uint8)).save(path, quality=92)
 
 
-def _write_split(folder: Path, patients: int, seed: int, size_px: int) -> Iterator[tuple[str, ImageRecord]]:
+def _write_split(
+    folder: Path, patients: int, seed: int, size_px: int, on_progress: OnProgress
+) -> Iterator[tuple[str, ImageRecord]]:
     """(SOP Instance UID, record) of each image of one split; its name is the folder's."""
     split = folder.name
-    for patient in draw_patients(split, patients, seed):
+    for patient in draw_patients(split, patients, seed, None, on_progress):
         person = f"seed {seed}, {patients} patients of {split}, number {patient.number}"
         for k in range(1, patient.images + 1):
             examination = _examine(patient, person, f"{person}, image {k}, {size_px} px")

@@ -11,6 +11,7 @@ from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest, re
 from pneumofed.common.data.sources.table import collect, find_column, holds_dicom, is_dicom_file, walk_files
 from pneumofed.common.data.tables import plain_text, read_columns, read_rows
 from pneumofed.common.errors import DataError, ImageError, SkipReason
+from pneumofed.common.files import OnProgress, count_off, tell_nobody
 from pneumofed.common.imaging.dicom_header import DicomHeader, read_header
 from pneumofed.common.imaging.patient_groups import is_frontal, is_other_part
 
@@ -28,7 +29,11 @@ Labels = dict[str, dict[str, str]]
 
 
 def read_dicom_folder(
-    folder: Path, label_table: Path, frontal_only: bool = True, words: LabelWords | None = None
+    folder: Path,
+    label_table: Path,
+    frontal_only: bool = True,
+    words: LabelWords | None = None,
+    on_progress: OnProgress = tell_nobody,
 ) -> tuple[Manifest, DataReport]:
     """Reads the DICOM files below `folder` that have a label, whatever their names; only their headers are read.
 
@@ -43,6 +48,7 @@ def read_dicom_folder(
         label_table: the CSV file.
         frontal_only: leave out what is stated to be no frontal view or not the chest; an image that does not say it stays.
         words: the site's own words for labels; None for none.
+        on_progress: told of each header.
 
     Raises:
         ConfigError: the table does not exist.
@@ -54,10 +60,13 @@ def read_dicom_folder(
     if not files:
         raise DataError(f"no file found in {folder}; expected a folder that holds DICOM files, itself or in folders below")
     names = Counter(file.name for file in files)
-    return collect(_record(file, file, _file_keys(file, folder, names), labels, words, frontal_only) for file in files)
+    found = (_record(file, file, _file_keys(file, folder, names), labels, words, frontal_only) for file in files)
+    return collect(count_off(found, "headers read", len(files), on_progress))
 
 
-def read_ct_folder(folder: Path, label_table: Path, words: LabelWords | None = None) -> tuple[Manifest, DataReport]:
+def read_ct_folder(
+    folder: Path, label_table: Path, words: LabelWords | None = None, on_progress: OnProgress = tell_nobody
+) -> tuple[Manifest, DataReport]:
     """Reads the CT series below `folder` that have a label: each folder that holds DICOM files is one; only one header of each is read.
 
     The label table is as of `read_dicom_folder`; `filename` is the series' folder. Whether a folder holds one whole series is seen when
@@ -67,6 +76,7 @@ def read_ct_folder(folder: Path, label_table: Path, words: LabelWords | None = N
         folder: searched with all folders below it.
         label_table: the CSV file.
         words: the site's own words for labels; None for none.
+        on_progress: told of each series' header.
 
     Raises:
         ConfigError: the table does not exist.
@@ -78,7 +88,8 @@ def read_ct_folder(folder: Path, label_table: Path, words: LabelWords | None = N
     if not series:
         raise DataError(f"no series found in {folder}; expected folders with the DICOM files of one CT series each")
     names = Counter(one.name for one in series)
-    return collect(_record(one, _first_dicom(one), _file_keys(one, folder, names), labels, words, False) for one in series)
+    found = (_record(one, _first_dicom(one), _file_keys(one, folder, names), labels, words, False) for one in series)
+    return collect(count_off(found, "headers read", len(series), on_progress))
 
 
 def read_labels(table: Path, words: LabelWords | None = None) -> Labels:
