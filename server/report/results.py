@@ -326,10 +326,11 @@ def describe_spread(rows: Sequence[HospitalResult]) -> str:
 
 def data_rows(run: StoredRun) -> list[DataRow]:
     """Builds a row for all hospitals together and one for each central set: images found, used and left out."""
-    reports: dict[str, DataCounts] = {"hospitals together": _joined(list(run.site_reports().values())), **run.summary.data}
+    reports: dict[str, DataCounts] = {"hospitals together": _joined(list(run.site_reports().values()))}
+    reports |= {set_noun(name): counts for name, counts in run.summary.data.items()}
     return [
         DataRow(
-            name=set_noun(name),
+            name=name,
             found=whole(report.found),
             used=whole(report.used),
             patients=whole(report.patients),

@@ -194,6 +194,12 @@ def test_each_result_stands_with_its_interval_and_its_set(page: Page, finished: 
         )
 
 
+def test_the_data_are_counted_of_the_hospitals_together_and_of_each_set(page: Page) -> None:
+    data = page.text[page.text.index("The data") :]
+    names = re.findall(r"(?i)hospitals together(?: set)?|test set|external set", data)
+    assert [name.lower() for name in names[:3]] == ["hospitals together", "test set", "external set"]
+
+
 def test_a_failed_run_names_round_sites_and_what_to_do(tmp_path: Path) -> None:
     failed_at_once(tmp_path)
     page = read(tmp_path)
