@@ -30,7 +30,7 @@ class Progress:
     """The steps that run at the moment. This one shows nothing: for Python callers and `--quiet`."""
 
     def show(self, step: str, done: float = 0, total: float | None = None, note: str = "") -> None:
-        """Begins a step, or says how far it is.
+        """Begins a step, or says how far it is. One of which all is done ends where another begins.
 
         Args:
             step: its name, for people.
@@ -150,6 +150,9 @@ class _Steps(Progress):
 
     def show(self, step: str, done: float = 0, total: float | None = None, note: str = "") -> None:
         with self.lock:
+            if step not in self.steps:
+                for over in [name for name, one in self.steps.items() if one.total and one.done >= one.total]:
+                    self.finish(over)
             kept = self.steps.setdefault(step, ProgressStep(step, time.monotonic(), first=done))
             kept.done, kept.total, kept.note = done, total, note
 

@@ -41,6 +41,13 @@ def test_lines_come_while_a_step_runs_also_when_nothing_moves_and_stop_with_it()
         progress.finish("never began")
 
 
+def test_a_step_of_which_all_is_done_ends_where_another_begins() -> None:
+    lines = Lines(open_console(file=io.StringIO()))
+    for step, done in (("files read", 7), ("run", 1), ("files read", 8), ("images decoded", 1)):
+        lines.show(step, done, 8)
+    assert list(lines.steps) == ["run", "images decoded"]
+
+
 def test_a_sentence_is_said_once_and_is_the_state_of_a_step_that_ends_with_its_block() -> None:
     lines = Lines(open_console(file=io.StringIO()))
     said: list[str] = []
