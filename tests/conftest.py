@@ -17,6 +17,7 @@ from PIL import Image
 
 torch.set_num_threads(1)  # two threads on two busy cores wait for each other
 gc.disable()  # until all is imported: the garbage collector would look through a million objects again and again
+os.fsync = lambda fd: None  # what a test writes need not outlive the power: 3 ms a file, thousands of times
 typer.testing._get_command = cache(typer.testing._get_command)  # built anew it takes 0.2 s a call
 
 ROOT = Path(__file__).resolve().parents[1]

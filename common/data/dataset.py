@@ -220,10 +220,13 @@ def _write_skipped(reasons: Sequence[SkipReason | None], manifest: Manifest, cac
     writer = TableWriter(text)
     writer.write(("path", "reason"))
     writer.write_all((record.path, reason.value) for record, reason in zip(manifest.records, reasons, strict=True) if reason)
+    content, path = text.getvalue().encode("utf-8", errors="surrogateescape"), cache_dir / SKIPPED_FILE
     try:
         cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with atomic_write(cache_dir / SKIPPED_FILE) as file:
-            file.write(text.getvalue().encode("utf-8", errors="surrogateescape"))
+        # Each message loads the site's images, and the table seldom changes.
+        if not path.is_file() or path.read_bytes() != content:
+            with atomic_write(path) as file:
+                file.write(content)
     except OSError as error:
         pass_if_disk_full(error, cache_dir)
 

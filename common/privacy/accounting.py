@@ -114,27 +114,35 @@ def noise_for(
         ConfigError: no noise up to 10,000 is enough, since `before` has spent the target already.
     """
 
-    def is_within(noise: float) -> bool:
-        return epsilon((*before, Mechanism(planned[0], noise, planned[1])), delta, accountant) <= target_epsilon
+    from scipy.optimize import brentq
 
-    low, high = _bracket(is_within)
-    while high > low * (1.0 + NOISE_TOLERANCE):
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if is_within(middle) else (middle, high)
+    def spent(noise: float) -> float:
+        return epsilon((*before, Mechanism(planned[0], noise, planned[1])), delta, accountant)
+
+    def excess(part: float) -> float:
+        return math.log(min(max(spent(low * 2.0 ** (part / 1024)), 1.0e-20), 1.0e20) / target_epsilon)
+
+    low = _bracket(lambda noise: spent(noise) <= target_epsilon)
+    part = math.ceil(brentq(excess, 0.0, 1024.0, xtol=0.5)) if excess(0.0) > 0.0 else 0
+    while excess(part) > 0.0:
+        part += 1
+    while part and excess(part - 1) <= 0.0:
+        part -= 1
+    high = low * 2.0 ** (part / 1024)  # the smallest of those that differ by less than NOISE_TOLERANCE
     rounded = math.ceil(high / _NOISE_STEP) * _NOISE_STEP
-    return rounded if is_within(rounded) else high
+    return rounded if spent(rounded) <= target_epsilon else high
 
 
-def _bracket(is_within: Callable[[float], bool]) -> tuple[float, float]:
-    """Two noises of which the second is enough and the first is not, or is next to none."""
-    low = high = 1.0
-    while not is_within(high):
-        low, high = high, 2.0 * high
-        if high > LARGEST_NOISE:
+def _bracket(is_within: Callable[[float], bool]) -> float:
+    """A noise that is not enough, or next to none, and twice of which is."""
+    low = 0.5
+    while not is_within(2.0 * low):
+        low *= 2.0
+        if 2.0 * low > LARGEST_NOISE:
             raise ConfigError("no noise keeps to the epsilon: it has been spent already, or is too small for this delta")
-    while low == high or (is_within(low) and low > _NOISE_STEP):
-        low, high = low / 2.0, low
-    return low, high
+    while is_within(low) and low > _NOISE_STEP:
+        low /= 2.0
+    return low
 
 
 def _together(mechanisms: Sequence[Mechanism]) -> tuple[Mechanism, ...]:
@@ -152,9 +160,8 @@ def _epsilon(mechanisms: tuple[Mechanism, ...], delta: float, accountant: Accoun
     if any(mechanism.noise_multiplier == 0.0 for mechanism in mechanisms):
         return math.inf
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter(
-            "ignore"
-        )  # the best order is an extreme one, which still bounds; the mean's integral is checked by Opacus
+        # The best order is an extreme one, which still bounds; the mean's integral is checked by Opacus.
+        warnings.simplefilter("ignore")
         if accountant == "prv" and all(mechanism.sampling_rate == 1.0 for mechanism in mechanisms):
             return _gaussian(mechanisms, delta)
         found = _prv(mechanisms, delta) if accountant == "prv" else math.inf
@@ -185,9 +192,7 @@ def _gaussian(mechanisms: Iterable[Mechanism], delta: float) -> float:
 def _rdp(mechanisms: Iterable[Mechanism], delta: float, orders: tuple[float, ...]) -> float:
     from opacus.accountants.analysis.rdp import get_privacy_spent
 
-    curve = sum(
-        mechanism.steps * _rdp_of_step(mechanism.sampling_rate, mechanism.noise_multiplier, orders) for mechanism in mechanisms
-    )
+    curve = sum(one.steps * _rdp_of_step(one.sampling_rate, one.noise_multiplier, orders) for one in mechanisms)
     bound = float(get_privacy_spent(orders=list(orders), rdp=curve, delta=delta)[0])
     return math.inf if math.isnan(bound) else max(bound, 0.0)
 
@@ -201,9 +206,8 @@ def _rdp_of_step(rate: float, noise: float, orders: tuple[float, ...]) -> np.nda
 
 
 def _all_orders(mechanisms: Iterable[Mechanism]) -> tuple[float, ...]:
-    if any(mechanism.noise_multiplier > _WHOLE_ORDERS_FROM_NOISE for mechanism in mechanisms):
-        return _WHOLE_ORDERS
-    return tuple(sorted((*_FRACTIONAL_ORDERS, *_WHOLE_ORDERS)))
+    only_whole = any(mechanism.noise_multiplier > _WHOLE_ORDERS_FROM_NOISE for mechanism in mechanisms)
+    return tuple(sorted((*(() if only_whole else _FRACTIONAL_ORDERS), *_WHOLE_ORDERS)))
 
 
 def _prv(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
@@ -222,8 +226,7 @@ def _prv(mechanisms: tuple[Mechanism, ...], delta: float) -> float:
     domain = prv.Domain.create_aligned(-width, width, error / per_mesh)
     try:
         variables = [prv.PoissonSubsampledGaussianPRV(one.sampling_rate, one.noise_multiplier) for one in mechanisms]
-        cut = [prv.TruncatedPrivacyRandomVariable(variable, domain.t_min, domain.t_max) for variable in variables]
-        parts = [prv.discretize(variable, domain) for variable in cut]
+        parts = [prv.discretize(prv.TruncatedPrivacyRandomVariable(one, domain.t_min, domain.t_max), domain) for one in variables]
         found = float(prv.compose_heterogeneous(parts, steps).compute_epsilon(delta, delta_error, error)[2])
     except (RuntimeError, ValueError, IndexError):
         return math.inf

@@ -133,6 +133,16 @@ def test_what_was_spent_before_asks_for_more_noise() -> None:
         noise_for(0.5, 1e-3, (0.2, 50), "prv", before)
 
 
+@pytest.mark.parametrize("left", [1.001, 1.1])
+def test_where_next_to_all_is_spent_the_noise_is_still_the_smallest(left: float) -> None:
+    before, planned = (Mechanism(0.2, 1.5, 50),), (0.01, 5)
+    target = left * epsilon(before, 1e-3, "rdp")
+    noise = noise_for(target, 1e-3, planned, "rdp", before)
+    less = (noise - 2.0e-4) / (1.0 + 2 * NOISE_TOLERANCE)
+    found = [epsilon([*before, Mechanism(planned[0], one, planned[1])], 1e-3, "rdp") for one in (noise, less)]
+    assert found[0] <= target < found[1]
+
+
 def private(**values: object) -> SitePlan:
     privacy = {"mechanism": "dp_sgd", "expected_batch_size": 64, **values}
     return SitePlan.of(tiny_experiment(rounds=10, **GROUP, privacy=privacy), units=500, patients=400)
