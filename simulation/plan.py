@@ -306,10 +306,10 @@ def demo_request(out: Path) -> SimulationRequest:
         partition="dirichlet",
         alpha=1.0,
         phantoms=180,
-        rounds=12,
+        rounds=8,
         image_size=64,
         strategy="fedavg",
-        settings={"name": "demo", "strategy": {"wait_for_sites": 3}, "training": {"batch_size": 16, "local_epochs": 1}},
+        settings={"name": "demo", "strategy": {"wait_for_sites": 3}, "training": {"batch_size": 16, "local_epochs": 2}},
         baselines=True,
         out=out,
     )

@@ -199,7 +199,7 @@ def test_a_wrong_key_is_answered_as_the_command_answers(
 
 def test_the_demo_asks_for_what_it_did() -> None:
     plan = plan_simulation(demo_request(Path("runs/demo")))
-    assert (plan.experiment.name, plan.experiment.rounds, plan.experiment.image.size_px) == ("demo", 12, 64)
+    assert (plan.experiment.name, plan.experiment.rounds, plan.experiment.image.size_px) == ("demo", 8, 64)
     assert (plan.experiment.strategy.wait_for_sites, plan.experiment.training.batch_size) == (3, 16)
     simulation = plan.simulation
     dealt = (simulation.hospitals, simulation.partition, simulation.alpha, simulation.phantom_patients)
