@@ -52,6 +52,7 @@ def monitor_add(
     """Judge images and put them into the monitor. No pixel and no patient is kept."""
     from pneumofed.common.data.manifest import read_manifest
     from pneumofed.common.model_bundle.predictor import Predictor
+    from pneumofed.common.ops.progress import open_progress
     from pneumofed.inference.monitor.monitor import Monitor, record_images
     from pneumofed.inference.monitor.store import own_monitor
 
@@ -59,8 +60,8 @@ def monitor_add(
     records = read_manifest(patients).records if patients else ()
     known = {record.path.absolute(): record.patient for record in records}
     monitor = Monitor.open(folder, opened)
-    with own_monitor(folder, "pneumofed monitor add"):
-        added = record_images(monitor, Predictor(opened), paths, day.date() if day else None, known)
+    with own_monitor(folder, "pneumofed monitor add"), open_progress(results_piped=json_) as progress:
+        added = record_images(monitor, Predictor(opened), paths, day.date() if day else None, known, progress.show)
     if json_:
         print_json(vars(added))
         return

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pneumofed.common.errors import ConfigError, DataError
+from pneumofed.common.files import OnProgress, count_off, tell_nobody
 from pneumofed.common.seeds import numpy_generator
 from pneumofed.inference.monitor.e_processes import YEAR_DAYS, Baseline, list_tests
 from pneumofed.inference.monitor.reference import Observations, Reference, reference_of
@@ -255,6 +256,7 @@ def record_images(
     paths: Iterable[Path],
     day: date | None = None,
     patients: Mapping[Path, str] | None = None,
+    on_progress: OnProgress = tell_nobody,
 ) -> Added:
     """Judges every file of `paths` (folders with all below them) as of `day`, today without one, and writes it to `monitor`.
 
@@ -270,6 +272,7 @@ def record_images(
         patients: whose the images are, by path; it wins over what a DICOM file says. Without it images of one patient that name none
             count as so many patients, and a set in which the sick have more images than the healthy looks unlike the reference, which
             has one image a patient.
+        on_progress: told of each file.
 
     Raises:
         DataError: the monitor's folder cannot be written.
@@ -278,7 +281,8 @@ def record_images(
     order = numpy_generator("drift", "arrival", monitor.reference.digest, len(listed)).permutation(len(listed))
     known = {os.path.abspath(path): patient for path, patient in (patients or {}).items()}  # noqa: PTH100 - as `find_files` has them
     added = Added()
-    for result in judge_files((listed[row] for row in order), predictor):
+    results = judge_files((listed[row] for row in order), predictor)
+    for result in count_off(results, "images judged", len(listed), on_progress):
         loaded, judgement = result.loaded, result.judgement
         if judgement is None or loaded.image is None:
             added.skipped[result.explanation] += 1

@@ -14,6 +14,7 @@ from pneumofed.cli.main import app
 from pneumofed.common.ops import progress
 from pneumofed.common.ops.progress import Progress
 from tests.client.site_folder import make_site
+from tests.model_bundles import make_bundle
 
 Shown = dict[str, list[tuple[float, float | None]]]
 """Of each step, what was shown as done, of how many."""
@@ -73,3 +74,11 @@ def test_pictures_and_passes_of_pretraining_are_counted_off(tmp_path: Path, monk
     sizes = ("--images", "5", "--epochs", "2", "--image-size", "32", "--model", "small_cnn")
     shown = _run(monkeypatch, "pretrain", "--out", tmp_path / "weights.pt", *sizes)
     assert shown == {"pictures drawn": _counted(5), "training": [(0, 2), (1, 2)]}
+
+
+def test_images_that_a_monitor_takes_in_are_counted_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run(monkeypatch, "phantom", tmp_path / "set", "--patients", "3", "--size", "64")
+    images = len(list((tmp_path / "set" / "train").rglob("*.jpeg")))
+    make_bundle(tmp_path / "bundle")
+    command = ("monitor", "add", tmp_path / "set" / "train", "--bundle", tmp_path / "bundle", "--folder", tmp_path / "monitor")
+    assert _run(monkeypatch, *command) == {"images judged": _counted(images)}
