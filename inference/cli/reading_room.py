@@ -43,7 +43,8 @@ def make_room(
     room, opened = init_room(folder, bundle, hospital, trusted, site)
     say(f"reading room: {room.path}")
     say(f"model: {opened.manifest.name}, signed by {opened.signer}" + ("" if trusted else " (compare it on the telephone)"))
-    say(f"next: pneumofed reading-room user add NAME --role admin -C {room.path}, then pneumofed reading-room start")
+    command, there = "pneumofed reading-room", f"-C {room.path}"
+    say(f"next: {command} user add NAME --role admin {there}, then {command} start {there}")
 
 
 @app.command("start")

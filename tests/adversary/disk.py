@@ -13,6 +13,7 @@ import pytest
 
 from tests.tiny import folder_of_process
 
+COMPILER = shutil.which("cc") or shutil.which("gcc")
 COUNT, FULL, KILL = 0, 1, 2
 """What happens at the moment: nothing, the disk is full from then on, or the process is killed."""
 
@@ -20,12 +21,11 @@ COUNT, FULL, KILL = 0, 1, 2
 @lru_cache
 def library() -> Path | None:
     """The compiled library; None where there is no C compiler."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
+    if COMPILER is None:
         return None
     path = folder_of_process("pneumofed-disk-") / "disk.so"
     source = Path(__file__).with_suffix(".c")
-    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", str(path), str(source), "-ldl"], check=True)
+    subprocess.run([COMPILER, "-O1", "-shared", "-fPIC", "-o", str(path), str(source), "-ldl"], check=True)
     return path
 
 
@@ -60,4 +60,4 @@ def changes() -> int:
     return int(count())
 
 
-needs_library = pytest.mark.skipif(library() is None, reason="needs a C compiler, as `cc`")
+needs_library = pytest.mark.skipif(COMPILER is None, reason="needs a C compiler, as `cc`")

@@ -79,9 +79,10 @@ export const moment = (iso) =>
 export const day = (iso) => new Intl.DateTimeFormat(LOCALES[language], { dateStyle: "medium", timeZone: "UTC" }).format(new Date(iso));
 
 /** The size of a file. */
-export function megabytes(bytes) {
+export function fileSize(bytes) {
   const [unit, size] = bytes < 2 ** 10 ? ["byte", 1] : bytes < 2 ** 20 ? ["kilobyte", 2 ** 10] : ["megabyte", 2 ** 20];
-  const options = { style: "unit", unit, maximumFractionDigits: bytes < 10 * size ? 1 : 0 };
+  const unitDisplay = unit === "byte" ? "long" : "short"; // there is no plural of the short one: "5 byte"
+  const options = { style: "unit", unit, unitDisplay, maximumFractionDigits: bytes < 10 * size ? 1 : 0 };
   return new Intl.NumberFormat(LOCALES[language], options).format(bytes / size);
 }
 

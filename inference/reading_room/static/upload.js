@@ -3,7 +3,7 @@
 // may name a patient.
 
 import { announce, at, h, icon } from "./dom.js";
-import { megabytes, t, tOr } from "./i18n.js";
+import { fileSize, t, tOr } from "./i18n.js";
 import { Problem, sendImage } from "./api.js";
 import { valueProblem } from "./clinical.js";
 import { isTable, readTable } from "./upload_table.js";
@@ -183,7 +183,7 @@ function draw(job) {
   const link = job.case ? h("a", { href: `#/case/${job.case}`, text: t("upload.open") }) : null;
   const again = state === "failed" ? h("button", { type: "button", class: "text", text: t("upload.again"), onclick: () => retry(job) }) : null;
   job.row.dataset.state = state;
-  job.row.replaceChildren(icon(iconOf(state)), name, h("span", { class: "upload-size", text: megabytes(job.size) }),
+  job.row.replaceChildren(icon(iconOf(state)), name, h("span", { class: "upload-size", text: fileSize(job.size) }),
     busy ? bar : h("span", { class: "upload-words", text: sentence(job) }), link ?? again ?? "");
   at("uploads-count").textContent = summary();
   at("uploads-clear").hidden = jobs.every((one) => ["waiting", "sending", "judging"].includes(one.state));
@@ -193,7 +193,7 @@ function sentence({ state, code, cause, column, words }) {
   if (words) return words();
   if (!code) return t(`upload.${state}`);
   if (code.startsWith("value_")) return valueProblem({ code, column });
-  const text = tOr(`error.${code}`, t("error.internal")).replace("{limit}", megabytes(limits.file_bytes));
+  const text = tOr(`error.${code}`, t("error.internal")).replace("{limit}", fileSize(limits.file_bytes));
   return cause ? `${text} (${cause})` : text;
 }
 

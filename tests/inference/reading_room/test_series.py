@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -297,24 +297,26 @@ def bomb(claim: int | None = None) -> bytes:
 @pytest.mark.parametrize(
     ("archive", "reason"),
     [
-        (bomb(), SkipReason.TOO_LARGE),
-        (bomb(1000), SkipReason.CORRUPT),
-        (zip_of([b"x"] * 20), SkipReason.TOO_LARGE),
-        (zip_of([]), SkipReason.NO_SLICES),
-        (zip_of([zip_of([b"x"])], "in.zip"), SkipReason.CORRUPT),
-        (zip_of(series_files())[:-300], SkipReason.CORRUPT),
+        (bomb, SkipReason.TOO_LARGE),
+        (lambda: bomb(1000), SkipReason.CORRUPT),
+        (lambda: zip_of([b"x"] * 20), SkipReason.TOO_LARGE),
+        (lambda: zip_of([]), SkipReason.NO_SLICES),
+        (lambda: zip_of([zip_of([b"x"])], "in.zip"), SkipReason.CORRUPT),
+        (lambda: zip_of(series_files())[:-300], SkipReason.CORRUPT),
     ],
     ids=["bomb", "lying bomb", "many files", "nothing", "zip in zip", "cut off"],
 )
-def test_archives_that_would_fill_the_disk_or_hide_others_are_refused(tmp_path: Path, archive: bytes, reason: SkipReason) -> None:
-    folder = tmp_path / "job"
+def test_archives_that_would_fill_the_disk_or_hide_others_are_refused(
+    tmp_path: Path, archive: Callable[[], bytes], reason: SkipReason
+) -> None:
+    folder, uploaded = tmp_path / "job", archive()
     folder.mkdir()
-    (folder / ORIGINAL_FILE).write_bytes(archive)
+    (folder / ORIGINAL_FILE).write_bytes(uploaded)
     judge = FileJudge(Predictor(volume_bundle(), threads=1), limits=SeriesLimits(files=10, unpacked_bytes=20 * 2**20))
     found = judge(ImageJob(folder, keep=True))
     assert isinstance(found, ImageError)
     assert found.reason is reason
-    assert sum(path.stat().st_size for path in files_below(folder)) <= 21 * 2**20 + len(archive)
+    assert sum(path.stat().st_size for path in files_below(folder)) <= 21 * 2**20 + len(uploaded)
     assert {path.relative_to(tmp_path).parts[0] for path in files_below(tmp_path)} <= {"job"}
 
 
