@@ -31,13 +31,11 @@ from pneumofed.client.federation.policy_decision import RunRequest
 from pneumofed.client.federation.requests import open_site_data
 from pneumofed.client.federation.site_data import SPLIT_KEY_FILE, SiteData
 from pneumofed.client.federation.survey import SURVEYS_FOLDER
-from pneumofed.common.audit.log import hash_experiment
 from pneumofed.common.config.experiment import ClinicalConfig
-from pneumofed.common.config.parties import SiteConfig, SitePolicy, hospital_delta
+from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import MessageError, PolicyError
-from pneumofed.common.privacy.accounting import Mechanism
-from pneumofed.common.privacy.randomness import RandomStream, data_fingerprint, own_secret, round_key
+from pneumofed.common.privacy.randomness import data_fingerprint, own_secret, round_key
 from pneumofed.common.wire.clinical_sums import LEAST_PATIENTS, ColumnSums, asked_columns, pack_sums, scale_of
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import Content
@@ -68,7 +66,7 @@ def answer_clinical_sums(instruction: Instruction, config: SiteConfig, policy: S
     site = open_site_data(instruction, config, policy, "query")
     assert experiment.clinical is not None
     if policy.count_noise is not None:
-        return pack_sums(config.name, _noised(site, experiment.clinical, policy.count_noise, instruction, policy))
+        return pack_sums(config.name, _noised(site, experiment.clinical, instruction, policy))
     patients = None if config.policy is None else _admitted(site.train, experiment.clinical, instruction, config, policy)
     least = LEAST_PATIENTS if config.policy is None else max(LEAST_PATIENTS, policy.min_validation_patients)
     sums = sum_columns(site.train, experiment.clinical, patients)
@@ -142,30 +140,20 @@ def _admitted(
     return {patient for patient, name in names.items() if name in version.units}
 
 
-def _noised(
-    site: SiteData, schema: ClinicalConfig, noise_multiplier: float, instruction: Instruction, policy: SitePolicy
-) -> Mapping[str, ColumnSums]:
+def _noised(site: SiteData, schema: ClinicalConfig, instruction: Instruction, policy: SitePolicy) -> Mapping[str, ColumnSums]:
     """The sums with noise, of columns whose noised count is large enough.
 
     A patient more or less moves the sums (1, u, u^2) of c columns by sqrt(3 c) in L2 norm at most, an image, which changes u by 2 at most
     and u^2 by 1, by sqrt(5 c).
     """
-    from pneumofed.client.privacy.entries import DataUnits, LedgerEntry  # Opacus costs a second to import
-    from pneumofed.client.privacy.ledger import open_ledger
+    from pneumofed.client.privacy.entries import DataUnits  # Opacus costs a second to import
+    from pneumofed.client.privacy.ledger import noise_paid_once
 
-    units, experiment = DataUnits.of(site), instruction.experiment
-    exact = sum_columns(site.train, schema)
+    exact, units = sum_columns(site.train, schema), DataUnits.of(site)
     ranges = [(column.name, column.low, column.high) for column in asked_columns(schema)]
-    content = repr((ranges, data_fingerprint(site.train), noise_multiplier, policy.min_unit))
-    token = hashlib.sha256(f"clinical {content}".encode()).hexdigest()[:16]
-    ledger = open_ledger(site.config)
-    if not any(entry.purpose == "counts" and entry.run == token for entry in ledger.earlier(units)):
-        mechanism, delta = Mechanism(1.0, noise_multiplier, 1), hospital_delta(policy, site.patients)
-        images, name = units.images_per_patient, experiment.name
-        entry = LedgerEntry(token, 0, name, hash_experiment(experiment), "counts", policy.min_unit, images, mechanism, delta)
-        ledger.spend(entry, units, policy)
-    deviation = noise_multiplier * math.sqrt((3 if policy.min_unit == "patient" else 5) * len(exact))
-    stream = RandomStream(round_key(own_secret(Path(site.config.work_dir)), ("clinical", token)))
+    about = (repr(ranges), data_fingerprint(site.train))
+    stream, deviation = noise_paid_once("clinical", about, site.config, units, instruction.experiment, policy)
+    deviation *= math.sqrt((3 if policy.min_unit == "patient" else 5) * len(exact))
     noise = (deviation * stream.normal(3 * len(exact)).numpy()).reshape(-1, 3).tolist()
     found = {}
     for (name, one), (first, second, third) in zip(exact.items(), noise, strict=True):

@@ -2,7 +2,8 @@
 
 Whoever chooses the weights chooses the question, and exact answers about few patients are their images in the end. So an answer
 
-    is of `min_validation_patients` at least, and always of a whole version: a set of patients in a state (images, sick or not)
+    is of `min_validation_patients` at least, and always of a whole version: a set of patients in a state (images, their labels, and
+    the values that a network may take beside them)
     is of the version before, as long as fewer than `min_validation_patients` joined since; they wait
     is none, where fewer left or changed and the version before can no longer be asked: the two answers would tell them apart
     is counted before it is computed, by the day and by version, in `work_dir/evaluations.json`
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -37,7 +38,8 @@ from pneumofed.common.privacy.randomness import own_secret, round_key
 
 EVALUATIONS_FILE = "evaluations.json"
 Units = Mapping[str, str]
-"""Keyed hash of each patient -> of the patient's images and of whether they are sick."""
+"""Keyed hash of each patient -> of the patient's images and labels, and behind it of the values beside them where the answer may rest on
+these. Two states of which one has no values are the same as far as it goes: the answer that it stands for knew none."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def admit_evaluation(
     """
     secret = own_secret(work_dir, SPLIT_KEY_FILE)
     names = _patient_keys(data.patients, secret)
-    version = admit_units(_units(data, names, secret), request, policy, work_dir / EVALUATIONS_FILE, now, answers, counts=counts)
+    states = _states(data, names, secret)
+    version = admit_units(states, request, policy, work_dir / EVALUATIONS_FILE, now, answers, counts=counts)
     return data.subset([row for row, patient in enumerate(data.patients) if names[patient] in version.units])
 
 
@@ -123,6 +126,7 @@ def admit_units(
     try:
         with file.locked() as before:
             version = choose_version(before.versions, units, policy.min_validation_patients, what)
+            known = {patient: max(state, units[patient], key=len) for patient, state in version.units.items()}
             asked = ValidationAsked(len(version.units), before.today(moment) + more, version.answers + more, what)
             decide(policy, request, asked).enforce()
             if not counts:
@@ -130,7 +134,7 @@ def admit_units(
             others = tuple(other for other in before.versions if other is not version)
             times = [*(time for time in before.times if time > (moment - DAY).timestamp())]
             times += [moment.timestamp()] * answers
-            file.write(Evaluations(tuple(times), (*others, replace(version, answers=version.answers + answers))))
+            file.write(Evaluations(tuple(times), (*others, Version(known, version.answers + answers))))
     except OSError as error:
         raise _refused(f"{path} cannot be written: {error.strerror}; nothing leaves uncounted") from error
     return version
@@ -170,7 +174,7 @@ def choose_version(known: Sequence[Version], units: Units, least: int, what: str
     """
     near = {number: found for number, version in enumerate(known) if (found := _difference(version.units, units)) < least}
     same = [number for number, difference in near.items() if difference == 0]
-    within = [number for number in near if known[number].units.items() <= units.items()]
+    within = [number for number in near if not _difference(known[number].units, _of(units, known[number].units))]
     if same or within:
         return known[max(same or within, key=lambda number: len(known[number].units))]
     if near:
@@ -220,15 +224,34 @@ def coarsen(statistics: Statistics, bins: int) -> Statistics:
 
 def _difference(one: Units, other: Units) -> int:
     """Patients who are not the same in both."""
-    return sum(one.get(patient) != other.get(patient) for patient in {*one, *other})
+    return sum(not _alike(one.get(patient), other.get(patient)) for patient in {*one, *other})
 
 
-def _units(data: Dataset, names: Mapping[str, str], secret: bytes) -> Units:
-    states: dict[str, list[tuple[str, bool]]] = defaultdict(list)
-    for patient, digest, label in zip(data.patients, data.digests, data.labels.tolist(), strict=True):
-        states[patient].append((digest, label > 0))
+def _alike(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and (one.startswith(other) or other.startswith(one))
+
+
+def _of(units: Units, patients: Iterable[str]) -> Units:
+    return {patient: units[patient] for patient in patients if patient in units}
+
+
+def _states(data: Dataset, names: Mapping[str, str], secret: bytes) -> Units:
+    """By the manifest's own words, which are the same in every run: the task's classes and the schema's columns are the run's choice."""
+    words = [record.label for record in data.records] or [str(label) for label in data.labels.tolist()]
+    values = [(record.age_years, record.sex, record.view, record.others) for record in data.records]
+    images, beside = defaultdict[str, list[Any]](list), defaultdict[str, list[Any]](list)
+    for row, (patient, digest, word) in enumerate(zip(data.patients, data.digests, words, strict=True)):
+        images[patient].append((digest, word))
+        if data.clinical is not None:
+            beside[patient].append((digest, values[row] if values else data.clinical[row].tolist()))
+
+    def hashed(kind: str, patient: str, state: list[Any]) -> str:
+        return round_key(secret, (kind, patient, repr(sorted(state, key=repr)))).hex()[:32]
+
     return {
-        names[patient]: round_key(secret, ("state", patient, repr(sorted(state)))).hex()[:32] for patient, state in states.items()
+        names[patient]: hashed("state", patient, state)
+        + (hashed("values", patient, beside[patient]) if patient in beside else "")
+        for patient, state in images.items()
     }
 
 

@@ -31,7 +31,7 @@ from typing import Any, cast, get_args
 from pneumofed.client.federation.held_model import restore_model
 from pneumofed.client.federation.policy import UNRESTRICTED, Clock, count_round, hash_policy, local_now, policy_of
 from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, RunRequest, TrainingData, Work, decide
-from pneumofed.client.federation.site_data import SiteData, class_number, load_site
+from pneumofed.client.federation.site_data import SiteData, load_site
 from pneumofed.client.site.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from pneumofed.common.audit.log import (
     ANSWER_EVENT,
@@ -188,8 +188,7 @@ def _counts(site: SiteData, experiment: ExperimentConfig, policy: SitePolicy) ->
         return exact
     from pneumofed.client.privacy.ledger import noised_counts  # Opacus costs a second to import
 
-    counts = [*site.class_counts(class_number(experiment)), exact["validation"]]
-    *classes, validation = noised_counts(site, experiment, counts, policy)
+    *classes, validation = noised_counts(site, experiment, policy)
     shares = dict(zip(classes_of(experiment.task), classes, strict=True))
     return {"train": max(1, sum(classes)), "validation": validation, "classes": shares, "count_noise": policy.count_noise}
 

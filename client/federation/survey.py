@@ -35,10 +35,9 @@ from pneumofed.client.federation.policy import local_now
 from pneumofed.client.federation.policy_decision import RunRequest
 from pneumofed.client.federation.site_data import SPLIT_KEY_FILE, read_site_manifest
 from pneumofed.client.federation.small_cells import LEAST_CHANGE, ToldTable, choose_table
-from pneumofed.common.audit.log import hash_experiment
 from pneumofed.common.config.classes import LabelTask
 from pneumofed.common.config.experiment import ExperimentConfig, ImageConfig
-from pneumofed.common.config.parties import SiteConfig, SitePolicy, SurveyField, hospital_delta
+from pneumofed.common.config.parties import SiteConfig, SitePolicy, SurveyField
 from pneumofed.common.data.dataset import Dataset, load_dataset
 from pneumofed.common.data.manifest import ImageRecord
 from pneumofed.common.errors import BudgetError, PolicyError
@@ -46,7 +45,6 @@ from pneumofed.common.files import StateFile
 from pneumofed.common.imaging.dicom_header import Acquisition, read_acquisition
 from pneumofed.common.imaging.patient_groups import groups_of
 from pneumofed.common.imaging.volumes import mean_hounsfield, read_volume_acquisition
-from pneumofed.common.privacy.accounting import Mechanism
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, RandomStream, own_secret, round_key
 from pneumofed.common.wire.instructions import Instruction
 from pneumofed.common.wire.messages import Content
@@ -103,7 +101,7 @@ def answer_survey(instruction: Instruction, config: SiteConfig, policy: SitePoli
             if policy.count_noise is None:
                 table = _unnoised(field, cells[field], instruction, config, policy)
             else:
-                table = _noised(dataset, field, cells[field], policy.count_noise, instruction, config, policy)
+                table = _noised(dataset, field, cells[field], instruction, config, policy)
         except BudgetError as error:  # what was paid for is told all the same
             spent, table = error, None
         if table is not None:
@@ -285,31 +283,22 @@ def _noised(
     dataset: Dataset,
     field: SurveyField,
     cells: Cells,
-    noise_multiplier: float,
     instruction: Instruction,
     config: SiteConfig,
     policy: SitePolicy,
 ) -> tuple[dict[str, int], int] | None:
     """The table with noise, and the sum of its counts in tens; None where no count is large enough.
 
-    The noise is in the ledger before it is drawn, once for a table: the same table has the same noise.
+    The noise is in the ledger before it is drawn, once for a table of these cells in this order: another list of own classes is another.
     """
-    from pneumofed.client.privacy.entries import DataUnits, LedgerEntry  # Opacus costs a second to import
-    from pneumofed.client.privacy.ledger import open_ledger
+    from pneumofed.client.privacy.entries import DataUnits  # Opacus costs a second to import
+    from pneumofed.client.privacy.ledger import noise_paid_once
 
-    units, experiment = DataUnits(dataset.digests, dataset.patients), instruction.experiment
-    content = repr((field, sorted(cells.items()), units.dataset, noise_multiplier, policy.min_unit))
-    token = hashlib.sha256(f"survey {content}".encode()).hexdigest()[:16]
-    ledger = open_ledger(config)
-    if not any(entry.purpose == "counts" and entry.run == token for entry in ledger.earlier(units)):
-        mechanism, delta = Mechanism(1.0, noise_multiplier, 1), hospital_delta(policy, len(cells))
-        images, name = units.images_per_patient, experiment.name
-        entry = LedgerEntry(token, 0, name, hash_experiment(experiment), "counts", policy.min_unit, images, mechanism, delta)
-        ledger.spend(entry, units, policy)
-    exact = Counter(cells.values())
-    stream = RandomStream(round_key(own_secret(Path(config.work_dir)), ("survey", token)))
+    exact, units, experiment = Counter(cells.values()), DataUnits(dataset.digests, dataset.patients), instruction.experiment
     names = (*survey_cells(field, own_classes(experiment.task)), NOT_STATED)
-    noise = noise_multiplier * _sensitivity(policy) * stream.normal(len(names)).numpy()
+    about = (field, repr(names), repr(sorted(cells.items())))
+    stream, deviation = noise_paid_once("survey", about, config, units, experiment, policy)
+    noise = deviation * _sensitivity(policy) * stream.normal(len(names)).numpy()
     noisy = {name: exact[name] + float(value) for name, value in zip(names, noise, strict=True)}
     table = {name: SMALL_CELL * round(value / SMALL_CELL) for name, value in noisy.items() if value >= SMALL_CELL}
     return (table, max(0, math.floor(sum(noisy.values()) / SMALL_CELL)) * SMALL_CELL) if table else None

@@ -32,8 +32,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from pneumofed.client.federation.site_data import SiteData
-from pneumofed.common.audit.log import canonical
+from pneumofed.client.privacy.plan import SitePlan
+from pneumofed.common.audit.log import canonical, hash_experiment
 from pneumofed.common.config.choices import PrivacyUnit
+from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.privacy.accounting import AccountantName, Mechanism, epsilon
 
@@ -91,6 +93,29 @@ class DataUnits:
     def images_per_patient(self) -> int:
         """Most images of a patient."""
         return max(Counter(self.patients).values())
+
+
+def round_entry(run: str, round_number: int, experiment: ExperimentConfig, units: DataUnits, plan: SitePlan) -> LedgerEntry:
+    """Makes the entry of one training round.
+
+    Args:
+        run: the run's token.
+        round_number: from 1.
+        experiment: of the run.
+        units: the site's data.
+        plan: what the round does.
+    """
+    return LedgerEntry(
+        run,
+        round_number,
+        experiment.name,
+        hash_experiment(experiment),
+        "training",
+        plan.unit,
+        units.images_per_patient,
+        plan.round_mechanism(),
+        plan.delta,
+    )
 
 
 def level_of(entries: Iterable[LedgerEntry], least: PrivacyUnit) -> PrivacyUnit:

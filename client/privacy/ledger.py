@@ -6,16 +6,14 @@ it. A round that is repeated, after a crash or on a second request, is another m
 less than was spent. What it cannot read, it takes for spent: see `client.privacy.ledger_file`.
 
 A site's private work is counted here before it is done, and what can be refused before data is read is refused: training (`spend_round`,
-`check_budget`), and numbers of images with noise (`noised_counts`), by the plain Gaussian mechanism (Dwork and Roth 2014, appendix A).
-One image more or less changes one of the numbers by one, one patient at most as many as a patient has images. The same data in the
-same split gets the same noisy numbers however often they are asked for, so they are paid for once.
+`check_budget`), and tables of numbers with noise (`noise_paid_once`), by the plain Gaussian mechanism (Dwork and Roth 2014, appendix A).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,10 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pneumofed.client.federation.policy_decision import LIMITS, RunRequest, Spending, decide
-from pneumofed.client.federation.site_data import SiteData
-from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, join_lineage, level_of, total_epsilon, unit_keys
+from pneumofed.client.federation.site_data import SiteData, class_number
+from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, join_lineage, level_of, round_entry, total_epsilon, unit_keys
 from pneumofed.client.privacy.ledger_file import (
     Recorded,
     append_entry,
@@ -43,6 +42,7 @@ from pneumofed.common.config.choices import PrivacyUnit
 from pneumofed.common.config.classes import task_words
 from pneumofed.common.config.experiment import ExperimentConfig
 from pneumofed.common.config.parties import SiteConfig, SitePolicy, hospital_delta
+from pneumofed.common.data.dataset import Dataset
 from pneumofed.common.errors import BudgetError, ConfigError
 from pneumofed.common.privacy.accounting import Mechanism
 from pneumofed.common.privacy.randomness import RandomStream, data_fingerprint, own_secret, round_key
@@ -262,29 +262,6 @@ def spend_round(
     return open_ledger(site.config).spend(entry, units, policy)
 
 
-def round_entry(run: str, round_number: int, experiment: ExperimentConfig, units: DataUnits, plan: SitePlan) -> LedgerEntry:
-    """Makes the entry of one training round.
-
-    Args:
-        run: the run's token.
-        round_number: from 1.
-        experiment: of the run.
-        units: the site's data.
-        plan: what the round does.
-    """
-    return LedgerEntry(
-        run,
-        round_number,
-        experiment.name,
-        hash_experiment(experiment),
-        "training",
-        plan.unit,
-        units.images_per_patient,
-        plan.round_mechanism(),
-        plan.delta,
-    )
-
-
 def check_budget(config: SiteConfig, policy: SitePolicy, experiment: ExperimentConfig, run: str) -> None:
     """Refuses a later round of a private run that the ledger is sure to refuse, before any data is read.
 
@@ -302,39 +279,68 @@ def check_budget(config: SiteConfig, policy: SitePolicy, experiment: ExperimentC
     open_ledger(config).foresee(run, hash_experiment(experiment), policy)
 
 
-def noised_counts(site: SiteData, experiment: ExperimentConfig, counts: list[int], policy: SitePolicy) -> list[int]:
-    """Adds noise to `counts`, whole numbers that one image moves by one in all, by the site's policy; none is below 0.
+def noised_counts(site: SiteData, experiment: ExperimentConfig, policy: SitePolicy) -> list[int]:
+    """Counts training images of each class, and validation images, with noise by the site's policy; none is below 0.
 
-    The noise has deviation `count_noise`, or where the policy protects patients so many times the images of a patient. It is in
-    the ledger before it is drawn.
+    Where the policy protects patients, `images_counted` of each are counted at most, so that the noise is of a deviation which no
+    patient's data decides: `count_noise` times so many, for images `count_noise` (one image more or less moves one number by one).
 
     Args:
         site: the site's data.
         experiment: of the run.
-        counts: exact.
         policy: the site's, with `count_noise` set.
 
     Raises:
-        PolicyError, BudgetError: as `Ledger.spend`; nothing was released.
+        PolicyError, BudgetError, ConfigError: as `noise_paid_once`; nothing was released.
+    """
+    most = policy.images_counted if policy.min_unit == "patient" else None
+    labels, validation = _counted(site.train, most), _counted(site.validation, most)
+    exact = [*np.bincount(labels, minlength=class_number(experiment)).tolist(), len(validation)]
+    about = (data_fingerprint(site.train), data_fingerprint(site.validation), task_words(experiment.task), repr(most))
+    stream, deviation = noise_paid_once("counts", about, site.config, DataUnits.of(site), experiment, policy)
+    noisy = np.asarray(exact) + deviation * (most or 1) * stream.normal(len(exact)).numpy()
+    return [max(0, round(float(value))) for value in noisy]
+
+
+def _counted(data: Dataset, most: int | None) -> NDArray[np.int64]:
+    """Labels of all images, or of the first `most` of each patient."""
+    seen, kept = Counter[str](), []
+    for row, patient in enumerate(data.patients):
+        seen[patient] += 1
+        if most is None or seen[patient] <= most:
+            kept.append(row)
+    return data.labels[kept]
+
+
+def noise_paid_once(
+    kind: str, about: Sequence[str], config: SiteConfig, units: DataUnits, experiment: ExperimentConfig, policy: SitePolicy
+) -> tuple[RandomStream, float]:
+    """Pays for the noise of one table, before it is drawn; whoever asks for the same table again gets the same noise for nothing.
+
+    What is paid for is the very noise: another table, and another key of the site's, is another mechanism and is paid for.
+
+    Args:
+        kind: of the table.
+        about: all that its numbers and their order depend on.
+        config: the site's own.
+        units: whose data it is about.
+        experiment: of the run.
+        policy: the site's, with `count_noise` set.
+
+    Returns:
+        A stream of standard normals, and the deviation for each unit by which one patient, or image (`min_unit`), moves the table in L2.
+
+    Raises:
+        PolicyError, BudgetError: as `Ledger.spend`.
         ConfigError: the policy sets no noise.
     """
     if policy.count_noise is None:
         raise ConfigError("the policy sets no count_noise")
-    units, noise_multiplier = DataUnits.of(site), policy.count_noise
-    content = "/".join(
-        (data_fingerprint(site.train), data_fingerprint(site.validation), task_words(experiment.task), policy.min_unit)
-    )
-    token = hashlib.sha256(f"counts {content} {noise_multiplier!r}".encode()).hexdigest()[:16]
-    ledger = open_ledger(site.config)
+    secret, parts = own_secret(Path(config.work_dir)), (kind, *about, units.dataset, policy.min_unit, repr(policy.count_noise))
+    token, ledger = round_key(secret, ("paid", *parts)).hex()[:16], open_ledger(config)
     if not any(entry.purpose == "counts" and entry.run == token for entry in ledger.earlier(units)):
-        delta = hospital_delta(policy, site.patients)
-        mechanism = Mechanism(1.0, noise_multiplier, 1)
-        k = units.images_per_patient
-        entry = LedgerEntry(
-            token, 0, experiment.name, hash_experiment(experiment), "counts", policy.min_unit, k, mechanism, delta
-        )
+        mechanism, delta = Mechanism(1.0, policy.count_noise, 1), hospital_delta(policy, len(set(units.patients)))
+        name, images = experiment.name, units.images_per_patient
+        entry = LedgerEntry(token, 0, name, hash_experiment(experiment), "counts", policy.min_unit, images, mechanism, delta)
         ledger.spend(entry, units, policy)
-    deviation = noise_multiplier * (units.images_per_patient if policy.min_unit == "patient" else 1)
-    stream = RandomStream(round_key(own_secret(Path(site.config.work_dir)), ("counts", token)))
-    noisy = np.asarray(counts) + deviation * stream.normal(len(counts)).numpy()
-    return [max(0, round(float(value))) for value in noisy]
+    return RandomStream(round_key(secret, ("noise", *parts))), policy.count_noise

@@ -22,8 +22,8 @@ from pneumofed.client.federation.policy import only
 from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, RunRequest, TrainingData, decide
 from pneumofed.client.federation.requests import audit_log
 from pneumofed.client.federation.site_data import SiteData, load_site
-from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, level_of, total_epsilon
-from pneumofed.client.privacy.ledger import Lineage, check_entry, judged_delta, open_ledger, round_entry
+from pneumofed.client.privacy.entries import DataUnits, LedgerEntry, level_of, round_entry, total_epsilon
+from pneumofed.client.privacy.ledger import Lineage, check_entry, judged_delta, open_ledger
 from pneumofed.client.privacy.plan import SitePlan, count_units
 from pneumofed.common.audit.log import ANSWER_EVENT, AuditEntry, read_entries
 from pneumofed.common.config.choices import PrivacyUnit

@@ -10,7 +10,7 @@ back. So a restore asks for `Since`, evidence of what was spent after the backup
 
 A lost round counts on each lineage of the data as the dearest round that the lineage has had (its mechanism composed so often, in an
 entry of the run `restored`), and as one evaluation and one begun round each. Left out of every backup are caches, and the key of the
-noise, since a new one costs only repeatability.
+noise: what was paid for once is paid for again under a new one (`client.privacy.ledger.noise_paid_once`).
 """
 
 from __future__ import annotations

@@ -632,7 +632,8 @@ class ExperimentConfig(Section):
         """Whether sites are asked for sums of their clinical numbers before the first round (`ClinicalConfig.standardize`)."""
         if self.clinical is None or self.clinical.standardize == "range":
             return False
-        if self.privacy.mechanism != "none" or self.secure_aggregation.enabled or self.parent is not None:
+        private = self.privacy.mechanism != "none" or self.central_privacy.enabled  # the model would hold what nothing hides
+        if private or self.secure_aggregation.enabled or self.parent is not None:
             return False
         return any(column.kind == "number" and column.mean is None for column in self.clinical.columns)
 

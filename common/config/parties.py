@@ -155,9 +155,12 @@ class SitePolicy(Section):
     """What never leaves this site, whatever a run asks for (see `client.federation.requests`): the report on its data (what was
     found, left out and why, of which class), the metrics of its training, the statistics of its validation. The run goes on without."""
     count_noise: Positive | None = None
-    """Numbers of images leave with Gaussian noise of this deviation, for `min_unit` patient times the images of a patient. The ledger
+    """Numbers of images leave with Gaussian noise of this deviation, for `min_unit` patient times `images_counted`. The ledger
     counts it, once for each state of the data. Unset they leave as they are. Under secure aggregation they are masked instead.
     Set, runs of `fednova` and `scaffold` are refused, which compute with exact numbers."""
+    images_counted: Annotated[int, Field(ge=1)] = 5
+    """Of a patient at most so many images are in numbers with noise where `min_unit` is patient: were it as many as a patient here has,
+    the noise would tell that there is such a patient."""
     require_secure_aggregation: bool = False
     """Whether a run is refused in which the coordinator could see this site's update and counts."""
     min_sum_threshold: Annotated[float, Field(gt=0.5, le=1.0)] = 0.67

@@ -90,7 +90,7 @@ NOISE_KEY_FILE = "noise.key"
 
 
 def own_secret(work_dir: Path, file: str = NOISE_KEY_FILE) -> bytes:
-    """This party's secret, made on first use with mode 0600. Back it up nowhere: a new one costs only repeatability.
+    """This party's secret, made on first use with mode 0600. Back it up nowhere: noise under a new one is paid for anew.
 
     Args:
         work_dir: the party's own folder.

@@ -306,6 +306,17 @@ def test_a_limit_of_epsilon_lets_noised_tables_out_once_each_as_the_ledger_count
     assert told(hospital, "label") == first  # paid for already
 
 
+def test_lists_of_invented_classes_give_no_second_noise_for_nothing(hospital: Hospital) -> None:
+    hospital.set_policy(max_epsilon=6, count_noise=5.0, min_unit="patient", survey=["label"])
+    lists = (["normal", "pneumonia", "x", "y"], ["normal", "x", "pneumonia", "y"], ["normal", "x", "y", "pneumonia"])
+    found = []
+    for classes in [*lists, *lists]:
+        tables = unpack_survey(reply(hospital, ["label"], task=classes).content, ["label"], tuple(classes))[1].tables
+        found.append(tables["label"])
+    assert found[:3] == found[3:]
+    assert [len(lineage.entries) for lineage in open_ledger(hospital.config).lineages()] == [3]
+
+
 def test_statistics_that_the_hospital_opens_leave_beside_a_limit(hospital: Hospital) -> None:
     hospital.set_policy(max_epsilon=6, open_statistics=True)
     assert told(hospital, "label").noise is None

@@ -34,6 +34,7 @@ from pneumofed.common.evaluation.predictions import Predictions
 from pneumofed.common.evaluation.statistics import FEDERATED_GRID, FIXED_POINT, Statistics
 from pneumofed.common.wire.messages import unpack_presence, unpack_update
 from tests.adversary.hospital import Hospital, private_experiment
+from tests.client.federation.test_clinical_sums import experiment_of, hospital_with_values
 from tests.client.privacy.test_rounds import arrays_of
 from tests.tiny import draw_manifest, tiny_experiment
 
@@ -145,6 +146,33 @@ def test_no_two_answers_are_told_apart_by_fewer_patients_than_the_policy_asks(
             differing = {patient for patient, _ in states ^ other}
             assert not differing or len(differing) >= 20
         answered.append(states)
+
+
+def test_another_class_of_one_sick_patient_closes_the_question_whatever_the_task(tmp_path: Path) -> None:
+    hospital, three = Hospital(tmp_path, 60), tiny_experiment(task="three_class", training={"validation_fraction": 0.45})
+    words, patients = ("normal", "bacterial", "viral"), list(dict.fromkeys(hospital.manifest.patients))
+    labels = {patient: words[number % 3] for number, patient in enumerate(patients)}
+    hospital.change(Manifest(tuple(replace(one, label=labels[one.patient]) for one in hospital.manifest.records)))
+    assert not hospital.ask("evaluate", three).has_error()
+    site = load_site(hospital.config, three)
+    changed = next(who for who in site.validation.patients if labels[who] == "bacterial")
+    hospital.change(
+        Manifest(tuple(replace(one, label="viral") if one.patient == changed else one for one in hospital.manifest.records))
+    )
+    for task in (three, HALF):
+        assert "min_validation_patients" in hospital.refusal("evaluate", task, run=task.task if task is three else "other")
+
+
+def test_other_values_of_one_patient_close_the_question_to_runs_that_use_values_only(tmp_path: Path) -> None:
+    hospital, using = hospital_with_values(tmp_path), experiment_of(training={"validation_fraction": 0.45})
+    before = hospital.statistics(HALF, run="plain")
+    assert hospital.statistics(using, run="using").n == before.n
+    changed = load_site(hospital.config, using).validation.patients[0]
+    others = (("temperature", "42.9"), ("smoker", "yes"))
+    records = [replace(one, others=others) if one.patient == changed else one for one in hospital.manifest.records]
+    hospital.change(Manifest(tuple(records)))
+    assert "min_validation_patients" in hospital.refusal("evaluate", using, run="using")
+    assert hospital.statistics(HALF, run="plain") == before
 
 
 def test_an_answer_is_counted_before_it_is_given_and_forgotten_after_a_day(tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ from pneumofed.common.config.experiment import ClinicalConfig, ExperimentConfig
 from pneumofed.common.config.reader import build_config
 from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
 from pneumofed.common.errors import MessageError
-from pneumofed.common.privacy.randomness import data_fingerprint
+from pneumofed.common.privacy.randomness import NOISE_KEY_FILE, data_fingerprint
 from pneumofed.common.wire.clinical_sums import ColumnSums, pack_sums, standardize, unpack_sums
 from pneumofed.common.wire.instructions import Instruction, pack_instruction
 from pneumofed.common.wire.messages import read_failure
 from pneumofed.server.runs.checkpoints import read_checkpoint
 from pneumofed.server.runs.folder import RunFolder
 from tests.adversary.hospital import GROUP, Hospital
+from tests.server.federation.test_central_privacy import CENTRAL
 from tests.tiny import TinyFederation, tiny_experiment
 
 CLINICAL: dict[str, Any] = {
@@ -116,6 +117,14 @@ def test_noised_sums_are_paid_for_once_and_are_the_same_each_time(tmp_path: Path
     assert [(entry.purpose, entry.mechanism.noise_multiplier) for entry in entries].count(("counts", 0.5)) == 1
 
 
+def test_another_key_of_the_noise_is_another_release_and_is_paid_for(tmp_path: Path) -> None:
+    hospital, experiment = hospital_with_values(tmp_path, count_noise=0.5), experiment_of()
+    first = told(hospital, experiment)
+    (Path(hospital.config.work_dir) / NOISE_KEY_FILE).unlink()
+    assert told(hospital, experiment) != first
+    assert [len(lineage.entries) for lineage in open_ledger(hospital.config).lineages()] == [2]
+
+
 def test_noise_covers_what_a_patient_can_change(tmp_path: Path) -> None:
     """|(1, u, u^2)| of two columns is at most sqrt(6), and an exchanged image moves (u, u^2) by sqrt(5) a column at most."""
     u = np.linspace(-1.0, 1.0, 201)
@@ -124,7 +133,14 @@ def test_noise_covers_what_a_patient_can_change(tmp_path: Path) -> None:
     assert moved.max() <= 5.0
 
 
-@pytest.mark.parametrize("changes", [{**GROUP, "privacy": {"mechanism": "dp_sgd"}}, {"secure_aggregation": {"enabled": True}}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {**GROUP, "privacy": {"mechanism": "dp_sgd"}},
+        {"secure_aggregation": {"enabled": True}},
+        CENTRAL,
+    ],
+)
 def test_private_and_masked_runs_ask_no_data_and_a_site_tells_them_none(tmp_path: Path, changes: dict[str, Any]) -> None:
     experiment = experiment_of(**changes)
     assert not experiment.asks_clinical_sums

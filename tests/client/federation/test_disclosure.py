@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from pneumofed.client.federation.requests import Disclosure
 from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.client.privacy.ledger import open_ledger
 from pneumofed.common.config.experiment import ExperimentConfig
+from pneumofed.common.data.manifest import Manifest, read_manifest, write_manifest
 from pneumofed.common.errors import BudgetError
 from pneumofed.common.privacy.randomness import NOISE_KEY_FILE
 from pneumofed.server.report.course import describe_privacy
 from pneumofed.server.report.read_run import read_run
 from pneumofed.server.runs.folder import RunFolder
 from pneumofed.server.runs.records import RoundRecord
-from tests.tiny import TinyFederation, there, tiny_experiment
+from tests.tiny import TinyFederation, draw_manifest, there, tiny_experiment
 
 
 def with_policy(federation: TinyFederation, number: int, **policy: Any) -> Path:
@@ -84,9 +86,9 @@ def test_noised_counts_are_paid_for_once_and_are_the_same_each_time(tmp_path: Pa
 
 @pytest.mark.parametrize(("unit", "deviation"), [("image", 4.0), ("patient", 8.0)])
 def test_the_noise_has_the_deviation_that_is_accounted(tmp_path: Path, unit: str, deviation: float) -> None:
-    """Two images a patient: to hide a patient takes twice the noise."""
+    """Two images of a patient count at most: to hide a patient takes twice the noise."""
     federation = TinyFederation(tmp_path, sites=1, patients=200)
-    path = with_policy(federation, 0, count_noise=4.0, min_unit=unit)
+    path = with_policy(federation, 0, count_noise=4.0, min_unit=unit, images_counted=2)
     config, experiment = read_site_config(path), tiny_experiment()
     site, differences = load_site(config, experiment), []
     for secret in range(120):
@@ -96,6 +98,28 @@ def test_the_noise_has_the_deviation_that_is_accounted(tmp_path: Path, unit: str
         differences += [value - exact for value, exact in zip(told["classes"].values(), site.class_counts(2), strict=True)]
     assert np.std(differences) == pytest.approx(deviation, rel=0.25)
     assert abs(np.mean(differences)) < 4 * deviation / len(differences) ** 0.5
+
+
+def test_no_patient_decides_how_large_the_noise_is_nor_counts_for_more_than_it_hides(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=1, patients=40)
+    path = with_policy(federation, 0, count_noise=1e-6, min_unit="patient", images_counted=2)
+    before, manifest = released(path, tiny_experiment()).report, read_manifest(federation.sites / "site-0" / "manifest.csv")
+    more = draw_manifest(tmp_path / "more", 8, seed=7)
+    ten = tuple(replace(record, patient=manifest.records[0].patient) for record in more.records[:10])
+    write_manifest(Manifest((*manifest.records, *ten)), federation.sites / "site-0" / "manifest.csv")
+    after = released(path, tiny_experiment()).report
+    assert (after["train"], after["validation"], after["classes"]) == (before["train"], before["validation"], before["classes"])
+
+
+def test_another_key_of_the_noise_is_another_release_and_is_paid_for(tmp_path: Path) -> None:
+    federation = TinyFederation(tmp_path, sites=1, patients=20)
+    path, experiment = with_policy(federation, 0, count_noise=3.0, max_epsilon=None), tiny_experiment()
+    config, told = read_site_config(path), []
+    for _ in range(2):
+        told.append(released(path, experiment).report["classes"])
+        (Path(config.work_dir) / NOISE_KEY_FILE).unlink()
+    assert told[0] != told[1]
+    assert [len(lineage.entries) for lineage in open_ledger(config).lineages()] == [2]
 
 
 def test_a_budget_that_noised_counts_would_exceed_refuses_the_roll_call(tmp_path: Path) -> None:
