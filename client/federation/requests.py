@@ -21,7 +21,7 @@ The time that an answer takes is seen by who waits for it; no policy hides that.
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from typing import Any, cast, get_args
 from pneumofed.client.federation.held_model import restore_model
 from pneumofed.client.federation.policy import UNRESTRICTED, Clock, count_round, hash_policy, local_now, policy_of
 from pneumofed.client.federation.policy_decision import LIMITS, ArrivalFacts, RunRequest, TrainingData, Work, decide
-from pneumofed.client.federation.site_data import SiteData, load_site
+from pneumofed.client.federation.site_data import SPLIT_KEY_FILE, SiteData, load_site
 from pneumofed.client.site.folder import APP_VARIABLE, COORDINATOR_VARIABLE
 from pneumofed.common.audit.log import (
     ANSWER_EVENT,
@@ -50,6 +50,7 @@ from pneumofed.common.config.parties import SiteConfig, SitePolicy
 from pneumofed.common.data.cache import load_digests
 from pneumofed.common.data.manifest import read_manifest
 from pneumofed.common.errors import MessageError, PneumofedError, PolicyError
+from pneumofed.common.privacy.randomness import own_secret
 from pneumofed.common.secure_aggregation.protocol import read_step
 from pneumofed.common.wire.instructions import Instruction, unpack_instruction
 from pneumofed.common.wire.messages import Presence, attach_head, describe_content
@@ -340,7 +341,10 @@ def open_site_data(instruction: Instruction, config: SiteConfig, policy: SitePol
 
 
 def hash_data(config: SiteConfig, *, clinical: bool = False) -> str:
-    """Computes the SHA-256 over label and content digest of the manifest's images, in any order; the same data gives the same hash.
+    """Computes a keyed hash of label and content digest of the manifest's images, in any order; the same data gives the same hash.
+
+    The log's head, which leaves with each answer, is a hash over it: without the site's own key (`SPLIT_KEY_FILE`) whoever knows all
+    images but one could try which head that one gives.
 
     Args:
         config: the site's own.
@@ -352,7 +356,7 @@ def hash_data(config: SiteConfig, *, clinical: bool = False) -> str:
     rows = sorted(
         [one.label or "", str(digest), *filter(None, [more])] for one, digest, more in zip(records, digests, values, strict=True)
     )
-    return hashlib.sha256(canonical(rows)).hexdigest()
+    return hmac.digest(own_secret(Path(config.work_dir), SPLIT_KEY_FILE), canonical(rows), "sha256").hex()
 
 
 def _request(instruction: Instruction, work: Work) -> RunRequest:

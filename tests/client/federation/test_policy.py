@@ -20,7 +20,7 @@ from pneumofed.client.app import app
 from pneumofed.client.federation.policy import hash_policy, read_policy
 from pneumofed.client.federation.policy_decision import ArrivalFacts, RunRequest, TrainingData, decide
 from pneumofed.client.federation.requests import admit, describe_terms, hash_data
-from pneumofed.client.federation.site_data import read_site_config
+from pneumofed.client.federation.site_data import SPLIT_KEY_FILE, read_site_config
 from pneumofed.common.audit.log import AuditEntry, AuditLog, read_entries
 from pneumofed.common.audit.verify import verify_log
 from pneumofed.common.config.parties import SiteConfig, SitePolicy
@@ -295,6 +295,9 @@ def test_the_data_hash_follows_the_content_and_the_labels_and_not_the_order(fede
     assert hash_data(config) == first
     write_manifest(Manifest(records[1:]), path)
     assert hash_data(config) != first
+    write_manifest(Manifest(records), path)
+    (Path(config.work_dir) / SPLIT_KEY_FILE).unlink()
+    assert hash_data(config) != first  # who has no key of the site cannot try which data it is of
 
 
 def test_the_data_hash_follows_the_content_of_a_series_of_slices(federation: TinyFederation, tmp_path: Path) -> None:
