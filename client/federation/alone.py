@@ -84,6 +84,10 @@ def train_alone(
         setup = build_setup(model, site.class_counts(class_number(experiment)), plan, compute)
         train_locally(setup, choose_examples(setup.model, site.train, plan, compute, site.cache_dir), plan)
         average = moving_average(average, ModelArrays(*layout.flatten(model)), experiment.strategy.ema_decay)
+        if not experiment.validates(number):  # as at the coordinator, so that rates fall and rounds are chosen by the same rule
+            monitored.append(None)
+            done(number)
+            continue
         layout.load(judged, average.parameters, average.statistics)
         statistics = evaluate_model(exact.place(judged), site, experiment, exact)
         found = metrics(statistics, FALLBACK_THRESHOLD)
@@ -92,7 +96,7 @@ def train_alone(
         if choose_round(rounds) == number:  # one that was chosen is given up only for a later one, so that one is kept at a time
             best = AloneModel(number, average, statistics)
         done(number)
-    assert best is not None  # an experiment has a round, and the first is the best so far
+    assert best is not None  # the last round is judged, and the first that is is the best so far
     return best
 
 

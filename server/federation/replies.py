@@ -203,10 +203,10 @@ class UpdateChecks:
     def close(self) -> tuple[dict[str, Update], dict[str, Failure]]:
         """Compares the lengths of all updates and returns the good ones and the reason for each one left out, both by site."""
         lengths = {site: (length, self.updates[site].num_examples) for site, length in self.lengths.items()}
-        for site, reason in implausible(lengths, self.cfg.max_update_norm_factor).items() if self.compares else ():
-            self.left_out[site] = Failure(site, "MessageError", reason)
-        good = {site: update for site, update in sorted(self.updates.items()) if site not in self.left_out}
-        return good, dict(sorted(self.left_out.items()))
+        too_long = implausible(lengths, self.cfg.max_update_norm_factor) if self.compares else {}  # of those there are so far
+        left_out = {**self.left_out, **{site: Failure(site, "MessageError", reason) for site, reason in too_long.items()}}
+        good = {site: update for site, update in sorted(self.updates.items()) if site not in left_out}
+        return good, dict(sorted(left_out.items()))
 
 
 def distance_between(first: np.ndarray, second: np.ndarray) -> float:

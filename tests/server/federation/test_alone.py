@@ -16,6 +16,7 @@ from pneumofed.client.federation.evaluations import read_evaluations
 from pneumofed.client.federation.site_data import load_site, read_site_config
 from pneumofed.common.errors import ConfigError
 from pneumofed.common.evaluation.metrics import metrics
+from pneumofed.common.models.recipe import plateau_factor
 from pneumofed.common.wire.messages import ARRAYS, FIRST, unpack_evaluation
 from pneumofed.server.federation.after_rounds import first_arrays
 from pneumofed.server.report.report import write_report
@@ -60,6 +61,22 @@ def test_both_models_are_judged_on_the_same_patients_and_the_own_one_is_that_of_
     assert RunFolder(tmp_path / "run").read_summary().alone == summary.alone
     page = write_report(RunFolder(tmp_path / "run").path).read_text()
     assert "Each hospital alone" in page and "a model trained alone" in page
+
+
+def test_the_rate_of_training_alone_falls_as_that_of_the_run_where_not_each_round_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plateau = {"schedule": "plateau", "plateau": {"patience_rounds": 1, "min_delta": 10.0}}
+    experiment = tiny_experiment(rounds=8, training=plateau, evaluation={"every_rounds": 8, "validate_every_rounds": 2})
+    site, factors = load_site(read_site_config(TinyFederation(tmp_path).sites / "0.yaml"), experiment), list[float]()
+
+    def note(setup: Any, examples: Any, plan: Any) -> None:
+        factors.append(plan.rate_factor)
+
+    monkeypatch.setattr(alone, "train_locally", note)
+    train_alone(site, experiment, first_arrays(experiment))
+    judged = [1.0 if experiment.validates(number) else None for number in range(1, 9)]
+    assert factors == [plateau_factor(experiment.training, judged[:number]) for number in range(8)] and factors[-1] < 1.0
 
 
 def test_training_alone_changes_nothing_of_the_run_and_a_run_without_it_says_nothing(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pneumofed.common.config.choices import ROBUST, StrategyName
 from pneumofed.common.config.experiment import StrategyConfig
+from pneumofed.common.config.reader import load_experiment
 from pneumofed.common.models.kept_model import moving_average
 from pneumofed.common.wire.messages import ModelArrays, Update, pack_arrays
 from pneumofed.server.federation.round_choices import draw_sites
@@ -62,6 +63,10 @@ def updates(values: Sequence[Sequence[float]] = VALUES, counts: Sequence[int] = 
 def step(strategy: SiteStrategy, given_updates: Sequence[Update], start: ModelArrays = START, number: int = 1) -> ModelArrays:
     strategy.configure_train(number, pack_arrays(start), ConfigRecord(), None)  # type: ignore[arg-type]
     return aggregate(strategy, number, given_updates)
+
+
+def of_rows(values: np.ndarray) -> list[Update]:
+    return updates(values.tolist(), [10] * len(values))
 
 
 def weighted_mean(given_updates: Sequence[Update]) -> np.ndarray:
@@ -139,6 +144,26 @@ def test_median_and_trimmed_mean_are_those_of_the_coordinates() -> None:
     np.testing.assert_allclose(median.parameters, np.median(values, axis=0), rtol=1e-6)
     trimmed = step(build_strategy(StrategyConfig(name="fedtrimmedavg", trim_fraction=0.2)), updates())
     np.testing.assert_allclose(trimmed.parameters, np.sort(values, axis=0)[1:-1].mean(axis=0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("replies", [7, 8, 9, 10])
+def test_two_hostile_sites_move_no_weight_of_the_trimmed_mean_beyond_the_honest_ones_however_many_reply(replies: int) -> None:
+    cfg = load_experiment("configs/hostile.yaml", {}).strategy
+    assert replies >= cfg.replies_needed
+    honest = np.random.default_rng(replies).normal(size=(replies - 2, len(START.parameters))).astype(np.float32)
+    values = np.concatenate([honest, np.full_like(honest[:2], -1e3)])
+    found = step(build_strategy(cfg), of_rows(values)).parameters
+    assert np.all((honest.min(axis=0) <= found) & (found <= honest.max(axis=0)))
+
+
+@pytest.mark.parametrize(("replies", "fraction"), [(3, 0.2), (4, 0.4), (6, 0.4)])
+def test_of_few_replies_the_trimmed_mean_is_the_median(replies: int, fraction: float) -> None:
+    values = np.random.default_rng(1).normal(size=(replies, len(START.parameters))).astype(np.float32)
+    found = step(
+        build_strategy(StrategyConfig(name="fedtrimmedavg", trim_fraction=fraction)),
+        of_rows(values),
+    )
+    np.testing.assert_allclose(found.parameters, np.median(values, axis=0), rtol=1e-6)
 
 
 @given(st.integers(0, 4), st.floats(50, 1e4))

@@ -34,6 +34,17 @@ def spoiled(update: Update, position: int, value: float, statistic: bool = False
     return with_arrays(update, parameters, statistics)
 
 
+def test_an_update_is_too_long_for_those_that_came_last_and_not_for_the_first_ones() -> None:
+    """A buffer of asynchronous rounds looks after each reply: two sites that hardly move must not shut the others out."""
+    short, usual = [full_update(name, scale=1e-5) for name in "ab"], [full_update(name) for name in "cde"]
+    presences = {update.presence.site: update.presence for update in [*short, *usual]}
+    checks = UpdateChecks(zeros(), LAYOUT, presences, StrategyConfig(max_update_norm_factor=10.0))
+    for update in [*short, *usual]:
+        checks.take(update.presence.site, as_reply(update))
+        checks.close()
+    assert set(checks.close()[0]) == set("abcde")
+
+
 def test_good_updates_pass() -> None:
     assert check(full_update("a"), full_update("b"), full_update("c")) == ({"a", "b", "c"}, {})
 
