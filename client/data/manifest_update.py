@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pneumofed.client.archive.import_images import ImageStore
 from pneumofed.client.data import readings
 from pneumofed.client.data.readings import Readings
 from pneumofed.client.federation import site_data
@@ -70,12 +71,14 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
         ConfigError: the key of the pseudonyms cannot be used.
         DataError: the site's manifest is damaged or cannot be written; it is left as it was.
     """
-    manifest, report = _without_withdrawn(site, *_without_contradictions(manifest, report))
+    withdrawals = Withdrawals.of(site.data)
+    manifest, report = _without_withdrawn(site, withdrawals, *_without_contradictions(manifest, report))
     try:
         with exclusive(site.data):
             rows = {identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
             new = {identify(record): record for record in manifest.records}
             new = {key: _with_others(record, rows.get(key)) for key, record in new.items()}
+            _delete_strays(site, withdrawals, rows.keys() | new.keys())
             added, unchanged = len(new.keys() - rows.keys()), sum(_same(rows[key], new[key]) for key in new.keys() & rows.keys())
             rows |= new
             readings = Readings.of(site.data)
@@ -150,12 +153,21 @@ def _without_contradictions(manifest: Manifest, report: DataReport) -> tuple[Man
     return _leave_out(manifest, report, gone, SkipReason.CONTRADICTED) if gone else (manifest, report)
 
 
-def _without_withdrawn(site: SiteFolder, manifest: Manifest, report: DataReport) -> tuple[Manifest, DataReport]:
-    withdrawals = Withdrawals.of(site.data)
+def _without_withdrawn(
+    site: SiteFolder, withdrawals: Withdrawals, manifest: Manifest, report: DataReport
+) -> tuple[Manifest, DataReport]:
     gone = [record for record in manifest.records if withdrawals.cover(record.patient)]
     for record in gone:
-        site.delete_copy(record)
+        site.delete_copy(record.path)
     return _leave_out(manifest, report, gone, SkipReason.WITHDRAWN) if gone else (manifest, report)
+
+
+def _delete_strays(site: SiteFolder, withdrawals: Withdrawals, rows: Collection[str]) -> None:
+    """Deletes copies of patients who have withdrawn that came without a row, as by an import that died."""
+    strays = ImageStore(site.images, withdrawals.pseudonyms).patients(besides=rows) if withdrawals.listed else ()
+    for path, patient in strays:
+        if withdrawals.cover(patient):
+            site.delete_copy(Path(path))
 
 
 def _leave_out(
@@ -184,8 +196,8 @@ def _same(old: ImageRecord, new: ImageRecord) -> bool:
 class Removal:
     """What a removal changed, in counts: patients found, rows taken out, copies deleted, rows left.
 
-    `not_found` has the lines of the list (from 1) whose patient had no row, each with what would have found one; empty where nothing
-    would. It never holds a number of a patient.
+    `not_found` has the lines of the list (from 1) whose patient had neither a row nor a copy, each with what would have found one; empty
+    where nothing would. It never holds a number of a patient.
     """
 
     patients: int
@@ -201,6 +213,8 @@ class Removal:
 
 _HEADERS = ("patient", "patientid", "subject", "subjectid", "mrn", "id")
 MOST_LEADING_ZEROS = 12
+_PICTURE = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}\..*")
+"""Copies that are named by their bytes, also while they are written."""
 
 
 def read_list(content: bytes) -> dict[int, str]:
@@ -243,8 +257,9 @@ def read_list(content: bytes) -> dict[int, str]:
 def remove_patients(site: SiteFolder, patients: Iterable[str] | Mapping[int, str]) -> Removal:
     """Removes the patients and keeps them out; each is given by the hospital's own number or by the manifest's name for him.
 
-    One who has no row is put on the list all the same, so that no later import brings him in, and is named by his line: only the
-    hospital can know whether he was never here, or is written otherwise.
+    Copies go whether they have a row or not: an import may have died before it wrote its rows. One who has no image here is put on the
+    list all the same, so that no later import brings him in, and is named by his line: only the hospital can know whether he was never
+    here, or is written otherwise.
 
     The list of the withdrawn is written first, then copies and cache go, then the rows: a removal that was interrupted is completed by
     the same command.
@@ -255,7 +270,7 @@ def remove_patients(site: SiteFolder, patients: Iterable[str] | Mapping[int, str
 
     Raises:
         ConfigError: the key of the pseudonyms cannot be used.
-        DataError: the manifest is missing or damaged, or a file cannot be deleted.
+        DataError: the manifest is damaged, or a file cannot be deleted.
     """
     asked = dict(patients) if isinstance(patients, Mapping) else dict(enumerate(patients, start=1))
     withdrawals = Withdrawals.of(site.data).extended(asked.values())
@@ -263,24 +278,40 @@ def remove_patients(site: SiteFolder, patients: Iterable[str] | Mapping[int, str
         site_data.forget_split(Path(site.config.work_dir), withdrawals.cover)
         with exclusive(site.data):
             withdrawals.write(site.data)
+            rows = read_manifest(site.manifest).records if site.manifest.exists() else ()
+            owners = _owners(site, withdrawals.pseudonyms, rows)
+            gone = {path for path, patient in owners if not patient or withdrawals.cover(patient)}
+            deleted = {path for path in gone if site.delete_copy(Path(path))}
             readings.forget_readings(site.data, withdrawals.cover)
-            rows = read_manifest(site.manifest).records
-            gone = [record for record in rows if withdrawals.cover(record.patient)]
-            files = sum(site.delete_copy(record) for record in gone)
             cache = Path(site.config.work_dir) / "cache"
             if cache.exists():
                 shutil.rmtree(cache)
-            left = tuple(record for record in rows if not withdrawals.cover(record.patient))
-            write_manifest(Manifest(left), site.manifest)
+            kept = [record for record in rows if identify(record) not in deleted]
+            left = tuple(record for record in kept if not withdrawals.cover(record.patient))
+            if rows:
+                write_manifest(Manifest(left), site.manifest)
     except OSError as error:
         raise DataError(f"{site.data} cannot be changed: {error.strerror}; fix that and give the same command again") from None
-    names, pseudonyms = {record.patient for record in rows}, withdrawals.pseudonyms
+    names, pseudonyms = {patient for _, patient in owners if patient}, withdrawals.pseudonyms
     missed = {
         line: _near_miss(patient, names, pseudonyms)
         for line, patient in asked.items()
         if plain_text(patient) and not _is_known(patient, names, pseudonyms)
     }
-    return Removal(len({record.patient for record in gone}), len(gone), files, len(left), missed)
+    return Removal(sum(map(withdrawals.cover, names)), len(rows) - len(left), len(deleted), len(left), missed)
+
+
+def _owners(site: SiteFolder, pseudonyms: Pseudonyms, rows: Sequence[ImageRecord]) -> list[tuple[str, str]]:
+    """(file, patient) of each row, of each image that readers took out of the rows, and of each copy as its own header says it.
+
+    So copies without a row have an owner too. Only a picture has no header: where a merge of readings died, nobody knows whose those
+    are that it had copied, and the patient is empty.
+    """
+    by_row = [(identify(record), record.patient) for record in rows]
+    known = {path: image.patient for path, image in Readings.of(site.data).by_path().items()} | dict(by_row)
+    pictures = [os.path.realpath(file) for file in site.images.glob("*") if _PICTURE.fullmatch(file.name)]
+    lost = [(path, "") for path in pictures if path not in known]
+    return [*by_row, *known.items(), *ImageStore(site.images, pseudonyms).patients(), *lost]
 
 
 def _is_known(patient: str, names: Collection[str], pseudonyms: Pseudonyms) -> bool:
