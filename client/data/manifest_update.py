@@ -71,10 +71,11 @@ def merge_images(site: SiteFolder, manifest: Manifest, report: DataReport) -> Ad
         ConfigError: the key of the pseudonyms cannot be used.
         DataError: the site's manifest is damaged or cannot be written; it is left as it was.
     """
-    withdrawals = Withdrawals.of(site.data)
-    manifest, report = _without_withdrawn(site, withdrawals, *_without_contradictions(manifest, report))
+    pseudonyms = load_pseudonyms(site.data)
     try:
         with exclusive(site.data):
+            withdrawals = Withdrawals.of(site.data, pseudonyms)
+            manifest, report = _without_withdrawn(site, withdrawals, *_without_contradictions(manifest, report))
             rows = {identify(record): record for record in read_manifest(site.manifest).records} if site.manifest.exists() else {}
             new = {identify(record): record for record in manifest.records}
             new = {key: _with_others(record, rows.get(key)) for key, record in new.items()}
@@ -116,15 +117,15 @@ class Withdrawals:
     pseudonyms: Pseudonyms
 
     @classmethod
-    def of(cls, folder: Path) -> Withdrawals:
-        """Reads the list in `folder`, the manifest's; not to be called while its lock is held.
+    def of(cls, folder: Path, pseudonyms: Pseudonyms) -> Withdrawals:
+        """Reads the list in `folder`, the manifest's; to be called while its lock is held, so that no other process's change is missed.
 
-        Raises:
-            ConfigError: the key of the pseudonyms cannot be used.
+        Args:
+            folder: its list may be missing.
+            pseudonyms: the site's; to load them takes the lock, so they come from before.
         """
         path = folder / WITHDRAWALS_FILE
-        listed = frozenset(path.read_text(encoding="utf-8").splitlines()) if path.exists() else frozenset()
-        return cls(listed, load_pseudonyms(folder))
+        return cls(frozenset(path.read_text(encoding="utf-8").splitlines()) if path.exists() else frozenset(), pseudonyms)
 
     def cover(self, patient: str) -> bool:
         """Reports whether `patient`, a pseudonym or a number, is among them."""
@@ -261,8 +262,8 @@ def remove_patients(site: SiteFolder, patients: Iterable[str] | Mapping[int, str
     list all the same, so that no later import brings him in, and is named by his line: only the hospital can know whether he was never
     here, or is written otherwise.
 
-    The list of the withdrawn is written first, then copies and cache go, then the rows: a removal that was interrupted is completed by
-    the same command.
+    The list of the withdrawn is written first, then copies and cache go, then the rows, then the side in the splits, which a run draws
+    anew for who has rows: a removal that was interrupted is completed by the same command.
 
     Args:
         site: the site's folder.
@@ -273,13 +274,13 @@ def remove_patients(site: SiteFolder, patients: Iterable[str] | Mapping[int, str
         DataError: the manifest is damaged, or a file cannot be deleted.
     """
     asked = dict(patients) if isinstance(patients, Mapping) else dict(enumerate(patients, start=1))
-    withdrawals = Withdrawals.of(site.data).extended(asked.values())
+    pseudonyms = load_pseudonyms(site.data)
     try:
-        site_data.forget_split(Path(site.config.work_dir), withdrawals.cover)
         with exclusive(site.data):
+            withdrawals = Withdrawals.of(site.data, pseudonyms).extended(asked.values())
             withdrawals.write(site.data)
             rows = read_manifest(site.manifest).records if site.manifest.exists() else ()
-            owners = _owners(site, withdrawals.pseudonyms, rows)
+            owners = _owners(site, pseudonyms, rows)
             gone = {path for path, patient in owners if not patient or withdrawals.cover(patient)}
             deleted = {path for path in gone if site.delete_copy(Path(path))}
             readings.forget_readings(site.data, withdrawals.cover)
@@ -290,9 +291,10 @@ def remove_patients(site: SiteFolder, patients: Iterable[str] | Mapping[int, str
             left = tuple(record for record in kept if not withdrawals.cover(record.patient))
             if rows:
                 write_manifest(Manifest(left), site.manifest)
+        site_data.forget_split(Path(site.config.work_dir), withdrawals.cover)
     except OSError as error:
         raise DataError(f"{site.data} cannot be changed: {error.strerror}; fix that and give the same command again") from None
-    names, pseudonyms = {patient for _, patient in owners if patient}, withdrawals.pseudonyms
+    names = {patient for _, patient in owners if patient}
     missed = {
         line: _near_miss(patient, names, pseudonyms)
         for line, patient in asked.items()

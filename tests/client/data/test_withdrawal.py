@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pneumofed.client.archive.import_images import ImageStore, import_images
 from pneumofed.client.archive.query import ArchiveQuery, Instance
-from pneumofed.client.data import feedback
+from pneumofed.client.data import feedback, manifest_update
 from pneumofed.client.data.manifest_update import merge_images, remove_patients
+from pneumofed.client.federation.site_data import SPLIT_FILE, load_site
 from pneumofed.client.site.folder import SiteFolder
+from pneumofed.common.config.experiment import ExperimentConfig, ImageConfig
 from pneumofed.common.data.manifest import DataReport, ImageRecord, Manifest
 from pneumofed.common.errors import SkipReason
+from pneumofed.common.files import exclusive
 from pneumofed.common.imaging.dicom_header import load_pseudonyms, read_header
 from tests.client.site_folder import make_site, manifest_of, run_data
 from tests.common.data.conftest import write_image, write_table
@@ -229,3 +233,74 @@ def test_copies_of_others_without_a_row_stay(site: Path) -> None:
     before = sorted(opened.images.iterdir())
     assert remove_patients(opened, ["MRN-1"]).files == 0
     assert sorted(opened.images.iterdir()) == before
+
+
+Ahead = Callable[[Callable[[], object]], None]
+
+
+@pytest.fixture
+def before_the_lock(monkeypatch: pytest.MonkeyPatch) -> Ahead:
+    """Takes what another process does between the start of the next command and its turn at the lock of the site's data."""
+
+    def plan(work: Callable[[], object]) -> None:
+        pending = [work]
+
+        @contextmanager
+        def waited(folder: Path) -> Iterator[None]:
+            while pending:
+                pending.pop()()
+            with exclusive(folder):
+                yield
+
+        for module in (manifest_update, feedback):
+            monkeypatch.setattr(module, "exclusive", waited)
+
+    return plan
+
+
+def listed_of(site: SiteFolder) -> set[str]:
+    """Patients on the list, none of whom has a row."""
+    listed = set((site.data / "withdrawn.txt").read_text().split())
+    assert not listed & set(manifest_of(site.path).patients)
+    return listed
+
+
+def test_of_two_removals_that_wait_for_each_other_none_is_lost(site: Path, before_the_lock: Ahead) -> None:
+    opened = SiteFolder.open(site)
+    before_the_lock(lambda: remove_patients(opened, ["MRN-1"]))
+    remove_patients(opened, ["MRN-2"])
+    pseudonyms = load_pseudonyms(opened.data)
+    assert {pseudonyms.patient("MRN-1"), pseudonyms.patient("MRN-2")} <= listed_of(opened)
+    assert len(manifest_of(site)) == 4
+
+
+def test_an_addition_that_waited_for_a_removal_brings_nobody_back(site: Path, tmp_path: Path, before_the_lock: Ahead) -> None:
+    opened = SiteFolder.open(site)
+    before_the_lock(lambda: remove_patients(opened, ["MRN-1"]))
+    report = run_data(site, "add", "table", str(tmp_path / "t.csv"))[1]
+    assert listed_of(opened)
+    assert (report["total"], report["skipped"]) == (6, {SkipReason.WITHDRAWN.value: 2})
+
+
+def test_a_removal_that_waited_for_an_addition_takes_its_rows_out_too(site: Path, tmp_path: Path, before_the_lock: Ahead) -> None:
+    more = write_table(tmp_path / "more.csv", "path,patient,label", f"{write_image(tmp_path / 'more.png', 70)},MRN-1,viral")
+    before_the_lock(lambda: run_data(site, "add", "table", str(more)))
+    assert remove_patients(SiteFolder.open(site), ["MRN-1"]).rows == 3
+    assert listed_of(SiteFolder.open(site))
+
+
+def test_readings_that_waited_for_a_removal_bring_nobody_back(site: Path, tmp_path: Path, before_the_lock: Ahead) -> None:
+    opened = SiteFolder.open(site)
+    read = f"{write_image(tmp_path / 'new.png', 70)},MRN-1,viral,PA"
+    before_the_lock(lambda: remove_patients(opened, ["MRN-1"]))
+    told = feedback.add_feedback(opened, write_table(tmp_path / "export.csv", "path,patient,label,view", read))
+    assert listed_of(opened)
+    assert told.skipped == {SkipReason.WITHDRAWN: 1}
+
+
+def test_a_run_that_draws_its_split_while_a_removal_waits_keeps_nobody(site: Path, before_the_lock: Ahead) -> None:
+    opened, experiment = SiteFolder.open(site), ExperimentConfig(image=ImageConfig(size_px=32))
+    gone = load_pseudonyms(opened.data).patient("MRN-1")
+    before_the_lock(lambda: load_site(opened.config, experiment))
+    remove_patients(opened, ["MRN-1"])
+    assert gone not in (opened.work / SPLIT_FILE).read_text()
